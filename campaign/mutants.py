@@ -50,6 +50,7 @@ _ENGINE = "tests/engine/test_engine.py::"
 _LAWS = "tests/store/test_laws.py::"
 _TOGETHER = "tests/engine/stepping/test_columnar_pipeline.py::"
 _SINGLE = "tests/engine/stepping/test_single_timestep.py::"
+_PAIRS = "tests/releases/test_pairs.py::"
 _LIVES = "tests/engine/stepping/test_lifecycle.py::"
 
 NO_COMPARE_AND_SET = Mutant(
@@ -70,6 +71,41 @@ NO_OPERATION_IDS = Mutant(
 MUTANTS = (
     NO_COMPARE_AND_SET,
     NO_OPERATION_IDS,
+    Mutant(
+        "a larger share does not contain the smaller one",
+        "service/releases/document.py",
+        'f"{salt}\\0{record}".encode()',
+        'f"{salt}\\0{record}{percent}".encode()',
+        ("tests/releases/test_document.py::test_a_stream_in_a_share_is_in_every_larger_share",),
+    ),
+    Mutant(
+        "an abort gives a half that missed timesteps",
+        "service/models/paired.py",
+        "next_states = {OLD + name: array for name, array in old_next.items()}",
+        "next_states = {OLD + name: array for name, array in old_states.items()}",
+        (f"{_PAIRS}test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_has_seen_all",),
+    ),
+    Mutant(
+        "a retry after a promotion is computed again",
+        "service/engine/stepping/pipeline.py",
+        "elif decide(record, row.intent(None)) is not Decision.APPLY:",
+        "elif decide(record, row.intent(None)) is not Decision.APPLY and not self._plans.plan(self._served.name):",
+        ("tests/releases/test_transports.py::test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version",),
+    ),
+    Mutant(
+        "a worker with an older release moves streams back",
+        "service/releases/moves.py",
+        "while standing.moved_by <= self.document.revision and len(moves) < _MAX_MOVES:",
+        "while len(moves) < _MAX_MOVES:",
+        ("tests/releases/test_moves.py::test_a_worker_with_an_older_document_moves_nothing",),
+    ),
+    Mutant(
+        "records that have to move stay cached",
+        "service/engine/stepping/batcher.py",
+        "        self.cache.clear()",
+        "        pass",
+        (f"{_PAIRS}test_after_a_promotion_the_candidate_goes_on_from_where_it_joined",),
+    ),
     Mutant(
         "a retry is treated as a new request",
         "service/engine/protocol/decide.py",
@@ -222,9 +258,8 @@ MUTANTS = (
     Mutant(
         "a fork starts without its state",
         "service/engine/streams/sources.py",
-        "return NewState(kind, record.step, fingerprint, record.state, outputs, source_digest=record.history_hash)",
-        "return NewState(kind, record.step, fingerprint, bytes(len(record.state)), outputs, "
-        "source_digest=record.history_hash)",
+        "return NewState(kind, record.step, fingerprint, state, outputs, ",
+        "return NewState(kind, record.step, fingerprint, bytes(len(state)), outputs, ",
         ("tests/engine/streams/test_copies.py::test_a_reset_to_a_snapshot_rejects_steps_of_the_previous_history",),
     ),
     Mutant(

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 from model_export.errors import StepwellError
 from service.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
 from service.asgi.openapi import streams as openapi
-from service.asgi.routes import admin, feed, oip, savepoints, sse, stream_ops, streams, watch
+from service.asgi.routes import admin, feed, oip, releases, savepoints, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
 from service.engine.model_reloads import ModelReloads
@@ -32,6 +32,8 @@ from service.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
 from service.models.registry import ModelRegistry
 from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
+from service.releases.gate import Gates
+from service.releases.worker import WorkerReleases
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
 from service.requests.jwt import load_api_keys
@@ -90,6 +92,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     stream_ops.add_routes(app, context)
     watch.add_routes(app, context)
     sse.add_routes(app, context)
+    releases.add_routes(app, context)
     admin.add_routes(app, context)
     return app
 
@@ -165,8 +168,11 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
         await reloads.load()
 
         await engine.watch.start()
+        worker_releases = WorkerReleases(engine.store, engine.models, engine.releases)
+        await worker_releases.load()
 
         context.engine, context.reloads = engine, reloads
+        context.releases = worker_releases.service
         settings = context.settings
         context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
         await context.safety.check()
@@ -178,15 +184,15 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             websockets=lambda: context.websockets,
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
+            streams=worker_releases.streams,
             connections=lambda: len(context.connections),
             store_safe=lambda: not context.safety.reasons,
             store_used_bytes=lambda: 0 if context.safety.info is None else context.safety.info.used_memory,
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        tasks = [
-            asyncio.create_task(work) for work in (coordinator.watch(), reloads.fleet.run(), *_background(context))
-        ]
+        works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *_background(context))
+        tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         yield
         await engine.drain(context.settings.drain_s)
@@ -196,6 +202,7 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
 def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
     """Yield the background work of the application, each to run in its own task."""
     engine, loop = context.engine, asyncio.get_running_loop()
+    gates = Gates(engine.store, engine.releases, context.releases)
 
     async def refresh() -> None:
         await context.check_readiness()
@@ -208,6 +215,10 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
         # Counting may use at most a twentieth of the store's time.
         await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
 
+    async def compare() -> None:
+        await engine.comparison.flush()
+        await gates.judge()
+
     async def drop_unused() -> None:
         engine.models.drop_unused()
 
@@ -218,6 +229,8 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
 
     yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
     yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
+    yield run_forever(compare, every_s=_HOUSEKEEPING_S, name="Comparing the versions of releases")
+    yield run_forever(engine.sweeper.run, every_s=_HOUSEKEEPING_S, name="Moving streams that sleep")
     yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
     if context.settings.watch_models:
         yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")

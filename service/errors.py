@@ -26,6 +26,7 @@ CODES: dict[str, Retry] = {
     "model_not_found": "never",
     "stream_not_found": "never",
     "snapshot_not_found": "never",
+    "version_not_found": "never",
     "not_found": "never",
     "method_not_allowed": "never",
     "seq_gap": "resend_from",
@@ -35,9 +36,12 @@ CODES: dict[str, Retry] = {
     "state_changed": "never",
     "stream_exists": "never",
     "model_changed": "never",
+    "release_changed": "never",
+    "release_refused": "never",
     "too_large": "never",
     "unsupported_encoding": "never",
     "bad_input": "never",
+    "bad_release": "never",
     "non_finite": "never",
     "non_finite_state": "never",
     "idempotency_key_reused": "never",
@@ -70,6 +74,7 @@ class ServiceError(StepwellError):
         state_id: The stream's state id in the store, 16 bytes.
         expected: The next `seq` of the stream.
         at: The stream's position of the request's source.
+        revision: The revision of the model's release document.
         retry_after_s: Seconds after which the same request may succeed; None: unknown.
     """
 
@@ -84,6 +89,7 @@ class ServiceError(StepwellError):
         state_id: bytes | None = None,
         expected: int | None = None,
         at: int | None = None,
+        revision: int | None = None,
         retry: Retry | None = None,
         retry_after_s: float | None = None,
     ) -> None:
@@ -95,6 +101,7 @@ class ServiceError(StepwellError):
         self.state_id = state_id
         self.expected = expected
         self.at = at
+        self.revision = revision
         self.retry_after_s = retry_after_s
 
 

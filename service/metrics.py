@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from service.engine.observer import EngineObserver
 from service.models.changes import ModelChange
 from service.process_metrics import ProcessMetrics
+from service.release_metrics import ReleaseMetrics
 from service.settings import METRICS_FOLDER_ENV
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -111,10 +112,14 @@ class Metrics(EngineObserver):
         self._model_changes = counter(
             "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
         )
+        self._releases = ReleaseMetrics(registry)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
         self._cached_streams = _Labelled(
             gauge("cached_streams", "Streams whose records the workers have cached.", "livesum", "model")
+        )
+        self._streams = _Labelled(
+            gauge("streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version")
         )
         self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
         self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
@@ -129,9 +134,9 @@ class Metrics(EngineObserver):
         self._buffered: defaultdict[Counter, float] = defaultdict(float)  # increments since the last `refresh`
         of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
         # The model is the first label of each.
-        self._by_model: list[_Labelled[Any]] = [*of_models, self._queue_rows, self._cached_streams]
+        self._by_model: list[_Labelled[Any]] = [*of_models, self._queue_rows, self._cached_streams, self._streams]
         self._read_models: Callable[[], Collection[str]] | None = None
-        self._read_by_model: list[tuple[_Labelled[Gauge], Callable[[], Mapping[str, int]]]] = []
+        self._read_by_labels: list[tuple[_Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], int]]]] = []
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
 
     def bind_gauges(
@@ -143,6 +148,7 @@ class Metrics(EngineObserver):
         websockets: Callable[[], int],
         ready: Callable[[], bool],
         cached_streams: Callable[[], Mapping[str, int]] = dict,
+        streams: Callable[[], Mapping[tuple[str, ...], int]] = dict,
         connections: Callable[[], int] = int,
         store_safe: Callable[[], bool] = lambda: True,
         store_used_bytes: Callable[[], int] = int,
@@ -158,6 +164,7 @@ class Metrics(EngineObserver):
             websockets: Returns the number of open WebSockets of this worker.
             ready: Returns whether this worker can serve.
             cached_streams: Returns the number of records in this worker's cache, by model.
+            streams: Returns the number of streams in the store, by model and version.
             connections: Returns the number of open connections of this worker.
             store_safe: Returns whether the store's settings are safe.
             store_used_bytes: Returns the memory that the store uses.
@@ -165,7 +172,11 @@ class Metrics(EngineObserver):
             durability: The configured durability level.
         """
         self._read_models = models
-        self._read_by_model = [(self._queue_rows, queue_rows), (self._cached_streams, cached_streams)]
+        self._read_by_labels = [
+            (self._queue_rows, lambda: {(model,): n for model, n in queue_rows().items()}),
+            (self._cached_streams, lambda: {(model,): n for model, n in cached_streams().items()}),
+            (self._streams, streams),
+        ]
         self._read_gauges = {
             self._watchers: watchers,
             self._websockets: websockets,
@@ -220,6 +231,18 @@ class Metrics(EngineObserver):
         """Count streams whose confirmed commits the store had lost."""
         self._regressions.inc(n)
 
+    def paired_steps(self, model: str, responding: int, other: int, timesteps: int) -> None:
+        """Count timesteps of a release."""
+        self._releases.paired_steps(model, responding, other, timesteps)
+
+    def candidate_failed(self, model: str, n: int, *, responds: bool) -> None:
+        """Count streams that left a release."""
+        self._releases.candidate_failed(model, n, responds=responds)
+
+    def compared(self, model: str, output: str, numbers: Mapping[float, int]) -> None:
+        """Count compared numbers by their difference."""
+        self._releases.compared(model, output, numbers)
+
     def model_changed(self, change: ModelChange) -> None:
         """Count a model that was loaded, replaced or retired; may be called in any thread."""
         self._model_changes.labels(change.kind).inc()
@@ -251,10 +274,10 @@ class Metrics(EngineObserver):
         for histograms in (self._step_s, self._run_s, self._store_s, self._batch_rows):
             for histogram in histograms.values():
                 histogram.flush()
-        for gauges, read_all in self._read_by_model:
+        for gauges, read_all in self._read_by_labels:
             found = read_all()
-            for model in {*found, *(model for (model,) in gauges)}:
-                gauges[(model,)].set(found.get(model, 0))
+            for labels in {*found, *gauges}:
+                gauges[labels].set(found.get(labels, 0))
         for gauge, read in self._read_gauges.items():
             gauge.set(read())
         self._process.refresh()
@@ -262,6 +285,7 @@ class Metrics(EngineObserver):
             served = self._read_models()
             for by_model in self._by_model:
                 by_model.remove([labels for labels in by_model if labels[0] not in served])
+            self._releases.keep_models(served)
 
     def render(self) -> tuple[bytes, str]:
         """Return the metrics of all workers as of their last `refresh`, in Prometheus' text format, and its media type.

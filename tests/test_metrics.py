@@ -42,9 +42,14 @@ PROMISED = {
     "stepwell_conflicts_total": ("counter", set()),
     "stepwell_model_changes_total": ("counter", {"change"}),
     "stepwell_replays_total": ("counter", set()),
+    "stepwell_release_steps_total": ("counter", {"model", "version", "role"}),
+    "stepwell_release_difference": ("histogram", {"model", "output"}),
+    "stepwell_release_lost_total": ("counter", {"model"}),
+    "stepwell_release_fell_back_total": ("counter", {"model"}),
     "stepwell_refusals_total": ("counter", {"code"}),
     "stepwell_store_regressions_total": ("counter", set()),
     "stepwell_cached_streams": ("gauge", {"model"}),
+    "stepwell_streams": ("gauge", {"model", "version"}),
     "stepwell_watchers": ("gauge", set()),
     "stepwell_websockets": ("gauge", set()),
     "stepwell_connections": ("gauge", set()),
@@ -70,6 +75,7 @@ def filled_metrics() -> Metrics:
         websockets=lambda: 3,
         ready=lambda: True,
         cached_streams=lambda: {"pump": 11},
+        streams=lambda: {("pump", "2"): 13},
         connections=lambda: 4,
         store_used_bytes=lambda: 1000,
         store_max_bytes=lambda: 5000,
@@ -82,6 +88,10 @@ def filled_metrics() -> Metrics:
     metrics.conflicts(1)
     metrics.replays(2)
     metrics.regressions(1)
+    metrics.paired_steps("pump", 1, 2, 6)
+    metrics.candidate_failed("pump", 2, responds=False)
+    metrics.candidate_failed("pump", 3, responds=True)
+    metrics.compared("pump", "y", {0.0: 4, 0.5: 2})
     metrics.request("http", 200, "GET /v1/info")
     metrics.refusal("seq_gap")
     metrics.model_changed(ModelChange("loaded", "pump", 1, bytes(8)))
@@ -159,7 +169,8 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
     kind, labels = PROMISED[name]
     suffix = "_count" if kind == "histogram" else ""
 
-    assert [{key for key, _ in at} for n, at in samples(page_of(filled_metrics())[0]) if n == name + suffix] == [labels]
+    page = page_of(filled_metrics())[0]
+    assert {frozenset(key for key, _ in at) for n, at in samples(page) if n == name + suffix} == {frozenset(labels)}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +188,12 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
         ("conflicts_total", {}, 1),
         ("replays_total", {}, 2),
         ("store_regressions_total", {}, 1),
+        ("release_steps_total", {"model": "pump", "version": "1", "role": "answers"}, 6),
+        ("release_steps_total", {"model": "pump", "version": "2", "role": "shadow"}, 6),
+        ("release_lost_total", {"model": "pump"}, 2),
+        ("release_fell_back_total", {"model": "pump"}, 3),
+        ("release_difference_sum", {"model": "pump", "output": "y"}, 1.0),
+        ("release_difference_count", {"model": "pump", "output": "y"}, 6),
         ("queue_rows", {"model": "pump"}, 7),
         ("watchers", {}, 2),
         ("websockets", {}, 3),

@@ -22,6 +22,9 @@ Replayed = Annotated[
 ]
 ReplayedRows = Annotated[list[int], Meta(description="Indices of the rows that were applied before.")]
 Created = Annotated[bool, Meta(description="This request created the stream.", extra_json_schema=_FLAG)]
+Version = Annotated[
+    int, Meta(ge=1, description="The model version that responded; present if it is another one than before.")
+]
 Skipped = Annotated[
     int, Meta(ge=1, description="Number of first timesteps that were applied before, by their positions in `source`.")
 ]
@@ -50,6 +53,7 @@ class Problem(Struct):
     step: Annotated[int, Meta(description="The stream's step.")] | UnsetType = UNSET
     expected: Annotated[int, Meta(description="The `seq` that the stream expects next.")] | UnsetType = UNSET
     at: Annotated[int, Meta(description="The stream's position of the request's `source`.")] | UnsetType = UNSET
+    revision: Annotated[int, Meta(description="The revision of the release.")] | UnsetType = UNSET
     state_id: StateId | UnsetType = UNSET
 
 
@@ -65,6 +69,7 @@ class StepResponse(Document, kw_only=True):
     state_id: Annotated[StateId | None, Meta(description="Null if the stream has been stepped further since.")]
     replayed: Replayed | UnsetType = UNSET
     created: Created | UnsetType = UNSET
+    version: Version | UnsetType = UNSET
     skipped: Skipped | UnsetType = UNSET
     source_changed: SourceChanged | UnsetType = UNSET
     unknown: Unknown | UnsetType = UNSET
@@ -86,6 +91,13 @@ class BulkResponse(Document, kw_only=True):
     ) = UNSET
     source_changed: (
         Annotated[list[int], Meta(description="Indices of the rows whose source replaced another.")] | UnsetType
+    ) = UNSET
+    version: (
+        Annotated[
+            list[int | None],
+            Meta(description="For each row, the model version that responded, if it is another one than before."),
+        ]
+        | UnsetType
     ) = UNSET
     unknown: (
         Annotated[list[int], Meta(description="In msgpack: for each row, its first timesteps without known outputs.")]

@@ -36,11 +36,12 @@ def encode_json_step(prediction: Prediction) -> bytes:
     if not batch.encoded_rows:
         batch.encoded_rows = _encode_rows(batch)
     text = batch.encoded_rows[prediction.row]
-    if prediction.replayed or prediction.created:
-        return b"%b%b%b}" % (
+    if prediction.replayed or prediction.created or prediction.version_changed:
+        return b"%b%b%b%b}" % (
             text[:-1],
             b',"replayed":true' * prediction.replayed,
             b',"created":true' * prediction.created,
+            b',"version":%d' % prediction.version if prediction.version_changed else b"",
         )
     return text
 
@@ -93,6 +94,8 @@ def step_response(
         response["replayed"] = True
     if prediction.created:
         response["created"] = True
+    if prediction.version_changed:
+        response["version"] = prediction.version
     if prediction.skipped:
         response["skipped"] = prediction.skipped
     if prediction.source_changed:
@@ -181,6 +184,9 @@ def bulk_response_of_rows(
         response["skipped"] = skipped
     if changed := [i for i, result in enumerate(results) if result is not None and result.source_changed]:
         response["source_changed"] = changed
+    versions = [result.version if result is not None and result.version_changed else None for result in results]
+    if any(versions):
+        response["version"] = versions
     if unknown_of and body_format is not JSON:
         response["unknown"] = [unknown_of.get(i, 0) for i in range(len(results))]
     return response

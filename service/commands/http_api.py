@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -42,7 +42,15 @@ class ServiceUnavailableError(StreamsError):
 class HttpApi:
     """An HTTP client of a running service."""
 
-    def __init__(self, url: str, key: str | None) -> None:
+    def __init__(self, url: str, key: str | None, fixes: Mapping[int, str] | None = None) -> None:
+        """Create a client.
+
+        Args:
+            url: The service's address.
+            key: The API key; None: none.
+            fixes: What to do about an error, by HTTP status; those that are not given are those of streams.
+        """
+        self._fixes = {**_FIXES, **(fixes or {})}
         self._url = url.rstrip("/")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         try:
@@ -116,7 +124,7 @@ class HttpApi:
         error = ServiceUnavailableError if response.status_code in _UNAVAILABLE else StreamsError
         raise error(
             f"{problem.get('detail') or 'The service gave no reason.'} ({response.status_code} {code})",
-            fix=_FIXES.get(response.status_code, ""),
+            fix=self._fixes.get(response.status_code, ""),
         )
 
     def _unreachable(self, reason: str) -> ServiceUnavailableError:

@@ -9,12 +9,16 @@ from service.engine.rollout.service import RolloutService
 from service.engine.run_watchdog import Watchdog
 from service.engine.stepping.service import StepService
 from service.engine.streams.service import StreamService
+from service.engine.streams.sweeps import Sweeper
 from service.engine.streams.transaction import StreamOpDeps
 from service.engine.tenant_limits import StreamQuota
+from service.engine.trials.comparison import TrialComparison
+from service.engine.trials.plans import ReleasePlans
 from service.engine.watch.hub import WatchHub
 from service.engine.watch.interests import InterestTable
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
+from service.releases.lookup import Releases
 from service.store.pubsub import StorePubSub
 from service.store.snapshots import SnapshotStore
 from service.store.state_store import StateStore
@@ -33,6 +37,10 @@ class Engine:
         watch: The watchers of this worker.
         admission: Accepts or rejects requests; rejects all while a drain is in progress.
         store: Loads and commits records.
+        releases: The release documents of the models.
+        plans: Where streams move by them.
+        comparison: Counts the committed timesteps of trials.
+        sweeper: Moves streams that sleep.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class Engine:
         models: ModelRegistry,
         options: EngineOptions | None = None,
         observer: EngineObserver | None = None,
+        releases: Releases | None = None,
     ) -> None:
         """Build the engine; `watch.start` starts watching. The watchdog thread starts at once.
 
@@ -49,22 +58,40 @@ class Engine:
             models: The loaded models.
             options: The options; None: the defaults.
             observer: Counts the work.
+            releases: The release documents; None: no model has one.
         """
         options, observer = options or EngineOptions(), observer or EngineObserver()
         quota = None if options.tenant_max_streams is None else StreamQuota(options.tenant_max_streams)
         interests = InterestTable(options.history)
         self.models = models
         self.store = store
+        self.releases = Releases() if releases is None else releases
         self.watch = WatchHub(interests, store, StorePubSub(store.transport))
         self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
-        self.steps = StepService(store, models, self.admission, observer, interests, quota=quota, options=options)
+        self.plans = ReleasePlans(self.releases, models)
+        self.comparison = TrialComparison(store, self.plans, observer)
+        self.steps = StepService(
+            store,
+            models,
+            self.admission,
+            observer,
+            interests,
+            quota=quota,
+            options=options,
+            plans=self.plans,
+            comparison=self.comparison,
+        )
         deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached)
         snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
-        self.streams = StreamService(deps, snapshots)
+        self.streams = StreamService(deps, snapshots, self.plans)
+        self.sweeper = Sweeper(deps, self.plans, self.releases)
         self.rollouts = RolloutService(deps, observer, interests, max_rows=options.max_batch_size)
         self._watchdog = Watchdog(
             options.run_timeout_s,
-            lambda: [served.step_model for served in (*self.steps.models, *self.rollouts.models)],
+            lambda: [
+                *(served.step_model for served in (*self.steps.models, *self.rollouts.models)),
+                *self.plans.takeover.translations,
+            ],
             self.steps.sample_queues,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class EngineObserver:
@@ -37,3 +37,12 @@ class EngineObserver:
 
     def regressions(self, n: int) -> None:
         """The store has lost commits that it had confirmed to this worker."""
+
+    def paired_steps(self, model: str, responding: int, other: int, timesteps: int) -> None:
+        """Timesteps of pairs were committed: the version `responding` responded, `other` ran beside it."""
+
+    def candidate_failed(self, model: str, n: int, *, responds: bool) -> None:
+        """Streams have left a trial, because the candidate failed; `responds`: they fell back to the old version."""
+
+    def compared(self, model: str, output: str, numbers: Mapping[float, int]) -> None:
+        """Numbers of an output of two versions were compared: how many have which absolute difference."""

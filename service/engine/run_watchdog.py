@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from service.background import run_until
 
-if TYPE_CHECKING:
-    from model_export.step_model import StepModel
-
 _PERIOD_S = 0.1
+
+
+class Runs(Protocol):
+    """What has runs that can be ended."""
+
+    def terminate(self, *, longer_than: float) -> None:
+        """End the runs that take longer than so many seconds."""
 
 
 class Watchdog:
     """Ends model runs that take too long, from its own thread, since a run may block the event loop."""
 
-    def __init__(self, limit: float, models: Callable[[], Sequence[StepModel]], on_tick: Callable[[], None]) -> None:
+    def __init__(self, limit: float, models: Callable[[], Sequence[Runs]], on_tick: Callable[[], None]) -> None:
         """Start the thread.
 
         Args:

@@ -20,6 +20,8 @@ from service.errors import ServiceError
 from service.models import files
 from service.models.artifacts.keeper import ArtifactKeeper, KeptArtifact
 from service.models.changes import ModelChange, ModelHistory, ReloadReport
+from service.models.paired import PairedModel
+from service.models.pairs import LoadedPairs
 from service.models.retired import RetiredModels
 
 _log = logging.getLogger(__name__)
@@ -37,14 +39,22 @@ class ServedModel:
         file_signature: Modification times, sizes and inodes of the model's files when it was loaded; the model is
             reloaded if they change.
         artifact: Its copy for other replicas, and for later.
+        halves: Of a pair, its old version and its candidate; None: it is one version. The version of a pair is that of
+            the half that responds.
     """
 
     name: str
     version: int
-    step_model: StepModel
+    step_model: StepModel | PairedModel
     path: Path
     file_signature: tuple[int, ...]
     artifact: KeptArtifact = field(default_factory=lambda: KeptArtifact("", 0, b""))
+    halves: tuple[ServedModel, ServedModel] | None = None
+
+    @property
+    def artifacts(self) -> list[KeptArtifact]:
+        """The artifacts without which its records cannot be used."""
+        return [self.artifact] if self.halves is None else [half.artifact for half in self.halves]
 
     @property
     def manifest(self) -> Manifest:
@@ -67,6 +77,13 @@ class ServedModel:
         return self.step_model.fingerprint
 
     @property
+    def responding_fingerprint(self) -> bytes:
+        """Fingerprint of a version by whose manifest its predictions can be read: its own, or that of the half."""
+        if self.halves is None:
+            return self.fingerprint
+        return next(half.fingerprint for half in self.halves if half.version == self.version)
+
+    @property
     def stateful(self) -> bool:
         """Whether a stream has a state."""
         return self.step_model.state_bytes > 0
@@ -76,7 +93,12 @@ Loader = Callable[[Path], StepModel]
 
 
 class ModelRegistry:
-    """The models that can be served; a reload replaces all of them at once."""
+    """The models that can be served; a reload replaces all of them at once.
+
+    Attributes:
+        pairs: The pairs of versions that records name.
+        generation: Grows when the served models change.
+    """
 
     def __init__(
         self,
@@ -102,12 +124,14 @@ class ModelRegistry:
         self._load = load
         self._artifacts = artifacts
         self._on_change = on_change
-        self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the default version first
+        self._models: dict[str, dict[int, ServedModel]] = {}  # by name, then by version; the highest first
         self._served: dict[tuple[str, int | None], ServedModel] = {}  # the same by name and requested version
         load_artifact = None if artifacts is None or artifacts.is_off else self._load_artifact
         self._retired = RetiredModels(load_artifact, timeout=find_timeout_s, ttl_s=retired_ttl_s)
         self._history = ModelHistory()
-        self.generation = 0  # grows when the served models change
+        self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
+        self.pairs = LoadedPairs(_served_pair)
+        self.generation = 0
         self._reload_lock = asyncio.Lock()
 
     def names(self) -> list[str]:
@@ -115,11 +139,11 @@ class ModelRegistry:
         return sorted(self._models)
 
     def versions(self, name: str) -> list[int]:
-        """Return a model's versions, ascending; the last is the default."""
+        """Return a model's versions, ascending."""
         return sorted(self._models.get(name, ()))
 
     def get(self, name: str, version: int | None = None) -> ServedModel:
-        """Return a version of a model, by default the highest.
+        """Return a version of a model, by default the one that `set_current` set, else the highest.
 
         Raises:
             ServiceError: `model_not_found`.
@@ -137,7 +161,7 @@ class ModelRegistry:
         raise ServiceError(
             "model_not_found",
             f"Model {name!r} has no version {version}; versions are {sorted(self._models[name])}.",
-            fix="Leave `version` out for the highest one.",
+            fix="Leave `version` out for the current one.",
         )
 
     def by_fingerprint(self, name: str, fingerprint: bytes) -> ServedModel | None:
@@ -145,13 +169,19 @@ class ModelRegistry:
         for model in self._models.get(name, {}).values():
             if model.fingerprint == fingerprint:
                 return model
-        return self._retired.get(name, fingerprint)
+        return self._retired.get(name, fingerprint) or self.pairs.get(name, fingerprint, self.by_fingerprint)
 
-    async def find(self, name: str, fingerprint: bytes) -> ServedModel | None:
+    async def find(self, name: str, fingerprint: bytes, state: bytes = b"") -> ServedModel | None:
         """Return the model that wrote a record, also if it is in no folder here any more.
 
         A model that is not in memory is loaded from its artifact, once for all callers, after the same vetting as a
-        file of a models folder. An artifact that could not be loaded is not tried again for two seconds.
+        file of a models folder. An artifact that could not be loaded is not tried again for two seconds. The versions
+        of a pair are found likewise.
+
+        Args:
+            name: The model's name.
+            fingerprint: The record's fingerprint.
+            state: The record's packed state, which shows of what a pair is made.
 
         Returns:
             None: There is no such model here, and no artifact of it that could be loaded; `why_missing` has the reason.
@@ -159,16 +189,29 @@ class ModelRegistry:
         Raises:
             ServiceError: The store did not reply; or `overloaded`: the model was not loaded in time, but soon may be.
         """
+        self.pairs.announce_record(name, fingerprint, state)
         if (loaded := self.by_fingerprint(name, fingerprint)) is not None:
             return loaded
-        return await self._retired.find(name, fingerprint)
+        if (halves := self.pairs.halves(name, fingerprint)) is None:
+            return await self._retired.find(name, fingerprint)
+        if await self.find(name, halves.old) is None or await self.find(name, halves.new) is None:
+            return None
+        return self.by_fingerprint(name, fingerprint)
 
     def may_find(self, name: str, fingerprint: bytes) -> bool:
         """Whether `find` may return a model that `by_fingerprint` does not return."""
-        return self._retired.may_find(name, fingerprint)
+        if (halves := self.pairs.halves(name, fingerprint)) is None:
+            return self._retired.may_find(name, fingerprint)
+        return all(
+            self.by_fingerprint(name, half) is not None or self._retired.may_find(name, half)
+            for half in (halves.old, halves.new)
+        )
 
     def why_missing(self, name: str, fingerprint: bytes) -> str:
         """Return why `find` returned no model, as the end of a sentence."""
+        if (halves := self.pairs.halves(name, fingerprint)) is not None:
+            missing = [half for half in (halves.old, halves.new) if self.by_fingerprint(name, half) is None]
+            fingerprint = missing[0] if missing else fingerprint
         return self._retired.why_missing(name, fingerprint)
 
     async def keep(self, name: str, fingerprint: bytes, deadline: float) -> None:
@@ -183,7 +226,8 @@ class ModelRegistry:
             ServiceError: The store did not reply.
         """
         if (model := await self.find(name, fingerprint)) is not None:
-            await model.artifact.ensure(deadline)
+            for artifact in model.artifacts:
+                await artifact.ensure(deadline)
 
     def changed_error(
         self,
@@ -232,6 +276,26 @@ class ModelRegistry:
         """Whether this model is the one that is served under its name and version."""
         return self._models.get(model.name, {}).get(model.version) is model
 
+    def set_current(self, name: str, model: ServedModel | None) -> None:
+        """Set the default version of a model, which may be one that is no longer in a folder; None: the highest."""
+        if model is None:
+            self._current.pop(name, None)
+        else:
+            self._current[name] = model
+        if name not in self._models:
+            return
+        default = self._default_of(name, self._models[name])
+        if self._served.get((name, None)) is not default:
+            self._served = {**self._served, (name, None): default}
+            self.generation += 1
+
+    def _default_of(self, name: str, versions: dict[int, ServedModel]) -> ServedModel:
+        """Return the default of some versions, the highest first: from a folder, if the set one is in it."""
+        current = self._current.get(name)
+        if current is None:
+            return next(iter(versions.values()))
+        return next((model for model in versions.values() if model.fingerprint == current.fingerprint), current)
+
     async def reload(self) -> ReloadReport:
         """Load new and changed model files, and retire the models whose files were removed.
 
@@ -263,7 +327,7 @@ class ModelRegistry:
         models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in by_name.items()}
         served: dict[tuple[str, int | None], ServedModel] = {}
         for name, versions in models.items():
-            served[name, None] = next(iter(versions.values()))
+            served[name, None] = self._default_of(name, versions)
             served.update({(name, version): model for version, model in versions.items()})
         is_changed = served != self._served
         self._models, self._served = models, served
@@ -336,6 +400,11 @@ class ModelRegistry:
             for model in versions.values():
                 if model.path.is_relative_to(unreadable):
                     yield model.name, model.version, model.path
+
+
+def _served_pair(old: ServedModel, new: ServedModel, paired: PairedModel) -> ServedModel:
+    version = old.version if paired.mode == "shadow" else new.version
+    return ServedModel(new.name, version, paired, new.path, (), halves=(old, new))
 
 
 def _warn_about_feedback(model: ServedModel) -> None:

@@ -13,8 +13,9 @@ from service.requests.api_keys import Caller
 from service.requests.request_ids import log_fields
 
 Action = Literal[
-    "reset", "reset_all", "delete", "fork", "put_state", "put_snapshot", "delete_snapshot", "import", "reload", "keys"
-]
+    "reset", "reset_all", "delete", "fork", "put_state", "put_snapshot", "delete_snapshot", "import", "reload", "keys",
+    "release", "promote", "abort", "move_all", "move",
+]  # fmt: skip
 """What an audit line is about."""
 
 _log: Final = logging.getLogger("stepwell.audit")

@@ -13,6 +13,7 @@ from service.engine.model_reloads import ModelReloads
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models.registry import ServedModel
+from service.releases.service import ReleaseService
 from service.requests.api_keys import ApiKeys, Caller, Scope
 from service.requests.audit import AuditLog
 from service.settings import is_loopback
@@ -36,6 +37,7 @@ class AppContext:
         audit: Logs operations that change streams, models or keys.
         engine: Applies timesteps; set while the application runs.
         reloads: Reloads the models in every worker of every replica; set while the application runs.
+        releases: Starts, changes and ends releases; set while the application runs.
         safety: Checks that the store's settings are safe; set while the application runs.
         connections: The open connections of this process, those of WebSockets included.
         websockets: Number of open WebSockets of this process.
@@ -52,6 +54,7 @@ class AppContext:
         keys.call_on_change(self.audit.keys_changed)
         self.engine: Engine
         self.reloads: ModelReloads
+        self.releases: ReleaseService
         self.safety: SafetyMonitor
         self.connections: Collection[object] = ()
         self.websockets = 0

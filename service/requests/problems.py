@@ -19,6 +19,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "model_not_found": (404, "No such model"),
     "stream_not_found": (404, "No such stream"),
     "snapshot_not_found": (404, "No such snapshot"),
+    "version_not_found": (404, "No such version"),
     "not_found": (404, "No such route"),
     "method_not_allowed": (405, "Method not allowed"),
     "seq_gap": (409, "Timesteps are missing in between"),
@@ -28,9 +29,12 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "state_changed": (409, "The stream has another history"),
     "stream_exists": (409, "The stream exists"),
     "model_changed": (409, "The stream belongs to another model version"),
+    "release_changed": (409, "The release was changed by another request"),
+    "release_refused": (409, "The release does not allow this"),
     "too_large": (413, "Too large"),
     "unsupported_encoding": (415, "The body's encoding is not supported"),
     "bad_input": (422, "An input does not fit the model"),
+    "bad_release": (422, "The release is not well formed"),
     "non_finite": (422, "An input is not finite"),
     "non_finite_state": (422, "The new state is not finite"),
     "idempotency_key_reused": (422, "The key was used for another request"),
@@ -82,6 +86,8 @@ def problem_document(error: ServiceError) -> dict[str, Any]:
         document["expected"] = error.expected
     if error.at is not None:
         document["at"] = error.at
+    if error.revision is not None:
+        document["revision"] = error.revision
     if error.state_id is not None:
         document["state_id"] = encode_state_id(error.state_id)
     return document

@@ -50,6 +50,33 @@ def end_entry_key(record: str) -> str:
     return f"{record}:end"
 
 
+def release_key(model: str) -> str:
+    """Return the key of a model's release document; the model's keys below share its slot in a Cluster."""
+    return f"{PREFIX}release:{{{model}}}:document"
+
+
+def trial_key(model: str, revision: int) -> str:
+    """Return the key of the counts of a trial, a hash; see `service/releases/counters.py`."""
+    return f"{PREFIX}release:{{{model}}}:trial:{revision}"
+
+
+def sweep_key(model: str) -> str:
+    """Return the key of the newest sweep of a model's streams, a hash; see `service/releases/sweeps.py`."""
+    return f"{PREFIX}release:{{{model}}}:sweep"
+
+
+def sweep_lease_key(model: str) -> str:
+    """Return the key of the worker that sweeps a model's streams."""
+    return f"{PREFIX}release:{{{model}}}:sweeper"
+
+
+STREAM_COUNTS = f"{PREFIX}release:streams"
+"""The key of the numbers of streams by model and version; see `service/releases/stream_counts.py`."""
+
+COUNT_LEASE = f"{PREFIX}release:lease"
+"""The key of the worker that counts streams for all others."""
+
+
 def is_record(name: str) -> bool:
     """Whether a key is that of a stream's record, not one of the stream's other keys."""
     return name.endswith("}")

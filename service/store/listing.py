@@ -76,6 +76,26 @@ async def count_by_tenant(transport: RedisTransport, *, deadline: Callable[[], f
     return dict(counts)
 
 
+async def records_of_model(
+    transport: RedisTransport, model: str, position: str = "start", *, count: int, deadline: float
+) -> tuple[str, list[str]]:
+    """Return keys of records of a model, of all tenants, and the position of the next page; `end`: there is none.
+
+    Args:
+        transport: The store transport.
+        model: The model's name.
+        position: The position that the previous page returned.
+        count: Keys to inspect.
+        deadline: On the running loop's clock.
+
+    Raises:
+        ServiceError: An error of the store.
+    """
+    pattern = keys.records_pattern("*", model, "")
+    position, batch = await _scan(transport, position, pattern, count, deadline)
+    return position, list(dict.fromkeys(batch))
+
+
 @dataclass(frozen=True, slots=True)
 class _ScanCursor:
     """The position of a listing: a server of the store, and the SCAN cursor of that server.

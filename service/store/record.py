@@ -9,13 +9,15 @@ so a commit whose expected guard matches cannot overwrite a write that it has no
          8    8 epoch: random, generated at create, reset and fork       ┐
         16    8 step: timesteps since then                               │
         24    4 length: timesteps of the newest operation, 0 for a reset │ guard
-        28    4 flags: kind of the newest operation, `HAD_KEY`           │
+        28    4 flags: kind of the newest operation, `HAD_KEY`,          │
+                `CHANGED_VERSION`                                        │
         32   16 op id of the newest operation                            │
         48   16 history hash, sent to clients as `state_id`              ┘
         64    8 model fingerprint
         72    4 output bytes
         76    4 state bytes
-        80    4 encoding of outputs and state (0: the manifest's dtypes)
+        80    4 moved: twice the revision of the release that moved the stream last (0: none), plus 1 if the
+                stream has left that trial
         84    4 CRC-32 of the whole record, with this field zero
         88    8 updated at, milliseconds (information only)
         96    8 created at, milliseconds (information only)
@@ -57,6 +59,7 @@ _CRC_AT = 84
 HEADER_BYTES = _HEADER.size
 NO_HISTORY = bytes(16)
 HAD_KEY = 0x100
+CHANGED_VERSION = 0x200
 
 _GUARD = struct.Struct("<QQII16s16s")
 GUARD_BYTES = _GUARD.size
@@ -64,6 +67,7 @@ GUARD_AT = slice(8, 8 + GUARD_BYTES)
 _HISTORY_HASH_AT = slice(48, 64)
 
 _ENTRY_MAGIC = b"SK1\0"
+_ENTRY_MAGIC_2 = b"SK2\0"  # of a response with `version`
 _ENTRY = struct.Struct("<4sI16sQQ16sI8s")
 
 
@@ -76,6 +80,7 @@ class Kind(IntEnum):
     RESET_TO_SNAPSHOT = 4
     PUT_STATE = 5
     ROLLOUT = 6  # a committed rollout
+    MOVE = 7  # to another version, by hand
 
 
 class SourcePosition(NamedTuple):
@@ -98,7 +103,8 @@ class Record:
         epoch: Random 64-bit number, new at each create, reset and fork.
         step: Timesteps since creation or reset.
         length: Timesteps of the newest operation; 0 for a reset.
-        flags: `Kind`, and `HAD_KEY` if the operation had an idempotency key.
+        flags: `Kind`; `HAD_KEY` if the operation had an idempotency key; `CHANGED_VERSION` if another version responded
+            to it than to the operation before.
         op_id: Op id of the newest operation, 16 bytes.
         history_hash: Hash of the whole history, 16 bytes.
         fingerprint: Fingerprint of the step graph that wrote the state, 8 bytes.
@@ -109,6 +115,8 @@ class Record:
         sources: The positions of the sources used last, the newest use first; at most `MAX_SOURCES`.
         answered_at: Positions of the newest operation's last timesteps, of the first source: one for each prediction
             in `outputs` (with none stored, of the last timestep); empty if that operation had no source.
+        moved: Twice the revision of the release that moved the stream last, 0 if none did; plus 1 if the stream has
+            left that release's trial.
     """
 
     epoch: int
@@ -124,12 +132,14 @@ class Record:
     state: bytes
     sources: tuple[SourcePosition, ...] = ()
     answered_at: tuple[int, ...] = ()
+    moved: int = 0
 
     def encode(self) -> bytes:
         """Return the bytes for the store: format 2 if it has positions of sources, else format 1."""
         position = self.epoch, self.step, self.length, self.flags, self.op_id, self.history_hash, self.fingerprint
         sources = _encode_sources(self.sources, self.answered_at) if self.sources else b""
-        return _encode(position, (self.updated_ms, self.created_ms), self.outputs, self.state, sources)
+        times = self.updated_ms, self.created_ms
+        return _encode(position, times, self.outputs, self.state, sources, self.moved)
 
     @property
     def guard(self) -> bytes:
@@ -172,22 +182,23 @@ def encode_next(header: bytes, op_id: bytes, updated_ms: int, outputs: bytes, st
     Returns:
         The record's bytes, its step and its history hash.
     """
-    _, _, epoch, step, _, _, _, history_hash, fingerprint, _, _, _, _, _, created_ms = _HEADER.unpack(header)
+    _, _, epoch, step, _, _, _, history_hash, fingerprint, _, _, moved, _, _, created_ms = _HEADER.unpack(header)
     [history_hash] = extend_history((history_hash,), Kind.STEP, (op_id,), fingerprint)
     position = epoch, step + 1, 1, Kind.STEP, op_id, history_hash, fingerprint
-    return _encode(position, (updated_ms, created_ms), outputs, state), step + 1, history_hash
+    return _encode(position, (updated_ms, created_ms), outputs, state, moved=moved), step + 1, history_hash
 
 
-def _encode(
+def _encode(  # noqa: PLR0917 - the parts of a record
     position: tuple[int, int, int, int, bytes, bytes, bytes],
     times: tuple[int, int],
     outputs: bytes,
     state: bytes,
     sources: bytes = b"",
+    moved: int = 0,
 ) -> bytes:
     """Return a record's bytes; `position` has the header's fields from `epoch` to `fingerprint`."""
     magic, header_bytes = MAGIC_2 if sources else MAGIC, HEADER_BYTES + len(sources)
-    header = bytearray(_HEADER.pack(magic, header_bytes, *position, len(outputs), len(state), 0, 0, *times))
+    header = bytearray(_HEADER.pack(magic, header_bytes, *position, len(outputs), len(state), moved, 0, *times))
     header += sources
     _CRC.pack_into(header, _CRC_AT, crc32(state, crc32(outputs, crc32(header))))
     return b"".join((header, outputs, state))
@@ -233,7 +244,7 @@ def decode(raw: bytes) -> Record:
         raise RecordVersionError(f"The record has format version {raw[2:3]!r}; this release reads b'1' and b'2'.")
     (
         _magic, header, epoch, step, length, flags, op_id, history_hash, fingerprint,
-        output_bytes, state_bytes, _encoding, crc, updated, created,
+        output_bytes, state_bytes, moved, crc, updated, created,
     ) = _HEADER.unpack_from(raw)  # fmt: skip
     has_sources = raw[:4] == MAGIC_2
     min_header = _header_bytes(1, 0) if has_sources else HEADER_BYTES
@@ -249,7 +260,7 @@ def decode(raw: bytes) -> Record:
     body = header + output_bytes
     return Record(
         epoch, step, length, flags, op_id, history_hash, fingerprint, updated, created,
-        raw[header:body], raw[body:], sources, answered_at,
+        raw[header:body], raw[body:], sources, answered_at, moved,
     )  # fmt: skip
 
 
@@ -257,7 +268,8 @@ def decode(raw: bytes) -> Record:
 class IdempotencyEntry:
     """The stored response to a request with an idempotency key: a value of its own, with its own time to live.
 
-    Its bytes start with `SK1` and a zero, where 1 is the format version, and a CRC-32 of the bytes that follow.
+    Its bytes start with `SK1` and a zero, where 1 is the format version, and a CRC-32 of the bytes that follow. An
+    entry with `changed_version` has format version 2.
 
     Attributes:
         op_id: Op id of the request that used the key, 16 bytes.
@@ -267,6 +279,7 @@ class IdempotencyEntry:
         length: Timesteps it applied.
         outputs: Its predictions that a replay needs, packed rows.
         fingerprint: Fingerprint of the step graph that computed them, 8 bytes.
+        changed_version: Another version responded than to the operation before.
     """
 
     op_id: bytes
@@ -276,6 +289,7 @@ class IdempotencyEntry:
     length: int
     outputs: bytes
     fingerprint: bytes = bytes(8)
+    changed_version: bool = False
 
     def encode(self) -> bytes:
         """Return the bytes for the store."""
@@ -284,7 +298,7 @@ class IdempotencyEntry:
 
     def _packed(self, crc: int) -> bytes:
         parts = (self.op_id, self.epoch, self.step, self.history_hash, self.length, self.fingerprint)
-        return _ENTRY.pack(_ENTRY_MAGIC, crc, *parts)
+        return _ENTRY.pack(_ENTRY_MAGIC_2 if self.changed_version else _ENTRY_MAGIC, crc, *parts)
 
     @classmethod
     def decode(cls, raw: bytes) -> IdempotencyEntry:
@@ -294,18 +308,19 @@ class IdempotencyEntry:
             CorruptRecordError: The bytes are not an entry of ours, are truncated, or do not match their checksum.
             RecordVersionError: An entry of another format version.
         """
-        if len(raw) >= 4 and raw[:4] != _ENTRY_MAGIC and raw[:2] + raw[3:4] == _ENTRY_MAGIC[:2] + _ENTRY_MAGIC[3:]:
-            found, supported = raw[2:3], _ENTRY_MAGIC[2:3]
+        is_known = raw[:4] in (_ENTRY_MAGIC, _ENTRY_MAGIC_2)
+        if len(raw) >= 4 and not is_known and raw[:2] + raw[3:4] == _ENTRY_MAGIC[:2] + _ENTRY_MAGIC[3:]:
             raise RecordVersionError(
-                f"The entry of the idempotency key has format version {found!r}; this release reads {supported!r}.",
+                f"The entry of the idempotency key has format version {raw[2:3]!r}; this release reads b'1' and b'2'.",
                 applied="unknown",
             )
-        if len(raw) < _ENTRY.size or raw[:4] != _ENTRY_MAGIC:
+        if len(raw) < _ENTRY.size or not is_known:
             raise _corrupt_entry(f"has {len(raw)} bytes and does not start like an entry")
         _, crc, op_id, epoch, step, history_hash, length, fingerprint = _ENTRY.unpack_from(raw)
         if crc32(memoryview(raw)[8:]) != crc:
             raise _corrupt_entry("has a checksum that does not match its bytes")
-        return cls(op_id, epoch, step, history_hash, length, raw[_ENTRY.size :], fingerprint)
+        outputs, changed_version = raw[_ENTRY.size :], raw[:4] == _ENTRY_MAGIC_2
+        return cls(op_id, epoch, step, history_hash, length, outputs, fingerprint, changed_version)
 
 
 def _corrupt_entry(what: str) -> CorruptRecordError:

@@ -24,7 +24,7 @@ HEADER_DTYPE: Final = np.dtype(
         ("fingerprint", "V8"),
         ("output_bytes", "<u4"),
         ("state_bytes", "<u4"),
-        ("encoding", "<u4"),
+        ("moved", "<u4"),
         ("crc", "<u4"),
         ("updated_ms", "<u8"),
         ("created_ms", "<u8"),
@@ -117,12 +117,12 @@ def record_with_sources(
     header: Array, outputs: bytes, state: bytes, sources: tuple[SourcePosition, ...], answered_at: tuple[int, ...]
 ) -> Record:
     """Return the record with a header, a scalar of `HEADER_DTYPE`, and the positions of its sources."""
-    epoch, step, length, flags, updated_ms, created_ms = (
-        int(header[name]) for name in ("epoch", "step", "length", "flags", "updated_ms", "created_ms")
+    epoch, step, length, flags, updated_ms, created_ms, moved = (
+        int(header[name]) for name in ("epoch", "step", "length", "flags", "updated_ms", "created_ms", "moved")
     )
     op_id, history_hash, fingerprint = (header[name].tobytes() for name in ("op_id", "history_hash", "fingerprint"))
     position = epoch, step, length, flags, op_id, history_hash, fingerprint
-    return Record(*position, updated_ms, created_ms, outputs, state, sources, answered_at)
+    return Record(*position, updated_ms, created_ms, outputs, state, sources, answered_at, moved)
 
 
 def guards(headers: Array) -> Array:

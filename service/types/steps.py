@@ -205,6 +205,7 @@ class Prediction(Struct, frozen=True, gc=False):
         skipped: Number of its first timesteps that were applied before, by their positions in their source.
         unknown: Number of its first timesteps whose predictions are not stored any more; they are zeros in `outputs`.
         source_changed: The stream's record keeps the position of its source in place of another source's.
+        version_changed: Another version had computed the stream's prediction before this one.
     """
 
     batch: BatchOutput
@@ -215,6 +216,7 @@ class Prediction(Struct, frozen=True, gc=False):
     skipped: int = 0
     unknown: int = 0
     source_changed: bool = False
+    version_changed: bool = False
 
     @property
     def step(self) -> int:

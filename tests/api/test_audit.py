@@ -13,7 +13,7 @@ import pytest
 from service.errors import OutcomeUnknownError
 from service.logs import JsonFormatter
 from tests.api.running import Service, running_service
-from tests.graphs import fold, total, write_models
+from tests.graphs import fold, total, write_model, write_models
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import Server
 
@@ -207,3 +207,24 @@ def test_a_line_is_json_with_its_fields(own: Service, caplog: pytest.LogCaptureF
     assert '"logger": "stepwell.audit"' in text
     assert '"action": "delete"' in text
     assert '"key_id": "ops"' in text
+
+
+def test_changes_of_a_release_are_logged_with_their_reason(own: Service, lines: Lines, tmp_path: Path) -> None:
+    for version, factor in ((1, 3), (2, 5)):
+        write_model(tmp_path / "models", "pump", lambda factor=factor: fold(factor), version=version)  # type: ignore[misc]
+    own.http.post("/v1/models/reload")
+    release = "/v1/models/pump/release"
+    body = {"current": 1, "candidate": 2, "mode": "ramp", "percent": 5}
+    before = len(lines())
+    send(own, "PUT", release, body)
+    send(own, "POST", f"{release}/promote", {"why": "better"})
+    send(own, "POST", f"{release}/move", {"limit_per_s": 5})
+    own.http.post(f"{release}/abort")  # refused
+
+    found = lines()[before:]
+    who = {"key_id": "ops", "tenant": "plant", "model": "pump", "outcome": "yes"}
+    assert found == [
+        {**who, "action": "release", **body, "percent": "0:5", "revision": 1},
+        {**who, "action": "promote", "why": "better", "revision": 2},
+        {**who, "action": "move_all", "limit_per_s": 5},
+    ]

@@ -162,6 +162,7 @@ def test_a_chunk_is_one_message_with_a_time_axis(replicas: tuple[Service, Servic
         "step": 3,
         "state_id": answer["state_id"],
         "outputs": answer["outputs"],
+        "version": 1,
         "inputs": {"x": [[1], [2], [3]]},
     }
 

@@ -209,8 +209,8 @@ def test_each_truncation_of_an_entry_is_detected() -> None:
 
 
 def test_an_entry_of_another_format_version_is_named() -> None:
-    with pytest.raises(RecordVersionError, match="format version b'2'"):
-        IdempotencyEntry.decode(b"SK2\0" + ENTRY[4:])
+    with pytest.raises(RecordVersionError, match="format version b'3'"):
+        IdempotencyEntry.decode(b"SK3\0" + ENTRY[4:])
 
 
 @given(st.lists(st.binary(max_size=5), max_size=4), st.lists(st.binary(max_size=5), max_size=4))

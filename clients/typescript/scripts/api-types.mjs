@@ -45,6 +45,7 @@ function typeOf(schema, indent) {
     case undefined:
       return "Tensor"; // the only values without a type
     case "array":
+      if (schema.prefixItems) return `[${schema.prefixItems.map((item) => typeOf(item, indent)).join(", ")}]`;
       return `Array<${typeOf(schema.items ?? {}, indent)}>`;
     case "object":
       return objectOf(schema, indent);

@@ -29,6 +29,8 @@ export type BulkResponse = {
   skipped?: Array<number>;
   /** Indices of the rows whose source replaced another. */
   source_changed?: Array<number>;
+  /** For each row, the model version that responded, if it is another one than before. */
+  version?: Array<number | null>;
   /** In msgpack: for each row, its first timesteps without known outputs. */
   unknown?: Array<number>;
 };
@@ -46,6 +48,32 @@ export type BulkStepsBody = {
   source?: SourceColumns;
   /** Which predictions are returned. */
   return?: "all" | "last" | "none";
+};
+
+/** The comparison of the last candidate with the current version, over all replicas. */
+export type ComparisonResponse = {
+  steps: number;
+  lost: number;
+  fell_back: number;
+  non_finite: number;
+  outputs: { [name: string]: OutputComparison };
+};
+
+/** The body of a promotion or an abort, which may be empty. */
+export type EndBody = {
+  /** The reason, which the release then shows. */
+  why?: string;
+  /** The revision that the release must have; otherwise it was changed since. */
+  revision?: number;
+};
+
+/** How the last candidate ended. */
+export type EndedResponse = {
+  how: "aborted" | "promoted";
+  why: string | null;
+  /** Seconds since 1970, by the store's clock. */
+  at: number;
+  candidate: number;
 };
 
 /** The body of a fork. */
@@ -107,6 +135,16 @@ export type NewSnapshotResponse = {
   name: string;
 };
 
+/** The absolute differences of one output between current version and candidate. */
+export type OutputComparison = {
+  max_abs: number;
+  mean_abs: number;
+  /** To 10 %. */
+  p99_abs: number;
+  /** Share of timesteps whose arg max differs; null for an output of one number. */
+  disagree: number | null;
+};
+
 /** Positions in msgpack, as an int64 array. */
 export type PackedPositions = {
   d: "int64";
@@ -157,7 +195,7 @@ export type Problem = {
   status: number;
   /** What was found, what was expected, what to do. */
   detail: string;
-  code: "bad_json" | "bad_request" | "unauthenticated" | "forbidden" | "model_not_found" | "stream_not_found" | "snapshot_not_found" | "not_found" | "method_not_allowed" | "seq_gap" | "seq_passed" | "seq_conflict" | "source_passed" | "state_changed" | "stream_exists" | "model_changed" | "too_large" | "unsupported_encoding" | "bad_input" | "non_finite" | "non_finite_state" | "idempotency_key_reused" | "precondition_required" | "stream_quota" | "rate_limited" | "state_corrupt" | "internal" | "overloaded" | "draining" | "store_unavailable" | "outcome_unknown" | "store_full" | "not_durable" | "model_timeout" | "record_version";
+  code: "bad_json" | "bad_request" | "unauthenticated" | "forbidden" | "model_not_found" | "stream_not_found" | "snapshot_not_found" | "version_not_found" | "not_found" | "method_not_allowed" | "seq_gap" | "seq_passed" | "seq_conflict" | "source_passed" | "state_changed" | "stream_exists" | "model_changed" | "release_changed" | "release_refused" | "too_large" | "unsupported_encoding" | "bad_input" | "bad_release" | "non_finite" | "non_finite_state" | "idempotency_key_reused" | "precondition_required" | "stream_quota" | "rate_limited" | "state_corrupt" | "internal" | "overloaded" | "draining" | "store_unavailable" | "outcome_unknown" | "store_full" | "not_durable" | "model_timeout" | "record_version";
   /** Whether this request was applied to the stream. */
   applied: "no" | "unknown" | "yes";
   retry: "never" | "resend_from" | "same";
@@ -167,6 +205,8 @@ export type Problem = {
   expected?: number;
   /** The stream's position of the request's `source`. */
   at?: number;
+  /** The revision of the release. */
+  revision?: number;
   /** Hash of the stream's history. */
   state_id?: string;
 };
@@ -175,6 +215,61 @@ export type Problem = {
 export type RefusedStream = {
   stream: string;
   code: string;
+};
+
+/** The body of a PUT of a release. */
+export type ReleaseBody = {
+  /** A version of the model. */
+  current?: number;
+  /** A version of the model. */
+  candidate?: number;
+  mode?: "ramp" | "shadow" | "switch";
+  /** The candidate's share of the streams, or `[seconds, percent]` points from this request on. */
+  percent?: number | Array<[number, number]>;
+  take?: "keep" | "reset" | "translate";
+  /** With `reset`: timesteps before the candidate responds. */
+  warm_steps?: number;
+  /** Whether streams that exist take part. */
+  existing?: boolean;
+  /** Whether `abort` is possible within an hour of `promote`. */
+  rollback?: boolean;
+  salt?: string;
+  /** Limits on the comparison; a broken one aborts the release. Null: none. */
+  gate?: { [name: string]: any } | null;
+  /** The revision that the release must have; otherwise it was changed since. */
+  revision?: number;
+};
+
+/** The release of a model. */
+export type ReleaseResponse = {
+  model: string;
+  /** Grows with each change; 0: the model has no release. */
+  revision: number;
+  /** The version of new streams. */
+  current: number;
+  /** The version that is tried. */
+  candidate: number | null;
+  mode: "ramp" | "shadow" | "switch" | null;
+  /** The candidate's share that is in force now. */
+  percent: number;
+  /** `[seconds, percent]` points. */
+  schedule: Array<[number, number]>;
+  take: "keep" | "reset" | "translate";
+  warm_steps: number;
+  existing: boolean;
+  rollback: boolean;
+  gate: { [name: string]: any } | null;
+  /** When the last candidate started. */
+  started_at: number | null;
+  ended: EndedResponse | null;
+  versions: Array<VersionStatus>;
+  /** When the streams were counted last. */
+  counted_at: number | null;
+  compared: ComparisonResponse;
+  /** Streams that the last sweep has moved. */
+  moved: number;
+  /** Streams that it has still to move. */
+  left: number;
 };
 
 /** The models that were loaded, and why others were not. */
@@ -388,6 +483,8 @@ export type StepResponse = {
   replayed?: true;
   /** This request created the stream. */
   created?: true;
+  /** The model version that responded; present if it is another one than before. */
+  version?: number;
   /** Number of first timesteps that were applied before, by their positions in `source`. */
   skipped?: number;
   /** The record keeps this source in place of the one used longest ago. */
@@ -418,8 +515,42 @@ export type StreamEntry = {
   step: number | null;
 };
 
+/** The body of a request that moves one stream to a version. */
+export type StreamMoveBody = {
+  /** A version of the model. */
+  version: number;
+  take?: "keep" | "reset" | "translate";
+  /** Hash of the stream's history. */
+  after?: string;
+};
+
+/** The position of a stream after its move to another version. */
+export type StreamMoveResponse = {
+  step: number;
+  /** Hash of the stream's history. */
+  state_id: string;
+  version: number;
+  replayed?: boolean;
+};
+
 /** One page of a model's streams, and the cursor of the next page. */
 export type StreamsResponse = {
   streams: Array<StreamEntry>;
   cursor: string | null;
+};
+
+/** The body of a request that moves all sleeping streams, which may be empty. */
+export type SweepBody = {
+  /** Streams per second; default: no limit. */
+  limit_per_s?: number;
+};
+
+/** A version of the model, by its fingerprint, and how many streams it has. */
+export type VersionStatus = {
+  /** Null if no replica has the file any more. */
+  version: number | null;
+  fingerprint: string;
+  /** Streams of all tenants; a pair counts for what responds. */
+  streams: number;
+  status: "current" | "drained" | "draining" | "inactive" | "ramping";
 };

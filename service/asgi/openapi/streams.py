@@ -98,6 +98,7 @@ EVENTS = route(
             "The last step that you have received: later events in the event log are sent first.",
         ),
         query("inputs", {"type": "boolean", "default": False}),
+        query("candidate", {"type": "boolean", "default": False}),
         {
             "name": "Last-Event-ID",
             "in": "header",

@@ -57,7 +57,10 @@ class SseRoutes:
         if last_step is None:
             last_step = number_of(request.query_params, "since", 0, SEQ_LIMIT - 1)
         since = {subscription.key: last_step} if subscription.key is not None and last_step is not None else {}
-        watcher = Subscriber([subscription], inputs=flag_of(request.query_params, "inputs"), since=since)
+        query = request.query_params
+        watcher = Subscriber(
+            [subscription], inputs=flag_of(query, "inputs"), candidate=flag_of(query, "candidate"), since=since
+        )
         return SseResponse(context.engine.watch, watcher, auth)
 
 
@@ -120,7 +123,7 @@ class SseResponse(Response):
             if not events:
                 yield b":\n\n"
             for event in events:
-                data = encode(event_document(event, JSON, inputs=watcher.inputs), JSON)
+                data = encode(event_document(event, JSON, watcher), JSON)
                 yield (
                     _event(data, event_type=b"gap")
                     if isinstance(event, EventGap)

@@ -35,6 +35,7 @@ class _WatchRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     watch: Annotated[list[_WatchEntry], msgspec.Meta(min_length=1, max_length=_MAX_SUBSCRIPTIONS)]
     inputs: bool = False
+    candidate: bool = False
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -88,7 +89,7 @@ def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Sub
                     fix="Name the `stream`, or leave `since` out.",
                 )
             since[subscription.key] = entry.since
-    return Subscriber(subscriptions, inputs=body.inputs, since=since)
+    return Subscriber(subscriptions, inputs=body.inputs, candidate=body.candidate, since=since)
 
 
 async def _send(socket: AcceptedWebSocket, watcher: Subscriber) -> None:
@@ -97,7 +98,7 @@ async def _send(socket: AcceptedWebSocket, watcher: Subscriber) -> None:
         while not watcher.closed:
             for event in await wait_for_events(watcher):
                 async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await socket.send(event_document(event, socket.message_format, inputs=watcher.inputs))
+                    await socket.send(event_document(event, socket.message_format, watcher))
             socket.check()
         await socket.close(DRAINING)
     except TimeoutError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Final
 
 from service.codec import Format
 from service.codec.responses import encode_tensor
-from service.engine.watch.commit_events import CommitEvent
+from service.engine.watch.commit_events import CommitEvent, PackedTensor
 from service.engine.watch.interests import Subscription
 from service.engine.watch.subscriber import EventGap, Subscriber
 from service.errors import ServiceError
@@ -48,8 +49,8 @@ async def wait_for_events(watcher: Subscriber, within_s: float = HEARTBEAT_S) ->
         return []
 
 
-def event_document(event: CommitEvent | EventGap, message_format: Format, *, inputs: bool) -> dict[str, Any]:
-    """Return the document of an event or a gap."""
+def event_document(event: CommitEvent | EventGap, message_format: Format, watcher: Subscriber) -> dict[str, Any]:
+    """Return the document of an event or a gap, for a watcher."""
     if isinstance(event, EventGap):
         return {"gap": event.timesteps}
     document: dict[str, Any] = {
@@ -57,10 +58,17 @@ def event_document(event: CommitEvent | EventGap, message_format: Format, *, inp
         "stream": event.stream,
         "step": event.step,
         "state_id": encode_state_id(event.state_id),
-        "outputs": {name: encode_tensor(tensor.array(), message_format) for name, tensor in event.outputs.items()},
+        "outputs": _encode(event.outputs, message_format),
     }
-    if inputs:
-        document["inputs"] = {
-            name: encode_tensor(tensor.array(), message_format) for name, tensor in event.inputs.items()
-        }
+    if event.version:  # an event log may hold events of an earlier release of the service, without it
+        document["version"] = event.version
+    if watcher.inputs:
+        document["inputs"] = _encode(event.inputs, message_format)
+    if watcher.candidate and event.candidate is not None:
+        version, outputs = event.candidate
+        document["candidate"] = {"version": version, "outputs": _encode(outputs, message_format)}
     return document
+
+
+def _encode(tensors: Mapping[str, PackedTensor], message_format: Format) -> dict[str, Any]:
+    return {name: encode_tensor(tensor.array(), message_format) for name, tensor in tensors.items()}

@@ -148,6 +148,7 @@ class RolloutPlan:
             outputs=pack_outputs(served.manifest.answered, result.outputs, 1).tobytes(),
             state=served.step_model.pack(rollout.states, rows=1).tobytes(),
             sources=() if previous is None else previous.sources,
+            moved=0 if previous is None else previous.moved,
         )
 
     # ---------------------------------------------------------------- helpers

@@ -16,6 +16,7 @@ from service.engine.rollout.worker import ActiveRollout, RolloutWorker
 from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import ServiceError
 from service.models.registry import ServedModel
+from service.releases.moves import Standing
 from service.store.record import IdempotencyEntry, Record, blake2b_128, decode
 from service.store.state_store import decoded
 from service.types import RolloutRequest, RolloutResult, Timestep
@@ -105,8 +106,9 @@ class RolloutService:
         served = self._deps.models.get(request.key.model, request.version)
         if record is None:
             return served
-        found = await self._deps.models.find(request.key.model, record.fingerprint)
-        return served if found is None or request.version is not None else found
+        found = await self._deps.models.find(request.key.model, record.fingerprint, record.state)
+        is_named = request.version is not None and Standing.of(record).responding != served.fingerprint
+        return served if found is None or is_named else found
 
     def _worker_for(self, served: ServedModel) -> RolloutWorker:
         worker = self._workers.get(served)
@@ -144,7 +146,12 @@ class RolloutService:
                 key, tuple(array.tobytes() for _, array in sorted(rollout.fed_inputs.items())), length=new_record.length
             )
             notifications = self._interests.notifications_for(
-                [timestep], served.inputs, result.outputs, [new_record.step], [new_record.history_hash]
+                [timestep],
+                served.inputs,
+                result.outputs,
+                [new_record.step],
+                [new_record.history_hash],
+                [served.version],
             )
         return Write(
             new_record,
@@ -156,7 +163,7 @@ class RolloutService:
                 new_record.history_hash,
                 new_record.length,
                 new_record.outputs,
-                served.fingerprint,
+                served.responding_fingerprint,
             ),
             replace(result, state_id=new_record.history_hash, created=record is None),
             lambda stored: self._replay(plan, decode(stored)),

@@ -209,6 +209,7 @@ class RolloutWorker:
         outputs, states = self._model.step(
             _concatenated([r.inputs for r in rollouts]), _concatenated([r.states for r in rollouts])
         )
+        outputs = {spec.name: outputs[spec.name] for spec in self._model.manifest.answered}  # of a pair, no comparison
         start = 0
         for rollout in rollouts:
             rows = slice(start, start + rollout.rows)

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from service.background import cancel
 from service.engine.protocol.decide import expected_previous_step
@@ -23,6 +24,9 @@ from service.engine.stepping.uncommitted import DryRunPipeline, StatelessPipelin
 from service.errors import ServiceError
 from service.store import keys
 from service.types import BulkTimesteps, ReplyCallback, StreamHandle, Timestep
+
+if TYPE_CHECKING:
+    from service.releases.moves import ReleasePlan
 
 _log = logging.getLogger(__name__)
 
@@ -42,15 +46,17 @@ class Batcher:
         timestep_bytes: Bytes of the inputs of one timestep.
         cache: The worker's recently used records of this model version.
         admission: Limits how many timesteps may wait.
+        others: The batchers of the model's other versions and pairs while it has a release; else empty.
     """
 
-    def __init__(self, deps: PipelineDeps, *, max_batch: int, max_wait: float) -> None:
+    def __init__(self, deps: PipelineDeps, *, max_batch: int, max_wait: float, on_plan: Callable[[], None]) -> None:
         """Create an empty queue; needs a running event loop.
 
         Args:
             deps: The model version, and what its batches share.
             max_batch: Maximum number of rows in one run.
             max_wait: Seconds that a timestep may wait for others; 0: none.
+            on_plan: Called when the model's release plan has changed.
         """
         served = self.served = deps.served
         self.timestep_bytes = served.timestep_bytes
@@ -77,6 +83,13 @@ class Batcher:
         self._processed = 0
         self._on_answered = deps.on_answered
         self._is_stopped = False
+        self._plans = deps.plans
+        self._plan: ReleasePlan | None = None  # the one by which the records in the cache stay where they are
+        self._stale_until = 0  # batches up to this number began by an earlier plan
+        self._on_plan = on_plan
+        self.others: Sequence[Batcher] = ()
+        # While there are others: streams with timesteps here that were not moved from another batcher.
+        self._submitted: set[str] = set()
         self.admission = QueueAdmission(deps.timeout / 5)
         self._loop = asyncio.get_running_loop()  # stored: before Python 3.12, each call costs a system call
 
@@ -100,8 +113,10 @@ class Batcher:
             name = timestep.name or keys.record_key(*timestep.key)
             stream = StreamHandle(timestep.key, name, timestep.version, timestep.transport, timestep.create)
             self.submit_single(stream, timestep.inputs, timestep.seq, timestep.after, done, received)
+        elif self.others and timestep.version is None:
+            self._batcher_of(timestep.name or keys.record_key(*timestep.key)).submit_row(timestep, done, received)
         else:
-            self._submit_row(timestep, done, received)
+            self.submit_row(timestep, done, received)
 
     def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
         self,
@@ -112,10 +127,25 @@ class Batcher:
         done: ReplyCallback,
         received: float,
     ) -> None:
-        """Add a single timestep to the open coalesced batch, unless another timestep of its stream waits or runs."""
+        """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
+        if self.others and stream.version is None:
+            self._batcher_of(stream.name).coalesce(stream, inputs, seq, after, done, received)
+        else:
+            self.coalesce(stream, inputs, seq, after, done, received)
+
+    def coalesce(  # noqa: PLR0917 - as `submit_single`
+        self,
+        stream: StreamHandle,
+        inputs: tuple[bytes, ...],
+        seq: int | None,
+        after: bytes | None,
+        done: ReplyCallback,
+        received: float,
+    ) -> None:
+        """Add a single timestep to the open coalesced batch of this model version."""
         name, queue = stream.name, self._queue
         if not queue.reserve(name):
-            self._submit_row(stream.timestep(inputs, seq, after), done, received)
+            self.submit_row(stream.timestep(inputs, seq, after), done, received)
             return
         batch = self._coalesced
         if batch is None:
@@ -152,15 +182,77 @@ class Batcher:
     def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float) -> None:
         """Queue a bulk request as a batch; `accepts_columnar` must be true for it."""
         self._queue.reserve_all(bulk.names)
+        if self.others:
+            self._submitted.update(bulk.names)
         self._queue.enqueue_batch(BulkBatch(bulk, self._op_ids.for_bulk(bulk), received, done))
         if self._wake_threshold < math.inf:
             self._schedule()
 
     def requeue(self, queued: QueuedStep) -> None:
-        """Queue a timestep that has its op id already."""
-        self._queue.enqueue(queued)
+        """Queue a timestep that has its op id already; one that was moved here comes before younger ones."""
+        if self.others:
+            self._queue.enqueue_before(queued, _is_older)
+        else:
+            self._queue.enqueue(queued)
         if self._wake_threshold < math.inf:
             self._schedule()
+
+    def holds(self, name: str) -> bool:
+        """Whether a stream has a timestep that waits or runs here."""
+        return self._queue.holds(name)
+
+    def _follows_older(self, row: QueuedStep) -> bool:
+        """Queue a timestep after an older one of its stream, if there is one; whether there was.
+
+        Timesteps can be in another order when they were moved between batchers by more than one change of a release.
+        """
+        waiting = self._queue.next_waiting(row.name)
+        if waiting is not None and _is_older(waiting, row):
+            self.requeue(row)
+            return True
+        for other in self.others:
+            first = other._queue.first(row.name)
+            if first is not None and _is_older(first, row):
+                other.requeue(row)
+                return True
+        return False
+
+    def _batcher_of(self, name: str) -> Batcher:
+        """Return the batcher to which a timestep of a stream is submitted, so that the stream's timesteps keep order.
+
+        If several have timesteps of it, those in one of them are moved on to another, one by one: later timesteps
+        follow those that have not been moved yet. A stream that none has is submitted to the one that has its record;
+        if there is none, what steps it is decided when the record is loaded.
+        """
+        batchers = (self, *self.others)
+        holders = [batcher for batcher in batchers if batcher.holds(name)]
+        if holders:
+            chosen = next((batcher for batcher in holders if name in batcher._submitted), holders[0])
+        else:
+            chosen = next((batcher for batcher in batchers if name in batcher.cache), self)
+        chosen._submitted.add(name)
+        return chosen
+
+    def fits(self, rows: int) -> bool:
+        """Whether so many rows can be one batch."""
+        return rows <= self._max_batch
+
+    def split(self, names: Sequence[str]) -> list[tuple[Batcher, Sequence[int]]] | None:
+        """Return which batchers have the records of streams, each with the indices of its streams in `names`.
+
+        Returns:
+            The streams that no other batcher has are of this one. None: one of them has a timestep that waits or runs.
+        """
+        if not all(batcher._queue.can_reserve(names) for batcher in (self, *self.others)):
+            return None
+        parts: list[tuple[Batcher, Sequence[int]]] = []
+        left: Sequence[int] = range(len(names))
+        for other in self.others:
+            if own := other.cache.indices_of(names, left):
+                parts.append((other, own))
+                taken = set(own)
+                left = [i for i in left if i not in taken]
+        return [*parts, (self, left)] if left else parts
 
     def close(self) -> None:
         """End the model's thread; no timestep may wait or run."""
@@ -185,7 +277,8 @@ class Batcher:
             self._reject(batch, error)
         self.close()
 
-    def _submit_row(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
+    def submit_row(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
+        """Queue a timestep of this model version, as an object of its own."""
         lifecycle = timestep.lifecycle
         op_id = self._op_ids.for_timestep(timestep)
         name = timestep.name or (keys.record_key(*timestep.key) if lifecycle != "none" else op_id.hex())
@@ -266,6 +359,27 @@ class Batcher:
         if self._queue or len(self._tasks) >= _MAX_BATCHES_IN_FLIGHT:
             self._schedule()
 
+    def _change_plan(self, plan: ReleasePlan | None, number: int) -> None:
+        """Forget which records stay where they are: by another plan, they may move."""
+        self._plan, self._stale_until = plan, number - 1
+        self.cache.clear()
+        self._on_plan()
+
+    def _drop_stale(self, batch: Sequence[QueuedStep], columnar: ColumnarBatch | None, number: int) -> None:
+        """Drop the records of a batch that may have to move at their next step, although this batch did not move them.
+
+        These are all if the plan has changed meanwhile; else those of requests that name a version.
+        """
+        names: Iterable[str]
+        if number <= self._stale_until:
+            names = map(_NAME, batch) if columnar is None else columnar.names
+        elif columnar is not None:
+            names = columnar.names_with_version()
+        else:
+            names = [row.name for row in batch if row.timestep.version is not None]
+        for name in names:
+            self.cache.drop(name)
+
     def _pipeline_for(self, first: QueuedStep) -> BatchPipeline:
         if first.dry_run:
             return self._dry_run
@@ -273,11 +387,26 @@ class Batcher:
 
     async def _process(self, batch: Sequence[QueuedStep], number: int) -> None:
         columnar = batch if isinstance(batch, ColumnarBatch) else None
+        plan = self._plans.plan(self.served.name)
+        if plan is not self._plan:
+            self._change_plan(plan, number)
+        names = columnar.names if columnar is not None else list(map(_NAME, batch))
+        if self.others and columnar is None:
+            batch = [row for row in batch if not self._follows_older(row)]
         try:
-            await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
+            if batch:
+                await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
         finally:
+            if plan is not None or number <= self._stale_until:
+                self._drop_stale(batch, columnar, number)
             self._processed += len(batch)
-            self._queue.release(map(_NAME, batch) if columnar is None else columnar.names)
+            self._queue.release(names)
+            if self._submitted:
+                self._submitted = {name for name in self._submitted if self._queue.holds(name)}
             del self._tasks[number]
             if not self._is_due_now:
                 self._reschedule()
+
+
+def _is_older(one: QueuedStep, other: QueuedStep) -> bool:
+    return one.received < other.received

@@ -146,6 +146,10 @@ class ColumnarBatch(Sequence[QueuedStep]):
         seq, after = self._seqs[0], self._afters[0]
         return (seq is None or seq == step + 1) and (after is None or after == history_hash)
 
+    @abstractmethod
+    def names_with_version(self) -> Sequence[str]:
+        """Return the keys of the records of rows whose request names a version."""
+
     @property
     def has_first_step(self) -> bool:
         """Whether one of these timesteps is the first of its stream."""
@@ -208,6 +212,10 @@ class BulkBatch(ColumnarBatch):
         """Reply to all rows in one call."""
         self.answered = True
         self._done([error] * len(self))
+
+    def names_with_version(self) -> Sequence[str]:
+        """Return the keys of all rows or of none: the request names a version for all."""
+        return [] if self._bulk.version is None else self.names
 
     def latencies(self, now: float) -> Sequence[float]:
         """Return the request's seconds since receipt, for each row."""
@@ -272,6 +280,10 @@ class CoalescedBatch(ColumnarBatch):
         self.answered = True
         for done in self._dones:
             done(error)
+
+    def names_with_version(self) -> Sequence[str]:
+        """Return the keys of the records of rows whose request names a version."""
+        return [name for stream, name, *_ in self._added if stream.version is not None]
 
     def latencies(self, now: float) -> Sequence[float]:
         """Return each row's seconds since receipt."""

@@ -15,6 +15,7 @@ from service.engine.stepping.committer import CommittedRows
 from service.engine.stepping.pipeline import BatchPipeline
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
+from service.engine.stepping.responding import is_uniform
 from service.store.commits import ColumnarCommits, Commit
 from service.store.record import GUARD_AT, HEADER_BYTES, encode_next, history_hash_of, step_of
 from service.store.record_arrays import (
@@ -43,7 +44,8 @@ class ColumnarPipeline(BatchPipeline):
         if isinstance(rows, list):
             return await super()._attempt(rows, deadline)
         batch = cast("ColumnarBatch", rows)
-        if len(batch) == 1 and (cached := self._cache.get_one(batch.names[0])) is not None:
+        is_single = len(batch) == 1 and self._served.halves is None
+        if is_single and (cached := self._cache.get_one(batch.names[0])) is not None:
             header, state, expiry_set_at = cached
             if batch.certainly_continues(step_of(header), history_hash_of(header)):
                 return await self._process_single(batch, header, state, expiry_set_at, deadline)
@@ -62,7 +64,8 @@ class ColumnarPipeline(BatchPipeline):
         # Interest is checked after the run, as late as possible, so that no event is missed.
         if run.rows is not None or self._interests.has_interest(served.name):
             headers = read_headers([header]).copy()  # of its own: it is overwritten
-            return await self._commit_finite_rows(list(batch), headers, np.array([expiry_set_at]), run, deadline)
+            expiry = np.array([expiry_set_at])
+            return await self._commit_finite_rows(list(batch), headers, state, expiry, run, deadline)
         outputs = b"".join([run.outputs[spec.name].tobytes() for spec in served.manifest.answered])
         record, step, history_hash = encode_next(
             header, batch.op_ids[0], int(time.time() * 1000), outputs, run.states.tobytes()
@@ -95,7 +98,8 @@ class ColumnarPipeline(BatchPipeline):
         sources = self._cache.sources(slots)
         missed: list[int] = [] if all_true(applies) else np.flatnonzero(~applies).tolist()
         if missed:
-            loaded = None if batch.has_first_step else await self._load_columnar(batch, missed, deadline)
+            may_move = self._may_move([names[i] for i in missed])
+            loaded = None if may_move or batch.has_first_step else await self._load_columnar(batch, missed, deadline)
             if loaded is None:
                 return list(batch)
             headers[missed], states[missed], expiry_set_at[missed] = *loaded, -np.inf
@@ -112,8 +116,9 @@ class ColumnarPipeline(BatchPipeline):
         self._observer.cache_lookup(len(names) - len(missed), len(missed))
         run = await self._runner.run(batch.inputs(self._runner.inputs), states)
         # Interest is checked after the run, as late as possible, so that no event is missed.
-        if run.rows is not None or self._interests.has_interest(served.name):
-            return await self._commit_finite_rows(_rows(batch, before), headers, expiry_set_at, run, deadline)
+        is_usual = run.rows is None and is_uniform(served, states, run.states)
+        if not is_usual or self._interests.has_interest(served.name):
+            return await self._commit_finite_rows(_rows(batch, before), headers, states, expiry_set_at, run, deadline)
         outputs, states = select_returned(batch.keep, run.outputs), run.states
         packed = pack_outputs(served.manifest.answered, outputs, len(names))
         header_bytes = HEADER_BYTES if section is None else HEADER_BYTES + section.shape[1]
@@ -122,12 +127,19 @@ class ColumnarPipeline(BatchPipeline):
         history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers)
         encode_records(commits.records, headers, packed, states, section)
         results = await self._committer.send(commits, float(expiry_set_at.min()), deadline)
-        committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources)
+        committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources, run.beside)
         if results.not_applied:
             return self._committer.handle_results(list(batch), committed, [], results)
         self._committer.cache_committed(committed, results)
         self._reply_applied(batch, BatchOutput(outputs, headers["step"].tolist(), history_hashes))
         return []
+
+    def _may_move(self, names: Sequence[str]) -> bool:
+        """Whether one of these streams may be moved by a release; False is certain."""
+        if self._served.halves is not None:
+            return True
+        plan, fingerprint = self._plans.plan(self._served.name), self._served.fingerprint
+        return plan is not None and any(plan.may_move(fingerprint, name) for name in names)
 
     @staticmethod
     def _advance_sources(batch: ColumnarBatch, sources: Array | None) -> tuple[Array, Array] | None:

@@ -13,15 +13,21 @@ from model_export.manifest import Array
 from service.engine.packing import pack_outputs, select_returned
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import Replies
+from service.engine.watch.commit_events import Candidate
 from service.errors import ServiceError, not_a_record
+from service.models.paired import PairedModel, pair_rows
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
-from service.store.record import HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
+from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
 from service.store.record_arrays import encode_records, guards, record_with_sources, sources_table
 from service.types import ENDS, STARTS, BatchOutput
 
 if TYPE_CHECKING:
+    from service.engine.stepping.model_runner import RunResult
     from service.engine.stepping.pipeline import PipelineDeps
+    from service.engine.stepping.responding import Responding
+    from service.engine.trials.comparison import Beside
     from service.store.commits import CommitResult, Notification
+    from service.types import ReturnMode
 
 
 class CommittedRows(NamedTuple):
@@ -35,6 +41,8 @@ class CommittedRows(NamedTuple):
         outputs: The returned predictions, `(rows, T', *row)` by name.
         history_hashes: History hashes, 16 bytes each.
         sources: Positions of sources, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`; None: the records have none.
+        beside: Of a pair, what its run returned beside the predictions.
+        responding: The versions that responded; None: that of the model, as before.
     """
 
     names: Sequence[str]
@@ -44,6 +52,8 @@ class CommittedRows(NamedTuple):
     outputs: Mapping[str, Array]
     history_hashes: Sequence[bytes]
     sources: Array | None = None
+    beside: Beside | None = None
+    responding: Responding | None = None
 
     def select(self, indices: Sequence[int]) -> CommittedRows:
         """Return some of the rows."""
@@ -55,6 +65,8 @@ class CommittedRows(NamedTuple):
             {name: array[indices] for name, array in self.outputs.items()},
             [self.history_hashes[i] for i in indices],
             None if self.sources is None else self.sources[indices],
+            None if self.beside is None else self.beside.select(indices),
+            None if self.responding is None else self.responding.select(indices),
         )
 
 
@@ -63,21 +75,22 @@ class BatchCommitter:
 
     def __init__(self, deps: PipelineDeps, replies: Replies) -> None:
         self._served = deps.served
-        self._artifact = deps.served.artifact
+        self._artifacts = deps.served.artifacts
         self._specs = deps.served.manifest.answered
         self._store = deps.store
         self._cache = deps.cache
         self._observer = deps.observer
         self._interests = deps.interests
         self._replies = replies
+        self._comparison = deps.comparison
 
     async def commit(
         self,
         rows: Sequence[QueuedStep],
         headers: Array,
-        outputs: Mapping[str, Array],
-        states: Array,
+        run: RunResult,
         *,
+        responding: Responding | None,
         expiry_set_at: Array,
         deadline: float,
     ) -> list[QueuedStep]:
@@ -86,13 +99,13 @@ class BatchCommitter:
         Args:
             rows: The rows that were run.
             headers: The headers of the records that they continue, `(rows,)` of `HEADER_DTYPE`; they are overwritten.
-            outputs: The model's outputs, `(rows, T, *row)` by name.
-            states: The packed states after the run, `(rows, bytes)` uint8.
+            run: The result of the run, of these rows.
+            responding: The versions that responded; None: that of the model, as before.
             expiry_set_at: When each record's expiry was set, on the store's clock, `(rows,)` float64.
             deadline: On the loop's clock.
         """
         names = [row.name for row in rows]
-        outputs = select_returned(rows[0].timestep.keep, outputs)
+        outputs, states = select_returned(rows[0].timestep.keep, run.outputs), run.states
         packed = pack_outputs(self._specs, outputs, len(rows))
         columnar = ColumnarCommits(names, HEADER_BYTES + packed.shape[1] + states.shape[1])
         columnar.guards[:] = guards(headers)
@@ -100,6 +113,8 @@ class BatchCommitter:
             self._reset_headers(rows, headers)
         keyed = [i for i, row in enumerate(rows) if row.timestep.idempotency_key is not None]
         history_hashes = self.advance_headers([row.op_id for row in rows], rows[0].applied.length, headers, keyed)
+        if responding is not None and any(responding.changed):
+            headers["flags"][np.flatnonzero(responding.changed)] |= CHANGED_VERSION
         encode_records(columnar.records, headers, packed, states)
         created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
         commits: Sequence[Commit] = columnar
@@ -117,19 +132,43 @@ class BatchCommitter:
             if lifecycle in ENDS:
                 changed[:] = [commit._replace(record=DELETE) for commit in changed]
             for i in range(len(rows)) if lifecycle == "last" else keyed:
-                changed[i] = _with_entry(changed[i], rows[i], headers[i], rows[i].kept + packed[i].tobytes())
+                changed[i] = _with_entry(
+                    changed[i], rows[i], headers[i], rows[i].kept + packed[i].tobytes(),
+                    self._served.fingerprint if responding is None else responding.fingerprints[i],
+                )  # fmt: skip
         notifications: Sequence[Notification] = ()
         if self._interests.has_interest(self._served.name):
             timesteps = [row.applied for row in rows]
             notifications = self._interests.notifications_for(
-                timesteps, self._served.inputs, outputs, headers["step"].tolist(), history_hashes
+                timesteps,
+                self._served.inputs,
+                outputs,
+                headers["step"].tolist(),
+                history_hashes,
+                [self._served.version] * len(rows) if responding is None else responding.versions,
+                () if run.beside is None else self._candidates(run.beside, rows[0].timestep.keep),
             )
-        if created or lifecycle in STARTS:
-            await self._artifact.ensure(deadline)  # these records may be the first ones with this fingerprint
+        if created or lifecycle in STARTS or any([row.standing is not None for row in rows]):  # noqa: C419 - see all_finite
+            for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
+                await artifact.ensure(deadline)
         results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
         sources = sources_table([row.sources for row in rows]) if with_sources else None
-        committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources)
+        committed = CommittedRows(
+            names, headers, states, expiry_set_at, outputs, history_hashes, sources, run.beside, responding
+        )
         return self.handle_results(rows, committed, created, results)
+
+    def _candidates(self, beside: Beside, keep: ReturnMode) -> list[Candidate | None]:
+        """Return what the candidate of a pair computed for each row; None: it failed."""
+        model, halves = self._served.step_model, self._served.halves
+        assert isinstance(model, PairedModel)
+        assert halves is not None
+        outputs = select_returned(keep, beside.candidate(responds=model.mode == "ramp"))
+        has_failed = beside.failed[:, 0].tolist()
+        return [
+            None if failed else Candidate(halves[1].version, {name: array[i] for name, array in outputs.items()})
+            for i, failed in enumerate(has_failed)
+        ]
 
     async def send(
         self,
@@ -140,8 +179,9 @@ class BatchCommitter:
     ) -> CommitResults:
         """Commit, and measure the latency; the arguments are those of `StateStore.commit`."""
         started = time.perf_counter()
-        if self._artifact.check_at < time.monotonic():
-            self._artifact.check_soon()
+        for artifact in self._artifacts:
+            if artifact.check_at < time.monotonic():
+                artifact.check_soon()
         results = await self._store.commit(
             commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
         )
@@ -168,12 +208,14 @@ class BatchCommitter:
             if rows[0].timestep.lifecycle in ENDS:
                 for name in committed.names:
                     self._cache.drop(name)
+                self.count_comparison(committed.beside, committed.states)
             else:
                 self.cache_committed(committed, results)
             self._replies.reply_committed(
                 rows,
                 BatchOutput(committed.outputs, committed.headers["step"].tolist(), committed.history_hashes),
                 created,
+                committed.responding,
             )
         return remaining
 
@@ -181,6 +223,18 @@ class BatchCommitter:
         """Cache the committed records."""
         expiry_set_at = committed.expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
         self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at, committed.sources)
+        if committed.beside is not None:
+            self.count_comparison(committed.beside, committed.states)
+            rows = pair_rows(committed.states)
+            # A stream that leaves the trial, or whose candidate is warm now, moves at its next step.
+            is_final = (rows["failed"] > 0) | committed.beside.is_warm_now
+            for i in np.flatnonzero(is_final).tolist():
+                self._cache.drop(committed.names[i])
+
+    def count_comparison(self, beside: Beside | None, states: Array) -> None:
+        """Count the committed rows of a pair; None: they are of one version."""
+        if beside is not None:
+            self._comparison.add(self._served, beside, states)
 
     @staticmethod
     def _advance_sources(rows: Sequence[QueuedStep]) -> list[int]:
@@ -252,8 +306,9 @@ class BatchCommitter:
         return True
 
 
-def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes) -> Commit:
+def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes, fingerprint: bytes) -> Commit:
+    """Return a commit with the entry of its idempotency key; `fingerprint` is that of the version that responded."""
     step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["history_hash"].tobytes()
-    fingerprint = header["fingerprint"].tobytes()
-    entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint)
+    has_changed, length = bool(header["flags"] & CHANGED_VERSION), row.applied.length
+    entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, length, outputs, fingerprint, has_changed)
     return commit._replace(entry_key=row.entry_key, entry=entry.encode())

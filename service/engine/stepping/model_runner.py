@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from model_export.errors import ModelLoadError, ModelTimeoutError
 from model_export.manifest import Array
 from service.engine.packing import all_finite, finite_rows
+from service.engine.trials.comparison import Beside
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ class RunResult:
         states: The packed states after the run, `(accepted rows, bytes)` uint8.
         rows: Indices of the accepted rows in the batch; None: all.
         rejected: The error of each other row, by its index in the batch.
+        beside: Of a pair, what it returns beside its predictions.
     """
 
     outputs: dict[str, Array]
     states: Array
     rows: list[int] | None = None
     rejected: Mapping[int, ServiceError] = field(default_factory=dict)
+    beside: Beside | None = None
 
 
 class ModelRunner:
@@ -88,6 +91,13 @@ class ModelRunner:
         Raises:
             ServiceError: `model_timeout`: the run took too long and was ended.
         """
+        result = await self._run_rows(inputs, states)
+        if self._served.halves is None:
+            return result
+        outputs, beside = Beside.split(result.outputs)
+        return replace(result, outputs=outputs, beside=beside)
+
+    async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
         try:
             outputs, new_states = await self._run(inputs, states)
         except ModelTimeoutError as exc:
@@ -97,7 +107,7 @@ class ModelRunner:
                 return RunResult({}, states[:0], [], {0: model_rejected_input(exc)})
             single_rows = [slice(i, i + 1) for i in range(len(states))]
             return _concatenated(
-                [await self.run({n: a[row] for n, a in inputs.items()}, states[row]) for row in single_rows]
+                [await self._run_rows({n: a[row] for n, a in inputs.items()}, states[row]) for row in single_rows]
             )
         return self._drop_non_finite(outputs, new_states)
 

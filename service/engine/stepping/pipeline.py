@@ -25,16 +25,23 @@ from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import RecordCache
 from service.engine.stepping.record_loader import RecordLoader
 from service.engine.stepping.replies import Replies, failed
+from service.engine.stepping.responding import responding_versions
 from service.engine.tenant_limits import Reservation
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
+from service.models.paired import PAIR_BYTES
+from service.releases.moves import Standing
+from service.releases.takeover import NoTranslationError, TakeOverError, VersionNotLoadedError
 from service.store.record_arrays import read_headers
 from service.types import ENDS, STARTS
 
 if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
     from service.engine.tenant_limits import StreamQuota
+    from service.engine.trials.comparison import TrialComparison
+    from service.engine.trials.plans import ReleasePlans
     from service.engine.watch.interests import InterestTable
     from service.models.registry import ServedModel
+    from service.releases.moves import Move
     from service.store.record import Record
     from service.store.state_store import StateStore
 
@@ -57,6 +64,8 @@ class PipelineDeps:
         changed_error: Returns the error for a row whose record was written by another version that does not run it.
         on_answered: Called with the number of rows that got a response, and the bytes of their inputs.
         quota: Limit on the streams of a tenant; None: no limit.
+        plans: Where streams move by a release.
+        comparison: Counts the committed timesteps of trials.
     """
 
     served: ServedModel
@@ -70,6 +79,8 @@ class PipelineDeps:
     changed_error: Callable[[QueuedStep, Record], ServiceError]
     on_answered: Callable[[int, int], None]
     quota: StreamQuota | None
+    plans: ReleasePlans
+    comparison: TrialComparison
 
 
 class BatchPipeline:
@@ -88,6 +99,8 @@ class BatchPipeline:
         self._runner = deps.runner
         self._timeout = deps.timeout
         self._quota = deps.quota
+        self._plans = deps.plans
+        self._comparison = deps.comparison
         self._changed_error = deps.changed_error
         self._time = time.monotonic
         self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
@@ -137,6 +150,9 @@ class BatchPipeline:
 
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
         """Load, decide, run and commit rows; return those to be attempted again."""
+        if rows[0].timestep.lifecycle in STARTS and self._may_begin_elsewhere():
+            for row in rows:
+                self._cache.drop(row.name)
         headers, states, expiry_set_at, any_loaded = await self._loader.load_records(rows, deadline)
         if any_loaded:
             if self._store.waits_for_replica:
@@ -157,22 +173,43 @@ class BatchPipeline:
             remaining += await self._run_and_commit(*one, deadline)
         return remaining
 
+    def _may_begin_elsewhere(self) -> bool:
+        """Whether a stream that begins again may do so on another model; that is decided when its record is loaded."""
+        return self._served.halves is not None or self._plans.plan(self._served.name) is not None
+
     async def _run_and_commit(
         self, rows: Sequence[QueuedStep], headers: Array, states: Array, expiry_set_at: Array, deadline: float
     ) -> Sequence[QueuedStep]:
         run = await self._runner.run(self._stack_inputs(rows), states)
-        return await self._commit_finite_rows(rows, headers, expiry_set_at, run, deadline)
+        return await self._commit_finite_rows(rows, headers, states, expiry_set_at, run, deadline)
 
-    async def _commit_finite_rows(
-        self, rows: Sequence[QueuedStep], headers: Array, expiry_set_at: Array, run: RunResult, deadline: float
+    async def _commit_finite_rows(  # noqa: PLR0917 - the columns of a batch
+        self,
+        rows: Sequence[QueuedStep],
+        headers: Array,
+        states: Array,
+        expiry_set_at: Array,
+        run: RunResult,
+        deadline: float,
     ) -> Sequence[QueuedStep]:
-        """Reply with errors to the rows that the runner rejected, commit the others; return those to attempt again."""
+        """Reply with errors to the rows that the runner rejected, commit the others; return those to attempt again.
+
+        Args:
+            rows: The rows that were run.
+            headers: The headers of the records that they continue, `(rows,)` of `HEADER_DTYPE`.
+            states: The packed states before the run, `(rows, bytes)` uint8.
+            expiry_set_at: When each record's expiry was set, `(rows,)` float64.
+            run: The result of the run.
+            deadline: On the loop's clock.
+        """
         if run.rows is not None:
             rows, headers, expiry_set_at = self._accepted(rows, run), headers[run.rows], expiry_set_at[run.rows]
+            states = states[run.rows]
         if not rows:
             return []
+        responding = responding_versions(self._served, rows, states, run.states)
         return await self._committer.commit(
-            rows, headers, run.outputs, run.states, expiry_set_at=expiry_set_at, deadline=deadline
+            rows, headers, run, responding=responding, expiry_set_at=expiry_set_at, deadline=deadline
         )
 
     def _accepted(self, rows: Sequence[QueuedStep], run: RunResult) -> Sequence[QueuedStep]:
@@ -191,11 +228,13 @@ class BatchPipeline:
         try:
             if row.entry is not None:
                 self._replies.replay_by_key(row, row.entry)
-            elif decide(record, row.intent(self._served.fingerprint)) is not Decision.APPLY:
+            elif decide(record, row.intent(None)) is not Decision.APPLY:
                 assert record is not None
                 self._replies.replay(row, record)
+            elif not self._place(row):
+                pass  # the model that steps the stream replies
             elif (
-                record is not None
+                (record := row.record) is not None
                 and len(record.state) != self._model.state_bytes
                 and row.timestep.lifecycle not in STARTS
             ):
@@ -206,24 +245,76 @@ class BatchPipeline:
                 row.skip_passed(self._answer_bytes)
                 return True
         except ServiceError as exc:
-            if exc.code != "model_changed":
-                self._replies.reply(row, exc)
-            elif not self._try_reroute(row):
-                self._replies.reply(row, exc if record is None else self._changed_error(row, record))
+            self._replies.reply(row, exc)
         return False
+
+    def _place(self, row: QueuedStep) -> bool:
+        """Whether this model steps a row's stream now; the row of a stream that moves here gets the moved record.
+
+        Otherwise the row is submitted to the model that does.
+
+        Raises:
+            ServiceError: `model_changed`: that model is not there, or the request names another version.
+        """
+        served, record, is_named = self._served, row.record, row.timestep.version is not None
+        plan = None if is_named or row.cannot_move else self._plans.plan(served.name)
+        if record is None or row.timestep.lifecycle in STARTS:
+            if plan is None:
+                return served.halves is None or not self._reroute(row, self._plans.default(served.name))
+            place = plan.new_place(row.name)
+            if (fingerprint := self._plans.fingerprint(served.name, place)) == served.fingerprint:
+                row.standing = plan.new_standing(place)
+                return True
+            return not self._reroute(row, fingerprint)
+        if plan is None and record.fingerprint == served.fingerprint:
+            return True
+        standing = Standing.of(record)
+        moves = [] if plan is None else plan.moves(standing, row.name)
+        if moves:
+            target = self._plans.fingerprint(served.name, moves[-1].place)
+            if target != served.fingerprint:
+                if self._reroute(row, target):
+                    return False
+            elif self._move(row, standing, record, moves):
+                return True
+            elif row.answered:  # it waits until the other version is loaded
+                return False
+        if row.leaves_trial and (plan := self._plans.plan(served.name)) is not None:
+            row.standing = standing.left(plan.document.revision)
+        if (fingerprint := self._plans.fingerprint(served.name, standing.place)) == served.fingerprint:
+            return True
+        may_reroute = not is_named or (standing.pair is not None and standing.responding == served.fingerprint)
+        if may_reroute and self._reroute(row, fingerprint):
+            return False
+        raise self._changed_error(row, record)
+
+    def _move(self, row: QueuedStep, standing: Standing, record: Record, moves: Sequence[Move]) -> bool:
+        """Give a row the record of its stream after its moves to this model; False: they cannot be made."""
+        try:
+            row.record = self._plans.moved(self._served.name, record, standing, moves)
+        except VersionNotLoadedError as exc:
+            row.cannot_move = not self._reroute(row, exc.fingerprint)
+            return False
+        except NoTranslationError:
+            row.cannot_move = True
+            return False
+        except TakeOverError:
+            row.cannot_move = row.leaves_trial = True
+            self._comparison.takeover_failed(self._served.name, moves[-1])
+            return False
+        row.standing, row.responded_before = moves[-1].standing, standing.responding
+        return True
+
+    def _reroute(self, row: QueuedStep, fingerprint: bytes) -> bool:
+        """Submit a row to another model, which replies to it; False: that model is not there."""
+        row.answered = self._replies.reroute(row, fingerprint)
+        return row.answered
 
     def _reserve_stream(self, row: QueuedStep) -> None:
         """Reserve a stream of the tenant's quota, once per row, however often the row is attempted."""
         if self._quota is not None:
             row.reservation = row.reservation or Reservation(self._quota, row.timestep.key.tenant)
             row.reservation.take()
-
-    def _try_reroute(self, row: QueuedStep) -> bool:
-        """Submit a row to the version that its stream's record belongs to, unless the request names a version."""
-        if row.timestep.version is not None or row.record is None:
-            return False
-        row.answered = self._replies.reroute(row, row.record.fingerprint)  # the other version's batcher replies
-        return row.answered
 
     def _scatter_loaded(self, rows: Sequence[QueuedStep], headers: Array, states: Array) -> None:
         """Write the loaded records into the rows of uncached streams; rows of missing streams become new streams."""
@@ -232,6 +323,7 @@ class BatchPipeline:
         if existing:
             headers[existing] = read_headers([rows[i].stored for i in existing])
         if is_reset:
+            headers["moved"] = 0
             states[:] = np.frombuffer(self._model.initial_state, np.uint8)
         elif existing:
             states[existing] = [np.frombuffer(rows[i].record.state, np.uint8) for i in existing]  # type: ignore[union-attr]
@@ -239,6 +331,12 @@ class BatchPipeline:
         if created:
             headers["epoch"][created] = [secrets.randbits(64) for _ in created]
             headers["created_ms"][created] = int(time.time() * 1000)
+        for i, row in enumerate(rows):
+            if row.standing is not None:
+                headers["moved"][i] = row.standing.moved
+                headers["fingerprint"][i] = np.void(self._served.fingerprint)
+                if row.standing.pair is not None:
+                    states[i, -PAIR_BYTES:] = np.frombuffer(row.standing.pair.encode(), np.uint8)
 
 
 def _of_equal_lengths(rows: Sequence[QueuedStep]) -> Sequence[Sequence[int]]:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from service.engine.protocol.decide import NO_STEP, StepIntent
 from service.engine.protocol.positions import advanced, overlap_of
 from service.engine.tenant_limits import Reservation
+from service.releases.moves import Standing
 from service.store import keys
 from service.store.record import IdempotencyEntry, Record, SourcePosition
 from service.types import STARTS, ReplyCallback, Timestep
@@ -43,6 +44,10 @@ class QueuedStep(Struct, eq=False, gc=False):
         cached_sources: The positions of sources of the cached record, if none was loaded.
         sources: The positions of sources after it; set by `advance_sources`.
         source_changed: Whether its source replaces another one; set likewise.
+        standing: What the new record shows of releases, if the stream is moved or begins by one.
+        responded_before: If the stream is moved: fingerprint of the version that responded before.
+        cannot_move: The stream was to be moved, but its state cannot be made here; it stays where it is.
+        leaves_trial: Its state cannot be made anywhere, so it takes no part in the trial any more.
     """
 
     timestep: Timestep
@@ -66,6 +71,10 @@ class QueuedStep(Struct, eq=False, gc=False):
     cached_sources: tuple[SourcePosition, ...] = ()
     sources: tuple[SourcePosition, ...] = ()
     source_changed: bool = False
+    standing: Standing | None = None
+    responded_before: bytes = b""
+    cannot_move: bool = False
+    leaves_trial: bool = False
 
     @property
     def applied(self) -> Timestep:
@@ -113,7 +122,7 @@ class QueuedStep(Struct, eq=False, gc=False):
             return keys.idempotency_key_of(self.name, timestep.idempotency_key)
         return keys.end_entry_key(self.name) if timestep.lifecycle == "last" else None
 
-    def intent(self, fingerprint: bytes) -> StepIntent:
+    def intent(self, fingerprint: bytes | None) -> StepIntent:
         """Return the request as `decide` needs it."""
         timestep = self.timestep
         return StepIntent(
@@ -131,6 +140,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         """Set the stream's record as the store has it; None: the stream is missing."""
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
         self.skipped, self.kept, self.kept_at, self.cached_sources = 0, b"", (), ()
+        self.standing, self.responded_before = None, b""
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:
         """Set the loaded entry. An end entry counts only if the stream is missing and this request ended it."""

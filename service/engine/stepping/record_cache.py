@@ -216,6 +216,19 @@ class RecordCache:
         if slot:
             self._free.append(slot)
 
+    def clear(self) -> None:
+        """Drop all records."""
+        self._evict_from(1)
+
+    def indices_of(self, names: Sequence[str], indices: Sequence[int]) -> list[int]:
+        """Return those of some indices of `names` whose streams' records are cached."""
+        slot_of = self._slot_of
+        return [] if slot_of.keys().isdisjoint(names) else [i for i in indices if names[i] in slot_of]
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a stream's record is cached."""
+        return name in self._slot_of
+
     def __len__(self) -> int:
         """The number of cached records."""
         return len(self._slot_of)

@@ -15,11 +15,13 @@ from service.engine.protocol.decide import check_idempotency_entry
 from service.engine.protocol.replay import after_unknown, replay_prediction, skipped_prediction
 from service.engine.stepping.queued import QueuedStep
 from service.errors import Applied, ServiceError
-from service.store.record import IdempotencyEntry, Record
+from service.releases.moves import Standing
+from service.store.record import CHANGED_VERSION, IdempotencyEntry, Record
 from service.types import BatchOutput, Prediction
 
 if TYPE_CHECKING:
     from service.engine.stepping.pipeline import PipelineDeps
+    from service.engine.stepping.responding import Responding
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Replies:
         self._cache = deps.cache
         self._observer = deps.observer
         self._timestep_bytes = deps.served.timestep_bytes
+        self._plans = deps.plans
         self._time = time.monotonic
         self.reroute = deps.reroute
         self.on_answered = deps.on_answered
@@ -49,21 +52,30 @@ class Replies:
                     self._cache.drop(row.name)
                 self.reply(row, error)
 
-    def reply_committed(self, rows: Sequence[QueuedStep], output: BatchOutput, created: Sequence[int]) -> None:
+    def reply_committed(
+        self,
+        rows: Sequence[QueuedStep],
+        output: BatchOutput,
+        created: Sequence[int],
+        responding: Responding | None = None,
+    ) -> None:
         """Reply to rows whose records were committed.
 
         Args:
             rows: The rows.
             output: Their predictions.
             created: Indices of the rows that created their streams.
+            responding: The versions that responded; None: that of the model, as before.
         """
-        version, created_rows = self._served.version, frozenset(created)
+        version, has_changed, created_rows = self._served.version, False, frozenset(created)
         for i, row in enumerate(rows):
+            if responding is not None:
+                version, has_changed = responding.versions[i], responding.changed[i]
             row.answered = True
             if row.reservation is not None:
                 row.reservation.end(begun=True)
             try:
-                prediction = Prediction(output, i, False, i in created_rows, version)
+                prediction = Prediction(output, i, False, i in created_rows, version, version_changed=has_changed)
                 row.done(prediction if row.timestep.source is None else self._with_skipped(row, prediction))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 self._log_failed_callback(row)
@@ -102,6 +114,8 @@ class Replies:
 
     def replay(self, row: QueuedStep, stored: Record | IdempotencyEntry) -> None:
         """Reply with the stored outputs, decoded by the version that computed them; nothing is computed again."""
+        if isinstance(stored, Record):
+            self._plans.fingerprint(self._served.name, Standing.of(stored).place)
         other_version = stored.fingerprint != self._served.fingerprint
         if other_version and self.reroute(row, stored.fingerprint):
             row.answered = True
@@ -113,7 +127,16 @@ class Replies:
         else:
             prediction = replay_prediction(manifest, timestep, outputs, stored.step, stored.history_hash)
         self._observer.replays(1)
-        self.reply(row, replace(prediction, version=self._served.version))
+        self.reply(row, self._with_version(prediction, stored))
+
+    def _with_version(self, prediction: Prediction, stored: Record | IdempotencyEntry) -> Prediction:
+        """Return a stored result with the version that computed it."""
+        version = self._served.version
+        if isinstance(stored, IdempotencyEntry):
+            return replace(prediction, version=version, version_changed=stored.changed_version)
+        if self._served.halves is not None and (pair := Standing.of(stored).pair) is not None:
+            version = self._served.halves[pair.responded].version
+        return replace(prediction, version=version, version_changed=bool(stored.flags & CHANGED_VERSION))
 
     def reply(self, row: QueuedStep, result: Prediction | ServiceError) -> None:
         """Reply to one row, unless it has its response, and end its reservation of a stream."""

@@ -15,6 +15,7 @@ from service.engine.stepping.pipeline import PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import CacheMemory
 from service.engine.stepping.rerouter import Rerouter
+from service.engine.stepping.split_columns import JoinedOutcomes, rows_of
 from service.errors import ServiceError
 from service.models.registry import ServedModel
 from service.store import keys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
     from service.engine.options import EngineOptions
     from service.engine.tenant_limits import StreamQuota
+    from service.engine.trials.comparison import TrialComparison
+    from service.engine.trials.plans import ReleasePlans
     from service.engine.watch.interests import InterestTable
     from service.models.registry import ModelRegistry
     from service.store.record import Record
@@ -43,6 +46,8 @@ class StepService:
         interests: Decides which commits are published.
         quota: Limit on the streams of a tenant; None: no limit.
         options: The options of the engine.
+        plans: Where streams move by a release.
+        comparison: Counts the committed timesteps of trials.
     """
 
     def __init__(
@@ -55,7 +60,10 @@ class StepService:
         *,
         quota: StreamQuota | None,
         options: EngineOptions,
+        plans: ReleasePlans,
+        comparison: TrialComparison,
     ) -> None:
+        self._plans = plans
         self._models = models
         self._admission = admission
         self._rates = admission.rates
@@ -75,6 +83,8 @@ class StepService:
             timeout=options.request_timeout_s,
             on_answered=admission.count_answered,
             quota=quota,
+            plans=plans,
+            comparison=comparison,
         )
 
     def submit(self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None) -> None:
@@ -149,10 +159,23 @@ class StepService:
             or not batcher.accepts_columnar(bulk)
         ):
             return False
+        parts = [(batcher, bulk)]
+        if batcher.others and bulk.version is None:
+            split = batcher.split(bulk.names)
+            if split is None:
+                return False
+            parts = [(one, bulk if len(split) == 1 else rows_of(bulk, indices)) for one, indices in split]
+            if not all(one.fits(len(part.names)) for one, part in parts):
+                return False
         now = time.monotonic()
         if self._rates is not None and not self._rates.try_acquire(bulk.keys[0].tenant, bulk.length * rows, now):
             return False
-        batcher.submit_columnar(bulk, done, now)
+        if len(parts) == 1:
+            parts[0][0].submit_columnar(bulk, done, now)
+        else:
+            joined = JoinedOutcomes([indices for _, indices in split or ()], done)
+            for i, (one, part) in enumerate(parts):
+                one.submit_columnar(part, joined.receiver(i), now)
         admission.rows += rows
         admission.nbytes += nbytes
         return True
@@ -246,9 +269,22 @@ class StepService:
                 reroute=partial(self._rerouter.reroute, served),
                 changed_error=partial(self._changed_error, served),
             )
-            batcher = Batcher(deps, max_batch=self._options.max_batch_size, max_wait=self._options.max_wait_s)
+            batcher = Batcher(
+                deps,
+                max_batch=self._options.max_batch_size,
+                max_wait=self._options.max_wait_s,
+                on_plan=partial(self._link, served.name),
+            )
             self._batchers[served] = batcher
+            self._link(served.name)
         return batcher
+
+    def _link(self, model: str) -> None:
+        """Let the batchers of a model find each other's streams, while streams move between its versions."""
+        batchers = [batcher for served, batcher in self._batchers.items() if served.name == model]
+        moves = self._plans.plan(model) is not None or any(batcher.served.halves is not None for batcher in batchers)
+        for batcher in batchers:
+            batcher.others = [other for other in batchers if other is not batcher] if moves else ()
 
     def _close_idle_batchers(self) -> None:
         """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one."""
@@ -257,6 +293,7 @@ class StepService:
                 batcher.close()
                 self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
+                self._link(served.name)
 
     def _requeue(self, served: ServedModel, queued: QueuedStep) -> None:
         self._batcher(served).requeue(queued.for_other_version())

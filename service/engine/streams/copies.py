@@ -9,7 +9,7 @@ import numpy as np
 
 from service.engine.protocol.decide import StepIntent
 from service.engine.streams.resets import replay_position
-from service.engine.streams.sources import StateSources, no_stream
+from service.engine.streams.sources import StateSources, no_stream, responding_half
 from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import state_changed, stream_exists, wrong_state_size
 from service.models.registry import ServedModel
@@ -225,7 +225,7 @@ class StreamCopies:
 
     async def _state(self, model: str, record: Record, version: int | None) -> StreamState:
         models = self._deps.models
-        served = await models.find(model, record.fingerprint)
+        served, record = await responding_half(models, model, record)
         requested = None if version is None else models.get(model, version)
         if served is None or (requested is not None and requested.fingerprint != record.fingerprint):
             raise models.changed_error(
@@ -238,7 +238,7 @@ class StreamCopies:
 
     async def _status(self, model: str, name: str, snapshot: StoredSnapshot) -> SnapshotStatus:
         record = snapshot.record
-        served = await self._deps.models.find(model, record.fingerprint)
+        served, _ = await responding_half(self._deps.models, model, record)
         version = None if served is None else served.version
         return SnapshotStatus(name, version, record.step, record.history_hash, snapshot.taken_ms)
 

@@ -141,13 +141,14 @@ class Savepoints:
     async def _checked(self, model: str, raw: bytes) -> Record:
         """Decode a record, and check that a version of the model which can be loaded here has written it."""
         record = decode(raw)
-        served = await self._deps.models.find(model, record.fingerprint)
+        served = await self._deps.models.find(model, record.fingerprint, record.state)
         if served is None:
             raise self._deps.models.changed_error(model, record.fingerprint)
         if len(record.state) != served.step_model.state_bytes:
             raise wrong_state_size(len(record.state), served.step_model.state_bytes)
-        # A new epoch: idempotency entries of what was applied after the record was saved must not replay.
-        return replace(record, epoch=secrets.randbits(64))
+        # A new epoch: idempotency entries of what was applied after the record was saved must not replay. Revisions of
+        # releases may be those of another store.
+        return replace(record, epoch=secrets.randbits(64), moved=0)
 
     async def _commit_rows(
         self, rows: Sequence[tuple[StreamKey, Record]], deadline: float, *, overwrite: bool

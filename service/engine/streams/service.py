@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from service.engine.packing import finite_rows, last_prediction
 from service.engine.streams.copies import StreamCopies
+from service.engine.streams.moves import StreamMoves
 from service.engine.streams.resets import ReplacedPosition, replace_state
 from service.engine.streams.savepoints import Savepoints
-from service.engine.streams.sources import NewState, StateSources, no_stream
+from service.engine.streams.sources import NewState, StateSources, no_stream, responding_half
 from service.errors import ServiceError
 from service.store import keys
 from service.store.listing import count_by_tenant, page
@@ -20,6 +21,7 @@ from service.types import ImportedState, StreamKey, StreamList, StreamStatus
 
 if TYPE_CHECKING:
     from service.engine.streams.transaction import StreamOpDeps
+    from service.engine.trials.plans import ReleasePlans
     from service.models.registry import ServedModel
     from service.store.snapshots import SnapshotStore
 
@@ -30,19 +32,22 @@ class StreamService:
     Attributes:
         copies: Forks streams, creates snapshots, exports states.
         savepoints: Exports and imports the records of many streams.
+        moves: Moves streams to other versions.
     """
 
-    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore) -> None:
+    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
         """Create the service.
 
         Args:
             deps: Store, models, admission and quota.
             snapshots: Stores snapshots.
+            plans: Where streams move by a release.
         """
         self._deps = deps
         self._sources = StateSources(deps.store, deps.models, snapshots)
         self.copies = StreamCopies(deps, snapshots, self._sources)
         self.savepoints = Savepoints(deps)
+        self.moves = StreamMoves(deps, plans, self._sources)
 
     # ---------------------------------------------------------------- reading
 
@@ -58,7 +63,7 @@ class StreamService:
         if raw is None:
             raise no_stream(key)
         record = decode(raw)
-        served = await models.find(key.model, record.fingerprint)
+        served, _ = await responding_half(models, key.model, record)
         return StreamStatus(
             key,
             None if served is None else served.version,

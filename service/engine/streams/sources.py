@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from service.engine.packing import prediction_bytes
-from service.errors import ServiceError
+from service.errors import ServiceError, wrong_state_size
+from service.models.paired import PAIR_BYTES
 from service.models.registry import ModelRegistry, ServedModel
+from service.releases.moves import Standing
 from service.store import keys
 from service.store.record import HAD_KEY, Kind, Record, SourcePosition, blake2b_128, decode, extend_history
 from service.store.snapshots import SnapshotStore, StoredSnapshot
@@ -28,6 +30,7 @@ class NewState:
         outputs: The last stored prediction before that state, packed; empty: none.
         source_digest: Digest of the source state, mixed into the history hash if `op_id` does not identify it; else
             empty.
+        moved: The field `moved` of the record.
     """
 
     kind: Kind
@@ -36,6 +39,7 @@ class NewState:
     state: bytes
     outputs: bytes = b""
     source_digest: bytes = b""
+    moved: int = 0
 
     def record(
         self,
@@ -71,7 +75,26 @@ class NewState:
             outputs=self.outputs,
             state=self.state,
             sources=sources,
+            moved=self.moved,
         )
+
+
+async def responding_half(models: ModelRegistry, model: str, record: Record) -> tuple[ServedModel | None, Record]:
+    """Return the version that responded last to a stream, None if it cannot be loaded, and the stream's record of it.
+
+    Args:
+        models: The loaded models.
+        model: The model's name.
+        record: The stream's record; that of a pair is returned as the record of one of its halves.
+    """
+    served, pair = await models.find(model, record.fingerprint, record.state), Standing.of(record).pair
+    if served is None or served.halves is None or pair is None:
+        return served, record
+    if len(record.state) != served.step_model.state_bytes:
+        raise wrong_state_size(len(record.state), served.step_model.state_bytes)
+    split = served.halves[0].step_model.state_bytes
+    state = record.state[split:-PAIR_BYTES] if pair.responded else record.state[:split]
+    return served.halves[pair.responded], replace(record, fingerprint=pair.responding, state=state)
 
 
 class StateSources:
@@ -97,7 +120,9 @@ class StateSources:
         [raw] = await self._store.load([keys.record_key(*key)], deadline=deadline)
         if raw is None:
             raise no_stream(key)
-        return decode(raw)
+        record = decode(raw)
+        self._models.pairs.announce_record(key.model, record.fingerprint, record.state)
+        return record
 
     async def from_snapshot(
         self, key: StreamKey, snapshot_name: str, *, deadline: float, renew_ttl: bool = True
@@ -122,6 +147,7 @@ class StateSources:
                 f"Stream {key.stream!r} has no snapshot {snapshot_name[:100]!a}.",
                 fix="GET its `snapshots` lists them.",
             )
+        self._models.pairs.announce_record(key.model, snapshot.record.fingerprint, snapshot.record.state)
         if renew_ttl:
             await self._models.keep(key.model, snapshot.record.fingerprint, deadline)
         return snapshot
@@ -138,17 +164,20 @@ class StateSources:
         Raises:
             ServiceError: `model_not_found`, or `model_changed`: that version has other states.
         """
-        fingerprint, outputs = record.fingerprint, await self.last_prediction(model, record)
+        outputs, moved = await self.last_prediction(model, record), record.moved
+        fingerprint, state = record.fingerprint, record.state
         if version is not None:
-            target = self._models.get(model, version)
+            target, moved = self._models.get(model, version), 0
+            writer, half = await responding_half(self._models, model, record)
+            fingerprint, state = half.fingerprint, half.state
             if target.fingerprint != fingerprint:
-                _check_same_states(self._models.by_fingerprint(model, fingerprint), target, record)
+                _check_same_states(writer, target, half)
                 fingerprint, outputs = target.fingerprint, b""  # another version may have other outputs
-        return NewState(kind, record.step, fingerprint, record.state, outputs, source_digest=record.history_hash)
+        return NewState(kind, record.step, fingerprint, state, outputs, source_digest=record.history_hash, moved=moved)
 
     async def last_prediction(self, model: str, record: Record) -> bytes:
         """Return the bytes of the last prediction in a record; empty if it has none."""
-        served = await self._models.find(model, record.fingerprint)
+        served = await self._models.find(model, record.fingerprint, record.state)
         size = 0 if served is None else prediction_bytes(served.manifest.answered)
         return record.outputs[-size:] if 0 < size <= len(record.outputs) else b""
 

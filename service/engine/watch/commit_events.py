@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -32,6 +32,18 @@ class PackedTensor(msgspec.Struct, array_like=True, frozen=True):
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
 
+class Candidate(NamedTuple):
+    """What the candidate of a release computed for one stream.
+
+    Attributes:
+        version: Its version.
+        outputs: Its predictions, `(T', *row)` by name.
+    """
+
+    version: int
+    outputs: Mapping[str, Array]
+
+
 class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
     """The event of a committed step or chunk.
 
@@ -44,6 +56,8 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
         state_id: State id after it, 16 bytes.
         outputs: The requested predictions: of a step `(*row)`, of a chunk `(T', *row)`, or none.
         inputs: Of a step `(*row)`, of a chunk `(T, *row)`.
+        version: The model version that responded; 0: not known.
+        candidate: If a release is tried on the stream, the candidate's version and predictions, like `outputs`.
     """
 
     tenant: str
@@ -54,10 +68,19 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
     state_id: bytes
     outputs: dict[str, PackedTensor]
     inputs: dict[str, PackedTensor]
+    version: int = 0
+    candidate: tuple[int, dict[str, PackedTensor]] | None = None
 
     @classmethod
-    def of(
-        cls, timestep: Timestep, inputs: Sequence[TensorSpec], outputs: Mapping[str, Array], step: int, state_id: bytes
+    def of(  # noqa: PLR0917 - the parts of an event
+        cls,
+        timestep: Timestep,
+        inputs: Sequence[TensorSpec],
+        outputs: Mapping[str, Array],
+        step: int,
+        state_id: bytes,
+        version: int,
+        candidate: Candidate | None = None,
     ) -> Self:
         """Return the event of one commit.
 
@@ -67,6 +90,8 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
             outputs: The returned predictions, `(T', *row)` per output.
             step: The stream's step after it.
             state_id: The stream's state id after it.
+            version: The model version that responded.
+            candidate: What the candidate of a release computed, if one is tried on the stream.
         """
         tenant, model, stream = timestep.key
         single = timestep.length == 1
@@ -78,6 +103,13 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
                 spec.name: PackedTensor(spec.dtype, (*time, *spec.row_shape), data)
                 for spec, data in zip(inputs, timestep.inputs, strict=True)
             },
+            version,
+            None
+            if candidate is None
+            else (
+                candidate.version,
+                {name: PackedTensor.of(array[0] if single else array) for name, array in candidate.outputs.items()},
+            ),
         )
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from model_export.manifest import Array, TensorSpec
-from service.engine.watch.commit_events import CommitEvent
+from service.engine.watch.commit_events import Candidate, CommitEvent
 from service.store import keys
 from service.store.commits import Notification
 from service.types import StreamKey, Timestep
@@ -92,13 +92,15 @@ class InterestTable:
             self.publish_all or model in self._interests or self._log_lengths.get(model, self._default_log_length) > 0
         )
 
-    def notifications_for(
+    def notifications_for(  # noqa: PLR0917 - the columns of a batch
         self,
         timesteps: Sequence[Timestep],
         inputs: Sequence[TensorSpec],
         outputs: Mapping[str, Array],
         steps: Sequence[int],
         state_ids: Sequence[bytes],
+        versions: Sequence[int],
+        candidates: Sequence[Candidate | None] = (),
     ) -> list[Notification]:
         """Return the notifications of the commits of a batch; the store publishes those of applied commits.
 
@@ -108,6 +110,8 @@ class InterestTable:
             outputs: The returned predictions, `(rows, T', *row)` per output.
             steps: Each stream's step after its commit.
             state_ids: Each stream's state id after its commit.
+            versions: The model version that responded to each.
+            candidates: What the candidate of a release computed for each; empty: there is none.
         """
         model = timesteps[0].key.model
         interest = self._interests.get(model)
@@ -118,7 +122,10 @@ class InterestTable:
             is_wanted = self.publish_all or (interest is not None and interest.covers(key))
             if is_wanted or log_length:
                 own = {name: array[row] for name, array in outputs.items()}
-                event = CommitEvent.of(timestep, inputs, own, steps[row], state_ids[row]).encode()
+                event = CommitEvent.of(
+                    timestep, inputs, own, steps[row], state_ids[row], versions[row],
+                    candidates[row] if candidates else None,
+                ).encode()  # fmt: skip
                 topic = topic_for(key.tenant, model) if is_wanted else ""
                 log = keys.event_log_key(keys.record_key(*key)) if log_length else None
                 notifications.append(Notification(row, event, topic, log, log_length))

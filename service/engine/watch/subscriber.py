@@ -83,23 +83,31 @@ class Subscriber:
     Attributes:
         subscriptions: What it watches.
         inputs: Whether it receives the inputs, too.
+        candidate: Whether it receives what the candidate of a release computes, too.
         last_steps: The last step that it received, by key, of each single stream that it watches, as far as known.
         catch_ups: The streams whose event log is being read.
         closed: The worker is about to end; the queued events are the last.
     """
 
     def __init__(
-        self, subscriptions: Sequence[Subscription], *, inputs: bool, since: Mapping[StreamKey, int] | None = None
+        self,
+        subscriptions: Sequence[Subscription],
+        *,
+        inputs: bool,
+        candidate: bool = False,
+        since: Mapping[StreamKey, int] | None = None,
     ) -> None:
         """Create it with an empty queue.
 
         Args:
             subscriptions: What it watches.
             inputs: Whether it receives the inputs, too.
+            candidate: Whether it receives what the candidate of a release computes, too.
             since: The last step that it received, by key, of streams among its subscriptions.
         """
         self.subscriptions = subscriptions
         self.inputs = inputs
+        self.candidate = candidate
         self.last_steps = dict(since or {})
         self.catch_ups: dict[StreamKey, CatchUpBuffer] = {}
         self.closed = False

@@ -19,6 +19,7 @@ from model_export.step_model import StepModel
 from service.errors import ServiceError, StoreUnavailableError
 from service.models.artifacts.packing import ArtifactError, copy_files, files_of, pack, unpack
 from service.models.files import file_signature
+from service.models.paired import PairedModel
 
 _log = logging.getLogger(__name__)
 _RETRY_S: Final = 5.0  # after an artifact could not be stored
@@ -268,7 +269,7 @@ class ArtifactKeeper:
         return KeptArtifact(name, version, fingerprint, backend=self._backend, read=read)
 
 
-def not_kept_reason(path: Path, model: StepModel, *, max_bytes: int, is_off: bool) -> str:
+def not_kept_reason(path: Path, model: StepModel | PairedModel, *, max_bytes: int, is_off: bool) -> str:
     """Return why a model's artifact is not kept; empty: it is."""
     if is_off:
         return "`artifacts` is off"

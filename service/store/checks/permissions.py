@@ -44,6 +44,8 @@ async def check_permissions(store: StateStore) -> None:
         ("HEXISTS", snapshots, "name"),
         ("HLEN", snapshots),
         ("HDEL", snapshots, "name"),
+        ("HINCRBY", snapshots, "n", 1),
+        ("HINCRBYFLOAT", snapshots, "x", 1),
         script(b"", send_source=False),
         script(b""),  # writes the record, unless the previous call did
         script(b""),  # returns DUPLICATE
@@ -71,7 +73,7 @@ async def check_permissions(store: StateStore) -> None:
         if not store.transport.is_cluster:
             _check_replies([("MGET",)], await store.transport.call(("MGET", key)))
         for primary in (await store.transport.primaries())[1]:
-            everywhere: list[Sequence[Argument]] = [("PING",), ("SCAN", 0, "MATCH", key, "COUNT", 1)]
+            everywhere: list[Sequence[Argument]] = [("PING",), ("TIME",), ("SCAN", 0, "MATCH", key, "COUNT", 1)]
             if store.waits_for_replica:
                 everywhere.append(("WAIT", 0, 1))
             if store.transport.is_cluster:

@@ -3,8 +3,9 @@
 import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
 import { Forecast } from "./forecast.js";
 import { quantile, read, since } from "./metrics.js";
-import { Operations } from "./operations.js";
+import { Dialog, Operations } from "./operations.js";
 import { lineClass, Plot } from "./plot.js";
+import { ReleaseCard } from "./release.js";
 import { areProbabilities, bytes, curlLine, mostProbable, number, percent, seriesOf, timesteps } from "./shapes.js";
 import { StreamStatus } from "./stream_status.js";
 import { StreamList, Streams } from "./streams.js";
@@ -51,7 +52,9 @@ const forecast = new Forecast({
   onRequest: refreshForecast,
   onChange: () => (page.fresh = true),
 });
-new Operations({ current: () => [page.model, chosen()], onDone: done });
+const dialog = new Dialog();
+new Operations({ dialog, current: () => [page.model, chosen()], onDone: done });
+const release = new ReleaseCard({ dialog, choose: (name) => choose(name, true), onTrial: () => page.all && watch() });
 
 // ---- state of the service ------------------------------------------------------------------------------------
 
@@ -78,6 +81,7 @@ async function refresh() {
     }),
     get("metrics").then(async (response) => showMetrics(response.ok ? read(await response.text(), model.name) : null)),
     page.refreshes++ % 5 || list(model),
+    release.refresh(),
     readStatus(),
   ]);
 }
@@ -165,6 +169,9 @@ function openModel(model, stream = null) {
   text("curl-line", curlLine(page.model, document.baseURI, hasKey()));
   text("model-facts", modelFacts(page.model));
   forecast.setModel(page.model);
+  page.all?.close();
+  page.all = null;
+  release.setModel(page.model);
   watch();
   list(page.model).catch(() => {}); // `refresh` reports a service that does not respond
 }
@@ -222,12 +229,13 @@ function done(message, changed = null) {
 /** Watch all streams of the model. */
 function watch() {
   page.all?.close();
-  page.all = new Watch({ model: page.model.name }, !page.crowded, {
+  page.all = new Watch({ model: page.model.name }, { inputs: !page.crowded, candidate: release.hasCandidate }, {
     open: () => showState("ready", "Ready"),
     lost: (wait) => showState("waiting", `Connection lost; reconnecting in ${Math.max(1, Math.round(wait))} s`),
     refused: () => askForKey(401),
     message(message) {
       recordCommit(message);
+      release.record(message);
       if (!page.crowded) addRows(message);
     },
   });
@@ -240,7 +248,8 @@ function watchChosen() {
   page.one = null;
   if (!page.crowded || !page.chosen) return;
   const on = { open() {}, lost() {}, refused() {}, message: addRows };
-  page.one = new Watch({ model: page.model.name, stream: page.chosen }, true, on);
+  const include = { inputs: true, candidate: release.hasCandidate };
+  page.one = new Watch({ model: page.model.name, stream: page.chosen }, include, on);
 }
 
 function recordCommit({ stream, step, outputs, gap }) {
@@ -250,10 +259,11 @@ function recordCommit({ stream, step, outputs, gap }) {
   page.perSecond[page.perSecond.length - 1] += page.streams.get(stream).recordCommit(step, rows);
 }
 
-function addRows({ stream, step, outputs, inputs }) {
+function addRows({ stream, step, outputs, inputs, candidate }) {
   if (!stream) return;
   const given = timesteps(inputs ?? {}, page.model.inputs);
-  page.streams.get(stream).addRows(step, given, timesteps(outputs ?? {}, page.model.outputs));
+  const [answered, tried] = [outputs, candidate?.outputs].map((one) => timesteps(one ?? {}, page.model.outputs));
+  page.streams.get(stream).addRows(step, given, answered, tried);
   if (stream === page.chosen) page.fresh = true;
 }
 
@@ -280,11 +290,19 @@ function drawStream() {
 
 function drawPlot(which, specs, rows, shares) {
   const { series, total } = seriesOf(specs);
-  plots[which].setSeries(series, shares, forecast.horizon > 0);
-  const lines = series.map(({ tensor, index }) => rows.map((row) => row[which][tensor]?.[index] ?? null));
+  const hasSecond = which === "outputs" && release.hasCandidate;
+  plots[which].setSeries(series, shares, forecast.horizon > 0, hasSecond);
+  const linesOf = (part) => series.map(({ tensor, index }) => rows.map((row) => row[part][tensor]?.[index] ?? null));
   const interval = forecast.after(rows, which, series);
-  plots[which].draw(rows.map(({ step }) => step), [rows.map(({ at }) => at), ...lines], interval);
+  const columns = [rows.map(({ at }) => at), ...linesOf(which)];
+  plots[which].draw(rows.map(({ step }) => step), columns, interval, hasSecond ? linesOf("candidate") : []);
+  if (which === "outputs") text("candidate-note", hasSecond ? candidateNote(rows) : "");
   text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
+}
+
+function candidateNote(rows) {
+  const isTried = rows.some(({ candidate }) => Object.keys(candidate).length);
+  return isTried ? `dotted: the candidate, version ${release.release.candidate}` : "";
 }
 
 function renderList() {

@@ -62,12 +62,13 @@ export class Watch {
 
   /**
    * @param {object} filter - {model, stream?}, as in the service's `watch` message
-   * @param {boolean} inputs - whether messages include the inputs
+   * @param {{inputs: boolean, candidate: boolean}} include - what messages include besides the outputs: the inputs,
+   *   and what the candidate of a release computed
    * @param {{message: Function, open: Function, lost: Function, refused: Function}} on - `lost` gets the seconds
    *   until the next connection attempt
    */
-  constructor(filter, inputs, on) {
-    this.subscription = { watch: [filter], inputs };
+  constructor(filter, include, on) {
+    this.subscription = { watch: [filter], ...include };
     this.on = on;
     this.#open();
   }

@@ -5,8 +5,8 @@ import { number } from "./shapes.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** The page's dialog: a confirmation, optionally with a name to enter. */
-class Dialog {
+/** The page's dialog: a confirmation, optionally with a name to enter. There is one in the page. */
+export class Dialog {
   #act = null;
 
   constructor() {
@@ -20,15 +20,16 @@ class Dialog {
   /**
    * Open the dialog. It closes when `act` has succeeded, and shows the error if `act` fails.
    *
-   * @param {{title: string, text: string, label?: string, name?: string, yes: string, isDestructive?: boolean,
-   *   items?: Node[], act: Function}} options - `act` gets the name
+   * @param {{title: string, text: string, label?: string, name?: string, isOptional?: boolean, yes: string,
+   *   isDestructive?: boolean, items?: Node[], act: Function}} options - `act` gets the name
    */
-  open({ title, text, label = "", name = "", yes, isDestructive = false, items = [], act }) {
+  open({ title, text, label = "", name = "", isOptional = false, yes, isDestructive = false, items = [], act }) {
     this.#act = act;
     const texts = { "ask-title": title, "ask-text": text, "ask-label": label, "ask-yes": yes, "ask-problem": "" };
     for (const [id, value] of Object.entries(texts)) $(id).textContent = value;
     $("ask-field").hidden = $("ask-name").disabled = !label;
     $("ask-name").value = name;
+    $("ask-name").required = !isOptional;
     $("ask-yes").classList.toggle("harms", isDestructive);
     $("ask-items").replaceChildren(...items);
     if (!$("ask").open) $("ask").showModal();
@@ -53,13 +54,14 @@ class Dialog {
 
 /** The buttons of the chosen stream. */
 export class Operations {
-  #dialog = new Dialog();
+  #dialog;
 
   /**
-   * @param {{current: Function, onDone: Function}} on - `current` returns the model and the stream; `onDone` gets a
-   *   message, and {stream, step} of a created or changed stream
+   * @param {{dialog: Dialog, current: Function, onDone: Function}} on - `current` returns the model and the stream;
+   *   `onDone` gets a message, and {stream, step} of a created or changed stream
    */
-  constructor({ current, onDone }) {
+  constructor({ dialog, current, onDone }) {
+    this.#dialog = dialog;
     this.onDone = onDone;
     for (const operation of ["fork", "snapshots", "reset"]) {
       $(operation).addEventListener("click", async () => {

@@ -26,11 +26,14 @@ export class Plot {
     theme.addEventListener("change", () => this.#restart());
   }
 
-  /** Replace the series: [{name}], whether they are probabilities, and whether `draw` gets a forecast. */
-  setSeries(series, shares, hasForecast = false) {
+  /**
+   * Replace the series: [{name}], whether they are probabilities, and whether `draw` gets a forecast, and a second line
+   * for each series.
+   */
+  setSeries(series, shares, hasForecast = false, hasSecond = false) {
     const same = JSON.stringify(series) === JSON.stringify(this.series);
-    if (same && shares === this.shares && hasForecast === this.hasForecast) return;
-    Object.assign(this, { shares, hasForecast, steps: [], columns: null });
+    if (same && shares === this.shares && hasForecast === this.hasForecast && hasSecond === this.hasSecond) return;
+    Object.assign(this, { shares, hasForecast, hasSecond, steps: [], columns: null });
     if (!same) Object.assign(this, { series, hidden: series.map(() => false) });
     this.#makeLegend();
     this.#restart();
@@ -42,11 +45,14 @@ export class Plot {
    * @param {number[]} steps - the step of each row; null where the line is interrupted
    * @param {Array[]} columns - the rows' positions on the time axis, then one array per series
    * @param {object} [forecast] - the forecast, as returned by `Forecast.after`
+   * @param {Array[]} [second] - the second line of each series, which is dotted
    */
-  draw(steps, columns, forecast = null) {
+  draw(steps, columns, forecast = null, second = []) {
     this.last = steps.length - 1; // the newest observed row
     [this.steps, this.columns] = forecast ? extended(steps, columns, forecast) : [steps, columns];
     if (this.hasForecast && !forecast) this.columns = [...columns, ...emptyColumns(3 * this.series.length, steps.length)];
+    const more = this.columns[0].length - steps.length;
+    this.columns = [...this.columns, ...second.map((line) => [...line, ...Array(more).fill(null)])];
     columns = this.columns;
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
@@ -93,11 +99,11 @@ export class Plot {
           },
           { ...axis, size: 46, values: labels(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
         ],
-        series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead()],
+        series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead(), ...this.#secondLines()],
         bands: this.hasForecast ? this.series.map((_, i) => this.#band(i)) : [],
         hooks: { setCursor: [(chart) => this.#showValues(chart.cursor.idx ?? this.last)] },
       },
-      this.columns ?? emptyColumns(1 + this.series.length * (this.hasForecast ? 4 : 1), 0),
+      this.columns ?? emptyColumns(1 + this.series.length * ((this.hasForecast ? 4 : 1) + this.hasSecond), 0),
       this.container,
     );
   }
@@ -108,6 +114,10 @@ export class Plot {
     const middle = this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [4, 3] }));
     const edge = middle.map(({ show }) => ({ show, width: 0, stroke: "transparent", points: { show: false } }));
     return [...middle, ...edge, ...edge.map((one) => ({ ...one }))];
+  }
+
+  #secondLines() {
+    return this.hasSecond ? this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [2, 3] })) : [];
   }
 
   #band(i) {

@@ -14,7 +14,7 @@ class Stream {
   step = 0;
   outputs = null;
   seenAt = -Infinity;
-  rows = []; // {at, step, inputs, outputs, isStored}, oldest first; `at` counts on when a reset restarts the steps
+  rows = []; // {at, step, inputs, outputs, candidate, isStored}, oldest first; `at` counts on when a reset restarts the steps
 
   constructor(name) {
     this.name = name;
@@ -42,18 +42,18 @@ class Stream {
     if (outputs) this.#push(step, {}, outputs, true);
   }
 
-  /** Keep a commit's timesteps for the charts. */
-  addRows(step, inputs, outputs) {
+  /** Keep a commit's timesteps for the charts; `candidates` are the outputs of the candidate of a release, if any. */
+  addRows(step, inputs, outputs, candidates = []) {
     const first = step - outputs.length + 1;
     if (this.rows.at(-1)?.isStored && first === this.rows.at(-1).step) this.rows.pop(); // the stored row, now received as an event
     const last = this.rows.at(-1);
     if (last && first !== last.step + 1) this.#push(null, {}, {}); // after a reset or lost messages the lines are interrupted
-    outputs.forEach((row, t) => this.#push(first + t, inputs[t] ?? {}, row));
+    outputs.forEach((row, t) => this.#push(first + t, inputs[t] ?? {}, row, false, candidates[t] ?? {}));
     if (this.rows.length > WINDOW) this.rows.splice(0, this.rows.length - WINDOW);
   }
 
-  #push(step, inputs, outputs, isStored = false) {
-    this.rows.push({ at: (this.rows.at(-1)?.at ?? 0) + 1, step, inputs, outputs, isStored });
+  #push(step, inputs, outputs, isStored = false, candidate = {}) {
+    this.rows.push({ at: (this.rows.at(-1)?.at ?? 0) + 1, step, inputs, outputs, candidate, isStored });
   }
 }
 

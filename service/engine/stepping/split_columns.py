@@ -1,0 +1,80 @@
+"""Bulk requests whose streams are stepped by several models: their columns are split, and the results are joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from msgspec.structs import replace
+
+from service.engine.stepping.columnar_batch import BulkOutcomes, StepOutcome
+from service.types import BatchOutput, BulkPrediction, BulkTimesteps, Prediction
+
+
+def rows_of(bulk: BulkTimesteps, indices: Sequence[int]) -> BulkTimesteps:
+    """Return some rows of a bulk request."""
+    rows = list(indices)
+    return replace(
+        bulk,
+        keys=[bulk.keys[i] for i in rows],
+        names=[bulk.names[i] for i in rows],
+        inputs={name: array[rows] for name, array in bulk.inputs.items()},
+        packed=[bulk.packed[i] for i in rows],
+        seqs=[bulk.seqs[i] for i in rows],
+        afters=[bulk.afters[i] for i in rows],
+        sources=[bulk.sources[i] for i in rows] if bulk.sources else (),
+    )
+
+
+class JoinedOutcomes:
+    """Collects the results of the parts of a bulk request, and calls back once when all are there."""
+
+    def __init__(self, parts: Sequence[Sequence[int]], done: Callable[[BulkOutcomes], None]) -> None:
+        """Wait for the results of the parts.
+
+        Args:
+            parts: The rows of each part, by their index in the request.
+            done: Called with the results of all rows, in the order of the request.
+        """
+        self._parts = parts
+        self._done = done
+        self._outcomes: dict[int, BulkOutcomes] = {}
+
+    def receiver(self, part: int) -> Callable[[BulkOutcomes], None]:
+        """Return the function to call with the results of a part."""
+        return partial(self._receive, part)
+
+    def _receive(self, part: int, outcomes: BulkOutcomes) -> None:
+        self._outcomes[part] = outcomes
+        if len(self._outcomes) == len(self._parts):
+            self._done(self._joined())
+
+    def _joined(self) -> BulkOutcomes:
+        n_rows = sum(map(len, self._parts))
+        columns = [one for one in self._outcomes.values() if isinstance(one, BulkPrediction)]
+        if len(columns) == len(self._parts):
+            return self._joined_columns(n_rows)
+        results: list[StepOutcome] = [None] * n_rows  # type: ignore[list-item]  # every row is in a part
+        for part, rows in enumerate(self._parts):
+            outcomes = self._outcomes[part]
+            if isinstance(outcomes, BulkPrediction):
+                output, version = outcomes.batch, outcomes.version
+                outcomes = [Prediction(output, i, version=version) for i in range(len(rows))]
+            for row, outcome in zip(rows, outcomes, strict=True):
+                results[row] = outcome
+        return results
+
+    def _joined_columns(self, n_rows: int) -> BulkPrediction:
+        """Return the results of parts that were all applied as columns."""
+        outputs = [self._outcomes[part] for part in range(len(self._parts))]
+        batches = [outcome.batch for outcome in outputs if isinstance(outcome, BulkPrediction)]
+        order = np.argsort(np.concatenate([np.asarray(rows, np.intp) for rows in self._parts]))
+        steps = [step for batch in batches for step in batch.steps]
+        state_ids = [state_id for batch in batches for state_id in batch.state_ids]
+        arrays = {name: np.concatenate([batch.arrays[name] for batch in batches])[order] for name in batches[0].arrays}
+        at = order.tolist()
+        assert len(at) == n_rows
+        joined = BatchOutput(arrays, [steps[i] for i in at], [state_ids[i] for i in at])
+        first = outputs[0]
+        return BulkPrediction(joined, first.version if isinstance(first, BulkPrediction) else 0)

@@ -1,0 +1,125 @@
+"""`Sweeper`: moves streams that sleep to where the release of their model wants them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from service.errors import ServiceError
+from service.releases.moves import Standing
+from service.releases.store import deadline
+from service.releases.sweeps import SweepProgress, read_sweep
+from service.releases.takeover import TakeOverError
+from service.store import keys
+from service.store.commits import Commit, Outcome
+from service.store.listing import records_of_model
+from service.store.record import decode
+from service.types import StreamKey
+
+if TYPE_CHECKING:
+    from service.engine.streams.transaction import StreamOpDeps
+    from service.engine.trials.plans import ReleasePlans
+    from service.releases.lookup import Releases
+
+_PAGE: Final = 500
+_LEASE_MS: Final = 15_000
+
+
+class Sweeper:
+    """Runs the sweeps that were requested; one worker of all replicas runs that of a model at a time.
+
+    A sweep changes neither step nor state id nor the newest prediction of a stream, so that `after` and retries hold.
+    """
+
+    def __init__(self, deps: StreamOpDeps, plans: ReleasePlans, releases: Releases) -> None:
+        """Create it.
+
+        Args:
+            deps: Store, models and quota.
+            plans: Where streams move by a release.
+            releases: The release documents of this worker.
+        """
+        self._deps = deps
+        self._plans = plans
+        self._releases = releases
+        self._worker = secrets.token_hex(8)
+
+    async def run(self) -> None:
+        """Run the requested sweeps that no other worker runs.
+
+        Raises:
+            ServiceError: An error of the store; the sweep goes on at the next call.
+        """
+        for model in self._releases.models():
+            sweep = await read_sweep(self._deps.store, model)
+            document = self._releases.current(model)
+            if sweep.left and document is not None and document.revision >= sweep.revision:
+                lease = ("SET", keys.sweep_lease_key(model), self._worker, "NX", "PX", _LEASE_MS)
+                if await self._deps.store.execute(deadline(), *lease) is not None:
+                    try:
+                        await self._sweep(model, sweep)
+                    finally:
+                        await self._deps.store.execute(deadline(), "DEL", keys.sweep_lease_key(model))
+
+    async def _sweep(self, model: str, sweep: SweepProgress) -> None:
+        """Move all streams of a model, page by page, until none is left that can be moved."""
+        store, loop = self._deps.store, asyncio.get_running_loop()
+        moved, position, left = sweep.moved, "start", 0
+        while position != "end":
+            started_at = loop.time()
+            position, names = await records_of_model(store.transport, model, position, count=_PAGE, deadline=deadline())
+            n_moved, n_left = await self._move(model, names)
+            moved, left = moved + n_moved, left + n_left
+            is_current = (await read_sweep(store, model)).requested_at == sweep.requested_at
+            if not is_current:
+                return  # another one was requested
+            await self._report(model, moved, max(left, 1))
+            if sweep.limit_per_s:
+                await asyncio.sleep(max(0.0, n_moved / sweep.limit_per_s - (loop.time() - started_at)))
+        await self._report(model, moved, left)
+
+    async def _report(self, model: str, moved: int, left: int) -> None:
+        store = self._deps.store
+        await store.execute(deadline(), "HSET", keys.sweep_key(model), "moved", moved, "left", left)
+        await store.execute(deadline(), "PEXPIRE", keys.sweep_lease_key(model), _LEASE_MS)
+
+    async def _move(self, model: str, names: Sequence[str]) -> tuple[int, int]:
+        """Move some streams, and return how many were moved, and how many are left because they were stepped."""
+        deps, plan = self._deps, self._plans.plan(model)
+        if plan is None or not names:
+            return 0, 0
+        commits = []
+        loaded = await deps.store.load_with_errors(names, deadline=deadline())
+        for name, raw in zip(names, loaded, strict=True):
+            try:
+                record = decode(raw) if isinstance(raw, bytes) else None
+            except ServiceError:
+                continue  # corrupt: its next step reports it
+            if record is None:
+                continue
+            standing = Standing.of(record)
+            if not (moves := plan.moves(standing, name)):
+                continue
+            try:
+                await self._ensure_loaded(model, record.fingerprint, record.state, moves[-1].place.fingerprint)
+                after = self._plans.moved(model, record, standing, moves)
+            except TakeOverError:
+                continue
+            commits.append(Commit(name, record.guard, after.encode()))
+        if not commits:
+            return 0, 0
+        # Moving a stream is no use of it: its expiry stays as it is.
+        results = await deps.store.commit(commits, deadline=deadline(), expiry_set_at=math.inf)
+        for commit in commits:
+            deps.invalidate(StreamKey(keys.tenant_of(commit.key), model, keys.stream_of(commit.key)))
+        n_left = sum(result.outcome is not Outcome.DUPLICATE for result in results.not_applied.values())
+        return len(commits) - n_left, n_left
+
+    async def _ensure_loaded(self, model: str, fingerprint: bytes, state: bytes, target: bytes) -> None:
+        models = self._deps.models
+        await models.find(model, fingerprint, state)
+        if models.pairs.halves(model, target) is None:
+            await models.keep(model, target, deadline())

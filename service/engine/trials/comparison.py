@@ -1,0 +1,204 @@
+"""`TrialComparison`: collects what a worker's paired batches show of a candidate, and adds it to the store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from model_export.manifest import Array
+from service.errors import ServiceError
+from service.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel, pair_rows
+from service.releases.counters import TrialCounts, add_counts
+
+if TYPE_CHECKING:
+    from service.engine.observer import EngineObserver
+    from service.engine.trials.plans import ReleasePlans
+    from service.models.registry import ServedModel
+    from service.releases.moves import Move
+    from service.store.state_store import StateStore
+
+_log = logging.getLogger(__name__)
+_MAX_BUFFERED = 65_536  # timesteps that wait to be compared; from there on they are compared at once
+_TIMEOUT_S = 2.0
+
+
+class Beside(NamedTuple):
+    """What a paired run returns beside its predictions.
+
+    Attributes:
+        answers: The predictions of the half that responds, `(rows, T, *row)` by output.
+        others: Those of the other half; zeros where it failed.
+        compared: Which timesteps can be compared, `(rows, T)` bool.
+        failed: Whether the candidate failed in this run, `(rows, 1)` uint8; see `paired.FAILED`.
+        warm_now: Whether the candidate has consumed the last of its `warm_steps` in this run, `(rows, 1)` bool.
+    """
+
+    answers: Mapping[str, Array]
+    others: Mapping[str, Array]
+    compared: Array
+    failed: Array
+    warm_now: Array
+
+    @property
+    def is_warm_now(self) -> Array:
+        """`warm_now`, `(rows,)` bool."""
+        column: Array = self.warm_now[:, 0]
+        return column
+
+    @classmethod
+    def split(cls, outputs: Mapping[str, Array]) -> tuple[dict[str, Array], Beside | None]:
+        """Return the predictions of a paired run, and what is beside them; None: there was no row."""
+        if COMPARED not in outputs:
+            return dict(outputs), None
+        others = {name[len(OTHER) :]: array for name, array in outputs.items() if name.startswith(OTHER)}
+        answers = {name: outputs[name] for name in others}
+        return answers, cls(answers, others, outputs[COMPARED], outputs[FAILED], outputs[WARM_NOW])
+
+    def candidate(self, *, responds: bool) -> dict[str, Array]:
+        """Return the candidate's predictions, `(rows, T, *row)`; `responds`: it responds where it can be compared."""
+        if not responds:
+            return dict(self.others)
+        where = self.compared
+        return {
+            name: np.where(where.reshape(*where.shape, *(1,) * (answers.ndim - 2)), answers, self.others[name])
+            for name, answers in self.answers.items()
+        }
+
+    def select(self, indices: Sequence[int]) -> Beside:
+        """Return some of the rows."""
+        rows = list(indices)
+        return Beside(
+            {name: array[rows] for name, array in self.answers.items()},
+            {name: array[rows] for name, array in self.others.items()},
+            self.compared[rows],
+            self.failed[rows],
+            self.warm_now[rows],
+        )
+
+
+@dataclass(slots=True)
+class _Collected:
+    counts: TrialCounts = field(default_factory=TrialCounts)
+    answers: dict[str, list[Array]] = field(default_factory=dict)
+    others: dict[str, list[Array]] = field(default_factory=dict)
+    buffered: int = 0
+
+    def compare(self) -> None:
+        """Compare what is buffered."""
+        for name, parts in self.answers.items():
+            self.counts.compare(name, np.concatenate(parts), np.concatenate(self.others[name]))
+        self.answers, self.others, self.buffered = {}, {}, 0
+
+
+class TrialComparison:
+    """Counts the committed timesteps of trials.
+
+    Args:
+        store: The store.
+        plans: The release plans of this worker.
+        observer: Counts the work.
+    """
+
+    def __init__(self, store: StateStore, plans: ReleasePlans, observer: EngineObserver) -> None:
+        self._store = store
+        self._plans = plans
+        self._observer = observer
+        self._collected: dict[tuple[str, int], _Collected] = {}
+        self._sending: dict[tuple[str, int], tuple[TrialCounts, int]] = {}
+        self._numbers: dict[tuple[str, int], int] = {}
+        self._run_s: dict[int, tuple[PairedModel, float, float]] = {}
+        self._worker = secrets.token_hex(8)
+
+    def add(self, served: ServedModel, beside: Beside, states: Array) -> None:
+        """Count the rows of a pair that were committed.
+
+        Args:
+            served: The pair.
+            beside: What its run returned.
+            states: The packed states after it, `(rows, bytes)` uint8.
+        """
+        plan, model = self._plans.plan(served.name), served.step_model
+        trial = None if plan is None else plan.document.running
+        if trial is None or not isinstance(model, PairedModel):
+            return
+        if (trial.old.fingerprint, trial.new.fingerprint) != (model.old.fingerprint, model.new.fingerprint):
+            return
+        is_of_trial = pair_rows(states)["trial"] == trial.revision
+        compared = beside.compared & is_of_trial[:, None]
+        failed = beside.failed[:, 0] * is_of_trial
+        collected = self._collected.setdefault((served.name, trial.revision), _Collected())
+        counts = collected.counts
+        if (n_failed := int(np.count_nonzero(failed))) > 0:
+            if model.mode == "shadow":
+                counts.lost += n_failed
+            else:
+                counts.fell_back += n_failed
+            counts.non_finite += int(np.count_nonzero(failed == 2))
+            self._observer.candidate_failed(served.name, n_failed, responds=model.mode == "ramp")
+        n_compared = int(np.count_nonzero(compared))
+        counts.steps += n_compared + n_failed * compared.shape[1]
+        self._count_roles(served, model, beside.compared)
+        for name, array in beside.answers.items() if n_compared else ():
+            collected.answers.setdefault(name, []).append(array[compared])
+            collected.others.setdefault(name, []).append(beside.others[name][compared])
+        collected.buffered += n_compared
+        self._count_run_s(model, counts)
+        if collected.buffered >= _MAX_BUFFERED:
+            collected.compare()
+
+    def takeover_failed(self, model: str, move: Move) -> None:
+        """Count a stream that was to take part, but whose state cannot be made; it stays out of the trial."""
+        trial = move.taken_by
+        if trial is None or trial.ended is not None:
+            return
+        counts = self._collected.setdefault((model, trial.revision), _Collected()).counts
+        if trial.mode == "shadow":
+            counts.lost += 1
+        else:
+            counts.fell_back += 1
+        self._observer.candidate_failed(model, 1, responds=trial.mode != "shadow")
+
+    def _count_roles(self, served: ServedModel, model: PairedModel, compared: Array) -> None:
+        """Count which version responded: in `ramp` the candidate, to every timestep that can be compared."""
+        assert served.halves is not None
+        old, new = (half.version for half in served.halves)
+        by_new = int(np.count_nonzero(compared)) if model.mode == "ramp" else 0
+        if by_new:
+            self._observer.paired_steps(served.name, new, old, by_new)
+        if by_old := compared.size - by_new:
+            self._observer.paired_steps(served.name, old, new, by_old)
+
+    def _count_run_s(self, model: PairedModel, counts: TrialCounts) -> None:
+        old, new = model.run_s
+        _, old_before, new_before = self._run_s.get(id(model), (model, 0.0, 0.0))
+        counts.run_s = counts.run_s[0] + old - old_before, counts.run_s[1] + new - new_before
+        self._run_s[id(model)] = model, old, new
+
+    async def flush(self) -> None:
+        """Add what was counted to the counts in the store; what cannot be added now is added at the next call."""
+        for key, collected in list(self._collected.items()):
+            if key in self._sending:
+                continue
+            collected.compare()
+            for name, output in collected.counts.outputs.items():
+                self._observer.compared(key[0], name, output.differences())
+            self._numbers[key] = self._numbers.get(key, 0) + 1
+            self._sending[key] = collected.counts, self._numbers[key]
+            del self._collected[key]
+        for key, (counts, number) in list(self._sending.items()):
+            model, trial = key
+            deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
+            try:
+                await add_counts(
+                    self._store, model, trial, counts, worker=self._worker, number=number, deadline=deadline
+                )
+            except ServiceError as exc:
+                _log.debug("The counts of a trial of %s are added later: %s", model, exc)
+                continue
+            del self._sending[key]

@@ -1,0 +1,86 @@
+"""`ReleasePlans`: the release plan of each model, and the moves of streams by it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from service.releases.moves import Move, Place, ReleasePlan, Standing
+from service.releases.takeover import TakeOver, TakeOverError, VersionNotLoadedError
+
+if TYPE_CHECKING:
+    from service.models.registry import ModelRegistry, ServedModel
+    from service.releases.lookup import Releases
+    from service.store.record import Record
+
+_log = logging.getLogger(__name__)
+
+
+class ReleasePlans:
+    """The release plans of this worker.
+
+    Attributes:
+        takeover: Computes the states of streams that move.
+    """
+
+    def __init__(self, releases: Releases, models: ModelRegistry) -> None:
+        """Create it.
+
+        Args:
+            releases: The release documents of this worker.
+            models: The loaded models.
+        """
+        self._releases = releases
+        self._models = models
+        self._plans: dict[str, ReleasePlan] = {}
+        self._logged: set[tuple[str, str]] = set()
+        self.takeover = TakeOver(models)
+
+    def plan(self, model: str) -> ReleasePlan | None:
+        """Return the plan of a model: the same object as long as nothing in it changes; None: it has no release."""
+        document = self._releases.current(model)
+        if document is None:
+            return None
+        now, plan = self._releases.now(), self._plans.get(model)
+        if plan is None or not plan.is_valid(document, now):
+            plan = self._plans[model] = ReleasePlan.at(document, now)
+        return plan
+
+    def fingerprint(self, model: str, place: Place) -> bytes:
+        """Return the fingerprint of a place; a pair can be loaded by it from then on."""
+        return self._models.pairs.announce(model, *place) if place.new else place.old
+
+    def default(self, model: str) -> bytes:
+        """Return the fingerprint of the version of new streams if there is no release."""
+        return self._models.get(model).fingerprint
+
+    def served(self, model: str, place: Place) -> ServedModel | None:
+        """Return what steps the streams of a place; None: it is not loaded here."""
+        return self._models.by_fingerprint(model, self.fingerprint(model, place))
+
+    def moved(self, model: str, record: Record, standing: Standing, moves: Sequence[Move]) -> Record:
+        """Return a stream's record after its moves, at the same position of its history.
+
+        Args:
+            model: The model's name.
+            record: The record before.
+            standing: What it shows.
+            moves: At least one.
+
+        Raises:
+            VersionNotLoadedError: A version has to be loaded first.
+            TakeOverError: They cannot be made.
+        """
+        after = moves[-1].standing
+        try:
+            state = self.takeover.state_after(model, standing, record.state, moves)
+        except VersionNotLoadedError:
+            raise
+        except TakeOverError as exc:
+            if (model, exc.problem) not in self._logged:
+                self._logged.add((model, exc.problem))
+                _log.warning("Streams of %s do not move to their new version: %s", model, exc.problem)
+            raise
+        return replace(record, state=state, fingerprint=after.place.fingerprint, moved=after.moved)

@@ -1,0 +1,348 @@
+"""`PairedModel`: two versions of a model that consume the same inputs, run as one model with the states of both.
+
+The old version runs exactly as it would run alone. Whatever the candidate does (an error, a run that is too long, NaN)
+never changes the old version's predictions or states: the row is marked as failed, and continues by the old half.
+
+A packed state row has the old version's row, the candidate's row, and 32 bytes that describe the pair (`PAIR_DTYPE`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import numpy as np
+
+from model_export.errors import ModelTimeoutError
+from model_export.manifest import Array, Manifest
+from model_export.runtime.state_packing import StateField, initial_states, pack, unpack
+from model_export.step_model import StepModel
+
+_log = logging.getLogger(__name__)
+
+PairMode = Literal["shadow", "ramp"]
+"""Which half responds: in `shadow` the old version, in `ramp` the candidate."""
+
+PAIR_DTYPE: Final = np.dtype(
+    [
+        ("magic", "S4"),
+        ("mode", "u1"),  # 0 shadow, 1 ramp
+        ("failed", "u1"),  # 1: the candidate failed, so its half is not to be used any more
+        ("responded", "u1"),  # which half responded to the newest timestep: 0 the old one, 1 the candidate
+        ("reserved", "u1"),
+        ("warm_steps", "<u4"),  # timesteps that the candidate still has to consume before it responds
+        ("trial", "<u4"),  # revision that identifies the trial
+        ("old", "V8"),  # fingerprints
+        ("new", "V8"),
+    ]
+)
+"""dtype of the last bytes of a pair's packed state row."""
+
+PAIR_BYTES: Final = PAIR_DTYPE.itemsize
+OLD, NEW, PAIR = "old.", "new.", "pair"
+"""Prefixes of the halves' state names, and the name of the state that describes the pair."""
+
+OTHER, COMPARED, FAILED, WARM_NOW = "other/", "pair/compared", "pair/failed", "pair/warm_now"
+"""What `step` and `chunk` return beside the outputs: the outputs of the half that does not respond, prefixed; which
+timesteps can be compared, bool; per row whether the candidate failed now: 1 by an error, 2 by a value that is not
+finite; and whether it has consumed the last of its `warm_steps` now."""
+
+_MAGIC: Final = b"SWP1"
+_MODES: Final[tuple[PairMode, ...]] = ("shadow", "ramp")
+
+_Outcome = tuple[dict[str, Array], dict[str, Array]]
+_Call = Callable[[StepModel, Mapping[str, Array], Mapping[str, Array]], _Outcome]
+
+
+def pair_fingerprint(old: bytes, new: bytes, mode: PairMode) -> bytes:
+    """Return the fingerprint of records that hold the states of two versions, 8 bytes."""
+    return hashlib.blake2b(b"pair\0" + old + new + mode.encode(), digest_size=8).digest()
+
+
+class PairState(NamedTuple):
+    """What a record of a pair holds beside the states of both halves.
+
+    Attributes:
+        old: Fingerprint of the old version, 8 bytes.
+        new: Fingerprint of the candidate, 8 bytes.
+        mode: Which half responds.
+        trial: Revision that identifies the trial.
+        warm_steps: Timesteps that the candidate still has to consume before it responds.
+        failed: The candidate has failed.
+        responded: The candidate responded to the newest timestep.
+    """
+
+    old: bytes
+    new: bytes
+    mode: PairMode
+    trial: int
+    warm_steps: int = 0
+    failed: bool = False
+    responded: bool = False
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The fingerprint of the record."""
+        return pair_fingerprint(self.old, self.new, self.mode)
+
+    @property
+    def responding(self) -> bytes:
+        """Fingerprint of the version that responded to the newest timestep."""
+        return self.new if self.responded else self.old
+
+    def encode(self) -> bytes:
+        """Return the last `PAIR_BYTES` of the packed state row."""
+        row = np.zeros(1, PAIR_DTYPE)
+        row[0] = (
+            _MAGIC, _MODES.index(self.mode), self.failed, self.responded, 0, self.warm_steps, self.trial,
+            np.void(self.old), np.void(self.new),
+        )  # fmt: skip
+        return row.tobytes()
+
+
+def pair_state_of(fingerprint: bytes, state: bytes) -> PairState | None:
+    """Return what a record holds beside the states of its two halves; None: it is the record of one version.
+
+    Args:
+        fingerprint: The record's fingerprint, 8 bytes.
+        state: Its packed state row.
+    """
+    if len(state) < PAIR_BYTES or not state.startswith(_MAGIC, len(state) - PAIR_BYTES):
+        return None
+    row = np.frombuffer(state, PAIR_DTYPE, offset=len(state) - PAIR_BYTES)[0]
+    if row["mode"] >= len(_MODES):
+        return None
+    pair = PairState(
+        row["old"].tobytes(),
+        row["new"].tobytes(),
+        _MODES[row["mode"]],
+        int(row["trial"]),
+        int(row["warm_steps"]),
+        bool(row["failed"]),
+        bool(row["responded"]),
+    )
+    return pair if pair.fingerprint == fingerprint else None
+
+
+def pair_rows(packed: Array) -> Array:
+    """Return what packed rows of a pair, `(rows, bytes)` uint8, hold beside the states, `(rows,)` of `PAIR_DTYPE`."""
+    return np.ascontiguousarray(packed[:, -PAIR_BYTES:]).view(PAIR_DTYPE)[:, 0]
+
+
+class PairedModel:
+    """Two step models with equal inputs and outputs; used as a `StepModel` is.
+
+    Attributes:
+        old: The old version.
+        new: The candidate.
+        mode: Which half responds.
+        manifest: That of the half that responds.
+        fields: The states of both, prefixed, and the state that describes the pair.
+        state_bytes: Bytes of one packed state row.
+        fingerprint: 8 bytes, of both fingerprints and the mode.
+        run_s: Seconds of the runs so far, of the old version and of the candidate.
+    """
+
+    def __init__(self, old: StepModel, new: StepModel, mode: PairMode) -> None:
+        """Pair two versions.
+
+        Args:
+            old: The old version.
+            new: The candidate.
+            mode: Which half responds.
+
+        Raises:
+            ValueError: Their inputs or outputs differ.
+        """
+        if (difference := tensors_differ(old.manifest, new.manifest)) is not None:
+            raise ValueError(difference)
+        self.old, self.new, self.mode = old, new, mode
+        self.manifest = (old if mode == "shadow" else new).manifest
+        self.fingerprint = pair_fingerprint(old.fingerprint, new.fingerprint, mode)
+        self.weight_files: list[Path] = []
+        self.fields = [
+            *(replace(field, name=OLD + field.name) for field in old.fields),
+            *(replace(field, name=NEW + field.name, offset=field.offset + old.state_bytes) for field in new.fields),
+            self._pair_field(old.state_bytes + new.state_bytes),
+        ]
+        self.state_bytes = old.state_bytes + new.state_bytes + PAIR_BYTES
+        self.initial_state = pack(self.fields, self.initial_states(1), 1)[0].tobytes()
+        self.run_s = [0.0, 0.0]
+        self._has_logged = False
+
+    def _pair_field(self, offset: int) -> StateField:
+        state = PairState(self.old.fingerprint, self.new.fingerprint, self.mode, 0).encode()
+        byte = np.dtype(np.uint8)
+        return StateField(PAIR, byte, byte, (PAIR_BYTES,), offset, PAIR_BYTES, np.frombuffer(state, np.uint8))
+
+    @property
+    def batched(self) -> bool:
+        """Whether both versions run rows together."""
+        return self.old.batched and self.new.batched
+
+    @property
+    def chunked(self) -> bool:
+        """Whether both versions run a chunk at once."""
+        return self.old.chunked and self.new.chunked
+
+    def step(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+        """Consume one timestep of every row; as `StepModel.step`, with what `OTHER`, `COMPARED` and `FAILED` name.
+
+        Raises:
+            ModelTimeoutError: The run of the old version was ended.
+            ModelLoadError: onnxruntime failed in the old version.
+        """
+        outputs, next_states = self._run_both(_step_as_chunk, {n: a[:, None] for n, a in inputs.items()}, states)
+        return {name: array[:, 0] for name, array in outputs.items()}, next_states
+
+    def chunk(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+        """Consume T timesteps of every row; otherwise as `step`."""
+        return self._run_both(StepModel.chunk, inputs, states)
+
+    def initial_states(self, rows: int) -> dict[str, Array]:
+        """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
+        return initial_states(self.fields, rows)
+
+    def pack(self, states: Mapping[str, Array], *, rows: int) -> Array:
+        """Pack states into rows of bytes, `(rows, state_bytes)` uint8."""
+        return pack(self.fields, states, rows)
+
+    def unpack(self, packed: Array) -> dict[str, Array]:
+        """Undo `pack`."""
+        return unpack(self.fields, packed)
+
+    def terminate(self, *, longer_than: float = 0.0) -> None:
+        """End runs of either half that take too long; each has the whole time for itself."""
+        self.old.terminate(longer_than=longer_than)
+        self.new.terminate(longer_than=longer_than)
+
+    # ---------------------------------------------------------------- running
+
+    def _run_both(self, call: _Call, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+        """Run both halves on `(rows, T, *row)` inputs."""
+        before = states[PAIR].view(PAIR_DTYPE)[:, 0]
+        old_states = {field.name: states[OLD + field.name] for field in self.old.fields}
+        new_states = {field.name: states[NEW + field.name] for field in self.new.fields}
+        started = time.perf_counter()
+        old_outputs, old_next = call(self.old, inputs, old_states)
+        middle = time.perf_counter()
+        new_outputs, new_next, failure = self._run_candidate(call, inputs, new_states, old_outputs)
+        self.run_s[0] += middle - started
+        self.run_s[1] += time.perf_counter() - middle
+        rows, length = next(iter(inputs.values())).shape[:2]
+        failed = (failure > 0) | (before["failed"] > 0)
+        if failed.any():
+            for field in self.new.fields:
+                new_next[field.name] = _chosen(failed, new_states[field.name], new_next[field.name])
+            for name, array in old_outputs.items():
+                new_outputs[name] = _chosen(failed, np.zeros_like(array), new_outputs[name])
+        warm = before["warm_steps"].astype(np.int64)
+        compared = ~failed[:, None] & (np.arange(length) >= warm[:, None])
+        outputs, others = dict(old_outputs), dict(new_outputs)
+        responded = np.zeros(rows, np.uint8)
+        if self.mode == "ramp":
+            responded = compared[:, -1].astype(np.uint8)
+            outputs, others = others, outputs
+            if not compared.all():
+                outputs = {name: _chosen(compared, outputs[name], others[name]) for name in outputs}
+                others = {name: _chosen(compared, others[name], new_outputs[name]) for name in others}
+        after = before.copy()
+        after["failed"], after["responded"] = failed, responded
+        after["warm_steps"] = np.maximum(warm - length, 0)
+        newly = np.where(before["failed"] > 0, 0, failure).astype(np.uint8)
+        beside = {OTHER + name: array for name, array in others.items()}
+        warm_now = (warm > 0) & (warm <= length)
+        beside |= {COMPARED: compared, FAILED: newly[:, None], WARM_NOW: warm_now[:, None]}
+        next_states = {OLD + name: array for name, array in old_next.items()}
+        next_states |= {NEW + name: array for name, array in new_next.items()}
+        next_states[PAIR] = after.view(np.uint8).reshape(rows, PAIR_BYTES)
+        return outputs | beside, next_states
+
+    def _run_candidate(
+        self, call: _Call, inputs: Mapping[str, Array], states: Mapping[str, Array], like: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array], Array]:
+        """Run the candidate, and return its outputs, its states, and for each row 0, or how it failed as in `FAILED`.
+
+        If it fails on a batch, each row is run alone, so that only the bad rows fail; after a run that took too long,
+        all of them have failed.
+        """
+        rows = len(next(iter(inputs.values())))
+        try:
+            outputs, next_states = call(self.new, inputs, states)
+        except ModelTimeoutError as exc:
+            self._log_once(exc)
+        except Exception as exc:  # noqa: BLE001 - whatever the candidate does, the old version responds; it is logged
+            self._log_once(exc)
+            if rows > 1:
+                parts = [
+                    self._run_candidate(call, _row(inputs, i), _row(states, i), _row(like, i)) for i in range(rows)
+                ]
+                outputs, next_states = (
+                    {name: np.concatenate([part[k][name] for part in parts]) for name in parts[0][k]} for k in (0, 1)
+                )
+                return outputs, next_states, np.concatenate([part[2] for part in parts])
+        else:
+            return outputs, dict(next_states), self._non_finite(outputs, next_states, rows)
+        return {name: np.zeros_like(array) for name, array in like.items()}, dict(states), np.ones(rows, np.uint8)
+
+    def _non_finite(self, outputs: Mapping[str, Array], states: Mapping[str, Array], rows: int) -> Array:
+        """Return 2 for each row with NaN or infinity in an output or state, as it is stored, else 0."""
+        arrays = list(outputs.values())
+        for field in self.new.fields:
+            array = states[field.name]
+            with np.errstate(over="ignore"):
+                arrays.append(array.astype(field.store_dtype, copy=False))
+        failure = np.zeros(rows, np.uint8)
+        for array in arrays:
+            if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+                failure[~finite.reshape(rows, -1).all(axis=1)] = 2
+        return failure
+
+    def _log_once(self, exc: Exception) -> None:
+        if not self._has_logged:
+            self._has_logged = True
+            _log.warning(
+                "The candidate %s failed beside %s; its streams go on without it: %s",
+                self.new.fingerprint.hex(), self.old.fingerprint.hex(), exc,
+            )  # fmt: skip
+
+
+def tensors_differ(old: Manifest, new: Manifest) -> str | None:
+    """Return in which input or output two versions differ; None: a stream can go from one to the other."""
+    for what, ours, theirs in (("input", old.inputs, new.inputs), ("output", old.answered, new.answered)):
+        mine = {spec.name: f"{spec.dtype}{list(spec.row_shape)}" for spec in ours}
+        other = {spec.name: f"{spec.dtype}{list(spec.row_shape)}" for spec in theirs}
+        for name in sorted(mine.keys() | other.keys()):
+            if mine.get(name) != other.get(name):
+                return f"{what} {name!r} is {other.get(name, 'missing')} and was {mine.get(name, 'missing')}"
+    names = [[spec.name for spec in manifest.answered] for manifest in (old, new)]
+    return None if names[0] == names[1] else f"the order of the outputs is {names[1]} and was {names[0]}"
+
+
+def same_states(old: Sequence[StateField], new: Sequence[StateField]) -> str | None:
+    """Return in which state two versions differ by name, shape or dtype; None: a state can be kept."""
+    mine = {field.name: f"{field.dtype}{list(field.shape)}" for field in old}
+    other = {field.name: f"{field.dtype}{list(field.shape)}" for field in new}
+    for name in sorted(mine.keys() | other.keys()):
+        if mine.get(name) != other.get(name):
+            return f"state {name!r} is {other.get(name, 'missing')} and was {mine.get(name, 'missing')}"
+    return None
+
+
+def _step_as_chunk(model: StepModel, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+    outputs, next_states = model.step({name: array[:, 0] for name, array in inputs.items()}, states)
+    return {name: array[:, None] for name, array in outputs.items()}, next_states
+
+
+def _chosen(where: Array, chosen: Array, otherwise: Array) -> Array:
+    """Return `chosen` where the mask over the first axes is true; arrays of `(rows, ..)`."""
+    return np.where(where.reshape(*where.shape, *(1,) * (chosen.ndim - where.ndim)), chosen, otherwise)
+
+
+def _row(arrays: Mapping[str, Array], i: int) -> dict[str, Array]:
+    return {name: array[i : i + 1] for name, array in arrays.items()}

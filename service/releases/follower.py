@@ -1,0 +1,123 @@
+"""`ReleaseFollower`: keeps this worker's release documents equal to those in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from service.background import run_forever
+from service.errors import ServiceError
+from service.models.registry import ModelRegistry
+from service.releases.document import ReleaseDocument
+from service.releases.lookup import Releases
+from service.releases.store import TOPIC, ReleaseStore
+from service.store.pubsub import StorePubSub
+
+_log = logging.getLogger(__name__)
+_EVERY_S: Final = 1.0
+
+
+class ReleaseFollower:
+    """Reads the documents of all models when one is announced, and each second in case an announcement was missed."""
+
+    def __init__(self, store: ReleaseStore, releases: Releases, models: ModelRegistry, pubsub: StorePubSub) -> None:
+        """Create it; `refresh` reads the documents, `follow` keeps them current.
+
+        Args:
+            store: The documents in the store.
+            releases: The documents of this worker.
+            models: The models, whose current versions are set.
+            pubsub: Receives announcements; used by this follower alone.
+        """
+        self._store = store
+        self._releases = releases
+        self._models = models
+        self._pubsub = pubsub
+        self._announced = asyncio.Event()
+        self._logged: dict[str, str] = {}  # by model, the problem that was logged
+
+    async def refresh(self) -> None:
+        """Read every model's document and the store's clock, and set the current versions.
+
+        Raises:
+            StoreUnavailableError: No reply; the documents stay as they are.
+        """
+        names = self._models.names()
+        self._releases.set_store_time(await self._store.time())
+        for model, stored in zip(names, await self._store.read_all(names), strict=True):
+            if isinstance(stored, ServiceError):
+                self._log_once(model, f"The release of model {model} cannot be read, the one before stays: {stored}")
+            else:
+                await self.apply(model, stored.document)
+
+    async def apply(self, model: str, document: ReleaseDocument | None) -> None:
+        """Make a document the one of this worker; None: the store has none."""
+        if self._releases.put(model, document):
+            if document is None:
+                _log.warning("The store has no release of model %s any more: its highest version is current", model)
+            else:
+                _log.info("Model %s has release revision %d: %s", model, document.revision, _summary(document))
+        await self._set_current(model, document)
+
+    async def follow(self) -> None:
+        """Follow the documents until cancelled."""
+        await self._pubsub.start(self)
+        await self._pubsub.subscribe([TOPIC])
+        try:
+            await run_forever(self._refresh_when_due, every_s=0.0, name="Following the releases")
+        finally:
+            await self._pubsub.close()
+
+    async def _refresh_when_due(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EVERY_S):
+                await self._announced.wait()
+        self._announced.clear()
+        await self.refresh()
+
+    async def _set_current(self, model: str, document: ReleaseDocument | None) -> None:
+        if document is None:
+            self._models.set_current(model, None)
+            return
+        served = await self._models.find(model, document.current.fingerprint)
+        if served is not None:
+            self._models.set_current(model, served)
+            self._logged.pop(model, None)
+            return
+        self._log_once(
+            model,
+            f"Version {document.current.number} of model {model}, current by its release, cannot be loaded here: "
+            f"{self._models.why_missing(model, document.current.fingerprint)}. New streams start on the highest "
+            "version here. Put the same file into this replica's models folder.",
+        )
+
+    def _log_once(self, model: str, problem: str) -> None:
+        if self._logged.get(model) != problem:
+            self._logged[model] = problem
+            _log.error("%s", problem)
+
+    # ---------------------------------------------------------------- called by `StorePubSub`
+
+    def on_message(self, _topic: str, _message: bytes) -> None:
+        """Handle the announcement of a document."""
+        self._announced.set()
+
+    def on_disconnect(self) -> None:
+        """Handle the loss of the connection: documents are read each second anyway."""
+
+    def on_reconnect(self) -> None:
+        """Handle a new connection: an announcement may have been missed."""
+        self._announced.set()
+
+
+def _summary(document: ReleaseDocument) -> str:
+    trial = document.trial
+    current = f"version {document.current.number} is current"
+    if trial is None:
+        return current
+    if trial.ended is None:
+        return f"{current}, version {trial.new.number} is the candidate ({trial.mode})"
+    why = f": {trial.ended.why}" if trial.ended.why else ""
+    return f"{current}, version {trial.new.number} was {trial.ended.how}{why}"

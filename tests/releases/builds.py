@@ -1,0 +1,106 @@
+"""Versions of one model over int64 `x` and `y` of shape `[1]`, that fail, count or keep their state differently."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model_export.manifest import Manifest
+from tests.graphs import Built, _s, _t, graph_from_text, manifest_of
+
+
+def adder() -> Built:
+    """A running sum: `s' = s + x`, `y = s'`."""
+    return _sum("total = Add (s, x)")
+
+
+def raising_at(size: int) -> Built:
+    """A running sum that onnxruntime cannot compute for `x` of `size` or more: an index that is out of range."""
+    return _sum("taken = Gather (numbers, x)\n total = Add (s, taken)", {"numbers": np.arange(size, dtype=np.int64)})
+
+
+def hanging() -> Built:
+    """A running sum that runs a loop of `x` turns, the largest `x` of the batch: it does not end for 10**12."""
+    return _sum("""longest = ReduceMax <keepdims = 0> (x)
+            zero = Constant <value = int64 {0}> ()
+            turns = Max (longest, zero)
+            yes = Constant <value = bool {1}> ()
+            last = Loop <body = turn (int64 i, bool go_on, int64 v) => (bool still, int64 v_next) {
+                still = Identity (go_on)
+                v_next = Mul (i, v)
+            }> (turns, yes, zero)
+            plus = Add (s, x)
+            total = Add (plus, last)""")
+
+
+def seen() -> Built:
+    """Counts the timesteps that its own state has seen: `n' = n + 1`, `y = n'`."""
+    graph = graph_from_text("""
+        seen (int64[B,1] x, int64[B,1] n) => (int64[B,1] y, int64[B,1] n_next) {
+            one = Constant <value = int64[1] {1}> ()
+            nothing = Sub (x, x)
+            more = Add (n, one)
+            n_next = Add (more, nothing)
+            y = Identity (n_next)
+        }""")
+    return graph, _manifest("n", 1)
+
+
+def wide_fold(factor: int) -> Built:
+    """`tests.graphs.fold` with a state of two numbers, the second of which counts timesteps."""
+    graph = graph_from_text(f"""
+        wide_fold (int64[B,1] x, int64[B,2] g) => (int64[B,1] y, int64[B,2] g_next) {{
+            factor = Constant <value = int64[1] {{{factor}}}> ()
+            one = Constant <value = int64[1] {{1}}> ()
+            h, n = Split <axis = 1> (g)
+            scaled = Mul (h, factor)
+            plus = Add (scaled, x)
+            y = Add (plus, one)
+            more = Add (n, one)
+            g_next = Concat <axis = 1> (y, more)
+        }}""")
+    return graph, _manifest("g", 2)
+
+
+def widening() -> bytes:
+    """The translation of `fold`'s state to that of `wide_fold`."""
+    return graph_from_text("""
+        widening (int64[B,1] h) => (int64[B,2] g) {
+            none = Sub (h, h)
+            g = Concat <axis = 1> (h, none)
+        }""")
+
+
+def widening_below(limit: int) -> bytes:
+    """`widening`, which onnxruntime cannot compute for a state of `limit` or more: an index that is out of range."""
+    numbers = {"numbers": np.arange(limit, dtype=np.int64)}
+    return graph_from_text(
+        """
+        widening (int64[B,1] h) => (int64[B,2] g) {
+            none = Sub (h, h)
+            same = Gather (numbers, h)
+            g = Concat <axis = 1> (same, none)
+        }""",
+        numbers,
+    )
+
+
+def _sum(body: str, weights: dict[str, np.ndarray] | None = None) -> Built:
+    graph = graph_from_text(
+        f"""
+        adder (int64[B,1] x, int64[B,1] s) => (int64[B,1] y, int64[B,1] s_next) {{
+            {body}
+            s_next = Identity (total)
+            y = Identity (total)
+        }}""",
+        weights,
+    )
+    return graph, _manifest("s", 1)
+
+
+def _manifest(state: str, size: int) -> Manifest:
+    return manifest_of(
+        name="fold",
+        inputs=[_t("x", "int64", [1])],
+        states=[_s(state, f"{state}_next", "int64", [size])],
+        outputs=[_t("y", "int64", [1])],
+    )

@@ -1,0 +1,72 @@
+"""Replicas that know different documents, or have different files."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from tests.api.running import running_service
+from tests.graphs import fold, write_model
+from tests.releases.fleet import MODEL, NEW_FACTOR, OLD_FACTOR, Fleet, folded, two_folds
+from tests.servers import Server
+
+
+def test_a_replica_that_knows_no_release_steps_a_pair_as_a_pair(redis_server: Server, tmp_path: Path) -> None:
+    """R2: it builds the pair from the record, and never undoes what another replica has done."""
+    with two_folds(redis_server.url, tmp_path) as releases:
+        first = releases.step("s", [0])
+        releases.put(candidate=2, mode="ramp", percent=100)
+        answers = [releases.replicas[0].step(MODEL, "s", [x]).json() for x in (1, 2)]
+        documents = releases.replicas[1].app.state.context.engine.releases
+
+        async def forget() -> None:
+            documents.put(MODEL, None)
+
+        for x in (3, 4):
+            releases.replicas[1].run_in_loop(forget)
+            answers.append(releases.replicas[1].step(MODEL, "s", [x]).json())
+        releases.end("abort")
+        answers.append(releases.step("s", [5]))
+
+    old = folded(range(6))
+    new = folded(range(1, 5), start=old[0], factor=NEW_FACTOR)
+    assert first["outputs"]["y"] == old[:1]
+    assert [answer["outputs"]["y"][0] for answer in answers] == [*new, old[5]]
+
+
+def test_a_replica_without_the_candidates_file_loads_its_artifact(redis_server: Server, tmp_path: Path) -> None:
+    """R8: versions are compared by fingerprint."""
+    write_model(tmp_path / "both", MODEL, lambda: fold(OLD_FACTOR), version=1)
+    write_model(tmp_path / "both", MODEL, lambda: fold(NEW_FACTOR), version=2)
+    write_model(tmp_path / "old", MODEL, lambda: fold(OLD_FACTOR), version=1)
+    with contextlib.ExitStack() as stack:
+        both, old = (stack.enter_context(running_service(redis_server.url, tmp_path / one)) for one in ("both", "old"))
+        releases = Fleet([both, old])
+        for body in ({"current": 1}, {"candidate": 2, "mode": "ramp", "percent": 100}):
+            both.http.put(f"/v1/models/{MODEL}/release", json=body).raise_for_status()
+        document = both.http.get(f"/v1/models/{MODEL}/release").json()
+        releases.wait_for(document["revision"])
+        answers = [old.step(MODEL, "s", [x]).json() for x in (1, 2)]
+        both.http.post(f"/v1/models/{MODEL}/release/promote").raise_for_status()
+        releases.wait_for(document["revision"] + 1)
+        answers += [old.step(MODEL, "s", [x]).json() for x in (3, 4)]
+        answers.append(old.step(MODEL, "new", [1]).json())
+
+    assert [answer["outputs"]["y"][0] for answer in answers[:4]] == folded([1, 2, 3, 4], factor=NEW_FACTOR)
+    assert answers[4]["outputs"]["y"] == folded([1], factor=NEW_FACTOR)
+
+
+def test_a_stream_moves_although_the_old_versions_file_is_gone(redis_server: Server, tmp_path: Path) -> None:
+    with two_folds(redis_server.url, tmp_path / "first") as releases:
+        first = releases.step("s", [0])
+        releases.put(candidate=2, mode="shadow", percent=0)
+        releases.end("promote")
+        shutil.copytree(tmp_path / "first" / MODEL / "2", tmp_path / "second" / MODEL / "2")
+    with running_service(redis_server.url, tmp_path / "second") as service:
+        answers = [service.step(MODEL, "s", [x]).json() for x in (1, 2)]
+
+    assert [answer["outputs"]["y"][0] for answer in answers] == folded(
+        [1, 2], start=first["outputs"]["y"][0], factor=NEW_FACTOR
+    )
+    assert [answer.get("version") for answer in answers] == [2, None]
