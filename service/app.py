@@ -179,6 +179,7 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
             connections=lambda: len(context.connections),
+            store_reachable=lambda: engine.store_reachable,
             store_safe=lambda: not context.safety.reasons,
             store_used_bytes=lambda: 0 if context.safety.info is None else context.safety.info.used_memory,
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,

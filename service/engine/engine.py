@@ -33,6 +33,7 @@ class Engine:
         watch: The watchers of this worker.
         admission: Accepts or rejects requests; rejects all while a drain is in progress.
         store: Loads and commits records.
+        store_reachable: Whether the store replied to the last readiness check.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Engine:
         interests = InterestTable(options.history)
         self.models = models
         self.store = store
+        self.store_reachable = False
         self.watch = WatchHub(interests, store, StorePubSub(store.transport))
         self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
         self.steps = StepService(store, models, self.admission, observer, interests, quota=quota, options=options)
@@ -79,6 +81,9 @@ class Engine:
             await self.store.ping(timeout=_READY_PING_S)
         except ServiceError as exc:
             problems.append(exc.problem)
+            self.store_reachable = False
+        else:
+            self.store_reachable = True
         return problems
 
     async def drain(self, timeout: float) -> None:

@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
 REPOSITORY = Path(__file__).parents[2]
-CONTAINERS = ("proxy", "service", "redis", "export")
+CONTAINERS = ("proxy", "service", "redis", "export", "prometheus", "alertmanager", "grafana")
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 COMPOSE_TEXT = (REPOSITORY / "docker-compose.yml").read_text()
@@ -64,10 +64,21 @@ def test_our_images_run_as_an_unprivileged_user() -> None:
     assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001:10001", "10001:10001"]
 
 
-def test_only_the_proxy_is_published_and_only_on_loopback() -> None:
+def test_what_is_published_is_on_loopback() -> None:
     published = {name: each["ports"] for name, each in COMPOSE["services"].items() if "ports" in each}
 
-    assert published == {"proxy": ["127.0.0.1:8000:8080"]}
+    assert published == {
+        "proxy": ["127.0.0.1:8000:8080"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "alertmanager": ["127.0.0.1:9093:9093"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+def test_only_the_proxy_is_published_without_a_profile() -> None:
+    started = {name: each for name, each in COMPOSE["services"].items() if "profiles" not in each}
+
+    assert [name for name, each in started.items() if "ports" in each] == ["proxy"]
 
 
 def test_only_the_service_reaches_redis() -> None:
