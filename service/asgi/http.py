@@ -25,13 +25,16 @@ from service.requests.api_keys import Scope as KeyScope
 from service.requests.audit import Action
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
+from service.requests.handlers import RequestHandler, run
 from service.requests.hot_routes import KEY_LIMIT
 from service.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
 from service.requests.request_ids import RESPONSE_HEADER, log_fields, request_id_of
+from service.requests.traced import DeclaredRoute, submit_traced
 from service.types import StreamKey
 
 _log = logging.getLogger(__name__)
 _DRAIN_S = 1.0
+_REQUEST_ID = "stepwell.request_id"  # in the scope of a request that may be traced
 
 
 class RawResponse(Response):
@@ -79,6 +82,11 @@ class RawRoute(APIRoute):
     """
 
     @property
+    def error_format(self) -> ErrorFormat:
+        """Status and body of its errors."""
+        return error_format_of(self.path)
+
+    @property
     def name_for_metrics(self) -> str:
         """Method and path, with the names of the path's parameters."""
         return f"{' '.join(sorted(self.methods or ()))} {self.path}"
@@ -86,7 +94,7 @@ class RawRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return a wrapper of the endpoint that turns errors into problems and counts every response."""
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        error_format, name = error_format_of(self.path), self.name_for_metrics
+        error_format, name = self.error_format, self.name_for_metrics
 
         async def handle(request: Request) -> Response:
             context: AppContext = request.app.state.context
@@ -122,12 +130,29 @@ async def run_with_problems(
         context.metrics.refusal(exc.code)
         response = problem_response(exc, error_format)
     except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
-        fields = log_fields(request_id_of(request.scope["headers"]))
+        fields = log_fields(request.scope.get(_REQUEST_ID) or request_id_of(request.scope["headers"]))
         _log.error("A request failed: %s %a", request.method, request.scope["path"], exc_info=exc, extra=fields)
         context.metrics.refusal("internal")
         response = problem_response(internal_error(), error_format)
     context.metrics.request(error_format.transport, response.status_code, route)
     return with_request_id(response, request.scope)
+
+
+async def run_handler(handler: RequestHandler, body: bytes, request: Request, context: AppContext) -> bytes:
+    """Submit a request, trace it if it is sampled, and return its response body.
+
+    Raises:
+        ServiceError: As for `run`.
+    """
+    if (tracer := context.tracer) is None:
+        return await run(lambda done: handler.submit(body, done), handler)
+    request_id = tracer.sample(request_id_of(request.scope["headers"], tracer))
+    request.scope[_REQUEST_ID] = request_id
+    declared: RawRoute = request.scope["route"]
+    route = DeclaredRoute(declared.name_for_metrics, declared.error_format)
+    return await run(
+        lambda done: submit_traced(tracer, handler, body, done, request_id=request_id, route=route), handler
+    )
 
 
 def with_request_id(response: Response, scope: Scope) -> Response:

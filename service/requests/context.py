@@ -20,6 +20,7 @@ from service.store.checks.safety import SafetyMonitor
 
 if TYPE_CHECKING:
     from service.settings import Settings
+    from service.tracing.tracer import Tracer
 
 
 # Steps are counted by their timesteps, in the engine; requests for metrics are never limited.
@@ -37,6 +38,7 @@ class AppContext:
         engine: Applies timesteps; set while the application runs.
         reloads: Reloads the models in every worker of every replica; set while the application runs.
         safety: Checks that the store's settings are safe; set while the application runs.
+        tracer: Traces requests; None: none is traced.
         connections: The open connections of this process, those of WebSockets included.
         websockets: Number of open WebSockets of this process.
         websockets_of: The same by tenant.
@@ -44,7 +46,7 @@ class AppContext:
         draining: This process is about to end: it is not ready, and responses close their connections.
     """
 
-    def __init__(self, settings: Settings, keys: ApiKeys, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, keys: ApiKeys, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self.settings = settings
         self.api_keys = keys
         self.metrics = metrics
@@ -53,6 +55,7 @@ class AppContext:
         self.engine: Engine
         self.reloads: ModelReloads
         self.safety: SafetyMonitor
+        self.tracer = tracer
         self.connections: Collection[object] = ()
         self.websockets = 0
         self.websockets_of: Counter[str] = Counter()

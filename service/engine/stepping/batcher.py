@@ -56,6 +56,7 @@ class Batcher:
         self.timestep_bytes = served.timestep_bytes
         self.cache = deps.cache
         self._op_ids = OpIdHasher(served.manifest)
+        self._observer = deps.observer
         self._runner = deps.runner
         self._pipeline = BatchPipeline(deps)
         self._columnar = ColumnarPipeline(deps)
@@ -273,9 +274,11 @@ class Batcher:
 
     async def _process(self, batch: Sequence[QueuedStep], number: int) -> None:
         columnar = batch if isinstance(batch, ColumnarBatch) else None
+        self._observer.batch_started(self.served.name, len(batch))
         try:
             await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
         finally:
+            self._observer.batch_ended()
             self._processed += len(batch)
             self._queue.release(map(_NAME, batch) if columnar is None else columnar.names)
             del self._tasks[number]
