@@ -138,6 +138,13 @@ DASHBOARD: Final[dict[str, tuple[Panel, ...]]] = {
         ),
         Panel("Open files", "none", {"{{instance}}": _total("process_open_fds", "instance", where=_PROCESS)}),
         Panel(
+            "Changes of models",
+            "none",
+            {
+                "{{change}}": f"sum by (change) (increase(stepwell_model_changes_total{{{_HERE}}}[$__rate_interval]))",
+            },
+        ),
+        Panel(
             "Time since the start",
             "s",
             {"{{instance}}": f"time() - min by (instance) (process_start_time_seconds{{{_PROCESS}}})"},
