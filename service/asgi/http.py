@@ -25,16 +25,14 @@ from service.requests.api_keys import Scope as KeyScope
 from service.requests.audit import Action
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
-from service.requests.handlers import RequestHandler, run
 from service.requests.hot_routes import KEY_LIMIT
 from service.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
 from service.requests.request_ids import RESPONSE_HEADER, log_fields, request_id_of
-from service.requests.traced import DeclaredRoute, submit_traced
+from service.requests.traced import SCOPE_KEY
 from service.types import StreamKey
 
 _log = logging.getLogger(__name__)
 _DRAIN_S = 1.0
-_REQUEST_ID = "stepwell.request_id"  # in the scope of a request that may be traced
 
 
 class RawResponse(Response):
@@ -130,29 +128,12 @@ async def run_with_problems(
         context.metrics.refusal(exc.code)
         response = problem_response(exc, error_format)
     except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
-        fields = log_fields(request.scope.get(_REQUEST_ID) or request_id_of(request.scope["headers"]))
+        fields = log_fields(request.scope.get(SCOPE_KEY) or request_id_of(request.scope["headers"]))
         _log.error("A request failed: %s %a", request.method, request.scope["path"], exc_info=exc, extra=fields)
         context.metrics.refusal("internal")
         response = problem_response(internal_error(), error_format)
     context.metrics.request(error_format.transport, response.status_code, route)
     return with_request_id(response, request.scope)
-
-
-async def run_handler(handler: RequestHandler, body: bytes, request: Request, context: AppContext) -> bytes:
-    """Submit a request, trace it if it is sampled, and return its response body.
-
-    Raises:
-        ServiceError: As for `run`.
-    """
-    if (tracer := context.tracer) is None:
-        return await run(lambda done: handler.submit(body, done), handler)
-    request_id = tracer.sample(request_id_of(request.scope["headers"], tracer))
-    request.scope[_REQUEST_ID] = request_id
-    declared: RawRoute = request.scope["route"]
-    route = DeclaredRoute(declared.name_for_metrics, declared.error_format)
-    return await run(
-        lambda done: submit_traced(tracer, handler, body, done, request_id=request_id, route=route), handler
-    )
 
 
 def with_request_id(response: Response, scope: Scope) -> Response:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from service.tracing.tracer import Tracer
 
 if TYPE_CHECKING:
     from service.requests.error_formats import ErrorFormat
     from service.requests.handlers import RequestHandler
+
+SCOPE_KEY: Final = "stepwell.request_id"
+"""Where the scope of a declared route's request has its id, if traces are on."""
 
 
 class TracedRoute(Protocol):

@@ -10,8 +10,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key_of, run_handler
+from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key_of
 from service.asgi.openapi import oip as openapi
+from service.asgi.run_handler import run_handler
 from service.codec.formats import JSON, encode
 from service.codec.oip import TritonError, config_of, metadata_of, quote
 from service.codec.oip.response_bodies import (

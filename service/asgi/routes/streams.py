@@ -20,10 +20,10 @@ from service.asgi.http import (
     number_of,
     replacement_fields,
     respond,
-    run_handler,
     version_of,
 )
 from service.asgi.openapi import streams as openapi
+from service.asgi.run_handler import run_handler
 from service.codec import JSON, Format
 from service.codec.formats import format_of_answer
 from service.codec.response_bodies import ResetAllResponse, SourceStatus, StatusResponse, StreamEntry, StreamsResponse
