@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from model_export.errors import MissingExtraError, StepwellError
@@ -37,25 +38,13 @@ def make_tracer(version: str, environment: Mapping[str, str]) -> tuple[Tracer, C
         environment: The environment variables.
 
     Raises:
-        MissingExtraError: Traces are on, and OpenTelemetry's SDK is not installed.
-        TracingError: Another exporter or protocol is configured.
+        MissingExtraError, TracingError: As for `check_tracing`.
     """
-    if not _is_on(environment):
+    if not check_tracing(environment):
         return None
-    protocol = next((value for name in _PROTOCOLS if (value := environment.get(name))), _PROTOCOL)
-    if protocol != _PROTOCOL:
-        raise TracingError(
-            f"The OTLP protocol is {protocol!r}; expected {_PROTOCOL!r}.",
-            fix=f"Set OTEL_EXPORTER_OTLP_PROTOCOL={_PROTOCOL} and the receiver's HTTP port, which is usually 4318.",
-        )
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as exc:
-        raise MissingExtraError(
-            "OTEL_* variables switch traces on, and OpenTelemetry's SDK is not installed.",
-            fix="Install it: pip install 'stepwell[otel]'. Or set OTEL_SDK_DISABLED=true.",
-        ) from exc
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     exporter = OTLPSpanExporter()
     processor = BatchSpanProcessor(exporter)
     convert = _Converter(version)
@@ -69,6 +58,36 @@ def make_tracer(version: str, environment: Mapping[str, str]) -> tuple[Tracer, C
         give_up.cancel()
 
     return tracer, end
+
+
+def check_tracing(environment: Mapping[str, str]) -> bool:
+    """Return whether the variables switch traces on, after checking that they can be sent.
+
+    Raises:
+        MissingExtraError: Traces are on, and OpenTelemetry's SDK is not installed.
+        TracingError: Another exporter or protocol is configured.
+    """
+    if not _is_on(environment):
+        return False
+    protocol = next((value for name in _PROTOCOLS if (value := environment.get(name))), _PROTOCOL)
+    if protocol != _PROTOCOL:
+        raise TracingError(
+            f"The OTLP protocol is {protocol!r}; expected {_PROTOCOL!r}.",
+            fix=f"Set OTEL_EXPORTER_OTLP_PROTOCOL={_PROTOCOL} and the receiver's HTTP port, which is usually 4318.",
+        )
+    if not _is_installed():
+        raise MissingExtraError(
+            "OTEL_* variables switch traces on, and OpenTelemetry's SDK is not installed.",
+            fix="Install it: pip install 'stepwell[otel]'. Or set OTEL_SDK_DISABLED=true.",
+        )
+    return True
+
+
+def _is_installed() -> bool:
+    try:
+        return all(find_spec(name) for name in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"))
+    except ModuleNotFoundError:  # a package above them is missing
+        return False
 
 
 def _is_on(environment: Mapping[str, str]) -> bool:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import secrets
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ import pytest
 from service.requests.handlers import StepHandler
 from tests.api.running import Service, running_service
 from tests.graphs import fold, stateless, write_models
-from tests.processes import free_port
+from tests.processes import LAUNCH, free_port
 from tests.servers import Server
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="traces need: pip install 'stepwell[otel]'")
@@ -351,15 +352,21 @@ def test_sampled_requests_of_one_batch_share_its_span(traced: Traced, spans: Rec
     }
 
 
-def test_an_unsupported_protocol_is_refused(
-    tmp_path: Path, shared_redis: Server, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("flags", [(), ("--workers", "2")], ids=["one process", "two workers"])
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "protocol is 'grpc'"), ({"OTEL_TRACES_EXPORTER": "zipkin"}, "'zipkin'")],
+    ids=["protocol", "exporter"],
+)
+def test_what_is_not_supported_is_refused_at_the_start(
+    tmp_path: Path, flags: tuple[str, ...], variables: dict[str, str], found: str
 ) -> None:
-    from service.tracing.otel import TracingError
+    env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
+    env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317", **variables}
+    command = [*LAUNCH, "--models", str(write_models(tmp_path, fold)), "--port", "0", *flags]
 
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
-    with (
-        pytest.raises(TracingError, match="protocol is 'grpc'; expected 'http/protobuf'"),
-        running_service(shared_redis.url, write_models(tmp_path, fold)),
-    ):
-        pass
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 2
+    assert found in done.stderr
+    assert "Traceback" not in done.stderr
