@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 
-from model_export import StepSpec
-from model_export.export import export_source
+import stepwell
 
 if TYPE_CHECKING:
     import keras
@@ -30,7 +29,7 @@ _LOOKS = 1200
 
 @contextlib.contextmanager
 def live(
-    model: keras.Model | StepSpec, name: str = "", *, feedback: Mapping[str, Any] | None = None
+    model: keras.Model | stepwell.StepSpec, name: str = "", *, feedback: Mapping[str, Any] | None = None
 ) -> Iterator[httpx.Client]:
     """Export a model to a verified step graph, and serve it with an embedded store.
 
@@ -50,12 +49,12 @@ def live(
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         root = Path(folder)
         (root / "models").mkdir()
-        if isinstance(model, StepSpec):
-            export_source(model, root / "models" / f"{name}.onnx", feedback=feedback)
+        if isinstance(model, stepwell.StepSpec):
+            stepwell.export(model, root / "models" / f"{name}.onnx", feedback=feedback)
         else:  # through a file, as most users would
             model.save(root / f"{model.name}.keras")
             source, target = root / f"{model.name}.keras", root / "models" / f"{model.name}.onnx"
-            export_source(str(source), target, feedback=feedback)
+            stepwell.export(source, target, feedback=feedback)
         hooks = {"response": [_check_status]}
         with _served(root) as url, httpx.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
             yield http
@@ -84,7 +83,7 @@ def _served(root: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "service", "serve", "--port", str(port), "--models", str(root / "models")]
+    command = [sys.executable, "-P", "-m", "stepwell", "serve", "--port", str(port), "--models", str(root / "models")]
     command += ["--data-dir", str(root / "data"), "--drain-s", "0"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
     log = root / "serve.log"

@@ -13,7 +13,7 @@ import torch
 from live import compare, live
 from torch import nn
 
-from model_export import StepSpec
+from stepwell import StepSpec
 
 DELAY, TIMESTEPS = 10, 60
 

@@ -14,7 +14,7 @@ import torch
 from live import compare, live
 from torch import nn
 
-from model_export import StepSpec
+from stepwell import StepSpec
 
 TIMESTEPS = 40
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,12 +46,12 @@ class Exported:
 
 def export_source(
     source: Any,
-    target: Path,
+    target: str | os.PathLike[str],
     *,
     name: str | None = None,
     tolerance: float | None = None,
     precision: Precision = FULL,
-    verify: Path | None = None,
+    verify: str | os.PathLike[str] | None = None,
     time_axes: Mapping[str, int | None] | None = None,
     batch_axes: Mapping[str, int | None] | None = None,
     feedback: Mapping[str, Any] | None = None,
@@ -64,8 +65,9 @@ def export_source(
     """Export a trained model.
 
     Args:
-        source: A SOURCE as `model_export.sources.load_source` takes it, or a Keras model or `StepSpec` itself.
-        target: The ONNX file to write; its folder must be there.
+        source: A `.keras`, `.h5` or `.onnx` file, `package.module:callable`, or a Keras model, a `StepSpec` or a
+            `Pipeline` itself.
+        target: The ONNX file to write; a missing folder is created.
         name: The model's name; the target's stem by default.
         tolerance: Largest absolute difference allowed, taken as it is; relative to the original's value at most ten
             times that, and no more than without it. None: a part of each output's largest value that suits the
@@ -91,6 +93,10 @@ def export_source(
         TensorError: The own sequences do not fit the model.
         MissingExtraError: A package that this needs is not installed.
     """
+    target = Path(target)
+    verify = None if verify is None else Path(verify)
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
     name = name or target.stem
     if not NAME.fullmatch(name):
         raise UnclearModelError(f"The model's name would be {name!r}; expected {NAME.pattern}.", fix="Give `--name`.")

@@ -18,7 +18,7 @@ from model_export.spec import StepSpec
 
 _EXPORTED = (
     "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch, a "
-    "model_export.StepSpec."
+    "stepwell.StepSpec."
 )
 _NOT_YET = {
     ".pt": "a file of PyTorch weights, which does not say what the module is",
@@ -200,10 +200,10 @@ def _checked(source: str, found: Any) -> Any:
     if _is_a("torch", "nn.Module", found):
         raise RefusedModelError(
             f"{source} gives {kind}, a PyTorch module alone; expected it with examples of what it takes.",
-            fix='Return model_export.StepSpec(module, inputs={"x": torch.zeros(2, 10, 16)}, time_axis=1), or with '
+            fix='Return stepwell.StepSpec(module, inputs={"x": torch.zeros(2, 10, 16)}, time_axis=1), or with '
             "states={...} where `forward` takes and returns them.",
         )
     raise RefusedModelError(
-        f"{source} gives {kind}; expected a keras.Model, a model_export.StepSpec or a model_export.Pipeline.",
+        f"{source} gives {kind}; expected a keras.Model, a stepwell.StepSpec or a stepwell.Pipeline.",
         fix=_EXPORTED,
     )

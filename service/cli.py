@@ -28,6 +28,8 @@ _COMMANDS = {
     "inspect": ("service.commands.inspect", "inspect", "Show what a model file takes, gives and carries."),
     "check": ("service.commands.check", "check", "Tell what `serve` would refuse."),
     "bench": ("service.commands.bench", "bench", "Load on a running service: steps/s, p50, p90, p99, errors."),
+    "replay": ("service.commands.replay", "replay", "Replay a recording, a CSV file, through a model."),
+    "connect": ("service.commands.connect", "connect", "Timesteps from a broker or a file, predictions to another."),
     "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
     "save": ("service.commands.savepoint", "save", "Save all streams of a model to a file."),
     "load": ("service.commands.savepoint", "load", "Load the streams of such a file into a running service."),

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from traceback import walk_tb
 from typing import Any, Literal, TextIO
 
-log = logging.getLogger("service")
+log = logging.getLogger(__package__)
 
 LogFormat = Literal["text", "json"]
 

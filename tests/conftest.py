@@ -27,9 +27,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else the programs that tests start would inherit it
 
 NOT_QUICK = {
-    *("campaign", "commands", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz", "parity", "triton"),
+    *("campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz", "notebook"),
     *("client/test_stream_ops.py", "models/test_vetting.py", "process", "test_cli.py", "test_examples_page.py"),
-    *("clients/test_typescript.py", "models/test_reload.py", "test_readme.py"),
+    *(
+        "parity",
+        "triton",
+        "package/test_wheel.py",
+        "clients/test_typescript.py",
+        "models/test_reload.py",
+        "test_readme.py",
+    ),
     *(f"model_export/{name}" for name in ("keras", "sequence", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_sources.py", "test_suspect.py")),
 }

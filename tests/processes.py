@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -24,14 +24,20 @@ class ServiceProcess:
     """A `stepwell serve` process on its own port; a test may kill and start it repeatedly."""
 
     def __init__(
-        self, models: Path, folder: Path, *flags: str, port: int | None = None, env: Mapping[str, str] | None = None
+        self,
+        models: Path,
+        folder: Path,
+        *flags: str,
+        port: int | None = None,
+        env: Mapping[str, str] | None = None,
+        launch: Sequence[str] = LAUNCH,
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"serve-{self.port}.log"
-        self._command = [*LAUNCH, "--models", str(models), "--port", str(self.port)]
+        self._command = [*launch, "--models", str(models), "--port", str(self.port)]
         self._command += ["--data-dir", str(folder / "data"), *flags]
         self._env = env or {}
         self._process: subprocess.Popen[bytes] | None = None

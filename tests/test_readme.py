@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.graphs import lstm, write_model
 from tests.processes import ServiceProcess, service_process
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,15 @@ def test_the_shown_answer_has_the_keys_of_the_real_one(demo_service: ServiceProc
 
     assert list(shown) == list(real)
     assert shown["outputs"]["activity"] == pytest.approx(real["outputs"]["activity"], abs=0.005)
+
+
+def test_the_example_in_process_prints_two_predictions(tmp_path: Path) -> None:
+    write_model(tmp_path / "models", "pump", lambda: lstm(features=3))
+
+    done = subprocess.run([sys.executable, "-c", block("in-process")], cwd=tmp_path, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(re.findall(r"\[[^]]+\]", done.stdout)) == 2
 
 
 def test_the_websocket_example_prints_three_steps(demo_service: ServiceProcess) -> None:

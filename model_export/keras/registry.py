@@ -5,7 +5,7 @@ To add a layer of Keras, write one function in a `rules_*.py` module:
     @rule("Rescaling")
     def rescaling(call: Call) -> Value: ...
 
-People's own layers have `model_export.register_step_rule`, and the same `RequestHandler`.
+People's own layers have `stepwell.register_step_rule`, and the same `RequestHandler`.
 """
 
 from __future__ import annotations

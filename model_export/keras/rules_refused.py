@@ -32,5 +32,5 @@ def loop(call: Call) -> NoReturn:
     raise call.refuse(
         "it runs a function of its own over a whole sequence, and nothing says what one timestep of that is",
         "Let a recurrent layer run it: keras.layers.RNN(cell), with the function as the cell's `call`. Or put it into "
-        "a layer of your own and say what one timestep is: model_export.register_step_rule.",
+        "a layer of your own and say what one timestep is: stepwell.register_step_rule.",
     )

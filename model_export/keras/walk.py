@@ -182,12 +182,12 @@ class Walk:
         except Exception as exc:
             raise call.refuse(
                 f"there is no rule for it, and its code cannot be traced: {reason_of(exc)}",
-                "Write its `call` with `keras.ops`, or write a rule for it: model_export.register_step_rule.",
+                "Write its `call` with `keras.ops`, or write a rule for it: stepwell.register_step_rule.",
             ) from exc
         try:
             results = recorded.replay(lambda traced, inputs: self.run(traced, inputs, f"{call.path}/"))
         except RefusedModelError as exc:
-            rule = f" Or write a step rule for {type(call.layer).__name__}: model_export.register_step_rule."
+            rule = f" Or write a step rule for {type(call.layer).__name__}: stepwell.register_step_rule."
             fix = exc.fix + (rule if isinstance(call.layer, keras.Layer) else "")
             raise call.refuse(exc.problem.rstrip("."), fix) from exc
         beside = next(v for v in keras.tree.flatten((call.args, call.kwargs)) if isinstance(v, Value))

@@ -49,7 +49,7 @@ def from_sklearn(fitted: Any) -> Any:
     except Exception as exc:
         raise RefusedModelError(
             f"skl2onnx {skl2onnx.__version__} cannot convert {type(fitted).__name__}: {str(exc).strip()[:300]}.",
-            fix="Use the stages of model_export.stages in its place.",
+            fix="Use the stages of stepwell.stages in its place.",
         ) from exc
     output = proto.graph.output[-1]
     del proto.graph.output[:]

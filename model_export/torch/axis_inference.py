@@ -257,7 +257,7 @@ class Sequences:
             if over_time and attends:
                 self.attention = RefusedModelError(
                     f"{what} attends over time: what it has to remember grows with every timestep.",
-                    fix="Train it with model_export.torch.CachedAttention, which attends to the last timesteps, or "
+                    fix="Train it with stepwell.torch.CachedAttention, which attends to the last timesteps, or "
                     "with a mask that lets through a fixed number of the last ones.",
                 )
             if not over_time:

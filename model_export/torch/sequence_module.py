@@ -201,7 +201,7 @@ def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:
         f"The module goes through the timesteps with {', '.join(loops)}, and carries something besides: "
         f"{reason.problem}",
         fix="What that is cannot be seen in such a module. A padded convolution: make it a "
-        f"model_export.torch.CausalConv1d, which has the same weights. Anything else in the loop: {HOW_TO_WRITE_IT}",
+        f"stepwell.torch.CausalConv1d, which has the same weights. Anything else in the loop: {HOW_TO_WRITE_IT}",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from service.client.aio import AsyncClient, AsyncModel, AsyncStream
 from service.client.feed import Feed
+from service.client.protocol.decoding import ModelInfo, TensorInfo
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from service.client.sync import Client, Model, Stream
 
@@ -20,10 +21,12 @@ __all__ = [
     "Feed",
     "Gap",
     "Model",
+    "ModelInfo",
     "Rollout",
     "Snapshot",
     "State",
     "Status",
     "StepResult",
     "Stream",
+    "TensorInfo",
 ]

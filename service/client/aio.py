@@ -9,18 +9,19 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client import http_transport
+from service.client import http_transport, memory
 from service.client.feed import Feed
 from service.client.handles import KEEP_STREAMS, Handles
-from service.client.protocol.decoding import NoReply, RawReply
+from service.client.memory import StrPath
+from service.client.protocol.decoding import ModelInfo, NoReply, RawReply
 from service.client.protocol.exchange import Exchange, Send, drive_async
 from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
-from service.client.replay import timesteps_of, with_bar
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from service.client.tables import Columns, columns_by_input, is_table, rows_of_table, with_bar
 from service.client.watch import OpenAsyncWatches, WatchCursor, follow_async
 from service.types import ReturnMode
 
@@ -28,7 +29,11 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """A connection to a service, for use on one event loop; the asynchronous counterpart of `Client`."""
+    """A connection to a service, for use on one event loop; the asynchronous counterpart of `Client`.
+
+    Attributes:
+        url: The address; as for `Client`.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,8 @@ class AsyncClient:
         key: str | None = None,
         timeout: float = 60.0,
         *,
+        models: StrPath | Sequence[StrPath] | None = None,
+        settings: Mapping[str, Any] | None = None,
         keep_bytes: int = KEEP_BYTES,
         keep_streams: int = KEEP_STREAMS,
         on_resend: OnResend | None = None,
@@ -43,9 +50,12 @@ class AsyncClient:
         """Create the client; nothing is sent yet.
 
         Args:
-            url: The service's address, `http://HOST:PORT`.
+            url: The service's address, `http://HOST:PORT`; or `:memory:`, an engine in this process with a private
+                store, which starts here (in about a second) and ends when the client is closed.
             key: API key, if the service requires one.
             timeout: Seconds that one call may take, including its retries and its wait for other calls of the stream.
+            models: For `:memory:`, one or more folders with models; None: `models`.
+            settings: For `:memory:`, settings of the service by name, for example `{"history": "256"}`.
             keep_bytes: Memory for sent requests, which are resent if the store loses them; 0 keeps none.
             keep_streams: Unreferenced stream handles that a model keeps; as for `Client`.
             on_resend: Called while requests are resent, with the stream's id, the number of requests already
@@ -53,8 +63,12 @@ class AsyncClient:
 
         Raises:
             ClientError: `bad_url`.
+            StepwellError: The engine in this process does not start.
         """
-        self._http = httpx.AsyncClient(**http_transport.options(url, key))
+        self._engine = memory.start(url, models, settings)
+        self.url = url if self._engine is None else self._engine.url
+        transport = http_transport.transport_of(self.url, httpx.AsyncHTTPTransport)
+        self._http = httpx.AsyncClient(**http_transport.options(self.url, key), transport=transport)
         # httpx is slow when many requests wait for its connection pool
         self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)
         self._timeout = timeout
@@ -75,15 +89,21 @@ class AsyncClient:
         return AsyncModel(self, name, operations, self._keep_streams)
 
     async def aclose(self) -> None:
-        """Close all connections, including those of active watches."""
+        """Close all connections, including those of active watches, and end the engine in this process."""
         await self._watches.close()
         await self._http.aclose()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.close)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def feed_address(self, path: str) -> http_transport.FeedAddress:
+        """Return the WebSocket address of a path of the service."""
+        return http_transport.feed_address(self._http, path, http_transport.socket_of(self.url))
 
     async def _send(self, request: ClientRequest) -> RawReply | NoReply:
         if request.wait:
@@ -118,6 +138,10 @@ class AsyncModel:
         """
         return self._handles.get(name)
 
+    async def describe(self) -> ModelInfo:
+        """Return the model's inputs and outputs; as `Model.describe`."""
+        return await drive_async(self._operations.describe(), self._send)
+
     async def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
@@ -136,15 +160,13 @@ class AsyncModel:
             async with _locked([stream], self._operations.timeout):
                 return await drive_async(exchange, send)
 
-        return Feed(
-            http_transport.feed_address(self._client._http, f"{self._operations.path}/feed"), step_stream, self._send
-        )
+        return Feed(self._client.feed_address(f"{self._operations.path}/feed"), step_stream, self._send)
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False
     ) -> AsyncIterator[Event | Gap]:
         """Yield predictions as they are committed; as `Model.watch`, for `async for`."""
-        address = http_transport.feed_address(self._client._http, "/v1/watch")
+        address = self._client.feed_address("/v1/watch")
         return follow_async(
             WatchCursor(address, self.name, stream, prefix, since, inputs=inputs), self._client._watches
         )
@@ -185,12 +207,20 @@ class AsyncStream:
         return await self._run(self._operations.reset(self._cursor))
 
     async def replay(
-        self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
+        self, rows: Any, *, columns: Columns | None = None, progress: bool = False
     ) -> AsyncIterator[StepResult]:
         """Step through recorded timesteps; as `Stream.replay`, for `async for`."""
-        timesteps = timesteps_of(rows, columns)
-        for x in with_bar(timesteps, self.name) if progress else timesteps:
-            yield await self.step(x)
+        timesteps = rows
+        if is_table(rows):
+            inputs = (await self._model.describe()).inputs
+            timesteps = rows_of_table(rows, columns_by_input(inputs, list(rows.columns), columns), inputs)
+        for n, x in enumerate(with_bar(timesteps, self.name) if progress else timesteps):
+            try:
+                result = await self.step(x)
+            except ClientError as exc:
+                exc.add_note(f"This is row {n} of the recording, counted from 0.")
+                raise
+            yield result
 
     async def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
         """Return the result that a step would have, without committing it; as `Stream.peek`."""

@@ -78,6 +78,12 @@ class _Backend(httpcore.NetworkBackend):
         assert refused is not None
         raise refused
 
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.NetworkStream:
+        left = self._deadline.left(httpcore.ConnectTimeout)
+        return _Stream(self._backend.connect_unix_socket(path, left, socket_options), self._deadline)
+
     def sleep(self, seconds: float) -> None:
         self._backend.sleep(seconds)
 

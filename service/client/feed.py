@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Self
 
 import msgspec
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
@@ -18,6 +18,7 @@ from service.client.protocol.exchange import Send
 from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest
 from service.client.results import ClientError, StepResult
+from service.client.websockets import open_async_socket
 from service.codec.formats import MSGPACK, encode, format_of_body
 
 _PROTOCOL = Subprotocol("stepwell.msgpack")
@@ -50,7 +51,7 @@ class Feed:
         self._send_over_http = send_over_http
         self._opening = asyncio.Lock()
         self._numbers = itertools.count(1)
-        self._connection: _FeedConnection | None = None
+        self._connection: ClientFeedConnection | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -89,15 +90,12 @@ class Feed:
                 connection = await self._open()
                 sent = True
                 return await connection.send_and_wait(number, message)
-        except InvalidStatus as exc:  # the handshake was rejected, with a problem document
-            response = exc.response
-            content_type = format_of_body(response.headers.get("content-type"))
-            retry_after = seconds(response.headers.get("retry-after"))
-            return RawReply(response.status_code, bytes(response.body), content_type, retry_after)
+        except InvalidStatus as exc:
+            return rejected_handshake(exc)
         except (OSError, TimeoutError, WebSocketException) as exc:
             return no_reply(exc, self._address.url, sent=sent)
 
-    async def _open(self) -> _FeedConnection:
+    async def _open(self) -> ClientFeedConnection:
         """Return the open connection, reconnecting if it was lost."""
         async with self._opening:
             if self._closed:
@@ -109,17 +107,16 @@ class Feed:
                     retry="same",
                 )
             if self._connection is None or self._connection.ended:
-                socket = await connect(
-                    self._address.url,
-                    subprotocols=[_PROTOCOL],
-                    additional_headers=dict(self._address.headers),
-                    compression=None,
-                    max_size=None,
-                    open_timeout=None,  # the timeout of the request applies
-                    close_timeout=_CLOSE_WITHIN_S,
-                )
-                self._connection = _FeedConnection(socket)
+                self._connection = await ClientFeedConnection.open(self._address)
             return self._connection
+
+
+def rejected_handshake(error: InvalidStatus) -> RawReply:
+    """Return the response to a handshake that was rejected: a problem document."""
+    response = error.response
+    content_type = format_of_body(response.headers.get("content-type"))
+    retry_after = seconds(response.headers.get("retry-after"))
+    return RawReply(response.status_code, bytes(response.body), content_type, retry_after)
 
 
 class _ReplyEnvelope(msgspec.Struct):
@@ -129,13 +126,33 @@ class _ReplyEnvelope(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
-class _FeedConnection:
-    """One open WebSocket with its pending steps."""
+class ClientFeedConnection:
+    """One open WebSocket with its pending messages."""
 
     def __init__(self, socket: ClientConnection) -> None:
+        """Use `open`."""
         self._socket = socket
         self._pending: dict[int, asyncio.Future[RawReply | NoReply]] = {}
         self._reader = asyncio.create_task(self._read(), name="client-feed-reader")
+
+    @classmethod
+    async def open(cls, address: FeedAddress) -> ClientFeedConnection:
+        """Connect; the caller limits the time.
+
+        Raises:
+            OSError: Nothing responds.
+            WebSocketException: The handshake failed; `InvalidStatus` has the response.
+        """
+        socket = await open_async_socket(
+            address,
+            subprotocols=[_PROTOCOL],
+            additional_headers=dict(address.headers),
+            compression=None,
+            max_size=None,
+            open_timeout=None,
+            close_timeout=_CLOSE_WITHIN_S,
+        )
+        return cls(socket)
 
     @property
     def ended(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -17,24 +17,46 @@ MAX_CONNECTIONS = 32
 """Maximum open HTTP connections per client."""
 
 _SCHEMES = {"http": "ws", "https": "wss"}
+_UNIX = "unix://"
+_LOCAL = "http://localhost"  # of requests to a unix socket
 _LIMITS = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
+T = TypeVar("T", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
+
+
 def options(url: str, key: str | None) -> dict[str, Any]:
-    """Return the constructor arguments of an httpx client.
+    """Return the constructor arguments of an httpx client, except its transport to a unix socket.
+
+    Args:
+        url: `http://HOST:PORT`, `https://HOST`, or `unix://PATH`, the socket of an engine in this process.
+        key: The API key, if there is one.
 
     Raises:
-        ClientError: `bad_url`: not an http or https URL with a host.
+        ClientError: `bad_url`: it is none of these.
     """
+    headers = {"Accept": MSGPACK.value} | ({} if key is None else {"Authorization": f"Bearer {key}"})
+    if socket_of(url):
+        return {"base_url": _LOCAL, "headers": headers}
     try:
         address = httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as exc:
         raise _bad_url(url) from exc
     if address.scheme not in _SCHEMES or not address.host:
         raise _bad_url(url)
-    headers = {"Accept": MSGPACK.value} | ({} if key is None else {"Authorization": f"Bearer {key}"})
     return {"base_url": address, "headers": headers, "limits": _LIMITS}
+
+
+def socket_of(url: str) -> str | None:
+    """Return the path of a `unix://PATH` URL; None for any other."""
+    return url.removeprefix(_UNIX) if isinstance(url, str) and url.startswith(f"{_UNIX}/") else None
+
+
+def transport_of(url: str, kind: type[T]) -> T | None:
+    """Return the transport of an httpx client to a `unix://PATH` URL; None for other URLs, which need none."""
+    path = socket_of(url)
+    return None if path is None else kind(uds=path, limits=_LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +66,20 @@ class FeedAddress:
     Attributes:
         url: `ws://...` or `wss://...`.
         headers: `Authorization`, if the client has a key.
+        socket: The path of the unix socket; None: TCP.
     """
 
     url: str
     headers: Mapping[str, str]
+    socket: str | None = None
 
 
-def feed_address(client: httpx.AsyncClient | httpx.Client, path: str) -> FeedAddress:
-    """Return the WebSocket address of a path of the client's service."""
+def feed_address(client: httpx.AsyncClient | httpx.Client, path: str, socket: str | None = None) -> FeedAddress:
+    """Return the WebSocket address of a path of the client's service, which may be at a unix socket."""
     base = client.base_url
     url = str(base.copy_with(scheme=_SCHEMES[base.scheme])).rstrip("/") + path
-    return FeedAddress(url, {name: client.headers[name] for name in ("Authorization",) if name in client.headers})
+    headers = {name: client.headers[name] for name in ("Authorization",) if name in client.headers}
+    return FeedAddress(url, headers, socket)
 
 
 def request_options(request: ClientRequest) -> dict[str, Any]:
@@ -99,6 +124,6 @@ def client_closed() -> ClientError:
 def _bad_url(url: str) -> ClientError:
     return ClientError(
         "bad_url",
-        f"The address is {url!r}; expected http://HOST:PORT or https://HOST.",
-        fix="Give the service's address in this form.",
+        f"The address is {url!r}; expected http://HOST:PORT, https://HOST or :memory:.",
+        fix="Give the service's address in this form, or :memory: for an engine in this process.",
     )

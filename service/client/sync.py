@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeVar
 
 import httpx
 
-from service.client import http_transport
+from service.client import http_transport, memory
 from service.client.deadline import Deadline, limit
 from service.client.handles import KEEP_STREAMS, Handles
-from service.client.protocol.decoding import NoReply, RawReply
+from service.client.memory import StrPath
+from service.client.protocol.decoding import ModelInfo, NoReply, RawReply
 from service.client.protocol.exchange import Exchange, drive
 from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
-from service.client.replay import timesteps_of, with_bar
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from service.client.tables import Columns, columns_by_input, is_table, rows_of_table, with_bar
 from service.client.watch import OpenWatches, WatchCursor, follow
 from service.types import ReturnMode
 
@@ -29,7 +30,11 @@ T = TypeVar("T")
 
 
 class Client:
-    """A connection to a service. Threads may share it."""
+    """A connection to a service. Threads may share it.
+
+    Attributes:
+        url: The address. For an engine in this process, other clients of it are `Client(client.url)`.
+    """
 
     def __init__(
         self,
@@ -37,6 +42,8 @@ class Client:
         key: str | None = None,
         timeout: float = 60.0,
         *,
+        models: StrPath | Sequence[StrPath] | None = None,
+        settings: Mapping[str, Any] | None = None,
         keep_bytes: int = KEEP_BYTES,
         keep_streams: int = KEEP_STREAMS,
         on_resend: OnResend | None = None,
@@ -44,9 +51,12 @@ class Client:
         """Create the client; nothing is sent yet.
 
         Args:
-            url: The service's address, `http://HOST:PORT`.
+            url: The service's address, `http://HOST:PORT`; or `:memory:`, an engine in this process with a private
+                store, which starts here (in about a second) and ends when the client is closed.
             key: API key, if the service requires one.
             timeout: Seconds that one call may take, including its retries and its wait for other calls of the stream.
+            models: For `:memory:`, one or more folders with models; None: `models`.
+            settings: For `:memory:`, settings of the service by name, for example `{"history": "256"}`.
             keep_bytes: Memory for sent requests, which are resent if the store loses them; 0 keeps none.
             keep_streams: Unreferenced stream handles that a model keeps, the most recently used ones. A handle that
                 was evicted is created again by reading the stream's position from the service.
@@ -55,8 +65,12 @@ class Client:
 
         Raises:
             ClientError: `bad_url`.
+            StepwellError: The engine in this process does not start.
         """
-        self._http = httpx.Client(**http_transport.options(url, key))
+        self._engine = memory.start(url, models, settings)
+        self.url = url if self._engine is None else self._engine.url
+        transport = http_transport.transport_of(self.url, httpx.HTTPTransport)
+        self._http = httpx.Client(**http_transport.options(self.url, key), transport=transport)
         self._deadline = Deadline()
         limit(self._http, self._deadline)
         self._timeout = timeout
@@ -77,9 +91,11 @@ class Client:
         return Model(self, name, operations, self._keep_streams)
 
     def close(self) -> None:
-        """Close all connections, including those of active watches."""
+        """Close all connections, including those of active watches, and end the engine in this process."""
         self._watches.close()
         self._http.close()
+        if self._engine is not None:
+            self._engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +109,7 @@ class Client:
 
     def watch(self, model: str, stream: str | None, prefix: str, since: int | None, *, inputs: bool) -> Any:
         """Yield commits; use `Model.watch`."""
-        address = http_transport.feed_address(self._http, "/v1/watch")
+        address = http_transport.feed_address(self._http, "/v1/watch", http_transport.socket_of(self.url))
         return follow(WatchCursor(address, model, stream, prefix, since, inputs=inputs), self._watches)
 
     def _send(self, request: ClientRequest) -> RawReply | NoReply:
@@ -124,6 +140,14 @@ class Model:
             ClientError: `bad_request`: the id is not a valid stream id.
         """
         return self._handles.get(name)
+
+    def describe(self) -> ModelInfo:
+        """Return the model's inputs and outputs.
+
+        Raises:
+            ClientError: `model_not_found`, or no response arrived in time.
+        """
+        return self._client.run(self._operations.describe())
 
     def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
@@ -218,22 +242,33 @@ class Stream:
         """Feed the stream past timesteps without returning predictions: `steps` with `none`."""
         return self.steps(xs, "none")
 
-    def replay(
-        self, rows: Any, *, columns: Sequence[str] | None = None, progress: bool = False
-    ) -> Iterator[StepResult]:
+    def replay(self, rows: Any, *, columns: Columns | None = None, progress: bool = False) -> Iterator[StepResult]:
         """Step through recorded timesteps and yield each prediction.
 
         Args:
             rows: A pandas DataFrame with one timestep per row, or an iterable of inputs as `step` accepts them.
-            columns: The DataFrame's columns in the order of the model's features; None uses all in their order.
+            columns: The DataFrame's columns in the order of the input's numbers, or a dict of them by input; None:
+                by their names, which are the input's labels (or `NAME` of one number, `NAME[0]`, `NAME[1]`, ..).
             progress: Draw a progress bar on standard error.
 
         Raises:
-            ClientError: As for `step`.
+            ClientError: As for `step`; `bad_input`: the columns of an input are not known.
         """
-        timesteps = timesteps_of(rows, columns)
-        for x in with_bar(timesteps, self.name) if progress else timesteps:
-            yield self.step(x)
+        timesteps = self.timesteps_of(rows, columns=columns)
+        for n, x in enumerate(with_bar(timesteps, self.name) if progress else timesteps):
+            try:
+                result = self.step(x)
+            except ClientError as exc:
+                exc.add_note(f"This is row {n} of the recording, counted from 0.")
+                raise
+            yield result
+
+    def timesteps_of(self, rows: Any, *, columns: Columns | None = None) -> Iterable[Any]:
+        """Return what `replay` steps: an array per input for each row of a DataFrame, any other iterable as it is."""
+        if not is_table(rows):
+            return rows  # type: ignore[no-any-return]  # each element is checked when it is sent
+        inputs = self._model.describe().inputs
+        return rows_of_table(rows, columns_by_input(inputs, list(rows.columns), columns), inputs)
 
     def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
         """Return the result that a step (or a chunk) would have from the current state; nothing is committed.

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import msgspec
 from websockets.asyncio.client import ClientConnection as AsyncClientConnection
-from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import ClientConnection
 from websockets.typing import Subprotocol
 
 from service.client.http_transport import FeedAddress
 from service.client.protocol import decoding
 from service.client.results import Event, Gap
+from service.client.websockets import open_async_socket, open_socket
 from service.codec.formats import MSGPACK, encode, format_of_body
 
 _PROTOCOL: Final = [Subprotocol("stepwell.msgpack")]
@@ -169,7 +169,7 @@ def follow(watch: WatchCursor, open_watches: OpenWatches) -> Iterator[Event | Ga
     closed = open_watches.closed
     while not closed.is_set():
         try:
-            with connect(watch.address.url, **watch.options) as socket, open_watches.register(socket):
+            with open_socket(watch.address, **watch.options) as socket, open_watches.register(socket):
                 if closed.is_set():  # during the handshake
                     return
                 socket.send(watch.subscribe_message())
@@ -191,7 +191,7 @@ async def follow_async(watch: WatchCursor, open_watches: OpenAsyncWatches) -> As
     closed = open_watches.closed
     while not closed.is_set():
         try:
-            async with connect_async(watch.address.url, **watch.options) as socket:
+            async with open_async_socket(watch.address, **watch.options) as socket:
                 with open_watches.register(socket):
                     if closed.is_set():  # during the handshake
                         return

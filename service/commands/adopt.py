@@ -12,14 +12,10 @@ from typing import Annotated, cast, get_args
 import numpy as np
 import typer
 
-from model_export.adopt.autoconfigure import Adoption, write_sidecar
-from model_export.adopt.autoconfigure import adopt as adopt_graph
-from model_export.adopt.overrides import Kind, Overrides
-from model_export.adopt.rewrite import Change, rewrite, write_new_file
-from model_export.feedback import with_feedback
-from model_export.files import check_new_file
-from model_export.manifest import Manifest
-from model_export.precision import StoreDType, StoreEffect, narrow_store
+from model_export.adopt.adopt_file import Adopted, adopt_file
+from model_export.adopt.overrides import Kind
+from model_export.adopt.rewrite import Change
+from model_export.precision import StoreDType
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
 from service.commands.tables import format_bytes, parity_lines, show, tensors_table
 
@@ -79,7 +75,15 @@ def adopt(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write the manifest of a step graph to a file beside it; the graph itself is not changed."""
-    hints = Overrides(
+    wanted: list[tuple[Change, bool]] = [("fold-context", fold), ("batchify", batch)]
+    changes = [change for change, is_wanted in wanted if is_wanted]
+    if bool(changes) != (target is not None):
+        raise typer.BadParameter(
+            "use it together with --fold-context or --batchify; each needs the other.", param_hint="-o"
+        )
+    adopted = adopt_file(
+        file,
+        name=name,
         states=named_values("--state", state or [], "IN=OUT"),
         constants={n: _value(text, "--constant") for n, text in named_values("--constant", constant or []).items()},
         outputs={n: _kind(text) for n, text in named_values("--output", output or [], "NAME=KIND").items()},
@@ -88,51 +92,37 @@ def adopt(
         batch_axes=axes_of("--batch-axis", batch_axis),
         time_axes=axes_of("--time-axis", time_axis),
         initial=_initial(init or []),
+        feedback=feedback_of(feedback),
+        store_dtype=store_dtype,
+        changes=changes,
+        target=target,
+        replace=replace,
     )
-    rules = feedback_of(feedback)
-    wanted: list[tuple[Change, bool]] = [("fold-context", fold), ("batchify", batch)]
-    changes = [change for change, is_wanted in wanted if is_wanted]
-    if bool(changes) != (target is not None):
-        raise typer.BadParameter(
-            "use it together with --fold-context or --batchify; each needs the other.", param_hint="-o"
-        )
-    if target is not None:
-        check_new_file(target, source=file)
-    adoption = adopt_graph(file, name=name, hints=hints, replace=replace)
-    source: Path | bytes = file
-    manifest, effect = with_feedback(adoption.manifest, rules), None
-    if changes:
-        source, manifest = rewrite(file, manifest, changes)
-    if store_dtype:
-        manifest, effect = narrow_store(source, manifest, store_dtype)
-    if target is not None and isinstance(source, bytes):
-        write_new_file(target, source, manifest)
-    written = write_sidecar(file, manifest) if target is None else target
-    arguments = [str(file), *adoption.flags, *(word for text in init or [] for word in ("--init", text))]
+    arguments = [str(file), *adopted.adoption.flags, *(word for text in init or [] for word in ("--init", text))]
     arguments += [*(f"--{change}" for change in changes), *(["-o", str(target)] if target else [])]
     arguments += ["--store-dtype", store_dtype] if store_dtype else []
     arguments += [word for text in feedback or [] for word in ("--feedback", text)]
     if as_json:
-        typer.echo(json.dumps(_report(adoption, manifest, effect, written), indent=2))
+        typer.echo(json.dumps(_report(adopted), indent=2))
     else:
-        _show(adoption, manifest, effect, written, arguments)
+        _show(adopted, arguments)
 
 
-def _report(adoption: Adoption, manifest: Manifest, effect: StoreEffect | None, written: Path) -> dict[str, object]:
+def _report(adopted: Adopted) -> dict[str, object]:
+    adoption, manifest = adopted.adoption, adopted.manifest
     return {
-        "written": str(written),
+        "written": str(adopted.path),
         "manifest": json.loads(manifest.to_json()),
         "batched": manifest.batch.mode == "stack",
         "states_found_by": adoption.how,
         "flags": adoption.flags,
         "notes": adoption.notes,
-        "store": dataclasses.asdict(effect) if effect else None,
+        "store": dataclasses.asdict(adopted.store) if adopted.store else None,
     }
 
 
-def _show(
-    adoption: Adoption, manifest: Manifest, effect: StoreEffect | None, written: Path, arguments: Sequence[str]
-) -> None:
+def _show(adopted: Adopted, arguments: Sequence[str]) -> None:
+    adoption, manifest, effect = adopted.adoption, adopted.manifest, adopted.store
     verified = manifest.verified
     lines = [
         *(f"note: {note}." for note in adoption.notes),
@@ -153,7 +143,7 @@ def _show(
         tensors_table(manifest),
         *lines,
         f"same as: stepwell adopt {shlex.join(arguments)}",
-        f"written: {written}",
+        f"written: {adopted.path}",
     )
 
 

@@ -82,7 +82,7 @@ def _service(port: int, workers: int) -> Iterator[str]:
     url = f"http://{_HOST}:{port}"
     with tempfile.TemporaryDirectory(prefix="stepwell-demo-") as folder:
         log = Path(folder) / "serve.log"
-        command = [sys.executable, "-P", "-m", "service", "serve", "--models", str(files("service.demo") / "models")]
+        command = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", str(files("service.demo") / "models")]
         command += ["--port", str(port), "--workers", str(workers), "--data-dir", str(Path(folder) / "data")]
         # The caller's settings are dropped: they may name a store with real streams.
         env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k == "STEPWELL_REDIS_SERVER"}

@@ -31,7 +31,8 @@ from service.codec.formats import JSON, MSGPACK, encode
 from service.errors import ServiceError
 from service.requests.problems import problem_body
 from tests.api.running import running_service
-from tests.graphs import fold, fold_reference, latch, lstm, two_inputs, write_model
+from tests.client.transports import TRANSPORTS, engine_in_process
+from tests.graphs import fold, fold_reference, latch, lstm, two_inputs, write_model, write_models
 from tests.processes import ServiceProcess, free_port, service_process
 from tests.servers import Server
 
@@ -40,19 +41,34 @@ XS = [7, -3, 2**40, 0, -(2**50), 11, 5, 1]
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """A service with an embedded store and the demo's model; each test uses its own streams."""
-    models = tmp_path_factory.mktemp("models")
-    for build in (fold, two_inputs, latch, lstm):
-        write_model(models, build.__name__, build)
-    shutil.copy(str(files("service.demo") / "models" / "activity.onnx"), models)
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of every kind, and the demo's."""
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, two_inputs, latch, lstm)
+    shutil.copy(str(files("service.demo") / "models" / "activity.onnx"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """A service with an embedded store; each test uses its own streams."""
     with service_process(models, tmp_path_factory.mktemp("sw")) as running_one:
         yield running_one
 
 
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def url(request: pytest.FixtureRequest, models: Path) -> Iterator[str]:
+    """The address of a service, by each transport."""
+    if request.param == "http":
+        one: ServiceProcess = request.getfixturevalue("one")
+        yield one.url
+    else:
+        with engine_in_process(models) as engine:
+            yield engine.url
+
+
 @pytest.fixture
-def client(one: ServiceProcess) -> Iterator[Client]:
-    with Client(one.url) as made:
+def client(url: str) -> Iterator[Client]:
+    with Client(url) as made:
         yield made
 
 
@@ -121,12 +137,10 @@ def test_a_deleted_stream_starts_again(client: Client, stream: str) -> None:
     assert handle.step([7]).created
 
 
-def test_timesteps_of_a_source_are_applied_once_by_whoever_sends_them(
-    one: ServiceProcess, client: Client, stream: str
-) -> None:
+def test_timesteps_of_a_source_are_applied_once_by_whoever_sends_them(url: str, client: Client, stream: str) -> None:
     """A second client reads the log again after a crash, in another chunk, with new timesteps behind it."""
     client.model("fold").stream(stream).steps([[x] for x in XS[:3]], source=("log", np.arange(3)))
-    with Client(one.url) as other:
+    with Client(url) as other:
         handle = other.model("fold").stream(stream)
         chunk = handle.steps([[x] for x in XS[1:6]], source=("log", range(1, 6)))
         last = handle.step([XS[5]], source=("log", 5))
@@ -400,8 +414,8 @@ def test_threads_that_share_a_handle_take_turns(client: Client, stream: str) -> 
 # -------------------------------------------------------------------- asyncio and the feed
 
 
-async def test_the_async_client_has_the_same_operations(one: ServiceProcess, stream: str) -> None:
-    async with AsyncClient(one.url) as client:
+async def test_the_async_client_has_the_same_operations(url: str, stream: str) -> None:
+    async with AsyncClient(url) as client:
         model = client.model("fold")
         handle = model.stream(stream)
         assert await handle.resume() == 0
@@ -417,8 +431,8 @@ async def test_the_async_client_has_the_same_operations(one: ServiceProcess, str
         assert await client.model("fold").stream(stream).resume() == 0
 
 
-async def test_a_feed_has_many_streams_in_flight(one: ServiceProcess, stream: str) -> None:
-    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+async def test_a_feed_has_many_streams_in_flight(url: str, stream: str) -> None:
+    async with AsyncClient(url) as client, client.model("fold").feed() as feed:
 
         async def live(name: str) -> list[StepResult]:
             return [await feed.step(name, [x]) for x in XS]
@@ -428,15 +442,15 @@ async def test_a_feed_has_many_streams_in_flight(one: ServiceProcess, stream: st
     assert [ys(answers) for answers in found] == [fold_reference(XS)] * 20
 
 
-async def test_concurrent_steps_of_one_stream_on_a_feed_keep_their_order(one: ServiceProcess, stream: str) -> None:
-    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+async def test_concurrent_steps_of_one_stream_on_a_feed_keep_their_order(url: str, stream: str) -> None:
+    async with AsyncClient(url) as client, client.model("fold").feed() as feed:
         answers = await asyncio.gather(*(feed.step(stream, [x]) for x in XS))
 
     assert ys(list(answers)) == fold_reference(XS)
 
 
-async def test_a_rejected_step_leaves_the_feed_open(one: ServiceProcess, stream: str) -> None:
-    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+async def test_a_rejected_step_leaves_the_feed_open(url: str, stream: str) -> None:
+    async with AsyncClient(url) as client, client.model("fold").feed() as feed:
         refused, fine = await asyncio.gather(
             feed.step(f"{stream}a", [1, 2, 3]), feed.step(f"{stream}b", [7]), return_exceptions=True
         )
@@ -448,23 +462,23 @@ async def test_a_rejected_step_leaves_the_feed_open(one: ServiceProcess, stream:
     assert ys([fine, after]) == fold_reference([7]) * 2
 
 
-async def test_a_step_on_a_feed_may_have_a_source(one: ServiceProcess, stream: str) -> None:
-    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+async def test_a_step_on_a_feed_may_have_a_source(url: str, stream: str) -> None:
+    async with AsyncClient(url) as client, client.model("fold").feed() as feed:
         answers = [await feed.step(stream, [XS[at]], source=("log", at)) for at in (0, 1, 1, 2)]
 
     assert ys(answers) == [fold_reference(XS)[at] for at in (0, 1, 1, 2)]
     assert [answer.skipped for answer in answers] == [0, 0, 1, 0]
 
 
-async def test_an_oversized_step_is_rejected_and_leaves_the_feed_open(one: ServiceProcess, stream: str) -> None:
-    async with AsyncClient(one.url) as client, client.model("fold").feed() as feed:
+async def test_an_oversized_step_is_rejected_and_leaves_the_feed_open(url: str, stream: str) -> None:
+    async with AsyncClient(url) as client, client.model("fold").feed() as feed:
         assert await code_of(feed.step(stream, np.zeros(2**21, np.int64))) == "too_large"
 
         assert ys([await feed.step(stream, [7])]) == fold_reference([7])
 
 
-async def test_a_feed_and_handles_share_the_positions_of_streams(one: ServiceProcess, stream: str) -> None:
-    async with AsyncClient(one.url) as client:
+async def test_a_feed_and_handles_share_the_positions_of_streams(url: str, stream: str) -> None:
+    async with AsyncClient(url) as client:
         model = client.model("fold")
         await model.stream(stream).prime([[x] for x in XS[:4]])
         async with model.feed() as feed:
@@ -473,8 +487,8 @@ async def test_a_feed_and_handles_share_the_positions_of_streams(one: ServicePro
         assert ys([await model.stream(stream).step([XS[5]])]) == fold_reference(XS)[5:6]
 
 
-async def test_a_step_that_waits_when_its_feed_is_closed_gets_an_error(one: ServiceProcess, stream: str) -> None:
-    async with AsyncClient(one.url) as client:
+async def test_a_step_that_waits_when_its_feed_is_closed_gets_an_error(url: str, stream: str) -> None:
+    async with AsyncClient(url) as client:
         feed = client.model("fold").feed()
         async with feed:
             await feed.step(stream, [7])
@@ -697,9 +711,8 @@ async def test_a_killed_service_loses_and_duplicates_nothing_over_any_transport(
 
 
 @pytest.mark.parametrize("end", [ServiceProcess.kill, ServiceProcess.stop])
-async def test_a_restart_between_two_steps_is_not_noticed(
-    one: ServiceProcess, client: Client, stream: str, end: Any
-) -> None:
+async def test_a_restart_between_two_steps_is_not_noticed(one: ServiceProcess, stream: str, end: Any) -> None:
+    client = Client(one.url)
     handle = client.model("fold").stream(stream)
     async with AsyncClient(one.url) as aclient, aclient.model("fold").feed() as feed:
         before = [handle.step([x]) for x in XS[:4]], [await feed.step(f"{stream}-feed", [x]) for x in XS[:4]]
@@ -930,13 +943,15 @@ def test_the_client_imports_no_server_modules() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_the_examples_in_the_docs_print_what_they_show(one: ServiceProcess) -> None:
+def test_the_examples_in_the_docs_print_what_they_show(one: ServiceProcess, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").symlink_to(models)
     shown = "".join(re.findall(r"```text\n(.*?)```", DOCS, re.S))
     docs = DOCS if find_spec("pandas") else re.sub(r"<!-- pandas -->.*?<!-- /pandas -->", "", DOCS, flags=re.S)
     code = "".join(re.findall(r"```python\n(.*?)```", docs, re.S))
     assert ":8000" in code
 
-    done = subprocess.run([sys.executable, "-c", code.replace(":8000", f":{one.port}")], capture_output=True, text=True)
+    code = code.replace(":8000", f":{one.port}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == shown

@@ -16,6 +16,7 @@ import pytest
 from service.client import AsyncClient, Client, ClientError, StepResult
 from tests.api.running import Service, running_service
 from tests.client.test_client import CuttingProxy, error_of
+from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 
@@ -31,8 +32,19 @@ def one(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def url(one: Service) -> str:
+def http_url(one: Service) -> str:
     return f"http://127.0.0.1:{one.port}"
+
+
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service, by each transport."""
+    if request.param == "http":
+        one: Service = request.getfixturevalue("one")
+        yield f"http://127.0.0.1:{one.port}"
+    else:
+        with engine_in_process(write_models(tmp_path_factory.mktemp("models"), fold)) as engine:
+            yield engine.url
 
 
 @pytest.fixture
@@ -261,9 +273,9 @@ def held(one: Service) -> Iterator[HoldingProxy]:
     made.close()
 
 
-def test_a_fork_waits_for_what_the_other_handle_does(held: HoldingProxy, url: str, stream: str) -> None:
+def test_a_fork_waits_for_what_the_other_handle_does(held: HoldingProxy, http_url: str, stream: str) -> None:
     """Or the answer that came first is written over by the one that was sent first."""
-    with Client(held.url) as client, Client(url) as direct:
+    with Client(held.url) as client, Client(http_url) as direct:
         direct.model("fold").stream(stream).prime([[7], [-3]])
         model = client.model("fold")
         handle, other = model.stream(stream), model.stream(f"{stream}-other")
@@ -278,8 +290,8 @@ def test_a_fork_waits_for_what_the_other_handle_does(held: HoldingProxy, url: st
         assert other.step([2**40]).step == 3
 
 
-async def test_a_fork_waits_for_the_other_handle_by_asyncio(held: HoldingProxy, url: str, stream: str) -> None:
-    async with AsyncClient(held.url) as client, AsyncClient(url) as direct:
+async def test_a_fork_waits_for_the_other_handle_by_asyncio(held: HoldingProxy, http_url: str, stream: str) -> None:
+    async with AsyncClient(held.url) as client, AsyncClient(http_url) as direct:
         await direct.model("fold").stream(stream).prime([[7], [-3]])
         model = client.model("fold")
         handle, other = model.stream(stream), model.stream(f"{stream}-other")
@@ -322,8 +334,8 @@ class Refusing:
             self.has_refused.set()
 
 
-def test_closing_a_client_ends_a_watch_that_waits(one: Service, url: str, stream: str) -> None:
-    client = Client(url)
+def test_closing_a_client_ends_a_watch_that_waits(one: Service, http_url: str, stream: str) -> None:
+    client = Client(http_url)
     ended = threading.Thread(target=lambda: list(client.model("fold").watch(stream)), daemon=True)
     ended.start()
     one.wait_for_websockets(1)
@@ -335,8 +347,8 @@ def test_closing_a_client_ends_a_watch_that_waits(one: Service, url: str, stream
     assert list(client.model("fold").watch(stream)) == []
 
 
-async def test_closing_an_asyncio_client_ends_a_watch_that_waits(one: Service, url: str, stream: str) -> None:
-    client = AsyncClient(url)
+async def test_closing_an_asyncio_client_ends_a_watch_that_waits(one: Service, http_url: str, stream: str) -> None:
+    client = AsyncClient(http_url)
     watch = asyncio.create_task(everything(client.model("fold").watch(stream)))
     await asyncio.to_thread(one.wait_for_websockets, 1)
 

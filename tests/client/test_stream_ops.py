@@ -5,38 +5,65 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
+import redis
 
 from service.client import AsyncClient, Client, ClientError, Event, Gap, State, StepResult
-from tests.api.running import Service, running_service
+from tests.api.running import running_service
+from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, lstm, scaled, write_models
 from tests.processes import service_process as process
-from tests.servers import Server, server
+from tests.servers import server
 
 XS = [[x] for x in range(40)]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with server(tmp_path_factory.mktemp("r")) as one:
-        yield one
+class Store(Protocol):
+    """The store of a service, for tests that change what it has."""
+
+    def client(self) -> redis.Redis: ...
 
 
-@pytest.fixture(scope="module")
-def one(store: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+@dataclass(frozen=True)
+class PrivateStore:
+    """The store of an engine in this process."""
+
+    url: str
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.url)
+
+
+@pytest.fixture(scope="module", params=TRANSPORTS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Store]]:
+    """The address and the store of a service, by each transport."""
     folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm, scaled)
-    with running_service(store.url, folder, history=["fold=100"]) as made:
-        yield made
+    if request.param == "http":
+        with (
+            server(tmp_path_factory.mktemp("r")) as store,
+            running_service(store.url, folder, history=["fold=100"]) as made,
+        ):
+            yield f"http://127.0.0.1:{made.port}", store
+    else:
+        with engine_in_process(folder, history="fold=100") as engine:
+            assert engine._engine is not None
+            yield engine.url, PrivateStore(engine._engine.store_url)
 
 
 @pytest.fixture
-def url(one: Service) -> str:
-    return f"http://127.0.0.1:{one.port}"
+def url(served: tuple[str, Store]) -> str:
+    return served[0]
+
+
+@pytest.fixture
+def store(served: tuple[str, Store]) -> Store:
+    return served[1]
 
 
 @pytest.fixture
@@ -47,7 +74,7 @@ def stream(request: pytest.FixtureRequest) -> str:
 class SavedRecord:
     """The stored record of a stream at an earlier moment."""
 
-    def __init__(self, store: Server, stream: str) -> None:
+    def __init__(self, store: Store, stream: str) -> None:
         self._store = store
         self._key = f"swl:1:{{default/fold/{stream}}}"
         with store.client() as client:
@@ -66,7 +93,7 @@ def ys(answers: list[StepResult]) -> list[int]:
 # -------------------------------------------------------------------- lost by the store
 
 
-def test_steps_that_the_store_lost_are_sent_again_transparently(store: Server, url: str, stream: str) -> None:
+def test_steps_that_the_store_lost_are_sent_again_transparently(store: Store, url: str, stream: str) -> None:
     resent: list[tuple[str, int, int]] = []
     with Client(url, on_resend=lambda *news: resent.append(news)) as client:
         handle = client.model("fold").stream(stream)
@@ -80,7 +107,7 @@ def test_steps_that_the_store_lost_are_sent_again_transparently(store: Server, u
     assert resent == [(stream, done, 10) for done in range(11)]
 
 
-def test_chunks_and_bulk_steps_are_sent_again_too(store: Server, url: str, stream: str) -> None:
+def test_chunks_and_bulk_steps_are_sent_again_too(store: Store, url: str, stream: str) -> None:
     with Client(url) as client:
         model = client.model("fold")
         handle = model.stream(stream)
@@ -95,7 +122,7 @@ def test_chunks_and_bulk_steps_are_sent_again_too(store: Server, url: str, strea
     assert ys([answer]) == fold_reference(range(12))[-1:]
 
 
-async def test_a_feed_sends_lost_steps_again(store: Server, url: str, stream: str) -> None:
+async def test_a_feed_sends_lost_steps_again(store: Store, url: str, stream: str) -> None:
     async with AsyncClient(url) as client, client.model("fold").feed() as feed:
         answers = [await feed.step(stream, x) for x in XS[:5]]
         past = SavedRecord(store, stream)
@@ -130,7 +157,7 @@ def test_a_deleted_stream_is_not_restored(url: str, stream: str) -> None:
 
 @pytest.mark.parametrize("keep_bytes", [0, 1000])
 def test_steps_that_are_no_longer_buffered_are_the_callers_to_resend(
-    store: Server, url: str, stream: str, keep_bytes: int
+    store: Store, url: str, stream: str, keep_bytes: int
 ) -> None:
     with Client(url, keep_bytes=keep_bytes) as client:
         handle = client.model("fold").stream(stream)

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
+from service.connect.config import read_config
 from service.errors import CODES
 from service.requests.problems import PROBLEMS
 from service.settings import Settings
 from service.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
 REPOSITORY = Path(__file__).parents[2]
-CONTAINERS = ("proxy", "service", "redis", "export", "prometheus", "alertmanager", "grafana")
+CONTAINERS = ("proxy", "service", "redis", "export", "mqtt", "connect", "prometheus", "alertmanager", "grafana")
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 COMPOSE_TEXT = (REPOSITORY / "docker-compose.yml").read_text()
@@ -66,7 +67,7 @@ def test_a_container_gains_no_privilege(name: str) -> None:
 def test_our_images_run_as_an_unprivileged_user() -> None:
     dockerfile = (REPOSITORY / "docker/Dockerfile").read_text()
 
-    assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001:10001", "10001:10001"]
+    assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001:10001"] * 3
 
 
 def test_what_is_published_is_on_loopback() -> None:
@@ -74,6 +75,7 @@ def test_what_is_published_is_on_loopback() -> None:
 
     assert published == {
         "proxy": ["127.0.0.1:8000:8080"],
+        "mqtt": ["127.0.0.1:1883:1883"],
         "prometheus": ["127.0.0.1:9090:9090"],
         "alertmanager": ["127.0.0.1:9093:9093"],
         "grafana": ["127.0.0.1:3000:3000"],
@@ -124,6 +126,17 @@ def test_redis_rewrites_its_append_only_file_as_the_embedded_store_does(line: st
 def test_the_data_of_redis_outlives_its_container() -> None:
     assert "redis-data:/data" in container("redis")["volumes"]
     assert "redis-data" in COMPOSE["volumes"]
+
+
+def test_the_example_of_a_connector_has_only_known_keys() -> None:
+    config = read_config(REPOSITORY / "docker/connect.toml")
+
+    assert config.service.model == "activity"
+    assert container("connect")["volumes"] == ["./docker/connect.toml:/etc/stepwell/connect.toml:ro"]
+
+
+def test_the_example_of_a_connector_is_no_part_of_the_stack() -> None:
+    assert container("connect")["profiles"] == container("mqtt")["profiles"] == ["connect"]
 
 
 def test_the_service_needs_no_training_framework() -> None:

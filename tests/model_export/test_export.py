@@ -45,6 +45,12 @@ def test_the_steps_equal_the_whole_sequence_of_the_original(tmp_path: Path, sour
     np.testing.assert_allclose(outputs[model.manifest.answered[0].name], want, rtol=0, atol=1e-5)
 
 
+def test_paths_may_be_texts_or_path_objects(tmp_path: Path, source: str) -> None:
+    done = export_source(Path(source), str(tmp_path / "new" / "pump.onnx"))
+
+    assert StepModel(done.path).manifest.name == "pump"
+
+
 def test_a_given_name_goes_into_the_manifest(tmp_path: Path, source: str) -> None:
     path = export_source(source, tmp_path / "pump.onnx", name="valve").path
 

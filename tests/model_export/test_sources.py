@@ -108,9 +108,7 @@ def test_a_step_spec_is_found(here: Path) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("number", "builtins.int"), ("not_callable", "builtins.str")])
 def test_what_is_no_model_is_told_by_its_type(here: Path, name: str, kind: str) -> None:
-    assert (
-        f"gives {kind}; expected a keras.Model, a model_export.StepSpec or" in refusal(f"zoo_of_tests:{name}").problem
-    )
+    assert f"gives {kind}; expected a keras.Model, a stepwell.StepSpec or" in refusal(f"zoo_of_tests:{name}").problem
 
 
 def test_a_callable_that_fails_is_told_with_its_line(here: Path) -> None:

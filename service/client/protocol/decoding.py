@@ -198,20 +198,38 @@ class BulkReply(Struct):
     errors: dict[str, ProblemReply] = {}
     replayed: list[int] = []
     skipped: list[int] = []
+    unknown: list[int] = []
     source_changed: list[int] = []
 
 
-class InputInfo(Struct):
-    """An input in a model's description."""
+class TensorInfo(Struct):
+    """An input or an output in a model's description.
+
+    Attributes:
+        name: Its name.
+        dtype: Its dtype, as NumPy names it.
+        shape: The shape of one row.
+        labels: The names of the numbers of a row, if it has any.
+        unit: Its unit, if it has one.
+    """
 
     name: str
     dtype: str
+    shape: list[int] = []
+    labels: list[str] | None = None
+    unit: str | None = None
 
 
 class ModelInfo(Struct):
-    """A model's description, as far as the client uses it."""
+    """A model's description, as far as the client uses it.
 
-    inputs: list[InputInfo]
+    Attributes:
+        inputs: Its inputs.
+        outputs: Its outputs.
+    """
+
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo] = []
 
 
 class ServiceInfo(Struct):
@@ -241,7 +259,8 @@ def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
     """
     bulk = read(reply, BulkReply)
     columns = _arrays(bulk.outputs)
-    lengths = {len(bulk.step), len(bulk.state_id), len(bulk.skipped) or count, *map(len, columns.values())}
+    lengths = {len(bulk.step), len(bulk.state_id), *map(len, columns.values())}
+    lengths |= {len(column) or count for column in (bulk.skipped, bulk.unknown)}
     if lengths != {count}:
         raise _unreadable(reply, f"its columns do not have {count} rows", "unknown")
     results: list[StepResult | ClientError] = []
@@ -250,9 +269,16 @@ def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
             results.append(bulk.errors[str(i)].error() if str(i) in bulk.errors else _unreadable(reply, "", "unknown"))
         else:
             outputs = {name: column[i] for name, column in columns.items()}
-            skipped, is_new = bulk.skipped[i] if bulk.skipped else 0, i in bulk.source_changed
             results.append(
-                StepResult(outputs, step, state_id or "", i in bulk.replayed, skipped=skipped, source_changed=is_new)
+                StepResult(
+                    outputs,
+                    step,
+                    state_id or "",
+                    i in bulk.replayed,
+                    skipped=bulk.skipped[i] if bulk.skipped else 0,
+                    unknown=bulk.unknown[i] if bulk.unknown else 0,
+                    source_changed=i in bulk.source_changed,
+                )
             )
     return results
 

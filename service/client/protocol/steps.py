@@ -95,6 +95,11 @@ class ModelProtocol:
         self._is_durable = False  # whether a confirmed commit also survives a failover of the store
 
     @timed
+    def describe(self, policy: RetryPolicy) -> Exchange[decoding.ModelInfo]:
+        """Return the model's inputs and outputs."""
+        return (yield from self._describe(policy))
+
+    @timed
     def step(
         self,
         policy: RetryPolicy,
@@ -288,12 +293,15 @@ class ModelProtocol:
     def _prepare_inputs(self, x: Inputs, policy: RetryPolicy) -> Exchange[dict[str, Array]]:
         """Return the inputs as arrays of the model's dtypes, which are read from the service once."""
         if not self._dtypes:
-            reply = yield from self._send_with_retry(ClientRequest("GET", self.path), policy)
-            model = decoding.read(reply, decoding.ModelInfo)
+            model = yield from self._describe(policy)
             if self._resend_buffer is not None:
                 self._is_durable = yield from self._survives_failover(policy)
             self._dtypes = {declared.name: np.dtype(declared.dtype) for declared in model.inputs}
         return cast_inputs(x, self._dtypes)
+
+    def _describe(self, policy: RetryPolicy) -> Exchange[decoding.ModelInfo]:
+        reply = yield from self._send_with_retry(ClientRequest("GET", self.path), policy)
+        return decoding.read(reply, decoding.ModelInfo)
 
     def _survives_failover(self, policy: RetryPolicy) -> Exchange[bool]:
         """Return whether a confirmed step survives a failover of the store."""

@@ -1,0 +1,132 @@
+"""`python -m benchmarks.connect`: CPU per timestep of `stepwell connect`, as a ratio to a bare loop of the same client.
+
+The bare loop reads and acknowledges, and does nothing else. What a process needs to start is measured with no messages,
+and subtracted. Runs are interleaved; the median is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from tests.connect.brokers import kafka
+from tests.connect.test_kafka import KafkaTopics
+from tests.graphs import lstm, write_model
+from tests.processes import free_port, service_process
+from tests.servers import server
+
+BARE_REDIS = """
+import asyncio, sys, redis.asyncio as redis
+async def main(port, n, group):
+    client = redis.Redis(port=port)
+    await client.xgroup_create("in", group, id="0", mkstream=True)
+    while n > 0:
+        reply = await client.xreadgroup(group, "one", {"in": ">"}, count=4096)
+        ids = [entry for _, entries in reply for entry, _ in entries]
+        n -= len(ids)
+        await client.xack("in", group, *ids)
+asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+"""
+BARE_KAFKA = """
+import asyncio, sys
+from aiokafka import AIOKafkaConsumer
+async def main(port, n, group):
+    consumer = AIOKafkaConsumer("in", bootstrap_servers=f"127.0.0.1:{port}", group_id=group, enable_auto_commit=False,
+                                auto_offset_reset="earliest", fetch_max_bytes=8 << 20)
+    await consumer.start()
+    while n > 0:
+        for records in (await consumer.getmany(timeout_ms=500, max_records=4096)).values():
+            n -= len(records)
+        await consumer.commit()
+    await consumer.stop()
+asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
+"""
+
+
+def cpu_s(command: list[str]) -> float:
+    """Run a command and return the CPU seconds that it took, user and system."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def messages(n: int, streams: int) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """Yield stream ids and bodies, streams interleaved."""
+    rng = random.Random(1)
+    for _ in range(n):
+        yield f"s{rng.randrange(streams)}", {"x": [round(rng.random(), 4) for _ in range(4)]}
+
+
+@contextmanager
+def redis_streams(folder: Path, n: int, streams: int) -> Iterator[tuple[str, int, str]]:
+    """Fill a Redis stream; yield the bare loop, the port and the connector's URL."""
+    port = free_port()
+    with server(folder / "redis", "--port", str(port)), redis.Redis(port=port) as client:
+        pipe = client.pipeline(transaction=False)
+        for stream, body in messages(n, streams):
+            pipe.xadd("in", {"data": json.dumps({"stream": stream, **body})})
+        pipe.execute()
+        yield BARE_REDIS, port, f"redis://127.0.0.1:{port}/0?stream={{topic}}&group={{group}}"
+
+
+@contextmanager
+def kafka_topic(folder: Path, n: int, streams: int) -> Iterator[tuple[str, int, str]]:
+    """Fill a Kafka topic; yield as `redis_streams` does."""
+    with kafka(folder) as broker:
+        topics = KafkaTopics(broker)
+        topics.add([(stream, {"stream": stream, **body}) for stream, body in messages(n, streams)])
+        yield BARE_KAFKA, broker.port, f"kafka://127.0.0.1:{broker.port}/{{topic}}?group={{group}}"
+
+
+def main() -> None:
+    """Measure and print one line for each broker."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=60_000)
+    parser.add_argument("--streams", type=int, default=1_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--brokers", nargs="+", default=["redis", "kafka"])
+    given = parser.parse_args()
+    print(f"{given.messages} messages, {given.streams} streams, medians of {given.repeats} interleaved runs")
+    with tempfile.TemporaryDirectory(prefix="sw") as name:
+        folder = Path(name)
+        write_model(folder / "models", "lstm", lstm)
+        with service_process(folder / "models", folder / "one") as service:
+            for broker in given.brokers:
+                fill = {"redis": redis_streams, "kafka": kafka_topic}[broker]
+                with fill(folder, given.messages, given.streams) as (bare, port, url):
+                    print(f"{broker}: {measure(bare, port, url, service.url, n=given.messages, repeats=given.repeats)}")
+
+
+def measure(bare: str, port: int, url: str, service: str, *, n: int, repeats: int) -> str:
+    """Return a sentence with the CPU time per message of both, in microseconds, and their ratio."""
+    loop = [sys.executable, "-c", bare, str(port)]
+    connect = [sys.executable, "-P", "-m", "service", "connect"]
+    flags = ["--model", "lstm", "--stream", "stream", "--url", service, "--once"]
+    samples: dict[str, list[float]] = {"bare": [], "connect": []}
+    for i in range(repeats):
+        url_in = url.format(topic="in", group=f"connect{i}")
+        whole = {"bare": cpu_s([*loop, str(n), f"bare{i}"]), "connect": cpu_s([*connect, url_in, *flags])}
+        start = {"bare": cpu_s([*loop, "0", f"start{i}"]), "connect": cpu_s([*connect, url_in, *flags])}
+        for name, values in samples.items():
+            values.append((whole[name] - start[name]) / n * 1e6)
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    ratio = medians["bare"] / medians["connect"]
+    return f"bare loop {medians['bare']:.1f} us, connector {medians['connect']:.1f} us per message: {ratio:.2f} of it"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Adopt a step graph: describe it, change it where that is wanted, and write the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_export.adopt.autoconfigure import Adoption, adopt, write_sidecar
+from model_export.adopt.overrides import Kind, Overrides
+from model_export.adopt.rewrite import Change, rewrite, write_new_file
+from model_export.errors import UnclearModelError
+from model_export.feedback import with_feedback
+from model_export.files import check_new_file
+from model_export.manifest import Manifest
+from model_export.precision import StoreDType, StoreEffect, narrow_store
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What was written.
+
+    Attributes:
+        path: The manifest beside the graph; or the new graph, with its manifest inside.
+        manifest: The manifest.
+        adoption: What was found in the graph.
+        store: What a narrower type in the store changes; None: it is not narrower.
+    """
+
+    path: Path
+    manifest: Manifest
+    adoption: Adoption
+    store: StoreEffect | None
+
+
+def adopt_file(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    states: Mapping[str, str] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    outputs: Mapping[str, Kind] | None = None,
+    windows: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+    initial: Mapping[str, Any] | None = None,
+    feedback: Mapping[str, Any] | None = None,
+    store_dtype: StoreDType | None = None,
+    changes: Sequence[Change] = (),
+    target: str | os.PathLike[str] | None = None,
+    replace: bool = False,
+) -> Adopted:
+    """Write the manifest of a graph that already consumes one timestep per run, verified by running the graph.
+
+    Args:
+        source: The ONNX file; it is not changed.
+        name: The model's name; the file's stem by default (the folder's, for `NAME/VERSION/model.onnx`).
+        states: The state output by state input; if given, no other states are detected.
+        constants: The constant value by input.
+        outputs: `value`, `random` or `ignore` by output.
+        windows: Timesteps of past input that the graph expects before the new one, by input.
+        shapes: The shape of one row in requests or responses, by input or output.
+        batch_axes: The batch axis by input; None: it has none.
+        time_axes: The axis that is one timestep long, by input; None: it has none.
+        initial: The initial value by state: a number for all elements, or an array of one row.
+        feedback: For rollouts: by input, the output or the rule that makes it.
+        store_dtype: The type in which float states are stored; None: their own.
+        changes: `fold-context` makes states of the windows, `batchify` rewrites a graph for one row to run batches.
+        target: The ONNX file to write, if there are changes; None: a manifest is written beside the source.
+        replace: Replace a manifest inside the file.
+
+    Raises:
+        UnclearModelError: Something cannot be detected, and the message names the flag that sets it; or there are
+            changes without a target, or a target without changes.
+        RefusedModelError: The graph is not stepwise, or random operators reach what must not depend on them.
+        ModelLoadError: onnxruntime cannot load or run it.
+        ParityError: The changed graph gives other values.
+        FileError: The target cannot be written.
+        MissingExtraError: The onnx package is not installed.
+    """
+    source = Path(source)
+    target = None if target is None else Path(target)
+    if bool(changes) != (target is not None):
+        raise UnclearModelError(
+            f"The changes are {list(changes)} and the target is {target}; each needs the other.",
+            fix="Give both to write a changed graph, or none to write a manifest beside the graph.",
+        )
+    if target is not None:
+        check_new_file(target, source=source)
+    hints = Overrides(
+        states=states or {},
+        constants=constants or {},
+        outputs=outputs or {},
+        windows=windows or {},
+        shapes=shapes or {},
+        batch_axes=batch_axes or {},
+        time_axes=time_axes or {},
+        initial=initial or {},
+    )
+    adoption = adopt(source, name=name, hints=hints, replace=replace)
+    manifest, effect = with_feedback(adoption.manifest, feedback or {}), None
+    graph: Path | bytes = source
+    if changes:
+        graph, manifest = rewrite(source, manifest, changes)
+    if store_dtype:
+        manifest, effect = narrow_store(graph, manifest, store_dtype)
+    if target is not None and isinstance(graph, bytes):
+        write_new_file(target, graph, manifest)
+        return Adopted(target, manifest, adoption, effect)
+    return Adopted(write_sidecar(source, manifest), manifest, adoption, effect)

@@ -1,0 +1,216 @@
+"""`stepwell replay`: a recording, a CSV file, through a model; its predictions to a table or a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from service.charts import line_chart, lines_of, stacked
+from service.client import Client, Model
+from service.client.memory import MEMORY
+from service.client.protocol.decoding import ModelInfo
+from service.commands.flags import named_values
+from service.commands.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.tables import key_value_table, show
+from service.ids import is_stream_id
+from service.replay.csv_table import CsvTable, ReplayError, TableRow
+from service.replay.session import Predictions, ReplaySession, header_of
+
+_DRAWN_STREAMS = 4
+
+
+def replay(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The name of a served model; or a model file, which is run here.")
+    ],
+    file: Annotated[Path, typer.Argument(metavar="DATA.csv", help="The recording: a header, then a row per timestep.")],
+    *,
+    stream: Annotated[str | None, typer.Option(help="The stream's id. Default: a new one, named as the file.")] = None,
+    stream_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column with each row's stream.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="INPUT=COLUMN,..", help="The columns of an input. Default: its labels. Repeatable."
+        ),
+    ] = None,
+    time_column: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Send rows at the times in this column: seconds, or ISO 8601."),
+    ] = None,
+    speed: Annotated[float, typer.Option(min=0.001, help="With --time-column, how many times as fast.")] = 1.0,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Send so many rows per second.")] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Reset streams that exist.")] = False,
+    append: Annotated[bool, typer.Option("--append", help="Continue streams that exist.")] = False,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write predictions to this CSV file.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Draw the predictions as a picture.")] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Replay a recording through a model: as fast as possible, or at the pace of --time-column or --rate.
+
+    Columns are found by name, in any order: the labels of the input, or INPUT[0], INPUT[1] and so on.
+    """
+    _check_flags(stream, stream_column, time_column, rate, speed)
+    if reset and append:
+        raise typer.BadParameter("a stream is either reset or continued.", param_hint="--reset, --append")
+    table = CsvTable(file)
+    chosen = {
+        name: [part.strip() for part in text.split(",")]
+        for name, text in named_values("--input", inputs or [], "INPUT=COLUMN,..").items()
+    }
+    with _model(model, url, key) as served:
+        described = served.describe()
+        rows = table.rows(described.inputs, chosen or None, stream_column=stream_column, time_column=time_column)
+        session = ReplaySession(served, stream or _new_stream(file), reset=reset, append=append)
+        started = time.monotonic()
+        with _written(output, described) as write:
+            for predictions in _with_bar(_sent(session, rows, time_column, speed, rate), table.count):
+                write(predictions)
+        seconds = time.monotonic() - started
+    if plot is not None:
+        _write(plot, _picture(session, described))
+    report = {
+        "model": served.name,
+        "rows": session.n_rows,
+        "streams": list(session.records),
+        "seconds": round(seconds, 3),
+        "rows_per_s": round(session.n_rows / max(seconds, 1e-9), 1),
+        "output": None if output is None else str(output),
+        "plot": None if plot is None else str(plot),
+    }
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _show(report)
+
+
+def _check_flags(
+    stream: str | None, stream_column: str | None, time_column: str | None, rate: float | None, speed: float
+) -> None:
+    if stream is not None and stream_column is not None:
+        raise typer.BadParameter("rows have one stream, or each has its own.", param_hint="--stream, --stream-column")
+    if stream is not None and not is_stream_id(stream):
+        raise typer.BadParameter(f"{stream!r} is not a stream id.", param_hint="--stream")
+    if time_column is not None and rate is not None:
+        raise typer.BadParameter("the pace is that of the recording or a rate.", param_hint="--time-column, --rate")
+    if speed != 1 and time_column is None:
+        raise typer.BadParameter("it needs --time-column.", param_hint="--speed")
+
+
+@contextlib.contextmanager
+def _model(model: str, url: str, key: str | None) -> Iterator[Model]:
+    """Yield a model of a running service; or of an engine in this process, if a model file is given."""
+    if not model.endswith(".onnx"):
+        with HttpApi(url, key) as api:  # fails at once if nothing responds; the client would wait for it
+            api.get(f"/v1/models/{quote(model, safe='')}")
+        with Client(url, key) as client:
+            yield client.model(model)
+        return
+    path = Path(model).absolute()
+    if not path.is_file():
+        raise ReplayError(f"{model} is not there; expected a model file.", fix="Check the path.")
+    with tempfile.TemporaryDirectory(prefix="stepwell-replay-") as folder:
+        for part in path.parent.glob(f"{path.name}*"):  # with its weights and its manifest, if it has these beside it
+            shutil.copy(part, folder)  # a link out of a models folder is refused
+        with Client(MEMORY, models=folder) as client:
+            yield client.model(path.stem)
+
+
+def _sent(
+    session: ReplaySession, rows: Iterator[TableRow], time_column: str | None, speed: float, rate: float | None
+) -> Iterator[Predictions]:
+    if time_column is not None:
+        first: list[float] = []
+
+        def due(row: TableRow) -> float:
+            first[:] = first or [row.seconds]
+            return (row.seconds - first[0]) / speed
+
+        return session.at_times(rows, due)
+    if rate is not None:
+        return session.at_times(rows, lambda row: (row.number - 1) / rate)
+    return session.in_chunks(rows)
+
+
+def _with_bar(sent: Iterator[Predictions], total: int) -> Iterator[Predictions]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("replaying", total=total)
+        for predictions in sent:
+            bars.advance(task, len(predictions.rows))
+            yield predictions
+
+
+@contextlib.contextmanager
+def _written(path: Path | None, described: ModelInfo) -> Iterator[Any]:
+    """Yield a function that writes predictions to a CSV file; without a path it does nothing."""
+    if path is None:
+        yield lambda _: None
+        return
+    try:
+        with path.open("w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out, lineterminator="\n")
+            writer.writerow(["row", "stream", "step", *header_of(described.outputs)])
+
+            def write(predictions: Predictions) -> None:
+                count = len(predictions.rows)
+                # as text: the shortest that is read as the same number of the output's dtype
+                flat = [predictions.outputs[each.name].reshape(count, -1).astype(str) for each in described.outputs]
+                for n, row in enumerate(predictions.rows):
+                    values = [value for part in flat for value in part[n]]
+                    writer.writerow([row, predictions.stream, predictions.first_step + n, *values])
+
+            yield write
+    except OSError as exc:
+        raise ReplayError(f"{path} cannot be written: {exc.strerror}.", fix="Check the path.") from exc
+
+
+def _picture(session: ReplaySession, described: ModelInfo) -> str:
+    charts = []
+    for record in list(session.records.values())[:_DRAWN_STREAMS]:
+        for output in described.outputs:
+            values = np.array([np.ravel(each[output.name]) for each in record.outputs], np.float64)
+            lines = lines_of(values, output.labels)
+            charts.append(line_chart(f"{output.name} of {record.stream}", lines, record.step - len(values) + 1))
+    return stacked(charts)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise ReplayError(f"{path} cannot be written: {exc.strerror}.", fix="Check the path.") from exc
+
+
+def _new_stream(file: Path) -> str:
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in file.stem)[:100]
+    return f"{name or 'replay'}-{secrets.token_hex(3)}"
+
+
+def _show(report: dict[str, Any]) -> None:
+    streams = report["streams"]
+    facts = {
+        "rows": f"{report['rows']:,}",
+        "streams": f"{len(streams):,}: {', '.join(streams[:3])}{', ...' if len(streams) > 3 else ''}",
+        "time": f"{report['seconds']:.1f} s, {report['rows_per_s']:,.0f} rows/s",
+    }
+    facts |= {name: report[name] for name in ("output", "plot") if report[name]}
+    show(key_value_table(f"replayed through {report['model']}", facts))

@@ -1,0 +1,250 @@
+"""Kafka: a topic is read as a consumer group, and messages are written with the stream's id as key."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaConnectionError, KafkaError
+
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
+from service.connect.urls import BrokerUrl
+
+_PORT: Final = 9092
+_GROUP: Final = "stepwell"
+_WAIT_MS: Final = 500
+_FETCH_BYTES: Final = 8 << 20
+_SESSION_MS: Final = 10_000
+_HAND_OVER_S: Final = 10.0
+_MAX_REQUEST_BYTES: Final = 4 << 20
+_ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
+
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs as errors is waited for, and reported once
+
+
+def open_reader(url: BrokerUrl, options: ReaderOptions) -> KafkaReader:
+    """Return the reader of a topic."""
+    return KafkaReader(url, options)
+
+
+def open_writer(url: BrokerUrl, body_format: str) -> KafkaWriter:
+    """Return the writer of a topic."""
+    return KafkaWriter(url, body_format)
+
+
+class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """Reads a topic from the committed offsets of its group on; the broker divides the partitions among a group.
+
+    Partitions are given up only when the open poll was handed over and committed, so the connector that gets them
+    begins behind it. The source of a message is its topic and partition, its position the offset.
+    """
+
+    def __init__(self, url: BrokerUrl, options: ReaderOptions) -> None:
+        """Use `open_reader`."""
+        self._url = url
+        self._options = options
+        self._topic = url.path
+        self._consumer: Any = None
+        self._generation = 0  # counts the times at which partitions were given up
+        self._poll_generation = 0
+        self._idle = asyncio.Event()
+        self._ends: dict[TopicPartition, int] = {}  # with `once`
+        self._next: dict[TopicPartition, int] = {}  # offsets behind the last poll
+        self._done = False
+
+    async def open(self) -> None:
+        """Connect, and join the group."""
+        preview = self._options.preview
+        self._consumer = AIOKafkaConsumer(
+            **_connection(self._url),
+            group_id=None if preview else self._url.options.get("group") or _GROUP,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_bytes=_FETCH_BYTES,
+            session_timeout_ms=_SESSION_MS,
+            heartbeat_interval_ms=_SESSION_MS // 5,
+        )
+        self._idle.set()
+        self._ends.clear()
+        self._next.clear()
+        self._done = False
+        with _kafka_errors(self._url):
+            await self._consumer.start()
+            if self._topic not in await self._consumer.topics():
+                raise BrokerUnavailableError(f"{self._url.text}: the broker has no topic {self._topic!r}")
+        self._consumer.subscribe([self._topic], listener=self)
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Let the open poll be handed over before another connector gets its partitions."""
+        if not revoked:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HAND_OVER_S):
+                await self._idle.wait()
+        self._generation += 1
+        self._next.clear()
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Do nothing: reading begins at the committed offsets."""
+
+    async def poll(self, limit: int) -> Sequence[BrokerMessage]:
+        """Return the next messages of all partitions that this connector has."""
+        generation = self._generation
+        with _kafka_errors(self._url):
+            found = await self._consumer.getmany(timeout_ms=_WAIT_MS, max_records=limit)
+            if self._options.once or self._options.preview:
+                await self._find_ends()
+        if generation != self._generation:
+            return []  # the partitions were given up meanwhile; whoever has them now reads these messages
+        self._poll_generation = generation
+        messages = []
+        for partition, records in found.items():
+            end = self._end(partition)
+            messages += [self._message(partition, one) for one in records if end is None or one.offset < end]
+            self._next[partition] = records[-1].offset + 1
+        if messages:
+            self._idle.clear()
+        else:
+            self._done = await self._has_all()
+        return messages
+
+    async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
+        """Commit the offsets behind the messages."""
+        try:
+            if not self._options.preview:
+                offsets = {message.handle: message.at + 1 for message in messages if message.at is not None}
+                with _kafka_errors(self._url):
+                    await self._consumer.commit(offsets)
+        finally:
+            self._idle.set()
+
+    async def is_current(self) -> bool:
+        """Return whether this connector still has the partitions of the last poll."""
+        if self._poll_generation == self._generation:
+            return True
+        self._idle.set()
+        return False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything was returned that was there at the start."""
+        return self._done
+
+    def lag(self) -> int | None:
+        """Return the number of messages behind the last poll, in the partitions that were read."""
+        ends = {partition: self._consumer.highwater(partition) for partition in self._next}
+        return sum(max(0, (end or 0) - self._next[partition]) for partition, end in ends.items())
+
+    async def close(self) -> None:
+        """Leave the group and disconnect."""
+        self._idle.set()
+        self._generation += 1
+        if self._consumer is not None:
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(self._consumer.stop(), _HAND_OVER_S)
+            self._consumer = None
+
+    async def _find_ends(self) -> None:
+        new = [partition for partition in self._consumer.assignment() if partition not in self._ends]
+        if new:
+            self._ends |= await self._consumer.end_offsets(new)
+
+    def _end(self, partition: TopicPartition) -> int | None:
+        """Return the offset at which `once` ends; None: nowhere."""
+        if partition not in self._ends:
+            return None
+        # Some brokers report the start of the last batch as the end of a partition; the high watermark is exact
+        if partition not in self._next:
+            self._ends[partition] = max(self._ends[partition], self._consumer.highwater(partition) or 0)
+        return self._ends[partition]
+
+    async def _has_all(self) -> bool:
+        assigned = self._consumer.assignment()
+        if not assigned or assigned - self._ends.keys():
+            return False
+        return all([await self._consumer.position(one) >= self._ends[one] for one in assigned])
+
+    def _message(self, partition: TopicPartition, record: Any) -> BrokerMessage:
+        log = f"kafka:{self._topic}"
+        return BrokerMessage(
+            record.value or b"",
+            f"{log}/{partition.partition}",
+            record.offset,
+            log,
+            key=record.key,
+            topic=self._topic,
+            headers={name: value for name, value in record.headers if value is not None},
+            handle=partition,
+        )
+
+
+class KafkaWriter:
+    """Writes messages to a topic; `{stream}` in its name is replaced by the stream's id.
+
+    A message is there twice if the connector was killed, or a confirmation was lost, after it was written.
+    """
+
+    def __init__(self, url: BrokerUrl, body_format: str) -> None:
+        """Use `open_writer`."""
+        self._url = url
+        self._encode = _ENCODE[body_format]
+        self._producer: Any = None
+
+    async def open(self) -> None:
+        """Connect."""
+        self._producer = AIOKafkaProducer(
+            **_connection(self._url), acks="all", linger_ms=5, max_request_size=_MAX_REQUEST_BYTES
+        )
+        with _kafka_errors(self._url):
+            await self._producer.start()
+
+    async def write(self, messages: Sequence[OutMessage]) -> None:
+        """Write the messages; those of one stream go to one partition, in their order."""
+        with _kafka_errors(self._url):
+            written = [
+                await self._producer.send(
+                    self._url.target(message.key),
+                    self._encode(message.document),
+                    key=message.key.encode() if message.key else None,
+                )
+                for message in messages
+            ]
+            await asyncio.gather(*written)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._producer is not None:
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(self._producer.stop(), _HAND_OVER_S)
+            self._producer = None
+
+
+def _connection(url: BrokerUrl) -> dict[str, Any]:
+    hosts = [one if ":" in one else f"{one}:{_PORT}" for one in url.hosts.split(",")]
+    login = {} if url.user is None else {
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_username": url.user,
+        "sasl_plain_password": url.password or "",
+    }  # fmt: skip
+    protocol = ("SASL_" if login else "") + ("SSL" if url.is_encrypted else "PLAINTEXT")
+    context = {"ssl_context": ssl.create_default_context()} if url.is_encrypted else {}
+    return {"bootstrap_servers": hosts, "security_protocol": protocol, **login, **context}
+
+
+@contextlib.contextmanager
+def _kafka_errors(url: BrokerUrl) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaConnectionError, CommitFailedError, IllegalStateError, OSError, TimeoutError) as exc:
+        raise BrokerUnavailableError(f"{url.text} does not respond: {exc}") from exc
+    except KafkaError as exc:
+        if exc.retriable:
+            raise BrokerUnavailableError(f"{url.text} cannot do it now: {exc}") from exc
+        raise ConnectError(f"{url.text}: {exc}.", fix="Check the URL and the permissions.") from exc

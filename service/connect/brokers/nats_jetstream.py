@@ -1,0 +1,328 @@
+"""NATS JetStream: a durable consumer is read by one connector at a time, in the order of the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+import nats
+from nats.errors import AuthorizationError
+from nats.js import api
+from nats.js import errors as js_errors
+
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
+from service.connect.urls import BrokerUrl
+
+_PORT: Final = 4222
+_DURABLE: Final = "stepwell"
+_WAIT_S: Final = 0.5
+_TIMEOUT_S: Final = 10.0
+_BUCKET: Final = "stepwell-connect"
+_LEASE_S: Final = 10.0
+_RENEW_EVERY_S: Final = 2.0
+_ACK_WAIT_S: Final = 3600.0
+"""A message that is delivered again arrives behind newer ones: the server has to wait longer than a poll is open."""
+
+_ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
+
+
+def open_reader(url: BrokerUrl, options: ReaderOptions) -> NatsReader:
+    """Return the reader of a subject."""
+    return NatsReader(url, options)
+
+
+def open_writer(url: BrokerUrl, body_format: str) -> NatsWriter:
+    """Return the writer of a subject."""
+    return NatsWriter(url, body_format)
+
+
+class NatsReader:
+    """Reads the messages of a subject from a JetStream stream; `{stream}` in the subject is one token.
+
+    A consumer of JetStream delivers what was not acknowledged behind what is new. So if something was not acknowledged,
+    the durable consumer is created again, and begins there. The connector that does this holds a lease, an entry of the
+    key-value bucket `stepwell-connect`. The position of a message is its sequence number in the stream.
+    """
+
+    def __init__(self, url: BrokerUrl, options: ReaderOptions) -> None:
+        """Use `open_reader`."""
+        self._url = url
+        self._options = options
+        self._subject = url.wildcard("*")
+        self._durable = url.options.get("durable") or _DURABLE
+        self._token = secrets.token_hex(8).encode()
+        self._client: Any = None
+        self._js: Any = None
+        self._stream = ""
+        self._lease: _Lease | None = None
+        self._subscription: Any = None
+        self._delivered = 0  # messages that the consumer has delivered
+        self._ack_each = False
+        self._end = 0
+        self._done = False
+        self._lag: int | None = None
+
+    async def open(self) -> None:
+        """Connect, and find the stream of the subject."""
+        self._client = await _connect(self._url)
+        self._subscription, self._done = None, False
+        with _nats_errors(self._url):
+            self._js = self._client.jetstream(timeout=_TIMEOUT_S)
+            try:
+                self._stream = await self._js.find_stream_name_by_subject(self._subject)
+            except js_errors.NotFoundError as exc:
+                raise ConnectError(
+                    f"{self._url.text}: no JetStream stream has the subject {self._subject!r}.",
+                    fix="Create one; subjects without a stream keep no messages, so nothing could be exact.",
+                ) from exc
+            if self._options.once or self._options.preview:
+                state = (await self._js.stream_info(self._stream)).state
+                self._end, self._done = state.last_seq, state.messages == 0
+            if self._options.preview:
+                self._subscription = await self._js.subscribe(self._subject, ordered_consumer=True)
+            else:
+                self._lease = _Lease(self._js, f"{self._stream}.{self._durable}", self._token)
+                await self._lease.open()
+
+    async def poll(self, limit: int) -> Sequence[BrokerMessage]:
+        """Return the next messages; none while another connector has the lease."""
+        if self._done:
+            return []
+        with _nats_errors(self._url):
+            if self._options.preview:
+                found = await self._next_of_preview()
+            else:
+                assert self._lease is not None
+                if not await self._lease.acquire():
+                    await asyncio.sleep(_WAIT_S)
+                    return []
+                if self._subscription is None:
+                    await self._begin()
+                found = await self._fetch(limit)
+        self._done = self._options.once and self._is_behind_end(found)
+        return [self._message(one) for one in found if not self._end or one.metadata.sequence.stream <= self._end]
+
+    async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
+        """Acknowledge the messages, and wait for the server's consent to the last one."""
+        with _nats_errors(self._url):
+            for message in messages[:-1] if self._ack_each else ():
+                await message.handle.ack()
+            await messages[-1].handle.ack_sync(timeout=_TIMEOUT_S)
+
+    async def is_current(self) -> bool:
+        """Return whether this connector still has the lease."""
+        with _nats_errors(self._url):
+            return self._lease is None or await self._lease.renew()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything was returned that was there at the start."""
+        return self._done
+
+    def lag(self) -> int | None:
+        """Return the number of messages behind the last one."""
+        return self._lag
+
+    async def close(self) -> None:
+        """Give the lease back and disconnect."""
+        if self._lease is not None:
+            await self._lease.close()
+            self._lease = None
+        if self._client is not None:
+            with contextlib.suppress(Exception):  # nats-py fails in many ways if the server is gone
+                await asyncio.wait_for(self._client.close(), _TIMEOUT_S)
+            self._client = None
+
+    async def _begin(self) -> None:
+        """Bind to the durable consumer; create it so that it begins with what was not acknowledged."""
+        config = api.ConsumerConfig(
+            durable_name=self._durable,
+            filter_subject=self._subject,
+            ack_policy=api.AckPolicy.ALL,
+            ack_wait=_ACK_WAIT_S,
+            max_ack_pending=-1,
+            deliver_policy=api.DeliverPolicy.ALL,
+        )
+        info = None
+        with contextlib.suppress(js_errors.NotFoundError):
+            info = await self._js.consumer_info(self._stream, self._durable)
+        if info is not None and info.num_ack_pending:
+            retention = (await self._js.stream_info(self._stream)).config.retention
+            await self._js.delete_consumer(self._stream, self._durable)
+            if retention != api.RetentionPolicy.WORK_QUEUE:  # there, what was acknowledged is gone anyway
+                config.deliver_policy = api.DeliverPolicy.BY_START_SEQUENCE
+                config.opt_start_seq = info.ack_floor.stream_seq + 1
+            info = None
+        if info is None:
+            info = await self._js.add_consumer(self._stream, config)
+        self._ack_each = info.config.ack_policy == api.AckPolicy.EXPLICIT
+        self._delivered = info.delivered.consumer_seq
+        self._subscription = await self._js.pull_subscribe_bind(consumer=self._durable, stream=self._stream)
+
+    async def _fetch(self, limit: int) -> list[Any]:
+        try:
+            found = await self._subscription.fetch(limit, timeout=_WAIT_S)
+        except nats.errors.TimeoutError:
+            return []
+        for message in found:
+            sequence = message.metadata.sequence.consumer
+            if sequence != self._delivered + 1:  # one was sent and did not arrive: begin again with it
+                raise BrokerUnavailableError(
+                    f"{self._url.text}: message {self._delivered + 1} of the consumer was lost"
+                )
+            self._delivered = sequence
+        if found:
+            self._lag = found[-1].metadata.num_pending
+        return list(found)
+
+    async def _next_of_preview(self) -> list[Any]:
+        try:
+            return [await self._subscription.next_msg(_WAIT_S)]
+        except nats.errors.TimeoutError:
+            self._done = True
+            return []
+
+    def _is_behind_end(self, found: Sequence[Any]) -> bool:
+        return not found or found[-1].metadata.sequence.stream >= self._end
+
+    def _message(self, message: Any) -> BrokerMessage:
+        source = f"nats:{self._stream}"
+        headers = {name: str(value).encode() for name, value in (message.headers or {}).items()}
+        at = message.metadata.sequence.stream
+        return BrokerMessage(message.data, source, at, source, topic=message.subject, headers=headers, handle=message)
+
+
+class _Lease:
+    """An entry of a key-value bucket that one connector renews and that vanishes without it."""
+
+    def __init__(self, js: Any, key: str, token: bytes) -> None:
+        self._js = js
+        self._key = key
+        self._token = token
+        self._bucket: Any = None
+        self._revision: int | None = None  # None: another one has it
+        self._renewing: asyncio.Task[None] | None = None
+        self._updating = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Find the bucket, or create it."""
+        try:
+            self._bucket = await self._js.key_value(_BUCKET)
+        except js_errors.NotFoundError:
+            self._bucket = await self._js.create_key_value(bucket=_BUCKET, ttl=_LEASE_S)
+
+    async def acquire(self) -> bool:
+        """Return whether this connector has the lease now."""
+        if self._revision is not None:
+            return True
+        try:
+            self._revision = await self._bucket.create(self._key, self._token)
+        except js_errors.KeyWrongLastSequenceError:
+            return False
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew_periodically(), name="connect-lease")
+        return True
+
+    async def renew(self) -> bool:
+        """Return whether this connector still has the lease, and has it for longer now."""
+        async with self._updating:
+            if self._revision is None:
+                return False
+            try:
+                self._revision = await self._bucket.update(self._key, self._token, last=self._revision)
+            except js_errors.KeyWrongLastSequenceError:
+                self._revision = None
+            return self._revision is not None
+
+    async def close(self) -> None:
+        """Give the lease back."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+        if self._revision is not None:
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                await self._bucket.delete(self._key, last=self._revision)
+
+    async def _renew_periodically(self) -> None:
+        while self._revision is not None:
+            await asyncio.sleep(_RENEW_EVERY_S)
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):  # the poll finds out
+                await self.renew()
+
+
+class NatsWriter:
+    """Publishes messages into JetStream; `{stream}` in the subject is replaced by the stream's id.
+
+    Each message has an id, so the server drops one that is there within its window for duplicates (two minutes if the
+    stream does not say otherwise).
+    """
+
+    def __init__(self, url: BrokerUrl, body_format: str) -> None:
+        """Use `open_writer`."""
+        self._url = url
+        self._encode = _ENCODE[body_format]
+        self._client: Any = None
+        self._js: Any = None
+
+    async def open(self) -> None:
+        """Connect."""
+        self._client = await _connect(self._url)
+        self._js = self._client.jetstream(timeout=_TIMEOUT_S)
+
+    async def write(self, messages: Sequence[OutMessage]) -> None:
+        """Publish the messages, and wait until the server has confirmed all of them."""
+        with _nats_errors(self._url):
+            sent = []
+            for one in messages:
+                headers = None if one.at is None else {"Nats-Msg-Id": f"{one.key}|{one.source}|{one.at}"}
+                body = self._encode(one.document)
+                sent.append(
+                    await self._js.publish_async(
+                        self._url.target(one.key), body, wait_stall=_TIMEOUT_S, headers=headers
+                    )
+                )
+            async with asyncio.timeout(_TIMEOUT_S):
+                await asyncio.gather(*sent)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._client is not None:
+            with contextlib.suppress(Exception):  # nats-py fails in many ways if the server is gone
+                await asyncio.wait_for(self._client.close(), _TIMEOUT_S)
+            self._client = None
+
+
+async def _connect(url: BrokerUrl) -> Any:
+    hosts = [one if ":" in one else f"{one}:{_PORT}" for one in url.hosts.split(",")]
+
+    async def on_error(_error: Exception) -> None:
+        """Ignore it: the call that it concerns fails, too."""
+
+    with _nats_errors(url):
+        return await nats.connect(
+            servers=[f"nats://{host}" for host in hosts],
+            user=url.user,
+            password=url.password,
+            allow_reconnect=False,  # a new connection is a new start: `open` begins with what was not acknowledged
+            connect_timeout=int(_TIMEOUT_S),
+            error_cb=on_error,
+        )
+
+
+@contextlib.contextmanager
+def _nats_errors(url: BrokerUrl) -> Iterator[None]:
+    try:
+        yield
+    except AuthorizationError as exc:
+        raise ConnectError(f"{url.text} rejects the login: {exc}.", fix="Check user and password.") from exc
+    except js_errors.NoStreamResponseError as exc:
+        raise ConnectError(f"{url.text}: no JetStream stream has this subject.", fix="Create one.") from exc
+    except js_errors.BadRequestError as exc:
+        raise ConnectError(f"{url.text} rejects a request: {exc}.", fix="Check the subject and the stream.") from exc
+    except (nats.errors.Error, OSError, TimeoutError) as exc:
+        raise BrokerUnavailableError(f"{url.text} does not respond: {exc or type(exc).__name__}") from exc

@@ -1,0 +1,86 @@
+"""`MessageReader` and `MessageWriter`: what a broker's module provides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.connect.messages import BrokerMessage, OutMessage
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderOptions:
+    """How a reader reads.
+
+    Attributes:
+        once: End at what was there when the reader was opened.
+        preview: Only show messages: join no group, acknowledge nothing, and read from the oldest message on.
+    """
+
+    once: bool = False
+    preview: bool = False
+
+
+class MessageReader(Protocol):
+    """Reads the messages of one topic, stream, queue or file, in order.
+
+    Laws, which the tests of each broker check:
+
+    1. After `open`, messages that were not acknowledged are returned before newer ones, in their order.
+    2. A message that was acknowledged is not returned again, unless the broker loses the acknowledgement.
+    3. Only one reader of a group returns the messages of one stream at a time; the others wait in `poll`.
+    4. `open` may be called again after `close`.
+    """
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            BrokerUnavailableError: The broker does not respond; the same call may succeed later.
+            ConnectError: What the URL names cannot be read.
+        """
+
+    async def poll(self, limit: int) -> Sequence[BrokerMessage]:
+        """Return the next messages; none if there are none within about half a second.
+
+        Args:
+            limit: Maximum number of messages.
+
+        Raises:
+            BrokerUnavailableError: The connection was lost. After `close` and `open`, reading continues with what was
+                not acknowledged.
+        """
+
+    async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
+        """Mark the messages of the last poll as done; raises as `poll` does."""
+
+    async def is_current(self) -> bool:
+        """Return whether this reader still owns what its last poll returned; if not, the poll must be dropped."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything was returned that was there at `open`; only with `once`."""
+
+    def lag(self) -> int | None:
+        """Return the number of messages that are not read yet; None: unknown."""
+
+    async def close(self) -> None:
+        """Disconnect; never fails."""
+
+
+class MessageWriter(Protocol):
+    """Writes messages to one topic, stream, queue or file, in the order in which they are given."""
+
+    async def open(self) -> None:
+        """Connect; raises as `MessageReader.open` does."""
+
+    async def write(self, messages: Sequence[OutMessage]) -> None:
+        """Write the messages, and return once the broker has confirmed all of them.
+
+        Raises:
+            BrokerUnavailableError: Some messages may not have been written; the same call may be repeated.
+        """
+
+    async def close(self) -> None:
+        """Disconnect; never fails."""

@@ -1,0 +1,336 @@
+"""Redis Streams: a consumer group is read by one connector at a time, and each prediction is written exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+from redis import asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,  # noqa: A004 - redis-py's name
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004 - redis-py's name
+)
+
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, ConnectUsageError, OutMessage
+from service.connect.urls import BrokerUrl
+
+_PORT: Final = 6379
+_GROUP: Final = "stepwell"
+_CONSUMER: Final = "stepwell"
+"""The consumer of every connector: entries that one has not acknowledged belong to the next one."""
+
+_LEASE_MS: Final = 5000
+_RENEW_EVERY_S: Final = 1.0
+_BLOCK_MS: Final = 500
+_TIMEOUT_S: Final = 5.0
+_SEQUENCE_BITS: Final = 20
+_ENTRIES_PER_CALL: Final = 500
+_POSITION_DIGITS: Final = 19
+_encode_json = msgspec.json.Encoder().encode
+
+_RENEW = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+# Positions have equally many digits, so they compare as texts: numbers of Lua are exact to 2^53 only. All entries are
+# one argument: redis-py needs longer for a command of many arguments than for everything else.
+_WRITE = """
+for _, entry in ipairs(cmsgpack.unpack(ARGV[1])) do
+  local name, at = entry[1], entry[2]
+  if at == '' or (redis.call('HGET', KEYS[2], name) or '') < at then
+    redis.call('XADD', KEYS[1], '*', unpack(entry[3]))
+    if at ~= '' then redis.call('HSET', KEYS[2], name, at) end
+  end
+end
+"""
+
+
+def open_reader(url: BrokerUrl, options: ReaderOptions) -> RedisStreamReader:
+    """Return the reader of a stream."""
+    return RedisStreamReader(url, options)
+
+
+def open_writer(url: BrokerUrl, body_format: str) -> RedisStreamWriter:
+    """Return the writer of a stream.
+
+    Raises:
+        ConnectUsageError: The format is not JSON.
+    """
+    if body_format != "json":
+        raise ConnectUsageError(f"{url.text} has entries with fields; found the format {body_format!r}.")
+    return RedisStreamWriter(url)
+
+
+class RedisStreamReader:
+    """Reads a stream as a consumer group, one connector at a time: the others wait for the lease.
+
+    The position of an entry `ms-n` is `ms << 20 | n`.
+    """
+
+    def __init__(self, url: BrokerUrl, options: ReaderOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Use `open_reader`."""
+        self._url = url
+        self._options = options
+        self._name = url.stream
+        self._group = url.options.get("group") or _GROUP
+        self._source = f"redis:{url.path or '0'}/{self._name}"
+        self._lease = f"{_tagged(self._name)}:stepwell:{self._group}:lease"
+        self._token = secrets.token_hex(16)
+        self._clock = clock
+        self._client: Any = None  # redis-py's types allow texts where these are bytes
+        self._renewing: asyncio.Task[None] | None = None
+        self._has_lease = False
+        self._cursor: bytes | str = "0"  # of the entries that were not acknowledged; `>` is behind them
+        self._end: tuple[int, int] | None = None
+        self._done = False
+        self._lag: int | None = None
+        self._lag_at = 0.0
+
+    async def open(self) -> None:
+        """Connect."""
+        self._client = _client(self._url)
+        with _redis_errors(self._url):
+            await self._client.ping()
+            if self._options.once or self._options.preview:
+                last = await self._client.xrevrange(self._name, count=1)
+                self._end, self._done = (_split(last[0][0]), False) if last else (None, True)
+        self._cursor, self._has_lease = "0", False
+
+    async def poll(self, limit: int) -> Sequence[BrokerMessage]:
+        """Return the next entries; none while another connector has the lease."""
+        assert self._client is not None
+        if self._done:
+            return []
+        with _redis_errors(self._url):
+            if self._options.preview:
+                return self._preview(await self._client.xrange(self._name, min=self._start(), count=limit))
+            if not await self._acquire_lease():
+                await asyncio.sleep(_BLOCK_MS / 1000)
+                return []
+            entries = await self._read(limit)
+            await self._update_lag()
+        return [self._message(entry_id, fields) for entry_id, fields in entries if fields]
+
+    async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
+        """Acknowledge the entries in the group."""
+        assert self._client is not None
+        with _redis_errors(self._url):
+            await self._client.xack(self._name, self._group, *[message.handle for message in messages])
+
+    async def is_current(self) -> bool:
+        """Return whether this connector still has the lease."""
+        if self._options.preview:
+            return True
+        with _redis_errors(self._url):
+            self._has_lease = self._has_lease and await self._renew()
+        return self._has_lease
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything was returned that was there at the start."""
+        return self._done
+
+    def lag(self) -> int | None:
+        """Return the group's lag, about one second old."""
+        return self._lag
+
+    async def close(self) -> None:
+        """Give the lease back and disconnect."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+            self._renewing = None
+        if self._client is not None:
+            with contextlib.suppress(RedisError, OSError):
+                if self._has_lease:
+                    await self._client.eval(_RELEASE, 1, self._lease, self._token)
+            with contextlib.suppress(RedisError, OSError):
+                await self._client.aclose()
+            self._client = None
+        self._has_lease = False
+
+    async def _acquire_lease(self) -> bool:
+        assert self._client is not None
+        if self._has_lease:
+            return True
+        if not await self._client.set(self._lease, self._token, nx=True, px=_LEASE_MS):
+            return False
+        try:
+            await self._client.xgroup_create(self._name, self._group, id="0", mkstream=True)
+        except ResponseError as exc:
+            if not str(exc).startswith("BUSYGROUP"):
+                raise
+        self._cursor, self._has_lease = "0", True
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew_periodically(), name="connect-lease")
+        return True
+
+    async def _renew(self) -> bool:
+        assert self._client is not None
+        return bool(await self._client.eval(_RENEW, 1, self._lease, self._token, _LEASE_MS))
+
+    async def _renew_periodically(self) -> None:
+        while self._has_lease:
+            await asyncio.sleep(_RENEW_EVERY_S)
+            with contextlib.suppress(RedisError, OSError):  # the poll finds out, and so does `is_current`
+                self._has_lease = self._has_lease and await self._renew()
+
+    async def _read(self, limit: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        assert self._client is not None
+        block = None if self._options.once else _BLOCK_MS
+        while True:
+            is_new = self._cursor == ">"
+            found = await self._client.xreadgroup(
+                self._group, _CONSUMER, {self._name: self._cursor}, count=limit, block=block if is_new else None
+            )
+            entries = _entries(found)
+            if is_new:
+                return self._until_end(entries)
+            if not entries:
+                self._cursor = ">"
+                continue
+            self._cursor = entries[-1][0]
+            deleted = [entry_id for entry_id, fields in entries if not fields]
+            if deleted:  # they were trimmed before they were acknowledged
+                await self._client.xack(self._name, self._group, *deleted)
+            if len(deleted) < len(entries):
+                return entries
+
+    def _until_end(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        if not self._options.once:
+            return entries
+        kept = [entry for entry in entries if self._end is not None and _split(entry[0]) <= self._end]
+        self._done = len(kept) < len(entries) or not entries  # what is behind the end is read by the next run
+        return kept
+
+    async def _update_lag(self) -> None:
+        assert self._client is not None
+        if self._clock() - self._lag_at < 1:
+            return
+        self._lag_at = self._clock()
+        for group in await self._client.xinfo_groups(self._name):
+            if group["name"] == self._group.encode():
+                self._lag = group.get("lag")
+
+    def _preview(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[BrokerMessage]:
+        self._done = not entries
+        if entries:
+            self._cursor = entries[-1][0]
+        return [self._message(entry_id, fields) for entry_id, fields in entries]
+
+    def _start(self) -> bytes | str:
+        return "-" if isinstance(self._cursor, str) else b"(%b" % self._cursor
+
+    def _message(self, entry_id: bytes, fields: dict[bytes, bytes]) -> BrokerMessage:
+        milliseconds, number = _split(entry_id)
+        at = milliseconds << _SEQUENCE_BITS | number
+        return BrokerMessage(b"", self._source, at, self._source, topic=self._name, fields=fields, handle=entry_id)
+
+
+class RedisStreamWriter:
+    """Appends entries to a stream, each once.
+
+    A script compares the position of a timestep with the newest one of its stream and source that was written. These
+    are in the hash `{NAME}:stepwell:written`.
+    """
+
+    def __init__(self, url: BrokerUrl) -> None:
+        """Use `open_writer`."""
+        self._url = url
+        self._keys = [url.stream, f"{_tagged(url.stream)}:stepwell:written"]
+        self._client: Any = None  # redis-py's types allow texts where these are bytes
+
+    async def open(self) -> None:
+        """Connect."""
+        self._client = _client(self._url)
+        with _redis_errors(self._url):
+            await self._client.ping()
+
+    async def write(self, messages: Sequence[OutMessage]) -> None:
+        """Append the entries that were not appended yet."""
+        assert self._client is not None
+        script = self._client.register_script(_WRITE)
+        with _redis_errors(self._url):
+            for start in range(0, len(messages), _ENTRIES_PER_CALL):
+                part = messages[start : start + _ENTRIES_PER_CALL]
+                await script(self._keys, [msgspec.msgpack.encode([_entry(one) for one in part])])
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._client is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await self._client.aclose()
+            self._client = None
+
+
+def _entry(message: OutMessage) -> tuple[str, str, list[str]]:
+    fields: list[str] = []
+    for name, value in message.document.items():
+        if value is not None:
+            fields += (name, value if isinstance(value, str) else _encode_json(value).decode())
+    at = "" if message.at is None else f"{message.at:0{_POSITION_DIGITS}d}"
+    return f"{message.key}|{message.source}", at, fields
+
+
+def _client(url: BrokerUrl) -> redis.Redis:
+    host, port = url.address(_PORT)
+    if url.path and not url.path.isdecimal():
+        raise ConnectUsageError(f"{url.text!r} has the database {url.path!r}; expected a number.")
+    return redis.Redis(
+        host=host,
+        port=port,
+        db=int(url.path or 0),
+        username=url.user,
+        password=url.password,
+        ssl=url.is_encrypted,
+        socket_timeout=_TIMEOUT_S,
+        socket_connect_timeout=_TIMEOUT_S,
+        # A repeated XREADGROUP would go on behind entries whose delivery was lost; `open` begins with those
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+
+
+@contextlib.contextmanager
+def _redis_errors(url: BrokerUrl) -> Iterator[None]:
+    try:
+        yield
+    except AuthenticationError as exc:
+        raise ConnectError(f"{url.text} rejects the login: {exc}.", fix="Check user and password.") from exc
+    except (ConnectionError, TimeoutError, BusyLoadingError, OSError) as exc:
+        raise BrokerUnavailableError(f"{url.text} does not respond: {exc}") from exc
+    except ResponseError as exc:
+        if str(exc).startswith(("NOGROUP", "LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "OOM", "UNBLOCKED")):
+            raise BrokerUnavailableError(f"{url.text} cannot do it now: {exc}") from exc
+        raise ConnectError(f"{url.text} rejects a command: {exc}.", fix="Check the URL and the permissions.") from exc
+
+
+def _entries(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Return the entries of the only stream in a reply."""
+    if not found:
+        return []
+    [(_, entries)] = found.items() if isinstance(found, dict) else found
+    return list(entries)
+
+
+def _split(entry_id: bytes) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition(b"-")
+    return int(milliseconds), int(number)
+
+
+def _tagged(name: str) -> str:
+    """Return a prefix of keys that a Redis Cluster keeps with the key `name`."""
+    return name if "{" in name else f"{{{name}}}"

@@ -1,0 +1,165 @@
+"""`ChunkSender`: steps streams by the chunks of a round, and finds the single timestep that the service rejects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
+
+from model_export.manifest import Array
+from service.client.results import ClientError, StepResult
+from service.connect.mapping import MappedTimestep
+from service.connect.messages import ConnectError
+from service.connect.polls import PollLimits, StreamChunk, columns_of, frames_of
+from service.connect.service_feed import ServiceFeed
+
+_PASSED: Final = {"source_passed", "seq_passed"}
+_OF_A_TIMESTEP: Final = {"bad_input", "non_finite", "non_finite_state", "too_large", "bad_request"}
+_OF_A_STREAM: Final = {
+    *("seq_gap", "seq_conflict", "state_changed", "stream_exists", "stream_not_found", "model_changed"),
+    "state_corrupt",
+}
+
+
+Applied = list[tuple[StreamChunk, StepResult | None]]
+"""Chunks with the service's response; None: all of their timesteps were applied before, and their predictions are not
+known any more."""
+
+OnRejected = Callable[[Sequence[MappedTimestep], ClientError], Awaitable[None]]
+"""Called with timesteps that the service rejects, before a later timestep of their stream is applied."""
+
+
+class ChunkSender:
+    """Sends the chunks of one round, in as few messages as possible."""
+
+    def __init__(self, feed: ServiceFeed, limits: PollLimits) -> None:
+        self._feed = feed
+        self._limits = limits
+
+    async def send(
+        self, chunks: Sequence[StreamChunk], arrays: Mapping[str, Array], on_rejected: OnRejected
+    ) -> Applied:
+        """Step each stream by its chunk, and return once each has a final result.
+
+        Args:
+            chunks: At most one for each stream.
+            arrays: By input, the values of all timesteps of the poll, `(rows, *row)`.
+            on_rejected: Called with timesteps that the service rejects.
+
+        Raises:
+            ConnectError: The service rejects all requests of this connector, or `on_rejected` failed.
+        """
+        round_ = _Round(self._feed, self._limits, arrays, on_rejected)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for frame in frames_of(chunks, self._limits):
+                    tasks.create_task(round_.send_frame(frame))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        return round_.applied
+
+
+class _Round:
+    """The chunks of one round while they are sent."""
+
+    def __init__(
+        self, feed: ServiceFeed, limits: PollLimits, arrays: Mapping[str, Array], on_rejected: OnRejected
+    ) -> None:
+        self.applied: Applied = []
+        self._feed = feed
+        self._limits = limits
+        self._arrays = arrays
+        self._on_rejected = on_rejected
+
+    async def send_frame(self, chunks: list[StreamChunk]) -> None:
+        """Send chunks of one length until each has its final result."""
+        policy = self._feed.new_policy()
+        while chunks:
+            again, last = [], None
+            for chunk, found in zip(chunks, await self._try(chunks), strict=True):
+                if isinstance(found, ClientError) and found.retry == "same":
+                    again.append(chunk)
+                    last = found
+                else:
+                    await self._settle(chunk, found)
+            if last is not None:
+                await self._feed.pause(policy, last)
+            chunks = again
+
+    async def _try(self, chunks: list[StreamChunk]) -> list[StepResult | ClientError]:
+        """Send chunks once; a message that is rejected as a whole is sent in halves."""
+        try:
+            return await self._feed.send(columns_of(chunks, self._arrays))
+        except ClientError as error:
+            if error.code not in _OF_A_TIMESTEP | _OF_A_STREAM:
+                raise ConnectError(f"The service rejects every message: {error.problem}", fix=error.fix) from error
+            if len(chunks) == 1:
+                return [error]
+        middle = len(chunks) // 2
+        return [*await self._try(chunks[:middle]), *await self._try(chunks[middle:])]
+
+    async def _settle(self, chunk: StreamChunk, found: StepResult | ClientError) -> None:
+        if isinstance(found, StepResult):
+            await self._on_applied(chunk, found)
+        elif found.code in _PASSED:
+            self.applied.append((chunk, None))
+        elif found.code in _OF_A_TIMESTEP and len(chunk.timesteps) > 1:
+            await self._isolate(chunk)
+        elif found.code in _OF_A_TIMESTEP | _OF_A_STREAM:
+            await self._on_rejected(chunk.timesteps, found)
+        else:
+            raise ConnectError(f"Stream {chunk.stream!r}: {found.problem}", fix=found.fix) from found
+
+    async def _on_applied(self, chunk: StreamChunk, found: StepResult) -> None:
+        """Keep a result, and the predictions that the service has of timesteps before an unknown one.
+
+        A timestep that was rejected before a crash is read again, is before the position now, and has no prediction.
+        Those before it count as unknown, unless they are requested without it.
+        """
+        if found.unknown > 1:
+            before = StreamChunk(chunk.stream, chunk.timesteps[: found.unknown - 1])
+            earlier = await self._try_until_final(before)
+            if isinstance(earlier, StepResult):
+                await self._on_applied(before, earlier)
+        self.applied.append((chunk, found))
+
+    async def _isolate(self, chunk: StreamChunk) -> None:
+        """Apply all timesteps of a chunk but those that the service rejects.
+
+        Each attempt begins with the first timestep of the chunk, so that the response to the last one has the
+        predictions of all.
+        """
+        good: list[MappedTimestep] = []
+        rest = chunk.timesteps
+        applied: StepResult | None = None
+        while rest:
+            low, high = 0, len(rest)  # `rest[:low]` is accepted, `rest[:high]` is rejected or was not tried
+            error: ClientError | None = None
+            size = high
+            while low < high:
+                found = await self._try_until_final(StreamChunk(chunk.stream, good + rest[:size]))
+                if isinstance(found, StepResult):
+                    low, applied = size, found
+                elif found.code in _OF_A_TIMESTEP:
+                    high, error = size - 1, found
+                elif found.code in _PASSED:
+                    low = size
+                else:
+                    await self._on_rejected(rest, found)
+                    return
+                size = (low + high + 1) // 2
+            good = good + rest[:low]
+            if low < len(rest):
+                assert error is not None
+                await self._on_rejected([rest[low]], error)
+            rest = rest[low + 1 :]
+        if good:
+            self.applied.append((StreamChunk(chunk.stream, good), applied))
+
+    async def _try_until_final(self, chunk: StreamChunk) -> StepResult | ClientError:
+        policy = self._feed.new_policy()
+        while True:
+            [found] = await self._try([chunk])
+            if isinstance(found, StepResult) or found.retry != "same":
+                return found
+            await self._feed.pause(policy, found)

@@ -1,0 +1,246 @@
+"""`Connector`: reads a poll, steps the streams, writes the predictions, acknowledges the poll; and again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+from model_export.manifest import Array
+from service.client.results import ClientError, StepResult
+from service.connect.brokers.protocol import MessageReader, MessageWriter
+from service.connect.chunk_sender import Applied, ChunkSender
+from service.connect.counters import ConnectCounters
+from service.connect.dead_letters import dead_letter
+from service.connect.input_columns import InputColumn
+from service.connect.mapping import MappedTimestep, MessageMapper
+from service.connect.messages import BadMessageError, BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
+from service.connect.polls import PollLimits, StreamChunk, rounds_of
+from service.connect.service_feed import ModelFacts
+
+DRAIN_S: Final = 10.0
+"""Seconds in which an open poll must be finished after `stop`."""
+
+_FIRST_POLL: Final = 256
+_LARGEST_POLL: Final = 4096
+_POLL_BYTES: Final = 8 << 20
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 5.0
+
+
+class Connector:
+    """Carries messages from a reader to a model and predictions to a writer. One poll is open at a time.
+
+    After a crash at any point, the poll is read again: the service skips what it has applied, by the positions, and
+    returns its predictions again, as far as they were not handed over.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: MessageReader,
+        writer: MessageWriter | None,
+        dead_letters: MessageWriter | None,
+        mapper: MessageMapper,
+        columns: dict[str, InputColumn],
+        sender: ChunkSender,
+        model: ModelFacts,
+        limits: PollLimits,
+        counters: ConnectCounters,
+        report: Callable[[str], None],
+    ) -> None:
+        """Create a connector; nothing is opened yet.
+
+        Args:
+            reader: What is read.
+            writer: Where predictions are written; None: nowhere.
+            dead_letters: Where messages are written that cannot be used; None: they are reported only.
+            mapper: Maps messages to timesteps.
+            columns: The model's inputs.
+            sender: Steps the streams.
+            model: The model.
+            limits: The limits of a chunk.
+            counters: Counts what is done.
+            report: Called with a sentence about a broker that does not respond, or a message that is not kept.
+        """
+        self._reader = reader
+        self._outputs = [one for one in (writer, dead_letters) if one is not None]
+        self._writer = writer
+        self._dead_letters = dead_letters
+        self._mapper = mapper
+        self._columns = columns
+        self._sender = sender
+        self._model = model
+        self._limits = limits
+        self._counters = counters
+        self._report = report
+        self._writing_dead_letters = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        # Messages without a position are numbered here, so that a repeated request applies them once
+        self._own_source, self._own_position = f"connect:{secrets.token_hex(8)}", 0
+
+    def stop(self) -> None:
+        """Finish the open poll, then end."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Carry messages until `stop`, or until the reader is done.
+
+        Raises:
+            ConnectError: Something is wrong that waiting does not repair; or the open poll could not be finished after
+                `stop`, and will be read again.
+        """
+        work = asyncio.create_task(self._run())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await asyncio.wait({work}, timeout=DRAIN_S)
+            if not work.done():
+                raise ConnectError(
+                    f"The last poll could not be handed over within {DRAIN_S:g} s.",
+                    fix="Start the connector again: the poll is read again, and nothing is applied twice.",
+                )
+            await work
+        finally:
+            for task in (work, stopping):
+                task.cancel()
+            await asyncio.gather(work, stopping, return_exceptions=True)
+
+    async def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                for output in self._outputs:
+                    await output.open()
+                await self._reader.open()
+                async for _ in self._polls():
+                    failures = 0
+                return
+            except BrokerUnavailableError as exc:
+                if failures == 0:
+                    self._report(f"waiting for a broker: {exc.problem}")
+                failures += 1
+            finally:
+                await self._reader.close()
+                for output in self._outputs:
+                    await output.close()
+            with contextlib.suppress(TimeoutError):
+                pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 10))
+                await asyncio.wait_for(self._stopping.wait(), pause)
+
+    async def _polls(self) -> AsyncIterator[None]:
+        """Carry one poll after the other; yield after each."""
+        limit = _FIRST_POLL
+        while not self._stopping.is_set():
+            messages = await self._reader.poll(min(limit, self._limits.steps))
+            self._counters.set_lag(self._reader.lag())
+            if messages:
+                if await self._carry(messages):
+                    await self._reader.acknowledge(messages)
+                mean = sum(message.size for message in messages) / len(messages)
+                limit = max(1, min(_LARGEST_POLL, int(_POLL_BYTES / (mean + 1)), 2 * limit))
+            elif self._reader.is_done:
+                return
+            yield
+
+    async def _carry(self, messages: Sequence[BrokerMessage]) -> bool:
+        """Step the streams by a poll, and write what comes out of it; return False if the poll belongs to another."""
+        self._counters.add(messages=len(messages))
+        timesteps, letters = self._map(messages)
+        arrays = self._stack(timesteps, letters)
+        good = [timestep for timestep in timesteps if timestep.row >= 0]
+        rounds, n_dropped = rounds_of(good, self._limits)
+        self._counters.add(skipped=n_dropped)
+        if letters:
+            await self._write_dead_letters(letters)
+        for chunks in rounds:
+            applied = await self._sender.send(chunks, arrays, self._on_rejected)
+            if not await self._reader.is_current():
+                self._report("another connector has taken over; what this one has read is dropped")
+                return False
+            await self._write(self._predictions(applied))
+        return True
+
+    def _map(self, messages: Sequence[BrokerMessage]) -> tuple[list[MappedTimestep], list[OutMessage]]:
+        timesteps, letters = list[MappedTimestep](), list[OutMessage]()
+        for message in messages:
+            try:
+                timestep = self._mapper.map(message)
+            except BadMessageError as exc:
+                letters.append(dead_letter(message, exc.code, exc.reason, exc.stream))
+                continue
+            if timestep.at is None:
+                self._own_position += 1
+                timestep.source, timestep.at = self._own_source, self._own_position
+            timesteps.append(timestep)
+        return timesteps, letters
+
+    def _stack(self, timesteps: Sequence[MappedTimestep], letters: list[OutMessage]) -> dict[str, Array]:
+        """Return the inputs of all timesteps, and number those that fit the model."""
+        arrays, errors = dict[str, Array](), dict[int, BadMessageError]()
+        for name, column in self._columns.items() if timesteps else ():
+            arrays[name], found = column.stack([timestep.values[name] for timestep in timesteps])
+            errors = found | errors
+        for row, timestep in enumerate(timesteps):
+            if row in errors:
+                letters.append(dead_letter(timestep.message, errors[row].code, errors[row].reason, timestep.stream))
+            else:
+                timestep.row = row
+        return arrays
+
+    def _predictions(self, applied: Applied) -> list[OutMessage]:
+        out: list[OutMessage] = []
+        n_timesteps = n_skipped = 0
+        for chunk, found in applied:
+            n_timesteps += len(chunk.timesteps)
+            n_skipped += len(chunk.timesteps) if found is None else found.skipped
+            if found is not None and self._writer is not None:
+                out += self._predictions_of(chunk, found)
+        self._counters.add(timesteps=n_timesteps, skipped=n_skipped)
+        return out
+
+    def _predictions_of(self, chunk: StreamChunk, found: StepResult) -> list[OutMessage]:
+        last = len(chunk.timesteps) - 1
+        columns = {name: array.tolist() for name, array in found.outputs.items()}
+        return [
+            OutMessage(
+                chunk.stream,
+                timestep.source,
+                timestep.at if timestep.source != self._own_source else None,
+                {
+                    "stream": chunk.stream,
+                    "step": found.step - last + i,
+                    "outputs": {name: rows[i] for name, rows in columns.items()},
+                    "state_id": found.state_id or None if i == last else None,
+                    "source": {"id": timestep.source, "at": timestep.at},
+                    "model": self._model.name,
+                    "version": self._model.version,
+                },
+            )
+            for i, timestep in enumerate(chunk.timesteps)
+            if i >= found.unknown  # those before it were handed over when they were known
+        ]
+
+    async def _write(self, predictions: list[OutMessage]) -> None:
+        if predictions and self._writer is not None:
+            await self._writer.write(predictions)
+            self._counters.add(predictions=len(predictions))
+
+    async def _on_rejected(self, timesteps: Sequence[MappedTimestep], error: ClientError) -> None:
+        await self._write_dead_letters([dead_letter(t.message, error.code, error.problem, t.stream) for t in timesteps])
+
+    async def _write_dead_letters(self, letters: list[OutMessage]) -> None:
+        for letter in letters:
+            self._counters.add_dead_letter(letter.document["code"])
+        if self._dead_letters is not None:
+            async with self._writing_dead_letters:
+                await self._dead_letters.write(letters)
+            return
+        first = letters[0].document
+        self._report(
+            f"{len(letters)} messages cannot be used, and there is no dead letter: the first one ({first['source']}) "
+            f"because {first['reason']}"
+        )

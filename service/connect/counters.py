@@ -1,0 +1,78 @@
+"""`ConnectCounters`: what a connector has done so far, for its live line, `--json` and Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class ConnectCounters:
+    """Counts since the connector started.
+
+    Attributes:
+        registry: The same as metrics for Prometheus.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry = CollectorRegistry()
+        self._clock = clock
+        self._started = self._last_at = clock()
+        self._last_messages = 0
+        self._values = dict.fromkeys(("messages", "timesteps", "skipped", "predictions", "dead_letters"), 0)
+        self._lag: int | None = None
+        self._retries: Callable[[], int] = lambda: 0
+        texts = {
+            "messages": "Messages that were read.",
+            "timesteps": "Timesteps that were applied, now or by an earlier reading of the same message.",
+            "skipped": "Timesteps that had been applied before, by their positions.",
+            "predictions": "Predictions that were written.",
+        }
+        self._counters = {
+            name: Counter(f"stepwell_connect_{name}", text, registry=self.registry) for name, text in texts.items()
+        }
+        self._dead = Counter(
+            "stepwell_connect_dead_letters", "Messages that could not be used.", ["code"], registry=self.registry
+        )
+        self._lag_gauge = Gauge(
+            "stepwell_connect_lag", "Messages that are not read yet, as far as the broker reports it.",
+            registry=self.registry,
+        )  # fmt: skip
+        retries = Gauge("stepwell_connect_retries", "Repeated requests to the service.", registry=self.registry)
+        retries.set_function(lambda: float(self._retries()))
+
+    def watch_retries(self, retries: Callable[[], int]) -> None:
+        """Report what a function returns as the number of repeated requests."""
+        self._retries = retries
+
+    def add(self, **counts: int) -> None:
+        """Add to `messages`, `timesteps`, `skipped` or `predictions`."""
+        for name, count in counts.items():
+            self._values[name] += count
+            self._counters[name].inc(count)
+
+    def add_dead_letter(self, code: str) -> None:
+        """Count a message that could not be used."""
+        self._values["dead_letters"] += 1
+        self._dead.labels(code).inc()
+
+    def set_lag(self, lag: int | None) -> None:
+        """Set the number of messages that are not read yet."""
+        self._lag = lag
+        if lag is not None:
+            self._lag_gauge.set(lag)
+
+    def report(self) -> dict[str, Any]:
+        """Return all counts, and the rate since the last report."""
+        now, messages = self._clock(), self._values["messages"]
+        rate = (messages - self._last_messages) / max(now - self._last_at, 1e-9)
+        self._last_at, self._last_messages = now, messages
+        return {
+            **self._values,
+            "lag": self._lag,
+            "retries": self._retries(),
+            "messages_per_s": round(rate, 1),
+            "seconds": round(now - self._started, 3),
+        }

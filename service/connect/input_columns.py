@@ -1,0 +1,158 @@
+"""`InputColumn`: one input of the model, made of fields of a message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from model_export.manifest import Array, InputSpec
+from service.connect.messages import BadMessageError, ConnectUsageError
+from service.connect.paths import MISSING, FieldPath
+
+_NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
+_NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}
+_PREVIEW: Final = 60
+
+
+class InputColumn:
+    """Reads the values of one input from decoded messages, and makes arrays of them.
+
+    Attributes:
+        spec: The input's declaration.
+    """
+
+    def __init__(self, spec: InputSpec, paths: Sequence[str | int | float] | None) -> None:
+        """Create a column.
+
+        Args:
+            spec: The input's declaration.
+            paths: The fields, in order; numbers are constants. None: the field with the input's name.
+
+        Raises:
+            ConnectUsageError: There are no paths, or their number cannot fit the input's shape.
+        """
+        self.spec = spec
+        self._dtype = np.dtype(spec.dtype)
+        self._size = math.prod(spec.shape)
+        given = [spec.name] if paths is None else list(paths)
+        if not given:
+            raise ConnectUsageError(f"Input {spec.name!r} has no fields.", fix="Give it at least one path.")
+        self._parts = [FieldPath(one) if isinstance(one, str) else one for one in given]
+        if any(not isinstance(one, FieldPath) for one in self._parts) and len(self._parts) > self._size:
+            raise ConnectUsageError(f"Input {spec.name!r} has {len(given)} values; it takes {self._size}.")
+        self._may_be_missing = spec.missing == "nan"
+        self._types = _NUMBERS[self._dtype.kind]
+
+    def values_of(self, document: Any) -> Any:
+        """Return the input's values in a message, for `stack`: nested lists of its shape, or raw bytes as an array.
+
+        Raises:
+            BadMessageError: A field is missing, or its type or shape is wrong.
+        """
+        if type(document) is bytes:
+            return self._from_bytes(document)
+        found = [self._read(part, document) for part in self._parts]
+        if len(found) == 1:
+            value = found[0]
+            if value is None and self._may_be_missing:
+                return np.full(self.spec.shape, np.nan, self._dtype)
+            if type(value) is not list and self._size == 1:
+                value = _nest(value, len(self.spec.shape))
+            self._check(value, self.spec.shape)
+            return value
+        flat = [one for value in found for one in (value if type(value) is list else (value,))]
+        self._check(flat, (self._size,))
+        return flat if len(self.spec.shape) == 1 else np.array(flat, object).reshape(self.spec.shape).tolist()
+
+    def stack(self, rows: Sequence[Any]) -> tuple[Array, dict[int, BadMessageError]]:
+        """Return one array `(rows, *row)` of the declared dtype, and the errors of the rows that do not fit it.
+
+        Args:
+            rows: What `values_of` returned.
+        """
+        shape, errors = (len(rows), *self.spec.shape), dict[int, BadMessageError]()
+        try:
+            with np.errstate(over="ignore"):
+                stacked = np.array(rows, dtype=self._dtype).reshape(shape)
+        except (OverflowError, ValueError, TypeError):
+            stacked = np.zeros(shape, self._dtype)
+            for i, row in enumerate(rows):
+                try:
+                    stacked[i] = np.array(row, dtype=self._dtype).reshape(self.spec.shape)
+                except (OverflowError, ValueError, TypeError) as exc:
+                    errors[i] = BadMessageError("bad_input", f"input {self.spec.name!r} is not {self._dtype}: {exc}")
+        if self._dtype.kind == "f":
+            good = np.isfinite(stacked) | np.isnan(stacked) if self._may_be_missing else np.isfinite(stacked)
+            for i in map(int, np.flatnonzero(~good.reshape(len(rows), -1).all(axis=1))):
+                reason = f"input {self.spec.name!r} has a value that is not a finite {self._dtype}"
+                errors.setdefault(i, BadMessageError("non_finite", reason))
+        return stacked, errors
+
+    def _read(self, part: FieldPath | float, document: Any) -> Any:
+        if not isinstance(part, FieldPath):
+            return part
+        value = part.read(document)
+        if value is not MISSING:
+            return value
+        if self._may_be_missing:
+            return None
+        names = ", ".join(map(str, document))[:_PREVIEW] if type(document) is dict else ""
+        there = f"; the message has {names}" if names else ""
+        raise BadMessageError("bad_input", f"the field {part.text!r} is missing{there}")
+
+    def _check(self, value: Any, shape: Sequence[int]) -> None:
+        if shape:
+            if type(value) is not list or len(value) != shape[0]:
+                found = f"{len(value)} values" if type(value) is list else repr(value)[:_PREVIEW]
+                raise BadMessageError(
+                    "bad_input",
+                    f"input {self.spec.name!r} has {found} where shape {[*self.spec.shape]} needs {shape[0]}",
+                )
+            for one in value:
+                if len(shape) > 1 or type(one) not in self._types:  # else it is fine: most values are
+                    self._check(one, shape[1:])
+        elif type(value) not in self._types and not (value is None and self._may_be_missing):
+            expected = _NAMES[self._dtype.kind]
+            raise BadMessageError(
+                "bad_input", f"input {self.spec.name!r} has {repr(value)[:_PREVIEW]}; expected {expected}"
+            )
+
+    def _from_bytes(self, body: bytes) -> Array:
+        expected = self._size * self._dtype.itemsize
+        if len(body) != expected:
+            raise BadMessageError(
+                "bad_input",
+                f"the message has {len(body)} bytes; {self._dtype} of shape {[*self.spec.shape]} has {expected}",
+            )
+        return np.frombuffer(body, self._dtype.newbyteorder("<")).reshape(self.spec.shape)
+
+
+def make_columns(
+    specs: Sequence[InputSpec], paths: dict[str, list[str | int | float]], *, raw: bool
+) -> dict[str, InputColumn]:
+    """Return a column for each input of the model.
+
+    Args:
+        specs: The model's inputs.
+        paths: The configured fields by input.
+        raw: Messages are the bytes of one array.
+
+    Raises:
+        ConnectUsageError: An input is unknown, or raw messages cannot have all inputs.
+    """
+    names = [spec.name for spec in specs]
+    for name in paths:
+        if name not in names:
+            raise ConnectUsageError(f"The model has no input {name!r}; it has {', '.join(names)}.")
+    if raw and len(specs) != 1:
+        raise ConnectUsageError(f"Raw messages hold one array; the model has the inputs {', '.join(names)}.")
+    return {spec.name: InputColumn(spec, paths.get(spec.name)) for spec in specs}
+
+
+def _nest(value: Any, depth: int) -> Any:
+    for _ in range(depth):
+        value = [value]
+    return value

@@ -1,0 +1,48 @@
+"""`FieldPath`: a value inside a decoded message, such as `data.temp` or `values[2]`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from service.connect.messages import ConnectUsageError
+
+MISSING: Final = object()
+"""The value of a field that is not there."""
+
+_INDEX = re.compile(r"\[(\d+)\]")
+
+
+class FieldPath:
+    """The path of a field: names separated by dots, and indices of lists; `$` is the whole message.
+
+    Attributes:
+        text: The path as it was given.
+    """
+
+    __slots__ = ("_parts", "text")
+
+    def __init__(self, text: str) -> None:
+        """Parse a path.
+
+        Raises:
+            ConnectUsageError: The path is empty or has an empty part.
+        """
+        self.text = text
+        bare = text.removeprefix("$.")
+        self._parts = [] if bare == "$" else _INDEX.sub(r".\1", bare).removeprefix(".").split(".")
+        if not all(self._parts) and self._parts:
+            raise ConnectUsageError(f"The path {text!r} has an empty part; expected a form such as data.values[2].")
+
+    def read(self, document: Any) -> Any:
+        """Return the value, or `MISSING`. A field whose name has dots is found by its whole name."""
+        if type(document) is dict and self.text in document:
+            return document[self.text]
+        for part in self._parts:
+            if type(document) is dict:
+                document = document.get(part, MISSING)
+            elif type(document) is list and part.isdecimal() and int(part) < len(document):
+                document = document[int(part)]
+            else:
+                return MISSING
+        return document

@@ -1,0 +1,61 @@
+"""`--check`: what a connector would send for the oldest messages, without changing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from service.connect.brokers.protocol import MessageReader
+from service.connect.input_columns import InputColumn
+from service.connect.mapping import MessageMapper
+from service.connect.messages import BadMessageError, BrokerMessage
+
+_MESSAGES: Final = 10
+_WAIT_S: Final = 10.0
+
+
+async def preview(
+    reader: MessageReader,
+    mapper: MessageMapper,
+    columns: dict[str, InputColumn],
+    *,
+    wait_s: float = _WAIT_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[dict[str, Any]]:
+    """Return what would be sent for the first ten messages, each as a document.
+
+    Args:
+        reader: A reader that was made with `preview`.
+        mapper: Maps messages to timesteps.
+        columns: The model's inputs.
+        wait_s: Seconds to wait for messages.
+        clock: Returns the time in seconds.
+    """
+    messages: list[BrokerMessage] = []
+    deadline = clock() + wait_s
+    try:
+        await reader.open()
+        while len(messages) < _MESSAGES and not reader.is_done and clock() < deadline:
+            messages += await reader.poll(_MESSAGES - len(messages))
+    finally:
+        await reader.close()
+    return [await asyncio.to_thread(_row, message, mapper, columns) for message in messages]
+
+
+def _row(message: BrokerMessage, mapper: MessageMapper, columns: dict[str, InputColumn]) -> dict[str, Any]:
+    row: dict[str, Any] = {"source": {"id": message.source, "at": message.at}}
+    try:
+        timestep = mapper.map(message)
+        inputs = {}
+        for name, column in columns.items():
+            array, errors = column.stack([timestep.values[name]])
+            if errors:
+                errors[0].stream = timestep.stream
+                raise errors[0]
+            inputs[name] = array[0].tolist()
+    except BadMessageError as exc:
+        return {**row, "stream": exc.stream, "code": exc.code, "reason": exc.reason}
+    row = {"source": {"id": timestep.source, "at": timestep.at}, "stream": timestep.stream, "inputs": inputs}
+    return row if timestep.seq is None else {**row, "seq": timestep.seq}

@@ -1,0 +1,115 @@
+"""`ConnectSession`: the parts of one connector, built from its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from service.connect.brokers import make_reader, make_writer
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.chunk_sender import ChunkSender
+from service.connect.config import ConnectConfig
+from service.connect.connector import Connector
+from service.connect.counters import ConnectCounters
+from service.connect.input_columns import InputColumn, make_columns
+from service.connect.mapping import MessageMapper, check_segment
+from service.connect.polls import PollLimits
+from service.connect.preview import preview
+from service.connect.service_feed import ModelFacts, ServiceFeed
+from service.connect.urls import BrokerUrl, stream_segment
+
+_WITHOUT_POSITIONS = {"mqtt", "mqtts", "amqp", "amqps"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """The model, and how messages become its timesteps."""
+
+    model: ModelFacts
+    columns: dict[str, InputColumn]
+    mapper: MessageMapper
+
+
+class ConnectSession:
+    """One run of `stepwell connect`; `async with` disconnects from the service at the end."""
+
+    def __init__(
+        self, config: ConnectConfig, *, url: str, key: str | None, options: ReaderOptions, report: Callable[[str], None]
+    ) -> None:
+        """Create the readers and writers, which are not opened yet.
+
+        Args:
+            config: The configuration.
+            url: The service's address.
+            key: The API key, or None.
+            options: How messages are read.
+            report: Called with a sentence about anything that has to wait.
+
+        Raises:
+            ConnectUsageError: The configuration is wrong.
+            MissingExtraError: A broker's client library is not installed.
+            ClientError: `bad_url`.
+        """
+        self.counters = ConnectCounters()
+        self._config = config
+        self._report = report
+        source = BrokerUrl.parse(config.source.url)
+        self._segment = stream_segment(source)
+        check_segment(config.source, self._segment, source.scheme)
+        self._reader = make_reader(source, options)
+        self._writer = None if config.to is None else make_writer(BrokerUrl.parse(config.to.url), config.to.format)
+        letters = config.dead_letter
+        self._dead_letters = None if letters is None else make_writer(BrokerUrl.parse(letters.url), "json")
+        if source.scheme in _WITHOUT_POSITIONS and config.source.position is None and config.source.seq is None:
+            report(
+                f"{source.scheme} messages have no positions: a message that is delivered twice is applied twice. "
+                "Name a field that grows with --position, or one that counts the timesteps with --seq."
+            )
+        self._feed = ServiceFeed(url, key, config.service.model, config.service.version, report=report)
+        self.counters.watch_retries(lambda: self._feed.n_retries)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._feed.close()
+
+    async def connector(self) -> Connector:
+        """Return the connector, once the service has described the model.
+
+        Raises:
+            ConnectError: The service rejects the model's name or the key, or the inputs do not fit the model.
+        """
+        mapped = await self._map()
+        row_bytes = sum(
+            math.prod(one.spec.shape) * np.dtype(one.spec.dtype).itemsize for one in mapped.columns.values()
+        )
+        limits = PollLimits(mapped.model.max_chunk_steps, mapped.model.max_body_bytes, row_bytes)
+        return Connector(
+            reader=self._reader,
+            writer=self._writer,
+            dead_letters=self._dead_letters,
+            mapper=mapped.mapper,
+            columns=mapped.columns,
+            sender=ChunkSender(self._feed, limits),
+            model=mapped.model,
+            limits=limits,
+            counters=self.counters,
+            report=self._report,
+        )
+
+    async def preview(self) -> list[dict[str, Any]]:
+        """Return what would be sent for the first messages; raises as `connector` does."""
+        mapped = await self._map()
+        return await preview(self._reader, mapped.mapper, mapped.columns)
+
+    async def _map(self) -> _Mapped:
+        model = await self._feed.describe()
+        section = self._config.source
+        columns = make_columns(model.inputs, self._config.inputs, raw=section.format == "raw")
+        mapper = MessageMapper(section, columns, max_body_bytes=model.max_body_bytes, segment=self._segment)
+        return _Mapped(model, columns, mapper)

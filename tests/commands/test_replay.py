@@ -1,0 +1,205 @@
+"""`stepwell replay` on the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import Result
+
+from service.client import Client, Event
+from service.commands.replay import replay
+from tests.api.running import Service, running_service
+from tests.commands.program import invoke
+from tests.graphs import fold, fold_reference, lstm, write_model, write_models
+from tests.processes import free_port
+from tests.servers import Server
+
+ROWS = 600  # several chunks
+
+
+@pytest.fixture(scope="module")
+def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm)
+    with running_service(shared_redis.url, folder, history=["64"]) as made:
+        yield made
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(f"http://127.0.0.1:{service.port}") as made:
+        yield made
+
+
+def run(service: Service, *words: object, url: str = "") -> Result:
+    app = typer.Typer()
+    app.command()(replay)
+    return invoke(app, [*map(str, words), "--url", url or f"http://127.0.0.1:{service.port}"])
+
+
+def write(path: Path, header: str, rows: Any) -> Path:
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+def numbers(count: int = ROWS) -> list[list[int]]:
+    return [[x] for x in range(count)]
+
+
+def test_a_recording_is_replayed_and_its_predictions_are_written(service: Service, tmp_path: Path, stream: str) -> None:
+    data, out = write(tmp_path / "data.csv", "x[0]", numbers()), tmp_path / "out.csv"
+
+    done = run(service, "fold", data, "--stream", stream, "-o", out, "--json")
+
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert (report["rows"], report["streams"], report["output"]) == (ROWS, [stream], str(out))
+    with out.open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [int(row["y[0]"]) for row in rows] == fold_reference(range(ROWS))
+    assert [(int(row["row"]), int(row["step"])) for row in rows] == [(n, n) for n in range(1, ROWS + 1)]
+
+
+def test_the_order_of_the_columns_does_not_matter(
+    service: Service, client: Client, tmp_path: Path, stream: str
+) -> None:
+    xs = np.random.default_rng(5).normal(size=(20, 4)).astype(np.float32)
+    data = write(tmp_path / "data.csv", "x[3],x[1],note,x[0],x[2]", [[x[3], x[1], "n", x[0], x[2]] for x in xs])
+    out = tmp_path / "out.csv"
+
+    assert run(service, "lstm", data, "--stream", stream, "-o", out).exit_code == 0
+
+    expected = client.model("lstm").stream(f"{stream}-whole").steps(xs).output
+    found = np.loadtxt(out, delimiter=",", skiprows=1, usecols=range(3, 3 + expected.shape[1]))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_columns_can_be_chosen(service: Service, tmp_path: Path, stream: str) -> None:
+    data = write(tmp_path / "data.csv", "a,level", [[9, x] for x in range(5)])
+    out = tmp_path / "out.csv"
+
+    refused = run(service, "fold", data)
+    done = run(service, "fold", data, "--stream", stream, "--input", "x=level", "-o", out)
+
+    assert refused.exit_code == 1
+    assert "the table has a, level" in str(refused.exception)
+    assert done.exit_code == 0
+    assert [int(line.rsplit(",", 1)[1]) for line in out.read_text().split()[1:]] == fold_reference(range(5))
+
+
+def test_rows_may_be_of_many_streams(service: Service, client: Client, tmp_path: Path, stream: str) -> None:
+    rows = [[f"{stream}{n % 3}", n // 3] for n in range(ROWS)]
+
+    done = run(service, "fold", write(tmp_path / "d.csv", "pump,x[0]", rows), "--stream-column", "pump", "--json")
+
+    assert json.loads(done.stdout)["streams"] == [f"{stream}{n}" for n in range(3)]
+    assert [client.model("fold").stream(f"{stream}{n}").status().step for n in range(3)] == [ROWS // 3] * 3
+
+
+def test_a_stream_that_exists_is_reset_or_continued_only_if_that_is_said(
+    service: Service, client: Client, tmp_path: Path, stream: str
+) -> None:
+    data = write(tmp_path / "data.csv", "x[0]", numbers(3))
+    command = (service, "fold", data, "--stream", stream)
+    run(*command)
+    handle = client.model("fold").stream(stream)
+
+    refused, appended = run(*command), run(*command, "--append")
+    step = handle.status().step
+    begun = run(*command, "--reset")
+
+    assert (refused.exit_code, appended.exit_code, begun.exit_code) == (1, 0, 0)
+    assert "is at step 3" in str(refused.exception)
+    assert (step, handle.status().step) == (6, 3)
+
+
+def test_rows_are_sent_at_their_times(service: Service, client: Client, tmp_path: Path, stream: str) -> None:
+    """Ten rows a second apart at 20 times the speed, or at 20 rows per second: no row is early."""
+    data = write(tmp_path / "data.csv", "t,x[0]", [[100 + n, n] for n in range(10)])
+    runs = {"times": ("--time-column", "t", "--speed", 20), "rate": ("--rate", 20)}
+
+    seconds = {}
+    for name, flags in runs.items():
+        done = run(service, "fold", data, "--stream", f"{stream}-{name}", *flags, "--json")
+        seconds[name] = json.loads(done.stdout)["seconds"]
+
+    assert min(seconds.values()) >= 9 / 20
+    events = client.model("fold").stream(f"{stream}-times").watch(since=0)
+    steps = [next(events) for _ in range(10)]
+    assert [event.step for event in steps if isinstance(event, Event)] == list(range(1, 11))
+
+
+def test_the_predictions_are_drawn(service: Service, tmp_path: Path, stream: str) -> None:
+    data, picture = write(tmp_path / "data.csv", "x[0]", numbers()), tmp_path / "out.svg"
+
+    assert run(service, "fold", data, "--stream", stream, "--plot", picture).exit_code == 0
+
+    texts = [text.text for text in ET.parse(picture).iter("{http://www.w3.org/2000/svg}text")]
+    assert {f"y of {stream}", "step 1", "600"} <= set(texts)
+
+
+def test_a_model_file_is_run_in_this_process(service: Service, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.csv", "x[0]", numbers(3))
+
+    done = run(service, write_model(tmp_path, "sum", fold), data, "--json")
+
+    assert done.exit_code == 0, done.exception
+    report = json.loads(done.stdout)
+    assert (report["model"], report["rows"]) == ("sum", 3)
+    assert report["streams"][0].startswith("data-")
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "flags", "words"),
+    [
+        ("x[0]", [[1], ["two"]], (), "line 3: found 'two', expected an integer"),
+        ("x[0]", [[1]], ("--time-column", "t"), "has no column 't'"),
+        ("x[0]", [[1]], ("-o", "/absent/out.csv"), "cannot be written"),
+    ],
+)
+def test_what_cannot_be_replayed_is_an_error_with_its_reason(
+    service: Service, tmp_path: Path, header: str, rows: Any, flags: tuple[str, ...], words: str
+) -> None:
+    done = run(service, "fold", write(tmp_path / "data.csv", header, rows), *flags)
+
+    assert done.exit_code == 1
+    assert words in str(done.exception)
+
+
+def test_a_row_that_the_service_rejects_is_named(service: Service, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.csv", "x[0],x[1],x[2],x[3]", [[1, 2, 3, 4], [1, "", 3, 4]])
+
+    done = run(service, "lstm", data)
+
+    assert done.exit_code == 1
+    assert "rows 1 to 2 of stream" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--rate", "1", "--time-column", "t"),
+        ("--speed", "2"),
+        ("--stream", "a", "--stream-column", "b"),
+        ("--stream", "a b"),
+        ("--reset", "--append"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_wrong_usage(service: Service, tmp_path: Path, flags: Any) -> None:
+    assert run(service, "fold", write(tmp_path / "data.csv", "x[0]", [[1]]), *flags).exit_code == 2
+
+
+def test_without_a_service_the_command_ends_at_once(service: Service, tmp_path: Path) -> None:
+    data = write(tmp_path / "data.csv", "x[0]", [[1]])
+
+    done = run(service, "fold", data, url=f"http://127.0.0.1:{free_port()}")
+
+    assert done.exit_code == 1
+    assert "No Stepwell service responds" in str(done.exception)

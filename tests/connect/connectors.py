@@ -1,0 +1,143 @@
+"""`stepwell connect` as a separate process, and what a test compares with the offline fold."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.graphs import fold_reference
+
+LAUNCH = [sys.executable, "-P", "-m", "service", "connect"]
+WAIT_S = 120.0
+
+
+class ConnectorProcess:
+    """A `stepwell connect` process; a test may kill and start it repeatedly."""
+
+    def __init__(self, folder: Path, *words: object, env: dict[str, str] | None = None) -> None:
+        self.log = folder / f"connect-{random.randrange(1 << 30)}.log"
+        self._command = [*LAUNCH, *map(str, words)]
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")} | (env or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def start(self) -> ConnectorProcess:
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._env
+            )
+        return self
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(60)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+@contextlib.contextmanager
+def connector(folder: Path, *words: object) -> Iterator[ConnectorProcess]:
+    """Run a connector until the block ends."""
+    one = ConnectorProcess(folder, *words).start()
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+def run_once(folder: Path, *words: object) -> dict[str, Any]:
+    """Run a connector with `--once` to its end, and return its last counts."""
+    one = ConnectorProcess(folder, *words, "--once", "--json").start()
+    assert one.process.wait(100) == 0, one.text()
+    counts: dict[str, Any] = json.loads(one.text().splitlines()[-1])
+    return counts
+
+
+class Readings:
+    """Random inputs of many streams, with their timesteps interleaved."""
+
+    def __init__(self, seed: int, *, streams: int, steps: int) -> None:
+        rng = random.Random(seed)
+        self.xs = {f"r{seed}.{i}": [rng.randrange(-(2**62), 2**62) for _ in range(steps)] for i in range(streams)}
+        order = [name for name in self.xs for _ in range(steps)]
+        rng.shuffle(order)
+        at: dict[str, int] = defaultdict(int)
+        self.order: list[tuple[str, int, int]] = []
+        for name in order:
+            self.order.append((name, at[name] + 1, self.xs[name][at[name]]))
+            at[name] += 1
+
+    def documents(self) -> list[dict[str, Any]]:
+        return [{"stream": name, "n": n, "x": [x]} for name, n, x in self.order]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def expected(self) -> dict[str, list[tuple[int, int]]]:
+        return {name: list(enumerate(fold_reference(xs), 1)) for name, xs in self.xs.items()}
+
+
+def written(messages: Iterable[dict[str, Any]], *, doubles: bool = False) -> dict[str, list[tuple[int, int]]]:
+    """Return (step, y) of each stream in the order in which they were written.
+
+    Args:
+        messages: The messages out.
+        doubles: A message may be there again if an equal one was there before; it is left out.
+    """
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for message in messages:
+        one = (message["step"], message["outputs"]["y"][0])
+        own = found[message["stream"]]
+        if doubles and own and one[0] <= own[-1][0]:
+            assert one in own, (message, own[-1])
+            continue
+        own.append(one)
+    return dict(found)
+
+
+def streams_equal_the_fold(url: str, readings: Readings) -> bool:
+    """Whether every stream has all of its timesteps, and in one more step gives the prediction of the fold."""
+    names = list(readings.xs)
+    body = {"streams": names, "inputs": {"x": [[7]] * len(names)}}
+    answer = httpx.post(f"{url}/v1/models/fold/step", json=body, timeout=30).json()
+    return bool(answer["outputs"]["y"] == [[fold_reference([*readings.xs[name], 7])[-1]] for name in names])
+
+
+def wait_for(condition: Callable[[], bool], *, what: Callable[[], object] = lambda: "") -> None:
+    """Wait for a fact of another process."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.05)  # noqa: TID251 - nothing tells of another process
+
+
+def wait_while_killing(
+    n_written: Callable[[], int], total: int, kills: Sequence[Callable[[], None]], *, what: Callable[[], object]
+) -> None:
+    """Kill something each time a part of the messages was written, and wait until all were."""
+    for part, kill in enumerate(kills, 1):
+        wait_for(lambda part=part: n_written() >= total * part // (len(kills) + 2), what=what)  # type: ignore[misc]
+        kill()
+    wait_for(lambda: n_written() >= total, what=what)

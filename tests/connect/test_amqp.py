@@ -1,0 +1,170 @@
+"""`stepwell connect` from and to RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.connect.brokers import BrokerProcess, rabbitmq
+from tests.connect.connectors import (
+    ConnectorProcess,
+    Readings,
+    connector,
+    run_once,
+    streams_equal_the_fold,
+    wait_for,
+    wait_while_killing,
+    written,
+)
+from tests.processes import ServiceProcess, service_process
+from tests.servers import AOF, server
+
+T = TypeVar("T")
+
+
+class RabbitQueues:
+    """A broker with the queues `in`, `out` and `dead`."""
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        self.port = broker.port
+
+    def url(self, queue: str) -> str:
+        return f"amqp://127.0.0.1:{self.port}/{queue}"
+
+    def run(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        import aio_pika
+
+        async def connected() -> T:
+            async with await aio_pika.connect(host="127.0.0.1", port=self.port) as one:
+                return await work(await one.channel())
+
+        return asyncio.run(connected())
+
+    async def create(self, channel: Any) -> None:
+        for name in ("in", "out", "dead"):
+            await channel.declare_queue(name, durable=True)
+
+    def add(self, documents: list[Any]) -> None:
+        import aio_pika
+
+        async def publish(channel: Any) -> None:
+            for one in documents:
+                body = one if isinstance(one, bytes) else json.dumps(one).encode()
+                await channel.default_exchange.publish(aio_pika.Message(body), "in")
+
+        self.run(publish)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Take all messages of a queue."""
+
+        async def take(channel: Any) -> list[dict[str, Any]]:
+            queue = await channel.get_queue(name)
+            found = []
+            while (message := await queue.get(no_ack=True, fail=False)) is not None:
+                found.append(json.loads(message.body))
+            return found
+
+        return self.run(take)
+
+    def count(self, name: str) -> int:
+        async def ready(channel: Any) -> int:
+            queue = await channel.declare_queue(name, passive=True)
+            return int(queue.declaration_result.message_count)
+
+        return self.run(ready)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    with rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as one:
+        yield one
+
+
+@pytest.fixture
+def queues(broker: BrokerProcess) -> RabbitQueues:
+    one = RabbitQueues(broker)
+    one.run(one.create)
+    for name in ("in", "out", "dead"):
+        one.read(name)
+    return one
+
+
+def flags(service: ServiceProcess, queues: RabbitQueues) -> list[str]:
+    return [
+        *("--model", "fold", "--stream", "stream", "--position", "n"),
+        *("--url", service.url, "--to", queues.url("out")),
+    ]
+
+
+def test_a_queue_gives_the_predictions_of_the_fold(
+    service: ServiceProcess, queues: RabbitQueues, tmp_path: Path
+) -> None:
+    readings = Readings(51, streams=20, steps=20)
+    queues.add([*readings.documents(), b"{"])
+
+    counts = run_once(tmp_path, queues.url("in"), *flags(service, queues), "--dead-letter", queues.url("dead"))
+
+    assert written(queues.read("out")) == readings.expected()
+    assert [one["code"] for one in queues.read("dead")] == ["bad_json"]
+    assert counts["messages"] == 401
+    assert queues.count("in") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_connectors_that_are_killed_in_turn_lose_nothing(
+    models: Path, queues: RabbitQueues, short_path: Path
+) -> None:
+    """The broker lets one consume the queue; the other one stands by."""
+    readings, out = Readings(52, streams=50, steps=200), []
+    with (
+        server(short_path / "store", *AOF) as store,
+        service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
+    ):
+        words = (queues.url("in"), *flags(service, queues))
+        with connector(short_path, *words) as one, connector(short_path, *words) as two:
+            queues.add(readings.documents())
+
+            def kill(victim: ConnectorProcess) -> None:
+                victim.kill()
+                victim.start()
+
+            def kill_service() -> None:
+                service.kill()
+                service.start()
+
+            def n_written() -> int:
+                out.extend(queues.read("out"))
+                return len({(one["stream"], one["step"]) for one in out})
+
+            wait_while_killing(
+                n_written,
+                len(readings),
+                [lambda: kill(one), kill_service, lambda: kill(two), lambda: kill(one)],
+                what=lambda: one.text() + two.text(),
+            )
+
+        out.extend(queues.read("out"))
+        assert written(out, doubles=True) == readings.expected()
+        assert streams_equal_the_fold(service.url, readings)
+
+
+def test_a_queue_that_is_not_there_is_named(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:
+    one = ConnectorProcess(tmp_path, queues.url("nowhere"), *flags(service, queues)).start()
+
+    assert one.process.wait(60) == 1
+    assert "no such queue" in one.text()
+
+
+def test_check_puts_the_messages_back(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:
+    queues.add([{"stream": "shown", "x": 5, "n": 1}])
+    one = ConnectorProcess(tmp_path, queues.url("in"), *flags(service, queues), "--check").start()
+
+    assert one.process.wait(60) == 0, one.text()
+    assert 'shown: {"x": [5]}' in one.text()
+    wait_for(lambda: queues.count("in") == 1)

@@ -1,0 +1,270 @@
+"""`stepwell connect` from a file to a file: every timestep is applied once, and every prediction is written once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.connect.connectors import (
+    ConnectorProcess,
+    Readings,
+    connector,
+    run_once,
+    streams_equal_the_fold,
+    wait_for,
+    wait_while_killing,
+    written,
+)
+from tests.processes import ServiceProcess, service_process
+
+PADDING = "p" * 10_000_000
+
+
+PADDING = "p" * 10_000_000
+
+
+def write_lines(path: Path, documents: list[Any]) -> str:
+    lines = [one if isinstance(one, str) else json.dumps(one) for one in documents]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return f"file://{path}"
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def n_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def flags(service: ServiceProcess, out: Path, *, model: str = "fold") -> list[str]:
+    return ["--model", model, "--stream", "stream", "--url", service.url, "--to", f"file://{out}"]
+
+
+def test_a_file_of_messages_gives_the_predictions_of_the_fold(service: ServiceProcess, tmp_path: Path) -> None:
+    readings = Readings(1, streams=50, steps=40)
+    source = write_lines(tmp_path / "in.jsonl", readings.documents())
+
+    counts = run_once(tmp_path, source, *flags(service, tmp_path / "out.jsonl"))
+
+    assert written(lines_of(tmp_path / "out.jsonl")) == readings.expected()
+    assert (counts["messages"], counts["timesteps"], counts["dead_letters"]) == (2000, 2000, 0)
+
+
+def test_a_message_out_has_the_documented_fields(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "fields", "x": 1}, {"stream": "fields", "x": 2}])
+
+    run_once(tmp_path, source, *flags(service, tmp_path / "out.jsonl"))
+
+    first, last = lines_of(tmp_path / "out.jsonl")
+    state_id = httpx.get(f"{service.url}/v1/models/fold/streams/fields").json()["state_id"]
+    place = {"id": f"file:{tmp_path}/in.jsonl", "at": 0}
+    assert first == {
+        "stream": "fields", "step": 1, "outputs": {"y": [2]}, "state_id": None, "source": place, "model": "fold",
+        "version": 1,
+    }  # fmt: skip
+    assert (last["step"], last["source"]["at"], last["state_id"]) == (2, 1, state_id)
+
+
+def test_bad_messages_are_dead_letters_and_the_others_are_applied(service: ServiceProcess, tmp_path: Path) -> None:
+    bad = {
+        "{oops": "bad_json",
+        '{"stream": "bad", "x": ["1"]}': "bad_input",
+        '{"stream": "bad", "x": [1, 2]}': "bad_input",
+        '{"stream": "bad"}': "bad_input",
+        '{"stream": "a/b", "x": [1]}': "bad_request",
+        '{"x": [1]}': "bad_request",
+        f'{{"stream": "bad", "x": [{2**63}]}}': "bad_input",
+        f'{{"stream": "bad", "x": [1], "padding": "{PADDING}"}}': "too_large",
+    }
+    documents = [line for one in bad for line in (one, '{"stream": "good", "x": [1]}')]
+    source = write_lines(tmp_path / "in.jsonl", documents)
+
+    counts = run_once(
+        tmp_path, source, *flags(service, tmp_path / "out.jsonl"), "--dead-letter", f"file://{tmp_path}/dead.jsonl"
+    )
+
+    letters = lines_of(tmp_path / "dead.jsonl")
+    assert sorted(one["code"] for one in letters) == sorted(bad.values())
+    assert all(
+        one["reason"] and set(one) - {"size"} == {"reason", "code", "stream", "source", "message"} for one in letters
+    )
+    assert {one["source"]["at"] for one in letters} == {2 * i for i in range(len(bad))}
+    assert next(one for one in letters if one["code"] == "bad_json")["message"] == "{oops"
+    assert [one["step"] for one in lines_of(tmp_path / "out.jsonl")] == list(range(1, len(bad) + 1))
+    assert counts["dead_letters"] == len(bad)
+
+
+def test_a_timestep_that_only_the_service_can_reject_is_a_dead_letter_alone(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    """A sum that overflows: each input is finite, and the state would not be."""
+    xs = [1.0, 3e38, 3e38, 2.0, 3e38, 4.0]
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "sum", "x": [x, 0.5]} for x in xs])
+
+    run_once(
+        tmp_path, source, *flags(service, tmp_path / "out.jsonl", model="total"),
+        "--dead-letter", f"file://{tmp_path}/dead.jsonl",
+    )  # fmt: skip
+
+    letters, out = lines_of(tmp_path / "dead.jsonl"), lines_of(tmp_path / "out.jsonl")
+    assert [(one["source"]["at"], one["code"]) for one in letters] == [(2, "non_finite_state"), (4, "non_finite_state")]
+    assert [one["step"] for one in out] == [1, 2, 3, 4]
+    assert [one["source"]["at"] for one in out] == [0, 1, 3, 5]
+
+    # As after a crash before anything was handed over: the rejected ones are before the position now
+    run_once(tmp_path, source, *flags(service, tmp_path / "again.jsonl", model="total"))
+    assert [one | {"state_id": None} for one in lines_of(tmp_path / "again.jsonl")] == [
+        one | {"state_id": None} for one in out
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_connector_and_a_killed_service_lose_and_double_nothing(models: Path, short_path: Path) -> None:
+    readings = Readings(2, streams=100, steps=400)
+    source, out = write_lines(short_path / "in.jsonl", readings.documents()), short_path / "out.jsonl"
+    with service_process(models, short_path / "one", "--drain-s", "0") as service:
+        with connector(short_path, source, *flags(service, out)) as one:
+
+            def kill_connector() -> None:
+                one.kill()
+                one.start()
+
+            def kill_service() -> None:
+                service.kill()
+                service.start()
+
+            wait_while_killing(
+                lambda: n_lines(out), len(readings), [kill_connector, kill_service, kill_connector], what=one.text
+            )
+            assert one.stop() == 0
+
+        assert written(lines_of(out)) == readings.expected()
+        assert streams_equal_the_fold(service.url, readings)
+
+
+def test_lines_that_are_appended_later_are_read(service: ServiceProcess, tmp_path: Path) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source = write_lines(path, [{"stream": "late", "x": 1}])
+    with connector(tmp_path, source, *flags(service, out)) as one:
+        wait_for(lambda: n_lines(out) == 1, what=one.text)
+        with path.open("a") as file:
+            file.write('{"stream": "late", "x"')
+            file.flush()
+            file.write(": 2}\n")
+        wait_for(lambda: n_lines(out) == 2, what=one.text)
+
+    assert [one["step"] for one in lines_of(out)] == [1, 2]
+
+
+def test_a_toml_file_maps_fields_constants_and_names(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"at": {"pump": 7}, "t": 1.5, "v": [2, 3.5], "n": 9}])
+    (tmp_path / "c.toml").write_text(f"""
+        [from]
+        url = "{source}"
+        stream = "at.pump"
+        position = "n"
+        [inputs]
+        x = ["t", "v", 4]
+        [service]
+        url = "{service.url}"
+        model = "lstm"
+        [to]
+        url = "file://{tmp_path}/out.jsonl"
+    """)
+
+    run_once(tmp_path, tmp_path / "c.toml")
+
+    [out] = lines_of(tmp_path / "out.jsonl")
+    peek = {"inputs": [1.5, 2, 3.5, 4]}
+    expected = httpx.post(f"{service.url}/v1/models/lstm/streams/other/peek", json=peek).json()["outputs"]["y"]
+    assert np.allclose(out["outputs"]["y"], expected, atol=1e-6)
+    assert (out["stream"], out["source"]) == ("7", {"id": f"file:{tmp_path}/in.jsonl#n", "at": 9})
+
+
+def test_check_shows_what_would_be_sent_and_changes_nothing(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "shown", "x": [i]} for i in range(20)] + ["{"])
+    one = ConnectorProcess(
+        tmp_path, source, "--model", "fold", "--stream", "stream", "--url", service.url, "--check", "--json"
+    ).start()
+
+    assert one.process.wait(60) == 0, one.text()
+
+    rows = [json.loads(line) for line in one.text().splitlines()]
+    assert [row["inputs"] for row in rows] == [{"x": [i]} for i in range(10)]
+    assert httpx.get(f"{service.url}/v1/models/fold/streams/shown").status_code == 404
+
+
+def test_a_connector_waits_for_a_service_that_is_not_there_yet(models: Path, short_path: Path) -> None:
+    readings, out = Readings(3, streams=3, steps=3), short_path / "out.jsonl"
+    source = write_lines(short_path / "in.jsonl", readings.documents())
+    service = ServiceProcess(models, short_path / "one")
+    with connector(short_path, source, *flags(service, out)) as one:
+        wait_for(lambda: "waiting for the service" in one.text(), what=one.text)
+        service.start()
+        try:
+            wait_for(lambda: n_lines(out) == len(readings), what=one.text)
+        finally:
+            service.stop()
+
+    assert written(lines_of(out)) == readings.expected()
+
+
+def test_sigterm_hands_over_what_is_open_and_ends_with_0(service: ServiceProcess, tmp_path: Path) -> None:
+    readings, out = Readings(4, streams=20, steps=1000), tmp_path / "out.jsonl"
+    source = write_lines(tmp_path / "in.jsonl", readings.documents())
+    one = ConnectorProcess(tmp_path, source, *flags(service, out)).start()
+    wait_for(lambda: n_lines(out) > 0, what=one.text)
+
+    assert one.stop() == 0, one.text()
+
+    applied = sum(
+        httpx.get(f"{service.url}/v1/models/fold/streams/{name}").json().get("step", 0) for name in readings.xs
+    )
+    assert n_lines(out) == applied
+    for name, answers in written(lines_of(out)).items():
+        assert answers == readings.expected()[name][: len(answers)]
+
+
+def test_sigterm_ends_a_connector_whose_service_is_away(models: Path, short_path: Path) -> None:
+    """What is open cannot be handed over: it says so, and the next start reads it again."""
+    readings, out = Readings(5, streams=3, steps=400), short_path / "out.jsonl"
+    source = write_lines(short_path / "in.jsonl", readings.documents())
+    service = ServiceProcess(models, short_path / "one", "--drain-s", "0").start()
+    one = ConnectorProcess(short_path, source, *flags(service, out)).start()
+    wait_for(lambda: n_lines(out) > 0, what=one.text)
+    service.kill()
+    with (short_path / "in.jsonl").open("a") as file:
+        file.write('{"stream": "r5.0", "x": 1}\n')
+    wait_for(lambda: "waiting for the service" in one.text(), what=one.text)
+
+    assert one.stop() == 1
+    assert "read again" in one.text()
+
+
+def test_the_metrics_are_served_for_prometheus(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "counted", "x": 1}, "{"])
+    with connector(tmp_path, source, *flags(service, tmp_path / "out.jsonl"), "--metrics-port", 0) as one:
+        wait_for(lambda: n_lines(tmp_path / "out.jsonl") == 1 and "/metrics" in one.text(), what=one.text)
+        address = one.text().split("metrics: ")[1].split()[0]
+        text = httpx.get(address).text
+
+    assert "stepwell_connect_messages_total 2.0" in text
+    assert 'stepwell_connect_dead_letters_total{code="bad_json"} 1.0' in text
+
+
+def test_a_service_with_small_limits_gets_small_messages(models: Path, short_path: Path) -> None:
+    readings, out = Readings(6, streams=300, steps=10), short_path / "out.jsonl"
+    source = write_lines(short_path / "in.jsonl", readings.documents())
+    limits = ("--max-body-bytes", "4096", "--max-chunk-steps", "5")
+    with service_process(models, short_path / "one", *limits) as service:
+        counts = run_once(short_path, source, *flags(service, out))
+
+    assert written(lines_of(out)) == readings.expected()
+    assert (counts["dead_letters"], counts["retries"]) == (0, 0)

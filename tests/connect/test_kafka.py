@@ -1,0 +1,167 @@
+"""`stepwell connect` from and to a broker of the Kafka protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.connect.brokers import BrokerProcess, kafka
+from tests.connect.connectors import (
+    ConnectorProcess,
+    Readings,
+    connector,
+    run_once,
+    streams_equal_the_fold,
+    wait_while_killing,
+    written,
+)
+from tests.processes import ServiceProcess, service_process
+from tests.servers import AOF, server
+
+
+class KafkaTopics:
+    """The topics `in` and `out` of a broker."""
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        self.address = f"127.0.0.1:{broker.port}"
+        asyncio.run(self._create())
+
+    def url(self, topic: str, query: str = "") -> str:
+        return f"kafka://{self.address}/{topic}{query}"
+
+    async def _create(self) -> None:
+        from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
+        await admin.start()
+        await admin.create_topics([NewTopic("in", 4, 1)])  # one call each: Tansu answers for the first one
+        await admin.create_topics([NewTopic("out", 2, 1)])
+        await admin.create_topics([NewTopic("dead", 1, 1)])
+        await admin.close()
+
+    def add(self, messages: list[tuple[str, Any]]) -> None:
+        asyncio.run(self._add(messages))
+
+    async def _add(self, messages: list[tuple[str, Any]]) -> None:
+        from aiokafka import AIOKafkaProducer
+
+        producer = AIOKafkaProducer(bootstrap_servers=self.address, acks="all")
+        await producer.start()
+        for key, value in messages:
+            body = value if isinstance(value, bytes) else json.dumps(value).encode()
+            await producer.send("in", body, key=key.encode())
+        await producer.stop()
+
+    def read(self, topic: str, n: int) -> list[tuple[bytes | None, dict[str, Any]]]:
+        return asyncio.run(self._read(topic, n))
+
+    async def _read(self, topic: str, n: int) -> list[tuple[bytes | None, dict[str, Any]]]:
+        """Read until there are `n` messages and then no more for a moment."""
+        from aiokafka import AIOKafkaConsumer
+
+        consumer = AIOKafkaConsumer(topic, bootstrap_servers=self.address, auto_offset_reset="earliest")
+        await consumer.start()
+        found: list[tuple[bytes | None, dict[str, Any]]] = []
+        try:
+            async with asyncio.timeout(60):
+                while True:
+                    batch = await consumer.getmany(timeout_ms=500)
+                    found += [(one.key, json.loads(one.value)) for records in batch.values() for one in records]
+                    if len(found) >= n and not batch:
+                        return found
+        finally:
+            await consumer.stop()
+
+    def n_written(self) -> int:
+        """Return the number of timesteps whose predictions are in `out`, each counted once."""
+        return len({(document["stream"], document["step"]) for _, document in self.read("out", 0)})
+
+
+@pytest.fixture
+def topics(tmp_path: Path) -> Iterator[KafkaTopics]:
+    with kafka(tmp_path) as broker:
+        yield KafkaTopics(broker)
+
+
+def flags(service: ServiceProcess, topics: KafkaTopics) -> list[str]:
+    return ["--model", "fold", "--stream", "key", "--url", service.url, "--to", topics.url("out")]
+
+
+def test_a_topic_gives_the_predictions_of_the_fold(
+    service: ServiceProcess, topics: KafkaTopics, tmp_path: Path
+) -> None:
+    readings = Readings(21, streams=50, steps=20)
+    topics.add([(one["stream"], {"x": one["x"]}) for one in readings.documents()])
+
+    counts = run_once(tmp_path, topics.url("in", "?group=g"), *flags(service, topics))
+    again = run_once(tmp_path, topics.url("in", "?group=g"), *flags(service, topics))
+
+    out = topics.read("out", len(readings))
+    assert written(document for _, document in out) == readings.expected()
+    assert all(key == document["stream"].encode() for key, document in out)
+    assert {document["source"]["id"] for _, document in out} <= {f"kafka:in/{i}" for i in range(4)}
+    assert (counts["messages"], again["messages"]) == (1000, 0)
+
+
+def test_bad_messages_are_dead_letters(service: ServiceProcess, topics: KafkaTopics, tmp_path: Path) -> None:
+    bad = [("k", b"{"), ("k", {"y": 1}), ("a b", {"x": 1}), ("k", {"x": [1, 2]})]
+    topics.add([one for pair in zip(bad, [("fine", {"x": 1})] * 4, strict=True) for one in pair])
+
+    run_once(tmp_path, topics.url("in"), *flags(service, topics), "--dead-letter", topics.url("dead"))
+
+    assert sorted(document["code"] for _, document in topics.read("dead", 4)) == [
+        "bad_input", "bad_input", "bad_json", "bad_request",
+    ]  # fmt: skip
+    assert [document["step"] for _, document in topics.read("out", 4)] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_connectors_of_a_group_that_are_killed_in_turn_lose_nothing(
+    models: Path, topics: KafkaTopics, short_path: Path
+) -> None:
+    """Rebalances and kills: every stream is the fold, and a message is there twice only with equal content."""
+    readings = Readings(22, streams=100, steps=120)
+    with (
+        server(short_path / "store", *AOF) as store,
+        service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
+    ):
+        words = (topics.url("in", "?group=g"), *flags(service, topics))
+        with connector(short_path, *words) as one, connector(short_path, *words) as two:
+            topics.add([(one["stream"], {"x": one["x"]}) for one in readings.documents()])
+
+            def kill(victim: ConnectorProcess) -> None:
+                victim.kill()
+                victim.start()
+
+            def kill_service() -> None:
+                service.kill()
+                service.start()
+
+            wait_while_killing(
+                topics.n_written,
+                len(readings),
+                [lambda: kill(one), kill_service, lambda: kill(two)],
+                what=lambda: one.text() + two.text(),
+            )
+
+        out = [document for _, document in topics.read("out", len(readings))]
+        assert written(out, doubles=True) == readings.expected()
+        assert streams_equal_the_fold(service.url, readings)
+
+
+def test_check_joins_no_group_and_shows_the_oldest_messages(
+    service: ServiceProcess, topics: KafkaTopics, tmp_path: Path
+) -> None:
+    topics.add([("shown", {"x": 5})])
+    one = ConnectorProcess(
+        tmp_path, topics.url("in"), "--model", "fold", "--stream", "key", "--url", service.url, "--check"
+    ).start()
+
+    assert one.process.wait(60) == 0, one.text()
+    assert 'shown: {"x": [5]}' in one.text()

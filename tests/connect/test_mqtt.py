@@ -1,0 +1,170 @@
+"""`stepwell connect` from and to Mosquitto."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.connect.brokers import BrokerProcess, mosquitto
+from tests.connect.connectors import (
+    ConnectorProcess,
+    Readings,
+    connector,
+    streams_equal_the_fold,
+    wait_for,
+    wait_while_killing,
+    written,
+)
+from tests.processes import ServiceProcess, service_process
+from tests.servers import AOF, server
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class MqttTopics:
+    """Publishes to a broker, and collects the messages of `out/#` and `dead`."""
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        from paho.mqtt import client as mqtt
+        from paho.mqtt.enums import CallbackAPIVersion
+
+        self.port = broker.port
+        self.out: list[dict[str, Any]] = []
+        self.dead: list[dict[str, Any]] = []
+        self.topics: set[str] = set()
+        self.client = mqtt.Client(CallbackAPIVersion.VERSION2)
+        self.client.max_inflight_messages_set(1000)
+        self.client.on_message = self._on_message
+        self.client.connect("127.0.0.1", broker.port)
+        self.client.loop_start()
+        self.client.subscribe([("out/#", 1), ("dead", 1)])
+
+    def _on_message(self, _client: object, _data: object, message: Any) -> None:
+        self.topics.add(message.topic)
+        (self.dead if message.topic == "dead" else self.out).append(json.loads(message.payload))
+
+    def url(self, path: str, query: str = "") -> str:
+        return f"mqtt://127.0.0.1:{self.port}/{path}{query}"
+
+    def publish(self, topic: str, document: object) -> Any:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        return self.client.publish(topic, body, qos=1)
+
+    def n_written(self) -> int:
+        return len({(one["stream"], one["step"]) for one in list(self.out)})
+
+
+@pytest.fixture
+def topics(tmp_path: Path) -> Iterator[MqttTopics]:
+    with mosquitto(tmp_path) as broker:
+        one = MqttTopics(broker)
+        yield one
+        one.client.disconnect()
+        one.client.loop_stop()
+
+
+def flags(service: ServiceProcess, topics: MqttTopics) -> list[str]:
+    return ["--model", "fold", "--stream", "topic", "--url", service.url, "--to", topics.url("out/{stream}")]
+
+
+def start(one: ConnectorProcess) -> None:
+    """Wait until a connector is subscribed: its first report comes after that."""
+    wait_for(lambda: '"messages"' in one.text(), what=one.text)
+
+
+def test_messages_of_topics_are_streams_by_a_segment(
+    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
+) -> None:
+    source = topics.url("plant/+/pump/{stream}", "?client=c1")
+    words = (source, *flags(service, topics), "--position", "n", "--json", "--dead-letter", topics.url("dead"))
+    with connector(tmp_path, *words) as one:
+        start(one)
+        for n in (1, 2, 2, 3):  # the second one is published twice
+            topics.publish("plant/7/pump/p1", {"n": n, "x": n})
+        topics.publish("plant/7/pump/p1", b"{")
+        wait_for(lambda: len(topics.out) == 3 and len(topics.dead) == 1, what=one.text)
+
+    assert topics.topics == {"out/p1", "dead"}
+    assert [one["step"] for one in topics.out] == [1, 2, 3]
+    assert topics.out[0]["source"] == {"id": "mqtt:plant/+/pump/+#n", "at": 1}
+    assert topics.dead[0]["code"] == "bad_json"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_session_that_outlives_a_killed_connector_makes_every_stream_the_fold(
+    models: Path, topics: MqttTopics, short_path: Path
+) -> None:
+    readings = Readings(31, streams=50, steps=200)
+    with (
+        server(short_path / "store", *AOF) as store,
+        service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
+    ):
+        words = (topics.url("in/{stream}", "?client=c2"), *flags(service, topics), "--position", "n", "--json")
+        with connector(short_path, *words) as one:
+            start(one)
+            for document in readings.documents():
+                topics.publish(f"in/{document['stream']}", document)
+
+            def kill_connector() -> None:
+                one.kill()
+                one.start()
+
+            def kill_service() -> None:
+                service.kill()
+                service.start()
+
+            wait_while_killing(
+                topics.n_written, len(readings), [kill_connector, kill_service, kill_connector], what=one.text
+            )
+
+        assert written(topics.out, doubles=True) == readings.expected()
+        assert streams_equal_the_fold(service.url, readings)
+
+
+def test_without_a_position_the_command_says_what_is_doubled(
+    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
+) -> None:
+    with connector(tmp_path, topics.url("in/{stream}"), *flags(service, topics), "--json") as one:
+        start(one)
+        for x in (1, 1):
+            topics.publish("in/plain", {"x": x})
+        wait_for(lambda: len(topics.out) == 2, what=one.text)
+
+    assert "delivered twice is applied twice" in one.text()
+
+
+def test_a_second_connector_of_the_same_name_ends_the_first_one(
+    service: ServiceProcess, topics: MqttTopics, tmp_path: Path
+) -> None:
+    words = (topics.url("in/{stream}", "?client=same"), *flags(service, topics), "--position", "n", "--json")
+    with connector(tmp_path, *words) as one:
+        start(one)
+        with connector(tmp_path, *words) as two:
+            start(two)
+            assert one.process.wait(30) == 1
+            assert "same client name" in one.text()
+            topics.publish("in/taken", {"x": 1, "n": 1})
+            wait_for(lambda: len(topics.out) == 1, what=two.text)
+
+
+def test_the_example_of_compose_gives_predictions_of_the_demos_model(topics: MqttTopics, short_path: Path) -> None:
+    text = (REPOSITORY / "docker/connect.toml").read_text()
+    (short_path / "c.toml").write_text(
+        text.replace("mqtt://mqtt/", topics.url("")).replace("predictions/", "out/").replace("dead-letters", "dead")
+    )
+    models = REPOSITORY / "service/demo/models"
+    with (
+        service_process(models, short_path / "one") as service,
+        connector(short_path, short_path / "c.toml", "--url", service.url, "--json") as one,
+    ):
+        start(one)
+        topics.publish("sensors/pump-1", {"n": 1, "motion": [0, 0, 9.8, 0, 0, 0]})
+        wait_for(lambda: len(topics.out) == 1, what=one.text)
+
+    assert topics.topics == {"out/pump-1"}
+    assert len(topics.out[0]["outputs"]["activity"]) == 4

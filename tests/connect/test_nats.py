@@ -1,0 +1,181 @@
+"""`stepwell connect` from and to NATS JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from tests.connect.brokers import BrokerProcess, nats
+from tests.connect.connectors import (
+    ConnectorProcess,
+    Readings,
+    connector,
+    run_once,
+    streams_equal_the_fold,
+    wait_for,
+    wait_while_killing,
+    written,
+)
+from tests.processes import ServiceProcess, service_process
+from tests.servers import AOF, server
+
+T = TypeVar("T")
+
+
+class NatsSubjects:
+    """A server with the streams `IN` (subjects `in.>`), `OUT` and `DEAD`."""
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        self.broker = broker
+
+    def url(self, subject: str, query: str = "") -> str:
+        return f"nats://127.0.0.1:{self.broker.port}/{subject}{query}"
+
+    def run(self, work: Callable[[Any], Awaitable[T]]) -> T:
+        import nats as client
+
+        async def connected() -> T:
+            one = await client.connect(f"nats://127.0.0.1:{self.broker.port}")
+            try:
+                return await work(one.jetstream())
+            finally:
+                await one.close()
+
+        return asyncio.run(connected())
+
+    async def create(self, js: Any) -> None:
+        for name in ("in", "out", "dead"):
+            await js.add_stream(name=name.upper(), subjects=[name, f"{name}.>"])
+
+    def add(self, messages: list[tuple[str, Any]]) -> None:
+        async def publish(js: Any) -> None:
+            for subject, value in messages:
+                await js.publish(subject, value if isinstance(value, bytes) else json.dumps(value).encode())
+
+        self.run(publish)
+
+    def read(self, stream: str) -> list[tuple[str, dict[str, Any]]]:
+        async def fetch(js: Any) -> list[tuple[str, dict[str, Any]]]:
+            found: list[tuple[str, dict[str, Any]]] = []
+            n = (await js.stream_info(stream)).state.messages
+            subscription = await js.subscribe(f"{stream.lower()}.>", ordered_consumer=True)
+            while len(found) < n:
+                message = await subscription.next_msg(10)
+                found.append((message.subject, json.loads(message.data)))
+            return found
+
+        return self.run(fetch)
+
+    def n_written(self) -> int:
+        async def count(js: Any) -> int:
+            return int((await js.stream_info("OUT")).state.messages)
+
+        return self.run(count)
+
+
+@pytest.fixture
+def subjects(tmp_path: Path) -> Iterator[NatsSubjects]:
+    with nats(tmp_path) as broker:
+        one = NatsSubjects(broker)
+        one.run(one.create)
+        yield one
+
+
+def flags(service: ServiceProcess, subjects: NatsSubjects) -> list[str]:
+    return ["--model", "fold", "--stream", "topic", "--url", service.url, "--to", subjects.url("out.{stream}")]
+
+
+def test_a_subject_gives_the_predictions_of_the_fold(
+    service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path
+) -> None:
+    documents = [(f"in.n{i % 3}", {"x": i}) for i in range(30)]
+    subjects.add([*documents, ("in.n0", b"{")])
+    words = (subjects.url("in.{stream}", "?durable=d"), *flags(service, subjects))
+
+    counts = run_once(tmp_path, *words, "--dead-letter", subjects.url("dead.x"))
+    again = run_once(tmp_path, *words)
+
+    out = subjects.read("OUT")
+    assert [(subject, one["step"]) for subject, one in out if subject == "out.n0"] == [
+        ("out.n0", step) for step in range(1, 11)
+    ]
+    assert out[0][1]["source"] == {"id": "nats:IN", "at": 1}
+    assert [one["code"] for _, one in subjects.read("DEAD")] == ["bad_json"]
+    assert (counts["messages"], again["messages"]) == (31, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_connectors_that_are_killed_in_turn_lose_nothing(
+    models: Path, subjects: NatsSubjects, short_path: Path
+) -> None:
+    readings = Readings(41, streams=50, steps=120)
+    with (
+        server(short_path / "store", *AOF) as store,
+        service_process(models, short_path / "one", "--redis", store.url, "--drain-s", "0") as service,
+    ):
+        words = (subjects.url("in.{stream}", "?durable=d"), *flags(service, subjects))
+        words = tuple(word if word != "topic" else "stream" for word in words)
+        words = tuple(word.replace("out.{stream}", "out.all") for word in words)
+        with connector(short_path, *words) as one, connector(short_path, *words) as two:
+            subjects.add([("in.all", document) for document in readings.documents()])
+
+            def kill(victim: ConnectorProcess) -> None:
+                victim.kill()
+                victim.start()
+
+            def kill_service() -> None:
+                service.kill()
+                service.start()
+
+            wait_while_killing(
+                subjects.n_written,
+                len(readings),
+                [lambda: kill(one), kill_service, lambda: kill(two), lambda: kill(one)],
+                what=lambda: one.text() + two.text(),
+            )
+
+        assert written((one for _, one in subjects.read("OUT")), doubles=True) == readings.expected()
+        assert streams_equal_the_fold(service.url, readings)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_server_that_is_killed_and_started_again_is_waited_for(
+    service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path
+) -> None:
+    readings = Readings(42, streams=20, steps=100)
+    words = [word if word != "topic" else "stream" for word in flags(service, subjects)]
+    words[-1] = subjects.url("out.all")
+    subjects.add([("in.all", document) for document in readings.documents()])
+    with connector(tmp_path, subjects.url("in.all"), *words) as one:
+        wait_for(lambda: subjects.n_written() > 0, what=one.text)
+        subjects.broker.stop()
+        subjects.broker.start()
+        wait_for(lambda: subjects.n_written() == len(readings), what=one.text)
+
+    assert written((one for _, one in subjects.read("OUT")), doubles=True) == readings.expected()
+
+
+def test_a_subject_without_a_stream_is_refused(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:
+    one = ConnectorProcess(
+        tmp_path, subjects.url("nowhere"), "--model", "fold", "--stream", "stream", "--url", service.url
+    ).start()
+
+    assert one.process.wait(60) == 1
+    assert "no JetStream stream" in one.text()
+
+
+def test_check_creates_no_consumer(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:
+    subjects.add([("in.shown", {"x": 5})])
+    one = ConnectorProcess(
+        tmp_path, subjects.url("in.{stream}"), "--model", "fold", "--stream", "topic", "--url", service.url, "--check"
+    ).start()
+
+    assert one.process.wait(60) == 0, one.text()
+    assert 'shown: {"x": [5]}' in one.text()
