@@ -30,6 +30,7 @@ from benchmarks.servers import (
 )
 from benchmarks.startup import measure as startups
 from benchmarks.startup import rows as rows_of
+from benchmarks.tracing import receiver, tracing_targets
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _console = Console(stderr=True)
@@ -176,6 +177,15 @@ def latency(
     report.show(f"HTTP at fixed rates, {connections} connections; latency from the moment a request was due", lines)
     if save:
         report.save(save, "latency", lines, {"rounds": rounds, "seconds": seconds})
+
+
+@app.command()
+def tracing(*, rounds: Rounds = 9, seconds: Seconds = 3.0, only: Only = "", keep: Folder = _KEPT) -> None:
+    """What traces cost per step, with none and with 1 % of the requests sampled."""
+    work = workload.make(keep.resolve(), steps=20_000)
+    with receiver() as url:
+        lines = _measure(_chosen(tracing_targets(work, url), only), work, rounds=rounds, seconds=seconds)
+    report.show("HTTP, 256 connections, every answer checked", lines)
 
 
 @app.command()

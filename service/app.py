@@ -7,7 +7,8 @@ import contextlib
 import functools
 import importlib.metadata
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from service.settings import Settings, SharedFolders
 from service.store.artifacts import StoredArtifacts
 from service.store.checks.safety import SafetyMonitor
 from service.store.state_store import StateStore
+from service.tracing.observer import TracedMetrics
+from service.tracing.otel import make_tracer
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
@@ -65,13 +68,17 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
 
     Raises:
         KeysFileError: `api_keys_file` or `jwt_keys` cannot be used.
+        MissingExtraError, TracingError: As for `make_tracer`.
     """
     version = importlib.metadata.version("stepwell")
-    context = AppContext(settings, load_api_keys(settings), Metrics(version))
+    traced = make_tracer(version, os.environ)
+    tracer, end_tracing = (None, None) if traced is None else traced
+    metrics = Metrics(version) if tracer is None else TracedMetrics(version, tracer)
+    context = AppContext(settings, load_api_keys(settings), metrics, tracer)
     app = FastAPI(
         title="Stepwell",
         version=version,
-        lifespan=lambda app: _lifespan(app, context, folders or SharedFolders()),
+        lifespan=lambda app: _lifespan(app, context, folders or SharedFolders(), end_tracing),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -156,9 +163,13 @@ def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend 
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -> AsyncIterator[None]:
+async def _lifespan(
+    app: FastAPI, context: AppContext, folders: SharedFolders, end_tracing: Callable[[], None] | None
+) -> AsyncIterator[None]:
     """Open the engine and start background tasks, serve, then close all in reverse order."""
     async with contextlib.AsyncExitStack() as stack:
+        if end_tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, end_tracing)
         engine = _build_engine(context.settings, context.metrics, folders)
         stack.callback(engine.models.close)
         stack.push_async_callback(engine.close)
@@ -186,6 +197,7 @@ async def _lifespan(app: FastAPI, context: AppContext, folders: SharedFolders) -
             cached_streams=engine.steps.cached_by_model,
             streams=worker_releases.streams,
             connections=lambda: len(context.connections),
+            store_reachable=lambda: engine.store_reachable,
             store_safe=lambda: not context.safety.reasons,
             store_used_bytes=lambda: 0 if context.safety.info is None else context.safety.info.used_memory,
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,

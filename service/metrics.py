@@ -125,6 +125,9 @@ class Metrics(EngineObserver):
         self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
         self._connections = gauge("connections", "Open connections, those of WebSockets included.", "livesum")
         self._ready = gauge("ready", "1 when every worker can serve, else 0.", "livemin")
+        self._store_reachable = gauge(
+            "store_reachable", "1 when every worker reached the store at its last check, else 0.", "livemin"
+        )
         self._store_safe = gauge("store_safe", "1 when the store's settings are safe, else 0.", "livemin")
         self._store_used = gauge("store_used_memory_bytes", "Memory that the store uses.", "livemax")
         self._store_max = gauge("store_max_memory_bytes", "The store's maxmemory; 0: no limit.", "livemax")
@@ -150,6 +153,7 @@ class Metrics(EngineObserver):
         cached_streams: Callable[[], Mapping[str, int]] = dict,
         streams: Callable[[], Mapping[tuple[str, ...], int]] = dict,
         connections: Callable[[], int] = int,
+        store_reachable: Callable[[], bool] = lambda: True,
         store_safe: Callable[[], bool] = lambda: True,
         store_used_bytes: Callable[[], int] = int,
         store_max_bytes: Callable[[], int] = int,
@@ -166,6 +170,7 @@ class Metrics(EngineObserver):
             cached_streams: Returns the number of records in this worker's cache, by model.
             streams: Returns the number of streams in the store, by model and version.
             connections: Returns the number of open connections of this worker.
+            store_reachable: Returns whether the store replied to the last readiness check.
             store_safe: Returns whether the store's settings are safe.
             store_used_bytes: Returns the memory that the store uses.
             store_max_bytes: Returns the store's limit on it; 0: none.
@@ -182,6 +187,7 @@ class Metrics(EngineObserver):
             self._websockets: websockets,
             self._connections: connections,
             self._ready: ready,
+            self._store_reachable: store_reachable,
             self._store_safe: store_safe,
             self._store_used: store_used_bytes,
             self._store_max: store_max_bytes,

@@ -54,6 +54,7 @@ PROMISED = {
     "stepwell_websockets": ("gauge", set()),
     "stepwell_connections": ("gauge", set()),
     "stepwell_ready": ("gauge", set()),
+    "stepwell_store_reachable": ("gauge", set()),
     "stepwell_store_safe": ("gauge", set()),
     "stepwell_store_used_memory_bytes": ("gauge", set()),
     "stepwell_store_max_memory_bytes": ("gauge", set()),

@@ -171,7 +171,13 @@ def test_every_variable_that_our_files_name_is_known() -> None:
     files = [
         file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in TEXTS and file.is_file()
     ]
-    files += [ROOT / "stepwell", ROOT / "docker" / "Dockerfile", ROOT / ".env.example", *ROOT.glob("*.md")]
+    files += [
+        ROOT / "stepwell",
+        ROOT / "docker" / "Dockerfile",
+        ROOT / "stepwell.env.example",
+        ROOT / "docker" / "service.env",
+        *ROOT.glob("*.md"),
+    ]
     files += ROOT.glob("*.yml")
     texts = [file.read_text() for file in files if file != Path(__file__)]
     named = {name for text in texts for name in re.findall(r"\bSTEPWELL_[A-Z0-9_]*[A-Z0-9]\b", text)}

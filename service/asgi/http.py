@@ -28,6 +28,7 @@ from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
 from service.requests.hot_routes import KEY_LIMIT
 from service.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
 from service.requests.request_ids import RESPONSE_HEADER, log_fields, request_id_of
+from service.requests.traced import SCOPE_KEY
 from service.types import StreamKey
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,11 @@ class RawRoute(APIRoute):
     """
 
     @property
+    def error_format(self) -> ErrorFormat:
+        """Status and body of its errors."""
+        return error_format_of(self.path)
+
+    @property
     def name_for_metrics(self) -> str:
         """Method and path, with the names of the path's parameters."""
         return f"{' '.join(sorted(self.methods or ()))} {self.path}"
@@ -86,7 +92,7 @@ class RawRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return a wrapper of the endpoint that turns errors into problems and counts every response."""
         endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        error_format, name = error_format_of(self.path), self.name_for_metrics
+        error_format, name = self.error_format, self.name_for_metrics
 
         async def handle(request: Request) -> Response:
             context: AppContext = request.app.state.context
@@ -122,7 +128,7 @@ async def run_with_problems(
         context.metrics.refusal(exc.code)
         response = problem_response(exc, error_format)
     except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
-        fields = log_fields(request_id_of(request.scope["headers"]))
+        fields = log_fields(request.scope.get(SCOPE_KEY) or request_id_of(request.scope["headers"]))
         _log.error("A request failed: %s %a", request.method, request.scope["path"], exc_info=exc, extra=fields)
         context.metrics.refusal("internal")
         response = problem_response(internal_error(), error_format)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from service.models.vetting import ModelVetting
 from service.process import server
 from service.requests.jwt import load_api_keys
 from service.settings import Settings
+from service.tracing.otel import check_tracing
 
 _FAILED, _REFUSED = 1, 3
 
@@ -76,6 +78,8 @@ def examine(settings: Settings) -> Checked:
         check_artifacts(settings)
     with _refusals_in(checked):
         load_api_keys(settings)
+    with _refusals_in(checked):
+        check_tracing(os.environ)
     with _refusals_in(checked):
         server.listen(settings).close()
     with _refusals_in(checked), open_store(settings) as (_, store_info):

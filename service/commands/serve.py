@@ -27,6 +27,7 @@ from service.store.checks.safety import ServerInfo, check_safe, read_server_info
 from service.store.embedded_server import EmbeddedStore
 from service.store.state_store import StateStore
 from service.temporary import temporary_folder
+from service.tracing.otel import check_tracing
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OTHER_FILES = 512  # connections to the store, model files, log, libraries
@@ -46,6 +47,7 @@ def run(settings: Settings) -> int:
     Raises:
         StartError: The configuration is unsafe, or the address cannot be bound.
         KeysFileError: The file of API keys cannot be used.
+        MissingExtraError, TracingError: As for `check_tracing`.
         EmbeddedStoreError: The embedded store cannot be started.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
@@ -60,6 +62,7 @@ def run(settings: Settings) -> int:
     check_providers(settings)
     check_artifacts(settings)
     load_api_keys(settings)
+    check_tracing(os.environ)
     for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
         signal.signal(number, _exit)
     _allow_open_files(settings)

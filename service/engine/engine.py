@@ -41,6 +41,7 @@ class Engine:
         plans: Where streams move by them.
         comparison: Counts the committed timesteps of trials.
         sweeper: Moves streams that sleep.
+        store_reachable: Whether the store replied to the last readiness check.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Engine:
         self.models = models
         self.store = store
         self.releases = Releases() if releases is None else releases
+        self.store_reachable = False
         self.watch = WatchHub(interests, store, StorePubSub(store.transport))
         self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
         self.plans = ReleasePlans(self.releases, models)
@@ -106,6 +108,9 @@ class Engine:
             await self.store.ping(timeout=_READY_PING_S)
         except ServiceError as exc:
             problems.append(exc.problem)
+            self.store_reachable = False
+        else:
+            self.store_reachable = True
         return problems
 
     async def drain(self, timeout: float) -> None:

@@ -11,6 +11,12 @@ class EngineObserver:
     Seconds are monotonic differences.
     """
 
+    def batch_started(self, model: str, rows: int) -> None:
+        """The current task starts to process a batch."""
+
+    def batch_ended(self) -> None:
+        """Every row of the current task's batch has its response."""
+
     def steps_applied(self, model: str, transport: str, timesteps: int) -> None:
         """Timesteps were committed."""
 

@@ -20,6 +20,7 @@ from service.protocols.ws_frames import CONTROL, MAX_HEAD_BYTES, encode_frames, 
 from service.requests.close_codes import DRAINING, FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.feed_session import FeedSession
 from service.requests.socket_auth import SocketAuth
+from service.requests.traced_feed import make_feed_session
 
 if TYPE_CHECKING:
     from websockets.frames import Frame
@@ -91,8 +92,14 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
         self.conn.send_response(response)
         self._send_protocol()
         self._auth = auth
-        self._session = FeedSession(
-            context, auth.message_format, model, version, stream=stream, on_ready=self._schedule_flush
+        self._session = make_feed_session(
+            context,
+            auth.message_format,
+            model,
+            version,
+            stream=stream,
+            traceparent=next(iter(headers.get_all("traceparent")), None),
+            on_ready=self._schedule_flush,
         )
         auth.register()
         self.start_keepalive()
@@ -195,7 +202,9 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
         try:
             session.handle_message(message, auth.caller.tenant)
         except Exception:  # noqa: BLE001 - a failure of one feed must not reach the event loop; it is logged
-            _log.exception("A feed failed to handle a message, and is closed: %s", session.name)
+            _log.exception(
+                "A feed failed to handle a message, and is closed: %s", session.name, extra=session.log_fields
+            )
             self._close(FAILED)
 
     def _delegate_frame(self, frame: bytes) -> None:
@@ -243,7 +252,7 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
         try:
             replies = session.pop_ready()
         except Exception:  # noqa: BLE001 - a failure of one feed must not reach the event loop; it is logged
-            _log.exception("A feed failed to encode a reply, and is closed: %s", session.name)
+            _log.exception("A feed failed to encode a reply, and is closed: %s", session.name, extra=session.log_fields)
             self._close(FAILED)
             return
         if replies:

@@ -18,7 +18,8 @@ from operator import itemgetter
 from typing import Final, NamedTuple, TypeVar
 
 from service.requests.hot_routes import RELEVANT_HEADERS, RequestHeaders, parse_headers
-from service.requests.request_ids import REQUEST_ID_VALUES, request_id_of
+from service.requests.request_ids import REQUEST_ID_VALUES, RESPONSE_HEADER, TRACEPARENT, identify, request_id_of
+from service.tracing.tracer import Tracer
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -72,12 +73,13 @@ class HeaderLayout:
         match: Matches such lines and the empty line after them; it has one group per extracted value.
         names: The names of the groups that matter, in lower case.
         cache: What was parsed, by the values of these groups.
-        id_at: Indices of the groups of `X-Request-Id`, then of `traceparent`, as far as there are such headers; each
-            group has the request's id, or is None if the value is not valid.
+        has_ids: Whether one of the headers is `X-Request-Id` or `traceparent`.
+        id_at: Index of the group of `X-Request-Id`, which is None if the value is not valid; -1: no such header.
+        parent_at: Likewise of `traceparent`.
         without_ids: Returns the values of the other groups.
     """
 
-    __slots__ = ("cache", "id_at", "match", "names", "without_ids")
+    __slots__ = ("cache", "has_ids", "id_at", "match", "names", "parent_at", "without_ids")
 
     def __init__(self, names: Sequence[bytes]) -> None:
         lower = [name.lower() for name in names]
@@ -89,7 +91,10 @@ class HeaderLayout:
         self.match = re.compile(b"".join(lines) + rb"\r\n\r\n").match
         groups = [(name, at in ids) for at, name in enumerate(lower) if name in _EXTRACTED or at in ids]
         self.names = [name for name, is_id in groups if not is_id]
-        self.id_at = [groups.index((name, True)) for name in REQUEST_ID_VALUES if name in lower]
+        self.has_ids = bool(ids)
+        self.id_at, self.parent_at = (
+            groups.index((name, True)) if name in lower else -1 for name in (RESPONSE_HEADER, TRACEPARENT)
+        )
         self.without_ids = _picker([at for at, (_, is_id) in enumerate(groups) if not is_id])
         self.cache: OrderedDict[tuple[bytes, ...], ParsedHeaders] = OrderedDict()
 
@@ -102,12 +107,14 @@ class HeaderCache:
             send the same headers rarely send anything else of the same length.
     """
 
-    def __init__(self, max_body_bytes: int) -> None:
+    def __init__(self, max_body_bytes: int, tracer: Tracer | None = None) -> None:
         """Start with empty caches.
 
         Args:
             max_body_bytes: Requests with a longer body are left to the declared route.
+            tracer: Decides which requests continue a trace; None: none does.
         """
+        self._tracer = tracer
         self._max_body = max_body_bytes
         self.recent: dict[int, HeaderBlock] = {}
         self._until_recent = 0  # requests until the next block is added to `recent`
@@ -158,7 +165,7 @@ class HeaderCache:
                     layouts.remove(layout)
                     layouts.insert(0, layout)
                 values = match.groups()
-                if not layout.id_at:
+                if not layout.has_ids:
                     return layout.cache.get(values) or self._parse_values(layout, values), match.end()
                 return self._parse_with_id(layout, values), match.end()
         end = data.find(b"\r\n\r\n", start, start + _MAX_HEAD_BYTES) + 4
@@ -169,8 +176,10 @@ class HeaderCache:
         parsed = layout.cache.get(values) or self._parse_values(layout, values)
         if parsed is None:
             return None
-        first, *others = layout.id_at
-        return parsed[0], parsed[1], groups[first] or (groups[others[0]] if others else b"") or b""
+        own = groups[layout.id_at] if layout.id_at >= 0 else None
+        if layout.parent_at < 0:
+            return parsed[0], parsed[1], own or b""
+        return parsed[0], parsed[1], identify(own, groups[layout.parent_at], self._tracer)
 
     def _parse_values(self, layout: HeaderLayout, values: tuple[bytes, ...]) -> ParsedHeaders | None:
         parsed = self._parse_headers(list(zip(layout.names, values, strict=True)))
@@ -221,7 +230,7 @@ class HeaderCache:
         headers = replace(headers, length=None)
         if headers.idempotency_key is None:
             headers = self._interned.get(headers) or put_bounded(self._interned, headers, headers, _MAX_CACHED)
-        return headers, int(digits), request_id_of(lines)
+        return headers, int(digits), request_id_of(lines, self._tracer)
 
 
 def _value_of(name: bytes) -> bytes:

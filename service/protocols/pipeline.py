@@ -19,6 +19,8 @@ from service.requests.handlers import RequestHandler
 from service.requests.hot_routes import HOT_ROUTES, HotRoute
 from service.requests.problems import internal_error
 from service.requests.request_ids import log_fields
+from service.requests.traced import submit_traced
+from service.tracing.ids import TracedId
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -50,8 +52,14 @@ class InFlightRequest:
     def submit(self, head: RequestHead, body: bytes) -> None:
         """Submit a request to the engine, or respond with what is wrong with it."""
         try:
-            handler = self.handler = self._pipeline.matcher.handler_for(head)
-            handler.submit(body, self.on_result)
+            matcher = self._pipeline.matcher
+            handler = self.handler = matcher.handler_for(head)
+            tracer = matcher.context.tracer
+            if tracer is None or type(request_id := tracer.sample(self._request_id)) is not TracedId:
+                handler.submit(body, self.on_result)
+            else:
+                self._request_id = request_id
+                submit_traced(tracer, handler, body, self.on_result, request_id=request_id, route=self._route)
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
             self.fail(exc)
 
@@ -107,6 +115,7 @@ class ResponsePipeline:
         "_request_line",
         "_route",
         "_slot",
+        "_tracer",
         "_write",
         "idle_since",
         "in_flight",
@@ -123,6 +132,7 @@ class ResponsePipeline:
         self.server_state = server_state
         self.on_response = on_response
         self.in_flight: deque[InFlightRequest] = deque()
+        self._tracer = matcher.context.tracer
         self.is_single_request = False
         self.idle_since = 0.0
         self._handler: RequestHandler | None = None  # of the current request, in single-request mode
@@ -154,8 +164,13 @@ class ResponsePipeline:
         if request_line is not self._request_line:
             self._request_line, self._route = request_line, request_line.route
         self._handler = handler
+        tracer = self._tracer
         try:
-            handler.submit(body, self._is_done)
+            if tracer is None or type(request_id := tracer.sample(self._request_id)) is not TracedId:
+                handler.submit(body, self._is_done)
+            else:
+                self._request_id = request_id
+                submit_traced(tracer, handler, body, self._is_done, request_id=request_id, route=self._route)
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
             self._fail(exc, handler)
         return True

@@ -89,7 +89,7 @@ class HotRequestMatcher:
         self._keep_alive = False  # likewise: not draining, so responses need no `Connection: close`
         self._flush_scheduled = False
         self._tick_end_scheduled = False  # whether `_on_tick_end` will be called
-        self._header_parser = HeaderCache(context.settings.max_body_bytes)
+        self._header_parser = HeaderCache(context.settings.max_body_bytes, context.tracer)
         self._succeeded: defaultdict[str, int] = defaultdict(int)  # responses with status 200, by the route's name
         self._failed: Counter[tuple[str, int]] = Counter()  # other responses, by the route's name and their status
         self._transports = {route.name: route.error_format.transport for route in routes}

@@ -21,6 +21,7 @@ from service.store.checks.safety import SafetyMonitor
 
 if TYPE_CHECKING:
     from service.settings import Settings
+    from service.tracing.tracer import Tracer
 
 
 # Steps are counted by their timesteps, in the engine; requests for metrics are never limited.
@@ -39,6 +40,7 @@ class AppContext:
         reloads: Reloads the models in every worker of every replica; set while the application runs.
         releases: Starts, changes and ends releases; set while the application runs.
         safety: Checks that the store's settings are safe; set while the application runs.
+        tracer: Traces requests; None: none is traced.
         connections: The open connections of this process, those of WebSockets included.
         websockets: Number of open WebSockets of this process.
         websockets_of: The same by tenant.
@@ -46,7 +48,7 @@ class AppContext:
         draining: This process is about to end: it is not ready, and responses close their connections.
     """
 
-    def __init__(self, settings: Settings, keys: ApiKeys, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, keys: ApiKeys, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self.settings = settings
         self.api_keys = keys
         self.metrics = metrics
@@ -56,6 +58,7 @@ class AppContext:
         self.reloads: ModelReloads
         self.releases: ReleaseService
         self.safety: SafetyMonitor
+        self.tracer = tracer
         self.connections: Collection[object] = ()
         self.websockets = 0
         self.websockets_of: Counter[str] = Counter()

@@ -83,6 +83,11 @@ class FeedSession:
         return f"model={self._model} stream={self._stream or 'any'}"
 
     @property
+    def log_fields(self) -> Mapping[str, str]:
+        """The `extra` of log lines about the feed."""
+        return {}
+
+    @property
     def is_full(self) -> bool:
         """Whether so many replies are pending that no further message should be read."""
         return len(self._pending) >= _MAX_PENDING or self._bytes >= _MAX_PENDING_BYTES

@@ -43,6 +43,11 @@ class RequestHandler(Protocol):
         ...
 
     @property
+    def served(self) -> ServedModel:
+        """The model."""
+        ...
+
+    @property
     def is_reusable(self) -> bool:
         """Whether it can handle every request with the same head, also several at a time."""
         ...
@@ -183,14 +188,18 @@ class BulkHandler:
         return encode(document, self.response_format)
 
 
-async def run(handler: RequestHandler, body: bytes) -> bytes:
+async def run(submit: Callable[[Callable[[Any], None]], None], handler: RequestHandler) -> bytes:
     """Submit a request and return its response body; the engine completes it even if the caller is cancelled.
+
+    Args:
+        submit: Submits it, as `RequestHandler.submit` does; it is called with `done`.
+        handler: Encodes the response.
 
     Raises:
         ServiceError: The request was rejected, or its outcome is unknown; see `applied`.
     """
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    handler.submit(body, lambda result: None if future.done() else future.set_result(result))
+    submit(lambda result: None if future.done() else future.set_result(result))
     result = await future
     if isinstance(result, ServiceError):
         raise result

@@ -20,17 +20,22 @@ from service.settings import Settings
 from service.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
 REPOSITORY = Path(__file__).parents[2]
-CONTAINERS = ("proxy", "service", "redis", "export", "mqtt", "connect")
+CONTAINERS = ("proxy", "service", "redis", "export", "mqtt", "connect", "prometheus", "alertmanager", "grafana")
 VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 COMPOSE_TEXT = (REPOSITORY / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(VARIABLE.sub(r"\2", COMPOSE_TEXT))
 NGINX = (REPOSITORY / "docker/nginx.conf.template").read_text()
-EXAMPLE = dict(
-    line.split("=", 1)
-    for line in (REPOSITORY / ".env.example").read_text().splitlines()
-    if line and not line.startswith("#")
-)
+
+
+def variables(name: str) -> dict[str, str]:
+    """Return the variables of a file, by name."""
+    lines = (REPOSITORY / name).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+OF_COMPOSE = variables(".env.example")
+OF_THE_SERVICE = variables("stepwell.env.example")
 
 
 def container(name: str) -> dict[str, Any]:
@@ -65,10 +70,22 @@ def test_our_images_run_as_an_unprivileged_user() -> None:
     assert re.findall(r"^USER (.*)$", dockerfile, re.MULTILINE) == ["10001:10001"] * 3
 
 
-def test_only_the_proxy_and_the_examples_broker_are_published_and_only_on_loopback() -> None:
+def test_what_is_published_is_on_loopback() -> None:
     published = {name: each["ports"] for name, each in COMPOSE["services"].items() if "ports" in each}
 
-    assert published == {"proxy": ["127.0.0.1:8000:8080"], "mqtt": ["127.0.0.1:1883:1883"]}
+    assert published == {
+        "proxy": ["127.0.0.1:8000:8080"],
+        "mqtt": ["127.0.0.1:1883:1883"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "alertmanager": ["127.0.0.1:9093:9093"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+def test_only_the_proxy_is_published_without_a_profile() -> None:
+    started = {name: each for name, each in COMPOSE["services"].items() if "profiles" not in each}
+
+    assert [name for name, each in started.items() if "ports" in each] == ["proxy"]
 
 
 def test_only_the_service_reaches_redis() -> None:
@@ -130,24 +147,50 @@ def test_the_service_needs_no_training_framework() -> None:
 
 
 def test_the_env_example_lists_each_variable_with_its_default() -> None:
-    defaults = dict(VARIABLE.findall(COMPOSE_TEXT))
-
-    assert {name: EXAMPLE.get(name) for name in defaults} == defaults
+    assert dict(VARIABLE.findall(COMPOSE_TEXT)) == OF_COMPOSE
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLE if name.startswith("STEPWELL_")])
-def test_a_variable_of_the_env_example_is_a_setting(name: str) -> None:
+def test_no_variable_of_compose_looks_like_a_setting() -> None:
+    """Those of the service are called STEPWELL_..., and in `.env` they would have no effect."""
+    assert [name for name in OF_COMPOSE if name.startswith("STEPWELL_")] == []
+
+
+@pytest.mark.parametrize("name", OF_THE_SERVICE)
+def test_a_variable_of_the_services_example_is_a_setting(name: str) -> None:
     assert name.removeprefix("STEPWELL_").lower() in Settings.model_fields
 
 
-@pytest.mark.parametrize("name", [name for name in EXAMPLE if not name.startswith("STEPWELL_")])
-def test_a_variable_that_is_no_setting_is_used_by_compose(name: str) -> None:
-    assert f"${{{name}:-" in COMPOSE_TEXT
-
-
 @pytest.mark.parametrize("setting", ["durability", "workers", "stream_ttl_s", "max_body_bytes", "log_format"])
-def test_the_env_example_has_the_default_of_a_setting(setting: str) -> None:
-    assert EXAMPLE[f"STEPWELL_{setting.upper()}"] == str(default_of(setting))
+def test_the_services_example_has_the_default_of_a_setting(setting: str) -> None:
+    assert OF_THE_SERVICE[f"STEPWELL_{setting.upper()}"] == str(default_of(setting))
+
+
+def test_the_services_example_has_the_values_that_the_stack_starts_with() -> None:
+    started_with = variables("docker/service.env")
+
+    assert {name: OF_THE_SERVICE[name] for name in started_with} == started_with
+
+
+def test_the_settings_of_the_service_are_in_a_file_of_its_own() -> None:
+    """With `.env` as its env_file, a changed REPLICAS would replace every replica at once."""
+    assert container("service")["env_file"] == ["docker/service.env", {"path": "stepwell.env", "required": False}]
+    assert [name for name, each in COMPOSE["services"].items() if "env_file" in each] == ["service"]
+
+
+def test_the_proxy_passes_on_what_the_service_accepts() -> None:
+    assert OF_COMPOSE["MAX_BODY_BYTES"] == str(default_of("max_body_bytes"))
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_has_limits(name: str) -> None:
+    limits = container(name)["deploy"]["resources"]["limits"]
+
+    assert set(limits) == {"memory", "cpus", "pids"}
+
+
+def test_redis_may_use_twice_the_memory_of_its_streams() -> None:
+    """A rewrite of the append-only file copies the pages that change meanwhile."""
+    assert (OF_COMPOSE["REDIS_MAXMEMORY"], OF_COMPOSE["REDIS_MEMORY"]) == ("1gb", "2g")
 
 
 def proxy_problems() -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ def nginx(tmp_path: Path) -> StartNginx:
         text = text.replace("    server {\n", f"    upstream replicas {{ {servers}}}\n    server {{\n", 1)
         text = text.replace("listen 8080", f"listen 127.0.0.1:{port}").replace(" /tmp/", f" {tmp_path}/")
         file = tmp_path / "nginx.conf"
-        file.write_text(text.replace("${STEPWELL_MAX_BODY_BYTES}", "8388608"))
+        file.write_text(text.replace("${MAX_BODY_BYTES}", "8388608"))
         command = [str(NGINX), "-c", str(file), "-p", str(tmp_path), "-g", "daemon off;"]
         with (tmp_path / "nginx.log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

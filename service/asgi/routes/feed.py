@@ -17,6 +17,7 @@ from service.ids import check_stream_id
 from service.requests.close_codes import FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.context import AppContext
 from service.requests.feed_session import FeedSession
+from service.requests.traced_feed import make_feed_session
 
 _log = logging.getLogger(__name__)
 HIGHEST_VERSION: Final = 2**31 - 1
@@ -32,7 +33,8 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
             context.engine.models.get(model, version)
             if stream is not None:
                 check_stream_id(stream)
-            await FeedConnection(socket, context, model, version, stream).run()
+            traceparent = websocket.headers.get("traceparent")
+            await FeedConnection(socket, context, model, version, stream, traceparent=traceparent).run()
 
     app.router.add_websocket_route("/v1/models/{model}/streams/{stream}/feed", feed)
     app.router.add_websocket_route("/v1/models/{model}/feed", feed)
@@ -46,15 +48,28 @@ class FeedConnection:
     """
 
     def __init__(
-        self, socket: AcceptedWebSocket, context: AppContext, model: str, version: int | None, stream: str | None
+        self,
+        socket: AcceptedWebSocket,
+        context: AppContext,
+        model: str,
+        version: int | None,
+        stream: str | None,
+        *,
+        traceparent: str | None,
     ) -> None:
         """Create the session; the arguments after `socket` are those of `FeedSession`."""
         self._socket = socket
         self._limit = context.settings.max_body_bytes
         self._wake = asyncio.Event()  # the next reply is ready, or the feed is to be closed
         self._has_room = asyncio.Event()
-        self._session = FeedSession(
-            context, socket.message_format, model, version, stream=stream, on_ready=self._wake.set
+        self._session = make_feed_session(
+            context,
+            socket.message_format,
+            model,
+            version,
+            stream=stream,
+            traceparent=traceparent,
+            on_ready=self._wake.set,
         )
 
     async def run(self) -> None:
@@ -73,7 +88,7 @@ class FeedConnection:
             await asyncio.gather(reader, writer, return_exceptions=True)
         for failure in failures:
             if failure is not None:
-                session.close_code = _close_code_of(failure, session.name)
+                session.close_code = _close_code_of(failure, session)
         if session.close_code is not None:
             await self._socket.close(session.close_code)
 
@@ -106,10 +121,10 @@ class FeedConnection:
                 self._has_room.set()
 
 
-def _close_code_of(failure: BaseException, session_name: str) -> int | None:
+def _close_code_of(failure: BaseException, session: FeedSession) -> int | None:
     if isinstance(failure, WebSocketDisconnect):
         return None
     if isinstance(failure, TimeoutError):
         return TOO_SLOW
-    _log.error("A feed failed, and is closed: %s", session_name, exc_info=failure)
+    _log.error("A feed failed, and is closed: %s", session.name, exc_info=failure, extra=session.log_fields)
     return FAILED

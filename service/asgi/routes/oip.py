@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key_of
 from service.asgi.openapi import oip as openapi
+from service.asgi.run_handler import run_handler
 from service.codec.formats import JSON, encode
 from service.codec.oip import TritonError, config_of, metadata_of, quote
 from service.codec.oip.response_bodies import (
@@ -30,7 +31,6 @@ from service.metrics import ModelCounts
 from service.models.registry import ServedModel
 from service.requests.api_keys import Scope
 from service.requests.context import AppContext
-from service.requests.handlers import run
 from service.requests.hot_routes import RequestHeaders, is_byte_count, make_infer_handler
 from service.requests.infer_handler import model_for_oip
 
@@ -90,7 +90,7 @@ class OipRoutes:
         body = await body_of(request, self._context, encodings=list(_WINDOW_BITS))
         if (encoding := encoding_of(request)) in _WINDOW_BITS:
             body = _decompressed(body, encoding, self._context.settings.max_body_bytes)
-        response_body = await run(handler, body)
+        response_body = await run_handler(handler, body, request, self._context)
         return RawResponse(response_body, handler.response_format.value, headers=handler.extra_headers)
 
     # ---------------------------------------------------------------- the server

@@ -23,6 +23,7 @@ from service.asgi.http import (
     version_of,
 )
 from service.asgi.openapi import streams as openapi
+from service.asgi.run_handler import run_handler
 from service.codec import JSON, Format
 from service.codec.formats import format_of_answer
 from service.codec.response_bodies import ResetAllResponse, SourceStatus, StatusResponse, StreamEntry, StreamsResponse
@@ -31,7 +32,7 @@ from service.codec.stream_ops import read_reset
 from service.errors import ServiceError
 from service.ids import STREAM_ID, check_stream_id, encode_state_id
 from service.requests.context import AppContext
-from service.requests.handlers import BulkHandler, RequestHandler, StepHandler, run
+from service.requests.handlers import BulkHandler, RequestHandler, StepHandler
 from service.types import StreamKey
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
@@ -179,7 +180,7 @@ class StreamRoutes:
         )
 
     async def _respond(self, handler: RequestHandler, request: Request) -> Response:
-        body = await run(handler, await body_of(request, self._context))
+        body = await run_handler(handler, await body_of(request, self._context), request, self._context)
         return RawResponse(body, handler.response_format.value, headers=handler.extra_headers)
 
 

@@ -62,6 +62,7 @@ class Batcher:
         self.timestep_bytes = served.timestep_bytes
         self.cache = deps.cache
         self._op_ids = OpIdHasher(served.manifest)
+        self._observer = deps.observer
         self._runner = deps.runner
         self._pipeline = BatchPipeline(deps)
         self._columnar = ColumnarPipeline(deps)
@@ -393,12 +394,14 @@ class Batcher:
         names = columnar.names if columnar is not None else list(map(_NAME, batch))
         if self.others and columnar is None:
             batch = [row for row in batch if not self._follows_older(row)]
+        self._observer.batch_started(self.served.name, len(batch))
         try:
             if batch:
                 await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
         finally:
             if plan is not None or number <= self._stale_until:
                 self._drop_stale(batch, columnar, number)
+            self._observer.batch_ended()
             self._processed += len(batch)
             self._queue.release(names)
             if self._submitted:

@@ -1,0 +1,255 @@
+"""The Grafana dashboard: its panels with their queries, and Grafana's JSON of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from scripts.observability.alerts import JOB
+from scripts.observability.metrics import definitions, used_in
+
+_WIDTH: Final = 24  # of Grafana's grid
+_DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
+_HERE: Final = 'instance=~"$instance"'
+_MODEL: Final = f'{_HERE},model=~"$model"'
+_PROCESS: Final = f'job="{JOB}",{_HERE}'
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        title: Its title; a unit is not part of it.
+        unit: Grafana's name of the unit.
+        queries: PromQL by legend; `{{label}}` in a legend is replaced.
+        kind: Grafana's type of the panel.
+        good: For a `stat`: the value from which on it is green; below it is red. None: no colours.
+    """
+
+    title: str
+    unit: str
+    queries: dict[str, str]
+    kind: str = "timeseries"
+    good: float | None = None
+
+
+def _rate(metric: str, *by: str, where: str = _HERE) -> str:
+    return f"sum by ({', '.join(by)}) (rate({metric}{{{where}}}[$__rate_interval]))"
+
+
+def _total(metric: str, *by: str, where: str = _HERE) -> str:
+    return f"sum by ({', '.join(by)}) ({metric}{{{where}}})"
+
+
+def _quantiles(metric: str, by: str, where: str) -> dict[str, str]:
+    """Return the median and the 99th percentile of a histogram, by one label."""
+    rate = _rate(f"{metric}_bucket", by, "le", where=where)
+    return {f"p{q}, {{{{{by}}}}}": f"histogram_quantile({value}, {rate})" for q, value in (("50", 0.5), ("99", 0.99))}
+
+
+def _mean(metric: str, by: str, where: str) -> str:
+    return f"{_rate(f'{metric}_sum', by, where=where)} / {_rate(f'{metric}_count', by, where=where)}"
+
+
+_SERVER_ERRORS: Final = (
+    f'(sum(rate(stepwell_requests_total{{{_HERE},code=~"5.."}}[$__rate_interval])) or vector(0))'
+    f" / sum(rate(stepwell_requests_total{{{_HERE}}}[$__rate_interval]))"
+)
+
+DASHBOARD: Final[dict[str, tuple[Panel, ...]]] = {
+    "Now": (
+        Panel("Replicas", "none", {"": f'sum(up{{job="{JOB}"}})'}, "stat", good=1),
+        Panel("Ready", "bool_yes_no", {"": f"min(stepwell_ready{{{_HERE}}})"}, "stat", good=1),
+        Panel("Store reachable", "bool_yes_no", {"": f"min(stepwell_store_reachable{{{_HERE}}})"}, "stat", good=1),
+        Panel("Store safe", "bool_yes_no", {"": f"min(stepwell_store_safe{{{_HERE}}})"}, "stat", good=1),
+        Panel("Durability", "none", {"{{level}}": f"count by (level) (stepwell_durability_info{{{_HERE}}})"}, "stat"),
+        Panel("Versions", "none", {"{{version}}": f"count by (version) (stepwell_build_info{{{_HERE}}})"}, "stat"),
+        Panel(
+            "Alerts",
+            "none",
+            {"{{alertname}}": 'count by (alertname) (ALERTS{alertname=~"Stepwell.+",alertstate="firing"})'},
+            "bargauge",
+        ),
+    ),
+    "Requests": (
+        Panel("Requests by route", "reqps", {"{{route}}": _rate("stepwell_requests_total", "route")}),
+        Panel(
+            "Requests by transport and status",
+            "reqps",
+            {"{{door}} {{code}}": _rate("stepwell_requests_total", "door", "code")},
+        ),
+        Panel("Share of errors of the service (5xx)", "percentunit", {"errors": _SERVER_ERRORS}),
+        Panel("Errors by problem code", "reqps", {"{{code}}": _rate("stepwell_refusals_total", "code")}),
+    ),
+    "Timesteps": (
+        Panel("Timesteps", "ops", {"{{model}}": _rate("stepwell_steps_total", "model", where=_MODEL)}),
+        Panel("Duration of a timestep", "s", _quantiles("stepwell_step_seconds", "model", _MODEL)),
+        Panel("Duration of a model run", "s", _quantiles("stepwell_model_run_seconds", "model", _MODEL)),
+        Panel("Streams in a run", "none", {"mean, {{model}}": _mean("stepwell_batch_rows", "model", _MODEL)}),
+        Panel("Waiting timesteps", "none", {"{{model}}": _total("stepwell_queue_rows", "model", where=_MODEL)}),
+        Panel(
+            "Conflicts and replays",
+            "ops",
+            {"conflicts": _rate("stepwell_conflicts_total"), "replays": _rate("stepwell_replays_total")},
+        ),
+    ),
+    "Store": (
+        Panel("Duration of a round trip", "s", _quantiles("stepwell_store_seconds", "op", _HERE)),
+        Panel(
+            "Memory of the store",
+            "bytes",
+            {
+                "used": f"max(stepwell_store_used_memory_bytes{{{_HERE}}})",
+                "limit (0: none)": f"max(stepwell_store_max_memory_bytes{{{_HERE}}})",
+            },
+        ),
+        Panel(
+            "Streams whose confirmed timesteps were lost",
+            "none",
+            {"streams": f"sum(increase(stepwell_store_regressions_total{{{_HERE}}}[$__range]))"},
+            "stat",
+        ),
+        Panel(
+            "Share of records found in the cache",
+            "percentunit",
+            {
+                "hits": f"{_rate('stepwell_cache_hits_total')} / "
+                f"({_rate('stepwell_cache_hits_total')} + {_rate('stepwell_cache_misses_total')})"
+            },
+        ),
+        Panel("Cached streams", "none", {"{{model}}": _total("stepwell_cached_streams", "model", where=_MODEL)}),
+    ),
+    "Connections": (
+        Panel(
+            "Open connections",
+            "none",
+            {"all": _total("stepwell_connections"), "WebSockets and event streams": _total("stepwell_websockets")},
+        ),
+        Panel("Watchers", "none", {"watchers": _total("stepwell_watchers")}),
+    ),
+    "Processes": (
+        Panel("CPU", "cores", {"{{instance}}": _rate("process_cpu_seconds_total", "instance", where=_PROCESS)}),
+        Panel(
+            "Resident memory",
+            "bytes",
+            {"{{instance}}": _total("process_resident_memory_bytes", "instance", where=_PROCESS)},
+        ),
+        Panel("Open files", "none", {"{{instance}}": _total("process_open_fds", "instance", where=_PROCESS)}),
+        Panel(
+            "Changes of models",
+            "none",
+            {
+                "{{change}}": f"sum by (change) (increase(stepwell_model_changes_total{{{_HERE}}}[$__rate_interval]))",
+            },
+        ),
+        Panel(
+            "Time since the start",
+            "s",
+            {"{{instance}}": f"time() - min by (instance) (process_start_time_seconds{{{_PROCESS}}})"},
+        ),
+    ),
+}
+"""The panels, by the row that they are in."""
+
+
+def dashboard() -> dict[str, Any]:
+    """Return the dashboard as Grafana reads it.
+
+    Raises:
+        ValueError: A panel uses a metric that the service does not have, or no panel uses one that it has.
+    """
+    shown = {metric.name for metric in used_in(query for panel in _panels() for query in panel.queries.values())}
+    hidden = sorted({metric.name for metric in definitions().values()} - shown)
+    if hidden:
+        raise ValueError(f"No panel shows {hidden}: add each to one of `DASHBOARD`.")
+    return {
+        "uid": "stepwell",
+        "title": "Stepwell",
+        "tags": ["stepwell"],
+        "schemaVersion": 39,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": [_datasource_variable(), _variable("instance"), _variable("model")]},
+        "panels": list(_grid()),
+    }
+
+
+def _panels() -> Iterator[Panel]:
+    for panels in DASHBOARD.values():
+        yield from panels
+
+
+def _grid() -> Iterator[dict[str, Any]]:
+    """Yield the panels with their places: each row of the dashboard in lines of equal panels."""
+    y, number = 0, 0
+    for title, panels in DASHBOARD.items():
+        number += 1
+        yield {
+            "id": number,
+            "type": "row",
+            "title": title,
+            "collapsed": False,
+            "panels": [],
+            "gridPos": {"x": 0, "y": y, "w": _WIDTH, "h": 1},
+        }
+        y += 1
+        is_stats = all(panel.kind != "timeseries" for panel in panels)
+        width, height = (_WIDTH // len(panels), 4) if is_stats else (_WIDTH // 3, 8)
+        per_line = _WIDTH // width
+        for i, panel in enumerate(panels):
+            number += 1
+            place = {"x": i % per_line * width, "y": y + i // per_line * height, "w": width, "h": height}
+            yield {"id": number, **_panel(panel), "gridPos": place}
+        y += -(-len(panels) // per_line) * height
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
+    if panel.good is not None:
+        steps = [{"color": "red", "value": None}, {"color": "green", "value": panel.good}]
+        defaults |= {"color": {"mode": "thresholds"}, "thresholds": {"mode": "absolute", "steps": steps}}
+    metrics = used_in(panel.queries.values())
+    targets = [
+        {
+            "refId": chr(ord("A") + i),
+            "datasource": _DATASOURCE,
+            "expr": query,
+            "legendFormat": legend or "__auto",
+            **({"instant": True} if panel.kind != "timeseries" else {"range": True}),
+        }
+        for i, (legend, query) in enumerate(panel.queries.items())
+    ]
+    return {
+        "type": panel.kind,
+        "title": panel.title,
+        "description": "\n\n".join(f"`{metric.name}`: {metric.text}" for metric in metrics),
+        "datasource": _DATASOURCE,
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": {} if panel.kind == "timeseries" else {"reduceOptions": {"calcs": ["lastNotNull"]}},
+        "targets": targets,
+    }
+
+
+def _datasource_variable() -> dict[str, Any]:
+    return {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
+
+
+def _variable(label: str) -> dict[str, Any]:
+    """Return a variable with the values of a label, all of which are chosen at first."""
+    metric = "stepwell_queue_rows" if label == "model" else "stepwell_ready"
+    return {
+        "name": label,
+        "label": label.capitalize(),
+        "type": "query",
+        "datasource": _DATASOURCE,
+        "query": {"query": f"label_values({metric}, {label})", "refId": f"variable-{label}"},
+        "refresh": 2,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": ["All"], "value": ["$__all"]},
+    }

@@ -1,0 +1,54 @@
+"""The service's metrics as the queries use them: their names, kinds and descriptions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.metrics import Metrics
+
+_SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
+_NAME = re.compile(r"\b(?:stepwell|process)_\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric.
+
+    Attributes:
+        name: Its name, without the suffixes of a histogram's series.
+        kind: `counter`, `gauge` or `histogram`.
+        text: What it is, one sentence.
+    """
+
+    name: str
+    kind: str
+    text: str
+
+
+def definitions() -> dict[str, Definition]:
+    """Return each metric of the service by the name of each of its series."""
+    page = Metrics("0").render()[0].decode()
+    found: dict[str, Definition] = {}
+    for family in text_string_to_metric_families(page):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        for series in (family.name + suffix for suffix in _SUFFIXES.get(family.type, ("",))):
+            found[series] = Definition(name, family.type, family.documentation)
+    return found
+
+
+def used_in(queries: Iterable[str]) -> list[Definition]:
+    """Return the metrics that PromQL queries use, in their order.
+
+    Raises:
+        ValueError: A query uses a metric that the service does not have.
+    """
+    known = definitions()
+    series = [name for query in queries for name in _NAME.findall(query)]
+    unknown = sorted({name for name in series if name not in known})
+    if unknown:
+        raise ValueError(f"The service has no metrics {unknown}; it has {sorted(known)}.")
+    return list({known[name].name: known[name] for name in series}.values())

@@ -1,0 +1,76 @@
+"""`submit_traced`: submits a request whose body is not decoded yet, and traces it if it is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from service.tracing.tracer import Tracer
+
+if TYPE_CHECKING:
+    from service.requests.error_formats import ErrorFormat
+    from service.requests.handlers import RequestHandler
+
+SCOPE_KEY: Final = "stepwell.request_id"
+"""Where the scope of a declared route's request has its id, if traces are on."""
+
+
+class TracedRoute(Protocol):
+    """What a trace has of a route."""
+
+    @property
+    def name(self) -> str:
+        """Method and path of the declared route."""
+        ...
+
+    @property
+    def error_format(self) -> ErrorFormat:
+        """Has the status of an error."""
+        ...
+
+
+class DeclaredRoute(NamedTuple):
+    """What a trace has of a route that has no fast path; attributes as in `TracedRoute`."""
+
+    name: str
+    error_format: ErrorFormat
+
+
+def submit_traced(
+    tracer: Tracer,
+    handler: RequestHandler,
+    body: bytes,
+    done: Callable[[Any], None],
+    *,
+    request_id: bytes,
+    route: TracedRoute,
+) -> None:
+    """Submit a request as `RequestHandler.submit` does.
+
+    Args:
+        tracer: Traces it, if `request_id` is a `TracedId`.
+        handler: Decodes and submits it.
+        body: The body.
+        done: Gets the result.
+        request_id: The result of `Tracer.sample`.
+        route: Its route.
+
+    Raises:
+        ServiceError: The body was rejected; `done` is not called.
+    """
+    stream = getattr(getattr(handler, "key", None), "stream", None)  # a bulk request has several
+    trace = tracer.start(request_id, route.name, route.error_format.status, model=handler.served.name, stream=stream)
+    if trace is None:
+        handler.submit(body, done)
+        return
+
+    def on_result(result: Any) -> None:
+        done(result)
+        trace.end(result)
+
+    try:
+        handler.submit(body, on_result)
+    except Exception as exc:
+        trace.end(exc)
+        raise
+    trace.submitted()

@@ -1,0 +1,176 @@
+"""A real Prometheus scrapes two replicas under load, through a fault: every panel and every alert has its data."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from scripts.observability.alerts import ALERTS
+from scripts.observability.dashboard import DASHBOARD
+from tests.deploy.prometheus import PROMETHEUS, WINDOW, Prometheus, hastened, prometheus
+from tests.graphs import count, fold, write_models
+from tests.processes import ServiceProcess
+from tests.servers import AOF, Server, server
+
+QUERIES = [query for panels in DASHBOARD.values() for panel in panels for query in panel.queries.values()]
+NEEDS_A_FAULT = [query for query in QUERIES if "ALERTS" in query]
+LIMIT_S = 60.0
+
+pytestmark = [
+    pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (apt install prometheus)"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
+
+
+@dataclass
+class Observed:
+    """Two replicas under load, their store, and the Prometheus that scrapes them."""
+
+    store: Server
+    replicas: list[ServiceProcess]
+    prometheus: Prometheus
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    folder = tmp_path_factory.mktemp("observed")
+    models = write_models(folder / "models", fold, count)
+    finished = threading.Event()
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(server(folder / "redis", *AOF))
+        replicas = [ServiceProcess(models, folder / name, "--redis", store.url) for name in ("a", "b")]
+        for replica in replicas:
+            stack.callback(replica.stop)
+            replica.start()
+        targets = [f"127.0.0.1:{replica.port}" for replica in replicas]
+        one = Observed(store, replicas, stack.enter_context(prometheus(folder / "prometheus", targets)))
+        load = threading.Thread(target=keep_loading, args=(one, finished))
+        load.start()
+        stack.callback(load.join)
+        stack.callback(finished.set)
+        yield one
+
+
+def keep_loading(observed: Observed, finished: threading.Event) -> None:
+    """Send all kinds of requests, some of them invalid, until the event is set."""
+    a, b = (httpx.Client(base_url=replica.url, timeout=20, trust_env=False) for replica in observed.replicas)
+    feed_url = observed.replicas[0].url.replace("http", "ws") + "/v1/models/fold/streams/fed/feed"
+    with a, b, connect(feed_url) as feed, a.stream("GET", "/v1/models/fold/streams/s/events"):
+        while not finished.wait(0.02):
+            for client in (a, b):
+                client.post("/v1/models/fold/streams/s/step", json={"inputs": [1]})
+                client.post("/v1/models/count/streams/s/step", json={"inputs": [1]}, headers={"Idempotency-Key": "one"})
+                client.post("/v1/models/fold/streams/gap/step", json={"inputs": [1], "seq": 9})
+                client.post("/v1/models/nobody/streams/s/step", json={"inputs": [1]})
+            feed.send(json.dumps({"inputs": [1]}))
+            feed.recv(timeout=20)
+
+
+def wait_for(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not is_so():
+        assert time.monotonic() < deadline, f"not within {LIMIT_S:.0f} s: {what}"
+        time.sleep(0.2)  # noqa: TID251 - Prometheus reports nothing by itself
+
+
+def filled(query: str) -> str:
+    """Return a query as Grafana sends it, with all values chosen."""
+    for variable, value in {"$instance": ".*", "$model": ".*", "$__rate_interval": WINDOW, "$__range": "1h"}.items():
+        query = query.replace(variable, value)
+    assert "$" not in query
+    return query
+
+
+def without_data(observed: Observed, queries: list[str]) -> list[str]:
+    return [query for query in queries if not any(has_number(sample) for sample in observed.prometheus.query(query))]
+
+
+def has_number(sample: object) -> bool:
+    return not str(sample).endswith("'NaN']}")
+
+
+def test_both_replicas_are_scraped(observed: Observed) -> None:
+    wait_for(lambda: [each["health"] for each in observed.prometheus.targets()] == ["up", "up"], "two targets")
+
+
+def test_every_panel_has_data_under_load(observed: Observed) -> None:
+    queries = [filled(query) for query in QUERIES if query not in NEEDS_A_FAULT]
+
+    wait_for(lambda: not without_data(observed, queries), "data for every panel")
+
+
+def test_every_alert_has_a_value_under_load(observed: Observed) -> None:
+    """Its condition is false then, so the rule itself has no result."""
+    values = [hastened(alert.value) for alert in ALERTS]
+
+    wait_for(lambda: not without_data(observed, values), "a value for every alert")
+
+
+def test_two_senders_of_one_stream_raise_the_alert_for_conflicts(observed: Observed) -> None:
+    wait_for(lambda: "StepwellConflicts" in observed.prometheus.firing(), "fires")
+
+
+def test_the_alerts_of_a_killed_store_fire_and_clear(observed: Observed) -> None:
+    expected = {"StepwellStoreAway", "StepwellNotReady", "StepwellErrors"}
+    assert not expected & observed.prometheus.firing()
+
+    observed.store.kill()
+    wait_for(lambda: expected <= observed.prometheus.firing(), "fires")
+    shown = [filled(query) for query in NEEDS_A_FAULT]
+    assert without_data(observed, shown) == []
+    observed.store.start()
+
+    wait_for(lambda: not expected & observed.prometheus.firing(), "clears")
+
+
+def test_a_store_that_comes_back_empty_raises_the_alert_for_lost_timesteps(observed: Observed) -> None:
+    with httpx.Client(base_url=observed.replicas[0].url, timeout=20, trust_env=False) as http:
+
+        def step(seq: int) -> int:
+            body = {"inputs": [1], "seq": seq}
+            return http.post("/v1/models/fold/streams/lost/step", json=body).status_code
+
+        assert [step(1), step(2)] == [200, 200]
+        with observed.store.client() as store:
+            store.flushall()
+        assert step(3) == 404
+
+    wait_for(lambda: "StepwellStoreLostSteps" in observed.prometheus.firing(), "fires")
+
+
+def test_no_rule_reports_an_error(observed: Observed) -> None:
+    rules = observed.prometheus.rules()
+
+    assert len(rules) == len(ALERTS)
+    assert [(rule["name"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
+
+
+def test_prometheus_sends_the_key_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text(
+        json.dumps({"keys": [{"id": "p", "sha256": sha256_of("secret"), "tenant": "t", "scopes": ["metrics"]}]})
+    )
+    models = write_models(tmp_path / "models", fold)
+    replica = ServiceProcess(models, tmp_path, "--api-keys-file", str(tmp_path / "keys.json"))
+    replica.start()
+    try:
+        address = f"127.0.0.1:{replica.port}"
+        for key, health in (("secret", "up"), ("none", "down")):
+            with prometheus(tmp_path / key, [address], key=key) as one:
+                wait_for(lambda: [each["health"] for each in one.targets()] == [health], health)  # noqa: B023 - called at once
+    finally:
+        replica.stop()
+
+
+def sha256_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
