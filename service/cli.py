@@ -30,6 +30,9 @@ _COMMANDS = {
     "bench": ("service.commands.bench", "bench", "Load on a running service: steps/s, p50, p90, p99, errors."),
     "replay": ("service.commands.replay", "replay", "Replay a recording, a CSV file, through a model."),
     "connect": ("service.commands.connect", "connect", "Timesteps from a broker or a file, predictions to another."),
+    "backtest": ("service.commands.backtest", "backtest", "Compare two models on recorded data."),
+    "backfill": ("service.commands.backfill", "backfill", "Feed recorded data into the streams of a running service."),
+    "replay": ("service.commands.replay", "replay", "Replay recorded data as live streams of a running service."),
     "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
     "save": ("service.commands.savepoint", "save", "Save all streams of a model to a file."),
     "load": ("service.commands.savepoint", "load", "Load the streams of such a file into a running service."),
@@ -37,7 +40,7 @@ _COMMANDS = {
     "streams": ("service.commands.streams", "streams_app", "Look at and tend live streams."),
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
-_BAD_USAGE = {"bad_setting"}
+_BAD_USAGE = {"bad_setting", "bad_columns"}
 _REFUSED_TO_START = {
     "missing_extra",
     "cannot_start",

@@ -1,0 +1,1 @@
+"""Two models on the same recorded data, and how far their outputs differ."""

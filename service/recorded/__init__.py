@@ -1,0 +1,9 @@
+"""Recorded data: timesteps of many streams in CSV, Parquet and NPZ files."""
+
+from __future__ import annotations
+
+from service.recorded.blocks import Block, Group, Rows, gathered
+from service.recorded.data import RecordedData, open_data
+from service.recorded.errors import ColumnsError, RecordedDataError
+
+__all__ = ["Block", "ColumnsError", "Group", "RecordedData", "RecordedDataError", "Rows", "gathered", "open_data"]

@@ -1,0 +1,85 @@
+"""`ColumnChoice`: which columns of a table are the streams, the times, and the numbers of each input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from model_export.manifest import InputSpec
+from service.recorded.errors import ColumnsError, listed
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnChoice:
+    """The columns that were named.
+
+    Attributes:
+        stream: The column of the stream ids; None: each file is one stream, with the file's name without its ending.
+        time: The column of the times, by which the rows of each stream are sorted; None: they are not checked.
+        inputs: The columns of an input's numbers, in C order; an input that is not here has columns of its own names.
+    """
+
+    stream: str | None = None
+    time: str | None = None
+    inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def input_columns(
+    specs: Sequence[InputSpec], choice: ColumnChoice, available: Sequence[str], *, where: str
+) -> dict[str, list[str]]:
+    """Return the columns of each input.
+
+    An input for which none are named has the columns of its labels; or `NAME` if it is one number; or `NAME[0]`,
+    `NAME[1]` and so on.
+
+    Args:
+        specs: The inputs.
+        choice: The columns that were named.
+        available: The columns of the table.
+        where: The table's file.
+
+    Raises:
+        ColumnsError: A column is missing, or an input has too many or too few.
+    """
+    if unknown := sorted(choice.inputs.keys() - {spec.name for spec in specs}):
+        raise ColumnsError(
+            f"Columns are named for {listed(unknown)}; the model's inputs are {listed([spec.name for spec in specs])}.",
+            fix="Use the names of inputs in --input NAME=COLUMN,COLUMN.",
+        )
+    for flag, name in (("--stream-column", choice.stream), ("--time-column", choice.time)):
+        if name is not None and name not in available:
+            raise ColumnsError(
+                f"{where} has no column {name!r}; it has {listed(available)}.", fix=f"Name one of these with {flag}."
+            )
+    return {spec.name: _columns_of(spec, choice.inputs.get(spec.name), available, where) for spec in specs}
+
+
+def _columns_of(spec: InputSpec, named: Sequence[str] | None, available: Sequence[str], where: str) -> list[str]:
+    if named is None:
+        candidates = [list(map(str, getattr(spec, "labels", None) or [])), *own_columns(spec.name, spec.shape)]
+        for names in candidates:
+            if names and set(names) <= set(available):
+                return names
+        expected = " or ".join(listed(names) for names in candidates if names)
+        raise ColumnsError(
+            f"Input {spec.name!r} is made of {expected}; {where} has {listed(available)}.",
+            fix=f"Name its columns, in order: --input {spec.name}=COLUMN,COLUMN.",
+        )
+    if missing := [name for name in named if name not in available]:
+        raise ColumnsError(
+            f"{where} has no column {listed(missing)}; it has {listed(available)}.",
+            fix=f"Name columns of the file: --input {spec.name}=COLUMN,COLUMN.",
+        )
+    if len(named) != spec.row_size:
+        raise ColumnsError(
+            f"Input {spec.name!r} has {spec.row_size} numbers and was given {len(named)} columns ({listed(named)}).",
+            fix=f"Name one column for each number: --input {spec.name}=COLUMN,COLUMN.",
+        )
+    return list(named)
+
+
+def own_columns(name: str, shape: Sequence[int]) -> list[list[str]]:
+    """Return the names of columns that a tensor's row may have without labels, the usual ones last."""
+    indexed = [f"{name}[{n}]" for n in range(math.prod(shape))]
+    return [[name], indexed] if len(indexed) == 1 else [indexed]

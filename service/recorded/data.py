@@ -1,0 +1,170 @@
+"""`RecordedData`: the timesteps of many streams in some files, as arrays of consecutive rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model_export.manifest import Array, InputSpec
+from service.recorded.blocks import Rows
+from service.recorded.columns import ColumnChoice, input_columns
+from service.recorded.errors import RecordedDataError
+from service.recorded.npz import NpzRecording
+from service.recorded.tables import CsvTable, ParquetTable, Table
+from service.recorded.values import cast, integers, numbers, times
+
+_TABLES: dict[str, Callable[[Path], Table]] = {".csv": CsvTable, ".parquet": ParquetTable, ".pq": ParquetTable}
+_ENDINGS = (*_TABLES, ".npz")
+
+
+class _Codes(dict[str, int]):
+    """Numbers the streams in the order in which they appear."""
+
+    def __missing__(self, stream: str) -> int:
+        self[stream] = code = len(self)
+        return code
+
+
+class RecordedData:
+    """Timesteps of many streams; memory does not grow with the files.
+
+    Attributes:
+        files: The files, in the order in which they are read; the rows count on over them.
+        streams: The code of each stream by its id, from 0 in the order of appearance; complete once all was read.
+        source_id: Identifies the files by their names and sizes.
+    """
+
+    def __init__(self, files: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice) -> None:
+        """Read what the files have, not their rows; use `open_data`.
+
+        Raises:
+            ColumnsError: A column or an array is missing.
+            MissingExtraError: A package that a format needs is not installed.
+            RecordedDataError: A file cannot be read.
+        """
+        self.files = list(files)
+        self.streams: dict[str, int] = _Codes()
+        self._specs = specs
+        self._choice = choice
+        sizes = [[file.name, file.stat().st_size] for file in self.files]
+        self.source_id = f"files:{hashlib.blake2b(json.dumps(sizes).encode(), digest_size=16).hexdigest()}"
+        for file in self.files:
+            if file.suffix.lower() == ".npz":
+                NpzRecording(file, specs)
+            else:
+                table = _TABLES[file.suffix.lower()](file)
+                input_columns(specs, choice, table.columns, where=str(file))
+
+    def read(self) -> Iterator[Rows]:
+        """Yield consecutive rows, all of them in the order of the files.
+
+        Raises:
+            RecordedDataError: A file cannot be read, or a value does not fit.
+        """
+        first = 0
+        for file in self.files:
+            parts = self._arrays(file) if file.suffix.lower() == ".npz" else self._table(file)
+            for codes, at, inputs in parts:
+                yield Rows(codes, np.arange(first, first + len(codes)), inputs, at)
+                first += len(codes)
+
+    def check(self, advance: Callable[[int], None] = lambda _rows: None) -> int:
+        """Read everything once, and return the number of rows.
+
+        Args:
+            advance: Called with the number of rows that were read since the last call.
+
+        Raises:
+            RecordedDataError: A stream is not sorted by time, or as for `read`.
+        """
+        total, newest = 0, np.empty(0)
+        for rows in self.read():
+            if rows.times is not None:
+                newest = np.append(newest, np.full(len(self.streams) - len(newest), -np.inf))
+                self._check_order(rows, newest)
+            total += len(rows)
+            advance(len(rows))
+        if not total:
+            raise RecordedDataError(f"{', '.join(map(str, self.files))}: there are no rows.")
+        return total
+
+    def _check_order(self, rows: Rows, newest: Array) -> None:
+        """Check that the times of each stream do not decrease; `newest` has the last time of each."""
+        assert rows.times is not None
+        order = np.argsort(rows.codes, kind="stable")
+        codes, at = rows.codes[order], rows.times[order]
+        before = np.concatenate([[-np.inf], at[:-1]])
+        starts = np.concatenate([[True], codes[1:] != codes[:-1]])
+        before[starts] = newest[codes[starts]]
+        wrong = at < before
+        if wrong.any():
+            i = int(wrong.argmax())
+            stream = list(self.streams)[codes[i]]
+            raise RecordedDataError(
+                f"Stream {stream!r} is not sorted by {self._choice.time!r}: row {int(rows.positions[order[i]]) + 1} has "
+                f"{at[i]:g} after {before[i]:g}. Nothing was sent.",
+                fix="Sort the rows of each stream by time, and the files by their order in the command.",
+            )
+        ends = np.concatenate([codes[1:] != codes[:-1], [True]])
+        newest[codes[ends]] = at[ends]
+
+    def _table(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
+        table = _TABLES[file.suffix.lower()](file)
+        choice, where, first = self._choice, str(file), 0
+        by_input = input_columns(self._specs, choice, table.columns, where=where)
+        named = [name for name in (choice.stream, choice.time) if name is not None]
+        for cells in table.pieces([*named, *(name for names in by_input.values() for name in names)]):
+            n_rows = len(next(iter(cells.values())))
+            codes = self._codes([file.stem] if choice.stream is None else cells[choice.stream], n_rows)
+            at = None if choice.time is None else times(cells[choice.time], f"{where}, column {choice.time!r}", first)
+            inputs = {}
+            for spec in self._specs:
+                read = integers if np.dtype(spec.dtype).kind in "iu" else numbers
+                names = by_input[spec.name]
+                columns = [read(cells[name], f"{where}, column {name!r}", first) for name in names]
+                inputs[spec.name] = cast(np.stack(columns, axis=1), spec, names, where, first)
+            yield codes, at, inputs
+            first += n_rows
+
+    def _arrays(self, file: Path) -> Iterator[tuple[Array, None, dict[str, Array]]]:
+        recording = NpzRecording(file, self._specs)
+        for streams, arrays in recording.pieces():
+            codes = np.repeat(self._codes(streams, len(streams)), recording.length)
+            yield codes, None, {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+
+    def _codes(self, streams: Sequence[object] | Array, n_rows: int) -> Array:
+        """Return the codes of stream ids, `(n_rows,)` int64; one id is that of all rows."""
+        ids = streams.tolist() if isinstance(streams, np.ndarray) else streams
+        known = self.streams
+        codes = np.fromiter((known[str(one)] for one in ids), np.int64, len(ids))
+        return np.broadcast_to(codes, n_rows) if len(ids) == 1 else codes
+
+
+def open_data(paths: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice) -> RecordedData:
+    """Return the data of files and of folders of them.
+
+    Args:
+        paths: CSV, Parquet and NPZ files; of a folder those in it, in the order of their names.
+        specs: The inputs that a timestep has.
+        choice: The columns of tables; NPZ files need none.
+
+    Raises:
+        ColumnsError: A column or an array is missing.
+        MissingExtraError: A package that a format needs is not installed.
+        RecordedDataError: There is no file, or one cannot be read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
+        usable = [file for file in found if file.suffix.lower() in _ENDINGS and file.is_file()]
+        if not usable:
+            what = "has no such file" if path.is_dir() else "is not one" if path.exists() else "is not there"
+            raise RecordedDataError(
+                f"{path} {what}; expected {', '.join(_ENDINGS)}, or a folder with such files.", fix="Check the path."
+            )
+        files += usable
+    return RecordedData(files, specs, choice)
