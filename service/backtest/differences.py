@@ -81,7 +81,9 @@ class OutputDifferences:
     def _add_streams(self, codes: Array, largest: Array) -> None:
         needed = int(codes.max()) + 1
         if needed > len(self._largest_of):
-            self._largest_of = np.pad(self._largest_of, (0, max(needed, 2 * len(self._largest_of)) - len(self._largest_of)))
+            self._largest_of = np.pad(
+                self._largest_of, (0, max(needed, 2 * len(self._largest_of)) - len(self._largest_of))
+            )
         self._largest_of[codes] = np.maximum(self._largest_of[codes], largest)
 
 

@@ -85,8 +85,8 @@ class OverTime:
                 n * self._length + 1,
                 (n + 1) * self._length,
                 int(counts.sum()),
-                quantile(counts, 0.5) or 0.0,
-                quantile(counts, 0.9) or 0.0,
+                min(quantile(counts, 0.5) or 0.0, float(self._largest[n])),
+                min(quantile(counts, 0.9) or 0.0, float(self._largest[n])),
                 float(self._largest[n]),
             )
             for n, counts in enumerate(self._counts)

@@ -54,8 +54,7 @@ def _over_time(each: OutputDifferences, top: int, limit: float | None) -> list[s
     if not shown or not any(span.largest for span in spans):
         return [*parts, _text(_LEFT, top + 44, "The models do not differ in this output.", color="#5b6770")]
     high = math.ceil(math.log10(max(shown)) + 1e-9)
-    low = max(math.floor(math.log10(min(shown)) + 1e-9), high - 8)
-    low -= low == high
+    low = max(min(math.floor(math.log10(min(shown)) - 0.2), high - 2), high - 8)
     top, bottom = top + 26, top + 26 + _CHART
     first, last = spans[0].first, spans[-1].last
 
@@ -122,5 +121,3 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 1
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" '
         f'fill="{color}">{escape(text)}</text>'
     )
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,13 +45,13 @@ class Rows:
             self.codes[keep], self.positions[keep], {name: array[keep] for name, array in self.inputs.items()}
         )  # fmt: skip
 
-    def groups(self, width: int, chunk: int = CHUNK) -> list[Group]:
+    def groups(self, width: int) -> list[Group]:
         """Divide the streams into groups of at most `width` streams, of about equally many rows each."""
         order = np.argsort(self.codes, kind="stable")
         codes, starts, counts = np.unique(self.codes[order], return_index=True, return_counts=True)
         by_count = np.argsort(-counts, kind="stable")
         parts = (by_count[start : start + width] for start in range(0, len(codes), width))
-        return [Group(self, order, codes[part], starts[part], counts[part], chunk) for part in parts]
+        return [Group(self, order, codes[part], starts[part], counts[part]) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +77,18 @@ class Block:
 class Group:
     """Some streams' rows, as blocks that follow each other in time."""
 
-    def __init__(
-        self, rows: Rows, order: Array, codes: Array, starts: Array, counts: Array, chunk: int
-    ) -> None:
+    def __init__(self, rows: Rows, order: Array, codes: Array, starts: Array, counts: Array) -> None:
         """Use `Rows.groups`."""
-        self._rows, self._order, self._chunk = rows, order, chunk
+        self._rows, self._order = rows, order
         self._codes, self._starts, self._left = codes, starts.copy(), counts.copy()
 
-    def blocks(self, leave_out: frozenset[int] | set[int] = frozenset()) -> Iterator[Block]:
+    def blocks(
+        self, chunk: Callable[[], int] = lambda: CHUNK, leave_out: Collection[int] = frozenset()
+    ) -> Iterator[Block]:
         """Yield blocks of `chunk` timesteps, and of smaller powers of two for the rest.
 
         Args:
+            chunk: Returns the number of timesteps of the next block at most, a power of two.
             leave_out: Codes of streams that are left out from now on; it may grow meanwhile.
         """
         while True:
@@ -96,7 +97,7 @@ class Group:
             most = int(self._left.max(initial=0))
             if not most:
                 return
-            length = min(self._chunk, 1 << (most.bit_length() - 1))
+            length = min(chunk(), 1 << (most.bit_length() - 1))
             taken = np.flatnonzero(self._left >= length)
             index = self._order[self._starts[taken, None] + np.arange(length)]
             rows = self._rows

@@ -122,7 +122,8 @@ def _member(spec: InputSpec, names: Sequence[str], path: Path) -> str:
         if name in names:
             return f"{name}.npy"
     raise ColumnsError(
-        f"{path} has no array 'x:{spec.name}'; it has {listed(names)}.", fix="Name the arrays x:INPUT, shape (N, T, ..)."
+        f"{path} has no array 'x:{spec.name}'; it has {listed(names)}.",
+        fix="Name the arrays x:INPUT, shape (N, T, ..).",
     )
 
 
@@ -132,4 +133,6 @@ def _lead(spec: InputSpec, shape: tuple[int, ...], path: Path) -> tuple[int, int
         if shape[axes:] == spec.row_shape and len(shape) == axes + len(spec.row_shape):
             return (shape[0], shape[1]) if axes == 2 else (1, shape[0])
     row = "".join(f", {n}" for n in spec.row_shape)
-    raise ColumnsError(f"The array of input {spec.name!r} in {path} has shape {shape}; expected (N, T{row}) or (T{row}).")
+    raise ColumnsError(
+        f"The array of input {spec.name!r} in {path} has shape {shape}; expected (N, T{row}) or (T{row})."
+    )

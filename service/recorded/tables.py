@@ -90,7 +90,7 @@ class ParquetTable:
             MissingExtraError: pyarrow is not installed.
             RecordedDataError: The file cannot be read.
         """
-        self._parquet = _pyarrow_parquet(path)
+        self._parquet = pyarrow_parquet(path)
         self.path = path
         with self._reading():
             self.columns: Sequence[str] = self._parquet.read_schema(path).names
@@ -139,7 +139,7 @@ def _cells(column: Any) -> Cells:
     return column.to_pylist()  # type: ignore[no-any-return]
 
 
-def _pyarrow_parquet(path: Path) -> Any:
+def pyarrow_parquet(path: Path) -> Any:
     """Return the module that reads and writes Parquet."""
     try:
         from pyarrow import parquet

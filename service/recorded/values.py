@@ -117,7 +117,8 @@ def _number(cell: Any, where: str, row: int) -> float:
         return float(text)
     except ValueError:
         raise RecordedDataError(
-            f"{where}, row {row + 1}: {text[:40]!r} is not a number.", fix="Name columns of numbers, or correct the row."
+            f"{where}, row {row + 1}: {text[:40]!r} is not a number.",
+            fix="Name columns of numbers, or correct the row.",
         ) from None
 
 

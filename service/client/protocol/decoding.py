@@ -201,6 +201,10 @@ class BulkReply(Struct):
     unknown: list[int] = []
     source_changed: list[int] = []
 
+    def arrays(self) -> dict[str, Array]:
+        """Return the columns of outputs, writable."""
+        return _arrays(self.outputs)
+
 
 class TensorInfo(Struct):
     """An input or an output in a model's description.
@@ -258,7 +262,7 @@ def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
         ClientError: `unreadable_answer`.
     """
     bulk = read(reply, BulkReply)
-    columns = _arrays(bulk.outputs)
+    columns = bulk.arrays()
     lengths = {len(bulk.step), len(bulk.state_id), *map(len, columns.values())}
     lengths |= {len(column) or count for column in (bulk.skipped, bulk.unknown)}
     if lengths != {count}:

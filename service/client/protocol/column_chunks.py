@@ -1,0 +1,105 @@
+"""`ColumnChunks`: a chunk of each of many streams in one request, read from a log; without network access."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from model_export.manifest import Array
+from service.client.protocol import decoding
+from service.client.protocol.exchange import Exchange
+from service.client.protocol.inputs import packed
+from service.client.protocol.requests import ClientRequest
+from service.client.protocol.retry import RetryPolicy
+from service.client.protocol.steps import ModelProtocol, timed
+from service.client.results import ClientError
+from service.codec.formats import MSGPACK
+from service.codec.responses import encode_tensor
+from service.types import ReturnMode
+
+
+@dataclass(slots=True)
+class ChunksResult:
+    """The responses to a chunk of T timesteps of each of N streams.
+
+    Attributes:
+        outputs: `(N, T, *row)` by output, zeros where they are not known; empty if none were requested.
+        steps: The step of each stream's last timestep, `(N,)` int64; 0 where it is not known.
+        skipped: Timesteps of each stream that were applied before, `(N,)`.
+        unknown: The first timesteps of each stream whose outputs are not known any more, `(N,)`.
+        errors: The error of each stream that was not stepped, by its index. `source_passed`: all of its timesteps
+            were applied before, and none of their outputs is known.
+    """
+
+    outputs: dict[str, Array]
+    steps: Array
+    skipped: Array
+    unknown: Array
+    errors: dict[int, ClientError] = field(default_factory=dict)
+
+
+class ColumnChunks(ModelProtocol):
+    """The exchanges of one model whose timesteps come from a log, in columns."""
+
+    @timed
+    def step_chunks(
+        self,
+        policy: RetryPolicy,
+        streams: Sequence[str],
+        inputs: dict[str, Array],
+        source_id: str,
+        positions: Array,
+        returns: ReturnMode = "all",
+    ) -> Exchange[ChunksResult]:
+        """Step each of some streams by a chunk; streams with a transient error are retried.
+
+        Args:
+            policy: The retries of this call.
+            streams: The stream ids, each once.
+            inputs: `(N, T, *row)` by input, in the model's dtypes.
+            source_id: The log.
+            positions: The position of each timestep in it, `(N, T)` int64.
+            returns: `all` outputs or `none`.
+        """
+        n_streams, length = positions.shape
+        result = ChunksResult({}, *(np.zeros(n_streams, np.int64) for _ in range(3)))
+        waiting, wait = np.arange(n_streams), 0.0
+        while len(waiting):
+            document = {
+                "streams": [streams[i] for i in waiting],
+                "inputs": packed({name: array[waiting] for name, array in inputs.items()}),
+                "source": {"id": source_id, "at": encode_tensor(positions[waiting], MSGPACK)},
+                "return": returns,
+            }
+            reply = yield from self._send_with_retry(
+                ClientRequest("POST", f"{self.path}/steps", document, wait=wait), policy
+            )
+            again = self._add(result, waiting, decoding.read(reply, decoding.BulkReply), length)
+            pause = policy.pause(result.errors[again[0]]) if again else None
+            if pause is None:
+                break
+            waiting, wait = np.array(again), pause
+        return result
+
+    @staticmethod
+    def _add(result: ChunksResult, waiting: Array, bulk: decoding.BulkReply, length: int) -> list[int]:
+        """Add the responses of the streams that were sent; return those that can be sent again."""
+        again = []
+        for name, column in bulk.arrays().items():
+            if name not in result.outputs:
+                result.outputs[name] = np.zeros((len(result.steps), length, *column.shape[2:]), column.dtype)
+            result.outputs[name][waiting] = column
+        result.steps[waiting] = [step or 0 for step in bulk.step]
+        result.skipped[waiting] = bulk.skipped or 0
+        result.unknown[waiting] = bulk.unknown or 0
+        for index, i in enumerate(waiting.tolist()):
+            result.errors.pop(i, None)
+            if (problem := bulk.errors.get(str(index))) is not None:
+                result.errors[i] = error = problem.error()
+                if error.code == "source_passed":
+                    result.skipped[i] = result.unknown[i] = length
+                elif error.retry == "same":
+                    again.append(i)
+        return again

@@ -1,0 +1,147 @@
+"""`stepwell backfill`: recorded data into the streams of a running service, and their predictions into a file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from model_export.manifest import InputSpec, OutputSpec
+from service.backfill.predictions import BackfillError, Predictions
+from service.backfill.run import Backfill, failures_in_words
+from service.backfill.writers import writer_of
+from service.client import Client, ClientError
+from service.client.protocol.column_chunks import ColumnChunks
+from service.commands.data_flags import DataFiles, InputColumns, StreamColumn, TimeColumn, column_choice, data_progress
+from service.commands.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.tables import key_value_table, show
+from service.ids import is_stream_id
+from service.recorded import RecordedData, RecordedDataError, open_data
+
+_CALL_S = 120.0  # what one request may take, with its retries
+_NAMED = 5
+
+
+def backfill(
+    data: DataFiles,
+    *,
+    model: Annotated[str, typer.Option(metavar="M", help="The model's name.")],
+    stream_column: StreamColumn = None,
+    inputs: InputColumns = None,
+    time_column: TimeColumn = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Write the prediction of each row: .csv, .parquet or .npz."),
+    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Feed recorded data into the streams of a running service, each row once.
+
+    An interrupted run is continued by the same command: rows that were applied are not applied again. The files are
+    read once before anything is sent.
+    """
+    started = time.monotonic()
+    write = None if predictions is None else writer_of(predictions)
+    choice = column_choice(stream_column, time_column, inputs)
+    with HttpApi(url, key) as service:
+        described = service.get(f"/v1/models/{quote(model, safe='')}")
+        limits = service.get("/v1/info")["limits"]
+    specs = [InputSpec.model_validate(each) for each in described["inputs"]]
+    outputs = [OutputSpec.model_validate(each) for each in described["outputs"]]
+    recorded = open_data(data, specs, choice)
+    with data_progress() as progress:
+        progress.start("checking the data", None)
+        n_rows = recorded.check(progress.advance)
+        _check_stream_ids(recorded)
+        slots = None
+        if predictions is not None:
+            identity = {
+                "model": model,
+                "version": described["version"],
+                "source": recorded.source_id,
+                "columns": [choice.stream, sorted(choice.inputs.items())],
+            }
+            slots = Predictions(predictions, n_rows, outputs, identity)
+        progress.start("sending", n_rows)
+        with Client(url, key, _CALL_S, keep_bytes=0) as client:
+            run = Backfill(
+                client,
+                ColumnChunks(model, _CALL_S),
+                recorded,
+                slots,
+                width=int(limits["max_batch_size"]),
+                row_bytes=sum(spec.row_bytes for spec in [*specs, *outputs]) or 1,
+                advance=progress.advance,
+            )
+            _run(run)
+        n_unknown = 0
+        if slots is not None and write is not None and not run.failures:
+            progress.start("writing predictions", None)
+            n_unknown = slots.finish(list(recorded.streams), write)
+    report = {
+        "model": model,
+        "streams": len(recorded.streams),
+        "timesteps": n_rows,
+        "applied": run.applied,
+        "skipped": run.skipped,
+        "failed": [{"stream": stream, "code": error.code} for stream, error in run.failures.items()],
+        "predictions": str(predictions) if predictions is not None and not run.failures else None,
+        "unknown": n_unknown,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    _print(report, as_json=as_json)
+    _raise_if_incomplete(run, predictions, n_unknown)
+
+
+def _run(run: Backfill) -> None:
+    try:
+        run.run()
+    except ClientError as exc:
+        raise BackfillError(
+            f"{exc.problem} {run.applied:,} timesteps were applied.",
+            fix="Run the same command again: it goes on where it stopped, and applies no row twice.",
+        ) from exc
+
+
+def _check_stream_ids(recorded: RecordedData) -> None:
+    for stream in recorded.streams:
+        if not is_stream_id(stream):
+            raise RecordedDataError(
+                f"{stream[:140]!r} is not a stream id; expected 1 to 128 of A-Z a-z 0-9 . _ : @ -. Nothing was sent.",
+                fix="Name another --stream-column, or rename the stream.",
+            )
+
+
+def _raise_if_incomplete(run: Backfill, predictions: Path | None, n_unknown: int) -> None:
+    if run.failures:
+        raise BackfillError(
+            failures_in_words(run.failures, _NAMED),
+            fix="All other streams are done. Run the same command again once the cause is removed"
+            + (f"; {predictions} is written then." if predictions is not None else "."),
+        )
+    if n_unknown:
+        raise BackfillError(
+            f"{n_unknown:,} rows were applied before and their predictions are not known any more; they are empty in "
+            f"{predictions}.",
+            fix="`stepwell backtest` compares models on the data without a service.",
+        )
+
+
+def _print(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    facts = {
+        "streams": f"{report['streams']:,}",
+        "timesteps": f"{report['timesteps']:,} ({report['applied']:,} applied now, {report['skipped']:,} before)",
+        "seconds": f"{report['seconds']:.1f} ({report['timesteps'] / max(report['seconds'], 1e-3):,.0f} timesteps/s)",
+    }
+    if report["predictions"] is not None:
+        facts["predictions"] = report["predictions"]
+    show(key_value_table(f"Backfill of {report['model']}", facts))
