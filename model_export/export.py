@@ -16,6 +16,7 @@ from model_export.files import check_new_file, write_atomically
 from model_export.labels import columns_of, labels_of, with_labels
 from model_export.manifest import NAME, Manifest
 from model_export.precision import FULL, Precision, saved
+from model_export.replacing import Replaced, Replacement, replaced
 from model_export.sources import load_source
 from model_export.spec import StepSpec
 from model_export.stages.pipeline import Pipeline
@@ -35,6 +36,7 @@ class Exported:
         nbytes: The file's size.
         report: How far the step graph is from the original.
         saved: What a lower precision made smaller, in bytes before and after: `file`, `bytes_per_stream`.
+        replacement: What becomes of the states of the version that it replaces; None: it replaces none.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Exported:
     nbytes: int
     report: ParityReport
     saved: dict[str, tuple[int, int]]
+    replacement: Replacement | None = None
 
 
 def export_source(
@@ -60,6 +63,7 @@ def export_source(
     accept_weak: bool = False,
     before: Sequence[Path] = (),
     after: Sequence[Path] = (),
+    replaces: Replaced | None = None,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a trained model.
@@ -82,6 +86,7 @@ def export_source(
         accept_weak: Write the file also where a wrong graph might have passed, and `verify` does not settle it.
         before: ONNX files that a timestep passes in front of the model, in order: graphs over sequences, or over rows.
         after: ONNX files that its outputs pass behind it, in order.
+        replaces: The version that it replaces; a translation of its states is written beside the target.
         progress: Called as parts are done.
 
     Raises:
@@ -118,9 +123,12 @@ def export_source(
         user_data=partial(read_user_data, verify) if verify else None,
         progress=progress,
     )
-    done = Exported(target, name, len(content), report, saved(full, candidate, len(content)))
+    replacement, translation = (None, None) if replaces is None else replaced(replaces, content, target)
+    done = Exported(target, name, len(content), report, saved(full, candidate, len(content)), replacement)
     if report.weak and not report.is_settled and not accept_weak:
         raise WeakProofError(_weakness(report), fix=_WEAK_ADVICE, exported=done)
+    if replacement is not None and replacement.translation is not None and translation is not None:
+        write_atomically(replacement.translation, translation)
     write_atomically(target, content)
     return done
 

@@ -108,7 +108,18 @@ def _check_file(path: Path) -> None:
         raise FileError(f"{path} is not there; expected a model file.", fix="Check the path.")
 
 
-def _call(source: str, module_name: str, name: str) -> Any:
+def named_object(source: str, module_name: str, name: str) -> Any:
+    """Import a module of the caller, and return what it has under a name.
+
+    Args:
+        source: `package.module:name` as it was given, for errors.
+        module_name: The module.
+        name: The name, perhaps with dots.
+
+    Raises:
+        RefusedModelError: There is no such module or name, or the module fails.
+        MissingExtraError: It needs a package of an extra that is not installed.
+    """
     here = str(Path.cwd())
     if sys.path[:1] not in ([""], [here]):
         sys.path.insert(0, here)  # a console script has its own folder there, not the caller's
@@ -132,6 +143,11 @@ def _call(source: str, module_name: str, name: str) -> Any:
                 f"{module_name} has no {name!r}, which {source!r} asks for.", fix="Name a function that it has."
             )
         found = getattr(found, part)
+    return found
+
+
+def _call(source: str, module_name: str, name: str) -> Any:
+    found = named_object(source, module_name, name)
     if isinstance(found, StepSpec) or _is_pipeline(found) or _is_a("keras", "Model", found) or not callable(found):
         return found
     if _is_a("torch", "nn.Module", found):

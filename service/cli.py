@@ -32,7 +32,6 @@ _COMMANDS = {
     "connect": ("service.commands.connect", "connect", "Timesteps from a broker or a file, predictions to another."),
     "backtest": ("service.commands.backtest", "backtest", "Compare two models on recorded data."),
     "backfill": ("service.commands.backfill", "backfill", "Feed recorded data into the streams of a running service."),
-    "replay": ("service.commands.replay", "replay", "Replay recorded data as live streams of a running service."),
     "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
     "save": ("service.commands.savepoint", "save", "Save all streams of a model to a file."),
     "load": ("service.commands.savepoint", "load", "Load the streams of such a file into a running service."),

@@ -96,7 +96,7 @@ class Backfill:
                     block.inputs,
                     self._data.source_id,
                     block.positions,
-                    "none" if self._predictions is None else "all",
+                    returns="none" if self._predictions is None else "all",
                 )
             )
             self._adapt(time.monotonic() - started)

@@ -1,4 +1,4 @@
-"""`backtest`: runs two models over recorded streams, in chunks, and compares their outputs."""
+"""`compare`: runs two models over recorded streams, in chunks, and compares their outputs."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def compared_outputs(new: StepModel, old: StepModel) -> tuple[list[OutputSpec], 
     return sorted(compared, key=list(ours.values()).index), others
 
 
-def backtest(
+def compare(
     new: StepModel, old: StepModel, data: RecordedData, advance: Callable[[int], None] = lambda _timesteps: None
 ) -> Comparison:
     """Run both models over all streams from their initial states.

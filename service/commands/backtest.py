@@ -13,14 +13,7 @@ import typer
 from model_export.files import write_atomically
 from service.backtest.differences import OutputDifferences
 from service.backtest.picture import picture
-from service.backtest.run import (
-    BacktestError,
-    Comparison,
-    backtest as run_backtest,
-    compared_outputs,
-    joint_inputs,
-    load_models,
-)  # fmt: skip
+from service.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
 from service.commands.data_flags import DataFiles, InputColumns, StreamColumn, TimeColumn, column_choice, data_progress
 from service.commands.flags import named_values
 from service.commands.http_api import Json
@@ -66,7 +59,7 @@ def backtest(
         progress.start("checking the data", None)
         total = recorded.check(progress.advance)
         progress.start("running both models", total)
-        comparison = run_backtest(*models, recorded, progress.advance)
+        comparison = compare(*models, recorded, progress.advance)
     title = f"{new} against {against}"
     if plot is not None:
         write_atomically(plot, picture(comparison, title, limits).encode())
@@ -106,12 +99,13 @@ def _tables(comparison: Comparison, title: str, limits: dict[str, float]) -> Ite
         for each in comparison.outputs
     ]  # fmt: skip
     columns = ("output", "largest", "at", "mean", "99 % within", "other arg max", "not finite", "limit")
-    counted = f"{comparison.timesteps:,} timesteps of {len(comparison.streams):,} streams"
-    yield table(f"{title}: differences in {counted}", columns, rows)
+    yield f"{title}: {comparison.timesteps:,} timesteps of {len(comparison.streams):,} streams"
+    yield table("Differences", columns, rows)
     if worst := comparison.worst(_LISTED):
         largest = {each.name: each.of_streams(len(comparison.streams)) for each in comparison.outputs}
+        yield "Streams that differ most"
         yield table(
-            "Streams that differ most",
+            "",
             ("stream", *largest),
             [(comparison.streams[code], *(_number(values[code]) for values in largest.values())) for code in worst],
         )

@@ -16,6 +16,7 @@ from model_export.chunk.decision import ChunkChoice
 from model_export.errors import WeakProofError
 from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType
+from model_export.replacing import Replaced, Replacement
 from model_export.verify.error_growth import ErrorGrowth
 from model_export.verify.parity import ATOL
 from model_export.verify.report import ParityReport
@@ -82,9 +83,22 @@ def export(
         list[Path] | None,
         typer.Option(metavar="POST.onnx", help="A graph behind the model. Repeatable, in order."),
     ] = None,
+    replaces: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD.onnx", help="The version that this one replaces: can its streams' states be kept?"),
+    ] = None,
+    translate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="package.module:callable",
+            help="With --replaces: makes the graph that computes the new states from the old ones.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Export a trained model as a step graph and verify it against the original; if that fails, no file is written."""
+    if translate is not None and replaces is None:
+        raise typer.BadParameter("--translate needs --replaces OLD.onnx.", param_hint="--translate")
     console = Console(stderr=True)
     bars = Progress(
         TextColumn("{task.description}"),
@@ -119,6 +133,7 @@ def export(
             accept_weak=accept_weak,
             before=before or (),
             after=after or (),
+            replaces=None if replaces is None else Replaced(replaces, translate),
             progress=progress,
         )
     if as_json:
@@ -144,6 +159,17 @@ def _report(exported: Exported, *, written: bool) -> dict[str, object]:
         "bytes": exported.nbytes,
         **exported.report.as_json(),
         "saved": {name: {"before": before, "after": after} for name, (before, after) in exported.saved.items()},
+        **({} if exported.replacement is None else {"replaces": _replaces(exported.replacement, written=written)}),
+    }
+
+
+def _replaces(replacement: Replacement, *, written: bool) -> dict[str, object]:
+    return {
+        "file": str(replacement.old),
+        "version": replacement.version,
+        "states": replacement.states,
+        "reasons": replacement.reasons,
+        "translation": str(replacement.translation) if written and replacement.translation else None,
     }
 
 
@@ -152,8 +178,28 @@ def _show(exported: Exported, *, written: bool) -> None:
         _outputs_table(exported.name, exported.report),
         *_report_lines(exported.report),
         *saved_lines(exported.saved),
+        *([] if exported.replacement is None else _replacement_lines(exported.replacement)),
         *([f"written: {exported.path} ({format_bytes(exported.nbytes)})"] if written else []),
     )
+
+
+_STATES = {
+    "compatible": "the states of its streams are kept (take: keep)",
+    "translate": "the states of its streams are translated (take: translate)",
+    "incompatible": "the states of its streams cannot be used: give a translation with --translate, or reset them",
+}
+
+
+def _replacement_lines(replacement: Replacement) -> Iterator[str]:
+    """Yield what becomes of the states of the version that is replaced, and why."""
+    yield (
+        f"states:  {replacement.states} with version {replacement.version} ({replacement.old}): "
+        f"{_STATES[replacement.states]}"
+    )
+    for reason in replacement.reasons:
+        yield f"         {reason}"
+    if replacement.translation is not None:
+        yield f"         translation: {replacement.translation}, checked on states of version {replacement.version}"
 
 
 def _outputs_table(name: str, report: ParityReport) -> Table:

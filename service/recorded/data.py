@@ -105,8 +105,8 @@ class RecordedData:
             i = int(wrong.argmax())
             stream = list(self.streams)[codes[i]]
             raise RecordedDataError(
-                f"Stream {stream!r} is not sorted by {self._choice.time!r}: row {int(rows.positions[order[i]]) + 1} has "
-                f"{at[i]:g} after {before[i]:g}. Nothing was sent.",
+                f"Stream {stream!r} is not sorted by {self._choice.time!r}: row {rows.positions[order[i]] + 1} has "
+                f"{at[i]:.15g} after {before[i]:.15g}.",
                 fix="Sort the rows of each stream by time, and the files by their order in the command.",
             )
         ends = np.concatenate([codes[1:] != codes[:-1], [True]])

@@ -51,6 +51,7 @@ class ColumnChunks(ModelProtocol):
         inputs: dict[str, Array],
         source_id: str,
         positions: Array,
+        *,
         returns: ReturnMode = "all",
     ) -> Exchange[ChunksResult]:
         """Step each of some streams by a chunk; streams with a transient error are retried.

@@ -1,0 +1,250 @@
+"""The reader of recorded data: formats, columns by name, missing values, order, memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export.errors import MissingExtraError, StepwellError
+from model_export.manifest import Array, InputSpec
+from service.recorded import ColumnsError, RecordedData, RecordedDataError, gathered, open_data
+from service.recorded.columns import ColumnChoice
+from tests.recorded.files import an_input, write_csv
+
+PQ = ["p", "q"]
+
+
+def by_stream(data: RecordedData) -> dict[str, Array]:
+    """Return the rows of the input x of each stream, in the order in which blocks have them."""
+    found: dict[int, list[Array]] = {}
+    for rows in gathered(data.read(), most_bytes=1 << 14):
+        for group in rows.groups(3):
+            for block in group.blocks():
+                for code, chunk in zip(block.codes.tolist(), block.inputs["x"], strict=True):
+                    found.setdefault(code, []).append(chunk)
+    return {stream: np.concatenate(found[code]) for stream, code in data.streams.items()}
+
+
+def read(paths: Path | Sequence[Path], specs: Sequence[InputSpec] = (an_input(),), **choice: Any) -> dict[str, Array]:
+    given = [paths] if isinstance(paths, Path) else list(paths)
+    data = open_data(given, specs, ColumnChoice(**choice))
+    assert sum(map(len, data.read())) == data.check()
+    return by_stream(data)
+
+
+def error_of(path: Path, specs: Sequence[InputSpec] = (an_input(),), **choice: Any) -> StepwellError:
+    with pytest.raises((RecordedDataError, ColumnsError)) as caught:
+        open_data([path], specs, ColumnChoice(**choice)).check()
+    error: StepwellError = caught.value
+    return error
+
+
+@pytest.fixture
+def interleaved() -> tuple[dict[str, Array], list[tuple[str, int, float, float]]]:
+    """Streams of different lengths, and their rows in a random order that keeps that of each stream."""
+    rng = np.random.default_rng(5)
+    streams = {f"d{n}": rng.standard_normal((40 * n + 1, 2)).astype(np.float32) for n in range(9)}
+    names = rng.permutation([name for name, rows in streams.items() for _ in rows])
+    at = dict.fromkeys(streams, 0)
+    rows = []
+    for name in names.tolist():
+        p, q = streams[name][at[name]].tolist()
+        rows.append((name, at[name], p, q))
+        at[name] += 1
+    return streams, rows
+
+
+def test_a_csv_file_gives_each_stream_its_rows_in_their_order(tmp_path: Path, interleaved: Any) -> None:
+    streams, rows = interleaved
+    file = write_csv(tmp_path / "a.csv", ["device", "time", "p", "q"], rows)
+
+    found = read(file, stream="device", time="time", inputs={"x": PQ})
+
+    assert found.keys() == streams.keys()
+    for name in streams:
+        np.testing.assert_array_equal(found[name], streams[name])
+
+
+def test_a_parquet_file_gives_the_same_as_a_csv_file(tmp_path: Path, interleaved: Any) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    streams, rows = interleaved
+    device, time, p, q = zip(*rows, strict=True)
+    columns = {
+        "device": pa.array(device).dictionary_encode(),
+        "time": pa.array(time, pa.timestamp("ms")),
+        "p": p,
+        "q": q,
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+
+    found = read(tmp_path / "a.parquet", stream="device", time="time", inputs={"x": PQ})
+
+    assert found.keys() == streams.keys()
+    for name in streams:
+        np.testing.assert_array_equal(found[name], streams[name])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_npz_file_has_a_stream_per_row_of_its_arrays(tmp_path: Path, order: str) -> None:
+    x = np.random.default_rng(1).standard_normal((7, 300, 2))
+    np.savez(tmp_path / "a.npz", **{"x:x": np.asarray(x, order=order)})
+
+    found = read(tmp_path / "a.npz")
+
+    assert list(found) == [str(n) for n in range(7)]
+    np.testing.assert_array_equal(np.stack(list(found.values())), x.astype(np.float32))
+
+
+def test_an_npz_file_may_name_its_streams(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{"x:x": np.ones((2, 3, 2)), "streams": np.array(["left", "right"])})
+
+    assert list(read(tmp_path / "a.npz")) == ["left", "right"]
+
+
+def test_several_files_of_a_folder_follow_each_other_and_their_rows_count_on(tmp_path: Path) -> None:
+    write_csv(tmp_path / "2.csv", ["s", "x[0]", "x[1]"], [("a", 3, 4), ("b", 5, 6)])
+    write_csv(tmp_path / "1.csv", ["x[1]", "s", "x[0]"], [(2, "a", 1)])
+    (tmp_path / "notes.txt").write_text("not data")
+
+    data = open_data([tmp_path], [an_input()], ColumnChoice(stream="s"))
+
+    assert np.concatenate([rows.positions for rows in data.read()]).tolist() == [0, 1, 2]
+    assert {name: rows.tolist() for name, rows in by_stream(data).items()} == {"a": [[1, 2], [3, 4]], "b": [[5, 6]]}
+
+
+def test_a_file_without_a_column_of_streams_is_one_stream_of_its_name(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "pump-7.csv", PQ, [(1, 2), (3, 4)])
+
+    assert read(file, inputs={"x": PQ})["pump-7"].tolist() == [[1, 2], [3, 4]]
+
+
+def test_an_input_without_named_columns_has_those_of_its_labels(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", ["flow", "temp"], [(1, 2)])
+
+    assert read(file, [an_input(labels=["temp", "flow"])])["a"].tolist() == [[2, 1]]
+
+
+def test_integers_beyond_the_precision_of_floats_are_exact(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", ["x"], [(2**53 + 1,), (-(2**62) - 1,)])
+
+    assert read(file, [an_input(shape=[], dtype="int64")])["a"].tolist() == [2**53 + 1, -(2**62) - 1]
+
+
+def test_missing_values_are_nan_where_the_manifest_allows_them(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", PQ, [("", "1"), ("2", "NA"), ("nan", "3")])
+
+    found = read(file, [an_input(missing="nan")], inputs={"x": PQ})["a"]
+
+    np.testing.assert_array_equal(found, np.array([[np.nan, 1], [2, np.nan], [np.nan, 3]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("cells", "dtype", "message"),
+    [
+        (("1", ""), "float32", "column 'q', row 2: the value is missing; input 'x' takes finite numbers"),
+        (("1", "1e39"), "float32", "column 'q', row 2: the value is 1e+39; input 'x' takes finite numbers"),
+        (("1", "high"), "float32", "column 'q', row 2: 'high' is not a number"),
+        (("1", "1.5"), "int64", "column 'q', row 2: the value is 1.5; input 'x' takes values of int64"),
+        (("1", "300"), "int8", "column 'q', row 2: the value is 300; input 'x' takes values of int8"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_by_column_and_row(
+    tmp_path: Path, cells: tuple[str, str], dtype: str, message: str
+) -> None:
+    file = write_csv(tmp_path / "a.csv", PQ, [(1, 2), cells])
+
+    assert message in error_of(file, [an_input(dtype=dtype)], inputs={"x": PQ}).problem
+
+
+def test_unknown_columns_are_refused_with_those_that_are_there(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", PQ, [(1, 2)])
+
+    for choice in ({"stream": "device"}, {"time": "when"}, {"inputs": {"x": ["p", "r"]}}, {}):
+        assert "a.csv" in error_of(file, **choice).problem
+        assert "p, q" in error_of(file, **choice).problem
+    assert "the model's inputs are x" in error_of(file, inputs={"y": PQ}).problem
+    assert "has 2 numbers and was given 1 columns" in error_of(file, inputs={"x": ["p"]}).problem
+
+
+@pytest.mark.parametrize("times", [("1", "2", "1.5"), ("2026-01-01", "2026-01-01T10:00:00Z", "2026-01-01 09:00")])
+def test_a_stream_that_is_not_sorted_by_time_is_named(tmp_path: Path, times: tuple[str, str, str]) -> None:
+    first, second, third = times
+    rows = [("a", first, 1, 2), ("b", second, 1, 2), ("a", second, 1, 2), ("b", third, 1, 2)]
+    file = write_csv(tmp_path / "a.csv", ["s", "t", *PQ], rows)
+
+    error = error_of(file, stream="s", time="t", inputs={"x": PQ})
+
+    assert "Stream 'b' is not sorted by 't': row 4 has" in error.problem
+
+
+def test_the_order_by_time_is_checked_across_pieces_and_files(tmp_path: Path) -> None:
+    write_csv(tmp_path / "1.csv", ["s", "t", *PQ], [("a", t, 0, 0) for t in range(40_000)])
+    write_csv(tmp_path / "2.csv", ["s", "t", *PQ], [("b", 0, 0, 0), ("a", 39_998, 0, 0)])
+
+    assert "Stream 'a'" in error_of(tmp_path, stream="s", time="t", inputs={"x": PQ}).problem
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"p,q\n1,2\n3\n", "row 2: found 1 cells; expected 2"),
+        ("a.csv", b"p,q\n\xff\xfe,2\n", "is not a CSV file in UTF-8"),
+        ("a.csv", b"", "has no names"),
+        ("a.csv", b"p,p\n1,2\n", "some of them twice"),
+        ("a.csv", b"p,q\n", "there are no rows"),
+        ("a.npz", b"PK\x03\x04 cut off", "is not an NPZ file"),
+        ("a.parquet", b"PAR1 cut off", "is not a Parquet file"),
+        ("a.xlsx", b"", "expected .csv, .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
+    (tmp_path / name).write_bytes(content)
+
+    error = error_of(tmp_path / name, inputs={"x": PQ})
+
+    assert name in error.problem
+    assert message in error.problem
+
+
+def test_a_parquet_file_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+
+    with pytest.raises(MissingExtraError, match=r"stepwell\[arrow\]"):
+        open_data([tmp_path / "a.parquet"], [an_input()], ColumnChoice())
+
+
+def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
+    """What a process needs at most for eight times the rows is about what it needs for the rows."""
+
+    def write(name: str, n_rows: int) -> None:
+        cells = [f"s{n % 50},{n},{n * 0.5}" for n in range(1000)]
+        (tmp_path / name).write_text("s,p,q\n" + ("\n".join(cells) + "\n") * (n_rows // 1000))
+
+    def peak_kib(name: str) -> int:
+        program = (
+            "import resource, sys; from pathlib import Path; from tests.recorded.files import an_input\n"
+            "from service.recorded import gathered, open_data; from service.recorded.columns import ColumnChoice\n"
+            "data = open_data([Path(sys.argv[1])], [an_input()], ColumnChoice('s', None, {'x': ['p', 'q']}))\n"
+            "data.check(); n = sum(b.size for r in gathered(data.read(), 1 << 20) for g in r.groups(8) "
+            "for b in g.blocks())\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path / name)], capture_output=True, check=True)
+        return int(done.stdout)
+
+    write("small.csv", 100_000)
+    write("large.csv", 800_000)
+
+    assert peak_kib("large.csv") < peak_kib("small.csv") + 20_000
