@@ -113,7 +113,8 @@ def check_translation(translation: bytes, old: StepModel, new: StepModel, *, whe
 
     Args:
         translation: An ONNX file: inputs named as the old states, outputs as the new ones, with the batch axes that
-            these have in the step graphs.
+            these have in the step graphs. An output may have the name of the new state's output instead, since a graph
+            cannot compute a tensor that has the name of one of its inputs.
         old: The older version.
         new: The newer version.
         where: Where the translation is from, for errors.
@@ -127,9 +128,10 @@ def check_translation(translation: bytes, old: StepModel, new: StepModel, *, whe
     takes = {tensor.name for tensor in session.get_inputs()}
     gives = {tensor.name for tensor in session.get_outputs()}
     ours, theirs = {field.name for field in old.fields}, {field.name for field in new.fields}
-    if not takes <= ours or not theirs <= gives:
+    next_of = {spec.input: spec.output for spec in new.manifest.states}
+    names = [field.name if field.name in gives else next_of.get(field.name, "") for field in new.fields]
+    if not takes <= ours or not gives.issuperset(names):
         raise _unfit(where, f"takes {sorted(takes)} and gives {sorted(gives)}", f"{sorted(ours)}, and {sorted(theirs)}")
-    names = [field.name for field in new.fields]
     rows = _ROWS if old.batched and new.batched else 1
     layouts = _layouts(new)
     for states in _states_of(old, rows):

@@ -16,8 +16,15 @@ from service.backfill.run import Backfill, failures_in_words
 from service.backfill.writers import writer_of
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ColumnChunks
-from service.commands.data_flags import DataFiles, InputColumns, StreamColumn, TimeColumn, column_choice, data_progress
 from service.commands.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.recorded.flags import (
+    DataFiles,
+    InputColumns,
+    StreamColumn,
+    TimeColumn,
+    column_choice,
+    data_progress,
+)
 from service.commands.tables import key_value_table, show
 from service.ids import is_stream_id
 from service.recorded import RecordedData, RecordedDataError, open_data

@@ -14,9 +14,16 @@ from model_export.files import write_atomically
 from service.backtest.differences import OutputDifferences
 from service.backtest.picture import picture
 from service.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
-from service.commands.data_flags import DataFiles, InputColumns, StreamColumn, TimeColumn, column_choice, data_progress
 from service.commands.flags import named_values
 from service.commands.http_api import Json
+from service.commands.recorded.flags import (
+    DataFiles,
+    InputColumns,
+    StreamColumn,
+    TimeColumn,
+    column_choice,
+    data_progress,
+)
 from service.commands.tables import show, table
 from service.recorded import open_data
 
