@@ -13,7 +13,7 @@ import redis
 import typer
 from rich.console import Console
 
-from benchmarks import load, report, workload
+from benchmarks import load, recorded, report, workload
 from benchmarks.load import Load, Result
 from benchmarks.peers import Peers, install
 from benchmarks.profile import shares
@@ -186,6 +186,24 @@ def tracing(*, rounds: Rounds = 9, seconds: Seconds = 3.0, only: Only = "", keep
     with receiver() as url:
         lines = _measure(_chosen(tracing_targets(work, url), only), work, rounds=rounds, seconds=seconds)
     report.show("HTTP, 256 connections, every answer checked", lines)
+
+
+@app.command()
+def backfill(
+    *,
+    streams: Annotated[int, typer.Option(help="Streams in the data.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Timesteps of each stream.")] = 1000,
+    rounds: Rounds = 3,
+    keep: Folder = _KEPT,
+    save: Save = None,
+) -> None:
+    """History into streams: `stepwell backfill`, beside onnxruntime in this process on chunks of 100."""
+    work = workload.make(keep.resolve(), steps=100)
+    with _console.status(f"{rounds} rounds"):
+        lines = recorded.measure(work, n_streams=streams, n_steps=steps, rounds=rounds)
+    recorded.show(lines, f"{streams * steps:,} timesteps of {streams:,} streams, medians of {rounds} rounds")
+    if save:
+        report.save(save, "backfill", [], {"rounds": rounds, "backfill": recorded.rows_of(lines)})
 
 
 @app.command()

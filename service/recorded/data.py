@@ -14,7 +14,7 @@ from service.recorded.blocks import Rows
 from service.recorded.columns import ColumnChoice, input_columns
 from service.recorded.errors import RecordedDataError
 from service.recorded.npz import NpzRecording
-from service.recorded.tables import CsvTable, ParquetTable, Table
+from service.recorded.tables import CsvTable, Kind, ParquetTable, Table
 from service.recorded.values import cast, integers, numbers, times
 
 _TABLES: dict[str, Callable[[Path], Table]] = {".csv": CsvTable, ".parquet": ParquetTable, ".pq": ParquetTable}
@@ -116,8 +116,14 @@ class RecordedData:
         table = _TABLES[file.suffix.lower()](file)
         choice, where, first = self._choice, str(file), 0
         by_input = input_columns(self._specs, choice, table.columns, where=where)
-        named = [name for name in (choice.stream, choice.time) if name is not None]
-        for cells in table.pieces([*named, *(name for names in by_input.values() for name in names)]):
+        kinds: dict[str, Kind] = {choice.time: "f8"} if choice.time is not None else {}
+        for spec in self._specs:
+            for name in by_input[spec.name]:
+                kind: Kind = "i8" if np.dtype(spec.dtype).kind in "iu" else "f8"
+                kinds[name] = kind if kinds.get(name, kind) == kind else "U"
+        if choice.stream is not None:
+            kinds[choice.stream] = "U"
+        for cells in table.pieces(kinds):
             n_rows = len(next(iter(cells.values())))
             codes = self._codes([file.stem] if choice.stream is None else cells[choice.stream], n_rows)
             at = None if choice.time is None else times(cells[choice.time], f"{where}, column {choice.time!r}", first)

@@ -6,7 +6,9 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TextIO
+
+import numpy as np
 
 from model_export.errors import MissingExtraError
 from service.recorded.errors import RecordedDataError
@@ -14,6 +16,13 @@ from service.recorded.values import Cells
 
 PIECE_ROWS = 32_768
 """Rows that are read at a time."""
+
+
+Kind = Literal["f8", "i8", "U"]
+"""What the cells of a column are: numbers, integers, or texts."""
+
+_LONGEST_TEXT = 160
+"""Characters of a text that are read at once; more than a stream id has."""
 
 
 class Table(Protocol):
@@ -27,8 +36,11 @@ class Table(Protocol):
     path: Path
     columns: Sequence[str]
 
-    def pieces(self, columns: Sequence[str]) -> Iterator[Mapping[str, Cells]]:
-        """Yield some columns of consecutive rows, at most `PIECE_ROWS` at a time.
+    def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
+        """Yield some columns of consecutive rows, at most about `PIECE_ROWS` at a time.
+
+        Args:
+            columns: What is expected in each column; cells that are something else are returned as texts.
 
         Raises:
             RecordedDataError: The file cannot be read.
@@ -55,26 +67,49 @@ class CsvTable:
                 fix="Put a line with the names of the columns first.",
             )
 
-    def pieces(self, columns: Sequence[str]) -> Iterator[Mapping[str, Cells]]:
+    def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
         """Yield some columns of consecutive rows; see `Table`."""
-        at = {name: self.columns.index(name) for name in columns}
-        width, first = {len(self.columns)}, 0
+        first = 0
         with self._reading(), self.path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            next(reader, None)
-            while read := list(islice(reader, PIECE_ROWS)):
-                rows = [row for row in read if row]  # blank lines
-                if rows and set(map(len, rows)) != width:
-                    row, cells = next((i, row) for i, row in enumerate(rows) if len(row) != len(self.columns))
-                    raise RecordedDataError(
-                        f"{self.path}, row {first + row + 1}: found {len(cells)} cells; expected "
-                        f"{len(self.columns)}, as in the first line.",
-                        fix="Correct this row.",
-                    )
-                if rows:
-                    by_column = list(zip(*rows, strict=True))
-                    yield {name: by_column[i] for name, i in at.items()}
-                first += len(rows)
+            next(csv.reader(file), None)
+            while lines := _whole_lines(file):
+                piece = self._parsed(lines, columns)
+                if piece is None:
+                    piece = self._cells(lines, columns, first)
+                n_rows = len(next(iter(piece.values())))
+                if n_rows:
+                    yield piece
+                first += n_rows
+
+    def _parsed(self, lines: Sequence[str], columns: Mapping[str, Kind]) -> Mapping[str, Cells] | None:
+        """Return the columns of lines without quotes; None if a cell is not what is expected: `_cells` reports it."""
+        commas = len(self.columns) - 1
+        if not lines[-1].endswith(("\n", "\r")):
+            lines = [*lines[:-1], f"{lines[-1]}\n"]
+        if any(line.count(",") != commas or '"' in line for line in lines):
+            return None
+        kinds = [(name, f"U{_LONGEST_TEXT}" if kind == "U" else kind) for name, kind in columns.items()]
+        at = [self.columns.index(name) for name in columns]
+        try:
+            rows = np.loadtxt(lines, np.dtype(kinds), comments=None, delimiter=",", usecols=at, ndmin=1)
+        except ValueError:
+            return None
+        piece = {name: rows[name].tolist() if kind == "U" else rows[name] for name, kind in columns.items()}
+        is_cut = any(kind == "U" and max(map(len, piece[name])) == _LONGEST_TEXT for name, kind in columns.items())
+        return None if is_cut else piece
+
+    def _cells(self, lines: Sequence[str], columns: Mapping[str, Kind], first: int) -> Mapping[str, Cells]:
+        """Return the columns of any lines, as texts."""
+        rows = [row for row in csv.reader(lines) if row]  # blank lines
+        if set(map(len, rows)) - {len(self.columns)}:
+            row, cells = next((i, row) for i, row in enumerate(rows) if len(row) != len(self.columns))
+            raise RecordedDataError(
+                f"{self.path}, row {first + row + 1}: found {len(cells)} cells; expected "
+                f"{len(self.columns)}, as in the first line.",
+                fix="Correct this row.",
+            )
+        by_column = list(zip(*rows, strict=True)) or [()] * len(self.columns)
+        return {name: by_column[self.columns.index(name)] for name in columns}
 
     def _reading(self) -> _Reading:
         return _Reading(self.path, (csv.Error, UnicodeDecodeError), "a CSV file in UTF-8")
@@ -95,11 +130,11 @@ class ParquetTable:
         with self._reading():
             self.columns: Sequence[str] = self._parquet.read_schema(path).names
 
-    def pieces(self, columns: Sequence[str]) -> Iterator[Mapping[str, Cells]]:
+    def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
         """Yield some columns of consecutive rows; see `Table`."""
         with self._reading(), self._parquet.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(PIECE_ROWS, columns=list(dict.fromkeys(columns))):
-                yield {name: _cells(batch.column(name)) for name in columns}
+            for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
+                yield {name: _arrow_cells(batch.column(name)) for name in columns}
 
     def _reading(self) -> _Reading:
         import pyarrow as pa
@@ -123,7 +158,18 @@ class _Reading:
             raise RecordedDataError(f"{self._path} cannot be read: {error.strerror or error}.") from error
 
 
-def _cells(column: Any) -> Cells:
+def _whole_lines(file: TextIO) -> list[str]:
+    """Return the next lines; a cell in quotes may have line breaks, and is not divided."""
+    lines = list(islice(file, PIECE_ROWS))
+    while sum(line.count('"') for line in lines) % 2:
+        more = file.readline()
+        if not more:
+            break
+        lines.append(more)
+    return lines
+
+
+def _arrow_cells(column: Any) -> Cells:
     """Return a column of an Arrow batch as an array of numbers or dates, or as a list."""
     import pyarrow as pa
 
