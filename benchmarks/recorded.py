@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -162,7 +163,8 @@ def _backfill(running: Running, data: Path, out: Path | None, expected: Array) -
 def _write(path: Path, rows: Array, *, prefix: str) -> None:
     streams = [f"{prefix}{n}" for n in range(len(rows))]
     if path.suffix == ".npz":
-        np.savez(path, **{"x:x": rows, "streams": np.array(streams)})
+        arrays: dict[str, Any] = {"x:x": rows, "streams": np.array(streams)}
+        np.savez(path, **arrays)
         return
     with path.open("w") as file:
         file.write(",".join(["stream", *(f"x[{n}]" for n in range(FEATURES))]) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,9 @@ class Predictions:
                 raise BackfillError(f"{path} exists.", fix="Give another name, or delete that file first.")
             else:
                 _make(self._partial, header, _HEADER_BYTES + n_rows * slot.itemsize)
-            self._slots: Any = np.memmap(self._partial, slot, "r+", _HEADER_BYTES, (n_rows,))
+            with self._partial.open("r+b") as file:
+                self._mapped = mmap.mmap(file.fileno(), 0)
+            self._slots: Any = np.frombuffer(self._mapped, slot, n_rows, _HEADER_BYTES)
         except OSError as exc:
             raise BackfillError(f"{self._partial} cannot be written: {exc.strerror}.") from exc
         names = [own_columns(spec.name, spec.shape)[-1] if spec.shape else [spec.name] for spec in self._outputs]
@@ -98,6 +101,11 @@ class Predictions:
             is_unknown = np.ones((n_streams, length), bool)
         self._slots["mark"][at] = np.where(is_unknown, _UNKNOWN, _KNOWN).ravel()  # the last thing
 
+    def release_memory(self) -> None:
+        """Unload what was written from this process's memory; the file has it."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+
     def finish(self, streams: Sequence[str], write: Callable[[Path, Predictions, Array], None]) -> int:
         """Write the file and remove the slots; return the number of rows whose prediction is not known.
 
@@ -126,6 +134,7 @@ class Predictions:
         """Yield all rows, some at a time."""
         for start in range(0, len(self), _PIECE_ROWS):
             yield slice(start, min(start + _PIECE_ROWS, len(self)))
+            self.release_memory()
 
     def streams_of(self, part: slice) -> Array:
         """Return the codes of the rows' streams."""
@@ -137,8 +146,8 @@ class Predictions:
         steps: Array = self._slots["step"][part]
         return steps
 
-    def numbers_of(self, part: slice) -> list[Array]:
-        """Return the columns of the outputs, as masked arrays where some are not known."""
+    def numbers_of(self, part: slice) -> list[Any]:
+        """Return the columns of the outputs as masked arrays; those that are not known are masked."""
         is_unknown = self._slots["mark"][part] == _UNKNOWN
         numbers = []
         for n, names in enumerate(self._names):

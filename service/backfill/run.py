@@ -43,6 +43,8 @@ class Backfill:
         *,
         width: int,
         row_bytes: int,
+        most_bytes: int = _MOST_BYTES,
+        most_chunk: int = CHUNK,
         advance: Callable[[int], None],
     ) -> None:
         """Create it; nothing is sent yet.
@@ -54,6 +56,8 @@ class Backfill:
             predictions: Where predictions are written; None: none are requested.
             width: Streams in one request.
             row_bytes: Bytes of one timestep's inputs and outputs.
+            most_bytes: Bytes of one request's inputs and outputs at most.
+            most_chunk: Timesteps of a stream in one request at most.
             advance: Called with the number of timesteps that are done since the last call.
         """
         self.applied = 0
@@ -65,8 +69,9 @@ class Backfill:
         self._failed = set[int]()
         self._advance = advance
         self._lock = threading.Lock()
-        self._width = max(1, min(width, _MOST_BYTES // row_bytes))
-        self._most_chunk = _power_of_two(min(CHUNK, _MOST_BYTES // (row_bytes * self._width)))
+        most_bytes = min(_MOST_BYTES, most_bytes)
+        self._width = max(1, min(width, most_bytes // row_bytes))
+        self._most_chunk = _power_of_two(min(CHUNK, most_chunk, most_bytes // (row_bytes * self._width)))
         self._chunk = min(_FIRST_CHUNK, self._most_chunk)
 
     def run(self) -> None:
@@ -85,6 +90,8 @@ class Backfill:
                     rows = rows if pending.all() else rows.where(pending)  # noqa: PLW2901 - the rest is done
                 if len(rows):
                     _run_all(threads, self._send, rows.groups(self._width))
+                if self._predictions is not None:
+                    self._predictions.release_memory()
 
     def _send(self, group: Group) -> None:
         """Send the blocks of a group of streams, one after the other."""

@@ -19,6 +19,7 @@ from service.backtest.run import BacktestError, Comparison, compare, joint_input
 from service.recorded import RecordedData, open_data
 from service.recorded.columns import ColumnChoice
 from tests.graphs import Built, lstm, stateless, total, write_model
+from tests.recorded.files import write_npz
 
 
 def model(folder: Path, name: str, build: Callable[[], Built]) -> StepModel:
@@ -39,7 +40,7 @@ def data(tmp_path: Path) -> RecordedData:
     """Streams of different lengths."""
     rng = np.random.default_rng(3)
     for n in range(5):
-        np.savez(tmp_path / f"{n}.npz", **{"x:x": rng.normal(size=(n + 1, 40 * n + 7, 4)), "streams": _names(n)})
+        write_npz(tmp_path / f"{n}.npz", x__x=rng.normal(size=(n + 1, 40 * n + 7, 4)), streams=_names(n))
     return open_data([tmp_path], _specs(), ColumnChoice())
 
 

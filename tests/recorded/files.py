@@ -36,3 +36,10 @@ def write_fold_csv(path: Path, n_streams: int, n_steps: int, *, seed: int = 0) -
 
 def an_input(name: str = "x", shape: Sequence[int] = (2,), dtype: str = "float32", **more: Any) -> InputSpec:
     return InputSpec(name=name, shape=list(shape), dtype=dtype, **more)
+
+
+def write_npz(path: Path, **arrays: Any) -> Path:
+    """Write arrays by name; `x__x` is the array `x:x`."""
+    named: dict[str, Any] = {name.replace("__", ":"): array for name, array in arrays.items()}
+    np.savez(path, **named)
+    return path

@@ -15,7 +15,7 @@ from model_export.errors import MissingExtraError, StepwellError
 from model_export.manifest import Array, InputSpec
 from service.recorded import ColumnsError, RecordedData, RecordedDataError, gathered, open_data
 from service.recorded.columns import ColumnChoice
-from tests.recorded.files import an_input, write_csv
+from tests.recorded.files import an_input, write_csv, write_npz
 
 PQ = ["p", "q"]
 
@@ -94,7 +94,7 @@ def test_a_parquet_file_gives_the_same_as_a_csv_file(tmp_path: Path, interleaved
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npz_file_has_a_stream_per_row_of_its_arrays(tmp_path: Path, order: str) -> None:
     x = np.random.default_rng(1).standard_normal((7, 300, 2))
-    np.savez(tmp_path / "a.npz", **{"x:x": np.asarray(x, order=order)})
+    write_npz(tmp_path / "a.npz", x__x=np.asfortranarray(x) if order == "F" else x)
 
     found = read(tmp_path / "a.npz")
 
@@ -103,7 +103,7 @@ def test_an_npz_file_has_a_stream_per_row_of_its_arrays(tmp_path: Path, order: s
 
 
 def test_an_npz_file_may_name_its_streams(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **{"x:x": np.ones((2, 3, 2)), "streams": np.array(["left", "right"])})
+    write_npz(tmp_path / "a.npz", x__x=np.ones((2, 3, 2)), streams=np.array(["left", "right"]))
 
     assert list(read(tmp_path / "a.npz")) == ["left", "right"]
 

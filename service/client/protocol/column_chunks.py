@@ -65,11 +65,12 @@ class ColumnChunks(ModelProtocol):
             returns: `all` outputs or `none`.
         """
         n_streams, length = positions.shape
-        result = ChunksResult({}, *(np.zeros(n_streams, np.int64) for _ in range(3)))
+        steps, skipped, unknown = np.zeros((3, n_streams), np.int64)
+        result = ChunksResult({}, steps, skipped, unknown)
         waiting, wait = np.arange(n_streams), 0.0
         while len(waiting):
             document = {
-                "streams": [streams[i] for i in waiting],
+                "streams": [streams[i] for i in waiting.tolist()],
                 "inputs": packed({name: array[waiting] for name, array in inputs.items()}),
                 "source": {"id": source_id, "at": encode_tensor(positions[waiting], MSGPACK)},
                 "return": returns,

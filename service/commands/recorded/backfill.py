@@ -84,6 +84,8 @@ def backfill(
                 slots,
                 width=int(limits["max_batch_size"]),
                 row_bytes=sum(spec.row_bytes for spec in [*specs, *outputs]) or 1,
+                most_bytes=int(limits["max_body_bytes"]) // 2,
+                most_chunk=int(limits["max_chunk_steps"]),
                 advance=progress.advance,
             )
             _run(run)

@@ -53,20 +53,20 @@ def backtest(
     """
     limits = _limits(limit)
     choice = column_choice(stream_column, time_column, inputs)
-    models = load_models([new, against], threads)
-    outputs, _ = compared_outputs(*models)
+    newer, older = load_models([new, against], threads)
+    outputs, _ = compared_outputs(newer, older)
     if unknown := sorted(limits.keys() - {spec.name for spec in outputs}):
         raise typer.BadParameter(
             f"there is no output {', '.join(unknown)} to compare; there are "
             f"{', '.join(spec.name for spec in outputs)}.",
             param_hint="--limit",
         )
-    recorded = open_data(data, joint_inputs(*models), choice)
+    recorded = open_data(data, joint_inputs(newer, older), choice)
     with data_progress() as progress:
         progress.start("checking the data", None)
         total = recorded.check(progress.advance)
         progress.start("running both models", total)
-        comparison = compare(*models, recorded, progress.advance)
+        comparison = compare(newer, older, recorded, progress.advance)
     title = f"{new} against {against}"
     if plot is not None:
         write_atomically(plot, picture(comparison, title, limits).encode())
