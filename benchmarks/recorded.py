@@ -1,4 +1,4 @@
-"""`stepwell backfill` of NPZ and CSV files beside onnxruntime in this process, on chunks of 100 timesteps."""
+"""`stepwell backfill` of NPZ, Parquet and CSV files beside onnxruntime in this process, on chunks of 100 timesteps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from model_export.step_model import StepModel
 
 CHUNK = 100
 _WIDTH = 256
+_DATA = {"NPZ": ".npz", "NPZ, with predictions": ".npz", "Parquet": ".parquet", "CSV": ".csv"}
+if find_spec("pyarrow") is None:
+    del _DATA["Parquet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def measure(work: Workload, *, n_streams: int, n_steps: int, rounds: int) -> lis
     model = StepModel(work.model)
     count = n_streams * n_steps
     alone: list[tuple[float, float]] = []
-    found: dict[str, list[_Round]] = {"NPZ": [], "CSV": [], "CSV, with predictions": []}
+    found: dict[str, list[_Round]] = {name: [] for name in _DATA}
     with tempfile.TemporaryDirectory(prefix="bench-") as name, stepwell(work)(Path(name)) as running:
         folder = Path(name)
         for number in range(rounds):
@@ -81,7 +85,7 @@ def measure(work: Workload, *, n_streams: int, n_steps: int, rounds: int) -> lis
             seconds, cpu, expected = _alone(model, rows)
             alone.append((seconds, cpu))
             for n, line in enumerate(found):
-                data = folder / f"{number}-{n}{'.npz' if line == 'NPZ' else '.csv'}"
+                data = folder / f"{number}-{n}{_DATA[line]}"
                 _write(data, rows, prefix=f"{number}.{n}.")
                 out = folder / f"{number}-{n}.out.npz" if "predictions" in line else None
                 found[line].append(_backfill(running, data, out, expected))
@@ -140,7 +144,7 @@ def _alone(model: StepModel, rows: Array) -> tuple[float, float, Array]:
 def _backfill(running: Running, data: Path, out: Path | None, expected: Array) -> _Round:
     command = [sys.executable, "-P", "-m", "service", "backfill", str(data), "--model", "bench", "--json"]
     command += ["--url", f"http://127.0.0.1:{running.port}"]
-    command += ["--stream-column", "stream"] if data.suffix == ".csv" else []
+    command += ["--stream-column", "stream"] if data.suffix != ".npz" else []
     command += ["--predictions", str(out)] if out is not None else []
     service, store = running.cpu()
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -153,7 +157,7 @@ def _backfill(running: Running, data: Path, out: Path | None, expected: Array) -
     wrong = 0
     if out is not None:
         with np.load(out) as arrays:
-            found = arrays["y[0]"].reshape(expected.shape[::-1]).T  # the rows of all streams at one time follow
+            found = arrays["y[0]"].reshape(expected.shape)  # an NPZ file has the rows of one stream after the other
         wrong = int((np.abs(found - expected) > 1e-5 + 1e-4 * np.abs(expected)).sum())
     return _Round(
         report["seconds"], usage.ru_utime + usage.ru_stime, service_after - service, store_after - store, wrong
@@ -165,6 +169,14 @@ def _write(path: Path, rows: Array, *, prefix: str) -> None:
     if path.suffix == ".npz":
         arrays: dict[str, Any] = {"x:x": rows, "streams": np.array(streams)}
         np.savez(path, **arrays)
+        return
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        by_time = rows.swapaxes(0, 1).reshape(-1, FEATURES)
+        columns = {"stream": pa.array(streams * rows.shape[1]).dictionary_encode()}
+        parquet.write_table(pa.table(columns | {f"x[{n}]": by_time[:, n] for n in range(FEATURES)}), path)
         return
     with path.open("w") as file:
         file.write(",".join(["stream", *(f"x[{n}]" for n in range(FEATURES))]) + "\n")

@@ -152,6 +152,28 @@ def test_after_kills_no_row_is_missing_doubled_or_torn(running: ServiceProcess, 
     assert next_prediction(running, name, 9) == fold_reference([*streams[name], 9])[-1]
 
 
+@pytest.mark.slow
+def test_a_service_that_is_killed_meanwhile_and_starts_again_has_every_row_once(tmp_path: Path) -> None:
+    streams = write_streams(tmp_path / "data.csv", "k.", 300, 100, seed=7)
+    out = tmp_path / "out.csv"
+    with tempfile.TemporaryDirectory(prefix="sw") as name:
+        models = write_models(Path(name) / "models", fold)
+        with service_process(models, Path(name) / "one", "--drain-s", "0") as service:
+            command = [sys.executable, "-P", "-m", "service", "backfill", str(tmp_path / "data.csv"), *FOLD]
+            process = subprocess.Popen([*command, "--predictions", str(out), "--url", service.url])
+            while process.poll() is None and _n_marked(out) == 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.02)
+            was_running = process.poll() is None
+            service.kill()
+            service.start()
+
+            assert process.wait(120) == 0
+            assert was_running
+            assert predictions_of(out) == expected_of(streams)
+            assert next_prediction(service, "k.s7", 5) == fold_reference([*streams["k.s7"], 5])[-1]
+
+
 def _n_marked(out: Path) -> int:
     """Return the rows that an unfinished run has written."""
     partial = out.with_name(f"{out.name}.partial")

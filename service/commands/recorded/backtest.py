@@ -105,7 +105,7 @@ def _tables(comparison: Comparison, title: str, limits: dict[str, float]) -> Ite
          f"{limits[each.name]:g}" if each.name in limits else "-")
         for each in comparison.outputs
     ]  # fmt: skip
-    columns = ("output", "largest", "at", "mean", "99 % within", "other arg max", "not finite", "limit")
+    columns = ("output", "largest", "at", "mean", "p99", "disagree", "non-finite", "limit")
     yield f"{title}: {comparison.timesteps:,} timesteps of {len(comparison.streams):,} streams"
     yield table("Differences", columns, rows)
     if worst := comparison.worst(_LISTED):
