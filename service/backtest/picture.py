@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from service.backtest.differences import OutputDifferences
@@ -15,6 +15,9 @@ _LEFT, _RIGHT = 76, 24
 _INK, _FAINT, _LINE, _LIMIT = "#1f2933", "#d5dbe1", "#1f5fa8", "#b3261e"
 _MOST_STREAMS = 12
 _MOST_NAME = 28
+
+_Axis = Callable[[float], float]
+"""From a value to a coordinate."""
 
 
 def picture(comparison: Comparison, title: str, limits: dict[str, float]) -> str:
@@ -51,8 +54,9 @@ def _over_time(each: OutputDifferences, top: int, limit: float | None) -> list[s
     parts = [_text(16, top + 12, title, weight=600)]
     values = [value for span in spans for value in (span.p50, span.p90, span.largest)] + [limit or 0.0]
     shown = [value for value in values if 0 < value < math.inf]
-    if not shown or not any(span.largest for span in spans):
-        return [*parts, _text(_LEFT, top + 44, "The models do not differ in this output.", color="#5b6770")]
+    if not each.largest[0] or not shown:
+        found = "differ in numbers that are not finite only" if each.largest[0] else "do not differ in this output"
+        return [*parts, _text(_LEFT, top + 44, f"The models {found}.", color="#5b6770")]
     high = math.ceil(math.log10(max(shown)) + 1e-9)
     low = max(min(math.floor(math.log10(min(shown)) - 0.2), high - 2), high - 8)
     top, bottom = top + 26, top + 26 + _CHART
@@ -87,10 +91,8 @@ def _ends(span: Span) -> tuple[float, float]:
     return span.first - 0.5, span.last + 0.5
 
 
-def _area(spans: Sequence[Span], name: str, across: object, up: object, bottom: float) -> str:
+def _area(spans: Sequence[Span], name: str, across: _Axis, up: _Axis, bottom: float) -> str:
     """Return the area under one quantile as SVG path data."""
-    assert callable(across)
-    assert callable(up)
     corners = [(across(x), up(getattr(span, name))) for span in spans for x in _ends(span)]
     line = "".join(f"L{x:.1f} {y:.1f}" for x, y in corners)
     return f"M{corners[0][0]:.1f} {bottom:.1f}{line}L{corners[-1][0]:.1f} {bottom:.1f}Z"
@@ -117,7 +119,8 @@ def _streams(comparison: Comparison, worst: Sequence[int], top: int) -> list[str
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12, weight: int = 400,
           color: str = _INK) -> str:  # fmt: skip
+    printable = "".join(character if character.isprintable() else "?" for character in text)
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" '
-        f'fill="{color}">{escape(text)}</text>'
+        f'fill="{color}">{escape(printable)}</text>'
     )

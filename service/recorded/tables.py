@@ -86,7 +86,7 @@ class CsvTable:
         commas = len(self.columns) - 1
         if not lines[-1].endswith(("\n", "\r")):
             lines = [*lines[:-1], f"{lines[-1]}\n"]
-        if any(line.count(",") != commas or '"' in line for line in lines):
+        if '"' in "".join(lines) or any(line.count(",") != commas for line in lines):
             return None
         kinds = [(name, f"U{_LONGEST_TEXT}" if kind == "U" else kind) for name, kind in columns.items()]
         at = [self.columns.index(name) for name in columns]
@@ -161,7 +161,7 @@ class _Reading:
 def _whole_lines(file: TextIO) -> list[str]:
     """Return the next lines; a cell in quotes may have line breaks, and is not divided."""
     lines = list(islice(file, PIECE_ROWS))
-    while sum(line.count('"') for line in lines) % 2:
+    while "".join(lines).count('"') % 2:
         more = file.readline()
         if not more:
             break
