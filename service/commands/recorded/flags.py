@@ -54,7 +54,7 @@ class DataProgress:
         self._bars, self._task = bars, task
 
     def start(self, what: str, total: int | None) -> None:
-        """Begin another part of the work; None: how much it is, is not known."""
+        """Start another part of the work; `total` is None if its size is not known."""
         self._bars.reset(self._task, description=what, total=total)
 
     def advance(self, timesteps: int) -> None:
