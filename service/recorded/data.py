@@ -15,7 +15,7 @@ from service.recorded.columns import ColumnChoice, input_columns
 from service.recorded.errors import RecordedDataError
 from service.recorded.npz import NpzRecording
 from service.recorded.tables import CsvTable, Kind, ParquetTable, Table
-from service.recorded.values import cast, integers, numbers, times
+from service.recorded.values import Categories, cast, integers, numbers, times
 
 _TABLES: dict[str, Callable[[Path], Table]] = {".csv": CsvTable, ".parquet": ParquetTable, ".pq": ParquetTable}
 _ENDINGS = (*_TABLES, ".npz")
@@ -144,8 +144,13 @@ class RecordedData:
 
     def _codes(self, streams: Sequence[object] | Array, n_rows: int) -> Array:
         """Return the codes of stream ids, `(n_rows,)` int64; one id is that of all rows."""
-        ids = streams.tolist() if isinstance(streams, np.ndarray) else streams
         known = self.streams
+        if isinstance(streams, Categories):
+            present = np.unique(streams.indices)  # a dictionary may have texts of other rows
+            codes = np.zeros(len(streams.texts), np.int64)
+            codes[present] = [known[streams.texts[i]] for i in present]
+            return codes[streams.indices]
+        ids = streams.tolist() if isinstance(streams, np.ndarray) else streams
         codes = np.fromiter((known[str(one)] for one in ids), np.int64, len(ids))
         return np.broadcast_to(codes, n_rows) if len(ids) == 1 else codes
 

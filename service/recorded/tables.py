@@ -12,7 +12,7 @@ import numpy as np
 
 from model_export.errors import MissingExtraError
 from service.recorded.errors import RecordedDataError
-from service.recorded.values import Cells
+from service.recorded.values import Categories, Cells
 
 PIECE_ROWS = 32_768
 """Rows that are read at a time."""
@@ -134,7 +134,7 @@ class ParquetTable:
         """Yield some columns of consecutive rows; see `Table`."""
         with self._reading(), self._parquet.ParquetFile(self.path) as file:
             for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
-                yield {name: _arrow_cells(batch.column(name)) for name in columns}
+                yield {name: _arrow_cells(batch.column(name), kind) for name, kind in columns.items()}
 
     def _reading(self) -> _Reading:
         import pyarrow as pa
@@ -169,18 +169,23 @@ def _whole_lines(file: TextIO) -> list[str]:
     return lines
 
 
-def _arrow_cells(column: Any) -> Cells:
-    """Return a column of an Arrow batch as an array of numbers or dates, or as a list."""
+def _arrow_cells(column: Any, kind: Kind) -> Cells:
+    """Return a column of an Arrow batch as an array of numbers or dates, or as texts."""
     import pyarrow as pa
 
+    if kind == "U":
+        texts = column if pa.types.is_dictionary(column.type) else column.cast(pa.string()).dictionary_encode()
+        missing = len(texts.dictionary)
+        indices = texts.indices.fill_null(missing).to_numpy(zero_copy_only=False)
+        return Categories([*map(str, texts.dictionary.to_pylist()), ""], indices)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+    dtype = column.type
+    if pa.types.is_integer(dtype) or pa.types.is_floating(dtype) or pa.types.is_boolean(dtype):
         if column.null_count:
             return column.cast(pa.float64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
         return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+    if pa.types.is_timestamp(dtype) or pa.types.is_date(dtype):
         return column.cast(pa.timestamp("us")).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     return column.to_pylist()  # type: ignore[no-any-return]
 

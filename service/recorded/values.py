@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,25 @@ _BOOLEANS = {"true": 1.0, "false": 0.0}
 
 Cells = Sequence[Any] | Array
 """One column: texts, or an array of numbers in which NaN is a missing value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Categories(Sequence[str]):
+    """A column in which the same texts are there again and again.
+
+    Attributes:
+        texts: The different texts.
+        indices: The index of each row's text, `(n,)`.
+    """
+
+    texts: list[str]
+    indices: Array
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.texts[self.indices[row]]
 
 
 def numbers(cells: Cells, where: str, first: int) -> Array:

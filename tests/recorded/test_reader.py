@@ -71,13 +71,14 @@ def test_a_csv_file_gives_each_stream_its_rows_in_their_order(tmp_path: Path, in
         np.testing.assert_array_equal(found[name], streams[name])
 
 
-def test_a_parquet_file_gives_the_same_as_a_csv_file(tmp_path: Path, interleaved: Any) -> None:
+@pytest.mark.parametrize("is_dictionary", [True, False])
+def test_a_parquet_file_gives_the_same_as_a_csv_file(tmp_path: Path, interleaved: Any, is_dictionary: bool) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
     parquet = pytest.importorskip("pyarrow.parquet")
     streams, rows = interleaved
     device, time, p, q = zip(*rows, strict=True)
     columns = {
-        "device": pa.array(device).dictionary_encode(),
+        "device": pa.array(device).dictionary_encode() if is_dictionary else pa.array(device),
         "time": pa.array(time, pa.timestamp("ms")),
         "p": p,
         "q": q,
@@ -89,6 +90,18 @@ def test_a_parquet_file_gives_the_same_as_a_csv_file(tmp_path: Path, interleaved
     assert found.keys() == streams.keys()
     for name in streams:
         np.testing.assert_array_equal(found[name], streams[name])
+
+
+def test_integers_are_stream_ids_of_a_parquet_file_too(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"s": [7, 7, None, 8], "x": [1.0, 2.0, 3.0, None]}), tmp_path / "a.parquet")
+
+    found = read(tmp_path / "a.parquet", [an_input(shape=[], missing="nan")], stream="s")
+
+    assert found.keys() == {"7", "", "8"}
+    assert found["7"].tolist() == [1, 2]
+    assert np.isnan(found["8"][0])
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
