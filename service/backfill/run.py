@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from service.backfill.predictions import Predictions
+from service.backfill.predictions import PredictionSlots
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ChunksResult, ColumnChunks
 from service.recorded import Block, Group, RecordedData, gathered
@@ -39,7 +39,7 @@ class Backfill:
         client: Client,
         protocol: ColumnChunks,
         data: RecordedData,
-        predictions: Predictions | None,
+        predictions: PredictionSlots | None,
         *,
         width: int,
         row_bytes: int,

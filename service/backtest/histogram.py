@@ -36,7 +36,7 @@ def quantile(counts: Array, part: float) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class StepSpan:
     """The differences of consecutive steps.
 
     Attributes:
@@ -78,10 +78,10 @@ class OverTime:
         self._counts += np.bincount(cells, minlength=self._counts.size).reshape(self._counts.shape)
         np.maximum.at(self._largest, spans, differences.ravel())
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[StepSpan]:
         """Return the spans in which there are timesteps."""
         return [
-            Span(
+            StepSpan(
                 n * self._length + 1,
                 (n + 1) * self._length,
                 int(counts.sum()),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from service.backtest.differences import OutputDifferences
-from service.backtest.histogram import Span
+from service.backtest.histogram import StepSpan
 from service.backtest.run import Comparison
 
 _WIDTH, _CHART, _BAR = 860, 220, 20
@@ -87,11 +87,11 @@ def _over_time(each: OutputDifferences, top: int, limit: float | None) -> list[s
     return parts
 
 
-def _ends(span: Span) -> tuple[float, float]:
+def _ends(span: StepSpan) -> tuple[float, float]:
     return span.first - 0.5, span.last + 0.5
 
 
-def _area(spans: Sequence[Span], name: str, across: _Axis, up: _Axis, bottom: float) -> str:
+def _area(spans: Sequence[StepSpan], name: str, across: _Axis, up: _Axis, bottom: float) -> str:
     """Return the area under one quantile as SVG path data."""
     corners = [(across(x), up(getattr(span, name))) for span in spans for x in _ends(span)]
     line = "".join(f"L{x:.1f} {y:.1f}" for x, y in corners)

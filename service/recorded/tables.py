@@ -48,7 +48,7 @@ class Table(Protocol):
         ...
 
 
-class CsvTable:
+class CsvFile:
     """A CSV file whose first line has the names of its columns; cells are texts."""
 
     def __init__(self, path: Path) -> None:
@@ -115,7 +115,7 @@ class CsvTable:
         return _Reading(self.path, (csv.Error, UnicodeDecodeError), "a CSV file in UTF-8")
 
 
-class ParquetTable:
+class ParquetFile:
     """A Parquet file; needs pyarrow."""
 
     def __init__(self, path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model_export.manifest import OutputSpec
-from service.backfill.predictions import BackfillError, Predictions
+from service.backfill.predictions import BackfillError, PredictionSlots
 from service.backfill.writers import writer_of
 
 OUTPUTS = [
@@ -22,18 +22,18 @@ N = np.arange(6).reshape(2, 3) + 2**60
 POSITIONS = np.array([[0, 2, 4], [1, 3, 5]])
 
 
-def slots(path: Path, **identity: Any) -> Predictions:
-    return Predictions(path, 6, OUTPUTS, {"source": "a", **identity})
+def slots(path: Path, **identity: Any) -> PredictionSlots:
+    return PredictionSlots(path, 6, OUTPUTS, {"source": "a", **identity})
 
 
-def filled(path: Path, *, unknown: tuple[int, int] = (0, 0)) -> Predictions:
+def filled(path: Path, *, unknown: tuple[int, int] = (0, 0)) -> PredictionSlots:
     """Return predictions of two streams of three rows; the second one was at step 7 before."""
     predictions = slots(path)
     predictions.write(POSITIONS, np.array([1, 0]), np.array([3, 10]), np.array(unknown), {"y": Y, "n": N})
     return predictions
 
 
-def finish(predictions: Predictions) -> int:
+def finish(predictions: PredictionSlots) -> int:
     return predictions.finish(["left", "right"], writer_of(predictions.path))
 
 

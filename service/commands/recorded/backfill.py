@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from model_export.manifest import InputSpec, OutputSpec
-from service.backfill.predictions import BackfillError, Predictions
+from service.backfill.predictions import BackfillError, PredictionSlots
 from service.backfill.run import Backfill, failures_in_words
 from service.backfill.writers import writer_of
 from service.client import Client, ClientError
@@ -74,7 +74,7 @@ def backfill(
                 "source": recorded.source_id,
                 "columns": [choice.stream, sorted(choice.inputs.items())],
             }
-            slots = Predictions(predictions, n_rows, outputs, identity)
+            slots = PredictionSlots(predictions, n_rows, outputs, identity)
         progress.start("sending", n_rows)
         with Client(url, key, _CALL_S, keep_bytes=0) as client:
             run = Backfill(
