@@ -51,8 +51,8 @@ class NoTranslationError(TakeOverError):
 class Translation:
     """The graph that computes a version's states from those of an older version.
 
-    Its inputs are named as the old states, its outputs as the new ones; each has the shape and the batch axis that it
-    has in the step graph.
+    Its inputs are named as the old states, its outputs as the new ones, or as their state outputs (ADR 0079); each has
+    the shape and the batch axis that it has in the step graph.
     """
 
     def __init__(self, source: Path | bytes, old: StepModel, new: StepModel) -> None:
@@ -70,7 +70,11 @@ class Translation:
         inputs = {tensor.name for tensor in self._session.get_inputs()}
         outputs = {tensor.name for tensor in self._session.get_outputs()}
         ours, theirs = {field.name for field in old.fields}, {field.name for field in new.fields}
-        if not inputs <= ours or not theirs <= outputs:
+        next_of = {
+            spec.input: spec.output for spec in new.manifest.states
+        }  # a graph computes no tensor of an input's name
+        self._names = [p.name if p.name in outputs else next_of.get(p.name, "") for p in _layouts(new)]
+        if not inputs <= ours or not outputs.issuperset(self._names):
             raise ModelLoadError(
                 f"The translation has the inputs {sorted(inputs)} and the outputs {sorted(outputs)}; expected inputs "
                 f"of {sorted(ours)}, and the outputs {sorted(theirs)}.",
@@ -90,7 +94,7 @@ class Translation:
         switch, thread = run_options(), threading.get_ident()
         self._running[thread] = switch, time.monotonic()
         try:
-            values = self._session.run([place.name for place in self._outputs], feeds, switch)
+            values = self._session.run(self._names, feeds, switch)
             translated = {p.name: from_graph(value, p, 1) for p, value in zip(self._outputs, values, strict=True)}
         except Exception as exc:
             raise TakeOverError(f"The translation of a state failed: {str(exc).strip()[:200]}") from exc
