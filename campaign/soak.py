@@ -110,8 +110,8 @@ def describe_growth(samples: Sequence[Sample]) -> list[str]:
 
 
 def _count_stream_keys(client: redis.Redis) -> int:
-    """Return the number of keys of streams; artifacts and the list of workers live longer."""
-    return sum(1 for _ in client.scan_iter(match=f"{PREFIX}*", count=1000))
+    """Return the number of keys of streams; artifacts, the list of workers and the counts of releases live longer."""
+    return sum(1 for _ in client.scan_iter(match=f"{PREFIX}{{*", count=1000))
 
 
 async def _until_expired(system: System) -> None:

@@ -133,7 +133,8 @@ def test_an_idle_sequence_expires(redis_server: Server, tmp_path: Path) -> None:
     with running_service(redis_server.url, write_models(tmp_path, fold), stream_ttl_s=0.1) as own:
         client = InferClient(own)
         client.predict(1, "idle", sequence_start=True)
-        while redis_server.client().keys("swl:1:*"):
+        store = redis_server.client()
+        while store.keys("swl:1:{*"):
             pass
 
         assert error_message(client.send(2, "idle")) == MUST_START.format("idle")
