@@ -95,6 +95,31 @@ DASHBOARD: Final[dict[str, tuple[Panel, ...]]] = {
             {"conflicts": _rate("stepwell_conflicts_total"), "replays": _rate("stepwell_replays_total")},
         ),
     ),
+    "Releases": (
+        Panel(
+            "Streams by version",
+            "none",
+            {"{{model}} {{version}}": f"max by (model, version) (stepwell_streams{{{_MODEL}}})"},
+        ),
+        Panel(
+            "Timesteps of trials, by what the version did",
+            "ops",
+            {
+                "{{model}} {{version}}, {{role}}": _rate(
+                    "stepwell_release_steps_total", "model", "version", "role", where=_MODEL
+                )
+            },
+        ),
+        Panel("Difference to the candidate", "none", _quantiles("stepwell_release_difference", "output", _MODEL)),
+        Panel(
+            "Streams that left a trial",
+            "ops",
+            {
+                "lost, in shadow": f"({_rate('stepwell_release_lost_total', where=_MODEL)} or vector(0))",
+                "fell back, in a ramp": f"({_rate('stepwell_release_fell_back_total', where=_MODEL)} or vector(0))",
+            },
+        ),
+    ),
     "Store": (
         Panel("Duration of a round trip", "s", _quantiles("stepwell_store_seconds", "op", _HERE)),
         Panel(

@@ -18,8 +18,9 @@ from websockets.sync.client import connect
 from scripts.observability.alerts import ALERTS
 from scripts.observability.dashboard import DASHBOARD
 from tests.deploy.prometheus import PROMETHEUS, WINDOW, Prometheus, hastened, prometheus
-from tests.graphs import count, fold, write_models
+from tests.graphs import count, fold, write_model, write_models
 from tests.processes import ServiceProcess
+from tests.releases.builds import adder, raising_at
 from tests.servers import AOF, Server, server
 
 QUERIES = [query for panels in DASHBOARD.values() for panel in panels for query in panel.queries.values()]
@@ -46,6 +47,8 @@ class Observed:
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     folder = tmp_path_factory.mktemp("observed")
     models = write_models(folder / "models", fold, count)
+    for version, build in ((1, adder), (2, lambda: raising_at(1000))):
+        write_model(models, "sum", build, version=version)
     finished = threading.Event()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(server(folder / "redis", *AOF))
@@ -53,6 +56,8 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
         for replica in replicas:
             stack.callback(replica.stop)
             replica.start()
+        trial = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100}
+        httpx.put(f"{replicas[0].url}/v1/models/sum/release", json=trial, trust_env=False).raise_for_status()
         targets = [f"127.0.0.1:{replica.port}" for replica in replicas]
         one = Observed(store, replicas, stack.enter_context(prometheus(folder / "prometheus", targets)))
         load = threading.Thread(target=keep_loading, args=(one, finished))
@@ -73,6 +78,7 @@ def keep_loading(observed: Observed, finished: threading.Event) -> None:
                 client.post("/v1/models/count/streams/s/step", json={"inputs": [1]}, headers={"Idempotency-Key": "one"})
                 client.post("/v1/models/fold/streams/gap/step", json={"inputs": [1], "seq": 9})
                 client.post("/v1/models/nobody/streams/s/step", json={"inputs": [1]})
+                client.post("/v1/models/sum/streams/s/step", json={"inputs": [1]})
             feed.send(json.dumps({"inputs": [1]}))
             feed.recv(timeout=20)
 
