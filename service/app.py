@@ -35,9 +35,9 @@ from service.models.reload import ReloadCoordinator
 from service.models.vetting import ModelVetting
 from service.releases.gate import Gates
 from service.releases.worker import WorkerReleases
+from service.requests.auth.jwt import load_api_keys
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
-from service.requests.jwt import load_api_keys
 from service.requests.problems import internal_error
 from service.settings import Settings, SharedFolders
 from service.store.artifacts import StoredArtifacts

@@ -37,10 +37,10 @@ _COMMANDS = {
         "Feed recorded data into the streams of a running service.",
     ),
     "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
-    "save": ("service.commands.savepoint", "save", "Save all streams of a model to a file."),
-    "load": ("service.commands.savepoint", "load", "Load the streams of such a file into a running service."),
-    "release": ("service.commands.release", "release_app", "Move live streams to another version of their model."),
-    "streams": ("service.commands.streams", "streams_app", "Look at and tend live streams."),
+    "save": ("service.commands.live.savepoint", "save", "Save all streams of a model to a file."),
+    "load": ("service.commands.live.savepoint", "load", "Load the streams of such a file into a running service."),
+    "release": ("service.commands.live.release", "release_app", "Move live streams to another version of their model."),
+    "streams": ("service.commands.live.streams", "streams_app", "Look at and tend live streams."),
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 _BAD_USAGE = {"bad_setting", "bad_columns"}

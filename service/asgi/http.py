@@ -20,9 +20,9 @@ from service.engine.streams.resets import ReplacedPosition
 from service.errors import ServiceError
 from service.ids import check_stream_id
 from service.models.registry import ServedModel
-from service.requests.api_keys import Caller
-from service.requests.api_keys import Scope as KeyScope
 from service.requests.audit import Action
+from service.requests.auth.api_keys import Caller
+from service.requests.auth.api_keys import Scope as KeyScope
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
 from service.requests.hot_routes import KEY_LIMIT

@@ -13,11 +13,11 @@ from service.asgi.http import problem_response, reject_escaped_slash
 from service.codec import JSON, Format
 from service.codec.formats import encode
 from service.errors import ServiceError
-from service.requests.api_keys import Caller, Scope
+from service.requests.auth.api_keys import Caller, Scope
+from service.requests.auth.socket_auth import SocketAuth
 from service.requests.close_codes import POLICY, UNREADABLE
 from service.requests.context import AppContext
 from service.requests.problems import problem_document
-from service.requests.socket_auth import SocketAuth
 
 _CLOSE_TIMEOUT_S = 5.0
 

@@ -11,8 +11,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.codec.formats import Format
 from service.codec.step_bodies import StateId
-from service.codec.strict_bodies import check_envelope
-from service.codec.strict_parse import parse, preview
+from service.codec.strict.bodies import check_envelope
+from service.codec.strict.parse import parse, preview
 from service.errors import ServiceError
 from service.ids import decode_state_id
 

@@ -35,8 +35,8 @@ from service.codec.step_bodies import (
     sources_of,
 )
 from service.codec.stream_lists import StreamListCache
-from service.codec.strict_decoder import StrictDecoder
-from service.codec.strict_parse import preview
+from service.codec.strict.decoder import StrictDecoder
+from service.codec.strict.parse import preview
 from service.codec.typed_decoder import (
     DECODE_ERRORS,
     NotTypedError,

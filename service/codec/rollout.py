@@ -13,9 +13,9 @@ from model_export.manifest import Array, Manifest
 from service.codec.formats import Format
 from service.codec.responses import encode_tensors
 from service.codec.step_bodies import TENSORS, CreateMode, Seq, StateId, bad_request
-from service.codec.strict_bodies import check_envelope
-from service.codec.strict_parse import parse, preview
-from service.codec.strict_tensors import read_tensor
+from service.codec.strict.bodies import check_envelope
+from service.codec.strict.parse import parse, preview
+from service.codec.strict.tensors import read_tensor
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT, decode_state_id, encode_state_id
 from service.types import RolloutResult

@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from model_export.manifest import Array
 from service.codec.formats import Format, encode
-from service.codec.strict_parse import parse
+from service.codec.strict.parse import parse
 from service.errors import ServiceError
 from service.ids import POSITION_LIMIT, SEQ_LIMIT, STREAM_ID, decode_state_id
 from service.types import Create, RequestFields, ReturnMode, Source, Timestep

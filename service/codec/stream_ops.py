@@ -12,9 +12,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from model_export.manifest import NAME, Array, TensorSpec
 from service.codec.formats import Format
 from service.codec.step_bodies import TENSORS, StateId, bad_request
-from service.codec.strict_bodies import check_envelope
-from service.codec.strict_parse import parse, preview
-from service.codec.strict_tensors import read_tensor
+from service.codec.strict.bodies import check_envelope
+from service.codec.strict.parse import parse, preview
+from service.codec.strict.tensors import read_tensor
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT, STREAM_ID, check_stream_id, decode_state_id
 

@@ -1,6 +1,6 @@
 """Decodes inputs to arrays on the fast path: a typed decoder built for the model's inputs, then NumPy.
 
-It accepts valid inputs only and gives no reason: `strict_tensors` decodes again whatever it rejects.
+It accepts valid inputs only and gives no reason: `service/codec/strict/` decodes again whatever it rejects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msgspec.structs import astuple as _astuple
 from model_export.manifest import Array, InputSpec
 from service.codec.formats import JSON, Format
 from service.codec.step_bodies import FeedMessage, PeekBody, StepBody, StepOptions, StreamMessage
-from service.codec.strict_tensors import is_finite
+from service.codec.strict.tensors import is_finite
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
 """What the fast path raises for an invalid body. msgspec's errors, UnicodeDecodeError, and NumPy's for ragged lists are

@@ -20,7 +20,7 @@ from service.bench.drivers import BenchError, FeedDriver, HttpDriver, LoadDriver
 from service.bench.latency import LatencyRecorder
 from service.bench.run import Load, run
 from service.bench.workload import BenchStream, Workload
-from service.commands.http_api import DEFAULT_URL, Json, Key, Url
+from service.commands.live.http_api import DEFAULT_URL, Json, Key, Url
 from service.commands.tables import key_value_table, show
 
 _TIMEOUT_S = 30.0

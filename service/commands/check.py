@@ -22,7 +22,7 @@ from service.models.artifacts.keeper import not_kept_reason
 from service.models.registry import ModelRegistry, ServedModel
 from service.models.vetting import ModelVetting
 from service.process import server
-from service.requests.jwt import load_api_keys
+from service.requests.auth.jwt import load_api_keys
 from service.settings import Settings
 from service.tracing.otel import check_tracing
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.status import Status
 
 from service.commands.flags import named_values
-from service.commands.http_api import DEFAULT_URL, Json, Key
+from service.commands.live.http_api import DEFAULT_URL, Json, Key
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.config import ConnectConfig, config_of, read_config
 from service.connect.messages import ConnectStartError, ConnectUsageError

@@ -9,8 +9,8 @@ from typing import Annotated, get_args
 import typer
 
 from service.commands.tables import show, table
-from service.requests.api_keys import Scope
-from service.requests.api_keys_file import add_key, list_keys, revoke_key
+from service.requests.auth.api_keys import Scope
+from service.requests.auth.api_keys_file import add_key, list_keys, revoke_key
 from service.settings import PREFIX
 
 File = Annotated[

@@ -24,7 +24,7 @@ from service.client import Client, Model
 from service.client.memory import MEMORY
 from service.client.protocol.decoding import ModelInfo
 from service.commands.flags import named_values
-from service.commands.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
 from service.commands.tables import key_value_table, show
 from service.ids import is_stream_id
 from service.replay.csv_table import CsvTable, ReplayError, TableRow

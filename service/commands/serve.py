@@ -20,7 +20,7 @@ from service.commands.flags import with_setting_flags
 from service.process import server
 from service.process.server import StartError
 from service.process.supervisor import Supervisor
-from service.requests.jwt import load_api_keys
+from service.requests.auth.jwt import load_api_keys
 from service.settings import PREFIX, Settings, SharedFolders, is_loopback
 from service.store.checks.permissions import check_permissions
 from service.store.checks.safety import ServerInfo, check_safe, read_server_info

@@ -17,9 +17,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from service.codec import JSON
 from service.errors import ServiceError
 from service.protocols.ws_frames import CONTROL, MAX_HEAD_BYTES, encode_frames, next_frame
+from service.requests.auth.socket_auth import SocketAuth
 from service.requests.close_codes import DRAINING, FAILED, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.feed_session import FeedSession
-from service.requests.socket_auth import SocketAuth
 from service.requests.traced_feed import make_feed_session
 
 if TYPE_CHECKING:

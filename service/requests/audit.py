@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from service.errors import ServiceError
 from service.ids import encode_state_id
-from service.requests.api_keys import Caller
+from service.requests.auth.api_keys import Caller
 from service.requests.request_ids import log_fields
 
 Action = Literal[

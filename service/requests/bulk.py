@@ -11,10 +11,10 @@ from msgspec import UNSET
 from service.codec import DecodedBulk, DecodedStep, Format
 from service.codec.responses import bulk_response, bulk_response_of_rows
 from service.codec.stream_lists import StreamListCache, StreamNames
-from service.codec.strict_tensors import pack_inputs, pack_rows
+from service.codec.strict.tensors import pack_inputs, pack_rows
 from service.codec.typed_decoder import TypedStep
 from service.engine.engine import Engine
-from service.engine.stepping.columnar_batch import BulkOutcomes, ResultGatherer, StepOutcome
+from service.engine.stepping.columns.batch import BulkOutcomes, ResultGatherer, StepOutcome
 from service.errors import ServiceError
 from service.ids import decode_state_id
 from service.models.registry import ServedModel

@@ -14,8 +14,8 @@ from service.errors import ServiceError
 from service.metrics import Metrics
 from service.models.registry import ServedModel
 from service.releases.service import ReleaseService
-from service.requests.api_keys import ApiKeys, Caller, Scope
 from service.requests.audit import AuditLog
+from service.requests.auth.api_keys import ApiKeys, Caller, Scope
 from service.settings import is_loopback
 from service.store.checks.safety import SafetyMonitor
 

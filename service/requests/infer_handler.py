@@ -11,8 +11,8 @@ import numpy as np
 
 from service.codec import Format
 from service.codec.oip import InferRequest, TritonError, missing_start_flag, unknown_model
-from service.codec.strict_tensors import pack_inputs, pack_rows
-from service.engine.stepping.columnar_batch import StepOutcome
+from service.codec.strict.tensors import pack_inputs, pack_rows
+from service.engine.stepping.columns.batch import StepOutcome
 from service.errors import ServiceError
 from service.requests.bulk import submit_rows
 from service.types import Lifecycle, Prediction, StreamKey, Timestep

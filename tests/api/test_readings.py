@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.codec import strict_parse
+from service.codec.strict import parse as strict_parse
 from tests.api.running import Service
 from tests.codec.test_codec import BAD_INPUT, BAD_JSON, BAD_REQUEST, body_of, bulk_document
 

@@ -22,8 +22,8 @@ from service.asgi.routes.sse import SseResponse
 from service.codec.formats import MSGPACK, encode
 from service.codec.responses import encode_tensor
 from service.engine.watch.subscriber import Subscriber
+from service.requests.auth.socket_auth import SocketAuth
 from service.requests.context import AppContext
-from service.requests.socket_auth import SocketAuth
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, fold_reference, total, write_models

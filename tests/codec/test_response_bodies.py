@@ -31,7 +31,7 @@ from service.codec.step_bodies import (
     StreamMessage,
 )
 from service.codec.stream_ops import ForkBody, ResetBody, SnapshotBody, StateBody
-from service.codec.strict_bodies import check_envelope
+from service.codec.strict.bodies import check_envelope
 from service.errors import CODES, ServiceError
 from service.requests.problems import PROBLEMS, problem_document
 from service.types import BulkPrediction, RolloutResult

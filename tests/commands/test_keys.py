@@ -12,8 +12,8 @@ from typer.testing import Result
 
 from service.commands.keys import keys_app
 from service.errors import ServiceError
-from service.requests.api_keys import ApiKeys, KeysFileError
-from service.requests.api_keys_file import add_key, list_keys
+from service.requests.auth.api_keys import ApiKeys, KeysFileError
+from service.requests.auth.api_keys_file import add_key, list_keys
 from tests.commands.program import invoke
 
 

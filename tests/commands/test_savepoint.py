@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import Result
 
-from service.commands import savepoint
+from service.commands.live import savepoint
 from tests.commands.program import invoke
 from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import ServiceProcess, service_process

@@ -17,7 +17,7 @@ import redis
 from typer.testing import Result
 
 from model_export.errors import StepwellError
-from service.commands.streams import streams_app
+from service.commands.live.streams import streams_app
 from service.store.embedded_server import EmbeddedStore
 from service.store.keys import record_key
 from tests.commands.program import invoke

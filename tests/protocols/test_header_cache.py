@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.requests.api_keys import ApiKeys, Caller, unauthenticated
+from service.requests.auth.api_keys import ApiKeys, Caller, unauthenticated
 from service.requests.hot_routes import make_handler
 from tests.api.running import running_service
 from tests.graphs import fold, fold_reference, stateless, write_model

@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.errors import ServiceError
-from service.requests.api_keys import ANYONE, ApiKeys, KeysFileError
+from service.requests.auth.api_keys import ANYONE, ApiKeys, KeysFileError
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, write_models

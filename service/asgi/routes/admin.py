@@ -26,7 +26,7 @@ from service.codec.response_bodies import (
 )
 from service.errors import CODES
 from service.models.registry import ModelRegistry, ServedModel
-from service.requests.api_keys import Scope
+from service.requests.auth.api_keys import Scope
 from service.requests.context import AppContext
 from service.requests.problems import PROBLEMS, RETRY_AFTER_S
 

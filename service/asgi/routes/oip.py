@@ -25,11 +25,11 @@ from service.codec.oip.response_bodies import (
     ServerMetadata,
     ServerReady,
 )
-from service.codec.strict_parse import parse
+from service.codec.strict.parse import parse
 from service.errors import ServiceError
 from service.metrics import ModelCounts
 from service.models.registry import ServedModel
-from service.requests.api_keys import Scope
+from service.requests.auth.api_keys import Scope
 from service.requests.context import AppContext
 from service.requests.hot_routes import RequestHeaders, is_byte_count, make_infer_handler
 from service.requests.infer_handler import model_for_oip

@@ -19,9 +19,9 @@ from service.engine.watch.hub import WatchHub
 from service.engine.watch.subscriber import EventGap, Subscriber
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT
+from service.requests.auth.socket_auth import SocketAuth
 from service.requests.context import AppContext
 from service.requests.problems import problem_document
-from service.requests.socket_auth import SocketAuth
 
 _RETRY_MS: Final = 1000  # a browser waits this long before it reconnects
 _HEADERS: Final = [

@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket
 
 from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
 from service.asgi.websocket import AcceptedWebSocket
-from service.codec.strict_parse import parse
+from service.codec.strict.parse import parse
 from service.engine.watch.subscriber import Subscriber
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT

@@ -13,7 +13,7 @@ from service.engine.watch.interests import Subscription
 from service.engine.watch.subscriber import EventGap, Subscriber
 from service.errors import ServiceError
 from service.ids import STREAM_ID, check_stream_id, encode_state_id
-from service.requests.api_keys import Caller
+from service.requests.auth.api_keys import Caller
 from service.requests.context import AppContext
 
 HEARTBEAT_S: Final = 10.0

@@ -11,8 +11,8 @@ import numpy as np
 from model_export.manifest import Array, TensorSpec
 from service.codec.formats import JSON
 from service.codec.oip.errors import bad_request, format_shape
-from service.codec.strict_parse import parse
-from service.codec.strict_tensors import (
+from service.codec.strict.parse import parse
+from service.codec.strict.tensors import (
     check_finite,
     is_finite,
     may_be_missing,

@@ -16,7 +16,7 @@ from service.backfill.run import Backfill, failures_in_words
 from service.backfill.writers import writer_of
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ColumnChunks
-from service.commands.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
 from service.commands.recorded.flags import (
     DataFiles,
     InputColumns,

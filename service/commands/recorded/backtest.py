@@ -15,7 +15,7 @@ from service.backtest.differences import OutputDifferences
 from service.backtest.picture import picture
 from service.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
 from service.commands.flags import named_values
-from service.commands.http_api import Json
+from service.commands.live.http_api import Json
 from service.commands.recorded.flags import (
     DataFiles,
     InputColumns,

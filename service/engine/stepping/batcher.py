@@ -14,8 +14,8 @@ from service.background import cancel
 from service.engine.protocol.decide import expected_previous_step
 from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.stepping.batch_queue import BatchQueue
-from service.engine.stepping.columnar_batch import BulkBatch, BulkOutcomes, CoalescedBatch, ColumnarBatch
-from service.engine.stepping.columnar_pipeline import ColumnarPipeline
+from service.engine.stepping.columns.batch import BulkBatch, BulkOutcomes, CoalescedBatch, ColumnarBatch
+from service.engine.stepping.columns.pipeline import ColumnarPipeline
 from service.engine.stepping.overload import QueueAdmission
 from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep

@@ -9,13 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from service.engine.stepping.batcher import Batcher
-from service.engine.stepping.columnar_batch import BulkOutcomes
+from service.engine.stepping.columns.batch import BulkOutcomes
+from service.engine.stepping.columns.split import JoinedOutcomes, rows_of
 from service.engine.stepping.model_runner import ModelRunner
 from service.engine.stepping.pipeline import PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import CacheMemory
 from service.engine.stepping.rerouter import Rerouter
-from service.engine.stepping.split_columns import JoinedOutcomes, rows_of
 from service.errors import ServiceError
 from service.models.registry import ServedModel
 from service.store import keys

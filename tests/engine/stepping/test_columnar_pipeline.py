@@ -15,7 +15,7 @@ import redis
 
 from service.engine.engine import Engine
 from service.engine.options import EngineOptions
-from service.engine.stepping.columnar_batch import CoalescedBatch
+from service.engine.stepping.columns.batch import CoalescedBatch
 from service.errors import ServiceError
 from service.store.keys import record_key
 from service.types import Prediction, StreamKey, Timestep

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import inspect
 
 from service.codec.step_bodies import bad_request
-from service.codec.strict_parse import json_type, preview
+from service.codec.strict.parse import json_type, preview
 
 
 class _FieldCheck(NamedTuple):

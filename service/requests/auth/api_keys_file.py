@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from model_export.manifest import NAME
-from service.requests.api_keys import SCOPES, Caller, KeysFileError, Scope, read_keys
+from service.requests.auth.api_keys import SCOPES, Caller, KeysFileError, Scope, read_keys
 
 PREFIX: Final = "swk_"
 """Prefix of every key, so that a leaked key can be searched for in files and logs."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_export.manifest import Array
 from service.engine.packing import all_true, pack_outputs, select_returned
-from service.engine.stepping.columnar_batch import ColumnarBatch
+from service.engine.stepping.columns.batch import ColumnarBatch
 from service.engine.stepping.committer import CommittedRows
 from service.engine.stepping.pipeline import BatchPipeline
 from service.engine.stepping.queued import QueuedStep

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 from model_export.errors import StepwellError
 from service.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
-from service.commands.http_api import DEFAULT_URL, HttpApi, Json, Key, ServiceUnavailableError, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, ServiceUnavailableError, Url
 from service.commands.tables import key_value_table, show
 
 _READ_BYTES = 1 << 20

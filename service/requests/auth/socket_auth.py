@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from service.codec import JSON, MSGPACK, Format
-from service.codec.strict_parse import parse
+from service.codec.strict.parse import parse
 from service.errors import ServiceError
-from service.requests.api_keys import ANYONE, Caller, Scope
+from service.requests.auth.api_keys import ANYONE, Caller, Scope
 from service.requests.context import AppContext
 
 _SUBPROTOCOLS: Final = {"stepwell.json": JSON, "stepwell.msgpack": MSGPACK}

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from msgspec.structs import replace
 
-from service.engine.stepping.columnar_batch import BulkOutcomes, StepOutcome
+from service.engine.stepping.columns.batch import BulkOutcomes, StepOutcome
 from service.types import BatchOutput, BulkPrediction, BulkTimesteps, Prediction
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from model_export.manifest import NAME
-from service.requests.api_keys import SCOPES, ApiKeys, Caller, KeysFileError, ReloadedFile, unauthenticated
+from service.requests.auth.api_keys import SCOPES, ApiKeys, Caller, KeysFileError, ReloadedFile, unauthenticated
 
 if TYPE_CHECKING:
     from jwt import PyJWK

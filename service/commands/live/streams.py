@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from service.commands.http_api import (
+from service.commands.live.http_api import (
     DEFAULT_URL,
     HttpApi,
     Json,

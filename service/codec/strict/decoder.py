@@ -25,9 +25,9 @@ from service.codec.step_bodies import (
     check_source,
     correlation_in,
 )
-from service.codec.strict_bodies import check_envelope
-from service.codec.strict_parse import parse, preview
-from service.codec.strict_tensors import may_be_missing, missing_values, read_column, read_tensor
+from service.codec.strict.bodies import check_envelope
+from service.codec.strict.parse import parse, preview
+from service.codec.strict.tensors import may_be_missing, missing_values, read_column, read_tensor
 from service.errors import ServiceError
 
 B = TypeVar("B", bound=StepOptions)

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from service.commands.http_api import DEFAULT_URL, HttpApi, Json, Key, Model, ServiceUnavailableError, Url
-from service.commands.release_tables import release_view
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Model, ServiceUnavailableError, Url
+from service.commands.live.release_tables import release_view
 
 release_app = typer.Typer(no_args_is_help=True)
 

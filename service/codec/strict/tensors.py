@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from model_export.manifest import Array, InputSpec, TensorSpec
-from service.codec.strict_parse import json_type, preview
+from service.codec.strict.parse import json_type, preview
 from service.errors import ServiceError
 
 Dims = tuple[int | None, ...]

@@ -1,0 +1,1 @@
+"""The commands on the live streams of a running service, over HTTP."""

@@ -1,0 +1,1 @@
+"""Batches whose timesteps are kept in columns, one array per field, instead of one object per timestep."""
