@@ -19,7 +19,7 @@ from service.codec.formats import encode, format_of_answer, format_of_body
 from service.engine.streams.resets import ReplacedPosition
 from service.errors import ServiceError
 from service.ids import check_stream_id
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.requests.audit import Action
 from service.requests.auth.api_keys import Caller
 from service.requests.auth.api_keys import Scope as KeyScope

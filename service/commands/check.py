@@ -19,7 +19,8 @@ from service.commands.flags import with_setting_flags
 from service.commands.serve import check_artifacts, check_bind_address, check_providers, open_store
 from service.commands.tables import format_bytes, key_value_table, parity_lines, show, table
 from service.models.artifacts.keeper import not_kept_reason
-from service.models.registry import ModelRegistry, ServedModel
+from service.models.registry import ModelRegistry
+from service.models.served import ServedModel
 from service.models.vetting import ModelVetting
 from service.process import server
 from service.requests.auth.jwt import load_api_keys

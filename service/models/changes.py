@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
 
 _MAX_CHANGES: Final = 256
 

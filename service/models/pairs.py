@@ -9,7 +9,7 @@ from model_export.step_model import StepModel
 from service.models.paired import PairedModel, PairMode, pair_fingerprint, pair_state_of
 
 if TYPE_CHECKING:
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
 
 _MAX_PAIRS: Final = 64
 

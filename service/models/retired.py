@@ -13,7 +13,7 @@ from model_export.errors import StepwellError
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
 
 _log = logging.getLogger(__name__)
 _MAX_PER_NAME: Final = 8

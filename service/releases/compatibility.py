@@ -10,7 +10,7 @@ from model_export.step_model import StepModel
 from service.codec.releases import bad_release
 from service.errors import ServiceError
 from service.models.paired import same_states, tensors_differ
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.releases.document import Gate, Take
 from service.releases.takeover import Translation, translation_file
 

@@ -12,7 +12,8 @@ from msgspec.structs import asdict, replace
 from service.codec.release_responses import ReleaseResponse
 from service.codec.releases import GateBody, ReleaseBody, bad_release
 from service.errors import ServiceError
-from service.models.registry import ModelRegistry, ServedModel
+from service.models.registry import ModelRegistry
+from service.models.served import ServedModel
 from service.releases import changes
 from service.releases.compatibility import check_candidate, check_gate
 from service.releases.counters import TrialCounts, read_counts

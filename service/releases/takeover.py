@@ -19,7 +19,8 @@ from model_export.step_model import StepModel
 from service.models.paired import PAIR_BYTES, same_states
 
 if TYPE_CHECKING:
-    from service.models.registry import ModelRegistry, ServedModel
+    from service.models.registry import ModelRegistry
+    from service.models.served import ServedModel
     from service.releases.document import Take
     from service.releases.moves import Move, Standing
 

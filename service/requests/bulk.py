@@ -17,7 +17,7 @@ from service.engine.engine import Engine
 from service.engine.stepping.columns.batch import BulkOutcomes, ResultGatherer, StepOutcome
 from service.errors import ServiceError
 from service.ids import decode_state_id
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.requests.problems import problem_document
 from service.store.keys import record_key
 from service.types import (

@@ -12,7 +12,7 @@ from service.engine.engine import Engine
 from service.engine.model_reloads import ModelReloads
 from service.errors import ServiceError
 from service.metrics import Metrics
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.releases.service import ReleaseService
 from service.requests.audit import AuditLog
 from service.requests.auth.api_keys import ApiKeys, Caller, Scope

@@ -17,7 +17,7 @@ from service.codec.typed_decoder import DECODE_ERRORS, TypedStep
 from service.engine.stepping.columns.batch import BulkOutcomes
 from service.errors import ServiceError
 from service.ids import check_stream_id
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
 from service.requests.close_codes import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.requests.context import AppContext

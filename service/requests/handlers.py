@@ -23,7 +23,7 @@ from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
     from service.requests.context import AppContext
 
 

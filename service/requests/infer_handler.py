@@ -18,7 +18,7 @@ from service.requests.bulk import submit_rows
 from service.types import Lifecycle, Prediction, StreamKey, Timestep
 
 if TYPE_CHECKING:
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
     from service.requests.context import AppContext
 
 _LIFECYCLES: Mapping[tuple[bool, bool], Lifecycle] = {

@@ -25,7 +25,8 @@ from service.codec.response_bodies import (
     ServiceResponse,
 )
 from service.errors import CODES
-from service.models.registry import ModelRegistry, ServedModel
+from service.models.registry import ModelRegistry
+from service.models.served import ServedModel
 from service.requests.auth.api_keys import Scope
 from service.requests.context import AppContext
 from service.requests.problems import PROBLEMS, RETRY_AFTER_S

@@ -28,7 +28,7 @@ from service.codec.oip.response_bodies import (
 from service.codec.strict.parse import parse
 from service.errors import ServiceError
 from service.metrics import ModelCounts
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.requests.auth.api_keys import Scope
 from service.requests.context import AppContext
 from service.requests.hot_routes import RequestHeaders, is_byte_count, make_infer_handler

@@ -16,7 +16,7 @@ from service.engine.protocol.decide import StepIntent
 from service.engine.rollout.feedback import FeedbackInputs
 from service.engine.rollout.worker import ActiveRollout
 from service.errors import CorruptRecordError, ServiceError, wrong_state_size
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.store.record import HAD_KEY, NO_HISTORY, IdempotencyEntry, Kind, Record, blake2b_128, extend_history
 from service.types import RolloutRequest, RolloutResult
 

@@ -15,7 +15,7 @@ from service.engine.rollout.plan import RolloutPlan
 from service.engine.rollout.worker import ActiveRollout, RolloutWorker
 from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import ServiceError
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.releases.moves import Standing
 from service.store.record import IdempotencyEntry, Record, blake2b_128, decode
 from service.store.state_store import decoded

@@ -23,7 +23,7 @@ from service.engine.stepping.model_runner import model_rejected_input, non_finit
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from service.errors import ServiceError
 
 if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
 
 MAX_INLINE_S = 0.002  # longer runs use a thread, so that they delay neither health checks nor other models
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from service.engine.trials.comparison import TrialComparison
     from service.engine.trials.plans import ReleasePlans
     from service.engine.watch.interests import InterestTable
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
     from service.releases.moves import Move
     from service.store.record import Record
     from service.store.state_store import StateStore

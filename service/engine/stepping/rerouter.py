@@ -12,7 +12,8 @@ from service.errors import ServiceError
 
 if TYPE_CHECKING:
     from service.engine.stepping.queued import QueuedStep
-    from service.models.registry import ModelRegistry, ServedModel
+    from service.models.registry import ModelRegistry
+    from service.models.served import ServedModel
 
 _SWEEP_S: Final = 0.25  # between two checks for expired timesteps while a model is loaded
 

@@ -11,7 +11,7 @@ from service.types import STARTS
 
 if TYPE_CHECKING:
     from service.engine.stepping.queued import QueuedStep
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
 
 
 class Responding(NamedTuple):

@@ -17,7 +17,7 @@ from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import CacheMemory
 from service.engine.stepping.rerouter import Rerouter
 from service.errors import ServiceError
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.store import keys
 from service.store.record_arrays import empty_header
 from service.types import BulkTimesteps, Prediction, ReplyCallback, StreamHandle, StreamKey, Timestep

@@ -12,7 +12,7 @@ from service.engine.streams.resets import replay_position
 from service.engine.streams.sources import StateSources, no_stream, responding_half
 from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import state_changed, stream_exists, wrong_state_size
-from service.models.registry import ServedModel
+from service.models.served import ServedModel
 from service.store import keys
 from service.store.record import IdempotencyEntry, Kind, Record, blake2b_128
 from service.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot

@@ -20,7 +20,7 @@ from service.types import StreamKey, StreamPosition
 
 if TYPE_CHECKING:
     from service.engine.trials.plans import ReleasePlans
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
     from service.releases.document import Take
 
 

@@ -22,7 +22,7 @@ from service.types import ImportedState, StreamKey, StreamList, StreamStatus
 if TYPE_CHECKING:
     from service.engine.streams.transaction import StreamOpDeps
     from service.engine.trials.plans import ReleasePlans
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
     from service.store.snapshots import SnapshotStore
 
 

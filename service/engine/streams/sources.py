@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from service.engine.packing import prediction_bytes
 from service.errors import ServiceError, wrong_state_size
 from service.models.paired import PAIR_BYTES
-from service.models.registry import ModelRegistry, ServedModel
+from service.models.registry import ModelRegistry
+from service.models.served import ServedModel
 from service.releases.moves import Standing
 from service.store import keys
 from service.store.record import HAD_KEY, Kind, Record, SourcePosition, blake2b_128, decode, extend_history

@@ -19,7 +19,7 @@ from service.releases.counters import TrialCounts, add_counts
 if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
     from service.engine.trials.plans import ReleasePlans
-    from service.models.registry import ServedModel
+    from service.models.served import ServedModel
     from service.releases.moves import Move
     from service.store.state_store import StateStore
 

@@ -11,7 +11,8 @@ from service.releases.moves import Move, Place, ReleasePlan, Standing
 from service.releases.takeover import TakeOver, TakeOverError, VersionNotLoadedError
 
 if TYPE_CHECKING:
-    from service.models.registry import ModelRegistry, ServedModel
+    from service.models.registry import ModelRegistry
+    from service.models.served import ServedModel
     from service.releases.lookup import Releases
     from service.store.record import Record
 
