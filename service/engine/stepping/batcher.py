@@ -16,11 +16,11 @@ from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.stepping.batch_queue import BatchQueue
 from service.engine.stepping.columns.batch import BulkBatch, BulkOutcomes, CoalescedBatch, ColumnarBatch
 from service.engine.stepping.columns.pipeline import ColumnarPipeline
+from service.engine.stepping.dry_runs import DryRunPipeline, StatelessPipeline
 from service.engine.stepping.overload import QueueAdmission
 from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import failed
-from service.engine.stepping.uncommitted import DryRunPipeline, StatelessPipeline
 from service.errors import ServiceError
 from service.store import keys
 from service.types import BulkTimesteps, ReplyCallback, StreamHandle, Timestep
