@@ -59,7 +59,7 @@ class OutputDifferences:
         self._sum, self._n_numbers = self._sum + float(known.sum()), self._n_numbers + known.size
         of_timestep = difference.max(axis=-1)
         self.over_time.add(steps, of_timestep)
-        at = np.unravel_index(of_timestep.argmax(), of_timestep.shape)
+        at = np.unravel_index(np.argmax(of_timestep), of_timestep.shape)
         if of_timestep[at] > self.largest[0]:
             self.largest = float(of_timestep[at]), int(codes[at[0]]), int(steps[at])
         self._add_streams(codes, of_timestep.max(axis=1))

@@ -41,7 +41,7 @@ class Comparison:
 
     def worst(self, most: int) -> list[int]:
         """Return the codes of the streams that differ most, the first one most, without those that do not differ."""
-        largest = np.max([each.of_streams(len(self.streams)) for each in self.outputs], axis=0)
+        largest: Array = np.max([each.of_streams(len(self.streams)) for each in self.outputs], axis=0)
         order = np.argsort(-largest, kind="stable")[:most]
         return [int(code) for code in order if largest[code] > 0]
 

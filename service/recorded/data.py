@@ -102,7 +102,7 @@ class RecordedData:
         before[starts] = newest[codes[starts]]
         wrong = at < before
         if wrong.any():
-            i = int(wrong.argmax())
+            i = int(np.argmax(wrong))
             stream = list(self.streams)[codes[i]]
             raise RecordedDataError(
                 f"Stream {stream!r} is not sorted by {self._choice.time!r}: row {rows.positions[order[i]] + 1} has "

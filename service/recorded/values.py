@@ -85,7 +85,7 @@ def times(cells: Cells, where: str, first: int) -> Array:
             values = np.fromiter((_time(cell, where, first + i) for i, cell in enumerate(cells)), float, len(cells))
     if (missing := np.isnan(values)).any():
         raise RecordedDataError(
-            f"{where}, row {first + int(missing.argmax()) + 1}: there is no time.", fix="Remove rows without a time."
+            f"{where}, row {first + int(np.argmax(missing)) + 1}: there is no time.", fix="Remove rows without a time."
         )
     return values
 
@@ -109,10 +109,11 @@ def cast(values: Array, spec: InputSpec, names: Sequence[str], where: str, first
     dtype = np.dtype(spec.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         cast_values = values.astype(dtype, copy=False)
+    wrong: Array
     if dtype.kind == "f":
         wrong = np.isinf(cast_values) if spec.missing == "nan" else ~np.isfinite(cast_values)
     else:
-        wrong = ~np.isfinite(values) | (cast_values != values) if values.dtype != dtype else np.False_
+        wrong = ~np.isfinite(values) | (cast_values != values) if values.dtype != dtype else np.zeros(values.shape, bool)
     if np.any(wrong):
         row, column = (int(n) for n in np.argwhere(wrong)[0])
         value = values[row, column]
