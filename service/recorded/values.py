@@ -112,8 +112,10 @@ def cast(values: Array, spec: InputSpec, names: Sequence[str], where: str, first
     wrong: Array
     if dtype.kind == "f":
         wrong = np.isinf(cast_values) if spec.missing == "nan" else ~np.isfinite(cast_values)
+    elif values.dtype == dtype:
+        wrong = np.zeros(values.shape, bool)
     else:
-        wrong = ~np.isfinite(values) | (cast_values != values) if values.dtype != dtype else np.zeros(values.shape, bool)
+        wrong = ~np.isfinite(values) | (cast_values != values)
     if np.any(wrong):
         row, column = (int(n) for n in np.argwhere(wrong)[0])
         value = values[row, column]
