@@ -152,7 +152,12 @@ def used_names() -> dict[str, set[str]]:
     used = defaultdict[str, set[str]](set)
     for info in pkgutil.walk_packages(service.__path__, "service."):
         if info.name != "service.__main__":
-            module = importlib.import_module(info.name)
+            try:
+                module = importlib.import_module(info.name)
+            except ModuleNotFoundError as exc:
+                if (exc.name or "").partition(".")[0] in (*PACKAGES, "service", "model_export"):
+                    raise
+                continue  # it needs a package of an extra, which is not installed: a broker's client
             for where, name in (*imported(module), *read_of_variables(module), *used_by_subclasses(module)):
                 if UNDOCUMENTED.match(where) or name.startswith("_"):
                     used[where].add(name)
