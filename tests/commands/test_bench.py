@@ -45,7 +45,7 @@ def running(folder: Path) -> Iterator[ServiceProcess]:
 
 
 def run_bench(url: str, *words: str, key: str | None = None) -> Result:
-    """Run `stepwell bench WORDS`, for a short time if they say nothing else; a `StepwellError` is in the result's `exception`."""
+    """Run `stepwell bench WORDS`, for a short time by default; a `StepwellError` is in the result's `exception`."""
     quick = ("--seconds", "0.3", "--warmup", "0.1", "--streams", "12", "--connections", "3")
     return invoke(app, [*quick, *words], STEPWELL_URL=url, STEPWELL_KEY=key)
 
