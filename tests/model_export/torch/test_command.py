@@ -98,5 +98,5 @@ def test_a_spec_is_exported_from_python_without_a_module_to_name(tmp_path: Path)
 
 
 def test_what_is_no_model_is_told_from_python_too(tmp_path: Path) -> None:
-    with pytest.raises(RefusedModelError, match=r"builtins\.int; expected a keras\.Model, a model_export\.StepSpec or"):
+    with pytest.raises(RefusedModelError, match=r"builtins\.int; expected a keras\.Model, a stepwell\.StepSpec or"):
         export_source(42, tmp_path / "plain.onnx")
