@@ -169,7 +169,7 @@ class TypedStepDecoder:
 
 
 def _are_inputs_named(body: bytes, brace: int) -> bool:
-    """Return whether the inputs of a JSON body are an object, as far as this can be told without parsing it.
+    """Return whether the inputs of a JSON body seem to be an object; the body is not parsed.
 
     Args:
         body: The body.

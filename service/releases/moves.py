@@ -1,6 +1,6 @@
 """`ReleasePlan`: what steps a stream next, by its record and the release document. Pure.
 
-    from                                              to                              the state of the new place
+    from                                              to                              the new state
     a version, in the share of the running trial      the pair, in the trial's mode   the old half as it is; the new
                                                                                       one by `take`
     a version, in the share, mode `switch`            the candidate                   by `take`
@@ -24,7 +24,7 @@ from service.store.record import Record
 _MAX_MOVES: Final = 8  # of one stream at one step: it slept through several releases
 
 
-class Place(NamedTuple):
+class Assignment(NamedTuple):
     """What steps a stream: one version, or a pair.
 
     Attributes:
@@ -47,13 +47,13 @@ class Standing(NamedTuple):
     """What a stream's record shows of releases.
 
     Attributes:
-        place: What has stepped the stream.
+        assignment: What has stepped the stream.
         moved_by: Revision of the release that moved it last; 0: none.
         has_left: It has left the trial of that release.
         pair: What the record of a pair holds beside both states.
     """
 
-    place: Place
+    assignment: Assignment
     moved_by: int = 0
     has_left: bool = False
     pair: PairState | None = None
@@ -62,13 +62,13 @@ class Standing(NamedTuple):
     def of(cls, record: Record) -> Standing:
         """Return that of a record."""
         pair = pair_state_of(record.fingerprint, record.state)
-        place = Place(record.fingerprint) if pair is None else Place(pair.old, pair.new, pair.mode)
-        return cls(place, record.moved >> 1, bool(record.moved & 1), pair)
+        assignment = Assignment(record.fingerprint) if pair is None else Assignment(pair.old, pair.new, pair.mode)
+        return cls(assignment, record.moved >> 1, bool(record.moved & 1), pair)
 
     @property
     def responding(self) -> bytes:
         """Fingerprint of the version that responded to the newest timestep."""
-        return self.place.old if self.pair is None else self.pair.responding
+        return self.assignment.old if self.pair is None else self.pair.responding
 
     def left(self, revision: int) -> Standing:
         """Return that of a stream which leaves the trial of a release, and stays where it is."""
@@ -84,12 +84,12 @@ class Move(NamedTuple):
     """One move of a stream.
 
     Attributes:
-        place: Where it moves to.
+        assignment: Where it moves to.
         standing: What its record shows afterwards.
         taken_by: The trial by whose `take` the new version's state is made; None: the stored state is used.
     """
 
-    place: Place
+    assignment: Assignment
     standing: Standing
     taken_by: Trial | None = None
 
@@ -128,7 +128,7 @@ class ReleasePlan:
             return trial.percent_at(now) == self.percent
         return trial.keeps_pairs(now) == self.keeps_pairs
 
-    def new_place(self, record: str) -> Place:
+    def new_assignment(self, record: str) -> Assignment:
         """Return where a new stream begins.
 
         Args:
@@ -136,17 +136,17 @@ class ReleasePlan:
         """
         running = self.document.running
         if running is None or not running.takes_part(record, self.percent):
-            return Place(self.document.current.fingerprint)
+            return Assignment(self.document.current.fingerprint)
         if running.mode == "switch":
-            return Place(running.new.fingerprint)
-        return Place(running.old.fingerprint, running.new.fingerprint, running.mode)
+            return Assignment(running.new.fingerprint)
+        return Assignment(running.old.fingerprint, running.new.fingerprint, running.mode)
 
-    def new_standing(self, place: Place) -> Standing:
-        """Return what the record of a stream that begins at a place shows before its first timestep."""
+    def new_standing(self, assignment: Assignment) -> Standing:
+        """Return what the record of a stream that begins at a assignment shows before its first timestep."""
         running = self.document.running
-        if running is None or not place.new:
-            return Standing(place)
-        return Standing(place, self.document.revision, pair=_new_pair(place, running))
+        if running is None or not assignment.new:
+            return Standing(assignment)
+        return Standing(assignment, self.document.revision, pair=_new_pair(assignment, running))
 
     def may_move(self, version: bytes, record: str) -> bool:
         """Whether a stream of a version may move at its next step; False is certain.
@@ -179,7 +179,7 @@ class ReleasePlan:
     # ---------------------------------------------------------------- helpers
 
     def _of_version(self, standing: Standing, record: str) -> Move | None:
-        version, document = standing.place.old, self.document
+        version, document = standing.assignment.old, self.document
         promoted = document.promoted_from(version)
         if promoted is not None and promoted.ended is not None and standing.moved_by < promoted.ended.revision:
             return self._taken_over(promoted, "switch")
@@ -193,11 +193,11 @@ class ReleasePlan:
     def _of_pair(self, pair: PairState) -> Move | None:
         document = self.document
         if pair.failed:
-            return self._to(Place(pair.old), has_left=True)
+            return self._to(Assignment(pair.old), has_left=True)
         half = document.settled(pair.old, pair.new, pair.trial, self.now)
         mode: str = pair.mode
         if half == pair.old:
-            return self._to(Place(half))
+            return self._to(Assignment(half))
         trial = document.trial
         if half is not None:
             mode = "switch"
@@ -208,26 +208,26 @@ class ReleasePlan:
                 mode = "ramp"  # with `rollback`: the old half goes on beside the new one
         if mode == "switch":
             if not pair.warm_steps:
-                return self._to(Place(pair.new))
+                return self._to(Assignment(pair.new))
             mode = "ramp"
         if mode == pair.mode:
             return None
-        place = Place(pair.old, pair.new, "shadow" if mode == "shadow" else "ramp")
-        return Move(place, Standing(place, document.revision, pair=pair._replace(mode=place.mode)))
+        assignment = Assignment(pair.old, pair.new, "shadow" if mode == "shadow" else "ramp")
+        return Move(assignment, Standing(assignment, document.revision, pair=pair._replace(mode=assignment.mode)))
 
-    def _to(self, place: Place, *, has_left: bool = False) -> Move:
-        return Move(place, Standing(place, self.document.revision, has_left))
+    def _to(self, assignment: Assignment, *, has_left: bool = False) -> Move:
+        return Move(assignment, Standing(assignment, self.document.revision, has_left))
 
     def _taken_over(self, trial: Trial, mode: str) -> Move:
         """Return the move of a stream of the old version to the pair, or to the candidate if there is to be no pair."""
         old, new = trial.old.fingerprint, trial.new.fingerprint
         if mode == "switch" and not (trial.take == "reset" and trial.warm_steps):
-            place = Place(new)
-            return Move(place, Standing(place, self.document.revision), trial)
-        place = Place(old, new, "shadow" if mode == "shadow" else "ramp")
-        return Move(place, Standing(place, self.document.revision, pair=_new_pair(place, trial)), trial)
+            assignment = Assignment(new)
+            return Move(assignment, Standing(assignment, self.document.revision), trial)
+        assignment = Assignment(old, new, "shadow" if mode == "shadow" else "ramp")
+        return Move(assignment, Standing(assignment, self.document.revision, pair=_new_pair(assignment, trial)), trial)
 
 
-def _new_pair(place: Place, trial: Trial) -> PairState:
+def _new_pair(assignment: Assignment, trial: Trial) -> PairState:
     warm_steps = trial.warm_steps if trial.take == "reset" else 0
-    return PairState(place.old, place.new, place.mode, trial.revision, warm_steps)
+    return PairState(assignment.old, assignment.new, assignment.mode, trial.revision, warm_steps)

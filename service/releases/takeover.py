@@ -179,9 +179,9 @@ class TakeOver:
             old_bytes = self._version(model, pair.old).step_model.state_bytes
             if new_pair is not None:
                 return state[:-PAIR_BYTES] + new_pair.encode()
-            return state[:old_bytes] if move.place.old == pair.old else state[old_bytes:-PAIR_BYTES]
+            return state[:old_bytes] if move.assignment.old == pair.old else state[old_bytes:-PAIR_BYTES]
         assert move.taken_by is not None
-        old = self._version(model, standing.place.old)
+        old = self._version(model, standing.assignment.old)
         new = self._version(model, move.taken_by.new.fingerprint)
         new_state = self.state_by(move.taken_by.take, old, new, state)
         return new_state if new_pair is None else state + new_state + new_pair.encode()

@@ -1,1 +1,1 @@
-"""The strict path of decoding: it accepts what the fast path accepts, and says what is wrong with the rest."""
+"""The strict path of decoding: it accepts what the fast path accepts, and reports what is wrong with the rest."""

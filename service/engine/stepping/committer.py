@@ -13,7 +13,7 @@ from model_export.manifest import Array
 from service.engine.packing import pack_outputs, select_returned
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import Replies
-from service.engine.watch.commit_events import Candidate
+from service.engine.watch.commit_events import CandidateOutputs
 from service.errors import ServiceError, not_a_record
 from service.models.paired import PairedModel, pair_rows
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
@@ -158,7 +158,7 @@ class BatchCommitter:
         )
         return self.handle_results(rows, committed, created, results)
 
-    def _candidates(self, beside: Beside, keep: ReturnMode) -> list[Candidate | None]:
+    def _candidates(self, beside: Beside, keep: ReturnMode) -> list[CandidateOutputs | None]:
         """Return what the candidate of a pair computed for each row; None: it failed."""
         model, halves = self._served.step_model, self._served.halves
         assert isinstance(model, PairedModel)
@@ -166,7 +166,7 @@ class BatchCommitter:
         outputs = select_returned(keep, beside.candidate(responds=model.mode == "ramp"))
         has_failed = beside.failed[:, 0].tolist()
         return [
-            None if failed else Candidate(halves[1].version, {name: array[i] for name, array in outputs.items()})
+            None if failed else CandidateOutputs(halves[1].version, {name: array[i] for name, array in outputs.items()})
             for i, failed in enumerate(has_failed)
         ]
 

@@ -261,9 +261,9 @@ class BatchPipeline:
         if record is None or row.timestep.lifecycle in STARTS:
             if plan is None:
                 return served.halves is None or not self._reroute(row, self._plans.default(served.name))
-            place = plan.new_place(row.name)
-            if (fingerprint := self._plans.fingerprint(served.name, place)) == served.fingerprint:
-                row.standing = plan.new_standing(place)
+            assignment = plan.new_assignment(row.name)
+            if (fingerprint := self._plans.fingerprint(served.name, assignment)) == served.fingerprint:
+                row.standing = plan.new_standing(assignment)
                 return True
             return not self._reroute(row, fingerprint)
         if plan is None and record.fingerprint == served.fingerprint:
@@ -271,7 +271,7 @@ class BatchPipeline:
         standing = Standing.of(record)
         moves = [] if plan is None else plan.moves(standing, row.name)
         if moves:
-            target = self._plans.fingerprint(served.name, moves[-1].place)
+            target = self._plans.fingerprint(served.name, moves[-1].assignment)
             if target != served.fingerprint:
                 if self._reroute(row, target):
                     return False
@@ -281,7 +281,7 @@ class BatchPipeline:
                 return False
         if row.leaves_trial and (plan := self._plans.plan(served.name)) is not None:
             row.standing = standing.left(plan.document.revision)
-        if (fingerprint := self._plans.fingerprint(served.name, standing.place)) == served.fingerprint:
+        if (fingerprint := self._plans.fingerprint(served.name, standing.assignment)) == served.fingerprint:
             return True
         may_reroute = not is_named or (standing.pair is not None and standing.responding == served.fingerprint)
         if may_reroute and self._reroute(row, fingerprint):

@@ -115,7 +115,7 @@ class Replies:
     def replay(self, row: QueuedStep, stored: Record | IdempotencyEntry) -> None:
         """Reply with the stored outputs, decoded by the version that computed them; nothing is computed again."""
         if isinstance(stored, Record):
-            self._plans.fingerprint(self._served.name, Standing.of(stored).place)
+            self._plans.fingerprint(self._served.name, Standing.of(stored).assignment)
         other_version = stored.fingerprint != self._served.fingerprint
         if other_version and self.reroute(row, stored.fingerprint):
             row.answered = True

@@ -104,7 +104,7 @@ class Sweeper:
             if not (moves := plan.moves(standing, name)):
                 continue
             try:
-                await self._ensure_loaded(model, record.fingerprint, record.state, moves[-1].place.fingerprint)
+                await self._ensure_loaded(model, record.fingerprint, record.state, moves[-1].assignment.fingerprint)
                 after = self._plans.moved(model, record, standing, moves)
             except TakeOverError:
                 continue

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from service.releases.moves import Move, Place, ReleasePlan, Standing
+from service.releases.moves import Assignment, Move, ReleasePlan, Standing
 from service.releases.takeover import TakeOver, TakeOverError, VersionNotLoadedError
 
 if TYPE_CHECKING:
@@ -49,17 +49,17 @@ class ReleasePlans:
             plan = self._plans[model] = ReleasePlan.at(document, now)
         return plan
 
-    def fingerprint(self, model: str, place: Place) -> bytes:
-        """Return the fingerprint of a place; a pair can be loaded by it from then on."""
-        return self._models.pairs.announce(model, *place) if place.new else place.old
+    def fingerprint(self, model: str, assignment: Assignment) -> bytes:
+        """Return the fingerprint of a assignment; a pair can be loaded by it from then on."""
+        return self._models.pairs.announce(model, *assignment) if assignment.new else assignment.old
 
     def default(self, model: str) -> bytes:
         """Return the fingerprint of the version of new streams if there is no release."""
         return self._models.get(model).fingerprint
 
-    def served(self, model: str, place: Place) -> ServedModel | None:
-        """Return what steps the streams of a place; None: it is not loaded here."""
-        return self._models.by_fingerprint(model, self.fingerprint(model, place))
+    def served(self, model: str, assignment: Assignment) -> ServedModel | None:
+        """Return what steps the streams of a assignment; None: it is not loaded here."""
+        return self._models.by_fingerprint(model, self.fingerprint(model, assignment))
 
     def moved(self, model: str, record: Record, standing: Standing, moves: Sequence[Move]) -> Record:
         """Return a stream's record after its moves, at the same position of its history.
@@ -84,4 +84,4 @@ class ReleasePlans:
                 self._logged.add((model, exc.problem))
                 _log.warning("Streams of %s do not move to their new version: %s", model, exc.problem)
             raise
-        return replace(record, state=state, fingerprint=after.place.fingerprint, moved=after.moved)
+        return replace(record, state=state, fingerprint=after.assignment.fingerprint, moved=after.moved)

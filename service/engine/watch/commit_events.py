@@ -32,7 +32,7 @@ class PackedTensor(msgspec.Struct, array_like=True, frozen=True):
         return np.frombuffer(self.data, self.dtype).reshape(self.shape)
 
 
-class Candidate(NamedTuple):
+class CandidateOutputs(NamedTuple):
     """What the candidate of a release computed for one stream.
 
     Attributes:
@@ -80,7 +80,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
         step: int,
         state_id: bytes,
         version: int,
-        candidate: Candidate | None = None,
+        candidate: CandidateOutputs | None = None,
     ) -> Self:
         """Return the event of one commit.
 

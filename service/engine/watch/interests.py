@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from model_export.manifest import Array, TensorSpec
-from service.engine.watch.commit_events import Candidate, CommitEvent
+from service.engine.watch.commit_events import CandidateOutputs, CommitEvent
 from service.store import keys
 from service.store.commits import Notification
 from service.types import StreamKey, Timestep
@@ -100,7 +100,7 @@ class InterestTable:
         steps: Sequence[int],
         state_ids: Sequence[bytes],
         versions: Sequence[int],
-        candidates: Sequence[Candidate | None] = (),
+        candidates: Sequence[CandidateOutputs | None] = (),
     ) -> list[Notification]:
         """Return the notifications of the commits of a batch; the store publishes those of applied commits.
 

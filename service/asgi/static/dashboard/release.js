@@ -42,8 +42,8 @@ export class ReleaseCard {
    */
   constructor(on) {
     this.on = on;
-    $("promote").addEventListener("click", () => this.#ask("promote"));
-    $("abort").addEventListener("click", () => this.#ask("abort"));
+    $("promote").addEventListener("click", () => this.#confirm("promote"));
+    $("abort").addEventListener("click", () => this.#confirm("abort"));
   }
 
   /** Whether a candidate is tried. */
@@ -169,7 +169,7 @@ export class ReleaseCard {
     );
   }
 
-  #ask(what) {
+  #confirm(what) {
     const { candidate, current, ended, revision } = this.release;
     const version = candidate ?? ended.candidate;
     const isPromotion = what === "promote";
