@@ -142,10 +142,12 @@ class ReleasePlan:
         return Assignment(running.old.fingerprint, running.new.fingerprint, running.mode)
 
     def new_standing(self, assignment: Assignment) -> Standing:
-        """Return what the record of a stream that begins at a assignment shows before its first timestep."""
+        """Return what the record of a stream that begins at an assignment shows before its first timestep."""
         running = self.document.running
-        if running is None or not assignment.new:
+        if running is None or assignment == Assignment(self.document.current.fingerprint):
             return Standing(assignment)
+        if not assignment.new:  # on the candidate: an earlier promotion from that version does not move this stream
+            return Standing(assignment, self.document.revision)
         return Standing(assignment, self.document.revision, pair=_new_pair(assignment, running))
 
     def may_move(self, version: bytes, record: str) -> bool:

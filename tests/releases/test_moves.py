@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from service.models.paired import PairState
 from service.releases.document import ROLLBACK_S, Ended, ReleaseDocument, ReleaseVersion, Trial
@@ -81,6 +82,19 @@ def test_a_smaller_share_takes_no_pair_back_and_an_aborted_switch_no_moved_strea
     assert assignments(plan(schedule=((0.0, 0.0),)), pair("ramp")) == []
     assert assignments(plan(schedule=((0.0, 0.0),)), OF_OLD) == []
     assert assignments(ended("aborted", mode="switch"), OF_NEW) == []
+
+
+def test_a_stream_that_began_on_a_candidate_stays_after_the_abort_though_that_version_was_once_left() -> None:
+    back = Trial(NEW, OLD, 1, 0.0, mode="ramp", schedule=((0.0, 100.0),), scheduled_at=0.0, salt="s")
+    back = replace(back, ended=Ended("promoted", None, 0.0, 2))
+    switching, aborted = (
+        ReleasePlan.at(replace(found.document, earlier=(back,)), 0.0)
+        for found in (plan(mode="switch"), ended("aborted", mode="switch"))
+    )
+    began = switching.new_standing(switching.new_assignment("swl:1:{t/m/s}"))
+
+    assert began.assignment == Assignment(NEW.fingerprint)
+    assert assignments(aborted, began) == []
 
 
 def test_the_share_follows_the_schedule_by_the_stores_clock() -> None:
