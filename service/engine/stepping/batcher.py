@@ -8,7 +8,6 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 from service.background import cancel
 from service.engine.protocol.decide import expected_previous_step
@@ -20,13 +19,12 @@ from service.engine.stepping.dry_runs import DryRunPipeline, StatelessPipeline
 from service.engine.stepping.overload import QueueAdmission
 from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep
-from service.engine.stepping.replies import failed
+from service.engine.stepping.replies import failed, service_ended
+from service.engine.stepping.version_batchers import VersionBatchers, is_older
+from service.engine.trials.plans import BatchPlans
 from service.errors import ServiceError
 from service.store import keys
 from service.types import BulkTimesteps, ReplyCallback, StreamHandle, Timestep
-
-if TYPE_CHECKING:
-    from service.releases.moves import ReleasePlan
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +43,9 @@ class Batcher:
         served: The model version.
         timestep_bytes: Bytes of the inputs of one timestep.
         cache: The worker's recently used records of this model version.
+        queue: The timesteps that wait.
         admission: Limits how many timesteps may wait.
-        others: The batchers of the model's other versions and pairs while it has a release; else empty.
+        versions: The batchers of all versions and pairs of the model while it has a release; else None.
     """
 
     def __init__(self, deps: PipelineDeps, *, max_batch: int, max_wait: float, on_plan: Callable[[], None]) -> None:
@@ -71,7 +70,7 @@ class Batcher:
         self._max_batch = min(max_batch, served.manifest.batch.max)
         self._max_coalesced = min(self._max_batch, _MAX_COALESCED_ROWS)
         self._max_wait = max_wait
-        self._queue: BatchQueue[QueuedStep] = BatchQueue()
+        self.queue: BatchQueue[QueuedStep] = BatchQueue()
         self._coalesced: CoalescedBatch | None = None  # the open batch, to which single timesteps are added
         self._coalesced_room = 0  # rows that may still be added to it
         self._tasks: dict[int, asyncio.Task[None]] = {}  # of the batches in flight, by batch number
@@ -84,29 +83,25 @@ class Batcher:
         self._processed = 0
         self._on_answered = deps.on_answered
         self._is_stopped = False
-        self._plans = deps.plans
-        self._plan: ReleasePlan | None = None  # the one by which the records in the cache stay where they are
-        self._stale_until = 0  # batches up to this number began by an earlier plan
+        self._batch_plans = BatchPlans(deps.plans, served.name, self._on_new_plan)
         self._on_plan = on_plan
-        self.others: Sequence[Batcher] = ()
-        # While there are others: streams with timesteps here that were not moved from another batcher.
-        self._submitted: set[str] = set()
+        self.versions: VersionBatchers | None = None
         self.admission = QueueAdmission(deps.timeout / 5)
         self._loop = asyncio.get_running_loop()  # stored: before Python 3.12, each call costs a system call
 
     def sample_load(self, now: float) -> None:
         """Sample how fast the queue drains; may be called from any thread."""
-        self.admission.sample(now, self._queue.rows, self._processed)
+        self.admission.sample(now, self.queue.rows, self._processed)
 
     @property
     def rows(self) -> int:
         """Timesteps that wait."""
-        return self._queue.rows
+        return self.queue.rows
 
     @property
     def is_idle(self) -> bool:
         """Whether no timestep waits and no batch runs."""
-        return not self._tasks and not self._queue.rows
+        return not self._tasks and not self.queue.rows
 
     def submit(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
         """Queue a timestep."""
@@ -114,8 +109,9 @@ class Batcher:
             name = timestep.name or keys.record_key(*timestep.key)
             stream = StreamHandle(timestep.key, name, timestep.version, timestep.transport, timestep.create)
             self.submit_single(stream, timestep.inputs, timestep.seq, timestep.after, done, received)
-        elif self.others and timestep.version is None:
-            self._batcher_of(timestep.name or keys.record_key(*timestep.key)).submit_row(timestep, done, received)
+        elif self.versions is not None and timestep.version is None:
+            name = timestep.name or keys.record_key(*timestep.key)
+            self.versions.batcher_of(name, self).submit_row(timestep, done, received)
         else:
             self.submit_row(timestep, done, received)
 
@@ -129,8 +125,8 @@ class Batcher:
         received: float,
     ) -> None:
         """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
-        if self.others and stream.version is None:
-            self._batcher_of(stream.name).coalesce(stream, inputs, seq, after, done, received)
+        if self.versions is not None and stream.version is None:
+            self.versions.batcher_of(stream.name, self).coalesce(stream, inputs, seq, after, done, received)
         else:
             self.coalesce(stream, inputs, seq, after, done, received)
 
@@ -144,7 +140,7 @@ class Batcher:
         received: float,
     ) -> None:
         """Add a single timestep to the open coalesced batch of this model version."""
-        name, queue = stream.name, self._queue
+        name, queue = stream.name, self.queue
         if not queue.reserve(name):
             self.submit_row(stream.timestep(inputs, seq, after), done, received)
             return
@@ -177,83 +173,30 @@ class Batcher:
             and len(bulk.names) <= self._max_batch
             and bulk.idempotency_key is None
             and bulk.create != "must"
-            and self._queue.can_reserve(bulk.names)
+            and self.queue.can_reserve(bulk.names)
         )
 
     def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], received: float) -> None:
         """Queue a bulk request as a batch; `accepts_columnar` must be true for it."""
-        self._queue.reserve_all(bulk.names)
-        if self.others:
-            self._submitted.update(bulk.names)
-        self._queue.enqueue_batch(BulkBatch(bulk, self._op_ids.for_bulk(bulk), received, done))
+        self.queue.reserve_all(bulk.names)
+        if self.versions is not None:
+            self.versions.on_submitted(bulk.names, self)
+        self.queue.enqueue_batch(BulkBatch(bulk, self._op_ids.for_bulk(bulk), received, done))
         if self._wake_threshold < math.inf:
             self._schedule()
 
     def requeue(self, queued: QueuedStep) -> None:
         """Queue a timestep that has its op id already; one that was moved here comes before younger ones."""
-        if self.others:
-            self._queue.enqueue_before(queued, _is_older)
+        if self.versions is not None:
+            self.queue.enqueue_before(queued, is_older)
         else:
-            self._queue.enqueue(queued)
+            self.queue.enqueue(queued)
         if self._wake_threshold < math.inf:
             self._schedule()
-
-    def holds(self, name: str) -> bool:
-        """Whether a stream has a timestep that waits or runs here."""
-        return self._queue.holds(name)
-
-    def _follows_older(self, row: QueuedStep) -> bool:
-        """Queue a timestep after an older one of its stream, if there is one; whether there was.
-
-        Timesteps can be in another order when they were moved between batchers by more than one change of a release.
-        """
-        waiting = self._queue.next_waiting(row.name)
-        if waiting is not None and _is_older(waiting, row):
-            self.requeue(row)
-            return True
-        for other in self.others:
-            first = other._queue.first(row.name)
-            if first is not None and _is_older(first, row):
-                other.requeue(row)
-                return True
-        return False
-
-    def _batcher_of(self, name: str) -> Batcher:
-        """Return the batcher to which a timestep of a stream is submitted, so that the stream's timesteps keep order.
-
-        If several have timesteps of it, those in one of them are moved on to another, one by one: later timesteps
-        follow those that have not been moved yet. A stream that none has is submitted to the one that has its record;
-        if there is none, what steps it is decided when the record is loaded.
-        """
-        batchers = (self, *self.others)
-        holders = [batcher for batcher in batchers if batcher.holds(name)]
-        if holders:
-            chosen = next((batcher for batcher in holders if name in batcher._submitted), holders[0])
-        else:
-            chosen = next((batcher for batcher in batchers if name in batcher.cache), self)
-        chosen._submitted.add(name)
-        return chosen
 
     def fits(self, rows: int) -> bool:
         """Whether so many rows can be one batch."""
         return rows <= self._max_batch
-
-    def split(self, names: Sequence[str]) -> list[tuple[Batcher, Sequence[int]]] | None:
-        """Return which batchers have the records of streams, each with the indices of its streams in `names`.
-
-        Returns:
-            The streams that no other batcher has are of this one. None: one of them has a timestep that waits or runs.
-        """
-        if not all(batcher._queue.can_reserve(names) for batcher in (self, *self.others)):
-            return None
-        parts: list[tuple[Batcher, Sequence[int]]] = []
-        left: Sequence[int] = range(len(names))
-        for other in self.others:
-            if own := other.cache.indices_of(names, left):
-                parts.append((other, own))
-                taken = set(own)
-                left = [i for i in left if i not in taken]
-        return [*parts, (self, left)] if left else parts
 
     def close(self) -> None:
         """End the model's thread; no timestep may wait or run."""
@@ -266,16 +209,11 @@ class Batcher:
             self._flush_due.cancel()
         await asyncio.sleep(0)  # a task that is cancelled before it has started would reply to no request
         await cancel(self._tasks.values())
-        while self._queue:
-            batch = self._queue.dequeue(self._max_batch)
+        while self.queue:
+            batch = self.queue.dequeue(self._max_batch)
             if isinstance(batch, CoalescedBatch) and not self._close_or_reject(batch):
                 continue
-            error = ServiceError(
-                "draining",
-                "The service ended before the step was run; nothing was applied.",
-                fix="Send the same request to another replica.",
-            )
-            self._reject(batch, error)
+            self._reject(batch, service_ended())
         self.close()
 
     def submit_row(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
@@ -290,7 +228,7 @@ class Batcher:
 
     def _schedule(self) -> None:
         """Schedule the next flush: now, or when the batch has waited for others long enough."""
-        in_flight, rows = len(self._tasks), self._queue.rows
+        in_flight, rows = len(self._tasks), self.queue.rows
         if in_flight >= _MAX_BATCHES_IN_FLIGHT:
             self._wake_threshold = math.inf
             return
@@ -309,14 +247,14 @@ class Batcher:
 
     def _may_run_concurrently(self) -> bool:
         """Whether a batch may start while another is in flight: many rows wait, or later rows could not join it."""
-        return self._queue.rows >= _MIN_CONCURRENT_ROWS or self._queue.ready_batches > 1
+        return self.queue.rows >= _MIN_CONCURRENT_ROWS or self.queue.ready_batches > 1
 
     def _flush(self) -> None:
         self._flush_due, self._is_due_now = None, False
         may_start = True
         try:
-            while self._queue and may_start and len(self._tasks) < _MAX_BATCHES_IN_FLIGHT:
-                self._start_batch(self._queue.dequeue(self._max_batch))
+            while self.queue and may_start and len(self._tasks) < _MAX_BATCHES_IN_FLIGHT:
+                self._start_batch(self.queue.dequeue(self._max_batch))
                 may_start = self._may_run_concurrently()
         finally:
             self._reschedule()
@@ -348,22 +286,25 @@ class Batcher:
         else:
             for row in batch:
                 row.done(error)
-        self._queue.release(names)
+        self._release(names)
         length = batch.length if isinstance(batch, ColumnarBatch) else batch[0].timestep.length
         self._on_answered(len(batch), len(batch) * length * self.timestep_bytes)
+
+    def _release(self, names: Sequence[str]) -> None:
+        self.queue.release(names)
+        if self.versions is not None:
+            self.versions.on_released(names, self)
 
     def _reschedule(self) -> None:
         """Schedule a flush if a batch is ready; else the next timestep does."""
         if self._is_stopped:
             return
         self._wake_threshold = 0
-        if self._queue or len(self._tasks) >= _MAX_BATCHES_IN_FLIGHT:
+        if self.queue or len(self._tasks) >= _MAX_BATCHES_IN_FLIGHT:
             self._schedule()
 
-    def _change_plan(self, plan: ReleasePlan | None, number: int) -> None:
-        """Forget which records stay where they are: by another plan, they may move."""
-        self._plan, self._stale_until = plan, number - 1
-        self.cache.clear()
+    def _on_new_plan(self) -> None:
+        self.cache.clear()  # by this plan, the streams may have to move
         self._on_plan()
 
     def _drop_stale(self, batch: Sequence[QueuedStep], columnar: ColumnarBatch | None, number: int) -> None:
@@ -372,7 +313,7 @@ class Batcher:
         These are all if the plan has changed meanwhile; else those of requests that name a version.
         """
         names: Iterable[str]
-        if number <= self._stale_until:
+        if self._batch_plans.is_outdated(number):
             names = map(_NAME, batch) if columnar is None else columnar.names
         elif columnar is not None:
             names = columnar.names_with_version()
@@ -388,28 +329,20 @@ class Batcher:
 
     async def _process(self, batch: Sequence[QueuedStep], number: int) -> None:
         columnar = batch if isinstance(batch, ColumnarBatch) else None
-        plan = self._plans.plan(self.served.name)
-        if plan is not self._plan:
-            self._change_plan(plan, number)
+        plan = self._batch_plans.started(number)
         names = columnar.names if columnar is not None else list(map(_NAME, batch))
-        if self.others and columnar is None:
-            batch = [row for row in batch if not self._follows_older(row)]
+        if self.versions is not None and columnar is None:
+            batch = [row for row in batch if not self.versions.follows_older(row, self)]
         self._observer.batch_started(self.served.name, len(batch))
         try:
             if batch:
                 await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
         finally:
-            if plan is not None or number <= self._stale_until:
+            if plan is not None or self._batch_plans.is_outdated(number):
                 self._drop_stale(batch, columnar, number)
             self._observer.batch_ended()
             self._processed += len(batch)
-            self._queue.release(names)
-            if self._submitted:
-                self._submitted = {name for name in self._submitted if self._queue.holds(name)}
+            self._release(names)
             del self._tasks[number]
             if not self._is_due_now:
                 self._reschedule()
-
-
-def _is_older(one: QueuedStep, other: QueuedStep) -> bool:
-    return one.received < other.received

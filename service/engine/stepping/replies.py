@@ -166,3 +166,12 @@ def failed(applied: Applied) -> ServiceError:
     return ServiceError(
         "internal", "The step failed because of an internal error.", fix="Send the same request again.", applied=applied
     )
+
+
+def service_ended() -> ServiceError:
+    """Return the error for a step that was not run before the service ended."""
+    return ServiceError(
+        "draining",
+        "The service ended before the step was run; nothing was applied.",
+        fix="Send the same request to another replica.",
+    )

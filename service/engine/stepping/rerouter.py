@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from service.background import cancel
+from service.engine.stepping.replies import service_ended
 from service.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -77,13 +78,8 @@ class Rerouter:
     async def close(self) -> None:
         """Reply with errors to the timesteps that wait."""
         await cancel(self._tasks)
-        error = ServiceError(
-            "draining",
-            "The service ended before the step was run; nothing was applied.",
-            fix="Send the same request to another replica.",
-        )
         for key in list(self._waiting):
-            self._reject(self._waiting.pop(key), error)
+            self._reject(self._waiting.pop(key), service_ended())
 
     async def _requeue_when_found(self, key: tuple[str, bytes]) -> None:
         finding = asyncio.ensure_future(self._models.find(*key))

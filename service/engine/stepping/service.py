@@ -16,6 +16,7 @@ from service.engine.stepping.pipeline import PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import CacheMemory
 from service.engine.stepping.rerouter import Rerouter
+from service.engine.stepping.version_batchers import VersionBatchers
 from service.errors import ServiceError
 from service.models.served import ServedModel
 from service.store import keys
@@ -160,8 +161,8 @@ class StepService:
         ):
             return False
         parts = [(batcher, bulk)]
-        if batcher.others and bulk.version is None:
-            split = batcher.split(bulk.names)
+        if batcher.versions is not None and bulk.version is None:
+            split = batcher.versions.split(bulk.names, batcher)
             if split is None:
                 return False
             parts = [(one, bulk if len(split) == 1 else rows_of(bulk, indices)) for one, indices in split]
@@ -283,8 +284,7 @@ class StepService:
         """Let the batchers of a model find each other's streams, while streams move between its versions."""
         batchers = [batcher for served, batcher in self._batchers.items() if served.name == model]
         moves = self._plans.plan(model) is not None or any(batcher.served.halves is not None for batcher in batchers)
-        for batcher in batchers:
-            batcher.others = [other for other in batchers if other is not batcher] if moves else ()
+        VersionBatchers.link(batchers, moves=moves)
 
     def _close_idle_batchers(self) -> None:
         """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one."""

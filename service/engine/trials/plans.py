@@ -1,9 +1,9 @@
-"""`ReleasePlans`: the release plan of each model, and the moves of streams by it."""
+"""`ReleasePlans`: the release plan of each model, and the moves of streams by it; `BatchPlans`: those of batches."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -85,3 +85,37 @@ class ReleasePlans:
                 _log.warning("Streams of %s do not move to their new version: %s", model, exc.problem)
             raise
         return replace(record, state=state, fingerprint=after.assignment.fingerprint, moved=after.moved)
+
+
+class BatchPlans:
+    """Which batches of one model version began by the current plan; only these have moved their streams by it."""
+
+    def __init__(self, plans: ReleasePlans, model: str, on_change: Callable[[], None]) -> None:
+        """Create it.
+
+        Args:
+            plans: The plans of this worker.
+            model: The model's name.
+            on_change: Called when a batch begins by another plan than the one before.
+        """
+        self._plans = plans
+        self._model = model
+        self._on_change = on_change
+        self._plan: ReleasePlan | None = None
+        self._outdated_until = 0  # number of the last batch that began by an earlier plan
+
+    def started(self, number: int) -> ReleasePlan | None:
+        """Return the plan by which a batch begins.
+
+        Args:
+            number: The batch's number; each batch has a greater one than the batch before.
+        """
+        plan = self._plans.plan(self._model)
+        if plan is not self._plan:
+            self._plan, self._outdated_until = plan, number - 1
+            self._on_change()
+        return plan
+
+    def is_outdated(self, number: int) -> bool:
+        """Whether a batch began by an earlier plan."""
+        return number <= self._outdated_until

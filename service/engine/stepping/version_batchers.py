@@ -1,0 +1,109 @@
+"""`VersionBatchers`: which batcher of a model gets a timestep while streams move between the model's versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.engine.stepping.batcher import Batcher
+    from service.engine.stepping.queued import QueuedStep
+
+
+def is_older(one: QueuedStep, other: QueuedStep) -> bool:
+    """Whether the first of two timesteps was received before the second one."""
+    return one.received < other.received
+
+
+class VersionBatchers:
+    """The batchers of all versions and pairs of one model; the timesteps of a stream keep their order among them."""
+
+    def __init__(self) -> None:
+        """Create it; `link` gives it the batchers."""
+        self._batchers: Sequence[Batcher] = ()
+        self._submitted: dict[str, Batcher] = {}  # by stream, where timesteps wait that no batcher has moved on
+
+    @classmethod
+    def link(cls, batchers: Sequence[Batcher], *, moves: bool) -> None:
+        """Let the batchers of a model find each other's streams.
+
+        Args:
+            batchers: All batchers of the model.
+            moves: Whether streams may move between its versions.
+        """
+        versions = next((batcher.versions for batcher in batchers if batcher.versions is not None), None) or cls()
+        versions._batchers = batchers
+        for batcher in batchers:
+            batcher.versions = versions if moves and len(batchers) > 1 else None
+
+    def batcher_of(self, name: str, requested: Batcher) -> Batcher:
+        """Return the batcher to which a timestep of a stream is submitted.
+
+        If several have timesteps of it, those in one of them are moved on to another, one by one: later timesteps
+        follow those that have not been moved yet. A stream that none has is submitted to the one that has its record;
+        if there is none, what steps it is decided when the record is loaded.
+
+        Args:
+            name: Key of the stream's record.
+            requested: The batcher of the version that the request leads to.
+        """
+        chosen = self._submitted.get(name)
+        if chosen is None or not chosen.queue.holds(name):
+            batchers = [requested, *self._others(requested)]
+            chosen = next((batcher for batcher in batchers if batcher.queue.holds(name)), None) or next(
+                (batcher for batcher in batchers if name in batcher.cache), requested
+            )
+        self._submitted[name] = chosen
+        return chosen
+
+    def on_submitted(self, names: Iterable[str], batcher: Batcher) -> None:
+        """Note that timesteps of streams were submitted to a batcher."""
+        self._submitted.update(dict.fromkeys(names, batcher))
+
+    def on_released(self, names: Iterable[str], batcher: Batcher) -> None:
+        """Note that a batch with timesteps of streams has ended."""
+        submitted, queue = self._submitted, batcher.queue
+        for name in names:
+            if submitted.get(name) is batcher and not queue.holds(name):
+                del submitted[name]
+
+    def follows_older(self, row: QueuedStep, batcher: Batcher) -> bool:
+        """Queue a timestep after an older one of its stream, if there is one; whether there was.
+
+        Timesteps can be in another order when they were moved between batchers by more than one change of a release.
+
+        Args:
+            row: A timestep that is about to run.
+            batcher: Its batcher.
+        """
+        waiting = batcher.queue.next_waiting(row.name)
+        if waiting is not None and is_older(waiting, row):
+            batcher.requeue(row)
+            return True
+        for other in self._others(batcher):
+            first = other.queue.first(row.name)
+            if first is not None and is_older(first, row):
+                other.requeue(row)
+                return True
+        return False
+
+    def split(self, names: Sequence[str], requested: Batcher) -> list[tuple[Batcher, Sequence[int]]] | None:
+        """Return which batchers have the records of streams, each with the indices of its streams in `names`.
+
+        Returns:
+            The streams that no other batcher has are of `requested`. None: one of them has a timestep that waits or
+            runs.
+        """
+        if not all(batcher.queue.can_reserve(names) for batcher in self._batchers):
+            return None
+        parts: list[tuple[Batcher, Sequence[int]]] = []
+        left: Sequence[int] = range(len(names))
+        for other in self._others(requested):
+            if own := other.cache.indices_of(names, left):
+                parts.append((other, own))
+                taken = set(own)
+                left = [i for i in left if i not in taken]
+        return [*parts, (requested, left)] if left else parts
+
+    def _others(self, batcher: Batcher) -> Iterable[Batcher]:
+        return (other for other in self._batchers if other is not batcher)
