@@ -24,7 +24,8 @@ from service.errors import ServiceError
 from service.ids import decode_state_id, is_state_id
 from service.protocols.header_cache import HeaderCache
 from service.protocols.ws_frames import encode_frames, next_frame
-from service.store.record import HEADER_BYTES, MAGIC, IdempotencyEntry, decode
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import HEADER_BYTES, MAGIC, decode
 from service.types import ReturnMode, StreamKey, Timestep
 from tests.graphs import fold, two_inputs
 

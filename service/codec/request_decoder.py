@@ -17,6 +17,7 @@ from msgspec import UNSET
 
 from model_export.manifest import Array, Manifest
 from service.codec.formats import JSON, MSGPACK, Format
+from service.codec.sources import check_source, sources_of
 from service.codec.step_bodies import (
     BulkBody,
     BulkMessage,
@@ -29,14 +30,11 @@ from service.codec.step_bodies import (
     StepOptions,
     StepsBody,
     StreamMessage,
-    bad_request,
-    check_source,
     correlation_of,
-    sources_of,
 )
 from service.codec.stream_lists import StreamListCache
 from service.codec.strict.decoder import StrictDecoder
-from service.codec.strict.parse import preview
+from service.codec.strict.parse import bad_request, preview
 from service.codec.typed_decoder import (
     DECODE_ERRORS,
     NotTypedError,
@@ -183,7 +181,7 @@ class RequestDecoder:
         if chunk:
             _check_not_empty(inputs, axis=0)
         step = DecodedStep(envelope, inputs, chunk)
-        check_source(envelope, step.length)
+        check_source(envelope.source, step.length)
         return step
 
     def _bulk(self, envelope: BulkBody, body: bytes, body_format: Format, *, chunk: bool) -> DecodedBulk:
@@ -227,7 +225,7 @@ class RequestDecoder:
         for name, column in (("seq", body.seq), ("after", body.after)):
             if column is not UNSET and len(column) != count:
                 _reject_columns(f"`{name}` has {len(column)} entries for {count} streams; expected one for each.")
-        bulk.sources = sources_of(body, body_format, bulk.length, chunk=bulk.chunk)
+        bulk.sources = sources_of(body.source, count, body_format, bulk.length, chunk=bulk.chunk)
         if self.stream_lists.has(streams):
             return bulk
         if len(set(streams)) != count:

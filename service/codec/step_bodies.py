@@ -5,22 +5,19 @@ A body is carried onward as it was sent; the decoder adds the arrays of its inpu
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from model_export.manifest import Array
 from service.codec.formats import Format, encode
+from service.codec.sources import SourceOfStep, SourceOfStreams, source_of
 from service.codec.strict.parse import parse
 from service.errors import ServiceError
-from service.ids import POSITION_LIMIT, SEQ_LIMIT, STREAM_ID, decode_state_id
+from service.ids import SEQ_LIMIT, STREAM_ID, decode_state_id
 from service.types import Create, RequestFields, ReturnMode, Source, Timestep
 
 # ------------------------------------------------------------------- the values of fields
@@ -71,57 +68,6 @@ CreateMode = Annotated[
 Return = Annotated[
     ReturnMode, Meta(description="Which predictions are returned.", extra_json_schema={"default": "all"})
 ]
-SourceId = Annotated[str, Meta(min_length=1, max_length=255)]
-At = Annotated[int, Meta(ge=0, le=POSITION_LIMIT - 1)]
-
-
-class SourceField(Struct, forbid_unknown_fields=True, gc=False):
-    """Where the timesteps of a body stand in the log that they were read from."""
-
-    id: Annotated[SourceId, Meta(description="The log: for example a topic and its partition.")]
-    at: Annotated[
-        At | list[At],
-        Meta(description="The position of the timestep in it; for a chunk one for each timestep, strictly growing."),
-    ]
-
-
-class PackedPositions(Struct, forbid_unknown_fields=True, gc=False):
-    """Positions in msgpack, as an int64 array."""
-
-    d: Literal["int64"]
-    s: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1, max_length=2)]
-    b: bytes
-
-
-class SourceColumns(Struct, forbid_unknown_fields=True, gc=False):
-    """The same for columns: one row for each stream."""
-
-    id: Annotated[SourceId | list[SourceId], Meta(description="The log of all streams, or one for each stream.")]
-    at: Annotated[
-        list[At | list[At]] | PackedPositions,
-        Meta(description="A position for each stream; for chunks a list of them for each stream."),
-    ]
-
-
-SourceOfStep = Annotated[
-    SourceField,
-    Meta(
-        description="Timesteps that were applied from this position of this source before are not applied again.",
-        extra={
-            "expected": '{"id": text of 1 to 255 characters, "at": an integer from 0 to '
-            f"{POSITION_LIMIT - 1}, or a list of one for each timestep}}"
-        },
-    ),
-]
-SourceOfStreams = Annotated[
-    SourceColumns,
-    Meta(
-        description="Timesteps that were applied from these positions before are not applied again.",
-        extra={
-            "expected": '{"id": text of 1 to 255 characters, or one for each stream, "at": a list of one per stream}'
-        },
-    ),
-]
 HasTimeAxis = Annotated[bool, Meta(description="The inputs have a time axis.", extra_json_schema={"default": False})]
 
 # ------------------------------------------------------------------- bodies
@@ -154,7 +100,7 @@ class StepBody(StepOptions, kw_only=True, forbid_unknown_fields=True, gc=False):
         if self.after is not UNSET:
             options["after"] = decode_state_id(self.after)
         if self.source is not UNSET:
-            options["source"] = Source(source_digest(self.source.id), _positions(self.source))
+            options["source"] = source_of(self.source)
         return options
 
 
@@ -267,78 +213,6 @@ class DecodedBulk:
         return [None] * len(self.body.streams) if given is UNSET else given
 
 
-# ------------------------------------------------------------------- positions of sources
-
-
-def check_source(body: StepBody, length: int) -> None:
-    """Check that the body's source has a position for each of its timesteps, and that they grow.
-
-    Raises:
-        ServiceError: `bad_request`.
-    """
-    if body.source is not UNSET:
-        _check_positions(_positions(body.source), length, "`source.at`")
-
-
-def sources_of(body: BulkBody, body_format: Format, length: int, *, chunk: bool) -> list[Source]:
-    """Return the source of each stream of columns; none if the body has none.
-
-    Args:
-        body: The body, whose `streams` are valid.
-        body_format: Its format; JSON has no packed positions.
-        length: T.
-        chunk: The columns have a time axis.
-
-    Raises:
-        ServiceError: `bad_request`.
-    """
-    if body.source is UNSET:
-        return []
-    count, ids, at = len(body.streams), body.source.id, body.source.at
-    ids = [ids] * count if isinstance(ids, str) else ids
-    rows: Any = at if isinstance(at, list) else _unpacked(at, body_format)
-    for name, column in (("id", ids), ("at", rows)):
-        if len(column) != count:
-            bad_request(f"`source.{name}` has {len(column)} entries for {count} streams; expected one for each.")
-    if any(isinstance(row, list) != chunk for row in rows):
-        expected = "a list of positions for each stream" if chunk else "a position for each stream"
-        bad_request(f"`source.at` does not fit the columns; expected {expected}.")
-    positions = [tuple(row) if chunk else (row,) for row in rows]
-    for i, row in enumerate(positions):
-        _check_positions(row, length, f"`source.at[{i}]`")
-    digests = {one: source_digest(one) for one in set(ids)}
-    return [Source(digests[one], row) for one, row in zip(ids, positions, strict=True)]
-
-
-def source_digest(source_id: str) -> bytes:
-    """Return the digest by which a record names a source, 8 bytes."""
-    return hashlib.blake2b(source_id.encode(), digest_size=8).digest()
-
-
-def _positions(source: SourceField) -> tuple[int, ...]:
-    return tuple(source.at) if isinstance(source.at, list) else (source.at,)
-
-
-def _unpacked(packed: PackedPositions, body_format: Format) -> Any:
-    size = math.prod(packed.s)
-    if body_format is Format.JSON or len(packed.b) != 8 * size:
-        bad_request(
-            f"`source.at` is a packed array of {len(packed.b)} bytes; expected a list, or in msgpack {packed.s}."
-        )
-    rows = np.frombuffer(packed.b, "<i8")
-    if size and rows.min() < 0:
-        bad_request(f"`source.at` has the position {rows.min()}; expected 0 or more.")
-    return rows.reshape(packed.s).tolist()
-
-
-def _check_positions(at: Sequence[int], length: int, name: str) -> None:
-    if len(at) != length:
-        bad_request(f"{name} has {len(at)} positions for {length} timesteps; expected one for each.")
-    for before, after in itertools.pairwise(at):
-        if after <= before:
-            bad_request(f"{name} has {after} behind {before}; expected strictly growing positions.")
-
-
 _TIMESTEP_FIELDS = [name for name in Timestep.__struct_fields__ if name not in ("inputs", "source")]
 
 
@@ -376,8 +250,3 @@ def guess_correlation(message: bytes, body_format: Format) -> dict[str, Any]:
         return correlation_in(parse(message, body_format), body_format)
     except ServiceError:
         return {}
-
-
-def bad_request(problem: str) -> NoReturn:
-    """Raise `bad_request`; `problem` gives what was found and what was expected."""
-    raise ServiceError("bad_request", problem, fix="Send the body as /docs describes it.")

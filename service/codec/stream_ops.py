@@ -11,9 +11,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from model_export.manifest import NAME, Array, TensorSpec
 from service.codec.formats import Format
-from service.codec.step_bodies import TENSORS, StateId, bad_request
+from service.codec.step_bodies import TENSORS, StateId
 from service.codec.strict.bodies import check_envelope
-from service.codec.strict.parse import parse, preview
+from service.codec.strict.parse import bad_request, parse, preview
 from service.codec.strict.tensors import read_tensor
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT, STREAM_ID, check_stream_id, decode_state_id

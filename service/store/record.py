@@ -66,10 +66,6 @@ GUARD_BYTES = _GUARD.size
 GUARD_AT = slice(8, 8 + GUARD_BYTES)
 _HISTORY_HASH_AT = slice(48, 64)
 
-_ENTRY_MAGIC = b"SK1\0"
-_ENTRY_MAGIC_2 = b"SK2\0"  # of a response with `version`
-_ENTRY = struct.Struct("<4sI16sQQ16sI8s")
-
 
 class Kind(IntEnum):
     """The kind of the newest operation; the low byte of the flags."""
@@ -262,73 +258,6 @@ def decode(raw: bytes) -> Record:
         epoch, step, length, flags, op_id, history_hash, fingerprint, updated, created,
         raw[header:body], raw[body:], sources, answered_at, moved,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class IdempotencyEntry:
-    """The stored response to a request with an idempotency key: a value of its own, with its own time to live.
-
-    Its bytes start with `SK1` and a zero, where 1 is the format version, and a CRC-32 of the bytes that follow. An
-    entry with `changed_version` has format version 2.
-
-    Attributes:
-        op_id: Op id of the request that used the key, 16 bytes.
-        epoch: The stream's epoch in which it was applied.
-        step: The stream's step after it.
-        history_hash: The stream's history hash after it, 16 bytes.
-        length: Timesteps it applied.
-        outputs: Its predictions that a replay needs, packed rows.
-        fingerprint: Fingerprint of the step graph that computed them, 8 bytes.
-        changed_version: Another version responded than to the operation before.
-    """
-
-    op_id: bytes
-    epoch: int
-    step: int
-    history_hash: bytes
-    length: int
-    outputs: bytes
-    fingerprint: bytes = bytes(8)
-    changed_version: bool = False
-
-    def encode(self) -> bytes:
-        """Return the bytes for the store."""
-        body = self._packed(0)[8:] + self.outputs
-        return self._packed(crc32(body))[:8] + body
-
-    def _packed(self, crc: int) -> bytes:
-        parts = (self.op_id, self.epoch, self.step, self.history_hash, self.length, self.fingerprint)
-        return _ENTRY.pack(_ENTRY_MAGIC_2 if self.changed_version else _ENTRY_MAGIC, crc, *parts)
-
-    @classmethod
-    def decode(cls, raw: bytes) -> IdempotencyEntry:
-        """Decode an entry; every field is checked. If it cannot be decoded, whether its request was applied is unknown.
-
-        Raises:
-            CorruptRecordError: The bytes are not an entry of ours, are truncated, or do not match their checksum.
-            RecordVersionError: An entry of another format version.
-        """
-        is_known = raw[:4] in (_ENTRY_MAGIC, _ENTRY_MAGIC_2)
-        if len(raw) >= 4 and not is_known and raw[:2] + raw[3:4] == _ENTRY_MAGIC[:2] + _ENTRY_MAGIC[3:]:
-            raise RecordVersionError(
-                f"The entry of the idempotency key has format version {raw[2:3]!r}; this release reads b'1' and b'2'.",
-                applied="unknown",
-            )
-        if len(raw) < _ENTRY.size or not is_known:
-            raise _corrupt_entry(f"has {len(raw)} bytes and does not start like an entry")
-        _, crc, op_id, epoch, step, history_hash, length, fingerprint = _ENTRY.unpack_from(raw)
-        if crc32(memoryview(raw)[8:]) != crc:
-            raise _corrupt_entry("has a checksum that does not match its bytes")
-        outputs, changed_version = raw[_ENTRY.size :], raw[:4] == _ENTRY_MAGIC_2
-        return cls(op_id, epoch, step, history_hash, length, outputs, fingerprint, changed_version)
-
-
-def _corrupt_entry(what: str) -> CorruptRecordError:
-    return CorruptRecordError(
-        f"The entry of the idempotency key {what}.",
-        fix="Read the stream's step, then continue with a new key.",
-        applied="unknown",
-    )
 
 
 def blake2b_128(*parts: bytes) -> bytes:

@@ -13,8 +13,9 @@ import pytest
 from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
 from service.store import listing
 from service.store.commits import DELETE, NO_RECORD, Commit, Outcome
+from service.store.idempotency_entry import IdempotencyEntry
 from service.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
-from service.store.record import IdempotencyEntry, Kind, Record
+from service.store.record import Kind, Record
 from service.store.state_store import StateStore
 from tests.servers import Server, server, servers
 from tests.store.clusters import Cluster, cluster

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import CorruptRecordError, RecordVersionError
+from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import (
     GUARD_AT,
     HEADER_BYTES,
     MAX_SOURCES,
-    IdempotencyEntry,
     Kind,
     Record,
     SourcePosition,

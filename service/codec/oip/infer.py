@@ -24,7 +24,7 @@ from service.codec.oip.infer_bodies import (
     RequestedOutput,
 )
 from service.codec.oip.tensors import DeclaredTensor, raw_bytes
-from service.codec.step_bodies import source_digest
+from service.codec.sources import source_digest
 from service.codec.strict.parse import preview
 from service.ids import POSITION_LIMIT, SEQ_LIMIT, check_stream_id
 from service.types import Source

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import inspect
 
-from service.codec.step_bodies import bad_request
-from service.codec.strict.parse import json_type, preview
+from service.codec.strict.parse import bad_request, json_type, preview
 
 
 class _FieldCheck(NamedTuple):

@@ -11,6 +11,7 @@ from msgspec import Raw
 
 from model_export.manifest import Array, InputSpec
 from service.codec.formats import Format, encode
+from service.codec.sources import check_source
 from service.codec.step_bodies import (
     BulkBody,
     BulkMessage,
@@ -21,12 +22,10 @@ from service.codec.step_bodies import (
     StepBody,
     StepOptions,
     StreamMessage,
-    bad_request,
-    check_source,
     correlation_in,
 )
 from service.codec.strict.bodies import check_envelope
-from service.codec.strict.parse import parse, preview
+from service.codec.strict.parse import bad_request, parse, preview
 from service.codec.strict.tensors import may_be_missing, missing_values, read_column, read_tensor
 from service.errors import ServiceError
 
@@ -95,7 +94,7 @@ class StrictDecoder:
             length = next(iter(map(len, inputs.values())), None if chunk else 1)
             inputs = self._fill_in(inputs, () if length is None else (length,))
         step = DecodedStep(_body(document, body_type, body_format), inputs, chunk)
-        check_source(step.body, step.length)
+        check_source(step.body.source, step.length)
         return step
 
     def _bulk(

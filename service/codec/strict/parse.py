@@ -139,3 +139,8 @@ def _too_deep() -> str:
 
 def _bad_json(problem: str, cause: BaseException | None = None) -> NoReturn:
     raise ServiceError("bad_json", problem, fix="Send one well-formed document.") from cause
+
+
+def bad_request(problem: str) -> NoReturn:
+    """Raise `bad_request`; `problem` gives what was found and what was expected."""
+    raise ServiceError("bad_request", problem, fix="Send the body as /docs describes it.")

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from service.engine.protocol.positions import passed_timesteps
 from service.errors import ServiceError, state_changed, stream_exists
-from service.store.record import IdempotencyEntry, Record
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import Record
 from service.types import Create, Source, Timestep
 
 

@@ -17,7 +17,8 @@ from service.engine.rollout.feedback import FeedbackInputs
 from service.engine.rollout.worker import ActiveRollout
 from service.errors import CorruptRecordError, ServiceError, wrong_state_size
 from service.models.served import ServedModel
-from service.store.record import HAD_KEY, NO_HISTORY, IdempotencyEntry, Kind, Record, blake2b_128, extend_history
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import HAD_KEY, NO_HISTORY, Kind, Record, blake2b_128, extend_history
 from service.types import RolloutRequest, RolloutResult
 
 _SEEDS = 2**53  # integers below that are exact in JSON

@@ -17,7 +17,8 @@ from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Writ
 from service.errors import ServiceError
 from service.models.served import ServedModel
 from service.releases.moves import Standing
-from service.store.record import IdempotencyEntry, Record, blake2b_128, decode
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import Record, blake2b_128, decode
 from service.store.state_store import decoded
 from service.types import RolloutRequest, RolloutResult, Timestep
 

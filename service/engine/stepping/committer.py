@@ -17,7 +17,8 @@ from service.engine.watch.commit_events import CandidateOutputs
 from service.errors import ServiceError, not_a_record
 from service.models.paired import PairedModel, pair_rows
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
-from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, IdempotencyEntry, Kind, decode, extend_history
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, decode, extend_history
 from service.store.record_arrays import encode_records, guards, record_with_sources, sources_table
 from service.types import ENDS, STARTS, BatchOutput
 

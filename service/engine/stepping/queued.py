@@ -12,7 +12,8 @@ from service.engine.protocol.positions import advanced, overlap_of
 from service.engine.tenant_limits import Reservation
 from service.releases.moves import Standing
 from service.store import keys
-from service.store.record import IdempotencyEntry, Record, SourcePosition
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import Record, SourcePosition
 from service.types import STARTS, ReplyCallback, Timestep
 
 

@@ -17,7 +17,8 @@ from service.engine.stepping.record_cache import EMPTY_SLOT
 from service.engine.stepping.replies import Replies
 from service.errors import ServiceError
 from service.store.commits import Outcome, replica_probe
-from service.store.record import IdempotencyEntry, decode
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import decode
 from service.store.record_arrays import sources_in
 from service.store.state_store import checked
 

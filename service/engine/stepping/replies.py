@@ -16,7 +16,8 @@ from service.engine.protocol.replay import after_unknown, replay_prediction, ski
 from service.engine.stepping.queued import QueuedStep
 from service.errors import Applied, ServiceError
 from service.releases.moves import Standing
-from service.store.record import CHANGED_VERSION, IdempotencyEntry, Record
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import CHANGED_VERSION, Record
 from service.types import BatchOutput, Prediction
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Writ
 from service.errors import state_changed, stream_exists, wrong_state_size
 from service.models.served import ServedModel
 from service.store import keys
-from service.store.record import IdempotencyEntry, Kind, Record, blake2b_128
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import Kind, Record, blake2b_128
 from service.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot
 from service.store.state_store import decoded
 from service.types import SnapshotStatus, StreamKey, StreamPosition, StreamState

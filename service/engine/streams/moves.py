@@ -14,7 +14,8 @@ from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Writ
 from service.errors import ServiceError, state_changed
 from service.models.paired import PAIR_BYTES
 from service.releases.takeover import TakeOverError
-from service.store.record import HAD_KEY, IdempotencyEntry, Kind, Record, blake2b_128, extend_history
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history
 from service.store.state_store import decoded
 from service.types import StreamKey, StreamPosition
 

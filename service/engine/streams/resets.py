@@ -10,7 +10,8 @@ from service.engine.streams.sources import NewState
 from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import CorruptRecordError, ServiceError
 from service.store.commits import NO_RECORD
-from service.store.record import GUARD_AT, NO_HISTORY, IdempotencyEntry, Record
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import GUARD_AT, NO_HISTORY, Record
 from service.store.state_store import decoded
 from service.types import StreamKey, StreamPosition
 

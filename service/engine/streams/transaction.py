@@ -13,7 +13,8 @@ from service.errors import ServiceError, not_a_record
 from service.models.registry import ModelRegistry
 from service.store import keys
 from service.store.commits import Commit, Outcome
-from service.store.record import IdempotencyEntry, Record
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import Record
 from service.store.state_store import StateStore, checked
 from service.types import StreamKey
 

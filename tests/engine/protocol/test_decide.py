@@ -9,7 +9,8 @@ import pytest
 
 from service.engine.protocol.decide import Decision, StepIntent, applies_without_store, check_idempotency_entry, decide
 from service.errors import CODES, ServiceError
-from service.store.record import IdempotencyEntry, Kind, Record
+from service.store.idempotency_entry import IdempotencyEntry
+from service.store.record import Kind, Record
 from service.types import Create, StreamKey, Timestep
 
 HERE, ELSEWHERE = b"c" * 16, b"x" * 16

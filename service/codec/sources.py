@@ -1,0 +1,146 @@
+"""The field `source` of a body: where its timesteps stand in the log that they were read from."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from service.codec.formats import Format
+from service.codec.strict.parse import bad_request
+from service.ids import POSITION_LIMIT
+from service.types import Source
+
+SourceId = Annotated[str, Meta(min_length=1, max_length=255)]
+At = Annotated[int, Meta(ge=0, le=POSITION_LIMIT - 1)]
+
+
+class SourceField(Struct, forbid_unknown_fields=True, gc=False):
+    """Where the timesteps of a body stand in the log that they were read from."""
+
+    id: Annotated[SourceId, Meta(description="The log: for example a topic and its partition.")]
+    at: Annotated[
+        At | list[At],
+        Meta(description="The position of the timestep in it; for a chunk one for each timestep, strictly growing."),
+    ]
+
+
+class PackedPositions(Struct, forbid_unknown_fields=True, gc=False):
+    """Positions in msgpack, as an int64 array."""
+
+    d: Literal["int64"]
+    s: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1, max_length=2)]
+    b: bytes
+
+
+class SourceColumns(Struct, forbid_unknown_fields=True, gc=False):
+    """The same for columns: one row for each stream."""
+
+    id: Annotated[SourceId | list[SourceId], Meta(description="The log of all streams, or one for each stream.")]
+    at: Annotated[
+        list[At | list[At]] | PackedPositions,
+        Meta(description="A position for each stream; for chunks a list of them for each stream."),
+    ]
+
+
+SourceOfStep = Annotated[
+    SourceField,
+    Meta(
+        description="Timesteps that were applied from this position of this source before are not applied again.",
+        extra={
+            "expected": '{"id": text of 1 to 255 characters, "at": an integer from 0 to '
+            f"{POSITION_LIMIT - 1}, or a list of one for each timestep}}"
+        },
+    ),
+]
+SourceOfStreams = Annotated[
+    SourceColumns,
+    Meta(
+        description="Timesteps that were applied from these positions before are not applied again.",
+        extra={
+            "expected": '{"id": text of 1 to 255 characters, or one for each stream, "at": a list of one per stream}'
+        },
+    ),
+]
+
+
+def check_source(source: SourceField | UnsetType, length: int) -> None:
+    """Check that a body's source has a position for each of its timesteps, and that they grow.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    if source is not UNSET:
+        _check_positions(_positions(source), length, "`source.at`")
+
+
+def sources_of(
+    source: SourceColumns | UnsetType, count: int, body_format: Format, length: int, *, chunk: bool
+) -> list[Source]:
+    """Return the source of each stream of columns; none if the body has none.
+
+    Args:
+        source: The source of the body.
+        count: Number of streams.
+        body_format: The body's format; JSON has no packed positions.
+        length: T.
+        chunk: The columns have a time axis.
+
+    Raises:
+        ServiceError: `bad_request`.
+    """
+    if source is UNSET:
+        return []
+    ids, at = source.id, source.at
+    ids = [ids] * count if isinstance(ids, str) else ids
+    rows: Any = at if isinstance(at, list) else _unpacked(at, body_format)
+    for name, column in (("id", ids), ("at", rows)):
+        if len(column) != count:
+            bad_request(f"`source.{name}` has {len(column)} entries for {count} streams; expected one for each.")
+    if any(isinstance(row, list) != chunk for row in rows):
+        expected = "a list of positions for each stream" if chunk else "a position for each stream"
+        bad_request(f"`source.at` does not fit the columns; expected {expected}.")
+    positions = [tuple(row) if chunk else (row,) for row in rows]
+    for i, row in enumerate(positions):
+        _check_positions(row, length, f"`source.at[{i}]`")
+    digests = {one: source_digest(one) for one in set(ids)}
+    return [Source(digests[one], row) for one, row in zip(ids, positions, strict=True)]
+
+
+def source_digest(source_id: str) -> bytes:
+    """Return the digest by which a record names a source, 8 bytes."""
+    return hashlib.blake2b(source_id.encode(), digest_size=8).digest()
+
+
+def source_of(source: SourceField) -> Source:
+    """Return the source of a body that steps one stream."""
+    return Source(source_digest(source.id), _positions(source))
+
+
+def _positions(source: SourceField) -> tuple[int, ...]:
+    return tuple(source.at) if isinstance(source.at, list) else (source.at,)
+
+
+def _unpacked(packed: PackedPositions, body_format: Format) -> Any:
+    size = math.prod(packed.s)
+    if body_format is Format.JSON or len(packed.b) != 8 * size:
+        bad_request(
+            f"`source.at` is a packed array of {len(packed.b)} bytes; expected a list, or in msgpack {packed.s}."
+        )
+    rows = np.frombuffer(packed.b, "<i8")
+    if size and rows.min() < 0:
+        bad_request(f"`source.at` has the position {rows.min()}; expected 0 or more.")
+    return rows.reshape(packed.s).tolist()
+
+
+def _check_positions(at: Sequence[int], length: int, name: str) -> None:
+    if len(at) != length:
+        bad_request(f"{name} has {len(at)} positions for {length} timesteps; expected one for each.")
+    for before, after in itertools.pairwise(at):
+        if after <= before:
+            bad_request(f"{name} has {after} behind {before}; expected strictly growing positions.")
