@@ -17,7 +17,6 @@ from service.errors import ServiceError
 from service.models import files
 from service.models.artifacts.keeper import ArtifactKeeper
 from service.models.changes import ModelChange, ModelHistory, ReloadReport
-from service.models.paired import PairedModel
 from service.models.pairs import LoadedPairs
 from service.models.retired import RetiredModels
 from service.models.served import ServedModel
@@ -66,7 +65,7 @@ class ModelRegistry:
         self._retired = RetiredModels(load_artifact, timeout=find_timeout_s, ttl_s=retired_ttl_s)
         self._history = ModelHistory()
         self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
-        self.pairs = LoadedPairs(_served_pair)
+        self.pairs = LoadedPairs(ServedModel.of_pair)
         self.generation = 0
         self._reload_lock = asyncio.Lock()
 
@@ -336,11 +335,6 @@ class ModelRegistry:
             for model in versions.values():
                 if model.path.is_relative_to(unreadable):
                     yield model.name, model.version, model.path
-
-
-def _served_pair(old: ServedModel, new: ServedModel, paired: PairedModel) -> ServedModel:
-    version = old.version if paired.mode == "shadow" else new.version
-    return ServedModel(new.name, version, paired, new.path, (), halves=(old, new))
 
 
 def _warn_about_feedback(model: ServedModel) -> None:

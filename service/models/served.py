@@ -38,6 +38,12 @@ class ServedModel:
     artifact: KeptArtifact = field(default_factory=lambda: KeptArtifact("", 0, b""))
     halves: tuple[ServedModel, ServedModel] | None = None
 
+    @classmethod
+    def of_pair(cls, old: ServedModel, new: ServedModel, paired: PairedModel) -> ServedModel:
+        """Return a pair of two versions as one model."""
+        version = old.version if paired.mode == "shadow" else new.version
+        return cls(new.name, version, paired, new.path, (), halves=(old, new))
+
     @property
     def artifacts(self) -> list[KeptArtifact]:
         """The artifacts without which its records cannot be used."""

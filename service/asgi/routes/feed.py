@@ -10,7 +10,7 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from service.asgi.http import number_of
+from service.asgi.query import number_of
 from service.asgi.websocket import AcceptedWebSocket
 from service.errors import ServiceError
 from service.ids import check_stream_id

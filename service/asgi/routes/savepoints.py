@@ -12,8 +12,9 @@ from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 
-from service.asgi.http import audited, authorize, encoding_of, flag_of, model_of, respond
+from service.asgi.http import audited, authorize, encoding_of, model_of, respond
 from service.asgi.openapi import savepoints as openapi
+from service.asgi.query import flag_of
 from service.asgi.routes.streams import prefix_of
 from service.codec.responses import rfc3339
 from service.codec.savepoint import (

@@ -10,8 +10,8 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.asgi.http import flag_of, number_of
 from service.asgi.openapi import streams as openapi
+from service.asgi.query import flag_of, number_of
 from service.asgi.routes.watching import HEARTBEAT_S, event_document, parse_subscription, wait_for_events
 from service.codec import JSON
 from service.codec.formats import encode

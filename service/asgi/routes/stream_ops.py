@@ -17,9 +17,9 @@ from service.asgi.http import (
     model_of,
     replacement_fields,
     respond,
-    version_of,
 )
 from service.asgi.openapi import stream_ops as openapi
+from service.asgi.query import version_of
 from service.codec import JSON, Format
 from service.codec.formats import format_of_answer
 from service.codec.response_bodies import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse

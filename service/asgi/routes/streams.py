@@ -13,16 +13,14 @@ from service.asgi.http import (
     authorize,
     authorized_stream,
     body_of,
-    flag_of,
     format_of,
     idempotency_key_of,
     model_of,
-    number_of,
     replacement_fields,
     respond,
-    version_of,
 )
 from service.asgi.openapi import streams as openapi
+from service.asgi.query import flag_of, number_of, version_of
 from service.asgi.run_handler import run_handler
 from service.codec import JSON, Format
 from service.codec.formats import format_of_answer
