@@ -1,4 +1,4 @@
-"""`stepwell replay`: a recording, a CSV file, through a model; its predictions to a table or a picture."""
+"""`stepwell replay`: a recording through a model; its predictions to a table or a picture."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from urllib.parse import quote
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from msgspec.structs import asdict
 
+from model_export.manifest import InputSpec
 from service.charts import line_chart, lines_of, stacked
 from service.client import Client, Model
 from service.client.memory import MEMORY
 from service.client.protocol.decoding import ModelInfo
-from service.commands.flags import named_values
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.recorded.flags import InputColumns, column_choice, data_progress
 from service.commands.tables import key_value_table, show
 from service.ids import is_stream_id
-from service.replay.csv_table import CsvTable, ReplayError, TableRow
-from service.replay.session import Predictions, ReplaySession, header_of
+from service.recorded import open_data
+from service.replay.session import Predictions, ReplayError, ReplaySession, header_of
 
 _DRAWN_STREAMS = 4
 
@@ -37,21 +37,16 @@ def replay(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="The name of a served model; or a model file, which is run here.")
     ],
-    file: Annotated[Path, typer.Argument(metavar="DATA.csv", help="The recording: a header, then a row per timestep.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="DATA", help="The recording: CSV, Parquet or NPZ, a row per timestep.")
+    ],
     *,
     stream: Annotated[str | None, typer.Option(help="The stream's id. Default: a new one, named as the file.")] = None,
-    stream_column: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column with each row's stream.")
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input", metavar="INPUT=COLUMN,..", help="The columns of an input. Default: its labels. Repeatable."
-        ),
-    ] = None,
+    stream_column: Annotated[str | None, typer.Option(metavar="C", help="The column with each row's stream.")] = None,
+    inputs: InputColumns = None,
     time_column: Annotated[
         str | None,
-        typer.Option(metavar="COLUMN", help="Send rows at the times in this column: seconds, or ISO 8601."),
+        typer.Option(metavar="C", help="Send rows at the times in this column: seconds, or ISO 8601."),
     ] = None,
     speed: Annotated[float, typer.Option(min=0.001, help="With --time-column, how many times as fast.")] = 1.0,
     rate: Annotated[float | None, typer.Option(min=0.001, help="Send so many rows per second.")] = None,
@@ -70,19 +65,21 @@ def replay(
     _check_flags(stream, stream_column, time_column, rate, speed)
     if reset and append:
         raise typer.BadParameter("a stream is either reset or continued.", param_hint="--reset, --append")
-    table = CsvTable(file)
-    chosen = {
-        name: [part.strip() for part in text.split(",")]
-        for name, text in named_values("--input", inputs or [], "INPUT=COLUMN,..").items()
-    }
+    choice = column_choice(stream_column, time_column, inputs)
     with _model(model, url, key) as served:
         described = served.describe()
-        rows = table.rows(described.inputs, chosen or None, stream_column=stream_column, time_column=time_column)
-        session = ReplaySession(served, stream or _new_stream(file), reset=reset, append=append)
-        started = time.monotonic()
-        with _written(output, described) as write:
-            for predictions in _with_bar(_sent(session, rows, time_column, speed, rate), table.count):
-                write(predictions)
+        recorded = open_data([file], [InputSpec.model_validate(asdict(each)) for each in described.inputs], choice)
+        has_streams = stream_column is not None or file.suffix.lower() == ".npz"
+        name = stream or (None if has_streams else _new_stream(file))
+        with data_progress() as progress:
+            progress.start("checking the data", None)
+            progress.start("replaying", recorded.check(progress.advance))
+            session = ReplaySession(served, recorded, name, reset=reset, append=append)
+            started = time.monotonic()
+            with _written(output, described) as write:
+                for predictions in _sent(session, time_column, speed, rate):
+                    write(predictions)
+                    progress.advance(len(predictions.rows))
         seconds = time.monotonic() - started
     if plot is not None:
         _write(plot, _picture(session, described))
@@ -133,30 +130,18 @@ def _model(model: str, url: str, key: str | None) -> Iterator[Model]:
             yield client.model(path.stem)
 
 
-def _sent(
-    session: ReplaySession, rows: Iterator[TableRow], time_column: str | None, speed: float, rate: float | None
-) -> Iterator[Predictions]:
+def _sent(session: ReplaySession, time_column: str | None, speed: float, rate: float | None) -> Iterator[Predictions]:
     if time_column is not None:
         first: list[float] = []
 
-        def due(row: TableRow) -> float:
-            first[:] = first or [row.seconds]
-            return (row.seconds - first[0]) / speed
+        def due(_position: int, seconds: float) -> float:
+            first[:] = first or [seconds]
+            return (seconds - first[0]) / speed
 
-        return session.at_times(rows, due)
+        return session.at_times(due)
     if rate is not None:
-        return session.at_times(rows, lambda row: (row.number - 1) / rate)
-    return session.in_chunks(rows)
-
-
-def _with_bar(sent: Iterator[Predictions], total: int) -> Iterator[Predictions]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("replaying", total=total)
-        for predictions in sent:
-            bars.advance(task, len(predictions.rows))
-            yield predictions
+        return session.at_times(lambda position, _seconds: position / rate)
+    return session.in_chunks()
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
@@ -17,6 +17,8 @@ from service.recorded.values import Categories, Cells
 PIECE_ROWS = 32_768
 """Rows that are read at a time."""
 
+
+_DELIMITERS = ",;\t|"
 
 Kind = Literal["f8", "i8", "U"]
 """What the cells of a column are: numbers, integers, or texts."""
@@ -49,7 +51,10 @@ class Table(Protocol):
 
 
 class CsvFile:
-    """A CSV file whose first line has the names of its columns; cells are texts."""
+    """A CSV file whose first line has the names of its columns; cells are texts.
+
+    They are separated by commas, semicolons, tabs or bars, whichever the first line has most.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the names.
@@ -59,7 +64,10 @@ class CsvFile:
         """
         self.path = path
         with self._reading(), path.open(newline="", encoding="utf-8-sig") as file:
-            self.columns: Sequence[str] = [name.strip() for name in next(csv.reader(file), [])]
+            first = file.readline()
+            self._delimiter = max(_DELIMITERS, key=first.count)
+            file.seek(0)
+            self.columns: Sequence[str] = [name.strip() for name in next(self._rows(file), [])]
         if not self.columns or len(set(self.columns)) != len(self.columns):
             found = "no names" if not self.columns else f"the names {', '.join(self.columns)}, some of them twice"
             raise RecordedDataError(
@@ -71,7 +79,7 @@ class CsvFile:
         """Yield some columns of consecutive rows; see `Table`."""
         first = 0
         with self._reading(), self.path.open(newline="", encoding="utf-8-sig") as file:
-            next(csv.reader(file), None)
+            next(self._rows(file), None)
             while lines := _whole_lines(file):
                 piece = self._parsed(lines, columns)
                 if piece is None:
@@ -83,15 +91,15 @@ class CsvFile:
 
     def _parsed(self, lines: Sequence[str], columns: Mapping[str, Kind]) -> Mapping[str, Cells] | None:
         """Return the columns of lines without quotes; None if a cell is not what is expected: `_cells` reports it."""
-        commas = len(self.columns) - 1
+        delimiters = len(self.columns) - 1
         if not lines[-1].endswith(("\n", "\r")):
             lines = [*lines[:-1], f"{lines[-1]}\n"]
-        if '"' in "".join(lines) or any(line.count(",") != commas for line in lines):
+        if '"' in "".join(lines) or any(line.count(self._delimiter) != delimiters for line in lines):
             return None
         kinds = [(name, f"U{_LONGEST_TEXT}" if kind == "U" else kind) for name, kind in columns.items()]
         at = [self.columns.index(name) for name in columns]
         try:
-            rows = np.loadtxt(lines, np.dtype(kinds), comments=None, delimiter=",", usecols=at, ndmin=1)
+            rows = np.loadtxt(lines, np.dtype(kinds), comments=None, delimiter=self._delimiter, usecols=at, ndmin=1)
         except ValueError:
             return None
         piece = {name: rows[name].tolist() if kind == "U" else rows[name] for name, kind in columns.items()}
@@ -100,7 +108,7 @@ class CsvFile:
 
     def _cells(self, lines: Sequence[str], columns: Mapping[str, Kind], first: int) -> Mapping[str, Cells]:
         """Return the columns of any lines, as texts."""
-        rows = [row for row in csv.reader(lines) if row]  # blank lines
+        rows = [row for row in self._rows(lines) if row]  # blank lines
         if set(map(len, rows)) - {len(self.columns)}:
             row, cells = next((i, row) for i, row in enumerate(rows) if len(row) != len(self.columns))
             raise RecordedDataError(
@@ -110,6 +118,9 @@ class CsvFile:
             )
         by_column = list(zip(*rows, strict=True)) or [()] * len(self.columns)
         return {name: by_column[self.columns.index(name)] for name in columns}
+
+    def _rows(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        return csv.reader(lines, delimiter=self._delimiter)
 
     def _reading(self) -> _Reading:
         return _Reading(self.path, (csv.Error, UnicodeDecodeError), "a CSV file in UTF-8")

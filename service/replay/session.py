@@ -5,20 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
+from model_export.errors import StepwellError
 from model_export.manifest import Array
 from service.client import ClientError, Model, Stream
-from service.replay.csv_table import ReplayError, TableRow
+from service.recorded import RecordedData
 
 _CHUNK: Final = 256
-_BUFFERED: Final = 65_536
-"""Rows of all streams that wait for their chunks to be full."""
 _KEPT_STEPS: Final = 100_000
+
+
+class ReplayError(StepwellError):
+    """A stream cannot be continued with a recording, or a row of it was rejected."""
+
+    code = "replay_failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Predictions:
     """The predictions for some rows of one stream.
 
     Attributes:
-        rows: The numbers of the rows.
+        rows: The numbers of the rows, from 1.
         stream: The stream's id.
         first_step: The step of the first row.
         outputs: An array per output, `(T, *row)`.
@@ -55,77 +60,88 @@ class ReplaySession:
         n_rows: The number of rows that were sent.
     """
 
-    def __init__(self, model: Model, stream: str, *, reset: bool, append: bool) -> None:
+    def __init__(self, model: Model, recorded: RecordedData, stream: str | None, *, reset: bool, append: bool) -> None:
         """Create a session.
 
         Args:
             model: The model.
-            stream: The stream of rows that have none of their own.
+            recorded: The recording.
+            stream: The stream of all rows; None: each row has its own.
             reset: Reset streams that exist.
             append: Continue streams that exist.
         """
         self.records: dict[str, StreamRecord] = {}
         self.n_rows = 0
         self._model = model
+        self._recorded = recorded
         self._stream = stream
         self._reset = reset
         self._append = append
 
-    def in_chunks(self, rows: Iterable[TableRow]) -> Iterator[Predictions]:
+    def in_chunks(self) -> Iterator[Predictions]:
         """Send rows as fast as possible, in chunks of one stream each.
 
         Raises:
-            ClientError: A chunk was rejected, or no response arrived in time.
-            ReplayError: A stream exists.
+            ClientError: No response arrived in time.
+            RecordedDataError: The recording cannot be read.
+            ReplayError: A stream exists, or a chunk was rejected.
         """
-        waiting: dict[str, list[TableRow]] = {}
-        n_waiting = 0
-        for row in rows:
-            stream = row.stream or self._stream
-            chunk = waiting.setdefault(stream, [])
-            chunk.append(row)
-            n_waiting += 1
-            if len(chunk) == _CHUNK:
-                yield self._send(stream, waiting.pop(stream))
-                n_waiting -= _CHUNK
-            elif n_waiting >= _BUFFERED:
-                for name in list(waiting):
-                    yield self._send(name, waiting.pop(name))
-                n_waiting = 0
-        for name in list(waiting):
-            yield self._send(name, waiting.pop(name))
+        for rows in self._recorded.read():
+            names = self._names()
+            codes, first_rows = np.unique(rows.codes, return_index=True)
+            for code in codes[np.argsort(first_rows)]:
+                of_stream = np.flatnonzero(rows.codes == code)
+                for start in range(0, len(of_stream), _CHUNK):
+                    chunk = of_stream[start : start + _CHUNK]
+                    inputs = {name: array[chunk] for name, array in rows.inputs.items()}
+                    yield self._send(names[code], rows.positions[chunk], inputs)
 
-    def at_times(self, rows: Iterable[TableRow], due: Callable[[TableRow], float]) -> Iterator[Predictions]:
+    def at_times(self, due: Callable[[int, float], float]) -> Iterator[Predictions]:
         """Send each row when it is due; a row that is late is sent at once.
 
         Args:
-            rows: The rows.
-            due: Returns the seconds after the first row at which a row is sent.
+            due: Returns the seconds after the first row at which a row is sent, from the row's position and its time
+                in seconds; the time is 0 if the recording has none.
 
         Raises:
-            ClientError: A step was rejected, or no response arrived in time.
-            ReplayError: A stream exists.
+            ClientError: No response arrived in time.
+            RecordedDataError: The recording cannot be read.
+            ReplayError: A stream exists, or a step was rejected.
         """
         never = threading.Event()
         started = time.monotonic()
-        for row in rows:
-            never.wait(max(0.0, started + due(row) - time.monotonic()))
-            yield self._send(row.stream or self._stream, [row])
+        for rows in self._recorded.read():
+            names = self._names()
+            times = np.zeros(len(rows)) if rows.times is None else rows.times
+            for n, position in enumerate(rows.positions.tolist()):
+                never.wait(max(0.0, started + due(position, float(times[n])) - time.monotonic()))
+                inputs = {name: array[n : n + 1] for name, array in rows.inputs.items()}
+                yield self._send(names[rows.codes[n]], rows.positions[n : n + 1], inputs)
 
-    def _send(self, name: str, rows: Sequence[TableRow]) -> Predictions:
+    def _names(self) -> list[str]:
+        """Return the stream ids of the codes that were read so far."""
+        return [self._stream or name for name in self._recorded.streams]
+
+    def _send(self, name: str, positions: Array, inputs: dict[str, Array]) -> Predictions:
+        """Send consecutive timesteps of a stream.
+
+        Args:
+            name: The stream's id.
+            positions: The number of each timestep's row, from 0, `(T,)`.
+            inputs: `(T, *row)` by input.
+        """
         stream = self._opened(name)
-        chunk = {each: np.stack([row.inputs[each] for row in rows]) for each in rows[0].inputs}
+        numbers = (positions + 1).tolist()
         try:
-            result = stream.steps(chunk)
+            result = stream.steps(inputs)
         except ClientError as exc:
-            where = f"row {rows[0].number}" if len(rows) == 1 else f"rows {rows[0].number} to {rows[-1].number}"
+            where = f"row {numbers[0]}" if len(numbers) == 1 else f"rows {numbers[0]} to {numbers[-1]}"
             raise ReplayError(f"{exc.problem} This was in {where} of stream {name!r}.", fix=exc.fix) from exc
         record = self.records[name]
         record.step = result.step
-        record.outputs.extend({each: part[n] for each, part in result.outputs.items()} for n in range(len(rows)))
-        self.n_rows += len(rows)
-        numbers = [row.number for row in rows]
-        return Predictions(numbers, name, result.step - len(rows) + 1, result.outputs)
+        record.outputs.extend({each: part[n] for each, part in result.outputs.items()} for n in range(len(numbers)))
+        self.n_rows += len(numbers)
+        return Predictions(numbers, name, result.step - len(numbers) + 1, result.outputs)
 
     def _opened(self, name: str) -> Stream:
         """Return a stream's handle; before the first row, check that the stream may take it."""

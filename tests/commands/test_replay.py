@@ -89,7 +89,7 @@ def test_columns_can_be_chosen(service: Service, tmp_path: Path, stream: str) ->
     done = run(service, "fold", data, "--stream", stream, "--input", "x=level", "-o", out)
 
     assert refused.exit_code == 1
-    assert "the table has a, level" in str(refused.exception)
+    assert "has a, level" in str(refused.exception)
     assert done.exit_code == 0
     assert [int(line.rsplit(",", 1)[1]) for line in out.read_text().split()[1:]] == fold_reference(range(5))
 
@@ -159,7 +159,7 @@ def test_a_model_file_is_run_in_this_process(service: Service, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("header", "rows", "flags", "words"),
     [
-        ("x[0]", [[1], ["two"]], (), "line 3: found 'two', expected an integer"),
+        ("x[0]", [[1], ["two"]], (), "row 2: 'two' is not a number"),
         ("x[0]", [[1]], ("--time-column", "t"), "has no column 't'"),
         ("x[0]", [[1]], ("-o", "/absent/out.csv"), "cannot be written"),
     ],
@@ -173,13 +173,27 @@ def test_what_cannot_be_replayed_is_an_error_with_its_reason(
     assert words in str(done.exception)
 
 
-def test_a_row_that_the_service_rejects_is_named(service: Service, tmp_path: Path) -> None:
+def test_a_row_without_a_value_is_named_before_anything_is_sent(
+    service: Service, client: Client, tmp_path: Path, stream: str
+) -> None:
     data = write(tmp_path / "data.csv", "x[0],x[1],x[2],x[3]", [[1, 2, 3, 4], [1, "", 3, 4]])
 
-    done = run(service, "lstm", data)
+    done = run(service, "lstm", data, "--stream", stream)
 
     assert done.exit_code == 1
-    assert "rows 1 to 2 of stream" in str(done.exception)
+    assert "column 'x[1]', row 2: the value is missing" in str(done.exception)
+    assert client.model("lstm").stream(stream).resume() == 0
+
+
+def test_arrays_are_replayed_a_stream_each(service: Service, client: Client, tmp_path: Path, stream: str) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, **{"x:x": np.arange(6).reshape(2, 3, 1), "streams": [f"{stream}-a", f"{stream}-b"]})
+
+    done = run(service, "fold", data, "--json")
+
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["streams"] == [f"{stream}-a", f"{stream}-b"]
+    assert client.model("fold").stream(f"{stream}-b").status().step == 3
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,16 @@ def test_a_csv_file_gives_each_stream_its_rows_in_their_order(tmp_path: Path, in
         np.testing.assert_array_equal(found[name], streams[name])
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_the_separator_is_that_of_the_first_line(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('\ufeffx[1] , x[0]\r\n1.5,2\r\n\r\n"3",4\r\n'.replace(",", separator), encoding="utf-8")
+
+    [rows] = open_data([path], [an_input()], ColumnChoice()).read()
+
+    assert rows.inputs["x"].tolist() == [[2, 1.5], [4, 3]]
+
+
 @pytest.mark.parametrize("is_dictionary", [True, False])
 def test_a_parquet_file_gives_the_same_as_a_csv_file(tmp_path: Path, interleaved: Any, is_dictionary: bool) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")

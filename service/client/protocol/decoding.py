@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -215,6 +215,7 @@ class TensorInfo(Struct):
         shape: The shape of one row.
         labels: The names of the numbers of a row, if it has any.
         unit: Its unit, if it has one.
+        missing: Of an input, `nan` if it may have missing values.
     """
 
     name: str
@@ -222,6 +223,7 @@ class TensorInfo(Struct):
     shape: list[int] = []
     labels: list[str] | None = None
     unit: str | None = None
+    missing: Literal["refuse", "nan"] = "refuse"
 
 
 class ModelInfo(Struct):
