@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from model_export.stages import Pipeline
     from model_export.step_model import StepModel
     from model_export.streaming import convert as convert_onnx
+    from service import mlflow
     from service.client import (
         AsyncClient,
         Client,
@@ -67,6 +68,7 @@ __all__ = [
     "adopt",
     "convert_onnx",
     "export",
+    "mlflow",
     "register_step_rule",
     "run",
     "stages",
@@ -98,7 +100,12 @@ _HOMES = {
 _NAMES_THERE = {"adopt": "adopt_file", "convert_onnx": "convert", "export": "export_source"}
 """What a name is called in its module, where that is something else."""
 
-_MODULES = {"stages": "model_export.stages", "torch": "model_export.torch"}
+_MODULES = {
+    "mlflow": "service.mlflow",
+    "mlflow_deployments": "service.mlflow.deployments",  # for the entry point by which MLflow finds it
+    "stages": "model_export.stages",
+    "torch": "model_export.torch",
+}
 
 
 if not TYPE_CHECKING:  # else a type checker would accept every name

@@ -28,7 +28,7 @@ _COMMANDS = {
     "inspect": ("service.commands.inspect", "inspect", "Show what a model file takes, gives and carries."),
     "check": ("service.commands.check", "check", "Tell what `serve` would refuse."),
     "bench": ("service.commands.bench", "bench", "Load on a running service: steps/s, p50, p90, p99, errors."),
-    "replay": ("service.commands.replay", "replay", "Replay a recording, a CSV file, through a model."),
+    "replay": ("service.commands.replay", "replay", "Replay a recording through a model."),
     "connect": ("service.commands.connect", "connect", "Timesteps from a broker or a file, predictions to another."),
     "backtest": ("service.commands.recorded.backtest", "backtest", "Compare two models on recorded data."),
     "backfill": (
@@ -36,6 +36,8 @@ _COMMANDS = {
         "backfill",
         "Feed recorded data into the streams of a running service.",
     ),
+    "push": ("service.commands.hub", "push", "Upload a model file to the Hugging Face Hub."),
+    "pull": ("service.commands.hub", "pull", "Download a model file from the Hugging Face Hub."),
     "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
     "save": ("service.commands.live.savepoint", "save", "Save all streams of a model to a file."),
     "load": ("service.commands.live.savepoint", "load", "Load the streams of such a file into a running service."),
