@@ -103,6 +103,8 @@ _NAMES_THERE = {"adopt": "adopt_file", "convert_onnx": "convert", "export": "exp
 _MODULES = {
     "mlflow": "service.mlflow",
     "mlflow_deployments": "service.mlflow.deployments",  # for the entry point by which MLflow finds it
+    "ray": "service.offline.ray",
+    "spark": "service.offline.spark",
     "stages": "model_export.stages",
     "torch": "model_export.torch",
 }
