@@ -99,16 +99,16 @@ def test_a_store_goes_back_to_a_backup_that_was_made_under_load(
 
 
 def test_streams_that_go_back_beneath_a_worker_are_counted(short_path: Path) -> None:
-    """An outside store is restored while the service runs."""
+    """The files of an outside store are exchanged while it and the service run, and then it is restarted."""
     models = write_model(short_path / "models", "fold", fold).parent
     with server(short_path / "store", *AOF) as store:
         service = ServiceProcess(models, short_path / "one", "--redis", store.url, "--drain-s", "0").start()
         send(service, "a", 1)
         run("backup", short_path / "backup.rdb", "--redis", store.url)
         send(service, "a", 2)
-        store.kill()
-        shutil.rmtree(store.folder / "appendonlydir")
+        (store.folder / "appendonlydir").rename(store.folder / "before-restore")
         shutil.copyfile(short_path / "backup.rdb", store.folder / "appendonly.aof")
+        store.stop()
         store.start()
         gap = send(service, "a", 3)
         metrics = httpx.get(f"{service.url}/metrics", trust_env=False).text

@@ -17,12 +17,14 @@ from scripts.kubernetes.chart import render
 from scripts.kubernetes.facts import REPOSITORY, container, default_of, version
 from scripts.kubernetes.kustomize import difference
 from scripts.kubernetes.values import OWN_VALUES, VALUES
+from scripts.observability.metrics import used_in
 from service.settings import PREFIX, Settings
 from tests.deploy.manifests import by_name, kustomize, needs_helm, needs_kubectl, needs_schemas, of_overlay
 
 VERSIONS = ("1.32", "1.35", "1.37")
 MANIFESTS = sorted(KUSTOMIZE.rglob("*.yaml"))
 OTHERS = frozenset({"monitoring.coreos.com/v1"})  # no part of Kubernetes
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```", (REPOSITORY / "docs/kubernetes.md").read_text(), re.DOTALL | re.MULTILINE)
 ALL_VALUES: dict[str, Any] = {
     "image": {"repository": "registry.example/stepwell", "tag": "1"},
     "imagePullSecrets": [{"name": "registry"}],
@@ -256,6 +258,48 @@ def test_a_patch_removes_what_is_gone() -> None:
         "a": None,
         "env": [{"name": "y", "value": 3}, {"$patch": "delete", "name": "x"}],
     }
+
+
+@needs_kubectl
+def test_the_overlay_of_the_page_changes_what_it_names(tmp_path: Path) -> None:
+    shutil.copytree(KUSTOMIZE, tmp_path / "k")
+    own = tmp_path / "k/overlays/own"
+    own.mkdir()
+    [text] = [block for block in BLOCKS if "kind: Kustomization" in block]
+    (own / "kustomization.yaml").write_text(text)
+
+    done = kustomize(own)
+    assert done.returncode == 0, done.stderr
+    objects = by_name(list(yaml.safe_load_all(done.stdout)))
+    [found] = pod(objects)["containers"]
+
+    assert found["image"] == "registry.example.com/stepwell-with-models:7"
+    assert {"name": "STEPWELL_LOG_FORMAT", "value": "json"} in found["env"]
+    assert objects["NetworkPolicy", "stepwell"]["spec"]["egress"][1]["ports"][0]["port"] == 6380
+    assert {one["metadata"]["namespace"] for one in objects.values()} == {"stepwell"}
+
+
+@needs_helm
+def test_the_values_of_the_page_are_accepted() -> None:
+    [text] = [block for block in BLOCKS if block.startswith("image:")]
+    objects = by_name(render(yaml.safe_load(text)))
+
+    assert objects["HorizontalPodAutoscaler", "stepwell"]["spec"]["maxReplicas"] == 20
+    assert objects["NetworkPolicy", "stepwell"]["spec"]["egress"][1]["ports"][0]["port"] == 6380
+
+
+@needs_schemas
+def test_the_autoscaler_of_the_page_fits_the_schemas() -> None:
+    [found] = [yaml.safe_load(block) for block in BLOCKS if "kind: HorizontalPodAutoscaler" in block]
+
+    check_schemas([found], VERSIONS[-1])
+
+
+def test_the_queries_of_the_page_use_metrics_of_the_service() -> None:
+    [scaled] = [yaml.safe_load(block) for block in BLOCKS if "kind: ScaledObject" in block]
+    queries = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+
+    assert {metric.name for metric in used_in(queries)} == {"stepwell_steps_total", "stepwell_queue_rows"}
 
 
 def check_schemas(objects: list[dict[str, Any]], kubernetes: str) -> None:
