@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 import hiredis
 import redis
@@ -68,7 +68,7 @@ async def _receive(writer: asyncio.StreamWriter, out: BinaryIO) -> int:
     # `eof`: the server sends the file while it makes it, and writes none. `rdb-only`: it does not keep the writes
     # meanwhile; servers before Redis 7 reply with an error, which is ignored.
     for option in (("capa", "eof"), ("rdb-only", "1")):
-        writer.transport.write(hiredis.pack_command(("REPLCONF", *option)))
+        writer.transport.write(hiredis.pack_command(cast("Any", ("REPLCONF", *option))))
         await _line(reader)
     writer.transport.write(hiredis.pack_command(("SYNC",)))
     head = await _line(reader)

@@ -121,8 +121,8 @@ def test_the_allocator_rounds_up(n_bytes: int, taken: int) -> None:
     assert allocated(n_bytes) == taken
 
 
-def test_streams_take_the_memory_that_was_computed(redis_server: Server, tmp_path: Path) -> None:
-    """Within a fifth, with a server whose allocator is jemalloc; others differ by a little more."""
+def test_streams_take_the_memory_that_was_computed_or_less(redis_server: Server, tmp_path: Path) -> None:
+    """Valkey takes some 60 bytes less for a key than Redis, whose cost is computed."""
     folder = write_model(tmp_path / "models", "fold", fold).parent
     n_streams = 8_000
     with (
@@ -137,7 +137,8 @@ def test_streams_take_the_memory_that_was_computed(redis_server: Server, tmp_pat
         taken = (client.info("memory")["used_memory"] - before) / n_streams
     load = Load(streams=n_streams, rate=1, state_bytes=8, output_bytes=8, run_us=1)
 
-    assert taken == pytest.approx(size(load, max_primary_bytes=GIB).stream_bytes, rel=0.2)
+    computed = size(load, max_primary_bytes=GIB).stream_bytes
+    assert computed / 1.5 < taken < computed
 
 
 def test_the_command_prints_what_is_needed(tmp_path: Path) -> None:

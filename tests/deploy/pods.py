@@ -89,7 +89,7 @@ class Pod:
         return options
 
     def _write_secret(self, secret: dict[str, Any], group: int) -> Path:
-        folder = self._folder / secret["secretName"]
+        folder = self._folder / str(secret["secretName"])
         folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
         for key, text in self._secrets[secret["secretName"]].items():
