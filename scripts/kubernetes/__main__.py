@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +54,10 @@ def main() -> None:
     """Write the files, and remove those of objects that are no more."""
     for path, text in chart_files().items():
         path.write_text(text)
+    if find_spec("helm_python") is None:
+        sys.exit(
+            "The chart's files are written; those of kustomize need Helm: STEPWELL_EXTRAS=deploy ./stepwell --help"
+        )
     files = kustomize_files()
     for path in KUSTOMIZE.rglob("*.yaml"):
         if path not in files:

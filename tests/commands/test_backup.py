@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import redis
 import typer
 from typer.testing import Result
 
-from service.commands import backup as commands
+from service.commands.store import backup as commands
 from service.store.backup import BackupError, restore, write_backup
 from service.store.embedded_server import EmbeddedStore, EmbeddedStoreError
 from tests.commands.program import invoke
@@ -178,6 +179,27 @@ def test_a_folder_without_a_running_store_cannot_be_backed_up(short_path: Path) 
 
     assert isinstance(result.exception, BackupError)
     assert "No embedded store runs" in result.exception.problem
+
+
+@pytest.mark.parametrize("diskless", ["yes", "no"])
+def test_a_server_may_send_its_data_from_memory_or_from_a_file(short_path: Path, diskless: str) -> None:
+    options = (*AOF, "--repl-diskless-sync", diskless, "--repl-diskless-sync-delay", "0")
+    with server(short_path / "store", *options) as store, store.client() as client:
+        client.mset({f"key-{n}": "v" * 1000 for n in range(5000)})
+        asyncio.run(backup_to(store.url, short_path / "backup.rdb"))
+
+    assert restore(short_path / "data", short_path / "backup.rdb") == 5000
+
+
+def test_the_user_of_the_page_can_make_a_backup(short_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/backup.md").read_text()
+    [rule] = re.findall(r"^ACL SETUSER (.*)$", page, re.MULTILINE)
+    with server(short_path / "store", *AOF, "--repl-diskless-sync-delay", "0") as store:
+        with store.client() as client:
+            client.execute_command("ACL", "SETUSER", *rule.split())
+        result = run("backup", short_path / "x.rdb", "--redis", f"unix://backup:another-password@{store.socket}")
+
+    assert result.exit_code == 0
 
 
 def test_a_user_without_the_permission_is_told_which(short_path: Path) -> None:

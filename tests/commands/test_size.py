@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from model_export.errors import FileError
-from service.commands import size as command
+from service.commands.store import size as command
 from service.sizing import CONSTANTS, MIN_PRIMARIES, MIN_REPLICAS, Load, Sending, allocated, size
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model

@@ -27,14 +27,23 @@ class Pod:
     """
 
     def __init__(
-        self, spec: dict[str, Any], *, name: str, network: str, image: str, folder: Path, secrets: Secrets | None = None
+        self,
+        spec: dict[str, Any],
+        *,
+        name: str,
+        network: str,
+        image: str,
+        folder: Path,
+        service: str = "",
+        secrets: Secrets | None = None,
     ) -> None:
         """Start the container.
 
         Args:
             spec: The pod, as the manifest has it.
-            name: Name of the container, and its name in the network.
+            name: Name of the container.
             network: The Docker network that stands for the cluster's.
+            service: Name of the Kubernetes Service that has this pod alone; other pods reach it by that name.
             image: What to run instead of the manifest's image.
             folder: Where the files of mounted Secrets go.
             secrets: The data of each Secret.
@@ -49,6 +58,7 @@ class Pod:
         limits = self._container["resources"]["limits"]
         [port] = self._container["ports"]
         options = ["--name", name, "--network", network, "--publish", f"127.0.0.1:{self.port}:{port['containerPort']}"]
+        options += ["--network-alias", service] if service else []
         options += ["--user", f"{user['runAsUser']}:{user['runAsGroup']}"]
         options += [f"--memory={_bytes(limits['memory'])}", f"--cpus={min(float(limits['cpu']), os.cpu_count() or 1)}"]
         options += self._security() + self._environment() + self._mounts(user["fsGroup"])
@@ -90,10 +100,11 @@ class Pod:
 
     def _write_secret(self, secret: dict[str, Any], group: int) -> Path:
         folder = self._folder / str(secret["secretName"])
-        folder.mkdir(exist_ok=True)
+        if folder.exists():  # another pod has it, too
+            return folder
+        folder.mkdir()
         folder.chmod(0o755)
         for key, text in self._secrets[secret["secretName"]].items():
-            (folder / key).unlink(missing_ok=True)
             (folder / key).write_text(text)
             mode = secret["defaultMode"]
             if os.getuid() == 0:

@@ -95,7 +95,14 @@ def redis(network: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Po
     """The Redis of the development overlay."""
     spec = of_overlay("dev")["StatefulSet", "stepwell-redis"]["spec"]["template"]["spec"]
     image = spec["containers"][0]["image"]
-    pod = Pod(spec, name="stepwell-redis", network=network, image=image, folder=tmp_path_factory.mktemp("redis"))
+    pod = Pod(
+        spec,
+        name=f"stepwell-redis-{os.getpid()}",
+        service="stepwell-redis",
+        network=network,
+        image=image,
+        folder=tmp_path_factory.mktemp("redis"),
+    )
     try:
         pod.wait_ready()
         yield pod
