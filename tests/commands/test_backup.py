@@ -25,6 +25,7 @@ from tests.commands.program import invoke
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess
 from tests.servers import AOF, server, servers
+from tests.store.clusters import cluster
 
 app = typer.Typer()
 app.command()(commands.backup)
@@ -220,6 +221,29 @@ def test_a_cluster_is_backed_up_by_its_primaries(short_path: Path) -> None:
 
     assert isinstance(result.exception, BackupError)
     assert "each primary" in result.exception.fix
+
+
+def test_a_cluster_goes_back_to_the_files_of_its_primaries(short_path: Path) -> None:
+    names = [f"key-{n}" for n in range(300)]
+    with cluster(options=AOF) as nodes:
+        with nodes.client() as client:
+            for name in names:
+                client.set(name, "old")
+            for n, node in enumerate(nodes.primaries):
+                asyncio.run(backup_to(f"redis://127.0.0.1:{node.port}", short_path / f"{n}.rdb"))
+            for name in names:
+                client.set(name, "new")
+        for n, node in enumerate(nodes.primaries):
+            (node.folder / "appendonlydir").rename(node.folder / "before-restore")
+            shutil.copyfile(short_path / f"{n}.rdb", node.folder / "appendonly.aof")
+            node.stop()
+        for node in nodes.primaries:
+            node.start()
+        nodes.wait_ok()
+        with nodes.client() as client:
+            values = {client.get(name) for name in names}
+
+    assert values == {b"old"}
 
 
 def test_a_server_that_ends_in_the_middle_leaves_no_file(short_path: Path) -> None:
