@@ -175,6 +175,13 @@ def test_a_store_that_is_in_use_is_not_replaced(running: ServiceProcess, short_p
     assert "in use" in result.exception.problem
 
 
+def test_a_store_of_its_own_is_not_restored_into_a_folder(short_path: Path) -> None:
+    result = run("restore", short_path / "backup.rdb", STEPWELL_REDIS="redis://redis:6379/0")
+
+    assert isinstance(result.exception, BackupError)
+    assert "reads a backup when it starts" in result.exception.problem
+
+
 def test_a_folder_without_a_running_store_cannot_be_backed_up(short_path: Path) -> None:
     result = run("backup", short_path / "backup.rdb", "--data-dir", short_path)
 

@@ -66,7 +66,13 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Make a backup the data of the embedded store. Its service must not run; what was there is kept beside it."""
-    folder = Settings.load(data_dir=data_dir).data_dir
+    settings = Settings.load(data_dir=data_dir)
+    if settings.redis is not None and data_dir is None:
+        raise BackupError(
+            "The store is a server of its own (STEPWELL_REDIS), which reads a backup when it starts.",
+            fix="docs/backup.md has the commands; --data-dir restores an embedded store.",
+        )
+    folder = settings.data_dir
     n_keys = restore_store(folder, file)
     _print({"data_dir": str(folder), "keys": n_keys}, f"{folder}: {n_keys:,} keys", as_json=as_json)
 
