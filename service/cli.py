@@ -41,6 +41,13 @@ _COMMANDS = {
     "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
     "save": ("service.commands.live.savepoint", "save", "Save all streams of a model to a file."),
     "load": ("service.commands.live.savepoint", "load", "Load the streams of such a file into a running service."),
+    "backup": (
+        "service.commands.store.backup",
+        "backup",
+        "Write all data of a store to a file, while it is used.",
+    ),
+    "restore": ("service.commands.store.backup", "restore", "Make such a file the data of the embedded store."),
+    "size": ("service.commands.store.size", "size", "How many replicas, and which Redis, for a number of streams."),
     "release": ("service.commands.live.release", "release_app", "Move live streams to another version of their model."),
     "streams": ("service.commands.live.streams", "streams_app", "Look at and tend live streams."),
 }

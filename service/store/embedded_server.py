@@ -108,15 +108,24 @@ class EmbeddedStore:
         """Whether the server runs."""
         return self._process is not None and self._process.poll() is None
 
+    def take_folder(self) -> None:
+        """Lock the folder, and stop a server that a killed service left running; `stop` unlocks the folder.
+
+        Raises:
+            EmbeddedStoreError: Another service uses the folder, or it is not writable.
+        """
+        if self._lock is None:
+            self._lock_folder()
+            self._stop_leftover()
+
     def start(self) -> None:
-        """Lock the folder, stop a server that a killed service left running, and start the server.
+        """Start the server, on a folder that is locked from then on.
 
         Raises:
             EmbeddedStoreError: Another service uses the folder, it is not writable, or the server does not start.
         """
-        self._lock_folder()
         try:
-            self._stop_leftover()
+            self.take_folder()
             started: Future[None] = Future()
             self._stopping.clear()
             self._keeper = threading.Thread(target=self._keep, args=(started,), name="embedded-store", daemon=True)

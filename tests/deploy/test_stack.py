@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.deploy.stack import Stack, docker
+from tests.deploy.stack import REPOSITORY, Stack, docker
 from tests.processes import free_port
 
 pytestmark = [pytest.mark.compose, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -58,6 +59,15 @@ def row(stack: Stack) -> list[Any]:
 
 def send(client: httpx.Client, stream: str, row: list[Any], **more: Any) -> httpx.Response:
     return client.post(f"/v1/models/activity/streams/{stream}/step", json={"inputs": row, **more})
+
+
+def run_script(name: str, stack: Stack, file: Path, *, succeeds: bool = True) -> str:
+    """Run a script of docker/ on the stack, and return what it reports."""
+    environment = {"COMPOSE_PROJECT_NAME": stack.project, "PUBLISH": stack.address, "REPLICAS": "2"}
+    command = [REPOSITORY / name, file]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, cwd="/")
+    assert (done.returncode == 0) is succeeds, done.stderr
+    return done.stderr
 
 
 def test_the_stack_is_ready_behind_the_proxy(client: httpx.Client) -> None:
@@ -229,6 +239,48 @@ def test_the_exporter_runs_on_mounted_folders(stack: Stack, tmp_path: Path) -> N
     )
 
     assert [(path.name, path.stat().st_uid) for path in models.iterdir()] == [("tiny.onnx", os.getuid())]
+
+
+def test_a_backup_under_load_is_restored(stack: Stack, client: httpx.Client, row: list[Any], tmp_path: Path) -> None:
+    """Streams go back to the step that they had then; the client reads from the response where to continue."""
+    finished = threading.Event()
+    n_stepped = 0
+
+    def keep_stepping() -> None:
+        nonlocal n_stepped
+        while not finished.is_set():
+            n_stepped += 1
+            assert send(client, "restored", row, seq=n_stepped).status_code == 200
+
+    stepping = threading.Thread(target=keep_stepping)
+    stepping.start()
+    try:
+        run_script("docker/backup", stack, tmp_path / "backup.rdb")
+    finally:
+        finished.set()
+        stepping.join()
+    newest = send(client, "restored", row, seq=n_stepped).json()
+    run_script("docker/restore", stack, tmp_path / "backup.rdb")
+    gap = send(client, "restored", row, seq=n_stepped + 1).json()
+    replay = send(client, "restored", row, seq=gap["expected"] - 1).json()
+    answers = [send(client, "restored", row, seq=seq).json() for seq in range(gap["expected"], n_stepped + 1)]
+
+    assert (gap["code"], gap["applied"]) == ("seq_gap", "no")
+    assert replay["replayed"] is True
+    assert [newest[key] for key in ("outputs", "state_id")] == [answers[-1][key] for key in ("outputs", "state_id")]
+
+
+def test_a_damaged_backup_changes_nothing(stack: Stack, client: httpx.Client, row: list[Any], tmp_path: Path) -> None:
+    run_script("docker/backup", stack, tmp_path / "backup.rdb")
+    data = (tmp_path / "backup.rdb").read_bytes()
+    (tmp_path / "damaged.rdb").write_bytes(data[: len(data) // 2])
+    before = stack.containers()
+
+    refused = run_script("docker/restore", stack, tmp_path / "damaged.rdb", succeeds=False)
+
+    assert "nothing was changed" in refused
+    assert stack.containers() == before
+    assert send(client, "whole", row, seq=1).status_code == 200
 
 
 def test_down_leaves_nothing(stack: Stack) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -18,6 +19,7 @@ class Balancer:
 
     Attributes:
         resets: Connections to a service that were open, and were reset.
+        assigned: Number of connections that each port was given.
     """
 
     def __init__(self, ports: Sequence[int], *, is_blind: bool = False) -> None:
@@ -29,6 +31,7 @@ class Balancer:
         """
         self.port = 0
         self.resets = 0
+        self.assigned: Counter[int] = Counter()
         self._ports = list(ports)
         self._ready = list(ports)
         self._is_blind = is_blind
@@ -39,6 +42,10 @@ class Balancer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def route_to(self, ports: Sequence[int]) -> None:
+        """Assign new connections to these services alone, as if they were the endpoints of a Kubernetes Service."""
+        self._ready = self._ports = list(ports)
 
     def __enter__(self) -> Balancer:
         self._thread.start()
@@ -88,6 +95,7 @@ class Balancer:
                 theirs, ours = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
                 continue
+            self.assigned[port] += 1
             await asyncio.gather(_pipe(reader, ours), self._pipe_back(theirs, writer))
             return
         writer.transport.abort()

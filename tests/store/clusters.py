@@ -7,7 +7,7 @@ import functools
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ class Cluster:
 
     def client(self) -> redis.RedisCluster:
         return redis.RedisCluster(host="127.0.0.1", port=self.nodes[0].port)
+
+    def wait_ok(self) -> None:
+        """Wait until every node considers the Cluster complete."""
+        _wait_until(lambda: all(_info(node.direct)["cluster_state"] == "ok" for node in self.nodes))
 
     def owner(self, slot: int) -> Node:
         with self.nodes[0].client() as client:
@@ -101,11 +105,13 @@ def slot_of(key: str) -> int:
 
 
 @contextmanager
-def cluster(*, primaries: int = 3, replicas: int = 0, binary: Path | None = None) -> Iterator[Cluster]:
+def cluster(
+    *, primaries: int = 3, replicas: int = 0, binary: Path | None = None, options: Sequence[str] = ()
+) -> Iterator[Cluster]:
     """Run a Cluster until the block ends."""
     total = primaries * (1 + replicas)
     with tempfile.TemporaryDirectory(prefix="swc") as folder, ExitStack() as stack:
-        nodes = [stack.enter_context(_node(Path(folder) / str(n), binary)) for n in range(total)]
+        nodes = [stack.enter_context(_node(Path(folder) / str(n), binary, options)) for n in range(total)]
         clients = [stack.enter_context(node.client()) for node in nodes]
         for node, client in zip(nodes, clients, strict=True):
             node.id = client.execute_command("CLUSTER", "MYID").decode()
@@ -118,9 +124,10 @@ def cluster(*, primaries: int = 3, replicas: int = 0, binary: Path | None = None
         _wait_until(lambda: all(_info(client)["cluster_known_nodes"] == str(total) for client in clients))
         for n in range(primaries, total):
             _wait_until(lambda n=n: _accepts(clients[n], "CLUSTER", "REPLICATE", nodes[n % primaries].id))  # type: ignore[misc]
-        _wait_until(lambda: all(_info(client)["cluster_state"] == "ok" for client in clients))
+        one = Cluster(nodes, primaries)
+        one.wait_ok()
         _wait_until(lambda: all(is_synchronized(client) for client in clients[primaries:]))
-        yield Cluster(nodes, primaries)
+        yield one
 
 
 @contextmanager
@@ -194,8 +201,8 @@ def has_caught_up(replica: redis.Redis, primary: redis.Redis) -> bool:
 
 
 @contextmanager
-def _node(folder: Path, binary: Path | None) -> Iterator[Node]:
-    node = Node(folder, "--repl-diskless-sync-delay", "0", binary=binary)
+def _node(folder: Path, binary: Path | None, options: Sequence[str]) -> Iterator[Node]:
+    node = Node(folder, "--repl-diskless-sync-delay", "0", *options, binary=binary)
     node.start()
     try:
         yield node

@@ -1,0 +1,1 @@
+"""Commands about the store: its backups, and how large it has to be."""
