@@ -64,6 +64,9 @@ class Settings(BaseModel):
     """Address to listen on. Other addresses than loopback need `api_keys_file` or `insecure`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0: a free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port of the Open Inference Protocol over gRPC, on the same host; 0: a free one. Needs the extra grpc. Unset: no
+    gRPC."""
     published: str | None = None
     """HOST:PORT at which a proxy in front of the service is reached. Only for the warning about an API that is open
     without keys. Unset: `host`."""
