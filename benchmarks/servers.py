@@ -157,6 +157,27 @@ def client_targets(workload: Workload) -> list[Target]:
     return targets
 
 
+def grpc_targets(workload: Workload) -> list[Target]:
+    """Return the Open Inference Protocol with raw bytes, over HTTP and over gRPC."""
+    return [
+        Target("HTTP, raw bytes", stepwell(workload), Load(streams=64, client="oip-binary")),
+        Target("gRPC, ModelInfer", _on_grpc(workload), Load(streams=64, client="grpc")),
+        Target("gRPC, ModelStreamInfer, 4 calls", _on_grpc(workload), Load(streams=64, client="grpc-stream")),
+    ]
+
+
+def _on_grpc(workload: Workload) -> Start:
+    """Return a start of `stepwell serve` whose port is that of gRPC."""
+
+    @contextlib.contextmanager
+    def start(folder: Path) -> Iterator[Running]:
+        port = free_port()
+        with stepwell(workload, "--grpc-port", str(port))(folder) as running:
+            yield replace(running, port=port)
+
+    return start
+
+
 def proxy_targets(workload: Workload) -> list[Target]:
     """Return the service behind nginx: with the same headers in every request, and with different ones."""
     start, requests = stepwell(workload), Load(STEP, '"y":[', streams=10_000)

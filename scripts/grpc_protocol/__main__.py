@@ -1,4 +1,4 @@
-"""`python -m scripts.grpc_protocol`: compiles `inference.proto` to the descriptors that the service loads; needs grpcio-tools."""
+"""`python -m scripts.grpc_protocol` compiles `inference.proto` to the descriptors that the service loads."""
 
 from __future__ import annotations
 
