@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,15 +122,26 @@ def test_bytes_that_are_no_message_are_an_error_of_one_request(client: GrpcClien
 # ------------------------------------------------------------------- how a call ends
 
 
+def start_service(folder: Path, redis: str) -> GrpcService:
+    """Start a service with the keys `full`, `reads` and `short`, and two places for calls."""
+    keys = write_keys_file(folder / "keys.json", key("full"), key("reads", scopes=["read"]), key("short"))
+    flags = ("--redis", redis, "--api-keys-file", str(keys), "--max-websockets", "2")
+    one = GrpcService(write_models(folder / "models", fold), folder, *flags)
+    one.start()
+    return one
+
+
+@pytest.fixture(scope="module")
+def keyed(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrpcService]:
+    one = start_service(tmp_path_factory.mktemp("keyed"), shared_redis.url)
+    yield one
+    one.stop()
+
+
 @pytest.fixture
 def own(redis_server: Server, tmp_path: Path) -> Iterator[GrpcService]:
-    """A service with keys, which the test may stop."""
-    keys = write_keys_file(tmp_path / "keys.json", key("full"), key("reads", scopes=["read"]))
-    one = GrpcService(
-        write_models(tmp_path / "models", fold), tmp_path, "--redis", redis_server.url, "--api-keys-file", str(keys),
-        "--max-websockets", "2",
-    )  # fmt: skip
-    one.start()
+    """A service that the test may stop."""
+    one = start_service(tmp_path, redis_server.url)
     yield one
     one.stop()
 
@@ -156,13 +166,11 @@ def test_a_drain_answers_what_was_accepted_and_ends_the_call(own: GrpcService) -
     assert own.process.wait(30) == 0
 
 
-def test_a_call_ends_when_its_key_is_removed(own: GrpcService, tmp_path: Path) -> None:
-    client = GrpcClient(own.grpc_port, "full")
+def test_a_call_ends_when_its_key_is_removed(keyed: GrpcService) -> None:
+    client = GrpcClient(keyed.grpc_port, "short")
     call = OpenCall(client)
     call.step(request(1, "a", sequence_start=True))
-    write_keys_file(tmp_path / "keys.json", key("reads", scopes=["read"]))
-    while not (response := client.predict(1, "b", sequence_start=True)):
-        pass
+    write_keys_file(keyed.folder / "keys.json", key("full"), key("reads", scopes=["read"]))
     while True:  # the key of an open call is checked once a second
         call.send(request(2, "a"))
         try:
@@ -172,13 +180,12 @@ def test_a_call_ends_when_its_key_is_removed(own: GrpcService, tmp_path: Path) -
             break
     client.close()
 
-    assert response.code == "UNAUTHENTICATED"
     assert end.code == "UNAUTHENTICATED"
 
 
 @pytest.mark.parametrize(("name", "code"), [(None, "UNAUTHENTICATED"), ("reads", "PERMISSION_DENIED")])
-def test_a_call_without_the_scope_is_rejected(own: GrpcService, name: str | None, code: str) -> None:
-    client = GrpcClient(own.grpc_port, name)
+def test_a_call_without_the_scope_is_rejected(keyed: GrpcService, name: str | None, code: str) -> None:
+    client = GrpcClient(keyed.grpc_port, name)
     call = OpenCall(client)
     end = ended(call)
     client.close()
@@ -186,8 +193,8 @@ def test_a_call_without_the_scope_is_rejected(own: GrpcService, name: str | None
     assert end.code == code
 
 
-def test_the_limit_on_websockets_includes_the_calls(own: GrpcService) -> None:
-    client = GrpcClient(own.grpc_port, "full")
+def test_the_limit_on_websockets_includes_the_calls(keyed: GrpcService) -> None:
+    client = GrpcClient(keyed.grpc_port, "full")
     calls = [OpenCall(client) for _ in range(2)]
     for n, call in enumerate(calls):
         call.step(request(1, f"s{n}", sequence_start=True))
@@ -218,4 +225,4 @@ def test_a_call_that_its_client_cancels_leaves_nothing_behind(own: GrpcService) 
 
     assert own.stop() == 0
     assert "Traceback" not in own.log.read_text()
-    assert json.dumps(own.log.read_text()).count("A request failed") == 0
+    assert "A request failed" not in own.log.read_text()
