@@ -70,7 +70,8 @@ async def streaming(port: int, streams: int, run: Callable[[Step], Awaitable[Non
         async def step(stream: int, row: Array) -> float:
             request = _request(stream, row, start=stream not in started)
             started.add(stream)
-            future = waiting[str(stream)] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+            waiting[str(stream)] = future
             at = stream % len(calls)
             async with locks[at]:
                 await calls[at].write(request)

@@ -114,7 +114,8 @@ def _value(parameter: Message) -> Any:
 
 def _tensors(message: Message) -> tuple[list[InferInput], bytes]:
     """Return the inputs as of a request with binary data, and their raw bytes."""
-    raw, inputs, parts = message.raw_input_contents, [], []
+    raw, inputs = message.raw_input_contents, []
+    parts: list[bytes] = []
     for tensor in message.inputs:
         parameters = _parameters(tensor) or {}
         if not any(name.startswith("shared_memory_") for name in parameters):

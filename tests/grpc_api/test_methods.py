@@ -114,7 +114,7 @@ def test_requests_are_counted_by_method_and_status(service: GrpcService, client:
 
 
 def test_the_health_service_reports_that_the_service_serves(client: GrpcClient) -> None:
-    health = health_pb2_grpc.HealthStub(client.channel)  # type: ignore[no-untyped-call]  # generated code
+    health = health_pb2_grpc.HealthStub(client.channel)
     for name in ("", "inference.GRPCInferenceService"):
         found = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
         assert found.status == health_pb2.HealthCheckResponse.SERVING
@@ -125,7 +125,7 @@ def test_the_health_service_reports_that_the_service_serves(client: GrpcClient) 
 
 
 def reflected(client: GrpcClient, **request: str) -> Any:
-    stub = reflection_pb2_grpc.ServerReflectionStub(client.channel)  # type: ignore[no-untyped-call]  # generated code
+    stub = reflection_pb2_grpc.ServerReflectionStub(client.channel)
     sent = iter([reflection_pb2.ServerReflectionRequest(**request)])
     return next(stub.ServerReflectionInfo(sent, timeout=60))
 
