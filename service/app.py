@@ -48,6 +48,7 @@ from service.tracing.otel import make_tracer
 
 if TYPE_CHECKING:
     from service.grpc_api.server import GrpcServer
+    from service.models.changes import ReloadReport
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
@@ -177,7 +178,11 @@ async def _lifespan(
         engine = _build_engine(context.settings, context.metrics, folders)
         stack.callback(engine.models.close)
         stack.push_async_callback(engine.close)
-        coordinator = ReloadCoordinator(engine.models.reload, folders.reload)
+
+        async def reload_worker() -> ReloadReport:
+            return await reloads.reload_worker()
+
+        coordinator = ReloadCoordinator(reload_worker, folders.reload)
         reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
         stack.push_async_callback(reloads.fleet.close)
         await reloads.load()

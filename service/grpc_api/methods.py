@@ -153,9 +153,9 @@ class InferenceMethods:
         self._caller(head, "read")
         return await oip_models.model_stats(self._context)
 
-    async def _repository_index(self, _request: Message, head: CallHead) -> Any:
+    async def _repository_index(self, request: Message, head: CallHead) -> Any:
         self._caller(head, "read")
-        return {"models": oip_models.repository_index(self._context)}
+        return {"models": oip_models.repository_index(self._context, ready_only=request.ready)}
 
     async def _repository_model_load(self, request: Message, head: CallHead) -> Any:
         caller = self._caller(head, "models")

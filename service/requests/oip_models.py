@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
-from service.codec.oip import TritonError, config_of, metadata_of, quote
+from service.codec.oip import TritonError, config_of, metadata_of, quote, unknown_model
 from service.codec.oip.response_bodies import IndexEntry, ModelMetadata, ModelStats, ServerMetadata
 from service.metrics import ModelCounts
 from service.models.served import ServedModel
@@ -57,16 +57,20 @@ async def model_stats(context: AppContext, served: Iterable[ServedModel] | None 
     return ModelStats([_stats_of(model, counts.get(model.name, ModelCounts())) for model in chosen])
 
 
-def repository_index(context: AppContext) -> list[IndexEntry]:
-    """Return every version that is served."""
+def repository_index(context: AppContext, *, ready_only: bool = False) -> list[IndexEntry]:
+    """Return every version that is served, and the models that were unloaded unless `ready_only`."""
     models = context.engine.models
-    return [IndexEntry(name, str(version), "READY", "") for name in models.names() for version in models.versions(name)]
+    served = [
+        IndexEntry(name, str(version), "READY", "") for name in models.names() for version in models.versions(name)
+    ]
+    unloaded = [] if ready_only else sorted(models.unloaded)
+    return [*served, *(IndexEntry(name, "", "UNAVAILABLE", "unloaded") for name in unloaded)]
 
 
 async def load_model(
     context: AppContext, name: str, caller: Caller, request_id: bytes, *, has_parameters: bool
 ) -> None:
-    """Read the models folders again, in every worker; the model must be served then.
+    """Read the models folders again, in every worker; the model, also if it was unloaded, must be served then.
 
     Args:
         context: The dependencies of every route.
@@ -85,7 +89,7 @@ async def load_model(
             status=501,
         )
     with context.audit.operation("reload", caller, request_id) as audit:
-        report = await context.reloads.reload_fleet()
+        report = await context.reloads.set_unloaded(name, unloaded=False)
         audit.update(loaded=", ".join(report.loaded) or None, failed=len(report.failed) or None)
     failed = next((reason for reason in report.failed if reason.startswith((f"{name}.onnx:", f"{name}/"))), None)
     if failed is not None or name not in context.engine.models.names():
@@ -94,13 +98,27 @@ async def load_model(
 
 
 async def unload_model(context: AppContext, name: str, caller: Caller, request_id: bytes) -> None:
-    """Raise 501: a model is unloaded by removing its file."""
-    raise TritonError(
-        "bad_request",
-        f"unload of {quote(name)} is not supported: remove its file from the models "
-        "folder, then load any other model or POST /v1/models/reload",
-        status=501,
-    )
+    """Stop serving a model in every worker of every replica, until it is loaded; its streams are kept.
+
+    Args:
+        context: The dependencies of every route.
+        name: The model's name.
+        caller: Who sent the request, for the audit log.
+        request_id: The request's id, for the audit log.
+
+    Raises:
+        TritonError: There is no such model, or files that are in the folders are served (`watch_models`).
+        StoreUnavailableError: The store did not reply.
+    """
+    if context.settings.watch_models:
+        raise TritonError("bad_request", "explicit model load / unload is not allowed if polling is enabled")
+    models = context.engine.models
+    if name in models.unloaded:
+        return
+    if name not in models.names():
+        raise unknown_model(name, None)
+    with context.audit.operation("unload", caller, request_id, model=name):
+        await context.reloads.set_unloaded(name, unloaded=True)
 
 
 def _stats_of(served: ServedModel, counts: ModelCounts) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -23,6 +24,14 @@ class GrpcService(ServiceProcess):
         self.grpc_port = grpc_port or free_port()
         super().__init__(models, folder, "--grpc-port", str(self.grpc_port), *flags)
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Self]:
+        """Run it until the block ends."""
+        try:
+            yield self.start()
+        finally:
+            self.stop()
+
 
 @pytest.fixture(scope="session")
 def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrpcService]:
@@ -36,9 +45,8 @@ def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> I
         double=lambda: latest("float64"),
     )
     one = GrpcService(models, folder, "--redis", shared_redis.url, "--max-body-bytes", "1000000", "--drain-s", "0")
-    one.start()
-    yield one
-    one.stop()
+    with one.running():
+        yield one
 
 
 @pytest.fixture

@@ -164,9 +164,8 @@ def guarded(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> I
     file = write_keys_file(folder / "keys.json", key("other", tenant="b"), *keys)
     flags = ("--redis", shared_redis.url, "--api-keys-file", str(file), "--production", "--drain-s", "0")
     one = GrpcService(write_models(folder / "models", fold), folder, *flags)
-    one.start()
-    yield one
-    one.stop()
+    with one.running():
+        yield one
 
 
 @pytest.mark.parametrize(("method", "fields", "scope"), CALLS, ids=[call[0] for call in CALLS])

@@ -122,28 +122,24 @@ def test_bytes_that_are_no_message_are_an_error_of_one_request(client: GrpcClien
 # ------------------------------------------------------------------- how a call ends
 
 
-def start_service(folder: Path, redis: str) -> GrpcService:
-    """Start a service with the keys `full`, `reads` and `short`, and two places for calls."""
+def service_with_keys(folder: Path, redis: str) -> GrpcService:
+    """Return a service with the keys `full`, `reads` and `short`, and two places for calls."""
     keys = write_keys_file(folder / "keys.json", key("full"), key("reads", scopes=["read"]), key("short"))
     flags = ("--redis", redis, "--api-keys-file", str(keys), "--max-websockets", "2")
-    one = GrpcService(write_models(folder / "models", fold), folder, *flags)
-    one.start()
-    return one
+    return GrpcService(write_models(folder / "models", fold), folder, *flags)
 
 
 @pytest.fixture(scope="module")
 def keyed(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrpcService]:
-    one = start_service(tmp_path_factory.mktemp("keyed"), shared_redis.url)
-    yield one
-    one.stop()
+    with service_with_keys(tmp_path_factory.mktemp("keyed"), shared_redis.url).running() as one:
+        yield one
 
 
 @pytest.fixture
 def own(redis_server: Server, tmp_path: Path) -> Iterator[GrpcService]:
     """A service that the test may stop."""
-    one = start_service(tmp_path, redis_server.url)
-    yield one
-    one.stop()
+    with service_with_keys(tmp_path, redis_server.url).running() as one:
+        yield one
 
 
 def ended(call: OpenCall) -> Any:

@@ -27,9 +27,8 @@ def grpc_service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("grpc")
     models = write_models(folder / "models", fold, two_inputs, latch, lstm, stateless)
     one = GrpcService(models, folder, "--redis", shared_redis.url, "--drain-s", "0")
-    one.start()
-    yield one
-    one.stop()
+    with one.running():
+        yield one
 
 
 @pytest.fixture
@@ -193,7 +192,10 @@ def test_the_other_calls_of_the_client_work(client: Any) -> None:
     assert client.get_model_config("fold", as_json=True)["config"]["sequence_batching"]
     assert {one.name for one in client.get_inference_statistics().model_stats} >= {"fold", "lstm"}
     assert "fold" in {one.name for one in client.get_model_repository_index().models}
-    client.load_model("fold")
+    client.unload_model("latch")
+    assert not client.is_model_ready("latch")
+    client.load_model("latch")
+    assert client.is_model_ready("latch")
     with pytest.raises(utils.InferenceServerException) as refused:
         client.get_system_shared_memory_status()
     assert refused.value.status() == "StatusCode.UNIMPLEMENTED"

@@ -77,11 +77,11 @@ def test_every_answer_over_grpc_equals_onnxruntime_bit_for_bit(
     steps = STEPS if calls else STEPS // 4
     write_data(tmp_path / "data.json", streams=STREAMS, steps=steps)
     models = write_models(tmp_path / "models", lstm)
-    own = GrpcService(models, tmp_path, "--redis", shared_redis.url, "--max-batch-size", "1", "--drain-s", "0").start()
-    data = tmp_path / "data.json"
-    done = run_perf_analyzer(own.grpc_port, data, *calls, streams=STREAMS, steps=steps, protocol="grpc")
-    applied = httpx.get(f"{own.url}/metrics").text
-    own.stop()
+    flags = ("--redis", shared_redis.url, "--max-batch-size", "1", "--drain-s", "0")
+    with GrpcService(models, tmp_path, *flags).running() as own:
+        data = tmp_path / "data.json"
+        done = run_perf_analyzer(own.grpc_port, data, *calls, streams=STREAMS, steps=steps, protocol="grpc")
+        applied = httpx.get(f"{own.url}/metrics").text
 
     assert "Throughput: " in done.stdout, done.stdout + done.stderr
     assert not done.stderr.strip()

@@ -129,9 +129,12 @@ class OipRoutes:
     # ---------------------------------------------------------------- the repository
 
     async def index(self, request: Request) -> Response:
-        """List the models that are served."""
+        """List the models that are served, and unless the body has `"ready": true`, those that were unloaded."""
         self._check(request, "read")
-        return _document(oip_models.repository_index(self._context))
+        body = await body_of(request, self._context)
+        document = parse(body, JSON) if body.strip() else {}
+        ready_only = isinstance(document, dict) and document.get("ready") is True
+        return _document(oip_models.repository_index(self._context, ready_only=ready_only))
 
     async def load(self, request: Request) -> Response:
         """Reload the model folders, in every worker; an error if the model is not served afterwards."""
@@ -145,7 +148,7 @@ class OipRoutes:
         return RawResponse(b"", JSON.value)
 
     async def unload(self, request: Request) -> Response:
-        """Return 501: a model is unloaded by removing its file."""
+        """Stop serving a model, in every worker of every replica, until it is loaded; its streams are kept."""
         caller = self._check(request, "models")
         request_id = request_id_of(request.scope["headers"])
         await oip_models.unload_model(self._context, request.path_params["model"], caller, request_id)
