@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ class SequenceSender(threading.Thread):
             room.acquire()
             if self._is_over:
                 return
-            retry = {"step": n + 1, "idempotency_key": f"{self._sequence}-{n}"}
+            retry: dict[str, Any] = {"step": n + 1, "idempotency_key": f"{self._sequence}-{n}"}
             yield infer_request("fold", {"x": integer(n)}, sequence_id=self._sequence, sequence_start=n == 0, **retry)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from tests.graphs import fold, last_seen, latch, latest, lstm, nan_at, stateless, total, two_inputs, write_models
+from tests.graphs import fold, last_seen, latch, latest, lstm, nan_at, slow, stateless, total, two_inputs, write_models
 from tests.processes import ServiceProcess, free_port
 from tests.servers import Server
 
@@ -39,7 +39,7 @@ def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("grpc")
     models = write_models(
         folder / "models",
-        *(fold, two_inputs, latch, lstm, total, stateless, last_seen),
+        *(fold, two_inputs, latch, lstm, total, slow, stateless, last_seen),
         nan_at_3=lambda: nan_at(3),
         half=lambda: latest("float16"),
         double=lambda: latest("float64"),
