@@ -21,6 +21,7 @@ from benchmarks.servers import (
     STEP,
     Target,
     client_targets,
+    grpc_targets,
     http_targets,
     proxy_targets,
     stepwell,
@@ -107,6 +108,18 @@ def clients(*, rounds: Rounds = 3, seconds: Seconds = 5.0, keep: Folder = _KEPT,
         _console.print(f"  {client.name}: {generator.cpu_us / client.cpu_us:.2f} of load.c's steps per CPU second")
     if save:
         report.save(save, "clients", lines, {"rounds": rounds, "seconds": seconds})
+
+
+@app.command()
+def grpc(*, rounds: Rounds = 5, seconds: Seconds = 3.0, keep: Folder = _KEPT, save: Save = None) -> None:
+    """The Open Inference Protocol over gRPC, beside HTTP at the same rate."""
+    work = workload.make(keep.resolve(), steps=60_000)
+    lines = _measure(grpc_targets(work), work, rounds=rounds, seconds=seconds)
+    report.show("64 streams, every answer checked; HTTP at the same rate", lines)
+    for grpc_line, http_line in zip(lines[::2], lines[1::2], strict=True):
+        _console.print(f"  {grpc_line.name}: {grpc_line.cpu_us / http_line.cpu_us:.2f} times the CPU of HTTP")
+    if save:
+        report.save(save, "grpc", lines, {"rounds": rounds, "seconds": seconds})
 
 
 @app.command()

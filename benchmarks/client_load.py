@@ -21,7 +21,7 @@ from benchmarks.workload import CLASSES, FEATURES, ROWS
 from model_export.manifest import Array
 from service.client import AsyncClient, Client
 
-KINDS = ("sync", "async", "feed", "oip-json", "oip-binary")
+KINDS = ("sync", "async", "feed", "oip-json", "oip-binary", "grpc", "grpc-stream")
 _MODEL = "bench"
 
 
@@ -164,6 +164,11 @@ def main() -> None:
             thread.join()
     elif options.kind in {"async", "feed"}:
         asyncio.run((async_ if options.kind == "async" else feed)(counter, url, options.streams))
+    elif options.kind.startswith("grpc"):
+        from benchmarks import grpc_load  # needs grpcio, which the other kinds do not
+
+        run = grpc_load.unary if options.kind == "grpc" else grpc_load.streaming
+        asyncio.run(run(options.port, options.streams, lambda step: _all(counter, options.streams, step)))
     else:
         asyncio.run(oip(counter, options.port, options.streams, binary=options.kind == "oip-binary"))
     timing.join()

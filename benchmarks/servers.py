@@ -157,6 +157,32 @@ def client_targets(workload: Workload) -> list[Target]:
     return targets
 
 
+def grpc_targets(workload: Workload) -> list[Target]:
+    """Return pairs: the Open Inference Protocol over gRPC, and over HTTP at the rate that it has reached.
+
+    The client of gRPC takes more CPU than the server. At the same rate batches are of the same size, so that the lines
+    differ by what the transports cost.
+    """
+    over_http = Load(TRITON, '"data":[', 64, 64)
+    targets = []
+    for name, client in (("ModelInfer", "grpc"), ("ModelStreamInfer, 4 calls", "grpc-stream")):
+        targets.append(Target(name, _on_grpc(workload), Load(streams=64, client=client)))
+        targets.append(Target(f"HTTP at the rate of {name}", stepwell(workload), over_http, part_of=(name, 1.0)))
+    return targets
+
+
+def _on_grpc(workload: Workload) -> Start:
+    """Return a start of `stepwell serve` whose port is that of gRPC."""
+
+    @contextlib.contextmanager
+    def start(folder: Path) -> Iterator[Running]:
+        port = free_port()
+        with stepwell(workload, "--grpc-port", str(port))(folder) as running:
+            yield replace(running, port=port)
+
+    return start
+
+
 def proxy_targets(workload: Workload) -> list[Target]:
     """Return the service behind nginx: with the same headers in every request, and with different ones."""
     start, requests = stepwell(workload), Load(STEP, '"y":[', streams=10_000)

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -45,6 +45,10 @@ from service.store.checks.safety import SafetyMonitor
 from service.store.state_store import StateStore
 from service.tracing.observer import TracedMetrics
 from service.tracing.otel import make_tracer
+
+if TYPE_CHECKING:
+    from service.grpc_api.server import GrpcServer
+    from service.models.changes import ReloadReport
 
 _log = logging.getLogger(__name__)
 _COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
@@ -85,6 +89,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
         redirect_slashes=False,
     )
     app.state.context = context
+    app.state.grpc = None
     app.router.route_class = RawRoute
     # replaced as FastAPI documents it; called after all routes have been added
     app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
@@ -173,7 +178,11 @@ async def _lifespan(
         engine = _build_engine(context.settings, context.metrics, folders)
         stack.callback(engine.models.close)
         stack.push_async_callback(engine.close)
-        coordinator = ReloadCoordinator(engine.models.reload, folders.reload)
+
+        async def reload_worker() -> ReloadReport:
+            return await reloads.reload_worker()
+
+        coordinator = ReloadCoordinator(reload_worker, folders.reload)
         reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
         stack.push_async_callback(reloads.fleet.close)
         await reloads.load()
@@ -206,9 +215,24 @@ async def _lifespan(
         works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *_background(context))
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
+        app.state.grpc = await _start_grpc(context, app.version)
         yield
+        if app.state.grpc is not None:
+            await app.state.grpc.stop(settings.drain_s)
         await engine.drain(context.settings.drain_s)
         context.metrics.refresh()  # metrics requests to other workers include this one
+
+
+async def _start_grpc(context: AppContext, version: str) -> GrpcServer | None:
+    """Return a running gRPC server; None: `grpc_port` is not set."""
+    if context.settings.grpc_port is None:
+        return None
+    from service.grpc_api.server import GrpcServer
+
+    await context.check_readiness()
+    server = GrpcServer(context, version)
+    await server.start()
+    return server
 
 
 def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:

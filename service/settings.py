@@ -64,6 +64,9 @@ class Settings(BaseModel):
     """Address to listen on. Other addresses than loopback need `api_keys_file` or `insecure`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0: a free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port of the Open Inference Protocol over gRPC, on the same host; 0: a free one. Needs the extra grpc. Unset: no
+    gRPC."""
     published: str | None = None
     """HOST:PORT at which a proxy in front of the service is reached. Only for the warning about an API that is open
     without keys. Unset: `host`."""
@@ -122,9 +125,9 @@ class Settings(BaseModel):
     max_samples: Count = 256
     """Maximum samples of one rollout."""
     max_connections: Count = 10_000
-    """Maximum open connections of one worker."""
+    """Maximum open connections of one worker, and maximum calls of gRPC at the same time."""
     max_websockets: Count = 5_000
-    """Maximum open WebSockets and event streams of one worker."""
+    """Maximum open WebSockets, event streams and stream calls of gRPC of one worker."""
     tenant_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Timesteps per second that a tenant may send to one worker; other requests count as one. Unset: no limit."""
     tenant_max_websockets: Count | None = None

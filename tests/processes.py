@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import httpx
 
@@ -57,7 +58,7 @@ class ServiceProcess:
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 
-    def start(self) -> ServiceProcess:
+    def start(self) -> Self:
         """Start the process and wait until it is ready."""
         self.launch()
         self.wait_ready()

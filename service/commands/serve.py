@@ -18,6 +18,7 @@ import typer
 from service import logs
 from service.commands.flags import with_setting_flags
 from service.process import server
+from service.process.grpc_port import check_grpc, reserve_grpc_port
 from service.process.server import StartError
 from service.process.supervisor import Supervisor
 from service.requests.auth.jwt import load_api_keys
@@ -47,7 +48,7 @@ def run(settings: Settings) -> int:
     Raises:
         StartError: The configuration is unsafe, or the address cannot be bound.
         KeysFileError: The file of API keys cannot be used.
-        MissingExtraError, TracingError: As for `check_tracing`.
+        MissingExtraError, TracingError: As for `check_tracing` and `check_grpc`.
         EmbeddedStoreError: The embedded store cannot be started.
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
@@ -63,12 +64,14 @@ def run(settings: Settings) -> int:
     check_artifacts(settings)
     load_api_keys(settings)
     check_tracing(os.environ)
+    check_grpc(settings)
     for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
         signal.signal(number, _exit)
     _allow_open_files(settings)
     with (
         contextlib.closing(server.listen(settings)) as sock,
-        open_store(settings) as (with_store, store_info),
+        reserve_grpc_port(settings) as with_ports,
+        open_store(with_ports) as (with_store, store_info),
         _shared_folders(settings) as folders,
     ):
         bound = with_store.model_copy(update={"port": sock.getsockname()[1]})

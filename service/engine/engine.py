@@ -102,7 +102,7 @@ class Engine:
         problems = []
         if self.admission.draining:
             problems.append("a drain has started: no new requests are accepted")
-        if not self.models.names():
+        if not self.models.names() and not self.models.unloaded:  # else nothing could load it through a balancer
             problems.append("no model is loaded")
         try:
             await self.store.ping(timeout=_READY_PING_S)

@@ -43,10 +43,35 @@ class ModelReloads:
     async def load(self) -> ReloadReport:
         """Load the models of this worker for the first time."""
         await self.fleet.start()
-        report = await self._models.reload()
+        report = await self.reload_worker()
         self._log_problems(report)
         _log.info("Models: %s", ", ".join(report.loaded) or "none")
         return report
+
+    async def reload_worker(self) -> ReloadReport:
+        """Reload the models of this worker, without those that were unloaded.
+
+        If the store does not reply, those that were unloaded before stay so.
+        """
+        with contextlib.suppress(ServiceError):
+            self._models.unloaded = await self.fleet.unloaded()
+        return await self._models.reload()
+
+    async def set_unloaded(self, name: str, *, unloaded: bool) -> ReloadReport:
+        """Unload a model in all workers of all replicas, until it is loaded again; or load it.
+
+        Args:
+            name: The model's name.
+            unloaded: It is not served any more, although its file is there.
+
+        Returns:
+            The report of this worker.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+        """
+        await self.fleet.set_unloaded(name, unloaded=unloaded)
+        return await self.reload_fleet()
 
     async def reload_fleet(self) -> ReloadReport:
         """Reload in all workers of all replicas, and return the report of this worker.
@@ -67,7 +92,7 @@ class ModelReloads:
     async def reload_changed(self) -> ReloadReport:
         """Reload in this worker; if that has changed anything, other replicas do the same."""
         generation = self._models.generation
-        report = await self._models.reload()
+        report = await self.reload_worker()
         self._log_problems(report)
         if self._models.generation != generation:
             self._unannounced += report.loaded
@@ -91,7 +116,7 @@ class ModelReloads:
         return [note]
 
     async def _follow(self, announcement: Announcement) -> None:
-        report = await self._models.reload()
+        report = await self.reload_worker()
         self._log_problems(report)
         served = {f"{name}/{version}" for name in self._models.names() for version in self._models.versions(name)}
         if missing := [model for model in announcement.loaded if model not in served]:

@@ -33,6 +33,7 @@ class ModelRegistry:
     Attributes:
         pairs: The pairs of versions that records name.
         generation: Grows when the served models change.
+        unloaded: Names of models that `reload` does not load, although their files are there.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class ModelRegistry:
         self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
         self.pairs = LoadedPairs(ServedModel.of_pair)
         self.generation = 0
+        self.unloaded: frozenset[str] = frozenset()
         self._reload_lock = asyncio.Lock()
 
     def names(self) -> list[str]:
@@ -86,6 +88,12 @@ class ModelRegistry:
         served = self._served.get((name, version))
         if served is not None:
             return served
+        if name in self.unloaded:
+            raise ServiceError(
+                "model_not_found",
+                f"The model {name!r} was unloaded.",
+                fix=f"POST /v2/repository/models/{name}/load to serve it again; its streams are still there.",
+            )
         if name not in self._models:
             known = ", ".join(self.names()[:20]) or "none"
             raise ServiceError(
@@ -243,7 +251,7 @@ class ModelRegistry:
         report = ReloadReport()
         by_name: dict[str, dict[int, ServedModel]] = {}
         for name, version, path in self._files(report):
-            if version in by_name.get(name, {}):
+            if name in self.unloaded or version in by_name.get(name, {}):
                 continue
             model = loaded = self._models.get(name, {}).get(version)
             try:

@@ -116,7 +116,7 @@ def _stop(serving: _ThreadServer, thread: threading.Thread) -> None:
 
 def _settings(models: Sequence[Path], folder: Path, store_url: str, more: Mapping[str, Any]) -> Settings:
     fixed = {"models": list(models), "redis": store_url, "data_dir": folder / "data", "workers": 1}
-    if clash := sorted(set(more) & {*fixed, "host", "port"}):
+    if clash := sorted(set(more) & {*fixed, "host", "port", "grpc_port"}):
         raise SettingsError(
             f"The settings have {', '.join(clash)}, which an engine in this process does not use.",
             fix="Leave them out; models are an argument of the client.",

@@ -123,6 +123,8 @@ class Server(uvicorn.Server):
             self.config.loaded_app.state.context.draining = True
             await asyncio.sleep(min(READINESS_GRACE_S, self._drain_s))
             engine.watch.end_all()  # their responses would never end
+            if (grpc_server := self.config.loaded_app.state.grpc) is not None:
+                grpc_server.begin_stop(self._drain_s)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -307,13 +309,15 @@ def _greet(settings: Settings, shelf: ModelRegistry, store: str) -> None:
     """Print what is served, for the operator's terminal; where log lines are JSON, log it."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
+    grpc = "" if settings.grpc_port is None else f", gRPC {host}:{settings.grpc_port}"
     models = [f"{name} ({', '.join(f'v{version}' for version in shelf.versions(name))})" for name in shelf.names()]
     if settings.log_format == "json":
         fields = {"url": url, "store": store, "durability": settings.durability, "workers": settings.workers}
+        fields |= {} if settings.grpc_port is None else {"grpc": f"{host}:{settings.grpc_port}"}
         _log.info("Serving %s", ", ".join(models) or "no model yet", extra=fields)
         return
     print(  # noqa: T201
-        f"Stepwell serves {', '.join(models) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs ); "
+        f"Stepwell serves {', '.join(models) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs{grpc} ); "
         f"{store}, durability {settings.durability}, workers {settings.workers}",
         file=sys.stderr,
         flush=True,

@@ -13,8 +13,8 @@ from service.requests.auth.api_keys import Caller
 from service.requests.request_ids import log_fields
 
 Action = Literal[
-    "reset", "reset_all", "delete", "fork", "put_state", "put_snapshot", "delete_snapshot", "import", "reload", "keys",
-    "release", "promote", "abort", "move_all", "move",
+    "reset", "reset_all", "delete", "fork", "put_state", "put_snapshot", "delete_snapshot", "import", "reload",
+    "unload", "keys", "release", "promote", "abort", "move_all", "move",
 ]  # fmt: skip
 """What an audit line is about."""
 

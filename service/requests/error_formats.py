@@ -59,26 +59,32 @@ class ErrorFormat:
         return RawHttpResponse(status, response_headers(body, self.media_type, problem_headers(error, status)), body)
 
 
-def _oip_status(error: ServiceError) -> int:
+def oip_status(error: ServiceError) -> int:
+    """Return the HTTP status of an error of the Open Inference Protocol."""
     if isinstance(error, TritonError) and error.status is not None:
         return error.status
     status = status_of(error)
     return 400 if status not in _KEPT or error.code == "stream_not_found" else status
 
 
-def _oip_body(error: ServiceError) -> bytes:
-    """Return `{"error": text}`. Errors that Triton does not have add our code, and whether the request was applied."""
+def oip_message(error: ServiceError) -> str:
+    """Return the text of an error of the Open Inference Protocol.
+
+    Errors that Triton does not have add our code, and whether the request was applied.
+    """
     if isinstance(error, TritonError):
-        text = str(error)
-    elif error.code == "draining":
-        text = _DRAINING
-    else:
-        text = f"{str(error).replace('`seq`', '`step`')} (code: {error.code}, applied: {error.applied})"
-    return msgspec.json.encode({"error": text})
+        return str(error)
+    if error.code == "draining":
+        return _DRAINING
+    return f"{str(error).replace('`seq`', '`step`')} (code: {error.code}, applied: {error.applied})"
+
+
+def _oip_body(error: ServiceError) -> bytes:
+    return msgspec.json.encode({"error": oip_message(error)})
 
 
 NATIVE: Final = ErrorFormat("http", MEDIA_TYPE, status_of, problem_body)
-OIP: Final = ErrorFormat("oip", "application/json", _oip_status, _oip_body)
+OIP: Final = ErrorFormat("oip", "application/json", oip_status, _oip_body)
 
 
 def error_format_of(path: str) -> ErrorFormat:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from model_export.manifest import Array
 from service.codec import Format
 from service.codec.oip import InferRequest, TritonError, missing_start_flag, unknown_model
 from service.codec.strict.tensors import pack_inputs, pack_rows
 from service.engine.stepping.columns.batch import StepOutcome
 from service.errors import ServiceError
 from service.requests.bulk import submit_rows
-from service.types import Lifecycle, Prediction, StreamKey, Timestep
+from service.types import Lifecycle, Prediction, StreamKey, Timestep, Transport
 
 if TYPE_CHECKING:
     from service.models.served import ServedModel
@@ -47,6 +48,22 @@ def model_for_oip(context: AppContext, model: str, version: str | None) -> Serve
     raise unknown_model(model, version)
 
 
+class InferResult(NamedTuple):
+    """What the response to an infer request has.
+
+    Attributes:
+        request: The request.
+        outputs: `(rows, *row)` per returned output.
+        version: The model version that computed them.
+        parameters: The parameters of the response, or None.
+    """
+
+    request: InferRequest
+    outputs: Mapping[str, Array]
+    version: int
+    parameters: dict[str, Any] | None
+
+
 @dataclass(slots=True)
 class InferHandler:
     """Handles one timestep of one sequence, or a batch of a model without state.
@@ -58,6 +75,7 @@ class InferHandler:
         tenant: The owner of the sequences.
         idempotency_key: The key in the header, of valid length, or None.
         document_bytes: Length in bytes of the JSON document at the start of the body; None: the whole body.
+        transport: How the request reached the service, for the metrics.
         response_format: The format of the response; set by `encode_response`.
         extra_headers: Further response headers, or None; set by `encode_response`.
     """
@@ -67,7 +85,8 @@ class InferHandler:
     version: int | None
     tenant: str
     idempotency_key: str | None
-    document_bytes: int | None
+    document_bytes: int | None = None
+    transport: Transport = "oip"
     response_format: Format = Format.JSON
     extra_headers: Mapping[str, str] | None = None
     _request: InferRequest = field(init=False)
@@ -75,8 +94,11 @@ class InferHandler:
 
     def submit(self, body: bytes, done: Callable[[Any], None]) -> None:
         """Submit the request's timesteps, or raise what is wrong with the body."""
-        served, engine = self.served, self.context.engine
-        request = self._request = self.context.infer_codec(served).read(body, self.document_bytes)
+        self.submit_request(self.context.infer_codec(self.served).read(body, self.document_bytes), done)
+
+    def submit_request(self, request: InferRequest, done: Callable[[Any], None]) -> None:
+        """Submit the timesteps of a decoded request, or raise what is wrong with it; otherwise as `submit`."""
+        served, engine, self._request = self.served, self.context.engine, request
         idempotency_key = self._check_idempotency_key(request)
         if request.stream is None:
             submit_rows(engine, self._rows(request), lambda results: done(_first_error(results) or results))
@@ -88,30 +110,30 @@ class InferHandler:
             create="auto" if request.start else "never",
             idempotency_key=idempotency_key,
             version=self.version,
-            transport="oip",
+            transport=self.transport,
             lifecycle=_LIFECYCLES[request.start, request.end],
             source=request.source,
         )
         engine.steps.submit(timestep, lambda result: done(self._as_triton_error(result)))
 
-    def encode_response(self, result: Any) -> bytes:
-        """Return the response body."""
+    def response(self, result: Any) -> InferResult:
+        """Return what a response has, from a result that is not a `ServiceError`."""
         request = self._request
         if isinstance(result, Prediction):
-            outputs, version = result.outputs, result.version
             flags = {"skipped": result.skipped, "source_changed": result.source_changed}
-            parameters: dict[str, Any] | None = {
+            parameters: dict[str, Any] = {
                 "sequence_id": request.sequence,
                 "step": result.step,
                 "replayed": result.replayed,
                 **{name: value for name, value in flags.items() if value},
             }
-        else:
-            version, parameters = self.served.version, None
-            outputs = {
-                spec.name: np.concatenate([row.outputs[spec.name] for row in result]) for spec, _ in request.outputs
-            }
-        body, document_bytes = self.context.infer_codec(self.served).write(request, outputs, version, parameters)
+            return InferResult(request, result.outputs, result.version, parameters)
+        outputs = {spec.name: np.concatenate([row.outputs[spec.name] for row in result]) for spec, _ in request.outputs}
+        return InferResult(request, outputs, self.served.version, None)
+
+    def encode_response(self, result: Any) -> bytes:
+        """Return the response body."""
+        body, document_bytes = self.context.infer_codec(self.served).write(*self.response(result))
         if document_bytes is not None:
             self.response_format = Format.BYTES
             self.extra_headers = {"inference-header-content-length": str(document_bytes)}
@@ -133,7 +155,7 @@ class InferHandler:
                 key,
                 inputs,
                 version=self.version,
-                transport="oip",
+                transport=self.transport,
                 lifecycle="none",
             )
             for inputs in pack_rows(request.inputs)

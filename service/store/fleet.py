@@ -124,6 +124,24 @@ class FleetReloads:
             await asyncio.sleep(_POLL_S)
         return late
 
+    async def unloaded(self) -> frozenset[str]:
+        """Return the names of the models that are not to be served.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+        """
+        flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_UNLOADED))
+        return frozenset(name.decode() for name in flat[::2])
+
+    async def set_unloaded(self, name: str, *, unloaded: bool) -> None:
+        """Set whether a model is not to be served; workers follow with their next reload.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+        """
+        command = ("HSET", keys.FLEET_UNLOADED, name, "") if unloaded else ("HDEL", keys.FLEET_UNLOADED, name)
+        await self._execute(command)
+
     async def close(self) -> None:
         """Sign off, and close the connection."""
         await self._pubsub.close()

@@ -16,6 +16,9 @@ FLEET_RELOAD = "swl:{fleet}:reload"
 FLEET_WORKERS = "swl:{fleet}:workers"
 """The key of the hash of all workers: when each was last alive, and the newest announcement that it has followed."""
 
+FLEET_UNLOADED = "swl:{fleet}:unloaded"
+"""The key of the hash whose fields are the models that are not served although their files are there."""
+
 FLEET_TOPIC = "swl:fleet"
 """The topic on which reloads are announced."""
 

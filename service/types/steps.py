@@ -13,7 +13,7 @@ from service.errors import ServiceError
 
 Create = Literal["auto", "never", "must"]
 ReturnMode = Literal["all", "last", "none"]
-Transport = Literal["http", "websocket", "oip"]
+Transport = Literal["http", "websocket", "oip", "grpc"]
 Lifecycle = Literal["on", "new", "last", "whole", "none"]
 STARTS: Final = frozenset[Lifecycle](("new", "whole"))
 """Timesteps before which the stream is reset to the initial state."""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.api.oip import InferClient, document, error_message, tensor
 from tests.api.running import Service, running_service
-from tests.graphs import fold, total, write_model, write_models
+from tests.graphs import fold, fold_reference, total, write_model, write_models
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import Server
 
@@ -140,13 +140,45 @@ def test_a_load_request_scans_the_model_folders_again(shared_redis: Server, tmp_
         assert error_message(absent) == "failed to load 'none', there is no such file in the models folders"
 
 
+def test_an_unloaded_model_is_served_by_no_replica_until_it_is_loaded(redis_server: Server, tmp_path: Path) -> None:
+    """Also not by one that starts later; and its streams continue."""
+    folder = write_models(tmp_path, fold, total)
+    with running_service(redis_server.url, folder) as one, running_service(redis_server.url, folder) as other:
+        assert InferClient(one).predict(1, "s", sequence_start=True) == fold_reference([1])[0]
+        for _ in range(2):  # again: nothing happens
+            assert one.http.post("/v2/repository/models/fold/unload").status_code == 200
+        with running_service(redis_server.url, folder) as later:
+            found = [each.http.get("/v2/models/fold/ready").status_code for each in (one, other, later)]
+        native = other.step("fold", "s", {"x": [2]})
+        index = [other.http.post("/v2/repository/index", json={"ready": ready}).json() for ready in (False, True)]
+        assert other.http.post("/v2/repository/models/fold/load").status_code == 200
+        went_on = [InferClient(each).predict(x, "s") for each, x in ((one, 2), (other, 3))]
+
+    assert found == [404, 404, 404]
+    assert (native.status_code, native.json()["code"]) == (404, "model_not_found")
+    assert "was unloaded" in native.json()["detail"]
+    assert [[(each["name"], each["state"]) for each in part] for part in index] == [
+        [("total", "READY"), ("fold", "UNAVAILABLE")],
+        [("total", "READY")],
+    ]
+    assert went_on == fold_reference([1, 2, 3])[1:]
+
+
+def test_a_model_is_not_unloaded_where_the_folders_are_watched(redis_server: Server, tmp_path: Path) -> None:
+    with running_service(redis_server.url, write_models(tmp_path, fold), watch_models=True) as own:
+        unload = own.http.post("/v2/repository/models/fold/unload")
+
+    expected = "explicit model load / unload is not allowed if polling is enabled"
+    assert (unload.status_code, error_message(unload)) == (400, expected)
+
+
 def test_unsupported_repository_requests_are_rejected_with_a_reason(service: Service) -> None:
     load = service.http.post("/v2/repository/models/fold/load", content=b'{"parameters": {"config": "{}"}}')
-    unload = service.http.post("/v2/repository/models/fold/unload")
+    unload = service.http.post("/v2/repository/models/nope/unload")
 
     assert [(answer.status_code, error_message(answer)[:32]) for answer in (load, unload)] == [
         (501, "load of 'fold' with parameters i"),
-        (501, "unload of 'fold' is not supporte"),
+        (404, "Request for unknown model: 'nope"),
     ]
     assert service.http.get("/v2/models/fold/ready").status_code == 200
 

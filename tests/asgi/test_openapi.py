@@ -67,7 +67,7 @@ def test_responses_match_the_openapi_document(service: Service, mode: Any, caplo
     broken: list[str] = []
     seen: set[int] = set()
     for operation in (result.ok() for result in schema.get_all_operations()):
-        if operation.path.endswith("/events"):  # a response without end
+        if operation.path.endswith(("/events", "/unload")):  # a response without end; no model for those that follow
             continue
         try:
             seen |= _check_operation(operation, mode, f"http://127.0.0.1:{service.port}")

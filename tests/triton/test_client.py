@@ -196,7 +196,9 @@ def test_the_other_calls_of_the_client_work(client: Any) -> None:
     assert client.get_inference_statistics("fold", "1")["model_stats"][0]["name"] == "fold"
     assert {"name": "fold", "version": "1", "state": "READY", "reason": ""} in client.get_model_repository_index()
     client.load_model("fold")
-    with pytest.raises(utils.InferenceServerException, match="unload of 'fold' is not supported"):
-        client.unload_model("fold")
+    client.unload_model("latch")
+    assert not client.is_model_ready("latch")
+    client.load_model("latch")
+    assert client.is_model_ready("latch")
     with pytest.raises(utils.InferenceServerException, match="There is no route"):
         client.get_system_shared_memory_status()

@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
-from tests.api.running import Service, running_service
+from tests.api.running import running_service
 from tests.graphs import lstm, write_models
+from tests.grpc_api.conftest import GrpcService
 from tests.servers import Server
 from tests.triton.offline import offline_predictions
 
@@ -37,11 +39,11 @@ def write_data(file: Path, *, streams: int, steps: int, wrong: bool = False) -> 
 
 
 def run_perf_analyzer(
-    service: Service, data: Path, *more: str, streams: int, steps: int
+    port: int, data: Path, *more: str, streams: int, steps: int, protocol: str = "http"
 ) -> subprocess.CompletedProcess[str]:
     """Run perf_analyzer, which sends each sequence once."""
     assert FOUND is not None
-    command = [FOUND, "-m", "lstm", "-u", f"127.0.0.1:{service.port}", "-i", "http", "--input-data", str(data)]
+    command = [FOUND, "-m", "lstm", "-u", f"127.0.0.1:{port}", "-i", protocol, "--input-data", str(data)]
     command += ["--concurrency-range", str(streams), "--serial-sequences", "--request-count", str(streams * steps)]
     command += ["--sequence-length", str(steps), "--sequence-length-variation", "0", *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
@@ -57,7 +59,7 @@ def test_every_answer_equals_onnxruntime_bit_for_bit(shared_redis: Server, tmp_p
     write_data(tmp_path / "data.json", streams=STREAMS, steps=steps)
     forms = [f"--{side}-tensor-format={form}" for side in ("input", "output")]
     with running_service(shared_redis.url, write_models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
-        done = run_perf_analyzer(own, tmp_path / "data.json", *forms, streams=STREAMS, steps=steps)
+        done = run_perf_analyzer(own.port, tmp_path / "data.json", *forms, streams=STREAMS, steps=steps)
         applied = own.http.get("/metrics").text
 
     assert "Throughput: " in done.stdout, done.stdout + done.stderr
@@ -66,10 +68,31 @@ def test_every_answer_equals_onnxruntime_bit_for_bit(shared_redis: Server, tmp_p
     assert float(steps_total) >= STREAMS * steps
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("calls", [[], ["--streaming"]], ids=["calls", "streaming"])
+def test_every_answer_over_grpc_equals_onnxruntime_bit_for_bit(
+    shared_redis: Server, tmp_path: Path, calls: list[str]
+) -> None:
+    pytest.importorskip("grpc_reflection", reason="gRPC is not installed: STEPWELL_EXTRAS=grpc")
+    steps = STEPS if calls else STEPS // 4
+    write_data(tmp_path / "data.json", streams=STREAMS, steps=steps)
+    models = write_models(tmp_path / "models", lstm)
+    flags = ("--redis", shared_redis.url, "--max-batch-size", "1", "--drain-s", "0")
+    with GrpcService(models, tmp_path, *flags).running() as own:
+        data = tmp_path / "data.json"
+        done = run_perf_analyzer(own.grpc_port, data, *calls, streams=STREAMS, steps=steps, protocol="grpc")
+        applied = httpx.get(f"{own.url}/metrics").text
+
+    assert "Throughput: " in done.stdout, done.stdout + done.stderr
+    assert not done.stderr.strip()
+    [steps_total] = re.findall(r'stepwell_steps_total{door="grpc",model="lstm"} (\S+)', applied)
+    assert float(steps_total) >= STREAMS * steps
+
+
 def test_a_wrong_value_is_detected(shared_redis: Server, tmp_path: Path) -> None:
     """Shows that the comparison works."""
     write_data(tmp_path / "data.json", streams=4, steps=20, wrong=True)
     with running_service(shared_redis.url, write_models(tmp_path / "models", lstm), lane=True, max_batch_size=1) as own:
-        done = run_perf_analyzer(own, tmp_path / "data.json", streams=4, steps=20)
+        done = run_perf_analyzer(own.port, tmp_path / "data.json", streams=4, steps=20)
 
     assert "match expected output" in done.stdout + done.stderr

@@ -58,12 +58,12 @@ SERVER = _route(ref(ServerMetadata), [401, 403])
 LIVE = _route(ref(ServerLive))
 READY = _route(ref(ServerReady), [503])
 ALL_STATS = _route(ref(ModelStats), [401, 403, 500])
-INDEX = _route({"type": "array", "items": ref(IndexEntry)}, [401, 403])
+INDEX = _route({"type": "array", "items": ref(IndexEntry)}, [400, 401, 403, 413, 415])
 LOAD = {  # the response is empty
     **_route(None, [400, 401, 403, 413, 415, 500, 501], [PATH["model"]]),
     "response_class": Response,
 }
-UNLOAD = _route(None, [401, 403, 501], [PATH["model"]])
+UNLOAD = {**_route(None, [400, 401, 403, 404, 500, 503], [PATH["model"]]), "response_class": Response}
 
 
 def infer(version: Sequence[Schema]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,30 +13,24 @@ from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key
 from service.asgi.openapi import oip as openapi
 from service.asgi.run_handler import run_handler
 from service.codec.formats import JSON, encode
-from service.codec.oip import TritonError, config_of, metadata_of, quote
+from service.codec.oip import TritonError, quote
 from service.codec.oip.response_bodies import (
-    IndexEntry,
     ModelConfig,
     ModelMetadata,
     ModelReady,
     ModelStats,
     ServerLive,
-    ServerMetadata,
     ServerReady,
 )
 from service.codec.strict.parse import parse
 from service.errors import ServiceError
-from service.metrics import ModelCounts
 from service.models.served import ServedModel
-from service.requests.auth.api_keys import Scope
+from service.requests import oip_models
+from service.requests.auth.api_keys import Caller, Scope
 from service.requests.context import AppContext
 from service.requests.hot_routes import RequestHeaders, is_byte_count, make_infer_handler
 from service.requests.infer_handler import model_for_oip
-
-EXTENSIONS = [
-    "sequence", "sequence(string_id)", "binary_tensor_data", "parameters",
-    "model_configuration", "model_repository", "statistics",
-]  # fmt: skip
+from service.requests.request_ids import request_id_of
 
 _MODEL = "/v2/models/{model}"
 _VERSION = "/versions/{version}"
@@ -98,7 +91,7 @@ class OipRoutes:
     async def server(self, request: Request) -> Response:
         """Return the server's name, its version, and the supported extensions of the protocol."""
         self._check(request, "read")
-        return _document(ServerMetadata("stepwell", self._app.version, EXTENSIONS))
+        return _document(oip_models.server_metadata(self._app.version))
 
     async def live(self, _request: Request) -> Response:
         """Return 200: the process is alive."""
@@ -113,10 +106,8 @@ class OipRoutes:
 
     async def metadata(self, request: Request) -> Response:
         """Return the inputs and outputs of a model."""
-        served = self._model(request)
-        has_version = "version" in request.path_params
-        versions = [served.version] if has_version else self._context.engine.models.versions(served.name)
-        return _document(metadata_of(served.name, versions, served.manifest))
+        one_version = "version" in request.path_params
+        return _document(oip_models.model_metadata(self._context, self._model(request), one_version=one_version))
 
     async def model_ready(self, request: Request) -> Response:
         """Return 200 if the model is served, else an error."""
@@ -124,116 +115,58 @@ class OipRoutes:
 
     async def config(self, request: Request) -> Response:
         """Return the parts of a model's configuration that apply to this service."""
-        served, settings = self._model(request), self._context.settings
-        return _document(
-            config_of(
-                served.name,
-                served.manifest,
-                max_rows=settings.max_batch_size,
-                idle_s=settings.stream_ttl_s,
-                stateful=served.stateful,
-            )
-        )
+        return _document(oip_models.model_config(self._context, self._model(request)))
 
     async def stats(self, request: Request) -> Response:
         """Return the statistics of a model."""
-        return _document(ModelStats(await self._stats(self._model(request))))
+        return _document(await oip_models.model_stats(self._context, [self._model(request)]))
 
     async def all_stats(self, request: Request) -> Response:
         """Return the statistics of every model."""
         self._check(request, "read")
-        models = self._context.engine.models
-        return _document(ModelStats(await self._stats(*map(models.get, models.names()))))
+        return _document(await oip_models.model_stats(self._context))
 
     # ---------------------------------------------------------------- the repository
 
     async def index(self, request: Request) -> Response:
-        """List the models that are served."""
+        """List the models that are served, and unless the body has `"ready": true`, those that were unloaded."""
         self._check(request, "read")
-        models = self._context.engine.models
-        return _document(
-            [
-                IndexEntry(name, str(version), "READY", "")
-                for name in models.names()
-                for version in models.versions(name)
-            ]
-        )
+        body = await body_of(request, self._context)
+        document = parse(body, JSON) if body.strip() else {}
+        ready_only = isinstance(document, dict) and document.get("ready") is True
+        return _document(oip_models.repository_index(self._context, ready_only=ready_only))
 
     async def load(self, request: Request) -> Response:
         """Reload the model folders, in every worker; an error if the model is not served afterwards."""
-        self._check(request, "models")
-        name = request.path_params["model"]
+        caller = self._check(request, "models")
         body = await body_of(request, self._context)
         document = parse(body, JSON) if body.strip() else {}
-        if isinstance(document, dict) and document.get("parameters"):
-            raise TritonError(
-                "bad_request",
-                f"load of {quote(name)} with parameters is not supported: put files into the folder",
-                status=501,
-            )
-        report = await self._context.reloads.reload_fleet()
-        failed = next((reason for reason in report.failed if reason.startswith((f"{name}.onnx:", f"{name}/"))), None)
-        if failed is not None or name not in self._context.engine.models.names():
-            reason = failed or "there is no such file in the models folders"
-            raise TritonError("bad_request", f"failed to load {quote(name)}, {reason}")
+        has_parameters = isinstance(document, dict) and bool(document.get("parameters"))
+        request_id = request_id_of(request.scope["headers"])
+        name = request.path_params["model"]
+        await oip_models.load_model(self._context, name, caller, request_id, has_parameters=has_parameters)
         return RawResponse(b"", JSON.value)
 
     async def unload(self, request: Request) -> Response:
-        """Return 501: a model is unloaded by removing its file."""
-        self._check(request, "models")
-        raise TritonError(
-            "bad_request",
-            f"unload of {quote(request.path_params['model'])} is not supported: remove its file from the models "
-            "folder, then load any other model or POST /v1/models/reload",
-            status=501,
-        )
+        """Stop serving a model, in every worker of every replica, until it is loaded; its streams are kept."""
+        caller = self._check(request, "models")
+        request_id = request_id_of(request.scope["headers"])
+        await oip_models.unload_model(self._context, request.path_params["model"], caller, request_id)
+        return RawResponse(b"", JSON.value)
 
     # ---------------------------------------------------------------- helpers
 
-    def _check(self, request: Request, scope: Scope) -> None:
-        self._context.authenticate_and_count(request.headers.get("authorization"), scope)
+    def _check(self, request: Request, scope: Scope) -> Caller:
+        return self._context.authenticate_and_count(request.headers.get("authorization"), scope)
 
     def _model(self, request: Request) -> ServedModel:
         """Return the model in the path, after checking that the caller may read."""
         self._check(request, "read")
         return model_for_oip(self._context, request.path_params["model"], request.path_params.get("version"))
 
-    async def _stats(self, *served: ServedModel) -> list[dict[str, Any]]:
-        """Return the statistics of models."""
-        metrics = self._context.metrics
-        metrics.refresh()
-        counts = await asyncio.to_thread(metrics.counts)
-        return [_stats_of(model, counts.get(model.name, ModelCounts())) for model in served]
-
-
-def _stats_of(served: ServedModel, counts: ModelCounts) -> dict[str, Any]:
-    """Return a model's statistics. Queue time is all but the model run: waiting for a batch, and the store."""
-    count, queue_seconds = counts.answers, max(counts.answer_seconds - counts.row_seconds, 0.0)
-    return {
-        "name": served.name,
-        "version": str(served.version),
-        "inference_count": counts.timesteps,
-        "execution_count": counts.runs,
-        "inference_stats": {
-            "success": _duration(counts.answers, counts.answer_seconds),
-            "fail": _duration(counts.refusals, counts.refusal_seconds),
-            "queue": _duration(count, queue_seconds),
-            "compute_input": _duration(count, 0),
-            "compute_infer": _duration(count, counts.row_seconds),
-            "compute_output": _duration(count, 0),
-            "cache_hit": _duration(0, 0),
-            "cache_miss": _duration(0, 0),
-        },
-        "batch_stats": [],
-    }
-
 
 def _document(document: Any, *, status: int = 200) -> Response:
     return RawResponse(encode(document, JSON), JSON.value, status=status)
-
-
-def _duration(count: int, seconds: float) -> dict[str, int]:
-    return {"count": count, "ns": round(seconds * 1e9)}
 
 
 def _document_bytes(values: Sequence[str]) -> int | None:

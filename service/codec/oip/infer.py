@@ -107,7 +107,21 @@ class InferCodec:
         """
         if document_bytes == 0:
             return self._read_raw(body)
-        request = _document(body, document_bytes)
+        return self.check(
+            _document(body, document_bytes), body, len(body) if document_bytes is None else document_bytes
+        )
+
+    def check(self, request: InferBody, body: bytes, offset: int) -> InferRequest:
+        """Check a request whose document is decoded, and decode its tensors.
+
+        Args:
+            request: The document.
+            body: Has the raw bytes of the tensors that are not in the document, in the order of the inputs.
+            offset: Where in `body` they begin.
+
+        Raises:
+            ServiceError: `bad_request`, `bad_input` or `non_finite`.
+        """
         parameters = request.parameters or {}
         for name in parameters:
             if name.startswith("triton_"):
@@ -116,7 +130,7 @@ class InferCodec:
                 )
         sequence = self._sequence(parameters.get("sequence_id", 0))
         start, end = _flag(parameters, "sequence_start"), _flag(parameters, "sequence_end")
-        inputs, rows = self._tensors(request.inputs, body, document_bytes, one_row=sequence is not None)
+        inputs, rows = self._tensors(request.inputs, body, offset, one_row=sequence is not None)
         return InferRequest(
             inputs,
             rows,
@@ -159,9 +173,8 @@ class InferCodec:
         return None
 
     def _tensors(
-        self, tensors: Sequence[InferInput], body: bytes, document_bytes: int | None, *, one_row: bool
+        self, tensors: Sequence[InferInput], body: bytes, offset: int, *, one_row: bool
     ) -> tuple[dict[str, Array], int]:
-        offset = len(body) if document_bytes is None else document_bytes
         arrays: dict[str, Array] = {}
         rows = 0
         for tensor in tensors:

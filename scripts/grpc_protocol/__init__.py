@@ -1,0 +1,1 @@
+"""Compiles the gRPC service's messages."""
