@@ -26,7 +26,10 @@ from service.store.event_logs import EventLogs, StreamTail
 _log = logging.getLogger(__name__)
 _FOLLOWED: Final = ""  # the entry of the states that tells that a model was followed before; no stream has this id
 _LATE_MS: Final = 5000  # a message may arrive so late; larger differences are a change of `stream_ttl_s`
+_BEFORE_EXPIRY_MS: Final = 1000  # so long before its expiry a stream is checked: if it is gone then, it was deleted
+_CLOCK_MS: Final = 50  # the store's clock is known so exactly
 _AFTER_EXPIRY_MS: Final = 10
+_RAISED_CHECK_MS: Final = 10_000  # between two checks whether a stream with raised alarms still exists
 
 
 @dataclass(slots=True)
@@ -86,6 +89,7 @@ class StreamFollower:
         self._due: list[tuple[float, str]] = []  # a heap
         self._scheduled: dict[str, float] = {}
         self._expires: dict[str, float] = {}
+        self._checked: dict[str, float] = {}  # when a stream was last found to exist
         self._dirty: dict[str, bool] = {}
         self._alarms: list[Alarm] = []
         self._removed: list[str] = []  # members of the index of raised alarms whose rules are gone
@@ -212,7 +216,7 @@ class StreamFollower:
             state, event = self._states.get(stream), newest_event(tail.newest)
             if event is None:
                 if state is not None:
-                    self._without_log(stream, state, tail, now)
+                    self._check_end(stream, state, tail)
             elif state is None and not self._was_followed:
                 state = self._states[stream] = StreamState(event.step, event.state_id, now - (tail.age_ms or 0))
                 self._dirty[stream] = True
@@ -252,18 +256,16 @@ class StreamFollower:
             if alarms := self._evaluation.silence(stream, state, now, newest.last_outputs()):
                 self._alarms += alarms
                 self._dirty[stream] = True
-            if tail.expires_in_ms is not None:
-                self._expires[stream] = now + max(tail.expires_in_ms, 0) + _AFTER_EXPIRY_MS
+        self._check_end(stream, state, tail)
+
+    def _check_end(self, stream: str, state: StreamState, tail: StreamTail) -> None:
+        """Evaluate the end of a stream that does not exist any more; otherwise schedule its next check."""
+        now = self._now_ms()
         if tail.expires_in_ms is None:
             self._gone(stream, state, now)
         else:
-            self._schedule(stream, state)
-
-    def _without_log(self, stream: str, state: StreamState, tail: StreamTail, now: int) -> None:
-        if tail.expires_in_ms is None:
-            self._gone(stream, state, now)
-        else:  # it exists, but was not stepped since its history was switched off and on
-            self._expires[stream] = now + max(tail.expires_in_ms, 0) + _AFTER_EXPIRY_MS
+            self._expires[stream] = now + max(tail.expires_in_ms, 0)
+            self._checked[stream] = now
             self._schedule(stream, state)
 
     def _gone(self, stream: str, state: StreamState, now: int) -> None:
@@ -272,10 +274,12 @@ class StreamFollower:
         if state.expired_ms and now < state.expired_ms + ttl:
             self._schedule(stream, state)
             return
-        expired = not state.expired_ms and now - state.seen_ms >= ttl
+        is_early = now < self._expires.get(stream, 0) - _CLOCK_MS
+        expired = not state.expired_ms and now - state.seen_ms >= ttl and not is_early
         self._alarms += self._evaluation.end(stream, state, now, expired=expired)
         self._dirty[stream] = True
         self._expires.pop(stream, None)
+        self._checked.pop(stream, None)
         if state.conditions:
             self._schedule(stream, state)
         else:
@@ -294,9 +298,19 @@ class StreamFollower:
         ttl = self.model.stream_ttl_ms
         if state.expired_ms:
             return state.expired_ms + ttl
-        ends = self._expires.get(stream, state.seen_ms + ttl)
+        ends = self._expires.get(stream)
+        if ends is None:
+            due = float(state.seen_ms + ttl)
+        else:
+            due = ends - _BEFORE_EXPIRY_MS
+            if self._checked.get(stream, 0) >= due:
+                due = ends + _AFTER_EXPIRY_MS
         silence = self._evaluation.shortest_silence_ms(stream, state)
-        return ends if silence is None else min(ends, state.seen_ms + silence)
+        if silence is not None:
+            due = min(due, state.seen_ms + silence)
+        if state.has_raised:
+            due = min(due, self._checked.get(stream, state.seen_ms) + _RAISED_CHECK_MS)
+        return due
 
     def _schedule(self, stream: str, state: StreamState) -> None:
         due = self._due_of(stream, state)

@@ -97,6 +97,7 @@ class AlertLeader:
         tasks: list[asyncio.Task[Any]] = [keeping]
         try:
             await self._until_lost(keeping, self._start())
+            report("this process evaluates the rules")
             tasks += [asyncio.create_task(one.run()) for one in self._deliveries]
             for follower in self._followers:
                 queue: asyncio.Queue[_Item] = asyncio.Queue(_QUEUED)
@@ -133,14 +134,15 @@ class AlertLeader:
             await cancel([working])
 
     async def _start(self) -> None:
-        """Load the states of all streams."""
+        """Load the states of all streams, and evaluate what was committed since."""
         await _retried(lambda: self._store.set_targets(self._targets))
         for follower in self._followers:
             follower.load(await _retried(lambda name=follower.model.name: self._store.load(name)))
+            await _retried(follower.catch_up)
+            await self._write(follower)
 
     async def _evaluate(self, follower: StreamFollower, queue: asyncio.Queue[_Item]) -> None:
         """Evaluate what arrives and what is due, and write the results."""
-        await _retried(follower.catch_up)
         written_at = time.monotonic()
         while True:
             if follower.has_alarms or time.monotonic() - written_at >= _WRITE_EVERY_S:

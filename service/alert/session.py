@@ -162,7 +162,6 @@ class AlertSession:
             self.counters,
             self._rules.group,
         )
-        self._report("this process evaluates the rules")
         self.counters.leads = True
         try:
             await leader.run(self._url, self._key, stopped, self._report)

@@ -85,6 +85,11 @@ class StreamState(Struct, array_like=True):
         found = self.conditions.get(condition_key(rule, kind))
         return found is not None and bool(found.alarm)
 
+    @property
+    def has_raised(self) -> bool:
+        """Whether any alarm is raised."""
+        return any(one.alarm for one in self.conditions.values())
+
     def encode(self) -> bytes:
         """Return it as the store keeps it."""
         self.conditions = {key: one for key, one in self.conditions.items() if one.count or one.alarm}

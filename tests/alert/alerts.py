@@ -24,6 +24,20 @@ class AlertProcess(ConnectorProcess):
     """A `stepwell alert` process; a test may kill and start it repeatedly."""
 
     command = "alert"
+    _log_at = 0
+
+    def start(self) -> AlertProcess:
+        self._log_at = self.log.stat().st_size if self.log.exists() else 0
+        super().start()
+        return self
+
+    @property
+    def leads(self) -> bool:
+        """Whether it evaluates the rules, by what it has reported last."""
+        if self.process.poll() is not None:
+            return False
+        lines = [line for line in self.log.read_bytes()[self._log_at :].decode().splitlines() if "evaluates" in line]
+        return bool(lines) and "this process" in lines[-1]
 
 
 @contextlib.contextmanager
@@ -87,6 +101,9 @@ class WebhookReceiver:
             daemon_threads = True
             request_queue_size = 128
             allow_reuse_address = True
+
+            def handle_error(self, *_: object) -> None:
+                """Print nothing: the tests kill those that are connected."""
 
         self._server = Server(("127.0.0.1", self.port), Handler)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

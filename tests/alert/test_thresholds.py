@@ -49,7 +49,7 @@ def test_thresholds_equal_an_offline_computation(service: ServiceProcess, tmp_pa
             'when = "abs(outputs.y[1] - outputs.y[0]) > 0.3 and not inputs.x[0] < 0"\nclear = "inputs.x[2] > 0.5"',
         )
         with alerting(tmp_path, rules, "--data-dir", service.folder / "data") as [process]:
-            wait_for(lambda: "evaluates the rules" in process.text(), what=process.text)
+            wait_for(lambda: process.leads, what=process.text)
             first = send(service, "t.", xs[:, :50])
             process.kill()
             second = send(service, "t.", xs[:, 50:100])
