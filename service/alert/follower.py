@@ -252,10 +252,10 @@ class StreamFollower:
     ) -> None:
         """Raise what is due because of silence, unless the stream was stepped since its tail was read."""
         now = self._now_ms()
-        if (step, state_id) == (state.step, state.state_id):
-            if alarms := self._evaluation.silence(stream, state, now, newest.last_outputs()):
-                self._alarms += alarms
-                self._dirty[stream] = True
+        is_newest = (step, state_id) == (state.step, state.state_id)
+        if is_newest and (alarms := self._evaluation.silence(stream, state, now, newest.last_outputs())):
+            self._alarms += alarms
+            self._dirty[stream] = True
         self._check_end(stream, state, tail)
 
     def _check_end(self, stream: str, state: StreamState, tail: StreamTail) -> None:
