@@ -60,8 +60,6 @@ async def check_permissions(store: StateStore) -> None:
         ("DEL", key, other, snapshots, log),
         ("HSET", artifact, "chunks", 0),
         ("PEXPIRE", artifact, _TTL_MS),
-        ("HMGET", artifact, "chunks"),
-        ("ZRANGEBYLEX", RAISED_CHECK, "-", "+", "LIMIT", 0, 1),
         ("HGET", artifact, "chunks"),
         ("PTTL", artifact),
         ("DEL", artifact),
