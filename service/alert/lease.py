@@ -1,17 +1,25 @@
-"""`GroupLease`: the right of one process of a group to evaluate the rules, for about a second."""
+"""`GroupLease`: the right of one process of a group to evaluate the rules, for about a second.
+
+On a machine that is too busy to renew it in time the lease gets longer, up to ten seconds. Otherwise two processes would
+keep taking it from each other before either has done anything.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Final
 
 from service.alert.errors import LeaseLostError
 from service.errors import ServiceError
 from service.store.alerts import AlertStore, AlertWrites
 
-_LEASE_MS: Final = 1000
 _RENEW_S: Final = 0.25
+_SHORTEST_MS: Final = 1000
+_LONGEST_MS: Final = 10_000
+_RENEWALS: Final = 3  # a lease lasts for so many renewals at the pace of the slowest recent one
+_SLOW_FOR: Final = 40  # renewals after which a slow one is not counted any more
 
 
 class GroupLease:
@@ -33,6 +41,8 @@ class GroupLease:
         self._name = name
         self._held_until = float("-inf")  # on the monotonic clock
         self._offset_ms = 0.0
+        self._pauses: deque[float] = deque(maxlen=_SLOW_FOR)  # seconds between renewals
+        self._renewed_at: float | None = None
 
     @property
     def is_held(self) -> bool:
@@ -50,10 +60,16 @@ class GroupLease:
             ServiceError: The store does not reply.
         """
         sent_at = time.monotonic()
-        lease = await self._store.acquire(self._name, _LEASE_MS)
+        if self._renewed_at is not None:
+            self._pauses.append(sent_at - self._renewed_at)
+        slowest_ms = 1000 * max(self._pauses, default=0)
+        lease_ms = int(min(max(_RENEWALS * slowest_ms, _SHORTEST_MS), _LONGEST_MS))
+        lease = await self._store.acquire(self._name, lease_ms)
         self.holder = lease.holder
         self._offset_ms = lease.time_ms - time.monotonic() * 1000
-        self._held_until = sent_at + _LEASE_MS / 1000 if lease.holder == self._name else float("-inf")
+        has_it = lease.holder == self._name
+        self._renewed_at = time.monotonic() if has_it else None
+        self._held_until = sent_at + lease_ms / 1000 if has_it else float("-inf")
         return self.is_held
 
     async def keep(self) -> None:
@@ -83,7 +99,7 @@ class GroupLease:
 
     async def release(self) -> None:
         """Give the lease back; if the store does not reply, it expires."""
-        self._held_until = float("-inf")
+        self._held_until, self._renewed_at = float("-inf"), None
         try:
             await self._store.release(self._name)
         except ServiceError:
