@@ -44,19 +44,19 @@ class Reference(NamedTuple):
     Attributes:
         group: `outputs` or `inputs`.
         name: The tensor's name.
-        index: The index in one row; empty: the whole row.
-        reduced: It is the argument of `min` or `max`, so the index may be of a part of the row.
+        place: The index in one row; empty: the whole row.
+        reduced: It is the argument of `min` or `max`, so the place may be a part of the row.
     """
 
     group: str
     name: str
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     reduced: bool
 
     def __str__(self) -> str:
         """Return it as it is written in a condition."""
         name = f".{self.name}" if self.name.isidentifier() else f'["{self.name}"]'
-        return f"{self.group}{name}" + "".join(f"[{one}]" for one in self.index)
+        return f"{self.group}{name}" + "".join(f"[{one}]" for one in self.place)
 
 
 _Tensors = Mapping[str, Mapping[str, Array]]
@@ -101,10 +101,10 @@ class AlarmCondition:
                 found = ", ".join(known) or "none"
                 raise ConditionError(f"{one} is not there; the model's {one.group} are {found}")
             shape = tuple(known[one.name])
-            fits = len(one.index) <= len(shape) and all(
-                -size <= i < size for i, size in zip(one.index, shape, strict=False)
+            fits = len(one.place) <= len(shape) and all(
+                -size <= i < size for i, size in zip(one.place, shape, strict=False)
             )
-            is_number = int(np.prod(shape[len(one.index) :], dtype=np.int64)) == 1
+            is_number = int(np.prod(shape[len(one.place) :], dtype=np.int64)) == 1
             if not fits or not (is_number or one.reduced):
                 raise ConditionError(
                     f"{one} is not one number: a timestep of {one.name} has the shape {list(shape)}; "
@@ -222,8 +222,8 @@ class _Builder:
             case _:
                 raise ConditionError(f"`{ast.unparse(node)}` is not a number; expected {_EXPECTED}")
         self.references.append(Reference(group, name, tuple(index), reduced))
-        place = (slice(None), *index)
-        return lambda tensors, _n: _as_numbers(tensors[group][name])[place]
+        rows: tuple[slice | int, ...] = (slice(None), *index)
+        return lambda tensors, _n: _as_numbers(tensors[group][name])[rows]
 
 
 def _tree(text: str) -> ast.expr:

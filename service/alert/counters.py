@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -49,7 +50,7 @@ class AlertCounters:
             ("undelivered", "Alarms that are being delivered."),
         ):
             gauge = Gauge(f"stepwell_alert_{name}", text, registry=self.registry)
-            gauge.set_function(lambda name=name: float(self._gauges[name]()))
+            gauge.set_function(partial(self._value, name))
 
     def bind(self, *, streams: Callable[[], int], undelivered: Callable[[], int]) -> None:
         """Report what these functions return."""
@@ -73,6 +74,9 @@ class AlertCounters:
         for result, count in (("delivered", delivered), ("failed", failed)):
             if count:
                 self._deliveries.labels(target, result).inc(count)
+
+    def _value(self, name: str) -> float:
+        return float(self._gauges[name]())
 
     def report(self) -> dict[str, Any]:
         """Return all counts."""

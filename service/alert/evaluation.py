@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.alert.conditions import AlarmCondition
-from service.alert.rules import Rule
+from service.alert.rules import AlarmRule
 from service.alert.stream_state import (
     ALARM_KINDS,
     Alarm,
@@ -21,7 +21,7 @@ from service.alert.stream_state import (
 class RuleEvaluation:
     """The rules of one model. Every method changes a stream's state and returns the alarms, in order."""
 
-    def __init__(self, model: str, rules: Sequence[Rule], new_id: Callable[[], str]) -> None:
+    def __init__(self, model: str, rules: Sequence[AlarmRule], new_id: Callable[[], str]) -> None:
         """Create it.
 
         Args:
@@ -33,7 +33,7 @@ class RuleEvaluation:
         self._rules = rules
         self._new_id = new_id
 
-    def rules_of(self, stream: str) -> list[Rule]:
+    def rules_of(self, stream: str) -> list[AlarmRule]:
         """Return the rules that apply to a stream."""
         return [rule for rule in self._rules if stream.startswith(rule.prefix)]
 
@@ -128,18 +128,28 @@ class _AlarmMaker:
         self._at = now_ms / 1000
         self._new_id = new_id
 
-    def raised(self, rule: Rule, kind: AlarmKind, own: ConditionState, step: int, outputs: dict[str, Any]) -> Alarm:
+    def raised(
+        self, rule: AlarmRule, kind: AlarmKind, own: ConditionState, step: int, outputs: dict[str, Any]
+    ) -> Alarm:
         alarm = self._alarm(rule, kind, "raised", step, outputs, None)
         own.count, own.alarm = 0, alarm.id
         return alarm
 
-    def cleared(self, rule: Rule, kind: AlarmKind, own: ConditionState, step: int, outputs: dict[str, Any]) -> Alarm:
+    def cleared(
+        self, rule: AlarmRule, kind: AlarmKind, own: ConditionState, step: int, outputs: dict[str, Any]
+    ) -> Alarm:
         alarm = self._alarm(rule, kind, "cleared", step, outputs, own.alarm)
         own.alarm = ""
         return alarm
 
     def _alarm(  # noqa: PLR0917 - the parts of an alarm
-        self, rule: Rule, kind: AlarmKind, state: AlarmState, step: int, outputs: dict[str, Any], clears: str | None
+        self,
+        rule: AlarmRule,
+        kind: AlarmKind,
+        state: AlarmState,
+        step: int,
+        outputs: dict[str, Any],
+        clears: str | None,
     ) -> Alarm:
         return Alarm(
             id=self._new_id(),
@@ -156,7 +166,7 @@ class _AlarmMaker:
 
 
 def _thresholds(
-    rule: Rule, when: AlarmCondition, own: ConditionState, update: StreamUpdate, make: _AlarmMaker
+    rule: AlarmRule, when: AlarmCondition, own: ConditionState, update: StreamUpdate, make: _AlarmMaker
 ) -> list[Alarm]:
     """Evaluate `when` and `clear` on the timesteps of a commit; those whose outputs are not known are left out."""
     known = _known_timesteps(when, rule.clear, update)

@@ -17,14 +17,14 @@ import msgspec
 
 from service.alert.counters import AlertCounters
 from service.alert.evaluation import RuleEvaluation
-from service.alert.rules import Rule
+from service.alert.rules import AlarmRule
 from service.alert.stream_state import ALARM_KINDS, Alarm, StreamState, StreamUpdate
 from service.alert.updates import newest_event, update_of, updates_after
 from service.store.alerts import AlertWrites, raised_member
 from service.store.event_logs import EventLogs, StreamTail
 
 _log = logging.getLogger(__name__)
-_FOLLOWED: Final = ""  # the entry of the states that tells that a model was followed before; no stream has this id
+_FOLLOWED: Final = ""  # the entry of the states of a model that was followed before; no stream has this id
 _LATE_MS: Final = 5000  # a message may arrive so late; larger differences are a change of `stream_ttl_s`
 _BEFORE_EXPIRY_MS: Final = 1000  # so long before its expiry a stream is checked: if it is gone then, it was deleted
 _CLOCK_MS: Final = 50  # the store's clock is known so exactly
@@ -45,7 +45,7 @@ class FollowedModel:
     """
 
     name: str
-    rules: list[Rule]
+    rules: list[AlarmRule]
     row_ranks: dict[str, int]
     stream_ttl_ms: int
     prefix: str = field(init=False)

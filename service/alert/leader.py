@@ -8,6 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import httpx
@@ -137,7 +138,7 @@ class AlertLeader:
         """Load the states of all streams, and evaluate what was committed since."""
         await _retried(lambda: self._store.set_targets(self._targets))
         for follower in self._followers:
-            follower.load(await _retried(lambda name=follower.model.name: self._store.load(name)))
+            follower.load(await _retried(partial(self._store.load, follower.model.name)))
             await _retried(follower.catch_up)
             await self._write(follower)
 

@@ -1,7 +1,7 @@
 """`GroupLease`: the right of one process of a group to evaluate the rules, for about a second.
 
-On a machine that is too busy to renew it in time the lease gets longer, up to ten seconds. Otherwise two processes would
-keep taking it from each other before either has done anything.
+On a machine that is too busy to renew it in time the lease gets longer, up to ten seconds. Otherwise two processes
+would keep taking it from each other before either has done anything.
 """
 
 from __future__ import annotations

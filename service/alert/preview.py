@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from service.alert.evaluation import RuleEvaluation
-from service.alert.rules import Rule
+from service.alert.rules import AlarmRule
 from service.alert.stream_state import Alarm, StreamState
 from service.alert.updates import updates_after
 from service.store.event_logs import EventLogs
@@ -25,7 +25,7 @@ async def preview(service: FollowedService) -> list[dict[str, Any]]:
     return [await _row(rule, model.name, service.logs(model.name)) for model in service.models for rule in model.rules]
 
 
-async def _row(rule: Rule, model: str, logs: EventLogs) -> dict[str, Any]:
+async def _row(rule: AlarmRule, model: str, logs: EventLogs) -> dict[str, Any]:
     ids: Iterator[str] = map(str, itertools.count(1))
     evaluation = RuleEvaluation(model, [rule], lambda: next(ids))
     streams = await logs.streams(rule.prefix)

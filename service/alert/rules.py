@@ -24,7 +24,7 @@ _FIX: Final = "docs/alerts.md describes every key."
 
 
 class RuleTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A `[[rule]]` as it is in the file; see `Rule`."""
+    """A `[[rule]]` as it is in the file; see `AlarmRule`."""
 
     name: Annotated[str, Meta(min_length=1, max_length=_LONGEST_NAME)]
     model: str
@@ -73,7 +73,7 @@ class RulesFile(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, r
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class AlarmRule:
     """A rule with its parsed conditions.
 
     Attributes:
@@ -126,7 +126,7 @@ class AlertRules:
         digest: Eight characters that change with the rules.
     """
 
-    rules: tuple[Rule, ...]
+    rules: tuple[AlarmRule, ...]
     targets: tuple[AlarmTarget, ...]
     url: str | None
     key: str | None
@@ -139,7 +139,7 @@ class AlertRules:
         """The models of the rules."""
         return list(dict.fromkeys(rule.model for rule in self.rules))
 
-    def of_model(self, model: str) -> list[Rule]:
+    def of_model(self, model: str) -> list[AlarmRule]:
         """Return the rules of a model."""
         return [rule for rule in self.rules if rule.model == model]
 
@@ -213,7 +213,7 @@ def _convert(document: dict[str, Any], where: _Places) -> RulesFile:
         raise where.error(place[1], int(place[2]), key, text[: place.start()]) from exc
 
 
-def _rule(table: RuleTable, index: int, where: _Places) -> Rule:
+def _rule(table: RuleTable, index: int, where: _Places) -> AlarmRule:
     def error(key: str, problem: str) -> RulesError:
         return where.error("rule", index, key, problem)
 
@@ -237,7 +237,9 @@ def _rule(table: RuleTable, index: int, where: _Places) -> Rule:
         clear = _clear_of(table)
     except ConditionError as exc:
         raise error("clear", str(exc)) from exc
-    return Rule(table.name, table.model, table.prefix, when, table.for_steps or 1, clear, table.silent_s, table.expired)
+    return AlarmRule(
+        table.name, table.model, table.prefix, when, table.for_steps or 1, clear, table.silent_s, table.expired
+    )
 
 
 def _clear_of(table: RuleTable) -> AlarmCondition | None:

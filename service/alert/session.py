@@ -33,7 +33,7 @@ _STORE_AWAY_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class FollowedService:
-    """What the service has told about itself, and the store with its streams.
+    """The service's description of what is followed, and the store with its streams.
 
     Attributes:
         tenant: The tenant of the key.
@@ -174,10 +174,9 @@ class AlertSession:
         shapes = {group: {spec["name"]: spec["shape"] for spec in model[group]} for group in ("outputs", "inputs")}
         rules = self._rules.of_model(name)
         for rule in rules:
-            for condition in (rule.when, rule.clear):
+            for condition in filter(None, (rule.when, rule.clear)):
                 try:
-                    if condition is not None:
-                        condition.check(shapes)
+                    condition.check(shapes)
                 except ConditionError as exc:
                     raise RulesError(f"Rule {rule.name!r}: {condition.text!r}: {exc}.") from exc
         ranks = {one: len(shape) for one, shape in shapes["inputs"].items()}

@@ -28,7 +28,7 @@ _TIMEOUT_S: Final = 5.0
 _SCAN_COUNT: Final = 1000
 
 
-class Lease(NamedTuple):
+class StoredLease(NamedTuple):
     """The lease of a group, as the store has it.
 
     Attributes:
@@ -78,7 +78,7 @@ class AlertStore:
         self._keys = f"{_prefix(tenant)}:{group}"
         self._tenant = _prefix(tenant)
 
-    async def acquire(self, holder: str, lease_ms: int) -> Lease:
+    async def acquire(self, holder: str, lease_ms: int) -> StoredLease:
         """Acquire or renew the lease, if nobody else has it.
 
         Raises:
@@ -87,7 +87,7 @@ class AlertStore:
         found, seconds, microseconds = await self._store.run(
             _LEASE, [1, f"{self._keys}:lease", holder, lease_ms], deadline=_deadline(lease_ms / 1000)
         )
-        return Lease(found.decode(), int(seconds) * 1000 + int(microseconds) // 1000)
+        return StoredLease(found.decode(), int(seconds) * 1000 + int(microseconds) // 1000)
 
     async def release(self, holder: str) -> None:
         """Give the lease back, if this holder has it; raises as `acquire` does."""
@@ -95,7 +95,8 @@ class AlertStore:
 
     async def load(self, model: str) -> dict[str, bytes]:
         """Return the encoded state of each stream of a model; raises as `acquire` does."""
-        states, cursor = {}, b"0"
+        states: dict[str, bytes] = {}
+        cursor = b"0"
         while True:
             cursor, flat = await self._store.execute(
                 _deadline(), "HSCAN", self._states(model), cursor, "COUNT", _SCAN_COUNT

@@ -40,7 +40,7 @@ class EventLogs:
 
         Args:
             store: The store of the service. Its `stream_ttl_s` must be that of the service: every commit sets the
-                expiry of the event log from it, so what is left until then tells the time of the commit by the clock
+                expiry of the event log from it, so what is left until then gives the time of the commit by the clock
                 of the store.
             tenant: The owner of the streams.
             model: The model's name.

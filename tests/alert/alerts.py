@@ -9,10 +9,12 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+import numpy.typing as npt
 
 from tests.connect.connectors import ConnectorProcess
 from tests.processes import free_port
@@ -158,7 +160,7 @@ def is_signed(body: bytes, header: str) -> bool:
     return hmac.compare_digest(expected, parts.get("v1", "")) and abs(time.time() - int(parts["t"])) < 60
 
 
-def expected_thresholds(holds: Sequence[bool], clears: Sequence[bool], for_steps: int) -> list[tuple[str, int]]:
+def expected_thresholds(holds: npt.NDArray[Any], clears: npt.NDArray[Any], for_steps: int) -> list[tuple[str, int]]:
     """Return state and step of the alarms of a stream: the offline computation.
 
     Args:

@@ -6,8 +6,9 @@ import msgspec
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from service.asgi.http import authorize, number_of, respond
+from service.asgi.http import authorize, respond
 from service.asgi.openapi import alerts as openapi
+from service.asgi.query import number_of
 from service.codec.response_bodies import AlertsResponse, RaisedAlarm
 from service.requests.context import AppContext
 from service.store.alerts import list_raised

@@ -1,7 +1,7 @@
 -- Acquires or renews the lease of a group of alert processes.
 --
 -- KEYS[1]     lease
--- ARGV[1..2]  who wants it, milliseconds for which it is held
+-- ARGV[1..2]  who acquires it, milliseconds for which it is held
 --
 -- Returns the holder, and the store's time: seconds, microseconds.
 local holder = redis.call('GET', KEYS[1])
