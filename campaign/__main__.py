@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from campaign import mutants, result, soak
+from campaign.alerts import run_silence
 from campaign.chaos import ChaosPlan, run
 from campaign.fuzz import TARGETS
 from campaign.tally import Tally
@@ -94,6 +95,35 @@ def run_soak(
     if save is not None:
         result.save(save, outcome)
     raise typer.Exit(bool(outcome["grew"] or tally.violations))
+
+
+@app.command()
+def alerts(
+    *,
+    streams: Annotated[int, typer.Option(min=1, help="Streams that fall silent.")] = 1000,
+    seconds: Annotated[float, typer.Option(min=5, help="Within which they fall silent.")] = 60.0,
+    kill_every_s: Annotated[float, typer.Option(min=1, help="Seconds between two kills.")] = 10.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random choices; random by default, and printed.")
+    ] = None,
+) -> None:
+    """Kill alert processes while streams fall silent. Exits with 1 unless each raises one alarm within 2 s."""
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    _console.print(f"seed {seed}")
+    with tempfile.TemporaryDirectory(prefix="sw") as path, Progress(console=_console, transient=True) as bar:
+        task = bar.add_task("streams fall silent", total=seconds)
+        found = run_silence(
+            Path(path),
+            streams=streams,
+            seconds=seconds,
+            kill_every_s=kill_every_s,
+            seed=seed,
+            on_progress=lambda done: bar.update(task, completed=done),
+        )
+    for problem in found.problems[:20]:
+        _console.print(problem, markup=False)
+    print(found.sentence())  # noqa: T201
+    raise typer.Exit(bool(found.problems))
 
 
 @app.command(name="fuzz")

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 from model_export.errors import StepwellError
 from service.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
 from service.asgi.openapi import streams as openapi
-from service.asgi.routes import admin, feed, oip, releases, savepoints, sse, stream_ops, streams, watch
+from service.asgi.routes import admin, alerts, feed, oip, releases, savepoints, sse, stream_ops, streams, watch
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
 from service.engine.model_reloads import ModelReloads
@@ -105,6 +105,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     watch.add_routes(app, context)
     sse.add_routes(app, context)
     releases.add_routes(app, context)
+    alerts.add_routes(app, context)
     admin.add_routes(app, context)
     return app
 

@@ -43,6 +43,23 @@ async def cancel(tasks: Collection[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*cancelled, return_exceptions=True)
 
 
+async def until(task: asyncio.Task[Any], stopped: asyncio.Event, *, cancel: bool = True) -> bool:
+    """Wait until a task ends (True) or the process is to end (False); raises what the task raised."""
+    waiting = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+            return True
+        if cancel:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        return False
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
 class _LoggedRuns:
     """Logs and suppresses the exceptions of a loop's runs; equal errors in a row are logged once."""
 

@@ -30,6 +30,7 @@ _COMMANDS = {
     "bench": ("service.commands.bench", "bench", "Load on a running service: steps/s, p50, p90, p99, errors."),
     "replay": ("service.commands.replay", "replay", "Replay a recording through a model."),
     "connect": ("service.commands.connect", "connect", "Timesteps from a broker or a file, predictions to another."),
+    "alert": ("service.commands.live.alert", "alert", "Alarms from committed predictions to webhooks and brokers."),
     "backtest": ("service.commands.recorded.backtest", "backtest", "Compare two models on recorded data."),
     "backfill": (
         "service.commands.recorded.backfill",

@@ -27,7 +27,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else the programs that tests start would inherit it
 
 NOT_QUICK = {
-    *("campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz", "notebook"),
+    *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
+    "notebook",
     *("client/test_stream_ops.py", "models/test_vetting.py", "process", "test_cli.py", "test_examples_page.py"),
     *(
         "parity",

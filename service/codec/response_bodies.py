@@ -280,6 +280,32 @@ class ServiceResponse(Document, kw_only=True):
     durability: Annotated[str, Meta(description="What a confirmed commit survives: `memory`, `fsync` or `replica`.")]
     store: dict[str, Any]
     limits: dict[str, Any]
+    history: Annotated[
+        dict[str, int],
+        Meta(description="Commits that are kept of each stream, by model; `*`: of every other model."),
+    ]
+    tenant: Annotated[str, Meta(description="The tenant of the caller's key.")]
+
+
+class RaisedAlarm(Document, kw_only=True):
+    """An alarm that `stepwell alert` has raised and not cleared."""
+
+    id: Annotated[str, Meta(description="Random; every message about it has it.")]
+    rule: Annotated[str, Meta(description="The name of the rule.")]
+    state: Annotated[str, Meta(description="`raised`.")]
+    model: str
+    stream: StreamId
+    step: Annotated[int, Meta(ge=0, description="Where it was raised; for silence and expiry, the last step.")]
+    at: Annotated[float, Meta(description="When it was raised, seconds since 1970, by the store's clock.")]
+    outputs: Annotated[dict[str, Any], Meta(description="The outputs of that step.")]
+    kind: Annotated[str, Meta(description="`when`, `silent` or `expired`: the key of the rule that raised it.")]
+
+
+class AlertsResponse(Document, kw_only=True):
+    """One page of the alarms that are raised now, by model and stream, and the cursor of the next page."""
+
+    alerts: list[RaisedAlarm]
+    cursor: str | None
 
 
 class RefusedStream(Document, kw_only=True):

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import uvloop
-from prometheus_client import start_http_server
-from rich.console import Console
-from rich.status import Status
 
+from service.background import until
 from service.commands.flags import named_values
 from service.commands.live.http_api import DEFAULT_URL, Json, Key
+from service.commands.live.until_stopped import (
+    MetricsHost,
+    MetricsPort,
+    print_counts,
+    report_of,
+    run_on_loop,
+    serve_metrics,
+    show_counts,
+    stop_event,
+)
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.config import ConnectConfig, config_of, read_config
-from service.connect.messages import ConnectStartError, ConnectUsageError
+from service.connect.messages import ConnectUsageError
 from service.connect.session import ConnectSession
-
-_REPORT_EVERY_S = 5.0
-_LIVE_EVERY_S = 0.5
 
 
 def connect(
@@ -63,10 +63,8 @@ def connect(
         bool, typer.Option("--check", help="Show what would be sent for the first ten messages, and change nothing.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="End at what was there at the start.")] = False,
-    metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Serve /metrics for Prometheus on this port; 0: a free one.")
-    ] = None,
-    metrics_host: Annotated[str, typer.Option(help="The address to serve /metrics on.")] = "127.0.0.1",
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
     url: Annotated[
         str | None, typer.Option(envvar="STEPWELL_URL", help=f"The service's address. Default: {DEFAULT_URL}.")
     ] = None,
@@ -95,26 +93,14 @@ def connect(
     address = url or config.service.url or DEFAULT_URL
     options = ReaderOptions(once=once, preview=check)
     session = ConnectSession(
-        config, url=address, key=key or _key_of(config), options=options, report=_report_to(sys.stderr)
+        config, url=address, key=key or _key_of(config), options=options, report=report_of("connect")
     )
     if check:
-        rows = _run(_check(session))
+        rows = run_on_loop(_check(session))
         _print_rows(rows, as_json=as_json)
         return
-    if metrics_port is not None:
-        _serve_metrics(session, metrics_host, metrics_port)
-    _run(_carry(session, as_json=as_json))
-
-
-def _serve_metrics(session: ConnectSession, host: str, port: int) -> None:
-    try:
-        server, _ = start_http_server(port, host, session.counters.registry)
-    except OSError as exc:
-        raise ConnectStartError(
-            f"/metrics cannot be served on {host}:{port}: {exc.strerror}.",
-            fix="Give another --metrics-port; 0 is a free one.",
-        ) from exc
-    typer.echo(f"metrics: http://{host}:{server.server_port}/metrics", err=True)
+    serve_metrics(session.counters.registry, metrics_host, metrics_port)
+    run_on_loop(_carry(session, as_json=as_json))
 
 
 async def _check(session: ConnectSession) -> list[dict[str, Any]]:
@@ -124,19 +110,17 @@ async def _check(session: ConnectSession) -> list[dict[str, Any]]:
 
 async def _carry(session: ConnectSession, *, as_json: bool) -> None:
     """Run the connector until SIGTERM or Ctrl-C, with its counts shown meanwhile and at the end."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, stopped.set)
+    stopped = stop_event()
+    report = session.counters.report
     async with session:
         starting = asyncio.create_task(session.connector())
-        if not await _until(starting, stopped):
+        if not await until(starting, stopped):
             return
         connector = starting.result()
         running = asyncio.create_task(connector.run())
-        shown = asyncio.create_task(_show(session, as_json=as_json))
+        shown = asyncio.create_task(show_counts(report, _sentence, as_json=as_json))
         try:
-            if not await _until(running, stopped, cancel=False):
+            if not await until(running, stopped, cancel=False):
                 connector.stop()
             await running
         finally:
@@ -144,44 +128,7 @@ async def _carry(session: ConnectSession, *, as_json: bool) -> None:
             await asyncio.gather(shown, return_exceptions=True)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            _print_counts(session.counters.report() | {"ended": True}, as_json=as_json)
-
-
-async def _until(task: asyncio.Task[Any], stopped: asyncio.Event, *, cancel: bool = True) -> bool:
-    """Wait until a task ends (True) or the process is to end (False); raises what the task raised."""
-    waiting = asyncio.create_task(stopped.wait())
-    try:
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            await task
-            return True
-        if cancel:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        return False
-    finally:
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-
-
-async def _show(session: ConnectSession, *, as_json: bool) -> None:
-    console = Console(stderr=True)
-    live = console.is_terminal and not as_json
-    with console.status("") if live else contextlib.nullcontext() as status:
-        while True:
-            await asyncio.sleep(_LIVE_EVERY_S if live else _REPORT_EVERY_S)
-            counts = session.counters.report()
-            if isinstance(status, Status):
-                status.update(_sentence(counts))
-            else:
-                _print_counts(counts, as_json=as_json)
-
-
-def _print_counts(counts: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(counts))
-    else:
-        typer.echo(_sentence(counts), err=True)
+            print_counts(report() | {"ended": True}, _sentence, as_json=as_json)
 
 
 def _sentence(counts: dict[str, Any]) -> str:
@@ -238,12 +185,3 @@ def _key_of(config: ConnectConfig) -> str | None:
     if name not in os.environ:
         raise ConnectUsageError(f"The environment has no {name}, which service.key_env names.")
     return os.environ[name]
-
-
-def _report_to(out: Any) -> Callable[[str], None]:
-    return lambda sentence: print(f"stepwell connect: {sentence}", file=out, flush=True)
-
-
-def _run(work: Any) -> Any:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)

@@ -21,12 +21,6 @@ class ConnectUsageError(ConnectError):
     code = "bad_setting"
 
 
-class ConnectStartError(ConnectError):
-    """A connector cannot start, because something that it needs is not free or not there."""
-
-    code = "cannot_start"
-
-
 class BrokerUnavailableError(ConnectError):
     """A broker does not respond now; what was not confirmed is read or written again later."""
 

@@ -101,8 +101,8 @@ class ServiceFeed:
         Raises:
             ConnectError: The service has no such model, or rejects the key.
         """
-        model = await self._get(self._path + self._query)
-        limits = (await self._get("/v1/info"))["limits"]
+        model = await self.get(self._path + self._query)
+        limits = (await self.get("/v1/info"))["limits"]
         return ModelFacts(
             model["name"],
             model["version"],
@@ -177,7 +177,12 @@ class ServiceFeed:
                 self._connection = await ClientFeedConnection.open(self._address)
             return self._connection
 
-    async def _get(self, path: str) -> Any:
+    async def get(self, path: str) -> Any:
+        """Return the body of a GET, once the service responds.
+
+        Raises:
+            ConnectError: The service rejects the request, and would again.
+        """
         policy = self._policy()
         while True:
             reply: RawReply | NoReply

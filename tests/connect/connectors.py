@@ -19,16 +19,18 @@ import httpx
 
 from tests.graphs import fold_reference
 
-LAUNCH = [sys.executable, "-P", "-m", "service", "connect"]
+LAUNCH = [sys.executable, "-P", "-m", "service"]
 WAIT_S = 120.0
 
 
 class ConnectorProcess:
     """A `stepwell connect` process; a test may kill and start it repeatedly."""
 
+    command = "connect"
+
     def __init__(self, folder: Path, *words: object, env: dict[str, str] | None = None) -> None:
-        self.log = folder / f"connect-{random.randrange(1 << 30)}.log"
-        self._command = [*LAUNCH, *map(str, words)]
+        self.log = folder / f"{self.command}-{random.randrange(1 << 30)}.log"
+        self._command = [*LAUNCH, self.command, *map(str, words)]
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")} | (env or {})
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -3,6 +3,12 @@
 /** A tensor: nested arrays in the shape that the model declares. */
 export type Tensor = any;
 
+/** One page of the alarms that are raised now, by model and stream, and the cursor of the next page. */
+export type AlertsResponse = {
+  alerts: Array<RaisedAlarm>;
+  cursor: string | null;
+};
+
 /** The body of a step of many streams: each column has one item per stream. */
 export type BulkBody = {
   /** auto: create a missing stream; never: an error if it is missing; must: an error if it exists. */
@@ -211,6 +217,26 @@ export type Problem = {
   state_id?: string;
 };
 
+/** An alarm that `stepwell alert` has raised and not cleared. */
+export type RaisedAlarm = {
+  /** Random; every message about it has it. */
+  id: string;
+  /** The name of the rule. */
+  rule: string;
+  /** `raised`. */
+  state: string;
+  model: string;
+  stream: string;
+  /** Where it was raised; for silence and expiry, the last step. */
+  step: number;
+  /** When it was raised, seconds since 1970, by the store's clock. */
+  at: number;
+  /** The outputs of that step. */
+  outputs: { [name: string]: any };
+  /** `when`, `silent` or `expired`: the key of the rule that raised it. */
+  kind: string;
+};
+
 /** A stream that was not imported, and the code of the error. */
 export type RefusedStream = {
   stream: string;
@@ -366,6 +392,10 @@ export type ServiceResponse = {
   durability: string;
   store: { [name: string]: any };
   limits: { [name: string]: any };
+  /** Commits that are kept of each stream, by model; `*`: of every other model. */
+  history: { [name: string]: number };
+  /** The tenant of the caller's key. */
+  tenant: string;
 };
 
 /** The body of a request that creates a snapshot. */

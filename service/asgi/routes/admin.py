@@ -27,7 +27,7 @@ from service.codec.response_bodies import (
 from service.errors import CODES
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
-from service.requests.auth.api_keys import Scope
+from service.requests.auth.api_keys import Caller, Scope
 from service.requests.context import AppContext
 from service.requests.problems import PROBLEMS, RETRY_AFTER_S
 
@@ -100,8 +100,8 @@ class AdminRoutes:
         return respond(document, request)
 
     async def info(self, request: Request) -> Response:
-        """Return version, durability, information about the store, and limits."""
-        self._check(request, "read")
+        """Return version, durability, information about the store, limits, history, and the caller's tenant."""
+        caller = self._check(request, "read")
         settings = self._context.settings
         names = (
             *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "queue_bytes", "max_websockets"),
@@ -117,6 +117,8 @@ class AdminRoutes:
             durability=settings.durability,
             store={**({} if safety.info is None else safety.info.as_dict()), "unsafe": safety.reasons},
             limits=limits,
+            history=settings.kept_history,
+            tenant=caller.tenant,
         )
         return respond(document, request)
 
@@ -159,8 +161,8 @@ class AdminRoutes:
         with_warning = page.read_bytes().replace(_HIDDEN_WARNING, _HIDDEN_WARNING.removesuffix(b" hidden"))
         return RawResponse(with_warning, "text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
-    def _check(self, request: Request, scope: Scope) -> None:
-        self._context.authenticate_and_count(request.headers.get("authorization"), scope)
+    def _check(self, request: Request, scope: Scope) -> Caller:
+        return self._context.authenticate_and_count(request.headers.get("authorization"), scope)
 
 
 class PageFiles(StaticFiles):

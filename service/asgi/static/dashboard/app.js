@@ -1,5 +1,6 @@
 // The dashboard: the service's status, its live streams, and charts of the selected stream. Works for any model.
 
+import { AlertCard } from "./alerts.js";
 import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
 import { Forecast } from "./forecast.js";
 import { quantile, read, since } from "./metrics.js";
@@ -54,6 +55,7 @@ const forecast = new Forecast({
 });
 const dialog = new Dialog();
 new Operations({ dialog, current: () => [page.model, chosen()], onDone: done });
+const alertCard = new AlertCard({ choose: (name) => choose(name, true) });
 const release = new ReleaseCard({ dialog, choose: (name) => choose(name, true), onTrial: () => page.all && watch() });
 
 // ---- state of the service ------------------------------------------------------------------------------------
@@ -82,6 +84,7 @@ async function refresh() {
     get("metrics").then(async (response) => showMetrics(response.ok ? read(await response.text(), model.name) : null)),
     page.refreshes++ % 5 || list(model),
     release.refresh(),
+    alertCard.refresh(),
     readStatus(),
   ]);
 }
@@ -172,6 +175,7 @@ function openModel(model, stream = null) {
   page.all?.close();
   page.all = null;
   release.setModel(page.model);
+  alertCard.setModel(page.model);
   watch();
   list(page.model).catch(() => {}); // `refresh` reports a service that does not respond
 }

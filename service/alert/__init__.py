@@ -1,0 +1,1 @@
+"""Alarms from committed predictions: `stepwell alert`."""

@@ -1,0 +1,35 @@
+"""The errors of `stepwell alert`."""
+
+from __future__ import annotations
+
+from model_export.errors import StepwellError
+
+
+class AlertError(StepwellError):
+    """Alarms cannot be raised or delivered."""
+
+    code = "alert_failed"
+
+
+class RulesError(AlertError):
+    """The rules or the command line are wrong."""
+
+    code = "bad_setting"
+
+
+class AlertStartError(AlertError):
+    """The process refuses to start, because something that it needs is not there."""
+
+    code = "cannot_start"
+
+
+class TargetUnavailableError(AlertError):
+    """A target did not accept alarms; they are sent again later."""
+
+    code = "target_unavailable"
+
+
+class LeaseLostError(AlertError):
+    """Another process of the group has the lease now."""
+
+    code = "lease_lost"

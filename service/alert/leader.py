@@ -1,0 +1,243 @@
+"""`AlertLeader`: what the process with the lease does: watch, evaluate, write to the store, deliver."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import httpx
+from websockets.exceptions import WebSocketException
+
+from service.alert.counters import AlertCounters
+from service.alert.deliveries import BrokerDelivery, WebhookDelivery, target_id
+from service.alert.errors import LeaseLostError
+from service.alert.evaluation import RuleEvaluation
+from service.alert.follower import FollowedModel, StreamFollower
+from service.alert.lease import GroupLease
+from service.alert.rules import AlarmTarget
+from service.alert.stream_state import StreamUpdate
+from service.alert.updates import update_of_message
+from service.background import cancel
+from service.client import http_transport
+from service.client.results import ClientError, Event
+from service.client.watch import WatchCursor
+from service.client.websockets import open_async_socket
+from service.errors import ServiceError
+from service.store.alerts import AlertStore
+from service.store.event_logs import EventLogs
+
+_log = logging.getLogger(__name__)
+_QUEUED: Final = 10_000
+_TICK_S: Final = 0.25
+_WRITE_EVERY_S: Final = 0.5
+_STORE_PAUSE_S: Final = 0.2
+_REJECTED_PAUSE_S: Final = 5.0
+_LAST_WRITE_S: Final = 5.0
+
+_Item = tuple[str, StreamUpdate | None]
+"""A stream and its commit, or "" and None: commits may have been missed."""
+
+
+class AlertLeader:
+    """Runs while the process has the lease."""
+
+    def __init__(  # noqa: PLR0917 - the parts of a leader
+        self,
+        models: Sequence[FollowedModel],
+        evaluations: Mapping[str, RuleEvaluation],
+        logs: Mapping[str, EventLogs],
+        lease: GroupLease,
+        store: AlertStore,
+        deliveries: Sequence[tuple[AlarmTarget, WebhookDelivery | BrokerDelivery]],
+        counters: AlertCounters,
+        group: str,
+    ) -> None:
+        """Create it.
+
+        Args:
+            models: What is followed.
+            evaluations: The rules of each model.
+            logs: The event logs of each model.
+            lease: The lease, which was acquired.
+            store: The store of the group.
+            deliveries: The targets and what delivers to them.
+            counters: Counts what is done.
+            group: The name of the group.
+        """
+        self._lease = lease
+        self._store = store
+        self._deliveries = [delivery for _, delivery in deliveries]
+        self._targets = [target_id(target) for target, _ in deliveries]
+        self._followers = [
+            StreamFollower(model, logs[model.name], evaluations[model.name], lease.now_ms, counters, group)
+            for model in models
+        ]
+        counters.bind(
+            streams=lambda: sum(map(len, self._followers)), undelivered=lambda: sum(map(len, self._deliveries))
+        )
+
+    async def run(self, url: str, key: str | None, stopped: asyncio.Event, report: Callable[[str], None]) -> None:
+        """Lead until the process is to end; then write what was evaluated and give the lease back.
+
+        Args:
+            url: The service's address.
+            key: The API key, or None.
+            stopped: Set when the process is to end.
+            report: Called with a sentence about what has to wait.
+
+        Raises:
+            LeaseLostError: Another process has the lease.
+        """
+        keeping = asyncio.create_task(self._lease.keep())
+        tasks: list[asyncio.Task[Any]] = [keeping]
+        try:
+            await self._until_lost(keeping, self._start())
+            report("this process evaluates the rules")
+            tasks += [asyncio.create_task(one.run()) for one in self._deliveries]
+            for follower in self._followers:
+                queue: asyncio.Queue[_Item] = asyncio.Queue(_QUEUED)
+                tasks.append(asyncio.create_task(_Watch(url, key, follower.model, queue, report).run()))
+                tasks.append(asyncio.create_task(self._evaluate(follower, queue)))
+            ending = asyncio.create_task(stopped.wait())
+            tasks.append(ending)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await cancel(tasks[1:])
+            if stopped.is_set() and self._lease.is_held:
+                await self._write_all()
+            await cancel([keeping])
+            await self._lease.release()
+
+    async def _write_all(self) -> None:
+        """Write what was evaluated, for the process that leads next; it evaluates again what cannot be written."""
+        with contextlib.suppress(TimeoutError, LeaseLostError):
+            async with asyncio.timeout(_LAST_WRITE_S):
+                for follower in self._followers:
+                    await self._write(follower)
+
+    async def _until_lost(self, keeping: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
+        """Wait for some work, unless the lease is lost meanwhile."""
+        working = asyncio.create_task(work)
+        try:
+            await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
+            if keeping.done():
+                keeping.result()
+            working.result()
+        finally:
+            await cancel([working])
+
+    async def _start(self) -> None:
+        """Load the states of all streams, and evaluate what was committed since."""
+        await _retried(lambda: self._store.set_targets(self._targets))
+        for follower in self._followers:
+            follower.load(await _retried(partial(self._store.load, follower.model.name)))
+            await _retried(follower.catch_up)
+            await self._write(follower)
+
+    async def _evaluate(self, follower: StreamFollower, queue: asyncio.Queue[_Item]) -> None:
+        """Evaluate what arrives and what is due, and write the results."""
+        written_at = time.monotonic()
+        while True:
+            if follower.has_alarms or time.monotonic() - written_at >= _WRITE_EVERY_S:
+                await self._write(follower)
+                written_at = time.monotonic()
+            items = await _next_items(queue, self._wait_s(follower))
+            try:
+                if any(update is None for _, update in items):
+                    await follower.catch_up()
+                await follower.follow([(stream, update) for stream, update in items if update is not None])
+                await follower.check_due()
+            except ServiceError:
+                await asyncio.sleep(_STORE_PAUSE_S)
+                await _retried(follower.catch_up)  # it evaluates whatever was not
+
+    def _wait_s(self, follower: StreamFollower) -> float:
+        due = follower.next_due_ms
+        return _TICK_S if due is None else min(max(due - self._lease.now_ms(), 0) / 1000 + 0.001, _TICK_S)
+
+    async def _write(self, follower: StreamFollower) -> None:
+        writes = follower.take_writes()
+        if not writes.states and not writes.raised:
+            return
+        call_id = secrets.token_hex(16)
+        await _retried(lambda: self._lease.commit(call_id, writes, self._targets))
+        if writes.sent:
+            for delivery in self._deliveries:
+                delivery.wake()
+
+
+class _Watch:
+    """Puts the messages of a watch of one model into a queue; it reconnects until it is cancelled."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        model: FollowedModel,
+        queue: asyncio.Queue[_Item],
+        report: Callable[[str], None],
+    ) -> None:
+        options = http_transport.options(url, key)
+        with httpx.Client(**options) as client:
+            address = http_transport.feed_address(client, "/v1/watch")
+        self._cursor = WatchCursor(address, model.name, None, model.prefix, None, inputs=True)
+        self._ranks = model.row_ranks
+        self._queue = queue
+        self._report = report
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await asyncio.sleep(await self._receive())
+            except ClientError as exc:
+                self._report(f"the service rejects the watch, which is repeated: {exc.problem}")
+                await asyncio.sleep(_REJECTED_PAUSE_S)
+
+    async def _receive(self) -> float:
+        """Receive until the connection is lost; returns the seconds to wait before the next one."""
+        try:
+            async with open_async_socket(self._cursor.address, **self._cursor.options) as socket:
+                await socket.send(self._cursor.subscribe_message())
+                async for message in socket:
+                    event = self._cursor.on_message(message)
+                    if isinstance(event, Event):
+                        await self._queue.put((event.stream, update_of_message(event, self._ranks)))
+                    else:  # the watch has begun, or has a gap
+                        await self._queue.put(("", None))
+        except (OSError, TimeoutError, WebSocketException) as exc:
+            return self._cursor.pause(exc)
+        return self._cursor.pause()
+
+
+async def _next_items(queue: asyncio.Queue[_Item], wait_s: float) -> list[_Item]:
+    """Return everything in a queue; waits for so many seconds at most."""
+    items: list[_Item] = []
+    try:
+        async with asyncio.timeout(wait_s):
+            items.append(await queue.get())
+    except TimeoutError:
+        return items
+    while not queue.empty():
+        items.append(queue.get_nowait())
+    return items
+
+
+async def _retried(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Return the result of work on the store, which is repeated while the store does not reply."""
+    logged = ""
+    while True:
+        try:
+            return await work()
+        except ServiceError as exc:
+            if exc.problem != logged:
+                logged = exc.problem
+                _log.warning("Waiting for the store: %s", logged)
+            await asyncio.sleep(_STORE_PAUSE_S)

@@ -1,0 +1,72 @@
+"""`Webhook`: posts alarms as JSON over HTTP, signed."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+
+from service.alert.errors import TargetUnavailableError
+from service.alert.rules import AlarmTarget
+
+SIGNATURE_HEADER: Final = "Stepwell-Signature"
+"""`t=UNIX,v1=HEX`: the time of the attempt, and HMAC-SHA256 with the secret over the bytes `UNIX.BODY`."""
+
+_TIMEOUT_S: Final = 10.0
+_UNAVAILABLE: Final = frozenset((408, 425, 429))
+
+
+class Webhook:
+    """An HTTP receiver of alarms."""
+
+    def __init__(self, target: AlarmTarget, clock: Callable[[], float] = time.time) -> None:
+        """Create it; nothing is sent yet.
+
+        Args:
+            target: The receiver.
+            clock: Returns seconds since 1970.
+        """
+        parts = urlsplit(target.url)
+        self.name = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        self._url = target.url
+        self._secret = target.secret
+        self._clock = clock
+        self._http = httpx.AsyncClient(timeout=_TIMEOUT_S)
+
+    async def post(self, body: bytes) -> bool:
+        """Post one alarm; returns whether the receiver has accepted it with a status from 200 to 299.
+
+        Raises:
+            TargetUnavailableError: There was no response, or one that is not about this alarm: 5xx, 408, 425, 429.
+        """
+        headers = {"content-type": "application/json", "user-agent": "stepwell-alert"}
+        if self._secret is not None:
+            headers[SIGNATURE_HEADER] = signature(self._secret, int(self._clock()), body)
+        try:
+            response = await self._http.post(self._url, content=body, headers=headers)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
+            raise TargetUnavailableError(str(exc) or type(exc).__name__) from exc
+        if response.status_code >= 500 or response.status_code in _UNAVAILABLE:
+            raise TargetUnavailableError(f"status {response.status_code}")
+        return response.is_success
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+
+def signature(secret: bytes, at: int, body: bytes) -> str:
+    """Return the value of the header of a request.
+
+    Args:
+        secret: The secret that the receiver has, too.
+        at: The time of the attempt, seconds since 1970.
+        body: The body of the request.
+    """
+    digest = hmac.new(secret, b"%d.%s" % (at, body), hashlib.sha256).hexdigest()
+    return f"t={at},v1={digest}"

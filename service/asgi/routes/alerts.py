@@ -1,0 +1,37 @@
+"""The route `/v1/alerts`: the alarms that are raised now."""
+
+from __future__ import annotations
+
+import msgspec
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from service.asgi.http import authorize, respond
+from service.asgi.openapi import alerts as openapi
+from service.asgi.query import number_of
+from service.codec.response_bodies import AlertsResponse, RaisedAlarm
+from service.requests.context import AppContext
+from service.store.alerts import list_raised
+
+_LIMIT = 1000
+_decode = msgspec.json.Decoder(RaisedAlarm).decode
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the route."""
+
+    async def alerts(request: Request) -> Response:
+        """List the alarms that `stepwell alert` has raised and not cleared, page by page."""
+        caller = authorize(request, context, "read")
+        query = request.query_params
+        page = await list_raised(
+            context.engine.store,
+            caller.tenant,
+            query.get("model") or None,
+            query.get("cursor") or None,
+            number_of(query, "limit", 1, _LIMIT) or 100,
+        )
+        document = AlertsResponse(alerts=[_decode(alarm) for alarm in page.alarms], cursor=page.cursor)
+        return respond(document, request)
+
+    app.add_api_route("/v1/alerts", alerts, methods=["GET"], **openapi.LIST)

@@ -1,0 +1,109 @@
+"""`stepwell alert`: alarms from the committed predictions of a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from service.alert.preview import preview
+from service.alert.rules import read_rules
+from service.alert.session import AlertSession
+from service.commands.live.http_api import DEFAULT_URL, Json, Key
+from service.commands.live.until_stopped import (
+    MetricsHost,
+    MetricsPort,
+    print_counts,
+    report_of,
+    run_on_loop,
+    serve_metrics,
+    show_counts,
+    stop_event,
+)
+from service.store.embedded_server import EmbeddedStore
+
+_SHOWN = 10
+
+
+def alert(
+    rules: Annotated[Path, typer.Argument(metavar="RULES.toml", help="The rules, and where alarms are sent.")],
+    *,
+    check: Annotated[
+        bool, typer.Option("--check", help="Show what the rules match and would have raised, and change nothing.")
+    ] = False,
+    metrics_port: MetricsPort = None,
+    metrics_host: MetricsHost = "127.0.0.1",
+    url: Annotated[
+        str | None, typer.Option(envvar="STEPWELL_URL", help=f"The service's address. Default: {DEFAULT_URL}.")
+    ] = None,
+    key: Key = None,
+    data_dir: Annotated[
+        Path,
+        typer.Option(envvar="STEPWELL_DATA_DIR", help="The service's folder, if it uses the embedded store."),
+    ] = Path(".stepwell"),
+    as_json: Json = False,
+) -> None:
+    """Raise alarms on conditions of outputs and inputs, on silence and on expiry, and send them to webhooks or brokers.
+
+    Run two with the same rules, and one takes over when the other ends. docs/alerts.md describes the rules.
+    """
+    read = read_rules(rules)
+    session = AlertSession(
+        read,
+        url=url or read.url or DEFAULT_URL,
+        key=key or read.key,
+        store=read.store or EmbeddedStore(data_dir).url,
+        report=report_of("alert"),
+    )
+    if check:
+        _print_preview(run_on_loop(_check(session)), as_json=as_json)
+        return
+    serve_metrics(session.counters.registry, metrics_host, metrics_port)
+    run_on_loop(_follow(session, as_json=as_json))
+
+
+async def _check(session: AlertSession) -> list[dict[str, Any]]:
+    async with session:
+        return await preview(await session.connect())
+
+
+async def _follow(session: AlertSession, *, as_json: bool) -> None:
+    """Run until SIGTERM or Ctrl-C, with the counts shown meanwhile and at the end."""
+    stopped = stop_event()
+    report = session.counters.report
+    async with session:
+        shown = asyncio.create_task(show_counts(report, _sentence, as_json=as_json))
+        try:
+            await session.run(stopped)
+        finally:
+            shown.cancel()
+            await asyncio.gather(shown, return_exceptions=True)
+            print_counts(report() | {"ended": True}, _sentence, as_json=as_json)
+
+
+def _sentence(counts: dict[str, Any]) -> str:
+    if not counts["leads"] and "ended" not in counts:
+        return "standing by"
+    missed = f"; {counts['missed']} timesteps were not in the history any more" if counts["missed"] else ""
+    return (
+        f"{counts['streams']} streams, {counts['timesteps']} timesteps evaluated, {counts['raised']} alarms raised, "
+        f"{counts['cleared']} cleared, {counts['delivered']} delivered, {counts['undelivered']} being delivered{missed}"
+    )
+
+
+def _print_preview(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    for row in rows:
+        if as_json:
+            typer.echo(json.dumps(row))
+            continue
+        typer.echo(
+            f"{row['rule']}: {row['streams']} streams of {row['model']}; in the {row['timesteps']} timesteps of their "
+            f"history {len(row['alarms'])} alarms"
+        )
+        for alarm in row["alarms"][:_SHOWN]:
+            typer.echo(f"  {alarm['state']} ({alarm['kind']}): {alarm['stream']}, step {alarm['step']}")
+        if len(row["alarms"]) > _SHOWN:
+            typer.echo(f"  and {len(row['alarms']) - _SHOWN} more; --json prints all")

@@ -1,0 +1,223 @@
+"""`AlertStore`: what alert processes keep in the store, and the alarms that are raised.
+
+All keys of a tenant share a hash tag, so that a Cluster keeps them in one slot and a commit is one script.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from service.errors import ServiceError
+from service.store.scripts import Script
+from service.store.state_store import StateStore
+from service.store.transport.connection import Argument
+
+MAX_OUTBOX: Final = 1_000_000
+"""Most alarms that wait for one target; the oldest ones beyond it are deleted."""
+
+_LEASE: Final = Script.of("alert_lease.lua")
+_COMMIT: Final = Script.of("alert_commit.lua")
+_RELEASE: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_TIMEOUT_S: Final = 5.0
+_SCAN_COUNT: Final = 1000
+
+
+class StoredLease(NamedTuple):
+    """The lease of a group, as the store has it.
+
+    Attributes:
+        holder: Who has it.
+        time_ms: The store's clock, milliseconds since 1970.
+    """
+
+    holder: str
+    time_ms: int
+
+
+class AlertWrites(NamedTuple):
+    """What one evaluation of the rules of a model changes.
+
+    Attributes:
+        model: The model.
+        states: By stream: the encoded state, UTF-8; empty: it is deleted.
+        raised: By member of the index: the alarm; empty: it is not raised any more.
+        sent: The alarms to send to every target, in order.
+    """
+
+    model: str
+    states: Mapping[str, bytes]
+    raised: Mapping[str, bytes]
+    sent: Sequence[bytes]
+
+
+class RaisedPage(NamedTuple):
+    """One page of raised alarms, encoded as JSON, and the cursor of the next page; None: there is none."""
+
+    alarms: list[bytes]
+    cursor: str | None
+
+
+class AlertStore:
+    """The state of one group of alert processes; one of them at a time has the lease, and writes."""
+
+    def __init__(self, store: StateStore, tenant: str, group: str) -> None:
+        """Create it.
+
+        Args:
+            store: The store of the service.
+            tenant: The tenant whose streams are followed.
+            group: The name of the group.
+        """
+        self._store = store
+        self._keys = f"{_prefix(tenant)}:{group}"
+        self._tenant = _prefix(tenant)
+
+    async def acquire(self, holder: str, lease_ms: int) -> StoredLease:
+        """Acquire or renew the lease, if nobody else has it.
+
+        Raises:
+            ServiceError: The store does not reply in time.
+        """
+        found, seconds, microseconds = await self._store.run(
+            _LEASE, [1, f"{self._keys}:lease", holder, lease_ms], deadline=_deadline(lease_ms / 1000)
+        )
+        return StoredLease(found.decode(), int(seconds) * 1000 + int(microseconds) // 1000)
+
+    async def release(self, holder: str) -> None:
+        """Give the lease back, if this holder has it; raises as `acquire` does."""
+        await self._store.execute(_deadline(), "EVAL", _RELEASE, 1, f"{self._keys}:lease", holder)
+
+    async def load(self, model: str) -> dict[str, bytes]:
+        """Return the encoded state of each stream of a model; raises as `acquire` does."""
+        states: dict[str, bytes] = {}
+        cursor = b"0"
+        while True:
+            cursor, flat = await self._store.execute(
+                _deadline(), "HSCAN", self._states(model), cursor, "COUNT", _SCAN_COUNT
+            )
+            states |= {name.decode(): state for name, state in zip(flat[::2], flat[1::2], strict=True)}
+            if int(cursor) == 0:
+                return states
+
+    async def commit(self, holder: str, call_id: str, writes: AlertWrites, targets: Sequence[str]) -> bool:
+        """Write the result of an evaluation, if the holder still has the lease; the same call may be repeated.
+
+        Args:
+            holder: Who has the lease.
+            call_id: Random, the same for every attempt. A model's calls follow one another.
+            writes: What is changed.
+            targets: The ids of all targets.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            ServiceError: The store does not reply in time.
+        """
+        # As text: the decoder of Redis does not have MessagePack's type for bytes
+        lists = ([(name, one.decode()) for name, one in each.items()] for each in (writes.states, writes.raised))
+        body = msgspec.msgpack.encode((*lists, [one.decode() for one in writes.sent]))
+        keys = [f"{self._keys}:lease", f"{self._keys}:call:{writes.model}", *_raised_keys(self._tenant)]
+        keys += [self._states(writes.model), *map(self._outbox, targets)]
+        arguments: list[Argument] = [len(keys), *keys, holder, call_id, MAX_OUTBOX, body]
+        return bool(await self._store.run(_COMMIT, arguments, deadline=_deadline()))
+
+    async def unsent(self, target: str, after: str, count: int) -> list[tuple[str, bytes]]:
+        """Return the oldest alarms that wait for a target, each with its entry id; raises as `acquire` does.
+
+        Args:
+            target: The target's id.
+            after: The entry id to continue after; empty: from the oldest one.
+            count: Most alarms to return.
+        """
+        start = f"({after}" if after else "-"
+        entries = await self._store.execute(_deadline(), "XRANGE", self._outbox(target), start, "+", "COUNT", count)
+        return [(entry.decode(), fields[1]) for entry, fields in entries]
+
+    async def n_unsent(self, target: str) -> int:
+        """Return the number of alarms that wait for a target; raises as `acquire` does."""
+        return int(await self._store.execute(_deadline(), "XLEN", self._outbox(target)))
+
+    async def mark_sent(self, target: str, entries: Sequence[str]) -> None:
+        """Delete alarms that a target has received; raises as `acquire` does."""
+        await self._store.execute(_deadline(), "XDEL", self._outbox(target), *entries)
+
+    async def targets(self) -> list[str]:
+        """Return the ids of the targets of the group's last leader; raises as `acquire` does."""
+        return [one.decode() for one in await self._store.execute(_deadline(), "SMEMBERS", f"{self._keys}:targets")]
+
+    async def set_targets(self, targets: Sequence[str]) -> None:
+        """Store the ids of all targets, and delete what waits for others; raises as `acquire` does."""
+        removed = [one for one in await self.targets() if one not in targets]
+        for one in removed:
+            await self._store.delete(self._outbox(one), deadline=_deadline())
+        if removed:
+            await self._store.execute(_deadline(), "SREM", f"{self._keys}:targets", *removed)
+        if targets:
+            await self._store.execute(_deadline(), "SADD", f"{self._keys}:targets", *targets)
+
+    def _states(self, model: str) -> str:
+        return f"{self._keys}:states:{model}"
+
+    def _outbox(self, target: str) -> str:
+        return f"{self._keys}:outbox:{target}"
+
+
+def raised_member(model: str, stream: str, group: str, rule: str, kind: str) -> str:
+    """Return the member of the index of raised alarms: alarms are listed by model, then by stream."""
+    return "\0".join((model, stream, group, rule, kind))
+
+
+async def list_raised(store: StateStore, tenant: str, model: str | None, cursor: str | None, limit: int) -> RaisedPage:
+    """Return the alarms of a tenant that are raised now, by model and stream.
+
+    Args:
+        store: The store.
+        tenant: The owner of the streams.
+        model: The model whose alarms are listed; None: all.
+        cursor: The cursor that the previous page returned; None: the first page.
+        limit: Most alarms to return.
+
+    Raises:
+        ServiceError: `bad_request`: the cursor was not returned by an earlier page; or an error of the store.
+    """
+    index, raised = _raised_keys(_prefix(tenant))
+    first = f"[{model}\0".encode() if model is not None else b"-"
+    last = f"({model}\1".encode() if model is not None else b"+"
+    if cursor is not None:
+        first = b"(" + _read_cursor(cursor)
+    members = await store.execute(_deadline(), "ZRANGEBYLEX", index, first, last, "LIMIT", 0, limit + 1)
+    page = members[:limit]
+    alarms = await store.execute(_deadline(), "HMGET", raised, *page) if page else []
+    more = base64.urlsafe_b64encode(page[-1]).decode() if len(members) > limit else None
+    return RaisedPage([alarm for alarm in alarms if alarm is not None], more)
+
+
+def _read_cursor(cursor: str) -> bytes:
+    try:
+        return base64.b64decode(cursor, altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise ServiceError(
+            "bad_request",
+            f"`cursor` is {cursor[:64]!r}; expected the `cursor` that the previous page returned.",
+            fix="Leave it out to start from the first page.",
+        ) from exc
+
+
+def _prefix(tenant: str) -> str:
+    return f"swl:alerts:{{{tenant}}}"
+
+
+def _raised_keys(prefix: str) -> tuple[str, str]:
+    """Return the keys of the sorted index of raised alarms, and of the hash of their documents."""
+    return f"{prefix}:index", f"{prefix}:raised"
+
+
+def _deadline(timeout_s: float = _TIMEOUT_S) -> float:
+    return asyncio.get_running_loop().time() + timeout_s
