@@ -35,6 +35,7 @@ from service.store.record_arrays import read_headers
 from service.types import ENDS, STARTS
 
 if TYPE_CHECKING:
+    from service.drift.sampler import TimestepSampler
     from service.engine.observer import EngineObserver
     from service.engine.tenant_limits import StreamQuota
     from service.engine.trials.comparison import TrialComparison
@@ -66,6 +67,7 @@ class PipelineDeps:
         quota: Limit on the streams of a tenant; None: no limit.
         plans: Where streams move by a release.
         comparison: Counts the committed timesteps of trials.
+        sampler: Collects committed batches; None: none is collected.
     """
 
     served: ServedModel
@@ -81,6 +83,7 @@ class PipelineDeps:
     quota: StreamQuota | None
     plans: ReleasePlans
     comparison: TrialComparison
+    sampler: TimestepSampler | None
 
 
 class BatchPipeline:
@@ -101,6 +104,7 @@ class BatchPipeline:
         self._quota = deps.quota
         self._plans = deps.plans
         self._comparison = deps.comparison
+        self._sampler = deps.sampler
         self._changed_error = deps.changed_error
         self._time = time.monotonic
         self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
