@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from model_export.distribution import MIN_VALUES, psi, quantile_keys
+import numpy as np
+
+from model_export.distribution import BINS, FLOOR, MIN_VALUES, psi, quantile_keys
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from model_export.manifest import Array
     from service.drift.features import ModelFeatures
     from service.drift.sketch import FeatureSketch
+
+_MIN_OF_TENTH: Final = 30
+_SIGNIFICANT: Final = 35.0  # chi-squared with 9 degrees of freedom exceeds it once in 17,000 times
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,8 @@ def _report(  # noqa: PLR0917 - a feature and its names
     shares = quantile_keys()
     psi_all = psi_tenth = None
     if reference is not None and reference.count >= MIN_VALUES:
-        psi_all = _psi(reference.shares, sketch.bins[i])
-        psi_tenth = _psi(reference.tenth or reference.shares, sketch.tenth[i])
+        psi_all = _psi(_padded(reference.shares), sketch.bins[i])
+        psi_tenth = _psi_of_tenth(_padded(reference.tenth or reference.shares), sketch.tenth[i])
     known = [each for each in (psi_all, psi_tenth) if each is not None]
     return FeatureReport(
         tensor=tensor,
@@ -88,8 +93,20 @@ def _report(  # noqa: PLR0917 - a feature and its names
     )
 
 
-def _psi(shares: Sequence[float], counts: Array) -> float | None:
+def _psi(shares: Array, counts: Array) -> float | None:
     """Return the PSI of counts against a reference; None: they are too few."""
-    if counts.sum() < MIN_VALUES:
-        return None
-    return psi([*shares, *[0.0] * (len(counts) - len(shares))], counts)
+    return psi(shares, counts) if counts.sum() >= MIN_VALUES else None
+
+
+def _psi_of_tenth(shares: Array, counts: Array) -> float | None:
+    """Return the same; of fewer values also if they cannot be the reference's, by a chi-squared test."""
+    n = int(counts.sum())
+    if _MIN_OF_TENTH <= n < MIN_VALUES:
+        expected = n * np.maximum(shares, FLOOR)
+        if np.sum((counts - expected) ** 2 / expected) > _SIGNIFICANT:
+            return psi(shares, counts)
+    return _psi(shares, counts)
+
+
+def _padded(shares: Sequence[float]) -> Array:
+    return np.array([*shares, *[0.0] * (BINS - len(shares))])
