@@ -45,7 +45,8 @@ class ObservedModel:
         self.model, self.version = served.name, served.version
         features, self.name = name_of(served, limit)
         self.features = features
-        self.sampler = TimestepSampler(sum(spec.row_size for spec in (*manifest.inputs, *manifest.answered)))
+        row_values = sum(spec.row_size for spec in (*manifest.inputs, *manifest.answered))
+        self.sampler = TimestepSampler(len(features), row_values)
         self.windows = SketchWindows(store, self.name, worker)
         self._tracked = TrackedStreams(features.moments) if features.has_reference else None
 
@@ -107,11 +108,12 @@ def _stacked(
         `(n, features)` float64, and `(n,)` int64, the indices of the rows over all batches.
     """
     arrays = [side.get(tensor.name) for side in sides]
-    parts = [array.reshape(array.shape[0] * array.shape[1], -1) for array in arrays if array is not None]
+    width = len(tensor.names)
+    parts = [array.reshape(array.shape[0] * array.shape[1], -1)[:, :width] for array in arrays if array is not None]
     if not parts:
-        return np.empty((0, len(tensor.names))), np.empty(0, np.int64)
+        return np.empty((0, width)), np.empty(0, np.int64)
     lengths = [0 if array is None else array.shape[1] for array in arrays]
-    values = np.concatenate(parts)[:, : len(tensor.names)]
+    values = np.concatenate(parts)
     rows = np.repeat(np.arange(sum(n_rows)), np.repeat(lengths, n_rows))
     if (every := -(-len(values) // limit)) > 1:
         values, rows = values[::every], rows[::every]

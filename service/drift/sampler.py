@@ -11,7 +11,8 @@ from model_export.manifest import Array
 MAX_TIMESTEPS: Final = 2048
 """Timesteps of one model version that are collected between two calls of `drain`, about; more are sampled."""
 
-_MAX_VALUES: Final = 131_072  # numbers of whole rows; a wider model has fewer timesteps
+_MAX_OBSERVED: Final = 32_768  # numbers to be counted: about 5 ms of CPU; a model with many features has fewer timesteps
+_MAX_HELD: Final = 1_048_576  # numbers of whole rows, whose memory is held until then
 _NEVER: Final = 1 << 60
 
 
@@ -37,13 +38,15 @@ class TimestepSampler:
 
     __slots__ = ("_batches", "_every", "_left", "_max_timesteps", "_timesteps")
 
-    def __init__(self, row_values: int) -> None:
+    def __init__(self, n_features: int, row_values: int) -> None:
         """Collect from the next batch on.
 
         Args:
-            row_values: Numbers of one timestep's inputs and outputs.
+            n_features: Observed numbers of one timestep.
+            row_values: All numbers of its inputs and outputs.
         """
-        self._max_timesteps = max(1, min(MAX_TIMESTEPS, _MAX_VALUES // max(1, row_values)))
+        limits = (MAX_TIMESTEPS, _MAX_OBSERVED // max(1, n_features), _MAX_HELD // max(1, row_values))
+        self._max_timesteps = max(1, min(limits))
         self._batches: list[Collected] = []
         self._timesteps = 0
         self._every = 1.0

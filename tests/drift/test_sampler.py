@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from service.drift.sampler import MAX_TIMESTEPS, TimestepSampler
 
@@ -20,7 +21,7 @@ def collected(sampler: TimestepSampler) -> int:
 
 
 def test_all_batches_are_collected_at_a_low_load() -> None:
-    sampler = TimestepSampler(4)
+    sampler = TimestepSampler(4, 4)
     offer(sampler, 500)
 
     assert collected(sampler) == 500
@@ -29,7 +30,7 @@ def test_all_batches_are_collected_at_a_low_load() -> None:
 
 
 def test_the_number_of_collected_timesteps_follows_the_limit_at_a_high_load() -> None:
-    sampler = TimestepSampler(4)
+    sampler = TimestepSampler(4, 4)
     found = []
     for _ in range(12):
         offer(sampler, 40_000)
@@ -40,7 +41,7 @@ def test_the_number_of_collected_timesteps_follows_the_limit_at_a_high_load() ->
 
 
 def test_after_a_high_load_all_batches_are_collected_again() -> None:
-    sampler = TimestepSampler(4)
+    sampler = TimestepSampler(4, 4)
     for _ in range(8):
         offer(sampler, 40_000)
         collected(sampler)
@@ -52,7 +53,6 @@ def test_after_a_high_load_all_batches_are_collected_again() -> None:
     assert collected(sampler) == 100
 
 
-def test_a_wide_model_has_fewer_timesteps() -> None:
-    _, limit = TimestepSampler(131_072 // 16).drain()
-
-    assert limit == 16
+@pytest.mark.parametrize(("n_features", "row_values", "limit"), [(4, 4, 2048), (64, 64, 512), (64, 262_144, 4)])
+def test_a_model_with_more_numbers_has_fewer_timesteps(n_features: int, row_values: int, limit: int) -> None:
+    assert TimestepSampler(n_features, row_values).drain()[1] == limit

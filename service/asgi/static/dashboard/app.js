@@ -1,5 +1,6 @@
 // The dashboard: the service's status, its live streams, and charts of the selected stream. Works for any model.
 
+import { DriftCard } from "./drift.js";
 import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
 import { Forecast } from "./forecast.js";
 import { quantile, read, since } from "./metrics.js";
@@ -54,6 +55,7 @@ const forecast = new Forecast({
 });
 const dialog = new Dialog();
 new Operations({ dialog, current: () => [page.model, chosen()], onDone: done });
+new DriftCard(() => page.model);
 const release = new ReleaseCard({ dialog, choose: (name) => choose(name, true), onTrial: () => page.all && watch() });
 
 // ---- state of the service ------------------------------------------------------------------------------------
