@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 
 from benchmarks import load, recorded, report, workload
-from benchmarks.drift import add_reference, drift_targets
 from benchmarks.load import Load, Result
 from benchmarks.peers import Peers, install
 from benchmarks.profile import shares
@@ -187,17 +186,6 @@ def tracing(*, rounds: Rounds = 9, seconds: Seconds = 3.0, only: Only = "", keep
     with receiver() as url:
         lines = _measure(_chosen(tracing_targets(work, url), only), work, rounds=rounds, seconds=seconds)
     report.show("HTTP, 256 connections, every answer checked", lines)
-
-
-@app.command()
-def drift(*, rounds: Rounds = 9, seconds: Seconds = 3.0, only: Only = "", keep: Folder = _KEPT) -> None:
-    """What drift costs per step at full load, on a model with a reference."""
-    work = workload.make(keep.resolve() / "drift", steps=60_000)
-    add_reference(work)
-    lines = _measure(_chosen(drift_targets(work), only), work, rounds=rounds, seconds=seconds)
-    report.show("Every answer checked", lines)
-    for off, on in zip(lines[::2], lines[1::2], strict=True):
-        _console.print(f"  {on.name}: {on.cpu_us / off.cpu_us:.3f} of the CPU time without")
 
 
 @app.command()
