@@ -1,8 +1,8 @@
 """How the values of one feature are distributed: its bins, and the population stability index of two distributions.
 
 A feature is one number of a row of an input or output. The bins of a feature are those between the deciles of its
-reference; with ties there are fewer. The population stability index (PSI) of shares `e` (expected) and `f` (found) is the
-sum of `(f - e) * ln(f / e)` over the bins, with each share at least `FLOOR`.
+reference; with ties there are fewer. The population stability index (PSI) of shares `e` (expected) and `f` (found) is
+the sum of `(f - e) * ln(f / e)` over the bins, with each share at least `FLOOR`.
 
 Arrays of several features have a column each. Rows of edges are filled up with infinity, and rows of shares with zeros,
 so that all features have `BINS` bins.
@@ -122,9 +122,7 @@ def bin_moments(shares: Sequence[float] | Array) -> tuple[float, float]:
     return mean, math.sqrt(max(0.0, float(weights @ (numbers - mean) ** 2)))
 
 
-def data_reference(
-    manifest: Manifest, inputs: Mapping[str, Array], outputs: Mapping[str, Array]
-) -> DataReference:
+def data_reference(manifest: Manifest, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> DataReference:
     """Return the distributions of own data, as the manifest keeps them.
 
     Args:

@@ -182,8 +182,8 @@ ALERTS: Final = (
         "warning",
         "Feature {{ $labels.feature }} of {{ $labels.model }} (version {{ $labels.version }}) has drifted: PSI "
         "{{ $value | humanize }}.",
-        "`stepwell drift --model` compares it with the reference. Check the source of the feature, then the predictions; "
-        "docs/drift.md has what to do.",
+        "`stepwell drift --model` compares it with the reference. Check the source of the feature, then the "
+        "predictions; docs/drift.md has what to do.",
     ),
     Alert(
         "Restarts",

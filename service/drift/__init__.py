@@ -1,1 +1,1 @@
-"""Drift and data quality: how the inputs and outputs of live streams are distributed, and how far from the reference."""
+"""Drift and data quality: the distributions of live inputs and outputs, and their distance from the reference."""

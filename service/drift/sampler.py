@@ -11,7 +11,9 @@ from model_export.manifest import Array
 MAX_TIMESTEPS: Final = 2048
 """Timesteps of one model version that are collected between two calls of `drain`, about; more are sampled."""
 
-_MAX_OBSERVED: Final = 32_768  # numbers to be counted: about 5 ms of CPU; a model with many features has fewer timesteps
+_MAX_OBSERVED: Final = (
+    32_768  # numbers to be counted: about 5 ms of CPU; a model with many features has fewer timesteps
+)
 _MAX_HELD: Final = 1_048_576  # numbers of whole rows, whose memory is held until then
 _NEVER: Final = 1 << 60
 

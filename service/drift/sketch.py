@@ -1,7 +1,8 @@
 """`FeatureSketch`: a mergeable summary of the values of many features, in arrays of fixed size.
 
-Quantiles come from counts in logarithmic bins with the mapping of DDSketch: bin i has the distances d from the feature's
-origin with `_GAMMA**(i - 1) < d <= _GAMMA**i`, so a quantile is off by at most `ERROR` of its distance from the origin.
+Quantiles come from counts in logarithmic bins with the mapping of DDSketch: bin i has the distances d from the
+feature's origin with `_GAMMA**(i - 1) < d <= _GAMMA**i`, so a quantile is off by at most `ERROR` of its distance from
+the origin.
 The PSI comes from counts in the bins of the reference, which are exact.
 
 Source: Masson, Rim, Lee: DDSketch, a fast and fully-mergeable quantile sketch with relative-error guarantees, 2019.
@@ -38,7 +39,7 @@ _PLACES: Final = 2 * _SIDE + 1
 
 
 class _Encoded(Struct, frozen=True):
-    """A sketch as bytes: little-endian arrays; `places` and `place_counts` are the logarithmic bins that are not empty."""
+    """A sketch as bytes: little-endian arrays; of the logarithmic bins, `places` and counts of those with values."""
 
     n_features: int
     count: bytes

@@ -1,8 +1,8 @@
 """`SketchWindows`: the sketches of the last hour and day, of all workers, in the store.
 
 A window is divided into buckets of time. A bucket is a hash in the store with a field for each worker, which holds the
-sketch of what this worker has seen in that time; a worker overwrites its own field as its sketch grows, so a write that is
-repeated changes nothing. Reading merges all fields of the buckets of a window. Buckets expire.
+sketch of what this worker has seen in that time; a worker overwrites its own field as its sketch grows, so a write that
+is repeated changes nothing. Reading merges all fields of the buckets of a window. Buckets expire.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import httpx
 import pytest
@@ -52,7 +51,7 @@ def test_the_features_that_drifted_most_are_first(running: ServiceProcess) -> No
     rows = [line.split() for line in lines if "x[" in line or "y[" in line]
 
     assert sorted(row[1] for row in rows) == ["x[0]", "x[1]", "x[2]", "y[0]", "y[1]"]
-    assert [row[1] for row in rows if row[0] == "input"][0] == "x[1]"
+    assert next(row[1] for row in rows if row[0] == "input") == "x[1]"
     psis = [float(row[2]) for row in rows]
     assert psis == sorted(psis, reverse=True)
     assert as_json()["x[1]"]["psi"] in [pytest.approx(psi, rel=0.01) for psi in psis]

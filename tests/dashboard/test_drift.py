@@ -31,7 +31,9 @@ def test_the_features_are_listed_by_their_drift(page: Page, live: ServiceProcess
     xs[:, :, 1] += 1
     post(live, "pump/steps", {"streams": [f"s{i}" for i in range(20)], "inputs": {"x": xs.tolist()}})
     open_page(page, live, model="pump")
-    rows = "[...document.querySelectorAll('#drift tbody tr')].map(row => [...row.children].map(cell => cell.textContent))"
+    rows = (
+        "[...document.querySelectorAll('#drift tbody tr')].map(row => [...row.children].map(cell => cell.textContent))"
+    )
     found = page.wait_for(f"!document.getElementById('drift').hidden && {rows}.length === 5 && {rows}")
 
     psis = {name: float(psi) for name, psi, *_ in found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def offline_psi(reference: Array, values: Array) -> float:
     deciles = np.quantile(reference, np.arange(1, 10) / 10, method="inverted_cdf")
     bins = [-np.inf, *deciles, np.inf]
     e, f = (
-        np.array([np.mean((of > low) & (of <= high)) for low, high in zip(bins[:-1], bins[1:], strict=True)])
+        np.array([np.mean((of > low) & (of <= high)) for low, high in itertools.pairwise(bins)])
         for of in (reference, values)
     )
     e, f = np.maximum(e, FLOOR), np.maximum(f, FLOOR)
@@ -76,11 +77,11 @@ def test_counts_range_quantiles_and_psi_are_those_of_an_offline_computation(serv
     found = counted(service, "offline", 600)
 
     assert set(found) == {*(f"x[{i}]" for i in range(6)), "y[0]", "y[1]"}
-    for name, reference, values in (
+    for name, reference, sent in (
         *((f"x[{i}]", DATA[:, :, i].ravel(), xs[:, :, i].ravel()) for i in range(6)),
         *((f"y[{i}]", None, outputs[:, :, i].ravel()) for i in range(2)),
     ):
-        values = values.astype(np.float32).astype(np.float64)
+        values = sent.astype(np.float32).astype(np.float64)
         median = 0.0 if reference is None else float(np.quantile(reference, 0.5, method="inverted_cdf"))
         one = found[name]
         assert (one["count"], one["missing"]) == (600, 0)
@@ -215,9 +216,7 @@ def test_each_version_has_its_own_drift(service: Service) -> None:
     assert service.http.get("/v1/models/versions/drift?version=9").status_code == 404
 
 
-def test_sketches_of_replicas_are_merged_and_outlive_them(
-    service: Service, shared_redis: Server, folder: Path
-) -> None:
+def test_sketches_of_replicas_are_merged_and_outlive_them(service: Service, shared_redis: Server, folder: Path) -> None:
     with running_service(shared_redis.url, folder) as other:
         step_all(other, "replicas", names(10), normal(10, 20, 6))
         step_all(service, "replicas", [f"t{i}" for i in range(10)], normal(10, 40, 6, seed=1))

@@ -61,7 +61,9 @@ def test_a_sketch_survives_its_bytes(values: Array) -> None:
     assert same(decoded, sketch)
 
 
-@pytest.mark.parametrize("stored", [b"", b"none", FeatureSketch.empty(2).encode(), FeatureSketch.empty(1).encode()[:-9]])
+@pytest.mark.parametrize(
+    "stored", [b"", b"none", FeatureSketch.empty(2).encode(), FeatureSketch.empty(1).encode()[:-9]]
+)
 def test_bytes_that_are_no_sketch_of_these_features_are_none(stored: bytes) -> None:
     assert FeatureSketch.decode(stored, 1) is None
 
