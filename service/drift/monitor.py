@@ -63,6 +63,10 @@ class DriftMonitor:
         if self.is_on:
             self._n_users[self._name(served)[1]] -= 1
 
+    def observed(self) -> list[tuple[str, int]]:
+        """Return model and version of what is observed."""
+        return [(each.model, each.version) for each in self._observed.values()]
+
     async def run(self) -> None:
         """Count what was sampled, write what is due, and read the last hour for the metrics if it is time.
 

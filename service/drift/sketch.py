@@ -80,10 +80,16 @@ class FeatureSketch:
     @classmethod
     def empty(cls, n_features: int) -> FeatureSketch:
         """Return a sketch of no values."""
-        counts = [np.zeros(n_features, np.int64) for _ in range(3)]
-        low, high = np.full(n_features, np.inf), np.full(n_features, -np.inf)
-        bins = [np.zeros((n_features, BINS), np.int64) for _ in range(2)]
-        return cls(*counts, low, high, *bins, np.zeros((n_features, _PLACES), np.uint32))
+        return cls(
+            count=np.zeros(n_features, np.int64),
+            missing=np.zeros(n_features, np.int64),
+            outside=np.zeros(n_features, np.int64),
+            low=np.full(n_features, np.inf),
+            high=np.full(n_features, -np.inf),
+            bins=np.zeros((n_features, BINS), np.int64),
+            tenth=np.zeros((n_features, BINS), np.int64),
+            places=np.zeros((n_features, _PLACES), np.uint32),
+        )
 
     def add(self, values: Array, columns: slice, *, origins: Array, bounds: Array) -> None:
         """Count values, all but their bins of the reference.
@@ -157,13 +163,12 @@ class FeatureSketch:
         """Return the sketch as compressed bytes."""
         flat = self.places.reshape(-1)
         places = np.flatnonzero(flat)
+        arrays = {name: _bytes(getattr(self, name), dtype) for name, dtype in _DTYPES.items()}
         encoded = _Encoded(
-            len(self.count),
-            *(_bytes(array, "<i8") for array in (self.count, self.missing, self.outside)),
-            *(_bytes(array, "<f8") for array in (self.low, self.high)),
-            *(_bytes(array, "<i8") for array in (self.bins, self.tenth)),
-            _bytes(np.diff(places, prepend=0), "<u4"),
-            _bytes(flat[places], "<u4"),
+            n_features=len(self.count),
+            places=_bytes(np.diff(places, prepend=0), "<u4"),
+            place_counts=_bytes(flat[places], "<u4"),
+            **arrays,
         )
         return zlib.compress(msgspec.msgpack.encode(encoded), 1)
 

@@ -24,7 +24,7 @@ _TIMEOUT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class TimeWindow:
     """A window.
 
     Attributes:
@@ -53,7 +53,7 @@ class Window:
         return range(newest - _BUCKETS, newest + 1)
 
 
-WINDOWS: Final = (Window("1h", 3600, 2.0), Window("24h", 86400, 30.0))
+WINDOWS: Final = (TimeWindow("1h", 3600, 2.0), TimeWindow("24h", 86400, 30.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +72,23 @@ class SketchName:
     digest: str
     n_features: int
 
-    def key(self, window: Window, bucket: int) -> str:
+    def key(self, window: TimeWindow, bucket: int) -> str:
         """Return the key of a bucket."""
         return keys.drift_key(self.model, self.fingerprint, self.digest, window.name, bucket)
 
 
 @dataclass(slots=True)
-class _Written:
+class _Unwritten:
     """A window as this worker has seen it.
 
     Attributes:
-        sketches: The sketches that are not complete in the store, by bucket.
+        sketches: The sketches that may not be complete in the store, by bucket.
+        has_changed: Whether they have changed since they were written.
         due_at: When they are written again, in seconds since 1970.
     """
 
     sketches: dict[int, FeatureSketch] = field(default_factory=dict)
+    has_changed: bool = False
     due_at: float = 0.0
 
 
@@ -104,7 +106,7 @@ class SketchWindows:
         self._store = store
         self._name = name
         self._worker = worker
-        self._windows = {window: _Written() for window in WINDOWS}
+        self._windows = {window: _Unwritten() for window in WINDOWS}
 
     def add(self, sketch: FeatureSketch, now: float) -> None:
         """Add what was seen until now, in seconds since 1970."""
@@ -116,6 +118,7 @@ class SketchWindows:
                 while len(written.sketches) > 2:  # the store is away for long: the oldest is given up
                     del written.sketches[min(written.sketches)]
             written.sketches[bucket].merge(sketch)
+            written.has_changed = True
 
     async def write(self, now: float, *, is_last: bool = False) -> None:
         """Write what is due.
@@ -124,19 +127,19 @@ class SketchWindows:
             ServiceError: The store does not reply; the same is written at the next call.
         """
         for window, written in self._windows.items():
-            if not written.sketches or (now < written.due_at and not is_last):
+            if not written.has_changed or (now < written.due_at and not is_last):
                 continue
             writes: list[tuple[Argument, ...]] = []
             for bucket, sketch in written.sketches.items():
                 key = self._name.key(window, bucket)
                 writes += [("HSET", key, self._worker, sketch.encode()), ("PEXPIRE", key, window.ttl_ms)]
             await _execute(self._store, writes)
-            written.due_at = now + window.write_every_s
+            written.due_at, written.has_changed = now + window.write_every_s, False
             newest = max(written.sketches)
             written.sketches = {newest: written.sketches[newest]}
 
 
-async def read_window(store: StateStore, name: SketchName, window: Window, now: float) -> FeatureSketch:
+async def read_window(store: StateStore, name: SketchName, window: TimeWindow, now: float) -> FeatureSketch:
     """Return what all workers have seen of a model version in a window until now, in seconds since 1970.
 
     Raises:

@@ -45,6 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder, "last_seen_drift", last_seen)
     write_model(folder, "plain", lambda: lstm(6))
     write_model(folder, "versions", lambda: lstm(6), version=1)
+    for version in (1, 2):
+        write_reference_model(folder, "paired", DATA + version, version=version)
     write_model(folder, "versions", lambda: referenced(lambda: lstm(6, seed=5), DATA), version=2)
     return folder
 
@@ -214,6 +216,34 @@ def test_each_version_has_its_own_drift(service: Service) -> None:
     assert drift(service, "versions", "?version=1")["reference"] is False
     assert drift(service, "versions", "?version=2")["reference"] is True
     assert service.http.get("/v1/models/versions/drift?version=9").status_code == 404
+
+
+def test_a_paired_timestep_counts_once_for_the_version_that_responds(service: Service) -> None:
+    trial = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100}
+    assert service.http.put("/v1/models/paired/release", json=trial).status_code == 200
+    for _ in range(3):
+        step_all(service, "paired", names(10), normal(10, 6))
+
+    counted(service, "paired", 30)
+    assert features(service, "paired", query="?version=2")["x[0]"]["count"] == 0
+
+
+def test_a_version_that_was_replaced_is_written_and_forgotten(shared_redis: Server, tmp_path: Path) -> None:
+    write_reference_model(tmp_path, "replaced", DATA)
+    with running_service(shared_redis.url, tmp_path) as one:
+        monitor, models = one.app.state.engine.drift, one.app.state.engine.models
+        step_all(one, "replaced", names(10), normal(10, 6))
+        counted(one, "replaced", 10)
+        before = models.get("replaced", None)
+        write_model(tmp_path, "replaced", lambda: lstm(6, seed=9))
+        assert one.http.post("/v1/models/reload").json()["loaded"]
+
+        def is_forgotten() -> bool:
+            step_all(one, "replaced", ["new"], normal(1, 6))
+            return monitor.observed() == [("replaced", 1)]
+
+        wait_until(is_forgotten, WITHIN_S)
+        assert before is not models.get("replaced", None)
 
 
 def test_sketches_of_replicas_are_merged_and_outlive_them(service: Service, shared_redis: Server, folder: Path) -> None:
