@@ -240,7 +240,7 @@ def test_a_version_that_was_replaced_is_written_and_forgotten(shared_redis: Serv
 
         def is_forgotten() -> bool:
             step_all(one, "replaced", ["new"], normal(1, 6))
-            return monitor.observed() == [("replaced", 1)]
+            return bool(monitor.observed() == [("replaced", 1)])
 
         wait_until(is_forgotten, WITHIN_S)
         assert before is not models.get("replaced", None)
