@@ -17,8 +17,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from service.drift.metrics import DriftMetrics
 from service.drift.report import FeatureReport
-from service.drift_metrics import DriftMetrics
 from service.engine.observer import EngineObserver
 from service.models.changes import ModelChange
 from service.process_metrics import ProcessMetrics

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model_export.distribution import data_reference
 from model_export.errors import ParityError
 from model_export.manifest import Array, DataReference, Parity
+from model_export.runtime.distribution import data_reference
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
 from model_export.verify.error_growth import long_run

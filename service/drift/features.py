@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from model_export.distribution import BINS, bin_moments, feature_names, padded_edges
 from model_export.manifest import Array, FeatureReference, Manifest, TensorSpec
+from model_export.runtime.distribution import BINS, bin_moments, feature_names, padded_edges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model_export.distribution import bins_of
 from model_export.manifest import Array
+from model_export.runtime.distribution import bins_of
 from service.drift.features import ModelFeatures, ObservedTensor
 from service.drift.sampler import TimestepSampler
 from service.drift.sketch import FeatureSketch

@@ -20,8 +20,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from model_export.distribution import BINS
 from model_export.manifest import Array
+from model_export.runtime.distribution import BINS
 
 ERROR: Final = 0.02
 """The greatest relative error of a quantile's distance from the origin, for distances within `RANGE`."""

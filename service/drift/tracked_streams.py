@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from model_export.distribution import deviating_tenth
 from model_export.manifest import Array
+from model_export.runtime.distribution import deviating_tenth
 
 MAX_STREAMS: Final = 256
 """Streams of a model version that a worker tracks."""

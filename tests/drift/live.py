@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_export.distribution import data_reference
 from model_export.manifest import Manifest
+from model_export.runtime.distribution import data_reference
 from model_export.step_model import StepModel
 from model_export.verify.runners import stepped
 from tests.api.running import Service

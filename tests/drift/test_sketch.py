@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from model_export.distribution import BINS, quantile_keys
+from model_export.runtime.distribution import BINS, quantile_keys
 from service.drift.sketch import ERROR, RANGE, FeatureSketch
 
 Array = npt.NDArray[Any]

@@ -104,7 +104,6 @@ class BatchPipeline:
         self._quota = deps.quota
         self._plans = deps.plans
         self._comparison = deps.comparison
-        self._sampler = deps.sampler
         self._changed_error = deps.changed_error
         self._time = time.monotonic
         self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
@@ -125,9 +124,8 @@ class BatchPipeline:
         except ServiceError as exc:
             self._replies.fail_unanswered(batch, exc)
         except asyncio.CancelledError:
-            self._replies.fail_unanswered(
-                batch, OutcomeUnknownError("The service ended before the commit was confirmed.")
-            )
+            error = OutcomeUnknownError("The service ended before the commit was confirmed.")
+            self._replies.fail_unanswered(batch, error)
             raise
         except Exception:  # noqa: BLE001 - a fault in one batch must not end the worker; it is logged
             _log.exception("A batch failed (model=%s, rows=%d)", self._served.name, len(batch))

@@ -12,7 +12,7 @@ from model_export.manifest import Array
 from service.engine.packing import all_true, pack_outputs, select_returned
 from service.engine.stepping.columns.batch import ColumnarBatch
 from service.engine.stepping.committer import CommittedRows
-from service.engine.stepping.pipeline import BatchPipeline
+from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
 from service.engine.stepping.responding import is_uniform
@@ -33,6 +33,10 @@ from service.types import BatchOutput
 
 class ColumnarPipeline(BatchPipeline):
     """Processes a `ColumnarBatch` as a whole if every row certainly applies; any other batch row by row."""
+
+    def __init__(self, deps: PipelineDeps) -> None:
+        super().__init__(deps)
+        self._sampler = deps.sampler
 
     # The rows that remain of a batch are attempted again as a list. `isinstance(rows, list)` is cheap, unlike a check
     # for `ColumnarBatch`, which is an abstract class.

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from model_export.distribution import (
+from model_export.errors import ManifestError
+from model_export.manifest import FeatureReference, Manifest
+from model_export.runtime.distribution import (
     BINS,
     FLOOR,
     MAX_FEATURES,
@@ -22,8 +24,6 @@ from model_export.distribution import (
     padded_edges,
     psi,
 )
-from model_export.errors import ManifestError
-from model_export.manifest import FeatureReference, Manifest
 from tests.graphs import manifest_of
 
 Array = npt.NDArray[Any]
