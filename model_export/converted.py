@@ -115,7 +115,7 @@ def verify_model(
             candidate.probe, candidate.proto, candidate.manifest, exc, tolerance
         )
         raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
-    manifest.verified = report.parity
+    manifest.verified, manifest.reference = report.parity, report.reference
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.to_json()
     return proto.SerializeToString(), replace(report, chunk=chunk)

@@ -8,6 +8,7 @@ time axis; where the graph's own row has another shape (say a time axis of lengt
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
@@ -312,6 +313,55 @@ class Parity(_Part):
     sequences: list[str] = Field(default_factory=list)
 
 
+class FeatureReference(_Part):
+    """How one number of a row was distributed in the own data of the verification.
+
+    Attributes:
+        count: Values that were there.
+        missing: Share of the values that were missing.
+        min: The smallest value; None: all were missing.
+        max: The largest value.
+        quantiles: Quantiles by their share as text, say `"0.5"`; each is one of the values.
+        edges: Ascending; between them are the bins of `shares`. Bin i has the values with i edges below them.
+        shares: Share of the values in each bin.
+        tenth: The same of the tenth of the sequences that deviated most; None: they were like the others, or too few.
+    """
+
+    count: Annotated[int, Field(ge=0)]
+    missing: float
+    min: float | None = None
+    max: float | None = None
+    quantiles: dict[str, float] = Field(default_factory=dict)
+    edges: Annotated[list[float], Field(max_length=10)] = Field(default_factory=list)
+    shares: Annotated[list[float], Field(max_length=11)] = Field(default_factory=list)
+    tenth: Annotated[list[float], Field(max_length=11)] | None = None
+
+    @model_validator(mode="after")
+    def _is_distribution(self) -> FeatureReference:
+        if any(a >= b for a, b in itertools.pairwise(self.edges)):
+            raise ValueError(f"edges are {self.edges}; expected ascending numbers")
+        for shares in (self.shares, self.tenth):
+            if shares and (min(shares) < 0 or abs(sum(shares) - 1) > 1e-6):
+                raise ValueError(f"shares are {shares}; expected shares of 1")
+        return self
+
+
+class DataReference(_Part):
+    """The distributions of the own data that the model was verified on, which live data is compared with.
+
+    Attributes:
+        sequences: How many sequences.
+        timesteps: How many timesteps, over all sequences.
+        inputs: By number of a row, such as `x[0]`.
+        outputs: The same of what the step graph computed.
+    """
+
+    sequences: int
+    timesteps: int
+    inputs: dict[str, FeatureReference]
+    outputs: dict[str, FeatureReference]
+
+
 class Manifest(_Part):
     """Everything about a step graph that its ONNX file does not say by itself."""
 
@@ -326,6 +376,7 @@ class Manifest(_Part):
     feedback: dict[str, Any] = Field(default_factory=dict)
     batch: BatchSpec = Field(default_factory=BatchSpec)
     verified: Parity | None = None
+    reference: DataReference | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

@@ -21,7 +21,19 @@ from starlette.websockets import WebSocketDisconnect
 from model_export.errors import StepwellError
 from service.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
 from service.asgi.openapi import streams as openapi
-from service.asgi.routes import admin, alerts, feed, oip, releases, savepoints, sse, stream_ops, streams, watch
+from service.asgi.routes import (
+    admin,
+    alerts,
+    drift,
+    feed,
+    oip,
+    releases,
+    savepoints,
+    sse,
+    stream_ops,
+    streams,
+    watch,
+)
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
 from service.engine.model_reloads import ModelReloads
@@ -106,6 +118,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     sse.add_routes(app, context)
     releases.add_routes(app, context)
     alerts.add_routes(app, context)
+    drift.add_routes(app, context)
     admin.add_routes(app, context)
     return app
 
@@ -140,6 +153,8 @@ def _build_engine(settings: Settings, metrics: Metrics, folders: SharedFolders) 
         snapshot_ttl_s=settings.snapshot_ttl_s,
         max_snapshots=settings.max_snapshots,
         history=settings.kept_history,
+        drift=settings.drift,
+        drift_max_features=settings.drift_max_features,
     )
     vetting = ModelVetting(settings, folders.verdicts)
     artifacts = ArtifactKeeper(
@@ -206,6 +221,7 @@ async def _lifespan(
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
             streams=worker_releases.streams,
+            drift=lambda: engine.drift.reports,
             connections=lambda: len(context.connections),
             store_reachable=lambda: engine.store_reachable,
             store_safe=lambda: not context.safety.reasons,
@@ -221,6 +237,7 @@ async def _lifespan(
         if app.state.grpc is not None:
             await app.state.grpc.stop(settings.drain_s)
         await engine.drain(context.settings.drain_s)
+        await engine.drift.close()
         context.metrics.refresh()  # metrics requests to other workers include this one
 
 
@@ -268,6 +285,8 @@ def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
     yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
     yield run_forever(compare, every_s=_HOUSEKEEPING_S, name="Comparing the versions of releases")
     yield run_forever(engine.sweeper.run, every_s=_HOUSEKEEPING_S, name="Moving streams that sleep")
+    if context.settings.drift:
+        yield run_forever(engine.drift.run, every_s=_HOUSEKEEPING_S, name="Observing the distributions of timesteps")
     yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
     if context.settings.watch_models:
         yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")

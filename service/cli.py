@@ -39,6 +39,7 @@ _COMMANDS = {
     ),
     "push": ("service.commands.hub", "push", "Upload a model file to the Hugging Face Hub."),
     "pull": ("service.commands.hub", "pull", "Download a model file from the Hugging Face Hub."),
+    "drift": ("service.commands.live.drift", "drift", "Compare live inputs and outputs with the model's own data."),
     "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
     "save": ("service.commands.live.savepoint", "save", "Save all streams of a model to a file."),
     "load": ("service.commands.live.savepoint", "load", "Load the streams of such a file into a running service."),

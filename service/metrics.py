@@ -17,6 +17,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from service.drift.metrics import DriftMetrics
+from service.drift.report import FeatureReport
 from service.engine.observer import EngineObserver
 from service.models.changes import ModelChange
 from service.process_metrics import ProcessMetrics
@@ -113,6 +115,7 @@ class Metrics(EngineObserver):
             "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
         )
         self._releases = ReleaseMetrics(registry)
+        self._drift = DriftMetrics(registry, is_shared=self._folder is not None)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
         self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
         self._cached_streams = _Labelled(
@@ -141,6 +144,7 @@ class Metrics(EngineObserver):
         self._read_models: Callable[[], Collection[str]] | None = None
         self._read_by_labels: list[tuple[_Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], int]]]] = []
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
+        self._read_drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict
 
     def bind_gauges(
         self,
@@ -158,6 +162,7 @@ class Metrics(EngineObserver):
         store_used_bytes: Callable[[], int] = int,
         store_max_bytes: Callable[[], int] = int,
         durability: str = "memory",
+        drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict,
     ) -> None:
         """Set the functions that `refresh` reads the gauges' values from.
 
@@ -175,7 +180,9 @@ class Metrics(EngineObserver):
             store_used_bytes: Returns the memory that the store uses.
             store_max_bytes: Returns the store's limit on it; 0: none.
             durability: The configured durability level.
+            drift: Returns what the features showed in the last hour, by model and version.
         """
+        self._read_drift = drift
         self._read_models = models
         self._read_by_labels = [
             (self._queue_rows, lambda: {(model,): n for model, n in queue_rows().items()}),
@@ -287,6 +294,7 @@ class Metrics(EngineObserver):
         for gauge, read in self._read_gauges.items():
             gauge.set(read())
         self._process.refresh()
+        self._drift.refresh(self._read_drift())
         if self._read_models is not None and self._folder is None:  # with shared files, labels cannot be removed
             served = self._read_models()
             for by_model in self._by_model:

@@ -150,6 +150,10 @@ class Settings(BaseModel):
     """Format of log lines."""
     audit_log: bool = True
     """Log each operation that changes or deletes streams, models or keys, with the id of the key that sent it."""
+    drift: bool = True
+    """Observe how the inputs and outputs of live streams are distributed, for GET /v1/models/{model}/drift."""
+    drift_max_features: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Maximum numbers of the inputs and outputs of a model version whose distributions are observed."""
     model_probe_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
     """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
     model_memory_bytes: Bytes = 4 * 2**30

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.drift.report import FeatureReport
 from service.engine.engine import Engine
 from service.metrics import Metrics
 from service.models.changes import ModelChange
@@ -50,6 +51,9 @@ PROMISED = {
     "stepwell_store_regressions_total": ("counter", set()),
     "stepwell_cached_streams": ("gauge", {"model"}),
     "stepwell_streams": ("gauge", {"model", "version"}),
+    "stepwell_psi": ("gauge", {"model", "version", "tensor", "feature"}),
+    "stepwell_outside_ratio": ("gauge", {"model", "version", "tensor", "feature"}),
+    "stepwell_missing_ratio": ("gauge", {"model", "version", "tensor", "feature"}),
     "stepwell_watchers": ("gauge", set()),
     "stepwell_websockets": ("gauge", set()),
     "stepwell_connections": ("gauge", set()),
@@ -67,6 +71,14 @@ PROMISED = {
 }
 
 
+def drifted(name: str, psi: float | None) -> FeatureReport:
+    """A feature of 1,000 values, of which a tenth is missing and a quarter out of range."""
+    return FeatureReport(
+        tensor=name.partition("[")[0], name=name, label=name, is_output=False, count=900, missing=0.1, min=-1.0,
+        max=2.0, quantiles={"0.5": 0.5}, outside=0.25, psi=psi, psi_all=psi, psi_tenth=None,
+    )  # fmt: skip
+
+
 def filled_metrics() -> Metrics:
     """Metrics after one event of each kind."""
     metrics = Metrics("1.2.3")
@@ -80,6 +92,7 @@ def filled_metrics() -> Metrics:
         connections=lambda: 4,
         store_used_bytes=lambda: 1000,
         store_max_bytes=lambda: 5000,
+        drift=lambda: {("pump", 2): [drifted("x[0]", 0.31)]},
     )
     metrics.steps_applied("pump", "http", 5)
     metrics.batch_run("pump", 4, 0.003)
@@ -196,6 +209,9 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
         ("release_difference_sum", {"model": "pump", "output": "y"}, 1.0),
         ("release_difference_count", {"model": "pump", "output": "y"}, 6),
         ("queue_rows", {"model": "pump"}, 7),
+        ("psi", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.31),
+        ("outside_ratio", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.25),
+        ("missing_ratio", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.1),
         ("watchers", {}, 2),
         ("websockets", {}, 3),
         ("cached_streams", {"model": "pump"}, 11),
@@ -264,6 +280,19 @@ def test_a_model_that_is_gone_leaves_no_series() -> None:
     metrics.steps_applied("pump", "http", 2)
     there.append("pump")
     assert value(page_of(metrics)[0], "stepwell_steps_total", model="pump", door="http") == 2
+
+
+def test_a_feature_whose_psi_is_not_known_any_more_has_no_series() -> None:
+    reports = {("pump", 2): [drifted("x[0]", 0.31), drifted("x[1]", 0.02)]}
+    metrics = Metrics("1")
+    reads: dict[str, Any] = {"queue_rows": dict, "watchers": int, "websockets": int, "ready": bool}
+    metrics.bind_gauges(**reads, drift=lambda: reports)
+    reports = {("pump", 2): [drifted("x[0]", None), drifted("x[1]", 0.03)]}
+    metrics.refresh()
+
+    found = {dict(labels)["feature"]: psi for (name, labels), psi in samples(page_of(metrics)[0]).items()
+             if name == "stepwell_psi"}  # fmt: skip
+    assert found == {"x[1]": 0.03}
 
 
 def test_the_process_is_measured_as_the_kernel_measures_it() -> None:

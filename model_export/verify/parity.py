@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from model_export.errors import ParityError
-from model_export.manifest import Array, Parity
+from model_export.manifest import Array, DataReference, Parity
+from model_export.runtime.distribution import data_reference
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
 from model_export.verify.error_growth import long_run
@@ -49,6 +50,7 @@ STEPS = 64
 SEEDS = (0, 1, 2)
 ATOL = 1e-5
 RTOL = 1e-4
+USER = "user"
 ODD_LENGTHS = (1, 7, 2, 13)
 _NO_MORE = "the original was asked for no more"
 
@@ -134,7 +136,7 @@ def verify(
     check = _Check(original, model, tolerance, progress or (lambda *_: None))
     kinds = [(kind, _drawn(sampler, seeds, steps)) for kind, sampler in samplers.items()]
     if user_data is not None:
-        kinds.append(("user", dict(user_data)))
+        kinds.append((USER, dict(user_data)))
     longest = 0
     for kind, data in kinds:
         check.sequences(kind, data)
@@ -150,7 +152,10 @@ def verify(
         "sequences": [kind for kind, _ in kinds], "long_steps": check.drift.compared if check.drift else 0,
         "weak": is_weak(lines), "scale": {line.name: dataclasses.asdict(line.scale) for line in lines},
     })  # fmt: skip
-    return ParityReport(parity, lines, check.alone, check.chunk, check.lengths, check.saved, check.drift, check.skipped)
+    return ParityReport(
+        parity, lines, check.alone, check.chunk, check.lengths, check.saved, check.drift, check.skipped,
+        reference=check.reference,
+    )  # fmt: skip
 
 
 class _Failure(NamedTuple):
@@ -181,6 +186,7 @@ class _Check:
     lengths: list[list[int]] = field(default_factory=list)
     drift: error_growth.ErrorGrowth | None = None
     skipped: list[Skipped] = field(default_factory=list)
+    reference: DataReference | None = None
 
     def __post_init__(self) -> None:
         judged = [output.name for output in self.model.manifest.answered if output.kind == "value"]
@@ -214,7 +220,10 @@ class _Check:
                 self._rows_alone(kind, only(together[0], judged), rows_alone(self.model, batch))
                 self._chunks(kind, batch, together)
             self.progress(f"{kind}: step by step", min(start + ROWS, rows), rows)
-        self._against_original(kind, data, want, joined(parts))
+        outputs = joined(parts)
+        self._against_original(kind, data, want, outputs)
+        if kind == USER:
+            self.reference = data_reference(self.model.manifest, data, outputs)
 
     def long(self, draw: Sampler, steps: int, wanted: int, shortened: str = "") -> None:
         """Compare one long run.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_export.chunk.decision import ChunkChoice
-from model_export.manifest import Parity
+from model_export.manifest import DataReference, Parity
 from model_export.verify.error_growth import ErrorGrowth
 from model_export.verify.tolerance import OutputParity
 
@@ -40,6 +40,7 @@ class ParityReport:
             0: bit for bit the same.
         drift: The long run; None: there was none.
         skipped: What was not compared, and why.
+        reference: The distributions of own data; None: none was given.
         chunk: How the model runs several timesteps of a stream; None: as it came.
     """
 
@@ -51,6 +52,7 @@ class ParityReport:
     max_abs_saved: float = 0.0
     drift: ErrorGrowth | None = None
     skipped: list[Skipped] = field(default_factory=list)
+    reference: DataReference | None = None
     chunk: ChunkChoice | None = None
 
     @property
@@ -65,7 +67,9 @@ class ParityReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
-        return {**dataclasses.asdict(self), "parity": self.parity.model_dump(mode="json"), "weak": self.weak}
+        fields = dataclasses.asdict(dataclasses.replace(self, reference=None))
+        kept = None if self.reference is None else self.reference.model_dump(include={"sequences", "timesteps"})
+        return {**fields, "parity": self.parity.model_dump(mode="json"), "weak": self.weak, "reference": kept}
 
 
 def is_weak(outputs: Sequence[OutputParity]) -> bool:

@@ -175,6 +175,17 @@ ALERTS: Final = (
         "Several clients or connections step the same streams at the same time: give each stream one sender.",
     ),
     Alert(
+        "Drift",
+        "(max by (model, version, feature) (stepwell_psi) or 0 * max by (job) (stepwell_ready))",
+        "> 0.2",
+        "10m",
+        "warning",
+        "Feature {{ $labels.feature }} of {{ $labels.model }} (version {{ $labels.version }}) has drifted: PSI "
+        "{{ $value | humanize }}.",
+        "`stepwell drift --model` compares it with the reference. Check the source of the feature, then the "
+        "predictions; docs/drift.md has what to do.",
+    ),
+    Alert(
         "Restarts",
         f'changes(process_start_time_seconds{{job="{JOB}"}}[15m])',
         "> 2",

@@ -49,6 +49,12 @@ def _quantiles(metric: str, by: str, where: str) -> dict[str, str]:
     return {f"p{q}, {{{{{by}}}}}": f"histogram_quantile({value}, {rate})" for q, value in (("50", 0.5), ("99", 0.99))}
 
 
+def _greatest(metric: str) -> dict[str, str]:
+    """Return the ten features with the greatest values; all replicas have the same ones."""
+    by = "model, version, feature"
+    return {"{{model}} {{version}} {{feature}}": f"topk(10, max by ({by}) ({metric}{{{_MODEL}}}))"}
+
+
 def _mean(metric: str, by: str, where: str) -> str:
     return f"{_rate(f'{metric}_sum', by, where=where)} / {_rate(f'{metric}_count', by, where=where)}"
 
@@ -119,6 +125,11 @@ DASHBOARD: Final[dict[str, tuple[Panel, ...]]] = {
                 "fell back, in a ramp": f"({_rate('stepwell_release_fell_back_total', where=_MODEL)} or vector(0))",
             },
         ),
+    ),
+    "Drift": (
+        Panel("PSI of the last hour, the ten greatest", "none", _greatest("stepwell_psi")),
+        Panel("Share of values outside the reference's range", "percentunit", _greatest("stepwell_outside_ratio")),
+        Panel("Share of missing values", "percentunit", _greatest("stepwell_missing_ratio")),
     ),
     "Store": (
         Panel("Duration of a round trip", "s", _quantiles("stepwell_store_seconds", "op", _HERE)),

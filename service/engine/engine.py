@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.drift.monitor import DriftMonitor
 from service.engine.admission import RequestAdmission
 from service.engine.observer import EngineObserver
 from service.engine.options import EngineOptions
@@ -40,6 +41,7 @@ class Engine:
         releases: The release documents of the models.
         plans: Where streams move by them.
         comparison: Counts the committed timesteps of trials.
+        drift: Observes the distributions of committed timesteps.
         sweeper: Moves streams that sleep.
         store_reachable: Whether the store replied to the last readiness check.
     """
@@ -72,6 +74,7 @@ class Engine:
         self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
         self.plans = ReleasePlans(self.releases, models)
         self.comparison = TrialComparison(store, self.plans, observer)
+        self.drift = DriftMonitor(store, is_on=options.drift, max_features=options.drift_max_features)
         self.steps = StepService(
             store,
             models,
@@ -82,6 +85,7 @@ class Engine:
             options=options,
             plans=self.plans,
             comparison=self.comparison,
+            drift=self.drift,
         )
         deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached)
         snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)

@@ -72,9 +72,12 @@ class ServedModel:
     @property
     def responding_fingerprint(self) -> bytes:
         """Fingerprint of a version by whose manifest its predictions can be read: its own, or that of the half."""
-        if self.halves is None:
-            return self.fingerprint
-        return next(half.fingerprint for half in self.halves if half.version == self.version)
+        return self.responding.fingerprint
+
+    @property
+    def responding(self) -> ServedModel:
+        """The version that responds: itself, or the half."""
+        return self if self.halves is None else next(half for half in self.halves if half.version == self.version)
 
     @property
     def stateful(self) -> bool:

@@ -73,6 +73,11 @@ def sweep_lease_key(model: str) -> str:
     return f"{PREFIX}release:{{{model}}}:sweeper"
 
 
+def drift_key(model: str, fingerprint: bytes, digest: str, window: str, bucket: int) -> str:
+    """Return the key of the sketches of a part of a window, a hash with a field for each worker."""
+    return f"{PREFIX}drift:{{{model}}}:{fingerprint.hex()}:{digest}:{window}:{bucket}"
+
+
 STREAM_COUNTS = f"{PREFIX}release:streams"
 """The key of the numbers of streams by model and version; see `service/releases/stream_counts.py`."""
 

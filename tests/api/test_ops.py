@@ -322,6 +322,7 @@ def test_the_openapi_document_has_every_route_of_the_contract(service: Service) 
         ("POST", "/v1/models/{model}/streams/{stream}/move"),
         ("GET", "/v1/alerts"),
         ("GET", "/v1/models/{model}/release"),
+        ("GET", "/v1/models/{model}/drift"),
         ("PUT", "/v1/models/{model}/release"),
         ("POST", "/v1/models/{model}/release/promote"),
         ("POST", "/v1/models/{model}/release/abort"),

@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 from scripts.observability.alerts import ALERTS
 from scripts.observability.dashboard import DASHBOARD
 from tests.deploy.prometheus import PROMETHEUS, WINDOW, Prometheus, hastened, prometheus
+from tests.drift.live import normal, write_reference_model
 from tests.graphs import count, fold, write_model, write_models
 from tests.processes import ServiceProcess
 from tests.releases.builds import adder, raising_at
@@ -49,6 +50,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
     models = write_models(folder / "models", fold, count)
     for version, build in ((1, adder), (2, lambda: raising_at(1000))):
         write_model(models, "sum", build, version=version)
+    write_reference_model(models, "pump", normal(20, 50, 2))
     finished = threading.Event()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(server(folder / "redis", *AOF))
@@ -70,6 +72,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
 def keep_loading(observed: Observed, finished: threading.Event) -> None:
     """Send all kinds of requests, some of them invalid, until the event is set."""
     a, b = (httpx.Client(base_url=replica.url, timeout=20, trust_env=False) for replica in observed.replicas)
+    chunk = normal(25, 2).tolist()
     feed_url = observed.replicas[0].url.replace("http", "ws") + "/v1/models/fold/streams/fed/feed"
     with a, b, connect(feed_url) as feed, a.stream("GET", "/v1/models/fold/streams/s/events"):
         while not finished.wait(0.02):
@@ -79,6 +82,7 @@ def keep_loading(observed: Observed, finished: threading.Event) -> None:
                 client.post("/v1/models/fold/streams/gap/step", json={"inputs": [1], "seq": 9})
                 client.post("/v1/models/nobody/streams/s/step", json={"inputs": [1]})
                 client.post("/v1/models/sum/streams/s/step", json={"inputs": [1]})
+                client.post("/v1/models/pump/streams/s/steps", json={"inputs": {"x": chunk}})
             feed.send(json.dumps({"inputs": [1]}))
             feed.recv(timeout=20)
 

@@ -11,6 +11,7 @@ from model_export.errors import FileError, ParityError, RefusedModelError, Stepw
 from model_export.export import export_source
 from model_export.manifest import sidecar_of
 from model_export.step_model import StepModel
+from model_export.verify.runners import stepped
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 
@@ -62,6 +63,27 @@ def test_own_sequences_are_compared_too(tmp_path: Path, source: str) -> None:
     done = export_source(source, tmp_path / "pump.onnx", verify=tmp_path / "own.npz")
 
     assert "user" in done.report.parity.sequences
+
+
+def test_the_distributions_of_own_sequences_and_their_predictions_are_in_the_manifest(
+    tmp_path: Path, source: str
+) -> None:
+    x = np.random.default_rng(5).standard_normal((6, 8, 2)).astype(np.float32)
+    np.savez(tmp_path / "own.npz", x=x)
+    model = StepModel(export_source(source, tmp_path / "pump.onnx", verify=tmp_path / "own.npz").path)
+    found = model.manifest.reference
+    y = stepped(model, {model.manifest.inputs[0].name: x})[0][model.manifest.answered[0].name]
+
+    assert found is not None
+    assert (found.sequences, found.timesteps) == (6, 48)
+    [first, second] = found.inputs.values()
+    assert (first.min, second.max) == (x[:, :, 0].min(), x[:, :, 1].max())
+    [output, *_] = found.outputs.values()
+    assert (output.count, output.min, output.max) == (48, y[:, :, 0].min(), y[:, :, 0].max())
+
+
+def test_without_own_sequences_there_is_no_reference(tmp_path: Path, source: str) -> None:
+    assert StepModel(export_source(source, tmp_path / "pump.onnx").path).manifest.reference is None
 
 
 def test_progress_is_told(tmp_path: Path, source: str) -> None:

@@ -65,6 +65,20 @@ export type ComparisonResponse = {
   outputs: { [name: string]: OutputComparison };
 };
 
+/** What live streams look like beside the reference. */
+export type DriftResponse = {
+  /** Whether the model's manifest has a reference. */
+  reference: boolean;
+  /** `1h` and `24h`. */
+  windows: { [name: string]: DriftWindow };
+};
+
+/** The features of a model in a window, by name: `x[0]` is the first number of `x`. */
+export type DriftWindow = {
+  inputs: { [name: string]: FeatureDrift };
+  outputs: { [name: string]: FeatureDrift };
+};
+
 /** The body of a promotion or an abort, which may be empty. */
 export type EndBody = {
   /** The reason, which the release then shows. */
@@ -80,6 +94,26 @@ export type EndedResponse = {
   /** Seconds since 1970, by the store's clock. */
   at: number;
   candidate: number;
+};
+
+/** One number of an input or output, in a window. */
+export type FeatureDrift = {
+  /** Sampled values that were there. */
+  count: number;
+  /** Share of the sampled values that were missing. */
+  missing: number;
+  min: number | null;
+  max: number | null;
+  /** By their share: `"0.5"` is the median. */
+  quantiles: { [name: string]: number };
+  /** Share of the values outside the reference's range; null without a reference or values. */
+  outside: number | null;
+  /** The greater of `psi_all` and `psi_tenth`; null if there is neither. */
+  psi: number | null;
+  /** Population stability index of all values against the reference's deciles; null without a reference, or below 500 values. */
+  psi_all: number | null;
+  /** The same of the tenth of the streams that deviates most. */
+  psi_tenth: number | null;
 };
 
 /** The body of a fork. */

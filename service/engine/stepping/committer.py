@@ -84,6 +84,8 @@ class BatchCommitter:
         self._interests = deps.interests
         self._replies = replies
         self._comparison = deps.comparison
+        self._runner = deps.runner
+        self._sampler = deps.sampler
 
     async def commit(
         self,
@@ -218,6 +220,10 @@ class BatchCommitter:
                 created,
                 committed.responding,
             )
+            if self._sampler is not None and not self._sampler.skips():
+                parts = [row.applied for row in rows]
+                inputs = self._runner.inputs([part.inputs for part in parts], parts[0].length)
+                self._sampler.add(committed.names, inputs, committed.outputs)
         return remaining
 
     def cache_committed(self, committed: CommittedRows, results: CommitResults) -> None:

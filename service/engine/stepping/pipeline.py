@@ -35,6 +35,7 @@ from service.store.record_arrays import read_headers
 from service.types import ENDS, STARTS
 
 if TYPE_CHECKING:
+    from service.drift.sampler import TimestepSampler
     from service.engine.observer import EngineObserver
     from service.engine.tenant_limits import StreamQuota
     from service.engine.trials.comparison import TrialComparison
@@ -66,6 +67,7 @@ class PipelineDeps:
         quota: Limit on the streams of a tenant; None: no limit.
         plans: Where streams move by a release.
         comparison: Counts the committed timesteps of trials.
+        sampler: Collects committed batches; None: none is collected.
     """
 
     served: ServedModel
@@ -81,6 +83,7 @@ class PipelineDeps:
     quota: StreamQuota | None
     plans: ReleasePlans
     comparison: TrialComparison
+    sampler: TimestepSampler | None
 
 
 class BatchPipeline:
@@ -121,9 +124,8 @@ class BatchPipeline:
         except ServiceError as exc:
             self._replies.fail_unanswered(batch, exc)
         except asyncio.CancelledError:
-            self._replies.fail_unanswered(
-                batch, OutcomeUnknownError("The service ended before the commit was confirmed.")
-            )
+            error = OutcomeUnknownError("The service ended before the commit was confirmed.")
+            self._replies.fail_unanswered(batch, error)
             raise
         except Exception:  # noqa: BLE001 - a fault in one batch must not end the worker; it is logged
             _log.exception("A batch failed (model=%s, rows=%d)", self._served.name, len(batch))

@@ -24,6 +24,7 @@ from service.store.record_arrays import empty_header
 from service.types import BulkTimesteps, Prediction, ReplyCallback, StreamHandle, StreamKey, Timestep
 
 if TYPE_CHECKING:
+    from service.drift.monitor import DriftMonitor
     from service.engine.admission import RequestAdmission
     from service.engine.observer import EngineObserver
     from service.engine.options import EngineOptions
@@ -49,6 +50,7 @@ class StepService:
         options: The options of the engine.
         plans: Where streams move by a release.
         comparison: Counts the committed timesteps of trials.
+        drift: Observes the distributions of committed timesteps.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class StepService:
         options: EngineOptions,
         plans: ReleasePlans,
         comparison: TrialComparison,
+        drift: DriftMonitor,
     ) -> None:
+        self._drift = drift
         self._plans = plans
         self._models = models
         self._admission = admission
@@ -269,6 +273,7 @@ class StepService:
                 runner=ModelRunner(served, self._observer),
                 reroute=partial(self._rerouter.reroute, served),
                 changed_error=partial(self._changed_error, served),
+                sampler=self._drift.sampler(served),
             )
             batcher = Batcher(
                 deps,
@@ -291,6 +296,7 @@ class StepService:
         for served, batcher in list(self._batchers.items()):
             if batcher.is_idle and not self._models.is_current(served):
                 batcher.close()
+                self._drift.release(served)
                 self._cache_memory.remove(batcher.cache)
                 del self._batchers[served]
                 self._link(served.name)

@@ -1,6 +1,7 @@
 // The dashboard: the service's status, its live streams, and charts of the selected stream. Works for any model.
 
 import { AlertCard } from "./alerts.js";
+import { DriftCard } from "./drift.js";
 import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
 import { Forecast } from "./forecast.js";
 import { quantile, read, since } from "./metrics.js";
@@ -56,6 +57,7 @@ const forecast = new Forecast({
 const dialog = new Dialog();
 new Operations({ dialog, current: () => [page.model, chosen()], onDone: done });
 const alertCard = new AlertCard({ choose: (name) => choose(name, true) });
+new DriftCard(() => page.model);
 const release = new ReleaseCard({ dialog, choose: (name) => choose(name, true), onTrial: () => page.all && watch() });
 
 // ---- state of the service ------------------------------------------------------------------------------------

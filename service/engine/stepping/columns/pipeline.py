@@ -12,7 +12,7 @@ from model_export.manifest import Array
 from service.engine.packing import all_true, pack_outputs, select_returned
 from service.engine.stepping.columns.batch import ColumnarBatch
 from service.engine.stepping.committer import CommittedRows
-from service.engine.stepping.pipeline import BatchPipeline
+from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
 from service.engine.stepping.responding import is_uniform
@@ -33,6 +33,10 @@ from service.types import BatchOutput
 
 class ColumnarPipeline(BatchPipeline):
     """Processes a `ColumnarBatch` as a whole if every row certainly applies; any other batch row by row."""
+
+    def __init__(self, deps: PipelineDeps) -> None:
+        super().__init__(deps)
+        self._sampler = deps.sampler
 
     # The rows that remain of a batch are attempted again as a list. `isinstance(rows, list)` is cheap, unlike a check
     # for `ColumnarBatch`, which is an abstract class.
@@ -60,7 +64,8 @@ class ColumnarPipeline(BatchPipeline):
         """
         names, served = batch.names, self._served
         self._observer.cache_lookup(1, 0)
-        run = await self._runner.run(batch.inputs(self._runner.inputs), state)
+        inputs = batch.inputs(self._runner.inputs)
+        run = await self._runner.run(inputs, state)
         # Interest is checked after the run, as late as possible, so that no event is missed.
         if run.rows is not None or self._interests.has_interest(served.name):
             headers = read_headers([header]).copy()  # of its own: it is overwritten
@@ -78,6 +83,8 @@ class ColumnarPipeline(BatchPipeline):
         new_expiry = expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
         self._cache.put_one(names[0], record[:HEADER_BYTES], run.states, new_expiry)
         self._reply_applied(batch, BatchOutput(run.outputs, [step], [history_hash]))
+        if self._sampler is not None and not self._sampler.skips():
+            self._sampler.add(names, inputs, run.outputs)
         return []
 
     async def _process_columnar(self, batch: ColumnarBatch, deadline: float) -> Sequence[QueuedStep]:
@@ -114,7 +121,8 @@ class ColumnarPipeline(BatchPipeline):
                 return list(batch)
             sources, section = advanced
         self._observer.cache_lookup(len(names) - len(missed), len(missed))
-        run = await self._runner.run(batch.inputs(self._runner.inputs), states)
+        inputs = batch.inputs(self._runner.inputs)
+        run = await self._runner.run(inputs, states)
         # Interest is checked after the run, as late as possible, so that no event is missed.
         is_usual = run.rows is None and is_uniform(served, states, run.states)
         if not is_usual or self._interests.has_interest(served.name):
@@ -132,6 +140,8 @@ class ColumnarPipeline(BatchPipeline):
             return self._committer.handle_results(list(batch), committed, [], results)
         self._committer.cache_committed(committed, results)
         self._reply_applied(batch, BatchOutput(outputs, headers["step"].tolist(), history_hashes))
+        if self._sampler is not None and not self._sampler.skips():
+            self._sampler.add(names, inputs, outputs)
         return []
 
     def _may_move(self, names: Sequence[str]) -> bool:

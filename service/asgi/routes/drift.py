@@ -1,0 +1,40 @@
+"""The route of drift and data quality."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from service.asgi.http import authorize, format_of, model_of, respond
+from service.asgi.openapi import drift as openapi
+from service.codec.drift_responses import DriftResponse, DriftWindow, FeatureDrift
+from service.drift.report import FeatureReport
+from service.requests.context import AppContext
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the route."""
+
+    async def drift(request: Request) -> Response:
+        """Return how the inputs and outputs of a model's live streams are distributed, and how far from its reference.
+
+        A sample of the committed timesteps of all replicas is counted; counts are not exact.
+        """
+        authorize(request, context, "read")
+        has_reference, windows = await context.engine.drift.windows(model_of(request, context))
+        document = DriftResponse(
+            reference=has_reference, windows={name: _window(reports) for name, reports in windows.items()}
+        )
+        return respond(document, request, format_of(request))
+
+    app.add_api_route("/v1/models/{model}/drift", drift, methods=["GET"], **openapi.DRIFT)
+
+
+def _window(reports: Iterable[FeatureReport]) -> DriftWindow:
+    window = DriftWindow(inputs={}, outputs={})
+    for report in reports:
+        fields = {name: getattr(report, name) for name in FeatureDrift.__struct_fields__}
+        (window.outputs if report.is_output else window.inputs)[report.name] = FeatureDrift(**fields)
+    return window

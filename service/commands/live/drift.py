@@ -1,0 +1,67 @@
+"""`stepwell drift`: how the inputs and outputs of a model's live streams are distributed beside its reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+import typer
+from rich.console import Console
+
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.tables import table
+
+_COLUMNS: Final = ("", "feature", "PSI 1h", "PSI 24h", "values 1h", "missing", "out of range", "min", "median", "max")
+_NO_REFERENCE: Final = (
+    "The model has no reference, so there is no PSI. Export it with own data: stepwell export .. --verify FILE.npz."
+)
+
+
+def drift(
+    *,
+    model: Annotated[str, typer.Option(help="The model's name.")],
+    version: Annotated[
+        int | None, typer.Option(min=1, metavar="V", help="A version; by default the one of new streams.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Show each number of the inputs and outputs over the last hour, the ones that drifted most first."""
+    with HttpApi(url, key, {404: "List the models with GET /v1/models."}) as service:
+        query = {} if version is None else {"version": version}
+        found = service.get(f"/v1/models/{quote(model, safe='')}/drift", **query)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    console = Console(highlight=False, markup=False)
+    console.print(table(f"{model}, sampled timesteps of all replicas", _COLUMNS, _rows(found["windows"])))
+    if not found["reference"]:
+        console.print(_NO_REFERENCE)
+
+
+def _rows(windows: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    hour, day = windows["1h"], windows["24h"]
+    features = [(side, name) for side in ("inputs", "outputs") for name in hour[side]]
+    for side, name in sorted(features, key=lambda each: -(hour[each[0]][each[1]]["psi"] or 0.0)):
+        found = hour[side][name]
+        yield (
+            side.removesuffix("s"),
+            name,
+            _number(found["psi"]),
+            _number(day[side][name]["psi"]),
+            f"{found['count']:,}",
+            _percent(found["missing"]),
+            _percent(found["outside"]),
+            *(_number(value) for value in (found["min"], found["quantiles"].get("0.5"), found["max"])),
+        )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
