@@ -20,8 +20,9 @@ from model_export.errors import RefusedModelError
 from model_export.manifest import Array
 from model_export.streaming.builder import StepGraph, plain
 from model_export.streaming.constants import emit_known, shape_at_one_step
-from model_export.streaming.measured_shapes import PERTURBED_STEP, Dim, MeasuredShapes
+from model_export.streaming.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.normalize import attributes, captures, opset_of, rename_captures
+from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.tensor import Kind, Tensor
 
 Rule = Callable[["Walk", onnx.NodeProto], None]
@@ -30,9 +31,10 @@ Rule = Callable[["Walk", onnx.NodeProto], None]
 class Walk:
     """The pass over one sequence graph."""
 
-    def __init__(self, model: onnx.ModelProto, facts: MeasuredShapes) -> None:
+    def __init__(self, model: onnx.ModelProto, facts: MeasuredShapes, length: int | None = None) -> None:
         self.model = model
         self.facts = facts
+        self.length = length
         self.opset = opset_of(model)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
@@ -45,11 +47,12 @@ class Walk:
         self._copies: dict[str, dict[str, str]] = {}
         self._outputs = {value.name for value in model.graph.output}
         self.takes_weights: Collection[str] = ()
+        self.resampled: RefusedModelError | None = None
 
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed."""
         for node in self.model.graph.node:
-            if self._is_known(node):
+            if self._is_known(node) or self._is_by_position(node):
                 continue
             outputs = [name for name in node.output if name]
             try:
@@ -121,6 +124,8 @@ class Walk:
         tensor = self.tensors[name]
         if tensor.kind == "constant":
             return self._emit_known(name, node)
+        if tensor.kind == "by_position":
+            return emit_by_position(self, name, offset or 0, node)
         if tensor.kind != "per_step" or offset is None or tensor.offset is None:
             return tensor.step
         return self.delayed(name, tensor.offset - offset)
@@ -129,8 +134,8 @@ class Walk:
         """Return a tensor as it was so many timesteps before."""
         if not steps:
             return self.tensors[name].step
-        window = self.window(name, steps)
-        return self.graph.op("Gather", window, self.graph.ints([0]), axis=self.facts.time_axis(name))
+        window, each = self.window(name, steps), self.facts.samples(name)
+        return self.graph.op("Gather", window, self.graph.ints(range(each)), axis=self.facts.time_axis(name))
 
     def window(self, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
         """Return a tensor's last `past` timesteps and this one, joined on its time axis.
@@ -152,19 +157,20 @@ class Walk:
             assert axis is not None
             assert offset is not None
             dims = list(self.facts.dims(name))
-            if dims[axis].elements_per_step != 1 or dims[axis].both:
+            each = self.facts.samples(name)
+            if dims[axis].both or (each > 1 and self.tensors[name].edge):
                 raise RefusedModelError(
                     f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
                     fix="Export the model with time on an axis of its own.",
                 )
-            dims[axis] = Dim(Fraction(past))
+            dims[axis] = Dim(Fraction(past * each))
             edge = self.tensors[name].edge
             init = None if edge else self._history(name, axis, offset, past, fill)
             state, spec = self.graph.state(f"{plain(label or name)}.past", dims, self.dtype(name), init)
             if edge:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=axis)
-            kept = self.graph.ints(list(range(1, past + 1)))
+            kept = self.graph.ints(range(each, (past + 1) * each))
             self.graph.next_state(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
             self._windows[step, past, fill] = joined
         return self._windows[step, past, fill]
@@ -304,6 +310,23 @@ class Walk:
         self.tensors.update(dict.fromkeys(outputs, Tensor("constant")))
         return True
 
+    def _is_by_position(self, node: onnx.NodeProto) -> bool:
+        """Keep what has one value for each timestep of the declared length, whatever the inputs are.
+
+        Nothing is emitted for it before it is used.
+        """
+        outputs = [name for name in node.output if name]
+        kinds = {self.tensors[name].kind for name in self.uses(node)}
+        if self.length is None or not kinds <= {"constant", "by_position"} or not self.sized.issuperset(outputs):
+            return False
+        for name in outputs:
+            if not is_by_position(self.facts, name) and not self.facts.same_over_time(name):
+                return False
+        for name in outputs:
+            kind: Kind = "constant" if self.facts.same_over_time(name) else "by_position"
+            self.tensors[name] = Tensor(kind)
+        return True
+
     def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
         if name not in self._emitted:
             user = f"Node {node.name!r} ({node.op_type}) uses" if node is not None else "An answer is"
@@ -317,7 +340,8 @@ class Walk:
         """Return the elements before the first timestep, in the tensor's layout with one row."""
         if offset <= 0 and not fill:
             return None
-        known = self.facts.before_start(name, offset - past, past)
+        each = self.facts.samples(name)
+        known = self.facts.before_start(name, (offset - past) * each, past * each)
         if known is None:
             raise RefusedModelError(
                 f"What stands before the first timestep of tensor {name!r} depends on the input.",
@@ -325,7 +349,7 @@ class Walk:
             )
         if fill and offset < past:
             place = [slice(None)] * known.ndim
-            place[axis] = slice(0, past - max(offset, 0))
+            place[axis] = slice(0, (past - max(offset, 0)) * each)
             known[tuple(place)] = fill
         return known
 
@@ -335,10 +359,10 @@ class Walk:
         if tensor.kind != "per_step" or tensor.offset is None:
             return
         first = self.facts.earliest_change(name)
-        if first is not None and first < PERTURBED_STEP + tensor.offset:
+        if first is not None and first < self.facts.perturbed + tensor.offset:
             raise self.refuse(
                 node,
-                f"mixes timesteps: a change at timestep {PERTURBED_STEP + 1} changes its answer for "
+                f"mixes timesteps: a change at timestep {self.facts.perturbed + 1} changes its answer for "
                 f"timestep {first - tensor.offset + 1}" + _why(node),
             )
 

@@ -62,13 +62,20 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
     _require()
     from model_export.torch.sequence_module import convert_sequence_module
     from model_export.torch.step import export_step
+    from model_export.torch.structures import with_named_tensors
 
+    spec = with_named_tensors(spec)
     if progress:
         progress("running the module", 0, 1)
     if spec.time_axis is None:
         return export_step(spec.module, spec.inputs, spec.states, name=name, output_names=spec.output_names)
     return convert_sequence_module(
-        spec.module, spec.inputs, time_axis=spec.time_axis, name=name, output_names=spec.output_names
+        spec.module,
+        spec.inputs,
+        time_axis=spec.time_axis,
+        name=name,
+        output_names=spec.output_names,
+        length=spec.length,
     )
 
 
