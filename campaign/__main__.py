@@ -37,6 +37,12 @@ def chaos(
     ] = None,
     streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 32,
     fault_every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults, on average.")] = 2.0,
+    releases: Annotated[
+        bool, typer.Option("--releases", help="Meanwhile try, promote and abort versions of the model.")
+    ] = False,
+    release_every_s: Annotated[
+        float, typer.Option(min=0.05, help="Seconds between two changes of the release, on average.")
+    ] = 0.4,
     save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
     without: Annotated[
         str | None,
@@ -50,7 +56,8 @@ def chaos(
     if without is not None and without not in mutants.BROKEN:
         raise typer.BadParameter(f"{without!r}; expected {' or '.join(mutants.BROKEN)}", param_hint="--without")
     seed = secrets.randbelow(10**6) if seed is None else seed
-    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, stop_when_broken=without is not None)
+    release_every_s = release_every_s if releases else 0.0
+    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, release_every_s, stop_when_broken=without is not None)
     _console.print(f"seed {seed}")
     tally = Tally()
     ended_early = not _run_with_progress(plan, tally, without)
