@@ -92,7 +92,7 @@ class Engine:
             options.run_timeout_s,
             lambda: [
                 *(served.step_model for served in (*self.steps.models, *self.rollouts.models)),
-                *self.plans.takeover.translations,
+                *models.translations.in_use,
             ],
             self.steps.sample_queues,
         )

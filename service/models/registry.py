@@ -20,6 +20,7 @@ from service.models.changes import ModelChange, ModelHistory, ReloadReport
 from service.models.pairs import LoadedPairs
 from service.models.retired import RetiredModels
 from service.models.served import ServedModel
+from service.models.translations import Translations
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class ModelRegistry:
 
     Attributes:
         pairs: The pairs of versions that records name.
+        translations: The graphs that compute a version's states from those of an older one.
         generation: Grows when the served models change.
     """
 
@@ -66,6 +68,7 @@ class ModelRegistry:
         self._history = ModelHistory()
         self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
         self.pairs = LoadedPairs(ServedModel.of_pair)
+        self.translations = Translations(artifacts)
         self.generation = 0
         self._reload_lock = asyncio.Lock()
 

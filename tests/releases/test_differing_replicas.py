@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.api.running import running_service
 from tests.graphs import fold, write_model
+from tests.releases.builds import wide_fold, widening
 from tests.releases.fleet import MODEL, NEW_FACTOR, OLD_FACTOR, Fleet, folded, two_folds
 from tests.servers import Server
 
@@ -55,6 +56,41 @@ def test_a_replica_without_the_candidates_file_loads_its_artifact(redis_server: 
 
     assert [answer["outputs"]["y"][0] for answer in answers[:4]] == folded([1, 2, 3, 4], factor=NEW_FACTOR)
     assert answers[4]["outputs"]["y"] == folded([1], factor=NEW_FACTOR)
+
+
+def test_a_replica_without_the_translation_loads_its_artifact(redis_server: Server, tmp_path: Path) -> None:
+    """R8: also after its file is gone everywhere, and with the candidate's file but not the translation's."""
+    for folder, versions in {"both": (1, 2), "old": (1,), "no-translation": (1, 2)}.items():
+        for version in versions:
+            build = (lambda: fold(OLD_FACTOR)) if version == 1 else (lambda: wide_fold(NEW_FACTOR))
+            write_model(tmp_path / folder, MODEL, build, version=version)
+    translation = tmp_path / "both" / MODEL / "2" / "translate-from-1.onnx"
+    translation.write_bytes(widening())
+    with contextlib.ExitStack() as stack:
+        both, old, other = (
+            stack.enter_context(running_service(redis_server.url, tmp_path / one))
+            for one in ("both", "old", "no-translation")
+        )
+        releases = Fleet([both, old, other])
+        streams = {"s": old, "t": other}
+        release = f"/v1/models/{MODEL}/release"
+        releases.wait_for(both.http.put(release, json={"current": 1}).json()["revision"])
+        before = {name: replica.step(MODEL, name, [1]).json() for name, replica in streams.items()}
+        body = {"candidate": 2, "mode": "ramp", "percent": 100, "take": "translate"}
+        refused = other.http.put(release, json=body)
+        document = both.http.put(release, json=body).json()
+        releases.wait_for(document["revision"])
+        translation.unlink()
+        again = other.http.put(release, json=body)
+        answers = {name: [replica.step(MODEL, name, [x]).json() for x in (2, 3)] for name, replica in streams.items()}
+
+    expected = folded([2, 3], start=folded([1])[0], factor=NEW_FACTOR)
+    assert refused.json()["code"] == "release_refused"
+    assert again.status_code == 200
+    for name in streams:
+        assert before[name]["outputs"]["y"] == folded([1])
+        assert [answer["outputs"]["y"][0] for answer in answers[name]] == expected
+        assert [answer.get("version") for answer in answers[name]] == [2, None]
 
 
 def test_a_stream_moves_although_the_old_versions_file_is_gone(redis_server: Server, tmp_path: Path) -> None:

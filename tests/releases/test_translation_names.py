@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from model_export.step_model import StepModel
-from service.releases.takeover import Translation
+from service.models.translations import Translation
 from tests.graphs import graph_from_text, lstm, write_model
 
 
