@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from campaign.folds import Folds, after, at_start
 from campaign.operations import Operation
-from campaign.release_log import FACTORS, ReleaseLog
+from campaign.release_log import FACTORS, STALE_S, ReleaseLog
 from service.store.keys import record_key
 from tests.graphs import fold_reference
 
@@ -100,14 +100,16 @@ def check(
 def _wrong(stream: str, operation: Operation, before: Iterable[Folds], log: ReleaseLog) -> Violation:
     """Return the violation of an answer that follows from none of a stream's states."""
     expected = {
-        f"version {version}: {fold_reference(operation.xs, start=folds.value(version), factor=FACTORS[version])}"
+        f"version {version}: {fold_reference(operation.xs, start=value, factor=FACTORS[version])}"
         for folds in before
-        for version in FACTORS
-        if folds.values[version - 1] is not None
+        for version, value in enumerate(folds.values, 1)
+        if value is not None
     }
-    releases = "" if not log.trials else f", by the states {sorted(map(repr, before))[:4]}"
-    detail = f"{stream}: step {operation.step} is {list(operation.ys)}, version {operation.version}"
-    return Violation("wrong", f"{detail}; expected {sorted(expected)[:6]}{releases}")
+    detail = f"{stream}: step {operation.step} is {list(operation.ys)}; expected {sorted(expected)[:4]}"
+    if log.trials:
+        trials = [f"{n}: {trial}" for n, trial in enumerate(log.trials) if trial.ended >= operation.sent - STALE_S]
+        detail += f"; {operation}, states {sorted(map(repr, before))[:4]}, trials {trials[:4]}"
+    return Violation("wrong", detail)
 
 
 def _out_of_order(stream: str, ordered: Sequence[Operation]) -> list[Violation]:

@@ -74,9 +74,13 @@ def after_reset(sent: float, log: ReleaseLog) -> set[Folds]:
     return {Folds.of(version, trial=first, last=UNKNOWN) for version in (FACTORS if log.trials else [1])}
 
 
-def after_move(states: Iterable[Folds], version: int) -> set[Folds]:
-    """Return the states of a stream after it was moved to a version by hand."""
-    return {folds.moved_to(version, folds.trial)._replace(last=version) for folds in states}
+def after_move(states: Iterable[Folds], version: int, move: Operation, log: ReleaseLog, record: str) -> set[Folds]:
+    """Return the states of a stream after it was moved to a version by hand; `move` has no inputs."""
+    return {
+        folds.moved_to(version, folds.trial)._replace(last=version)
+        for before in states
+        for folds in _swept(before, move, log, record)
+    }
 
 
 def after(
@@ -101,14 +105,18 @@ def after(
         return ys
 
     found: dict[tuple[object, ...], Folds] = {}
-    for before in states:
+    swept: dict[tuple[object, ...], Folds] = {}
+    for folds in states:
+        for one in _swept(folds, operation, log, record):
+            _keep(swept, one)
+    for before in swept.values():
         for folds in _reachable(before, operation, log, record):
             if is_settled and folds.is_pair:
                 continue
             for version in _may_answer(folds, operation, log):
                 if compute(version, folds.value(version)) != operation.ys:
                     continue
-                if not _is_announced(before, folds, version, operation, log):
+                if not _is_announced(before.last, version, operation.version):
                     continue
                 values = tuple(v if v is None else compute(i, v)[-1] for i, v in enumerate(folds.values, 1))
                 _keep(found, Folds(values, folds.trial, folds.left, version))  # type: ignore[arg-type]
@@ -181,12 +189,20 @@ def _may_answer(folds: Folds, operation: Operation, log: ReleaseLog) -> Iterator
         yield trial.new
 
 
-def _is_announced(before: Folds, folds: Folds, version: int, operation: Operation, log: ReleaseLog) -> bool:
-    """Whether an answer has `version` if, and only if, another version answered than before."""
-    if operation.version not in (None, version):
-        return False
-    if before.last == NEW_STREAM:
-        return operation.version is None
-    if before.last == UNKNOWN or (folds.values != before.values and log.has_swept(operation.answered)):
-        return True  # a sweep moves a stream without an answer
-    return (operation.version == version) == (before.last != version)
+def _is_announced(before: int, version: int, announced: int | None) -> bool:
+    """Whether an answer names its version if, and only if, another version answered before."""
+    if before == UNKNOWN:
+        return announced in (None, version)
+    return announced == (version if before not in (NEW_STREAM, version) else None)
+
+
+def _swept(start: Folds, operation: Operation, log: ReleaseLog, record: str) -> Iterator[Folds]:
+    """Yield where a stream may be before an operation: where it was, or where a sweep has moved it without an answer."""
+    yield start
+    if start.last == NEW_STREAM or not log.may_sweep(operation.sent, operation.answered):
+        return
+    for folds in _reachable(start, operation, log, record):
+        if not folds.is_pair:
+            yield folds._replace(last=folds.version)
+        elif not start.is_pair or folds.trial != start.trial:
+            yield folds._replace(last=log.trials[folds.trial].old)

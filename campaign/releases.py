@@ -7,6 +7,7 @@ import contextlib
 import random
 from typing import Any, Final
 
+from campaign.checker import MODEL, TENANT
 from campaign.client import DEADLINE_S, RandomClient
 from campaign.folds import after
 from campaign.release_log import FACTORS, How, LoggedTrial, Mode
@@ -166,7 +167,7 @@ class ReleaseOperator:
                 self._tally.report("refused", f"{run.name} at {run.step}: {answer.document}")
                 return
             run.record([x], answer)
-            operation, record = run.operations[-1], record_key("default", "fold", run.name)
+            operation, record = run.operations[-1], record_key(TENANT, MODEL, run.name)
             before, run.operations = run.states or frozenset(), []
             run.states = frozenset(after(before, operation, self.log, record, is_settled=is_settled))
             self._tally.steps += 1

@@ -9,11 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from campaign.checker import check
+from campaign.checker import MODEL, TENANT, check
 from campaign.client import DEADLINE_S, RandomClient, Request, TimedAnswer
 from campaign.folds import Folds, after_move, after_reset
 from campaign.operations import Operation
 from campaign.release_log import ReleaseLog
+from service.store.keys import record_key
 from tests.exactly_once.http import NoAnswerError
 
 STEPS = 60  # per stream, approximately
@@ -240,9 +241,12 @@ class StreamDriver:
 
     async def _move(self, run: StreamRun) -> StreamRun:
         """Move the stream to a random version by hand."""
-        version = self.rng.choice((1, 2))
-        then = StreamRun(run.name, step=run.step, states=frozenset(after_move(self._states(run), version)))
-        return await self._restart(then, Request(run.name, "move", {"version": version, "after": run.state_id}))
+        version, sent = self.rng.choice((1, 2)), asyncio.get_running_loop().time()
+        request = Request(run.name, "move", {"version": version, "after": run.state_id})
+        then = await self._restart(StreamRun(run.name, step=run.step), request)
+        move = Operation((), run.step, (), sent, asyncio.get_running_loop().time())
+        record = record_key(TENANT, MODEL, run.name)
+        return replace(then, states=frozenset(after_move(self._states(run), version, move, self.log, record)))
 
     async def _fork(self, run: StreamRun) -> StreamRun:
         """Fork the stream, and continue with the fork."""

@@ -16,9 +16,9 @@ from tests.servers import Server
 XS = [3, 1, 4, 1, 5]
 
 
-@pytest.fixture
-def folds(redis_server: Server, tmp_path: Path) -> Iterator[Fleet]:
-    with two_folds(redis_server.url, tmp_path) as running:
+@pytest.fixture(params=[False, True], ids=["http", "feed"])
+def folds(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path) -> Iterator[Fleet]:
+    with two_folds(redis_server.url, tmp_path, by_feed=request.param) as running:
         yield running
 
 
