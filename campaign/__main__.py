@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from campaign import mutants, result, soak
+from campaign import mutants, ramp, result, soak
 from campaign.chaos import ChaosPlan, run
 from campaign.fuzz import TARGETS
 from campaign.tally import Tally
@@ -101,6 +101,30 @@ def run_soak(
     if save is not None:
         result.save(save, outcome)
     raise typer.Exit(bool(outcome["grew"] or tally.violations))
+
+
+@app.command(name="ramp")
+def run_ramp(
+    *,
+    streams: Annotated[int, typer.Option(min=10, help="Number of streams.")] = 5000,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random choices; random by default, and printed.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
+) -> None:
+    """Ramp a version over many streams under load, abort it at 50 %, then ramp it to 100 % and promote it.
+
+    Exits with 0 if each stream was answered as it has to be, else with 1.
+    """
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="sw") as path:
+        found = asyncio.run(ramp.run(streams, seed, Path(path), tally))
+    outcome = ramp.document(found, tally, seed)
+    _console.print_json(data=outcome)
+    if save is not None:
+        result.save(save, outcome)
+    raise typer.Exit(bool(tally.violations) or not found.is_good())
 
 
 @app.command(name="fuzz")

@@ -47,7 +47,7 @@ class ReleaseOperator:
     async def start(self) -> None:
         """Make version 1 current, and wait until every worker begins new streams on it."""
         await self._request("PUT", "", {"current": 1})
-        await self._wait_until_new_streams_begin_on(1)
+        await self.wait_until_new_streams_begin_on(1)
 
     async def run(self, every_s: float, over: asyncio.Event) -> None:
         """Change the release until the campaign is over; the last trial is ended.
@@ -60,7 +60,7 @@ class ReleaseOperator:
             await asyncio.sleep(self._rng.uniform(0.2, 1.8) * every_s)
             await self._change()
         if self.log.running is not None:
-            await self._finish("abort")
+            await self.finish("abort")
 
     async def check_settled_streams(self) -> None:
         """Step streams that sleep through one more trial that is aborted, and one that is promoted.
@@ -69,11 +69,11 @@ class ReleaseOperator:
         """
         runs = [run for run in self._driver.ended.values() if run.states][-_SETTLED:]
         for mode, how in (("ramp", "abort"), ("shadow", "promote")):
-            await self._begin(mode, 100, existing=True)  # type: ignore[arg-type]
+            await self.begin(mode, 100, existing=True)  # type: ignore[arg-type]
             trial = self.log.trials[-1]
             await self._step_all(runs, is_settled=False)
-            await self._finish(how)  # type: ignore[arg-type]
-            await self._wait_until_new_streams_begin_on(trial.old if how == "abort" else trial.new)
+            await self.finish(how)  # type: ignore[arg-type]
+            await self.wait_until_new_streams_begin_on(trial.old if how == "abort" else trial.new)
             await self._step_all(runs, is_settled=True)
 
     # ---------------------------------------------------------------- changes
@@ -85,15 +85,16 @@ class ReleaseOperator:
                 await self._sweep()
             else:
                 mode: Mode = self._rng.choices(("shadow", "ramp", "switch"), (3, 5, 2))[0]
-                await self._begin(mode, self._rng.choice((5, 20, 50, 100)), existing=self._rng.random() < 0.9)
+                await self.begin(mode, self._rng.choice((5, 20, 50, 100)), existing=self._rng.random() < 0.9)
         elif dice < 0.3:
-            await self._set_percent(running)
+            await self.set_percent(self._rng.choice((1, 20, 50, 80, 100)), scheduled=self._rng.random() < 0.3)
         elif dice < 0.45:
             await self._set_mode(running)
         else:
-            await self._finish(self._rng.choice(("promote", "abort")))
+            await self.finish(self._rng.choice(("promote", "abort")))
 
-    async def _begin(self, mode: Mode, percent: float, *, existing: bool) -> None:
+    async def begin(self, mode: Mode, percent: float, *, existing: bool) -> None:
+        """Start a trial of the version that is not current."""
         current = next((trial.new for trial in reversed(self.log.trials) if trial.how == "promote"), 1)
         salt = f"t{len(self.log.trials)}"
         trial = LoggedTrial(current, 3 - current, salt, existing, percent, {mode: self._now()})
@@ -102,12 +103,12 @@ class ReleaseOperator:
         self._tally.releases[f"{mode} started"] += 1
         await self._request("PUT", "", body)
 
-    async def _set_percent(self, trial: LoggedTrial) -> None:
-        percent = self._rng.choice((1, 20, 50, 80, 100))
+    async def set_percent(self, percent: float, *, scheduled: bool = False) -> None:
+        """Change the candidate's share; `scheduled`: by a schedule that begins at 1 %."""
+        trial = self.log.trials[-1]
         self._tally.releases["raised" if percent >= trial.percent else "lowered"] += 1
         trial.percent = max(trial.percent, percent)
-        share: Any = percent if self._rng.random() < 0.7 else [[0, 1], [0.3, percent]]
-        await self._request("PUT", "", {"percent": share})
+        await self._request("PUT", "", {"percent": [[0, 1], [0.3, percent]] if scheduled else percent})
 
     async def _set_mode(self, trial: LoggedTrial) -> None:
         mode: Mode = self._rng.choices(("shadow", "ramp", "switch"), (4, 4, 1))[0]
@@ -116,7 +117,8 @@ class ReleaseOperator:
         self._tally.releases["mode changed"] += 1
         await self._request("PUT", "", {"candidate": trial.new, "mode": mode, "percent": percent})
 
-    async def _finish(self, how: How) -> None:
+    async def finish(self, how: How) -> None:
+        """Promote or abort the candidate."""
         trial = self.log.trials[-1]
         trial.how, trial.ended = how, self._now()
         self._tally.releases["promoted" if how == "promote" else "aborted"] += 1
@@ -178,7 +180,7 @@ class ReleaseOperator:
 
         await asyncio.gather(*(one(run) for run in runs if run.states))
 
-    async def _wait_until_new_streams_begin_on(self, version: int) -> None:
+    async def wait_until_new_streams_begin_on(self, version: int) -> None:
         """Wait until new streams begin on a version in every worker."""
         for port in self._client.transports.ports:
             deadline = self._now() + DEADLINE_S

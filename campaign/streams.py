@@ -175,7 +175,7 @@ class StreamDriver:
         """Bulk steps of many streams with `seq`; unanswered rows are sent again."""
         runs = [StreamRun(next(self._names)) for _ in range(self.rng.choice(BULK_SIZES))]
         for _ in self._iterations():
-            if not await self._step_all(runs):
+            if not await self.step_all(runs):
                 return
         for run in runs:
             await self._end(run)
@@ -269,8 +269,8 @@ class StreamDriver:
             return StreamRun(then.name)
         return replace(then, operations=[], state_id=answer.document["state_id"], start=then.step)
 
-    async def _step_all(self, runs: Sequence[StreamRun]) -> bool:
-        """Step every stream once; return False if a step was rejected."""
+    async def step_all(self, runs: Sequence[StreamRun]) -> bool:
+        """Step every stream once, by columns; return False if a step was rejected."""
         loop = asyncio.get_running_loop()
         rows = {run.name: (run, self._xs(most=1), run.step + 1) for run in runs}
         sent, in_doubt = loop.time(), set[str]()
