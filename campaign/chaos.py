@@ -72,7 +72,7 @@ async def run(
                     tasks.create_task(driver.run_patterns())
                 tasks.create_task(inject_faults(system, random.Random(plan.seed), tally, plan.fault_every_s, over))
                 if operator is not None:
-                    tasks.create_task(operator.run(plan.release_every_s, over))
+                    tasks.create_task(operator.run(plan.release_every_s, over, plan.seconds / 2))
                 await _wait(plan, tally, on_progress)
                 over.set()
                 driver.stop()

@@ -199,7 +199,7 @@ def _is_announced(before: int, version: int, announced: int | None) -> bool:
 def _swept(start: Folds, operation: Operation, log: ReleaseLog, record: str) -> Iterator[Folds]:
     """Yield where a stream may be before an operation: where it was, or where a sweep has moved it meanwhile."""
     yield start
-    if start.last == NEW_STREAM or not log.may_sweep(operation.sent, operation.answered):
+    if start.last == NEW_STREAM or not log.may_sweep(operation.answered):
         return
     for folds in _reachable(start, operation, log, record):
         if not folds.is_pair:

@@ -14,7 +14,6 @@ from typing import Literal
 from service.releases.document import takes_part
 
 STALE_S = 15.0
-_SWEEP_S = 30.0  # a sweep goes on after an error of the store
 FACTORS = {1: 1_000_003, 2: 31}  # the multiplier of each version of the fold
 
 Mode = Literal["shadow", "ramp", "switch"]
@@ -91,7 +90,6 @@ class ReleaseLog:
         }  # fmt: skip
         return promoted | {1 if before is None else before.new}
 
-    def may_sweep(self, sent: float, answered: float) -> bool:
-        """Whether a sweep may have moved streams between two times, or shortly before the first."""
-        before = bisect.bisect_right(self.sweeps, answered)
-        return before > 0 and self.sweeps[before - 1] >= sent - _SWEEP_S
+    def may_sweep(self, answered: float) -> bool:
+        """Whether a sweep may have moved streams by a time; it goes on as long as it meets streams that are stepped."""
+        return bool(self.sweeps) and self.sweeps[0] <= answered

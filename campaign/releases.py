@@ -43,19 +43,22 @@ class ReleaseOperator:
         self._tally = tally
         self._revision = 0
         self._probes = 0
+        self._sweeps_from = 0.0
 
     async def start(self) -> None:
         """Make version 1 current, and wait until every worker begins new streams on it."""
         await self._request("PUT", "", {"current": 1})
         await self.wait_until_new_streams_begin_on(1)
 
-    async def run(self, every_s: float, over: asyncio.Event) -> None:
+    async def run(self, every_s: float, over: asyncio.Event, sweeps_after_s: float) -> None:
         """Change the release until the campaign is over; the last trial is ended.
 
         Args:
             every_s: Seconds between two changes, on average.
             over: Set when no further changes are to be made.
+            sweeps_after_s: Seconds before the first sweep. From then on streams may move without an answer.
         """
+        self._sweeps_from = self._now() + sweeps_after_s
         while not over.is_set():
             await asyncio.sleep(self._rng.uniform(0.2, 1.8) * every_s)
             await self._change()
@@ -81,7 +84,7 @@ class ReleaseOperator:
     async def _change(self) -> None:
         running, dice = self.log.running, self._rng.random()
         if running is None:
-            if dice < 0.2 and self.log.trials:
+            if dice < 0.2 and self.log.trials and self._now() > self._sweeps_from:
                 await self._sweep()
             else:
                 mode: Mode = self._rng.choices(("shadow", "ramp", "switch"), (3, 5, 2))[0]
