@@ -46,7 +46,7 @@ def chaos(
     save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
     without: Annotated[
         str | None,
-        typer.Option(help=f"Test a broken build, on which the campaign must fail: {' or '.join(mutants.BROKEN)}."),
+        typer.Option(help=f"Test a broken build, on which the campaign must fail: {', '.join(mutants.BROKEN)}."),
     ] = None,
 ) -> None:
     """Kill, pause, delay and disconnect two workers and their store while clients step streams over HTTP and WebSocket.
@@ -54,9 +54,9 @@ def chaos(
     Exits with 0 if there were no violations, else with 1; with --without, the reverse.
     """
     if without is not None and without not in mutants.BROKEN:
-        raise typer.BadParameter(f"{without!r}; expected {' or '.join(mutants.BROKEN)}", param_hint="--without")
+        raise typer.BadParameter(f"{without!r}; expected one of {', '.join(mutants.BROKEN)}", param_hint="--without")
     seed = secrets.randbelow(10**6) if seed is None else seed
-    release_every_s = release_every_s if releases else 0.0
+    release_every_s = release_every_s if releases or without == mutants.NEEDS_RELEASES else 0.0
     plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, release_every_s, stop_when_broken=without is not None)
     _console.print(f"seed {seed}")
     tally = Tally()

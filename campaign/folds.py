@@ -26,19 +26,17 @@ class Folds(NamedTuple):
     Attributes:
         values: The value of version 1 and of version 2; None: the stream has no state of that version.
         trial: Of a pair, the index of its trial; of one version, that of the first trial that may move the stream.
-        left: The stream has left that trial, so that only its promotion moves it.
         last: The version that answered last, or `NEW_STREAM` or `UNKNOWN`.
     """
 
     values: _Values
     trial: int = 0
-    left: bool = False
     last: int = NEW_STREAM
 
     @classmethod
     def of(cls, version: int, value: int = 0, *, trial: int = 0, last: int = NEW_STREAM) -> Folds:
         """Return those of a stream with one version."""
-        return cls(_single(version, value), trial, False, last)
+        return cls(_single(version, value), trial, last)
 
     @property
     def is_pair(self) -> bool:
@@ -59,7 +57,7 @@ class Folds(NamedTuple):
     def moved_to(self, version: int, trial: int) -> Folds:
         """Return those of a stream that goes on with one version: its half of a pair, or the state as it is."""
         value = self.value(version if self.is_pair else self.version)
-        return Folds(_single(version, value), trial, False, self.last)
+        return Folds(_single(version, value), trial, self.last)
 
 
 def at_start(operation: Operation, log: ReleaseLog) -> set[Folds]:
@@ -119,7 +117,7 @@ def after(
                 if not _is_announced(before.last, version, operation.version):
                     continue
                 values = tuple(v if v is None else compute(i, v)[-1] for i, v in enumerate(folds.values, 1))
-                _keep(found, Folds(values, folds.trial, folds.left, version))  # type: ignore[arg-type]
+                _keep(found, Folds(values, folds.trial, version))  # type: ignore[arg-type]
     return set(found.values())
 
 
@@ -129,7 +127,7 @@ def _single(version: int, value: int) -> _Values:
 
 def _keep(found: dict[tuple[object, ...], Folds], folds: Folds) -> bool:
     """Keep states, unless states are there that allow the same and more; return whether they were kept."""
-    name = (folds.values, folds.left, folds.last, folds.trial if folds.is_pair or folds.left else None)
+    name = (folds.values, folds.last, folds.trial if folds.is_pair else None)
     before = found.get(name)
     if before is not None and before.trial <= folds.trial:
         return False
@@ -150,7 +148,6 @@ def _reachable(start: Folds, operation: Operation, log: ReleaseLog, record: str)
 def _moves(folds: Folds, operation: Operation, log: ReleaseLog, record: str) -> Iterator[Folds]:
     if folds.is_pair:
         trial, then = log.trials[folds.trial], folds.trial + 1
-        yield folds.moved_to(trial.old, folds.trial)._replace(left=True)  # the candidate's run took too long
         if trial.ended <= operation.answered:
             yield folds.moved_to(trial.old if trial.how == "abort" else trial.new, then)
         if trial.has_mode("switch", operation.answered):
@@ -164,16 +161,15 @@ def _moves(folds: Folds, operation: Operation, log: ReleaseLog, record: str) -> 
             continue
         if trial.how == "promote" and trial.ended <= operation.answered:
             yield folds.moved_to(trial.new, index + 1)
-        has_left = folds.left and index == folds.trial
         is_asked = trial.existing or folds.last == NEW_STREAM
-        if not has_left and is_asked and index >= log.first_trial(operation.sent) and trial.takes_part(record):
+        if is_asked and index >= log.first_trial(operation.sent) and trial.takes_part(record):
             yield from _joined(folds, index, trial, operation)
 
 
 def _joined(folds: Folds, index: int, trial: LoggedTrial, operation: Operation) -> Iterator[Folds]:
     if trial.has_mode("shadow", operation.answered) or trial.has_mode("ramp", operation.answered):
         value = folds.value(trial.old)
-        yield Folds((value, value), index, False, folds.last)
+        yield Folds((value, value), index, folds.last)
     if trial.has_mode("switch", operation.answered):
         yield folds.moved_to(trial.new, index + 1)
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from service.releases.document import takes_part
 
-STALE_S = 15.0
+STALE_S = 30.0
 FACTORS = {1: 1_000_003, 2: 31}  # the multiplier of each version of the fold
 
 Mode = Literal["shadow", "ramp", "switch"]

@@ -19,7 +19,10 @@ from tests.servers import Server
 
 WORKERS = 2
 STORE = ("--appendonly", "yes", "--appendfsync", "always")
-_WORKER = ("--request-timeout-s", "4", "--stream-ttl-s", "86400", "--drain-s", "1")
+_WORKER = (
+    *("--request-timeout-s", "4", "--stream-ttl-s", "86400", "--drain-s", "1"),
+    *("--run-timeout-s", "60"),  # a run of a worker that is paused takes long; its stream would leave the release
+)
 _POLL_S = 0.05
 _START_S = 240.0  # a machine that runs other tests, too
 
