@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from campaign.checker import MODEL
 from campaign.client import RandomClient
 from campaign.faults import inject_faults
 from campaign.releases import ReleaseOperator
 from campaign.streams import StreamDriver
-from campaign.system import MODEL, running_system
+from campaign.system import running_system
 from campaign.tally import Tally
 from campaign.transports import Transports
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from campaign.checker import check
+from campaign.checker import MODEL, check
 from campaign.client import RandomClient
 from campaign.release_log import FACTORS
 from campaign.releases import ReleaseOperator
 from campaign.streams import StreamDriver, StreamRun
-from campaign.system import MODEL, running_system
+from campaign.system import running_system
 from campaign.tally import Tally
 from campaign.transports import Transports
 from tests.graphs import fold_reference

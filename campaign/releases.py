@@ -196,7 +196,8 @@ class ReleaseOperator:
     async def _begins_on(self, port: int, version: int) -> bool:
         """Whether a new stream begins on a version in a worker: its second value differs between the versions."""
         self._probes += 1
-        path, document = f"{self._client.transports.path}/streams/probe{self._probes}/steps", {}
+        path = f"{self._client.transports.path}/streams/probe{self._probes}/steps"
+        document: dict[str, Any] = {}
         with contextlib.suppress(NoAnswerError):
             _, document = await self._client.transports.http.request(
                 "POST", port, path, {"inputs": [[7], [7]]}, timeout=_TIMEOUT_S

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ FACTORS = {1: OLD_FACTOR, 2: NEW_FACTOR}
 def replicas(redis_server: Server, tmp_path: Path) -> Iterator[list[Replica]]:
     """Two replicas, of which each reaches the store through a proxy of its own; version 1 is current."""
     for version, factor in FACTORS.items():
-        write_model(tmp_path / "models", MODEL, lambda factor=factor: fold(factor), version=version)
+        write_model(tmp_path / "models", MODEL, partial(fold, factor), version=version)
     with contextlib.ExitStack() as stack:
         running = []
         for name in ("first", "second"):

@@ -115,7 +115,7 @@ class BatchCommitter:
         keyed = [i for i, row in enumerate(rows) if row.timestep.idempotency_key is not None]
         history_hashes = self.advance_headers([row.op_id for row in rows], rows[0].applied.length, headers, keyed)
         if responding is not None and any(responding.changed):
-            changed_rows = np.flatnonzero(responding.changed)
+            changed_rows = np.flatnonzero(responding.changed).tolist()
             headers["flags"][changed_rows] |= np.array(
                 [changed_to(responding.versions[i]) for i in changed_rows], "<u4"
             )
