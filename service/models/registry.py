@@ -24,7 +24,6 @@ from service.models.translations import Translations
 
 _log = logging.getLogger(__name__)
 
-
 Loader = Callable[[Path], StepModel]
 
 
