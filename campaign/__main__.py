@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from campaign import mutants, ramp, result, soak
+from campaign import mutants, result, soak
 from campaign.chaos import ChaosPlan, run
 from campaign.fuzz import TARGETS
+from campaign.releases import ramp
 from campaign.tally import Tally
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)

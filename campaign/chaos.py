@@ -12,7 +12,7 @@ from pathlib import Path
 from campaign.checker import MODEL
 from campaign.client import RandomClient
 from campaign.faults import inject_faults
-from campaign.releases import ReleaseOperator
+from campaign.releases.operator import ReleaseOperator
 from campaign.streams import StreamDriver
 from campaign.system import running_system
 from campaign.tally import Tally

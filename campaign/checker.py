@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from campaign.folds import Folds, after, at_start
 from campaign.operations import Operation
-from campaign.release_log import FACTORS, STALE_S, ReleaseLog
+from campaign.releases.folds import Folds, after, at_start
+from campaign.releases.log import FACTORS, STALE_S, ReleaseLog
 from service.store.keys import record_key
 from tests.graphs import fold_reference
 

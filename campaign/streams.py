@@ -6,50 +6,21 @@ import asyncio
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from campaign.checker import MODEL, TENANT, check
 from campaign.client import DEADLINE_S, RandomClient, Request, TimedAnswer
-from campaign.folds import Folds, after_move, after_reset
 from campaign.operations import Operation
-from campaign.release_log import ReleaseLog
+from campaign.releases.folds import Folds, after_move, after_reset
+from campaign.releases.log import ReleaseLog
+from campaign.stream_run import StreamRun
 from service.store.keys import record_key
 from tests.exactly_once.http import NoAnswerError
 
 STEPS = 60  # per stream, approximately
 WRITERS = 3  # concurrent clients of a stream stepped by keys
 BULK_SIZES = (8, 24)  # streams of a bulk request: the engine processes few row by row, many in columns
-
-
-@dataclass
-class StreamRun:
-    """A stream since its start, or since a reset or fork.
-
-    Attributes:
-        name: The stream's name.
-        operations: Acknowledged operations.
-        step: Expected step.
-        state_id: Newest state id.
-        start: Step at the start.
-        states: The states that it may have at the start; None: it is a new stream.
-    """
-
-    name: str
-    operations: list[Operation] = field(default_factory=list)
-    step: int = 0
-    state_id: str | None = None
-    start: int = 0
-    states: frozenset[Folds] | None = None
-
-    def record(self, xs: Sequence[int], answer: TimedAnswer) -> None:
-        """Record an acknowledged step or chunk."""
-        document = answer.document
-        ys = [y for row in document["outputs"]["y"] for y in (row if isinstance(row, list) else [row])]
-        version = document.get("version")
-        self.operations.append(Operation(tuple(xs), document["step"], tuple(ys), answer.sent, answer.answered, version))
-        if document["step"] >= self.step:
-            self.step, self.state_id = document["step"], document["state_id"]
 
 
 class StreamDriver:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from campaign.checker import MODEL
-from campaign.release_log import FACTORS
+from campaign.releases.log import FACTORS
 from tests.exactly_once.http import Http, NoAnswerError
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, write_model

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from campaign.checker import check
-from campaign.folds import Folds
 from campaign.operations import Operation
+from campaign.releases.folds import Folds
 from tests.graphs import fold_reference
 
 XS = [5, -3, 8, 8, 1]

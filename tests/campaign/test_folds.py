@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from campaign.checker import MODEL, TENANT, check
-from campaign.folds import Folds, after, after_move, after_reset
 from campaign.operations import Operation
-from campaign.release_log import FACTORS, LoggedTrial, Mode, ReleaseLog
+from campaign.releases.folds import Folds, after, after_move, after_reset
+from campaign.releases.log import FACTORS, LoggedTrial, Mode, ReleaseLog
 from service.store.keys import record_key
 from tests.graphs import fold_reference
 

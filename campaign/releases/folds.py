@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from campaign.operations import Operation
-from campaign.release_log import FACTORS, LoggedTrial, ReleaseLog
+from campaign.releases.log import FACTORS, LoggedTrial, ReleaseLog
 from tests.graphs import fold_reference
 
 NEW_STREAM, UNKNOWN = 0, -1

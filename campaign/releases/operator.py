@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from campaign.checker import MODEL, TENANT
 from campaign.client import DEADLINE_S, RandomClient
-from campaign.folds import after
-from campaign.release_log import FACTORS, How, LoggedTrial, Mode
-from campaign.streams import StreamDriver, StreamRun
+from campaign.releases.folds import after
+from campaign.releases.log import FACTORS, How, LoggedTrial, Mode
+from campaign.stream_run import StreamRun
+from campaign.streams import StreamDriver
 from campaign.tally import Tally
 from service.store.keys import record_key
 from tests.exactly_once.http import NoAnswerError

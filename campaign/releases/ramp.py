@@ -14,9 +14,10 @@ from typing import Any
 
 from campaign.checker import MODEL, check
 from campaign.client import RandomClient
-from campaign.release_log import FACTORS
-from campaign.releases import ReleaseOperator
-from campaign.streams import StreamDriver, StreamRun
+from campaign.releases.log import FACTORS
+from campaign.releases.operator import ReleaseOperator
+from campaign.stream_run import StreamRun
+from campaign.streams import StreamDriver
 from campaign.system import running_system
 from campaign.tally import Tally
 from campaign.transports import Transports
