@@ -115,8 +115,8 @@ class Record:
         epoch: Random 64-bit number, new at each create, reset and fork.
         step: Timesteps since creation or reset.
         length: Timesteps of the newest operation; 0 for a reset.
-        flags: `Kind`; `HAD_KEY` if the operation had an idempotency key; `CHANGED_VERSION` if another version responded
-            to it than to the operation before.
+        flags: `Kind`; `HAD_KEY` if the operation had an idempotency key; `changed_to` if another version responded to
+            it than to the operation before.
         op_id: Op id of the newest operation, 16 bytes.
         history_hash: Hash of the whole history, 16 bytes.
         fingerprint: Fingerprint of the step graph that wrote the state, 8 bytes.
