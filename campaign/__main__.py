@@ -17,6 +17,7 @@ from campaign import mutants, result, soak
 from campaign.alerts import run_silence
 from campaign.chaos import ChaosPlan, run
 from campaign.fuzz import TARGETS
+from campaign.releases import ramp
 from campaign.tally import Tally
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -38,10 +39,16 @@ def chaos(
     ] = None,
     streams: Annotated[int, typer.Option(min=1, help="Concurrent streams.")] = 32,
     fault_every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults, on average.")] = 2.0,
+    releases: Annotated[
+        bool, typer.Option("--releases", help="Meanwhile try, promote and abort versions of the model.")
+    ] = False,
+    release_every_s: Annotated[
+        float, typer.Option(min=0.05, help="Seconds between two changes of the release, on average.")
+    ] = 0.4,
     save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
     without: Annotated[
         str | None,
-        typer.Option(help=f"Test a broken build, on which the campaign must fail: {' or '.join(mutants.BROKEN)}."),
+        typer.Option(help=f"Test a broken build, on which the campaign must fail: {', '.join(mutants.BROKEN)}."),
     ] = None,
 ) -> None:
     """Kill, pause, delay and disconnect two workers and their store while clients step streams over HTTP and WebSocket.
@@ -49,9 +56,10 @@ def chaos(
     Exits with 0 if there were no violations, else with 1; with --without, the reverse.
     """
     if without is not None and without not in mutants.BROKEN:
-        raise typer.BadParameter(f"{without!r}; expected {' or '.join(mutants.BROKEN)}", param_hint="--without")
+        raise typer.BadParameter(f"{without!r}; expected one of {', '.join(mutants.BROKEN)}", param_hint="--without")
     seed = secrets.randbelow(10**6) if seed is None else seed
-    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, stop_when_broken=without is not None)
+    release_every_s = release_every_s if releases or without == mutants.NEEDS_RELEASES else 0.0
+    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, release_every_s, stop_when_broken=without is not None)
     _console.print(f"seed {seed}")
     tally = Tally()
     ended_early = not _run_with_progress(plan, tally, without)
@@ -124,6 +132,30 @@ def alerts(
         _console.print(problem, markup=False)
     print(found.sentence())  # noqa: T201
     raise typer.Exit(bool(found.problems))
+
+
+@app.command(name="ramp")
+def run_ramp(
+    *,
+    streams: Annotated[int, typer.Option(min=10, help="Number of streams.")] = 5000,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random choices; random by default, and printed.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
+) -> None:
+    """Ramp a version over many streams under load, abort it at 50 %, then ramp it to 100 % and promote it.
+
+    Exits with 0 if each stream was answered as it has to be, else with 1.
+    """
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="sw") as path:
+        found = asyncio.run(ramp.run(streams, seed, Path(path), tally))
+    outcome = ramp.document(found, tally, seed)
+    _console.print_json(data=outcome)
+    if save is not None:
+        result.save(save, outcome)
+    raise typer.Exit(bool(tally.violations) or not found.is_good())
 
 
 @app.command(name="fuzz")

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from campaign.checker import MODEL
 from campaign.client import RandomClient
 from campaign.faults import inject_faults
+from campaign.releases.operator import ReleaseOperator
 from campaign.streams import StreamDriver
-from campaign.system import MODEL, running_system
+from campaign.system import running_system
 from campaign.tally import Tally
 from campaign.transports import Transports
 
@@ -28,6 +30,7 @@ class ChaosPlan:
         seed: Seed of all random choices; the timing is not reproducible.
         streams: Concurrent streams; the streams of one bulk request count as one.
         fault_every_s: Seconds between two faults, on average.
+        release_every_s: Seconds between two changes of the release, on average; 0: there is no release.
         stop_when_broken: Whether to stop at the first violation.
     """
 
@@ -35,6 +38,7 @@ class ChaosPlan:
     seed: int
     streams: int = 32
     fault_every_s: float = 2.0
+    release_every_s: float = 0.0
     stop_when_broken: bool = False
 
 
@@ -56,19 +60,26 @@ async def run(
         on_progress: Called regularly with the elapsed seconds.
     """
     rng = random.Random(plan.seed)
-    async with running_system(folder, env=env) as system:
+    async with running_system(folder, releases=plan.release_every_s > 0, env=env) as system:
         transports = Transports(system.ports, MODEL)
         driver = StreamDriver(RandomClient(transports, rng, tally), rng, f"s{plan.seed}")
+        operator = ReleaseOperator(driver, random.Random(plan.seed), tally) if plan.release_every_s else None
         over = asyncio.Event()
         try:
+            if operator is not None:
+                await operator.start()
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(plan.streams):
                     tasks.create_task(driver.run_patterns())
                 tasks.create_task(inject_faults(system, random.Random(plan.seed), tally, plan.fault_every_s, over))
+                if operator is not None:
+                    tasks.create_task(operator.run(plan.release_every_s, over, plan.seconds / 2))
                 await _wait(plan, tally, on_progress)
                 over.set()
                 driver.stop()
             await driver.verify_final_states()
+            if operator is not None:
+                await operator.check_settled_streams()
         finally:
             await transports.close()
 

@@ -1,4 +1,4 @@
-"""Compares the answers to one stream with the fold of its inputs. Pure.
+"""Compares the answers to one stream with the folds of its inputs by the versions of the model. Pure.
 
 A stream is a deterministic fold and each answer has its position, so checking is linear: each position occurs once,
 none is missing, each value follows from all before it, and steps sent after an answer come after it.
@@ -6,11 +6,16 @@ none is missing, each value follows from all before it, and steps sent after an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
+from campaign.operations import Operation
+from campaign.releases.folds import Folds, after, at_start
+from campaign.releases.log import FACTORS, STALE_S, ReleaseLog
+from service.store.keys import record_key
 from tests.graphs import fold_reference
+
+MODEL, TENANT = "fold", "default"
 
 Kind = Literal["lost", "doubled", "wrong", "out of order", "refused", "unresolved", "error"]
 KINDS: tuple[Kind, ...] = ("lost", "doubled", "wrong", "out of order", "refused", "unresolved", "error")
@@ -31,44 +36,39 @@ class Violation(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """An acknowledged step or chunk.
+class Checked(NamedTuple):
+    """What is left of a stream after its answers were checked.
 
     Attributes:
-        xs: Its inputs.
-        step: Position of its last timestep.
-        ys: Its predictions.
-        sent: When the client first sent it, seconds.
-        answered: When its first answer arrived, seconds.
+        violations: Every broken promise.
+        states: The states that the stream may have; empty after a violation.
     """
 
-    xs: tuple[int, ...]
-    step: int
-    ys: tuple[int, ...]
-    sent: float
-    answered: float
-
-    @property
-    def first(self) -> int:
-        """Position of its first timestep."""
-        return self.step - len(self.xs) + 1
+    violations: list[Violation]
+    states: frozenset[Folds]
 
 
 def check(
-    stream: str, operations: Sequence[Operation], final: int, *, value: int = 0, start: int = 0
-) -> list[Violation]:
-    """Return every violation in one stream, from its start, or a reset or fork, to its end.
+    stream: str,
+    operations: Sequence[Operation],
+    final: int,
+    *,
+    states: Iterable[Folds] | None = None,
+    start: int = 0,
+    log: ReleaseLog | None = None,
+) -> Checked:
+    """Check one stream, from its start, or a reset or fork, to its end.
 
     Args:
-        stream: The stream's name, for messages.
+        stream: The stream's name.
         operations: All acknowledged operations, in any order.
         final: Step of the stream after all of them.
-        value: Value of the fold at the start.
+        states: The states that the stream may have at the start; None: it is a new stream.
         start: Step of the stream at the start.
+        log: The releases; None: there was none.
     """
     violations: list[Violation] = []
-    position = start
+    log, position, record = log or ReleaseLog(), start, record_key(TENANT, MODEL, stream)
     ordered = sorted(operations, key=lambda operation: operation.step)
     for operation in ordered:
         if operation.first <= position:
@@ -81,13 +81,35 @@ def check(
                     "doubled", f"{stream}: positions {position + 1} to {operation.first - 1} were never acknowledged"
                 )
             )
-        elif operation.ys != (ys := tuple(fold_reference(operation.xs, start=value))):
-            violations.append(Violation("wrong", f"{stream}: step {operation.step} is {operation.ys}; expected {ys}"))
-        position, value = max(position, operation.step), operation.ys[-1]
-    if final != position:
-        what: Kind = "lost" if final < position else "doubled"
-        violations.append(Violation(what, f"{stream}: it is at step {final}; its answers end at {position}"))
-    return violations + _out_of_order(stream, ordered)
+        else:
+            before = set(at_start(operation, log) if states is None else states)
+            states = after(before, operation, log, record)
+            if not states:
+                violations.append(_wrong(stream, operation, before, log))
+        if violations:
+            states = ()  # what follows from a wrong answer is not known
+            break
+        position = operation.step
+    else:
+        if final != position:
+            what: Kind = "lost" if final < position else "doubled"
+            violations.append(Violation(what, f"{stream}: it is at step {final}; its answers end at {position}"))
+    return Checked(violations + _out_of_order(stream, ordered), frozenset(states or ()))
+
+
+def _wrong(stream: str, operation: Operation, before: Iterable[Folds], log: ReleaseLog) -> Violation:
+    """Return the violation of an answer that follows from none of a stream's states."""
+    expected = {
+        f"version {version}: {fold_reference(operation.xs, start=value, factor=FACTORS[version])}"
+        for folds in before
+        for version, value in enumerate(folds.values, 1)
+        if value is not None
+    }
+    detail = f"{stream}: step {operation.step} is {list(operation.ys)}; expected {sorted(expected)[:4]}"
+    if log.trials:
+        trials = [f"{n}: {trial}" for n, trial in enumerate(log.trials) if trial.ended >= operation.sent - STALE_S]
+        detail += f"; {operation}, states {sorted(map(repr, before))[:4]}, trials {trials[:4]}"
+    return Violation("wrong", detail)
 
 
 def _out_of_order(stream: str, ordered: Sequence[Operation]) -> list[Violation]:

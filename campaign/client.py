@@ -60,7 +60,7 @@ class TimedAnswer:
 
     def same_as(self, other: TimedAnswer) -> bool:
         """Whether two answers are of the same step."""
-        names = ("outputs", "step", "state_id", "code")
+        names = ("outputs", "step", "state_id", "version", "code")
         return [self.document.get(name) for name in names] == [other.document.get(name) for name in names]
 
 

@@ -67,6 +67,13 @@ NO_OPERATION_IDS = Mutant(
     "return [self._new_name() for _ in seqs]",
     ("tests/engine/protocol/test_op_ids.py",),
 )
+ONE_HALF_ONLY = Mutant(
+    "an abort gives a half that missed timesteps",
+    "service/models/paired.py",
+    "next_states = {OLD + name: array for name, array in old_next.items()}",
+    "next_states = {OLD + name: array for name, array in old_states.items()}",
+    (f"{_PAIRS}test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_has_seen_all",),
+)
 
 MUTANTS = (
     NO_COMPARE_AND_SET,
@@ -78,13 +85,7 @@ MUTANTS = (
         'f"{salt}\\0{record}{percent}".encode()',
         ("tests/releases/test_document.py::test_a_stream_in_a_share_is_in_every_larger_share",),
     ),
-    Mutant(
-        "an abort gives a half that missed timesteps",
-        "service/models/paired.py",
-        "next_states = {OLD + name: array for name, array in old_next.items()}",
-        "next_states = {OLD + name: array for name, array in old_states.items()}",
-        (f"{_PAIRS}test_in_a_ramp_the_candidate_responds_and_an_abort_gives_back_a_state_that_has_seen_all",),
-    ),
+    ONE_HALF_ONLY,
     Mutant(
         "a retry after a promotion is computed again",
         "service/engine/stepping/pipeline.py",
@@ -355,8 +356,15 @@ MUTANTS = (
     ),
 )
 
-BROKEN = {"compare-and-set": NO_COMPARE_AND_SET, "operation-ids": NO_OPERATION_IDS}
+BROKEN = {
+    "compare-and-set": NO_COMPARE_AND_SET,
+    "operation-ids": NO_OPERATION_IDS,
+    "both-halves": ONE_HALF_ONLY,
+}
 """The builds on which a campaign must fail, by the missing mechanism."""
+
+NEEDS_RELEASES = "both-halves"
+"""The one of them that only a campaign with releases can find."""
 
 
 def broken_copy(mutant: Mutant, folder: Path, packages: tuple[str, ...] = ("service", "model_export")) -> Path:

@@ -38,6 +38,8 @@ def document(plan: ChaosPlan, tally: Tally, *, lacks: str | None, ended_early: b
         "steps": tally.steps,
         "answers": dict(sorted(tally.answers.items())),
         "faults": dict(sorted(tally.faults.items())),
+        "releases": dict(sorted(tally.releases.items())),
+        "streams_moved": tally.moves,
         "clients_on_purpose": dict(sorted(tally.deliberate.items())),
         "requests": {
             "sent_again": tally.retries,
@@ -82,6 +84,9 @@ def show(result: dict[str, Any], console: Console) -> None:
     table.add_row("steps checked", f"{result['steps']:,}")
     table.add_row("stream runs", f"{sum(runs.values()):,}")
     table.add_row("faults", f"{sum(faults.values())}: {_listed(faults)}")
+    if releases := result["releases"]:
+        table.add_row("release changes", f"{sum(releases.values()):,}: {_listed(releases)}")
+        table.add_row("moves of streams", f"{result['streams_moved']:,}")
     table.add_row("deliberate client behaviour", _listed(result["clients_on_purpose"]))
     table.add_row("answers", _listed(result["answers"]))
     table.add_row("retried / replayed", f"{requests['sent_again']:,} / {requests['replayed']:,}")

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import redis
 
+from campaign.checker import MODEL
 from campaign.client import RandomClient
 from campaign.streams import StreamDriver
-from campaign.system import MODEL, System, running_system
+from campaign.system import System, running_system
 from campaign.tally import Tally
 from campaign.transports import Transports
 from service.store.keys import PREFIX

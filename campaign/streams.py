@@ -6,11 +6,16 @@ import asyncio
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-from campaign.checker import Operation, check
+from campaign.checker import MODEL, TENANT, check
 from campaign.client import DEADLINE_S, RandomClient, Request, TimedAnswer
+from campaign.operations import Operation
+from campaign.releases.folds import Folds, after_move, after_reset
+from campaign.releases.log import ReleaseLog
+from campaign.stream_run import StreamRun
+from service.store.keys import record_key
 from tests.exactly_once.http import NoAnswerError
 
 STEPS = 60  # per stream, approximately
@@ -18,59 +23,27 @@ WRITERS = 3  # concurrent clients of a stream stepped by keys
 BULK_SIZES = (8, 24)  # streams of a bulk request: the engine processes few row by row, many in columns
 
 
-@dataclass
-class StreamRun:
-    """A stream since its start, or since a reset or fork.
-
-    Attributes:
-        name: The stream's name.
-        operations: Acknowledged operations.
-        step: Expected step.
-        state_id: Newest state id.
-        start: Step at the start.
-        value: Value of the fold at the start.
-    """
-
-    name: str
-    operations: list[Operation] = field(default_factory=list)
-    step: int = 0
-    state_id: str | None = None
-    start: int = 0
-    value: int = 0
-
-    @property
-    def now(self) -> int:
-        """Newest acknowledged value of the fold."""
-        return max(self.operations, key=lambda one: one.step).ys[-1] if self.operations else self.value
-
-    def record(self, xs: Sequence[int], answer: TimedAnswer) -> None:
-        """Record an acknowledged step or chunk."""
-        document = answer.document
-        ys = [y for row in document["outputs"]["y"] for y in (row if isinstance(row, list) else [row])]
-        self.operations.append(Operation(tuple(xs), document["step"], tuple(ys), answer.sent, answer.answered))
-        if document["step"] >= self.step:
-            self.step, self.state_id = document["step"], document["state_id"]
-
-
 class StreamDriver:
     """Runs client patterns, one after the other, until stopped.
 
     Attributes:
-        ended: Step and state id of each stream when its client finished.
+        ended: Each stream as its client left it.
     """
 
-    def __init__(self, client: RandomClient, rng: random.Random, prefix: str) -> None:
+    def __init__(self, client: RandomClient, rng: random.Random, prefix: str, log: ReleaseLog | None = None) -> None:
         """Create a driver.
 
         Args:
             client: Sends the requests.
             rng: Source of the random choices.
             prefix: Prefix of the streams' names.
+            log: The releases; None: there is none.
         """
+        self.log = ReleaseLog() if log is None else log
         self.client = client
         self.tally = client.tally
         self.rng = rng
-        self.ended: dict[str, tuple[int, str | None]] = {}
+        self.ended: dict[str, StreamRun] = {}
         self._names = (f"{prefix}-{n}" for n in itertools.count())
         self._stopping = False
 
@@ -89,13 +62,15 @@ class StreamDriver:
         """Check that every stream is still at the step where its client left it."""
         turn = asyncio.Semaphore(at_once)
 
-        async def one(name: str, step: int, state_id: str | None) -> None:
+        async def one(run: StreamRun) -> None:
             async with turn:
-                found = await self.client.send_until_resolved(Request(name, "", method="GET"))
-            if (found.document.get("step"), found.document.get("state_id")) != (step, state_id):
-                self.tally.report("lost", f"{name}: left at step {step}, {state_id}; found {found.document}")
+                found = await self.client.send_until_resolved(Request(run.name, "", method="GET"))
+            if (found.document.get("step"), found.document.get("state_id")) != (run.step, run.state_id):
+                self.tally.report(
+                    "lost", f"{run.name}: left at step {run.step}, {run.state_id}; found {found.document}"
+                )
 
-        await asyncio.gather(*(one(name, *where) for name, where in self.ended.items()))
+        await asyncio.gather(*(one(run) for run in self.ended.values()))
 
     # ---------------------------------------------------------------- the patterns
 
@@ -112,7 +87,7 @@ class StreamDriver:
         await self._end(run)
 
     async def by_seq_and_after(self) -> None:
-        """Steps with `seq` and `after`, as the client library sends them; with resets, snapshots and forks."""
+        """Steps with `seq` and `after`, as the client library sends them; with resets, snapshots, forks and moves."""
         run, snapshot = StreamRun(next(self._names)), None
         for _ in self._iterations():
             named: dict[str, Any] = {"seq": run.step + 1}
@@ -122,7 +97,10 @@ class StreamDriver:
                 return
             await self._send_invalid_step(run)
             dice = self.rng.random()
-            if dice < 0.02:
+            if self.log.trials and 0.06 <= dice < 0.09:
+                await self._check(run)
+                run = await self._move(run)
+            elif dice < 0.02:
                 snapshot = await self._snapshot(run)
             elif dice < 0.04:
                 await self._check(run)
@@ -168,7 +146,7 @@ class StreamDriver:
         """Bulk steps of many streams with `seq`; unanswered rows are sent again."""
         runs = [StreamRun(next(self._names)) for _ in range(self.rng.choice(BULK_SIZES))]
         for _ in self._iterations():
-            if not await self._step_all(runs):
+            if not await self.step_all(runs):
                 return
         for run in runs:
             await self._end(run)
@@ -227,17 +205,28 @@ class StreamDriver:
     async def _reset(self, run: StreamRun, snapshot: StreamRun | None) -> StreamRun:
         """Reset the stream to its initial state, or to a snapshot."""
         then = snapshot or StreamRun(run.name)
+        if snapshot is None:
+            then.states = frozenset(after_reset(asyncio.get_running_loop().time(), self.log))
         body: dict[str, Any] = {"after": run.state_id, **({"to": {"snapshot": "s"}} if snapshot else {})}
         return await self._restart(then, Request(run.name, "reset", body))
 
+    async def _move(self, run: StreamRun) -> StreamRun:
+        """Move the stream to a random version by hand."""
+        version, sent = self.rng.choice((1, 2)), asyncio.get_running_loop().time()
+        request = Request(run.name, "move", {"version": version, "after": run.state_id})
+        then = await self._restart(StreamRun(run.name, step=run.step), request)
+        move = Operation((), run.step, (), sent, asyncio.get_running_loop().time())
+        record = record_key(TENANT, MODEL, run.name)
+        return replace(then, states=frozenset(after_move(self._states(run), version, move, self.log, record)))
+
     async def _fork(self, run: StreamRun) -> StreamRun:
         """Fork the stream, and continue with the fork."""
-        other = StreamRun(next(self._names), step=run.step, value=run.now)
+        other = StreamRun(next(self._names), step=run.step, states=self._states(run))
         return await self._restart(other, Request(run.name, "fork", {"to": other.name, "after": run.state_id}))
 
     async def _snapshot(self, run: StreamRun) -> StreamRun | None:
         """Take a snapshot; return the stream as it would start from it."""
-        then = StreamRun(run.name, step=run.step, value=run.now)
+        then = StreamRun(run.name, step=run.step, states=self._states(run))
         body = {"after": run.state_id}
         system = await self._restart(then, Request(run.name, "snapshots/s", body, method="PUT"))
         return None if system.state_id is None else then
@@ -251,8 +240,8 @@ class StreamDriver:
             return StreamRun(then.name)
         return replace(then, operations=[], state_id=answer.document["state_id"], start=then.step)
 
-    async def _step_all(self, runs: Sequence[StreamRun]) -> bool:
-        """Step every stream once; return False if a step was rejected."""
+    async def step_all(self, runs: Sequence[StreamRun]) -> bool:
+        """Step every stream once, by columns; return False if a step was rejected."""
         loop = asyncio.get_running_loop()
         rows = {run.name: (run, self._xs(most=1), run.step + 1) for run in runs}
         sent, in_doubt = loop.time(), set[str]()
@@ -300,13 +289,24 @@ class StreamDriver:
         for at, name in enumerate(names):
             error = document["errors"].get(str(at)) if document.get("errors") else None
             row = {"step": document["step"][at], "state_id": document["state_id"][at]}
+            if (version := document.get("version", [None] * len(names))[at]) is not None:
+                row["version"] = version
             found[name] = error or {**row, "outputs": {"y": document["outputs"]["y"][at]}}
         return found
 
-    async def _check(self, run: StreamRun, final: int | None = None) -> None:
+    def _states(self, run: StreamRun) -> frozenset[Folds]:
+        """Return the states that the stream may have now."""
+        log, step = self.log, run.step
+        return check(run.name, run.operations, step, states=run.states, start=run.start, log=log).states
+
+    async def _check(self, run: StreamRun, final: int | None = None) -> frozenset[Folds]:
+        """Check the stream, and return the states that it may have; empty after a violation."""
         self.tally.steps += sum(len(one.xs) for one in run.operations)
+        self.tally.moves += sum(one.version is not None for one in run.operations)
         final = run.step if final is None else final
-        self.tally.add(check(run.name, run.operations, final, value=run.value, start=run.start))
+        checked = check(run.name, run.operations, final, states=run.states, start=run.start, log=self.log)
+        self.tally.add(checked.violations)
+        return checked.states
 
     async def _end(self, run: StreamRun) -> None:
         """Read the final step of the stream, and check the stream."""
@@ -314,11 +314,11 @@ class StreamDriver:
             return
         await self.client.transports.close_stream(run.name)
         found = await self.client.send_until_resolved(Request(run.name, "", method="GET"))
+        states = await self._check(run, found.document.get("step", 0))
         if found.status == 200 and found.document["step"] == run.step != 0:
-            self.ended[run.name] = run.step, run.state_id
+            self.ended[run.name] = replace(run, operations=[], start=run.step, states=states)
             if found.document["state_id"] != run.state_id:
                 self.tally.report("wrong", f"{run.name}: its history is {found.document}; expected {run.state_id}")
-        await self._check(run, found.document.get("step", 0))
 
 
 PATTERNS: dict[str, Callable[[StreamDriver], Awaitable[None]]] = {

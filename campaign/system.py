@@ -6,20 +6,25 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from campaign.checker import MODEL
+from campaign.releases.log import FACTORS
 from tests.exactly_once.http import Http, NoAnswerError
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess
 from tests.servers import Server
 
-MODEL = "fold"
 WORKERS = 2
 STORE = ("--appendonly", "yes", "--appendfsync", "always")
-_WORKER = ("--request-timeout-s", "4", "--stream-ttl-s", "86400", "--drain-s", "1")
+_WORKER = (
+    *("--request-timeout-s", "4", "--stream-ttl-s", "86400", "--drain-s", "1"),
+    *("--run-timeout-s", "60"),  # a run of a worker that is paused takes long; its stream would leave the release
+)
 _POLL_S = 0.05
-_START_S = 60.0
+_START_S = 240.0  # a machine that runs other tests, too
 
 
 @dataclass
@@ -66,16 +71,18 @@ class System:
 
 @contextlib.asynccontextmanager
 async def running_system(
-    folder: Path, *, flags: Sequence[str] = (), env: Mapping[str, str] | None = None
+    folder: Path, *, releases: bool = False, flags: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> AsyncIterator[System]:
     """Run the system under test until the block ends.
 
     Args:
         folder: For the model, the sockets and the logs; its path must be short enough for a unix socket.
+        releases: Whether the model has a second version.
         flags: Flags of the workers, after the default ones.
         env: Environment variables of the workers, in addition to this process's own.
     """
-    write_model(folder / "models", MODEL, fold)
+    for version in FACTORS if releases else [1]:
+        write_model(folder / "models", MODEL, partial(fold, FACTORS[version]), version=version)
     store = Server(folder / "r", *STORE)
     with contextlib.ExitStack() as stack:
         proxies = [stack.enter_context(Proxy(store.socket)) for _ in range(WORKERS)]

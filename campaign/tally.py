@@ -20,6 +20,8 @@ class Tally:
         answers: Responses with these timesteps, including copies, by transport.
         streams: Checked stream runs, by client pattern.
         faults: Injected faults, by kind.
+        releases: Changes of the release, by kind.
+        moves: Answers by another version than the one before.
         deliberate: Deliberate client behaviour, by kind: copies, gaps, late copies and the like.
         unknown: Requests whose outcome was unknown at first.
         resolved: Unknown outcomes that a retry resolved.
@@ -34,6 +36,8 @@ class Tally:
     answers: Counter[str] = field(default_factory=Counter)
     streams: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    releases: Counter[str] = field(default_factory=Counter)
+    moves: int = 0
     deliberate: Counter[str] = field(default_factory=Counter)
     unknown: int = 0
     resolved: int = 0

@@ -1,4 +1,4 @@
-"""Serves a model as long as a block lasts; shared by the examples."""
+"""Serves models as long as a block lasts; shared by the examples."""
 
 from __future__ import annotations
 
@@ -55,9 +55,16 @@ def live(
             model.save(root / f"{model.name}.keras")
             source, target = root / f"{model.name}.keras", root / "models" / f"{model.name}.onnx"
             stepwell.export(source, target, feedback=feedback)
-        hooks = {"response": [_check_status]}
-        with _served(root) as url, httpx.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
+        with serving(root) as http:
             yield http
+
+
+@contextlib.contextmanager
+def serving(root: Path) -> Iterator[httpx.Client]:
+    """Serve the models of a folder, `root/models`, until the block ends; yields a client as `live` does."""
+    hooks = {"response": [_check_status]}
+    with _served(root) as url, httpx.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
+        yield http
 
 
 def compare(served: object, expected: np.ndarray, original: str = "Keras") -> None:

@@ -114,6 +114,7 @@ class PeekResponse(Document, kw_only=True):
         Annotated[StateId, Meta(description="The stream's current state id; absent if the stream does not exist.")]
         | UnsetType
     ) = UNSET
+    version: Version | UnsetType = UNSET
 
 
 class RolloutResponse(Document, kw_only=True):

@@ -91,12 +91,12 @@ class Engine:
         snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
         self.streams = StreamService(deps, snapshots, self.plans)
         self.sweeper = Sweeper(deps, self.plans, self.releases)
-        self.rollouts = RolloutService(deps, observer, interests, max_rows=options.max_batch_size)
+        self.rollouts = RolloutService(deps, self.plans, observer, interests, max_rows=options.max_batch_size)
         self._watchdog = Watchdog(
             options.run_timeout_s,
             lambda: [
                 *(served.step_model for served in (*self.steps.models, *self.rollouts.models)),
-                *self.plans.takeover.translations,
+                *models.translations.in_use,
             ],
             self.steps.sample_queues,
         )

@@ -20,9 +20,9 @@ from service.models.changes import ModelChange, ModelHistory, ReloadReport
 from service.models.pairs import LoadedPairs
 from service.models.retired import RetiredModels
 from service.models.served import ServedModel
+from service.models.translations import Translations
 
 _log = logging.getLogger(__name__)
-
 
 Loader = Callable[[Path], StepModel]
 
@@ -32,6 +32,7 @@ class ModelRegistry:
 
     Attributes:
         pairs: The pairs of versions that records name.
+        translations: The graphs that compute a version's states from those of an older one.
         generation: Grows when the served models change.
         unloaded: Names of models that `reload` does not load, although their files are there.
     """
@@ -67,6 +68,7 @@ class ModelRegistry:
         self._history = ModelHistory()
         self._current: dict[str, ServedModel] = {}  # the default versions that `set_current` set
         self.pairs = LoadedPairs(ServedModel.of_pair)
+        self.translations = Translations(artifacts)
         self.generation = 0
         self.unloaded: frozenset[str] = frozenset()
         self._reload_lock = asyncio.Lock()

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import Final
 
 from model_export.errors import StepwellError
-from model_export.step_model import StepModel
 from service.codec.releases import bad_release
 from service.errors import ServiceError
 from service.models.paired import same_states, tensors_differ
+from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
+from service.models.translations import translation_file
 from service.releases.document import Gate, Take
-from service.releases.takeover import Translation, translation_file
 
 _MOST_NAMED: Final = 5
 
 
 def check_candidate(old: ServedModel, new: ServedModel, take: Take) -> None:
-    """Check that a version accepts the streams of another one; a translation is loaded, so this may take a while.
+    """Check that a version accepts the streams of another one.
 
     Args:
         old: The current version.
@@ -26,8 +26,7 @@ def check_candidate(old: ServedModel, new: ServedModel, take: Take) -> None:
         take: How its states are made.
 
     Raises:
-        ServiceError: `release_refused`: inputs or outputs differ; with `keep`, the state schemas differ; with
-            `translate`, there is no translation, or one that does not fit.
+        ServiceError: `release_refused`: inputs or outputs differ; with `keep`, the state schemas differ.
     """
     if (difference := tensors_differ(old.manifest, new.manifest)) is not None:
         raise _refused(f"The versions differ: {difference}.", "Keep inputs and outputs as they are.")
@@ -36,23 +35,33 @@ def check_candidate(old: ServedModel, new: ServedModel, take: Take) -> None:
             f"`keep` needs equal states: {difference}.",
             "Send `take`: `translate` with a translation beside the new version, or `reset`.",
         )
-    if take == "translate":
-        _check_translation(old, new)
 
 
-def _check_translation(old: ServedModel, new: ServedModel) -> None:
-    file = translation_file(new, old.version)
-    if not file.is_file():
+async def publish_translation(models: ModelRegistry, old: ServedModel, new: ServedModel, revision: int) -> None:
+    """Check the translation of a version's states to those of a new one, and store it for all replicas.
+
+    Args:
+        models: The loaded models.
+        old: The current version.
+        new: The candidate.
+        revision: The revision of the release that starts with it.
+
+    Raises:
+        ServiceError: `release_refused`: there is no translation, or one that does not fit or cannot be stored; or an
+            error of the store.
+    """
+    name = translation_file(new, old.version).name
+    try:
+        is_there = await models.translations.publish(old, new, revision)
+    except StepwellError as exc:
+        raise _refused(f"{name} cannot be used: {exc.problem}", exc.fix or "Export it again.") from exc
+    except OSError as exc:
+        raise _refused(f"{name} cannot be read or stored: {exc}", "Check the folders' permissions.") from exc
+    if not is_there:
         raise _refused(
-            f"Version {new.version} has no {file.name} beside it.",
+            f"Version {new.version} has no {name} beside it.",
             "Export the translation graph to this name, or send `take`: `reset`.",
         )
-    assert isinstance(old.step_model, StepModel)
-    assert isinstance(new.step_model, StepModel)
-    try:
-        Translation(file, old.step_model, new.step_model)
-    except StepwellError as exc:
-        raise _refused(f"{file.name} cannot be used: {exc.problem}", exc.fix or "Export it again.") from exc
 
 
 def check_gate(gate: Gate | None, new: ServedModel) -> None:

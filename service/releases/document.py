@@ -172,6 +172,11 @@ class ReleaseDocument(Struct, frozen=True):
         """The trial, if it has not ended."""
         return self.trial if self.trial is not None and self.trial.ended is None else None
 
+    @property
+    def moving(self) -> list[Trial]:
+        """The trials by which streams of an older version may still move: the running one, and those promoted."""
+        return [trial for trial in self._trials if trial.ended is None or trial.ended.how == "promoted"]
+
     def settled(self, old: bytes, new: bytes, moved_by: int, now: float) -> bytes | None:
         """Return the fingerprint of the half with which a pair goes on, once its trial has ended.
 

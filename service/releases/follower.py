@@ -7,6 +7,7 @@ import contextlib
 import logging
 from typing import Final
 
+from model_export.errors import StepwellError
 from service.background import run_forever
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
@@ -54,6 +55,8 @@ class ReleaseFollower:
 
     async def apply(self, model: str, document: ReleaseDocument | None) -> None:
         """Make a document the one of this worker; None: the store has none."""
+        if document is not None:
+            await self._load_translations(model, document)
         if self._releases.put(model, document):
             if document is None:
                 _log.warning("The store has no release of model %s any more: its highest version is current", model)
@@ -92,6 +95,27 @@ class ReleaseFollower:
             f"{self._models.why_missing(model, document.current.fingerprint)}. New streams start on the highest "
             "version here. Put the same file into this replica's models folder.",
         )
+
+    async def _load_translations(self, model: str, document: ReleaseDocument) -> None:
+        """Load the translations by which streams move, and renew their artifacts."""
+        models = self._models
+        for trial in document.moving:
+            if trial.take != "translate":
+                continue
+            problem = "there is neither its artifact nor its file"
+            try:
+                old, new = [await models.find(model, version.fingerprint) for version in (trial.old, trial.new)]
+                if old is None or new is None:
+                    continue  # the first stream that needs it reports it
+                if await models.translations.load(old, new, trial.revision) is not None:
+                    continue
+            except (StepwellError, ServiceError, OSError) as exc:
+                problem = str(exc)
+            self._log_once(
+                model,
+                f"Streams of model {model} do not move from version {trial.old.number} to {trial.new.number} here, "
+                f"because their states cannot be translated: {problem}. Put the translation beside the new version.",
+            )
 
     def _log_once(self, model: str, problem: str) -> None:
         if self._logged.get(model) != problem:

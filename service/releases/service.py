@@ -15,7 +15,7 @@ from service.errors import ServiceError
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
 from service.releases import changes
-from service.releases.compatibility import check_candidate, check_gate
+from service.releases.compatibility import check_candidate, check_gate, publish_translation
 from service.releases.counters import TrialCounts, read_counts
 from service.releases.document import Gate, How, ReleaseDocument, ReleaseVersion
 from service.releases.follower import ReleaseFollower
@@ -201,7 +201,9 @@ class ReleaseService:
                 fix="Put its file into the models folder, or name the `current` version.",
             )
         check_gate(trial.gate, candidate)
-        await asyncio.to_thread(check_candidate, old, candidate, trial.take)
+        check_candidate(old, candidate, trial.take)
+        if trial.take == "translate":
+            await publish_translation(self._models, old, candidate, after.revision)
         for served in (old, candidate):  # other replicas may have other files
             await self._models.keep(document.model, served.fingerprint, deadline())
         return after

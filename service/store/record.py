@@ -10,7 +10,7 @@ so a commit whose expected guard matches cannot overwrite a write that it has no
         16    8 step: timesteps since then                               │
         24    4 length: timesteps of the newest operation, 0 for a reset │ guard
         28    4 flags: kind of the newest operation, `HAD_KEY`,          │
-                `CHANGED_VERSION`                                        │
+                `CHANGED_VERSION`, and the version (`changed_to`)        │
         32   16 op id of the newest operation                            │
         48   16 history hash, sent to clients as `state_id`              ┘
         64    8 model fingerprint
@@ -60,6 +60,22 @@ HEADER_BYTES = _HEADER.size
 NO_HISTORY = bytes(16)
 HAD_KEY = 0x100
 CHANGED_VERSION = 0x200
+_VERSION_SHIFT = 10
+_MAX_VERSION = (1 << 32 - _VERSION_SHIFT) - 1
+
+
+def changed_to(version: int) -> int:
+    """Return the flags of a step after which another version responds than before: `CHANGED_VERSION` and the version.
+
+    A sweep moves the stream on without a step, and a retry still repeats the version; not one above 4,194,303.
+    """
+    return CHANGED_VERSION | (version if version <= _MAX_VERSION else 0) << _VERSION_SHIFT
+
+
+def changed_version_of(flags: int) -> int:
+    """Return the version in the flags of `changed_to`; 0: it is not there."""
+    return flags >> _VERSION_SHIFT
+
 
 _GUARD = struct.Struct("<QQII16s16s")
 GUARD_BYTES = _GUARD.size
@@ -99,8 +115,8 @@ class Record:
         epoch: Random 64-bit number, new at each create, reset and fork.
         step: Timesteps since creation or reset.
         length: Timesteps of the newest operation; 0 for a reset.
-        flags: `Kind`; `HAD_KEY` if the operation had an idempotency key; `CHANGED_VERSION` if another version responded
-            to it than to the operation before.
+        flags: `Kind`; `HAD_KEY` if the operation had an idempotency key; `changed_to` if another version responded to
+            it than to the operation before.
         op_id: Op id of the newest operation, 16 bytes.
         history_hash: Hash of the whole history, 16 bytes.
         fingerprint: Fingerprint of the step graph that wrote the state, 8 bytes.

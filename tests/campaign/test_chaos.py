@@ -30,10 +30,23 @@ async def test_no_promise_is_broken_under_faults(short_path: Path) -> None:
 
 
 @pytest.mark.slow
+async def test_no_promise_is_broken_while_releases_move_the_streams(short_path: Path) -> None:
+    tally = Tally()
+    await run(dataclasses.replace(SHORT, seed=2, streams=12, release_every_s=0.3), short_path, tally)
+
+    assert tally.violations == []
+    assert tally.moves > 50
+    assert tally.releases["promoted"] > 1
+    assert tally.releases["aborted"] > 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lacks", mutants.BROKEN)
 async def test_the_campaign_fails_on_a_build_without(lacks: str, short_path: Path) -> None:
     env = mutants.environment(mutants.broken_copy(mutants.BROKEN[lacks], short_path / "broken"))
     tally = Tally()
-    await run(dataclasses.replace(SHORT, seconds=30, stop_when_broken=True), short_path, tally, env=env)
+    releases = {"release_every_s": 0.3} if lacks == mutants.NEEDS_RELEASES else {}
+    plan = dataclasses.replace(SHORT, seconds=60, stop_when_broken=True, **releases)  # type: ignore[arg-type]
+    await run(plan, short_path, tally, env=env)
 
     assert tally.violations

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from campaign.checker import Operation, check
+from campaign.checker import check
+from campaign.operations import Operation
+from campaign.releases.folds import Folds
 from tests.graphs import fold_reference
 
 XS = [5, -3, 8, 8, 1]
@@ -20,7 +22,7 @@ def operations(xs: Sequence[int] = XS) -> list[Operation]:
 
 
 def violation_kinds(found: Sequence[Operation], final: int) -> list[str]:
-    return [violation.kind for violation in check("s", found, final)]
+    return [violation.kind for violation in check("s", found, final).violations]
 
 
 def test_a_correct_stream_has_no_violations() -> None:
@@ -39,7 +41,7 @@ def test_a_later_incarnation_continues_from_its_own_start() -> None:
     ys = fold_reference(XS)
     rest = [Operation((x,), n, (y,), n, n) for n, (x, y) in enumerate(zip(XS, ys, strict=True), 1)][3:]
 
-    assert check("s", rest, 5, value=ys[2], start=3) == []
+    assert check("s", rest, 5, states=[Folds.of(1, ys[2])], start=3).violations == []
 
 
 @pytest.mark.parametrize("at", range(5))

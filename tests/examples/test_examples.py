@@ -51,6 +51,7 @@ NUMBERS = {
     "pytorch_causal_network": [60],
     "pytorch_lstm": [3 * 80],
     "pytorch_own_state": [2 * 40],
+    "release": [200 * 100 * 4],
     "sentiment_so_far": [2 * 10],
     "text_classification": [3 * 3],
     "text_generation": [120 * 24] * 2,

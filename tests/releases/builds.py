@@ -45,6 +45,51 @@ def seen() -> Built:
     return graph, _manifest("n", 1)
 
 
+def gru(features: int = 4, units: int = 6, seed: int = 3) -> Built:
+    """A GRU cell and a dense layer of 2, float32, with the inputs and outputs of `tests.graphs.lstm`: state `h`."""
+    rng = np.random.default_rng(seed)
+    weights = {
+        "W": rng.normal(0, 0.4, (features + units, 2 * units)).astype(np.float32),
+        "U": rng.normal(0, 0.4, (features + units, units)).astype(np.float32),
+        "V": rng.normal(0, 0.5, (units, 2)).astype(np.float32),
+    }
+    graph = graph_from_text(
+        f"""
+        gru (float[B,{features}] x, float[B,{units}] h) => (float[B,2] y, float[B,{units}] h_next) {{
+            xh = Concat <axis = 1> (x, h)
+            xhW = MatMul (xh, W)
+            gates = Sigmoid (xhW)
+            z, r = Split <axis = 1> (gates)
+            rh = Mul (r, h)
+            xrh = Concat <axis = 1> (x, rh)
+            xrhU = MatMul (xrh, U)
+            n = Tanh (xrhU)
+            h_n = Sub (h, n)
+            zh = Mul (z, h_n)
+            h_next = Add (n, zh)
+            y = MatMul (h_next, V)
+        }}""",
+        weights,
+    )
+    return graph, manifest_of(
+        name="gru",
+        inputs=[_t("x", "float32", [features])],
+        states=[_s("h", "h_next", "float32", [units])],
+        outputs=[_t("y", "float32", [2])],
+    )
+
+
+def widening_lstm(units: int = 8, more: int = 4) -> bytes:
+    """The translation of the states of `tests.graphs.lstm` to those of a wider one: zeros are appended."""
+    return graph_from_text(f"""
+        widening_lstm (float[B,{units}] h, float[B,{units}] c)
+            => (float[B,{units + more}] h_next, float[B,{units + more}] c_next) {{
+            zeros = Constant <value = int64[4] {{0, 0, 0, {more}}}> ()
+            h_next = Pad (h, zeros)
+            c_next = Pad (c, zeros)
+        }}""")
+
+
 def wide_fold(factor: int) -> Built:
     """`tests.graphs.fold` with a state of two numbers, the second of which counts timesteps."""
     graph = graph_from_text(f"""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+from websockets.sync.client import ClientConnection
+
 from tests.api.running import Service, running_service
 from tests.graphs import Build, fold, fold_reference, write_model
 
 MODEL = "fold"
 OLD_FACTOR, NEW_FACTOR = 1_000_003, 31
+
+over_both = pytest.mark.parametrize("by_feed", [False, True], ids=["http", "feed"])
 
 
 class Fleet:
@@ -22,12 +28,16 @@ class Fleet:
     Attributes:
         replicas: The running services.
         model: The model's name.
+        by_feed: Whether timesteps are sent over each replica's feed of the model; else by POST.
     """
 
-    def __init__(self, replicas: Sequence[Service], model: str = MODEL) -> None:
+    def __init__(self, replicas: Sequence[Service], model: str = MODEL, *, by_feed: bool = False) -> None:
         self.replicas = list(replicas)
         self.model = model
+        self.by_feed = by_feed
         self._turn = 0
+        self._opening = threading.Lock()
+        self._feeds: dict[int, tuple[ClientConnection, threading.Lock]] = {}
 
     @property
     def replica(self) -> Service:
@@ -65,21 +75,43 @@ class Fleet:
 
     def step(self, stream: str, inputs: Any, **more: Any) -> Any:
         """Step a stream on the next replica, and return the response."""
-        response = self.replica.step(self.model, stream, inputs, **more)
-        assert response.is_success, response.text
-        return response.json()
+        return self.send(self.replica, stream, "step", {"inputs": inputs, **more})
 
     def chunk(self, stream: str, inputs: Any, **more: Any) -> Any:
         """Step a stream by a chunk on the next replica, and return the response."""
-        service = self.replica
-        response = service.http.post(service.path(self.model, stream, "steps"), json={"inputs": inputs, **more})
+        return self.send(self.replica, stream, "steps", {"inputs": inputs, **more})
+
+    def send(self, service: Service, stream: str, what: str, body: dict[str, Any]) -> Any:
+        """Send a step or a chunk to a replica, and return the response."""
+        if self.by_feed:
+            answer = self._exchange(service, {"stream": stream, **body, **({"chunk": True} if what == "steps" else {})})
+            assert "error" not in answer, answer
+            return answer
+        response = service.http.post(service.path(self.model, stream, what), json=body)
         assert response.is_success, response.text
         return response.json()
 
+    def close(self) -> None:
+        """Close the feeds."""
+        for feed, _ in self._feeds.values():
+            feed.close()
+
+    def _exchange(self, service: Service, message: dict[str, Any]) -> Any:
+        """Send one message over a replica's feed, and return its response; threads take turns."""
+        with self._opening:
+            if service.port not in self._feeds:
+                self._feeds[service.port] = service.feed(self.model), threading.Lock()
+        feed, turn = self._feeds[service.port]
+        with turn:
+            feed.send(json.dumps(message))
+            return json.loads(feed.recv(30))
+
     def bulk(self, streams: Sequence[str], inputs: Sequence[Any], **more: Any) -> Any:
         """Step streams by columns on the next replica."""
-        body = {"streams": list(streams), "inputs": list(inputs), **more}
-        response = self.replica.http.post(f"/v1/models/{self.model}/step", json=body)
+        body, service = {"streams": list(streams), "inputs": list(inputs), **more}, self.replica
+        if self.by_feed:
+            return self._exchange(service, body)
+        response = service.http.post(f"/v1/models/{self.model}/step", json=body)
         assert response.is_success, response.text
         return response.json()
 
@@ -93,13 +125,16 @@ def wait_until(is_true: Callable[[], bool], within_s: float = 20.0) -> None:
 
 
 @contextlib.contextmanager
-def fleet(url: str, folder: Path, *versions: Build, replicas: int = 2, **settings: Any) -> Iterator[Fleet]:
+def fleet(
+    url: str, folder: Path, *versions: Build, replicas: int = 2, by_feed: bool = False, **settings: Any
+) -> Iterator[Fleet]:
     """Run replicas that serve the versions 1, 2, .. of a model; version 1 is current."""
     for number, build in enumerate(versions, 1):
         write_model(folder, MODEL, build, version=number)
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(running_service(url, folder, **settings)) for _ in range(replicas)]
-        found = Fleet(running)
+        found = Fleet(running, by_feed=by_feed)
+        stack.callback(found.close)
         found.put(current=1)
         yield found
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.graphs import nan_at
 from tests.releases.builds import adder, hanging, raising_at
-from tests.releases.fleet import Fleet, fleet, wait_until
+from tests.releases.fleet import Fleet, fleet, over_both, wait_until
 from tests.servers import Server
 
 
@@ -21,12 +21,13 @@ def compared_after(releases: Fleet, steps: int) -> dict[str, int]:
     return compared
 
 
+@over_both
 @pytest.mark.parametrize("mode", ["shadow", "ramp"])
 def test_the_stream_on_whose_values_the_candidate_raises_leaves_the_trial_and_no_other(
-    redis_server: Server, tmp_path: Path, mode: str
+    redis_server: Server, tmp_path: Path, mode: str, *, by_feed: bool
 ) -> None:
     xs = [1, 2, 3, 1, 1, 2]
-    with fleet(redis_server.url, tmp_path, adder, lambda: raising_at(3)) as releases:
+    with fleet(redis_server.url, tmp_path, adder, lambda: raising_at(3), by_feed=by_feed) as releases:
         releases.put(candidate=2, mode=mode, percent=100)
         answers = [releases.bulk(["bad", "good"], [[x], [1]]) for x in xs]
         compared = compared_after(releases, 3 + 6)  # of the stream that leaves, up to the timestep at which it does
@@ -41,9 +42,10 @@ def test_the_stream_on_whose_values_the_candidate_raises_leaves_the_trial_and_no
     ] * 3
 
 
+@over_both
 @pytest.mark.parametrize("mode", ["shadow", "ramp"])
-def test_nan_of_the_candidate_is_never_seen(redis_server: Server, tmp_path: Path, mode: str) -> None:
-    with fleet(redis_server.url, tmp_path, lambda: nan_at(10**6), lambda: nan_at(3)) as releases:
+def test_nan_of_the_candidate_is_never_seen(redis_server: Server, tmp_path: Path, mode: str, *, by_feed: bool) -> None:
+    with fleet(redis_server.url, tmp_path, lambda: nan_at(10**6), lambda: nan_at(3), by_feed=by_feed) as releases:
         releases.put(candidate=2, mode=mode, percent=100)
         answers = [releases.step("s", [float(x)], seq=x) for x in range(1, 7)]
         compared = compared_after(releases, 3)
@@ -52,9 +54,12 @@ def test_nan_of_the_candidate_is_never_seen(redis_server: Server, tmp_path: Path
     assert (compared["non_finite"], compared["lost"] + compared["fell_back"]) == (1, 1)
 
 
+@over_both
 @pytest.mark.parametrize("mode", ["shadow", "ramp"])
-def test_a_run_of_the_candidate_that_does_not_end_is_ended(redis_server: Server, tmp_path: Path, mode: str) -> None:
-    with fleet(redis_server.url, tmp_path, adder, hanging, run_timeout_s=0.5) as releases:
+def test_a_run_of_the_candidate_that_does_not_end_is_ended(
+    redis_server: Server, tmp_path: Path, mode: str, *, by_feed: bool
+) -> None:
+    with fleet(redis_server.url, tmp_path, adder, hanging, by_feed=by_feed, run_timeout_s=0.5) as releases:
         releases.put(candidate=2, mode=mode, percent=100)
         first = releases.step("s", [1])
         started = time.monotonic()

@@ -16,9 +16,9 @@ from tests.servers import Server
 XS = [3, 1, 4, 1, 5]
 
 
-@pytest.fixture
-def folds(redis_server: Server, tmp_path: Path) -> Iterator[Fleet]:
-    with two_folds(redis_server.url, tmp_path) as running:
+@pytest.fixture(params=[False, True], ids=["http", "feed"])
+def folds(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path) -> Iterator[Fleet]:
+    with two_folds(redis_server.url, tmp_path, by_feed=request.param) as running:
         yield running
 
 
@@ -35,6 +35,20 @@ def paired(releases: Fleet, stream: str, mode: str) -> tuple[int, int]:
         releases.step(stream, [x], seq=i + 2)
     old = folded(XS)
     return old[-1], folded(XS[1:], start=old[0], factor=NEW_FACTOR)[-1]
+
+
+def test_a_peek_names_the_version_as_the_step_would(folds: Fleet) -> None:
+    folds.step("s", XS[:1])
+    folds.put(candidate=2, mode="ramp", percent=100)
+    peeks = [request(folds, "POST", "s", "peek", inputs=[2]).json() for _ in range(2)]
+    stepped = folds.step("s", [2])
+    after = request(folds, "POST", "s", "peek", inputs=[3]).json()
+    new = request(folds, "POST", "new", "peek", inputs=[3]).json()
+
+    assert [(peek["outputs"], peek["version"]) for peek in peeks] == [(stepped["outputs"], 2)] * 2
+    assert stepped["version"] == 2
+    assert "version" not in after
+    assert "version" not in new
 
 
 @pytest.mark.parametrize("mode", ["shadow", "ramp"])
@@ -98,6 +112,25 @@ def test_a_committed_rollout_feeds_both_halves(folds: Fleet) -> None:
     assert after["outputs"]["y"] == folded([*fed[:3], 9], start=old)[-1:]
 
 
+@pytest.mark.parametrize("mode", ["shadow", "ramp", "switch"])
+def test_a_rollout_that_creates_a_stream_starts_it_as_any_new_stream(folds: Fleet, mode: str) -> None:
+    folds.put(candidate=2, mode=mode, percent=100)
+    body = {"inputs": {"x": [7]}, "horizon": 3, "feedback": {"x": "y"}}
+    tried = request(folds, "POST", "s", "rollout", **body).json()
+    rolled = request(folds, "POST", "s", "rollout", **body, commit=True).json()
+    folds.end("abort")
+    after = folds.step("s", [9])
+
+    factor = OLD_FACTOR if mode == "shadow" else NEW_FACTOR
+    fed, answers = [7], list[int]()
+    for _ in range(3):
+        answers += folded(fed[-1:], start=answers[-1] if answers else 0, factor=factor)
+        fed.append(answers[-1])
+    goes_on_with = NEW_FACTOR if mode == "switch" else OLD_FACTOR
+    assert tried["outputs"] == rolled["outputs"] == {"y": [[y] for y in answers]}
+    assert after["outputs"]["y"] == folded([*fed[:3], 9], factor=goes_on_with)[-1:]
+
+
 def test_a_stream_is_moved_by_hand_exactly_once(folds: Fleet) -> None:
     old, new = paired(folds, "s", "shadow")
     position = request(folds, "GET", "s", "").json()
@@ -135,6 +168,31 @@ def test_a_sweep_moves_the_streams_that_sleep_and_leaves_position_and_answer(fol
     assert unsent["outputs"]["y"] == folded([9], start=new, factor=NEW_FACTOR)
     assert old != new
     assert (again["replayed"], again["step"], again["outputs"]["y"]) == (True, 5, [old])
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_retry_after_a_sweep_repeats_the_version_of_its_first_answer(folds: Fleet, *, keyed: bool) -> None:
+    headers, seq = ({"Idempotency-Key": "once"}, {}) if keyed else ({}, {"seq": 2})
+
+    def send() -> Any:
+        service = folds.replica
+        return service.http.post(
+            service.path("fold", "s", "step"), json={"inputs": [1], **seq}, headers=headers
+        ).json()  # fmt: skip
+
+    folds.step("s", [0])
+    folds.put(candidate=2, mode="ramp", percent=100)
+    first = send()
+    folds.end("abort")
+    folds.release("POST", "/move")
+    wait_until(lambda: folds.release()["left"] == 0)
+    swept = request(folds, "GET", "s", "").json()
+    again = [send() for _ in range(2)]
+    after = folds.step("s", [2])
+
+    assert (first["version"], swept["version"]) == (2, 1)
+    assert again == [{**first, "replayed": True}] * 2
+    assert after["outputs"]["y"] == folded([0, 1, 2])[-1:]
 
 
 def test_a_savepoint_carries_pairs(folds: Fleet, tmp_path: Path) -> None:

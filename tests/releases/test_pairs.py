@@ -1,4 +1,4 @@
-"""Releases end to end: pairs on two replicas over HTTP."""
+"""Releases end to end: pairs on two replicas, over HTTP and over feeds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from tests.releases.fleet import NEW_FACTOR, Fleet, folded, two_folds, wait_unti
 from tests.servers import Server
 
 
-@pytest.fixture
-def folds(redis_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with two_folds(redis_server.url, tmp_path_factory.mktemp("models")) as running:
+@pytest.fixture(params=[False, True], ids=["http", "feed"])
+def folds(
+    request: pytest.FixtureRequest, redis_server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    with two_folds(redis_server.url, tmp_path_factory.mktemp("models"), by_feed=request.param) as running:
         yield running
 
 

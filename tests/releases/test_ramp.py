@@ -15,7 +15,7 @@ import pytest
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from tests.graphs import lstm, write_model
-from tests.releases.fleet import MODEL, NEW_FACTOR, Fleet, fleet, folded, two_folds
+from tests.releases.fleet import MODEL, NEW_FACTOR, Fleet, fleet, folded, over_both, two_folds
 from tests.servers import Server
 
 N_STREAMS = 400
@@ -87,20 +87,24 @@ def stepped_during(releases: Fleet, names: Sequence[str], n_steps: int, hows: Se
     return found
 
 
-def test_every_retry_gets_its_first_answer_across_promotions_and_aborts(redis_server: Server, tmp_path: Path) -> None:
+@over_both
+def test_every_retry_gets_its_first_answer_across_promotions_and_aborts(
+    redis_server: Server, tmp_path: Path, *, by_feed: bool
+) -> None:
     names, n_steps = NAMES[:8], 60
-    with two_folds(redis_server.url, tmp_path) as releases:
+    with two_folds(redis_server.url, tmp_path, by_feed=by_feed) as releases:
         found = stepped_during(releases, names, n_steps, ["promote", "abort"])
 
     assert [[len(answers) for answers in found[name]] for name in names] == [[1] * n_steps] * len(names)
     assert any(version is not None for name in names for [(_, version, _)] in found[name])
 
 
+@over_both
 def test_after_a_storm_of_aborts_every_stream_goes_on_with_a_state_that_has_seen_all(
-    redis_server: Server, tmp_path: Path
+    redis_server: Server, tmp_path: Path, *, by_feed: bool
 ) -> None:
     names, n_steps = NAMES[:8], 60
-    with two_folds(redis_server.url, tmp_path) as releases:
+    with two_folds(redis_server.url, tmp_path, by_feed=by_feed) as releases:
         found = stepped_during(releases, names, n_steps, ["abort"])
         last = [releases.step(name, [n_steps + 1]) for name in names]
 

@@ -7,19 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from model_export.step_model import StepModel
-from service.releases.takeover import Translation
-from tests.graphs import graph_from_text, lstm, write_model
+from service.models.translations import Translation
+from tests.graphs import lstm, write_model
+from tests.releases.builds import widening_lstm
 
 
 def test_an_output_may_have_the_name_of_the_new_states_output(tmp_path: Path) -> None:
     old = StepModel(write_model(tmp_path, "old", lstm))
     new = StepModel(write_model(tmp_path, "new", lambda: lstm(units=12)))
-    widen = graph_from_text("""
-        widen (float[B,8] h, float[B,8] c) => (float[B,12] h_next, float[B,12] c_next) {
-            zeros = Constant <value = int64[4] {0, 0, 0, 4}> ()
-            h_next = Pad (h, zeros)
-            c_next = Pad (c, zeros)
-        }""")
+    widen = widening_lstm()
 
     states = Translation(widen, old, new)({name: np.ones((1, 8), np.float32) for name in ("h", "c")})
 

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 from service.errors import CorruptRecordError, RecordVersionError
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import (
+    CHANGED_VERSION,
     GUARD_AT,
+    HAD_KEY,
     HEADER_BYTES,
     MAX_SOURCES,
     Kind,
     Record,
     SourcePosition,
     blake2b_128,
+    changed_to,
+    changed_version_of,
     decode,
     encode_next,
     extend_history,
@@ -248,3 +252,12 @@ def test_the_epoch_is_in_the_guard_but_not_in_the_chain() -> None:
 
     assert one.guard != two.guard
     assert one.history_hash == two.history_hash
+
+
+@pytest.mark.parametrize(("version", "kept"), [(1, 1), (2**22 - 1, 2**22 - 1), (2**22, 0)])
+def test_the_flags_keep_the_version_that_a_step_changed_to(version: int, kept: int) -> None:
+    flags = Kind.STEP | HAD_KEY | changed_to(version)
+
+    assert flags < 2**32
+    assert (flags & 0xFF, flags & HAD_KEY, flags & CHANGED_VERSION) == (Kind.STEP, HAD_KEY, CHANGED_VERSION)
+    assert changed_version_of(flags) == kept

@@ -217,6 +217,8 @@ export type PeekResponse = {
   step: number;
   /** The stream's current state id; absent if the stream does not exist. */
   state_id?: string;
+  /** The model version that responded; present if it is another one than before. */
+  version?: number;
 };
 
 /** The response to a reset or an imported state. */

@@ -16,7 +16,9 @@ from service.engine.protocol.decide import StepIntent
 from service.engine.rollout.feedback import FeedbackInputs
 from service.engine.rollout.worker import ActiveRollout
 from service.errors import CorruptRecordError, ServiceError, wrong_state_size
+from service.models.paired import PAIR_BYTES
 from service.models.served import ServedModel
+from service.releases.moves import Standing
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import HAD_KEY, NO_HISTORY, Kind, Record, blake2b_128, extend_history
 from service.types import RolloutRequest, RolloutResult
@@ -34,6 +36,7 @@ class RolloutPlan:
         served: The model version that runs it.
         rules: How inputs are computed from predictions.
         seed: Seed of all random numbers.
+        standing: What the record of a stream that the rollout creates shows of releases.
     """
 
     request: RolloutRequest
@@ -41,9 +44,12 @@ class RolloutPlan:
     served: ServedModel
     rules: Sequence[Rule]
     seed: int
+    standing: Standing | None = None
 
     @classmethod
-    def of(cls, request: RolloutRequest, op_id: bytes, served: ServedModel) -> RolloutPlan:
+    def of(
+        cls, request: RolloutRequest, op_id: bytes, served: ServedModel, standing: Standing | None = None
+    ) -> RolloutPlan:
         """Check a request against a model.
 
         Raises:
@@ -69,7 +75,7 @@ class RolloutPlan:
         # A retry of a committed rollout must have the same seed, so it is derived from the op id.
         seed = int.from_bytes(op_id[:8], "little") % _SEEDS if request.seed is None else request.seed
         rules = [rule.drawn(request.temperature, request.top_k, request.top_p) for rule in rules]
-        return cls(request, op_id, served, rules, seed)
+        return cls(request, op_id, served, rules, seed, standing)
 
     @property
     def intent(self) -> StepIntent:
@@ -93,7 +99,7 @@ class RolloutPlan:
         model = self.served.step_model
         if record is not None and len(record.state) != model.state_bytes:
             raise wrong_state_size(len(record.state), model.state_bytes)
-        packed = np.frombuffer(model.initial_state if record is None else record.state, np.uint8)
+        packed = np.frombuffer(self._initial_state() if record is None else record.state, np.uint8)
         states = model.unpack(np.repeat(packed[None], self.request.samples, axis=0))
         feedback = FeedbackInputs(
             self.rules, seed=self.seed, samples=self.request.samples, horizon=self.request.horizon
@@ -135,6 +141,9 @@ class RolloutPlan:
         request, served, now = self.request, self.served, int(time.time() * 1000)
         data = [array.tobytes() for _, array in sorted(rollout.fed_inputs.items())]
         history_hash = NO_HISTORY if previous is None else previous.history_hash
+        moved = 0 if self.standing is None else self.standing.moved
+        if previous is not None:
+            moved = previous.moved
         [after] = extend_history([history_hash], Kind.ROLLOUT, [blake2b_128(self.op_id, *data)], served.fingerprint)
         return Record(
             epoch=secrets.randbits(64) if previous is None else previous.epoch,
@@ -149,7 +158,7 @@ class RolloutPlan:
             outputs=pack_outputs(served.manifest.answered, result.outputs, 1).tobytes(),
             state=served.step_model.pack(rollout.states, rows=1).tobytes(),
             sources=() if previous is None else previous.sources,
-            moved=0 if previous is None else previous.moved,
+            moved=moved,
         )
 
     # ---------------------------------------------------------------- helpers
@@ -157,6 +166,13 @@ class RolloutPlan:
     @property
     def _seed_used(self) -> int | None:
         return self.seed if any(rule.is_random for rule in self.rules) else None
+
+    def _initial_state(self) -> bytes:
+        """Return the packed state from which a stream starts."""
+        state = self.served.step_model.initial_state
+        if self.standing is None or self.standing.pair is None:
+            return state
+        return state[:-PAIR_BYTES] + self.standing.pair.encode()
 
     def _first_inputs(self, record: Record | None, feedback: FeedbackInputs) -> dict[str, Array]:
         """Return the inputs of the request; the others are computed by their rules from the last prediction."""

@@ -18,12 +18,14 @@ from service.errors import ServiceError
 from service.models.served import ServedModel
 from service.releases.moves import Standing
 from service.store.idempotency_entry import IdempotencyEntry
+from service.store.keys import record_key
 from service.store.record import Record, blake2b_128, decode
 from service.store.state_store import decoded
 from service.types import RolloutRequest, RolloutResult, Timestep
 
 if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
+    from service.engine.trials.plans import ReleasePlans
     from service.engine.watch.interests import InterestTable
     from service.store.commits import Notification
 
@@ -33,15 +35,23 @@ class RolloutService:
 
     Args:
         deps: Store, models, admission and quota.
+        plans: Where new streams begin by a release.
         observer: Counts the work.
         interests: Decides which commits are published.
         max_rows: Samples of one model that run in one batch; rollouts beyond that wait.
     """
 
     def __init__(
-        self, deps: StreamOpDeps, observer: EngineObserver, interests: InterestTable, *, max_rows: int
+        self,
+        deps: StreamOpDeps,
+        plans: ReleasePlans,
+        observer: EngineObserver,
+        interests: InterestTable,
+        *,
+        max_rows: int,
     ) -> None:
         self._deps = deps
+        self._plans = plans
         self._observer = observer
         self._interests = interests
         self._max_rows = max_rows
@@ -82,7 +92,7 @@ class RolloutService:
 
         async def roll_out(loaded: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
             record = decoded(loaded.raw)
-            plan = RolloutPlan.of(request, op_id, await self._model_for(request, record))
+            plan = RolloutPlan.of(request, op_id, *await self._model_for(request, record))
             if loaded.entry is not None:
                 await self._deps.models.find(request.key.model, loaded.entry.fingerprint)  # for `_replay`
             if loaded.entry is not None:
@@ -102,14 +112,22 @@ class RolloutService:
             self._observer.steps_applied(request.key.model, "http", request.horizon)
         return result
 
-    async def _model_for(self, request: RolloutRequest, record: Record | None) -> ServedModel:
-        """Return the requested model version; if none is requested, that of the stream's record."""
-        served = self._deps.models.get(request.key.model, request.version)
+    async def _model_for(self, request: RolloutRequest, record: Record | None) -> tuple[ServedModel, Standing | None]:
+        """Return the requested model version; if none is requested, that of the stream's record.
+
+        A missing stream begins as any new stream does; then also what its record will show of releases is returned.
+        """
+        served, models = self._deps.models.get(request.key.model, request.version), self._deps.models
         if record is None:
-            return served
-        found = await self._deps.models.find(request.key.model, record.fingerprint, record.state)
+            plan = None if request.version is not None else self._plans.plan(served.name)
+            if plan is None:
+                return served, None
+            assignment = plan.new_assignment(record_key(*request.key))
+            found = await models.find(served.name, self._plans.fingerprint(served.name, assignment))
+            return (served, None) if found is None else (found, plan.new_standing(assignment))
+        found = await models.find(request.key.model, record.fingerprint, record.state)
         is_named = request.version is not None and Standing.of(record).responding != served.fingerprint
-        return served if found is None or is_named else found
+        return served if found is None or is_named else found, None
 
     def _worker_for(self, served: ServedModel) -> RolloutWorker:
         worker = self._workers.get(served)

@@ -18,7 +18,7 @@ from service.errors import ServiceError, not_a_record
 from service.models.paired import PairedModel, pair_rows
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
 from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, decode, extend_history
+from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, changed_to, decode, extend_history
 from service.store.record_arrays import encode_records, guards, record_with_sources, sources_table
 from service.types import ENDS, STARTS, BatchOutput
 
@@ -117,7 +117,10 @@ class BatchCommitter:
         keyed = [i for i, row in enumerate(rows) if row.timestep.idempotency_key is not None]
         history_hashes = self.advance_headers([row.op_id for row in rows], rows[0].applied.length, headers, keyed)
         if responding is not None and any(responding.changed):
-            headers["flags"][np.flatnonzero(responding.changed)] |= CHANGED_VERSION
+            changed_rows = np.flatnonzero(responding.changed).tolist()
+            headers["flags"][changed_rows] |= np.array(
+                [changed_to(responding.versions[i]) for i in changed_rows], "<u4"
+            )
         encode_records(columnar.records, headers, packed, states)
         created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
         commits: Sequence[Commit] = columnar

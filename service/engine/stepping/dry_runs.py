@@ -10,6 +10,7 @@ from service.engine.packing import select_returned
 from service.engine.stepping.pipeline import BatchPipeline
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import EMPTY_SLOT
+from service.engine.stepping.responding import responding_versions
 from service.store.record import NO_HISTORY
 from service.types import BatchOutput, Prediction
 
@@ -36,8 +37,14 @@ class DryRunPipeline(BatchPipeline):
             [length + (0 if row.record is None else row.record.step) for row in finite],
             [b"" if row.record is None else row.record.history_hash for row in finite],
         )
+        if run.rows is not None:
+            states = states[run.rows]
+        responding = responding_versions(self._served, finite, states, run.states)
         for i, row in enumerate(finite):
-            self._replies.reply(row, Prediction(output, i))
+            version, has_changed = self._served.version, False
+            if responding is not None:
+                version, has_changed = responding.versions[i], responding.changed[i]
+            self._replies.reply(row, Prediction(output, i, version=version, version_changed=has_changed))
         return []
 
 

@@ -17,7 +17,7 @@ from service.engine.stepping.queued import QueuedStep
 from service.errors import Applied, ServiceError
 from service.releases.moves import Standing
 from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import CHANGED_VERSION, Record
+from service.store.record import CHANGED_VERSION, Record, changed_version_of
 from service.types import BatchOutput, Prediction
 
 if TYPE_CHECKING:
@@ -137,7 +137,10 @@ class Replies:
             return replace(prediction, version=version, version_changed=stored.changed_version)
         if self._served.halves is not None and (pair := Standing.of(stored).pair) is not None:
             version = self._served.halves[pair.responded].version
-        return replace(prediction, version=version, version_changed=bool(stored.flags & CHANGED_VERSION))
+        has_changed = bool(stored.flags & CHANGED_VERSION)
+        if has_changed:  # a sweep may have moved the stream since
+            version = changed_version_of(stored.flags) or version
+        return replace(prediction, version=version, version_changed=has_changed)
 
     def reply(self, row: QueuedStep, result: Prediction | ServiceError) -> None:
         """Reply to one row, unless it has its response, and end its reservation of a stream."""

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from model_export.errors import StepwellError
 from model_export.step_model import StepModel
 from service.errors import ServiceError, StoreUnavailableError
-from service.models.artifacts.packing import ArtifactError, copy_files, files_of, pack, unpack
+from service.models.artifacts.packing import ArtifactError, copy_files, files_of, pack, seal, unpack, unseal
 from service.models.files import file_signature
 from service.models.paired import PairedModel
 
@@ -233,6 +233,40 @@ class ArtifactKeeper:
             return None
         artifact = await self._backend.get(name, fingerprint)
         return None if artifact is None else await asyncio.to_thread(self._unpack, name, fingerprint, artifact)
+
+    def kept_file(self, name: str, version: int, fingerprint: bytes, content: bytes) -> KeptArtifact:
+        """Return the artifact of one file that stands beside a model; nothing is stored yet.
+
+        Args:
+            name: The model's name.
+            version: Its version, for messages.
+            fingerprint: Identifies the file, 8 bytes.
+            content: Its bytes.
+        """
+        if self._backend is None or len(content) > self._max_bytes:
+            return KeptArtifact(name, version, fingerprint, reason="`artifacts` is off, or the file is too large")
+        return KeptArtifact(name, version, fingerprint, backend=self._backend, read=partial(seal, content))
+
+    async def put_file(self, name: str, fingerprint: bytes, content: bytes) -> None:
+        """Store one file that stands beside a model, in place of what is stored; a larger one is not kept.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+            OSError: It cannot be written.
+        """
+        if self._backend is not None and len(content) <= self._max_bytes:
+            await self._backend.put(name, fingerprint, seal(content))
+
+    async def read_file(self, name: str, fingerprint: bytes) -> bytes | None:
+        """Return the content of a file that `put_file` stored; None: there is none.
+
+        Raises:
+            ArtifactError: It is not what was stored.
+            StoreUnavailableError: The store did not reply.
+            OSError: It cannot be read.
+        """
+        artifact = None if self._backend is None else await self._backend.get(name, fingerprint)
+        return None if artifact is None else bytes(unseal(artifact))
 
     def close(self) -> None:
         """Delete the copies, if their folder is a temporary one."""

@@ -61,8 +61,7 @@ def pack(files: Mapping[str, Path], version: int) -> bytes:
         _add(tar, _ABOUT, json.dumps({"version": version}).encode())
         for name, file in sorted(files.items()):
             _add(tar, name, file.read_bytes())
-    packed = content.getvalue()
-    return _MAGIC + _digest(packed) + packed
+    return seal(content.getvalue())
 
 
 def unpack(artifact: bytes, folder: Path) -> UnpackedArtifact:
@@ -71,6 +70,26 @@ def unpack(artifact: bytes, folder: Path) -> UnpackedArtifact:
     Raises:
         ArtifactError: Its checksum differs, or it is not an artifact. Nothing is written then.
         OSError: The files cannot be written.
+    """
+    packed = unseal(artifact)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        member = tar.extractfile(_ABOUT)
+        about = json.loads(member.read()) if member is not None else {}
+        tar.extractall(folder, filter="data")
+    (folder / _ABOUT).unlink()
+    return UnpackedArtifact(folder / MODEL_FILE, int(about["version"]))
+
+
+def seal(content: bytes) -> bytes:
+    """Return content with its checksum, as artifacts are stored."""
+    return _MAGIC + _digest(content) + content
+
+
+def unseal(artifact: bytes) -> memoryview:
+    """Return the content of an artifact.
+
+    Raises:
+        ArtifactError: It was cut or changed, or is not an artifact.
     """
     start = len(_MAGIC) + _DIGEST_BYTES
     packed = memoryview(artifact)[start:]
@@ -84,12 +103,7 @@ def unpack(artifact: bytes, folder: Path) -> UnpackedArtifact:
             f"The checksum of its {len(packed)} bytes is not the stored one: it was cut or changed.",
             fix="Delete it, and let a replica that has the model's file store it again.",
         )
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        member = tar.extractfile(_ABOUT)
-        about = json.loads(member.read()) if member is not None else {}
-        tar.extractall(folder, filter="data")
-    (folder / _ABOUT).unlink()
-    return UnpackedArtifact(folder / MODEL_FILE, int(about["version"]))
+    return packed
 
 
 def copy_files(files: Mapping[str, Path], folder: Path) -> None:
