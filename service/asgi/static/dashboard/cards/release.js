@@ -1,7 +1,7 @@
 // The release of the chosen model: its versions and their streams, the share, the comparison, promote and abort.
 
-import { getJson, send } from "./feed.js";
-import { flat, number } from "./shapes.js";
+import { getJson, send } from "../feed.js";
+import { flat, number } from "../shapes.js";
 
 const HISTORY = 60; // points of the difference over time
 const MOST_DIFFERENT = 5; // streams
