@@ -14,12 +14,10 @@ _RETRIES = {"same": "the same request", "resend_from": "from expected on", "neve
 
 def error_page() -> bytes:
     """Return the page as HTML; each row has the id of its code."""
-    rows = "".join(
-        f'<tr id="{code}" data-code="{code}" data-title="{escape(title)}"><th scope="row"><code>{code}</code></th>'
-        f"<td>{status}</td><td>{escape(title)}</td><td>{_marked(ADVICE[code])}</td><td>{_RETRIES[CODES[code]]}</td></tr>"
-        for code, (status, title) in PROBLEMS.items()
+    rows = "".join(_row(code, status, title) for code, (status, title) in PROBLEMS.items())
+    head = "".join(
+        f'<th scope="col">{name}</th>' for name in ("code", "status", "what happened", "what to do", "retry")
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("code", "status", "what happened", "what to do", "retry"))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -28,12 +26,21 @@ def error_page() -> bytes:
         '<link rel="stylesheet" href="../dashboard/style.css"><link rel="stylesheet" href="../reference/reference.css">'
         '</head><body class="reference"><header class="top"><h1 class="brand">'
         '<img src="../dashboard/icon.svg" alt="" width="26" height="26">Stepwell errors</h1>'
-        '<div class="controls"><a class="button" href="../docs">API</a> <a class="button" href="../">Dashboard</a></div>'
+        '<div class="controls"><a class="button" href="../docs">API</a> '
+        '<a class="button" href="../">Dashboard</a></div>'
         "</header><main><p>The <code>detail</code> of an error says what was found and what was expected. "
         "<code>applied</code> says whether the request has changed the stream.</p>"
         f'<div class="wide"><table class="errors"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         "</main></body></html>"
     ).encode()
+
+
+def _row(code: str, status: int, title: str) -> str:
+    cells = (str(status), escape(title), _marked(ADVICE[code]), _RETRIES[CODES[code]])
+    return (
+        f'<tr id="{code}" data-code="{code}" data-title="{escape(title)}"><th scope="row"><code>{code}</code></th>'
+        f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    )
 
 
 def _marked(text: str) -> str:

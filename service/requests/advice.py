@@ -21,7 +21,8 @@ ADVICE: dict[str, str] = {
     "source_passed": "Nothing: these timesteps were applied before. Go on behind `at`.",
     "state_changed": "Read the stream, then decide again: another writer has moved it, or the store was rolled back.",
     "stream_exists": "Use another id, or leave `create` out to continue the stream.",
-    "model_changed": "Leave `version` out. If the request has none, `detail` says which model is missing and what to do.",
+    "model_changed": "Leave `version` out. If the request has none, `detail` says which model is missing, and what to "
+    "do.",
     "release_changed": "Read the release, then decide again.",
     "release_refused": "`detail` says what does not fit: another candidate, its tensors, or its states.",
     "too_large": "Send it in parts; `GET /v1/info` shows the limits.",
@@ -29,7 +30,8 @@ ADVICE: dict[str, str] = {
     "bad_input": "Send the inputs as `GET /v1/models/{model}` describes them; `detail` names the input.",
     "bad_release": "Fix the fields that `detail` names.",
     "non_finite": "Leave the timestep out, or replace NaN and infinity by numbers.",
-    "non_finite_state": "Look at this timestep's values: the model returned NaN or infinity for them. The stream is unchanged.",
+    "non_finite_state": "Check this timestep's values: the model returned NaN or infinity for them. The stream is "
+    "unchanged.",
     "idempotency_key_reused": "Use a new key for each request, and the same key only for its retries.",
     "precondition_required": "Add `after` or the header `Idempotency-Key`.",
     "stream_quota": "Delete streams (or snapshots), or wait until idle ones expire.",
@@ -39,7 +41,8 @@ ADVICE: dict[str, str] = {
     "overloaded": "Send the same request again after `Retry-After`. If it stays so, add replicas.",
     "draining": "Send the same request again; another process accepts it.",
     "store_unavailable": "Send the same request again. If it stays so, check the store.",
-    "outcome_unknown": "Send the identical request again: with `seq`, `after` or `Idempotency-Key` it is applied at most once.",
+    "outcome_unknown": "Send the identical request again: with `seq`, `after` or `Idempotency-Key` it is applied at "
+    "most once.",
     "store_full": "Delete streams or give the store more memory, then retry.",
     "not_durable": "Send the same request again: it is not applied twice.",
     "model_timeout": "Send the same request again. If it stays so, raise `run_timeout_s` or use a smaller model.",

@@ -184,7 +184,8 @@ def test_an_idle_service_has_no_current_latency(evaluate: Evaluate) -> None:
 
 def test_refusals_are_those_since_the_scrape_before(evaluate: Evaluate) -> None:
     found = evaluate(f"""(([all, scrape]) =>
-        [all.add(scrape(1, 0, 0, 5), 0), all.add(scrape(2, 0, 0, 7), 2), all.add(scrape(1, 0, 0, 8), 4)])({REPLICAS})""")
+        [all.add(scrape(1, 0, 0, 5), 0), all.add(scrape(2, 0, 0, 7), 2), all.add(scrape(1, 0, 0, 8), 4)]
+        )({REPLICAS})""")
 
     assert found == [{}, {}, {"bad_input": 3}]
 
@@ -310,13 +311,15 @@ def test_at_most_eight_outputs_are_listed_by_name(evaluate: Evaluate) -> None:
 def test_the_stream_that_changed_most_has_the_largest_change(evaluate: Evaluate) -> None:
     script = """(() => { const trend = (f) => { const t = new trend_.Trend();
             for (let i = 0; i < 60; i += 1) t.add({y: [f(i)]}); return t; };
-        return trend_.changes([trend(() => 1), trend(i => i < 45 ? 0 : 2), trend(i => i < 45 ? 0 : 1), new trend_.Trend()]); })()"""
+        const jump = (to) => trend(i => i < 45 ? 0 : to);
+        return trend_.changes([trend(() => 1), jump(2), jump(1), new trend_.Trend()]); })()"""
 
     assert evaluate(script.replace("trend_", "globalThis.trend")) == [0, 1, 0.5, 0]
 
 
 def test_a_trend_keeps_the_newest_predictions_in_order(evaluate: Evaluate) -> None:
-    script = "(() => { const t = new globalThis.trend.Trend(); for (let i = 0; i < 70; i += 1) t.add({y: [i]}); return t.lines[0]; })()"
+    script = """(() => { const t = new globalThis.trend.Trend();
+        for (let i = 0; i < 70; i += 1) t.add({y: [i]}); return t.lines[0]; })()"""
 
     assert evaluate(script) == list(range(10, 70))
 
@@ -363,7 +366,8 @@ def test_columns_of_a_csv_are_found_by_name_in_whatever_order(evaluate: Evaluate
 )
 def test_a_csv_that_does_not_fit_is_refused_with_the_place(evaluate: Evaluate, text: str, words: str) -> None:
     script = f"""(() => {{ try {{ const t = csv_table.parseCsv('{text}');
-        csv_table.inputsOf({XY}, csv_table.columnsOf({XY}, t.header), t, 0); }} catch (problem) {{ return problem.message; }} }})()"""
+        csv_table.inputsOf({XY}, csv_table.columnsOf({XY}, t.header), t, 0); }}
+        catch (problem) {{ return problem.message; }} }})()"""
 
     assert words in evaluate(script)
 

@@ -72,7 +72,8 @@ def test_a_request_can_be_copied_as_curl(live: ServiceProcess, page: Page) -> No
 def test_an_untouched_example_works(live: ServiceProcess, page: Page, route: str) -> None:
     page.open(f"{live.url}/docs")
     found = f"""[...document.querySelectorAll('main > details')].find(one =>
-        one.querySelector('.method').textContent === 'POST' && one.querySelector('code').textContent.endsWith({route!r}))"""
+        one.querySelector('summary').textContent.startsWith('POST') &&
+        one.querySelector('code').textContent.endsWith({route!r}))"""
     page.wait_for(f"({found}).querySelector('button[type=submit]').click() ?? true")
 
     answer = page.wait_for(f"({found}).querySelector('.answer[data-good]')?.textContent")

@@ -4,12 +4,13 @@ import { keepInAddress, readAddress, writeAddress } from "./address.js";
 import { makeCards } from "./cards/cards.js";
 import { Fleet } from "./charts/fleet.js";
 import { Forecast } from "./charts/forecast.js";
-import { get, getJson, hasKey, pathOf, streamsPath } from "./feed.js";
+import { showNoModel, showWaiting } from "./empty.js";
+import { get, getJson, pathOf, streamsPath } from "./feed.js";
 import { listenForKeys } from "./keyboard.js";
 import { LiveFeed } from "./live_feed.js";
 import { read, Replicas } from "./metrics.js";
 import { Recording } from "./recording/recording.js";
-import { curlLine, modelFacts, number, timesteps } from "./shapes.js";
+import { modelFacts, number, timesteps } from "./shapes.js";
 import { ServiceStatus } from "./status.js";
 import { Dialog } from "./streams/dialog.js";
 import { Operations } from "./streams/operations.js";
@@ -148,14 +149,9 @@ function openAddress(name = page.models[0]?.name) {
   if (model) return openModel(model, address.stream || null);
   live.close();
   page.model = null;
-  for (const id of ["view", "missing", "fleet"]) $(id).hidden = true;
-  document.querySelector(".work").classList.add("nothing");
   $("model").value = "";
   $("model").disabled = !page.models.length;
-  text("empty-title", wanted ? `There is no model ${wanted}` : "No model is loaded");
-  text("empty-text", wanted && page.models.length ? "Choose one of the models above." : "Put an exported model into the model folder, then send POST /v1/models/reload or restart the service.");
-  $("curl").hidden = true;
-  $("empty").hidden = false;
+  showNoModel(wanted, page.models.length > 0);
 }
 
 $("model").addEventListener("change", () => {
@@ -173,10 +169,7 @@ function openModel(model, stream) {
   page.replicas = new Replicas();
   tiles.clear();
   search.clear();
-  $("curl").hidden = false;
-  text("empty-title", "Waiting for the first timestep");
-  text("empty-text", "A stream appears here after its first timestep. Send one, or drop a CSV file onto this page:");
-  text("curl-line", curlLine(page.model, document.baseURI, hasKey()));
+  showWaiting(page.model);
   text("model-facts", modelFacts(page.model));
   forecast.setModel(page.model);
   live.close();
@@ -335,17 +328,6 @@ $("pause").addEventListener("click", () => {
   page.fresh = true;
   $("pause").setAttribute("aria-pressed", String(page.paused));
   $("paused").hidden = !page.paused;
-});
-
-$("curl").addEventListener("click", async () => {
-  try {
-    await navigator.clipboard.writeText($("curl-line").textContent);
-    text("curl-hint", "Copied");
-  } catch {
-    getSelection().selectAllChildren($("curl-line")); // browsers offer no clipboard over plain HTTP from other hosts
-    text("curl-hint", "Selected");
-  }
-  setTimeout(() => text("curl-hint", "Copy"), 2000);
 });
 
 listenForKeys();

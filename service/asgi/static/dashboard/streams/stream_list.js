@@ -3,12 +3,14 @@
 import { ago, number, summary } from "../shapes.js";
 
 const ROWS = 200; // rows in the list at first, and how many more the button adds
+const SORT_MS = 1000; // the order is kept for so long: streams that stop and go on would move at each rendering
 const now = () => performance.now() / 1000;
 
 export class StreamList {
   #rows = new Map(); // name -> {item, ...its parts}
   #shown = [];
   #max = ROWS;
+  #order = null; // {matches, live, streams, key, at} of the last sorting
 
   /** @param {{list: HTMLElement, note: HTMLElement, more: HTMLButtonElement, search: Search, choose: Function}} parts */
   constructor({ list, note, more, search, choose }) {
@@ -32,7 +34,7 @@ export class StreamList {
 
   /** Show the streams that match the search; returns how many of all streams are live. */
   render(streams, outputSpecs, chosen) {
-    const { matches, live } = streams.matching(this.search.text);
+    const { matches, live } = this.#sorted(streams);
     const first = matches.slice(0, this.#max);
     this.#shown = first.map(({ name }) => name);
     const items = first.map((stream) => this.#row(stream, outputSpecs, stream.name === chosen));
@@ -47,6 +49,13 @@ export class StreamList {
     if (this.note.textContent !== text) this.note.textContent = text;
     this.more.hidden = matches.length <= this.#max && !this.search.hasMore;
     return live;
+  }
+
+  #sorted(streams) {
+    const key = `${streams.byName.size} ${this.search.text}`;
+    const isOld = this.#order?.streams !== streams || this.#order.key !== key || performance.now() - this.#order.at > SORT_MS;
+    if (isOld) this.#order = { ...streams.matching(this.search.text), streams, key, at: performance.now() };
+    return this.#order;
   }
 
   /** Scroll a stream's row into view, if it is in the list. */

@@ -33,7 +33,6 @@ export class StreamView {
   /** Forget what belongs to the stream before. */
   clear() {
     this.#setZoom(null);
-    this.#summaryAt = -Infinity;
   }
 
   /** Draw a stream of a model. */
@@ -75,6 +74,7 @@ export class StreamView {
   #setZoom(range) {
     if (range && this.stream?.rows.every(({ at }) => at < range[0] || at > range[1])) range = null; // nothing is there
     this.#zoom = range;
+    this.#summaryAt = -Infinity;
     $("unzoom").hidden = !range;
     this.onChange();
   }
