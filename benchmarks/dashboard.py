@@ -72,18 +72,23 @@ def _measure(page: Page, url: str, view: str, streams: int, seconds: float) -> N
     page.open(url)
     wanted = f"Number(document.getElementById('live').textContent.replaceAll(',', '')) >= {int(0.95 * streams)}"
     while not page.evaluate(wanted):
-        time.sleep(0.5)
+        _pause(page, 0.5)
     renderer, others = _parts()
     before = time.monotonic(), _cpu(renderer), _cpu(others)
-    time.sleep(seconds)
+    for _ in range(round(seconds)):
+        _pause(page, 1)
     elapsed = time.monotonic() - before[0]
     own, rest = _cpu(renderer) - before[1], _cpu(others) - before[2]
     heap = page.evaluate("performance.memory.usedJSHeapSize")
-    typer.echo(
-        f"{view}: {page.text('#live')} live streams, {page.text('#rate')} steps/s: the page uses {own / elapsed:.0%} of a "
-        f"core ({(own + rest) / elapsed:.0%} with the rest of the browser), {_private(renderer) / 2**20:.0f} MB private "
-        f"memory, of them {heap / 2**20:.0f} MB of JavaScript; {page.text('#skipped') or 'no message skipped'}"
-    )
+    cpu = f"{own / elapsed:.0%} of a core ({(own + rest) / elapsed:.0%} with the rest of the browser)"
+    memory = f"{_private(renderer) / 2**20:.0f} MB private memory, of them {heap / 2**20:.0f} MB of JavaScript"
+    load = f"{page.text('#live')} live streams, {page.text('#rate')} steps/s"
+    typer.echo(f"{view}: {load}: the page uses {cpu}, {memory}; {page.text('#skipped') or 'no message skipped'}")
+
+
+def _pause(page: Page, seconds: float) -> None:
+    """Wait by the clock of the page."""
+    page.evaluate(f"new Promise((done) => setTimeout(done, {1000 * seconds}))")
 
 
 def _parts() -> tuple[list[int], list[int]]:

@@ -67,6 +67,10 @@ def run(settings: Settings) -> int:
     for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
         signal.signal(number, _exit)
     _allow_open_files(settings)
+    data = settings.data_dir.absolute() if settings.redis is None else "the store"  # both depend on the current folder
+    logs.log.info(
+        "Models are read from %s; states are in %s", ", ".join(str(f.absolute()) for f in settings.models), data
+    )
     with (
         contextlib.closing(server.listen(settings)) as sock,
         open_store(settings) as (with_store, store_info),

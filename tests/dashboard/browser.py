@@ -19,7 +19,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0",
     "--window-size=1360,860", "about:blank",
 )  # fmt: skip
-WAIT_S = 20
+WAIT_S = 60  # a machine under load needs longer than a person would wait
 
 
 def chromium() -> str | None:
@@ -96,9 +96,15 @@ class Page:
         self._mouse("mouseMoved", to, y)
         self._mouse("mouseReleased", to, y)
 
-    def emulate_screen(self, width: int, height: int) -> None:
-        """Emulate the screen of a phone."""
-        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2, mobile=True)
+    def emulate_screen(self, width: int, height: int, *, mobile: bool = True) -> None:
+        """Emulate a screen of another size, by default that of a phone."""
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if mobile else 1,
+            mobile=mobile,
+        )
 
     def prefer_color_scheme(self, scheme: str) -> None:
         """Emulate a system that prefers `light` or `dark`."""

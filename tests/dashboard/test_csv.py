@@ -68,7 +68,7 @@ def test_the_rows_are_applied_by_the_names_of_their_columns(page: Page, live: Se
     ready_to_send(page)
     click(page, "#csv-send")
 
-    assert result(page) == f"90 rows were applied; {stream} is at step 90."
+    assert result(page) == f"90 rows applied; {stream} is at step 90."
     wait_for_step(page, stream, 90)
     assert outputs(live, stream) == pytest.approx(outputs(live, f"{stream}-a"), abs=1e-5)
 
@@ -84,9 +84,7 @@ def test_an_existing_stream_is_not_changed_unless_chosen(page: Page, live: Servi
     ready_to_send(page)
     click(page, "#csv-send")
 
-    page.wait_for(
-        f"document.getElementById('csv-result').textContent === '4 rows were applied; {stream} is at step 9.'"
-    )
+    page.wait_for(f"document.getElementById('csv-result').textContent === '4 rows applied; {stream} is at step 9.'")
 
 
 def test_rows_can_be_sent_at_a_pace_and_stopped(page: Page, live: ServiceProcess, stream: str) -> None:

@@ -10,7 +10,7 @@ import { listenForKeys } from "./keyboard.js";
 import { LiveFeed } from "./live_feed.js";
 import { read, Replicas } from "./metrics.js";
 import { Recording } from "./recording/recording.js";
-import { modelFacts, number, timesteps } from "./shapes.js";
+import { counted, modelFacts, timesteps } from "./shapes.js";
 import { ServiceStatus } from "./status.js";
 import { Dialog } from "./streams/dialog.js";
 import { Operations } from "./streams/operations.js";
@@ -297,7 +297,7 @@ function renderList() {
   live.adapt(nLive);
   showPanels();
   const { skipped } = page;
-  text("skipped", skipped ? `${number(skipped)} messages skipped: this page receives them too slowly.` : "");
+  text("skipped", skipped ? `${counted(skipped, "message")} skipped: this page receives them too slowly.` : "");
   if (!status.isDown) tiles.showStreams(nLive, streams.byName.size, streams.isMore);
 }
 

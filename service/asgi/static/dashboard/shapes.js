@@ -115,6 +115,9 @@ export function number(value) {
   return size < 0.001 ? value.toExponential(1) : value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
 }
 
+/** A number with its noun, in the plural unless it is 1. */
+export const counted = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
+
 /** An age in seconds as text. */
 export function ago(seconds) {
   if (seconds < 2) return "now";

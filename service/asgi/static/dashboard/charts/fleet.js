@@ -1,7 +1,7 @@
 // The fleet: a small chart of each stream's newest predictions, those that changed most first.
 
 import { changes } from "../streams/trend.js";
-import { number, percent, summary } from "../shapes.js";
+import { counted, number, percent, summary } from "../shapes.js";
 import { lineClass } from "./plot.js";
 
 const CELLS = 48; // more small charts cannot be overlooked at once
@@ -28,7 +28,7 @@ export class Fleet {
     const names = new Set(shown.map(({ stream }) => stream.name));
     for (const name of this.#cells.keys()) if (!names.has(name)) this.#cells.delete(name);
     const more = this.#order.length - shown.length;
-    const note = shown.length ? `${number(this.#order.length)} streams with predictions since this page was opened${more > 0 ? `; the ${CELLS} that changed most are shown` : ", those that changed most first"}.` : "No stream has had a prediction since this page was opened.";
+    const note = shown.length ? `${counted(this.#order.length, "stream")} with predictions since this page was opened${more > 0 ? `; the ${CELLS} that changed most are shown` : ", those that changed most first"}.` : "No stream has had a prediction since this page was opened.";
     if (this.note.textContent !== note) this.note.textContent = note;
   }
 

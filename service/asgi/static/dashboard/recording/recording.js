@@ -1,6 +1,6 @@
 // A CSV file that is dropped onto the page, or chosen, becomes timesteps of a stream. The file stays in the browser.
 
-import { number } from "../shapes.js";
+import { counted, number } from "../shapes.js";
 import { columnsOf, parseCsv } from "./csv_table.js";
 import { sendRows } from "./sender.js";
 
@@ -55,7 +55,7 @@ export class Recording {
       const columns = columnsOf(model.inputs, table.header);
       this.#recording = { model, limits, table, columns };
       const used = Object.entries(columns).map(([input, indexes]) => `${input}: ${indexes.map((i) => table.header[i]).join(", ")}`);
-      text("csv-facts", `${number(table.rows.length)} rows, one timestep each. Columns of ${used.join("; ")}.`);
+      text("csv-facts", `${counted(table.rows.length, "row")}, one timestep each. Columns of ${used.join("; ")}.`);
     } catch (problem) {
       text("csv-facts", "");
       text("csv-result", problem.message);
@@ -72,16 +72,16 @@ export class Recording {
     this.#showButtons();
     const progress = (sent) => {
       $("csv-progress").value = sent;
-      if (!this.#isStopped) text("csv-facts", `${number(sent)} of ${number(table.rows.length)} rows were sent.`);
+      if (!this.#isStopped) text("csv-facts", `${number(sent)} of ${number(table.rows.length)} rows sent.`);
     };
     this.on.onStream(stream);
     try {
       const options = { existing, perSecond, maxChunk: limits.max_chunk_steps };
       const { sent, step, isStopped } = await sendRows(model, stream, { table, columns }, options, { progress, isStopped: () => this.#isStopped });
-      text("csv-result", `${isStopped ? "Stopped: " : ""}${number(sent)} rows were applied; ${stream} is at step ${number(step)}.`);
+      text("csv-result", `${isStopped ? "Stopped: " : ""}${counted(sent, "row")} applied; ${stream} is at step ${number(step)}.`);
       this.on.onStream(stream);
     } catch (problem) {
-      text("csv-result", `${problem.sent ? `${number(problem.sent)} rows were applied, then: ` : ""}${problem.message}`);
+      text("csv-result", `${problem.sent ? `${counted(problem.sent, "row")} applied, then: ` : ""}${problem.message}`);
     }
     this.#isRunning = false;
     this.#showButtons();
