@@ -15,7 +15,7 @@ _FULL = "document.getElementById('rate-line').getAttribute('points').split(' ').
 
 
 def main() -> None:
-    """Take a picture of one stream, light and dark, and of all streams."""
+    """Take a picture of one stream, and of all streams."""
     if (binary := chromium()) is None:
         sys.exit("Chromium is not installed: apt-get install chromium")
     port = free_port()
@@ -31,10 +31,6 @@ def main() -> None:
                     if page.evaluate(f"new Promise((done) => setTimeout(() => done({_FULL}), 15000))"):
                         break
                 page.screenshot(IMAGES / "dashboard.png")
-                page.prefer_color_scheme("dark")
-                page.wait_for("new Promise((done) => setTimeout(() => done(true), 1000))")
-                page.screenshot(IMAGES / "dashboard-dark.png")
-                page.prefer_color_scheme("light")
                 page.open(f"http://127.0.0.1:{port}/#model=activity&view=fleet")
                 page.wait_for("document.querySelectorAll('.cell').length === 40")
                 page.evaluate("new Promise((done) => setTimeout(done, 12000))")

@@ -144,6 +144,15 @@ def test_a_deleted_stream_is_gone_and_no_other_is_opened(page: Page, live: Servi
     assert httpx.get(f"{live.url}/v1/models/wave/streams/gone-1", trust_env=False).status_code == 404
 
 
+def test_a_stream_that_is_deleted_elsewhere_is_no_longer_shown(page: Page, live: ServiceProcess) -> None:
+    post(live, "total/streams/gone-2/step", {"inputs": {"x": [1, 2]}})
+    open_page(page, live, "gone-2", model="total")
+    wait_for_step(page, "gone-2", 1)
+    httpx.delete(f"{live.url}/v1/models/total/streams/gone-2", trust_env=False).raise_for_status()
+
+    assert missing(page).startswith("There is no stream gone-2")
+
+
 def test_a_snapshot_can_be_deleted(page: Page, live: ServiceProcess) -> None:
     post(live, "wave/streams/kept-1/step", {"inputs": [0.5]})
     path = f"{live.url}/v1/models/wave/streams/kept-1/snapshots"

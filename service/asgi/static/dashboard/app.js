@@ -108,7 +108,8 @@ async function list(model) {
   if (model !== page.model) return;
   page.streams.list(found);
   search.listed(found.cursor);
-  readStatus();
+  if (page.chosen !== null && !chosen()?.isLive) await findChosen(); // it may have been deleted or have expired
+  else readStatus();
 }
 
 async function openService(models) {
@@ -183,8 +184,8 @@ function openModel(model, stream) {
 /**
  * Show a stream, or null for none yet.
  *
- * @param {{byUser?: boolean, isOpened?: boolean}} options - `byUser`: the address names it; `isOpened`: on a small
- *   screen, scroll to it
+ * @param {{byUser?: boolean, isOpened?: boolean}} options - `byUser`: the address names it; `isOpened`: leave the view
+ *   of all streams and, on a small screen, scroll to it
  */
 function choose(name, { byUser = true, isOpened = false } = {}) {
   if (page.chosen !== name) {
@@ -199,6 +200,10 @@ function choose(name, { byUser = true, isOpened = false } = {}) {
     if (name !== null && !chosen()) findChosen();
   }
   if (byUser && name !== null) writeAddress({ model: page.model.name, stream: name });
+  if (isOpened && $("show").value !== "streams") {
+    $("show").value = "streams";
+    $("show").dispatchEvent(new Event("change"));
+  }
   renderList();
   readStatus();
   if (isOpened && matchMedia("(max-width: 900px)").matches) $("view").scrollIntoView({ block: "start" });
@@ -206,13 +211,11 @@ function choose(name, { byUser = true, isOpened = false } = {}) {
 
 /** Show a stream that was selected outside the list. */
 function openFromElsewhere(name) {
-  $("show").value = "streams";
-  $("show").dispatchEvent(new Event("change"));
   choose(name, { isOpened: true });
   streamList.reveal(name);
 }
 
-/** Ask the service for the chosen stream, which no list or event has had so far. */
+/** Ask the service whether it has the chosen stream, which no event of the last seconds has named. */
 async function findChosen() {
   const [model, name] = [page.model, page.chosen];
   try {
@@ -221,7 +224,10 @@ async function findChosen() {
     page.streams.add([{ stream: name, step }]);
     page.fresh = true;
   } catch (problem) {
-    if (model === page.model && name === page.chosen && !chosen()) page.isMissing = problem.status === 404 || problem.status === 400;
+    const isOther = model !== page.model || name !== page.chosen || chosen()?.isLive;
+    if (isOther || (problem.status !== 404 && problem.status !== 400)) return;
+    page.streams.remove(name);
+    page.isMissing = true;
   }
   renderList();
   readStatus();

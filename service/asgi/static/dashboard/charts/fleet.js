@@ -43,9 +43,10 @@ export class Fleet {
 
   #cell(stream, change, specs) {
     if (!this.#cells.has(stream.name)) this.#cells.set(stream.name, makeCell(stream.name, this.choose));
-    const { item, button, canvas, value } = this.#cells.get(stream.name);
-    const words = `${summary(stream.outputs, specs)}${change ? ` · changed by ${percent(change)}` : ""}`;
+    const { item, button, canvas, changed, value } = this.#cells.get(stream.name);
+    const words = summary(stream.outputs, specs);
     if (value.textContent !== words) value.textContent = words;
+    changed.textContent = change ? `± ${percent(change)}` : "";
     button.title = `${stream.name}: step ${number(stream.step)}. Change: the last predictions against those before, as a share of the range over all streams.`;
     drawLines(canvas, stream.trend.lines);
     return item;
@@ -71,11 +72,12 @@ function drawLines(canvas, lines) {
 
 function makeCell(name, choose) {
   const make = (tag, className, text = "") => Object.assign(document.createElement(tag), { className, textContent: text });
-  const [item, button, canvas, value] = [make("li", "cell"), make("button", ""), make("canvas", ""), make("span", "note")];
+  const [item, button, canvas] = [make("li", "cell"), make("button", ""), make("canvas", "")];
+  const [changed, value] = [make("span", "change"), make("span", "note")];
   button.type = "button";
   canvas.setAttribute("aria-hidden", "true");
-  button.append(make("span", "name", name), canvas, value);
+  button.append(make("span", "name", name), changed, canvas, value);
   button.addEventListener("click", () => choose(name));
   item.append(button);
-  return { item, button, canvas, value };
+  return { item, button, canvas, changed, value };
 }
