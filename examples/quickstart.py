@@ -16,9 +16,10 @@ layers = [keras.Input((None, 3)), keras.layers.LSTM(32, return_sequences=True), 
 model = keras.Sequential(layers)  # train it as you always do
 stepwell.export(model, "models/pump.onnx")  # proves step by step == whole sequence, or writes nothing
 
-service = subprocess.Popen([sys.executable, "-P", "-m", "stepwell", "serve", "--models", "models"])  # stepwell serve
+serve = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", "models", "--port", "8001"]  # stepwell serve ..
+service = subprocess.Popen(serve)
 atexit.register(service.terminate)
-stream = stepwell.Client("http://127.0.0.1:8000").model("pump").stream("pump-7")
+stream = stepwell.Client("http://127.0.0.1:8001").model("pump").stream("pump-7")
 stream.reset()
 
 timesteps = np.random.default_rng(7).random((5, 3), np.float32)

@@ -11,6 +11,8 @@ from model_export.manifest import sidecar_of
 from model_export.runtime.operator_scan import contents_of, weight_files
 from model_export.step_model import StepModel
 
+_TRAINED = (".keras", ".h5")
+
 
 def load(path: Path) -> StepModel:
     """Load a model from a file.
@@ -22,6 +24,12 @@ def load(path: Path) -> StepModel:
     """
     if not path.is_file():
         raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
+    if path.suffix in _TRAINED:
+        target = path.with_suffix(".onnx")
+        raise FileError(
+            f"{path} is a trained model, not an exported one; expected an ONNX file.",
+            fix=f"Export it first: stepwell export {path} -o {target}; then give {target}.",
+        )
     return StepModel(path)
 
 

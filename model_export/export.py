@@ -14,7 +14,7 @@ from model_export.errors import FileError, UnclearModelError, WeakProofError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file, write_atomically
 from model_export.labels import columns_of, labels_of, with_labels
-from model_export.manifest import NAME, Manifest
+from model_export.manifest import NAME, Manifest, TensorSpec
 from model_export.precision import FULL, Precision, saved
 from model_export.replacing import Replaced, Replacement, replaced
 from model_export.sources import load_source
@@ -37,6 +37,7 @@ class Exported:
         report: How far the step graph is from the original.
         saved: What a lower precision made smaller, in bytes before and after: `file`, `bytes_per_stream`.
         replacement: What becomes of the states of the version that it replaces; None: it replaces none.
+        inputs: The inputs that one timestep has.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Exported:
     report: ParityReport
     saved: dict[str, tuple[int, int]]
     replacement: Replacement | None = None
+    inputs: Sequence[TensorSpec] = ()
 
 
 def export_source(
@@ -129,7 +131,8 @@ def export_source(
         progress=progress,
     )
     replacement, translation = (None, None) if replaces is None else replaced(replaces, content, target)
-    done = Exported(target, name, len(content), report, saved(full, candidate, len(content)), replacement)
+    smaller = saved(full, candidate, len(content))
+    done = Exported(target, name, len(content), report, smaller, replacement, manifest.inputs)
     if report.weak and not report.is_settled and not accept_weak:
         raise WeakProofError(_weakness(report), fix=_WEAK_ADVICE, exported=done)
     if replacement is not None and replacement.translation is not None and translation is not None:

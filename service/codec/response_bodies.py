@@ -255,6 +255,10 @@ class ReloadResponse(Document, kw_only=True):
         Annotated[list[str], Meta(description="Models whose files are not kept for streams that need them, and why.")]
         | UnsetType
     ) = UNSET
+    ignored: (
+        Annotated[list[str], Meta(description="Files of the models folders that look like models but are none.")]
+        | UnsetType
+    ) = UNSET
 
 
 class AliveResponse(Document, kw_only=True):

@@ -16,7 +16,13 @@ import typer
 from model_export.errors import ManifestError, StepwellError
 from model_export.feedback import fault_of
 from service.commands.flags import with_setting_flags
-from service.commands.serve import check_artifacts, check_bind_address, check_providers, open_store
+from service.commands.serve import (
+    check_artifacts,
+    check_bind_address,
+    check_model_folders,
+    check_providers,
+    open_store,
+)
 from service.commands.tables import format_bytes, key_value_table, parity_lines, show, table
 from service.models.artifacts.keeper import not_kept_reason
 from service.models.registry import ModelRegistry
@@ -39,6 +45,7 @@ class Checked:
         failed: Models that cannot be served, with the reason.
         store: The store's version and settings; empty if it was not reached.
         not_kept: Models whose artifacts are not kept, with the reason.
+        ignored: Files of the models folders that look like models but are none, with what to do.
         refusals: Why `serve` would refuse to start.
     """
 
@@ -46,6 +53,7 @@ class Checked:
     failed: list[str] = field(default_factory=list)
     store: dict[str, Any] = field(default_factory=dict)
     not_kept: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
     refusals: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -76,6 +84,8 @@ def examine(settings: Settings) -> Checked:
     with _refusals_in(checked):
         check_providers(settings)
     with _refusals_in(checked):
+        check_model_folders(settings)
+    with _refusals_in(checked):
         check_artifacts(settings)
     with _refusals_in(checked):
         load_api_keys(settings)
@@ -86,7 +96,9 @@ def examine(settings: Settings) -> Checked:
     with _refusals_in(checked), open_store(settings) as (_, store_info):
         checked.store.update(store_info.as_dict())
     registry = ModelRegistry(settings.models, ModelVetting(settings, None).load)
-    checked.failed.extend(asyncio.run(registry.reload()).failed)
+    report = asyncio.run(registry.reload())
+    checked.failed.extend(report.failed)
+    checked.ignored.extend(report.ignored)
     for name in registry.names():
         for version in registry.versions(name):
             served, is_off = registry.get(name, version), settings.artifacts == "off"
@@ -147,6 +159,7 @@ def _show(checked: Checked) -> None:
     if checked.store:
         show(key_value_table("Store", {name: str(value) for name, value in checked.store.items()}))
     show(*(f"model fails: {reason}" for reason in checked.failed))
+    show(*(f"ignored: {file}" for file in checked.ignored))
     show(*(f"artifact is not kept, streams need the model's file: {reason}" for reason in checked.not_kept))
     for refusal in checked.refusals:
         show(f"serve would refuse to start: {refusal['problem']}", f"  {refusal['fix']}")

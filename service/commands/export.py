@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -24,6 +26,8 @@ from model_export.verify.tolerance import OutputParity
 from model_export.weights import Weights
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
 from service.commands.tables import format_bytes, parity_lines, saved_lines, show, table
+
+_LONGEST_EXAMPLE = 300  # characters of a body that is printed
 
 
 def export(
@@ -189,8 +193,24 @@ def _show(exported: Exported, *, written: bool) -> None:
         *_report_lines(exported.report),
         *saved_lines(exported.saved),
         *([] if exported.replacement is None else _replacement_lines(exported.replacement)),
-        *([f"written: {exported.path} ({format_bytes(exported.nbytes)})"] if written else []),
+        *([f"written: {exported.path} ({format_bytes(exported.nbytes)})", *_next_lines(exported)] if written else []),
     )
+
+
+def _next_lines(exported: Exported) -> Iterator[str]:
+    """Yield the command that serves the file, and one that sends it a timestep of zeros."""
+    path = exported.path
+    is_versioned = path.name == "model.onnx" and path.parent.name.isdecimal()
+    folder, name = (path.parents[2], path.parents[1].name) if is_versioned else (path.parent, path.stem)
+    zeros = {
+        each.name: np.zeros(each.shape, np.bool_ if each.dtype == "bool" else np.int64).tolist()
+        for each in exported.inputs
+    }
+    body = shlex.quote(json.dumps({"inputs": zeros}))
+    yield f"serve:   stepwell serve --models {shlex.quote(str(folder))}"
+    if len(body) <= _LONGEST_EXAMPLE:
+        url = f"http://127.0.0.1:8000/v1/models/{name}/streams/first/step"
+        yield f"step:    curl {url} -H 'content-type: application/json' -d {body}"
 
 
 _STATES = {

@@ -8,9 +8,9 @@ from typing import Annotated, get_args
 
 import typer
 
-from service.commands.tables import show, table
+from service.commands.tables import counted, show, table
 from service.requests.auth.api_keys import Scope
-from service.requests.auth.api_keys_file import add_key, list_keys, revoke_key
+from service.requests.auth.api_keys_file import add_key, check_key, list_keys, revoke_key
 from service.settings import PREFIX
 
 File = Annotated[
@@ -53,7 +53,7 @@ def ls(*, file: File, as_json: Json = False) -> None:
         typer.echo(json.dumps({"keys": documents}, indent=2))
         return
     rows = [(key.key_id, key.tenant, ", ".join(sorted(key.scopes))) for key in keys]
-    show(table("", ("id", "tenant", "scopes"), rows), f"{len(rows):,} keys")
+    show(table("", ("id", "tenant", "scopes"), rows), counted(len(rows), "key"))
 
 
 @keys_app.command()
@@ -66,6 +66,7 @@ def revoke(
 ) -> None:
     """Revoke a key: the service rejects it from the next request on."""
     if not yes:
+        check_key(file, key_id)
         typer.confirm(f"Revoke {key_id}? This cannot be undone.", abort=True, err=True)
     revoke_key(file, key_id)
     typer.echo(json.dumps({"revoked": key_id}, indent=2) if as_json else f"{key_id} revoked")

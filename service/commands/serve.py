@@ -46,7 +46,7 @@ def run(settings: Settings) -> int:
     """Serve until a signal arrives, and return the exit code.
 
     Raises:
-        StartError: The configuration is unsafe, or the address cannot be bound.
+        StartError: The configuration is unsafe, a models folder is not there, or the address cannot be bound.
         KeysFileError: The file of API keys cannot be used.
         MissingExtraError, TracingError: As for `check_tracing` and `check_grpc`.
         EmbeddedStoreError: The embedded store cannot be started.
@@ -60,6 +60,7 @@ def run(settings: Settings) -> int:
             "api_keys_file, or let only this machine reach it",
             address,
         )
+    check_model_folders(settings)
     check_providers(settings)
     check_artifacts(settings)
     load_api_keys(settings)
@@ -68,6 +69,10 @@ def run(settings: Settings) -> int:
     for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
         signal.signal(number, _exit)
     _allow_open_files(settings)
+    data = settings.data_dir.absolute() if settings.redis is None else "the store"  # both depend on the current folder
+    logs.log.info(
+        "Models are read from %s; states are in %s", ", ".join(str(f.absolute()) for f in settings.models), data
+    )
     with (
         contextlib.closing(server.listen(settings)) as sock,
         reserve_grpc_port(settings) as with_ports,
@@ -112,6 +117,29 @@ def check_bind_address(settings: Settings) -> None:
         f"`host` is {settings.host}, which others can reach, and there is no api_keys_file.",
         fix="Give --api-keys-file FILE, or listen on 127.0.0.1, or accept it with --insecure.",
     )
+
+
+def check_model_folders(settings: Settings) -> None:
+    """Check that the models folders that were named are there; the default one may be created later.
+
+    Raises:
+        StartError: One is not.
+    """
+    if "models" not in settings.model_fields_set:
+        return
+    for folder in settings.models:
+        if folder.is_dir():
+            continue
+        import difflib  # only here: it takes a moment
+
+        around = folder.absolute().parent
+        names = [entry.name for entry in around.iterdir() if entry.is_dir()] if around.is_dir() else []
+        near = difflib.get_close_matches(folder.name, names, n=1)
+        found = "is a file, not a folder" if folder.is_file() else "is not there"
+        raise StartError(
+            f"The models folder {str(folder)!r} {found} (looked for {folder.absolute()}).",
+            fix=f"Did you mean {folder.parent / near[0]}?" if near else "Create it, or name another with --models DIR.",
+        )
 
 
 def check_providers(settings: Settings) -> None:

@@ -80,7 +80,10 @@ class Report:
 
 
 def print_report(report: Report, *, console: Console | None = None) -> None:
-    """Print the table of a replay."""
+    """Print the table of a replay; without predictions there is nothing to compare."""
+    if not report.steps:
+        (console or Console()).print("Stopped before the first prediction: nothing was compared.")
+        return
     table = Table(title="Live predictions against the original model's whole-sequence predictions", show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")

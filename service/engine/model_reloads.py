@@ -38,7 +38,7 @@ class ModelReloads:
         self._reload_workers = reload_workers
         self._unannounced: list[str] = []
         self._is_announced = True
-        self._logged: tuple[list[str], list[str]] = [], []  # what failed and what was not kept, as logged last
+        self._logged: tuple[list[str], ...] = [], [], []  # what failed, was not kept and was ignored, as logged last
 
     async def load(self) -> ReloadReport:
         """Load the models of this worker for the first time."""
@@ -125,10 +125,12 @@ class ModelReloads:
             )
 
     def _log_problems(self, report: ReloadReport) -> None:
-        """Log failures and models without an artifact, unless the previous reload had the same."""
-        failed, not_kept = self._logged
+        """Log failures, models without an artifact and ignored files, unless the previous reload had the same."""
+        failed, not_kept, ignored = self._logged
         for problem in report.failed if report.failed != failed else ():
             _log.error("A model file cannot be loaded: %s", problem)
         for reason in report.not_kept if report.not_kept != not_kept else ():
             _log.warning("A model's artifact is not kept, so its streams need its file: %s", reason)
-        self._logged = list(report.failed), list(report.not_kept)
+        for file in report.ignored if report.ignored != ignored else ():
+            _log.warning("A file of the models folder is ignored: %s", file)
+        self._logged = list(report.failed), list(report.not_kept), list(report.ignored)

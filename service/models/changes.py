@@ -50,11 +50,13 @@ class ReloadReport:
         loaded: `name/version` of each model that is new or was reloaded.
         failed: Path and reason of each file or folder that could not be loaded.
         not_kept: `name/version` and reason of each loaded model whose artifact is not kept.
+        ignored: Files that look like models but are none, with what to do.
     """
 
     loaded: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     not_kept: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
 
 class ModelHistory:

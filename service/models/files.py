@@ -31,6 +31,29 @@ def models_in(entry: Path, folder: Path, failed: list[str]) -> Iterable[tuple[st
             yield name, int(version), path
 
 
+_TRAINED = {".keras", ".h5", ".hdf5", ".pt", ".pth", ".ckpt", ".safetensors"}
+
+
+def ignored_in(entry: Path) -> Iterable[str]:
+    """Yield what in an entry of a models folder looks like a model but is not served, with what to do."""
+    if entry.name.startswith("."):
+        return
+    if entry.is_file():
+        if entry.suffix in _TRAINED and not entry.with_suffix(".onnx").exists():
+            target = entry.with_suffix(".onnx").name
+            yield f"{entry.name}: a trained model has to be exported first: stepwell export {entry.name} -o {target}"
+        return
+    if not entry.is_dir() or entry.with_suffix(".onnx").exists():
+        return
+    for file in sorted(entry.glob("*.onnx")):
+        yield f"{entry.name}/{file.name}: expected {entry.name}/1/model.onnx (1 is the version), or {entry.name}.onnx"
+    for version in sorted(entry.iterdir()):
+        if not version.is_dir() or not version.name.isdecimal() or (version / "model.onnx").exists():
+            continue
+        for file in sorted(version.glob("*.onnx")):
+            yield f"{entry.name}/{version.name}/{file.name}: expected {entry.name}/{version.name}/model.onnx"
+
+
 def unreadable(path: Path, exc: OSError) -> str:
     """Return the message for a file or folder that cannot be read."""
     return f"{path.name}: cannot be read: {exc.strerror or exc}"

@@ -326,7 +326,7 @@ class ModelRegistry:
         for folder in self._folders:
             try:
                 if not folder.is_dir():
-                    report.failed.append(f"{folder.name}: there is no such folder")
+                    report.failed.append(f"{folder}: there is no such folder ({folder.absolute()})")
                     continue
                 entries = sorted(folder.iterdir())
             except OSError as exc:
@@ -334,6 +334,7 @@ class ModelRegistry:
                 continue
             for entry in entries:
                 try:
+                    report.ignored.extend(files.ignored_in(entry))
                     yield from list(files.models_in(entry, folder, report.failed))
                 except OSError as exc:
                     yield from self._loaded_from(entry, exc, report)

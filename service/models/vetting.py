@@ -129,6 +129,7 @@ class ModelVetting:
                 stderr=subprocess.DEVNULL,
                 timeout=self._seconds,
                 check=False,
+                start_new_session=True,  # Ctrl-C stops the service, and is no fault of the model
             )
         except subprocess.TimeoutExpired:
             raise ModelLoadError(

@@ -99,7 +99,8 @@ class Server(uvicorn.Server):
             self._orphan_watch = asyncio.create_task(self._stop_with_parent(self._parent))
         await super().startup(sockets)
         _freeze_startup_objects()
-        if self.started and self._on_start is not None and (engine := self._engine()) is not None:
+        is_ending = self.should_exit or self._drain_task is not None  # a signal came while it started
+        if self.started and not is_ending and self._on_start is not None and (engine := self._engine()) is not None:
             self._on_start(engine)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -33,6 +33,7 @@ from service.codec.step_bodies import (
 from service.codec.stream_ops import ForkBody, ResetBody, SnapshotBody, StateBody
 from service.codec.strict.bodies import check_envelope
 from service.errors import CODES, ServiceError
+from service.requests.advice import ADVICE
 from service.requests.problems import PROBLEMS, problem_document
 from service.types import BulkPrediction, RolloutResult
 from tests.codec.test_codec import STATE_ID, prediction
@@ -99,4 +100,4 @@ def test_a_response_has_the_fields_of_its_struct(document: dict[str, Any], docum
 
 
 def test_the_codes_of_problems_are_those_of_errors() -> None:
-    assert PROBLEMS.keys() == CODES.keys()
+    assert PROBLEMS.keys() == CODES.keys() == ADVICE.keys()

@@ -102,6 +102,34 @@ def test_a_configuration_that_serve_refuses_is_reported(
     assert len(found.models) == 1
 
 
+def test_a_mistyped_models_folder_is_refused_with_the_one_that_is_there(models: Path, shared_redis: Server) -> None:
+    mistyped = models.with_name("modles")
+    found = run_check(mistyped, shared_redis)
+
+    assert found.exit_code == 3
+    assert str(mistyped) in found.refusals[0]["problem"]
+    assert found.refusals[0]["fix"] == f"Did you mean {models}?"
+
+
+def test_files_that_look_like_models_but_are_none_are_named(models: Path, shared_redis: Server) -> None:
+    (models / "valve.keras").write_bytes(b"")
+    (models / "fan").mkdir()
+    (models / "pump.onnx").rename(models / "fan" / "model.onnx")
+    (models / "belt" / "2").mkdir(parents=True)
+    (models / "belt" / "2" / "belt.onnx").write_bytes(b"")
+    found = run_check(models, shared_redis)
+
+    assert [line.split(":")[0] for line in found.ignored] == ["belt/2/belt.onnx", "fan/model.onnx", "valve.keras"]
+    assert "fan/1/model.onnx" in found.ignored[1]
+    assert "stepwell export valve.keras" in found.ignored[2]
+
+
+def test_a_trained_model_beside_its_export_is_not_named(models: Path, shared_redis: Server) -> None:
+    (models / "pump.keras").write_bytes(b"")
+
+    assert run_check(models, shared_redis).ignored == []
+
+
 def test_an_evicting_store_is_reported(models: Path, redis_server: Server) -> None:
     with redis_server.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")

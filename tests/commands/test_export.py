@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,18 @@ def test_the_parity_table_is_printed_and_the_file_is_written(tmp_path: Path, sou
     assert "numbers compared" in done.stdout
     assert f"written: {tmp_path / 'pump.onnx'}" in done.stdout
     assert (tmp_path / "pump.onnx").is_file()
+
+
+def test_the_next_commands_are_printed(tmp_path: Path, source: Path) -> None:
+    """The curl line has one timestep of zeros; a folder per version is found as the service finds it."""
+    flat = run_stepwell("export", source, "-o", tmp_path / "pump.onnx").stdout
+    versioned = run_stepwell("export", source, "-o", tmp_path / "models/pump/3/model.onnx").stdout
+
+    assert f"serve:   stepwell serve --models {tmp_path}\n" in flat
+    assert f"serve:   stepwell serve --models {tmp_path / 'models'}\n" in versioned
+    for printed in (flat, versioned):
+        assert "/v1/models/pump/streams/first/step" in printed
+        assert json.loads(shlex.split(printed.partition("step:")[2])[-1])["inputs"].popitem()[1] == [0, 0]
 
 
 def test_the_report_is_one_json_document(tmp_path: Path, source: Path) -> None:

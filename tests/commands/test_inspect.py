@@ -62,6 +62,14 @@ def test_a_missing_file_exits_with_an_error(tmp_path: Path) -> None:
     assert (done.exit_code, type(done.exception)) == (1, FileError)
 
 
+def test_a_trained_model_has_to_be_exported_first(tmp_path: Path) -> None:
+    (tmp_path / "pump.keras").write_bytes(b"")
+    done = run_stepwell("inspect", tmp_path / "pump.keras")
+
+    assert done.exit_code == 1
+    assert f"stepwell export {tmp_path / 'pump.keras'} -o {tmp_path / 'pump.onnx'}" in str(done.exception)
+
+
 def test_a_graph_without_manifest_exits_with_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bare.onnx"
     path.write_bytes(graphs.fold()[0])

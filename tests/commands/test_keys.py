@@ -92,6 +92,22 @@ def test_a_revoked_key_is_rejected_and_the_others_stay_valid(file: Path) -> None
         service.caller(f"Bearer {old}")
 
 
+def test_a_key_that_does_not_exist_is_reported_without_a_question(file: Path) -> None:
+    created_key(file, "one")
+    result = run_keys(file, "revoke", "nope")
+
+    assert "There is no key 'nope'; keys are: one." in str(result.exception)
+    assert "Revoke" not in result.output
+
+
+def test_one_key_is_counted_in_the_singular(file: Path) -> None:
+    created_key(file, "one")
+    assert "1 key\n" in run_keys(file, "ls").stdout
+
+    created_key(file, "two")
+    assert "2 keys\n" in run_keys(file, "ls").stdout
+
+
 def test_declining_the_confirmation_revokes_nothing(file: Path) -> None:
     created_key(file, "one")
 

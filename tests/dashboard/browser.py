@@ -19,7 +19,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0",
     "--window-size=1360,860", "about:blank",
 )  # fmt: skip
-WAIT_S = 20
+WAIT_S = 60  # a machine under load needs longer than a person would wait
 
 
 def chromium() -> str | None:
@@ -83,6 +83,29 @@ class Page:
         """Type into the focused element."""
         self._call("Input.insertText", text=text)
 
+    def hover(self, selector: str, share: float) -> None:
+        """Point at an element, at a share of its width and in the middle of its height."""
+        self._mouse("mouseMoved", *self._place(selector, share))
+
+    def drag(self, selector: str, start: float, end: float) -> None:
+        """Drag over an element from one share of its width to another."""
+        (x, y), (to, _) = self._place(selector, start), self._place(selector, end)
+        self._mouse("mouseMoved", x, y)
+        self._mouse("mousePressed", x, y)
+        self._mouse("mouseMoved", (x + to) / 2, y)
+        self._mouse("mouseMoved", to, y)
+        self._mouse("mouseReleased", to, y)
+
+    def emulate_screen(self, width: int, height: int, *, mobile: bool = True) -> None:
+        """Emulate a screen of another size, by default that of a phone."""
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if mobile else 1,
+            mobile=mobile,
+        )
+
     def prefer_color_scheme(self, scheme: str) -> None:
         """Emulate a system that prefers `light` or `dark`."""
         self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -90,6 +113,18 @@ class Page:
     def screenshot(self, file: Path) -> None:
         """Write a screenshot as PNG."""
         file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
+
+    def _place(self, selector: str, share: float) -> tuple[float, float]:
+        rect = f"document.querySelector({selector!r}).getBoundingClientRect()"
+        self.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+        left, top, width, height = self.evaluate(
+            f"(({{left, top, width, height}}) => [left, top, width, height])({rect})"
+        )
+        return left + share * width, top + height / 2
+
+    def _mouse(self, kind: str, x: float, y: float) -> None:
+        held = {"button": "left", "buttons": 1, "clickCount": 1} if kind != "mouseMoved" else {"buttons": 0}
+        self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held)
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         self._calls += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,17 @@ from tests.dashboard.browser import Page, browser, chromium
 pytestmark = pytest.mark.browser
 Evaluate = Callable[[str], Any]
 
+MODULES = {
+    "address": "address",
+    "chart_file": "charts/chart_file",
+    "csv_table": "recording/csv_table",
+    "forecast": "charts/forecast",
+    "metrics": "metrics",
+    "shapes": "shapes",
+    "stream_status": "streams/stream_status",
+    "streams": "streams/streams",
+    "trend": "streams/trend",
+}
 VECTOR = "[{name: 'y', shape: [3]}]"
 TWO = "[{name: 'y', shape: [2], labels: ['sit', 'stand']}]"
 
@@ -25,8 +37,8 @@ def evaluate(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
         pytest.skip("needs Chromium: apt-get install chromium")
     with browser(binary, tmp_path_factory.mktemp("profile")) as tab:
         tab.open(f"{files}/icon.svg")
-        for module in ("shapes", "metrics", "streams", "forecast", "stream_status"):
-            tab.evaluate(f"import('/{module}.js').then((found) => {{ globalThis.{module} = found; }})")
+        for module, path in MODULES.items():
+            tab.evaluate(f"import('/{path}.js').then((found) => {{ globalThis.{module} = found; }})")
         yield tab.evaluate
 
 
@@ -119,6 +131,7 @@ stepwell_step_seconds_bucket{le="+Inf",model="m"} 100
 stepwell_step_seconds_bucket{le="0.001",model="other"} 9
 stepwell_replays_total 4
 stepwell_conflicts_total{x="y"} 2
+stepwell_refusals_total{code="bad_input"} 3
 process_start_time_seconds 1.7e9
 `"""
 
@@ -128,6 +141,7 @@ def test_the_metrics_of_a_model_are_parsed(evaluate: Evaluate) -> None:
         "process": 1.7e9,
         "replays": 4,
         "conflicts": 2,
+        "refusals": {"bad_input": 3},
         "buckets": [[0.001, 50], [0.002, 100], [None, 100]],  # JSON has no infinity
     }
 
@@ -142,11 +156,38 @@ def test_a_histogram_without_samples_has_no_quantile(evaluate: Evaluate) -> None
 
 def test_buckets_since_the_last_scrape_are_the_difference(evaluate: Evaluate) -> None:
     assert evaluate("metrics.since([[1, 5], [2, 9]], [[1, 4], [2, 6]])") == [[1, 1], [2, 3]]
+    assert evaluate("metrics.since([[1, 5], [2, 9]], undefined)") == [[1, 0], [2, 0]]
 
 
-def test_buckets_of_a_restarted_process_are_used_whole(evaluate: Evaluate) -> None:
-    assert evaluate("metrics.since([[1, 5], [2, 9]], [[1, 7], [2, 8]])") == [[1, 5], [2, 9]]
-    assert evaluate("metrics.since([[1, 5], [2, 9]], undefined)") == [[1, 5], [2, 9]]
+REPLICAS = """(() => { const all = new metrics.Replicas();
+    const scrape = (process, replays, count, refused) =>
+        ({process, replays, conflicts: 0, refusals: {bad_input: refused}, buckets: [[1, count], [Infinity, count]]});
+    return [all, scrape]; })()"""
+
+
+def test_the_numbers_of_replicas_behind_one_address_are_added(evaluate: Evaluate) -> None:
+    found = evaluate(f"""(([all, scrape]) => {{
+        all.add(scrape(1, 16, 100, 0), 0); all.add(scrape(2, 13, 50, 0), 2);
+        all.add(scrape(1, 17, 104, 0), 4); all.add(scrape(2, 13, 51, 0), 6);
+        return [all.total('replays'), all.recent(6)[0][1]]; }})({REPLICAS})""")
+
+    assert found == [30, 5]
+
+
+def test_an_idle_service_has_no_current_latency(evaluate: Evaluate) -> None:
+    found = evaluate(f"""(([all, scrape]) => {{
+        all.add(scrape(1, 0, 100, 0), 0); all.add(scrape(1, 0, 100, 0), 2);
+        return Number.isNaN(metrics.quantile(all.recent(2), 0.5)); }})({REPLICAS})""")
+
+    assert found
+
+
+def test_refusals_are_those_since_the_scrape_before(evaluate: Evaluate) -> None:
+    found = evaluate(f"""(([all, scrape]) =>
+        [all.add(scrape(1, 0, 0, 5), 0), all.add(scrape(2, 0, 0, 7), 2), all.add(scrape(1, 0, 0, 8), 4)]
+        )({REPLICAS})""")
+
+    assert found == [{}, {}, {"bad_input": 3}]
 
 
 def keep(*messages: str) -> str:
@@ -170,6 +211,23 @@ def test_only_rows_in_the_window_are_kept(evaluate: Evaluate) -> None:
     rows = evaluate(keep("1000, [], Array(1000).fill({})"))
 
     assert [len(rows), rows[0], rows[-1]] == [300, [701, 701], [1000, 1000]]
+
+
+def test_what_interrupts_a_line_is_marked(evaluate: Evaluate) -> None:
+    script = """(() => { const s = new streams.Streams().get('a');
+        s.addRows(7, [], [{}]); s.addRows(1, [], [{}]); s.addRows(5, [], [{}]); s.addRows(4, [], [{}]);
+        return s.rows.filter(r => r.mark).map(r => r.mark); })()"""
+
+    assert evaluate(script) == ["reset", "3 not received", "reset to step 3"]
+
+
+def test_a_fork_begins_with_the_rows_of_its_parent(evaluate: Evaluate) -> None:
+    script = """(() => { const all = new streams.Streams();
+        const [a, b] = [all.get('a'), all.get('b')];
+        a.addRows(3, [], [{}, {}, {}]); b.inheritFrom(a, 2); b.addRows(3, [], [{}]);
+        return b.rows.map(r => [r.step, r.mark]); })()"""
+
+    assert evaluate(script) == [[1, ""], [2, "fork of a"], [3, ""]]
 
 
 def test_new_steps_are_counted_across_a_gap(evaluate: Evaluate) -> None:
@@ -250,8 +308,73 @@ def test_at_most_eight_outputs_are_listed_by_name(evaluate: Evaluate) -> None:
     assert evaluate("stream_status.inWords({name: 'y', shape: [20]}, Array(20).fill(1))").endswith("y 7 1 … (20)")
 
 
+def test_the_stream_that_changed_most_has_the_largest_change(evaluate: Evaluate) -> None:
+    script = """(() => { const trend = (f) => { const t = new trend_.Trend();
+            for (let i = 0; i < 60; i += 1) t.add({y: [f(i)]}); return t; };
+        const jump = (to) => trend(i => i < 45 ? 0 : to);
+        return trend_.changes([trend(() => 1), jump(2), jump(1), new trend_.Trend()]); })()"""
+
+    assert evaluate(script.replace("trend_", "globalThis.trend")) == [0, 1, 0.5, 0]
+
+
+def test_a_trend_keeps_the_newest_predictions_in_order(evaluate: Evaluate) -> None:
+    script = """(() => { const t = new globalThis.trend.Trend();
+        for (let i = 0; i < 70; i += 1) t.add({y: [i]}); return t.lines[0]; })()"""
+
+    assert evaluate(script) == list(range(10, 70))
+
+
+def test_settings_that_differ_from_the_defaults_are_in_the_address(evaluate: Evaluate) -> None:
+    assert evaluate("address.addressOf({model: 'm', stream: 'a b', axis: 'steps', last: '100'})") == (
+        "#model=m&stream=a+b&last=100"
+    )
+    assert evaluate("address.readAddress('#model=m&stream=a+b&axis=time')") == {
+        "model": "m", "stream": "a b", "search": "", "view": "streams", "axis": "time", "last": "300", "forecast": "0",
+    }  # fmt: skip
+
+
+def test_a_chart_as_csv_has_step_time_and_named_values(evaluate: Evaluate) -> None:
+    script = """chart_file.csvOf([{step: 3, time: 0, inputs: {x: [1, 2]}, outputs: {y: [0.5]}}, {step: null}],
+        shapes.seriesOf([{name: 'x', shape: [2], labels: ['a, left', 'b']}]).series,
+        shapes.seriesOf([{name: 'y', shape: [1], unit: 'mm'}]).series)"""
+
+    assert evaluate(script) == 'step,time,"a, left",b,y (mm)\n3,1970-01-01T00:00:00.000Z,1,2,0.5\n'
+
+
+XY = "[{name: 'x', shape: [2], dtype: 'float32', labels: ['a', 'b']}, {name: 'n', shape: [], dtype: 'int64'}]"
+
+
+def test_columns_of_a_csv_are_found_by_name_in_whatever_order(evaluate: Evaluate) -> None:
+    text = json.dumps('n;"b";note;a\n7;2.5;"x ""y""";1\n')
+    script = f"""(() => {{ const t = csv_table.parseCsv({text});
+        return csv_table.inputsOf({XY}, csv_table.columnsOf({XY}, t.header), t, 0); }})()"""
+
+    assert evaluate(script) == {"x": [1, 2.5], "n": 7}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,c\\n1,2", "columns a, b; the file has a, c"),
+        ("a,b,n\\n1,x,1", "Row 1, column b: “x” is not a number"),
+        ("a,b,n\\n1,,1", "Row 1, column b: “” is not a number"),
+        ("a,b,n\\n1,2,1.5", "Row 1, column n: “1.5” is not a whole number"),
+        ("a,b,n\\n1,2,1\\n1,2", "Row 2 has 2 cells; the header has 3"),
+        ("a,b,n", "no rows"),
+        ("", "empty"),
+    ],
+)
+def test_a_csv_that_does_not_fit_is_refused_with_the_place(evaluate: Evaluate, text: str, words: str) -> None:
+    script = f"""(() => {{ try {{ const t = csv_table.parseCsv('{text}');
+        csv_table.inputsOf({XY}, csv_table.columnsOf({XY}, t.header), t, 0); }}
+        catch (problem) {{ return problem.message; }} }})()"""
+
+    assert words in evaluate(script)
+
+
 def test_the_page_without_a_service_shows_an_error(page: Page, files: str) -> None:
     page.open(f"{files}/index.html")
     page.evaluate("import('/app.js')")  # a plain web server serves these files at /, not under /dashboard/
 
     assert page.wait_for("/does not respond/.exec(document.getElementById('state').textContent)?.[0]")
+    assert "since" in page.text("#stopped")

@@ -85,7 +85,7 @@ def shown(page: Page, stream: str) -> str:
 
 
 def row(stream: str) -> str:
-    return f"""[...document.querySelectorAll('[role=option]')].find(o => o.dataset.name === '{stream}')?.innerText"""
+    return f"""[...document.querySelectorAll('[role=option]')].find(o => o.dataset.name === '{stream}')?.textContent"""
 
 
 def test_a_stream_is_listed_with_its_first_prediction(page: Page, live: ServiceProcess, stream: str) -> None:

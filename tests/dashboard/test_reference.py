@@ -59,7 +59,41 @@ def test_a_request_can_be_copied_as_curl(live: ServiceProcess, page: Page) -> No
     fill_in_step(page, '{"inputs": [2, 3]}')
     page.evaluate("document.querySelector('details .curl').click()")
 
-    line = page.text(".answer")
+    line = page.text(".curl-line:not([hidden])")
 
     assert line.startswith(f"curl -X POST '{live.url}/v1/models/total/streams/s/step'")
     assert """-d '{"inputs": [2, 3]}'""" in line
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["/streams/{stream}/step", "/streams/{stream}/steps", "/streams/{stream}/peek", "/{model}/step", "/{model}/steps"],
+)
+def test_an_untouched_example_works(live: ServiceProcess, page: Page, route: str) -> None:
+    page.open(f"{live.url}/docs")
+    found = f"""[...document.querySelectorAll('main > details')].find(one =>
+        one.querySelector('summary').textContent.startsWith('POST') &&
+        one.querySelector('code').textContent.endsWith({route!r}))"""
+    page.wait_for(f"({found}).querySelector('button[type=submit]').click() ?? true")
+
+    answer = page.wait_for(f"({found}).querySelector('.answer[data-good]')?.textContent")
+
+    assert answer.startswith("200\n")
+
+
+def test_the_curl_line_does_not_replace_the_answer(live: ServiceProcess, page: Page) -> None:
+    page.open(f"{live.url}/docs")
+    page.wait_for("document.querySelector('details button[type=submit]').click() ?? true")
+    page.wait_for("document.querySelector('.answer[data-good=yes]')?.textContent")
+    page.evaluate("document.querySelector('details .curl').click()")
+
+    assert page.evaluate("document.querySelector('.curl-line:not([hidden])').textContent").startswith("curl ")
+    assert page.evaluate("document.querySelector('.answer').textContent").startswith("200")
+
+
+def test_the_page_of_errors_says_what_to_do(live: ServiceProcess, page: Page) -> None:
+    page.open(f"{live.url}/docs/errors#seq_gap")
+
+    assert "Send the timesteps from expected on" in page.text("#seq_gap")
+    assert page.text(".controls a:last-child") == "Dashboard"
+    assert page.errors == []

@@ -68,3 +68,10 @@ def test_the_table_has_every_number_of_the_contract() -> None:
 
     for word in ("streams", "steps/s", "p50", "2.00 ms", "p99", "max difference", "tolerance"):
         assert word in out.getvalue()
+
+
+def test_a_report_without_predictions_has_no_table() -> None:
+    out = io.StringIO()
+    print_report(Report(streams=40, atol=0, rtol=0), console=Console(file=out, width=100))
+
+    assert out.getvalue() == "Stopped before the first prediction: nothing was compared.\n"

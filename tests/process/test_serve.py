@@ -253,6 +253,33 @@ def test_it_stops_cleanly_and_its_store_with_it(
     assert "Traceback" not in log(one)
 
 
+@linux
+def test_ctrl_c_while_a_model_is_tried_is_not_blamed_on_the_model(models: Path, short_path: Path) -> None:
+    """Ctrl-C reaches every process of the terminal's group."""
+    one = ServiceProcess(models, short_path, env={"STEPWELL_MODEL_PROBE_S": "30"}, launch=["setsid", *LAUNCH])
+    one.launch()
+    while not (probes := probes_of(models)) and one.process.poll() is None:
+        time.sleep(0.005)  # noqa: TID251 - nothing reports that another process has started one
+    os.killpg(one.process.pid, signal.SIGINT)
+    code = one.process.wait(60)
+
+    assert probes
+    assert code == 0
+    assert "crashed" not in log(one)
+    assert "Stepwell serves" not in log(one)
+
+
+def probes_of(models: Path) -> list[bytes]:
+    """Return the command lines of the processes that try a model of a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes()
+            if b"service.models.probe" in words and os.fsencode(models) in words:
+                found.append(words)
+    return found
+
+
 IMPORTED_UNDER_A_SIGNAL = """
 import os, signal, sys
 try:

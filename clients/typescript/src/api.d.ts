@@ -340,6 +340,8 @@ export type ReloadResponse = {
   failed: Array<string>;
   /** Models whose files are not kept for streams that need them, and why. */
   not_kept?: Array<string>;
+  /** Files of the models folders that look like models but are none. */
+  ignored?: Array<string>;
 };
 
 /** The number of streams that were reset. */

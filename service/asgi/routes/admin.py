@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from model_export.manifest import TensorSpec
+from service.asgi.error_page import error_page
 from service.asgi.http import RawResponse, audited, authorize, model_of, respond
 from service.asgi.openapi import streams as openapi
 from service.codec.formats import JSON, encode
@@ -24,12 +24,11 @@ from service.codec.response_bodies import (
     ReloadResponse,
     ServiceResponse,
 )
-from service.errors import CODES
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
 from service.requests.auth.api_keys import Caller, Scope
 from service.requests.context import AppContext
-from service.requests.problems import PROBLEMS, RETRY_AFTER_S
+from service.requests.problems import RETRY_AFTER_S
 
 DASHBOARD = Path(__file__).parents[1] / "static" / "dashboard"
 REFERENCE = Path(__file__).parents[1] / "static" / "reference"
@@ -96,7 +95,12 @@ class AdminRoutes:
         with audited(request, self._context, "reload") as audit:
             report = await self._context.reloads.reload_fleet()
             audit.update(loaded=", ".join(report.loaded) or None, failed=len(report.failed) or None)
-        document = ReloadResponse(loaded=report.loaded, failed=report.failed, not_kept=report.not_kept or UNSET)
+        document = ReloadResponse(
+            loaded=report.loaded,
+            failed=report.failed,
+            not_kept=report.not_kept or UNSET,
+            ignored=report.ignored or UNSET,
+        )
         return respond(document, request)
 
     async def info(self, request: Request) -> Response:
@@ -151,7 +155,7 @@ class AdminRoutes:
 
     async def errors(self, _request: Request) -> Response:
         """Return the page with the meaning of each error code, which the `type` of problems links to."""
-        return RawResponse(_errors_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
+        return RawResponse(error_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
 
     async def page(self, _request: Request) -> Response:
         """Return the dashboard, with a warning if the API is open to other machines without keys."""
@@ -200,15 +204,3 @@ def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
 def _tensor(spec: TensorSpec, *keys: str) -> dict[str, Any]:
     """Return some keys of a tensor's spec, and the manifest's own extra keys, such as the names of its elements."""
     return {**spec.model_dump(include=set(keys)), **(spec.model_extra or {})}
-
-
-def _errors_page() -> bytes:
-    rows = "".join(
-        f'<tr id="{code}"><td><code>{code}</code><td>{status}<td>{escape(title)}<td>{CODES[code]}'
-        for code, (status, title) in PROBLEMS.items()
-    )
-    head = "<tr><th>code<th>status<th>what happened<th>retry"
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Stepwell: problems</title>"
-        f"<h1>Problems</h1><table>{head}{rows}</table>"
-    ).encode()

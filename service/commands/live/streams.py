@@ -24,7 +24,7 @@ from service.commands.live.http_api import (
     idempotency_header,
     path_of,
 )
-from service.commands.tables import key_value_table, show, table
+from service.commands.tables import counted, key_value_table, show, table
 
 streams_app = typer.Typer(no_args_is_help=True)
 snapshot_app = typer.Typer(no_args_is_help=True)
@@ -58,7 +58,7 @@ def ls(
             typer.echo(json.dumps({"streams": [{"model": name, **stream} for name, stream in matches]}, indent=2))
             return
         rows = [(name, stream["stream"], _step_text(stream["step"])) for name, stream in matches]
-    show(table("", ("model", "stream", "step"), rows), f"{len(rows):,} streams")
+    show(table("", ("model", "stream", "step"), rows), counted(len(rows), "stream"))
 
 
 @streams_app.command(name="show")
@@ -177,7 +177,7 @@ def list_snapshots(
         typer.echo(json.dumps(result, indent=2))
         return
     rows = [(snapshot["name"], f"{snapshot['step']:,}", snapshot["taken_at"]) for snapshot in result["snapshots"]]
-    show(table("", ("snapshot", "step", "taken at"), rows), f"{len(rows):,} snapshots")
+    show(table("", ("snapshot", "step", "taken at"), rows), counted(len(rows), "snapshot"))
 
 
 @snapshot_app.command()

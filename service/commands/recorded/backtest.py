@@ -24,7 +24,7 @@ from service.commands.recorded.flags import (
     column_choice,
     data_progress,
 )
-from service.commands.tables import show, table
+from service.commands.tables import counted, show, table
 from service.recorded import open_data
 
 _LISTED = 10
@@ -106,7 +106,7 @@ def _tables(comparison: Comparison, title: str, limits: dict[str, float]) -> Ite
         for each in comparison.outputs
     ]  # fmt: skip
     columns = ("output", "largest", "at", "mean", "p99", "disagree", "non-finite", "limit")
-    yield f"{title}: {comparison.timesteps:,} timesteps of {len(comparison.streams):,} streams"
+    yield f"{title}: {comparison.timesteps:,} timesteps of {counted(len(comparison.streams), 'stream')}"
     yield table("Differences", columns, rows)
     if worst := comparison.worst(_LISTED):
         largest = {each.name: each.of_streams(len(comparison.streams)) for each in comparison.outputs}

@@ -73,11 +73,23 @@ def revoke_key(file: Path, key_id: str) -> None:
         KeysFileError: The file is not a keys file or cannot be written, or it has no such key.
     """
     with _update_keys(file) as keys:
-        remaining = [entry for entry in keys if entry["id"] != key_id]
-        if len(remaining) == len(keys):
-            known = ", ".join(entry["id"] for entry in keys[:20]) or "none"
-            raise KeysFileError(f"There is no key {key_id[:80]!r}; keys are: {known}.", fix="Name one of them.")
-        keys[:] = remaining
+        _check_known(key_id, [entry["id"] for entry in keys])
+        keys[:] = [entry for entry in keys if entry["id"] != key_id]
+
+
+def check_key(file: Path, key_id: str) -> None:
+    """Check that a file has a key.
+
+    Raises:
+        KeysFileError: It has not, or it cannot be read, or is not a keys file.
+    """
+    _check_known(key_id, [caller.key_id for caller in list_keys(file)])
+
+
+def _check_known(key_id: str, known: list[str]) -> None:
+    if key_id not in known:
+        shown = ", ".join(known[:20]) or "none"
+        raise KeysFileError(f"There is no key {key_id[:80]!r}; keys are: {shown}.", fix="Name one of them.")
 
 
 @contextlib.contextmanager

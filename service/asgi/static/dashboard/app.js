@@ -1,19 +1,28 @@
 // The dashboard: the service's status, its live streams, and charts of the selected stream. Works for any model.
 
-import { AlertCard } from "./alerts.js";
-import { DriftCard } from "./drift.js";
-import { get, getJson, hasKey, setKey, Watch } from "./feed.js";
-import { Forecast } from "./forecast.js";
-import { quantile, read, since } from "./metrics.js";
-import { Dialog, Operations } from "./operations.js";
-import { lineClass, Plot } from "./plot.js";
-import { ReleaseCard } from "./release.js";
-import { areProbabilities, bytes, curlLine, mostProbable, number, percent, seriesOf, timesteps } from "./shapes.js";
-import { StreamStatus } from "./stream_status.js";
-import { StreamList, Streams } from "./streams.js";
+import { keepInAddress, readAddress, writeAddress } from "./address.js";
+import { makeCards } from "./cards/cards.js";
+import { Fleet } from "./charts/fleet.js";
+import { Forecast } from "./charts/forecast.js";
+import { showNoModel, showWaiting } from "./empty.js";
+import { get, getJson, pathOf, streamsPath } from "./feed.js";
+import { listenForKeys } from "./keyboard.js";
+import { LiveFeed } from "./live_feed.js";
+import { read, Replicas } from "./metrics.js";
+import { Recording } from "./recording/recording.js";
+import { counted, modelFacts, timesteps } from "./shapes.js";
+import { ServiceStatus } from "./status.js";
+import { Dialog } from "./streams/dialog.js";
+import { Operations } from "./streams/operations.js";
+import { Search } from "./streams/search.js";
+import { StreamList } from "./streams/stream_list.js";
+import { StreamStatus } from "./streams/stream_status.js";
+import { StreamView } from "./streams/stream_view.js";
+import { Streams } from "./streams/streams.js";
+import { Tiles } from "./tiles.js";
 
-const MAX_WITH_INPUTS = 100; // with more live streams, inputs are received for the chosen stream only
-const SPARK_S = 60;
+const LISTED = 500; // streams of the service's list that are loaded without a search
+const SURVIVES = { memory: "the service", fsync: "the service and of the store", replica: "the service and of one store server" };
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
 
@@ -22,185 +31,204 @@ const page = {
   model: null,
   limits: {}, // the service's limits by setting name
   streams: new Streams(),
-  chosen: null,
-  picked: false, // whether the user chose the stream
+  chosen: null, // the name of the stream that is shown; there may be no such stream
+  isMissing: false, // whether the service has no such stream
   paused: false,
   fresh: false, // whether the chosen stream has changed since it was drawn
-  crowded: false, // whether there are more than MAX_WITH_INPUTS live streams
-  all: null, // the watch of the whole model
-  one: null, // the watch of the chosen stream, if `crowded`
-  perSecond: [0],
-  scrapes: new Map(),
+  replicas: new Replicas(),
   refreshes: 0,
   skipped: 0, // messages that the service dropped because this page read too slowly
 };
 
-const plots = {
-  inputs: new Plot($("inputs-plot"), $("inputs-legend"), "in"),
-  outputs: new Plot($("outputs-plot"), $("outputs-legend"), "out"),
-};
-const streamList = new StreamList({
-  list: $("stream-list"),
-  filter: $("filter"),
-  note: $("streams-note"),
-  choose: (name) => choose(name, true),
+const status = new ServiceStatus({ onKey: () => ((page.models = null), refresh()), onDown: () => tiles.showNone() });
+const tiles = new Tiles();
+const live = new LiveFeed({
+  hasCandidate: () => cards.release.hasCandidate,
+  open: () => status.showReadiness().catch(() => {}),
+  lost: (wait) => status.isDown || status.show("waiting", `Connection lost; reconnecting in ${Math.max(1, Math.round(wait))} s`),
+  refused: () => askForKey(401),
+  commit: recordCommit,
+  rows: addRows,
 });
-
+const search = new Search({
+  field: $("filter"),
+  path: () => streamsPath(page.model.name),
+  onType() {
+    streamList.restart();
+    writeAddress({ search: search.text });
+    renderList();
+  },
+  onFound(streams) {
+    page.streams.add(streams);
+    renderList();
+  },
+});
+const streamList = new StreamList({
+  list: $("stream-list"), note: $("streams-note"), more: $("more"), search,
+  choose: (name, isOpened) => choose(name, { isOpened }),
+});
+const fleet = new Fleet({ list: $("fleet-list"), note: $("fleet-note"), choose: openFromElsewhere });
 const streamStatus = new StreamStatus({ list: $("stream-status"), note: $("status-note") });
 const forecast = new Forecast({
-  select: $("forecast"),
-  off: $("forecast-off"),
-  note: $("forecast-note"),
-  onRequest: refreshForecast,
+  select: $("forecast"), off: $("forecast-off"), note: $("forecast-note"),
   onChange: () => (page.fresh = true),
 });
 const dialog = new Dialog();
 new Operations({ dialog, current: () => [page.model, chosen()], onDone: done });
-const alertCard = new AlertCard({ choose: (name) => choose(name, true) });
-new DriftCard(() => page.model);
-const release = new ReleaseCard({ dialog, choose: (name) => choose(name, true), onTrial: () => page.all && watch() });
+const cards = makeCards({ dialog, current: () => page.model, choose: openFromElsewhere, onTrial: () => live.restart() });
+const view = new StreamView({ forecast, release: cards.release, onChange: () => (page.fresh = true) });
+new Recording({ current: () => [page.model, page.limits], onStream: (name) => choose(name) });
 
 // ---- state of the service ------------------------------------------------------------------------------------
-
-function showState(kind, message) {
-  $("state").dataset.state = kind;
-  text("state", message);
-}
 
 /** Read the models, readiness and metrics; called every two seconds, so that new models and restarts are detected. */
 async function refresh() {
   try {
     const { models } = await getJson("v1/models");
+    status.up();
     if (JSON.stringify(models) !== JSON.stringify(page.models)) await openService(models);
   } catch (problem) {
     if (problem.status === 401 || problem.status === 403) askForKey(problem.status);
-    else showState("down", "The service does not respond");
+    else status.down();
     return;
   }
   const model = page.model;
-  if (!model) return;
   await Promise.allSettled([
-    get("readyz").then(({ ok }) => {
-      if ($("state").dataset.state !== "waiting") showState(ok ? "ready" : "down", ok ? "Ready" : "Not ready");
-    }),
-    get("metrics").then(async (response) => showMetrics(response.ok ? read(await response.text(), model.name) : null)),
-    page.refreshes++ % 5 || list(model),
-    release.refresh(),
-    alertCard.refresh(),
-    readStatus(),
+    (live.isOpen || !model) && status.showReadiness(), // otherwise the watch shows when it reconnects
+    model && get("metrics").then(async (response) => showMetrics(response.ok ? read(await response.text(), model.name) : null)),
+    model && (page.refreshes++ % 5 || list(model)),
+    model && cards.refresh(),
+    model && readStatus(),
+    model && page.isMissing && findChosen(),
   ]);
 }
 
 async function list(model) {
-  const found = await getJson(`v1/models/${encodeURIComponent(model.name)}/streams?limit=500`);
+  const found = await getJson(`${streamsPath(model.name)}?limit=${LISTED}`);
   if (model !== page.model) return;
   page.streams.list(found);
-  readStatus();
+  search.listed(found.cursor);
+  if (page.chosen !== null && !chosen()?.isLive) await findChosen(); // it may have been deleted or have expired
+  else readStatus();
 }
 
 async function openService(models) {
   page.models = models;
-  $("key-form").hidden = true;
-  $("main").hidden = false;
+  status.open();
   fillPicker();
   const { version, durability, limits } = await getJson("v1/info");
   page.limits = limits;
-  text("about", `version ${version} · durability ${durability}`);
+  text("about", `version ${version} · confirmed steps survive a crash of ${SURVIVES[durability]}`);
 }
 
-function askForKey(status) {
-  page.all?.close();
-  page.one?.close();
+function askForKey(code) {
+  live.close();
   page.models = null; // the service is opened again once a key is accepted
-  $("main").hidden = true;
-  showState("down", "API key required");
-  text("key-problem", hasKey() ? (status === 403 ? "This key has no permission to read streams." : "This key is not valid.") : "");
-  $("key-form").hidden = false;
-  $("key").focus();
+  status.askForKey(code);
 }
-
-$("key-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  setKey($("key").value.trim());
-  $("key").value = "";
-  page.models = null;
-  refresh();
-});
 
 function showMetrics(scrape) {
-  const before = scrape && page.scrapes.get(scrape.process);
-  if (scrape) page.scrapes.set(scrape.process, scrape);
-  const buckets = scrape ? since(scrape.buckets, before?.buckets) : [];
-  const ms = (share) => {
-    const value = quantile(buckets, share) * 1000;
-    return Number.isNaN(value) ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
-  };
-  text("latency", ms(0.5));
-  const hasSamples = buckets.at(-1)?.[1] > 0;
-  text("latency-note", !scrape ? "this key cannot read metrics" : hasSamples ? `median; p99 ${ms(0.99)}` : "");
-  text("replays", scrape ? number(scrape.replays) : "–");
-  text("conflicts", scrape ? `retries, applied once; ${number(scrape.conflicts)} conflicts resolved` : "");
+  if (scrape) cards.refusals.add(page.replicas.add(scrape, performance.now() / 1000));
+  tiles.showMetrics(scrape && page.replicas);
 }
 
 // ---- model and stream ----------------------------------------------------------------------------------------
 
 function fillPicker() {
-  const address = new URLSearchParams(location.hash.slice(1));
-  const before = page.model?.name ?? address.get("model");
   const title = ({ name, version }) => (version > 1 ? `${name} · ${version}` : name);
   $("model").replaceChildren(...page.models.map((model) => new Option(title(model), model.name)));
   $("model").disabled = page.models.length < 2;
-  const model = page.models.find(({ name }) => name === before) ?? page.models[0];
-  if (!model) {
-    text("empty-title", "No model is loaded");
-    text("empty-text", "Put an exported model into the model folder, then send POST /v1/models/reload or restart the service.");
-    $("curl").hidden = true;
-    $("empty").hidden = false;
-    return showState("ready", "Ready");
-  }
-  $("model").value = model.name;
-  openModel(model, address.get("stream"));
+  openAddress(page.model?.name);
 }
 
-$("model").addEventListener("change", () => openModel(page.models.find(({ name }) => name === $("model").value)));
+/** Open what the address names, and nothing else in its place; by default the model `name`, else the first. */
+function openAddress(name = page.models[0]?.name) {
+  const address = readAddress();
+  const wanted = address.model || name;
+  const model = page.models.find((one) => one.name === wanted);
+  search.set(address.search);
+  if (model) return openModel(model, address.stream || null);
+  live.close();
+  page.model = null;
+  $("model").value = "";
+  $("model").disabled = !page.models.length;
+  showNoModel(wanted, page.models.length > 0);
+}
 
-function openModel(model, stream = null) {
-  page.model = { ...model, outputs: model.outputs.filter(({ kind }) => kind !== "ignore") };
+$("model").addEventListener("change", () => {
+  writeAddress({ model: $("model").value, stream: "", search: "" });
+  openAddress();
+});
+
+window.addEventListener("hashchange", () => page.models && openAddress());
+
+function openModel(model, stream) {
+  $("model").value = model.name;
+  if (JSON.stringify(model) === JSON.stringify(page.model?.description)) return choose(stream);
+  page.model = { ...model, outputs: model.outputs.filter(({ kind }) => kind !== "ignore"), description: model };
   page.streams = new Streams();
-  page.perSecond = [0];
-  page.scrapes.clear();
-  $("empty").hidden = true;
-  choose(stream, stream !== null);
-  text("curl-line", curlLine(page.model, document.baseURI, hasKey()));
+  page.replicas = new Replicas();
+  tiles.clear();
+  search.clear();
+  showWaiting(page.model);
   text("model-facts", modelFacts(page.model));
   forecast.setModel(page.model);
-  page.all?.close();
-  page.all = null;
-  release.setModel(page.model);
-  alertCard.setModel(page.model);
-  watch();
+  live.close();
+  cards.setModel(page.model);
+  page.chosen = null;
+  choose(stream);
+  live.open(page.model.name);
   list(page.model).catch(() => {}); // `refresh` reports a service that does not respond
 }
 
-function modelFacts({ name, inputs, outputs, bytes_per_stream: size, parity }) {
-  const tensor = ({ name, dtype, shape }) => `${name} ${dtype}${shape.length ? ` [${shape.join(", ")}]` : ""}`;
-  return [
-    `${name}: ${inputs.map(tensor).join(", ")} → ${outputs.map(tensor).join(", ")}`,
-    size != null && `${bytes(size)} of state per stream`,
-    parity && `equal to ${parity.against} within ${parity.max_abs.toExponential(1)} over ${parity.steps} steps`,
-  ].filter(Boolean).join("   ·   ");
+/**
+ * Show a stream, or null for none yet.
+ *
+ * @param {{byUser?: boolean, isOpened?: boolean}} options - `byUser`: the address names it; `isOpened`: leave the view
+ *   of all streams and, on a small screen, scroll to it
+ */
+function choose(name, { byUser = true, isOpened = false } = {}) {
+  if (page.chosen !== name) {
+    page.chosen = name;
+    page.isMissing = false;
+    page.fresh = name !== null;
+    text("message", "");
+    view.clear();
+    streamStatus.clear();
+    forecast.clear();
+    live.choose(name);
+    if (name !== null && !chosen()) findChosen();
+  }
+  if (byUser && name !== null) writeAddress({ model: page.model.name, stream: name });
+  if (isOpened && $("show").value !== "streams") {
+    $("show").value = "streams";
+    $("show").dispatchEvent(new Event("change"));
+  }
+  renderList();
+  readStatus();
+  if (isOpened && matchMedia("(max-width: 900px)").matches) $("view").scrollIntoView({ block: "start" });
 }
 
-function choose(name, byUser) {
-  page.picked = byUser;
-  if (page.chosen === name) return;
-  page.chosen = name;
-  page.fresh = name !== null;
-  text("message", "");
-  streamStatus.clear();
-  forecast.clear();
-  if (byUser) history.replaceState(null, "", `#${new URLSearchParams({ model: page.model.name, stream: name })}`);
-  watchChosen();
+/** Show a stream that was selected outside the list. */
+function openFromElsewhere(name) {
+  choose(name, { isOpened: true });
+  streamList.reveal(name);
+}
+
+/** Ask the service whether it has the chosen stream, which no event of the last seconds has named. */
+async function findChosen() {
+  const [model, name] = [page.model, page.chosen];
+  try {
+    const { step } = await getJson(pathOf(model.name, name));
+    if (model !== page.model) return;
+    page.streams.add([{ stream: name, step }]);
+    page.fresh = true;
+  } catch (problem) {
+    const isOther = model !== page.model || name !== page.chosen || chosen()?.isLive;
+    if (isOther || (problem.status !== 404 && problem.status !== 400)) return;
+    page.streams.remove(name);
+    page.isMissing = true;
+  }
   renderList();
   readStatus();
 }
@@ -218,11 +246,18 @@ function refreshForecast() {
   if (chosen() && !page.paused) forecast.refresh(page.model.name, chosen(), page.limits);
 }
 
-/** Show the message of an operation, and the stream that the operation created or changed. */
+/** Show the message of an operation, and the stream that the operation created, changed or deleted. */
 function done(message, changed = null) {
-  if (changed) {
-    page.streams.get(changed.stream).setStored(changed.step, null);
-    choose(changed.stream, true);
+  if (changed?.isDeleted) {
+    page.streams.remove(changed.stream);
+    page.isMissing = page.chosen === changed.stream;
+    renderList();
+  } else if (changed) {
+    const [stream, parent] = [page.streams.get(changed.stream), page.streams.byName.get(changed.parent)];
+    if (parent) stream.inheritFrom(parent, changed.step);
+    stream.setStored(changed.step, parent?.step === changed.step ? parent.outputs : null);
+    choose(changed.stream);
+    streamList.reveal(changed.stream);
     streamStatus.clear();
     forecast.clear();
     readStatus();
@@ -232,37 +267,13 @@ function done(message, changed = null) {
 
 // ---- the live feed -------------------------------------------------------------------------------------------
 
-/** Watch all streams of the model. */
-function watch() {
-  page.all?.close();
-  page.all = new Watch({ model: page.model.name }, { inputs: !page.crowded, candidate: release.hasCandidate }, {
-    open: () => showState("ready", "Ready"),
-    lost: (wait) => showState("waiting", `Connection lost; reconnecting in ${Math.max(1, Math.round(wait))} s`),
-    refused: () => askForKey(401),
-    message(message) {
-      recordCommit(message);
-      release.record(message);
-      if (!page.crowded) addRows(message);
-    },
-  });
-  watchChosen();
-}
-
-/** If there are too many live streams to receive all inputs, watch the chosen stream separately with its inputs. */
-function watchChosen() {
-  page.one?.close();
-  page.one = null;
-  if (!page.crowded || !page.chosen) return;
-  const on = { open() {}, lost() {}, refused() {}, message: addRows };
-  const include = { inputs: true, candidate: release.hasCandidate };
-  page.one = new Watch({ model: page.model.name, stream: page.chosen }, include, on);
-}
-
-function recordCommit({ stream, step, outputs, gap }) {
+function recordCommit(message) {
+  const { stream, step, outputs, gap } = message;
+  cards.record(message);
   page.skipped += gap ?? 0;
   if (!stream) return;
   const rows = timesteps(outputs ?? {}, page.model.outputs);
-  page.perSecond[page.perSecond.length - 1] += page.streams.get(stream).recordCommit(step, rows);
+  tiles.count(page.streams.get(stream).recordCommit(step, rows));
 }
 
 function addRows({ stream, step, outputs, inputs, candidate }) {
@@ -275,107 +286,62 @@ function addRows({ stream, step, outputs, inputs, candidate }) {
 
 // ---- drawing -------------------------------------------------------------------------------------------------
 
-function drawStream() {
-  const stream = page.streams.byName.get(page.chosen);
-  if (!stream || !page.fresh || page.paused) return;
+/** Render the list and, with it, the chosen stream, so that both show the same step. */
+function render() {
+  if (page.paused) return;
+  renderList();
+  if (!page.fresh || !chosen() || $("view").hidden) return;
   page.fresh = false;
-  const { inputs, outputs } = page.model;
-  text("stream-name", stream.name);
-  const quiet = stream.seenAt > -Infinity ? "" : ", no timesteps since this page was opened";
-  text("stream-facts", `step ${number(stream.step)}${quiet}`);
-  drawPlot("inputs", inputs, stream.rows, false);
-  drawPlot("outputs", outputs, stream.rows, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])));
-  const best = mostProbable(stream.outputs, outputs);
-  $("verdict").hidden = !best;
-  if (best) {
-    text("verdict-name", best.name);
-    text("verdict-share", percent(best.share));
-    $("verdict").className = `verdict${outputs.length === 1 ? ` ${lineClass("out", best.index)}` : ""}`;
-  }
-}
-
-function drawPlot(which, specs, rows, shares) {
-  const { series, total } = seriesOf(specs);
-  const hasSecond = which === "outputs" && release.hasCandidate;
-  plots[which].setSeries(series, shares, forecast.horizon > 0, hasSecond);
-  const linesOf = (part) => series.map(({ tensor, index }) => rows.map((row) => row[part][tensor]?.[index] ?? null));
-  const interval = forecast.after(rows, which, series);
-  const columns = [rows.map(({ at }) => at), ...linesOf(which)];
-  plots[which].draw(rows.map(({ step }) => step), columns, interval, hasSecond ? linesOf("candidate") : []);
-  if (which === "outputs") text("candidate-note", hasSecond ? candidateNote(rows) : "");
-  text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
-}
-
-function candidateNote(rows) {
-  const isTried = rows.some(({ candidate }) => Object.keys(candidate).length);
-  return isTried ? `dotted: the candidate, version ${release.release.candidate}` : "";
+  view.draw(chosen(), page.model);
 }
 
 function renderList() {
   const { streams } = page;
   if (!page.model) return;
-  const live = streams.live;
-  const current = streams.byName.get(page.chosen);
-  const lost = page.picked ? streams.isListed && !current : !current?.isLive;
-  const [next] = streamList.sorted(streams);
-  if (lost && next && next.name !== page.chosen) return choose(next.name, false);
-  if (page.crowded !== live.length > MAX_WITH_INPUTS && Math.abs(live.length - MAX_WITH_INPUTS) > MAX_WITH_INPUTS / 5) {
-    page.crowded = live.length > MAX_WITH_INPUTS;
-    watch();
-  }
-  streamList.render(streams, page.model.outputs, page.chosen);
-  $("view").hidden = !current;
-  $("empty").hidden = streams.byName.size > 0;
-  document.querySelector(".work").classList.toggle("nothing", !$("empty").hidden);
+  const nLive = streamList.render(streams, page.model.outputs, page.chosen);
+  if (page.chosen === null && streams.byName.size) return choose(streams.matching("").matches[0].name, { byUser: false });
+  live.adapt(nLive);
+  showPanels();
   const { skipped } = page;
-  text("skipped", skipped ? `${number(skipped)} messages skipped: this page receives them too slowly.` : "");
-  text("live", number(live.length));
-  text("stored", `of ${streams.truncated ? "more than " : ""}${number(streams.byName.size)} stored`);
-  document.title = live.length ? `${live.length} live · Stepwell` : "Stepwell";
+  text("skipped", skipped ? `${counted(skipped, "message")} skipped: this page receives them too slowly.` : "");
+  if (!status.isDown) tiles.showStreams(nLive, streams.byName.size, streams.isMore);
 }
 
-function drawRate() {
-  const seconds = page.perSecond;
-  const whole = seconds.slice(0, -1);
-  const recent = whole.slice(-3);
-  if (recent.length) text("rate", number(Math.round(recent.reduce((a, b) => a + b, 0) / recent.length)));
-  const max = Math.max(1, ...whole);
-  const points = whole.map((n, i) => `${(120 * (i + SPARK_S - whole.length)) / (SPARK_S - 1)},${30 - (27 * n) / max}`);
-  $("rate-line").setAttribute("points", points.join(" "));
-  const floor = points.length ? ` 120,32 ${points[0].split(",")[0]},32` : "";
-  $("rate-area").setAttribute("points", points.join(" ") + floor);
-  seconds.push(0);
-  if (seconds.length > SPARK_S + 1) seconds.shift();
+/** Show the chosen stream, that there is none of this name, the fleet, or that there are no streams yet. */
+function showPanels() {
+  const isFleet = $("show").value === "fleet";
+  const hasStreams = page.streams.byName.size > 0 || search.text !== "";
+  $("view").hidden = isFleet || !chosen();
+  $("missing").hidden = isFleet || !page.isMissing || Boolean(chosen());
+  $("fleet").hidden = !isFleet;
+  $("empty").hidden = isFleet || hasStreams || page.isMissing;
+  if (page.isMissing) text("missing-title", `There is no stream ${page.chosen}`);
+  document.querySelector(".work").classList.toggle("nothing", !$("empty").hidden);
+}
+
+keepInAddress($("show"), "view", () => (drawFleet(), renderList()));
+keepInAddress($("forecast"), "forecast", () => {
+  forecast.restart();
+  refreshForecast();
+});
+
+function drawFleet() {
+  if ($("show").value === "fleet" && page.model && !page.paused) fleet.draw(page.streams, page.model.outputs, search.text);
 }
 
 $("pause").addEventListener("click", () => {
   page.paused = !page.paused;
   page.fresh = true;
   $("pause").setAttribute("aria-pressed", String(page.paused));
-  text("pause", page.paused ? "Resume" : "Pause");
+  $("paused").hidden = !page.paused;
 });
 
-$("filter").addEventListener("input", renderList);
-
-$("curl").addEventListener("click", async () => {
-  try {
-    await navigator.clipboard.writeText($("curl-line").textContent);
-    text("curl-hint", "Copied");
-  } catch {
-    getSelection().selectAllChildren($("curl-line")); // browsers offer no clipboard over plain HTTP from other hosts
-    text("curl-hint", "Selected");
-  }
-  setTimeout(() => text("curl-hint", "Copy"), 2000);
-});
-
-function frame() {
-  requestAnimationFrame(frame);
-  drawStream();
-}
-
-requestAnimationFrame(frame);
-setInterval(() => page.paused || renderList(), 250);
-setInterval(drawRate, 1000);
-setInterval(refreshForecast, 1000);
-setInterval(() => $("key-form").hidden && refresh(), 2000);
+listenForKeys();
+setInterval(render, 250);
+setInterval(() => {
+  tiles.drawRate(!status.isDown);
+  drawFleet();
+  refreshForecast();
+}, 1000);
+setInterval(() => status.needsKey || refresh(), 2000);
 refresh();

@@ -24,9 +24,20 @@ export function get(path) {
 /** GET JSON. Throws an Error with `status` and the service's message if the request is rejected. */
 export const getJson = async (path) => readJson(await get(path));
 
+/** The path of a model's streams. */
+export const streamsPath = (model) => `v1/models/${encodeURIComponent(model)}/streams`;
+
 /** The path of a stream of a model, or of one of its resources. */
 export const pathOf = (model, stream, resource) =>
-  `v1/models/${encodeURIComponent(model)}/streams/${encodeURIComponent(stream)}${resource ? `/${resource}` : ""}`;
+  `${streamsPath(model)}/${encodeURIComponent(stream)}${resource ? `/${resource}` : ""}`;
+
+/** DELETE something, with an idempotency key, which services may require; throws as `getJson` does. */
+export async function remove(path) {
+  const own = { "idempotency-key": newKey() };
+  const signal = AbortSignal.timeout(4 * TIMEOUT_MS);
+  const response = await fetch(new URL(path, document.baseURI), { method: "DELETE", headers: { ...headers(), ...own }, signal });
+  if (!response.ok) await readJson(response);
+}
 
 /** Send JSON with an idempotency key, which services may require, and return JSON; throws as `getJson` does. */
 export async function send(method, path, body = {}) {
@@ -58,6 +69,7 @@ export class Watch {
   #timer = 0;
   #wait = FIRST_WAIT_S;
   #closed = false;
+  isOpen = false; // whether messages arrive
   #unauthorized = false; // whether the service rejected the key
 
   /**
@@ -75,6 +87,7 @@ export class Watch {
 
   close() {
     this.#closed = true;
+    this.isOpen = false;
     clearTimeout(this.#timer);
     this.#socket?.close();
   }
@@ -92,6 +105,7 @@ export class Watch {
       const message = JSON.parse(data);
       if ("watching" in message) {
         this.#wait = FIRST_WAIT_S;
+        this.isOpen = true;
         this.on.open();
       } else if (message.error) {
         this.#unauthorized = message.error.status === 401 || message.error.status === 403;
@@ -100,6 +114,7 @@ export class Watch {
       }
     };
     socket.onclose = () => {
+      this.isOpen = false;
       if (this.#closed) return;
       if (this.#unauthorized) return this.on.refused();
       const wait = this.#wait * (0.75 + Math.random() / 2); // jitter, so that pages reconnect at different times

@@ -1,4 +1,4 @@
-// The metrics that the page shows, parsed from /metrics (Prometheus text format).
+// The metrics that the page shows, parsed from /metrics (Prometheus text format), of all replicas behind the address.
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})?\s+(\S+)/;
 
@@ -16,15 +16,16 @@ function parse(text, prefixes) {
   return samples;
 }
 
-const COUNTS = ["stepwell_replays_total", "stepwell_conflicts_total", "process_start_time_seconds"];
+const COUNTS = ["stepwell_replays_total", "stepwell_conflicts_total", "stepwell_refusals_total", "process_start_time_seconds"];
 
-/** A model's metrics in one scrape: cumulative latency buckets, replays, conflicts, and the process's start time. */
+/** One scrape: a model's cumulative latency buckets, replays, conflicts, refusals by code, and the process's start time. */
 export function read(text, model) {
   const samples = parse(text, ["stepwell_step_seconds_bucket", ...COUNTS]);
-  const sum = (name) => samples.filter((s) => s.name === name).reduce((total, s) => total + s.value, 0);
+  const of = (name) => samples.filter((s) => s.name === name);
+  const sum = (name) => of(name).reduce((total, s) => total + s.value, 0);
   const buckets = new Map();
-  for (const s of samples) {
-    if (s.name !== "stepwell_step_seconds_bucket" || s.labels.model !== model) continue;
+  for (const s of of("stepwell_step_seconds_bucket")) {
+    if (s.labels.model !== model) continue;
     const le = Number(s.labels.le.replace("+Inf", "Infinity"));
     buckets.set(le, (buckets.get(le) ?? 0) + s.value);
   }
@@ -32,16 +33,49 @@ export function read(text, model) {
     process: sum("process_start_time_seconds"),
     replays: sum("stepwell_replays_total"),
     conflicts: sum("stepwell_conflicts_total"),
+    refusals: Object.fromEntries(of("stepwell_refusals_total").map(({ labels, value }) => [labels.code, value])),
     buckets: [...buckets].sort((a, b) => a[0] - b[0]),
   };
 }
 
-/** The buckets' increase between two scrapes of one process; the later buckets if the scrapes cannot be compared. */
+/** The increase of cumulative buckets between two scrapes of one process; zeros if they cannot be compared. */
 export function since(now, before) {
-  if (!before || before.length !== now.length) return now;
-  const delta = now.map(([le, count], i) => [le, count - before[i][1]]);
-  const monotone = delta.every(([, count], i) => count >= (i ? delta[i - 1][1] : 0));
-  return monotone && delta.at(-1)?.[1] > 0 ? delta : now;
+  const isSame = before?.length === now.length;
+  return now.map(([le, count], i) => [le, isSame ? Math.max(0, count - before[i][1]) : 0]);
+}
+
+const RECENT_S = 30; // a replica that was not read for so long is not part of the current latency
+
+/**
+ * The replicas behind one address, told apart by their start time: a load balancer sends each request to any of them, so
+ * their numbers must be added, not shown in turn.
+ */
+export class Replicas {
+  #known = new Map(); // start time -> {now, before, at}
+
+  /** Add a scrape, read at `at` (seconds); returns the refusals that are new in it, {code: count}. */
+  add(scrape, at) {
+    const known = this.#known.get(scrape.process);
+    this.#known.set(scrape.process, { now: scrape, before: known?.now, at });
+    if (!known) return {};
+    const more = Object.entries(scrape.refusals).map(([code, count]) => [code, count - (known.now.refusals[code] ?? 0)]);
+    return Object.fromEntries(more.filter(([, count]) => count > 0));
+  }
+
+  /** The number of replays or conflicts, over all replicas that were read. */
+  total(name) {
+    return [...this.#known.values()].reduce((sum, { now }) => sum + now[name], 0);
+  }
+
+  /** The latency buckets between the two newest scrapes of each replica, added. */
+  recent(at) {
+    const sums = new Map();
+    for (const { now, before, at: readAt } of this.#known.values()) {
+      if (at - readAt > RECENT_S) continue;
+      for (const [le, count] of since(now.buckets, before?.buckets)) sums.set(le, (sums.get(le) ?? 0) + count);
+    }
+    return [...sums].sort((a, b) => a[0] - b[0]);
+  }
 }
 
 /** The quantile of a cumulative histogram at `share`, in seconds; linearly interpolated inside a bucket. */

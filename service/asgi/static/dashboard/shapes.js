@@ -2,23 +2,32 @@
 
 const MAX_SERIES = 12; // more lines cannot be distinguished
 
-const size = (shape) => shape.reduce((product, dim) => product * dim, 1);
+export const size = (shape) => shape.reduce((product, dim) => product * dim, 1);
 
 /** Names of the elements of one row of a tensor: the manifest's `labels` if it has them, else `name 0`, ... */
-function elementNames(spec) {
+export function elementNames(spec) {
   const n = size(spec.shape);
   if (Array.isArray(spec.labels) && spec.labels.length === n) return spec.labels.map(String);
   return n === 1 ? [spec.name] : Array.from({ length: n }, (_, i) => `${spec.name} ${i}`);
 }
 
-/** The series to draw for some tensors: [{tensor, index, name}], at most 12; `total` is the number without this limit. */
+/** The unit of an element: the manifest's `unit`, for the whole tensor or for each of its numbers. */
+const unitOf = ({ unit }, index) => (Array.isArray(unit) ? unit[index] : unit) ?? "";
+
+/**
+ * The series to draw for some tensors: [{tensor, index, name, unit?}], at most 12; `total` is the number without this
+ * limit.
+ */
 export function seriesOf(specs) {
   const all = [];
   let total = 0;
   for (const spec of specs) {
     total += size(spec.shape);
     if (all.length >= MAX_SERIES) continue;
-    elementNames(spec).forEach((name, index) => all.push({ tensor: spec.name, index, name }));
+    elementNames(spec).forEach((name, index) => {
+      const unit = unitOf(spec, index);
+      all.push({ tensor: spec.name, index, name, ...(unit && { unit }) });
+    });
   }
   return { series: all.slice(0, MAX_SERIES), total };
 }
@@ -69,6 +78,19 @@ export function summary(row, specs) {
   return values.slice(0, 3).map(number).join("  ") + (values.length > 3 ? " …" : "");
 }
 
+/** A model's inputs, outputs, state and verification, in one line. */
+export function modelFacts({ name, inputs, outputs, bytes_per_stream: size, parity }) {
+  const tensor = ({ name, dtype, shape, unit }) => {
+    const units = [unit ?? []].flat();
+    return `${name} ${dtype}${shape.length ? ` [${shape.join(", ")}]` : ""}${units.length ? ` in ${units.join(", ")}` : ""}`;
+  };
+  return [
+    `${name}: ${inputs.map(tensor).join(", ")} → ${outputs.map(tensor).join(", ")}`,
+    size != null && `${bytes(size)} of state per stream`,
+    parity && `equal to ${parity.against} within ${parity.max_abs.toExponential(1)} over ${parity.steps} steps`,
+  ].filter(Boolean).join("   ·   ");
+}
+
 /** The shell command that sends one timestep of zeros to a model. */
 export function curlLine(model, base, withKey) {
   const zeros = ({ dtype, shape }) => filled(shape, dtype === "bool" ? false : 0);
@@ -93,6 +115,9 @@ export function number(value) {
   return size < 0.001 ? value.toExponential(1) : value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
 }
 
+/** A number with its noun, in the plural unless it is 1. */
+export const counted = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
+
 /** An age in seconds as text. */
 export function ago(seconds) {
   if (seconds < 2) return "now";
@@ -103,3 +128,6 @@ export function ago(seconds) {
 
 /** A number of bytes as text. */
 export const bytes = (n) => (n < 10240 ? `${number(n)} bytes` : `${number(Math.round(n / 1024))} KiB`);
+
+/** A time in milliseconds as the time of day. */
+export const clock = (time) => new Date(time).toLocaleTimeString("en-GB");

@@ -1,6 +1,7 @@
 // The API reference: the description of each route from openapi.json, with a form that sends a request. No third-party code.
 
 import { getJson, hasKey, headers, setKey } from "../dashboard/feed.js";
+import { bodyOf, parameterOf } from "./examples.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -32,10 +33,11 @@ function example(schema) {
   return schema.type === "integer" ? 1 : "a";
 }
 
-function field(parameter, inputs) {
+function field(parameter, inputs, model) {
   const id = `f${Math.random().toString(36).slice(2)}`;
   const input = make("input", { id, spellcheck: false, autocomplete: "off", placeholder: parameter.in });
   if (parameter.required) input.required = true;
+  if (parameter.in === "path") input.value = parameterOf(parameter.name, model);
   inputs.set(parameter, input);
   const parts = [make("label", { htmlFor: id }, make("code", {}, parameter.name)), input];
   if (parameter.description) parts.push(make("p", { className: "note" }, parameter.description));
@@ -85,19 +87,21 @@ async function send(request, out) {
   }
 }
 
-function operation(method, path, { description, parameters = [], requestBody, responses }) {
+function operation(method, path, { description, parameters = [], requestBody, responses }, model) {
   const inputs = new Map();
   const schema = requestBody?.content["application/json"]?.schema; // the import of streams takes a file
-  const body = schema && make("textarea", { spellcheck: false, value: JSON.stringify(example(schema)) });
+  const body = schema && make("textarea", { spellcheck: false, value: JSON.stringify(bodyOf(path, model) ?? example(schema)) });
   if (body) body.setAttribute("aria-label", "Body");
   const out = make("pre", { className: "answer", hidden: true });
   out.setAttribute("role", "status");
+  const curl = make("pre", { className: "curl-line", hidden: true });
   const form = make(
     "form",
     { className: "body" },
-    make("div", { className: "fields" }, ...parameters.flatMap((one) => field(one, inputs))),
+    make("div", { className: "fields" }, ...parameters.flatMap((one) => field(one, inputs, model))),
     ...(body ? [body] : []),
     make("div", { className: "controls" }, make("button", { type: "submit" }, "Send"), make("button", { type: "button", className: "curl" }, "As curl")),
+    curl,
     out,
   );
   form.addEventListener("submit", (event) => {
@@ -106,9 +110,8 @@ function operation(method, path, { description, parameters = [], requestBody, re
     send(requestOf(method, path, inputs, body), out);
   });
   form.querySelector(".curl").addEventListener("click", () => {
-    out.hidden = false;
-    delete out.dataset.good;
-    out.replaceChildren(curlOf(requestOf(method, path, inputs, body)));
+    curl.hidden = false;
+    curl.replaceChildren(curlOf(requestOf(method, path, inputs, body)));
   });
   const rows = Object.entries(responses).map(([status, { description: words }]) =>
     make("tr", {}, make("td", {}, status), make("td", {}, words.replaceAll("`", ""))),
@@ -124,12 +127,12 @@ function operation(method, path, { description, parameters = [], requestBody, re
   );
 }
 
-function show(document_) {
+function show(document_, model) {
   const groups = new Map();
   for (const [path, methods] of Object.entries(resolved(document_.paths, document_.components.schemas))) {
     for (const [method, one] of Object.entries(methods)) {
       const tag = one.tags?.[0] ?? "other";
-      groups.set(tag, [...(groups.get(tag) ?? []), operation(method, path, one)]);
+      groups.set(tag, [...(groups.get(tag) ?? []), operation(method, path, one, model)]);
     }
   }
   $("about").textContent = `version ${document_.info.version}`;
@@ -141,7 +144,8 @@ function show(document_) {
 
 async function load() {
   try {
-    show(await getJson("openapi.json"));
+    const [described, { models }] = await Promise.all([getJson("openapi.json"), getJson("v1/models")]);
+    show(described, models[0]);
     $("key-form").hidden = true;
   } catch ({ status, message }) {
     if (status !== 401 && status !== 403) {

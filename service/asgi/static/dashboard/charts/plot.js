@@ -1,6 +1,7 @@
-// One chart with its legend: a stream's last timesteps and its forecast, drawn with uPlot.
+// One chart with its legend: a stream's last timesteps and its forecast, drawn with uPlot; dragging zooms.
 
-import { number, percent } from "./shapes.js";
+import { clock, number, percent } from "../shapes.js";
+import { drawMarks, markedRows } from "./marks.js";
 
 export const WINDOW = 300; // timesteps that a chart shows
 const COLOURS = 6; // --in-1 .. --in-6 and --out-1 .. --out-6 in the style sheet; beyond that the lines are dashed
@@ -14,14 +15,17 @@ export const lineClass = (palette, i) => `${palette}-${(i % COLOURS) + 1}`;
 export class Plot {
   #chart = null;
   #buttons = [];
+  #isDrawing = false; // whether this module sets the scale, not the user
 
   /**
    * @param {HTMLElement} container - the chart's parent, which determines its size
    * @param {HTMLElement} legend - the list for one button per series, which hides and shows the series
    * @param {"in" | "out"} palette - the chart's colours
+   * @param {{onZoom: Function, onPoint: Function}} on - `onZoom` gets [first, last] positions or null; `onPoint` gets the
+   *   index of the row that is pointed at, or null
    */
-  constructor(container, legend, palette) {
-    Object.assign(this, { container, legend, palette });
+  constructor(container, legend, palette, on) {
+    Object.assign(this, { container, legend, palette, on, axis: "steps", zoom: null });
     new ResizeObserver(() => this.#chart?.setSize(this.#size())).observe(container);
     theme.addEventListener("change", () => this.#restart());
   }
@@ -39,16 +43,31 @@ export class Plot {
     this.#restart();
   }
 
+  /** Label the time axis with `steps` or with the `time` at which the page received each row. */
+  setAxis(axis) {
+    if (axis === this.axis) return;
+    this.axis = axis;
+    this.#restart();
+  }
+
+  /** The chart as an image, for a file; null before the first row. */
+  get canvas() {
+    return this.#chart?.ctx.canvas ?? null;
+  }
+
   /**
    * Draw some rows of a stream.
    *
-   * @param {number[]} steps - the step of each row; null where the line is interrupted
+   * @param {object[]} rows - as `Stream.rows`; a row with the step null interrupts the lines
    * @param {Array[]} columns - the rows' positions on the time axis, then one array per series
    * @param {object} [forecast] - the forecast, as returned by `Forecast.after`
    * @param {Array[]} [second] - the second line of each series, which is dotted
    */
-  draw(steps, columns, forecast = null, second = []) {
-    this.last = steps.length - 1; // the newest observed row
+  draw(rows, columns, forecast = null, second = []) {
+    const steps = rows.map(({ step }) => step);
+    this.last = rows.findLastIndex(({ step }) => step !== null); // the newest observed row
+    this.times = rows.map(({ time }) => time);
+    this.marks = markedRows(rows);
     [this.steps, this.columns] = forecast ? extended(steps, columns, forecast) : [steps, columns];
     if (this.hasForecast && !forecast) this.columns = [...columns, ...emptyColumns(3 * this.series.length, steps.length)];
     const more = this.columns[0].length - steps.length;
@@ -56,7 +75,10 @@ export class Plot {
     columns = this.columns;
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
-    this.#chart.setScale("x", { min: first, max: Math.max(last, first + 20) });
+    const [min, max] = this.zoom ?? [first, Math.max(last, first + 20)];
+    this.#isDrawing = true;
+    this.#chart.setScale("x", { min, max });
+    this.#isDrawing = false;
     this.#chart.redraw(false, true); // the tick marks change with the rows even if the scales do not
     this.#showValues(this.#chart.cursor.idx ?? this.last);
   }
@@ -64,13 +86,26 @@ export class Plot {
   /** Positions of the tick marks on the time axis: round step numbers. */
   #marks() {
     const { steps = [], columns } = this;
-    const maxMarks = Math.max(2, this.container.clientWidth / 60);
-    const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => steps.length / n <= maxMarks) ?? 1000;
-    return steps.flatMap((step, i) => (step && step % every === 0 ? [columns[0][i]] : []));
+    if (!columns) return [];
+    const maxMarks = Math.max(2, this.container.clientWidth / 76);
+    const { min, max } = this.#chart.scales.x;
+    const n = Math.min(steps.length, max - min + 1);
+    const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((size) => n / size <= maxMarks) ?? 1000;
+    const isMarked = (step, i) => step && (step % every === 0 || n === 1) && columns[0][i] >= min && columns[0][i] <= max;
+    return steps.flatMap((step, i) => (isMarked(step, i) ? [columns[0][i]] : []));
   }
 
-  #stepAt(position) {
-    return number(this.steps[position - this.columns[0][0]]);
+  /** The label of a tick mark: a step, or a time of day; a forecast has steps only. */
+  #labelAt(position) {
+    const row = position - this.columns[0][0];
+    return this.axis === "time" ? (this.times[row] ? clock(this.times[row]) : "") : number(this.steps[row]);
+  }
+
+  #zoomed(chart, scale) {
+    if (scale !== "x" || this.#isDrawing) return;
+    const { min, max } = chart.scales.x;
+    const width = this.columns?.[0].length ?? 0;
+    this.on.onZoom(max - min < Math.max(width - 1, 20) ? [min, max] : null);
   }
 
   #size() {
@@ -87,21 +122,26 @@ export class Plot {
     this.#chart = new uPlot(
       {
         ...this.#size(),
-        padding: [8, 8, 0, 0],
+        padding: [14, 20, 0, 0],
         legend: { show: false },
-        cursor: { sync: { key: "stepwell" }, drag: { x: false, y: false }, points: { size: 6 } },
+        cursor: { sync: { key: "stepwell", setSeries: false, scales: ["x", null] }, drag: { x: true, y: false, dist: 6 }, points: { size: 6 } },
         scales: { x: { time: false }, y: this.shares ? { range: [0, 1] } : {} },
         axes: [
           {
             ...axis, size: 26, grid: { show: false },
+            label: this.axis === "time" ? "time of day" : "step", labelSize: 16, labelGap: 0, labelFont: font,
             splits: () => this.#marks(),
-            values: labels((position) => this.#stepAt(position)),
+            values: labels((position) => this.#labelAt(position)),
           },
           { ...axis, size: 46, values: labels(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
         ],
         series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead(), ...this.#secondLines()],
         bands: this.hasForecast ? this.series.map((_, i) => this.#band(i)) : [],
-        hooks: { setCursor: [(chart) => this.#showValues(chart.cursor.idx ?? this.last)] },
+        hooks: {
+          setCursor: [(chart) => this.#pointAt(chart.cursor.idx)],
+          setScale: [(chart, scale) => this.#zoomed(chart, scale)],
+          draw: [(chart) => drawMarks(chart, this.marks ?? [], { ink, font })],
+        },
       },
       this.columns ?? emptyColumns(1 + this.series.length * ((this.hasForecast ? 4 : 1) + this.hasSecond), 0),
       this.container,
@@ -139,7 +179,7 @@ export class Plot {
   }
 
   #makeLegend() {
-    this.#buttons = this.series.map(({ name }, i) => {
+    this.#buttons = this.series.map(({ name, unit }, i) => {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "series";
@@ -153,6 +193,7 @@ export class Plot {
       };
       part(`swatch ${lineClass(this.palette, i)}${i >= COLOURS ? " dashed" : ""}`);
       part("series-name", name);
+      if (unit) button.querySelector(".series-name").append(` (${unit})`);
       const value = part("series-value");
       const bar = this.shares ? part(`bar ${lineClass(this.palette, i)}`) : null;
       button.addEventListener("click", () => {
@@ -171,6 +212,17 @@ export class Plot {
         return item;
       }),
     );
+  }
+
+  #pointAt(index) {
+    this.#showValues(index ?? this.last);
+    this.on.onPoint(index ?? null);
+  }
+
+  /** The newest values in words, for screen readers. */
+  get summary() {
+    const words = this.#buttons.slice(0, 6).map(({ value }, i) => `${this.series[i].name} ${value.textContent}`);
+    return words.join(", ");
   }
 
   /** Show the values of one row in the legend. */

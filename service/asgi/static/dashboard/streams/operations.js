@@ -1,56 +1,9 @@
-// Operations on the chosen stream: fork, snapshots, reset. Destructive ones need a confirmation.
+// Operations on the chosen stream: fork, snapshots, reset, delete. Destructive ones need a confirmation.
 
-import { getJson, pathOf, send } from "./feed.js";
-import { number } from "./shapes.js";
+import { getJson, pathOf, remove, send } from "../feed.js";
+import { number } from "../shapes.js";
 
 const $ = (id) => document.getElementById(id);
-
-/** The page's dialog: a confirmation, optionally with a name to enter. There is one in the page. */
-export class Dialog {
-  #act = null;
-
-  constructor() {
-    $("ask-no").addEventListener("click", () => $("ask").close());
-    $("ask-form").addEventListener("submit", (event) => {
-      event.preventDefault();
-      this.#confirm();
-    });
-  }
-
-  /**
-   * Open the dialog. It closes when `act` has succeeded, and shows the error if `act` fails.
-   *
-   * @param {{title: string, text: string, label?: string, name?: string, isOptional?: boolean, yes: string,
-   *   isDestructive?: boolean, items?: Node[], act: Function}} options - `act` gets the name
-   */
-  open({ title, text, label = "", name = "", isOptional = false, yes, isDestructive = false, items = [], act }) {
-    this.#act = act;
-    const texts = { "ask-title": title, "ask-text": text, "ask-label": label, "ask-yes": yes, "ask-problem": "" };
-    for (const [id, value] of Object.entries(texts)) $(id).textContent = value;
-    $("ask-field").hidden = $("ask-name").disabled = !label;
-    $("ask-name").value = name;
-    $("ask-name").required = !isOptional;
-    $("ask-yes").classList.toggle("harms", isDestructive);
-    $("ask-items").replaceChildren(...items);
-    if (!$("ask").open) $("ask").showModal();
-    if (label) $("ask-name").select();
-    else $("ask-no").focus(); // not on the destructive button
-  }
-
-  async #confirm() {
-    const act = this.#act;
-    $("ask-yes").disabled = true;
-    $("ask-problem").textContent = "";
-    try {
-      await act($("ask-name").value.trim());
-      if (act === this.#act) $("ask").close(); // otherwise `act` has opened another dialog
-    } catch (problem) {
-      $("ask-problem").textContent = problem.message;
-    } finally {
-      $("ask-yes").disabled = false;
-    }
-  }
-}
 
 /** The buttons of the chosen stream. */
 export class Operations {
@@ -58,12 +11,12 @@ export class Operations {
 
   /**
    * @param {{dialog: Dialog, current: Function, onDone: Function}} on - `current` returns the model and the stream;
-   *   `onDone` gets a message, and {stream, step} of a created or changed stream
+   *   `onDone` gets a message, and {stream, step, parent?, isDeleted?} of a stream that has changed
    */
   constructor({ dialog, current, onDone }) {
     this.#dialog = dialog;
     this.onDone = onDone;
-    for (const operation of ["fork", "snapshots", "reset"]) {
+    for (const operation of ["fork", "snapshots", "reset", "remove"]) {
       $(operation).addEventListener("click", async () => {
         try {
           await this[operation](...current());
@@ -83,7 +36,7 @@ export class Operations {
       yes: "Fork",
       act: async (to) => {
         const created = await send("POST", pathOf(model.name, name, "fork"), { to });
-        this.onDone(`${to} was created at step ${number(created.step)} as a copy of ${name}.`, created);
+        this.onDone(`${to} was created at step ${number(created.step)} as a copy of ${name}.`, { ...created, parent: name });
       },
     });
   }
@@ -103,6 +56,19 @@ export class Operations {
     });
   }
 
+  remove(model, { name, step }) {
+    this.#dialog.open({
+      title: `Delete ${name}?`,
+      text: `The stream is at about step ${number(step)}. Its state and its snapshots are deleted. This cannot be undone. A later timestep creates a new stream of this name.`,
+      yes: "Delete",
+      isDestructive: true,
+      act: async () => {
+        await remove(pathOf(model.name, name));
+        this.onDone(`${name} was deleted.`, { stream: name, isDeleted: true });
+      },
+    });
+  }
+
   /** Show the snapshots of a stream; throws if they cannot be read. */
   async snapshots(model, stream) {
     const { snapshots } = await getJson(pathOf(model.name, stream.name, "snapshots"));
@@ -112,11 +78,24 @@ export class Operations {
       label: "Name of a new snapshot",
       name: `step-${stream.step}`,
       yes: "Take",
-      items: snapshots.map((one) => snapshotItem(one, () => this.reset(model, stream, one))),
+      items: snapshots.map((one) => snapshotItem(one, () => this.reset(model, stream, one), () => this.#drop(model, stream, one))),
       act: async (name) => {
         const old = snapshots.find((one) => one.name === name);
         if (old) this.#replace(model, stream, old);
         else await this.#take(model, stream, name);
+      },
+    });
+  }
+
+  #drop(model, stream, { name, step }) {
+    this.#dialog.open({
+      title: `Delete snapshot ${name}?`,
+      text: `It has ${stream.name} at step ${number(step)}. The stream itself stays as it is.`,
+      yes: "Delete",
+      isDestructive: true,
+      act: async () => {
+        await remove(pathOf(model.name, stream.name, `snapshots/${encodeURIComponent(name)}`));
+        this.onDone(`Snapshot ${name} of ${stream.name} was deleted.`);
       },
     });
   }
@@ -137,7 +116,7 @@ export class Operations {
   }
 }
 
-function snapshotItem({ name, step, taken_at: takenAt }, onReset) {
+function snapshotItem({ name, step, taken_at: takenAt }, onReset, onDelete) {
   const item = document.createElement("li");
   const part = (tag, className, text) => {
     const node = document.createElement(tag);
@@ -145,10 +124,15 @@ function snapshotItem({ name, step, taken_at: takenAt }, onReset) {
     item.append(node);
     return node;
   };
+  const button = (text, label, onClick) => {
+    const node = part("button", "", text);
+    node.type = "button";
+    node.setAttribute("aria-label", label);
+    node.addEventListener("click", onClick);
+  };
   part("span", "name", name);
   part("span", "note", `step ${number(step)}, ${new Date(takenAt).toLocaleString()}`);
-  const button = part("button", "", "Reset to this");
-  button.type = "button";
-  button.addEventListener("click", onReset);
+  button("Reset to this", `Reset to snapshot ${name}`, onReset);
+  button("Delete", `Delete snapshot ${name}`, onDelete);
   return item;
 }

@@ -1,10 +1,9 @@
 // The drift of the chosen model: the features whose last hour differs most from the reference. Shown only with a reference.
 
-import { getJson } from "./feed.js";
-import { number } from "./shapes.js";
+import { getJson } from "../feed.js";
+import { number } from "../shapes.js";
 
 const EVERY_MS = 10_000;
-const LOOK_MS = 1000; // how soon another model is noticed
 const MOST_DRIFTED = 8; // features
 const WARN = 0.2; // a PSI from which on the distribution has changed much
 const COLUMNS = ["feature", "PSI", "PSI 24 h", "missing", "out of range", "median"];
@@ -23,36 +22,28 @@ export class DriftCard {
   #model = "";
   #readAt = -Infinity;
 
-  /** @param {Function} current - returns the chosen model, or null */
-  constructor(current) {
-    this.current = current;
-    this.title = make("h2", "Drift");
-    this.note = make("p", "", "note");
+  /** @param {{panel: HTMLElement, facts: HTMLElement, body: HTMLElement}} parts */
+  constructor(parts) {
+    Object.assign(this, parts);
     this.rows = make("tbody");
-    this.section = make("section", "", "panel release");
-    this.section.id = "drift";
-    this.section.hidden = true;
-    this.title.id = "drift-title";
-    this.section.setAttribute("aria-labelledby", this.title.id);
-    const head = make("div", "", "panel-head");
-    head.append(this.title, this.note);
     const line = make("tr");
     line.append(...COLUMNS.map((name) => Object.assign(make("th", name), { scope: "col" })));
     const [table, top] = [make("table"), make("thead")];
     top.append(line);
     table.append(top, this.rows);
-    this.section.append(head, table);
-    document.querySelector(".work").before(this.section);
-    setInterval(() => this.#refresh(), LOOK_MS);
+    this.body.append(table);
   }
 
-  async #refresh() {
-    const model = this.current()?.name ?? "";
-    const isOther = model !== this.#model;
-    if (isOther) this.section.hidden = true;
-    this.#model = model;
-    if (!model || document.hidden || (!isOther && performance.now() < this.#readAt + EVERY_MS)) return;
+  setModel({ name }) {
+    this.#model = name;
+    this.#readAt = -Infinity;
+    this.panel.hidden = true;
+  }
+
+  async refresh() {
+    if (document.hidden || performance.now() < this.#readAt + EVERY_MS) return;
     this.#readAt = performance.now();
+    const model = this.#model;
     // a service or a key that does not return it hides the card
     const found = await getJson(`v1/models/${encodeURIComponent(model)}/drift`).catch(() => null);
     if (model === this.#model) this.#show(found);
@@ -60,10 +51,10 @@ export class DriftCard {
 
   #show(found) {
     const features = found?.reference ? mostDrifted(found) : [];
-    this.section.hidden = !features.length;
+    this.panel.hidden = !features.length;
     const drifted = features.filter(({ now }) => now.psi > WARN).length;
     const hidden = features.length - MOST_DRIFTED;
-    this.note.textContent = [
+    this.facts.textContent = [
       drifted ? `${number(drifted)} of ${number(features.length)} features above ${WARN}` : `no feature above ${WARN}`,
       "last hour, sampled",
       ...(hidden > 0 ? [`the first ${MOST_DRIFTED}`] : []),

@@ -1,11 +1,9 @@
 // The alarms of the chosen model that are raised now, as `stepwell alert` has written them.
 
-import { getJson } from "./feed.js";
-import { number } from "./shapes.js";
+import { getJson } from "../feed.js";
+import { ago, number } from "../shapes.js";
 
 const SHOWN = 20;
-const $ = (id) => document.getElementById(id);
-const text = (node, value) => node.textContent !== value && (node.textContent = value);
 
 /** What an alarm is about, in words: `silent since step 12`. */
 export function sentence({ kind, step }) {
@@ -13,20 +11,17 @@ export function sentence({ kind, step }) {
   return { when: `since ${since}`, silent: `silent after ${since}`, expired: `expired after ${since}` }[kind] ?? since;
 }
 
-/** How long ago a time in seconds since 1970 was, in its largest unit. */
-export function ago(at, now) {
-  const s = Math.max(0, now - at);
-  if (s < 60) return `${Math.floor(s)} s ago`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ago`;
-  return s < 86400 ? `${Math.floor(s / 3600)} h ago` : `${Math.floor(s / 86400)} d ago`;
-}
-
 export class AlertCard {
   #shown = "";
 
-  /** @param {{choose: Function}} on - `choose` gets a stream's name */
-  constructor(on) {
-    this.on = on;
+  /**
+   * @param {{panel: HTMLElement, facts: HTMLElement, body: HTMLElement}} parts
+   * @param {Function} choose - opens a stream by its name
+   */
+  constructor(parts, choose) {
+    Object.assign(this, parts, { choose });
+    this.list = Object.assign(document.createElement("ul"), { className: "alarms" });
+    this.body.append(this.list);
   }
 
   setModel({ name }) {
@@ -43,13 +38,13 @@ export class AlertCard {
   }
 
   #show({ alerts, cursor }) {
-    $("alerts").hidden = !alerts.length;
-    text($("alerts-note"), cursor ? `the first ${SHOWN}` : `${alerts.length} raised`);
+    this.panel.hidden = !alerts.length;
+    this.facts.textContent = cursor ? `the first ${SHOWN}` : `${alerts.length} raised`;
     const now = Date.now() / 1000;
-    const drawn = JSON.stringify(alerts.map((alarm) => [alarm.id, ago(alarm.at, now)]));
+    const drawn = JSON.stringify(alerts.map((alarm) => [alarm.id, ago(now - alarm.at)]));
     if (drawn === this.#shown) return;
     this.#shown = drawn;
-    $("alerts-list").replaceChildren(...alerts.map((alarm) => this.#item(alarm, now)));
+    this.list.replaceChildren(...alerts.map((alarm) => this.#item(alarm, now)));
   }
 
   #item(alarm, now) {
@@ -60,9 +55,10 @@ export class AlertCard {
     rule.textContent = alarm.rule;
     stream.type = "button";
     stream.textContent = alarm.stream;
-    stream.addEventListener("click", () => this.on.choose(alarm.stream));
+    stream.addEventListener("click", () => this.choose(alarm.stream));
     note.className = "note";
-    note.textContent = `${sentence(alarm)}, ${ago(alarm.at, now)}`;
+    const raised = ago(now - alarm.at);
+    note.textContent = `${sentence(alarm)}, raised ${raised === "now" ? raised : `${raised} ago`}`;
     item.append(rule, stream, note);
     return item;
   }

@@ -1,7 +1,7 @@
 // The chosen stream's stored status: the norms of its states and its last prediction.
 
-import { getJson, pathOf } from "./feed.js";
-import { bytes, flat, number, seriesOf, timesteps } from "./shapes.js";
+import { getJson, pathOf } from "../feed.js";
+import { bytes, clock, flat, number, seriesOf, timesteps } from "../shapes.js";
 
 const MAX_BYTES = 2 ** 20; // larger states are not fetched
 const MAX_NUMBERS = 8; // shown of one output
@@ -46,11 +46,11 @@ export class StreamStatus {
       ]);
       if (this.#requested !== wanted) return false; // another stream was chosen meanwhile
       const [last = null] = timesteps(status.outputs ?? {}, model.outputs);
-      this.#show(model, state, last);
+      this.#show(model, state, stream.isLive ? null : last); // the charts show the predictions of a live stream
       const size = bytes(model.bytes_per_stream);
-      this.note.textContent = state ? `at step ${number(state.step)}` : `the state (${size}) is too large to show`;
+      this.note.textContent = state ? `read at ${clock(Date.now())}` : `the state (${size}) is too large to show`;
       if (stream.isLive && stream.step !== status.step) return false; // the watch has newer data
-      stream.setStored(status.step, last);
+      stream.setStored(status.step, last, Date.parse(status.updated_at));
       return true;
     } catch (problem) {
       if (this.#requested !== wanted) return false;

@@ -1,7 +1,7 @@
 // The release of the chosen model: its versions and their streams, the share, the comparison, promote and abort.
 
-import { getJson, send } from "./feed.js";
-import { flat, number } from "./shapes.js";
+import { getJson, send } from "../feed.js";
+import { counted, flat, number } from "../shapes.js";
 
 const HISTORY = 60; // points of the difference over time
 const MOST_DIFFERENT = 5; // streams
@@ -123,7 +123,7 @@ export class ReleaseCard {
           make("strong", "", `Version ${version ?? "?"}`),
           make("span", "status", status),
           bar,
-          make("span", "note", `${number(streams)} ${streams === 1 ? "stream" : "streams"}`),
+          make("span", "note", counted(streams, "stream")),
         );
         return item;
       }),
@@ -134,7 +134,7 @@ export class ReleaseCard {
     const { steps, lost, fell_back: fellBack, non_finite: nonFinite, outputs } = compared;
     $("release-compared").hidden = !steps;
     const left = [[lost, "lost"], [fellBack, "fell back"], [nonFinite, "not finite"]].filter(([n]) => n);
-    text($("release-steps"), [`${number(steps)} timesteps`, ...left.map(([n, what]) => `${number(n)} ${what}`)].join(", "));
+    text($("release-steps"), [counted(steps, "timestep"), ...left.map(([n, what]) => `${number(n)} ${what}`)].join(", "));
     $("release-outputs").replaceChildren(
       ...Object.entries(outputs).map(([name, { max_abs: max, mean_abs: mean, p99_abs: p99, disagree }]) => {
         const row = make("tr", "");
@@ -195,7 +195,7 @@ function facts({ current, candidate, mode, take, ended, moved, left }) {
   const sentences = [`version ${current} is current`];
   if (candidate !== null) sentences.push(`version ${candidate} is tried: ${mode}, state by ${take}`);
   if (ended) sentences.push(`version ${ended.candidate} was ${ended.how}${ended.why ? `: ${ended.why}` : ""}`);
-  if (moved || left) sentences.push(`${number(moved)} streams moved, ${number(left)} left`);
+  if (moved || left) sentences.push(`${counted(moved, "stream")} moved, ${number(left)} left`);
   return sentences.join(" · ");
 }
 

@@ -1,7 +1,7 @@
 // The forecast of the chosen stream: rollouts from its current state, drawn as a median with an interval.
 
-import { pathOf, send } from "./feed.js";
-import { flat } from "./shapes.js";
+import { pathOf, send } from "../feed.js";
+import { flat } from "../shapes.js";
 
 const SAMPLES = 40;
 const LOW = 0.1; // the interval contains 80 % of the samples
@@ -32,17 +32,17 @@ export class Forecast {
   #isBusy = false;
 
   /**
-   * @param {{select: HTMLSelectElement, off: Element, note: Element, onRequest: Function, onChange: Function}} on - the
-   *   choice of the horizon, its option "off", and the element for messages; `onRequest` is called when the user chooses
-   *   a horizon, `onChange` when the forecast has changed
+   * @param {{select: HTMLSelectElement, off: Element, note: Element, onChange: Function}} on - the choice of the horizon,
+   *   its option "off", and the element for messages; `onChange` is called when the forecast has changed
    */
   constructor(on) {
     this.on = on;
-    on.select?.addEventListener("change", () => {
-      this.horizon = Number(on.select.value);
-      this.clear();
-      on.onRequest();
-    });
+  }
+
+  /** Use the horizon that is selected. */
+  restart() {
+    this.horizon = Number(this.on.select.value);
+    this.clear();
   }
 
   /** Enable forecasts for a model, or disable them and show the reason. */

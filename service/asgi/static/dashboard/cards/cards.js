@@ -1,0 +1,58 @@
+// The cards below the service's numbers. To add one: a module with a class like these, and a line in `makeCards`.
+
+import { AlertCard } from "./alerts.js";
+import { DriftCard } from "./drift.js";
+import { RefusalsCard } from "./refusals.js";
+import { ReleaseCard } from "./release.js";
+
+/**
+ * A card has any of these methods; it is hidden until it has something to show.
+ *
+ * - `setModel(model)`: another model was chosen
+ * - `refresh()`: reads from the service, every two seconds; may return a promise
+ * - `record(message)`: gets each message of the watch of the model
+ *
+ * @param {{dialog: Dialog, current: Function, choose: Function, onTrial: Function}} context - `current` returns the
+ *   model that is shown, or null; `choose` opens a stream by its name; `onTrial` is called when a release's trial starts
+ *   or ends
+ */
+export function makeCards(context) {
+  const alerts = new AlertCard(makePanel("alerts", "Alarms"), context.choose);
+  const release = new ReleaseCard(context);
+  const drift = new DriftCard(makePanel("drift", "Drift"));
+  const refusals = new RefusalsCard(makePanel("refusals", "Rejected requests"));
+  return new Cards({ alerts, release, drift, refusals });
+}
+
+class Cards {
+  constructor(cards) {
+    Object.assign(this, cards);
+    this.all = Object.values(cards);
+  }
+
+  setModel(model) {
+    for (const card of this.all) card.setModel?.(model);
+  }
+
+  refresh() {
+    return Promise.allSettled(this.all.map((card) => card.refresh?.()));
+  }
+
+  record(message) {
+    for (const card of this.all) card.record?.(message);
+  }
+}
+
+/** Append a hidden panel with a title to the page's cards; returns its parts {panel, facts, body}. */
+export function makePanel(id, title) {
+  const panel = Object.assign(document.createElement("section"), { id, className: "panel card", hidden: true });
+  const head = Object.assign(document.createElement("div"), { className: "panel-head" });
+  const heading = Object.assign(document.createElement("h2"), { id: `${id}-title`, textContent: title });
+  const facts = Object.assign(document.createElement("p"), { className: "note" });
+  const body = document.createElement("div");
+  head.append(heading, facts);
+  panel.append(head, body);
+  panel.setAttribute("aria-labelledby", heading.id);
+  document.getElementById("cards").append(panel);
+  return { panel, facts, body };
+}

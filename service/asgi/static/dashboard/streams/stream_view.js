@@ -1,0 +1,121 @@
+// The chosen stream: its step, its charts with their axis, range and files, its most probable class.
+
+import { keepInAddress } from "../address.js";
+import { csvOf, pictureOf, save } from "../charts/chart_file.js";
+import { lineClass, Plot } from "../charts/plot.js";
+import { areProbabilities, clock, mostProbable, number, percent, seriesOf } from "../shapes.js";
+
+const SUMMARY_MS = 5000; // between two texts for screen readers
+const $ = (id) => document.getElementById(id);
+const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
+
+export class StreamView {
+  #plots;
+  #zoom = null; // first and last position on the time axis that the user has dragged to
+  #rows = [];
+  #summaryAt = -Infinity;
+
+  /** @param {{forecast: Forecast, release: ReleaseCard, onChange: Function}} parts */
+  constructor(parts) {
+    Object.assign(this, parts);
+    const on = { onZoom: (range) => this.#setZoom(range), onPoint: (index) => this.#showPoint(index) };
+    this.#plots = {
+      inputs: new Plot($("inputs-plot"), $("inputs-legend"), "in", on),
+      outputs: new Plot($("outputs-plot"), $("outputs-legend"), "out", on),
+    };
+    keepInAddress($("axis"), "axis", () => this.onChange());
+    keepInAddress($("last"), "last", () => this.#setZoom(null));
+    $("unzoom").addEventListener("click", () => this.#setZoom(null));
+    $("save-png").addEventListener("click", () => this.#savePicture());
+    $("save-csv").addEventListener("click", () => this.#saveTable());
+  }
+
+  /** Forget what belongs to the stream before. */
+  clear() {
+    this.#setZoom(null);
+  }
+
+  /** Draw a stream of a model. */
+  draw(stream, model) {
+    const { inputs, outputs } = model;
+    Object.assign(this, { stream, model });
+    this.#rows = this.#zoom ? stream.rows : stream.rows.slice(-Number($("last").value));
+    text("stream-name", stream.name);
+    text("stream-facts", `step ${number(stream.step)}${stream.seenAt > -Infinity ? "" : ", no timesteps since this page was opened"}`);
+    this.#drawPlot("inputs", inputs, false);
+    this.#drawPlot("outputs", outputs, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])));
+    const best = mostProbable(stream.outputs, outputs);
+    $("verdict").hidden = !best;
+    if (best) {
+      text("verdict-name", best.name);
+      text("verdict-share", percent(best.share));
+      $("verdict").className = `verdict${outputs.length === 1 ? ` ${lineClass("out", best.index)}` : ""}`;
+    }
+    this.#describe();
+  }
+
+  #drawPlot(which, specs, shares) {
+    const { forecast, release } = this;
+    const rows = this.#rows;
+    const plot = this.#plots[which];
+    const { series, total } = seriesOf(specs);
+    const hasSecond = which === "outputs" && release.hasCandidate;
+    plot.setAxis($("axis").value);
+    plot.setSeries(series, shares, forecast.horizon > 0, hasSecond);
+    const linesOf = (part) => series.map(({ tensor, index }) => rows.map((row) => row[part][tensor]?.[index] ?? null));
+    const interval = forecast.after(rows, which, series);
+    const columns = [rows.map(({ at }) => at), ...linesOf(which)];
+    plot.zoom = this.#zoom;
+    plot.draw(rows, columns, interval, hasSecond ? linesOf("candidate") : []);
+    if (which === "outputs") text("candidate-note", hasSecond ? candidateNote(rows, release.release.candidate) : "");
+    text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
+  }
+
+  #setZoom(range) {
+    if (range && this.stream?.rows.every(({ at }) => at < range[0] || at > range[1])) range = null; // nothing is there
+    this.#zoom = range;
+    this.#summaryAt = -Infinity;
+    $("unzoom").hidden = !range;
+    this.onChange();
+  }
+
+  /** Show the step and the time of the row that is pointed at. */
+  #showPoint(index) {
+    const row = index === null ? null : this.#rows[index];
+    text("point-note", row?.step ? `at step ${number(row.step)}, received at ${clock(row.time)}` : "");
+  }
+
+  /** Describe the charts for screen readers, now and then. */
+  #describe() {
+    if (performance.now() - this.#summaryAt < SUMMARY_MS) return;
+    this.#summaryAt = performance.now();
+    for (const [which, plot] of Object.entries(this.#plots)) {
+      const what = which === "inputs" ? "Inputs" : "Predictions";
+      $(`${which}-plot`).setAttribute("aria-label", `${what} of ${this.stream.name} over its last ${this.#rows.length} timesteps; now ${plot.summary}`);
+    }
+  }
+
+  get #title() {
+    return `${this.model.name} ${this.stream.name}`;
+  }
+
+  #fileName(ending) {
+    return `${this.model.name}-${this.stream.name.replace(/[^A-Za-z0-9._-]/g, "_")}-step-${this.stream.step}.${ending}`;
+  }
+
+  async #savePicture() {
+    const charts = [["inputs", "Inputs"], ["outputs", "Predictions"]].map(([which, title]) => ({ title, canvas: this.#plots[which].canvas }));
+    save(await pictureOf(`${this.#title}, step ${number(this.stream.step)}`, charts), this.#fileName("png"));
+  }
+
+  #saveTable() {
+    const { inputs, outputs } = this.model;
+    const table = csvOf(this.stream.rows, seriesOf(inputs).series, seriesOf(outputs).series);
+    save(new Blob([table], { type: "text/csv" }), this.#fileName("csv"));
+  }
+}
+
+function candidateNote(rows, version) {
+  const isTried = rows.some(({ candidate }) => Object.keys(candidate).length);
+  return isTried ? `dotted: the candidate, version ${version}` : "";
+}
