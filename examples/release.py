@@ -84,9 +84,9 @@ def export(model: keras.Model, root: Path, *, version: int) -> None:
 def backtest(root: Path, recordings: np.ndarray, plot: str) -> None:
     """Compare both versions on the recordings, and write a picture."""
     np.savez(root / "recordings.npz", **{"x:motion": recordings})
-    new, old = (str(root / "models" / "activity" / str(version) / "model.onnx") for version in (2, 1))
-    arguments = ["backtest", new, "--against", old, str(root / "recordings.npz"), "--plot", plot]
-    subprocess.run([sys.executable, "-m", "stepwell", *arguments], check=True)
+    new, old = (f"models/activity/{version}/model.onnx" for version in (2, 1))
+    arguments = ["backtest", new, "--against", old, "recordings.npz", "--plot", str(Path(plot).resolve())]
+    subprocess.run([sys.executable, "-P", "-m", "stepwell", *arguments], cwd=root, check=True)
 
 
 def step_all(
