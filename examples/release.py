@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -83,10 +84,11 @@ def export(model: keras.Model, root: Path, *, version: int) -> None:
 
 def backtest(root: Path, recordings: np.ndarray, plot: str) -> None:
     """Compare both versions on the recordings, and write a picture."""
-    np.savez(root / "recordings.npz", **{"x:motion": recordings})
-    new, old = (str(root / "models" / "activity" / str(version) / "model.onnx") for version in (2, 1))
-    arguments = ["backtest", new, "--against", old, str(root / "recordings.npz"), "--plot", plot]
-    subprocess.run([sys.executable, "-m", "stepwell", *arguments], check=True)
+    inputs: dict[str, Any] = {"x:motion": recordings}
+    np.savez(root / "recordings.npz", **inputs)
+    new, old = (f"models/activity/{version}/model.onnx" for version in (2, 1))
+    arguments = ["backtest", new, "--against", old, "recordings.npz", "--plot", str(Path(plot).resolve())]
+    subprocess.run([sys.executable, "-P", "-m", "stepwell", *arguments], cwd=root, check=True)
 
 
 def step_all(

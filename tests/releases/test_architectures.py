@@ -39,7 +39,8 @@ def step_all(releases: Fleet, xs: Array, first: int) -> list[Any]:
 
 
 def ys_of(answers: list[Any]) -> list[list[float]]:
-    return np.array([answer["outputs"]["y"] for answer in answers], np.float32).tolist()
+    found: list[list[float]] = np.array([answer["outputs"]["y"] for answer in answers], np.float32).tolist()
+    return found
 
 
 def test_a_retrained_lstm_goes_on_with_the_state_of_the_old_one(redis_server: Server, tmp_path: Path) -> None:
