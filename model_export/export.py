@@ -57,6 +57,7 @@ def export_source(
     verify: str | os.PathLike[str] | None = None,
     time_axes: Mapping[str, int | None] | None = None,
     batch_axes: Mapping[str, int | None] | None = None,
+    length: int | None = None,
     feedback: Mapping[str, Any] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     units: Mapping[str, str] | None = None,
@@ -80,6 +81,8 @@ def export_source(
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
         time_axes: The time axis by input of an ONNX file, where running it cannot tell; None: the input has none.
         batch_axes: The batch axis by input of an ONNX file, in the same way.
+        length: The number of timesteps that an ONNX file was trained with, if it attends to all timesteps before or has
+            a table of positions.
         feedback: For rollouts: by input, the output or the rule that makes it; see `model_export.feedback`.
         labels: Names of the numbers of a row, by input or output; by default those that the model itself has.
         units: Units by input or output.
@@ -111,7 +114,9 @@ def export_source(
     found = load_source(source)
     if before or after:
         found = _with_files(found, before, after)
-    full = convert_source(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
+    full = convert_source(
+        found, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
+    )
     known = {**_own_labels(found, full.manifest), **(labels or {})}
     manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
     full = replace(full, manifest=manifest)
@@ -169,6 +174,7 @@ def convert_source(
     name: str,
     time_axes: Mapping[str, int | None] | None = None,
     batch_axes: Mapping[str, int | None] | None = None,
+    length: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertedModel:
     """Hand what a SOURCE gave to the front end that knows it.
@@ -182,14 +188,24 @@ def convert_source(
         from model_export.stages.convert import convert_pipeline
 
         def convert(part: Any, is_anchor: bool) -> ConvertedModel:
-            axes = {"time_axes": time_axes, "batch_axes": batch_axes} if is_anchor else {}
-            return convert_source(part, name=name, progress=progress, **axes)
+            if not is_anchor:
+                return convert_source(part, name=name, progress=progress)
+            return convert_source(
+                part, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
+            )
 
         return convert_pipeline(found, convert, name=name)
     if isinstance(found, Path):
         from model_export import streaming
 
-        return streaming.convert(found, name=name, time_axes=time_axes, batch_axes=batch_axes, progress=progress)
+        return streaming.convert(
+            found, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
+        )
+    if length is not None and not isinstance(found, StepSpec):
+        raise UnclearModelError(
+            "`--length` is given, but the source is no ONNX file.",
+            fix="Leave it out: a Keras model declares its timesteps, keras.Input((T, ..)).",
+        )
     for flag, axes in (("--time-axis", time_axes), ("--batch-axis", batch_axes)):
         if axes:
             raise UnclearModelError(
@@ -199,6 +215,7 @@ def convert_source(
     if isinstance(found, StepSpec):
         from model_export import torch
 
+        found = found if length is None else replace(found, length=length)
         return torch.convert(found, name=name, progress=progress)
     from model_export import keras
 

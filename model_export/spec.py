@@ -25,6 +25,8 @@ class StepSpec:
         time_axis: Where the first input of a whole-sequence module has its time axis; the batch axis is 0, or 1
             where time is 0.
         output_names: Names for the outputs, in order.
+        length: The number of timesteps that a whole-sequence module was built for, where it attends to all timesteps
+            so far or has a table of positions: what a stream attends to, and what is compared.
     """
 
     module: Any
@@ -32,6 +34,7 @@ class StepSpec:
     states: Mapping[str, Any] = field(default_factory=dict)
     time_axis: int | None = None
     output_names: Sequence[str] | None = None
+    length: int | None = None
 
     def __post_init__(self) -> None:
         """Check that it is one of the two forms.
@@ -54,6 +57,11 @@ class StepSpec:
             raise ManifestError(
                 f"StepSpec's time_axis is {self.time_axis!r}; expected a whole number.",
                 fix="Give `time_axis=1` for `(batch, timesteps, features)`.",
+            )
+        if self.length is not None and (type(self.length) is not int or self.length < 1 or self.time_axis is None):
+            raise ManifestError(
+                f"StepSpec's length is {self.length!r}; expected a number of timesteps, with a `time_axis`.",
+                fix="Give the number of timesteps that the module was trained with, or leave it out.",
             )
         if not self.inputs:
             raise ManifestError("StepSpec has no inputs; expected at least one.", fix="Give `inputs={name: example}`.")

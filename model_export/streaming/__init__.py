@@ -20,6 +20,7 @@ def convert(
     time_axes: Mapping[str, int | None] | None = None,
     batch_axes: Mapping[str, int | None] | None = None,
     constants: Mapping[str, Array] | None = None,
+    length: int | None = None,
     original: ReferenceModel | None = None,
     against: str | None = None,
     samplers: Mapping[str, Sampler] | None = None,
@@ -33,6 +34,8 @@ def convert(
         time_axes: Time axis by input, where running the graph cannot tell it; None: the input has none.
         batch_axes: Batch axis by input, in the same way.
         constants: Inputs that are given once and for all.
+        length: The number of timesteps that the model was built for. Attention without a window then covers as many,
+            and positions end after them; the comparison has exactly so many timesteps.
         original: The model that the graph was made of, in the place of the graph on onnxruntime. It takes and
             gives tensors by the names that the graph has.
         against: The original and its version.
@@ -56,7 +59,7 @@ def convert(
 
     if progress:
         progress("running the graph", 0, 1)
-    step = step_of(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants)
+    step = step_of(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length)
     return ConvertedModel(
         step.proto,
         step.manifest,
@@ -64,6 +67,6 @@ def convert(
         against=against or f"onnxruntime {onnxruntime.__version__}",
         samplers=samplers or {"random": sampler_of(step)},
         probe=SequenceReference(step).activations if original is None else None,
-        only_length=step.doors.only_steps if original is None else None,
+        only_length=length or (step.doors.only_steps if original is None else None),
         rounding=step.rounding,
     )

@@ -15,7 +15,7 @@ from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelE
 from model_export.manifest import DTYPES
 from model_export.operators import STATEFUL
 from model_export.streaming.inputs import Declared, SequenceInput, SequenceInputs
-from model_export.streaming.measured_shapes import LENGTHS, ROWS, run, session
+from model_export.streaming.measured_shapes import ROWS, run, session, trial_lengths
 from model_export.streaming.normalize import attributes
 from model_export.streaming.state_inputs import slot_of
 
@@ -33,6 +33,7 @@ def find_inputs(
     *,
     time_axes: Mapping[str, int | None],
     batch_axes: Mapping[str, int | None] | None = None,
+    length: int | None = None,
 ) -> SequenceInputs:
     """Find the time and batch axis of every input by running the graph.
 
@@ -44,6 +45,7 @@ def find_inputs(
         declared: The declared size of every axis of every input: a number, a name or nothing.
         time_axes: What the user said of time, by input; None: it has none.
         batch_axes: What the user said of the batch, in the same way.
+        length: The declared number of timesteps, after which attention and positions end; None: there is none.
 
     Raises:
         UnclearModelError: No reading runs.
@@ -70,7 +72,7 @@ def find_inputs(
                 if slot
                 else [door for door in choices[-1] if door.batch == batch]
             )
-    search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes))
+    search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes), length=length)
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
         search.try_all(any_rows=any_rows, any_steps=any_steps)
         if search.votes > 0:
@@ -103,12 +105,21 @@ class _Search:
     """
 
     def __init__(
-        self, proto: Any, declared: Declared, choices: list[list[SequenceInput]], *, loaded: Any, told: bool
+        self,
+        proto: Any,
+        declared: Declared,
+        choices: list[list[SequenceInput]],
+        *,
+        loaded: Any,
+        told: bool,
+        length: int | None,
     ) -> None:
         self._proto = proto
         self._declared = declared
         self._readings = _together(choices, declared)
         self._told = told
+        self._length = length
+        self._lengths = trial_lengths(length)
         self._score = -np.inf
         self._loaded = loaded
         self.best: SequenceInputs | None = None
@@ -118,7 +129,8 @@ class _Search:
     def try_all(self, *, any_rows: bool, any_steps: bool) -> None:
         """Try the likeliest readings of one kind: free or fixed in rows and timesteps."""
         readings = _combined(self._readings, self._declared, any_rows=any_rows, any_steps=any_steps)
-        for doors in islice(readings, _TRIES):
+        for found in islice(readings, _TRIES):
+            doors = replace(found, length=self._length)
             if self.best is not None and not doors.matches_declared(self._declared):
                 continue  # it was declared free, and it is
             try:
@@ -126,7 +138,7 @@ class _Search:
             except ModelLoadError as exc:
                 self.problem = self.problem or exc.problem[:200]
                 continue
-            votes = _votes(self._proto, values, doors.only_rows or ROWS[0])
+            votes = _votes(self._proto, values, doors.only_rows or ROWS[0], self._lengths[0])
             if votes <= 0 and not self._told and _is_single(doors, self._declared):
                 continue
             score = 10 * votes + _prior(doors, self._declared) - 4 * (not any_rows) - 4 * (not any_steps)
@@ -140,7 +152,7 @@ class _Search:
             ModelLoadError: It does not run.
         """
         runs = []
-        for rows, steps in zip(ROWS, LENGTHS, strict=True):
+        for rows, steps in zip(ROWS, self._lengths, strict=True):
             fitted = doors.with_length(self._proto, steps)
             loaded = self._loaded if fitted is self._proto else session(fitted, every_tensor=True)
             runs.append(run(loaded, doors.feeds(doors.only_rows or rows, steps, 0)))
@@ -264,7 +276,7 @@ def _place_prior(door: SequenceInput, rank: int, *, floats: bool) -> float:
     return usual - (0.5 if last else 0.0)
 
 
-def _votes(proto: Any, values: Mapping[str, Any], rows: int) -> float:
+def _votes(proto: Any, values: Mapping[str, Any], rows: int, steps: int) -> float:
     """Count the operators that run over time in this reading, less those that run over the batch."""
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     votes = 0.0
@@ -273,7 +285,7 @@ def _votes(proto: Any, values: Mapping[str, Any], rows: int) -> float:
             continue
         for axis, weight in _run_over(node, {**weights, **values}):
             size = np.shape(values[_ran(node)])[axis]
-            votes += weight * (size == LENGTHS[0]) - 2 * weight * (size == rows and rows != 1)
+            votes += weight * (size == steps) - 2 * weight * (size == rows and rows != 1)
     return votes
 
 

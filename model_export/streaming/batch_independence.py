@@ -8,7 +8,7 @@ import numpy as np
 
 from model_export.runtime.batch_independence import nearly_equal
 from model_export.streaming.inputs import Declared, SequenceInputs
-from model_export.streaming.measured_shapes import LENGTHS, run, session
+from model_export.streaming.measured_shapes import run, session
 
 
 def is_for_one_row(doors: SequenceInputs, declared: Declared) -> bool:
@@ -19,8 +19,8 @@ def is_for_one_row(doors: SequenceInputs, declared: Declared) -> bool:
 
 def rows_are_independent(graph: Any, doors: SequenceInputs) -> bool:
     """Whether two rows run together equal each alone."""
-    loaded = session(doors.with_length(graph, LENGTHS[0]))
-    feeds = doors.feeds(2, LENGTHS[0], 0)
+    loaded = session(doors.with_length(graph, doors.lengths[0]))
+    feeds = doors.feeds(2, doors.lengths[0], 0)
     places = {door.name: door.batch for door in doors.inputs}
     both = run(loaded, feeds)
     for row in range(2):

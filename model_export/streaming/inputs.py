@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from model_export.manifest import Array
-from model_export.streaming.measured_shapes import PERTURBED_STEP
+from model_export.streaming.measured_shapes import LENGTHS, perturbed_step, trial_lengths
 from model_export.streaming.relength import with_length
 
 Declared = Mapping[str, Sequence[int | str | None]]
@@ -53,7 +53,7 @@ class SequenceInput:
             return None
         return np.full(self.shape(rows, steps), steps if self.role == "length" else 0, self.dtype)
 
-    def drawn(self, rows: int, steps: int, seed: int) -> Array:
+    def drawn(self, rows: int, steps: int, seed: int, changed: int) -> Array:
         """Return data for `model_export.streaming.measured_shapes.measure_shapes`."""
         fixed = self.fixed(rows, steps)
         if fixed is not None:
@@ -61,7 +61,7 @@ class SequenceInput:
         value = _draw(np.random.default_rng(seed // 10), self.dtype, self.shape(rows, steps))
         if seed % 10 and self.time is not None:
             at = [slice(None)] * value.ndim
-            at[self.time] = slice(PERTURBED_STEP, PERTURBED_STEP + 1)
+            at[self.time] = slice(changed, changed + 1)
             other = _draw(np.random.default_rng(seed), self.dtype, value[tuple(at)].shape)
             value[tuple(at)] = other + 2 if value.dtype.kind == "f" else 1 - value[tuple(at)]
         return value
@@ -72,16 +72,23 @@ class SequenceInputs:
     """Every input of a sequence graph.
 
     Attributes:
-        doors: In graph order.
+        inputs: In graph order.
         only_rows: The one number of rows that the graph takes; None: any.
         only_steps: The one number of timesteps that the graph takes; None: any.
-        sure: Whether an operator runs over what was read as time.
+        is_certain: Whether an operator runs over what was read as time.
+        length: The declared number of timesteps, after which attention and positions end; None: there is none.
     """
 
     inputs: tuple[SequenceInput, ...]
     only_rows: int | None = None
     only_steps: int | None = None
     is_certain: bool = False
+    length: int | None = None
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The two numbers of timesteps that the graph is run with."""
+        return LENGTHS if self.only_steps is not None else trial_lengths(self.length)
 
     def matches_declared(self, declared: Declared) -> bool:
         """Whether the number of rows, where it is fixed in this reading, was declared with a number."""
@@ -96,7 +103,8 @@ class SequenceInputs:
 
     def feeds(self, rows: int, steps: int, seed: int) -> dict[str, Array]:
         """Return drawn data for every input; seeds that differ by one differ at one timestep alone."""
-        return {door.name: door.drawn(rows, steps, seed) for door in self.inputs}
+        changed = perturbed_step(self.lengths)
+        return {door.name: door.drawn(rows, steps, seed, changed) for door in self.inputs}
 
     @property
     def external(self) -> list[SequenceInput]:

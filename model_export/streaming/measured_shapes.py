@@ -23,7 +23,10 @@ from model_export.runtime.session import run_options, trial_session
 ROWS = (3, 5)
 LENGTHS = (47, 53)
 PERTURBED_STEP = 19
-"""The timestep that the second run with the same sizes changes."""
+"""The timestep that the second run with the same sizes changes, if the sequences are that long."""
+
+SHORTEST_DECLARED = 8
+"""The smallest declared length: fewer timesteps do not show what depends on which."""
 
 Values = Mapping[str, Any]
 
@@ -64,6 +67,27 @@ class Dim:
         return int(self.fixed), int(self.rows)
 
 
+def trial_lengths(declared: int | None) -> tuple[int, int]:
+    """Return the two numbers of timesteps that a graph is run with: `LENGTHS`, or below its declared length.
+
+    Raises:
+        RefusedModelError: The declared length is too small.
+    """
+    if declared is None or declared >= LENGTHS[1]:
+        return LENGTHS
+    if declared < SHORTEST_DECLARED:
+        raise RefusedModelError(
+            f"The declared length is {declared} timesteps; expected at least {SHORTEST_DECLARED}.",
+            fix="Use the number of timesteps that the model was trained with.",
+        )
+    return declared - 3, declared
+
+
+def perturbed_step(lengths: tuple[int, int]) -> int:
+    """Return the timestep that the run with one change has it at."""
+    return min(PERTURBED_STEP, lengths[0] // 2)
+
+
 def session(proto: Any, *, every_tensor: bool = False) -> ort.InferenceSession:
     """Load a graph on onnxruntime.
 
@@ -98,16 +122,28 @@ def run(loaded: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, A
 class MeasuredShapes:
     """What four runs and a fifth with one timestep changed tell about every tensor."""
 
-    def __init__(self, runs: Mapping[tuple[int, int], Values], touched: Values, weights: Values) -> None:
+    def __init__(
+        self,
+        runs: Mapping[tuple[int, int], Values],
+        touched: Values,
+        weights: Values,
+        lengths: tuple[int, int] = LENGTHS,
+        at_length: Callable[[str], Array] | None = None,
+    ) -> None:
         """Keep the runs.
 
         Args:
             runs: Every tensor's value by `(rows, timesteps)` index, each 0 or 1; one index of rows where
                 the graph takes one number of rows only.
-            touched: As the first run, with another value at timestep `PERTURBED_STEP`.
+            touched: As the first run, with another value at one timestep, `perturbed`.
             weights: The graph's initializers.
+            lengths: Timesteps of the runs.
+            at_length: Computes a tensor for a sequence of the declared length; None: no length is declared.
         """
         self._runs = runs
+        self._lengths = lengths
+        self.perturbed = perturbed_step(lengths)
+        self.at_length = at_length
         self._touched = touched
         self._weights = weights
         self._dims: dict[str, tuple[Dim, ...]] = {}
@@ -176,7 +212,7 @@ class MeasuredShapes:
         return (fixed(dims), rows(dims), grows(dims)) if one[0].size else (one[0], one[0], one[0].astype(bool))
 
     def earliest_change(self, name: str) -> int | None:
-        """Return where, on its time axis, a tensor first changes when timestep `PERTURBED_STEP` of the inputs does.
+        """Return where, on its time axis, a tensor first changes when timestep `perturbed` of the inputs does.
 
         None: it never does, or its time axis holds the rows too, in an order that cannot be told.
         """
@@ -257,16 +293,17 @@ class MeasuredShapes:
 
     def _solve(self, sizes: Sequence[int]) -> Dim:
         """Solve a size for its dependence on rows and timesteps, from its value in every run."""
-        more = LENGTHS[1] - LENGTHS[0]
+        first, second = self._lengths
+        more = second - first
         if not self._rows_vary:
             steps = Fraction(int(sizes[1]) - int(sizes[0]), more)
-            return Dim(int(sizes[0]) - steps * LENGTHS[0], steps=steps)
+            return Dim(int(sizes[0]) - steps * first, steps=steps)
         a, b, c, d = (int(size) for size in sizes)
         rows = ROWS[1] - ROWS[0]
         both = Fraction(d - c - b + a, more * rows)
         steps = Fraction(b - a, more) - both * ROWS[0]
-        per_row = Fraction(c - a, rows) - both * LENGTHS[0]
-        fixed = a - per_row * ROWS[0] - steps * LENGTHS[0] - both * ROWS[0] * LENGTHS[0]
+        per_row = Fraction(c - a, rows) - both * first
+        fixed = a - per_row * ROWS[0] - steps * first - both * ROWS[0] * first
         return Dim(fixed, per_row, steps, both)
 
 
@@ -276,23 +313,27 @@ def measure_shapes(
     weights: Values,
     *,
     only_rows: int | None,
+    lengths: tuple[int, int] = LENGTHS,
+    at_length: Callable[[str], Array] | None = None,
 ) -> MeasuredShapes:
     """Run a graph as `MeasuredShapes` needs it.
 
     Args:
         sessions: A number of timesteps to the graph for it, with every tensor as an output.
-        feed: Rows, timesteps and seed to the inputs; seeds that differ by one differ at `PERTURBED_STEP` alone.
+        feed: Rows, timesteps and seed to the inputs; seeds that differ by one differ at one timestep alone.
         weights: The graph's initializers.
         only_rows: The one number of rows that the graph takes; None: any.
+        lengths: The two numbers of timesteps.
+        at_length: See `MeasuredShapes`.
     """
     counts = ROWS if only_rows is None else (only_rows,)
     runs = {
         (i, j): run(sessions(steps), feed(rows, steps, 10 * (i + j)))
         for i, rows in enumerate(counts)
-        for j, steps in enumerate(LENGTHS)
+        for j, steps in enumerate(lengths)
     }
-    touched = run(sessions(LENGTHS[0]), feed(counts[0], LENGTHS[0], 1))
-    return MeasuredShapes(runs, touched, weights)
+    touched = run(sessions(lengths[0]), feed(counts[0], lengths[0], 1))
+    return MeasuredShapes(runs, touched, weights, lengths, at_length)
 
 
 def _first_of(value: Array, axis: int) -> Array:

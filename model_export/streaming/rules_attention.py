@@ -15,6 +15,10 @@ from model_export.streaming.walk import Walk
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Dropout", "IsNaN", "Max", "Min", "Clip"}
 _WHY = "Give it a mask that lets a fixed number of past timesteps through, and train it that way."
+_UNBOUNDED = (
+    "If the model was trained on sequences of N timesteps, declare that: `--length N`, `StepSpec(length=N)`. Or give "
+    "it a mask that lets a fixed number of past timesteps through, and train it that way."
+)
 
 
 def matmul(walk: Walk, node: onnx.NodeProto) -> None:
@@ -65,7 +69,7 @@ def attention(walk: Walk, node: onnx.NodeProto) -> None:
                 "attends over time with a mask that cannot be read in this form of it",
                 "Export with an opset below 23, where attention is written as MatMul and Softmax.",
             )
-        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _WHY)
+        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _UNBOUNDED)
     pointwise(walk, node)
 
 
@@ -82,9 +86,11 @@ def _window(walk: Walk, node: onnx.NodeProto, front: int) -> int:
         if (ages < 0).any():
             raise walk.refuse(node, "attends to timesteps to come", _WHY)
         sizes.add(int(ages.max()) + 1)
-    if len(sizes) > 1:
-        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _WHY)
-    return sizes.pop()
+    if len(sizes) == 1:
+        return sizes.pop()
+    if walk.length is None:
+        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _UNBOUNDED)
+    return walk.length + front
 
 
 def _softmax_behind(walk: Walk, name: str) -> str | None:
@@ -129,16 +135,19 @@ def _time(walk: Walk, name: str) -> bool:
 
 def _row(walk: Walk, node: onnx.NodeProto, name: str, size: int, front: int) -> str:
     """Return a table's row for one timestep: its window, the same for all timesteps."""
-    bands = [_band(value, size, front) for value in walk.facts.values(name)]
+    whole = [] if walk.facts.at_length is None else [walk.facts.at_length(name)]
+    tables = [walk.facts.one_row(value, name) for value in (*whole, *walk.facts.values(name))]
+    bands = [None if table is None else _band(table, size, front) for table in tables]
     first = bands[0]
-    if first is None or any(band is None or not np.array_equal(band, first) for band in bands):
+    if first is None or any(band is None or not np.array_equal(band, first[..., -band.shape[-1] :]) for band in bands):
         raise walk.refuse(node, f"uses {name!r}, which depends on the position in the sequence", _WHY)
     return walk.graph.constant(first)
 
 
 def _band(table: Array, size: int, front: int) -> Array | None:
-    """Return the window of a table's last row; None where another row has another."""
+    """Return the window of a table's last row, or as much of it as there is; None where another row has another."""
     steps = table.shape[-2]
+    size = min(size, steps + front)
     last = np.ascontiguousarray(table[..., -1:, steps + front - size : steps + front])
     for step in range(steps):
         end = step + front + 1

@@ -56,6 +56,8 @@ def resolve_fixed(walk: Walk, node: onnx.NodeProto, offset: int | None, names: d
             if times:
                 raise walk.refuse(node, "spreads what is known after the last timestep only over all timesteps")
             walk.set_output(node, name, step, "final")
+        elif offset is None and "by_position" in kinds and len(times) == 1:
+            walk.set_output(node, name, step, "per_step", 0)
         elif offset is None and "per_step" not in kinds:
             _settle_untimed(walk, node, name, step, times)
         else:
@@ -117,7 +119,8 @@ def _settle_untimed(walk: Walk, node: onnx.NodeProto, name: str, step: str, time
         raise walk.refuse(
             node,
             "gives values by the position in the sequence, from a table or formula that a step cannot follow",
-            "Positions grow without end in a stream: use a causal convolution, a recurrence or relative positions.",
+            "Positions grow without end in a stream: use a causal convolution, a recurrence or relative positions, or "
+            "declare the number of timesteps of the model: `--length N`, `StepSpec(length=N)`.",
         )
 
 
@@ -146,5 +149,6 @@ def _check_tables(walk: Walk, node: onnx.NodeProto) -> None:
         raise walk.refuse(
             node,
             f"looks up positions in a table that ends after {size} timesteps",
-            "A stream goes on: use relative positions, sines computed from the position, or a recurrence.",
+            "A stream goes on: use relative positions, sines computed from the position, or a recurrence, or declare "
+            f"the number of timesteps: `--length {size}`, `StepSpec(length={size})`.",
         )

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from model_export.streaming.inputs import SequenceInputs
-from model_export.streaming.measured_shapes import LENGTHS, ROWS, run, session
+from model_export.streaming.measured_shapes import ROWS, run, session
 from model_export.streaming.normalize import captures, opset_of, rename_captures
 
 
@@ -30,7 +30,7 @@ def with_squeeze_axes(model: onnx.ModelProto, doors: SequenceInputs) -> onnx.Mod
         return model
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    rows, steps = doors.only_rows or ROWS[0], LENGTHS[0]
+    rows, steps = doors.only_rows or ROWS[0], doors.lengths[0]
     values = run(session(doors.with_length(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))
     for node in made.graph.node:
         if node.op_type != "Squeeze" or _axes(node):
@@ -69,7 +69,7 @@ def _decided(model: onnx.ModelProto, doors: SequenceInputs, conditions: list[str
     runs = [
         {**given, **run(session(doors.with_length(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))}
         for rows in counts
-        for steps in LENGTHS
+        for steps in doors.lengths
     ]
     found = {name: {bool(np.reshape(values[name], ())) for values in runs} for name in conditions}
     return {name: seen.pop() for name, seen in found.items() if len(seen) == 1}

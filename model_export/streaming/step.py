@@ -14,12 +14,13 @@ from onnx import numpy_helper
 from model_export.dataflow import Flow, flow_of, laid_out_from
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
+from model_export.onnx_file import with_outputs
 from model_export.operators import RNN, STATEFUL
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.axis_search import find_inputs
 from model_export.streaming.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.inputs import SequenceInput, SequenceInputs
-from model_export.streaming.measured_shapes import LENGTHS, Dim, MeasuredShapes, measure_shapes, session
+from model_export.streaming.measured_shapes import ROWS, Dim, MeasuredShapes, measure_shapes, run, session
 from model_export.streaming.normalize import captures, load_graph
 from model_export.streaming.rules_attention import attention, attention_scores, matmul
 from model_export.streaming.rules_elementwise import count_up, pointwise, reshape
@@ -128,6 +129,7 @@ def step_of(
     time_axes: Mapping[str, int | None] | None = None,
     batch_axes: Mapping[str, int | None] | None = None,
     constants: Mapping[str, Array] | None = None,
+    length: int | None = None,
 ) -> SequenceStep:
     """Make the step graph of a sequence graph.
 
@@ -138,7 +140,7 @@ def step_of(
     graph = load_graph(source, constants or {})
     _check_chance(graph)
     try:
-        return _step_of(source, graph, name, time_axes or {}, batch_axes or {})
+        return _step_of(source, graph, name, time_axes or {}, batch_axes or {}, length)
     except (RefusedModelError, UnclearModelError) as exc:
         if len(graph.graph.input) > 1:  # perhaps a state among them
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
@@ -151,10 +153,11 @@ def _step_of(
     name: str,
     time_axes: Mapping[str, int | None],
     batch_axes: Mapping[str, int | None],
+    length: int | None,
 ) -> SequenceStep:
     declared = declared_of(source, graph)
     try:
-        doors = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes)
+        doors = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
     except UnclearModelError as exc:
         raise _written_rows(graph) or exc from exc
     if is_for_one_row(doors, declared) and not rows_are_independent(graph, doors):
@@ -168,7 +171,7 @@ def _step_of(
     facts = measured_shapes_of(graph, doors)
     if (cached := _with_caches(graph, doors, facts)) != doors:
         doors, facts = cached, measured_shapes_of(graph, cached)
-    walk = Walk(doors.with_length(graph, LENGTHS[0]), facts)
+    walk = Walk(doors.with_length(graph, doors.lengths[0]), facts, length)
     walk.takes_weights = WEIGHTED
     inputs = [_take(walk, door) for door in doors.inputs]
     walk.run(RULES, pointwise, attention_scores)
@@ -282,9 +285,25 @@ def measured_shapes_of(graph: onnx.ModelProto, doors: SequenceInputs) -> Measure
 
     same = doors.only_steps is None
     weights = {
-        tensor.name: numpy_helper.to_array(tensor) for tensor in doors.with_length(graph, LENGTHS[0]).graph.initializer
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in doors.with_length(graph, doors.lengths[0]).graph.initializer
     }
-    return measure_shapes(lambda n: loaded(LENGTHS[0] if same else n), doors.feeds, weights, only_rows=doors.only_rows)
+
+    def at_length(tensor: str) -> Array:
+        assert doors.length is not None
+        only = with_outputs(graph, [tensor])
+        del only.graph.output[: len(graph.graph.output)]
+        feeds = doors.feeds(doors.only_rows or ROWS[0], doors.length, 0)
+        return np.asarray(run(session(only), feeds)[tensor])
+
+    return measure_shapes(
+        lambda n: loaded(doors.lengths[0] if same else n),
+        doors.feeds,
+        weights,
+        only_rows=doors.only_rows,
+        lengths=doors.lengths,
+        at_length=at_length if doors.length else None,
+    )
 
 
 def declared_of(source: Any, graph: onnx.ModelProto) -> dict[str, list[int | str | None]]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from model_export.errors import RefusedModelError
 
-Kind = Literal["constant", "static", "per_step", "final", "scores", "unsupported"]
+Kind = Literal["constant", "static", "per_step", "by_position", "final", "scores", "unsupported"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ class Tensor:
     """What is known of a tensor of the sequence graph.
 
     Attributes:
-        kind: `constant`: from the weights and the sizes alone; `static`: from inputs without time axis; `per_step`: one
+        kind: `constant`: from the weights and the sizes alone; `static`: from inputs without time axis;
+            `by_position`: one value for each timestep of the declared length, from the sizes alone; `per_step`: one
             value per timestep; `final`: one value, known after the last timestep; `scores`: a number for every timestep
             against every other, of which a step has its window; `unsupported`: a step cannot have it, which
             matters only if something needs it.

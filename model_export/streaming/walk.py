@@ -20,8 +20,9 @@ from model_export.errors import RefusedModelError
 from model_export.manifest import Array
 from model_export.streaming.builder import StepGraph, plain
 from model_export.streaming.constants import emit_known, shape_at_one_step
-from model_export.streaming.measured_shapes import PERTURBED_STEP, Dim, MeasuredShapes
+from model_export.streaming.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.normalize import attributes, captures, opset_of, rename_captures
+from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.tensor import Kind, Tensor
 
 Rule = Callable[["Walk", onnx.NodeProto], None]
@@ -30,9 +31,10 @@ Rule = Callable[["Walk", onnx.NodeProto], None]
 class Walk:
     """The pass over one sequence graph."""
 
-    def __init__(self, model: onnx.ModelProto, facts: MeasuredShapes) -> None:
+    def __init__(self, model: onnx.ModelProto, facts: MeasuredShapes, length: int | None = None) -> None:
         self.model = model
         self.facts = facts
+        self.length = length
         self.opset = opset_of(model)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
@@ -49,7 +51,7 @@ class Walk:
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed."""
         for node in self.model.graph.node:
-            if self._is_known(node):
+            if self._is_known(node) or self._is_by_position(node):
                 continue
             outputs = [name for name in node.output if name]
             try:
@@ -121,6 +123,8 @@ class Walk:
         tensor = self.tensors[name]
         if tensor.kind == "constant":
             return self._emit_known(name, node)
+        if tensor.kind == "by_position":
+            return emit_by_position(self, name, offset or 0, node)
         if tensor.kind != "per_step" or offset is None or tensor.offset is None:
             return tensor.step
         return self.delayed(name, tensor.offset - offset)
@@ -304,6 +308,23 @@ class Walk:
         self.tensors.update(dict.fromkeys(outputs, Tensor("constant")))
         return True
 
+    def _is_by_position(self, node: onnx.NodeProto) -> bool:
+        """Keep what has one value for each timestep of the declared length, whatever the inputs are.
+
+        Nothing is emitted for it before it is used.
+        """
+        outputs = [name for name in node.output if name]
+        kinds = {self.tensors[name].kind for name in self.uses(node)}
+        if self.length is None or not kinds <= {"constant", "by_position"} or not self.sized.issuperset(outputs):
+            return False
+        for name in outputs:
+            if not is_by_position(self.facts, name) and not self.facts.same_over_time(name):
+                return False
+        for name in outputs:
+            kind: Kind = "constant" if self.facts.same_over_time(name) else "by_position"
+            self.tensors[name] = Tensor(kind)
+        return True
+
     def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
         if name not in self._emitted:
             user = f"Node {node.name!r} ({node.op_type}) uses" if node is not None else "An answer is"
@@ -335,10 +356,10 @@ class Walk:
         if tensor.kind != "per_step" or tensor.offset is None:
             return
         first = self.facts.earliest_change(name)
-        if first is not None and first < PERTURBED_STEP + tensor.offset:
+        if first is not None and first < self.facts.perturbed + tensor.offset:
             raise self.refuse(
                 node,
-                f"mixes timesteps: a change at timestep {PERTURBED_STEP + 1} changes its answer for "
+                f"mixes timesteps: a change at timestep {self.facts.perturbed + 1} changes its answer for "
                 f"timestep {first - tensor.offset + 1}" + _why(node),
             )
 

@@ -257,8 +257,9 @@ class Sequences:
             if over_time and attends:
                 self.attention = RefusedModelError(
                     f"{what} attends over time: what it has to remember grows with every timestep.",
-                    fix="Train it with stepwell.torch.CachedAttention, which attends to the last timesteps, or "
-                    "with a mask that lets through a fixed number of the last ones.",
+                    fix="If it was trained on sequences of N timesteps with a causal mask, declare that: "
+                    "StepSpec(.., length=N). Or train it with stepwell.torch.CachedAttention, which attends to the "
+                    "last timesteps, or with a mask that lets through a fixed number of the last ones.",
                 )
             if not over_time:
                 elsewhere.add(path)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
+from model_export.torch.attention import attention_written_out
 from model_export.torch.cells import decomposed, patch_recurrent_layers
 from model_export.torch.checks import first_line, unfused
 from model_export.torch.decompositions import Decomposed
@@ -57,7 +58,7 @@ def step_graph(
             for of, axis in [*zip(names[0], axes, strict=True), *zip(names[1], _next_axes(axes, names), strict=True)]
         }
         try:
-            return sequence_graph(_SpreadArguments(module), values, dynamic_axes, names, name=name)
+            return _older_graph(_SpreadArguments(module), values, dynamic_axes, names, name=name)
         except RefusedModelError:
             raise _refused(exc) from exc
     assert exported is not None
@@ -71,11 +72,13 @@ def sequence_graph(
     names: tuple[Sequence[str], Sequence[str]],
     *,
     name: str,
+    length: int | None = None,
 ) -> onnx.ModelProto:
     """Trace a module over whole sequences, with batch and time of any length.
 
-    The older exporter does it: the newer one fixes the number of timesteps without a word. It gets a copy, for it
-    writes into the weights where it folds a BatchNorm into a convolution.
+    The older exporter is tried first: the newer one fixes the number of timesteps after recurrent layers, and takes
+    longer. The newer one has operations that the older one lacks. The older one gets a copy, for it writes into the
+    weights where it folds a BatchNorm into a convolution.
 
     Args:
         module: It takes tensors and returns a tuple of tensors.
@@ -83,13 +86,31 @@ def sequence_graph(
         axes: By the name of what it takes or gives: which axes are of any length, and what they are called.
         names: Of what it takes, and of what it gives.
         name: The graph's.
+        length: The most timesteps that the module takes; None: any number.
 
     Raises:
         RefusedModelError: Torch cannot say it in ONNX.
     """
+    try:
+        return _older_graph(module, values, axes, names, name=name)
+    except RefusedModelError as exc:
+        try:
+            return _newer_graph(module, values, axes, names, name=name, length=length)
+        except RefusedModelError:
+            raise exc from None
+
+
+def _older_graph(
+    module: Any,
+    values: Sequence[Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+    names: tuple[Sequence[str], Sequence[str]],
+    *,
+    name: str,
+) -> onnx.ModelProto:
     file = io.BytesIO()
     try:
-        with quiet(), unfused(), torch.no_grad(), Decomposed():
+        with quiet(), unfused(), torch.no_grad(), Decomposed(), attention_written_out():
             torch.onnx.export(
                 copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
                 input_names=names[0], output_names=names[1], dynamic_axes=axes,
@@ -101,30 +122,23 @@ def sequence_graph(
     return _plain(onnx.load_model_from_string(file.getvalue()), name)
 
 
-def attending_graph(
+def _newer_graph(
     module: Any,
     values: Sequence[Tensor],
     axes: Mapping[str, Mapping[int, str]],
     names: tuple[Sequence[str], Sequence[str]],
     *,
     name: str,
+    length: int | None = None,
 ) -> onnx.ModelProto:
-    """Do what `sequence_graph` does with the newer exporter, for a module that attends over time.
-
-    The older exporter writes the number of timesteps into the shapes of an attention. The newer one keeps it open, but
-    unrolls `nn.RNN`.
-
-    Raises:
-        RefusedModelError: Torch cannot trace it, or cannot say it in ONNX.
-    """
-    open_axes = {name: torch.export.Dim(name) for name in ("batch", "time")}
+    open_axes = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
     dynamic = tuple({axis: open_axes[what] for axis, what in axes[given].items()} for given in names[0])
     try:
-        with quiet(), unfused(), torch.no_grad():
-            program = torch.export.export(module, tuple(values), dynamic_shapes=(dynamic,), strict=False)
+        with quiet(), unfused(), torch.no_grad(), attention_written_out():
             exported = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
-            )
+                module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
+                input_names=names[0], output_names=names[1], verbose=False,
+            )  # fmt: skip
     except RefusedModelError:
         raise
     except Exception as exc:

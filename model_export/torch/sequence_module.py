@@ -16,7 +16,7 @@ from model_export.manifest import Array
 from model_export.torch.autostep import AutoStep
 from model_export.torch.axis_inference import ROWS, Sequences
 from model_export.torch.checks import HOW_TO_WRITE_IT, prepared
-from model_export.torch.graph import attending_graph, sequence_graph
+from model_export.torch.graph import sequence_graph
 from model_export.torch.layers import StepLayer
 from model_export.torch.naming import named
 from model_export.torch.sampling import ExampleSampler
@@ -34,7 +34,13 @@ _ATOL, _RTOL = 1e-4, 1e-3
 
 
 def convert_sequence_module(
-    module: Any, inputs: Mapping[str, Any], *, time_axis: int, name: str, output_names: Sequence[str] | None = None
+    module: Any,
+    inputs: Mapping[str, Any],
+    *,
+    time_axis: int,
+    name: str,
+    output_names: Sequence[str] | None = None,
+    length: int | None = None,
 ) -> ConvertedModel:
     """Make a step graph of a module over whole sequences; not yet proven.
 
@@ -44,6 +50,7 @@ def convert_sequence_module(
         time_axis: Where the first input has its time axis; the batch axis is 0, or 1 where time is 0.
         name: The model's name in its manifest.
         output_names: Names for the outputs, in order.
+        length: The number of timesteps that the module was built for; None: any.
 
     Raises:
         RefusedModelError: The module cannot be stepped; says why.
@@ -54,16 +61,18 @@ def convert_sequence_module(
         step = _stepped(whole)
     except RefusedModelError as exc:
         try:
-            return _by_its_graph(whole, exc, name=name, output_names=output_names)
+            return _by_its_graph(whole, exc, name=name, output_names=output_names, length=length)
         except RefusedModelError as by_graph:
-            raise whole.attention or by_graph from exc
+            if whole.attention is not None and length is None and "all timesteps before" in by_graph.problem:
+                raise whole.attention from exc
+            raise by_graph from exc
     return convert_step(
         step,
         lambda names: SequenceModuleReference(whole, names),
         samplers,
         name=name,
         names=output_names,
-        only_length=whole.only_length,
+        only_length=whole.only_length or length,
     )
 
 
@@ -149,7 +158,12 @@ def _stepped(whole: Sequences) -> Step:
 
 
 def _by_its_graph(
-    whole: Sequences, reason: RefusedModelError, *, name: str, output_names: Sequence[str] | None
+    whole: Sequences,
+    reason: RefusedModelError,
+    *,
+    name: str,
+    output_names: Sequence[str] | None,
+    length: int | None = None,
 ) -> ConvertedModel:
     """Step what is no layer that is known, convolutions and running sums, node by node of the sequence graph.
 
@@ -174,13 +188,13 @@ def _by_its_graph(
     axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
     drawn = whole.draw.tensors(0, ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    trace = sequence_graph if whole.attention is None else attending_graph
-    proto = trace(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name)
+    proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=length)
     try:
         return streaming.convert(
             proto,
             name=name,
             time_axes={one.name: 1 for one in whole.inputs if one.time is not None},
+            length=length,
             original=SequenceModuleReference(whole, gives),
             against=AGAINST,
             samplers={whole.draw.kind: whole.draw},

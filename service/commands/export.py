@@ -64,6 +64,15 @@ def export(
         list[str] | None,
         typer.Option(metavar="INPUT=AXIS", help="Where an ONNX file has the batch, or none. Repeatable."),
     ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="The number of timesteps that an ONNX file or a StepSpec was trained with, if it attends to all "
+            "timesteps before or has a table of positions.",
+        ),
+    ] = None,
     feedback: Feedback = None,
     labels: Annotated[
         list[str] | None,
@@ -124,6 +133,7 @@ def export(
             verify=verify,
             time_axes=axes_of("--time-axis", time_axis),
             batch_axes=axes_of("--batch-axis", batch_axis),
+            length=length,
             feedback=feedback_of(feedback),
             labels={
                 name: [label.strip() for label in text.split(",")]

@@ -141,7 +141,7 @@ WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "time_axis": (lambda: whole(nn.Linear(4, 2), time_axis=3), "have shapes {'x': [2, 7, 4]}, and time_axis is 3"),
     "attention": (
         lambda: whole(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, 7, 8),
-        "'self_attn' (MultiheadAttention) attends over time",
+        "'/module/self_attn/MatMul_3' (MatMul) attends to timesteps to come",
     ),
     "squeezed": (
         lambda: whole(of(lambda m, x: m.rnn(x)[0].squeeze(), rnn=nn.RNN(4, 1, batch_first=True))),

@@ -1,0 +1,87 @@
+"""Values by position: tables of the declared length, read at the number of timesteps that a stream has had."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from model_export.manifest import Array
+from model_export.streaming.measured_shapes import MeasuredShapes
+
+if TYPE_CHECKING:
+    from model_export.streaming.walk import Walk
+
+
+def is_by_position(facts: MeasuredShapes, name: str) -> bool:
+    """Whether a tensor that follows from the sizes has one value for each timestep, the same for every length."""
+    dims = facts.dims(name)
+    timed = [axis for axis, dim in enumerate(dims) if dim.has_time]
+    if len(timed) != 1 or dims[timed[0]].elements_per_step != 1 or dims[timed[0]].both or dims[timed[0]].extra:
+        return False
+    if facts.at_length is None or not isinstance(facts.value(name), np.ndarray):
+        return False
+    table = _table(facts, name)
+    if table is None:
+        return False
+    axis = timed[0]
+    parts = [facts.one_row(value, name) for value in facts.values(name)]
+    return all(
+        part is not None and np.array_equal(part, table.take(range(part.shape[axis]), axis=axis)) for part in parts
+    )
+
+
+def emit_by_position(walk: Walk, name: str, offset: int, node: onnx.NodeProto | None) -> str:
+    """Emit the value of this timestep; after the declared length it is NaN, or the last one of integers.
+
+    Args:
+        walk: The walk.
+        name: The tensor.
+        offset: How many timesteps later the wanted value is; below 0, before the first timestep, the first one.
+        node: The node that uses it: where its output has the rows, each row has the value of its own position.
+    """
+    graph, axis = walk.graph, walk.facts.time_axis(name)
+    table = _table(walk.facts, name)
+    assert axis is not None
+    assert table is not None
+    steps = table.shape[axis]
+    end = np.full_like(table.take([0], axis), np.nan) if table.dtype.kind == "f" else table.take([-1], axis)
+    rows = np.moveaxis(np.concatenate([table, end], axis), axis, 0)
+    place = walk.graph.count()
+    if offset:
+        place = graph.op("Max", graph.op("Add", place, graph.ints([offset])), graph.ints([0]))
+    place = graph.op("Min", place, graph.ints([steps]))
+    found = graph.op("Gather", graph.constant(rows, f"{name}/positions"), place, axis=0)  # (rows or 1, *others)
+    own, shape = walk.facts.batch_axis(name), list(table.shape)
+    shape[axis] = 1
+    if own is not None:
+        return _rows_moved(walk, found, shape, own)
+    out = node.output[0] if node is not None else ""
+    place_of_rows = walk.facts.batch_axis(out) if out else None
+    if place_of_rows is None:
+        return graph.op("Reshape", found, graph.ints(shape))
+    rank = len(walk.facts.dims(out))
+    shape = [1] * (rank - len(shape)) + shape
+    if place_of_rows >= len(shape) or shape[place_of_rows] != 1:
+        raise walk.refuse(
+            node or onnx.NodeProto(),
+            f"combines {name!r}, which depends on the position in the sequence, with rows in a way without a rule",
+            "Add positions to a tensor that has the batch axis in front of the time axis.",
+        )
+    return _rows_moved(walk, found, shape, place_of_rows)
+
+
+def _rows_moved(walk: Walk, found: str, shape: list[int], batch: int) -> str:
+    """Return values with their rows in front as `shape`, with the rows on axis `batch`."""
+    graph = walk.graph
+    front = [-1, *(size for axis, size in enumerate(shape) if axis != batch)]
+    found = graph.op("Reshape", found, graph.ints(front))
+    order = [*range(1, batch + 1), 0, *range(batch + 1, len(shape))]
+    return found if order == list(range(len(shape))) else graph.op("Transpose", found, perm=order)
+
+
+def _table(facts: MeasuredShapes, name: str) -> Array | None:
+    """Return the values of all positions, with one row; None: the rows differ."""
+    assert facts.at_length is not None
+    return facts.one_row(facts.at_length(name), name)

@@ -1,0 +1,96 @@
+"""A graph that was trained on sequences of a declared length: attention covers that many, positions end after them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from model_export.converted import verify_model
+from model_export.errors import RefusedModelError
+from model_export.manifest import Array
+from model_export.step_model import StepModel
+from model_export.streaming import convert
+from tests.model_export.streaming.zoo_parts import graph, ints
+from tests.model_export.streaming.zoo_refused import REFUSED
+
+LENGTH = 20
+
+
+def positions() -> onnx.ModelProto:
+    """Return a graph that adds a table's rows to the timesteps and sums them up."""
+    return graph(
+        """(float[batch, time, 4] x) => (float[batch, time, 4] y) {
+            sizes = Shape (x)
+            steps = Gather <axis = 0> (sizes, one)
+            p = Slice (table, zero, steps, zero)
+            moved = Add (x, p)
+            y = CumSum (moved, axis)
+        }""",
+        one=ints(1), zero=ints(0), axis=np.int64(1), table=(LENGTH, 4),
+    )  # fmt: skip
+
+
+def stepped(model: StepModel, values: Array) -> Array:
+    """Return every answer of `(rows, timesteps, 4)`."""
+    state, found = model.initial_states(len(values)), []
+    for t in range(values.shape[1]):
+        outputs, state = model.step({"x": values[:, t]}, state)
+        found.append(next(iter(outputs.values())))
+    return np.stack(found, 1)
+
+
+@pytest.mark.parametrize("length", [LENGTH, 60])
+def test_attention_without_a_window_covers_the_declared_length(length: int) -> None:
+    causal = REFUSED["growing_attention"].build()
+
+    graph_bytes, report = verify_model(convert(causal, name="m", length=length))
+
+    assert report.parity.steps == length
+    states = StepModel(graph_bytes).manifest.states
+    windows = [state.shape for state in states if state.dtype == "float32"]
+    assert windows
+    assert all(length - 1 in shape for shape in windows)
+
+
+def test_a_table_of_positions_gives_no_number_after_its_end() -> None:
+    graph_bytes, _ = verify_model(convert(positions(), name="m", length=LENGTH))
+    values = np.random.default_rng(0).standard_normal((2, LENGTH + 1, 4)).astype(np.float32)
+
+    found = stepped(StepModel(graph_bytes), values)
+
+    assert np.isfinite(found[:, :LENGTH]).all()
+    assert np.isnan(found[:, LENGTH]).all()
+
+
+def test_rows_at_different_positions_have_their_own_values() -> None:
+    model = StepModel(verify_model(convert(positions(), name="m", length=LENGTH))[0])
+    x = np.ones((1, 4), np.float32)
+    _, late = model.step({"x": x}, model.initial_states(1))
+    both = {name: np.concatenate([late[name], row]) for name, row in model.initial_states(1).items()}
+
+    together = model.step({"x": np.ones((2, 4), np.float32)}, both)[0]["y"]
+
+    first = model.step({"x": x}, model.initial_states(1))[0]["y"]
+    second = model.step({"x": x}, late)[0]["y"]
+    np.testing.assert_array_equal(together, np.concatenate([second, first]))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("growing_attention", "`--length N`"),
+        ("looked_up_positions", "`--length 100`"),
+        ("table_of_positions", "`--length"),
+    ],
+)
+def test_without_a_declared_length_the_refusal_names_the_flag(name: str, told: str) -> None:
+    with pytest.raises(RefusedModelError) as caught:
+        convert(REFUSED[name].build(), name="m")
+
+    assert told in caught.value.fix
+
+
+def test_a_declared_length_of_a_few_timesteps_is_refused() -> None:
+    with pytest.raises(RefusedModelError, match="declared length is 3 timesteps; expected at least 8"):
+        convert(positions(), name="m", length=3)
