@@ -31,6 +31,7 @@ from model_export.streaming.rules_slice import concat, gather, pad, slice_, spli
 from model_export.streaming.rules_window import convolution, transposed
 from model_export.streaming.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.tensor import Tensor
+from model_export.streaming.unrolled_loops import with_loops_rolled
 from model_export.streaming.walk import Rule, Walk
 
 RULES: dict[str, Rule] = {
@@ -137,7 +138,7 @@ def step_of(
         UnclearModelError: No time axis can be found.
         RefusedModelError: A node cannot be stepped; names it and says why.
     """
-    graph = load_graph(source, constants or {})
+    graph = with_loops_rolled(load_graph(source, constants or {}))
     _check_chance(graph)
     try:
         return _step_of(source, graph, name, time_axes or {}, batch_axes or {}, length)

@@ -27,6 +27,9 @@ ROWS = 3
 LENGTHS = (11, 13)
 """Timesteps that a module is run with, to see what follows them."""
 
+DOUBLED = 40
+"""Timesteps that a scan in log2(T) rounds needs more rounds for."""
+
 LONGER = 17
 """At least so many, or as many as the example has, for a module that takes no sequence as short as those."""
 
@@ -103,17 +106,19 @@ class Sequences:
         self.elsewhere = self._elsewhere(seen)
         self._check()
 
-    def __call__(self, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def __call__(self, sequences: Sequence[torch.Tensor], *, module: Any = None) -> list[torch.Tensor]:
         """Run whole sequences.
 
         Args:
             sequences: One per input, shape `(batch, T, *row)`.
+            module: A copy of the module in another precision; the module itself by default.
 
         Returns:
             One per output, shape `(batch, T, *row)`, or `(batch, *row)` where there is one answer a sequence.
         """
         steps = next(value.shape[1] for one, value in zip(self.inputs, sequences, strict=True) if one.time is not None)
-        found = self.raw(sequences, self.inputs)
+        values = [one.to_module(value) for one, value in zip(self.inputs, sequences, strict=True)]
+        found = self._plainly(values, module=module)
         return [one.from_module(value, steps) for one, value in zip(self.outputs, found, strict=True)]
 
     def raw(self, sequences: Sequence[torch.Tensor], inputs: Sequence[ExampleInput]) -> list[torch.Tensor]:
@@ -137,9 +142,11 @@ class Sequences:
             check_behaviour(self.module, lambda: self._plainly(given, doing="on its examples"))
         return ids
 
-    def _plainly(self, values: list[torch.Tensor], *, doing: str = "on whole sequences") -> list[torch.Tensor]:
+    def _plainly(
+        self, values: list[torch.Tensor], *, doing: str = "on whole sequences", module: Any = None
+    ) -> list[torch.Tensor]:
         """Run the module as it is."""
-        return [tensor for _, tensor in flatten(run(self.module, values, doing=doing))]
+        return [tensor for _, tensor in flatten(run(module or self.module, values, doing=doing))]
 
     def _settle(
         self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]
@@ -279,10 +286,16 @@ class Sequences:
         check_behaviour(self.module, lambda: self._plainly(values))
         with Watch(values) as watch:
             self._plainly(values)
-        longer = self._example(self.lengths[1])
-        with Watch(longer) as other:
-            self._plainly(longer)
-        self.loops = watch.operations != other.operations
+        for steps in (self.lengths[1], DOUBLED):
+            longer = self._example(steps)
+            try:
+                with Watch(longer) as other:
+                    self._plainly(longer)
+            except RefusedModelError:
+                if steps != DOUBLED:  # it may have a table of fewer positions
+                    raise
+                continue
+            self.loops = self.loops or watch.operations != other.operations
 
     def _example(self, steps: int | None = None) -> list[torch.Tensor]:
         drawn = self.draw.tensors(0, ROWS, steps or self.lengths[0])

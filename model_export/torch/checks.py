@@ -117,6 +117,17 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Let tensors that a module makes have the type of its weights."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def check_behaviour(module: Any, call: Callable[[], list[torch.Tensor]]) -> None:
     """Run a module twice on the same input, and look at what it does besides giving an answer.
 

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from model_export.torch.recurrences import LogSpaceScans, extreme, logcumsumexp, product
+
 
 class Decomposed(TorchFunctionMode):
     """While a module is traced: operations that ONNX has no name for become those that they are made of."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.scans = LogSpaceScans()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _WORDS.get(func, func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        return self.scans.call(_WORDS.get(func, func), args, kwargs)
 
 
 def _transposed(x: Tensor) -> Tensor:
@@ -67,5 +74,13 @@ _WORDS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.expm1: lambda x: torch.exp(x) - 1,
     torch.exp2: lambda x: torch.pow(2.0, x),
     torch.Tensor.exp2: lambda x: torch.pow(2.0, x),
+    torch.cummax: extreme(torch.maximum, -1e30),
+    torch.Tensor.cummax: extreme(torch.maximum, -1e30),
+    torch.cummin: extreme(torch.minimum, 1e30),
+    torch.Tensor.cummin: extreme(torch.minimum, 1e30),
+    torch.cumprod: product,
+    torch.Tensor.cumprod: product,
+    torch.logcumsumexp: logcumsumexp,
+    torch.Tensor.logcumsumexp: logcumsumexp,
     torch.take_along_dim: lambda x, indices, dim: torch.gather(x, dim, indices),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,8 @@ from model_export.errors import RefusedModelError, StepwellError, TensorError
 from model_export.manifest import Array
 from model_export.torch.autostep import AutoStep
 from model_export.torch.axis_inference import ROWS, Sequences
-from model_export.torch.checks import HOW_TO_WRITE_IT, prepared
+from model_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
+from model_export.torch.decompositions import Decomposed
 from model_export.torch.graph import sequence_graph
 from model_export.torch.layers import StepLayer
 from model_export.torch.naming import named
@@ -79,9 +81,17 @@ def convert_sequence_module(
 class SequenceModuleReference:
     """The module itself on whole sequences, as the original of a parity check."""
 
-    def __init__(self, whole: Sequences, names: Sequence[str]) -> None:
+    def __init__(self, whole: Sequences, names: Sequence[str], *, is_exact: bool = False) -> None:
+        """Keep the module.
+
+        Args:
+            whole: The module.
+            names: Of its outputs.
+            is_exact: Compute in float64, where float32 loses digits with every timestep of the original.
+        """
         self._whole = whole
         self._names = names
+        self._exact = copy.deepcopy(whole.module).double() if is_exact else None
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
         """Return each output's answers for `{input: (batch, T, *row)}`.
@@ -98,7 +108,7 @@ class SequenceModuleReference:
                 "module takes.",
                 fix="Send sequences of that length.",
             )
-        found = whole(values)
+        found = self._run(values)
         answers: dict[str, Array | PrefixAnswers] = {
             name: np.asarray(value)
             for name, one, value in zip(self._names, whole.outputs, found, strict=True)
@@ -113,12 +123,19 @@ class SequenceModuleReference:
                     answers[name] = PrefixAnswers(list(runs), stacked)
         return answers
 
+    def _run(self, values: Sequence[Tensor]) -> list[Tensor]:
+        if self._exact is None:
+            return self._whole(values)
+        with in_float64():
+            found = self._whole([v.double() if v.is_floating_point() else v for v in values], module=self._exact)
+        return [value.float() if value.is_floating_point() else value for value in found]
+
     def _beginning(self, values: Sequence[Tensor], steps: int, whole: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the answers for a beginning; None where the module has none for one so short."""
         if self._whole.only_length:
             return None
         try:
-            found = self._whole([value[:, :steps] for value in values])
+            found = self._run([value[:, :steps] for value in values])
         except RefusedModelError:
             return None
         one_answer = [at for at, one in enumerate(self._whole.outputs) if one.time is None]
@@ -177,8 +194,6 @@ def _by_its_graph(
             f"The module takes sequences of {whole.only_length} timesteps alone. {reason.problem}",
             fix="Build it for any number of timesteps: take it from the input, x.shape[1].",
         ) from reason
-    if whole.loops:
-        raise _hidden(whole, reason)
     takes = [one.name for one in whole.inputs]
     gives = named([one.path for one in whole.outputs], output_names, takes)
     timed = {
@@ -189,18 +204,36 @@ def _by_its_graph(
     drawn = whole.draw.tensors(0, ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
     proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=length)
+    if whole.loops:
+        from model_export.streaming.unrolled_loops import with_loops_rolled
+
+        rolled = with_loops_rolled(proto)
+        if rolled is proto:
+            raise _hidden(whole, reason)
+        proto = rolled
+    in_logs = _sums_in_log_space(whole)
     try:
         return streaming.convert(
             proto,
             name=name,
             time_axes={one.name: 1 for one in whole.inputs if one.time is not None},
             length=length,
-            original=SequenceModuleReference(whole, gives),
-            against=AGAINST,
+            original=SequenceModuleReference(whole, gives, is_exact=in_logs),
+            against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
         )
     except StepwellError as exc:
+        if whole.loops:
+            raise _hidden(whole, reason) from exc
         raise RefusedModelError(exc.problem, fix=f"{exc.fix} {HOW_TO_WRITE_IT}".strip()) from exc
+
+
+def _sums_in_log_space(whole: Sequences) -> bool:
+    """Whether a recurrence of the module is computed by running sums of logarithms."""
+    values = whole.draw.tensors(0, ROWS, whole.lengths[0])
+    with torch.no_grad(), Decomposed() as mode:
+        whole(values)
+    return mode.scans.found
 
 
 def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:

@@ -170,6 +170,20 @@ def from_a_picture() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def unrolled(steps: int) -> str:
+    """Return a recurrence with a copy of its nodes for every timestep; it gives all of its values, and the last one."""
+    copies = "".join(
+        f"x{t} = Gather <axis = 1> (x, at{t}) a{t} = MatMul (x{t}, Wx) b{t} = MatMul (h{t}, Wh) c{t} = Add (a{t}, b{t}) "
+        f"h{t + 1} = Tanh (c{t}) u{t} = Unsqueeze (h{t + 1}, ones) "
+        for t in range(steps)
+    )
+    return (
+        f"({X}) => (float[N, T, 5] y, float[N, 5] hn) {{ sx = Shape (x) r = Gather (sx, zero) "
+        f"z = Concat <axis = 0> (r, five) h0 = ConstantOfShape (z) {copies}"
+        f"y = Concat <axis = 1> ({', '.join(f'u{t}' for t in range(steps))}) hn = Neg (h{steps}) }}"
+    )
+
+
 ZOO: dict[str, Entry] = {
     "lstm": Entry(
         lambda: batch_first("[lstm] yt = LSTM <hidden_size = 5> (xt, W, R, B)", **LSTM),
@@ -270,6 +284,11 @@ ZOO: dict[str, Entry] = {
         lambda: graph(KERAS_LOOP, zero=np.int64(0), one=np.int64(1), ones=ints(1), five=ints(5),
                       most=np.int64(2**62), yes=np.array(True), Wx=(4, 5), Wh=(5, 5)),
         "a loop over time as tf2onnx writes it", "one turn; floats become states, the counter begins anew",
+    ),
+    "unrolled": Entry(
+        lambda: graph(unrolled(6), zero=ints(0), five=ints(5), ones=ints(1), Wx=(4, 5), Wh=(5, 5),
+                      **{f"at{t}": np.int64(t) for t in range(6)}),
+        "a loop over time that the exporter wrote out for every timestep", "a Scan again, one turn of it",
     ),
     "loop_of_torch": Entry(
         lambda: graph(SCRIPTED_LOOP, zeros=ints(0), one=np.int64(1), five=ints(5), yes=np.array(True),

@@ -102,12 +102,27 @@ def branches(m: Any, x: Any) -> Any:
     return -h
 
 
-def own_recurrence(m: Any, x: Any) -> Any:
-    h, answers = x.new_zeros(x.shape[0], 4), []
-    for timestep in x.unbind(1):
-        h = torch.tanh(m.w(timestep) + m.u(h))
+def delayed_loop(m: Any, x: Any) -> Any:
+    h, answers = torch.zeros_like(x[:, 0]), []
+    for t in range(x.shape[1]):
+        h = torch.tanh(m.w(x[:, t]) + x[:, max(t - 2, 0)] + m.u(h))
         answers.append(h)
     return torch.stack(answers, dim=1)
+
+
+def doubling(m: Any, x: Any) -> Any:
+    """A running product and sum in log2(T) rounds."""
+    a, b, reach = torch.sigmoid(m.w(x)), m.u(x), 1
+    while reach < x.shape[1]:
+        b = a * F.pad(b, (0, 0, reach, 0))[:, : x.shape[1]] + b
+        a = a * F.pad(a, (0, 0, reach, 0), value=1.0)[:, : x.shape[1]]
+        reach *= 2
+    return b
+
+
+def tagged_layer(m: Any, x: Any) -> Any:
+    """A StepLayer, and a sum over time that it does not carry, in another order for every timestep."""
+    return m.own(x) + torch.stack([x[:, : t + 1].flip(1).cumsum(1)[:, -1] for t in range(x.shape[1])], 1)
 
 
 WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
@@ -159,14 +174,16 @@ WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "function": (lambda: whole(torch.relu), "expected a torch.nn.Module"),
 }
 BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
-    "own_recurrence": (
-        lambda: whole(of(own_recurrence, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
+    "delayed_loop": (
+        lambda: whole(of(delayed_loop, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
         "a loop over the timesteps in its own code",
     ),
-    "layer_and_padding": (
-        lambda: whole(
-            of(lambda m, x: m.own(m.conv(F.pad(x.mT, (2, 0))).mT), own=Smoothing(), conv=nn.Conv1d(4, 4, 3)),
-        ),
+    "doubling_rounds": (
+        lambda: whole(of(doubling, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
+        "a loop over the timesteps in its own code",
+    ),
+    "layer_and_a_sum": (
+        lambda: whole(of(tagged_layer, own=Smoothing())),
         "goes through the timesteps with 'own' (Smoothing), and carries something besides",
     ),
     "encoder_decoder": (

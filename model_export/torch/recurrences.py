@@ -1,0 +1,173 @@
+"""Writes scans over time as loops: running maxima and products, sums in log space, associative scans.
+
+A traced loop over time becomes a recurrence of the step graph; see `model_export.streaming.unrolled_loops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+_LOWEST = -1e30
+"""Instead of minus infinity, which a state cannot hold; the logarithm of zero for all purposes."""
+
+
+class Extremes(NamedTuple):
+    """What `torch.cummax` and `torch.cummin` return, without the places."""
+
+    values: Tensor
+    indices: None = None
+
+
+def extreme(choose: Callable[[Tensor, Tensor], Tensor], start: float) -> Callable[..., Extremes]:
+    """Return `torch.cummax` or `torch.cummin` as a loop."""
+
+    def run(x: Tensor, dim: int) -> Extremes:
+        best, found = torch.full_like(x.select(dim, 0), start), []
+        for value in x.unbind(dim):
+            best = choose(best, value)
+            found.append(best)
+        return Extremes(torch.stack(found, dim))
+
+    return run
+
+
+def product(x: Tensor, dim: int) -> Tensor:
+    """Return `torch.cumprod`."""
+    total, found = torch.ones_like(x.select(dim, 0)), []
+    for value in x.unbind(dim):
+        total = total * value
+        found.append(total)
+    return torch.stack(found, dim)
+
+
+def logcumsumexp(x: Tensor, dim: int) -> Tensor:
+    """Return `torch.logcumsumexp`, with the largest value so far taken out of the sum."""
+    high = torch.full_like(x.select(dim, 0), _LOWEST)
+    total, found = torch.zeros_like(high), []
+    for value in x.unbind(dim):
+        higher = torch.maximum(high, value)
+        total = total * torch.exp(high - higher) + torch.exp(value - higher)
+        high = higher
+        found.append(high + torch.log(total))
+    return torch.stack(found, dim)
+
+
+def associative_scan(combine_fn: Callable[..., Any], xs: Any, dim: int = 0, reverse: bool = False, **_: Any) -> Any:
+    """Return `torch.associative_scan` by one call of its function for each timestep but the first."""
+    leaves, spec = pytree.tree_flatten(xs)
+    order = [leaf.flip(dim) if reverse else leaf for leaf in leaves]
+    now = pytree.tree_unflatten([leaf.select(dim, 0) for leaf in order], spec)
+    first, found = now, []
+    for parts in zip(*(_cut(leaf, dim, slice(1, None)).unbind(dim) for leaf in order), strict=True):
+        now = combine_fn(now, pytree.tree_unflatten(list(parts), spec))
+        found.append(pytree.tree_leaves(now))
+    joined = [
+        torch.cat([start.unsqueeze(dim), torch.stack([step[at] for step in found], dim)], dim)
+        for at, start in enumerate(pytree.tree_leaves(first))
+    ]
+    return pytree.tree_unflatten([leaf.flip(dim) if reverse else leaf for leaf in joined], spec)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """A running sum of `terms` along `dim`; `front` zeros stand before it."""
+
+    value: Tensor
+    terms: Tensor
+    dim: int
+    front: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    """Logarithms without the running sum that is added again later, or the running sum of their exponentials."""
+
+    value: Tensor
+    logs: Tensor
+    by: _Sum
+
+
+class LogSpaceScans:
+    """Recognises `s + logcumsumexp(v - s)` with a running sum `s`: h = exp(term) * h + exp(v), in logarithms.
+
+    Computed as written, the running sum grows with the stream until nothing but its rounding is left of `h`. As a
+    recurrence it has the same values, and none of that. Source: Feng et al. 2024, "Were RNNs All We Needed?".
+
+    Attributes:
+        found: Whether there was one.
+    """
+
+    def __init__(self) -> None:
+        self.found = False
+        self._sums: dict[int, _Sum] = {}
+        self._scaled: dict[int, _Scaled] = {}
+        self._log_sums: dict[int, _Scaled] = {}
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an operation; one that ends such a scan is computed as a loop."""
+        kind = getattr(func, "__name__", "").strip("_")
+        values = args[:2]
+        if kind == "add" and len(values) == 2:
+            for one, other in (values, values[::-1]):
+                total, rest = self._sums.get(id(one)), self._log_sums.get(id(other))
+                if total is not None and rest is not None and rest.by is total:
+                    self.found = True
+                    return _recurrence(rest.logs, total)
+        found = func(*args, **kwargs)
+        if not isinstance(found, Tensor) or not values:
+            return found
+        if kind == "cumsum":
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            if isinstance(dim, int):
+                self._sums[id(found)] = _Sum(found, args[0], dim % args[0].dim())
+        elif kind == "pad" and (total := self._sums.get(id(args[0]))) is not None:
+            front = _zeros_in_front(args, kwargs, total.dim)
+            if front and not total.front:
+                self._sums[id(found)] = _Sum(found, total.terms, total.dim, front)
+        elif kind == "sub" and len(values) == 2 and (total := self._sums.get(id(values[1]))) is not None:
+            self._scaled[id(found)] = _Scaled(found, values[0], total)
+        elif kind == "logcumsumexp" and (scaled := self._scaled.get(id(args[0]))) is not None:
+            self._log_sums[id(found)] = _Scaled(found, scaled.logs, scaled.by)
+        return found
+
+
+def _zeros_in_front(args: tuple[Any, ...], kwargs: dict[str, Any], dim: int) -> int:
+    """Return how many zeros `pad` puts in front of an axis; 0 where it does something else."""
+    names = ("input", "pad", "mode", "value")
+    given = {"mode": "constant", "value": None, **dict(zip(names, args, strict=False)), **kwargs}
+    pads, rank = list(given["pad"]), given["input"].dim()
+    at = 2 * (rank - 1 - dim)
+    if given["mode"] != "constant" or given["value"] or at + 1 >= len(pads):
+        return 0
+    others = pads[:at] + pads[at + 1 :]
+    return pads[at] if not any(others) and isinstance(pads[at], int) else 0
+
+
+def _recurrence(logs: Tensor, total: _Sum) -> Tensor:
+    dim, front = total.dim, total.front
+    state, before = torch.full_like(logs.select(dim, 0), _LOWEST), []
+    for value in _cut(logs, dim, slice(0, front)).unbind(dim) if front else ():
+        state = _log_add(state, value)
+        before.append(state)
+    found = []
+    rest = _cut(logs, dim, slice(front, None)) if front else logs
+    for term, value in zip(total.terms.unbind(dim), rest.unbind(dim), strict=True):
+        state = _log_add(term + state, value)
+        found.append(state)
+    joined = torch.stack(found, dim)
+    return torch.cat([torch.stack(before, dim), joined], dim) if before else joined
+
+
+def _log_add(x: Tensor, other: Tensor) -> Tensor:
+    high = torch.maximum(x, other)
+    return high + torch.log(torch.exp(x - high) + torch.exp(other - high))
+
+
+def _cut(x: Tensor, dim: int, part: slice) -> Tensor:
+    return x[(*[slice(None)] * (dim % x.dim()), part)]
