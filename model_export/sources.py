@@ -23,11 +23,16 @@ _EXPORTED = (
 _NOT_YET = {
     ".pt": "a file of PyTorch weights, which does not say what the module is",
     ".pth": "a file of PyTorch weights, which does not say what the module is",
+    ".ckpt": "a checkpoint of weights, as PyTorch Lightning writes it, which does not say what the module is",
     ".pt2": "a PyTorch program, traced already",
     ".tflite": "a TensorFlow Lite file",
     ".pb": "a TensorFlow graph",
     ".safetensors": "a file of weights without a model",
 }
+_CHECKPOINT = (
+    "Give package.module:callable, a function that returns stepwell.StepSpec(MyModule.load_from_checkpoint(PATH), "
+    'inputs={"x": example}, time_axis=1).'
+)
 _EXTRAS = {
     "keras": "keras", "jax": "keras", "h5py": "keras", "onnx": "onnx", "torch": "torch", "onnxscript": "torch",
 }  # fmt: skip
@@ -62,7 +67,8 @@ def load_source(source: Any) -> Any:
         return path
     if suffix in _NOT_YET:
         _check_file(path)
-        raise RefusedModelError(f"{source} is {_NOT_YET[suffix]}; expected a model to walk.", fix=_EXPORTED)
+        fix = _CHECKPOINT if suffix == ".ckpt" else _EXPORTED
+        raise RefusedModelError(f"{source} is {_NOT_YET[suffix]}; expected a model to walk.", fix=fix)
     module, colon, name = source.partition(":")
     if colon and module and name and os.sep not in module:
         return _checked(source, _call(source, module, name))

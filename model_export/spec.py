@@ -19,7 +19,8 @@ class StepSpec:
 
     Attributes:
         module: The `torch.nn.Module`; it is left as it is.
-        inputs: An example by input name, in `forward`'s order. Of a whole-sequence module, inputs without time axis
+        inputs: An example by input name, in `forward`'s order; a tuple or dict of tensors gives one input for each of
+            them. Of a whole-sequence module, inputs without time axis
             stay the same for a stream.
         states: The initial value by state name, in `forward`'s order; batch 1.
         time_axis: Where the first input of a whole-sequence module has its time axis; the batch axis is 0, or 1

@@ -82,10 +82,10 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
         if not start and length == {1} and is_whole(walk, name):
             _set_first(walk, node, _sliced(walk, node, walk.operand(name, 0), rest))
             return
-        if len(length) == 1 and start + max(length) <= offset and not rest:
-            if walk.facts.before_start(name, start, max(length)) is not None:
-                walk.tensors[node.output[0]] = Tensor("constant")  # it stands in front of every sequence
-                return
+        stands_before = len(length) == 1 and start + max(length) <= offset and not rest
+        if stands_before and walk.facts.before_start(name, start, max(length)) is not None:
+            walk.tensors[node.output[0]] = Tensor("constant")  # the same in front of every sequence
+            return
         front = walk.operand(name, 0) if not start and not offset and not rest else ""
         walk.tensors[node.output[0]] = Tensor("unsupported", front, error=_early(walk, node))
         return

@@ -141,7 +141,7 @@ def step_of(
     graph = with_loops_rolled(load_graph(source, constants or {}))
     _check_chance(graph)
     try:
-        return _step_of(source, graph, name, time_axes or {}, batch_axes or {}, length)
+        return _step_of(source, graph, name, time_axes or {}, batch_axes or {}, length=length)
     except (RefusedModelError, UnclearModelError) as exc:
         if len(graph.graph.input) > 1:  # perhaps a state among them
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
@@ -154,6 +154,7 @@ def _step_of(
     name: str,
     time_axes: Mapping[str, int | None],
     batch_axes: Mapping[str, int | None],
+    *,
     length: int | None,
 ) -> SequenceStep:
     declared = declared_of(source, graph)

@@ -62,7 +62,9 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
     _require()
     from model_export.torch.sequence_module import convert_sequence_module
     from model_export.torch.step import export_step
+    from model_export.torch.structures import with_named_tensors
 
+    spec = with_named_tensors(spec)
     if progress:
         progress("running the module", 0, 1)
     if spec.time_axis is None:

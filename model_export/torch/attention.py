@@ -34,7 +34,7 @@ def attention_written_out() -> Iterator[None]:
         layer.forward, encoder._detect_is_causal_mask = forward, detect
 
 
-def _attend(
+def _attend(  # noqa: PLR0917  # the arguments of `nn.MultiheadAttention.forward`, in its order
     layer: Any,
     query: Tensor,
     key: Tensor,

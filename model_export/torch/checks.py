@@ -75,6 +75,8 @@ def prepared(module: Any) -> Any:
         for value in vars(part).values()
         if isinstance(value, torch.Tensor) and not value.is_leaf
     }  # what weight_norm, say, leaves as an attribute cannot be copied as it is
+    for part in module.modules():
+        kept |= {id(value): _Detached(name) for name, value in vars(part).items() if _stays_behind(name, value)}
     try:
         mine: nn.Module = copy.deepcopy(module, kept)
     except Exception as exc:
@@ -82,7 +84,47 @@ def prepared(module: Any) -> Any:
             f"{type(module).__name__} cannot be copied: {exc}.",
             fix="Detach the tensors that it keeps as attributes, or give a freshly built module.",
         ) from exc
+    for part in mine.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, _Detached) and name in _TRAINER:
+                vars(part)[name] = None  # as PyTorch Lightning has it before and after training
     return mine.cpu().eval().requires_grad_(False)
+
+
+_TRAINER = ("_trainer", "_fabric")
+"""Where a LightningModule holds what trains it, with all of its data."""
+
+
+class _Detached:
+    """What stands in the copy of a module for an attribute that cannot be copied, such as a trainer with its locks."""
+
+    def __init__(self, name: str) -> None:
+        self._called = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise RefusedModelError(
+            f"`forward` uses {self._called!r}, which cannot be copied.",
+            fix="Take what it needs of that in `__init__`, or give a module without it.",
+        )
+
+
+def _stays_behind(name: str, value: Any) -> bool:
+    """Whether an attribute is left out of the copy: what trains the module, and what cannot be copied."""
+    if name in _TRAINER:
+        return value is not None
+    if name in nn.Module().__dict__ or isinstance(value, torch.Tensor | nn.Module | str | int | float | None):
+        return False
+    try:
+        copy.deepcopy(value)
+    except Exception:  # noqa: BLE001  # whatever it holds
+        return not _holds_tensors(value)
+    return False
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
 def run(module: Any, values: Any, *, doing: str) -> Any:

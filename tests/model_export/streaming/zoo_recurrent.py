@@ -171,10 +171,10 @@ def from_a_picture() -> onnx.ModelProto:
 
 
 def unrolled(steps: int) -> str:
-    """Return a recurrence with a copy of its nodes for every timestep; it gives all of its values, and the last one."""
+    """Return a recurrence with a copy of its nodes for every timestep, which gives all of its values and the last."""
     copies = "".join(
-        f"x{t} = Gather <axis = 1> (x, at{t}) a{t} = MatMul (x{t}, Wx) b{t} = MatMul (h{t}, Wh) c{t} = Add (a{t}, b{t}) "
-        f"h{t + 1} = Tanh (c{t}) u{t} = Unsqueeze (h{t + 1}, ones) "
+        f"x{t} = Gather <axis = 1> (x, at{t}) a{t} = MatMul (x{t}, Wx) b{t} = MatMul (h{t}, Wh) "
+        f"c{t} = Add (a{t}, b{t}) h{t + 1} = Tanh (c{t}) u{t} = Unsqueeze (h{t + 1}, ones) "
         for t in range(steps)
     )
     return (
