@@ -6,6 +6,10 @@ is an output's name, or an object:
     output                     the output's name
     scale, offset              x = y * scale + offset; a number each, or one for each element of the input
     std                        x = y + std * z, z from the normal distribution: a number, or the name of an output
+    df                         with `std`: z from Student's t distribution with so many degrees of freedom: a number
+                               above 0, or the name of an output
+    dispersion                 x is a count of the negative binomial distribution with mean y and variance
+                               y + dispersion * y * y: a number from 0 (Poisson), or the name of an output
     sample                     y are probabilities: draw one of them. Said by the following, too, and plain where the
                                input is an integer and the output a vector of floats
     temperature, top_k, top_p  how it is drawn: 1, all, all by default; temperature 0 is the most probable one
@@ -28,7 +32,8 @@ from model_export.manifest import Array, Manifest, OutputSpec, TensorSpec
 Makes = Literal["value", "index", "one_hot"]
 
 _SAMPLING = ("sample", "temperature", "top_k", "top_p", "logits", "one_hot")
-_KEYS = ("output", "scale", "offset", "std", *_SAMPLING)
+_NOISE = ("std", "df", "dispersion")
+_KEYS = ("output", "scale", "offset", *_NOISE, *_SAMPLING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ class Rule:
         scale: What it is multiplied with, broadcast to the input's row; None: 1.
         offset: What is added to that; None: 0.
         std: The standard deviation of what is added by chance, or the output that is it; None: nothing is.
+        df: Degrees of freedom of what is added, or the output that is it; None: it is normally distributed.
+        dispersion: Of the count that is drawn with the value as its mean, or the output that is it; None: none is.
     """
 
     input: TensorSpec
@@ -69,11 +76,15 @@ class Rule:
     scale: Array | None
     offset: Array | None
     std: float | OutputSpec | None
+    df: float | OutputSpec | None = None
+    dispersion: float | OutputSpec | None = None
 
     @property
     def is_random(self) -> bool:
         """Whether chance has a part in it."""
-        return self.std is not None or (self.draw is not None and self.draw.temperature > 0)
+        return (
+            self.std is not None or self.dispersion is not None or (self.draw is not None and self.draw.temperature > 0)
+        )
 
     def drawn(self, temperature: float | None, top_k: int | None, top_p: float | None) -> Rule:
         """Return the rule with another way to draw, as far as it is given; one that draws nothing stays as it is."""
@@ -182,14 +193,21 @@ def _rule(spec: TensorSpec, said: Any, outputs: Mapping[str, OutputSpec]) -> Rul
         if key not in _KEYS:
             raise FeedbackError(f"it has the key {key!r:.60}; expected {', '.join(_KEYS)}", fits_no_model=True)
     output = _output(found["output"], outputs)
-    if "std" in found and any(key in found for key in _SAMPLING):
-        raise FeedbackError("it has `std` and says how to draw; expected one of them", fits_no_model=True)
+    noise = next((key for key in _NOISE if key in found), None)
+    if noise and any(key in found for key in _SAMPLING):
+        raise FeedbackError(f"it has `{noise}` and says how to draw; expected one of them", fits_no_model=True)
+    if "df" in found and "std" not in found:
+        raise FeedbackError("it has `df` without `std`; expected both", fits_no_model=True)
+    if "dispersion" in found and "std" in found:
+        raise FeedbackError("it has `std` and `dispersion`; expected one of them", fits_no_model=True)
     draw = check_draw(found) if _draws(spec, output, found) else None
     makes: Makes = "value" if draw is None else _what_is_drawn(spec, output, found)
     if draw is None:
         _demand_same_row(spec, output)
-    if np.dtype(spec.dtype).kind != "f" and any(key in found for key in ("scale", "offset", "std")):
-        raise FeedbackError(f"`scale`, `offset` and `std` are for inputs of floats; it is {spec.dtype}")
+    if np.dtype(spec.dtype).kind != "f" and any(key in found for key in ("scale", "offset", *_NOISE)):
+        raise FeedbackError(
+            f"`scale`, `offset`, `std`, `df` and `dispersion` are for inputs of floats; it is {spec.dtype}"
+        )
     return Rule(
         spec,
         output,
@@ -197,7 +215,7 @@ def _rule(spec: TensorSpec, said: Any, outputs: Mapping[str, OutputSpec]) -> Rul
         draw,
         _numbers("scale", found.get("scale"), spec),
         _numbers("offset", found.get("offset"), spec),
-        _std(found.get("std"), spec, outputs),
+        *(_parameter(key, found.get(key), spec, outputs) for key in _NOISE),
     )
 
 
@@ -249,15 +267,17 @@ def _numbers(name: str, value: Any, spec: TensorSpec) -> Array | None:
     return np.array(flat if len(flat) == 1 else np.reshape(flat, spec.row_shape), np.float64)
 
 
-def _std(value: Any, spec: TensorSpec, outputs: Mapping[str, OutputSpec]) -> float | OutputSpec | None:
+def _parameter(key: str, value: Any, spec: TensorSpec, outputs: Mapping[str, OutputSpec]) -> float | OutputSpec | None:
+    """Return a parameter of a distribution: a number, or the output that is it."""
     if value is None:
         return None
     if isinstance(value, str):
         output = _output(value, outputs)
         _demand_same_row(spec, output)
         return output
-    if not _is_number(value) or value < 0:
-        raise FeedbackError(f"`std` is {value!r:.60}; expected a number from 0, or an output's name")
+    if not _is_number(value) or value < 0 or (key == "df" and not value):
+        wanted = "above 0" if key == "df" else "from 0"
+        raise FeedbackError(f"`{key}` is {value!r:.60}; expected a number {wanted}, or an output's name")
     return float(value)
 
 

@@ -1,4 +1,4 @@
-"""Writes scans over time as loops: running maxima and products, sums in log space, associative scans.
+"""Writes scans over time as loops: running maxima and products, sums in log space.
 
 A traced loop over time becomes a recurrence of the step graph; see `model_export.streaming.unrolled_loops`.
 """
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 _LOWEST = -1e30
 """Instead of minus infinity, which a state cannot hold; the logarithm of zero for all purposes."""
@@ -56,22 +55,6 @@ def logcumsumexp(x: Tensor, dim: int) -> Tensor:
         high = higher
         found.append(high + torch.log(total))
     return torch.stack(found, dim)
-
-
-def associative_scan(combine_fn: Callable[..., Any], xs: Any, dim: int = 0, reverse: bool = False, **_: Any) -> Any:
-    """Return `torch.associative_scan` by one call of its function for each timestep but the first."""
-    leaves, spec = pytree.tree_flatten(xs)
-    order = [leaf.flip(dim) if reverse else leaf for leaf in leaves]
-    now = pytree.tree_unflatten([leaf.select(dim, 0) for leaf in order], spec)
-    first, found = now, []
-    for parts in zip(*(_cut(leaf, dim, slice(1, None)).unbind(dim) for leaf in order), strict=True):
-        now = combine_fn(now, pytree.tree_unflatten(list(parts), spec))
-        found.append(pytree.tree_leaves(now))
-    joined = [
-        torch.cat([start.unsqueeze(dim), torch.stack([step[at] for step in found], dim)], dim)
-        for at, start in enumerate(pytree.tree_leaves(first))
-    ]
-    return pytree.tree_unflatten([leaf.flip(dim) if reverse else leaf for leaf in joined], spec)
 
 
 @dataclass(frozen=True, slots=True)

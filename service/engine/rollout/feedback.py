@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from model_export.feedback import Rule
-from model_export.manifest import Array
-from service.engine.rollout.sampling import normals, sample_indices, uniforms
+from model_export.manifest import Array, OutputSpec
+from service.engine.rollout.sampling import counts, normals, sample_indices, students, uniforms
 from service.errors import ServiceError
 
 
@@ -49,8 +49,12 @@ class FeedbackInputs:
 
 
 def _uniform_numbers(rule: Rule, series: int, seed: int, samples: int, timesteps: int) -> Array:
-    """Return all uniform numbers that a rule needs, `(samples, timesteps, each)`: one per draw, two per normal one."""
-    each = 2 * rule.input.row_size if rule.std is not None else int(rule.is_random)
+    """Return all uniform numbers that a rule needs, `(samples, timesteps, each)`.
+
+    One for each index that is drawn and each count, two for each number that is added.
+    """
+    elements = rule.input.row_size
+    each = 2 * elements if rule.std is not None else elements if rule.dispersion is not None else int(rule.is_random)
     rows = [uniforms(seed, sample, series, timesteps * each) for sample in range(samples)]
     return np.stack(rows).reshape(samples, timesteps, each)
 
@@ -66,10 +70,14 @@ def _transform(rule: Rule, outputs: Mapping[str, Array], numbers: Array, t: int)
         value = value * rule.scale
     if rule.offset is not None:
         value = value + rule.offset
-    if rule.std is not None:
-        std = rule.std if isinstance(rule.std, float) else outputs[rule.std.name].reshape(samples, *row)
-        first, second = numbers.reshape(samples, 2, *row).swapaxes(0, 1)
-        value = value + std * normals(first, second)
+    try:
+        value = _with_noise(rule, value, outputs, numbers)
+    except ValueError as exc:
+        raise ServiceError(
+            "bad_input",
+            f"Input {rule.input.name!r} cannot be drawn from the prediction of timestep {t}: {exc}.",
+            fix="Use another output, or another rule.",
+        ) from exc
     with np.errstate(over="ignore"):
         result: Array = value.astype(dtype)
     if dtype.kind == "f" and not np.isfinite(result).all():
@@ -79,6 +87,27 @@ def _transform(rule: Rule, outputs: Mapping[str, Array], numbers: Array, t: int)
             fix="Request a shorter horizon, or another rule.",
         )
     return result
+
+
+def _with_noise(rule: Rule, value: Array, outputs: Mapping[str, Array], numbers: Array) -> Array:
+    """Return a value with noise, or the count that is drawn with it as the mean.
+
+    Raises:
+        ValueError: A parameter of the distribution is not one that it can have.
+    """
+    shape = value.shape
+
+    def parameter(given: float | OutputSpec) -> Array | float:
+        return given if isinstance(given, float) else outputs[given.name].reshape(shape).astype(np.float64)
+
+    if rule.dispersion is not None:
+        return counts(numbers.reshape(shape), value, parameter(rule.dispersion))
+    if rule.std is None:
+        return value
+    first, second = numbers.reshape(len(value), 2, *shape[1:]).swapaxes(0, 1)
+    z = normals(first, second) if rule.df is None else students(first, second, parameter(rule.df))
+    noisy: Array = value + parameter(rule.std) * z
+    return noisy
 
 
 def _draw(rule: Rule, weights: Array, numbers: Array, t: int) -> Array:

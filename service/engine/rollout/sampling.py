@@ -32,6 +32,61 @@ def normals(first: Array, second: Array) -> Array:
     return normal
 
 
+def students(first: Array, second: Array, df: Array | float) -> Array:
+    """Return numbers of Student's t distribution with `df` degrees of freedom, from two arrays of uniform ones.
+
+    Raises:
+        ValueError: Degrees of freedom are not above 0.
+
+    Source: Bailey 1994, "Polar Generation of Random Variates with the t-Distribution".
+    """
+    if not (np.asarray(df) > 0).all():
+        raise ValueError("expected degrees of freedom above 0")
+    with np.errstate(over="ignore"):
+        radius = np.sqrt(df * np.expm1(-2.0 / df * np.log1p(-first)))
+    drawn: Array = radius * np.cos(2.0 * np.pi * second)
+    return drawn
+
+
+LARGEST_MEAN = 10_000.0
+"""Of a count; its distribution is summed up from 0."""
+
+
+def counts(numbers: Array, mean: Array, dispersion: Array | float) -> Array:
+    """Return counts of the negative binomial distribution, by inverting its distribution function.
+
+    Args:
+        numbers: Uniform ones.
+        mean: Of the counts, of the same shape.
+        dispersion: The variance is `mean + dispersion * mean ** 2`; 0: the Poisson distribution.
+
+    Returns:
+        Whole numbers as float64, of the same shape.
+
+    Raises:
+        ValueError: A mean or a dispersion is not a number from 0, or the mean is larger than `LARGEST_MEAN`.
+    """
+    mean, spread = np.broadcast_arrays(mean.astype(np.float64), np.asarray(dispersion, np.float64))
+    if not ((mean >= 0) & (mean <= LARGEST_MEAN)).all() or not (spread >= 0).all():
+        raise ValueError(f"expected a mean from 0 to {LARGEST_MEAN:,.0f} and a dispersion from 0")
+    shape = mean.shape
+    mean, spread, wanted = (part.reshape(-1, 1) for part in (mean, np.maximum(spread, 1e-9), numbers))
+    size, product = 1.0 / spread, mean * spread
+    with np.errstate(divide="ignore"):
+        log_ratio = np.log(product) - np.log1p(product)
+    most = mean + 50.0 * np.sqrt(mean + product * mean) + 100.0
+    log_next, total, found, first = -size * np.log1p(product), np.zeros_like(mean), np.zeros_like(mean), 0
+    while first < most.max() and (total <= wanted).any():
+        at = np.arange(first, first + 256)
+        steps = np.log(at + size) - np.log(at + 1.0) + log_ratio  # from the logarithm at k to that at k + 1
+        logs = log_next + np.concatenate([np.zeros_like(mean), np.cumsum(steps, axis=1)], axis=1)
+        sums = total + np.cumsum(np.exp(logs[:, :-1]), axis=1)
+        found += (sums <= wanted).sum(axis=1, keepdims=True)
+        log_next, total, first = logs[:, -1:], sums[:, -1:], first + 256
+    drawn: Array = np.minimum(found, np.ceil(most)).reshape(shape)
+    return drawn
+
+
 def sample_indices(weights: Array, numbers: Array, draw: Draw) -> Array:
     """Draw an index from each row.
 

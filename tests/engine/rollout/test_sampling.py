@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lgamma
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from model_export.feedback import Draw
 from model_export.manifest import Array
-from service.engine.rollout.sampling import normals, sample_indices, uniforms
+from service.engine.rollout.sampling import counts, normals, sample_indices, students, uniforms
 
 WEIGHTS = arrays(np.float32, (6,), elements=st.floats(0, 1, width=32)).filter(lambda w: bool(w.max() > 0))
 HOWS = st.builds(
@@ -117,3 +118,43 @@ def test_normal_numbers_are_normally_distributed() -> None:
     assert abs(found.mean()) < 0.02
     assert abs(found.std() - 1) < 0.02
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("df", "quartile"), [(1.0, 1.0), (2.0, np.sqrt(2 / 3)), (1e9, 0.6744897501960817)])
+def test_numbers_of_students_distribution_have_its_quartiles(df: float, quartile: float) -> None:
+    """For 1 and 2 degrees of freedom they have closed forms; for many they are those of the normal distribution."""
+    found = students(uniforms(1, 0, 0, 200_000), uniforms(2, 0, 0, 200_000), df)
+
+    np.testing.assert_allclose(np.quantile(found, [0.25, 0.5, 0.75]), [-quartile, 0, quartile], atol=0.02)
+
+
+@pytest.mark.parametrize(("mean", "dispersion"), [(0.0, 0.5), (0.7, 0.0), (3.0, 0.4), (40.0, 2.0), (9_000.0, 0.01)])
+def test_counts_have_the_mean_and_the_variance_of_the_negative_binomial_distribution(
+    mean: float, dispersion: float
+) -> None:
+    numbers = (np.arange(20_000) + 0.5) / 20_000
+
+    found = counts(numbers, np.full(numbers.shape, mean), dispersion)
+
+    assert (found == np.round(found)).all()
+    assert found.mean() == pytest.approx(mean, rel=0.01)
+    assert found.var() == pytest.approx(mean + dispersion * mean**2, rel=0.03)
+
+
+def test_counts_invert_the_distribution_function() -> None:
+    """Source: the probability of k is C(k + r - 1, k) p^k (1 - p)^r, with r = 1 / dispersion."""
+    mean, dispersion = 3.0, 0.4
+    r, p = 1 / dispersion, mean * dispersion / (1 + mean * dispersion)
+    logs = [lgamma(k + r) - lgamma(r) - lgamma(k + 1) + k * np.log(p) + r * np.log1p(-p) for k in range(30)]
+    sums = np.cumsum(np.exp(logs))
+
+    below, above = (counts(sums * factor, np.full(30, mean), dispersion) for factor in (1 - 1e-9, 1 + 1e-9))
+
+    np.testing.assert_array_equal(below, np.arange(30))
+    np.testing.assert_array_equal(above, np.arange(1, 31))
+
+
+@pytest.mark.parametrize(("mean", "dispersion"), [(-1.0, 0.1), (2e4, 0.1), (1.0, -0.1), (float("nan"), 0.1)])
+def test_a_count_without_a_distribution_is_an_error(mean: float, dispersion: float) -> None:
+    with pytest.raises(ValueError, match="expected a mean from 0 to 10,000 and a dispersion from 0"):
+        counts(np.array([0.5]), np.array([mean]), dispersion)
