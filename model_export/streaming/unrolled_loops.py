@@ -17,23 +17,12 @@ from onnx import helper, numpy_helper
 from model_export.dataflow import in_order
 from model_export.manifest import Array
 from model_export.streaming.normalize import attributes, captures, opset_of
-
-FEWEST = 4
-"""Copies of a body that are taken for a loop: fewer may be the parts of a split."""
+from model_export.streaming.scan_body import ScanBody
+from model_export.streaming.time_slices import FEWEST, live_nodes, time_slices
 
 _MOST_LOOPS = 64
 _ANY = -1
 """The age of what no slice reaches."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Slice:
-    """One timestep of a sequence: its tensor, axis and place, and whether the axis is kept with length 1."""
-
-    data: str
-    axis: int
-    at: int
-    keeps: bool
 
 
 @dataclass(slots=True)
@@ -73,7 +62,7 @@ class _Unrolled:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
-        self._nodes = _live_nodes(model.graph)
+        self._nodes = live_nodes(model.graph)
         self._makers = {name: at for at, node in enumerate(self._nodes) for name in node.output if name}
         self._constants: dict[str, Array] = {
             tensor.name: numpy_helper.to_array(tensor)
@@ -83,7 +72,7 @@ class _Unrolled:
         for node in self._nodes:
             if node.op_type == "Constant" and node.attribute[0].HasField("t"):
                 self._constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-        self._slices = dict(self._all_slices())
+        self._slices = dict(time_slices(self._nodes, self._constants))
         self._ages: dict[str, int] = {}
 
     def families(self) -> Iterator[tuple[str, int, int]]:
@@ -108,27 +97,6 @@ class _Unrolled:
             return None
 
     # ---------------------------------------------------------------- what is cut, and what depends on it
-
-    def _all_slices(self) -> Iterator[tuple[str, _Slice]]:
-        for node in self._nodes:
-            attrs = attributes(node)
-            if node.op_type == "Gather" and (place := self._constants.get(node.input[1])) is not None:
-                if place.size == 1 and place.ndim <= 1 and place.min() >= 0:
-                    axis = int(attrs.get("axis", 0))
-                    yield node.output[0], _Slice(node.input[0], axis, int(place.reshape(())), place.ndim == 1)
-            elif node.op_type == "Slice" and len(node.input) > 3:
-                parts = [self._constants.get(name) for name in node.input[1:]]
-                if all(part is not None and part.size == 1 for part in parts):
-                    start, end, axis, *step = (int(np.reshape(part, ())) for part in parts if part is not None)
-                    if end == start + 1 and start >= 0 and step in ([], [1]):
-                        yield node.output[0], _Slice(node.input[0], axis, start, keeps=True)
-            elif node.op_type == "Split" and len(node.output) >= FEWEST:
-                sizes = self._constants.get(node.input[1]) if len(node.input) > 1 else None
-                if sizes is not None and (sizes == 1).all():
-                    axis = int(attrs.get("axis", 0))
-                    yield from (
-                        (name, _Slice(node.input[0], axis, at, keeps=True)) for at, name in enumerate(node.output)
-                    )
 
     def _uses(self, node: onnx.NodeProto) -> list[str]:
         return [name for name in (*node.input, *captures(node)) if name]
@@ -316,7 +284,7 @@ class _Unrolled:
                 name for index in sorted(body.nodes) for name in self._uses(self._nodes[index]) if self._is_source(name)
             )
         )
-        scan = _ScanBody(label, opset_of(self._model), made)
+        scan = ScanBody(label, opset_of(self._model), made)
         for name in states:
             scan.state(name)
         for name in scanned:
@@ -355,7 +323,7 @@ class _Unrolled:
         ordered = in_order(made.graph)
         del made.graph.node[:]
         made.graph.node.extend(ordered)
-        live = _live_nodes(made.graph)  # without the slices
+        live = live_nodes(made.graph)  # without the slices
         del made.graph.node[:]
         made.graph.node.extend(live)
         return made
@@ -391,99 +359,3 @@ class _Unrolled:
         """Return what the outputs and the nodes that stay use."""
         used = {name for index, node in enumerate(self._nodes) if index not in gone for name in self._uses(node)}
         return used | {value.name for value in self._model.graph.output}
-
-
-class _ScanBody:
-    """The body of a Scan under construction; its tensors get names of their own."""
-
-    def __init__(self, label: str, opset: int, model: onnx.ModelProto) -> None:
-        self._label = label
-        self._opset = opset
-        self._model = model
-        self._names: dict[str, str] = {}
-        self._nodes: list[onnx.NodeProto] = []
-        self._takes: list[str] = []
-        self._makers: dict[str, onnx.NodeProto] = {}
-
-    def state(self, name: str) -> None:
-        """Declare a carried tensor."""
-        self._names[name] = f"{self._label}/in/{name}"
-        self._takes.append(self._names[name])
-
-    def element(self, name: str, cut: _Slice) -> None:
-        """Declare one timestep of a sequence."""
-        taken = f"{self._label}/element/{name}"
-        self._takes.append(taken)
-        self._names[name] = taken
-        if cut.keeps:
-            self._names[name] = f"{self._label}/{name}"
-            self._reshaped("Unsqueeze", taken, self._names[name], cut.axis)
-
-    def node(self, node: onnx.NodeProto) -> None:
-        """Add a node of the copy."""
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.name = f"{self._label}/{node.name}"
-        for place, name in enumerate(node.input):
-            copy.input[place] = self.name_of(name)
-        for place, name in enumerate(node.output):
-            if name:
-                copy.output[place] = self._names[name] = f"{self._label}/{name}"
-                self._makers[self._names[name]] = copy
-        self._nodes.append(copy)
-
-    def name_of(self, name: str) -> str:
-        """Return what a tensor is called in the body; one from outside keeps its name."""
-        return self._names.get(name, name)
-
-    def without_axis(self, name: str, axis: int) -> str:
-        """Return a result without the axis that the results of all timesteps are joined on."""
-        inner = self.name_of(name)
-        maker = self._makers.get(inner)
-        if maker is not None and maker.op_type == "Unsqueeze" and self._axes(maker) == [axis]:
-            return str(maker.input[0])
-        squeezed = f"{inner}/without_axis"
-        self._reshaped("Squeeze", inner, squeezed, axis)
-        return squeezed
-
-    def graph(self, outs: list[str]) -> onnx.GraphProto:
-        """Return the body; an output that is an input, or stands twice, is passed through an Identity."""
-        given: list[str] = []
-        for place, name in enumerate(outs):
-            made = f"{self._label}/out/{place}"
-            self._nodes.append(helper.make_node("Identity", [name], [made], name=made))
-            given.append(made)
-        values = [[onnx.ValueInfoProto(name=name) for name in names] for names in (self._takes, given)]
-        return helper.make_graph(self._nodes, self._label, *values)
-
-    def _axes(self, node: onnx.NodeProto) -> list[int] | None:
-        found = attributes(node).get("axes")
-        if found is not None:
-            return [int(axis) for axis in found]
-        tensors = {tensor.name: tensor for tensor in self._model.graph.initializer}
-        tensors |= {
-            other.output[0]: other.attribute[0].t
-            for other in self._model.graph.node
-            if other.op_type == "Constant" and other.attribute[0].HasField("t")
-        }
-        if len(node.input) < 2 or node.input[1] not in tensors:
-            return None
-        return [int(axis) for axis in numpy_helper.to_array(tensors[node.input[1]]).reshape(-1)]
-
-    def _reshaped(self, kind: str, given: str, made: str, axis: int) -> None:
-        if self._opset < 13:
-            self._nodes.append(helper.make_node(kind, [given], [made], name=made, axes=[axis]))
-            return
-        axes = f"{made}/axes"
-        self._model.graph.initializer.append(numpy_helper.from_array(np.array([axis], np.int64), axes))
-        self._nodes.append(helper.make_node(kind, [given, axes], [made], name=made))
-
-
-def _live_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the nodes that the outputs depend on, in order."""
-    wanted, kept = {value.name for value in graph.output}, []
-    for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted |= {*node.input, *captures(node)}
-            kept.append(node)
-    return kept[::-1]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
 from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
+from model_export.export import export_source
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.streaming import convert
@@ -94,3 +97,12 @@ def test_without_a_declared_length_the_refusal_names_the_flag(name: str, told: s
 def test_a_declared_length_of_a_few_timesteps_is_refused() -> None:
     with pytest.raises(RefusedModelError, match="declared length is 3 timesteps; expected at least 8"):
         convert(positions(), name="m", length=3)
+
+
+def test_a_file_is_exported_with_its_declared_length(tmp_path: Path) -> None:
+    source = tmp_path / "positions.onnx"
+    onnx.save(positions(), source)
+
+    exported = export_source(str(source), tmp_path / "m.onnx", length=LENGTH)
+
+    assert exported.report.parity.steps == LENGTH
