@@ -172,7 +172,7 @@ class StepGraph:
 
     def ints(self, values: Sequence[int]) -> str:
         """Return a constant of axes, shapes or indices: one axis, int64."""
-        return self.constant(np.asarray(values, np.int64))
+        return self.constant(np.asarray(list(values), np.int64))
 
     def keep(self, tensor: onnx.TensorProto) -> str:
         """Take over an initializer of the sequence graph under its own name."""

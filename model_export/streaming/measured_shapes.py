@@ -178,6 +178,20 @@ class MeasuredShapes:
         """Return the axis that carries the rows, also where it carries time too."""
         return next((axis for axis, dim in enumerate(self.dims(name)) if dim.has_batch), None)
 
+    def samples(self, name: str) -> int:
+        """Return how many elements of its time axis a tensor has for each timestep; more than 1: its samples.
+
+        Raises:
+            RefusedModelError: It has no whole number of them.
+        """
+        axis = self.time_axis(name)
+        dim = None if axis is None else self.dims(name)[axis]
+        if dim is None or dim.both:
+            return 1
+        if dim.elements_per_step.denominator > 1:
+            raise RefusedModelError(f"Tensor {name!r} has {dim.elements_per_step} elements for each timestep.")
+        return int(dim.elements_per_step)
+
     def length_delta(self, name: str) -> int:
         """Return how many timesteps longer than the sequence a tensor with a time axis is."""
         axis = self.time_axis(name)

@@ -15,6 +15,7 @@ from model_export.streaming.tensor import Tensor
 from model_export.streaming.walk import Walk
 
 _END = 2**31 - 1
+_WHOLE = "Pad and cut whole timesteps."
 
 
 def pad(walk: Walk, node: onnx.NodeProto) -> None:
@@ -39,6 +40,10 @@ def pad(walk: Walk, node: onnx.NodeProto) -> None:
         raise walk.refuse(
             node, f"pads {left} timestep(s) in front with values of the sequence ({mode})", "Pad with zeros."
         )
+    each = walk.facts.samples(name)
+    if left % each:
+        raise walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", _WHOLE)
+    left //= each
     others = list(pads)
     others[axis] = others[axis + rank] = 0
     fill = _fill(walk, node)
@@ -63,7 +68,11 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
         for value, (start, end, step) in zip(walk.facts.values(name), cuts[axis], strict=True)
     ]
     sizes = [value.shape[axis] for value in walk.facts.values(name)]
+    each = walk.facts.samples(name)
     start, _, step = parts[0]
+    if each > 1 and (start % each or walk.facts.time_axis(node.output[0]) is None):
+        raise walk.refuse(node, f"cuts a timestep of {each} samples", _WHOLE)
+    start //= each
     if step < 0:
         raise walk.refuse(node, "turns the sequence round in time")
     if step > 1:
@@ -145,6 +154,10 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
     front = sum(walk.facts.value(name).shape[axis] for name in node.input[:place])
     offset = walk.tensor(long[0]).offset
     assert offset is not None
+    each = walk.facts.samples(long[0])
+    if front % each:
+        raise walk.refuse(node, f"puts {front} sample(s) in front; a timestep has {each}", _WHOLE)
+    front //= each
     step = walk.operand(long[0], offset)
     if walk.tensor(node.input[0]).kind == "unsupported" or walk.tensor(node.input[0]).first:
         _rejoin(walk, node, step, offset, front)

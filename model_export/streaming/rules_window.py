@@ -10,6 +10,13 @@ import onnx
 from model_export.streaming.rules_elementwise import joint_offset, pointwise
 from model_export.streaming.walk import Walk
 
+_HOP = (
+    "If {n} samples are one timestep, give the model timesteps of {n} numbers, (batch, T, {n}), and reshape them in front "
+    "of it to (batch, 1, T * {n})."
+)
+_HOP_BACK = (
+    "If {n} samples are one timestep, reshape them behind the model from (batch, 1, T * {n}) to (batch, T, {n})."
+)
 _POOLS = {"MaxPool", "AveragePool", "LpPool"}
 
 
@@ -27,9 +34,14 @@ def convolution(walk: Walk, node: onnx.NodeProto) -> None:
     joint_offset(walk, node)
     shape = _Sliding(walk, node)
     size, dilation, stride, left, _ = shape.along(axis - 2)
-    past = (size - 1) * dilation
-    if stride > 1:
-        raise walk.refuse(node, f"has stride {stride} over time: it does not answer every timestep")
+    each, reach = walk.facts.samples(name), (size - 1) * dilation + 1
+    if each % stride:
+        raise walk.refuse(
+            node, f"has stride {stride} over time: it does not answer every timestep", _HOP.format(n=stride)
+        )
+    if left % each:
+        raise walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", "Pad whole timesteps.")
+    past, left = -(-(reach - stride) // each), left // each
     if node.op_type == "AveragePool" and left and not walk.attributes(node).get("count_include_pad", 0):
         raise walk.refuse(
             node,
@@ -41,13 +53,16 @@ def convolution(walk: Walk, node: onnx.NodeProto) -> None:
     # a state holds finite numbers only, so the padding of a maximum is the lowest of them
     fill = float(np.finfo(walk.dtype(name)).min) if node.op_type == "MaxPool" else 0.0
     window = _window(walk, node, past=past, left=left, offset=offset, fill=fill)
+    if each > 1:  # the last samples of the window are for the next timestep
+        cut = [walk.graph.ints(values) for values in ([0], [each - stride + reach], [axis])]
+        window = walk.graph.op("Slice", window, *cut)
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
     walk.set_output(node, out, walk.emitted(node, out), "per_step", offset + left - past)
 
 
 def transposed(walk: Walk, node: onnx.NodeProto) -> None:
-    """ConvTranspose without stride over time: it looks back as a convolution does."""
+    """ConvTranspose: it looks back as a convolution does; with a stride it gives several samples for a timestep."""
     name, out = node.input[0], node.output[0]
     axis = walk.facts.time_axis(name)
     if axis is None or axis < 2 or not walk.timed(node, [name]):
@@ -55,17 +70,22 @@ def transposed(walk: Walk, node: onnx.NodeProto) -> None:
         return
     shape = _Sliding(walk, node)
     size, dilation, stride, left, _ = shape.along(axis - 2)
-    if stride > 1:
-        raise walk.refuse(node, f"gives {stride} timesteps for one: it resamples time")
-    past = (size - 1) * dilation
+    each = walk.facts.samples(name)
+    if stride > 1:  # unless its samples are put into one timestep again
+        walk.resampled = walk.refuse(
+            node, f"gives {stride} timesteps for one: it resamples time", _HOP_BACK.format(n=each * stride)
+        )
+    past = -(-(-(-((size - 1) * dilation + 1) // stride) - 1) // each)
+    if left % (each * stride):
+        raise walk.refuse(node, f"cuts {left} sample(s) in front; a timestep has {each * stride}", "Cut at the end.")
     offset = walk.tensor(name).offset
     assert offset is not None
     window = _window(walk, node, past=past, left=past, offset=offset, fill=0.0)
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
-    whole = walk.emitted(node, out)
-    step = walk.graph.op("Gather", whole, walk.graph.ints([past]), axis=axis)
-    walk.set_output(node, out, step, "per_step", offset - left)
+    whole, first = walk.emitted(node, out), past * each * stride
+    step = walk.graph.op("Gather", whole, walk.graph.ints(range(first, first + each * stride)), axis=axis)
+    walk.set_output(node, out, step, "per_step", offset - left // (each * stride))
 
 
 def _window(walk: Walk, node: onnx.NodeProto, *, past: int, left: int, offset: int, fill: float) -> str:

@@ -70,8 +70,8 @@ class ScanBody:
             made = f"{self._label}/out/{place}"
             self._nodes.append(helper.make_node("Identity", [name], [made], name=made))
             given.append(made)
-        values = [[onnx.ValueInfoProto(name=name) for name in names] for names in (self._takes, given)]
-        return helper.make_graph(self._nodes, self._label, *values)
+        takes, gives = ([onnx.ValueInfoProto(name=name) for name in names] for names in (self._takes, given))
+        return helper.make_graph(self._nodes, self._label, takes, gives)
 
     def _axes(self, node: onnx.NodeProto) -> list[int] | None:
         found = attributes(node).get("axes")

@@ -412,6 +412,8 @@ def _answer(walk: Walk, name: str, doors: SequenceInputs) -> tuple[OutputSpec, O
         raise RefusedModelError(f"Output {name!r} has the rows of the batch on two axes.", fix="Give one row a stream.")
     if batch is None and doors.only_rows == 1:
         batch = _axis_of_one(dims, doors)
+    if walk.resampled is not None and time is not None and time != batch and walk.facts.samples(name) > 1:
+        raise walk.resampled
     step = walk.aligned(name)[0] if tensor.kind == "per_step" else tensor.step
     folded = time is not None and batch == time
     sizes = [dim.at_one_step()[0] for dim in dims]

@@ -250,8 +250,8 @@ class _Unrolled:
         if (cut := self._slices.get(ours)) and (other := self._slices.get(theirs)):  # of which the shape is used
             return (cut.data, cut.axis, cut.keeps) == (other.data, other.axis, other.keeps)
         if ours in self._constants and theirs in self._constants:
-            one, other = self._constants[ours], self._constants[theirs]
-            return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+            one, two = self._constants[ours], self._constants[theirs]
+            return bool(one.dtype == two.dtype and np.array_equal(one, two, equal_nan=one.dtype.kind == "f"))
         if ours not in self._makers or theirs not in self._makers:
             return False
         if max(self._ages.get(ours, _ANY), self._ages.get(theirs, _ANY)) != _ANY:

@@ -47,6 +47,7 @@ class Walk:
         self._copies: dict[str, dict[str, str]] = {}
         self._outputs = {value.name for value in model.graph.output}
         self.takes_weights: Collection[str] = ()
+        self.resampled: RefusedModelError | None = None
 
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed."""
@@ -133,8 +134,8 @@ class Walk:
         """Return a tensor as it was so many timesteps before."""
         if not steps:
             return self.tensors[name].step
-        window = self.window(name, steps)
-        return self.graph.op("Gather", window, self.graph.ints([0]), axis=self.facts.time_axis(name))
+        window, each = self.window(name, steps), self.facts.samples(name)
+        return self.graph.op("Gather", window, self.graph.ints(range(each)), axis=self.facts.time_axis(name))
 
     def window(self, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
         """Return a tensor's last `past` timesteps and this one, joined on its time axis.
@@ -156,19 +157,20 @@ class Walk:
             assert axis is not None
             assert offset is not None
             dims = list(self.facts.dims(name))
-            if dims[axis].elements_per_step != 1 or dims[axis].both:
+            each = self.facts.samples(name)
+            if dims[axis].both or (each > 1 and self.tensors[name].edge):
                 raise RefusedModelError(
                     f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
                     fix="Export the model with time on an axis of its own.",
                 )
-            dims[axis] = Dim(Fraction(past))
+            dims[axis] = Dim(Fraction(past * each))
             edge = self.tensors[name].edge
             init = None if edge else self._history(name, axis, offset, past, fill)
             state, spec = self.graph.state(f"{plain(label or name)}.past", dims, self.dtype(name), init)
             if edge:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=axis)
-            kept = self.graph.ints(list(range(1, past + 1)))
+            kept = self.graph.ints(range(each, (past + 1) * each))
             self.graph.next_state(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
             self._windows[step, past, fill] = joined
         return self._windows[step, past, fill]
@@ -338,7 +340,8 @@ class Walk:
         """Return the elements before the first timestep, in the tensor's layout with one row."""
         if offset <= 0 and not fill:
             return None
-        known = self.facts.before_start(name, offset - past, past)
+        each = self.facts.samples(name)
+        known = self.facts.before_start(name, (offset - past) * each, past * each)
         if known is None:
             raise RefusedModelError(
                 f"What stands before the first timestep of tensor {name!r} depends on the input.",
@@ -346,7 +349,7 @@ class Walk:
             )
         if fill and offset < past:
             place = [slice(None)] * known.ndim
-            place[axis] = slice(0, past - max(offset, 0))
+            place[axis] = slice(0, (past - max(offset, 0)) * each)
             known[tuple(place)] = fill
         return known
 

@@ -233,7 +233,7 @@ def _sums_in_log_space(whole: Sequences) -> bool:
     values = whole.draw.tensors(0, ROWS, whole.lengths[0])
     with torch.no_grad(), Decomposed() as mode:
         whole(values)
-    return mode.scans.found
+    return bool(mode.scans.found)
 
 
 def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:

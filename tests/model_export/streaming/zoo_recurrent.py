@@ -170,6 +170,11 @@ def from_a_picture() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def places(steps: int) -> dict[str, Any]:
+    """Return the place of every timestep as a weight."""
+    return {f"at{t}": np.int64(t) for t in range(steps)}
+
+
 def unrolled(steps: int) -> str:
     """Return a recurrence with a copy of its nodes for every timestep, which gives all of its values and the last."""
     copies = "".join(
@@ -287,7 +292,7 @@ ZOO: dict[str, Entry] = {
     ),
     "unrolled": Entry(
         lambda: graph(unrolled(6), zero=ints(0), five=ints(5), ones=ints(1), Wx=(4, 5), Wh=(5, 5),
-                      **{f"at{t}": np.int64(t) for t in range(6)}),
+                      **places(6)),
         "a loop over time that the exporter wrote out for every timestep", "a Scan again, one turn of it",
     ),
     "loop_of_torch": Entry(

@@ -129,6 +129,26 @@ def unfolded() -> StepSpec:
     return whole(of(run, head=nn.Linear(16, 3)))
 
 
+def masked_frames(kernel: int) -> Any:
+    """Return a masking network as Conv-TasNet is built, causal: 8 samples are one timestep."""
+
+    def build() -> StepSpec:
+        def run(m: Any, x: Any) -> Any:
+            samples = x.reshape(x.shape[0], 1, -1)
+            h = torch.relu(m.encoder(F.pad(samples, (kernel - 8, 0))))
+            mask = torch.sigmoid(m.rnn(h.transpose(1, 2))[0]).transpose(1, 2)
+            return m.decoder(h * mask)[..., : samples.shape[2]].reshape(x.shape[0], -1, 8)
+
+        parts = {
+            "encoder": nn.Conv1d(1, 6, kernel, stride=8, bias=False),
+            "rnn": nn.GRU(6, 6, batch_first=True),
+            "decoder": nn.ConvTranspose1d(6, 1, kernel, stride=8, bias=False),
+        }
+        return whole(of(run, **parts), 2, 9, 8)
+
+    return build
+
+
 ZOO = {
     "padded": ZooModule(padded, "Conv1d behind F.pad on the left, dilated, BatchNorm1d", "the past of each"),
     "pad_layers": ZooModule(pad_layers, "ConstantPad1d and ZeroPad1d before Conv1d", "the past of each, padding first"),
@@ -141,6 +161,12 @@ ZOO = {
     ),
     "attention_pooled_by_bmm": ZooModule(
         attention_pooled_by_bmm, "the same by `bmm`, of differences from the first timestep", "the first timestep, too"
+    ),
+    "frames": ZooModule(
+        masked_frames(8), "Conv1d and ConvTranspose1d with stride 8 over samples, 8 of which are a timestep", "h"
+    ),
+    "overlapping_frames": ZooModule(
+        masked_frames(16), "the same with a kernel of 16", "the samples and frames of the timestep before, and h"
     ),
     "running_mean": ZooModule(running_mean, "cumsum over time", "the sum so far"),
     "selective": ZooModule(
