@@ -11,12 +11,10 @@ from model_export.streaming.rules_elementwise import joint_offset, pointwise
 from model_export.streaming.walk import Walk
 
 _HOP = (
-    "If {n} samples are one timestep, give the model timesteps of {n} numbers, (batch, T, {n}), and reshape them in front "
-    "of it to (batch, 1, T * {n})."
+    "If {n} samples are one timestep, give the model timesteps of {n} numbers, (batch, T, {n}), and reshape them in "
+    "front of it to (batch, 1, T * {n})."
 )
-_HOP_BACK = (
-    "If {n} samples are one timestep, reshape them behind the model from (batch, 1, T * {n}) to (batch, T, {n})."
-)
+_HOP_BACK = "If {n} samples are one timestep, reshape them behind the model to (batch, T, {n})."
 _POOLS = {"MaxPool", "AveragePool", "LpPool"}
 
 
