@@ -75,7 +75,7 @@ def test_states_in_a_tuple_are_states_by_their_places() -> None:
     assert names(spec) == (["x"], ["hc_0", "hc_1"], ["output"])
 
 
-class Attached(nn.Module):  # type: ignore[name-defined]  # torch is what was imported, or the tests are skipped
+class Attached(nn.Module):
     """A module with what a training framework leaves in it."""
 
     def __init__(self, uses: bool) -> None:
