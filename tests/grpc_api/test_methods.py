@@ -8,14 +8,17 @@ from typing import Any
 
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.graphs import fold, write_models
 from tests.grpc_api.client import GrpcClient, Refused, grpc, infer_request, integer
 from tests.grpc_api.conftest import GrpcService
 from tests.requests.test_api_keys import ALL, key, write_keys_file
 from tests.servers import Server
+
+health_pb2 = pytest.importorskip("grpc_health.v1.health_pb2")  # the module above skips where they are not installed
+health_pb2_grpc = pytest.importorskip("grpc_health.v1.health_pb2_grpc")
+reflection_pb2 = pytest.importorskip("grpc_reflection.v1alpha.reflection_pb2")
+reflection_pb2_grpc = pytest.importorskip("grpc_reflection.v1alpha.reflection_pb2_grpc")
 
 
 def test_the_server_is_live_and_ready(client: GrpcClient) -> None:
