@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.graphs import fold, write_models
-from tests.grpc_api.client import GrpcClient, Refused, grpc, infer_request, integer
+from tests.grpc_api.client import CallError, GrpcClient, grpc, infer_request, integer
 from tests.grpc_api.conftest import GrpcService
 from tests.requests.test_api_keys import ALL, key, write_keys_file
 from tests.servers import Server
@@ -79,7 +79,7 @@ def test_a_model_can_be_loaded(service: GrpcService, client: GrpcClient, tmp_pat
     write_models(service.folder / "models", newcomer=fold)
     missing = client.call("RepositoryModelLoad", model_name="nope")
 
-    assert not isinstance(client.call("RepositoryModelLoad", model_name="newcomer"), Refused)
+    assert not isinstance(client.call("RepositoryModelLoad", model_name="newcomer"), CallError)
     assert client.call("ModelReady", name="newcomer").ready
     assert (missing.code, "failed to load 'nope'" in missing.message) == ("INVALID_ARGUMENT", True)
 
@@ -179,7 +179,7 @@ def test_each_method_needs_its_scope(
     for name in [None, "wrong", *(f"only-{one}" for one in ALL)]:
         client = GrpcClient(guarded.grpc_port, name)
         result = client.call(method, **fields)
-        found[name] = result.code if isinstance(result, Refused) else "OK"
+        found[name] = result.code if isinstance(result, CallError) else "OK"
         client.close()
 
     unknown = {code for name, code in found.items() if name in {None, "wrong"}}
