@@ -74,10 +74,10 @@ class InferCall:
     Attributes:
         served: The model.
         name: The client's id of the request, or empty.
-        wants_final: Its last response is to be marked.
+        marks_final: Its last response is to be marked.
     """
 
-    __slots__ = ("_context", "_handler", "_message", "name", "served", "wants_final")
+    __slots__ = ("_context", "_handler", "_message", "marks_final", "name", "served")
     response_format: ClassVar = Format.BYTES
     extra_headers: ClassVar[Mapping[str, str] | None] = None
     is_reusable: ClassVar[bool] = False
@@ -97,7 +97,7 @@ class InferCall:
         version = message.model_version or None
         self.served: ServedModel = model_for_oip(context, message.model_name, version)
         self.name: str = message.id
-        self.wants_final = infer_codec.wants_final_response(message)
+        self.marks_final = infer_codec.marks_final_response(message)
         self._context = context
         self._message = message
         self._handler = InferHandler(

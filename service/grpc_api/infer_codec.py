@@ -15,9 +15,9 @@ from service.grpc_api.messages import Message
 from service.requests.infer_handler import InferResult
 
 FINAL_RESPONSE: Final = "triton_final_response"
-"""The response parameter that marks the last response to a request, if the request asks for it."""
+"""The response parameter that marks the last response to a request, if the request has the parameter for that."""
 
-_WANTS_FINAL: Final = "triton_enable_empty_final_response"
+_MARK_FINAL: Final = "triton_enable_empty_final_response"
 _INT64_LIMIT: Final = 2**63
 _KINDS: Final[Mapping[str, tuple[Sequence[str], str]]] = {
     "sequence_id": (("int64_param", "uint64_param", "string_param"), "int64_param or string_param"),
@@ -50,10 +50,10 @@ def decode(message: Message, codec: InferCodec) -> InferRequest:
     return codec.check(document, body, 0)
 
 
-def wants_final_response(message: Message) -> bool:
+def marks_final_response(message: Message) -> bool:
     """Return whether the last response to a request of a stream is to be marked as such."""
     parameters = message.parameters
-    return _WANTS_FINAL in parameters and bool(parameters[_WANTS_FINAL].bool_param)
+    return _MARK_FINAL in parameters and bool(parameters[_MARK_FINAL].bool_param)
 
 
 def fill(response: Message, model: str, result: InferResult) -> None:
@@ -94,7 +94,7 @@ def _request_parameters(message: Message) -> Parameters:
     sequence = parameters.get("sequence_id")
     if type(sequence) is int and sequence < 0:
         parameters["sequence_id"] = sequence + ID_LIMIT  # an id of 64 bits without sign in a field with one
-    parameters.pop(_WANTS_FINAL, None)
+    parameters.pop(_MARK_FINAL, None)
     return parameters
 
 

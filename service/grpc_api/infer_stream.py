@@ -124,7 +124,7 @@ class InferStream:
             error = as_service_error(result, self._context, self._head)
             response.error_message = oip_message(error)
             response.infer_response.id = pending.name  # as in Triton, so that a client can find the request
-        if pending.call is not None and pending.call.wants_final:
+        if pending.call is not None and pending.call.marks_final:
             set_parameter(response.infer_response, FINAL_RESPONSE, True)
         return response
 

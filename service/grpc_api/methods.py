@@ -113,8 +113,8 @@ class InferenceMethods:
     async def _abort(self, rpc: Any, head: CallHead, error: ServiceError) -> None:
         await rpc.abort(code_of(error), oip_message(error), (*metadata_of(error), *_id_of(head)))
 
-    def _counted(self) -> _OpenCall:
-        return _OpenCall(self)
+    def _counted(self) -> _CallCount:
+        return _CallCount(self)
 
     # ---------------------------------------------------------------- methods
 
@@ -178,7 +178,7 @@ class InferenceMethods:
         return model_for_oip(self._context, request.name, request.version or None)
 
 
-class _OpenCall:
+class _CallCount:
     """Counts a call while it is open; a context manager, because one of contextlib would cost 2 us per call."""
 
     __slots__ = ("_methods",)

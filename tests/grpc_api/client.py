@@ -31,7 +31,7 @@ CONTENTS: Mapping[str, str] = {
 TIMEOUT_S = 60
 
 
-class Refused(NamedTuple):
+class CallError(NamedTuple):
     """An error of a call."""
 
     code: str
@@ -97,7 +97,7 @@ class GrpcClient:
         self.channel.close()
 
     def call(self, method: str, **fields: Any) -> Any:
-        """Call a method with one response; returns it, or a `Refused`."""
+        """Call a method with one response; returns it, or a `CallError`."""
         about = SERVICE.methods_by_name[method]
         return self.send(method, message_class(about.input_type.name)(**fields))
 
@@ -115,9 +115,9 @@ class GrpcClient:
             return refused(error)
 
     def predict(self, x: int, sequence: int | str, model: str = "fold", **parameters: Any) -> Any:
-        """Send one timestep of an integer model; returns the prediction, or a `Refused`."""
+        """Send one timestep of an integer model; returns the prediction, or a `CallError`."""
         response = self.infer(infer_request(model, {"x": integer(x)}, sequence_id=sequence, **parameters))
-        return response if isinstance(response, Refused) else y_of(response)
+        return response if isinstance(response, CallError) else y_of(response)
 
     def stream(self, requests: Iterable[Any]) -> Iterator[Any]:
         """Send requests over one call of `ModelStreamInfer`, and yield the responses."""
@@ -130,8 +130,8 @@ class GrpcClient:
         return call
 
 
-def refused(error: Any) -> Refused:
-    return Refused(error.code().name, error.details(), dict(error.trailing_metadata() or ()))
+def refused(error: Any) -> CallError:
+    return CallError(error.code().name, error.details(), dict(error.trailing_metadata() or ()))
 
 
 def integer(x: int) -> Array:

@@ -8,14 +8,17 @@ from typing import Any
 
 import httpx
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.graphs import fold, write_models
-from tests.grpc_api.client import GrpcClient, Refused, grpc, infer_request, integer
+from tests.grpc_api.client import CallError, GrpcClient, grpc, infer_request, integer
 from tests.grpc_api.conftest import GrpcService
 from tests.requests.test_api_keys import ALL, key, write_keys_file
 from tests.servers import Server
+
+health_pb2 = pytest.importorskip("grpc_health.v1.health_pb2")  # the module above skips where they are not installed
+health_pb2_grpc = pytest.importorskip("grpc_health.v1.health_pb2_grpc")
+reflection_pb2 = pytest.importorskip("grpc_reflection.v1alpha.reflection_pb2")
+reflection_pb2_grpc = pytest.importorskip("grpc_reflection.v1alpha.reflection_pb2_grpc")
 
 
 def test_the_server_is_live_and_ready(client: GrpcClient) -> None:
@@ -76,7 +79,7 @@ def test_a_model_can_be_loaded(service: GrpcService, client: GrpcClient, tmp_pat
     write_models(service.folder / "models", newcomer=fold)
     missing = client.call("RepositoryModelLoad", model_name="nope")
 
-    assert not isinstance(client.call("RepositoryModelLoad", model_name="newcomer"), Refused)
+    assert not isinstance(client.call("RepositoryModelLoad", model_name="newcomer"), CallError)
     assert client.call("ModelReady", name="newcomer").ready
     assert (missing.code, "failed to load 'nope'" in missing.message) == ("INVALID_ARGUMENT", True)
 
@@ -176,7 +179,7 @@ def test_each_method_needs_its_scope(
     for name in [None, "wrong", *(f"only-{one}" for one in ALL)]:
         client = GrpcClient(guarded.grpc_port, name)
         result = client.call(method, **fields)
-        found[name] = result.code if isinstance(result, Refused) else "OK"
+        found[name] = result.code if isinstance(result, CallError) else "OK"
         client.close()
 
     unknown = {code for name, code in found.items() if name in {None, "wrong"}}

@@ -12,7 +12,7 @@ import pytest
 
 from model_export.manifest import Array
 from tests.api.oip import binary_body, document, output_array, tensor
-from tests.grpc_api.client import CONTENTS, GrpcClient, Refused, infer_request, outputs_of, parameters_of
+from tests.grpc_api.client import CONTENTS, CallError, GrpcClient, infer_request, outputs_of, parameters_of
 from tests.grpc_api.conftest import GrpcService
 
 CODES = {
@@ -22,7 +22,7 @@ CODES = {
 F32 = np.random.default_rng(3).normal(size=(1, 4)).astype(np.float32)
 
 
-class Request(NamedTuple):
+class InferCase(NamedTuple):
     model: str
     inputs: Mapping[str, Array]
     parameters: Mapping[str, Any]
@@ -41,7 +41,7 @@ class BothClients:
     def close(self) -> None:
         self._http.close()
 
-    def send(self, request: Request) -> dict[str, Any]:
+    def send(self, request: InferCase) -> dict[str, Any]:
         """Return what each form returned."""
         is_typed = all(array.dtype.name in CONTENTS for array in request.inputs.values())
         found = {
@@ -54,7 +54,7 @@ class BothClients:
             found["HTTP, JSON"] = self._send_http(self._of(request, "j"), binary=False)
         return found
 
-    def _of(self, request: Request, form: str) -> Request:
+    def _of(self, request: InferCase, form: str) -> InferCase:
         """Return the request with the sequence of a form."""
         return request._replace(
             parameters={
@@ -63,7 +63,7 @@ class BothClients:
             }
         )
 
-    def _send_http(self, request: Request, *, binary: bool) -> Any:
+    def _send_http(self, request: InferCase, *, binary: bool) -> Any:
         inputs = [tensor(key, array, binary=binary) for key, array in request.inputs.items()]
         outputs = [{"name": name} for name in request.outputs] or None
         parameters = {**request.parameters, **({"binary_data_output": True} if binary else {})}
@@ -83,7 +83,7 @@ class BothClients:
         arrays = {one["name"]: output_array(answer, one["name"]) for one in got["outputs"]}
         return _bits(arrays), self._plain(json.dumps(got.get("parameters", {}), sort_keys=True)), got["model_version"]
 
-    def _send_grpc(self, request: Request, *, typed: bool) -> Any:
+    def _send_grpc(self, request: InferCase, *, typed: bool) -> Any:
         got = self._grpc.infer(
             infer_request(
                 request.model,
@@ -94,7 +94,7 @@ class BothClients:
                 **request.parameters,
             )
         )
-        if isinstance(got, Refused):
+        if isinstance(got, CallError):
             return got.code, self._plain(got.message)
         parameters = self._plain(json.dumps(parameters_of(got), sort_keys=True))
         return _bits(outputs_of(got)), parameters, got.model_version
@@ -127,58 +127,58 @@ def assert_same(found: Mapping[str, Any]) -> Any:
 START: Mapping[str, Any] = {"sequence_id": "s", "sequence_start": True}
 GOES_ON: Mapping[str, Any] = {"sequence_id": "s"}
 ONE = np.array([[1]], np.int64)
-SEQUENCES: Mapping[str, list[Request]] = {
-    "float32": [Request("lstm", {"x": F32 * n}, START if n == 1 else GOES_ON) for n in range(1, 20)],
-    "float16": [Request("half", {"x": np.array([[0.1, -2]], np.float16)}, START)],
-    "float64": [Request("double", {"x": np.array([[0.1, -2]])}, START)],
-    "booleans": [Request("latch", {"x": np.array([[True, False]])}, START)],
+SEQUENCES: Mapping[str, list[InferCase]] = {
+    "float32": [InferCase("lstm", {"x": F32 * n}, START if n == 1 else GOES_ON) for n in range(1, 20)],
+    "float16": [InferCase("half", {"x": np.array([[0.1, -2]], np.float16)}, START)],
+    "float64": [InferCase("double", {"x": np.array([[0.1, -2]])}, START)],
+    "booleans": [InferCase("latch", {"x": np.array([[True, False]])}, START)],
     "several inputs": [
-        Request("two_inputs", {"a": np.array([[1, 2**60]], np.int64), "b": np.array([3], np.int32)}, START),
-        Request("two_inputs", {"b": np.array([4], np.int32), "a": np.array([[-1, 5]], np.int64)}, GOES_ON, ("last",)),
+        InferCase("two_inputs", {"a": np.array([[1, 2**60]], np.int64), "b": np.array([3], np.int32)}, START),
+        InferCase("two_inputs", {"b": np.array([4], np.int32), "a": np.array([[-1, 5]], np.int64)}, GOES_ON, ("last",)),
     ],
-    "a batch without state": [Request("stateless", {"x": np.arange(20, dtype=np.float32).reshape(10, 2)}, {})],
-    "a batch in one sequence": [Request("fold", {"x": np.array([[1], [2]])}, START)],
-    "inputs that may be missing": [Request("last_seen", {"a": np.array([[1, np.nan]], np.float32)}, START)],
+    "a batch without state": [InferCase("stateless", {"x": np.arange(20, dtype=np.float32).reshape(10, 2)}, {})],
+    "a batch in one sequence": [InferCase("fold", {"x": np.array([[1], [2]])}, START)],
+    "inputs that may be missing": [InferCase("last_seen", {"a": np.array([[1, np.nan]], np.float32)}, START)],
     "an end": [
-        Request("fold", {"x": ONE}, START),
-        Request("fold", {"x": 2 * ONE}, {**GOES_ON, "sequence_end": True}),
-        Request("fold", {"x": 2 * ONE}, {**GOES_ON, "sequence_end": True}),
+        InferCase("fold", {"x": ONE}, START),
+        InferCase("fold", {"x": 2 * ONE}, {**GOES_ON, "sequence_end": True}),
+        InferCase("fold", {"x": 2 * ONE}, {**GOES_ON, "sequence_end": True}),
     ],
     "start and end": [
-        Request("fold", {"x": ONE}, {**START, "sequence_end": True}),
-        Request("fold", {"x": ONE}, GOES_ON),
+        InferCase("fold", {"x": ONE}, {**START, "sequence_end": True}),
+        InferCase("fold", {"x": ONE}, GOES_ON),
     ],
     "retries by step": [
-        Request("fold", {"x": ONE}, {**START, "step": 1}),
-        *[Request("fold", {"x": 2 * ONE}, {**GOES_ON, "step": 2})] * 2,
-        Request("fold", {"x": 3 * ONE}, {**GOES_ON, "step": 2}),
-        Request("fold", {"x": 3 * ONE}, {**GOES_ON, "step": 7}),
-        Request("fold", {"x": 3 * ONE}, {**START, "step": 7}),
+        InferCase("fold", {"x": ONE}, {**START, "step": 1}),
+        *[InferCase("fold", {"x": 2 * ONE}, {**GOES_ON, "step": 2})] * 2,
+        InferCase("fold", {"x": 3 * ONE}, {**GOES_ON, "step": 2}),
+        InferCase("fold", {"x": 3 * ONE}, {**GOES_ON, "step": 7}),
+        InferCase("fold", {"x": 3 * ONE}, {**START, "step": 7}),
     ],
-    "retries by key": [Request("fold", {"x": ONE}, {**START, "idempotency_key": "k"})] * 2,
+    "retries by key": [InferCase("fold", {"x": ONE}, {**START, "idempotency_key": "k"})] * 2,
     "retries by source": [
-        Request("fold", {"x": ONE}, {**START, "source_id": "log", "source_at": 5}),
-        *[Request("fold", {"x": ONE}, {**GOES_ON, "source_id": "log", "source_at": 6})] * 2,
+        InferCase("fold", {"x": ONE}, {**START, "source_id": "log", "source_at": 5}),
+        *[InferCase("fold", {"x": ONE}, {**GOES_ON, "source_id": "log", "source_at": 6})] * 2,
     ],
-    "a version": [Request("fold", {"x": ONE}, START, (), "1")],
-    "no such version": [Request("fold", {"x": ONE}, START, (), "9")],
-    "no such model": [Request("nope", {"x": ONE}, START)],
-    "no sequence": [Request("fold", {"x": ONE}, {})],
-    "sequence zero": [Request("fold", {"x": ONE}, {"sequence_id": 0, "sequence_start": True})],
-    "no start": [Request("fold", {"x": ONE}, GOES_ON)],
-    "a wrong shape": [Request("fold", {"x": np.array([[1, 2]])}, START)],
-    "a wrong datatype": [Request("fold", {"x": F32[:, :1]}, START)],
-    "an unknown input": [Request("fold", {"z": ONE}, START)],
-    "a missing input": [Request("two_inputs", {"b": np.array([3], np.int32)}, START)],
-    "an unknown output": [Request("fold", {"x": ONE}, START, ("z",))],
-    "an input that is not finite": [Request("lstm", {"x": F32 * np.float32(np.inf)}, START)],
+    "a version": [InferCase("fold", {"x": ONE}, START, (), "1")],
+    "no such version": [InferCase("fold", {"x": ONE}, START, (), "9")],
+    "no such model": [InferCase("nope", {"x": ONE}, START)],
+    "no sequence": [InferCase("fold", {"x": ONE}, {})],
+    "sequence zero": [InferCase("fold", {"x": ONE}, {"sequence_id": 0, "sequence_start": True})],
+    "no start": [InferCase("fold", {"x": ONE}, GOES_ON)],
+    "a wrong shape": [InferCase("fold", {"x": np.array([[1, 2]])}, START)],
+    "a wrong datatype": [InferCase("fold", {"x": F32[:, :1]}, START)],
+    "an unknown input": [InferCase("fold", {"z": ONE}, START)],
+    "a missing input": [InferCase("two_inputs", {"b": np.array([3], np.int32)}, START)],
+    "an unknown output": [InferCase("fold", {"x": ONE}, START, ("z",))],
+    "an input that is not finite": [InferCase("lstm", {"x": F32 * np.float32(np.inf)}, START)],
     "an output that is not finite": [
-        Request("nan_at_3", {"x": ONE.astype(np.float32)}, START if n == 0 else GOES_ON) for n in range(4)
+        InferCase("nan_at_3", {"x": ONE.astype(np.float32)}, START if n == 0 else GOES_ON) for n in range(4)
     ],
-    "a reserved parameter": [Request("fold", {"x": ONE}, {**START, "triton_x": 1})],
-    "a bad step": [Request("fold", {"x": ONE}, {**START, "step": 0})],
-    "a bad key": [Request("fold", {"x": ONE}, {**START, "idempotency_key": "k" * 256})],
-    "a bad source": [Request("fold", {"x": ONE}, {**START, "source_id": "log"})],
+    "a reserved parameter": [InferCase("fold", {"x": ONE}, {**START, "triton_x": 1})],
+    "a bad step": [InferCase("fold", {"x": ONE}, {**START, "step": 0})],
+    "a bad key": [InferCase("fold", {"x": ONE}, {**START, "idempotency_key": "k" * 256})],
+    "a bad source": [InferCase("fold", {"x": ONE}, {**START, "source_id": "log"})],
 }  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def test_random_sequences_have_the_same_responses(both: BothClients) -> None:
         if random.random() < 0.3:
             parameters["step"] = int(random.integers(1, 6))
         x = np.array([[random.integers(-5, 5)]], np.int64)
-        accepted += isinstance(assert_same(both.send(Request("fold", {"x": x}, parameters)))[0], dict)
+        accepted += isinstance(assert_same(both.send(InferCase("fold", {"x": x}, parameters)))[0], dict)
 
     assert 20 < accepted < 150
 

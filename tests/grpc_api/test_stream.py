@@ -85,9 +85,9 @@ def test_an_error_is_a_message_with_the_id_of_its_request(client: GrpcClient, st
     assert list(call.responses) == []
 
 
-def test_the_last_response_to_a_request_is_marked_if_the_client_wants_it(client: GrpcClient, stream: str) -> None:
-    wanted = {"triton_enable_empty_final_response": True}
-    marked, other = client.stream([request(1, stream, sequence_start=True, **wanted), request(2, stream)])
+def test_the_last_response_to_a_request_is_marked_on_request(client: GrpcClient, stream: str) -> None:
+    marked_too = {"triton_enable_empty_final_response": True}
+    marked, other = client.stream([request(1, stream, sequence_start=True, **marked_too), request(2, stream)])
 
     assert parameters_of(marked.infer_response)["triton_final_response"] is True
     assert "triton_final_response" not in parameters_of(other.infer_response)
