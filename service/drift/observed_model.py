@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from service.models.served import ServedModel
     from service.store.state_store import StateStore
 
+_random = np.random.default_rng()
+
 
 class ObservedModel:
     """Counts the sampled timesteps of a model version.
@@ -116,5 +118,8 @@ def _stacked(
     values = np.concatenate(parts)
     rows = np.repeat(np.arange(sum(n_rows)), np.repeat(lengths, n_rows))
     if (every := -(-len(values) // limit)) > 1:
-        values, rows = values[::every], rows[::every]
+        # One of each `every` values, at random: rows are often sorted in a way that a regular choice would follow.
+        firsts = np.arange(0, len(values) - every + 1, every)
+        chosen = firsts + _random.integers(0, every, len(firsts))
+        values, rows = values[chosen], rows[chosen]
     return values.astype(np.float64), rows

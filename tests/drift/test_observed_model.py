@@ -1,0 +1,38 @@
+"""`ObservedModel` counts a fair choice of the timesteps if more were collected than it may count."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export.step_model import StepModel
+from service.drift.observed_model import ObservedModel
+from service.drift.sampler import MAX_TIMESTEPS
+from service.drift.windows import WINDOWS, read_window
+from service.models.served import ServedModel
+from service.store.state_store import StateStore
+from tests.drift.live import normal, write_reference_model
+from tests.servers import Server
+
+
+async def test_a_choice_of_rows_in_the_same_order_follows_none_of_their_streams(
+    shared_redis: Server, tmp_path: Path
+) -> None:
+    write_reference_model(tmp_path, "fair", normal(20, 50, 2))
+    path = tmp_path / "fair.onnx"
+    store = StateStore(shared_redis.url)
+    observed = ObservedModel(store, ServedModel("fair", 1, StepModel(path), path, ()), 64, "worker")
+    streams, x = [f"s{i}" for i in range(64)], np.zeros((64, 1, 2), np.float32)
+    x[::8] = 100
+    while not observed.sampler.skips():
+        observed.sampler.add(streams, {"x": x}, {"y": x})
+    observed.count(time.time())
+    await observed.windows.write(time.time())
+    found = await read_window(store, observed.name, WINDOWS[0], time.time())
+    await store.close()
+
+    assert found.count[0] == MAX_TIMESTEPS  # every second of them
+    assert found.outside / found.count == pytest.approx(1 / 8, abs=0.04)
