@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy.typing as npt
 
 from tests.connect.connectors import ConnectorProcess
@@ -151,6 +152,17 @@ def webhook() -> Iterator[WebhookReceiver]:
         yield one
     finally:
         one.stop()
+
+
+def step_streams(http: httpx.Client, model: str, streams: list[str], inputs: dict[str, Any]) -> dict[str, Any]:
+    """Step streams once, in columns; sent again while the service is too busy. Returns the outputs."""
+    while True:
+        response = http.post(f"/v1/models/{model}/step", json={"streams": streams, "inputs": inputs})
+        answer: dict[str, Any] = response.json()
+        if response.status_code == 200:
+            assert not answer.get("errors"), answer
+            return dict(answer["outputs"])
+        assert (response.status_code, answer["applied"]) == (503, "no"), answer
 
 
 def is_signed(body: bytes, header: str) -> bool:

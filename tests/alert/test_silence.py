@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.alert.alerts import SECRET, AlertProcess, WebhookReceiver, alerting, webhook
+from tests.alert.alerts import SECRET, AlertProcess, WebhookReceiver, alerting, step_streams, webhook
 from tests.connect.connectors import wait_for
 from tests.processes import ServiceProcess, service_process
 
@@ -38,8 +38,7 @@ def rules_of(service: ServiceProcess, receiver: WebhookReceiver, rule: str) -> s
 
 
 def step(http: httpx.Client, streams: list[str]) -> None:
-    body = {"streams": streams, "inputs": {"x": [[0.1, 0.2, 0.3, 0.4]] * len(streams)}}
-    assert not http.post("/v1/models/lstm/step", json=body).raise_for_status().json().get("errors")
+    step_streams(http, "lstm", streams, {"x": [[0.1, 0.2, 0.3, 0.4]] * len(streams)})
 
 
 def leading(processes: list[AlertProcess]) -> list[AlertProcess]:

@@ -15,7 +15,7 @@ import pytest
 from service.alert.conditions import ConditionError, parse_condition
 from service.alert.errors import RulesError
 from service.alert.rules import read_rules
-from tests.alert.alerts import alerting, write_rules
+from tests.alert.alerts import alerting, step_streams, write_rules
 from tests.connect.connectors import wait_for
 from tests.processes import ServiceProcess
 
@@ -165,10 +165,10 @@ def test_raised_alarms_are_listed_page_by_page(service: ServiceProcess, tmp_path
     rules = f'url = "{service.url}"\ngroup = "pages"\n{rule}'
     with (
         alerting(tmp_path, rules, "--data-dir", service.folder / "data") as [process],
-        httpx.Client(base_url=service.url) as http,
+        httpx.Client(base_url=service.url, timeout=60) as http,
     ):
         wait_for(lambda: process.leads, what=process.text)
-        http.post("/v1/models/lstm/step", json={"streams": streams, "inputs": {"x": [[0, 0, 0, 0]] * 7}})
+        step_streams(http, "lstm", streams, {"x": [[0.0, 0.0, 0.0, 0.0]] * 7})
         wait_for(lambda: len(http.get("/v1/alerts?model=lstm").json()["alerts"]) >= 7, what=process.text)
 
         found, cursor = [], ""
