@@ -187,7 +187,8 @@ def test_a_row_without_a_value_is_named_before_anything_is_sent(
 
 def test_arrays_are_replayed_a_stream_each(service: Service, client: Client, tmp_path: Path, stream: str) -> None:
     data = tmp_path / "data.npz"
-    np.savez(data, **{"x:x": np.arange(6).reshape(2, 3, 1), "streams": [f"{stream}-a", f"{stream}-b"]})
+    arrays: dict[str, Any] = {"x:x": np.arange(6).reshape(2, 3, 1), "streams": [f"{stream}-a", f"{stream}-b"]}
+    np.savez(data, **arrays)
 
     done = run(service, "fold", data, "--json")
 
