@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from scripts.site.navigation import navigation
 from scripts.site.staging import stage
 from scripts.site.versions import add_version
 
-CONFIG: Final = Path(__file__).parent / "mkdocs.yml"
+_CONFIG: Final = Path(__file__).parent / "mkdocs.yml"
 
 
 class SiteError(Exception):
@@ -30,6 +31,7 @@ def build(target: Path, *, versions: bool = False) -> Path:
     Raises:
         SiteError: MkDocs is not installed or has found a broken link, or the folder has other files.
     """
+    _check_installed()
     name = version("stepwell")
     site = target / name if versions else target
     if site.is_dir() and any(site.iterdir()) and not (site / "llms.txt").is_file():
@@ -46,14 +48,20 @@ def build(target: Path, *, versions: bool = False) -> Path:
     return site
 
 
+def _check_installed() -> None:
+    for name in ("mkdocs", "material", "griffe"):
+        try:
+            importlib.import_module(name)
+        except ImportError as exc:
+            raise SiteError(f"{name} is not installed. Run: STEPWELL_EXTRAS=docs ./stepwell --version") from exc
+
+
 def _run_mkdocs(versions: bool, **options: Any) -> None:
-    try:
-        from mkdocs.commands.build import build as run
-        from mkdocs.config import load_config
-        from mkdocs.exceptions import Abort
-    except ImportError as exc:
-        raise SiteError("MkDocs is not installed. Run: STEPWELL_EXTRAS=docs ./stepwell --version") from exc
-    config = load_config(str(CONFIG), **options)
+    from mkdocs.commands.build import build as run
+    from mkdocs.config import load_config
+    from mkdocs.exceptions import Abort
+
+    config = load_config(str(_CONFIG), **options)
     if versions:
         config.extra["version"] = {"provider": "mike"}  # the theme's menu, which reads ../versions.json
     config.plugins.on_startup(command="build", dirty=False)

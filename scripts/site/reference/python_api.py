@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-import griffe
-
 from scripts.site.markdown import table
 
 _ROOT: Final = Path(__file__).parents[3]
@@ -39,6 +37,8 @@ def page() -> str:
 
 def _load() -> tuple[Any, Any]:
     """Return the modules `stepwell` and `service.client`, as griffe reads them."""
+    import griffe  # of the extra `docs`
+
     logging.getLogger("griffe").setLevel(logging.ERROR)
     options = griffe.GoogleOptions(warnings=False)
     loader = griffe.GriffeLoader(
@@ -56,7 +56,8 @@ def _target(found: Any) -> Any:
 
 def _entry(name: str, found: Any, level: int) -> str:
     """Return the section of a name, and for classes and modules those of what they have."""
-    parts = [f"{'#' * level} {name.replace('__', '\\_\\_')}\n"]
+    heading = name.replace("__", r"\_\_")  # else it would be bold
+    parts = [f"{'#' * level} {heading}\n"]
     if found.is_function or found.is_class:
         parts.append(f"```python\n{_signature(name.rpartition('.')[2], found)}\n```\n")
     parts.append(_docstring(found))
