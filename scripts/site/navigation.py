@@ -8,11 +8,12 @@ from typing import Any, Final
 Nav = list[dict[str, Any]]
 
 _GUIDES: Final[Mapping[str, Sequence[str]]] = {
-    "Export a model": ("exporting", "models", "pytorch", "onnx", "step-rules"),
+    "Export a model": ("exporting", "models", "pytorch", "onnx", "step-rules", "mlflow", "hub"),
     "Step streams": ("state", "examples", "python", "client", "watching", "operations", "oip"),
     "Use recorded data": ("replaying", "recorded-data"),
     "Connect and move": ("connecting", "savepoints", "releases"),
-    "Operate": ("deploying", "stores", "monitoring", "security", "performance", "campaign"),
+    "Deploy": ("deploying", "kubernetes", "stores", "security", "sizing", "performance"),
+    "Operate": ("monitoring", "alerts", "drift", "backup", "campaign"),
 }
 _REFERENCE: Final = ("docs/errors.md", "docs/glossary.md")
 _PROJECT: Final = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
@@ -23,7 +24,8 @@ def navigation(pages: Sequence[str]) -> Nav:
 
     A page of docs/ that no group names is listed under "More guides".
     """
-    grouped = {name: [f"docs/{page}.md" for page in listed] for name, listed in _GUIDES.items()}
+    paths = {name: [f"docs/{page}.md" for page in listed] for name, listed in _GUIDES.items()}
+    grouped = {name: [page for page in listed if page in pages] for name, listed in paths.items()}
     in_folder = {folder: [page for page in pages if page.startswith(folder)] for folder in _FOLDERS}
     listed = {
         page

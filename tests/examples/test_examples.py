@@ -45,13 +45,16 @@ def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 NUMBERS = {
     "chunks_and_steps": [32 * 21 * 16] * 2,
     "forecast_interval": [2 * 48],
+    "heartbeat": [3 * 600],
     "label_every_timestep": [3 * 10 * 2],
     "large_gru": [60],
+    "machine_wear": [12 * 240],
     "priming": [20],
     "pytorch_causal_network": [60],
     "pytorch_lstm": [3 * 80],
     "pytorch_own_state": [2 * 40],
     "release": [200 * 100 * 4],
+    "river_flow": [48],
     "sentiment_so_far": [2 * 10],
     "text_classification": [3 * 3],
     "text_generation": [120 * 24] * 2,
@@ -78,6 +81,19 @@ def test_an_example_agrees_with_the_original_model(example_run: ExampleRun) -> N
 @pytest.mark.slow
 def test_an_example_leaves_no_files_in_the_current_folder(example_run: ExampleRun) -> None:
     assert list(example_run.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["heartbeat", "machine_wear", "river_flow"])
+def test_an_example_of_the_gallery_draws_the_picture_of_its_page(tmp_path: Path, name: str) -> None:
+    page = (EXAMPLES.parent / "docs" / "gallery" / f"{name.replace('_', '-')}.md").read_text()
+    [picture] = re.findall(r"!\[[^]]+\]\(\.\./images/(\S+\.svg)\)", page)
+
+    done = run_python(str(EXAMPLES / f"{name}.py"), picture, folder=tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    drawn, committed = (tmp_path / picture).read_text(), (EXAMPLES.parent / "docs" / "images" / picture).read_text()
+    assert re.findall(r"<text.*?>([^<0-9]+)</text>", drawn) == re.findall(r"<text.*?>([^<0-9]+)</text>", committed)
 
 
 @pytest.mark.parametrize("served", [[0.50002], [float("nan")], [0.5, 0.5]])
