@@ -19,6 +19,8 @@ EXAMPLE_NAMES = [
     for path in sorted(EXAMPLES.glob("*.py"))
     if path.stem not in {"live", "quickstart"}
 ]
+GALLERY = {"heartbeat", "machine_wear", "river_flow"}
+GALLERY_PAGES = EXAMPLES.parent / "docs" / "gallery"
 LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+) numbers\)$", re.MULTILINE)
 
 
@@ -26,6 +28,7 @@ LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+)
 class ExampleRun:
     name: str
     folder: Path
+    picture: Path | None
     process: subprocess.CompletedProcess[str]
 
     @property
@@ -39,7 +42,10 @@ def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     if request.param.startswith("pytorch_") and not find_spec("torch"):
         pytest.skip("PyTorch is not installed (STEPWELL_EXTRAS=torch)")
     folder = tmp_path_factory.mktemp(request.param)
-    return ExampleRun(request.param, folder, run_python(str(EXAMPLES / f"{request.param}.py"), folder=folder))
+    picture = tmp_path_factory.mktemp("pictures") / "picture.svg" if request.param in GALLERY else None
+    arguments = [] if picture is None else [str(picture)]
+    done = run_python(str(EXAMPLES / f"{request.param}.py"), *arguments, folder=folder)
+    return ExampleRun(request.param, folder, picture, done)
 
 
 NUMBERS = {
@@ -84,16 +90,20 @@ def test_an_example_leaves_no_files_in_the_current_folder(example_run: ExampleRu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["heartbeat", "machine_wear", "river_flow"])
-def test_an_example_of_the_gallery_draws_the_picture_of_its_page(tmp_path: Path, name: str) -> None:
-    page = (EXAMPLES.parent / "docs" / "gallery" / f"{name.replace('_', '-')}.md").read_text()
-    [picture] = re.findall(r"!\[[^]]+\]\(\.\./images/(\S+\.svg)\)", page)
+def test_an_example_of_the_gallery_draws_the_picture_of_its_page(example_run: ExampleRun) -> None:
+    if example_run.name not in GALLERY:
+        assert example_run.picture is None
+        return
+    page = (GALLERY_PAGES / f"{example_run.name.replace('_', '-')}.md").read_text()
+    [picture] = re.findall(r"!\[[^]]+\]\((\.\./images/\S+\.svg)\)", page)
 
-    done = run_python(str(EXAMPLES / f"{name}.py"), picture, folder=tmp_path)
+    assert words(example_run.picture) == words(GALLERY_PAGES / picture)
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    drawn, committed = (tmp_path / picture).read_text(), (EXAMPLES.parent / "docs" / "images" / picture).read_text()
-    assert re.findall(r"<text.*?>([^<0-9]+)</text>", drawn) == re.findall(r"<text.*?>([^<0-9]+)</text>", committed)
+
+def words(picture: Path | None) -> list[str]:
+    """Return the texts of a picture without its numbers, which differ in their last digits from machine to machine."""
+    assert picture is not None
+    return re.findall(r"<text.*?>([^<0-9]+)</text>", picture.read_text())
 
 
 @pytest.mark.parametrize("served", [[0.50002], [float("nan")], [0.5, 0.5]])

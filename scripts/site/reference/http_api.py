@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from scripts.site.markdown import slug, table
 from scripts.site.reference.schemas import components, type_of
@@ -26,9 +30,14 @@ Bodies are JSON, or msgpack with `Content-Type: application/msgpack`. Every erro
 
 
 @functools.cache
+def application() -> FastAPI:
+    """Return the service's application; it has no store and is not started."""
+    return create_app(Settings())
+
+
 def document() -> dict[str, Any]:
     """Return the OpenAPI document."""
-    return create_app(Settings()).openapi()
+    return application().openapi()
 
 
 def page() -> str:
@@ -38,7 +47,14 @@ def page() -> str:
         for method, operation in operations.items():
             by_tag[operation["tags"][0]].append(_operation(method.upper(), path, operation))
     sections = [f"## {tag.capitalize()}\n\n" + "\n".join(operations) for tag, operations in by_tag.items()]
-    return "\n".join([_HEAD, *sections, components(document()["components"]["schemas"])])
+    return "\n".join([_HEAD, *sections, _other_routes(), components(document()["components"]["schemas"])])
+
+
+def _other_routes() -> str:
+    """Return the section of the routes that the OpenAPI document leaves out: pages, and the documents themselves."""
+    routes = [one for one in application().routes if isinstance(one, APIRoute) and not one.include_in_schema]
+    rows = [(f"`{' '.join(sorted(one.methods))} {one.path}`", inspect.getdoc(one.endpoint) or "") for one in routes]
+    return f"## Pages and documents\n\n{table(('route', 'response'), rows)}"
 
 
 def _operation(method: str, path: str, operation: Mapping[str, Any]) -> str:

@@ -57,8 +57,8 @@ def _type(annotation: Any) -> str:
 
 def _bounds(field: FieldInfo) -> str:
     signs = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
-    found = [f"{words} {value:g}" for one in field.metadata for sign, words in signs.items()
-             if (value := getattr(one, sign, None)) is not None]  # fmt: skip
+    values = [(words, getattr(one, sign, None)) for one in field.metadata for sign, words in signs.items()]
+    found = [f"{words} {value:g}" for words, value in values if value is not None]
     return f", {' and '.join(found)}" if found else ""
 
 
