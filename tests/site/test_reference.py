@@ -93,7 +93,10 @@ def test_the_page_of_the_python_api_has_each_method(site: Site, cls: type) -> No
 def test_the_page_of_the_http_api_has_each_route_and_schema(site: Site) -> None:
     app = create_app(Settings())
     routes = [
-        f"{method} {route.path}" for route in app.routes if isinstance(route, APIRoute) for method in route.methods
+        f"{method} {route.path}"
+        for route in app.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
     ]
 
     page = site.page("reference/http.html")

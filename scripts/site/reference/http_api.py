@@ -53,7 +53,9 @@ def page() -> str:
 def _other_routes() -> str:
     """Return the section of the routes that the OpenAPI document leaves out: pages, and the documents themselves."""
     routes = [one for one in application().routes if isinstance(one, APIRoute) and not one.include_in_schema]
-    rows = [(f"`{' '.join(sorted(one.methods))} {one.path}`", inspect.getdoc(one.endpoint) or "") for one in routes]
+    rows = [
+        (f"`{' '.join(sorted(one.methods or ()))} {one.path}`", inspect.getdoc(one.endpoint) or "") for one in routes
+    ]
     return f"## Pages and documents\n\n{table(('route', 'response'), rows)}"
 
 
