@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from model_export.manifest import NAME
-from service.codec.socket_messages import (
+from service.asgi.socket_messages import (
     AuthMessage,
     ColumnsReply,
     CommitMessage,

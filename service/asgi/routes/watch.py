@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
 from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
+from service.asgi.socket_messages import WatchRequest
 from service.asgi.websocket import AcceptedWebSocket
-from service.codec.socket_messages import WatchRequest
 from service.codec.strict.parse import parse
 from service.engine.watch.subscriber import Subscriber
 from service.errors import ServiceError

@@ -1,7 +1,7 @@
 """The messages of WebSockets, a struct each, from which `/asyncapi.json` is derived.
 
-Messages that step streams are in `step_bodies`. The frequent messages of the service are built as plain values of the
-same fields, in `responses` and `asgi.routes.watching`; tests compare both.
+Messages that step streams are in `codec.step_bodies`. The frequent messages of the service are built as plain values of
+the same fields, in `codec.responses` and `routes.watching`; tests compare both.
 """
 
 from __future__ import annotations
