@@ -13,7 +13,7 @@ _GUIDES: Final[Mapping[str, Sequence[str]]] = {
     "Use recorded data": ("replaying", "recorded-data", "spark-and-ray"),
     "Connect and move": ("connecting", "savepoints", "releases"),
     "Deploy": ("deploying", "kubernetes", "stores", "security", "sizing", "performance"),
-    "Operate": ("monitoring", "alerts", "drift", "backup", "campaign"),
+    "Operate": ("dashboard", "monitoring", "alerts", "drift", "backup", "campaign"),
 }
 _REFERENCE: Final = ("docs/errors.md", "docs/glossary.md")
 _PROJECT: Final = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")

@@ -16,6 +16,7 @@ from service.app import create_app
 from service.cli import make_app
 from service.errors import CODES
 from service.metrics import Metrics
+from service.requests.advice import ADVICE
 from service.settings import PREFIX, Settings
 from tests.site.pages import Site
 
@@ -66,6 +67,7 @@ def test_the_page_of_errors_has_each_code_and_links_to_what_to_do(site: Site, co
 
     assert code in page.code
     assert f"../docs/errors.html#{code}" in page.links
+    assert ADVICE[code].replace("`", "") in page.text
 
 
 def test_the_page_of_metrics_has_each(site: Site) -> None:
