@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from service.notebook import LiveModel, run
 
     __version__: str
+    """The version of the package."""
 
 # onnxruntime's own builds report their use to Microsoft unless this is set before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

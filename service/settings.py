@@ -170,7 +170,7 @@ class Settings(BaseModel):
     require_preconditions: bool = False
     """Reject (428) requests that reset, replace or delete without `after` or an Idempotency-Key."""
     production: bool = False
-    """Disable /docs and /openapi.json, and start only with keys."""
+    """Disable /docs, /openapi.json and /asyncapi.json, and start only with keys."""
     insecure: bool = False
     """Listen on other addresses than loopback without keys."""
     allow_eviction: bool = False

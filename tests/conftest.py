@@ -30,6 +30,7 @@ NOT_QUICK = {
     *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
     "notebook",
     *("client/test_stream_ops.py", "models/test_vetting.py", "process", "test_cli.py", "test_examples_page.py"),
+    *("site", "test_tutorial.py"),
     *(
         "parity",
         "triton",

@@ -381,7 +381,8 @@ def test_the_reference_page_shows_the_openapi_document(service: Service) -> None
 def test_in_production_there_is_no_reference_page(shared_redis: Server, tmp_path: Path) -> None:
     with running_service(shared_redis.url, write_models(tmp_path, fold), production=True) as one:
         closed = {
-            path: one.http.get(path).status_code for path in ("/docs", "/openapi.json", "/reference/reference.js")
+            path: one.http.get(path).status_code
+            for path in ("/docs", "/openapi.json", "/asyncapi.json", "/reference/reference.js")
         }
 
         assert set(closed.values()) == {404}

@@ -11,6 +11,7 @@ import pytest
 
 from tests.clients.model import doubling
 from tests.graphs import fold, two_inputs, write_models
+from tests.npm import npm_install
 from tests.processes import ServiceProcess, service_process
 
 
@@ -36,16 +37,6 @@ def node() -> list[str]:
 @pytest.fixture(scope="session")
 def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `npm install` makes of the client's development packages, once for the whole run."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("needs npm: apt-get install npm")
     folder = tmp_path_factory.mktemp("npm")
     shutil.copy(Path(__file__).parents[2] / "clients" / "typescript" / "package.json", folder)
-    install = [npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--prefer-offline", "--ignore-scripts"]
-    try:
-        done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm install did not end within 60 s: is there a network?")
-    if done.returncode != 0:
-        pytest.skip(f"npm install failed: {done.stderr[-300:]}")
-    return folder / "node_modules"
+    return npm_install(folder)

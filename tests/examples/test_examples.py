@@ -19,6 +19,8 @@ EXAMPLE_NAMES = [
     for path in sorted(EXAMPLES.glob("*.py"))
     if path.stem not in {"live", "quickstart"}
 ]
+GALLERY = {"heartbeat", "machine_wear", "river_flow"}
+GALLERY_PAGES = EXAMPLES.parent / "docs" / "gallery"
 LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+) numbers\)$", re.MULTILINE)
 
 
@@ -26,6 +28,7 @@ LINE = re.compile(r"^largest difference from (?:Keras|PyTorch): (\S+) \(([\d,]+)
 class ExampleRun:
     name: str
     folder: Path
+    picture: Path | None
     process: subprocess.CompletedProcess[str]
 
     @property
@@ -39,19 +42,25 @@ def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     if request.param.startswith("pytorch_") and not find_spec("torch"):
         pytest.skip("PyTorch is not installed (STEPWELL_EXTRAS=torch)")
     folder = tmp_path_factory.mktemp(request.param)
-    return ExampleRun(request.param, folder, run_python(str(EXAMPLES / f"{request.param}.py"), folder=folder))
+    picture = tmp_path_factory.mktemp("pictures") / "picture.svg" if request.param in GALLERY else None
+    arguments = [] if picture is None else [str(picture)]
+    done = run_python(str(EXAMPLES / f"{request.param}.py"), *arguments, folder=folder)
+    return ExampleRun(request.param, folder, picture, done)
 
 
 NUMBERS = {
     "chunks_and_steps": [32 * 21 * 16] * 2,
     "forecast_interval": [2 * 48],
+    "heartbeat": [3 * 600],
     "label_every_timestep": [3 * 10 * 2],
     "large_gru": [60],
+    "machine_wear": [12 * 240],
     "priming": [20],
     "pytorch_causal_network": [60],
     "pytorch_lstm": [3 * 80],
     "pytorch_own_state": [2 * 40],
     "release": [200 * 100 * 4],
+    "river_flow": [48],
     "sentiment_so_far": [2 * 10],
     "text_classification": [3 * 3],
     "text_generation": [120 * 24] * 2,
@@ -78,6 +87,23 @@ def test_an_example_agrees_with_the_original_model(example_run: ExampleRun) -> N
 @pytest.mark.slow
 def test_an_example_leaves_no_files_in_the_current_folder(example_run: ExampleRun) -> None:
     assert list(example_run.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_example_of_the_gallery_draws_the_picture_of_its_page(example_run: ExampleRun) -> None:
+    if example_run.name not in GALLERY:
+        assert example_run.picture is None
+        return
+    page = (GALLERY_PAGES / f"{example_run.name.replace('_', '-')}.md").read_text()
+    [picture] = re.findall(r"!\[[^]]+\]\((\.\./images/\S+\.svg)\)", page)
+
+    assert words(example_run.picture) == words(GALLERY_PAGES / picture)
+
+
+def words(picture: Path | None) -> list[str]:
+    """Return the texts of a picture without its numbers, which differ in their last digits from machine to machine."""
+    assert picture is not None
+    return re.findall(r"<text.*?>([^<0-9]+)</text>", picture.read_text())
 
 
 @pytest.mark.parametrize("served", [[0.50002], [float("nan")], [0.5, 0.5]])

@@ -173,7 +173,7 @@ def test_the_service_answers_a_step(serving: ServiceProcess) -> None:
     assert (answer["step"], answer["outputs"]["y"]) == (1, fold_reference([7]))
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/dashboard/app.js"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/asyncapi.json", "/dashboard/app.js"])
 def test_the_service_has_its_pages(serving: ServiceProcess, path: str) -> None:
     assert httpx.get(serving.url + path, trust_env=False).status_code == 200
 

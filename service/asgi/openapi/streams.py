@@ -48,7 +48,8 @@ the request was applied to the stream.
 
 WebSockets: `/v1/models/{model}/streams/{stream}/feed` accepts step bodies and replies to each in order;
 `/v1/models/{model}/feed` accepts messages that name their `stream`, or bulk requests with `streams`;
-`/v1/watch` sends predictions as they are committed. Subprotocols: `stepwell.json` and `stepwell.msgpack`.
+`/v1/watch` sends predictions as they are committed. Subprotocols: `stepwell.json` and `stepwell.msgpack`. All their
+messages are in `/asyncapi.json`.
 
 `/v2` is the Open Inference Protocol, where a sequence is a stream and errors are `{"error": ".."}`.
 """

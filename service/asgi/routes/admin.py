@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from model_export.manifest import TensorSpec
 from service.asgi.error_page import error_page
 from service.asgi.http import RawResponse, audited, authorize, model_of, respond
+from service.asgi.openapi import asyncapi
 from service.asgi.openapi import streams as openapi
 from service.codec.formats import JSON, encode
 from service.codec.response_bodies import (
@@ -63,6 +64,7 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     add("/metrics", routes.metrics, methods=["GET"], **openapi.METRICS)
     if not context.settings.production:
         add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
+        add("/asyncapi.json", routes.asyncapi, methods=["GET"], include_in_schema=False)
         add("/docs", routes.docs, methods=["GET"], include_in_schema=False)
         app.mount("/reference", PageFiles(directory=REFERENCE), name="reference")
     add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
@@ -77,6 +79,7 @@ class AdminRoutes:
         self._app = app
         self._context = context
         self._openapi = functools.cache(lambda: encode(app.openapi(), JSON))
+        self._asyncapi = functools.cache(lambda: encode(asyncapi.document(app.version), JSON))
 
     async def models(self, request: Request) -> Response:
         """Describe every model."""
@@ -148,6 +151,11 @@ class AdminRoutes:
         """Return the OpenAPI document."""
         self._check(request, "read")
         return RawResponse(await asyncio.to_thread(self._openapi), JSON.value)
+
+    async def asyncapi(self, request: Request) -> Response:
+        """Return the AsyncAPI document, which describes the WebSockets."""
+        self._check(request, "read")
+        return RawResponse(await asyncio.to_thread(self._asyncapi), JSON.value)
 
     async def docs(self, _request: Request) -> Response:
         """Return the page of the API documentation, which fetches the OpenAPI document."""

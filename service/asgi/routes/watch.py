@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
 
 import msgspec
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
 from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
+from service.asgi.socket_messages import WatchRequest
 from service.asgi.websocket import AcceptedWebSocket
 from service.codec.strict.parse import parse
 from service.engine.watch.subscriber import Subscriber
 from service.errors import ServiceError
-from service.ids import SEQ_LIMIT
 from service.requests.close_codes import DRAINING, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.context import AppContext
-
-_MAX_SUBSCRIPTIONS = 100
-
-
-class _WatchEntry(msgspec.Struct, forbid_unknown_fields=True):
-    """One subscription: a stream, the streams whose ids have a prefix, or all streams of a model."""
-
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    stream: str | None = None
-    prefix: Annotated[str, msgspec.Meta(max_length=128)] = ""
-    since: Annotated[int, msgspec.Meta(ge=0, lt=SEQ_LIMIT)] | None = None
-
-
-class _WatchRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The first message of a watcher."""
-
-    watch: Annotated[list[_WatchEntry], msgspec.Meta(min_length=1, max_length=_MAX_SUBSCRIPTIONS)]
-    inputs: bool = False
-    candidate: bool = False
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -72,7 +52,7 @@ def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Sub
         ServiceError: `bad_json`, `bad_request` or `model_not_found`.
     """
     try:
-        body = msgspec.convert(parse(message, socket.message_format), _WatchRequest)
+        body = msgspec.convert(parse(message, socket.message_format), WatchRequest)
     except msgspec.ValidationError as exc:
         raise ServiceError(
             "bad_request", f"The message is not a watch request: {exc}.", fix='Send {"watch": [{"model": "m"}]}.'

@@ -1,0 +1,25 @@
+"""The page of all error codes of requests: status, meaning, and what to do with the request."""
+
+from __future__ import annotations
+
+from scripts.site.markdown import slug, table
+from service.errors import CODES
+from service.requests.advice import ADVICE
+from service.requests.problems import PROBLEMS
+
+_HEAD = """\
+# Error codes
+
+Every code that the response to a request can have in `code`. Use the code in programs, not the text. Each links to its
+causes in [Errors](../docs/errors.md), which also explains `applied` and `retry`: `same` (send the identical request
+again), `resend_from` (send your timesteps again from `expected` on) or `never`.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    rows = [
+        (f"[`{code}`](../docs/errors.md#{slug(code)})", status, title, f"`{CODES[code]}`", ADVICE[code])
+        for code, (status, title) in PROBLEMS.items()
+    ]
+    return f"{_HEAD}\n{table(('code', 'status', 'means', '`retry`', 'what to do'), rows)}"

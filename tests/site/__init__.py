@@ -1,0 +1,1 @@
+"""The docs site, built once and checked as its readers get it."""

@@ -1,0 +1,122 @@
+"""The built reference has every setting, command, error code, metric, public name, route and message."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+
+import stepwell
+from service import client
+from service.app import create_app
+from service.cli import make_app
+from service.errors import CODES
+from service.metrics import Metrics
+from service.requests.advice import ADVICE
+from service.settings import PREFIX, Settings
+from tests.site.pages import Site
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_page_of_settings_has_each_with_flag_variable_and_description(site: Site, name: str) -> None:
+    page = site.page("reference/settings.html")
+
+    assert name in page.ids
+    assert f"{PREFIX}{name.upper()}" in page.code
+    assert any(code.split(" / ")[0] == f"--{name.replace('_', '-')}" for code in page.code)
+    assert Settings.descriptions()[name].split("`")[0] in " ".join(page.text.split())
+
+
+def commands() -> list[tuple[str, ...]]:
+    """Return the words of each command, as `--help` lists them."""
+    import typer
+
+    def inner(app: typer.Typer) -> dict[str, Any]:
+        return dict(getattr(typer.main.get_command(app), "commands", {}))
+
+    found: list[tuple[str, ...]] = []
+    for name in inner(make_app(None)):
+        found.append((name,))
+        found += [(name, one) for one in getattr(inner(make_app(name))[name], "commands", {})]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_page_of_commands_has_each(site: Site, words: tuple[str, ...]) -> None:
+    assert "-".join(("stepwell", *words)) in site.page("reference/commands.html").ids
+
+
+@pytest.mark.parametrize("words", [("export",), ("keys", "add"), ("release", "start")], ids=" ".join)
+def test_a_command_is_shown_as_its_help_prints_it(site: Site, words: tuple[str, ...]) -> None:
+    command = [sys.executable, "-P", "-m", "stepwell", *words, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    options = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  --")]
+    shown = next(code for code in site.page("reference/commands.html").code if f"stepwell {' '.join(words)} " in code)
+    assert options
+    assert [option for option in options if option not in shown] == []
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_the_page_of_errors_has_each_code_and_links_to_what_to_do(site: Site, code: str) -> None:
+    page = site.page("reference/errors.html")
+
+    assert code in page.code
+    assert f"../docs/errors.html#{code}" in page.links
+    assert ADVICE[code].replace("`", "") in page.text
+
+
+def test_the_page_of_metrics_has_each(site: Site) -> None:
+    exposed = Metrics("0").render()[0].decode().splitlines()
+    names = {line.split()[2] for line in exposed if line.startswith("# TYPE")}
+
+    assert names - site.page("reference/metrics.html").code == set()
+
+
+@pytest.mark.parametrize("name", sorted({*stepwell.__all__, *client.__all__}))
+def test_the_page_of_the_python_api_has_each_name(site: Site, name: str) -> None:
+    assert name.lower() in site.page("reference/python.html").ids
+
+
+@pytest.mark.parametrize("cls", [client.Client, client.Model, client.Stream, client.AsyncStream, client.Feed])
+def test_the_page_of_the_python_api_has_each_method(site: Site, cls: type) -> None:
+    methods = [
+        name for base in cls.__mro__[:-1] for name, one in vars(base).items() if name[0] != "_" and callable(one)
+    ]
+
+    page = site.page("reference/python.html")
+    assert [name for name in methods if f"{cls.__name__}{name}".lower() not in page.ids] == []
+
+
+def test_the_page_of_the_http_api_has_each_route_and_schema(site: Site) -> None:
+    app = create_app(Settings())
+    routes = [
+        f"{method} {route.path}"
+        for route in app.routes
+        if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    ]
+
+    page = site.page("reference/http.html")
+    assert [route for route in routes if route not in page.text] == []
+    assert [name for name in app.openapi()["components"]["schemas"] if name.lower() not in page.ids] == []
+
+
+def test_the_page_of_websockets_has_each_route_and_message(site: Site) -> None:
+    document = json.loads((site.folder / "reference" / "asyncapi.json").read_text())
+    page = site.page("reference/websockets.html")
+
+    assert [one["address"] for one in document["channels"].values() if f"WS {one['address']}" not in page.text] == []
+    assert [name for name in document["components"]["messages"] if name.lower() not in page.ids] == []
+
+
+def test_no_field_of_a_message_is_left_out(site: Site) -> None:
+    code = site.page("reference/websockets.html").code
+    document: dict[str, Any] = json.loads((site.folder / "reference" / "asyncapi.json").read_text())
+    fields = {name for one in document["components"]["schemas"].values() for name in one.get("properties", {})}
+
+    assert fields - code == set()
