@@ -75,7 +75,7 @@ const forecast = new Forecast({
 });
 const dialog = new Dialog();
 new Operations({ dialog, current: () => [page.model, chosen()], onDone: done });
-const cards = makeCards({ dialog, current: () => page.model, choose: openFromElsewhere, onTrial: () => live.restart() });
+const cards = makeCards({ dialog, choose: openFromElsewhere, onTrial: () => live.restart() });
 const view = new StreamView({ forecast, release: cards.release, onChange: () => (page.fresh = true) });
 new Recording({ current: () => [page.model, page.limits], onStream: (name) => choose(name) });
 

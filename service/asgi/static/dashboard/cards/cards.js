@@ -12,9 +12,8 @@ import { ReleaseCard } from "./release.js";
  * - `refresh()`: reads from the service, every two seconds; may return a promise
  * - `record(message)`: gets each message of the watch of the model
  *
- * @param {{dialog: Dialog, current: Function, choose: Function, onTrial: Function}} context - `current` returns the
- *   model that is shown, or null; `choose` opens a stream by its name; `onTrial` is called when a release's trial starts
- *   or ends
+ * @param {{dialog: Dialog, choose: Function, onTrial: Function}} context - `choose` opens a stream by its name;
+ *   `onTrial` is called when a release's trial starts or ends
  */
 export function makeCards(context) {
   const alerts = new AlertCard(makePanel("alerts", "Alarms"), context.choose);
