@@ -17,6 +17,7 @@ from service.requests.context import AppContext
 
 _log = logging.getLogger(__name__)
 _HEALTH_S: Final = 0.2  # between two updates of the health service
+_LAST_RESPONSES_S: Final = 0.5  # for grpcio to send what the methods have returned
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -98,7 +99,8 @@ class GrpcServer:
         stopping = asyncio.create_task(self._server.stop(grace_s))
         idle = asyncio.create_task(self._methods.idle.wait())
         await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
-        await self._server.stop(None)  # watchers of the health service would stay for the whole time
+        # Watchers of the health service would stay for the whole grace. Of two, grpcio uses the shorter one.
+        await self._server.stop(min(_LAST_RESPONSES_S, grace_s))
         await asyncio.wait({stopping})
         idle.cancel()
 

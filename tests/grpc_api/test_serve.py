@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.graphs import fold, fold_reference, write_models
+from tests.graphs import fold, fold_reference, slow, write_models
 from tests.processes import LAUNCH
 from tests.servers import Server
 
@@ -53,6 +53,25 @@ def test_two_services_do_not_share_a_port(redis_server: Server, tmp_path: Path) 
     assert other.process.wait(60) == 3
     assert f"127.0.0.1:{one.grpc_port} for gRPC" in other.log.read_text()
     assert one.stop() == 0
+
+
+def test_a_call_that_was_accepted_before_a_drain_is_answered(redis_server: Server, tmp_path: Path) -> None:
+    from tests.grpc_api.client import GrpcClient, ModelInferResponse, infer_request, integer, y_of
+    from tests.grpc_api.conftest import GrpcService
+
+    models = write_models(tmp_path / "models", slow, fold)
+    with GrpcService(models, tmp_path, "--redis", redis_server.url).running() as one:
+        client = GrpcClient(one.grpc_port)
+        request = infer_request("slow", {"x": integer(400_000)}, sequence_id="s", sequence_start=True)
+        send = client.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call = send.future(request.SerializeToString(), wait_for_ready=True)
+        client.predict(1, "f", sequence_start=True)  # over the same connection, so the service has the first one, too
+        one.process.terminate()
+        response = ModelInferResponse.FromString(call.result(60))
+        client.close()
+
+        assert one.process.wait(60) == 0
+    assert y_of(response) == 400_000
 
 
 def test_several_workers_share_the_port(redis_server: Server, tmp_path: Path) -> None:
