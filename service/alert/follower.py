@@ -41,6 +41,7 @@ class FollowedModel:
         rules: Its rules.
         row_ranks: By input, the number of axes of one timestep.
         stream_ttl_ms: Milliseconds that an idle stream lives at least.
+        longest_request_s: Seconds after which no commit of an earlier request is under way.
         prefix: The longest start that the ids of all streams of its rules have.
     """
 
@@ -48,6 +49,7 @@ class FollowedModel:
     rules: list[AlarmRule]
     row_ranks: dict[str, int]
     stream_ttl_ms: int
+    longest_request_s: float
     prefix: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ _WRITE_EVERY_S: Final = 0.5
 _STORE_PAUSE_S: Final = 0.2
 _REJECTED_PAUSE_S: Final = 5.0
 _LAST_WRITE_S: Final = 5.0
+_SOON_S: Final = 1.0
 
 _Item = tuple[str, StreamUpdate | None]
 """A stream and its commit, or "" and None: commits may have been missed."""
@@ -145,14 +146,20 @@ class AlertLeader:
     async def _evaluate(self, follower: StreamFollower, queue: asyncio.Queue[_Item]) -> None:
         """Evaluate what arrives and what is due, and write the results."""
         written_at = time.monotonic()
+        # Commits that were under way when a watch began are not sent to it: the event logs are read again after them
+        catch_up_at: list[float] = []
         while True:
             if follower.has_alarms or time.monotonic() - written_at >= _WRITE_EVERY_S:
                 await self._write(follower)
                 written_at = time.monotonic()
             items = await _next_items(queue, self._wait_s(follower))
             try:
-                if any(update is None for _, update in items):
+                now = time.monotonic()
+                if begins := any(update is None for _, update in items):
+                    catch_up_at = [now + seconds for seconds in (_SOON_S, follower.model.longest_request_s)]
+                if begins or (catch_up_at and now >= catch_up_at[0]):
                     await follower.catch_up()
+                    catch_up_at = [at for at in catch_up_at if at > now]
                 await follower.follow([(stream, update) for stream, update in items if update is not None])
                 await follower.check_due()
             except ServiceError:

@@ -110,7 +110,7 @@ class AlertSession:
                     fix=f"Start the service with --history {name}=N, where N is the number of commits to keep of each "
                     f"stream; STEPWELL_HISTORY={name}=64 does the same.",
                 )
-            followed.append(self._followed(name, model, info["limits"]["stream_ttl_s"]))
+            followed.append(self._followed(name, model, info["limits"]))
         store = StateStore(self._store_url, stream_ttl_s=info["limits"]["stream_ttl_s"])
         self._service = FollowedService(info["tenant"], followed, store)
         await self._check_store(store)
@@ -170,7 +170,7 @@ class AlertSession:
         finally:
             self.counters.leads = False
 
-    def _followed(self, name: str, model: dict[str, Any], stream_ttl_s: float) -> FollowedModel:
+    def _followed(self, name: str, model: dict[str, Any], limits: dict[str, Any]) -> FollowedModel:
         shapes = {group: {spec["name"]: spec["shape"] for spec in model[group]} for group in ("outputs", "inputs")}
         rules = self._rules.of_model(name)
         for rule in rules:
@@ -180,7 +180,7 @@ class AlertSession:
                 except ConditionError as exc:
                     raise RulesError(f"Rule {rule.name!r}: {condition.text!r}: {exc}.") from exc
         ranks = {one: len(shape) for one, shape in shapes["inputs"].items()}
-        return FollowedModel(name, rules, ranks, int(stream_ttl_s * 1000))
+        return FollowedModel(name, rules, ranks, int(limits["stream_ttl_s"] * 1000), 2 * limits["request_timeout_s"])
 
     async def _check_store(self, store: StateStore) -> None:
         """Check that the store is that of a service: every worker of one signs in."""
