@@ -14,8 +14,9 @@ import pytest
 
 from model_export.manifest import Array
 from model_export.step_model import StepModel
+from service.releases.document import MAX_EARLIER
 from tests.graphs import lstm, write_model
-from tests.releases.fleet import MODEL, NEW_FACTOR, Fleet, fleet, folded, over_both, two_folds
+from tests.releases.fleet import MODEL, NEW_FACTOR, Fleet, fleet, folded, over_both, two_folds, wait_until
 from tests.servers import Server
 
 N_STREAMS = 400
@@ -77,11 +78,14 @@ def stepped_during(releases: Fleet, names: Sequence[str], n_steps: int, hows: Se
     for thread in threads:
         thread.start()
     current, chance = 1, random.Random(5)
-    while any(thread.is_alive() for thread in threads):
+    # A stream whose client has ended sleeps; its pair is settled as long as the document has its trial.
+    for n in range(MAX_EARLIER):
         releases.put(candidate=3 - current, mode=chance.choice(["shadow", "ramp"]), percent=100)
         how = chance.choice(hows)
         releases.end(how)
         current = 3 - current if how == "promote" else current
+        part = n * len(names) * n_steps // MAX_EARLIER
+        wait_until(lambda part=part: sum(map(len, found.values())) >= part, within_s=120)  # type: ignore[misc]
     for thread in threads:
         thread.join()
     return found
