@@ -1,4 +1,4 @@
-"""`ObservedModel`: what one worker sees of one model version: its sampler, its tracked streams and its sketches."""
+"""`ObservedModel`: what one worker counts of one model version: its sampler, its tracked streams and its sketches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`TrackedStreams`: the mean bin of some streams, which tells the tenth that deviates most from the reference."""
+"""`TrackedStreams`: the mean bin of some streams, by which the tenth that deviates most is found from the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`EngineObserver`: the engine's notifications about its work; `service/metrics.py` counts them."""
+"""`EngineObserver`: the engine's notifications about its work; `service/metrics/` counts them."""
 
 from __future__ import annotations
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
-import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest, values
-from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service.drift.metrics import DriftMetrics
 from service.drift.report import FeatureReport
 from service.engine.observer import EngineObserver
+from service.metrics.kinds import BufferedHistogram, Labelled, PublicMetrics
+from service.metrics.process import ProcessMetrics
+from service.metrics.releases import ReleaseMetrics
+from service.metrics.shared_folder import remove_dead_workers, shared_folder
 from service.models.changes import ModelChange
-from service.process_metrics import ProcessMetrics
-from service.release_metrics import ReleaseMetrics
-from service.settings import METRICS_FOLDER_ENV
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of `render`'s text, which every version of Prometheus accepts."""
@@ -36,11 +31,7 @@ _SECONDS = (
     *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_BUFFERED_MAX = 4096  # values that a histogram buffers before it counts them
-_OIP = "stepwell_oip_"  # metrics for the statistics of the Open Inference Protocol only; `render` omits them
-_log = logging.getLogger(__name__)
 
-_M = TypeVar("_M", bound=MetricWrapperBase)
 _MultiprocessMode = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers are combined
 
 
@@ -82,46 +73,46 @@ class Metrics(EngineObserver):
         Args:
             version: The service's version, for `stepwell_build_info`.
         """
-        self._folder = _shared_folder()
+        self._folder = shared_folder()
         self._registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"stepwell_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> _Histogram:
-            return _Histogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> BufferedHistogram:
+            return BufferedHistogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
 
         def gauge(name: str, text: str, workers: _MultiprocessMode, *labels: str) -> Gauge:
             return Gauge(f"stepwell_{name}", text, labels, multiprocess_mode=workers, registry=registry)
 
-        self._steps = _Labelled(counter("steps_total", "Timesteps applied, by transport.", "model", "door"))
-        self._requests = _Labelled(
+        self._steps = Labelled(counter("steps_total", "Timesteps applied, by transport.", "model", "door"))
+        self._requests = Labelled(
             counter("requests_total", "Requests answered, by HTTP status.", "door", "code", "route")
         )
-        self._step_s = _Labelled(histogram("step_seconds", "Seconds from receipt to response.", "model"))
-        self._refused_s = _Labelled(
+        self._step_s = Labelled(histogram("step_seconds", "Seconds from receipt to response.", "model"))
+        self._refused_s = Labelled(
             Summary("stepwell_oip_refused_seconds", "Seconds from receipt to rejection.", ["model"], registry=registry)
         )
-        self._run_s = _Labelled(histogram("model_run_seconds", "Seconds of one model run with one batch.", "model"))
-        self._store_s = _Labelled(histogram("store_seconds", "Seconds of one round trip to the store.", "op"))
-        self._row_s = _Labelled(counter("oip_row_seconds_total", "Seconds of model runs, once for each row.", "model"))
-        self._batch_rows = _Labelled(histogram("batch_rows", "Streams in one model run.", "model", _ROWS))
+        self._run_s = Labelled(histogram("model_run_seconds", "Seconds of one model run with one batch.", "model"))
+        self._store_s = Labelled(histogram("store_seconds", "Seconds of one round trip to the store.", "op"))
+        self._row_s = Labelled(counter("oip_row_seconds_total", "Seconds of model runs, once for each row.", "model"))
+        self._batch_rows = Labelled(histogram("batch_rows", "Streams in one model run.", "model", _ROWS))
         self._hits = counter("cache_hits_total", "Records found in a worker's record cache.")
         self._misses = counter("cache_misses_total", "Records that had to be read from the store.")
         self._conflicts = counter("conflicts_total", "Commits whose guard did not match.")
         self._replays = counter("replays_total", "Requests that got their first response again.")
-        self._refusals = _Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
+        self._refusals = Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
         self._model_changes = counter(
             "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
         )
         self._releases = ReleaseMetrics(registry)
         self._drift = DriftMetrics(registry, is_shared=self._folder is not None)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
-        self._queue_rows = _Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
-        self._cached_streams = _Labelled(
+        self._queue_rows = Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
+        self._cached_streams = Labelled(
             gauge("cached_streams", "Streams whose records the workers have cached.", "livesum", "model")
         )
-        self._streams = _Labelled(
+        self._streams = Labelled(
             gauge("streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version")
         )
         self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
@@ -140,9 +131,9 @@ class Metrics(EngineObserver):
         self._buffered: defaultdict[Counter, float] = defaultdict(float)  # increments since the last `refresh`
         of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
         # The model is the first label of each.
-        self._by_model: list[_Labelled[Any]] = [*of_models, self._queue_rows, self._cached_streams, self._streams]
+        self._by_model: list[Labelled[Any]] = [*of_models, self._queue_rows, self._cached_streams, self._streams]
         self._read_models: Callable[[], Collection[str]] | None = None
-        self._read_by_labels: list[tuple[_Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], int]]]] = []
+        self._read_by_labels: list[tuple[Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], int]]]] = []
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
         self._read_drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict
 
@@ -307,8 +298,8 @@ class Metrics(EngineObserver):
         With many models and workers this is slow; it may be called in a thread.
         """
         if self._folder is not None:
-            _remove_dead_workers(self._folder)
-        return generate_latest(_PublicMetrics(self._collector())), CONTENT_TYPE
+            remove_dead_workers(self._folder)
+        return generate_latest(PublicMetrics(self._collector())), CONTENT_TYPE
 
     def counts(self) -> dict[str, ModelCounts]:
         """Return the counts of all workers as of their last `refresh`, by model."""
@@ -336,87 +327,3 @@ def _counts_of(samples: Mapping[str, float]) -> ModelCounts:
         refusals=int(samples["oip_refused_seconds_count"]),
         refusal_seconds=samples["oip_refused_seconds_sum"],
     )
-
-
-class _Labelled(dict[tuple[str, ...], _M], Generic[_M]):
-    """A metric's children by their labels. A dict, because `labels()` acquires a lock and checks names on each call."""
-
-    def __init__(self, metric: _M) -> None:
-        super().__init__()
-        self._metric = metric
-
-    def __missing__(self, labels: tuple[str, ...]) -> _M:
-        child = self[labels] = self._metric.labels(*labels)
-        return child
-
-    def remove(self, children: Iterable[tuple[str, ...]]) -> None:
-        """Remove children and their values."""
-        for labels in children:
-            del self[labels]
-            self._metric.remove(*labels)
-
-
-class _Histogram(Histogram):
-    """A histogram that buffers values and counts many at once: counting one would cost as much as a part of a step."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._values: list[float] = []
-
-    def buffer(self, amounts: Sequence[float]) -> None:
-        """Buffer values, which are not visible before `flush`."""
-        self._values += amounts
-        if len(self._values) >= _BUFFERED_MAX:
-            self.flush()
-
-    def flush(self) -> None:
-        """Count the buffered values."""
-        amounts, self._values = self._values, []
-        if not amounts:
-            return
-        self._sum.inc(sum(amounts))
-        counts = np.bincount(np.searchsorted(self._upper_bounds, amounts))  # bounds are inclusive in Prometheus
-        for bucket in np.flatnonzero(counts).tolist():
-            self._buckets[bucket].inc(int(counts[bucket]))
-
-
-class _PublicMetrics(Collector):
-    """The metrics that `render` returns: without those for `counts` only, and without the `_created` series.
-
-    The latter would double the output, and workers that share a folder do not have them.
-    """
-
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._collector.collect():
-            if metric.name.startswith(_OIP):
-                continue
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric
-
-
-def _shared_folder() -> Path | None:
-    """Return the folder that the workers share, or None if this process counts for itself."""
-    named = os.environ.get(METRICS_FOLDER_ENV)
-    shares = values.ValueClass is not values.MutexValue  # chosen once, when prometheus_client was imported
-    if named and shares:
-        Path(named).mkdir(parents=True, exist_ok=True)
-        return Path(named)
-    if named:
-        _log.warning(
-            "%s was set after prometheus_client was imported: metrics are of this process alone", METRICS_FOLDER_ENV
-        )
-    return None
-
-
-def _remove_dead_workers(folder: Path) -> None:
-    """Remove the gauges of workers that were killed; their counts are kept."""
-    for pid in {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]  # has no types
-        except PermissionError:
-            continue

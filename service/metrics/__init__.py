@@ -1,0 +1,12 @@
+"""Metrics for Prometheus.
+
+service_metrics.py  `Metrics`: all of them, and what the engine and the transports call
+kinds.py            children by their labels, histograms that buffer
+releases.py         the metrics of releases
+process.py          CPU time, memory and files of the processes
+shared_folder.py    where several workers share their values
+"""
+
+from service.metrics.service_metrics import CONTENT_TYPE, NO_ROUTE, Metrics, ModelCounts
+
+__all__ = ["CONTENT_TYPE", "NO_ROUTE", "Metrics", "ModelCounts"]
