@@ -27,7 +27,7 @@ OTHER_VARIABLES = frozenset(
         *("EXTRAS", "VENV", "ROOT"),  # of ./stepwell
         *("URL", "KEY"),  # of the commands that send requests
         "REDIS_SERVER",  # the embedded store's program
-        *("TEST_SERVERS", "OPENAPI", "CAMPAIGN", "MACHINE", "PERF_STEPS"),  # of the tests
+        *("TEST_SERVERS", "OPENAPI", "CAMPAIGN", "MACHINE", "PERF_STEPS", "REPLACED"),  # of the tests
     )
 )
 """Environment variables with our prefix that are not settings."""
