@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from model_export.torch.recurrences import LogSpaceScans, extreme, logcumsumexp, product
+from model_export.torch.recurrences import LogSpaceScans, cut, extreme, log_add, logcumsumexp, product
 
 
 class Decomposed(TorchFunctionMode):
@@ -32,13 +32,13 @@ def _diff(x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, a
     """Source: torch.diff."""
     x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
     for _ in range(n):
-        x = _cut(x, dim, slice(1, None)) - _cut(x, dim, slice(None, -1))
+        x = cut(x, dim, slice(1, None)) - cut(x, dim, slice(None, -1))
     return x
 
 
 def _unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """Source: torch.Tensor.unfold; the windows on a new last axis."""
-    parts = [_cut(x, dimension, slice(first, first - size + 1 or None, step)) for first in range(size)]
+    parts = [cut(x, dimension, slice(first, first - size + 1 or None, step)) for first in range(size)]
     return torch.stack(parts, dim=-1)
 
 
@@ -52,15 +52,6 @@ def _rms_norm(
     return found if weight is None else found * weight
 
 
-def _logaddexp(x: Tensor, other: Tensor) -> Tensor:
-    high = torch.maximum(x, other)
-    return high + torch.log(torch.exp(x - high) + torch.exp(other - high))
-
-
-def _cut(x: Tensor, dim: int, part: slice) -> Tensor:
-    return x[(*[slice(None)] * (dim % x.dim()), part)]
-
-
 _WORDS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.mT.__get__: _transposed,
     torch.diff: _diff,
@@ -68,8 +59,8 @@ _WORDS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.unfold: _unfold,
     torch.nn.functional.rms_norm: _rms_norm,
     torch.rms_norm: _rms_norm,
-    torch.logaddexp: _logaddexp,
-    torch.Tensor.logaddexp: _logaddexp,
+    torch.logaddexp: log_add,
+    torch.Tensor.logaddexp: log_add,
     torch.expm1: lambda x: torch.exp(x) - 1,
     torch.Tensor.expm1: lambda x: torch.exp(x) - 1,
     torch.exp2: lambda x: torch.pow(2.0, x),

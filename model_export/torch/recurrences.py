@@ -135,22 +135,24 @@ def _zeros_in_front(args: tuple[Any, ...], kwargs: dict[str, Any], dim: int) -> 
 def _recurrence(logs: Tensor, total: _Sum) -> Tensor:
     dim, front = total.dim, total.front
     state, before = torch.full_like(logs.select(dim, 0), _LOWEST), []
-    for value in _cut(logs, dim, slice(0, front)).unbind(dim) if front else ():
-        state = _log_add(state, value)
+    for value in cut(logs, dim, slice(0, front)).unbind(dim) if front else ():
+        state = log_add(state, value)
         before.append(state)
     found = []
-    rest = _cut(logs, dim, slice(front, None)) if front else logs
+    rest = cut(logs, dim, slice(front, None)) if front else logs
     for term, value in zip(total.terms.unbind(dim), rest.unbind(dim), strict=True):
-        state = _log_add(term + state, value)
+        state = log_add(term + state, value)
         found.append(state)
     joined = torch.stack(found, dim)
     return torch.cat([torch.stack(before, dim), joined], dim) if before else joined
 
 
-def _log_add(x: Tensor, other: Tensor) -> Tensor:
+def log_add(x: Tensor, other: Tensor) -> Tensor:
+    """Return `torch.logaddexp`."""
     high = torch.maximum(x, other)
     return high + torch.log(torch.exp(x - high) + torch.exp(other - high))
 
 
-def _cut(x: Tensor, dim: int, part: slice) -> Tensor:
+def cut(x: Tensor, dim: int, part: slice) -> Tensor:
+    """Return a part of a tensor along an axis."""
     return x[(*[slice(None)] * (dim % x.dim()), part)]

@@ -232,9 +232,9 @@ def test_a_module_over_whole_sequences_is_refused_with_the_reason(name: str) -> 
 
 
 def test_what_torchs_exporter_prints_is_kept_quiet(capfd: pytest.CaptureFixture[str]) -> None:
-    refused = refusal(whole(of(lambda m, x: m.head(x.cummax(1).values), head=nn.Linear(4, 2))))
+    refused = refusal(whole(of(lambda m, x: m.head(torch.special.bessel_j0(x).cumsum(1)), head=nn.Linear(4, 2))))
 
-    assert "aten::cummax" in refused.problem
+    assert "special_bessel_j0" in refused.problem
     assert capfd.readouterr() == ("", "")
 
 
