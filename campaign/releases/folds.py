@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from campaign.operations import Operation
 from campaign.releases.log import FACTORS, LoggedTrial, ReleaseLog
+from service.releases.document import MAX_EARLIER
 from tests.graphs import fold_reference
 
 NEW_STREAM, UNKNOWN = 0, -1
@@ -151,6 +152,9 @@ def _moves(folds: Folds, operation: Operation, log: ReleaseLog, record: str) -> 
         if trial.ended <= operation.answered:
             yield folds.moved_to(trial.old if trial.how == "abort" else trial.new, then)
         if trial.has_mode("switch", operation.answered):
+            yield folds.moved_to(trial.new, then)
+        if len(log.trials) - folds.trial > MAX_EARLIER:  # the document does not keep it: the half that is current
+            yield folds.moved_to(trial.old, then)
             yield folds.moved_to(trial.new, then)
         return
     for index in range(folds.trial, len(log.trials)):

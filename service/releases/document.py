@@ -34,7 +34,8 @@ ROLLBACK_S = 3600.0
 """Seconds after a promotion in which `abort` still restores the old version, if the release has `rollback`."""
 
 MAX_EARLIER = 16
-"""Ended trials that a document has; streams that sleep for longer keep their version until they are moved by hand."""
+"""Ended trials that a document has. Streams that sleep for longer keep their version until they are moved by hand; of
+their pairs, the half that is current continues."""
 
 _HASHES = 2.0**64
 
@@ -188,11 +189,14 @@ class ReleaseDocument(Struct, frozen=True):
 
         Returns:
             `old` or `new`; None: the stream stays a pair, because the trial runs, was promoted with `rollback` less
-            than an hour ago, or is not in this document.
+            than an hour ago, or is not one of this document. Of a trial that the document does not keep any more, the
+            half that is current.
         """
         of_pair = [one for one in self._trials if (one.old.fingerprint, one.new.fingerprint) == (old, new)]
         trial = next((one for one in of_pair if one.revision <= moved_by), None)
-        if trial is None or trial.ended is None:
+        if trial is None:
+            return self._half_without_trial(old, new)
+        if trial.ended is None:
             return None
         if trial == self.trial and trial.keeps_pairs(now):  # once another trial starts, no abort can follow
             return None
@@ -214,6 +218,11 @@ class ReleaseDocument(Struct, frozen=True):
             reached = moves[reached].new.fingerprint
         is_towards_current = reached == self.current.fingerprint != fingerprint
         return moves[fingerprint] if is_towards_current else None
+
+    def _half_without_trial(self, old: bytes, new: bytes) -> bytes | None:
+        """Return the half of a pair whose trial ended so long ago that the document does not keep it; None: neither."""
+        current = self.current.fingerprint
+        return current if len(self.earlier) == MAX_EARLIER and current in {old, new} else None
 
     @property
     def _trials(self) -> tuple[Trial, ...]:

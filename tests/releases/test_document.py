@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.releases.document import (
+    MAX_EARLIER,
     ROLLBACK_S,
     Ended,
     How,
@@ -98,6 +99,16 @@ def test_a_pair_of_an_aborted_trial_does_not_join_a_later_one_of_the_same_versio
 
     assert half_of(again, moved_by=2) == OLD.fingerprint
     assert half_of(again, moved_by=5) is None
+
+
+@pytest.mark.parametrize(("current", "half"), [(OLD, OLD.fingerprint), (NEW, NEW.fingerprint), (THIRD, None)])
+def test_of_a_pair_whose_trial_is_not_kept_any_more_the_half_that_is_current_goes_on(
+    current: ReleaseVersion, half: bytes | None
+) -> None:
+    later = tuple(ended("aborted", revision=n) for n in range(30, 30 - MAX_EARLIER, -1))
+
+    assert half_of(document(current=current, trial=trial(revision=40), earlier=later), moved_by=3) == half
+    assert half_of(document(current=current, trial=trial(revision=40), earlier=later[1:]), moved_by=3) is None
 
 
 def test_pairs_stay_for_an_hour_after_a_promotion_with_rollback() -> None:

@@ -124,6 +124,22 @@ def test_after_a_storm_of_aborts_every_stream_goes_on_with_a_state_that_has_seen
     assert [answer["outputs"]["y"] for answer in last] == [old[-1:]] * len(names)
 
 
+def test_a_stream_that_slept_through_more_releases_than_are_kept_goes_on_with_its_old_half(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    with two_folds(redis_server.url, tmp_path) as releases:
+        releases.step("s", [0])
+        releases.put(candidate=2, mode="ramp", percent=100)
+        releases.step("s", [1])
+        releases.end("abort")
+        for _ in range(MAX_EARLIER + 1):
+            releases.put(candidate=2, mode="ramp", percent=0)
+            releases.end("abort")
+        answer = releases.step("s", [2])
+
+    assert (answer["outputs"]["y"], answer["version"]) == (folded([0, 1, 2])[-1:], 1)
+
+
 def test_in_shadow_the_answers_of_a_float_model_are_those_of_a_service_without_a_release(
     redis_server: Server, tmp_path: Path
 ) -> None:
