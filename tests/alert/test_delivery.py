@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import redis
 
 from tests.alert.alerts import SECRET, WebhookReceiver, alerting, webhook
 from tests.connect.connectors import wait_for
-from tests.processes import ServiceProcess
-from tests.servers import Server
+from tests.processes import ServiceProcess, free_port
+from tests.servers import server
 
 STREAMS = 20
 
@@ -72,17 +74,26 @@ def test_a_receiver_that_was_down_gets_every_alarm_in_order(service: ServiceProc
 
 
 def test_a_redis_stream_and_a_file_get_each_alarm_once(
-    service: ServiceProcess, tmp_path: Path, redis_server: Server
+    service: ServiceProcess, tmp_path: Path, short_path: Path
 ) -> None:
-    out = tmp_path / "alarms.jsonl"
-    rules = rules_of(service, "file", f'url = "file://{out}"')
-    with alerting(tmp_path, rules, "--data-dir", service.folder / "data") as [process]:
+    out, port = tmp_path / "alarms.jsonl", free_port()
+    redis_url = f"redis://127.0.0.1:{port}/0"
+    rules = rules_of(service, "file", f'url = "file://{out}"', f'url = "{redis_url}?stream=alarms"')
+    with (
+        server(short_path / "broker", "--port", str(port)),
+        redis.Redis.from_url(redis_url) as log,
+        alerting(tmp_path, rules, "--data-dir", service.folder / "data") as [process],
+    ):
         wait_for(lambda: process.leads, what=process.text)
         total = step_all(service, "file", 20, 2)
         wait_for(lambda: out.exists() and len(out.read_text().splitlines()) >= total)
+        wait_for(lambda: int(str(log.xlen("alarms"))) >= total)
+        in_redis: Any = log.xrange("alarms")
 
     alarms = [json.loads(line) for line in out.read_text().splitlines()]
+    entries = [fields[b"id"].decode() for _, fields in in_redis]
     assert len({alarm["id"] for alarm in alarms}) == len(alarms) == total
+    assert sorted(entries) == sorted(alarm["id"] for alarm in alarms)
 
 
 def test_sigterm_hands_over_at_once(service: ServiceProcess, tmp_path: Path) -> None:
