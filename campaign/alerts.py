@@ -45,7 +45,7 @@ class SilenceResult:
         return (
             f"{self.streams} streams fell silent, {self.kills} processes killed: {len(self.lateness)} alarms, "
             f"after the deadline by {np.median(late):.2f} s (median), {np.quantile(late, 0.99):.2f} s (p99), "
-            f"{late.max():.2f} s (most)"
+            f"{np.max(late):.2f} s (most)"
         )
 
 

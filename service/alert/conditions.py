@@ -157,8 +157,10 @@ class _Builder:
         match node:
             case ast.BoolOp(op=op, values=values):
                 parts = [self.truth(value) for value in values]
-                combine = np.logical_and.reduce if isinstance(op, ast.And) else np.logical_or.reduce
-                return lambda tensors, n: combine([np.broadcast_to(part(tensors, n), (n,)) for part in parts])
+                combine = np.all if isinstance(op, ast.And) else np.any
+                return lambda tensors, n: combine(
+                    np.stack([np.broadcast_to(part(tensors, n), (n,)) for part in parts]), axis=0
+                )
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 inner = self.truth(operand)
                 return lambda tensors, n: np.logical_not(inner(tensors, n))
@@ -179,7 +181,7 @@ class _Builder:
         def holds(tensors: _Tensors, n: int) -> Values:
             found = [value(tensors, n) for value in values]
             pairs = zip(compare, found, found[1:], strict=False)
-            return np.logical_and.reduce([np.broadcast_to(one(a, b), (n,)) for one, a, b in pairs])
+            return np.all(np.stack([np.broadcast_to(one(a, b), (n,)) for one, a, b in pairs]), axis=0)
 
         return holds
 

@@ -87,7 +87,7 @@ def test_counts_range_quantiles_and_psi_are_those_of_an_offline_computation(serv
         median = 0.0 if reference is None else float(np.quantile(reference, 0.5, method="inverted_cdf"))
         one = found[name]
         assert (one["count"], one["missing"]) == (600, 0)
-        assert (one["min"], one["max"]) == (values.min(), values.max())
+        assert (one["min"], one["max"]) == (np.min(values), np.max(values))
         for key, q in quantile_keys().items():
             exact = float(np.quantile(values, q, method="inverted_cdf"))
             assert one["quantiles"][key] == pytest.approx(exact, abs=ERROR * (abs(exact - median) + 0.5))

@@ -77,9 +77,9 @@ def test_the_distributions_of_own_sequences_and_their_predictions_are_in_the_man
     assert found is not None
     assert (found.sequences, found.timesteps) == (6, 48)
     [first, second] = found.inputs.values()
-    assert (first.min, second.max) == (x[:, :, 0].min(), x[:, :, 1].max())
+    assert (first.min, second.max) == (float(np.min(x[:, :, 0])), float(np.max(x[:, :, 1])))
     [output, *_] = found.outputs.values()
-    assert (output.count, output.min, output.max) == (48, y[:, :, 0].min(), y[:, :, 0].max())
+    assert (output.count, output.min, output.max) == (48, np.min(y[:, :, 0]), np.max(y[:, :, 0]))
 
 
 def test_without_own_sequences_there_is_no_reference(tmp_path: Path, source: str) -> None:

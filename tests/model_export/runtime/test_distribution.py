@@ -60,7 +60,7 @@ def test_the_bins_of_continuous_values_are_between_the_deciles() -> None:
 
     assert found.edges == [np.quantile(xs, i / 10, method="inverted_cdf") for i in range(1, 10)]
     assert found.shares == pytest.approx([0.1] * 10 + [0.0])
-    assert (found.count, found.missing, found.min, found.max) == (10_000, 0, xs.min(), xs.max())
+    assert (found.count, found.missing, found.min, found.max) == (10_000, 0, np.min(xs), np.max(xs))
     assert found.tenth is None
 
 
