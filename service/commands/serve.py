@@ -69,16 +69,15 @@ def run(settings: Settings) -> int:
     for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
         signal.signal(number, _exit)
     _allow_open_files(settings)
-    data = settings.data_dir.absolute() if settings.redis is None else "the store"  # both depend on the current folder
-    logs.log.info(
-        "Models are read from %s; states are in %s", ", ".join(str(f.absolute()) for f in settings.models), data
-    )
     with (
         contextlib.closing(server.listen(settings)) as sock,
         reserve_grpc_port(settings) as with_ports,
         open_store(with_ports) as (with_store, store_info),
         _shared_folders(settings) as folders,
     ):
+        data = settings.data_dir.absolute() if settings.redis is None else "the store"
+        folders_used = ", ".join(str(folder.absolute()) for folder in settings.models)  # of the current folder
+        logs.log.info("Models are read from %s; states are in %s", folders_used, data)
         bound = with_store.model_copy(update={"port": sock.getsockname()[1]})
         store = f"{'embedded ' if settings.redis is None else ''}store {store_info.server}"
         if bound.workers > 1:

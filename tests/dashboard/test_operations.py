@@ -19,6 +19,7 @@ from tests.dashboard.browser import Page
 from tests.dashboard.test_page import open_page, post, wait_for_step
 from tests.graphs import letters, wave, write_model
 from tests.processes import ServiceProcess, service_process
+from tests.releases.fleet import wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -157,8 +158,8 @@ def test_a_forecast_is_drawn_where_the_rollout_leads(page: Page, live: ServicePr
     assert forecast(page) == "Forecast of 20 timesteps (deterministic)"
     assert page.evaluate(BAND) < 200
     rolled = post(live, f"wave/streams/{stream}/rollout", {"horizon": 20})["outputs"]
-    shown = [float(value) for value in legend_at_the_end(page)]
-    assert shown == pytest.approx([rolled["y"][-1][0], rolled["spread"][-1][0]], abs=0.001)
+    expected = pytest.approx([rolled["y"][-1][0], rolled["spread"][-1][0]], abs=0.001)
+    wait_until(lambda: [float(value) for value in legend_at_the_end(page)] == expected)
     assert page.errors == []
 
 

@@ -56,6 +56,7 @@ def test_two_services_do_not_share_a_port(redis_server: Server, tmp_path: Path) 
 
 
 def test_a_call_that_was_accepted_before_a_drain_is_answered(redis_server: Server, tmp_path: Path) -> None:
+    pytest.importorskip("grpc_health", reason="grpcio-health-checking is not installed: STEPWELL_EXTRAS=grpc")
     from service.grpc_api.messages import ModelInferResponse
     from tests.grpc_api.client import GrpcClient, infer_request, integer, y_of
     from tests.grpc_api.conftest import GrpcService
