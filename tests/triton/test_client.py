@@ -19,7 +19,7 @@ utils = pytest.importorskip("tritonclient.utils", reason="tritonclient is not in
 FORMS = pytest.mark.parametrize("binary", [False, True], ids=["JSON", "binary"])
 
 
-class ClosedOnce(triton.InferenceServerClient):  # type: ignore[name-defined]  # what importorskip returned
+class ClosedOnce(triton.InferenceServerClient):  # type: ignore[name-defined, misc]  # what importorskip returned
     """Triton's client, which otherwise closes again in whichever thread collects it; gevent refuses other threads."""
 
     def __del__(self) -> None:
