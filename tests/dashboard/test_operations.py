@@ -159,7 +159,7 @@ def test_a_forecast_is_drawn_where_the_rollout_leads(page: Page, live: ServicePr
     assert page.evaluate(BAND) < 200
     rolled = post(live, f"wave/streams/{stream}/rollout", {"horizon": 20})["outputs"]
     expected = pytest.approx([rolled["y"][-1][0], rolled["spread"][-1][0]], abs=0.001)
-    wait_until(lambda: [float(value) for value in legend_at_the_end(page)] == expected)
+    wait_until(lambda: [float(value) for value in legend_at_the_end(page)] == expected, within_s=60)
     assert page.errors == []
 
 
