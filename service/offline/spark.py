@@ -90,7 +90,10 @@ def states(
     """
     offline = OfflineModel(model, table.columns, stream, time, inputs or {})
 
-    return table.groupBy(stream).applyInPandas(offline.state_after, _STATES)
+    def run(frame: Any) -> Any:  # Spark counts the parameters of a bound method with `self`
+        return offline.state_after(frame)
+
+    return table.groupBy(stream).applyInPandas(run, _STATES)
 
 
 def save_states(computed: Any, path: str | Path, model: str | Path, *, name: str | None = None) -> int:
