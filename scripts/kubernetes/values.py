@@ -74,7 +74,7 @@ VALUES: Final = (
         "Any other setting of `stepwell serve --help`, by its name: {log_format: json}. Lists are texts separated by"
         " commas.",
     ),
-    Value("extraEnv", [], _OBJECTS, "More environment variables, as a container has them: of OpenTelemetry, say."),
+    Value("extraEnv", [], _OBJECTS, "More environment variables, for example those of OpenTelemetry."),
     Value("drainSeconds", default_of("drain_s"), _SECONDS, "Seconds in which accepted requests finish after SIGTERM."),
     Value(
         "preStopSeconds",
@@ -112,7 +112,7 @@ VALUES: Final = (
         "Who may reach the pods: those of the same namespace, and namespaces with this label (ingress, monitoring).",
     ),
     Value("networkPolicy.storePorts", [6379], {"type": "array", "items": _COUNT}, "TCP ports of your Redis."),
-    Value("networkPolicy.extraEgress", [], _OBJECTS, "More rules: for a receiver of traces, say."),
+    Value("networkPolicy.extraEgress", [], _OBJECTS, "More rules; for example to a receiver of traces."),
     Value("serviceMonitor.enabled", True, _SWITCH, "Needs the Prometheus Operator."),
     Value("serviceMonitor.job", JOB, _NAME, "The job of the metrics; the dashboard and the alerts rely on it."),
     Value("serviceMonitor.interval", "10s", _NAME, "Time between two scrapes."),

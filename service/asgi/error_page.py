@@ -1,4 +1,4 @@
-"""The page that says what each error code means and what to do."""
+"""The page of error codes: what each one means, and what to do."""
 
 from __future__ import annotations
 

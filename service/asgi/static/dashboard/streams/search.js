@@ -1,4 +1,4 @@
-// The search for streams: asks the service for ids that begin with a text, page by page.
+// The search for streams: requests the ids that begin with a text, page by page.
 
 import { getJson } from "../feed.js";
 
@@ -9,7 +9,7 @@ export class Search {
   isBusy = false;
   problem = "";
   #cursor = null; // of the next page
-  #asked = ""; // the text that `#cursor` belongs to
+  #requested = ""; // the text that `#cursor` belongs to
   #timer = 0;
   #requests = 0;
 
@@ -33,7 +33,7 @@ export class Search {
 
   /** Whether the service has more streams for the text. */
   get hasMore() {
-    return this.#cursor !== null && this.#asked === this.text;
+    return this.#cursor !== null && this.#requested === this.text;
   }
 
   /** Search for another text. */
@@ -45,15 +45,15 @@ export class Search {
 
   /** Record the cursor behind the start of the service's list, unless further pages of it were read. */
   listed(cursor) {
-    if (this.text || (this.#asked === "" && this.#cursor !== null)) return;
-    [this.#asked, this.#cursor] = ["", cursor];
+    if (this.text || (this.#requested === "" && this.#cursor !== null)) return;
+    [this.#requested, this.#cursor] = ["", cursor];
   }
 
   /** Discard what was found, for another model. */
   clear() {
     clearTimeout(this.#timer);
     Object.assign(this, { isBusy: false, problem: "" });
-    [this.#asked, this.#cursor] = ["", null];
+    [this.#requested, this.#cursor] = ["", null];
     this.#requests += 1;
     if (this.text) this.#ask(null);
   }
@@ -67,7 +67,7 @@ export class Search {
     clearTimeout(this.#timer);
     this.problem = "";
     this.isBusy = this.text !== "";
-    [this.#asked, this.#cursor] = [this.text, null];
+    [this.#requested, this.#cursor] = [this.text, null];
     this.#requests += 1; // a response to an earlier text is not used
     this.onType();
     if (this.text) this.#timer = setTimeout(() => this.#ask(null), WAIT_MS);
@@ -80,7 +80,7 @@ export class Search {
     try {
       const found = await getJson(`${this.path()}?${query}`);
       if (request !== this.#requests) return;
-      [this.#asked, this.#cursor] = [text, found.cursor];
+      [this.#requested, this.#cursor] = [text, found.cursor];
       this.onFound(found.streams);
     } catch (problem) {
       if (request === this.#requests) this.problem = problem.message;
