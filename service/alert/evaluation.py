@@ -12,8 +12,8 @@ from service.alert.stream_state import (
     Alarm,
     AlarmKind,
     AlarmState,
+    AlertState,
     ConditionState,
-    StreamState,
     StreamUpdate,
 )
 
@@ -37,7 +37,7 @@ class RuleEvaluation:
         """Return the rules that apply to a stream."""
         return [rule for rule in self._rules if stream.startswith(rule.prefix)]
 
-    def shortest_silence_ms(self, stream: str, state: StreamState) -> float | None:
+    def shortest_silence_ms(self, stream: str, state: AlertState) -> float | None:
         """Return after how many milliseconds of silence the next alarm is raised; None: after none."""
         waiting = [
             rule.silent_s * 1000
@@ -46,7 +46,7 @@ class RuleEvaluation:
         ]
         return min(waiting, default=None)
 
-    def apply(self, stream: str, state: StreamState, update: StreamUpdate, now_ms: int, seen_ms: int) -> list[Alarm]:
+    def apply(self, stream: str, state: AlertState, update: StreamUpdate, now_ms: int, seen_ms: int) -> list[Alarm]:
         """Evaluate one commit.
 
         Args:
@@ -73,7 +73,7 @@ class RuleEvaluation:
         state.expired_ms = 0
         return alarms
 
-    def silence(self, stream: str, state: StreamState, now_ms: int, outputs: dict[str, Any]) -> list[Alarm]:
+    def silence(self, stream: str, state: AlertState, now_ms: int, outputs: dict[str, Any]) -> list[Alarm]:
         """Raise what is due because of silence: no commit since `state.seen_ms`.
 
         Args:
@@ -91,7 +91,7 @@ class RuleEvaluation:
             and not state.raised(rule.name, "silent")
         ]
 
-    def end(self, stream: str, state: StreamState, now_ms: int, *, expired: bool) -> list[Alarm]:
+    def end(self, stream: str, state: AlertState, now_ms: int, *, expired: bool) -> list[Alarm]:
         """Clear the alarms of a stream that does not exist any more, and raise those for its expiry.
 
         Args:

@@ -18,7 +18,7 @@ import msgspec
 from service.alert.counters import AlertCounters
 from service.alert.evaluation import RuleEvaluation
 from service.alert.rules import AlarmRule
-from service.alert.stream_state import ALARM_KINDS, Alarm, StreamState, StreamUpdate
+from service.alert.stream_state import ALARM_KINDS, Alarm, AlertState, StreamUpdate
 from service.alert.updates import newest_event, update_of, updates_after
 from service.store.alerts import AlertWrites, raised_member
 from service.store.event_logs import EventLogs, StreamTail
@@ -84,7 +84,7 @@ class StreamFollower:
         self._now_ms = now_ms
         self._counters = counters
         self._group = group
-        self._states: dict[str, StreamState] = {}
+        self._states: dict[str, AlertState] = {}
         self._was_followed = False
         self._synced: set[str] = set()  # streams of which the watch has reached the position
         self._unsure: dict[str, tuple[int, bytes]] = {}  # streams to read, with the newest message of the watch
@@ -116,7 +116,7 @@ class StreamFollower:
         kinds = {f"{kind}:{rule.name}" for rule in self.model.rules for kind in ALARM_KINDS}
         for stream, encoded in states.items():
             try:
-                state = StreamState.decode(encoded)
+                state = AlertState.decode(encoded)
             except msgspec.MsgspecError:
                 _log.warning("The state of the stream %s cannot be read; it is evaluated from its event log", stream)
                 continue
@@ -220,7 +220,7 @@ class StreamFollower:
                 if state is not None:
                     self._check_end(stream, state, tail)
             elif state is None and not self._was_followed:
-                state = self._states[stream] = StreamState(event.step, event.state_id, now - (tail.age_ms or 0))
+                state = self._states[stream] = AlertState(event.step, event.state_id, now - (tail.age_ms or 0))
                 self._dirty[stream] = True
                 self._at_its_end(stream, state, tail, event.step, event.state_id, update_of(event))
             elif state is None or (event.step, event.state_id) != (state.step, state.state_id):
@@ -241,7 +241,7 @@ class StreamFollower:
                 self._schedule(stream, state)
             return
         if state is None:
-            state = self._states[stream] = StreamState(0, b"", 0)
+            state = self._states[stream] = AlertState(0, b"", 0)
         self._counters.add(missed=missed)
         for update in updates:
             self._apply(stream, state, update, min(now - (tail.age_ms or 0), now))
@@ -250,7 +250,7 @@ class StreamFollower:
         self._at_its_end(stream, state, tail, newest.step, newest.state_id, updates[-1])
 
     def _at_its_end(  # noqa: PLR0917 - a position, and what was there
-        self, stream: str, state: StreamState, tail: StreamTail, step: int, state_id: bytes, newest: StreamUpdate
+        self, stream: str, state: AlertState, tail: StreamTail, step: int, state_id: bytes, newest: StreamUpdate
     ) -> None:
         """Raise what is due because of silence, unless the stream was stepped since its tail was read."""
         now = self._now_ms()
@@ -260,7 +260,7 @@ class StreamFollower:
             self._dirty[stream] = True
         self._check_end(stream, state, tail)
 
-    def _check_end(self, stream: str, state: StreamState, tail: StreamTail) -> None:
+    def _check_end(self, stream: str, state: AlertState, tail: StreamTail) -> None:
         """Evaluate the end of a stream that does not exist any more; otherwise schedule its next check."""
         now = self._now_ms()
         if tail.expires_in_ms is None:
@@ -270,7 +270,7 @@ class StreamFollower:
             self._checked[stream] = now
             self._schedule(stream, state)
 
-    def _gone(self, stream: str, state: StreamState, now: int) -> None:
+    def _gone(self, stream: str, state: AlertState, now: int) -> None:
         """Evaluate the end of a stream that does not exist any more."""
         ttl = self.model.stream_ttl_ms
         if state.expired_ms and now < state.expired_ms + ttl:
@@ -290,12 +290,12 @@ class StreamFollower:
 
     # ---------------------------------------------------------------- helpers
 
-    def _apply(self, stream: str, state: StreamState, update: StreamUpdate, seen_ms: int) -> None:
+    def _apply(self, stream: str, state: AlertState, update: StreamUpdate, seen_ms: int) -> None:
         self._alarms += self._evaluation.apply(stream, state, update, self._now_ms(), seen_ms)
         self._dirty[stream] = True
         self._counters.add(commits=1, timesteps=update.length)
 
-    def _due_of(self, stream: str, state: StreamState) -> float:
+    def _due_of(self, stream: str, state: AlertState) -> float:
         """Return when a stream has to be checked, by the store's clock."""
         ttl = self.model.stream_ttl_ms
         if state.expired_ms:
@@ -314,7 +314,7 @@ class StreamFollower:
             due = min(due, self._checked.get(stream, state.seen_ms) + _RAISED_CHECK_MS)
         return due
 
-    def _schedule(self, stream: str, state: StreamState) -> None:
+    def _schedule(self, stream: str, state: AlertState) -> None:
         due = self._due_of(stream, state)
         scheduled = self._scheduled.get(stream)
         if scheduled is None or due < scheduled:

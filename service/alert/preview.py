@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.alert.evaluation import RuleEvaluation
 from service.alert.rules import AlarmRule
-from service.alert.stream_state import Alarm, StreamState
+from service.alert.stream_state import Alarm, AlertState
 from service.alert.updates import updates_after
 from service.store.event_logs import EventLogs
 
@@ -32,7 +32,7 @@ async def _row(rule: AlarmRule, model: str, logs: EventLogs) -> dict[str, Any]:
     timesteps = 0
     alarms: list[Alarm] = []
     for stream, tail, log in zip(streams, await logs.tails(streams), await logs.read(streams), strict=True):
-        state = StreamState(0, b"", 0)
+        state = AlertState(0, b"", 0)
         _, updates = updates_after(log, None)
         for update in updates:
             alarms += evaluation.apply(stream, state, update, 0, 0)

@@ -1,4 +1,4 @@
-"""`StreamState`: how far a stream was evaluated, and which of its alarms are raised; `Alarm`: what is sent."""
+"""`AlertState`: how far a stream was evaluated, and which of its alarms are raised; `Alarm`: what is sent."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ConditionState(Struct, array_like=True):
     alarm: str = ""
 
 
-class StreamState(Struct, array_like=True):
+class AlertState(Struct, array_like=True):
     """What was evaluated of a stream, as the store keeps it.
 
     Attributes:
@@ -96,7 +96,7 @@ class StreamState(Struct, array_like=True):
         return _ENCODE(self)
 
     @classmethod
-    def decode(cls, data: bytes) -> StreamState:
+    def decode(cls, data: bytes) -> AlertState:
         """Return what `encode` has encoded.
 
         Raises:
@@ -106,11 +106,11 @@ class StreamState(Struct, array_like=True):
 
 
 _ENCODE = msgspec.json.Encoder().encode
-_DECODE = msgspec.json.Decoder(StreamState).decode
+_DECODE = msgspec.json.Decoder(AlertState).decode
 
 
 def condition_key(rule: str, kind: AlarmKind) -> str:
-    """Return the key of a condition in `StreamState.conditions`."""
+    """Return the key of a condition in `AlertState.conditions`."""
     return f"{kind}:{rule}"
 
 

@@ -17,7 +17,7 @@ _GAP = frozenset({"seq_gap", "seq_passed", "seq_conflict", "state_changed"})
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadPlan:
     """The size of a load.
 
     Attributes:
@@ -36,7 +36,7 @@ class Load:
 
 
 async def run(
-    load: Load,
+    load: LoadPlan,
     streams: Sequence[BenchStream],
     open_driver: Callable[[], Awaitable[LoadDriver]],
     recorder: LatencyRecorder,
@@ -76,7 +76,7 @@ async def run(
             await driver.close()
 
 
-async def _clock(load: Load, recorder: LatencyRecorder) -> AsyncIterator[float]:
+async def _clock(load: LoadPlan, recorder: LatencyRecorder) -> AsyncIterator[float]:
     await asyncio.sleep(load.warmup_s)
     recorder.start()
     while (seconds := recorder.seconds) < load.seconds:

@@ -182,7 +182,7 @@ class SnapshotsResponse(Document, kw_only=True):
     snapshots: list[SnapshotEntry]
 
 
-class SourceStatus(Document, kw_only=True):
+class SourceEntry(Document, kw_only=True):
     """The position of the source that a stream has used last."""
 
     at: int
@@ -200,7 +200,7 @@ class StatusResponse(Document, kw_only=True):
     updated_at: Time
     expires_in_s: float
     outputs: Tensors | UnsetType = UNSET
-    source: SourceStatus | UnsetType = UNSET
+    source: SourceEntry | UnsetType = UNSET
 
 
 class StreamEntry(Document, kw_only=True):

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.bench.drivers import BenchError, FeedDriver, HttpDriver, LoadDriver
 from service.bench.latency import LatencyRecorder
-from service.bench.run import Load, run
+from service.bench.run import LoadPlan, run
 from service.bench.workload import BenchStream, Workload
 from service.commands.live.http_api import DEFAULT_URL, Json, Key, Url
 from service.commands.tables import key_value_table, show
@@ -70,7 +70,7 @@ def bench(
     run_id = secrets.token_hex(3)
     bench_streams = [BenchStream(f"bench-{run_id}-{i}") for i in range(streams)]
     batch_size = 1 if transport is Transport.HTTP else -(-streams // count)
-    load = Load(count, batch_size, seconds, warmup, rate)
+    load = LoadPlan(count, batch_size, seconds, warmup, rate)
     recorder = LatencyRecorder()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False) as http:
@@ -99,7 +99,10 @@ def bench(
 
 
 async def _measure(
-    load: Load, streams: list[BenchStream], open_driver: Callable[[], Awaitable[LoadDriver]], recorder: LatencyRecorder
+    load: LoadPlan,
+    streams: list[BenchStream],
+    open_driver: Callable[[], Awaitable[LoadDriver]],
+    recorder: LatencyRecorder,
 ) -> None:
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()

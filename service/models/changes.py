@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -40,6 +41,27 @@ class ModelChange:
             f"{model} was replaced, fingerprint {self.replaced.hex()} by {self.fingerprint.hex()}; streams of the "
             "replaced one continue with it"
         )
+
+
+def changes_between(
+    before: Mapping[str, Mapping[int, ServedModel]], after: Mapping[str, Mapping[int, ServedModel]]
+) -> list[ModelChange]:
+    """Return what changes from some served models, by name and version, to others."""
+    changes = []
+    for name in {*before, *after}:
+        old_versions, new_versions = before.get(name, {}), after.get(name, {})
+        for version in sorted({*old_versions, *new_versions}):
+            old, new = old_versions.get(version), new_versions.get(version)
+            if old is new:
+                continue
+            if new is None:
+                assert old is not None
+                changes.append(ModelChange("retired", name, version, old.fingerprint))
+            elif old is None:
+                changes.append(ModelChange("loaded", name, version, new.fingerprint))
+            else:
+                changes.append(ModelChange("replaced", name, version, new.fingerprint, old.fingerprint))
+    return changes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model_export.manifest import NAME, sidecar_of
+
+if TYPE_CHECKING:
+    from service.models.changes import ReloadReport
+    from service.models.served import ServedModel
+
+
+def find(
+    folders: Iterable[Path], loaded: Mapping[str, Mapping[int, ServedModel]], report: ReloadReport
+) -> Iterator[tuple[str, int, Path]]:
+    """Yield name, version and file of each `NAME.onnx` and `NAME/VERSION/model.onnx`.
+
+    Args:
+        folders: Models folders.
+        loaded: The models loaded so far by name and version. Those of a file or folder that cannot be read are
+            yielded as if their files were there.
+        report: What is unusable or ignored is added to it.
+    """
+    for folder in folders:
+        try:
+            if not folder.is_dir():
+                report.failed.append(f"{folder}: there is no such folder ({folder.absolute()})")
+                continue
+            entries = sorted(folder.iterdir())
+        except OSError as exc:
+            report.failed.append(unreadable(folder, exc))
+            yield from _loaded_from(folder, loaded)
+            continue
+        for entry in entries:
+            try:
+                report.ignored.extend(ignored_in(entry))
+                yield from list(models_in(entry, folder, report.failed))
+            except OSError as exc:
+                report.failed.append(unreadable(entry, exc))
+                yield from _loaded_from(entry, loaded)
+
+
+def _loaded_from(path: Path, loaded: Mapping[str, Mapping[int, ServedModel]]) -> Iterator[tuple[str, int, Path]]:
+    for versions in loaded.values():
+        for model in versions.values():
+            if model.path.is_relative_to(path):
+                yield model.name, model.version, model.path
 
 
 def models_in(entry: Path, folder: Path, failed: list[str]) -> Iterable[tuple[str, int, Path]]:

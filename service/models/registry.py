@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from model_export.step_model import StepModel
 from service.errors import ServiceError
 from service.models import files
 from service.models.artifacts.keeper import ArtifactKeeper
-from service.models.changes import ModelChange, ModelHistory, ReloadReport
+from service.models.changes import ModelChange, ModelHistory, ReloadReport, changes_between
 from service.models.pairs import LoadedPairs
 from service.models.retired import RetiredModels
 from service.models.served import ServedModel
@@ -252,7 +252,7 @@ class ModelRegistry:
     def _reload(self) -> ReloadReport:
         report = ReloadReport()
         by_name: dict[str, dict[int, ServedModel]] = {}
-        for name, version, path in self._files(report):
+        for name, version, path in files.find(self._folders, self._models, report):
             if name in self.unloaded or version in by_name.get(name, {}):
                 continue
             model = loaded = self._models.get(name, {}).get(version)
@@ -268,7 +268,11 @@ class ModelRegistry:
                 by_name.setdefault(name, {})[version] = model
                 if model.artifact.reason:
                     report.not_kept.append(f"{name}/{version}: {model.artifact.reason}")
-        changes = self._changes(by_name)
+        changes = changes_between(self._models, by_name)
+        for name, versions in self._models.items():
+            for version, model in sorted(versions.items()):
+                if by_name.get(name, {}).get(version) is not model:
+                    self._retired.add(model)
         models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in by_name.items()}
         served: dict[tuple[str, int | None], ServedModel] = {}
         for name, versions in models.items():
@@ -300,52 +304,6 @@ class ModelRegistry:
             model = replace(model, artifact=artifact)
         _warn_about_feedback(model)
         return model
-
-    def _changes(self, by_name: dict[str, dict[int, ServedModel]]) -> list[ModelChange]:
-        """Return what changes with new models, and retire the models that are not among them."""
-        changes = []
-        for name in {*self._models, *by_name}:
-            before, after = self._models.get(name, {}), by_name.get(name, {})
-            for version in sorted({*before, *after}):
-                old, new = before.get(version), after.get(version)
-                if old is new:
-                    continue
-                if old is not None:
-                    self._retired.add(old)
-                if new is None:
-                    assert old is not None
-                    changes.append(ModelChange("retired", name, version, old.fingerprint))
-                elif old is None:
-                    changes.append(ModelChange("loaded", name, version, new.fingerprint))
-                else:
-                    changes.append(ModelChange("replaced", name, version, new.fingerprint, old.fingerprint))
-        return changes
-
-    def _files(self, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
-        """Yield `NAME.onnx` and `NAME/VERSION/model.onnx`; for unreadable files and folders, their loaded models."""
-        for folder in self._folders:
-            try:
-                if not folder.is_dir():
-                    report.failed.append(f"{folder}: there is no such folder ({folder.absolute()})")
-                    continue
-                entries = sorted(folder.iterdir())
-            except OSError as exc:
-                yield from self._loaded_from(folder, exc, report)
-                continue
-            for entry in entries:
-                try:
-                    report.ignored.extend(files.ignored_in(entry))
-                    yield from list(files.models_in(entry, folder, report.failed))
-                except OSError as exc:
-                    yield from self._loaded_from(entry, exc, report)
-
-    def _loaded_from(self, unreadable: Path, exc: OSError, report: ReloadReport) -> Iterable[tuple[str, int, Path]]:
-        """Report a file or folder that cannot be read, and yield the models that were loaded from it."""
-        report.failed.append(files.unreadable(unreadable, exc))
-        for versions in self._models.values():
-            for model in versions.values():
-                if model.path.is_relative_to(unreadable):
-                    yield model.name, model.version, model.path
 
 
 def _warn_about_feedback(model: ServedModel) -> None:

@@ -488,7 +488,7 @@ export type SourceField = {
 };
 
 /** The position of the source that a stream has used last. */
-export type SourceStatus = {
+export type SourceEntry = {
   at: number;
 };
 
@@ -523,7 +523,7 @@ export type StatusResponse = {
   updated_at: string;
   expires_in_s: number;
   outputs?: { [name: string]: Tensor };
-  source?: SourceStatus;
+  source?: SourceEntry;
 };
 
 /** The body of a step. */

@@ -24,7 +24,7 @@ from service.asgi.query import flag_of, number_of, version_of
 from service.asgi.run_handler import run_handler
 from service.codec import JSON, Format
 from service.codec.formats import format_of_answer
-from service.codec.response_bodies import ResetAllResponse, SourceStatus, StatusResponse, StreamEntry, StreamsResponse
+from service.codec.response_bodies import ResetAllResponse, SourceEntry, StatusResponse, StreamEntry, StreamsResponse
 from service.codec.responses import encode_tensors, position_response, rfc3339
 from service.codec.stream_ops import read_reset
 from service.errors import ServiceError
@@ -128,7 +128,7 @@ class StreamRoutes:
             expires_in_s=status.expires_in_ms / 1000,
         )
         if status.source_at is not None:
-            document.source = SourceStatus(at=status.source_at)
+            document.source = SourceEntry(at=status.source_at)
         if flag_of(request.query_params, "outputs"):
             response_format = format_of_answer(request.headers.get("accept"), JSON)
             document.outputs = encode_tensors(status.outputs, response_format)

@@ -15,7 +15,6 @@ from model_export.manifest import Array, Manifest
 from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
 from service.codec.oip.infer_bodies import (
     ID_LIMIT,
-    KEY_LIMIT,
     InferBody,
     InferInput,
     InferOutput,
@@ -23,10 +22,16 @@ from service.codec.oip.infer_bodies import (
     Parameters,
     RequestedOutput,
 )
+from service.codec.oip.infer_parameters import (
+    read_binary_size,
+    read_flag,
+    read_idempotency_key,
+    read_source,
+    read_step,
+)
 from service.codec.oip.tensors import DeclaredTensor, raw_bytes
-from service.codec.sources import source_digest
 from service.codec.strict.parse import preview
-from service.ids import POSITION_LIMIT, SEQ_LIMIT, check_stream_id
+from service.ids import check_stream_id
 from service.types import Source
 
 
@@ -129,7 +134,7 @@ class InferCodec:
                     "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
                 )
         sequence = self._sequence(parameters.get("sequence_id", 0))
-        start, end = _flag(parameters, "sequence_start"), _flag(parameters, "sequence_end")
+        start, end = read_flag(parameters, "sequence_start"), read_flag(parameters, "sequence_end")
         inputs, rows = self._tensors(request.inputs, body, offset, one_row=sequence is not None)
         return InferRequest(
             inputs,
@@ -138,10 +143,10 @@ class InferCodec:
             sequence,
             start,
             end,
-            _step(parameters.get("step"), start=start, sequence=sequence),
-            _idempotency_key(parameters.get("idempotency_key")),
-            self._requested_outputs(request.outputs, binary=_flag(parameters, "binary_data_output")),
-            _source(parameters, sequence),
+            read_step(parameters.get("step"), start=start, sequence=sequence),
+            read_idempotency_key(parameters.get("idempotency_key")),
+            self._requested_outputs(request.outputs, binary=read_flag(parameters, "binary_data_output")),
+            read_source(parameters, sequence),
         )
 
     def _read_raw(self, body: bytes) -> InferRequest:
@@ -192,7 +197,7 @@ class InferCodec:
                     f"input '{name}' batch size does not match other inputs for '{self._model}'", code="bad_input"
                 )
             rows = tensor_rows
-            size = None if tensor.parameters is None else _binary_size(tensor, tensor.parameters)
+            size = None if tensor.parameters is None else read_binary_size(tensor, tensor.parameters)
             if size is not None:
                 arrays[name] = declared.from_bytes(body, offset, size, rows)
                 offset += size
@@ -241,7 +246,7 @@ class InferCodec:
             for name in parameters:
                 if name == "classification" or name.startswith("shared_memory_"):
                     not_supported(f"output {quote(output.name)}: the parameter '{name}'")
-            outputs.append((declared, _flag(parameters, "binary_data", default=binary)))
+            outputs.append((declared, read_flag(parameters, "binary_data", default=binary)))
         return outputs
 
     # ---------------------------------------------------------------- responses
@@ -293,63 +298,3 @@ def _document(body: bytes, document_bytes: int | None) -> InferBody:
 
 def _not_json(reason: str) -> NoReturn:
     raise TritonError("bad_json", f"failed to parse the request JSON buffer: {reason}")
-
-
-def _binary_size(tensor: InferInput, parameters: Parameters) -> int | None:
-    """Return the size of a tensor's raw bytes after the document, None if its values are in the document."""
-    for name in parameters:
-        if name.startswith("shared_memory_"):
-            not_supported(f"input {quote(tensor.name)}: the parameter '{name}'")
-    size = parameters.get("binary_data_size")
-    if size is None:
-        return None
-    if type(size) is not int or size < 0:
-        bad_request(f"Unable to parse 'binary_data_size': it is {preview(size)}; expected the number of bytes")
-    if tensor.data is not UNSET:
-        bad_request(f"input {quote(tensor.name)} has both 'data' and 'binary_data_size'; expected one of them")
-    return size
-
-
-def _flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:
-    value = parameters.get(name, default)
-    if type(value) is not bool:
-        bad_request(f"Unable to parse '{name}': it is {preview(value)}; expected true or false")
-    return value
-
-
-def _step(step: Any, *, start: bool, sequence: int | str | None) -> int | None:
-    if step is None or sequence is None:
-        return None
-    if type(step) is not int or not 1 <= step < SEQ_LIMIT:
-        bad_request(f"Unable to parse 'step': it is {preview(step)}; expected an integer from 1 to {SEQ_LIMIT - 1}")
-    if start and step != 1:
-        bad_request(f"'step' is {step} with 'sequence_start'; expected 1, the number of a sequence's first timestep")
-    return step
-
-
-def _source(parameters: Parameters, sequence: int | str | None) -> Source | None:
-    source_id, at = parameters.get("source_id"), parameters.get("source_at")
-    if source_id is None and at is None:
-        return None
-    if sequence is None:
-        bad_request("the parameters 'source_id' and 'source_at' are of a sequence; expected 'sequence_id' with them")
-    if type(source_id) is not str or not 1 <= len(source_id) <= KEY_LIMIT:
-        bad_request(
-            f"Unable to parse 'source_id': it is {preview(source_id)}; expected text of 1 to {KEY_LIMIT} characters"
-        )
-    if type(at) is not int or not 0 <= at < POSITION_LIMIT:
-        bad_request(
-            f"Unable to parse 'source_at': it is {preview(at)}; expected an integer from 0 to {POSITION_LIMIT - 1}"
-        )
-    return Source(source_digest(source_id), (at,))
-
-
-def _idempotency_key(idempotency_key: Any) -> str | None:
-    if idempotency_key is None:
-        return None
-    if type(idempotency_key) is not str or not 1 <= len(idempotency_key) <= KEY_LIMIT:
-        bad_request(
-            f"Unable to parse 'idempotency_key': it is {preview(idempotency_key)}; expected text of 1 to {KEY_LIMIT} "
-            "characters"
-        )
-    return idempotency_key
