@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
@@ -22,23 +20,14 @@ from service.releases.sweeps import SweepProgress, read_sweep, request_sweep
 from service.store.keys import record_key, release_key
 from service.store.record import Kind, Record
 from service.store.state_store import StateStore
-from tests.servers import Server, server, servers
-from tests.store.clusters import Cluster, cluster
-
-CLUSTER = "a Cluster of three"
+from tests.servers import Server
+from tests.store.clusters import KINDS, Cluster, server_or_cluster
 
 
-@pytest.fixture(scope="module", params=[*sorted(servers()), CLUSTER])
+@pytest.fixture(scope="module", params=KINDS)
 def any_server(request: pytest.FixtureRequest) -> Iterator[Server | Cluster]:
-    if request.param == CLUSTER:
-        with cluster() as three:
-            yield three
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="sw") as folder,
-        server(Path(folder), binary=servers()[request.param]) as one,
-    ):
-        yield one
+    with server_or_cluster(request.param) as running:
+        yield running
 
 
 @pytest.fixture

@@ -21,6 +21,9 @@ from tests.processes import free_port
 from tests.servers import Server, server, servers
 
 SLOTS = 16384
+_CLUSTER = "a Cluster of three"
+KINDS = (*sorted(servers()), _CLUSTER)
+"""The servers of the Redis protocol that are here, and a Cluster."""
 _WITHIN_S = 20.0
 _PATIENCE_S = 60  # for a server on a busy machine
 
@@ -102,6 +105,17 @@ class Cluster:
 def slot_of(key: str) -> int:
     slot: int = key_slot(key.encode())
     return slot
+
+
+@contextmanager
+def server_or_cluster(kind: str) -> Iterator[Server | Cluster]:
+    """Run one of `KINDS`, and end it."""
+    if kind == _CLUSTER:
+        with cluster() as three:
+            yield three
+        return
+    with tempfile.TemporaryDirectory(prefix="sw") as folder, server(Path(folder), binary=servers()[kind]) as one:
+        yield one
 
 
 @contextmanager

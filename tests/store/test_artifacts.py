@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
 from service.store.artifacts import StoredArtifacts
 from service.store.keys import artifact_key
 from service.store.state_store import StateStore
-from tests.servers import Server, server, servers
-from tests.store.clusters import Cluster, cluster
+from tests.servers import Server
+from tests.store.clusters import KINDS, Cluster, server_or_cluster
 
-CLUSTER = "cluster"
 TTL_S = 1000.0
 
 
-@pytest.fixture(scope="module", params=[*sorted(servers()), CLUSTER])
+@pytest.fixture(scope="module", params=KINDS)
 def any_server(request: pytest.FixtureRequest) -> Iterator[Server | Cluster]:
-    if request.param == CLUSTER:
-        with cluster() as three:
-            yield three
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="sw") as folder,
-        server(Path(folder), binary=servers()[request.param]) as one,
-    ):
-        yield one
+    with server_or_cluster(request.param) as running:
+        yield running
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,26 +16,16 @@ from service.store.idempotency_entry import IdempotencyEntry
 from service.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
 from service.store.record import Kind, Record
 from service.store.state_store import StateStore
-from tests.servers import Server, server, servers
-from tests.store.clusters import Cluster, cluster
+from tests.servers import Server
+from tests.store.clusters import KINDS, Cluster, server_or_cluster
 
 SOON = 5.0
 
 
-CLUSTER = "a Cluster of three"
-
-
-@pytest.fixture(scope="module", params=[*sorted(servers()), CLUSTER])
+@pytest.fixture(scope="module", params=KINDS)
 def any_server(request: pytest.FixtureRequest) -> Iterator[Server | Cluster]:
-    if request.param == CLUSTER:
-        with cluster() as three:
-            yield three
-        return
-    with (
-        tempfile.TemporaryDirectory(prefix="sw") as folder,
-        server(Path(folder), binary=servers()[request.param]) as one,
-    ):
-        yield one
+    with server_or_cluster(request.param) as running:
+        yield running
 
 
 def now() -> float:
