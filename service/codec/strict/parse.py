@@ -14,6 +14,7 @@ from service.errors import ServiceError
 
 MAX_DEPTH = 32
 _PREVIEW_CHARACTERS = 60
+_PREVIEW_MEMBERS = 8
 
 
 class _DuplicateKeyError(Exception):
@@ -37,7 +38,7 @@ def preview(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "a number that is not finite"
     if isinstance(value, (dict, list, tuple)):
-        return f"{json_type(value)} of {len(value)}"
+        return _short(value) or f"{json_type(value)} of {len(value)}"
     if isinstance(value, str):
         text = json.dumps(value[: _PREVIEW_CHARACTERS + 1])
     elif value is None or isinstance(value, (bool, float, int)):
@@ -49,6 +50,25 @@ def preview(value: Any) -> str:
     else:
         text = json_type(value)
     return text if len(text) <= _PREVIEW_CHARACTERS else f"{text[:_PREVIEW_CHARACTERS]}..."
+
+
+def _short(value: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> str:
+    """Return a small object or array of plain values as JSON; of others an empty text."""
+    members = [*value, *value.values()] if isinstance(value, dict) else value
+    is_keyed = not isinstance(value, dict) or all(isinstance(key, str) for key in value)
+    if not 0 < len(value) <= _PREVIEW_MEMBERS or not is_keyed or not all(map(_is_plain, members)):
+        return ""
+    text = json.dumps(value)
+    return text if len(text) <= _PREVIEW_CHARACTERS else ""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is null, true, false, a finite number or a short text."""
+    if isinstance(value, str):
+        return len(value) <= _PREVIEW_CHARACTERS
+    if isinstance(value, (int, float)):
+        return math.isfinite(value) if isinstance(value, float) else abs(value) < 10**_PREVIEW_CHARACTERS
+    return value is None
 
 
 def json_type(value: Any) -> str:
