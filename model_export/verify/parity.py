@@ -254,10 +254,17 @@ class _Check:
 
         Raises:
             DifferentAnswerError: They differ; says the first timestep and output at which they do.
+            ParityError: The original's answers have another shape.
         """
         failures = []
         for name, answers in want.items():
             found = got[name][:, [step - 1 for step in answers.steps]]
+            if answers.values.size != found.size:
+                raise ParityError(
+                    f"Output {name!r} of the original has shape {answers.values.shape}; expected {found.shape}, a row "
+                    "for each sequence and timestep, as the step graph gives.",
+                    fix="Nothing was written. Let the original return one row for each sequence and timestep.",
+                )
             values = answers.values.reshape(found.shape)
             off = difference(found, values)
             tolerance = self.tolerance.on(values)

@@ -184,6 +184,11 @@ def test_an_original_with_too_few_answers_is_refused() -> None:
         verify_parity(lambda inputs: {"y": inputs["x"][:, :1]}, model(), against="numpy")
 
 
+def test_an_original_whose_rows_have_another_shape_is_refused() -> None:
+    with pytest.raises(ParityError, match=r"Output 'y' of the original has shape \(9, 20, 1\); expected \(9, 20, 2\)"):
+        verify_parity(lambda inputs: {"y": running_sum(inputs)["y"][..., :1]}, model(), against="numpy", steps=20)
+
+
 # -------------------------------------------------------------------- the user's own data
 
 
