@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_export.errors import ParityError
+from model_export.graph.nodes import all_graphs
 from model_export.manifest import METADATA_KEY, Array, Manifest
-from model_export.onnx_file import all_graphs
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
 from model_export.verify.localize import LayerOutputs, localize_layer

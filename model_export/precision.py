@@ -11,12 +11,11 @@ import numpy as np
 from model_export.converted import ConvertedModel
 from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Manifest
-from model_export.runtime.batch_independence import random_rows
+from model_export.runtime.batch_independence import magnitude, random_rows
 from model_export.runtime.state_packing import pack_layout
 from model_export.step_model import StepModel
 from model_export.verify.parity import ATOL, RTOL
 from model_export.verify.runners import stepped
-from model_export.verify.tolerance import size_of
 from model_export.weights import ATOL as WEIGHTS_ATOL
 from model_export.weights import SMALLEST, Weights, compress_weights
 
@@ -145,7 +144,7 @@ def narrow_store(
     for output in [output.name for output in manifest.answered if output.kind == "value"]:
         left, right = (answers[output].astype(np.float64) for answers in (want, got))
         off = np.abs(left - right)
-        most = atol * size_of(left)
+        most = atol * magnitude(left)
         if not (off <= most + rtol * np.abs(left)).all():
             raise ParityError(
                 f"With states stored as {dtype}, output {output!r} moves by {float(off.max()):.3g} in {steps} "

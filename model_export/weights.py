@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from model_export.graph.nodes import all_graphs
 from model_export.manifest import Array
-from model_export.onnx_file import all_graphs
 
 if TYPE_CHECKING:
     import onnx

@@ -30,11 +30,11 @@ from model_export.adopt.overrides import Kind, Overrides, flags_of
 from model_export.adopt.pairing import Pairing, Tensor, pair_states
 from model_export.adopt.time_axis import find_chunks
 from model_export.adopt.verify_adopted import verify_adopted
-from model_export.dataflow import flow_of
 from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, StepwellError, UnclearModelError
 from model_export.files import write_atomically
+from model_export.graph.dataflow import flow_of
+from model_export.graph.onnx_file import read_model
 from model_export.manifest import DTYPES, NAME, Array, Manifest, PackedTensor, sidecar_of
-from model_export.onnx_file import read_model
 from model_export.runtime.random_ops import random_outputs
 
 if TYPE_CHECKING:

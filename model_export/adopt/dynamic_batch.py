@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from model_export.errors import ModelLoadError, RefusedModelError
+from model_export.graph.nodes import needed_nodes
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
-from model_export.onnx_file import subgraphs
 from model_export.runtime.session import trial_session
 from model_export.step_model import StepModel
 
@@ -272,22 +272,13 @@ def _upto(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Return the part of a model that leads to one tensor."""
     import onnx
 
-    wanted, nodes = {name}, []
-    for node in reversed(model.graph.node):
-        if wanted & set(node.output):
-            nodes.append(node)
-            wanted.update(node.input, *(_names_in(inner) for inner in subgraphs(node)))
+    nodes = needed_nodes(list(model.graph.node), [name])
     part = onnx.ModelProto()
     part.CopyFrom(model)
     del part.graph.node[:], part.graph.output[:]
-    part.graph.node.extend(reversed(nodes))
+    part.graph.node.extend(nodes)
     part.graph.output.add().name = name
     return part
-
-
-def _names_in(graph: Any) -> set[str]:
-    names = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    return names.union(*(_names_in(inner) for node in graph.node for inner in subgraphs(node)))
 
 
 # ---------------------------------------------------------------- telling

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_export.errors import RefusedModelError
+from model_export.graph.nodes import all_graphs, opset_of
 from model_export.manifest import InputSpec, Manifest, StateSpec, WindowSpec
-from model_export.onnx_file import all_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -29,7 +29,7 @@ def fold_context(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.Model
     """
     import onnx
 
-    opset = next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
+    opset = opset_of(model)
     if opset < 10:
         raise RefusedModelError(
             f"The graph uses opset {opset}; expected 10 or later, which has a Slice of any length.",

@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from model_export.dataflow import Flow
 from model_export.errors import UnclearModelError
+from model_export.graph.dataflow import Flow
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _BEFORE = {"in", "input", "past", "prev", "previous", "old", "last", "cur", "current", "init", "initial", "i"}

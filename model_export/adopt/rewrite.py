@@ -13,8 +13,8 @@ from model_export.adopt.inline_window import fold_context
 from model_export.adopt.verify_adopted import ATOL, RTOL
 from model_export.errors import ParityError, UnclearModelError
 from model_export.files import write_atomically
+from model_export.graph.onnx_file import read_model
 from model_export.manifest import METADATA_KEY, Array, Manifest, Parity
-from model_export.onnx_file import read_model
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +13,9 @@ import onnx
 import onnx.inliner
 from onnx import numpy_helper
 
+from model_export.graph.nodes import all_nodes, opset_of, uses
+from model_export.graph.onnx_file import with_outputs
 from model_export.manifest import Array, Manifest
-from model_export.onnx_file import with_outputs
 from model_export.runtime.random_ops import RANDOM
 from model_export.runtime.session import trial_session
 
@@ -96,7 +99,7 @@ class StepGraphAnalysis:
     def _check(self) -> None:
         manifest, graph = self.manifest, self.model.graph
         axes = [spec.batch_axis for spec in (*manifest.inputs, *manifest.outputs)]
-        opset = next((o.version for o in self.model.opset_import if o.domain in {"", "ai.onnx"}), 0)
+        opset = opset_of(self.model)
         if opset < OLDEST_OPSET:
             raise NoChunkError(f"its opset is {opset}; chunks need {OLDEST_OPSET} or later")
         if any(axis != 0 for axis in axes):
@@ -120,29 +123,17 @@ class StepGraphAnalysis:
             used = uses(node)
             if moving.intersection(used):
                 moving.update(node.output)
-            mask = self._states_of(used)
+            mask = _joined(self.states_in, used)
             self.states_in.update(dict.fromkeys(node.output, mask))
         self.states_out: dict[str, int] = {}
         for i, name in enumerate(states):
             self.states_out[self.after[name]] = self.states_out.get(self.after[name], 0) | 1 << i
         for node in reversed(self.nodes):
-            mask = self._reached(node)
+            mask = _joined(self.states_out, node.output)
             for name in uses(node):
                 self.states_out[name] = self.states_out.get(name, 0) | mask
         names = {init.name for init in graph.initializer} | set(self.maker) | set(self.manifest.constants)
         self.fixed = names - moving
-
-    def _states_of(self, names: Iterable[str]) -> int:
-        mask = 0
-        for name in names:
-            mask |= self.states_in.get(name, 0)
-        return mask
-
-    def _reached(self, node: onnx.NodeProto) -> int:
-        mask = 0
-        for name in node.output:
-            mask |= self.states_out.get(name, 0)
-        return mask
 
     def _find_loops(self) -> list[Loop]:
         states = list(self.after)
@@ -160,7 +151,7 @@ class StepGraphAnalysis:
                 masks.append((mask, groups[mask]))
             groups[mask].states.append(name)
         for node in self.nodes:
-            follows, reaches = self._states_of(uses(node)), self._reached(node)
+            follows, reaches = _joined(self.states_in, uses(node)), _joined(self.states_out, node.output)
             for mask, loop in masks:
                 if follows & mask and reaches & mask:  # not of the same state: two may be entangled
                     loop.nodes.append(node)
@@ -202,32 +193,8 @@ class StepGraphAnalysis:
         return {name: np.asarray(value) for name, value in (made | taken).items()}
 
 
-def uses(node: onnx.NodeProto) -> list[str]:
-    """Return the tensors that a node takes, those that its subgraphs take from outside included."""
-    return [name for name in node.input if name] + [name for graph in subgraphs(node) for name in _captured(graph)]
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Return the graphs among a node's attributes."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Return the nodes of a graph and of all graphs in it."""
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from all_nodes(inner)
-
-
-def _captured(graph: onnx.GraphProto) -> list[str]:
-    own = {name for node in graph.node for name in node.output}
-    own |= {given.name for given in graph.input} | {init.name for init in graph.initializer}
-    used = [name for node in graph.node for name in uses(node)] + [output.name for output in graph.output]
-    return [name for name in used if name not in own]
+def _joined(masks: Mapping[str, int], names: Iterable[str]) -> int:
+    return reduce(or_, (masks.get(name, 0) for name in names), 0)
 
 
 def _kind(array: Any) -> int:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from model_export.chunk.analysis import Loop, uses
-from model_export.chunk.builder import PREFIX, mapped, renamed
-from model_export.operators import PICKING, RESHAPING, RNN, STATEFUL
+from model_export.chunk.analysis import Loop
+from model_export.chunk.builder import PREFIX
+from model_export.graph.nodes import attributes, mapped, renamed, uses
+from model_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
 
 if TYPE_CHECKING:
     from model_export.chunk.vectorize import Vectorizer
@@ -88,8 +89,8 @@ def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
     before = _once(builder, loop, first, {})
     # (1, rows, T, features) to (T, rows, features)
     sequence = emitter.op("Transpose", emitter.op("Squeeze", builder.sequence(x), emitter.ints([0])), perm=[1, 0, 2])
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    y, *last = _run(builder, node.op_type, [sequence, *inputs[1:4], "", *before, *peepholes], attributes)
+    given = attributes(node)
+    y, *last = _run(builder, node.op_type, [sequence, *inputs[1:4], "", *before, *peepholes], given)
     outputs = [*node.output, *[""] * 3][: 1 + len(first)]
     timed = emitter.op("Transpose", y, perm=[1, 2, 0, 3])  # (1, rows, T, units)
     after = {}
@@ -129,9 +130,7 @@ def _mixes(builder: Vectorizer, loop: Loop, node: onnx.NodeProto) -> bool:
 
 
 def _run(builder: Vectorizer, op: str, inputs: list[str], attributes: dict[str, Any]) -> list[str]:
-    names = [builder.emitter.fresh(op) for _ in range(1 + len(STATEFUL[op].states))]
-    builder.emitter.nodes.append(onnx.helper.make_node(op, inputs, names, **attributes))
-    return names
+    return builder.emitter.split_op(op, *inputs, outputs=1 + len(STATEFUL[op].states), **attributes)
 
 
 def _once(builder: Vectorizer, loop: Loop, names: Sequence[str], known: dict[str, str]) -> list[str]:

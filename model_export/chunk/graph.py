@@ -13,10 +13,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, subgraphs, uses
-from model_export.chunk.builder import LENGTHS, mapped, renamed, tensors, wanted
+from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis
+from model_export.chunk.builder import LENGTHS, tensors
 from model_export.chunk.fused_rnn import FusedCell
 from model_export.chunk.vectorize import Vectorizer, whole
+from model_export.graph.builder import element_type
+from model_export.graph.nodes import mapped, needed_nodes, renamed, uses
 from model_export.manifest import Manifest, OutputSpec, TensorSpec
 
 TIME, BATCH = "time", "batch"
@@ -97,8 +99,8 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
         onnx.numpy_helper.from_array(np.array([1], np.int64), one),
         onnx.numpy_helper.from_array(np.array(0, np.int64), zero),
     ]  # fmt: skip
-    nodes = wanted([*front, *condition], names)
-    needed = {name for node in nodes for name in _all_names(node)}
+    nodes = needed_nodes([*front, *condition], names)
+    needed = {name for node in nodes for name in uses(node)}
     states = {state.input for state in manifest.states} | {state.output for state in manifest.states}
     kept = {value.name: value for value in (*graph.input, *graph.output)}
     takes = [_timed(spec) for spec in manifest.inputs]
@@ -142,7 +144,7 @@ def _chunk_branch(builder: Vectorizer) -> onnx.GraphProto:
     gives = [emitter.op("Identity", name) for name in (*outputs, *states)]
     lengths = helper.make_node("Shape", [manifest.inputs[0].name], [LENGTHS], start=0, end=2)
     kinds = _kinds(manifest)
-    return helper.make_graph(wanted([lengths, *emitter.nodes], gives), "chunk", [], tensors(gives, kinds))
+    return helper.make_graph(needed_nodes([lengths, *emitter.nodes], gives), "chunk", [], tensors(gives, kinds))
 
 
 def _reshape(given: str, made: str, to: tuple[int, ...], of: tuple[int, ...]) -> list[onnx.NodeProto]:
@@ -155,21 +157,12 @@ def _reshape(given: str, made: str, to: tuple[int, ...], of: tuple[int, ...]) ->
 
 def _kinds(manifest: Manifest) -> list[int]:
     dtypes = [spec.dtype for spec in manifest.outputs] + [state.dtype for state in manifest.states]
-    return [helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for dtype in dtypes]
+    return [element_type(dtype) for dtype in dtypes]
 
 
 def _timed(spec: TensorSpec | OutputSpec) -> onnx.ValueInfoProto:
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-    return helper.make_tensor_value_info(spec.name, kind, [BATCH, TIME, *spec.shape])
+    return helper.make_tensor_value_info(spec.name, element_type(spec.dtype), [BATCH, TIME, *spec.shape])
 
 
 def _is_input(graph: onnx.GraphProto, name: str) -> bool:
     return any(value.name == name for value in graph.input)
-
-
-def _all_names(node: onnx.NodeProto) -> Iterator[str]:
-    yield from node.input
-    for graph in subgraphs(node):
-        for inner in graph.node:
-            yield from _all_names(inner)
-        yield from (output.name for output in graph.output)

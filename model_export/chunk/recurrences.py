@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import helper
 
-from model_export.chunk.analysis import Loop, NoChunkError, uses
-from model_export.chunk.builder import mapped, ranked, renamed
+from model_export.chunk.analysis import Loop, NoChunkError
+from model_export.chunk.builder import ranked
 from model_export.chunk.fused_rnn import emit_cell, emit_operator
 from model_export.chunk.ring_buffers import emit_window
+from model_export.graph.nodes import mapped, renamed, uses
 
 if TYPE_CHECKING:
     from model_export.chunk.vectorize import Vectorizer

@@ -8,11 +8,12 @@ from graphlib import TopologicalSorter
 
 import onnx
 
-from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, TensorFact, uses
-from model_export.chunk.builder import PREFIX, ChunkBuilder, renamed
+from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, TensorFact
+from model_export.chunk.builder import PREFIX, ChunkBuilder
 from model_export.chunk.fused_rnn import FusedCell
 from model_export.chunk.recurrences import emit_loop
 from model_export.chunk.ring_buffers import Window, pick
+from model_export.graph.nodes import mapped, renamed, uses
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class Vectorizer:
         for name in node.output:
             if name:
                 names[name] = self._flat[name] = f"{PREFIX}{name}"
-        self.emitter.nodes.append(renamed(node, lambda tensor: names.get(tensor, tensor)))
+        self.emitter.nodes.append(renamed(node, mapped(names)))
 
     def _in_order(self) -> list[_Unit]:
         """Return nodes and loops so that each comes behind what it needs."""

@@ -15,8 +15,8 @@ from model_export.sources import choose_keras_backend
 
 if TYPE_CHECKING:
     from model_export.converted import ConvertedModel
-    from model_export.keras.graph_builder import Value
     from model_export.keras.registry import Call
+    from model_export.keras.value import Value
     from model_export.verify.parity import ParityReport, Progress
 
 __all__ = ["Call", "Value", "convert", "export_model", "load_keras", "register_step_rule", "to_step_model"]
@@ -24,7 +24,7 @@ __all__ = ["Call", "Value", "convert", "export_model", "load_keras", "register_s
 
 def __getattr__(name: str) -> Any:
     """Import what a step rule is written with when it is used: a model's module needs no onnx."""
-    homes = {"Call": "registry", "Value": "graph_builder"}
+    homes = {"Call": "registry", "Value": "value"}
     if name not in homes:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _require()

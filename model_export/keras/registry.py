@@ -1,6 +1,6 @@
 """Which rule steps which layer: a rule turns one call of a layer into nodes of the step graph.
 
-To add a layer of Keras, write one function in a `rules_*.py` module:
+To add a layer of Keras, write one function in a module of `rules/`:
 
     @rule("Rescaling")
     def rescaling(call: Call) -> Value: ...
@@ -18,8 +18,9 @@ import keras
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.keras.graph_builder import GraphBuilder, Value
+from model_export.keras.step_graph import KerasGraph
 from model_export.keras.step_rules import STEP_RULES
+from model_export.keras.value import Value
 from model_export.manifest import Array
 
 Rule = Callable[["Call"], "Value | list[Value]"]
@@ -35,7 +36,7 @@ class Walker(Protocol):
         bounded: Whether the original's answers depend on that number, so that it can be asked for no more.
     """
 
-    graph: GraphBuilder
+    graph: KerasGraph
     length: int | None
     bounded: bool
 
@@ -76,7 +77,7 @@ class Call:
     mask: str | None = None
 
     @property
-    def graph(self) -> GraphBuilder:
+    def graph(self) -> KerasGraph:
         """The graph under construction."""
         return self.walk.graph
 
@@ -111,7 +112,7 @@ class Call:
 
     def constant(self, values: Any, dtype: str = "float32") -> str:
         """Return a constant named after this layer."""
-        return self.graph.constant(to_array(values), dtype, at=f"{self.path}/const")
+        return self.graph.constant(to_array(values), dtype, at=self.path)
 
     def state(self, name: str, row: Sequence[int], dtype: str = "float32", init: Array | None = None) -> Value:
         """Declare a state; the rule owes `next_state` for it.

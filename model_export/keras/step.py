@@ -12,9 +12,9 @@ import onnx
 
 from model_export.chunk.fused_rnn import FusedCell
 from model_export.errors import RefusedModelError
-from model_export.keras.graph_builder import Value
 from model_export.keras.input_axes import only_looked_up, possible_axes
 from model_export.keras.subclassed import walkable
+from model_export.keras.value import Value
 from model_export.keras.walk import InputFacts, Walk, functional
 from model_export.manifest import DTYPES, Manifest
 
@@ -173,7 +173,7 @@ def _output_names(function: Any) -> list[str]:
 
 
 def _state_name(layer: Any, index: int) -> str:
-    from model_export.keras.cells import state_names
+    from model_export.keras.support.cells import state_names
 
     return state_names(layer.cell, layer.get_initial_state(1))[index]
 

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 
 from model_export.errors import RefusedModelError
-from model_export.keras.graph_builder import Value
 from model_export.keras.step import plain, walk_model
 from model_export.keras.step_layers import OneTimestep, RecurrentStep, WindowStep
+from model_export.keras.value import Value
 from model_export.keras.walk import Walk, functional
 from model_export.manifest import StateSpec
 

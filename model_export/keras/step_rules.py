@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from model_export.keras.graph_builder import Value
     from model_export.keras.registry import Call
+    from model_export.keras.value import Value
 
     Rule = Callable[[Call], Value | list[Value]]
 

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from model_export.errors import RefusedModelError
-from model_export.keras.tracing import reason_of
+from model_export.keras.support.tracing import reason_of
 from model_export.keras.walk import functional
 
 

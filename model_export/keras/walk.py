@@ -11,48 +11,15 @@ from typing import Any
 import keras
 
 from model_export.errors import RefusedModelError
-from model_export.keras import (
-    rules_attention,
-    rules_basic,
-    rules_conv,
-    rules_matmul,
-    rules_merge,
-    rules_norm,
-    rules_ops,
-    rules_pad,
-    rules_pool,
-    rules_preprocessing,
-    rules_recurrent,
-    rules_reductions,
-    rules_refused,
-    rules_resize,
-    rules_shapes,
-)
-from model_export.keras.deferred import handles_deferred
-from model_export.keras.graph_builder import GraphBuilder, Value
-from model_export.keras.recompute import can_recompute, recompute
+from model_export.keras import rules  # noqa: F401  # registers them
 from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
-from model_export.keras.time_padding import apply
-from model_export.keras.tracing import RandomNumbersError, reason_of, trace
-from model_export.keras.window import handles_padding
-
-RULE_MODULES = (
-    rules_attention,
-    rules_reductions,
-    rules_conv,
-    rules_basic,
-    rules_merge,
-    rules_norm,
-    rules_ops,
-    rules_pad,
-    rules_pool,
-    rules_preprocessing,
-    rules_matmul,
-    rules_recurrent,
-    rules_refused,
-    rules_resize,
-    rules_shapes,
-)  # registered by their import
+from model_export.keras.step_graph import KerasGraph
+from model_export.keras.support.deferred import handles_deferred
+from model_export.keras.support.recompute import can_recompute, recompute
+from model_export.keras.support.time_padding import apply
+from model_export.keras.support.tracing import RandomNumbersError, reason_of, trace
+from model_export.keras.support.window import handles_padding
+from model_export.keras.value import Value
 
 
 @dataclass(slots=True)
@@ -83,7 +50,7 @@ class Walk:
         bounded: Whether the original's answers depend on that number, so that it can be asked for no more.
     """
 
-    graph: GraphBuilder = field(default_factory=GraphBuilder)
+    graph: KerasGraph = field(default_factory=KerasGraph)
     facts: dict[str, InputFacts] = field(default_factory=dict)
     length: int | None = None
     bounded: bool = False

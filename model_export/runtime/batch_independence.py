@@ -11,7 +11,6 @@ import numpy as np
 
 from model_export.errors import ModelLoadError
 from model_export.manifest import Array, Manifest, TensorSpec
-from model_export.verify.tolerance import size_of
 
 Run = Callable[[Mapping[str, Array], Mapping[str, Array]], tuple[dict[str, Array], dict[str, Array]]]
 """`(inputs, states)` to `(outputs, next states)`, the batch on axis 0."""
@@ -60,7 +59,7 @@ def nearly_equal(found: Array, expected: Array) -> bool:
     if found.dtype.kind != "f":
         return np.array_equal(found, expected)
     eps = float(np.finfo(found.dtype).eps)
-    wide, size = np.float64, size_of(np.stack([found, expected]))
+    wide, size = np.float64, magnitude(np.stack([found, expected]))
     return np.allclose(
         found.astype(wide), expected.astype(wide), rtol=max(1e-4, 8 * eps), atol=max(1e-5, 8 * eps) * size,
         equal_nan=True,
@@ -82,3 +81,9 @@ def _follow(run: Run, steps: Sequence[Mapping[str, Array]], states: dict[str, Ar
         outputs, states = run(inputs, states)
         seen.append({**outputs, **{f"state {name}": value for name, value in states.items()}})
     return seen
+
+
+def magnitude(values: Array) -> float:
+    """Return the largest magnitude of finite values; 1 where there is none but zero."""
+    sizes = np.abs(values.astype(np.float64))
+    return float(sizes.max(initial=0.0, where=np.isfinite(sizes))) or 1.0

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from model_export.dataflow import propagate_labels
 from model_export.errors import ManifestError, ModelLoadError
+from model_export.graph.dataflow import propagate_labels
 from model_export.manifest import Manifest
 from model_export.runtime.operator_scan import BrokenError, Contents, fields, opened
 

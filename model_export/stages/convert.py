@@ -11,10 +11,11 @@ import numpy as np
 
 from model_export.converted import ConvertedModel
 from model_export.errors import UnclearModelError
-from model_export.keras.graph_builder import GraphBuilder
+from model_export.graph.builder import GraphBuilder
+from model_export.graph.nodes import opset_of
 from model_export.labels import with_labels
-from model_export.manifest import Array, Manifest, TensorSpec
-from model_export.stages.join import join, opset_of
+from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
+from model_export.stages.join import join
 from model_export.stages.pipeline import Pipeline
 from model_export.stages.row_model import RowModel, row_model
 from model_export.stages.stage import Row, Stage
@@ -106,13 +107,13 @@ def _stage(
     """Return a stage as a step graph; the name of its input or output is given, the other one is internal."""
     stage.check(row)
     graph, after = GraphBuilder(), stage.row_after(row)
-    x = graph.input(takes or f"{returns}/{stage.title}/in", row, stage.takes, time=True)
+    given = InputSpec(name=takes or f"{returns}/{stage.title}/in", dtype=stage.takes, shape=list(row))
+    returned = OutputSpec(name=returns or f"{takes}/{stage.title}/out", dtype="float32", shape=list(after))
+    x = graph.add_input(given)
     is_float = np.dtype(stage.takes).kind == "f"
-    made = stage.emit(graph, graph.cast(x.name, "float64", at=stage.title) if is_float else x.name, row)
-    result = graph.cast(made, "float32", at=stage.title)
-    graph.output(returns or f"{takes}/{stage.title}/out", x.like(result, row=after, dtype="float32"))
+    made = stage.emit(graph, graph.cast(x, "float64", at=stage.title) if is_float else x, row)
+    graph.add_output(returned, graph.cast(made, "float32", at=stage.title))
     manifest = Manifest(inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
-    (given,), (returned,) = manifest.inputs, manifest.outputs
     known = {given.name: labels, returned.name: stage.labels_after(labels)}
     manifest = with_labels(manifest, {key: names for key, names in known.items() if names})
 
@@ -121,7 +122,7 @@ def _stage(
         found = stage.reference(values.astype(np.float64) if is_float else values)
         return {returned.name: found.astype(np.float32)}
 
-    proto = graph.proto("stage", opset=opset_of(whole.proto))
+    proto = graph.proto("stage", {"": opset_of(whole.proto)})
     return ConvertedModel(proto, manifest, reference, against=f"numpy {np.__version__}")
 
 

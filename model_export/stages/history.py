@@ -15,7 +15,7 @@ from model_export.manifest import Array
 from model_export.stages.stage import Numbers, Row, Stage, check_row, count, numbers, training_data
 
 if TYPE_CHECKING:
-    from model_export.keras.graph_builder import GraphBuilder
+    from model_export.graph.builder import GraphBuilder
 
 _MISSING = 0.15
 """The share of values that are missing in sequences drawn for verification."""

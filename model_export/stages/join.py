@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from model_export.chunk.builder import mapped, renamed
 from model_export.chunk.fused_rnn import FusedCell
 from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError, UnclearModelError
+from model_export.graph.builder import NodeBuilder
+from model_export.graph.nodes import all_graphs, mapped, opset_of, renamed
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec, TensorSpec
-from model_export.onnx_file import all_graphs
 from model_export.verify.localize import Activation, LayerOutputs
 from model_export.verify.reference import PrefixAnswers
 from model_export.verify.samplers import Sampler, random_sampler
@@ -59,16 +59,17 @@ def join(
     _check(first, second, links)
     one, two = _same_versions(first.proto, second.proto)
     names = _names(one, first.cells), _names(two, second.cells)
-    taken = names[0] | names[1]
+    glue = NodeBuilder("joint", sorted(names[0] | names[1]))
     public = {spec.name for spec in first.manifest.inputs}
-    inner = {name: _unique(f"{name}/in", taken) for name in links.values()}
+    inner = {name: glue.unique(f"{name}/in") for name in links.values()}
     clashing = names[0] & names[1] - (public & set(links.values()))
-    outer = {name: _unique(f"{name}/first", taken) for name in sorted(clashing)}
+    outer = {name: glue.unique(f"{name}/first") for name in sorted(clashing)}
     first, second = _renamed(replace(first, proto=one), outer), _renamed(replace(second, proto=two), inner)
     tied = {outer.get(out, out): inner[into] for out, into in links.items()}
     behind = {spec.name: spec for spec in second.manifest.inputs}
     before = {spec.name: spec for spec in first.manifest.outputs}
-    glue = [_glue(before[out], behind[into], taken) for out, into in tied.items()]
+    for out, into in tied.items():
+        _glue(glue, before[out], behind[into])
     middle = _Middle(first, {out: behind[into] for out, into in tied.items()})
     lengths = {part.only_length for part in (first, second)} - {None}
     if len(lengths) > 1:
@@ -129,20 +130,6 @@ def _names(proto: onnx.ModelProto, cells: Sequence[FusedCell]) -> set[str]:
         names |= {tensor.name for tensor in graph.initializer}
         names |= {name for node in graph.node for name in (*node.input, *node.output) if name}
     return names
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    number, fresh = 1, name
-    while fresh in taken:
-        number += 1
-        fresh = f"{name}_{number}"
-    taken.add(fresh)
-    return fresh
-
-
-def opset_of(proto: onnx.ModelProto) -> int:
-    """Return the version of ONNX's own operators that a model uses."""
-    return next((int(entry.version) for entry in proto.opset_import if entry.domain in {"", "ai.onnx"}), OLDEST_OPSET)
 
 
 def _same_versions(one: onnx.ModelProto, two: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -232,47 +219,34 @@ def _inverse(names: Mapping[str, str]) -> Callable[[str], str]:
     return mapped({new: old for old, new in names.items()})
 
 
-def _glue(out: OutputSpec, into: InputSpec, taken: set[str]) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return the nodes that bring an output to the form of an input, and their constants."""
-    nodes: list[onnx.NodeProto] = []
-    weights: list[onnx.TensorProto] = []
-    name = out.name
-
-    def add(kind: str, *more: str, **attributes: Any) -> None:
-        nonlocal name
-        fresh = _unique(f"{into.name}/{kind}", taken)
-        nodes.append(helper.make_node(kind, [name, *more], [fresh], **attributes))
-        name = fresh
-
-    def reshape(shape: Sequence[int]) -> None:
-        weights.append(numpy_helper.from_array(np.array(shape, np.int64), _unique(f"{into.name}/shape", taken)))
-        add("Reshape", weights[-1].name)
-
+def _glue(graph: NodeBuilder, out: OutputSpec, into: InputSpec) -> None:
+    """Emit what brings an output to the form of an input."""
+    name, at = out.name, into.name
     rank = len(out.graph_row_shape)
     if out.batch_axis:
         others = [axis for axis in range(rank + 1) if axis != out.batch_axis]
-        add("Transpose", perm=[out.batch_axis, *others])
+        name = graph.op("Transpose", name, perm=[out.batch_axis, *others], at=at)
     if out.batch_axis is None or into.batch_axis is None or out.graph_row_shape != into.graph_row_shape:
-        reshape([*([] if into.batch_axis is None else [-1]), *into.graph_row_shape])
+        shape = graph.ints([*([] if into.batch_axis is None else [-1]), *into.graph_row_shape])
+        name = graph.op("Reshape", name, shape, at=at)
     if into.batch_axis:
         others = list(range(1, len(into.graph_row_shape) + 1))
         others.insert(into.batch_axis, 0)
-        add("Transpose", perm=others)
+        name = graph.op("Transpose", name, perm=others, at=at)
     if out.dtype != into.dtype:
-        add("Cast", to=helper.np_dtype_to_tensor_dtype(np.dtype(into.dtype)))
-    nodes.append(helper.make_node("Identity", [name], [into.name]))
-    return nodes, weights
+        name = graph.cast(name, into.dtype, at=at)
+    graph.add("Identity", [name], [into.name])
 
 
 def _merged(
     first: ConvertedModel,
     second: ConvertedModel,
-    glue: Sequence[tuple[list[onnx.NodeProto], list[onnx.TensorProto]]],
+    glue: NodeBuilder,
     tied: Links,
 ) -> onnx.ModelProto:
     one, two = first.proto, second.proto
-    nodes = [*one.graph.node, *(node for nodes, _ in glue for node in nodes), *two.graph.node]
-    weights = [*one.graph.initializer, *(tensor for _, found in glue for tensor in found), *two.graph.initializer]
+    nodes = [*one.graph.node, *glue.nodes, *two.graph.node]
+    weights = [*one.graph.initializer, *glue.constants, *two.graph.initializer]
     takes = [*one.graph.input, *(value for value in two.graph.input if value.name not in tied.values())]
     gives = [*(value for value in one.graph.output if value.name not in tied), *two.graph.output]
     versions = {entry.domain or "": entry.version for proto in (one, two) for entry in proto.opset_import}

@@ -13,7 +13,7 @@ from model_export.manifest import Array
 from model_export.stages.stage import Numbers, Row, Stage, check_row, numbers, training_data
 
 if TYPE_CHECKING:
-    from model_export.keras.graph_builder import GraphBuilder
+    from model_export.graph.builder import GraphBuilder
 
 
 @dataclass(frozen=True, eq=False)

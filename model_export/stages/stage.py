@@ -13,7 +13,7 @@ from model_export.errors import ManifestError, UnclearModelError
 from model_export.manifest import Array
 
 if TYPE_CHECKING:
-    from model_export.keras.graph_builder import GraphBuilder
+    from model_export.graph.builder import GraphBuilder
 
 Row = tuple[int, ...]
 """The shape of one row, without batch axis and without time axis."""

@@ -49,7 +49,7 @@ def convert(
         UnclearModelError: No time axis can be found.
         RefusedModelError: A node cannot be stepped; names it and says why.
     """
-    from model_export.streaming.normalize import require_onnx
+    from model_export.streaming.normal_form.load import require_onnx
 
     require_onnx()
     import onnxruntime

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.streaming.builder import StepGraph
-from model_export.streaming.measured_shapes import Dim, MeasuredShapes
+from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
+from model_export.streaming.step_graph import StreamingGraph
 
 
-def emit_known(graph: StepGraph, facts: MeasuredShapes, name: str, user: str) -> str:
+def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: str) -> str:
     """Emit a tensor that follows from weights and sizes, as it is for one timestep; return its name.
 
     Args:
@@ -32,10 +32,10 @@ def emit_known(graph: StepGraph, facts: MeasuredShapes, name: str, user: str) ->
             fixed, per_row = dim.at_one_step()
             parts = [np.take(part, range(fixed or per_row), axis=axis) for part in parts]
     if all(np.array_equal(part, parts[0], equal_nan=part.dtype.kind == "f") for part in parts[1:]):
-        value = graph.constant(parts[0], name)
+        value = graph.constant(parts[0], at=name)
     elif parts[0].dtype.kind in "iu":
         fixed_part, row_part, _ = facts.affine(parts)
-        value = graph.constant(fixed_part.astype(parts[0].dtype), name)
+        value = graph.constant(fixed_part.astype(parts[0].dtype), at=name)
         if row_part.any():
             grown = graph.op("Mul", graph.rows(), graph.ints(row_part.reshape(-1)))
             shaped = graph.op("Reshape", grown, graph.ints(row_part.shape))
@@ -48,13 +48,13 @@ def emit_known(graph: StepGraph, facts: MeasuredShapes, name: str, user: str) ->
     return _expanded(graph, value, dims)
 
 
-def _sequence(graph: StepGraph, parts: list[Any]) -> str:
+def _sequence(graph: StreamingGraph, parts: list[Any]) -> str:
     if not parts:
         return graph.op("SequenceEmpty")
     return graph.op("SequenceConstruct", *(graph.constant(part) for part in parts))
 
 
-def _expanded(graph: StepGraph, value: str, dims: Sequence[Dim]) -> str:
+def _expanded(graph: StreamingGraph, value: str, dims: Sequence[Dim]) -> str:
     """Repeat one row of a known tensor for all rows."""
     sizes = [dim.at_one_step() for dim in dims]
     if not any(per_row for _, per_row in sizes):
@@ -62,7 +62,7 @@ def _expanded(graph: StepGraph, value: str, dims: Sequence[Dim]) -> str:
     return graph.op("Expand", value, shape_at_one_step(graph, dims))
 
 
-def shape_at_one_step(graph: StepGraph, dims: Sequence[Dim]) -> str:
+def shape_at_one_step(graph: StreamingGraph, dims: Sequence[Dim]) -> str:
     """Return the shape that a tensor has at one timestep, as a tensor."""
     sizes = [dim.at_one_step() for dim in dims]
     fixed = graph.ints([fixed for fixed, _ in sizes])

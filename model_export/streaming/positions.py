@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from model_export.manifest import Array
-from model_export.streaming.measured_shapes import MeasuredShapes
+from model_export.streaming.axes.measured_shapes import MeasuredShapes
 
 if TYPE_CHECKING:
     from model_export.streaming.walk import Walk
@@ -52,7 +52,7 @@ def emit_by_position(walk: Walk, name: str, offset: int, node: onnx.NodeProto | 
     if offset:
         place = graph.op("Max", graph.op("Add", place, graph.ints([offset])), graph.ints([0]))
     place = graph.op("Min", place, graph.ints([steps]))
-    found = graph.op("Gather", graph.constant(rows, f"{name}/positions"), place, axis=0)  # (rows or 1, *others)
+    found = graph.op("Gather", graph.constant(rows, what="positions", at=name), place, axis=0)  # (rows or 1, *others)
     own, shape = walk.facts.batch_axis(name), list(table.shape)
     shape[axis] = 1
     if own is not None:

@@ -2,85 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from model_export.dataflow import Flow, flow_of, laid_out_from
 from model_export.errors import RefusedModelError, UnclearModelError
-from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
-from model_export.onnx_file import with_outputs
-from model_export.operators import RNN, STATEFUL
+from model_export.graph.nodes import uses
+from model_export.graph.operators import RNN
+from model_export.manifest import Array, BatchSpec, InputSpec, Manifest
 from model_export.runtime.random_ops import random_outputs
-from model_export.streaming.axis_search import find_inputs
-from model_export.streaming.batch_independence import is_for_one_row, rows_are_independent
-from model_export.streaming.inputs import SequenceInput, SequenceInputs
-from model_export.streaming.measured_shapes import ROWS, Dim, MeasuredShapes, measure_shapes, run, session
-from model_export.streaming.normalize import captures, load_graph
-from model_export.streaming.rules_attention import attention, attention_scores, matmul
-from model_export.streaming.rules_elementwise import count_up, pointwise, reshape
-from model_export.streaming.rules_pooling import WEIGHTED, softmax, with_weights
-from model_export.streaming.rules_recurrent import cumsum, loop, rnn, scan, stateful_op, turns_with_time
-from model_export.streaming.rules_reductions import REDUCTIONS, reduction
-from model_export.streaming.rules_slice import concat, gather, pad, slice_, split
-from model_export.streaming.rules_window import convolution, transposed
-from model_export.streaming.static_branches import with_squeeze_axes, without_known_branches
+from model_export.streaming.answers import OutputLayout, declare_outputs, row_spec, rows_in_front
+from model_export.streaming.axes.axis_search import find_inputs
+from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
+from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
+from model_export.streaming.axes.measure import measure_shapes
+from model_export.streaming.axes.measured_shapes import MeasuredShapes
+from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
+from model_export.streaming.normal_form.load import load_graph
+from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
+from model_export.streaming.rules.attention import attention_scores
+from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.rules.pooling import WEIGHTED
+from model_export.streaming.rules.recurrent import turns_with_time
+from model_export.streaming.rules.table import RULES
 from model_export.streaming.tensor import Tensor
-from model_export.streaming.unrolled_loops import with_loops_rolled
-from model_export.streaming.walk import Rule, Walk
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(REDUCTIONS, reduction),
-    **{name: rnn if name in RNN else stateful_op for name, op in STATEFUL.items() if op.time_axis is not None},
-    "Attention": attention,
-    "AveragePool": convolution,
-    "Concat": concat,
-    "Conv": convolution,
-    "ConvTranspose": transposed,
-    "CumSum": cumsum,
-    "Expand": reshape,
-    "GroupQueryAttention": attention,
-    "Gather": gather,
-    "Loop": loop,
-    "LpPool": convolution,
-    "MatMul": matmul,
-    "MaxPool": convolution,
-    "MultiHeadAttention": attention,
-    "Pad": pad,
-    "Range": count_up,
-    "Reshape": reshape,
-    "Scan": scan,
-    "Slice": slice_,
-    "Softmax": softmax,
-    "Split": split,
-}
-RULES |= {name: with_weights(name, RULES.get(name, pointwise)) for name in WEIGHTED}
-"""Operators that need more than to be emitted as they are."""
+from model_export.streaming.walk import Walk
 
 HALF = 5e-3
 """How far float16 is from exact, as of Keras' layers in mixed_float16."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputLayout:
-    """Where an output of the sequence graph has its axes.
-
-    Attributes:
-        time: Axis of the timesteps; None: one answer for the whole sequence.
-        batch: Axis of the rows; None: it has none.
-        extra: How many timesteps longer than the sequence it is.
-        order: How a folded axis holds both: `BT` or `TB`; empty: they have an axis each.
-    """
-
-    time: int | None
-    batch: int | None
-    extra: int = 0
-    order: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +122,14 @@ def _step_of(
             f"The graph takes {doors.only_rows} rows at once and no other number; a stream is one row.",
             fix="Export it with a dynamic batch axis, or for one row.",
         )
-    facts = measured_shapes_of(graph, doors)
+    facts = measure_shapes(graph, doors)
     if (cached := _with_caches(graph, doors, facts)) != doors:
-        doors, facts = cached, measured_shapes_of(graph, cached)
+        doors, facts = cached, measure_shapes(graph, cached)
     walk = Walk(doors.with_length(graph, doors.lengths[0]), facts, length)
     walk.takes_weights = WEIGHTED
     inputs = [_take(walk, door) for door in doors.inputs]
     walk.run(RULES, pointwise, attention_scores)
-    answers, outputs = _give(walk, doors)
+    answers, outputs = declare_outputs(walk, doors)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
     if not walk.graph.states and not doors.is_certain and not loops:
@@ -192,7 +144,7 @@ def _step_of(
         outputs=answers,
         batch=BatchSpec(mode="single" if _one_row(walk, doors) else "stack"),
     )
-    proto = walk.graph.proto(name, graph)
+    proto = walk.graph.step_proto(name, graph)
     return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), _rounding(facts))
 
 
@@ -271,41 +223,11 @@ def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredS
         return axis is not None and place % len(facts.dims(node.output[0])) == axis and node.input[0] == name
 
     def is_cache(door: SequenceInput) -> bool:
-        users = [node for node in graph.graph.node if door.name in (*node.input, *captures(node))]
+        users = [node for node in graph.graph.node if door.name in uses(node)]
         return door.role == "external" and door.time is None and all(is_front(node, door.name) for node in users)
 
     read = tuple(replace(door, role="state") if is_cache(door) else door for door in doors.inputs)
     return replace(doors, inputs=read) if any(door.role == "external" for door in read) else doors
-
-
-def measured_shapes_of(graph: onnx.ModelProto, doors: SequenceInputs) -> MeasuredShapes:
-    """Run a graph as its facts need it."""
-
-    @cache
-    def loaded(steps: int) -> Any:
-        return session(doors.with_length(graph, steps), every_tensor=True)
-
-    same = doors.only_steps is None
-    weights = {
-        tensor.name: numpy_helper.to_array(tensor)
-        for tensor in doors.with_length(graph, doors.lengths[0]).graph.initializer
-    }
-
-    def at_length(tensor: str) -> Array:
-        assert doors.length is not None
-        only = with_outputs(graph, [tensor])
-        del only.graph.output[: len(graph.graph.output)]
-        feeds = doors.feeds(doors.only_rows or ROWS[0], doors.length, 0)
-        return np.asarray(run(session(only), feeds)[tensor])
-
-    return measure_shapes(
-        lambda n: loaded(doors.lengths[0] if same else n),
-        doors.feeds,
-        weights,
-        only_rows=doors.only_rows,
-        lengths=doors.lengths,
-        at_length=at_length if doors.length else None,
-    )
 
 
 def declared_of(source: Any, graph: onnx.ModelProto) -> dict[str, list[int | str | None]]:
@@ -332,114 +254,9 @@ def _take(walk: Walk, door: SequenceInput) -> InputSpec | None:
         return None
     axes = [axis for axis in range(len(door.sizes)) if axis not in {door.batch, door.time}]
     row = [door.sizes[axis] for axis in axes]
-    spec: InputSpec = _spec(InputSpec, door.name, door.dtype, row, batch=door.batch, time=door.time)
-    spec, perm = _rows_in_front(spec)
-    walk.graph.input(spec)
+    spec: InputSpec = row_spec(InputSpec, door.name, door.dtype, row, batch=door.batch, time=door.time)
+    spec, perm = rows_in_front(spec)
+    walk.graph.add_input(spec)
     step = walk.graph.op("Transpose", door.name, perm=list(np.argsort(perm))) if perm else door.name
     walk.tensors[door.name] = Tensor("static", step) if door.time is None else Tensor("per_step", step, 0)
     return spec
-
-
-def _rows_in_front(spec: Any) -> tuple[Any, list[int]]:
-    """Return a spec with its batch axis in front, as chunks need it, and the order that brings a tensor there.
-
-    The order is empty where nothing moves.
-    """
-    if not spec.batch_axis:
-        return spec, []
-    rank = len(spec.graph_row_shape) + 1
-    others = [axis for axis in range(rank) if axis != spec.batch_axis]
-    return spec.model_copy(update={"batch_axis": 0}), [spec.batch_axis, *others]
-
-
-def _spec(kind: Any, name: str, dtype: str, row: list[int], *, batch: int | None, time: int | None) -> Any:
-    """Return the spec of a tensor that has a time axis of length 1 in the graph."""
-    graph_row = list(row)
-    if time is not None:
-        graph_row.insert(time - (batch is not None and batch < time), 1)
-    return kind(
-        name=name, dtype=dtype, shape=row, batch_axis=batch, graph_shape=graph_row if graph_row != row else None
-    )
-
-
-def _give(walk: Walk, doors: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
-    """Declare the answers; leave out what a recurrence carries where its initial value was an input too."""
-    walk.need(*(value.name for value in walk.model.graph.output))
-    answers, outputs = [], {}
-    dropped: list[str] = []
-    bound = [door for door in doors.inputs if door.role == "state"]
-    flow = flow_of(walk.model.graph)
-    for value in walk.model.graph.output:
-        tensor = walk.tensor(value.name)
-        if tensor.kind not in {"per_step", "final", "static"} or not walk.facts.value(value.name).size:
-            continue
-        if tensor.kind == "final" and any(_carries_on(walk, flow, value.name, door) for door in bound):
-            dropped.append(value.name)
-            continue
-        spec, facts = _answer(walk, value.name, doors)
-        answers.append(spec)
-        outputs[value.name] = facts
-    for name in dropped if not answers else []:
-        spec, facts = _answer(walk, name, doors)
-        answers.append(spec)
-        outputs[name] = facts
-    if not answers:
-        raise RefusedModelError(
-            f"No output of the graph depends on the timesteps; its outputs are "
-            f"{[value.name for value in walk.model.graph.output]}.",
-            fix="Export the part of the model that answers the sequence.",
-        )
-    return answers, outputs
-
-
-def _carries_on(walk: Walk, flow: Flow, name: str, door: SequenceInput) -> bool:
-    """Whether an output is, but for its layout, the next value of what an input starts from.
-
-    It is what a recurrence carries, or the end of a sequence that the input was joined to. The shape alone is no proof:
-    an answer may have the same.
-    """
-    dims = walk.facts.dims(name)
-    shape = [3 if dim.has_batch else int(dim.fixed) for dim in dims]
-    if shape != list(door.shape(3, 1)) or walk.dtype(name) != door.dtype:
-        return False
-    return name in flow.carried.get(door.name, ()) or door.name in laid_out_from(walk.model.graph, name)
-
-
-def _answer(walk: Walk, name: str, doors: SequenceInputs) -> tuple[OutputSpec, OutputLayout]:
-    tensor, dims = walk.tensor(name), walk.facts.dims(name)
-    time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
-    if any(dim.has_batch for axis, dim in enumerate(dims) if axis != batch):
-        raise RefusedModelError(f"Output {name!r} has the rows of the batch on two axes.", fix="Give one row a stream.")
-    if batch is None and doors.only_rows == 1:
-        batch = _axis_of_one(dims, doors)
-    if walk.resampled is not None and time is not None and time != batch and walk.facts.samples(name) > 1:
-        raise walk.resampled
-    step = walk.aligned(name)[0] if tensor.kind == "per_step" else tensor.step
-    folded = time is not None and batch == time
-    sizes = [dim.at_one_step()[0] for dim in dims]
-    if batch is not None and dims[batch].at_one_step()[1] > 1:
-        step = walk.graph.op("Reshape", step, walk.graph.ints([-1, *_unfolded(dims, batch, time)]))
-        row = _unfolded(dims, batch, time)
-        spec = OutputSpec(name=name, dtype=walk.dtype(name), shape=row)
-    else:
-        row = [size for axis, size in enumerate(sizes) if axis not in {time, batch}]
-        spec = _spec(OutputSpec, name, walk.dtype(name), row, batch=batch, time=None if folded else time)
-        spec, perm = _rows_in_front(spec)
-        step = walk.graph.op("Transpose", step, perm=perm) if perm else step
-    walk.graph.output(spec, step)
-    extra = walk.facts.length_delta(name) if time is not None else 0
-    return spec, OutputLayout(time, batch, extra, walk.facts.order(name) if folded else "")
-
-
-def _axis_of_one(dims: Sequence[Dim], doors: SequenceInputs) -> int | None:
-    """Return the batch axis of an answer for one row: where the inputs have it, or the first of length 1."""
-    ones = [axis for axis, dim in enumerate(dims) if not dim.has_time and dim.fixed == 1]
-    usual = next((door.batch for door in doors.external if door.time is not None), None)
-    return usual if usual in ones else next(iter(ones), None)
-
-
-def _unfolded(dims: Sequence[Dim], batch: int, time: int | None) -> list[int]:
-    if batch:
-        raise RefusedModelError("An output holds several values per row folded into an axis that is not its first.")
-    rest = [dim.at_one_step()[0] for axis, dim in enumerate(dims) if axis not in {batch, time}]
-    return [dims[batch].at_one_step()[1], *rest]

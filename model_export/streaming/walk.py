@@ -17,12 +17,12 @@ import numpy as np
 import onnx
 
 from model_export.errors import RefusedModelError
+from model_export.graph.nodes import captures, mapped, opset_of, rename_captures, uses
 from model_export.manifest import Array
-from model_export.streaming.builder import StepGraph, plain
+from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.constants import emit_known, shape_at_one_step
-from model_export.streaming.measured_shapes import Dim, MeasuredShapes
-from model_export.streaming.normalize import attributes, captures, opset_of, rename_captures
 from model_export.streaming.positions import emit_by_position, is_by_position
+from model_export.streaming.step_graph import StreamingGraph, plain
 from model_export.streaming.tensor import Kind, Tensor
 
 Rule = Callable[["Walk", onnx.NodeProto], None]
@@ -39,7 +39,7 @@ class Walk:
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
         names |= {value.name for value in (*model.graph.input, *model.graph.output)} | self.weights.keys()
-        self.graph = StepGraph(sorted(names))
+        self.graph = StreamingGraph(sorted(names))
         self.tensors: dict[str, Tensor] = dict.fromkeys(self.weights, Tensor("constant"))
         self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
@@ -56,10 +56,10 @@ class Walk:
                 continue
             outputs = [name for name in node.output if name]
             try:
-                if any(self.tensors[name].kind == "scores" for name in self.uses(node)):
+                if any(self.tensors[name].kind == "scores" for name in uses(node)):
                     on_square(self, node)
                     continue
-                self.need(*(name for name in self.uses(node) if not self._may_be_refused(node, name)))
+                self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
                 rules.get(node.op_type, default)(self, node)
                 for name in outputs:
                     self.check_causal(node, name)
@@ -91,12 +91,8 @@ class Walk:
 
     def timed(self, node: onnx.NodeProto, names: Iterable[str] | None = None) -> list[str]:
         """Return a node's inputs, or those of `names`, with one value per timestep that differ over time."""
-        given = self.uses(node) if names is None else [name for name in names if name]
+        given = uses(node) if names is None else [name for name in names if name]
         return [n for n in given if self.tensors[n].kind == "per_step" and self.tensors[n].offset is not None]
-
-    def uses(self, node: onnx.NodeProto) -> list[str]:
-        """Return the tensors that a node takes, those used in its bodies included."""
-        return [name for name in dict.fromkeys((*node.input, *captures(node))) if name]
 
     def known(self, name: str) -> Any:
         """Return the value of a known tensor in every run; None for another."""
@@ -166,12 +162,12 @@ class Walk:
             dims[axis] = Dim(Fraction(past * each))
             edge = self.tensors[name].edge
             init = None if edge else self._history(name, axis, offset, past, fill)
-            state, spec = self.graph.state(f"{plain(label or name)}.past", dims, self.dtype(name), init)
+            state, spec = self.graph.state_like(f"{plain(label or name)}.past", dims, self.dtype(name), init)
             if edge:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=axis)
             kept = self.graph.ints(range(each, (past + 1) * each))
-            self.graph.next_state(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
+            self.graph.next_state_like(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
             self._windows[step, past, fill] = joined
         return self._windows[step, past, fill]
 
@@ -223,11 +219,11 @@ class Walk:
         made.CopyFrom(node)
         for place, name in enumerate(node.input):
             made.input[place] = changed.get(f"i{place}") or self.operand(name, offset, node)
-        rename_captures(made, {name: self.operand(name, offset, node) for name in captures(node)})
+        rename_captures(made, mapped({name: self.operand(name, offset, node) for name in captures(node)}))
         for place, name in enumerate(node.output):
             made.output[place] = self.fresh(name) if name else ""
         self._copies[node.name] = dict(zip(node.output, made.output, strict=True))
-        self.graph.add_node(made)
+        self.graph.nodes.append(made)
         return made
 
     def fresh(self, name: str) -> str:
@@ -247,7 +243,7 @@ class Walk:
         """Say what became of an output of a node."""
         tensor = Tensor(kind, step, offset, edge=edge)
         if kind == "per_step" and offset is not None and self.facts.dims(name):
-            blame = next((self.tensors[n].blame for n in self.uses(node) if self.tensors[n].blame), "")
+            blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
             if self.facts.length_delta(name) > offset:
                 tensor = replace(tensor, blame=blame or f"{node.name!r} ({node.op_type})")
         self.tensors[name] = tensor
@@ -294,11 +290,11 @@ class Walk:
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
-        uses = self.uses(node)
+        used = uses(node)
         sizes = node.op_type in {"Shape", "Size"}
-        if sizes or self.sized.issuperset(uses):
+        if sizes or self.sized.issuperset(used):
             self.sized |= set(node.output)
-        if not sizes and any(self.tensors[name].kind != "constant" for name in uses):
+        if not sizes and any(self.tensors[name].kind != "constant" for name in used):
             return False
         outputs = [name for name in node.output if name]
         if any(isinstance(self.facts.value(name), list) for name in outputs):
@@ -316,7 +312,7 @@ class Walk:
         Nothing is emitted for it before it is used.
         """
         outputs = [name for name in node.output if name]
-        kinds = {self.tensors[name].kind for name in self.uses(node)}
+        kinds = {self.tensors[name].kind for name in uses(node)}
         if self.length is None or not kinds <= {"constant", "by_position"} or not self.sized.issuperset(outputs):
             return False
         for name in outputs:
@@ -380,10 +376,6 @@ class Walk:
             raise self.refuse(node, f"starts from {name!r}, which differs from row to row or with the length")
         assert start is not None
         return start
-
-    def attributes(self, node: onnx.NodeProto) -> dict[str, Any]:
-        """Return a node's attributes by name."""
-        return attributes(node)
 
 
 _REASONS = {

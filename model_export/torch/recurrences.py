@@ -1,6 +1,6 @@
 """Writes scans over time as loops: running maxima and products, sums in log space.
 
-A traced loop over time becomes a recurrence of the step graph; see `model_export.streaming.unrolled_loops`.
+A traced loop over time becomes a recurrence of the step graph; see `model_export.streaming.normal_form.unrolled_loops`.
 """
 
 from __future__ import annotations

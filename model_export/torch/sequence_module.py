@@ -205,7 +205,7 @@ def _by_its_graph(
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
     proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=length)
     if whole.loops:
-        from model_export.streaming.unrolled_loops import with_loops_rolled
+        from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 
         rolled = with_loops_rolled(proto)
         if rolled is proto:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from model_export.manifest import Array
-from model_export.verify.tolerance import OutputParity, Scale, Tolerance, size_of
+from model_export.runtime.batch_independence import magnitude
+from model_export.verify.tolerance import OutputParity, Scale, Tolerance
 
 SHARE = 0.1
 """A tolerance above this part of the median magnitude proves little."""
@@ -94,7 +95,7 @@ class Evidence:
         sizes = np.abs(values)
         sizes[~np.isfinite(sizes)] = 0.0
         eps = float(np.finfo(want.dtype).eps)
-        noise = _NOISE * eps * size_of(want)
+        noise = _NOISE * eps * magnitude(want)
         for column, medians in enumerate(_medians(sizes)):
             tight = plain.atol
             if medians and sizes[:, column].max() > noise:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model_export.manifest import Array
+from model_export.runtime.batch_independence import magnitude
 
 
 class Tolerance(NamedTuple):
@@ -25,7 +26,7 @@ class Tolerance(NamedTuple):
 
     def on(self, want: Array) -> Tolerance:
         """Return what is allowed of these values, as an absolute difference."""
-        return Tolerance(self.atol * size_of(want), self.rtol) if self.scaled else self
+        return Tolerance(self.atol * magnitude(want), self.rtol) if self.scaled else self
 
     def allowed(self, want: Any) -> Any:
         """Return the largest difference that is allowed from this value or these values, in float64."""
@@ -42,12 +43,6 @@ class Tolerance(NamedTuple):
         """Say whether no number is too far off."""
         plain = self.on(want)
         return not bool(plain.beyond(difference(found, want), want.reshape(found.shape)).any())
-
-
-def size_of(values: Array) -> float:
-    """Return the largest magnitude of finite values; 1 where there is none but zero."""
-    sizes = np.abs(values.astype(np.float64))
-    return float(sizes.max(initial=0.0, where=np.isfinite(sizes))) or 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +96,7 @@ class OutputParity:
         if not off.size:
             return
         size = np.abs(want.astype(np.float64))
-        counts = np.isfinite(size) & (size > size_of(want) / 1000)
+        counts = np.isfinite(size) & (size > magnitude(want) / 1000)
         relative = np.divide(off, size, out=np.zeros(off.shape), where=counts)
         self.max_rel = max(self.max_rel, float(relative.max()))
         if not off.max() <= self.max_abs or not self.sequence:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from model_export.adopt.pairing import Tensor, pair_states, related
-from model_export.dataflow import Flow
 from model_export.errors import UnclearModelError
+from model_export.graph.dataflow import Flow
 
 
 def tensors(**shapes: tuple[int, ...]) -> list[Tensor]:

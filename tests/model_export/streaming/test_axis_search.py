@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from model_export.errors import UnclearModelError
-from model_export.streaming.axis_search import find_inputs
-from model_export.streaming.normalize import load_graph
+from model_export.streaming.axes.axis_search import find_inputs
+from model_export.streaming.normal_form.load import load_graph
 from model_export.streaming.step import declared_of
 from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 

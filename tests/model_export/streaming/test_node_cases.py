@@ -16,8 +16,8 @@ from model_export.converted import verify_model
 from model_export.errors import StepwellError
 from model_export.manifest import Array, Manifest
 from model_export.streaming import convert
-from model_export.streaming.measured_shapes import run, session
-from model_export.streaming.normalize import load_graph
+from model_export.streaming.axes.runs import run, session
+from model_export.streaming.normal_form.load import load_graph
 
 OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CausalConvWithState", "LinearAttention"}
 GIVEN = {"W", "R", "B", "P", "weight", "bias", "axis"}

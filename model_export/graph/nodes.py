@@ -1,0 +1,131 @@
+"""What a node takes and what its bodies take from outside, and nodes under other names of tensors.
+
+The bodies of a node are the branches of an If, and the body of a Loop or Scan. Needs no onnx package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+Rename = Callable[[str], str]
+"""The new name of a tensor, given the old one."""
+
+
+def opset_of(model: Any) -> int:
+    """Return the version of ONNX' own operators that a model uses; 1 where it declares none."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """Return a node's attributes by name; text as `str`."""
+    import onnx
+
+    found = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return {name: _text(value) for name, value in found.items()}
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    """Yield a node's bodies."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_graphs(graph: Any) -> Iterator[Any]:
+    """Yield a graph and all graphs inside it."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
+
+
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph and of all graphs inside it."""
+    return (node for inner in all_graphs(graph) for node in inner.node)
+
+
+def captures(node: Any) -> list[str]:
+    """Return the outer tensors that a node's bodies take, each once, in order of use."""
+    found: dict[str, None] = {}
+    for graph in subgraphs(node):
+        own = _own_names(graph)
+        used = [name for inner in graph.node for name in uses(inner)] + [value.name for value in graph.output]
+        found.update(dict.fromkeys(name for name in used if name not in own))
+    return list(found)
+
+
+def uses(node: Any) -> list[str]:
+    """Return the tensors that a node takes, those that its bodies take included, each once."""
+    return [name for name in dict.fromkeys((*node.input, *captures(node))) if name]
+
+
+def rename_captures(node: Any, rename: Rename) -> None:
+    """Let a node's bodies take other outer tensors, in place."""
+    for graph in subgraphs(node):
+        own = _own_names(graph)
+
+        def outer(name: str, own: set[str] = own) -> str:
+            return name if name in own or not name else rename(name)
+
+        for inner in graph.node:
+            inner.input[:] = [outer(name) for name in inner.input]
+            rename_captures(inner, outer)
+        for value in graph.output:
+            value.name = outer(value.name)
+
+
+def renamed(node: Any, rename: Rename, *, name: str = "") -> Any:
+    """Return a copy of a node with other names of tensors, in its bodies too.
+
+    Args:
+        node: The node.
+        rename: It is called for every tensor that the node takes or returns.
+        name: The copy's own name.
+    """
+    copy = type(node)()
+    copy.CopyFrom(node)
+    copy.input[:] = [rename(tensor) if tensor else "" for tensor in node.input]
+    copy.output[:] = [rename(tensor) if tensor else "" for tensor in node.output]
+    copy.name = name
+    rename_captures(copy, rename)
+    return copy
+
+
+def mapped(names: Mapping[str, str]) -> Rename:
+    """Return a function that gives a name its new one, and leaves others as they are."""
+    return lambda tensor: names.get(tensor, tensor)
+
+
+def needed_nodes(nodes: Sequence[Any], outputs: Iterable[str]) -> list[Any]:
+    """Return the nodes that these tensors need, in order.
+
+    Args:
+        nodes: Each behind those that it needs.
+        outputs: Names of tensors.
+    """
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed.update(uses(node))
+    return kept[::-1]
+
+
+def replace_items(field: Any, values: Iterable[Any]) -> None:
+    """Replace the items of a repeated field of messages."""
+    fresh = list(values)
+    del field[:]
+    field.extend(fresh)
+
+
+def _own_names(graph: Any) -> set[str]:
+    own = {value.name for value in (*graph.input, *graph.initializer)}
+    return own.union(*(node.output for node in graph.node))
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    return [_text(item) for item in value] if isinstance(value, list) else value

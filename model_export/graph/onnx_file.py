@@ -1,0 +1,49 @@
+"""Reads an ONNX file without running it; the onnx package is imported only here, when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model_export.errors import MissingExtraError, ModelLoadError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
+    """Return a file's model, its local functions put in place of their calls.
+
+    Args:
+        path: The ONNX file.
+        weights: Whether to read weights that lie beside the file, too.
+
+    Raises:
+        MissingExtraError: The onnx package is not installed.
+        ModelLoadError: The file is no ONNX model.
+    """
+    try:
+        import onnx
+        import onnx.inliner
+    except ImportError as exc:
+        raise MissingExtraError(
+            "Reading a graph's nodes needs the onnx package, which is not installed.",
+            fix="Install it: pip install 'stepwell[onnx]'; from a clone: STEPWELL_EXTRAS=onnx ./stepwell ...",
+        ) from exc
+    try:
+        model = onnx.load(str(path), load_external_data=weights)
+    except Exception as exc:
+        raise ModelLoadError(f"{path} is not an ONNX model: {exc}.", fix="Give the path of an .onnx file.") from exc
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """Return a copy of a model with these tensors as outputs besides its own."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    have = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
+    return copy

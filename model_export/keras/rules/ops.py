@@ -1,0 +1,353 @@
+"""Rules of `keras.ops` that work element by element, as functional models and traced code call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from model_export.keras.registry import Call, op_rule, to_array
+from model_export.keras.support.activations import ACTIVATIONS
+from model_export.keras.support.broadcast import broadcast, joined
+from model_export.keras.support.deferred import deferred_scale, shape_only
+from model_export.keras.value import Value
+
+_UNARY = {
+    "Absolute": "Abs", "Fabs": "Abs", "Ceil": "Ceil", "Floor": "Floor", "Negative": "Neg", "Sign": "Sign",
+}  # fmt: skip
+_UNARY_FLOAT = {
+    "Arccos": "Acos", "Arccosh": "Acosh", "Arcsin": "Asin", "Arcsinh": "Asinh", "Arctan": "Atan", "Arctanh": "Atanh",
+    "Cos": "Cos", "Cosh": "Cosh", "Erf": "Erf", "Exp": "Exp", "Log": "Log", "Reciprocal": "Reciprocal", "Sin": "Sin",
+    "Sinh": "Sinh", "Sqrt": "Sqrt", "Tan": "Tan",
+}  # fmt: skip
+_BINARY = {
+    "Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Maximum": "Max", "Minimum": "Min",
+}  # fmt: skip
+_BINARY_FLOAT = {"Divide": "Div", "TrueDivide": "Div", "Power": "Pow"}
+_COMPARISONS = {
+    "Equal": "Equal", "Greater": "Greater", "GreaterEqual": "GreaterOrEqual", "Less": "Less",
+    "LessEqual": "LessOrEqual",
+}  # fmt: skip
+_LOGIC = {"LogicalAnd": "And", "LogicalOr": "Or", "LogicalXor": "Xor"}
+_ACTIVATIONS = {
+    "Relu": "relu", "Relu6": "relu6", "Sigmoid": "sigmoid", "Tanh": "tanh", "Silu": "silu", "Softplus": "softplus",
+    "Softsign": "softsign", "HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu", "HardTanh": "hard_tanh",
+    "LogSigmoid": "log_sigmoid", "Selu": "selu",
+}  # fmt: skip
+
+
+@op_rule("StopGradient", "ConvertToTensor", "Copy", "Array", "Real", "Conjugate")
+@shape_only
+def same(call: Call) -> Value:
+    """Operations that change no value; like all operations, they drop the mask."""
+    return call.value.like(call.value.name)
+
+
+@op_rule("Cast", "SaturateCast")
+@shape_only
+def cast(call: Call) -> Value:
+    """Another dtype; every float is float32 in the graph."""
+    dtype = float32_for(keras.backend.standardize_dtype(call.layer.dtype))
+    x = call.value
+    return x.like(x.name if x.dtype == dtype else call.graph.cast(x.name, dtype, at=call.path), dtype=dtype)
+
+
+def float32_for(dtype: str) -> str:
+    """Return the dtype that the graph computes in for one of Keras'."""
+    return "float32" if dtype in {"float16", "bfloat16", "float64"} else dtype
+
+
+# ---------------------------------------------------------------- one operand
+
+
+@op_rule(*_UNARY)
+def unary(call: Call) -> Value:
+    """One operand of any dtype."""
+    return call.value.like(call.op(_UNARY[call.kind(_UNARY)], call.value))
+
+
+@op_rule(*_UNARY_FLOAT)
+def unary_float(call: Call) -> Value:
+    """One operand, as a float."""
+    x = call.as_float(call.value)
+    return x.like(call.op(_UNARY_FLOAT[call.kind(_UNARY_FLOAT)], x))
+
+
+@op_rule(*_ACTIVATIONS)
+def activation(call: Call) -> Value:
+    """An activation without parameters."""
+    x = call.as_float(call.value)
+    return x.like(ACTIVATIONS[_ACTIVATIONS[call.kind(_ACTIVATIONS)]](call, x.name))
+
+
+@op_rule("Elu", "Celu", "LeakyRelu", "Gelu")
+def shaped_activation(call: Call) -> Value:
+    """An activation with one parameter."""
+    x, layer = call.as_float(call.value), call.layer
+    kind = call.kind(["Elu", "Celu", "LeakyRelu", "Gelu"])
+    if kind == "Gelu":
+        return x.like(call.op("Gelu", x, approximate="tanh" if layer.approximate else "none"))
+    return x.like(call.op(kind, x, alpha=float(layer.negative_slope if kind == "LeakyRelu" else layer.alpha)))
+
+
+def _where_above(call: Call, x: str, bound: float, above: str, other: str) -> str:
+    return call.op("Where", call.op("Greater", x, call.constant(bound)), above, other)
+
+
+def _soft_shrink(call: Call, x: str) -> str:
+    by = float(call.layer.threshold)
+    return call.op("Shrink", x, bias=by, lambd=by)
+
+
+def _threshold(call: Call, x: str) -> str:
+    return _where_above(call, x, float(call.layer.threshold), x, call.constant(call.layer.default_value))
+
+
+def _sparse_plus(call: Call, x: str) -> str:
+    one = call.constant(1.0)
+    raised = call.op("Max", call.op("Add", x, one), call.constant(0.0))
+    return _where_above(call, x, 1.0, x, call.op("Div", call.op("Mul", raised, raised), call.constant(4.0)))
+
+
+def _squareplus(call: Call, x: str) -> str:
+    root = call.op("Sqrt", call.op("Add", call.op("Mul", x, x), call.constant(float(call.layer.b))))
+    return call.op("Mul", call.op("Add", x, root), call.constant(0.5))
+
+
+def _times(factor: float) -> Callable[[Call, str], str]:
+    return lambda call, x: call.op("Mul", x, call.constant(factor))
+
+
+def _log_to(base: float) -> Callable[[Call, str], str]:
+    return lambda call, x: call.op("Mul", call.op("Log", x), call.constant(1 / np.log(base)))
+
+
+def _round(call: Call, x: str) -> str:
+    scale = 10.0 ** int(getattr(call.layer, "decimals", 0))
+    if scale == 1:
+        return call.op("Round", x)
+    return call.op("Div", call.op("Round", call.op("Mul", x, call.constant(scale))), call.constant(scale))
+
+
+def _trunc(call: Call, x: str) -> str:
+    return call.op("Mul", call.op("Sign", x), call.op("Floor", call.op("Abs", x)))
+
+
+def _cbrt(call: Call, x: str) -> str:
+    return call.op("Mul", call.op("Sign", x), call.op("Pow", call.op("Abs", x), call.constant(1 / 3)))
+
+
+def _sinc(call: Call, x: str) -> str:
+    angle = call.op("Mul", x, call.constant(np.pi))
+    at_zero = call.op("Equal", x, call.constant(0.0))
+    safe = call.op("Where", at_zero, call.constant(1.0), angle)
+    return call.op("Where", at_zero, call.constant(1.0), call.op("Div", call.op("Sin", safe), safe))
+
+
+def _nan_to_num(call: Call, x: str) -> str:
+    layer, most = call.layer, float(np.finfo(np.float32).max)
+    high = most if layer.posinf is None else float(to_array(layer.posinf))
+    low = -most if layer.neginf is None else float(to_array(layer.neginf))
+    x = call.op("Where", call.op("IsNaN", x), call.constant(float(to_array(layer.nan))), x)
+    x = call.op("Where", call.op("IsInf", x, detect_negative=0), call.constant(high), x)
+    return call.op("Where", call.op("IsInf", x, detect_positive=0), call.constant(low), x)
+
+
+# Operations of one float, as ONNX nodes. Source: keras.ops and the ONNX operators of the same names.
+_COMPOSED: dict[str, Callable[[Call, str], str]] = {
+    "Cbrt": _cbrt,
+    "Deg2rad": _times(np.pi / 180),
+    "Erfc": lambda call, x: call.op("Sub", call.constant(1.0), call.op("Erf", x)),
+    "Exp2": lambda call, x: call.op("Pow", call.constant(2.0), x),
+    "Expm1": lambda call, x: call.op("Sub", call.op("Exp", x), call.constant(1.0)),
+    "HardShrink": lambda call, x: call.op("Shrink", x, lambd=float(call.layer.threshold)),
+    "Log10": _log_to(10),
+    "Log1p": lambda call, x: call.op("Log", call.op("Add", x, call.constant(1.0))),
+    "Log2": _log_to(2),
+    "NanToNum": _nan_to_num,
+    "Rad2deg": _times(180 / np.pi),
+    "Round": _round,
+    "Rsqrt": lambda call, x: call.op("Reciprocal", call.op("Sqrt", x)),
+    "Sinc": _sinc,
+    "SoftShrink": _soft_shrink,
+    "SparsePlus": _sparse_plus,
+    "SparseSigmoid": lambda call, x: call.op("HardSigmoid", x, alpha=0.5, beta=0.5),
+    "Squareplus": _squareplus,
+    "TanhShrink": lambda call, x: call.op("Sub", x, call.op("Tanh", x)),
+    "Threshold": _threshold,
+    "Trunc": _trunc,
+}
+
+
+@op_rule(*_COMPOSED)
+def composed(call: Call) -> Value:
+    """One operand, as a float, in more than one node."""
+    x = call.as_float(call.value)
+    return x.like(_COMPOSED[call.kind(_COMPOSED)](call, x.name))
+
+
+@op_rule("Square")
+def square(call: Call) -> Value:
+    """x²."""
+    return call.value.like(call.op("Mul", call.value, call.value))
+
+
+@op_rule("LogicalNot")
+def logical_not(call: Call) -> Value:
+    """The opposite truth."""
+    x = as_truth(call, call.value)
+    return x.like(call.op("Not", x))
+
+
+@op_rule("Isnan", "Isinf", "Isfinite", "Signbit")
+def question(call: Call) -> Value:
+    """A truth about one float."""
+    x = call.as_float(call.value)
+    kind = call.kind(["Isnan", "Isinf", "Isfinite", "Signbit"])
+    if kind == "Signbit":
+        return x.like(call.op("Less", x, call.constant(0.0)), dtype="bool")
+    if kind == "Isfinite":
+        return x.like(call.op("Not", call.op("Or", call.op("IsNaN", x), call.op("IsInf", x))), dtype="bool")
+    return x.like(call.op({"Isnan": "IsNaN", "Isinf": "IsInf"}[kind], x), dtype="bool")
+
+
+@op_rule("Clip")
+def clip(call: Call) -> Value:
+    """Between two bounds."""
+    x = call.value
+    low, high = (call.constant(to_array(bound), x.dtype) for bound in (call.layer.x_min, call.layer.x_max))
+    return x.like(call.op("Min", call.op("Max", x, low), high))
+
+
+@op_rule("ZerosLike", "OnesLike", "FullLike")
+def filled(call: Call) -> Value:
+    """A constant with the shape of a value."""
+    x = call.value
+    asked = getattr(call.layer, "dtype", None) or call.kwargs.get("dtype")  # older versions of Keras: in the call
+    dtype = float32_for(keras.backend.standardize_dtype(asked or x.dtype))
+    kind = call.kind(["ZerosLike", "OnesLike", "FullLike"])
+    given: Any = call.args[1] if kind == "FullLike" else kind == "OnesLike"
+    if isinstance(given, Value):
+        raise call.refuse("its fill is computed; expected a number", "Multiply by ones_like instead.")
+    fill = call.constant(to_array(given), dtype)
+    y = x.like(call.op("Expand", fill, call.op("Shape", x)), dtype=dtype)
+    call.graph.uniform_values[y.name] = float(to_array(given))
+    return y
+
+
+# ---------------------------------------------------------------- several operands
+
+
+@op_rule(*_BINARY, *_BINARY_FLOAT, *_COMPARISONS, "Fmax", "Fmin")
+def binary(call: Call) -> Value:
+    """Two operands, the smaller one broadcast."""
+    known = {**_BINARY, **_BINARY_FLOAT, **_COMPARISONS, "Fmax": "Max", "Fmin": "Min"}
+    name = call.kind(known)
+    if known[name] in {"Mul", "Div"} and (result := deferred_scale(call, known[name], list(call.args[:2]))) is not None:
+        return result
+    values = broadcast(call, call.args[:2])
+    if name in _BINARY_FLOAT:
+        values = [call.as_float(value) for value in values]
+    elif known[name] != "Equal" and all(value.dtype == "bool" for value in values):
+        values = [_counted(call, value) for value in values]
+    return joined(values, call.op(known[name], *values), dtype="bool" if name in _COMPARISONS else None)
+
+
+def _counted(call: Call, value: Value) -> Value:
+    return value.like(call.graph.cast(value.name, "int32", at=call.path), dtype="int32")
+
+
+@op_rule(*_LOGIC)
+def logic(call: Call) -> Value:
+    """Two truths."""
+    values = [as_truth(call, value) for value in broadcast(call, call.args[:2])]
+    return joined(values, call.op(_LOGIC[call.kind(_LOGIC)], *values), dtype="bool")
+
+
+def as_truth(call: Call, value: Value) -> Value:
+    """Return whether a value is not zero."""
+    if value.dtype == "bool":
+        return value
+    return value.like(call.graph.cast(value.name, "bool", at=call.path), dtype="bool")
+
+
+@op_rule("NotEqual")
+def not_equal(call: Call) -> Value:
+    """Where two operands differ."""
+    values = broadcast(call, call.args[:2])
+    return joined(values, call.op("Not", call.op("Equal", *values)), dtype="bool")
+
+
+def _floor_division(call: Call, x: Value, y: Value) -> str:
+    return call.op("Floor", call.op("Div", x, y))
+
+
+def _modulo(call: Call, x: Value, y: Value) -> str:
+    return call.op("Sub", x, call.op("Mul", _floor_division(call, x, y), y))
+
+
+def _hypotenuse(call: Call, x: Value, y: Value) -> str:
+    return call.op("Sqrt", call.op("Add", call.op("Mul", x, x), call.op("Mul", y, y)))
+
+
+def _logaddexp(call: Call, x: Value, y: Value) -> str:
+    gap = call.op("Neg", call.op("Abs", call.op("Sub", x, y)))
+    return call.op("Add", call.op("Max", x, y), call.op("Log", call.op("Add", call.op("Exp", gap), call.constant(1.0))))
+
+
+def _divide_no_nan(call: Call, x: Value, y: Value) -> str:
+    nothing = call.op("Equal", y, call.constant(0.0))
+    safe = call.op("Where", nothing, call.constant(1.0), y)
+    return call.op("Where", nothing, call.constant(0.0), call.op("Div", x, safe))
+
+
+def _heaviside(call: Call, x: Value, y: Value) -> str:
+    above = call.graph.cast(call.op("Greater", x, call.constant(0.0)), "float32", at=call.path)
+    return call.op("Where", call.op("Equal", x, call.constant(0.0)), y, above)
+
+
+def _arctan2(call: Call, y: Value, x: Value) -> str:
+    zero, half = call.constant(0.0), call.constant(np.pi / 2)
+    sign = call.op("Where", call.op("Less", y, zero), call.constant(-1.0), call.constant(1.0))
+    on_axis = call.op("Equal", x, zero)
+    angle = call.op("Atan", call.op("Div", y, call.op("Where", on_axis, call.constant(1.0), x)))
+    turned = call.op("Add", angle, call.op("Mul", sign, call.constant(np.pi)))
+    angle = call.op("Where", call.op("Less", x, zero), turned, angle)
+    upright = call.op("Where", call.op("Equal", y, zero), zero, call.op("Mul", sign, half))
+    return call.op("Where", on_axis, upright, angle)
+
+
+_OF_TWO_FLOATS: dict[str, Callable[[Call, Value, Value], str]] = {
+    "Arctan2": _arctan2,
+    "DivideNoNan": _divide_no_nan,
+    "FloorDivide": _floor_division,
+    "Fmod": lambda call, x, y: call.op("Mod", x, y, fmod=1),
+    "Heaviside": _heaviside,
+    "Hypot": _hypotenuse,
+    "Logaddexp": _logaddexp,
+    "Mod": _modulo,
+}
+
+
+@op_rule(*_OF_TWO_FLOATS)
+def of_two_floats(call: Call) -> Value:
+    """Two operands in more than one node; whole numbers stay whole."""
+    found = broadcast(call, call.args[:2])
+    values = [call.as_float(value) for value in found]
+    result = joined(values, _OF_TWO_FLOATS[call.kind(_OF_TWO_FLOATS)](call, *values))
+    dtype = found[0].dtype
+    if np.dtype(dtype).kind in "iu" and call.kind(_OF_TWO_FLOATS) in {"FloorDivide", "Fmod", "Mod"}:
+        return result.like(call.graph.cast(result.name, dtype, at=call.path), dtype=dtype)
+    return result
+
+
+@op_rule("Where")
+def where(call: Call) -> Value:
+    """A choice between two operands."""
+    condition, *choices = broadcast(call, call.args[:3])
+    if {value.dtype for value in choices} != {choices[0].dtype}:
+        choices = [call.as_float(value) for value in choices]
+    condition = as_truth(call, condition)
+    return joined([condition, *choices], call.op("Where", condition, *choices))

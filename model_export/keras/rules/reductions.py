@@ -1,0 +1,233 @@
+"""Rules of `keras.ops` along axes: any feature axis, and over time where the timesteps so far are enough."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from model_export.keras.registry import Call, op_rule, to_array
+from model_export.keras.support.deferred import handles_deferred, order_of, softmax_over_time, summed_over_time
+from model_export.keras.support.running_reductions import accumulated, running
+from model_export.keras.value import Value
+
+_REDUCTIONS = {
+    "Sum": "Sum", "Mean": "Mean", "Max": "Max", "Min": "Min", "Prod": "Prod", "Amax": "Max", "Amin": "Min",
+}  # fmt: skip
+
+
+@op_rule(*_REDUCTIONS)
+@handles_deferred
+def reduction(call: Call) -> Value:
+    """A sum, mean, maximum, minimum or product; over time that of the timesteps so far."""
+    kind = _REDUCTIONS[call.kind(_REDUCTIONS)]
+    x = _counted(call, call.value)
+    if kind == "Mean":
+        x = call.as_float(x)
+    axes = _original_axes(call, x)
+    keep = bool(call.layer.keepdims)
+    if x.deferred:
+        axes = sorted(order_of(x)[axis] for axis in axes)
+        kept = [axis for axis in order_of(x) if axis not in axes]
+        if kind != "Sum" or axes[:1] != [1] or (x.deferred.order and keep) or kept != sorted(kept):
+            raise x.deferred.refusal
+    if not x.time or 1 not in axes:
+        return reduce(call, f"Reduce{kind}", x, [axis - x.time for axis in axes], keep=keep)
+    x = summed_over_time(call, x) if kind == "Sum" else running(call, kind, x)
+    axes = [axis - 1 for axis in axes if axis != 1]
+    if axes:
+        x = reduce(call, f"Reduce{kind}", x, axes, keep=keep)
+    row = (1, *x.row)
+    return x.like(call.graph.reshape(x.name, row, at=call.path), row=row) if keep else x
+
+
+def _counted(call: Call, x: Value) -> Value:
+    return x.like(call.graph.cast(x.name, "int32", at=call.path), dtype="int32") if x.dtype == "bool" else x
+
+
+def _original_axes(call: Call, x: Value) -> list[int]:
+    axes = call.layer.axis
+    wanted = range(x.rank) if axes is None else keras.tree.flatten(axes)
+    found = sorted(axis % x.rank for axis in wanted)
+    if 0 in found:
+        raise call.refuse("it works along the batch axis, which mixes streams")
+    return found
+
+
+def _axes(call: Call, x: Value) -> list[int]:
+    """Return the axes in the step graph; time is refused."""
+    return sorted(call.axis(x, axis) for axis in _original_axes(call, x))
+
+
+def reduce(call: Call, kind: str, x: Value, axes: list[int], *, keep: bool) -> Value:
+    """Reduce axes of the step graph."""
+    row = [1 if i in axes else dim for i, dim in enumerate(x.row, 1) if keep or i not in axes]
+    return x.like(call.op(kind, x, call.graph.ints(axes), keepdims=int(keep)), row=tuple(row))
+
+
+@op_rule("Logsumexp")
+def logsumexp(call: Call) -> Value:
+    """The logarithm of a sum of exponentials over feature axes."""
+    x = call.as_float(call.value)
+    return reduce(call, "ReduceLogSumExp", x, _axes(call, x), keep=bool(call.layer.keepdims))
+
+
+@op_rule("Var", "Std")
+def spread(call: Call) -> Value:
+    """The variance or standard deviation over feature axes."""
+    x = call.as_float(call.value)
+    axes, keep = _axes(call, x), bool(call.layer.keepdims)
+    centred = call.op("Sub", x, call.op("ReduceMean", x, call.graph.ints(axes), keepdims=1))
+    variance = reduce(call, "ReduceMean", x.like(call.op("Mul", centred, centred)), axes, keep=keep)
+    return variance if call.kind(["Var", "Std"]) == "Var" else variance.like(call.op("Sqrt", variance))
+
+
+@op_rule("Norm")
+def norm(call: Call) -> Value:
+    """The length of a vector along one feature axis."""
+    x, order = call.as_float(call.value), call.layer.ord
+    axes = _axes(call, x)
+    kind = {None: "ReduceL2", "fro": "ReduceL2", 2: "ReduceL2", 1: "ReduceL1"}.get(order)
+    if kind is None or (len(axes) > 1 and order not in {None, "fro"}):
+        raise call.refuse(f"ord={order!r} over {len(axes)} axes has no rule; expected 1 or 2 over one")
+    return reduce(call, kind, x, axes, keep=bool(call.layer.keepdims))
+
+
+@op_rule("Any", "All")
+def truth(call: Call) -> Value:
+    """Whether any, or all, along feature axes."""
+    x = call.value.like(call.graph.cast(call.value.name, "bool", at=call.path), dtype="bool")
+    x = _counted(call, x)
+    kind = "ReduceMax" if call.kind(["Any", "All"]) == "Any" else "ReduceMin"
+    result = reduce(call, kind, x, _axes(call, x), keep=bool(call.layer.keepdims))
+    return result.like(call.graph.cast(result.name, "bool", at=call.path), dtype="bool")
+
+
+@op_rule("CountNonzero")
+def count_nonzero(call: Call) -> Value:
+    """How many are not zero, along feature axes."""
+    x = call.value.like(call.graph.cast(call.value.name, "bool", at=call.path), dtype="bool")
+    return reduce(call, "ReduceSum", _counted(call, x), _axes(call, x), keep=False)
+
+
+@op_rule("Average")
+def average(call: Call) -> Value:
+    """A mean over one feature axis, with weights that are constants."""
+    x = call.as_float(call.value)
+    weights = call.kwargs.get("weights", call.args[1] if len(call.args) > 1 else None)
+    axes = _axes(call, x)
+    if weights is None:
+        return reduce(call, "ReduceMean", x, axes, keep=False)
+    if isinstance(weights, Value) or len(axes) != 1 or to_array(weights).ndim != 1:
+        raise call.refuse("its weights are computed or have several axes; expected one constant for each feature")
+    share = to_array(weights) / to_array(weights).sum()
+    shape = [-1 if i == axes[0] else 1 for i, _ in enumerate(x.row, 1)]
+    weighted = x.like(call.op("Mul", x, call.constant(share.reshape(shape))))
+    return reduce(call, "ReduceSum", weighted, axes, keep=False)
+
+
+@op_rule("Argmax", "Argmin")
+def place(call: Call) -> Value:
+    """Where the largest or smallest is along one feature axis."""
+    x, layer = call.value, call.layer
+    if layer.axis is None:
+        raise call.refuse("it looks through all axes, batch and time included", "Name a feature axis.")
+    axis = call.axis(x, layer.axis)
+    kind = "ArgMax" if call.kind(["Argmax", "Argmin"]) == "Argmax" else "ArgMin"
+    found = call.op(kind, x, axis=axis, keepdims=int(layer.keepdims))
+    row = tuple(1 if i == axis else dim for i, dim in enumerate(x.row, 1) if layer.keepdims or i != axis)
+    return x.like(call.graph.cast(found, "int32", at=call.path), row=row, dtype="int32")
+
+
+@op_rule("Softmax", "LogSoftmax")
+def softmax(call: Call) -> Value:
+    """Probabilities along one feature axis; over time they are weights that wait for a sum."""
+    x = call.as_float(call.value)
+    if call.kind(["LogSoftmax", "Softmax"]) == "Softmax" and x.time and call.layer.axis % x.rank == 1:
+        return softmax_over_time(call, x)
+    return x.like(call.op(call.kind(["LogSoftmax", "Softmax"]), x, axis=call.axis(x, call.layer.axis)))
+
+
+@op_rule("Glu")
+def glu(call: Call) -> Value:
+    """One half of a feature axis, gated by the other."""
+    x = call.as_float(call.value)
+    axis = call.axis(x, call.layer.axis)
+    row = tuple(dim // 2 if i == axis else dim for i, dim in enumerate(x.row, 1))
+    half, gate = call.graph.split_op("Split", x.name, outputs=2, at=call.path, axis=axis, num_outputs=2)
+    return x.like(call.op("Mul", half, call.op("Sigmoid", gate)), row=row)
+
+
+@op_rule("Normalize")
+def normalize(call: Call) -> Value:
+    """Unit length along one feature axis."""
+    x, layer = call.as_float(call.value), call.layer
+    kind = {1: "ReduceL1", 2: "ReduceL2"}.get(layer.order)
+    if kind is None:
+        raise call.refuse(f"order={layer.order!r} has no rule; expected 1 or 2")
+    length = call.op(kind, x, call.graph.ints([call.axis(x, layer.axis)]), keepdims=1)
+    floor = keras.config.epsilon() if layer.epsilon is None else float(layer.epsilon)
+    return x.like(call.op("Div", x, call.op("Max", length, call.constant(floor))))
+
+
+@op_rule("Cumsum", "Cumprod")
+def cumulative(call: Call) -> Value:
+    """A running sum or product: over time a state, along a feature axis inside the timestep."""
+    x, layer = call.value, call.layer
+    if layer.axis is None:
+        raise call.refuse("it runs through all axes, batch and time included", "Name the axis.")
+    product = call.kind(["Cumsum", "Cumprod"]) == "Cumprod"
+    if x.time and layer.axis % x.rank == 1:
+        return accumulated(call, "Prod" if product else "Sum", x)
+    axis = call.axis(x, layer.axis)
+    if product:
+        raise call.refuse("a running product of features has no rule", "Use exp(cumsum(log(x))).")
+    return x.like(call.op("CumSum", x, call.constant(axis, "int32")))
+
+
+@op_rule("Sort", "Argsort")
+def sort(call: Call) -> Value:
+    """Ascending along one feature axis."""
+    x = call.value
+    if call.layer.axis is None:
+        raise call.refuse("it sorts all axes, batch and time included", "Name a feature axis.")
+    axis = call.axis(x, call.layer.axis)
+    values, places = _top(call, x, x.row[axis - 1], axis, largest=0)
+    return values if call.kind(["Sort", "Argsort"]) == "Sort" else places
+
+
+@op_rule("TopK")
+def top_k(call: Call) -> list[Value]:
+    """The largest features and their places."""
+    x = call.value
+    return list(_top(call, x, call.layer.k, call.axis(x, -1), largest=1))
+
+
+def _top(call: Call, x: Value, count: int, axis: int, *, largest: int) -> tuple[Value, Value]:
+    row = tuple(count if i == axis else dim for i, dim in enumerate(x.row, 1))
+    values, places = call.graph.split_op(
+        "TopK", x.name, call.graph.ints([count]), outputs=2, at=call.path, axis=axis, largest=largest, sorted=1
+    )
+    return x.like(values, row=row), x.like(call.graph.cast(places, "int32", at=call.path), row=row, dtype="int32")
+
+
+@op_rule("LayerNorm", "RMSNorm")
+def norm_operation(call: Call) -> Value:
+    """`ops.layer_normalization` and `ops.rms_normalization` over feature axes."""
+    x, layer = call.as_float(call.value), call.layer
+    axes = call.graph.ints(_axes(call, x))
+    epsilon = call.constant(1e-3 if layer.epsilon is None else float(layer.epsilon))
+    names = ["gamma", "beta"]
+    if call.kind(["LayerNorm", "RMSNorm"]) == "RMSNorm":
+        epsilon, names = call.constant(float(layer.epsilon or keras.config.epsilon())), ["scale"]
+        centred = x.name
+    else:
+        centred = call.op("Sub", x, call.op("ReduceMean", x, axes, keepdims=1))
+    square = call.op("ReduceMean", call.op("Mul", centred, centred), axes, keepdims=1)
+    y = x.like(call.op("Div", centred, call.op("Sqrt", call.op("Add", square, epsilon))))
+    given = [call.kwargs.get(name, more) for name, more in zip(names, (*call.args[1:], None, None), strict=False)]
+    if any(isinstance(weights, Value) for weights in given):
+        raise call.refuse("its scale is computed; expected weights")
+    for kind, weights in zip(("Mul", "Add"), given, strict=False):
+        if weights is not None:
+            y = y.like(call.op(kind, y, call.constant(np.asarray(to_array(weights)))))
+    return y

@@ -1,0 +1,362 @@
+"""Rules of `keras.ops` that change shapes or pick parts; batch and time stay in front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import keras
+import numpy as np
+
+from model_export.keras.registry import Call, op_rule, rule, to_array
+from model_export.keras.rules.basic import reshaped
+from model_export.keras.rules.merge import concat
+from model_export.keras.rules.pad import cut_time
+from model_export.keras.support.broadcast import broadcast
+from model_export.keras.support.deferred import handles_deferred, reordered, shape_only
+from model_export.keras.support.shifts import first_timestep
+from model_export.keras.support.window import handles_padding
+from model_export.keras.value import DeferredSum, Value
+
+
+@op_rule("Reshape")
+@shape_only
+def reshape(call: Call) -> Value:
+    """Another shape of the features."""
+    x = call.value
+    batch, *target = (-1 if dim is None else int(dim) for dim in call.layer.newshape)
+    if batch not in {-1, 1}:
+        raise call.refuse(f"its shape {list(call.layer.newshape)} fixes the number of rows in the batch")
+    return reshaped(call, x, target)
+
+
+@op_rule("Concatenate", "Append", "Hstack")
+@handles_padding
+def concatenate(call: Call) -> Value:
+    """Side by side along one feature axis; over time what stands in front of a sequence."""
+    kind = call.kind(["Concatenate", "Append", "Hstack"])
+    parts = call.args[:2] if kind == "Append" else call.args[0]
+    axis = 1 if kind == "Hstack" else call.layer.axis
+    if axis is None:
+        raise call.refuse("it flattens batch and time", "Name a feature axis.")
+    return concat(call, list(parts), axis)
+
+
+@op_rule("Diff")
+@handles_padding
+def diff(call: Call) -> Value:
+    """Differences from one timestep to the next."""
+    x, layer = call.value, call.layer
+    if not x.time or layer.axis % x.rank != 1 or (x.padding and x.padding.back):
+        raise call.refuse("it has a rule over time alone", "Use x[..., 1:] - x[..., :-1].")
+    for _ in range(layer.n):
+        later, earlier = cut_time(call, x, 1, 0), cut_time(call, x, 0, 1)
+        x = replace(later, name=call.op("Sub", later, earlier))
+        x = x if x.padding is None else replace(x, padding=replace(x.padding, pad_value=np.zeros(x.row)))
+    return x
+
+
+@op_rule("Stack")
+def stack(call: Call) -> Value:
+    """Side by side along a new feature axis."""
+    values = broadcast(call, list(call.args[0]))
+    place = call.layer.axis % (values[0].rank + 1)
+    if place < 1 + values[0].time:
+        raise call.refuse("it puts a new axis before the features, where batch and time belong")
+    axis = place - values[0].time
+    wide = [call.op("Unsqueeze", value, call.graph.ints([axis])) for value in values]
+    row = (*values[0].row[: axis - 1], len(values), *values[0].row[axis - 1 :])
+    return values[0].like(call.op("Concat", *wide, axis=axis), row=row)
+
+
+@rule("RepeatVector")
+@shape_only
+def repeat_vector(call: Call) -> Value:
+    """One vector several times, as positions inside a timestep: say the hours that an answer is about."""
+    x, count = call.value, call.layer.n
+    if x.time:  # of one number for each timestep: then it is time that stands last
+        columns = call.op("Unsqueeze", x, call.graph.ints([1]))
+        name = call.op("Expand", columns, call.graph.ints([1, count]))
+        refusal = call.refuse("it puts the time axis behind the features", "Put it back: Permute((2, 1)).")
+        return x.like(name, row=(count,), deferred=DeferredSum(refusal, order=(0, 2, 1)))
+    wide = call.op("Unsqueeze", x, call.graph.ints([1]))
+    row = (count, *x.row)
+    name = call.op("Expand", wide, call.graph.ints([1, *row]))
+    return x.like(name, row=row, constant_over_time=True)
+
+
+@op_rule("Split", "ArraySplit")
+def split(call: Call) -> list[Value]:
+    """Equal or given parts along one feature axis."""
+    x, cuts = call.value, call.layer.indices_or_sections
+    axis = call.axis(x, call.layer.axis)
+    size = x.row[axis - 1]
+    if isinstance(cuts, int | np.integer):
+        parts = np.array_split(np.arange(size), int(cuts))
+        ends = [0, *np.cumsum([len(part) for part in parts]).tolist()]
+    else:
+        ends = [0, *(int(cut) for cut in to_array(cuts)), size]
+    return [_slice(call, x, axis, slice(start, end)) for start, end in pairwise(ends)]
+
+
+@op_rule("Unstack")
+def unstack(call: Call) -> list[Value]:
+    """The parts along one feature axis, without that axis."""
+    x = call.value
+    axis = call.axis(x, call.layer.axis)
+    parts = [_slice(call, x, axis, slice(i, i + 1)) for i in range(x.row[axis - 1])]
+    row = tuple(dim for i, dim in enumerate(x.row, 1) if i != axis)
+    return [part.like(call.graph.reshape(part.name, row, at=call.path), row=row) for part in parts]
+
+
+@op_rule("ExpandDims")
+@shape_only
+def expand_dims(call: Call) -> Value:
+    """New axes of length 1 among the features."""
+    x = call.value
+    row = list(x.row)
+    axes = keras.tree.flatten(call.layer.axis)
+    rank = x.rank + len(axes)
+    places = sorted(axis % rank for axis in axes)
+    if places[0] < 1 + x.time:
+        raise call.refuse("it puts a new axis before the features, where batch and time belong")
+    for place in places:
+        row.insert(place - 1 - x.time, 1)
+    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
+
+
+@op_rule("Squeeze")
+@shape_only
+def squeeze(call: Call) -> Value:
+    """Drops feature axes of length 1."""
+    x, axes = call.value, call.layer.axis
+    if axes is None:
+        raise call.refuse("it drops every axis of length 1, which may be batch or time", "Name the axis.")
+    gone = {call.axis(x, axis) for axis in keras.tree.flatten(axes)}
+    row = [dim for i, dim in enumerate(x.row, 1) if i not in gone]
+    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
+
+
+@op_rule("Transpose", "Moveaxis", "Swapaxes")
+@handles_deferred
+def transpose(call: Call) -> Value:
+    """Another order of the axes; batch and time have to come back in front."""
+    x, layer = call.value, call.layer
+    kind = call.kind(["Transpose", "Moveaxis", "Swapaxes"])
+    shape = np.empty([i + 1 for i in range(x.rank)], np.int8)  # NumPy says where each axis goes
+    if kind == "Moveaxis":
+        moved = np.moveaxis(shape, layer.source, layer.destination)
+    elif kind == "Swapaxes":
+        moved = np.swapaxes(shape, layer.axis1, layer.axis2)
+    else:
+        moved = np.transpose(shape, layer.axes)
+    order = [dim - 1 for dim in moved.shape]
+    refusal = call.refuse(f"its order {order} moves the batch or time axis")
+    return reordered(call, x, order, refusal)
+
+
+@op_rule("Flip")
+def flip(call: Call) -> Value:
+    """The other way round along feature axes."""
+    x, axes = call.value, call.layer.axis
+    places = [call.axis(x, axis) for axis in (range(x.rank) if axes is None else keras.tree.flatten(axes))]
+    name = x.name
+    for place in places:
+        name = call.op("Gather", name, call.graph.ints(range(x.row[place - 1])[::-1]), axis=place)
+    return x.like(name)
+
+
+@op_rule("Roll")
+def roll(call: Call) -> Value:
+    """Shifted round along one feature axis."""
+    x, layer = call.value, call.layer
+    if not isinstance(layer.axis, int) or not isinstance(layer.shift, int):
+        raise call.refuse("it rolls all axes, or several; expected one feature axis", "Name one feature axis.")
+    axis = call.axis(x, layer.axis)
+    order = np.roll(np.arange(x.row[axis - 1]), layer.shift).tolist()
+    return x.like(call.op("Gather", x, call.graph.ints(order), axis=axis))
+
+
+@op_rule("Repeat")
+@shape_only
+def repeat(call: Call) -> Value:
+    """Each feature several times."""
+    x, layer = call.value, call.layer
+    if layer.axis is None:
+        raise call.refuse("it flattens batch and time", "Name a feature axis.")
+    axis = call.axis(x, layer.axis)
+    counts = to_array(layer.repeats)
+    order = np.repeat(np.arange(x.row[axis - 1]), counts if counts.ndim and counts.size > 1 else counts.item()).tolist()
+    row = tuple(len(order) if i == axis else dim for i, dim in enumerate(x.row, 1))
+    return x.like(call.op("Gather", x, call.graph.ints(order), axis=axis), row=row, constant_over_time=_is_even(x))
+
+
+def _is_even(x: Value) -> bool:
+    """Whether the first axis has the same in all places, and goes on to have so when it is made longer."""
+    return x.constant_over_time or (not x.time and x.row[:1] == (1,))
+
+
+@op_rule("Tile")
+def tile(call: Call) -> Value:
+    """The features several times side by side."""
+    x = call.value
+    counts = keras.tree.flatten(call.layer.repeats)
+    counts = [1] * (x.rank - len(counts)) + [int(n) for n in counts]
+    if len(counts) != x.rank or any(n != 1 for n in counts[: 1 + x.time]):
+        raise call.refuse(f"its repeats {counts} make more rows or timesteps; expected features only")
+    own = counts[1 + x.time :]
+    row = tuple(dim * n for dim, n in zip(x.row, own, strict=True))
+    return x.like(call.op("Tile", x, call.graph.ints([1, *own])), row=row, constant_over_time=_is_even(x))
+
+
+@op_rule("BroadcastTo")
+@shape_only
+def broadcast_to(call: Call) -> Value:
+    """Feature axes of length 1 made longer."""
+    x, shape = call.value, [None if dim is None else int(dim) for dim in call.layer.shape]
+    row = shape[1 + x.time :]
+    if len(shape) != x.rank or None in row:
+        raise call.refuse(f"its shape {shape} adds axes in front, where batch and time belong")
+    target = [int(dim or 1) for dim in row]
+    return x.like(
+        call.op("Expand", x, call.graph.ints([1, *target])), row=tuple(target), constant_over_time=_is_even(x)
+    )
+
+
+@op_rule("Take")
+def take(call: Call) -> Value:
+    """Features, or the last timestep, by constant places; or entries of a constant table by computed places."""
+    source, places = call.args[0], call.kwargs.get("indices", call.args[1] if len(call.args) > 1 else None)
+    axis = call.layer.axis
+    if isinstance(places, Value):
+        return _look_up(call, source, places, axis)
+    x, index = call.value, to_array(places)
+    if axis is None:
+        raise call.refuse("it flattens batch and time", "Name a feature axis.")
+    if x.time and axis % x.rank == 1 and index.size == 1 and int(index.item()) == -1:
+        row = (1, *x.row) if index.ndim else x.row
+        return x.like(call.graph.reshape(x.name, row, at=call.path), row=row, time=False)
+    at = call.axis(x, axis)
+    row = (*x.row[: at - 1], *index.shape, *x.row[at:])
+    index = np.where(index < 0, index + x.row[at - 1], index)
+    return x.like(call.op("Gather", x, call.constant(index, "int64"), axis=at), row=row)
+
+
+def _look_up(call: Call, table: Any, places: Value, axis: int | None) -> Value:
+    if isinstance(table, Value) or axis not in {0, None} or (axis is None and to_array(table).ndim != 1):
+        raise call.refuse("its places are computed; expected constants, or a constant table looked up along axis 0")
+    array = to_array(table)
+    index = call.graph.cast(places.name, "int64", at=call.path)
+    dtype = "float32" if array.dtype.kind == "f" else array.dtype.name
+    name = call.op("Gather", call.constant(array, dtype), index, axis=0)
+    call.walk.note_vocabulary(places, len(array))
+    return places.like(name, row=(*places.row, *array.shape[1:]), dtype=dtype)
+
+
+@op_rule("OneHot")
+def one_hot(call: Call) -> Value:
+    """A one at the place of each class, along a new last axis."""
+    x, layer = call.value, call.layer
+    if layer.axis not in {-1, x.rank} or layer.sparse:
+        raise call.refuse(f"axis={layer.axis} is not the last one, or it is sparse; expected axis=-1")
+    wide = call.op("Unsqueeze", call.graph.cast(x.name, "int64", at=call.path), call.graph.ints([-1]))
+    hit = call.op("Equal", wide, call.graph.ints(range(layer.num_classes)))
+    call.walk.note_vocabulary(x, layer.num_classes)
+    dtype = "float32" if "float" in (layer.dtype or "float32") else layer.dtype
+    return x.like(call.graph.cast(hit, dtype, at=call.path), row=(*x.row, layer.num_classes), dtype=dtype)
+
+
+# ---------------------------------------------------------------- x[...]
+
+
+@op_rule("GetItem")
+@shape_only
+@handles_padding
+def get_item(call: Call) -> Value:
+    """A part of the features, the last timestep, or padding over time taken off.
+
+    `x[:, -1]` is the answer for the timesteps so far, so it becomes the value of this timestep.
+    """
+    x, key = call.value, call.args[1]
+    keys = _keys(call, x, key)
+    if keys.pop(0) != slice(None):
+        raise call.refuse("it picks rows of the batch, which mixes streams")
+    if x.time:
+        x, more = _timesteps(call, x, keys.pop(0))
+        keys = more + keys
+    if x.padding is None:
+        return _features(call, x, keys)
+    if any(k != slice(None) for k in keys):
+        fill = np.broadcast_to(x.padding.pad_value, x.row)[tuple(keys)]
+        y = _features(call, x, keys)
+        return replace(y, padding=replace(x.padding, pad_value=fill))
+    return x
+
+
+def _keys(call: Call, x: Value, key: Any) -> list[Any]:
+    """Return one key for each axis; new axes are None among them."""
+    keys = list(key) if isinstance(key, tuple | list) else [key]
+    if any(not isinstance(k, int | np.integer | slice) and k is not None and k is not Ellipsis for k in keys):
+        raise call.refuse(f"its index {key} is not made of numbers and slices")
+    at = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))
+    named = [k for k in keys if k is not Ellipsis and k is not None]
+    return keys[:at] + [slice(None)] * (x.rank - len(named)) + keys[at + 1 :]
+
+
+def _timesteps(call: Call, x: Value, key: Any) -> tuple[Value, list[Any]]:
+    """Return what is picked over time, and keys for axes that this adds to the row."""
+    if key == slice(None):
+        return x, []
+    back = x.padding.back if x.padding else 0
+    if x.padding and x.padding.refusal and key in (-1, slice(-1, None)):
+        raise x.padding.refusal
+    if x.padding is None and key in (0, slice(None, 1), slice(0, 1)):
+        row = (1, *x.row) if isinstance(key, slice) else x.row
+        name = first_timestep(call, x)
+        name = call.graph.reshape(name, row, at=call.path) if isinstance(key, slice) else name
+        return x.like(name, row=row, time=False), [slice(None)] * isinstance(key, slice)
+    if back == 0 and isinstance(key, int) and key == -1:
+        return x.like(x.name, time=False), []
+    if back == 0 and key == slice(-1, None):
+        row = (1, *x.row)
+        return x.like(call.graph.reshape(x.name, row, at=call.path), row=row, time=False), [slice(None)]
+    start, stop = (getattr(key, end, None) for end in ("start", "stop"))
+    cuts = isinstance(key, slice) and key.step in {None, 1} and (start or 0) >= 0 and (stop is None or stop < 0)
+    if cuts:
+        return cut_time(call, x, start or 0, -(stop or 0)), []
+    raise call.refuse(
+        f"it picks timesteps ({key}); a stream only has the newest one", "Use x[:, -1], or x[:, 0] for the first."
+    )
+
+
+def _features(call: Call, x: Value, keys: Sequence[Any]) -> Value:
+    row: list[int] = []
+    axis = 1
+    for k in keys:
+        if k is None:
+            row.append(1)
+            continue
+        if isinstance(k, slice):
+            if k != slice(None):
+                x = replace(_slice(call, x, axis, k), padding=x.padding)
+            row.append(x.row[axis - 1])
+        else:
+            index = int(k) % x.row[axis - 1]
+            x = replace(_slice(call, x, axis, slice(index, index + 1)), padding=x.padding)
+        axis += 1
+    if tuple(row) == x.row:
+        return x.like(x.name)
+    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
+
+
+def _slice(call: Call, x: Value, axis: int, part: slice) -> Value:
+    row = list(x.row)
+    places = range(row[axis - 1])[part]
+    row[axis - 1] = len(places)
+    if places.step < 0:
+        return x.like(call.op("Gather", x, call.graph.ints(places), axis=axis), row=tuple(row))
+    ints = call.graph.ints
+    name = call.op("Slice", x, ints([places.start]), ints([places.stop]), ints([axis]), ints([places.step]))
+    return x.like(name, row=tuple(row))

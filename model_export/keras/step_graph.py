@@ -1,0 +1,59 @@
+"""The step graph of a Keras model under construction."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from model_export.chunk.fused_rnn import FusedCell
+from model_export.graph.builder import GraphBuilder
+from model_export.keras.value import Value
+from model_export.manifest import InputSpec, OutputSpec
+
+
+class KerasGraph(GraphBuilder):
+    """A step graph whose tensors are `(batch, *row)`, with what is known of some of them.
+
+    Attributes:
+        cells: Recurrent cells that one operator can run over a whole chunk.
+        uniform_values: Tensors that are one number everywhere, with that number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[FusedCell] = []
+        self.uniform_values: dict[str, float] = {}
+        self._static: set[str] = set()
+
+    def input(self, name: str, row: tuple[int, ...], dtype: str, *, time: bool) -> Value:
+        """Declare an input of one timestep, or without time axis one that is the same in every timestep."""
+        tensor = self.add_input(InputSpec(name=self.unique(name), dtype=dtype, shape=list(row)))
+        if not time:
+            self.mark_static(tensor)
+        return Value(tensor, row, dtype, time)
+
+    def output(self, name: str, value: Value) -> OutputSpec:
+        """Declare an output."""
+        spec = OutputSpec(name=self.unique(name), dtype=value.dtype, shape=list(value.row))
+        return self.add_output(spec, value.name)
+
+    def constant(self, array: Any, dtype: str | None = "float32", *, what: str = "const", at: str = "") -> str:
+        """Return the name of a constant tensor, float32 by default."""
+        return super().constant(array, dtype, what=what, at=at)
+
+    def mark_static(self, tensor: str) -> None:
+        """Say that a tensor never changes after the first timestep, whatever it is computed from."""
+        self._static.add(tensor)
+
+    def is_static(self, tensor: str) -> bool:
+        """Return whether a tensor never changes: computed from inputs without time axis and from what is static."""
+        used = {tensor}
+        for node in reversed(self.nodes):
+            if used.intersection(node.output) and not self._static.intersection(node.output):
+                used |= set(node.input)
+        moving = {spec.name for spec in self.inputs} | {state.input for state in self.states}
+        return not used & (moving - self._static)
+
+    def unique(self, name: str) -> str:
+        """Return a name that is not taken; odd characters of Keras' names become `_`."""
+        return super().unique(re.sub(r"[^A-Za-z0-9._/-]", "_", name))

@@ -1,0 +1,155 @@
+"""Records what Python code does with `keras.ops` and layers, as a graph that can be walked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+from model_export.keras.registry import Call, to_array
+from model_export.keras.support.deferred import order_of
+from model_export.keras.value import Value
+from model_export.manifest import Array
+
+TRIAL = 67
+"""Timesteps of the tensors on which code is tried that cannot run with an open number of them."""
+
+
+class RandomNumbersError(Exception):
+    """The code drew random numbers, which would be the same in every timestep of the graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What some code did, once.
+
+    Attributes:
+        function: From its arguments and weights to its results; None where no result depends on those.
+        inputs: The values and weights that it starts from, in the function's order.
+        results: Its flat results: True for one that the function gives, an array for one that it does not compute.
+    """
+
+    function: Any
+    inputs: list[Any]
+    results: list[Any]
+
+    def replay(self, run: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+        """Return the results, those of the function from `run(function, inputs)`."""
+        computed = iter(run(self.function, self.inputs) if self.function is not None else [])
+        return [next(computed) if result is True else result for result in self.results]
+
+
+def trace(call: Call, function: Callable[..., Any], length: int | None) -> Traced:
+    """Run code on symbolic tensors.
+
+    Args:
+        call: The call with the arguments; the code may use its layer's weights.
+        function: The code.
+        length: The number of timesteps that values with a time axis have; None: open.
+
+    Raises:
+        RandomNumbersError: The code drew random numbers.
+        Exception: What the code raises.
+    """
+    try:
+        return _trace(call, function, None, length)
+    except RandomNumbersError:
+        raise
+    except Exception:
+        # Code that makes a tensor of the batch's size, or of the sequence's, cannot do so with an open one.
+        closed = _attempt(lambda: _trace(call, function, 1, length or TRIAL))
+        if closed is None:
+            raise
+        return closed
+
+
+def reason_of(failure: BaseException | None) -> str:
+    """Return what failed, in one line, without what Keras writes around it."""
+    plain = re.sub(r"\x1b\[\d*m", "", str(failure))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    said = [line for line in lines if not line.startswith("Exception encountered when calling")]
+    return f"{type(failure).__name__}: {(said or [''])[0].rstrip('.')}"
+
+
+def _attempt(make: Callable[[], Traced]) -> Traced | None:
+    try:
+        return make()
+    except RandomNumbersError:
+        raise
+    except Exception:  # noqa: BLE001  # the first attempt's reason is the one to tell
+        return None
+
+
+def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: int | None) -> Traced:
+    symbols: list[Any] = []
+    values: list[Any] = []
+
+    def symbol(value: Any) -> Any:
+        if not isinstance(value, Value):
+            return value
+        shape = (batch, *([length] if value.time else []), *value.row)
+        shape = tuple(shape[axis] for axis in order_of(value))
+        symbols.append(keras.Input(batch_shape=shape, dtype=value.dtype))
+        values.append(value)
+        return symbols[-1]
+
+    args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
+    with _symbolic_weights(call.layer) as weights, _no_random_numbers(call.layer):
+        results = keras.tree.flatten(function(*args, **kwargs))
+    used = [*symbols, *(tensor for tensor, _ in weights)]
+    computed = [result for result in results if keras.backend.is_keras_tensor(result)]
+    return Traced(
+        keras.Function(used, computed) if computed else None,
+        [*values, *(array for _, array in weights)],
+        [keras.backend.is_keras_tensor(result) or to_array(result) for result in results],
+    )
+
+
+@contextmanager
+def _no_random_numbers(layer: Any) -> Iterator[None]:
+    """See to it that the code inside draws no random numbers: on symbolic tensors they come out as constants.
+
+    Raises:
+        RandomNumbersError: A seed generator of the layer, or the global one, has moved. Those of the layer go back.
+    """
+    parts = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
+    before = [(generator, to_array(generator.state)) for part in parts for generator in part._seed_generators]
+    shared = _shared_seed()
+    try:
+        yield
+    finally:
+        drew = _shared_seed() != shared
+        for generator, state in before:
+            drew |= not np.array_equal(to_array(generator.state), state)
+            generator.state.assign(state)
+        if drew:
+            raise RandomNumbersError
+
+
+def _shared_seed() -> list[int]:
+    """Return where the seed generator stands that random functions use if they are given none."""
+    generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    return [] if generator is None else [int(part) for part in to_array(generator.state)]
+
+
+@contextmanager
+def _symbolic_weights(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
+    """Let a layer's own weights be symbolic tensors while its code is traced.
+
+    `self.gain * x` would go past `keras.ops` otherwise: a variable calls the backend directly.
+    """
+    attributes = vars(layer) if isinstance(layer, keras.Layer) else {}
+    weights = {name: weight for name, weight in attributes.items() if isinstance(weight, keras.Variable)}
+    symbols = {name: keras.Input(batch_shape=weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
+    attributes.update(symbols)
+    try:
+        yield [(symbols[name], to_array(weight)) for name, weight in weights.items()]
+    finally:
+        attributes.update(weights)

@@ -1,0 +1,1 @@
+"""Finds by running a sequence graph which axes are time and batch, and what its sizes decide."""

@@ -1,0 +1,320 @@
+"""Finds the time and batch axis of every input of a sequence graph by running it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx
+
+from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.graph.nodes import attributes
+from model_export.graph.operators import STATEFUL
+from model_export.manifest import DTYPES
+from model_export.streaming.axes.inputs import Declared, SequenceInput, SequenceInputs
+from model_export.streaming.axes.runs import ROWS, run, session, trial_lengths
+from model_export.streaming.axes.state_inputs import slot_of
+
+_TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
+_BATCH = re.compile(r"batch|^[bBnN]$|^bs$", re.IGNORECASE)
+_TRIES = 48
+"""Readings of one kind that are tried."""
+_KEPT = 512
+"""Readings of the first inputs that are kept when another is added: all of three inputs."""
+
+
+def find_inputs(
+    proto: Any,
+    declared: Declared,
+    *,
+    time_axes: Mapping[str, int | None],
+    batch_axes: Mapping[str, int | None] | None = None,
+    length: int | None = None,
+) -> SequenceInputs:
+    """Find the time and batch axis of every input by running the graph.
+
+    Every likely reading is tried. The best is the one in which the graph's recurrences and convolutions run over
+    what is read as time, and none over what is read as the batch; then what the declared names suggest.
+
+    Args:
+        proto: As `load_graph` returns it.
+        declared: The declared size of every axis of every input: a number, a name or nothing.
+        time_axes: What the user said of time, by input; None: it has none.
+        batch_axes: What the user said of the batch, in the same way.
+        length: The declared number of timesteps, after which attention and positions end; None: there is none.
+
+    Raises:
+        UnclearModelError: No reading runs.
+        ModelLoadError: onnxruntime refuses the graph.
+    """
+    batch_axes = batch_axes or {}
+    loaded = session(proto, every_tensor=True)  # before its nodes are read: onnxruntime refuses what is none
+    inputs = {value.name: value for value in proto.graph.input}
+    if unknown := (time_axes.keys() | batch_axes.keys()) - inputs.keys():
+        raise UnclearModelError(
+            f"The graph has no input {sorted(unknown)}; its inputs are {sorted(inputs)}.", fix="Check the name."
+        )
+    choices = []
+    for name, value in inputs.items():
+        dims, dtype = list(declared[name]), _dtype(value)
+        if slot := slot_of(proto.graph, name):
+            choices.append(_bound(name, dtype, dims, slot))
+        else:
+            choices.append(_readings(name, dtype, dims, time_axes))
+        if name in batch_axes:
+            batch = _checked("--batch-axis", name, batch_axes[name], len(dims))
+            choices[-1] = (
+                [replace(door, batch=batch) for door in choices[-1][:1]]
+                if slot
+                else [door for door in choices[-1] if door.batch == batch]
+            )
+    search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes), length=length)
+    for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
+        search.try_all(any_rows=any_rows, any_steps=any_steps)
+        if search.votes > 0:
+            break
+    if search.best is not None:
+        return replace(search.best, is_certain=search.votes > 0 or bool(time_axes))
+    raise UnclearModelError(
+        f"No axis of {sorted(inputs)} can be read as time: declared are "
+        f"{ {name: list(dims) for name, dims in declared.items()} }, and the graph runs with no other number of "
+        f"timesteps. {search.problem}".strip(),
+        fix="Export it with a dynamic time axis, or say where it is: `--time-axis INPUT=AXIS`.",
+    )
+
+
+def _is_single(doors: SequenceInputs, declared: Declared) -> bool:
+    """Whether what is read as time was declared with one timestep, or without a batch beside more axes."""
+    timed = [door for door in doors.external if door.time is not None]
+    return any(
+        declared[door.name][door.time or 0] == 1 or (door.batch is None and len(door.sizes) > 2) for door in timed
+    )
+
+
+class _Search:
+    """The search for the best reading.
+
+    Attributes:
+        best: The best so far.
+        votes: Its votes.
+        problem: What went wrong at first.
+    """
+
+    def __init__(
+        self,
+        proto: Any,
+        declared: Declared,
+        choices: list[list[SequenceInput]],
+        *,
+        loaded: Any,
+        told: bool,
+        length: int | None,
+    ) -> None:
+        self._proto = proto
+        self._declared = declared
+        self._readings = _together(choices, declared)
+        self._told = told
+        self._length = length
+        self._lengths = trial_lengths(length)
+        self._score = -np.inf
+        self._loaded = loaded
+        self.best: SequenceInputs | None = None
+        self.votes = 0.0
+        self.problem = ""
+
+    def try_all(self, *, any_rows: bool, any_steps: bool) -> None:
+        """Try the likeliest readings of one kind: free or fixed in rows and timesteps."""
+        readings = _combined(self._readings, self._declared, any_rows=any_rows, any_steps=any_steps)
+        for found in islice(readings, _TRIES):
+            doors = replace(found, length=self._length)
+            if self.best is not None and not doors.matches_declared(self._declared):
+                continue  # it was declared free, and it is
+            try:
+                values = self._values(doors)
+            except ModelLoadError as exc:
+                self.problem = self.problem or exc.problem[:200]
+                continue
+            votes = _votes(self._proto, values, doors.only_rows or ROWS[0], self._lengths[0])
+            if votes <= 0 and not self._told and _is_single(doors, self._declared):
+                continue
+            score = 10 * votes + _prior(doors, self._declared) - 4 * (not any_rows) - 4 * (not any_steps)
+            if score > self._score:
+                self.best, self.votes, self._score = doors, votes, score
+
+    def _values(self, doors: SequenceInputs) -> dict[str, Any]:
+        """Run a reading with two sizes and return every tensor of the first.
+
+        Raises:
+            ModelLoadError: It does not run.
+        """
+        runs = []
+        for rows, steps in zip(ROWS, self._lengths, strict=True):
+            fitted = doors.with_length(self._proto, steps)
+            loaded = self._loaded if fitted is self._proto else session(fitted, every_tensor=True)
+            runs.append(run(loaded, doors.feeds(doors.only_rows or rows, steps, 0)))
+        return runs[0]
+
+
+def _checked(flag: str, name: str, axis: int | None, rank: int) -> int | None:
+    """Return an axis that a person said, counted from 0.
+
+    Raises:
+        UnclearModelError: The input has no such axis.
+    """
+    if axis is not None and not -rank <= axis < rank:
+        raise UnclearModelError(f"`{flag} {name}={axis}`: the input has {rank} axes.", fix="Axes are counted from 0.")
+    return None if axis is None else axis % rank
+
+
+def _readings(
+    name: str, dtype: str, dims: list[int | str | None], time_axes: Mapping[str, int | None]
+) -> list[SequenceInput]:
+    """Return what an input may be, the likeliest first."""
+    sizes = tuple(dim if isinstance(dim, int) and dim > 0 else 2 for dim in dims)
+    axes = range(len(dims))
+    free = [axis for axis in axes if not isinstance(dims[axis], int)]
+    if name in time_axes:
+        times: list[int | None] = [_checked("--time-axis", name, time_axes[name], len(dims))]
+    else:
+        times = [*axes, None]
+    found = []
+    for t in times:
+        for b in (*(axis for axis in axes if axis != t), None):
+            if b is None and (len(free) > 1 or (len(dims) > 2 and dims[0] == 1 and t != 0)):
+                continue
+            found.append(SequenceInput(name, dtype, sizes, b, t))
+    return found
+
+
+def _bound(name: str, dtype: str, dims: list[int | str | None], slot: str) -> list[SequenceInput]:
+    """Return what an input that only is an initial state, or the lengths, may be."""
+    sizes = tuple(dim if isinstance(dim, int) and dim > 0 else 2 for dim in dims)
+    free = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
+    if slot == "length":
+        return [SequenceInput(name, dtype, sizes, 0, None, "length")]
+    likely = free or {"gated": [1], "first": [0]}.get(slot, []) or [*range(len(dims))]
+    rest = [axis for axis in range(len(dims)) if axis not in likely]
+    return [SequenceInput(name, dtype, sizes, batch, None, "state") for batch in (*likely, None, *rest)]
+
+
+def _combined(
+    readings: list[tuple[SequenceInput, ...]], declared: Declared, *, any_rows: bool, any_steps: bool
+) -> Iterator[SequenceInputs]:
+    """Yield readings of one kind, in order."""
+    for doors in readings:
+        if not any(door.time is not None for door in doors):
+            continue
+        rows = steps = None
+        if not any_steps:
+            lengths = {declared[door.name][door.time] for door in doors if door.time is not None}
+            length = lengths.pop()
+            if lengths or not isinstance(length, int):
+                continue
+            steps = length
+        if not any_rows:
+            sizes = {door.sizes[door.batch] for door in doors if door.batch is not None}
+            sizes -= {2} if len(sizes) > 1 else set()
+            rows = min(sizes, default=1)
+        yield SequenceInputs(doors, rows, steps)
+
+
+def _together(choices: list[list[SequenceInput]], declared: Declared) -> list[tuple[SequenceInput, ...]]:
+    """Return the likeliest readings of all inputs together: axes that agree, names that agree.
+
+    One input is added after another, and the best so far are kept: all of them are too many to be looked at.
+    """
+
+    def likely(doors: tuple[SequenceInput, ...]) -> float:
+        return -_prior(SequenceInputs(doors), declared)
+
+    found: list[tuple[SequenceInput, ...]] = [()]
+    for options in choices:
+        best = sorted(options, key=lambda door: likely((door,)))[:8]
+        found = sorted(((*doors, door) for doors in found for door in best), key=likely)[:_KEPT]
+    return found
+
+
+def _prior(doors: SequenceInputs, declared: Declared) -> float:
+    """Say how likely a reading is by what is declared."""
+    score = 0.0
+    roles: dict[str, set[str]] = {}
+    for door in doors.inputs:
+        dims = declared[door.name]
+        for axis, dim in enumerate(dims):
+            role = "time" if axis == door.time else "batch" if axis == door.batch else ""
+            if isinstance(dim, str):
+                roles.setdefault(dim, set()).add(role)
+                score += 6 * ((role == "time") - (role == "batch")) * bool(_TIME.search(dim))
+                score += 6 * ((role == "batch") - (role == "time")) * bool(_BATCH.search(dim))
+            if not isinstance(dim, int):
+                score += 4 if role else -4
+        if door.role != "external":
+            continue
+        floats = door.dtype.startswith("float")
+        score += _place_prior(door, len(dims), floats=floats)
+    score -= 8 * sum(len(found) > 1 for found in roles.values())
+    asked = doors.external
+    score -= 2 * len({(door.batch, door.time) for door in asked if door.time is not None})
+    lengths = [declared[door.name][door.time] for door in asked if door.time is not None]
+    numbers = {length for length in lengths if isinstance(length, int)}
+    mixed = len(numbers) > 0 and any(not isinstance(length, int) for length in lengths)
+    return score - 2 * len(numbers) - 6 * mixed
+
+
+def _place_prior(door: SequenceInput, rank: int, *, floats: bool) -> float:
+    """Say how usual the places of batch and time are: batch first, time second, features last."""
+    if door.time is None:
+        return 0.5 if rank <= 2 else -1.0
+    usual = {(0, 1): 3.0, (0, 2): 2.0, (1, 0): 1.5, (0, 3): 1.0, (None, 0): 1.0}.get((door.batch, door.time), 0.0)
+    if rank == 2 and door.batch is not None and (floats or door.batch):
+        usual -= 2.2
+    last = rank > 2 and door.time == rank - 1
+    return usual - (0.5 if last else 0.0)
+
+
+def _votes(proto: Any, values: Mapping[str, Any], rows: int, steps: int) -> float:
+    """Count the operators that run over time in this reading, less those that run over the batch."""
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    votes = 0.0
+    for node in proto.graph.node:
+        if not len(node.input) or _ran(node) not in values:
+            continue
+        for axis, weight in _run_over(node, {**weights, **values}):
+            size = np.shape(values[_ran(node)])[axis]
+            votes += weight * (size == steps) - 2 * weight * (size == rows and rows != 1)
+    return votes
+
+
+def _ran(node: Any) -> str:
+    return str(node.input[-1] if node.op_type == "Scan" else node.input[0])
+
+
+def _run_over(node: Any, values: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
+    """Yield the axes of its first input that a node runs over, and how much that says."""
+    rank = np.ndim(values[_ran(node)])
+    attrs = attributes(node)
+    operator = STATEFUL.get(node.op_type)
+    if operator is not None and operator.time_axis is not None:
+        yield operator.time_axis, 2
+    elif node.op_type == "Scan":
+        axes = attrs.get("scan_input_axes") or [0] * int(attrs["num_scan_inputs"])
+        yield (1 if not node.input[0] else axes[-1]), 2
+    elif node.op_type == "CumSum" and node.input[1] in values:
+        yield int(np.reshape(values[node.input[1]], -1)[0]), 1
+    elif node.op_type in {"Conv", "MaxPool", "AveragePool"}:
+        yield from ((axis, 1 / (rank - 2)) for axis in range(2, rank))
+
+
+def _dtype(value: Any) -> str:
+    kind = value.type.tensor_type.elem_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name if kind else value.type.WhichOneof("value")
+    if dtype not in DTYPES:
+        raise RefusedModelError(
+            f"Input {value.name!r} is {dtype}; expected a tensor of {', '.join(DTYPES)}.",
+            fix="Move what needs it out of the graph.",
+        )
+    return str(dtype)

@@ -1,0 +1,36 @@
+"""Whether a graph that was made for one row runs several together as it runs each alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from model_export.runtime.batch_independence import nearly_equal
+from model_export.streaming.axes.inputs import Declared, SequenceInputs
+from model_export.streaming.axes.runs import run, session
+
+
+def is_for_one_row(doors: SequenceInputs, declared: Declared) -> bool:
+    """Whether rows of a graph may be run together only because nothing in it minds."""
+    rows = {declared[door.name][door.batch] for door in doors.external if door.batch is not None}
+    return doors.only_rows is None and rows == {1}
+
+
+def rows_are_independent(graph: Any, doors: SequenceInputs) -> bool:
+    """Whether two rows run together equal each alone."""
+    loaded = session(doors.with_length(graph, doors.lengths[0]))
+    feeds = doors.feeds(2, doors.lengths[0], 0)
+    places = {door.name: door.batch for door in doors.inputs}
+    both = run(loaded, feeds)
+    for row in range(2):
+        alone = run(
+            loaded,
+            {name: x if (at := places[name]) is None else np.take(x, [row], at) for name, x in feeds.items()},
+        )
+        for name in (output.name for output in graph.graph.output):
+            grown = [axis for axis, (a, b) in enumerate(zip(both[name].shape, alone[name].shape, strict=True)) if a > b]
+            one_axis = len(grown) == 1 and (both[name].shape[grown[0]], alone[name].shape[grown[0]]) == (2, 1)
+            if one_axis and not nearly_equal(np.take(both[name], [row], grown[0]), alone[name]):
+                return False
+    return True

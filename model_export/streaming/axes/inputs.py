@@ -1,0 +1,118 @@
+"""`SequenceInputs`: what a sequence graph takes, and where its inputs have their time and batch axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from model_export.manifest import Array
+from model_export.streaming.axes.relength import with_length
+from model_export.streaming.axes.runs import LENGTHS, perturbed_step, trial_lengths
+
+Declared = Mapping[str, Sequence[int | str | None]]
+"""The declared size of every axis of every input: a number, a name or nothing."""
+
+Role = Literal["external", "state", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInput:
+    """One input of a sequence graph.
+
+    Attributes:
+        name: The input.
+        dtype: NumPy name.
+        sizes: Of every axis; those of batch and time are an example.
+        batch: Axis of the rows; None: it has none.
+        time: Axis of the timesteps; None: one value for the whole sequence.
+        role: `external` of the caller; the initial `state` of a recurrence, which becomes a state of the step graph;
+            or the `length` of the sequences.
+    """
+
+    name: str
+    dtype: str
+    sizes: tuple[int, ...]
+    batch: int | None = None
+    time: int | None = None
+    role: Role = "external"
+
+    def shape(self, rows: int, steps: int) -> tuple[int, ...]:
+        """Return the shape for so many rows and timesteps."""
+        shape = list(self.sizes)
+        for axis, size in ((self.batch, rows), (self.time, steps)):
+            if axis is not None:
+                shape[axis] = size
+        return tuple(shape)
+
+    def fixed(self, rows: int, steps: int) -> Array | None:
+        """Return what an input that is not asked for is fed with; None: it is asked for."""
+        if self.role == "external":
+            return None
+        return np.full(self.shape(rows, steps), steps if self.role == "length" else 0, self.dtype)
+
+    def drawn(self, rows: int, steps: int, seed: int, changed: int) -> Array:
+        """Return data for `model_export.streaming.axes.measured_shapes.measure_shapes`."""
+        fixed = self.fixed(rows, steps)
+        if fixed is not None:
+            return fixed
+        value = _draw(np.random.default_rng(seed // 10), self.dtype, self.shape(rows, steps))
+        if seed % 10 and self.time is not None:
+            at = [slice(None)] * value.ndim
+            at[self.time] = slice(changed, changed + 1)
+            other = _draw(np.random.default_rng(seed), self.dtype, value[tuple(at)].shape)
+            value[tuple(at)] = other + 2 if value.dtype.kind == "f" else 1 - value[tuple(at)]
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInputs:
+    """Every input of a sequence graph.
+
+    Attributes:
+        inputs: In graph order.
+        only_rows: The one number of rows that the graph takes; None: any.
+        only_steps: The one number of timesteps that the graph takes; None: any.
+        is_certain: Whether an operator runs over what was read as time.
+        length: The declared number of timesteps, after which attention and positions end; None: there is none.
+    """
+
+    inputs: tuple[SequenceInput, ...]
+    only_rows: int | None = None
+    only_steps: int | None = None
+    is_certain: bool = False
+    length: int | None = None
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """The two numbers of timesteps that the graph is run with."""
+        return LENGTHS if self.only_steps is not None else trial_lengths(self.length)
+
+    def matches_declared(self, declared: Declared) -> bool:
+        """Whether the number of rows, where it is fixed in this reading, was declared with a number."""
+        declared_rows = [declared[door.name][door.batch] for door in self.external if door.batch is not None]
+        return self.only_rows is None or all(isinstance(rows, int) for rows in declared_rows)
+
+    def with_length(self, proto: Any, steps: int) -> Any:
+        """Return the graph for a number of timesteps: itself, or one with that length in its shapes."""
+        if self.only_steps is None:
+            return proto
+        return with_length(proto, old=self.only_steps, new=steps, rows=self.only_rows or 1)
+
+    def feeds(self, rows: int, steps: int, seed: int) -> dict[str, Array]:
+        """Return drawn data for every input; seeds that differ by one differ at one timestep alone."""
+        changed = perturbed_step(self.lengths)
+        return {door.name: door.drawn(rows, steps, seed, changed) for door in self.inputs}
+
+    @property
+    def external(self) -> list[SequenceInput]:
+        """The inputs that a caller sends."""
+        return [door for door in self.inputs if door.role == "external"]
+
+
+def _draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:
+    if np.dtype(dtype).kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)

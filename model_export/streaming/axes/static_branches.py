@@ -1,0 +1,112 @@
+"""Writes into a graph what follows from its sizes: the branch that an `If` takes, the axes that a Squeeze drops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from model_export.graph.nodes import mapped, opset_of, renamed, uses
+from model_export.streaming.axes.inputs import SequenceInputs
+from model_export.streaming.axes.runs import ROWS, run, session
+
+
+def without_known_branches(model: onnx.ModelProto, doors: SequenceInputs) -> onnx.ModelProto:
+    """Return the model with the branch that is taken in the place of each such `If`."""
+    while True:
+        known = _from_sizes(model.graph, doors)
+        found = [node for node in model.graph.node if node.op_type == "If" and node.input[0] in known]
+        taken = _decided(model, doors, [node.input[0] for node in found])
+        if not taken:
+            return model
+        model = _inlined(model, taken)
+
+
+def with_squeeze_axes(model: onnx.ModelProto, doors: SequenceInputs) -> onnx.ModelProto:
+    """Return the model with axes for each Squeeze without: it would drop the batch of one row, or one timestep."""
+    bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _axes(node)]
+    if not bare:
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    rows, steps = doors.only_rows or ROWS[0], doors.lengths[0]
+    values = run(session(doors.with_length(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))
+    for node in made.graph.node:
+        if node.op_type != "Squeeze" or _axes(node):
+            continue
+        axes = [axis for axis, size in enumerate(np.shape(values[node.input[0]])) if size == 1]
+        if opset_of(model) < 13:
+            node.attribute.append(onnx.helper.make_attribute("axes", axes))
+        else:
+            del node.input[1:]
+            node.input.append(f"{node.name}/axes")
+            made.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), node.input[1]))
+    return made
+
+
+def _axes(node: onnx.NodeProto) -> bool:
+    return len(node.attribute) > 0 or (len(node.input) > 1 and bool(node.input[1]))
+
+
+def _from_sizes(graph: onnx.GraphProto, doors: SequenceInputs) -> set[str]:
+    """Return the tensors that follow from weights and sizes."""
+    known = {tensor.name for tensor in graph.initializer}
+    known |= {door.name for door in doors.inputs if door.role != "external"}
+    for node in graph.node:
+        if known.issuperset(uses(node)) or node.op_type in {"Shape", "Size"}:
+            known |= set(node.output)
+    return known
+
+
+def _decided(model: onnx.ModelProto, doors: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
+    """Return the conditions that are the same for all sizes."""
+    if not conditions:
+        return {}
+    given = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    counts = ROWS if doors.only_rows is None else (doors.only_rows,)
+    runs = [
+        {**given, **run(session(doors.with_length(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))}
+        for rows in counts
+        for steps in doors.lengths
+    ]
+    found = {name: {bool(np.reshape(values[name], ())) for values in runs} for name in conditions}
+    return {name: seen.pop() for name, seen in found.items() if len(seen) == 1}
+
+
+def _inlined(model: onnx.ModelProto, taken: dict[str, bool]) -> onnx.ModelProto:
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        if node.op_type != "If" or node.input[0] not in taken:
+            nodes.append(node)
+            continue
+        wanted = "then_branch" if taken[node.input[0]] else "else_branch"
+        body = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+        nodes += _body(model.graph, node, body)
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    made.graph.initializer.extend(model.graph.initializer[len(made.graph.initializer) :])
+    return made
+
+
+def _body(graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return a branch's nodes under names of their own, with the outputs of the `If`."""
+    names: dict[str, str] = {}
+    for tensor in body.initializer:
+        names[tensor.name] = f"{node.name}/{tensor.name}"
+        kept = onnx.TensorProto()
+        kept.CopyFrom(tensor)
+        kept.name = names[tensor.name]
+        graph.initializer.append(kept)
+    nodes = []
+    for index, inner in enumerate(body.node):
+        names |= {name: f"{node.name}/{name}" for name in inner.output if name}
+        own = inner.name or f"{inner.op_type}_{index}"
+        nodes.append(renamed(inner, mapped(names), name=f"{node.name}/{own}"))
+    for value, outer in zip(body.output, node.output, strict=True):
+        nodes.append(
+            onnx.helper.make_node("Identity", [names.get(value.name, value.name)], [outer], name=f"{node.name}/{outer}")
+        )
+    return nodes

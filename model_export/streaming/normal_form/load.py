@@ -1,0 +1,200 @@
+"""Brings a sequence graph from anywhere into one plain form, which means the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.graph.dataflow import in_order
+from model_export.graph.nodes import attributes, replace_items, subgraphs
+from model_export.graph.operators import RNN
+from model_export.manifest import METADATA_KEY, Array
+from model_export.streaming.normal_form.attention import with_attention_written_out
+
+
+def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
+    """Return a sequence graph without functions, declared shapes or batch-first recurrences.
+
+    Args:
+        source: An ONNX file, or an `onnx.ModelProto`, which is left alone.
+        constants: Inputs that are given once and for all.
+
+    Returns:
+        A new `onnx.ModelProto`: functions inlined, every node named, recurrent operators in the layout that
+        onnxruntime runs (time, batch, features), the ranks of the inputs alone declared: shapes may lie.
+
+    Raises:
+        MissingExtraError: The onnx package is not installed.
+        FileError: There is no such file.
+        ModelLoadError: The file is no ONNX model.
+        RefusedModelError: It is a step graph that was exported already.
+        UnclearModelError: A constant is no input.
+    """
+    onnx = require_onnx()
+    model = _read(onnx, Path(source)) if isinstance(source, str | Path) else source
+    if any(entry.key == METADATA_KEY for entry in model.metadata_props):
+        raise RefusedModelError(
+            f"{model.graph.name!r} is a step graph with its manifest already; expected a graph over whole sequences.",
+            fix="Serve it as it is, or export the model that it was made of; `stepwell inspect` shows it.",
+        )
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    if plain.functions:
+        plain = onnx.inliner.inline_local_functions(plain)
+    _give(onnx, plain.graph, constants)
+    weights = {tensor.name for tensor in plain.graph.initializer}
+    inputs = [value for value in plain.graph.input if value.name not in weights]
+    replace_items(plain.graph.input, inputs)
+    plain = with_attention_written_out(plain)
+    _sort_nodes(plain.graph)
+    _check_names(plain.graph)
+    _name_nodes(plain.graph)
+    replace_items(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
+    _drop_idle_inputs(onnx, plain.graph)
+    _forget_shapes(plain.graph)
+    return plain
+
+
+def require_onnx() -> Any:
+    """Return the onnx package, with what this front end uses of it.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import onnx
+        import onnx.inliner
+        import onnx.numpy_helper
+    except ImportError as exc:
+        raise MissingExtraError(
+            f"Exporting a sequence graph needs the onnx package, which cannot be imported: {exc}.",
+            fix="Install it: pip install 'stepwell[onnx]'; from a clone: STEPWELL_EXTRAS=onnx ./stepwell export ...",
+        ) from exc
+    return onnx
+
+
+def _read(onnx: Any, path: Path) -> Any:
+    if not path.is_file():
+        raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
+    try:
+        return onnx.load(str(path))
+    except Exception as exc:
+        raise ModelLoadError(f"{path} is not an ONNX model: {exc}.", fix="Give the path of an .onnx file.") from exc
+
+
+def _give(onnx: Any, graph: Any, constants: Mapping[str, Array]) -> None:
+    """Make inputs weights."""
+    inputs = {value.name: value for value in graph.input}
+    for name, value in constants.items():
+        if name not in inputs:
+            raise UnclearModelError(
+                f"The graph has no input {name!r}; its inputs are {sorted(inputs)}.", fix="Check the name."
+            )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(inputs[name].type.tensor_type.elem_type)
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
+
+
+def _time_first(onnx: Any, nodes: list[Any]) -> list[Any]:
+    """Give recurrent operators with `layout` 1, which onnxruntime refuses, layout 0 between transpositions."""
+    done = []
+    for node in nodes:
+        if node.op_type not in RNN or not attributes(node).get("layout"):
+            done.append(node)
+            continue
+        replace_items(node.attribute, [attribute for attribute in node.attribute if attribute.name != "layout"])
+        stem = node.name or node.output[0] or node.output[1]
+
+        def turned(source: str, target: str, perm: tuple[int, ...]) -> Any:
+            return onnx.helper.make_node("Transpose", [source], [target], perm=perm, name=f"{target}/layout")
+
+        for place in (0, 5, 6):
+            if place < len(node.input) and node.input[place]:
+                name = f"{stem}/time_first_{place}"
+                done.append(turned(node.input[place], name, (1, 0, 2)))
+                node.input[place] = name
+        done.append(node)
+        for place, perm in enumerate([(2, 0, 1, 3), (1, 0, 2), (1, 0, 2)][: len(node.output)]):
+            if name := node.output[place]:
+                node.output[place] = f"{stem}/time_first_out_{place}"
+                done.append(turned(node.output[place], name, perm))
+    return done
+
+
+def _drop_idle_inputs(onnx: Any, graph: Any) -> None:
+    """Leave out initial states of zeros and lengths as declared: they often fix the exporter's batch size."""
+    declared = {dim.dim_value for value in graph.input for dim in value.type.tensor_type.shape.dim}
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            fixed[node.output[0]] = node.attribute[0].t
+    for node in graph.node:
+        for place in range(4, min(len(node.input), 7)) if node.op_type in RNN else ():
+            if node.input[place] in fixed:
+                value = onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1)
+                idle = (
+                    set(value.tolist()) <= declared and len(set(value.tolist())) == 1 if place == 4 else not value.any()
+                )
+                node.input[place] = "" if idle else node.input[place]
+
+
+def _sort_nodes(graph: Any) -> None:
+    """Put each node behind those that it needs, in the bodies too; a graph with a circle is left to onnxruntime."""
+    for node in graph.node:
+        for body in subgraphs(node):
+            _sort_nodes(body)
+    replace_items(graph.node, in_order(graph.node))
+
+
+def _check_names(graph: Any) -> None:
+    """Refuse a graph that gives one name to two inputs or two outputs.
+
+    Raises:
+        RefusedModelError: It names the tensor.
+    """
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        names = [value.name for value in values]
+        for name in names:
+            if names.count(name) > 1:
+                raise RefusedModelError(
+                    f"The graph declares {what} {name!r} {names.count(name)} times; expected once.",
+                    fix="Export it again with a name for each.",
+                )
+
+
+def _name_nodes(graph: Any) -> None:
+    taken = {node.name for node in graph.node}
+    for index, node in enumerate(graph.node):
+        name = node.name or f"{node.op_type}_{index}"
+        while not node.name and name in taken:
+            name += "_"
+        node.name = name
+        taken.add(name)
+
+
+def _forget_shapes(graph: Any) -> None:
+    """Keep types and, of the model's inputs, ranks."""
+    del graph.value_info[:]
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    for value in graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for body in subgraphs(node):
+            _forget_shapes_of_body(body)
+
+
+def _forget_shapes_of_body(graph: Any) -> None:
+    """Keep ranks too: onnxruntime wants to know that a Loop's counter is a scalar."""
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            dim.Clear()
+    for node in graph.node:
+        for body in subgraphs(node):
+            _forget_shapes_of_body(body)

@@ -1,0 +1,155 @@
+"""Nodes that see one timestep at a time: emitted as they are, with shapes for one timestep."""
+
+from __future__ import annotations
+
+import onnx
+
+from model_export.graph.nodes import attributes, uses
+from model_export.streaming.walk import Walk
+
+_REFOLDING = {"Reshape", "Flatten"}
+
+
+def pointwise(walk: Walk, node: onnx.NodeProto) -> None:
+    """Emit a node as it is.
+
+    Raises:
+        RefusedModelError: It takes several timesteps together, or changes how many there are.
+    """
+    offset = joint_offset(walk, node)
+    _check_tables(walk, node)
+    walk.emit_like(node, offset)
+    resolve_fixed(walk, node, offset)
+
+
+def joint_offset(walk: Walk, node: onnx.NodeProto) -> int | None:
+    """Return the offset at which all timed inputs of a node can be taken; None: it has none.
+
+    Raises:
+        RefusedModelError: It also takes what is known after the last timestep only.
+    """
+    timed = walk.timed(node)
+    last = [name for name in uses(node) if walk.tensor(name).kind == "final"]
+    if timed and last:
+        raise walk.refuse(node, f"needs {last[0]!r}, which is known after the last timestep only, at every timestep")
+    offsets = [offset for name in timed if (offset := walk.tensor(name).offset) is not None]
+    return min(offsets, default=None)
+
+
+def resolve_fixed(walk: Walk, node: onnx.NodeProto, offset: int | None, names: dict[str, str] | None = None) -> None:
+    """Say what became of the outputs of a node that was emitted as it is.
+
+    Args:
+        walk: The walk.
+        node: The node of the sequence graph.
+        offset: The offset at which it took its timed inputs.
+        names: The outputs' tensors in the step graph, where a rule chose them.
+    """
+    kinds = {walk.tensor(name).kind for name in uses(node)}
+    position = any(walk.tensor(name).position for name in uses(node))
+    for name in filter(None, node.output):
+        step = (names or {}).get(name) or walk.emitted(node, name)
+        if isinstance(walk.facts.value(name), list):
+            walk.set_output(node, name, step, "per_step", offset)
+            continue
+        times = [axis for axis, dim in enumerate(walk.facts.dims(name)) if dim.has_time]
+        if "final" in kinds:
+            if times:
+                raise walk.refuse(node, "spreads what is known after the last timestep only over all timesteps")
+            walk.set_output(node, name, step, "final")
+        elif offset is None and "by_position" in kinds and len(times) == 1:
+            walk.set_output(node, name, step, "per_step", 0)
+        elif offset is None and "per_step" not in kinds:
+            _settle_untimed(walk, node, name, step, times)
+        else:
+            if not times:
+                raise walk.refuse(node, "takes all timesteps of the sequence together")
+            if len(times) > 1:
+                raise walk.refuse(
+                    node, "compares every timestep with every other, as attention without a fixed window does"
+                )
+            _check_length(walk, node, name)
+            walk.set_output(node, name, step, "per_step", offset)
+        if position:
+            walk.mark_position(name)
+
+
+def reshape(walk: Walk, node: onnx.NodeProto) -> None:
+    """Reshape, Expand: to the shape that the result has at one timestep."""
+    offset = joint_offset(walk, node)
+    _check_tables(walk, node)
+    dims = walk.facts.dims(node.output[0])
+    sizes = [dim.at_one_step() for dim in dims]
+    per_row = [axis for axis, (_, rows) in enumerate(sizes) if rows]
+    if any(dim.steps.denominator > 1 or dim.both.denominator > 1 for dim in dims):
+        raise walk.refuse(node, "puts several timesteps into one")
+    if node.op_type == "Reshape" and len(per_row) == 1:
+        shape = walk.graph.ints([-1 if rows else fixed for fixed, rows in sizes])
+    else:
+        shape = walk.shape(dims)
+    walk.emit_like(node, offset, i1=shape)
+    resolve_fixed(walk, node, offset)
+
+
+def count_up(walk: Walk, node: onnx.NodeProto) -> None:
+    """Range over the timesteps: a state that counts them."""
+    known = [walk.known(name) for name in node.input]
+    if any(parts is None for parts in known) or any((part != known[k][0]).any() for k in (0, 2) for part in known[k]):
+        pointwise(walk, node)
+        return
+    name = node.output[0]
+    start, _, delta = (walk.facts.value(given) for given in node.input)
+    dtype = walk.facts.value(name).dtype
+    offset = max(walk.facts.length_delta(name), 0)
+    graph = walk.graph
+    place = graph.op("Add", graph.position(), graph.ints([offset]))
+    count = graph.op("Cast", place, to=onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    scaled = graph.op("Mul", count, graph.constant(delta.reshape(1)))
+    walk.set_output(node, name, graph.op("Add", scaled, graph.constant(start.reshape(1))), "per_step", offset)
+    walk.mark_position(name)
+
+
+def _settle_untimed(walk: Walk, node: onnx.NodeProto, name: str, step: str, times: list[int]) -> None:
+    if not times:
+        walk.set_output(node, name, step, "static")
+    elif walk.facts.same_over_time(name):
+        walk.set_output(node, name, step, "per_step", None)
+    elif len(times) > 1:
+        raise walk.refuse(node, "makes a table of every timestep against every other")
+    else:
+        raise walk.refuse(
+            node,
+            "gives values by the position in the sequence, from a table or formula that a step cannot follow",
+            "Positions grow without end in a stream: use a causal convolution, a recurrence or relative positions, or "
+            "declare the number of timesteps of the model: `--length N`, `StepSpec(length=N)`.",
+        )
+
+
+def _check_length(walk: Walk, node: onnx.NodeProto, name: str) -> None:
+    """Refuse what changes the number of timesteps."""
+    dim = walk.facts.dims(name)[walk.facts.time_axis(name) or 0]
+    timed = [given for given in walk.timed(node) if walk.facts.dims(given)]
+    if dim.elements_per_step.denominator > 1 or dim.extra.denominator > 1:
+        raise walk.refuse(node, f"gives {dim.elements_per_step} as many timesteps as it takes: a stride over time")
+    if not timed:
+        return
+    extras = {walk.facts.length_delta(given) for given in timed}
+    if int(dim.extra) not in extras:
+        raise walk.refuse(
+            node, f"changes the number of timesteps from T + {max(extras)} to T + {dim.extra} in a way without a rule"
+        )
+    multiples = {walk.facts.dims(given)[walk.facts.time_axis(given) or 0].elements_per_step for given in timed}
+    if node.op_type not in _REFOLDING and dim.elements_per_step > max(multiples):
+        raise walk.refuse(node, f"gives {dim.elements_per_step / max(multiples)} times as many timesteps as it takes")
+
+
+def _check_tables(walk: Walk, node: onnx.NodeProto) -> None:
+    """Refuse a look-up by position in a table that ends."""
+    if node.op_type in {"Gather", "GatherND", "GatherElements"} and walk.tensor(node.input[1]).position:
+        size = walk.facts.value(node.input[0]).shape[attributes(node).get("axis", 0)]
+        raise walk.refuse(
+            node,
+            f"looks up positions in a table that ends after {size} timesteps",
+            "A stream goes on: use relative positions, sines computed from the position, or a recurrence, or declare "
+            f"the number of timesteps: `--length {size}`, `StepSpec(length={size})`.",
+        )

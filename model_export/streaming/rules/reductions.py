@@ -1,0 +1,86 @@
+"""Sums, means and extremes over time: the result for the timesteps so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from model_export.graph.nodes import attributes
+from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.step_graph import plain
+from model_export.streaming.walk import Walk
+
+_JOINS = {"ReduceSum": "Add", "ReduceMean": "Add", "ReduceMax": "Max", "ReduceMin": "Min"}
+_POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
+
+REDUCTIONS = (*_JOINS, *_POOLS)
+"""The operators that `reduction` is the rule of."""
+
+
+def reduction(walk: Walk, node: onnx.NodeProto) -> None:
+    """ReduceSum, ReduceMean, ReduceMax, ReduceMin and global pooling: over time a running one, else as it is.
+
+    Its answer counts after the last timestep, as that of a recurrence without its sequence does.
+    """
+    name = node.input[0]
+    tensor, axis = walk.tensor(name), walk.facts.time_axis(name)
+    if tensor.kind != "per_step" or axis not in axes_of(walk, node) or not _begins_with_the_sequence(walk, name):
+        pointwise(walk, node)
+        return
+    offset = tensor.offset or 0
+    made = walk.emit_like(node, offset)
+    now, dims = made.output[0], walk.facts.dims(node.output[0])
+    kind = _POOLS.get(node.op_type, node.op_type)
+    label = f"{plain(node.name)}.{kind.removeprefix('Reduce').lower()}"
+    state, spec = walk.graph.state_like(label, dims, walk.dtype(name), None)
+    joined = walk.graph.op(_JOINS[kind], state, now)
+    first = offset if kind in {"ReduceSum", "ReduceMean"} else offset - 1  # the state before counts for no extreme
+    if first < 0:
+        joined = walk.graph.op("Where", walk.has_seen(-first, dims), joined, now if first == offset - 1 else state)
+    walk.graph.next_state_like(spec, joined, dims)
+    result = _mean(walk, name, joined, dims, offset) if kind == "ReduceMean" else joined
+    walk.set_output(node, node.output[0], result, "final")
+
+
+def is_whole(walk: Walk, name: str) -> bool:
+    """Whether a tensor has one element for each timestep of the sequence, from the first one on."""
+    return (
+        walk.tensor(name).kind == "per_step" and walk.tensor(name).offset == 0 and _begins_with_the_sequence(walk, name)
+    )
+
+
+def _begins_with_the_sequence(walk: Walk, name: str) -> bool:
+    """Whether a timed tensor has one element for each timestep, but for some of the first."""
+    axis, offset = walk.facts.time_axis(name), walk.tensor(name).offset
+    dim = walk.facts.dims(name)[axis or 0]
+    one_each = dim.elements_per_step == 1 and not dim.both
+    return one_each and offset is not None and offset <= 0 and walk.facts.length_delta(name) == offset
+
+
+def axes_of(walk: Walk, node: onnx.NodeProto) -> list[int]:
+    """Return the axes that a node reduces; none where they are computed on the way."""
+    rank = len(walk.facts.dims(node.input[0]))
+    if node.op_type in _POOLS:
+        return list(range(2, rank))
+    attrs = attributes(node)
+    axes = attrs.get("axes")
+    if len(node.input) > 1 and node.input[1]:
+        known = walk.known(node.input[1])
+        if known is None:
+            return []
+        axes = np.reshape(known[0], -1)
+    if axes is None or not len(axes):
+        return [] if attrs.get("noop_with_empty_axes") else list(range(rank))
+    return [int(axis) % rank for axis in axes]
+
+
+def _mean(walk: Walk, name: str, total: str, dims: Sequence[Dim], offset: int) -> str:
+    graph = walk.graph
+    count = graph.op("Add", walk.count(dims), graph.ints([1 + offset]))
+    if offset:
+        count = graph.op("Max", count, graph.ints([1]))
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(walk.dtype(name)))
+    return graph.op("Div", total, graph.op("Cast", count, to=kind))

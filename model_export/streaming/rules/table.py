@@ -1,0 +1,41 @@
+"""Which rule steps which ONNX operator; one that is not here takes each timestep by itself."""
+
+from __future__ import annotations
+
+from model_export.graph.operators import RNN, STATEFUL
+from model_export.streaming.rules.attention import attention, matmul
+from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
+from model_export.streaming.rules.pooling import WEIGHTED, softmax, with_weights
+from model_export.streaming.rules.recurrent import cumsum, loop, rnn, scan, stateful_op
+from model_export.streaming.rules.reductions import REDUCTIONS, reduction
+from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
+from model_export.streaming.rules.window import convolution, transposed
+from model_export.streaming.walk import Rule
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(REDUCTIONS, reduction),
+    **{name: rnn if name in RNN else stateful_op for name, op in STATEFUL.items() if op.time_axis is not None},
+    "Attention": attention,
+    "AveragePool": convolution,
+    "Concat": concat,
+    "Conv": convolution,
+    "ConvTranspose": transposed,
+    "CumSum": cumsum,
+    "Expand": reshape,
+    "GroupQueryAttention": attention,
+    "Gather": gather,
+    "Loop": loop,
+    "LpPool": convolution,
+    "MatMul": matmul,
+    "MaxPool": convolution,
+    "MultiHeadAttention": attention,
+    "Pad": pad,
+    "Range": count_up,
+    "Reshape": reshape,
+    "Scan": scan,
+    "Slice": slice_,
+    "Softmax": softmax,
+    "Split": split,
+}
+RULES |= {name: with_weights(name, RULES.get(name, pointwise)) for name in WEIGHTED}
+"""Operators that need more than to be emitted as they are."""

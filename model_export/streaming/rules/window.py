@@ -1,0 +1,140 @@
+"""Convolutions and pooling over time: a buffer of past timesteps, and the same operator on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from model_export.graph.nodes import attributes
+from model_export.streaming.rules.elementwise import joint_offset, pointwise
+from model_export.streaming.walk import Walk
+
+_HOP = (
+    "If {n} samples are one timestep, give the model timesteps of {n} numbers, (batch, T, {n}), and reshape them in "
+    "front of it to (batch, 1, T * {n})."
+)
+_HOP_BACK = "If {n} samples are one timestep, reshape them behind the model to (batch, T, {n})."
+_POOLS = {"MaxPool", "AveragePool", "LpPool"}
+
+
+def convolution(walk: Walk, node: onnx.NodeProto) -> None:
+    """Conv and the pools.
+
+    Raises:
+        RefusedModelError: They stride over time, or average over less at the beginning.
+    """
+    name, out = node.input[0], node.output[0]
+    axis = walk.facts.time_axis(name)
+    if axis is None or axis < 2 or not walk.timed(node, [name]):
+        pointwise(walk, node)
+        return
+    joint_offset(walk, node)
+    shape = _Sliding(walk, node)
+    size, dilation, stride, left, _ = shape.along(axis - 2)
+    each, reach = walk.facts.samples(name), (size - 1) * dilation + 1
+    if each % stride:
+        raise walk.refuse(
+            node, f"has stride {stride} over time: it does not answer every timestep", _HOP.format(n=stride)
+        )
+    if left % each:
+        raise walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", "Pad whole timesteps.")
+    past, left = -(-(reach - stride) // each), left // each
+    if node.op_type == "AveragePool" and left and not attributes(node).get("count_include_pad", 0):
+        raise walk.refuse(
+            node,
+            "averages over fewer timesteps at the beginning",
+            "Set count_include_pad, or pad with zeros before it.",
+        )
+    offset = walk.tensor(name).offset
+    assert offset is not None
+    # a state holds finite numbers only, so the padding of a maximum is the lowest of them
+    fill = float(np.finfo(walk.dtype(name)).min) if node.op_type == "MaxPool" else 0.0
+    window = _window(walk, node, past=past, left=left, offset=offset, fill=fill)
+    if each > 1:  # the last samples of the window are for the next timestep
+        cut = [walk.graph.ints(values) for values in ([0], [each - stride + reach], [axis])]
+        window = walk.graph.op("Slice", window, *cut)
+    made = walk.emit_like(node, offset, i0=window)
+    shape.without_time(made, axis - 2)
+    walk.set_output(node, out, walk.emitted(node, out), "per_step", offset + left - past)
+
+
+def transposed(walk: Walk, node: onnx.NodeProto) -> None:
+    """ConvTranspose: it looks back as a convolution does; with a stride it gives several samples for a timestep."""
+    name, out = node.input[0], node.output[0]
+    axis = walk.facts.time_axis(name)
+    if axis is None or axis < 2 or not walk.timed(node, [name]):
+        pointwise(walk, node)
+        return
+    shape = _Sliding(walk, node)
+    size, dilation, stride, left, _ = shape.along(axis - 2)
+    each = walk.facts.samples(name)
+    if stride > 1:  # unless its samples are put into one timestep again
+        walk.resampled = walk.refuse(
+            node, f"gives {stride} timesteps for one: it resamples time", _HOP_BACK.format(n=each * stride)
+        )
+    past = -(-(-(-((size - 1) * dilation + 1) // stride) - 1) // each)
+    if left % (each * stride):
+        raise walk.refuse(node, f"cuts {left} sample(s) in front; a timestep has {each * stride}", "Cut at the end.")
+    offset = walk.tensor(name).offset
+    assert offset is not None
+    window = _window(walk, node, past=past, left=past, offset=offset, fill=0.0)
+    made = walk.emit_like(node, offset, i0=window)
+    shape.without_time(made, axis - 2)
+    whole, first = walk.emitted(node, out), past * each * stride
+    step = walk.graph.op("Gather", whole, walk.graph.ints(range(first, first + each * stride)), axis=axis)
+    walk.set_output(node, out, step, "per_step", offset - left // (each * stride))
+
+
+def _window(walk: Walk, node: onnx.NodeProto, *, past: int, left: int, offset: int, fill: float) -> str:
+    """Return the past timesteps and this one; before its beginning a padded tensor has `fill`."""
+    name = node.input[0]
+    label = f"{node.name}"
+    if offset >= 0 or not left or not past:
+        return walk.window(name, past, fill, label)
+    started = walk.started(walk.operand(name, offset), name, offset, fill)
+    return walk.window_of(started, name, past, fill, label)
+
+
+class _Sliding:
+    """The attributes of an operator that slides over the axes behind the channels."""
+
+    def __init__(self, walk: Walk, node: onnx.NodeProto) -> None:
+        attrs = attributes(node)
+        count = len(walk.facts.dims(node.input[0])) - 2
+        self.kernel = list(attrs.get("kernel_shape") or walk.facts.value(node.input[1]).shape[2:])
+        self.dilations = list(attrs.get("dilations") or [1] * count)
+        self.strides = list(attrs.get("strides") or [1] * count)
+        self.pads = list(attrs.get("pads") or [0] * (2 * count))
+        self.count = count
+        auto = attrs.get("auto_pad", "NOTSET")
+        if auto in {"SAME_UPPER", "SAME_LOWER"}:
+            sizes = walk.facts.value(node.input[0]).shape[2:]
+            for axis in range(count):
+                self._pad_same(axis, sizes[axis], upper=auto == "SAME_UPPER")
+
+    def _pad_same(self, axis: int, size: int, *, upper: bool) -> None:
+        stride = self.strides[axis]
+        reach = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        less, more = total // 2, total - total // 2
+        self.pads[axis], self.pads[axis + self.count] = (less, more) if upper else (more, less)
+
+    def along(self, axis: int) -> tuple[int, int, int, int, int]:
+        """Return size, dilation, stride, padding in front and behind, along an axis."""
+        return (
+            self.kernel[axis],
+            self.dilations[axis],
+            self.strides[axis],
+            self.pads[axis],
+            self.pads[axis + self.count],
+        )
+
+    def without_time(self, node: Any, axis: int) -> None:
+        """Let a node of the step graph not pad an axis."""
+        pads = list(self.pads)
+        pads[axis] = pads[axis + self.count] = 0
+        kept = [a for a in node.attribute if a.name not in {"pads", "auto_pad", "output_shape", "ceil_mode"}]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute("pads", pads)])
