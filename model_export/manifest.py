@@ -7,270 +7,40 @@ time axis; where the graph's own row has another shape (say a time axis of lengt
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from model_export.errors import ManifestError
+from model_export.specs import (
+    DTYPES,
+    Array,
+    ConstantSpec,
+    InputSpec,
+    ManifestPart,
+    OutputSpec,
+    PackedTensor,
+    StateSpec,
+    TensorSpec,
+    WindowSpec,
+)
 
-Array = npt.NDArray[Any]
-"""An array of any dtype; its docstring says shape and dtype."""
+# the specs of tensors are in a module of their own, and imported from here
+__all__ = [
+    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "DataReference", "FeatureReference",
+    "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec", "TensorSpec", "TimeSpec",
+    "WindowSpec", "sidecar_of",
+]  # fmt: skip
 
 METADATA_KEY = "stepwell.manifest"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-DTYPES = (
-    "float32", "float64", "float16", "int64", "int32", "int16", "int8",
-    "uint64", "uint32", "uint16", "uint8", "bool",
-)  # fmt: skip
 
 
-def _known_dtype(value: Any) -> Any:
-    if value not in DTYPES:
-        raise ValueError(f"dtype is {value!r}; expected one of {', '.join(DTYPES)}")
-    return value
-
-
-DType = Annotated[str, BeforeValidator(_known_dtype)]
-Dim = Annotated[int, Field(ge=0)]
-
-
-class _Part(BaseModel):
-    """A part of the manifest: unknown keys are kept, values are never coerced."""
-
-    model_config = ConfigDict(extra="allow", strict=True, populate_by_name=True)
-
-
-class PackedTensor(_Part):
-    """A tensor as JSON: dtype `d`, shape `s`, base64 of its little-endian C-order bytes `b`."""
-
-    d: DType
-    s: list[Dim]
-    b: str
-
-    @classmethod
-    def pack(cls, array: Array) -> PackedTensor:
-        """Pack an array of any shape."""
-        raw = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-        return cls(d=array.dtype.name, s=list(array.shape), b=base64.b64encode(raw).decode("ascii"))
-
-    def unpack(self) -> Array:
-        """Return the array, writable."""
-        raw = base64.b64decode(self.b, validate=True)
-        return np.frombuffer(raw, np.dtype(self.d).newbyteorder("<")).reshape(self.s).astype(self.d)
-
-    @model_validator(mode="after")
-    def _bytes_fit(self) -> PackedTensor:
-        found = len(base64.b64decode(self.b, validate=True))
-        expected = math.prod(self.s) * np.dtype(self.d).itemsize
-        if found != expected:
-            raise ValueError(f"tensor has {found} bytes; shape {self.s} of {self.d} needs {expected}")
-        return self
-
-
-Init = Annotated[
-    Annotated[Literal["zeros"], Tag("text")] | Annotated[PackedTensor, Tag("tensor")],
-    Discriminator(lambda value: "text" if isinstance(value, str) else "tensor"),
-]
-"""What stands before the first timestep."""
-
-
-class TensorSpec(_Part):
-    """One row of a tensor: what travels on the wire.
-
-    Attributes:
-        name: The tensor's name in the graph.
-        dtype: NumPy name, little-endian on the wire.
-        shape: One row, without batch axis and without time axis.
-        batch_axis: Where the graph has its batch axis; None where it has none.
-        graph_shape: The graph's row (without batch axis) where it differs from `shape`;
-            always the same number of elements.
-    """
-
-    name: str
-    dtype: DType
-    shape: list[Dim]
-    batch_axis: Annotated[int, Field(ge=0)] | None = 0
-    graph_shape: list[Dim] | None = None
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """One row on the wire."""
-        return tuple(self.shape)
-
-    @property
-    def graph_row_shape(self) -> tuple[int, ...]:
-        """One row in the graph, without batch axis."""
-        return tuple(self.shape if self.graph_shape is None else self.graph_shape)
-
-    @property
-    def row_size(self) -> int:
-        """Elements in one row."""
-        return math.prod(self.shape)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row on the wire."""
-        return self.row_size * np.dtype(self.dtype).itemsize
-
-    @model_validator(mode="after")
-    def _same_elements(self) -> TensorSpec:
-        if math.prod(self.graph_row_shape) != self.row_size:
-            raise ValueError(
-                f"{self.name!r} has shape {self.shape} but graph_shape {self.graph_shape}; "
-                "both must have the same number of elements"
-            )
-        if self.batch_axis is not None and self.batch_axis > len(self.graph_row_shape):
-            raise ValueError(
-                f"{self.name!r} has batch_axis {self.batch_axis}; its graph row has "
-                f"{len(self.graph_row_shape)} axes, so at most {len(self.graph_row_shape)}"
-            )
-        return self
-
-
-class InputSpec(TensorSpec):
-    """A tensor that the caller sends with each timestep.
-
-    Attributes:
-        missing: `refuse`: every value is a finite number. `nan`: values may be missing, and reach the graph as NaN; the
-            graph replaces them.
-    """
-
-    missing: Literal["refuse", "nan"] = "refuse"
-
-    @model_validator(mode="after")
-    def _can_be_missing(self) -> InputSpec:
-        if self.missing == "nan" and not self.dtype.startswith("float"):
-            raise ValueError(f"{self.name!r} is {self.dtype} and has missing 'nan'; expected a float, which NaN is")
-        return self
-
-
-class OutputSpec(TensorSpec):
-    """A tensor that the graph gives for each timestep.
-
-    Attributes:
-        kind: `value` is answered; `random` is answered but differs from run to run; `ignore` is left out.
-    """
-
-    kind: Literal["value", "random", "ignore"] = "value"
-
-
-class StateSpec(_Part):
-    """A tensor carried from step to step: the graph's state input and state output.
-
-    Attributes:
-        input: State input of the graph (`in` in the JSON).
-        output: State output of the graph (`out` in the JSON).
-        dtype: Type in the graph.
-        shape: One row, without batch axis; the whole tensor where `batch_axis` is None.
-        batch_axis: Where the graph has its batch axis; None: no batch axis, the model runs one row at a time.
-        init: `"zeros"`, or the initial row.
-        store_dtype: Type in the store; `float16` halves the memory of a float32 state.
-    """
-
-    input: str = Field(alias="in")
-    output: str = Field(alias="out")
-    dtype: DType
-    shape: list[Dim]
-    batch_axis: Annotated[int, Field(ge=0)] | None = 0
-    init: Init = "zeros"
-    store_dtype: DType = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _stored_as_computed(cls, data: Any) -> Any:
-        if isinstance(data, dict) and not data.get("store_dtype") and "dtype" in data:
-            return {**data, "store_dtype": data["dtype"]}
-        return data
-
-    @model_validator(mode="after")
-    def _consistent(self) -> StateSpec:
-        if isinstance(self.init, PackedTensor) and (self.init.s != self.shape or self.init.d != self.dtype):
-            raise ValueError(
-                f"state {self.input!r} has init {self.init.d}{self.init.s}; expected {self.dtype}{self.shape}"
-            )
-        if self.batch_axis is not None and self.batch_axis > len(self.shape):
-            raise ValueError(
-                f"state {self.input!r} has batch_axis {self.batch_axis}; its row has {len(self.shape)} axes"
-            )
-        return self
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """One row, without batch axis."""
-        return tuple(self.shape)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row in the store."""
-        return math.prod(self.shape) * np.dtype(self.store_dtype).itemsize
-
-    def initial(self) -> Array:
-        """Return the initial row, shape `row_shape`, dtype `dtype`."""
-        return np.zeros(self.shape, self.dtype) if self.init == "zeros" else self.init.unpack()
-
-
-class ConstantSpec(_Part):
-    """A graph input that never changes: fed by Stepwell, never by the caller.
-
-    Attributes:
-        value: A number, a boolean, or nested lists of them; the shape follows from it.
-    """
-
-    dtype: DType
-    value: Any
-
-    @model_validator(mode="after")
-    def _fits_dtype(self) -> ConstantSpec:
-        try:
-            exact = np.asarray(self.value)  # raises where nested lists differ in length
-        except ValueError:
-            exact = np.asarray("")
-        with np.errstate(all="ignore"):
-            fits = exact.dtype.kind in "biuf" and (
-                np.dtype(self.dtype).kind == "f" or np.array_equal(exact.astype(self.dtype), exact)
-            )
-        if not fits:
-            raise ValueError(f"value is {self.value!r}; expected what {self.dtype} can hold: numbers, or lists of them")
-        return self
-
-    def array(self) -> Array:
-        """Return the constant as the graph takes it."""
-        return np.asarray(self.value, self.dtype)
-
-
-class WindowSpec(_Part):
-    """Past input that a graph wants to see again in front of the new one.
-
-    The caller sends the new part alone; Stepwell keeps the last `context` elements and puts them in front.
-    It does so in the graph's own axes, so a windowed input has no `graph_shape`.
-
-    Attributes:
-        input: The input's name; its `shape` in the manifest is the new part.
-        context: Length of the past part, in elements along `axis`.
-        axis: Axis of the row (without batch axis) along which both are joined.
-        init: What stands there before the first timestep.
-    """
-
-    input: str
-    context: Annotated[int, Field(ge=1)]
-    axis: Annotated[int, Field(ge=0)] = 0
-    init: Init = "zeros"
-
-    @property
-    def state_name(self) -> str:
-        """The name under which the past part is carried among the states."""
-        return f"{self.input}.context"
-
-
-class TimeSpec(_Part):
+class TimeSpec(ManifestPart):
     """How the graph takes time.
 
     Attributes:
@@ -281,7 +51,7 @@ class TimeSpec(_Part):
     chunk: Literal["step", "dynamic"] = "step"
 
 
-class BatchSpec(_Part):
+class BatchSpec(ManifestPart):
     """How rows are run together.
 
     Attributes:
@@ -293,7 +63,7 @@ class BatchSpec(_Part):
     max: Annotated[int, Field(ge=1)] = 256
 
 
-class Parity(_Part):
+class Parity(ManifestPart):
     """The report of the verification at export.
 
     Attributes:
@@ -313,7 +83,7 @@ class Parity(_Part):
     sequences: list[str] = Field(default_factory=list)
 
 
-class FeatureReference(_Part):
+class FeatureReference(ManifestPart):
     """How one number of a row was distributed in the own data of the verification.
 
     Attributes:
@@ -346,7 +116,7 @@ class FeatureReference(_Part):
         return self
 
 
-class DataReference(_Part):
+class DataReference(ManifestPart):
     """The distributions of the own data that the model was verified on, which live data is compared with.
 
     Attributes:
@@ -362,7 +132,7 @@ class DataReference(_Part):
     outputs: dict[str, FeatureReference]
 
 
-class Manifest(_Part):
+class Manifest(ManifestPart):
     """Everything about a step graph that its ONNX file does not say by itself."""
 
     format: Literal[1] = 1

@@ -25,15 +25,8 @@ from model_export.runtime.layout import TensorLayout, chunk_from_graph, chunk_to
 from model_export.runtime.operator_scan import check_operators, weight_files
 from model_export.runtime.random_ops import check_random_operators
 from model_export.runtime.session import open_session, run_options
+from model_export.runtime.signature import check_signature
 from model_export.runtime.state_packing import initial_states, pack, pack_layout, unpack
-
-ORT_TYPES = {
-    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
-    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8",
-    "tensor(uint64)": "uint64", "tensor(uint32)": "uint32", "tensor(uint16)": "uint16",
-    "tensor(uint8)": "uint8", "tensor(bool)": "bool",
-}  # fmt: skip
-
 
 MOST_STEPS = 512
 """Timesteps in one run; a longer chunk takes several, so that `terminate` is heard and memory stays bounded."""
@@ -96,7 +89,7 @@ class StepModel:
         ]
         self._windows = {window.input: window for window in self.manifest.windows}
         self._constants = {name: spec.array() for name, spec in self.manifest.constants.items()}
-        self._check_against_graph()
+        check_signature(self.manifest, self._session, self._where)
         self._chunks: ort.InferenceSession | None = None
         if self.manifest.time.chunk == "dynamic" and not self._windows:
             self._split_by_time()
@@ -321,27 +314,6 @@ class StepModel:
                 fix="Run `stepwell adopt` on a graph that already is stepwise, else `stepwell export`.",
             )
         return Manifest.from_json(text, where=self._where)
-
-    def _check_against_graph(self) -> None:
-        """Hold names and dtypes of the manifest against the graph's own (declared shapes may lie)."""
-        takes = {i.name: ORT_TYPES.get(i.type, i.type) for i in self._session.get_inputs()}
-        gives = {o.name: ORT_TYPES.get(o.type, o.type) for o in self._session.get_outputs()}
-        told_in = {i.name: i.dtype for i in self.manifest.inputs}
-        told_in |= {s.input: s.dtype for s in self.manifest.states}
-        told_in |= {name: spec.dtype for name, spec in self.manifest.constants.items()}
-        told_out = {o.name: o.dtype for o in self.manifest.outputs} | {s.output: s.dtype for s in self.manifest.states}
-        problems = [f"input {n!r} of the graph is not in the manifest" for n in takes.keys() - told_in.keys()]
-        for told, real, what in ((told_in, takes, "input"), (told_out, gives, "output")):
-            for name, dtype in told.items():
-                if name not in real:
-                    problems.append(f"{what} {name!r} is not in the graph, which has {sorted(real)}")
-                elif real[name] != dtype:
-                    problems.append(f"{what} {name!r} is {dtype} in the manifest and {real[name]} in the graph")
-        if problems:
-            raise ManifestError(
-                f"The manifest of {self._where} does not fit the graph: {'; '.join(sorted(problems))}.",
-                fix="Write it again with `stepwell adopt`, or mend it by hand.",
-            )
 
     def _fingerprint(self, source: Path | bytes) -> bytes:
         """Hash the graph, the weights kept outside it, and what the manifest says about states."""

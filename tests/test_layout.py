@@ -15,7 +15,10 @@ LONGER = {
     "service/client/sync.py": "one class per noun of the API, with its docstrings",
 }
 MODULES = sorted(
-    path for path in (REPOSITORY / "service").rglob("*.py") if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))
+    path
+    for package in ("service", "model_export")
+    for path in (REPOSITORY / package).rglob("*.py")
+    if not path.name.endswith(("_pb2.py", "_pb2_grpc.py"))
 )
 
 
@@ -36,10 +39,12 @@ def test_a_folder_has_at_most_15_modules() -> None:
     assert {folder: n for folder, n in modules.items() if n > MAX_MODULES} == {}
 
 
-def test_no_two_classes_have_the_same_name() -> None:
+@pytest.mark.parametrize("package", ["service", "model_export"])
+def test_no_two_classes_of_a_package_have_the_same_name(package: str) -> None:
     names = Counter(
         node.name
         for path in MODULES
+        if path.is_relative_to(REPOSITORY / package)
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )

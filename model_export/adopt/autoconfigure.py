@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from dataclasses import replace as replace_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,40 +17,24 @@ from model_export.adopt.axes import (
     Declared,
     Row,
     UnknownLengthError,
-    find_batch_axes,
-    find_row,
-    open_axes,
-    shown,
     without_ones,
 )
 from model_export.adopt.initial import StateRow, find_initial
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Kind, Overrides, flags_of
-from model_export.adopt.pairing import Pairing, Tensor, pair_states
+from model_export.adopt.pairing import Pairing, TrialTensor, pair_states
+from model_export.adopt.row_search import Shapes, ask_for_length, find_rows, try_rows
 from model_export.adopt.time_axis import find_chunks
 from model_export.adopt.verify_adopted import verify_adopted
-from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, StepwellError, UnclearModelError
+from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.files import write_atomically
 from model_export.graph.dataflow import flow_of
 from model_export.graph.onnx_file import read_model
-from model_export.manifest import DTYPES, NAME, Array, Manifest, PackedTensor, sidecar_of
+from model_export.manifest import DTYPES, NAME, Manifest, PackedTensor, sidecar_of
 from model_export.runtime.random_ops import random_outputs
 
 if TYPE_CHECKING:
     import onnx
-
-_FRAMES = (
-    80, 96, 128, 160, 192, 200, 240, 256, 257, 320, 384, 400, 441, 480, 512, 576, 640, 768, 800, 882, 960, 1024, 1280,
-    1536, 1600, 1920, 2048, 2560, 3072, 3200, 4096, 4800,
-)  # fmt: skip
-"""Lengths of a row that are usual above 64: of audio at its usual rates, of spectra."""
-
-_MOST_NAMED = 4
-"""Rows that run, of which each is offered as a flag."""
-
-_RATES = {"sr", "fs", "rate", "samplerate", "samplingrate"}
-
-_Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +85,10 @@ def adopt(
     model = read_model(path)
     constants = {name: graph.constant(name, value) for name, value in hints.constants.items()}
     try:
-        rows = _find_rows(graph, hints)
-        one, two = _try(graph, rows, constants)
+        rows = find_rows(graph, hints)
+        one, two = try_rows(graph, rows, constants)
     except (UnknownLengthError, ModelLoadError) as exc:
-        _ask_for_length(graph, hints, constants, model, exc)
+        ask_for_length(graph, hints, constants, model, exc)
         raise
     pairing = _pair(graph, model, hints, rows, one)
     notes = list(pairing.notes)
@@ -137,106 +120,11 @@ def write_sidecar(path: Path, manifest: Manifest) -> Path:
 # ---------------------------------------------------------------- reading the graph
 
 
-def _find_rows(graph: OrtGraph, hints: Overrides) -> dict[str, Row]:
-    """Return the row of every input that is not a constant.
-
-    Raises:
-        UnknownLengthError: A length is not known.
-        UnclearModelError: Something else is open, or what was said does not fit.
-    """
-    changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
-    for tensor in changing:
-        if re.sub(r"[^a-z]", "", tensor.name.lower()) in _RATES and tensor.name not in hints.shapes:
-            raise UnclearModelError(
-                f"Input {tensor.name!r} ({tensor.dtype}) looks like a sampling rate, which does not change.",
-                fix=f"Say its value: `--constant {tensor.name}=16000`, or `--shape {tensor.name}=1` if it does change.",
-            )
-    axes = find_batch_axes(changing, hints.batch_axes)
-    return {
-        tensor.name: find_row(
-            tensor,
-            axes[tensor.name],
-            said=hints.shapes.get(tensor.name),
-            context=hints.windows.get(tensor.name),
-            time_axes=hints.time_axes,
-        )
-        for tensor in changing
-    }
-
-
-def _ask_for_length(
-    graph: OrtGraph, hints: Overrides, constants: Mapping[str, Array], model: onnx.ModelProto, reason: StepwellError
-) -> None:
-    """Ask for the length of the one row that is open, where the graph runs with few of those that are usual.
-
-    Raises:
-        UnclearModelError: It does; names the flags that let it run.
-    """
-    changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
-    batch = find_batch_axes(changing, hints.batch_axes)
-    open_ = {
-        tensor.name: axes
-        for tensor in changing
-        if tensor.name not in hints.shapes
-        and (axes := open_axes(tensor, batch[tensor.name], hints.time_axes.get(tensor.name)))
-    }
-    if len(open_) != 1 or len(next(iter(open_.values()))) != 1:
-        return
-    [(name, [axis])] = open_.items()
-    tensor = next(tensor for tensor in changing if tensor.name == name)
-    row = [length for at, length in enumerate(tensor.dims) if at not in {batch[name], hints.time_axes.get(name)}]
-    place = row.index(tensor.dims[axis])
-    past = hints.windows.get(name, 0)
-    running: list[list[int]] = []
-    lengths = _likely_lengths(model)
-    for length in lengths:
-        said = [d if isinstance(d, int) else length - past for d in row]
-        if said[place] >= 1 and _runs(graph, replace_fields(hints, shapes={**hints.shapes, name: said}), constants):
-            running.append(said)
-    if not 0 < len(running) <= len(lengths) // 2:
-        return
-    words = ["x".join(map(str, said)) for said in running]
-    flags = " or ".join(f"`--shape {name}={word}`" for word in words)
-    raise UnclearModelError(
-        f"Input {name!r} is declared {shown(tensor.dims)}; the length of one row is not known"
-        + (", and with 1 the graph does not run." if isinstance(reason, ModelLoadError) else "."),
-        fix=f"Say what is sent with each timestep: {flags}."
-        if len(words) <= _MOST_NAMED
-        else f"Say what is sent with each timestep: `--shape {name}=LENGTH`, with the length that the model was "
-        f"trained for. Of {len(lengths)} usual lengths, the graph runs with {', '.join(words)}.",
-    ) from reason
-
-
-def _runs(graph: OrtGraph, hints: Overrides, constants: Mapping[str, Array]) -> bool:
-    try:
-        graph.shapes(_find_rows(graph, hints), constants, 1)
-    except StepwellError:
-        return False
-    return True
-
-
-def _likely_lengths(model: onnx.ModelProto) -> list[int]:
-    """Return lengths that a row may have: small ones, those of audio frames, and those of the weights."""
-    weights = {int(length) for tensor in model.graph.initializer for length in tensor.dims}
-    return sorted({*range(1, 65), *_FRAMES, *(length for length in weights if 1 < length <= max(_FRAMES))})
-
-
-def _try(graph: OrtGraph, rows: Mapping[str, Row], constants: Mapping[str, Array]) -> tuple[_Shapes, _Shapes | None]:
-    """Return the outputs' shapes for one row, and for two rows if the graph takes two."""
-    one = graph.shapes(rows, constants, 1)
-    if any(row.batch_axis is None for row in rows.values()):
-        return one, None
-    try:
-        return one, graph.shapes(rows, constants, 2)
-    except ModelLoadError:
-        return one, None
-
-
 def _pair(
-    graph: OrtGraph, model: onnx.ModelProto, hints: Overrides, rows: Mapping[str, Row], shapes: _Shapes
+    graph: OrtGraph, model: onnx.ModelProto, hints: Overrides, rows: Mapping[str, Row], shapes: Shapes
 ) -> Pairing:
-    inputs = [Tensor(t.name, t.dtype, rows[t.name].shape(1)) for t in graph.inputs if t.name in rows]
-    outputs = [Tensor(t.name, t.dtype, shapes[t.name]) for t in graph.outputs]
+    inputs = [TrialTensor(t.name, t.dtype, rows[t.name].shape(1)) for t in graph.inputs if t.name in rows]
+    outputs = [TrialTensor(t.name, t.dtype, shapes[t.name]) for t in graph.outputs]
     if hints.states:
         pairing = Pairing(dict(hints.states), dict.fromkeys(hints.states, "said"))
         for before in inputs:
@@ -275,7 +163,7 @@ def _pair(
 
 
 def _find_output_axes(
-    graph: OrtGraph, rows: Mapping[str, Row], pairing: Pairing, one: _Shapes, two: _Shapes | None
+    graph: OrtGraph, rows: Mapping[str, Row], pairing: Pairing, one: Shapes, two: Shapes | None
 ) -> tuple[dict[str, int | None], bool]:
     """Return each output's batch axis, and whether the graph takes two rows at once."""
     states = {after: rows[before].batch_axis for before, after in pairing.states.items()}
@@ -348,7 +236,7 @@ class _Found:
     hints: Overrides
     rows: Mapping[str, Row]
     pairing: Pairing
-    shapes: _Shapes
+    shapes: Shapes
     output_axes: Mapping[str, int | None]
     kinds: Mapping[str, Kind]
 
@@ -427,5 +315,5 @@ def _name_of(path: Path) -> str:
     return name
 
 
-def _shown(tensors: Sequence[Tensor]) -> str:
+def _shown(tensors: Sequence[TrialTensor]) -> str:
     return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors)

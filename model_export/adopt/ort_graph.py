@@ -13,7 +13,7 @@ from model_export.adopt.axes import Declared, Row
 from model_export.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import DTYPES, METADATA_KEY, Array, ConstantSpec
 from model_export.runtime.session import trial_session
-from model_export.step_model import ORT_TYPES
+from model_export.runtime.signature import ORT_TYPES
 
 
 class OrtGraph:

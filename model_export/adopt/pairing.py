@@ -22,7 +22,7 @@ _AFTER = {"out", "output", "next", "new", "present", "cur", "current", "final", 
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class TrialTensor:
     """One input or output of a graph, as it is when one row is run.
 
     Attributes:
@@ -35,7 +35,7 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
 
-    def fits(self, other: Tensor) -> bool:
+    def fits(self, other: TrialTensor) -> bool:
         """Say whether one could be fed back as the other."""
         return (self.dtype, self.shape) == (other.dtype, other.shape)
 
@@ -56,7 +56,11 @@ class Pairing:
 
 
 def pair_states(
-    inputs: Sequence[Tensor], outputs: Sequence[Tensor], *, flow: Flow | None = None, all_may_be_states: bool = False
+    inputs: Sequence[TrialTensor],
+    outputs: Sequence[TrialTensor],
+    *,
+    flow: Flow | None = None,
+    all_may_be_states: bool = False,
 ) -> Pairing:
     """Pair state inputs with state outputs.
 
@@ -133,12 +137,12 @@ def _stems(name: str, habit: set[str]) -> set[tuple[str, ...]]:
 
 
 def _open(
-    inputs: Sequence[Tensor], outputs: Sequence[Tensor], pairs: dict[str, str]
-) -> tuple[list[Tensor], list[Tensor]]:
+    inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], pairs: dict[str, str]
+) -> tuple[list[TrialTensor], list[TrialTensor]]:
     return [i for i in inputs if i.name not in pairs], [o for o in outputs if o.name not in pairs.values()]
 
 
-def _by_name(inputs: Sequence[Tensor], outputs: Sequence[Tensor], flow: Flow) -> dict[str, str]:
+def _by_name(inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], flow: Flow) -> dict[str, str]:
     options = {i.name: [o.name for o in outputs if i.fits(o) and related(i.name, o.name)] for i in inputs}
     options = {name: _carried_alone(flow, name, names) for name, names in options.items() if names}
     for name, names in options.items():
@@ -157,14 +161,16 @@ def _carried_alone(flow: Flow, name: str, options: list[str]) -> list[str]:
     return carried if len(carried) == 1 else options
 
 
-def _by_operator(inputs: Sequence[Tensor], outputs: Sequence[Tensor], flow: Flow) -> dict[str, str]:
+def _by_operator(inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], flow: Flow) -> dict[str, str]:
     fitting = {
         i.name: [o.name for o in outputs if i.fits(o) and o.name in flow.carried.get(i.name, [])] for i in inputs
     }
     return {name: options[0] for name, options in fitting.items() if len(options) == 1}
 
 
-def _by_shape(inputs: Sequence[Tensor], outputs: Sequence[Tensor], flow: Flow) -> tuple[dict[str, str], dict[str, str]]:
+def _by_shape(
+    inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], flow: Flow
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return the pairs of which a dtype and shape leave several, found by what reaches what, and the only ones."""
     by_flow: dict[str, str] = {}
     by_shape: dict[str, str] = {}
@@ -194,7 +200,7 @@ def _likely(rivals: Sequence[str], options: Sequence[str], *, others: bool) -> d
     return dict(zip(rivals[-count:], options[-count:], strict=True))
 
 
-def _check_names(by_shape: dict[str, str], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+def _check_names(by_shape: dict[str, str], inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor]) -> None:
     """Hold pairs of which only the shapes fit against the names.
 
     Raises:
@@ -234,7 +240,7 @@ def _only_pairing(options: dict[str, list[str]], outputs: Sequence[str]) -> dict
     return pairs
 
 
-def _lookalikes(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[str]:
+def _lookalikes(inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor]) -> list[str]:
     return [
         f"{i.name} and {o.name} have one shape: taken as what is sent and answered; "
         f"if it is a state, name every state: `--state {i.name}={o.name}` ..."

@@ -1,6 +1,7 @@
 """The ONNX operators that carry states, and those that only move data: the one table of both.
 
-A new operator with a state needs an entry here, and a rule in `model_export/streaming/` if `stateful_op` does not fit.
+A new operator with a state needs an entry here and nothing else, or a rule in `model_export/streaming/rules/` if
+`stateful_op` there does not fit.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ STATEFUL: Final[Mapping[str, StatefulOperator]] = {
     "Attention": StatefulOperator({4: 1, 5: 2}),
     "TensorScatter": StatefulOperator({0: 0}),
     "GroupQueryAttention": StatefulOperator({3: 1, 4: 2}),
+    "MultiHeadAttention": StatefulOperator({6: 1, 7: 2}),
 }
-"""Source: the operators' specifications; the last is onnxruntime's own. Scan and Loop have theirs by their bodies."""
+"""Source: the specifications; the last two are onnxruntime's own. Scan and Loop have theirs in their bodies."""
 
 RNN: Final = frozenset(name for name, operator in STATEFUL.items() if operator.lengths is not None)
 """LSTM, GRU and RNN, which have the same inputs and outputs."""

@@ -15,10 +15,10 @@ from model_export.errors import RefusedModelError
 from model_export.keras.input_axes import only_looked_up, possible_axes
 from model_export.keras.subclassed import walkable
 from model_export.keras.value import Value
-from model_export.keras.walk import InputFacts, Walk, functional
+from model_export.keras.walk import InputFacts, KerasWalk, functional
 from model_export.manifest import DTYPES, Manifest
 
-W = TypeVar("W", bound=Walk)
+W = TypeVar("W", bound=KerasWalk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     Raises:
         RefusedModelError: The model cannot be walked, or a layer cannot be stepped; names it and says why.
     """
-    walk, values = walk_model(Walk, model)
+    walk, values = walk_model(KerasWalk, model)
     timed = {walk.graph.output(output, value).name: value.time for output, value in values}
     graph = walk.graph
     manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
@@ -87,7 +87,7 @@ def walk_model(begin: Callable[[], W], model: Any) -> tuple[W, list[tuple[str, V
     raise refused
 
 
-def _walked(walk: Walk, function: Any, timed: list[bool], name: str) -> list[tuple[str, Value]]:
+def _walked(walk: KerasWalk, function: Any, timed: list[bool], name: str) -> list[tuple[str, Value]]:
     values = [_declare(walk, function, tensor, time=time) for tensor, time in zip(function.inputs, timed, strict=True)]
     if not any(timed):
         raise RefusedModelError(
@@ -115,7 +115,7 @@ def _length(function: Any, values: list[Value]) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _declare(walk: Walk, function: Any, tensor: Any, *, time: bool) -> Value:
+def _declare(walk: KerasWalk, function: Any, tensor: Any, *, time: bool) -> Value:
     layer = tensor._keras_history.operation
     ids = only_looked_up(function, tensor)
     row = tuple(tensor.shape[1 + time :])
@@ -138,7 +138,7 @@ def _declare(walk: Walk, function: Any, tensor: Any, *, time: bool) -> Value:
     return value
 
 
-def _as_declared(walk: Walk, value: Value, tensor: Any, name: str) -> Value:
+def _as_declared(walk: KerasWalk, value: Value, tensor: Any, name: str) -> Value:
     """Return an output in the dtype that the model declares, where NumPy has it."""
     if value.deferred is not None:
         raise value.deferred.refusal

@@ -11,7 +11,7 @@ from model_export.errors import RefusedModelError
 from model_export.keras.step import plain, walk_model
 from model_export.keras.step_layers import OneTimestep, RecurrentStep, WindowStep
 from model_export.keras.value import Value
-from model_export.keras.walk import Walk, functional
+from model_export.keras.walk import KerasWalk, functional
 from model_export.manifest import StateSpec
 
 
@@ -37,7 +37,7 @@ def to_step_model(model: Any) -> keras.Model:
     )
 
 
-class _TwinWalk(Walk):
+class _TwinWalk(KerasWalk):
     """Walks a model by its rules, which say what can be stepped, and calls the layers again on one timestep.
 
     Attributes:

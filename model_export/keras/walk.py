@@ -40,7 +40,7 @@ class InputFacts:
 
 
 @dataclass(slots=True)
-class Walk:
+class KerasWalk:
     """One pass over a model.
 
     Attributes:

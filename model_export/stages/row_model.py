@@ -15,8 +15,8 @@ from model_export.converted import ConvertedModel
 from model_export.errors import UnclearModelError
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
+from model_export.runtime.signature import ORT_TYPES
 from model_export.stages.pipeline import RowPart
-from model_export.step_model import ORT_TYPES
 from model_export.streaming.axes.runs import run, session
 
 Rows = Mapping[str, Array]

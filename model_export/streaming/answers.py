@@ -11,7 +11,7 @@ from model_export.graph.dataflow import Flow, flow_of, laid_out_from
 from model_export.manifest import OutputSpec
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import Dim
-from model_export.streaming.walk import Walk
+from model_export.streaming.walk import StreamingWalk
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class OutputLayout:
     order: str = ""
 
 
-def declare_outputs(walk: Walk, doors: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
+def declare_outputs(walk: StreamingWalk, doors: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
     """Declare the answers; leave out what a recurrence carries where its initial value was an input too."""
     walk.need(*(value.name for value in walk.model.graph.output))
     answers, outputs = [], {}
@@ -39,7 +39,7 @@ def declare_outputs(walk: Walk, doors: SequenceInputs) -> tuple[list[OutputSpec]
     bound = [door for door in doors.inputs if door.role == "state"]
     flow = flow_of(walk.model.graph)
     for value in walk.model.graph.output:
-        tensor = walk.tensor(value.name)
+        tensor = walk.tensors[value.name]
         if tensor.kind not in {"per_step", "final", "static"} or not walk.facts.value(value.name).size:
             continue
         if tensor.kind == "final" and any(_carries_on(walk, flow, value.name, door) for door in bound):
@@ -61,7 +61,7 @@ def declare_outputs(walk: Walk, doors: SequenceInputs) -> tuple[list[OutputSpec]
     return answers, outputs
 
 
-def _carries_on(walk: Walk, flow: Flow, name: str, door: SequenceInput) -> bool:
+def _carries_on(walk: StreamingWalk, flow: Flow, name: str, door: SequenceInput) -> bool:
     """Whether an output is, but for its layout, the next value of what an input starts from.
 
     It is what a recurrence carries, or the end of a sequence that the input was joined to. The shape alone is no proof:
@@ -74,8 +74,8 @@ def _carries_on(walk: Walk, flow: Flow, name: str, door: SequenceInput) -> bool:
     return name in flow.carried.get(door.name, ()) or door.name in laid_out_from(walk.model.graph, name)
 
 
-def _answer(walk: Walk, name: str, doors: SequenceInputs) -> tuple[OutputSpec, OutputLayout]:
-    tensor, dims = walk.tensor(name), walk.facts.dims(name)
+def _answer(walk: StreamingWalk, name: str, doors: SequenceInputs) -> tuple[OutputSpec, OutputLayout]:
+    tensor, dims = walk.tensors[name], walk.facts.dims(name)
     time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
     if any(dim.has_batch for axis, dim in enumerate(dims) if axis != batch):
         raise RefusedModelError(f"Output {name!r} has the rows of the batch on two axes.", fix="Give one row a stream.")

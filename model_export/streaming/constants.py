@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from model_export.errors import RefusedModelError
+from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.step_graph import StreamingGraph
+
+if TYPE_CHECKING:
+    from model_export.streaming.walk import StreamingWalk
 
 
 def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: str) -> str:
@@ -70,3 +75,19 @@ def shape_at_one_step(graph: StreamingGraph, dims: Sequence[Dim]) -> str:
         return fixed
     grown = graph.op("Mul", graph.rows(), graph.ints([per_row for _, per_row in sizes]))
     return graph.op("Add", fixed, grown)
+
+
+def initial_row(walk: StreamingWalk, name: str, node: onnx.NodeProto) -> Array | None:
+    """Return the initial row of a recurrence's state; None: zeros.
+
+    Raises:
+        RefusedModelError: It is not the same for all rows and lengths.
+    """
+    if not name:
+        return None
+    parts = [walk.facts.one_row(part, name) for part in walk.facts.values(name)]
+    start = parts[0]
+    if any(part is None or not np.array_equal(part, np.asarray(start)) for part in parts):
+        raise walk.refuse(node, f"starts from {name!r}, which differs from row to row or with the length")
+    assert start is not None
+    return start

@@ -11,7 +11,7 @@ from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import MeasuredShapes
 
 if TYPE_CHECKING:
-    from model_export.streaming.walk import Walk
+    from model_export.streaming.walk import StreamingWalk
 
 
 def is_by_position(facts: MeasuredShapes, name: str) -> bool:
@@ -32,7 +32,7 @@ def is_by_position(facts: MeasuredShapes, name: str) -> bool:
     )
 
 
-def emit_by_position(walk: Walk, name: str, offset: int, node: onnx.NodeProto | None) -> str:
+def emit_by_position(walk: StreamingWalk, name: str, offset: int, node: onnx.NodeProto | None) -> str:
     """Emit the value of this timestep; after the declared length it is NaN, or the last one of integers.
 
     Args:
@@ -72,7 +72,7 @@ def emit_by_position(walk: Walk, name: str, offset: int, node: onnx.NodeProto | 
     return _rows_moved(walk, found, shape, place_of_rows)
 
 
-def _rows_moved(walk: Walk, found: str, shape: list[int], batch: int) -> str:
+def _rows_moved(walk: StreamingWalk, found: str, shape: list[int], batch: int) -> str:
     """Return values with their rows in front as `shape`, with the rows on axis `batch`."""
     graph = walk.graph
     front = [-1, *(size for axis, size in enumerate(shape) if axis != batch)]

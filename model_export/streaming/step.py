@@ -28,8 +28,8 @@ from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.pooling import WEIGHTED
 from model_export.streaming.rules.recurrent import turns_with_time
 from model_export.streaming.rules.table import RULES
-from model_export.streaming.tensor import Tensor
-from model_export.streaming.walk import Walk
+from model_export.streaming.tensor import StepTensor
+from model_export.streaming.walk import StreamingWalk
 
 HALF = 5e-3
 """How far float16 is from exact, as of Keras' layers in mixed_float16."""
@@ -125,7 +125,7 @@ def _step_of(
     facts = measure_shapes(graph, doors)
     if (cached := _with_caches(graph, doors, facts)) != doors:
         doors, facts = cached, measure_shapes(graph, cached)
-    walk = Walk(doors.with_length(graph, doors.lengths[0]), facts, length)
+    walk = StreamingWalk(doors.with_length(graph, doors.lengths[0]), facts, length)
     walk.takes_weights = WEIGHTED
     inputs = [_take(walk, door) for door in doors.inputs]
     walk.run(RULES, pointwise, attention_scores)
@@ -181,7 +181,7 @@ def _rounding(facts: MeasuredShapes) -> float:
     return HALF if any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values()) else 0.0
 
 
-def _watched(walk: Walk) -> list[Watched]:
+def _watched(walk: StreamingWalk) -> list[Watched]:
     """Return the nodes that can be compared: neither ahead nor behind, rows and timesteps on an axis each."""
     found = []
     for node in walk.model.graph.node:
@@ -205,7 +205,7 @@ def _time_of(doors: SequenceInputs) -> str:
     return " and ".join(f"axis {door.time} of {door.name!r}" for door in doors.external if door.time is not None)
 
 
-def _one_row(walk: Walk, doors: SequenceInputs) -> bool:
+def _one_row(walk: StreamingWalk, doors: SequenceInputs) -> bool:
     """Whether rows cannot be run together."""
     return (
         doors.only_rows is not None
@@ -247,10 +247,10 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     return str(dim.dim_param) or None
 
 
-def _take(walk: Walk, door: SequenceInput) -> InputSpec | None:
+def _take(walk: StreamingWalk, door: SequenceInput) -> InputSpec | None:
     """Let the walk begin with an input; return its spec where it is asked of the caller."""
     if door.role != "external":
-        walk.tensors[door.name] = Tensor("constant")
+        walk.tensors[door.name] = StepTensor("constant")
         return None
     axes = [axis for axis in range(len(door.sizes)) if axis not in {door.batch, door.time}]
     row = [door.sizes[axis] for axis in axes]
@@ -258,5 +258,5 @@ def _take(walk: Walk, door: SequenceInput) -> InputSpec | None:
     spec, perm = rows_in_front(spec)
     walk.graph.add_input(spec)
     step = walk.graph.op("Transpose", door.name, perm=list(np.argsort(perm))) if perm else door.name
-    walk.tensors[door.name] = Tensor("static", step) if door.time is None else Tensor("per_step", step, 0)
+    walk.tensors[door.name] = StepTensor("static", step) if door.time is None else StepTensor("per_step", step, 0)
     return spec

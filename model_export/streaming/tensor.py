@@ -26,7 +26,7 @@ class TimeWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class StepTensor:
     """What is known of a tensor of the sequence graph.
 
     Attributes:

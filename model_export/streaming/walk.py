@@ -20,15 +20,16 @@ from model_export.errors import RefusedModelError
 from model_export.graph.nodes import captures, mapped, opset_of, rename_captures, uses
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
+from model_export.streaming.causality import check_causal
 from model_export.streaming.constants import emit_known, shape_at_one_step
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain
-from model_export.streaming.tensor import Kind, Tensor
+from model_export.streaming.tensor import Kind, StepTensor
 
-Rule = Callable[["Walk", onnx.NodeProto], None]
+Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 
 
-class Walk:
+class StreamingWalk:
     """The pass over one sequence graph."""
 
     def __init__(self, model: onnx.ModelProto, facts: MeasuredShapes, length: int | None = None) -> None:
@@ -40,7 +41,7 @@ class Walk:
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
         names |= {value.name for value in (*model.graph.input, *model.graph.output)} | self.weights.keys()
         self.graph = StreamingGraph(sorted(names))
-        self.tensors: dict[str, Tensor] = dict.fromkeys(self.weights, Tensor("constant"))
+        self.tensors: dict[str, StepTensor] = dict.fromkeys(self.weights, StepTensor("constant"))
         self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, float], str] = {}
@@ -62,16 +63,16 @@ class Walk:
                 self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
                 rules.get(node.op_type, default)(self, node)
                 for name in outputs:
-                    self.check_causal(node, name)
+                    check_causal(self, node, name)
             except RefusedModelError as exc:
-                self.tensors.update(dict.fromkeys(outputs, Tensor("unsupported", error=exc)))
+                self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=exc)))
             except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
                 error = self.refuse(
                     node,
                     f"is not what the rule of its operator expects ({type(exc).__name__}: {exc})",
                     "Check the graph with `onnx.checker`, and export it again.",
                 )
-                self.tensors.update(dict.fromkeys(outputs, Tensor("unsupported", error=error)))
+                self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=error)))
 
     def need(self, *names: str) -> None:
         """Raise the error of the first of these tensors that is refused.
@@ -84,10 +85,6 @@ class Walk:
                 raise error
 
     # ---------------------------------------------------------------- what rules ask
-
-    def tensor(self, name: str) -> Tensor:
-        """Return what is known of a tensor."""
-        return self.tensors[name]
 
     def timed(self, node: onnx.NodeProto, names: Iterable[str] | None = None) -> list[str]:
         """Return a node's inputs, or those of `names`, with one value per timestep that differ over time."""
@@ -241,7 +238,7 @@ class Walk:
         edge: bool = False,
     ) -> None:
         """Say what became of an output of a node."""
-        tensor = Tensor(kind, step, offset, edge=edge)
+        tensor = StepTensor(kind, step, offset, edge=edge)
         if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
             if self.facts.length_delta(name) > offset:
@@ -299,11 +296,11 @@ class Walk:
         outputs = [name for name in node.output if name]
         if any(isinstance(self.facts.value(name), list) for name in outputs):
             for name in outputs:
-                self.tensors[name] = Tensor("constant")
+                self.tensors[name] = StepTensor("constant")
             return True
         if not all(self.facts.same_over_time(name) for name in outputs):
             return False
-        self.tensors.update(dict.fromkeys(outputs, Tensor("constant")))
+        self.tensors.update(dict.fromkeys(outputs, StepTensor("constant")))
         return True
 
     def _is_by_position(self, node: onnx.NodeProto) -> bool:
@@ -320,7 +317,7 @@ class Walk:
                 return False
         for name in outputs:
             kind: Kind = "constant" if self.facts.same_over_time(name) else "by_position"
-            self.tensors[name] = Tensor(kind)
+            self.tensors[name] = StepTensor(kind)
         return True
 
     def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
@@ -348,53 +345,3 @@ class Walk:
             place[axis] = slice(0, (past - max(offset, 0)) * each)
             known[tuple(place)] = fill
         return known
-
-    def check_causal(self, node: onnx.NodeProto, name: str) -> None:
-        """Refuse a node whose answers change before the timestep that was changed."""
-        tensor = self.tensors[name]
-        if tensor.kind != "per_step" or tensor.offset is None:
-            return
-        first = self.facts.earliest_change(name)
-        if first is not None and first < self.facts.perturbed + tensor.offset:
-            raise self.refuse(
-                node,
-                f"mixes timesteps: a change at timestep {self.facts.perturbed + 1} changes its answer for "
-                f"timestep {first - tensor.offset + 1}" + _why(node),
-            )
-
-    def initial(self, name: str, node: onnx.NodeProto) -> Array | None:
-        """Return the initial row of a recurrence's state; None: zeros.
-
-        Raises:
-            RefusedModelError: It is not the same for all rows and lengths.
-        """
-        if not name:
-            return None
-        parts = [self.facts.one_row(part, name) for part in self.facts.values(name)]
-        start = parts[0]
-        if any(part is None or not np.array_equal(part, np.asarray(start)) for part in parts):
-            raise self.refuse(node, f"starts from {name!r}, which differs from row to row or with the length")
-        assert start is not None
-        return start
-
-
-_REASONS = {
-    "Softmax": "it is normalised over the time axis",
-    "LogSoftmax": "it is normalised over the time axis",
-    "Hardmax": "it is normalised over the time axis",
-    "LayerNormalization": "it is normalised over the time axis",
-    "InstanceNormalization": "it is normalised over the time axis",
-    "GroupNormalization": "it is normalised over the time axis",
-    "LpNormalization": "it is normalised over the time axis",
-    "MeanVarianceNormalization": "it is normalised over the time axis",
-    "RMSNormalization": "it is normalised over the time axis",
-    "ReverseSequence": "it turns the sequence round",
-    "MatMul": "it looks ahead, as attention without a causal mask does",
-    "Einsum": "it looks ahead, as attention without a causal mask does",
-    "Attention": "it attends to timesteps to come",
-    "Where": "its mask lets timesteps to come through",
-}
-
-
-def _why(node: onnx.NodeProto) -> str:
-    return f" ({_REASONS[node.op_type]})" if node.op_type in _REASONS else ""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +17,8 @@ import torch
 from torch import nn
 
 from model_export.errors import RefusedModelError
-from model_export.torch.cells import in_order
-from model_export.torch.checks import Watch, check_behaviour, run
+from model_export.torch.cells import in_order, refuse_packed
+from model_export.torch.checks import Watch, check_behaviour, hooked, run
 from model_export.torch.naming import flatten, numpy_dtype
 from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 
@@ -138,7 +137,7 @@ class Sequences:
                 if one.numel() == value.numel() and torch.equal(_sorted(one), _sorted(value)):
                     ids[at] = layer.num_embeddings
 
-        with _hooked(self.module, nn.Embedding, see), _hooked(self.module, nn.RNNBase, _refuse_packed):
+        with hooked(self.module, nn.Embedding, see), hooked(self.module, nn.RNNBase, refuse_packed):
             check_behaviour(self.module, lambda: self._plainly(given, doing="on its examples"))
         return ids
 
@@ -192,7 +191,7 @@ class Sequences:
             if len(shape) == 3:
                 seen[paths[id(layer)]].add((shape[layer.batch_first], shape[not layer.batch_first]))
 
-        with _hooked(self.module, (nn.RNNBase, nn.MultiheadAttention), see):
+        with hooked(self.module, (nn.RNNBase, nn.MultiheadAttention), see):
             found = self.raw(draw.tensors(0, rows, steps), inputs)
         return [value.shape for value in found], seen
 
@@ -347,23 +346,3 @@ def _input(name: str, example: torch.Tensor, time: int | None, ids: int | None) 
     front = example.movedim(batch, 0) if time is None else example.movedim((batch, time), (0, 1)).flatten(0, 1)
     blank = ExampleInput(name, tuple(front.shape[1:]), numpy_dtype(example, repr(name)), np.asarray(front), batch, time)
     return replace(blank, ids=ids)
-
-
-@contextmanager
-def _hooked(module: Any, kind: Any, see: Any) -> Iterator[None]:
-    handles = [
-        layer.register_forward_pre_hook(see, with_kwargs=True) for layer in module.modules() if isinstance(layer, kind)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _refuse_packed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if isinstance(in_order(layer, args, kwargs)[0], nn.utils.rnn.PackedSequence):
-        raise RefusedModelError(
-            f"{type(layer).__name__} is given a packed sequence; a stream has no length to pack.",
-            fix="Leave pack_padded_sequence out when the lengths are not given: the answers are the same.",
-        )

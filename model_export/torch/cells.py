@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from model_export.errors import RefusedModelError
 from model_export.torch.layers import StepLayer
 
 States = tuple[Tensor, ...]
@@ -229,3 +230,16 @@ def _gru(given: Tensor, held: Tensor, h: Tensor) -> Tensor:
     r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
     n = torch.tanh(n_x + r * n_h)
     return (1 - z) * n + z * h
+
+
+def refuse_packed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a recurrent layer that is given a packed sequence.
+
+    Raises:
+        RefusedModelError: It is.
+    """
+    if isinstance(in_order(layer, args, kwargs)[0], nn.utils.rnn.PackedSequence):
+        raise RefusedModelError(
+            f"{type(layer).__name__} is given a packed sequence; a stream has no length to pack.",
+            fix="Leave pack_padded_sequence out when the lengths are not given: the answers are the same.",
+        )

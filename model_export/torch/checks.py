@@ -273,3 +273,16 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> str:
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
+
+
+@contextlib.contextmanager
+def hooked(module: Any, kind: Any, see: Any) -> Iterator[None]:
+    """Call `see(layer, args, kwargs)` before each call of the layers of a kind."""
+    handles = [
+        layer.register_forward_pre_hook(see, with_kwargs=True) for layer in module.modules() if isinstance(layer, kind)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

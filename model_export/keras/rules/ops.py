@@ -14,17 +14,13 @@ from model_export.keras.support.broadcast import broadcast, joined
 from model_export.keras.support.deferred import deferred_scale, shape_only
 from model_export.keras.value import Value
 
-_UNARY = {
-    "Absolute": "Abs", "Fabs": "Abs", "Ceil": "Ceil", "Floor": "Floor", "Negative": "Neg", "Sign": "Sign",
-}  # fmt: skip
+_UNARY = {"Absolute": "Abs", "Fabs": "Abs", "Ceil": "Ceil", "Floor": "Floor", "Negative": "Neg", "Sign": "Sign"}
 _UNARY_FLOAT = {
     "Arccos": "Acos", "Arccosh": "Acosh", "Arcsin": "Asin", "Arcsinh": "Asinh", "Arctan": "Atan", "Arctanh": "Atanh",
     "Cos": "Cos", "Cosh": "Cosh", "Erf": "Erf", "Exp": "Exp", "Log": "Log", "Reciprocal": "Reciprocal", "Sin": "Sin",
     "Sinh": "Sinh", "Sqrt": "Sqrt", "Tan": "Tan",
 }  # fmt: skip
-_BINARY = {
-    "Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Maximum": "Max", "Minimum": "Min",
-}  # fmt: skip
+_BINARY = {"Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Maximum": "Max", "Minimum": "Min"}
 _BINARY_FLOAT = {"Divide": "Div", "TrueDivide": "Div", "Power": "Pow"}
 _COMPARISONS = {
     "Equal": "Equal", "Greater": "Greater", "GreaterEqual": "GreaterOrEqual", "Less": "Less",

@@ -11,7 +11,7 @@ import numpy as np
 from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.graph.dataflow import in_order
 from model_export.graph.nodes import attributes, replace_items, subgraphs
-from model_export.graph.operators import RNN
+from model_export.graph.operators import RNN, STATEFUL
 from model_export.manifest import METADATA_KEY, Array
 from model_export.streaming.normal_form.attention import with_attention_written_out
 
@@ -53,6 +53,7 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
     _sort_nodes(plain.graph)
     _check_names(plain.graph)
     _name_nodes(plain.graph)
+    _name_states(plain.graph)
     replace_items(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
     _drop_idle_inputs(onnx, plain.graph)
     _forget_shapes(plain.graph)
@@ -173,6 +174,17 @@ def _name_nodes(graph: Any) -> None:
             name += "_"
         node.name = name
         taken.add(name)
+
+
+def _name_states(graph: Any) -> None:
+    """Give operators an output for a state that they have along time: its shape is measured there."""
+    for node in graph.node:
+        operator = STATEFUL.get(node.op_type)
+        if operator is None or operator.time_axis is None or node.op_type in RNN:
+            continue
+        for place in operator.states.values():
+            node.output.extend([""] * (place + 1 - len(node.output)))
+            node.output[place] = node.output[place] or f"{node.name}/state"
 
 
 def _forget_shapes(graph: Any) -> None:

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import attributes, captures, opset_of, uses
+from model_export.graph.nodes import attributes, captures, opset_of, replace_items, uses
 from model_export.manifest import Array
 from model_export.streaming.normal_form.scan_body import ScanBody
 from model_export.streaming.normal_form.time_slices import FEWEST, live_nodes, time_slices
@@ -313,14 +313,8 @@ class _Unrolled:
             scan_output_axes=axes,
         )
         kept = [one for index, one in enumerate(self._nodes) if index not in gone]
-        del made.graph.node[:]
-        made.graph.node.extend([*kept, node, *extra])
-        ordered = in_order(made.graph.node)
-        del made.graph.node[:]
-        made.graph.node.extend(ordered)
-        live = live_nodes(made.graph)  # without the slices
-        del made.graph.node[:]
-        made.graph.node.extend(live)
+        replace_items(made.graph.node, in_order([*kept, node, *extra]))
+        replace_items(made.graph.node, live_nodes(made.graph))  # without the slices
         return made
 
     def _finals(self, body: _Body, steps: int, gone: set[int]) -> dict[str, str]:

@@ -11,8 +11,8 @@ import onnx
 from model_export.graph.nodes import attributes, uses
 from model_export.manifest import Array
 from model_export.streaming.rules.elementwise import pointwise
-from model_export.streaming.tensor import Tensor
-from model_export.streaming.walk import Walk
+from model_export.streaming.tensor import StepTensor
+from model_export.streaming.walk import StreamingWalk
 
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Dropout", "IsNaN", "Max", "Min", "Clip"}
 _WHY = "Give it a mask that lets a fixed number of past timesteps through, and train it that way."
@@ -22,7 +22,7 @@ _UNBOUNDED = (
 )
 
 
-def matmul(walk: Walk, node: onnx.NodeProto) -> None:
+def matmul(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """MatMul; queries times keys, over a window."""
     times = [axis for axis, dim in enumerate(walk.facts.dims(node.output[0])) if dim.has_time]
     queries, keys = node.input
@@ -35,17 +35,17 @@ def matmul(walk: Walk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, "attends over a sequence that was shifted in time", _WHY)
     size = _window(walk, node, front)
     made = walk.emit_like(node, 0, i1=walk.window(keys, size - 1))
-    walk.tensors[node.output[0]] = Tensor("scores", made.output[0], front, window=size)
+    walk.tensors[node.output[0]] = StepTensor("scores", made.output[0], front, window=size)
 
 
-def attention_scores(walk: Walk, node: onnx.NodeProto) -> None:
+def attention_scores(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Any node that takes what is measured between every timestep and every other: for one timestep, its window.
 
     Raises:
         RefusedModelError: It is no part of attention that is known here.
     """
-    squares = [name for name in uses(node) if walk.tensor(name).kind == "scores"]
-    size, front, out = walk.tensor(squares[0]).window, _offset(walk, squares[0]), node.output[0]
+    squares = [name for name in uses(node) if walk.tensors[name].kind == "scores"]
+    size, front, out = walk.tensors[squares[0]].window, _offset(walk, squares[0]), node.output[0]
     if node.op_type in _ELEMENTWISE and all(_fits(walk, name) for name in uses(node)):
         tables = [(f"i{i}", name) for i, name in enumerate(node.input) if name and _is_table(walk, name)]
         rows = {place: _row(walk, node, name, size, front) for place, name in tables}
@@ -58,10 +58,10 @@ def attention_scores(walk: Walk, node: onnx.NodeProto) -> None:
         return
     else:
         raise walk.refuse(node, "compares every timestep with every other in a way without a rule", _WHY)
-    walk.tensors[out] = Tensor("scores", step, front, window=size)
+    walk.tensors[out] = StepTensor("scores", step, front, window=size)
 
 
-def attention(walk: Walk, node: onnx.NodeProto) -> None:
+def attention(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Attention as one operator: what it looks back on grows with the stream."""
     if walk.timed(node, node.input[1:3]):
         if len(node.input) > 3 and node.input[3]:
@@ -74,7 +74,7 @@ def attention(walk: Walk, node: onnx.NodeProto) -> None:
     pointwise(walk, node)
 
 
-def _window(walk: Walk, node: onnx.NodeProto, front: int) -> int:
+def _window(walk: StreamingWalk, node: onnx.NodeProto, front: int) -> int:
     """Return how many timesteps the attention that begins here looks at, this one included."""
     weights = _softmax_behind(walk, node.output[0])
     if weights is None:
@@ -94,7 +94,7 @@ def _window(walk: Walk, node: onnx.NodeProto, front: int) -> int:
     return walk.length + front
 
 
-def _softmax_behind(walk: Walk, name: str) -> str | None:
+def _softmax_behind(walk: StreamingWalk, name: str) -> str | None:
     """Return the output of the softmax that scores go into, through operators that keep their places."""
     for node in walk.model.graph.node:
         if name not in node.input:
@@ -106,23 +106,23 @@ def _softmax_behind(walk: Walk, name: str) -> str | None:
     return None
 
 
-def _offset(walk: Walk, name: str) -> int:
-    offset = walk.tensor(name).offset
+def _offset(walk: StreamingWalk, name: str) -> int:
+    offset = walk.tensors[name].offset
     return 0 if offset is None else offset
 
 
-def _axis(walk: Walk, node: onnx.NodeProto) -> int:
+def _axis(walk: StreamingWalk, node: onnx.NodeProto) -> int:
     rank = len(walk.facts.dims(node.output[0]))
     return int(attributes(node).get("axis", -1 if walk.opset >= 13 else 1)) % rank
 
 
-def _is_table(walk: Walk, name: str) -> bool:
+def _is_table(walk: StreamingWalk, name: str) -> bool:
     """Whether a tensor holds a number for every timestep against every other, from sizes alone."""
     return name in walk.sized and sum(dim.has_time for dim in walk.facts.dims(name)) == 2
 
 
-def _fits(walk: Walk, name: str) -> bool:
-    tensor = walk.tensor(name)
+def _fits(walk: StreamingWalk, name: str) -> bool:
+    tensor = walk.tensors[name]
     return (
         tensor.kind == "scores"
         or _is_table(walk, name)
@@ -130,11 +130,11 @@ def _fits(walk: Walk, name: str) -> bool:
     )
 
 
-def _time(walk: Walk, name: str) -> bool:
+def _time(walk: StreamingWalk, name: str) -> bool:
     return walk.facts.time_axis(name) is not None
 
 
-def _row(walk: Walk, node: onnx.NodeProto, name: str, size: int, front: int) -> str:
+def _row(walk: StreamingWalk, node: onnx.NodeProto, name: str, size: int, front: int) -> str:
     """Return a table's row for one timestep: its window, the same for all timesteps."""
     whole = [] if walk.facts.at_length is None else [walk.facts.at_length(name)]
     tables = [walk.facts.one_row(value, name) for value in (*whole, *walk.facts.values(name))]
@@ -158,9 +158,9 @@ def _band(table: Array, size: int, front: int) -> Array | None:
     return last
 
 
-def _started(walk: Walk, name: str) -> str:
+def _started(walk: StreamingWalk, name: str) -> str:
     """Return scores with the lowest number for what would stand before the first of the keys."""
-    graph, dtype, square = walk.graph, walk.dtype(name), walk.tensor(name)
+    graph, dtype, square = walk.graph, walk.dtype(name), walk.tensors[name]
     front = _offset(walk, name)
     if square.window <= front + 1:
         return square.step

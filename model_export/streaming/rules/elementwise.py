@@ -5,12 +5,12 @@ from __future__ import annotations
 import onnx
 
 from model_export.graph.nodes import attributes, uses
-from model_export.streaming.walk import Walk
+from model_export.streaming.walk import StreamingWalk
 
 _REFOLDING = {"Reshape", "Flatten"}
 
 
-def pointwise(walk: Walk, node: onnx.NodeProto) -> None:
+def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Emit a node as it is.
 
     Raises:
@@ -22,21 +22,23 @@ def pointwise(walk: Walk, node: onnx.NodeProto) -> None:
     resolve_fixed(walk, node, offset)
 
 
-def joint_offset(walk: Walk, node: onnx.NodeProto) -> int | None:
+def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
     """Return the offset at which all timed inputs of a node can be taken; None: it has none.
 
     Raises:
         RefusedModelError: It also takes what is known after the last timestep only.
     """
     timed = walk.timed(node)
-    last = [name for name in uses(node) if walk.tensor(name).kind == "final"]
+    last = [name for name in uses(node) if walk.tensors[name].kind == "final"]
     if timed and last:
         raise walk.refuse(node, f"needs {last[0]!r}, which is known after the last timestep only, at every timestep")
-    offsets = [offset for name in timed if (offset := walk.tensor(name).offset) is not None]
+    offsets = [offset for name in timed if (offset := walk.tensors[name].offset) is not None]
     return min(offsets, default=None)
 
 
-def resolve_fixed(walk: Walk, node: onnx.NodeProto, offset: int | None, names: dict[str, str] | None = None) -> None:
+def resolve_fixed(
+    walk: StreamingWalk, node: onnx.NodeProto, offset: int | None, names: dict[str, str] | None = None
+) -> None:
     """Say what became of the outputs of a node that was emitted as it is.
 
     Args:
@@ -45,8 +47,8 @@ def resolve_fixed(walk: Walk, node: onnx.NodeProto, offset: int | None, names: d
         offset: The offset at which it took its timed inputs.
         names: The outputs' tensors in the step graph, where a rule chose them.
     """
-    kinds = {walk.tensor(name).kind for name in uses(node)}
-    position = any(walk.tensor(name).position for name in uses(node))
+    kinds = {walk.tensors[name].kind for name in uses(node)}
+    position = any(walk.tensors[name].position for name in uses(node))
     for name in filter(None, node.output):
         step = (names or {}).get(name) or walk.emitted(node, name)
         if isinstance(walk.facts.value(name), list):
@@ -74,7 +76,7 @@ def resolve_fixed(walk: Walk, node: onnx.NodeProto, offset: int | None, names: d
             walk.mark_position(name)
 
 
-def reshape(walk: Walk, node: onnx.NodeProto) -> None:
+def reshape(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Reshape, Expand: to the shape that the result has at one timestep."""
     offset = joint_offset(walk, node)
     _check_tables(walk, node)
@@ -91,7 +93,7 @@ def reshape(walk: Walk, node: onnx.NodeProto) -> None:
     resolve_fixed(walk, node, offset)
 
 
-def count_up(walk: Walk, node: onnx.NodeProto) -> None:
+def count_up(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Range over the timesteps: a state that counts them."""
     known = [walk.known(name) for name in node.input]
     if any(parts is None for parts in known) or any((part != known[k][0]).any() for k in (0, 2) for part in known[k]):
@@ -109,7 +111,7 @@ def count_up(walk: Walk, node: onnx.NodeProto) -> None:
     walk.mark_position(name)
 
 
-def _settle_untimed(walk: Walk, node: onnx.NodeProto, name: str, step: str, times: list[int]) -> None:
+def _settle_untimed(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str, times: list[int]) -> None:
     if not times:
         walk.set_output(node, name, step, "static")
     elif walk.facts.same_over_time(name):
@@ -125,7 +127,7 @@ def _settle_untimed(walk: Walk, node: onnx.NodeProto, name: str, step: str, time
         )
 
 
-def _check_length(walk: Walk, node: onnx.NodeProto, name: str) -> None:
+def _check_length(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
     """Refuse what changes the number of timesteps."""
     dim = walk.facts.dims(name)[walk.facts.time_axis(name) or 0]
     timed = [given for given in walk.timed(node) if walk.facts.dims(given)]
@@ -143,9 +145,9 @@ def _check_length(walk: Walk, node: onnx.NodeProto, name: str) -> None:
         raise walk.refuse(node, f"gives {dim.elements_per_step / max(multiples)} times as many timesteps as it takes")
 
 
-def _check_tables(walk: Walk, node: onnx.NodeProto) -> None:
+def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Refuse a look-up by position in a table that ends."""
-    if node.op_type in {"Gather", "GatherND", "GatherElements"} and walk.tensor(node.input[1]).position:
+    if node.op_type in {"Gather", "GatherND", "GatherElements"} and walk.tensors[node.input[1]].position:
         size = walk.facts.value(node.input[0]).shape[attributes(node).get("axis", 0)]
         raise walk.refuse(
             node,

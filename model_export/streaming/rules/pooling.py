@@ -11,14 +11,15 @@ import onnx
 from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes, uses
 from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.causality import check_causal
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.reductions import axes_of, is_whole
 from model_export.streaming.step_graph import plain
-from model_export.streaming.tensor import Tensor, TimeWeights
-from model_export.streaming.walk import Rule, Walk
+from model_export.streaming.tensor import StepTensor, TimeWeights
+from model_export.streaming.walk import Rule, StreamingWalk
 
 
-def softmax(walk: Walk, node: onnx.NodeProto) -> None:
+def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Softmax: over time its answers change with every new timestep; a step has those of a sum that they weigh."""
     name, out = node.input[0], node.output[0]
     axis = int(attributes(node).get("axis", -1)) % max(len(walk.facts.dims(name)), 1)
@@ -27,17 +28,17 @@ def softmax(walk: Walk, node: onnx.NodeProto) -> None:
     if not over_time:
         return
     try:
-        walk.check_causal(node, out)
+        check_causal(walk, node, out)
     except RefusedModelError as exc:
         weights = TimeWeights(out, walk.operand(name, 0))
-        walk.tensors[out] = Tensor("unsupported", error=exc, weights=weights)
+        walk.tensors[out] = StepTensor("unsupported", error=exc, weights=weights)
 
 
 def with_weights(operator: str, otherwise: Rule) -> Rule:
     """Return the rule of an operator that may take a softmax over time; `otherwise` is its rule without one."""
 
-    def rule(walk: Walk, node: onnx.NodeProto) -> None:
-        waiting = [name for name in uses(node) if walk.tensor(name).weights is not None]
+    def rule(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+        waiting = [name for name in uses(node) if walk.tensors[name].weights is not None]
         if not waiting:
             otherwise(walk, node)
         elif len(waiting) > 1 or not WEIGHTED[operator](walk, node, waiting[0]):
@@ -46,33 +47,33 @@ def with_weights(operator: str, otherwise: Rule) -> Rule:
     return rule
 
 
-def _layout(walk: Walk, node: onnx.NodeProto, name: str) -> bool:
+def _layout(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Transpose, Squeeze, Unsqueeze: the same of this timestep's score."""
-    weights = walk.tensor(name).weights
+    weights = walk.tensors[name].weights
     if weights is None or weights.values:
         return False
     out = node.output[0]
     moved = TimeWeights(out, walk.emit_like(node, 0, i0=weights.scores).output[0])
-    walk.tensors[out] = replace(walk.tensor(name), weights=moved)
+    walk.tensors[out] = replace(walk.tensors[name], weights=moved)
     return True
 
 
-def _product(walk: Walk, node: onnx.NodeProto, name: str) -> bool:
+def _product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """Mul with a value of each timestep."""
-    weights = walk.tensor(name).weights
+    weights = walk.tensors[name].weights
     values = node.input[node.input[0] == name]
     axes = walk.facts.time_axis(name), walk.facts.time_axis(values)
     ranks = len(walk.facts.dims(name)), len(walk.facts.dims(values))
     if weights is None or weights.values or len({*axes}) > 1 or len({*ranks}) > 1 or not is_whole(walk, values):
         return False
     weighed = replace(weights, values=walk.operand(values, 0))
-    walk.tensors[node.output[0]] = replace(walk.tensor(name), weights=weighed)
+    walk.tensors[node.output[0]] = replace(walk.tensors[name], weights=weighed)
     return True
 
 
-def _sum(walk: Walk, node: onnx.NodeProto, name: str) -> bool:
+def _sum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """ReduceSum of such a product over time."""
-    weights, axis = walk.tensor(name).weights, walk.facts.time_axis(name)
+    weights, axis = walk.tensors[name].weights, walk.facts.time_axis(name)
     if weights is None or not weights.values or axis not in axes_of(walk, node):
         return False
     dims = list(walk.facts.dims(name))
@@ -82,9 +83,9 @@ def _sum(walk: Walk, node: onnx.NodeProto, name: str) -> bool:
     return True
 
 
-def _matmul(walk: Walk, node: onnx.NodeProto, name: str) -> bool:
+def _matmul(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """MatMul with values of each timestep that sums over time."""
-    weights = walk.tensor(name).weights
+    weights = walk.tensors[name].weights
     left = node.input[0] == name
     values = node.input[left]
     if weights is None or weights.values or not is_whole(walk, values):
@@ -102,7 +103,7 @@ def _matmul(walk: Walk, node: onnx.NodeProto, name: str) -> bool:
     return True
 
 
-WEIGHTED: dict[str, Callable[[Walk, onnx.NodeProto, str], bool]] = {
+WEIGHTED: dict[str, Callable[[StreamingWalk, onnx.NodeProto, str], bool]] = {
     "MatMul": _matmul, "Mul": _product, "ReduceSum": _sum, "Squeeze": _layout, "Transpose": _layout,
     "Unsqueeze": _layout,
 }  # fmt: skip
@@ -110,7 +111,7 @@ WEIGHTED: dict[str, Callable[[Walk, onnx.NodeProto, str], bool]] = {
 
 
 def _pooled(
-    walk: Walk, node: onnx.NodeProto, weights: TimeWeights, dims: list[Dim], weigh: Callable[[str], str]
+    walk: StreamingWalk, node: onnx.NodeProto, weights: TimeWeights, dims: list[Dim], weigh: Callable[[str], str]
 ) -> str:
     """Emit the weighted mean of the timesteps so far.
 

@@ -11,14 +11,15 @@ import onnx
 from model_export.graph.nodes import attributes, subgraphs, uses
 from model_export.graph.operators import STATEFUL
 from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.constants import initial_row
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
-from model_export.streaming.walk import Walk
+from model_export.streaming.walk import StreamingWalk
 
 _ONE = Dim(Fraction(1))
 
 
-def rnn(walk: Walk, node: onnx.NodeProto) -> None:
+def rnn(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """LSTM, GRU, RNN.
 
     Raises:
@@ -35,7 +36,7 @@ def rnn(walk: Walk, node: onnx.NodeProto) -> None:
     offset = _start(walk, node, [name])
     hidden = Dim(Fraction(walk.facts.value(node.input[2]).shape[2]))
     dims = [_ONE, walk.facts.dims(name)[1], hidden]
-    kinds = ("h", "c") if node.op_type == "LSTM" else ("h",)
+    kinds = ("h", "c")[: len(STATEFUL[node.op_type].states)]
     made = walk.emit_like(node, offset)
     made.input.extend([""] * (5 + len(kinds) - len(made.input)))
     made.output.extend([""] * (1 + len(kinds) - len(made.output)))
@@ -50,10 +51,10 @@ def rnn(walk: Walk, node: onnx.NodeProto) -> None:
         walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
 
 
-def stateful_op(walk: Walk, node: onnx.NodeProto) -> None:
-    """CausalConvWithState, LinearAttention: their past state becomes the step graph's."""
+def stateful_op(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """An operator of the table with one state along its time axis: that becomes the step graph's."""
     operator = STATEFUL[node.op_type]
-    ((past, _),) = operator.states.items()
+    ((past, after),) = operator.states.items()
     names = [node.input[place] for place in operator.timed if place < len(node.input) and node.input[place]]
     timed = walk.timed(node, names)
     if not timed or any(walk.facts.time_axis(name) != operator.time_axis for name in timed):
@@ -62,21 +63,18 @@ def stateful_op(walk: Walk, node: onnx.NodeProto) -> None:
     offset = _start(walk, node, names)
     made = walk.emit_like(node, offset)
     made.input.extend([""] * (past + 1 - len(made.input)))
-    made.output.extend([""] * (2 - len(made.output)))
-    made.output[1] = made.output[1] or walk.graph.unique(f"{node.name}/state")
-    dims = _native_state(walk, node)
+    dims = walk.facts.dims(node.output[after])
     if all(dim.fixed or dim.has_batch for dim in dims):  # a kernel of one timestep looks at nothing before
         given = node.input[past] if len(node.input) > past else ""
         dtype = walk.dtype(node.output[0])
         made.input[past] = carried(
-            walk, node, "state", dims, given=given, out=made.output[1], offset=offset, dtype=dtype
+            walk, node, "state", dims, given=given, out=made.output[after], offset=offset, dtype=dtype
         )
-    if len(node.output) > 1 and node.output[1]:
-        _give_final(walk, node, node.output[1], made.output[1], source=timed[0], offset=offset)
+    _give_final(walk, node, node.output[after], made.output[after], source=timed[0], offset=offset)
     walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
 
 
-def scan(walk: Walk, node: onnx.NodeProto) -> None:
+def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Scan over time: one turn of it, with its states carried.
 
     Raises:
@@ -113,7 +111,7 @@ def scan(walk: Walk, node: onnx.NodeProto) -> None:
             walk.set_output(node, node.output[place], made.output[place], "per_step", offset)
 
 
-def loop(walk: Walk, node: onnx.NodeProto) -> None:
+def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Loop over time: one turn of it; what it carries is a state, but for counters and what it collects."""
     if not turns_with_time(walk, node):
         pointwise(walk, node)
@@ -139,7 +137,7 @@ def loop(walk: Walk, node: onnx.NodeProto) -> None:
             _give_collected(walk, node, node.output[place], made.output[place])
 
 
-def cumsum(walk: Walk, node: onnx.NodeProto) -> None:
+def cumsum(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """CumSum over time: a running sum.
 
     Raises:
@@ -155,7 +153,7 @@ def cumsum(walk: Walk, node: onnx.NodeProto) -> None:
     if attrs.get("reverse"):
         raise walk.refuse(node, "sums from the end of the sequence (reverse)")
     axis = walk.facts.time_axis(name)
-    tensor = walk.tensor(name)
+    tensor = walk.tensors[name]
     offset = 0 if tensor.offset is None else tensor.offset
     dims = list(walk.facts.dims(name))
     assert axis is not None
@@ -173,7 +171,7 @@ def cumsum(walk: Walk, node: onnx.NodeProto) -> None:
 
 
 def carried(
-    walk: Walk,
+    walk: StreamingWalk,
     node: onnx.NodeProto,
     label: str,
     dims: Sequence[Dim],
@@ -197,10 +195,10 @@ def carried(
     """
     graph = walk.graph
     dtype = dtype or walk.dtype(given or node.input[0])
-    kind = walk.tensor(given).kind if given else "constant"
+    kind = walk.tensors[given].kind if given else "constant"
     if kind in {"per_step", "final"}:
         raise walk.refuse(node, f"starts from {given!r}, which the sequence decides")
-    init = walk.initial(given, node) if kind == "constant" else None
+    init = initial_row(walk, given, node) if kind == "constant" else None
     if init is not None and init.shape != (row := tuple(max(dim.at_one_step()) for dim in dims)):
         raise walk.refuse(
             node,
@@ -216,7 +214,7 @@ def carried(
 
 
 def _carry(
-    walk: Walk, node: onnx.NodeProto, made: onnx.NodeProto, place: int, *, at: int, timed: str, offset: int
+    walk: StreamingWalk, node: onnx.NodeProto, made: onnx.NodeProto, place: int, *, at: int, timed: str, offset: int
 ) -> None:
     """Carry one tensor of a Scan or Loop."""
     given, out = node.input[at], node.output[place]
@@ -233,22 +231,22 @@ def _label(node: onnx.NodeProto) -> str:
     return plain(node.name)
 
 
-def _start(walk: Walk, node: onnx.NodeProto, names: Sequence[str]) -> int:
+def _start(walk: StreamingWalk, node: onnx.NodeProto, names: Sequence[str]) -> int:
     """Return the offset at which a recurrence takes its inputs: it begins with their first element.
 
     Raises:
         RefusedModelError: They have more timesteps than the sequence, so some come before its first.
     """
-    offsets = [offset for name in names if (offset := walk.tensor(name).offset) is not None]
-    lasts = [name for name in names if walk.tensor(name).kind == "final"]
+    offsets = [offset for name in names if (offset := walk.tensors[name].offset) is not None]
+    lasts = [name for name in names if walk.tensors[name].kind == "final"]
     if lasts:
         raise walk.refuse(node, f"runs over {lasts[0]!r}, which is known after the last timestep only")
     return min([0, *offsets])
 
 
-def _give_final(walk: Walk, node: onnx.NodeProto, name: str, step: str, *, source: str, offset: int) -> None:
+def _give_final(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str, *, source: str, offset: int) -> None:
     """Give what a recurrence carries at its end."""
-    tensor = walk.tensor(source)
+    tensor = walk.tensors[source]
     extra = offset if tensor.offset is None else walk.facts.length_delta(source)
     if extra != offset and _is_used(walk, name):
         raise walk.refuse(
@@ -259,12 +257,12 @@ def _give_final(walk: Walk, node: onnx.NodeProto, name: str, step: str, *, sourc
     walk.set_output(node, name, step, "final")
 
 
-def _is_used(walk: Walk, name: str) -> bool:
+def _is_used(walk: StreamingWalk, name: str) -> bool:
     graph = walk.model.graph
     return any(name in uses(node) for node in graph.node) or any(output.name == name for output in graph.output)
 
 
-def _check_lengths(walk: Walk, node: onnx.NodeProto, name: str, source: str) -> None:
+def _check_lengths(walk: StreamingWalk, node: onnx.NodeProto, name: str, source: str) -> None:
     """Refuse sequences of different lengths."""
     if not name:
         return
@@ -280,11 +278,11 @@ def _check_lengths(walk: Walk, node: onnx.NodeProto, name: str, source: str) -> 
         )
 
 
-def _over_time(walk: Walk, name: str, axis: int) -> bool:
-    return walk.tensor(name).kind == "per_step" and walk.facts.time_axis(name) == axis
+def _over_time(walk: StreamingWalk, name: str, axis: int) -> bool:
+    return walk.tensors[name].kind == "per_step" and walk.facts.time_axis(name) == axis
 
 
-def turns_with_time(walk: Walk, node: onnx.NodeProto) -> bool:
+def turns_with_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Whether the number of turns of a Loop, or what it compares it with, is the number of timesteps."""
     for name in uses(node):
         known = walk.known(name)
@@ -295,7 +293,7 @@ def turns_with_time(walk: Walk, node: onnx.NodeProto) -> bool:
     return False
 
 
-def _stays(walk: Walk, given: str, out: str) -> bool:
+def _stays(walk: StreamingWalk, given: str, out: str) -> bool:
     """Whether a carried tensor starts anew at every step: it collects, counts, or says whether to go on."""
     value = walk.facts.value(given)
     if isinstance(value, list) or value is None or walk.facts.time_axis(out or given) is not None:
@@ -316,24 +314,12 @@ def _unchanged(body: onnx.GraphProto, given: str, out: str) -> bool:
     return out == given
 
 
-def _give_unchanged(walk: Walk, node: onnx.NodeProto, name: str, step: str) -> None:
+def _give_unchanged(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str) -> None:
     if name:
         walk.set_output(node, name, step, "static")
 
 
-def _give_collected(walk: Walk, node: onnx.NodeProto, name: str, step: str) -> None:
+def _give_collected(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str) -> None:
     sequence = isinstance(walk.facts.value(name), list)
     over_time = sequence or walk.facts.time_axis(name) is not None
     walk.set_output(node, name, step, "per_step" if over_time else "final", 0 if over_time else None)
-
-
-def _native_state(walk: Walk, node: onnx.NodeProto) -> Sequence[Dim]:
-    """Return the dims of the state of an operator that has one, also where it has no output for it."""
-    if len(node.output) > 1 and node.output[1]:
-        return walk.facts.dims(node.output[1])
-    dims = walk.facts.dims(node.input[0])
-    if node.op_type == "CausalConvWithState":
-        return [dims[0], dims[1], Dim(Fraction(walk.facts.value(node.input[1]).shape[2] - 1))]
-    heads = int(attributes(node)["kv_num_heads"])
-    width = [walk.facts.value(node.input[place]).shape[2] // heads for place in (1, 2)]
-    return [dims[0], Dim(Fraction(heads)), *(Dim(Fraction(size)) for size in width)]

@@ -11,7 +11,7 @@ from model_export.graph.nodes import attributes
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
-from model_export.streaming.walk import Walk
+from model_export.streaming.walk import StreamingWalk
 
 _JOINS = {"ReduceSum": "Add", "ReduceMean": "Add", "ReduceMax": "Max", "ReduceMin": "Min"}
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
@@ -20,13 +20,13 @@ REDUCTIONS = (*_JOINS, *_POOLS)
 """The operators that `reduction` is the rule of."""
 
 
-def reduction(walk: Walk, node: onnx.NodeProto) -> None:
+def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """ReduceSum, ReduceMean, ReduceMax, ReduceMin and global pooling: over time a running one, else as it is.
 
     Its answer counts after the last timestep, as that of a recurrence without its sequence does.
     """
     name = node.input[0]
-    tensor, axis = walk.tensor(name), walk.facts.time_axis(name)
+    tensor, axis = walk.tensors[name], walk.facts.time_axis(name)
     if tensor.kind != "per_step" or axis not in axes_of(walk, node) or not _begins_with_the_sequence(walk, name):
         pointwise(walk, node)
         return
@@ -45,22 +45,24 @@ def reduction(walk: Walk, node: onnx.NodeProto) -> None:
     walk.set_output(node, node.output[0], result, "final")
 
 
-def is_whole(walk: Walk, name: str) -> bool:
+def is_whole(walk: StreamingWalk, name: str) -> bool:
     """Whether a tensor has one element for each timestep of the sequence, from the first one on."""
     return (
-        walk.tensor(name).kind == "per_step" and walk.tensor(name).offset == 0 and _begins_with_the_sequence(walk, name)
+        walk.tensors[name].kind == "per_step"
+        and walk.tensors[name].offset == 0
+        and _begins_with_the_sequence(walk, name)
     )
 
 
-def _begins_with_the_sequence(walk: Walk, name: str) -> bool:
+def _begins_with_the_sequence(walk: StreamingWalk, name: str) -> bool:
     """Whether a timed tensor has one element for each timestep, but for some of the first."""
-    axis, offset = walk.facts.time_axis(name), walk.tensor(name).offset
+    axis, offset = walk.facts.time_axis(name), walk.tensors[name].offset
     dim = walk.facts.dims(name)[axis or 0]
     one_each = dim.elements_per_step == 1 and not dim.both
     return one_each and offset is not None and offset <= 0 and walk.facts.length_delta(name) == offset
 
 
-def axes_of(walk: Walk, node: onnx.NodeProto) -> list[int]:
+def axes_of(walk: StreamingWalk, node: onnx.NodeProto) -> list[int]:
     """Return the axes that a node reduces; none where they are computed on the way."""
     rank = len(walk.facts.dims(node.input[0]))
     if node.op_type in _POOLS:
@@ -77,7 +79,7 @@ def axes_of(walk: Walk, node: onnx.NodeProto) -> list[int]:
     return [int(axis) % rank for axis in axes]
 
 
-def _mean(walk: Walk, name: str, total: str, dims: Sequence[Dim], offset: int) -> str:
+def _mean(walk: StreamingWalk, name: str, total: str, dims: Sequence[Dim], offset: int) -> str:
     graph = walk.graph
     count = graph.op("Add", walk.count(dims), graph.ints([1 + offset]))
     if offset:

@@ -12,14 +12,14 @@ from model_export.graph.nodes import attributes
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.reductions import is_whole
 from model_export.streaming.step_graph import plain
-from model_export.streaming.tensor import Tensor
-from model_export.streaming.walk import Walk
+from model_export.streaming.tensor import StepTensor
+from model_export.streaming.walk import StreamingWalk
 
 _END = 2**31 - 1
 _WHOLE = "Pad and cut whole timesteps."
 
 
-def pad(walk: Walk, node: onnx.NodeProto) -> None:
+def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Pad: in front of the sequence it moves time on, behind it, it matters only if it is not cut off again."""
     name, out = node.input[0], node.output[0]
     axis = walk.facts.time_axis(name)
@@ -33,7 +33,7 @@ def pad(walk: Walk, node: onnx.NodeProto) -> None:
     if not left and not right:
         pointwise(walk, node)
         return
-    offset = walk.tensor(name).offset
+    offset = walk.tensors[name].offset
     assert offset is not None
     mode = attrs.get("mode", "constant")
     edge = mode == "edge" and left > 0 and offset == 0
@@ -56,7 +56,7 @@ def pad(walk: Walk, node: onnx.NodeProto) -> None:
     walk.set_output(node, out, step, "per_step", offset + left, edge=edge)
 
 
-def slice_(walk: Walk, node: onnx.NodeProto) -> None:
+def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Slice: off the front it moves time, off the end it is a delay; the last timesteps are a window."""
     name = node.input[0]
     axis = walk.facts.time_axis(name)
@@ -78,12 +78,12 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, "turns the sequence round in time")
     if step > 1:
         raise walk.refuse(node, f"takes every {step}th timestep only: a stride over time")
-    offset = walk.tensor(name).offset
+    offset = walk.tensors[name].offset
     assert offset is not None
     rest = {other: cut for other, cut in cuts.items() if other != axis}
     if len({part[0] for part in parts}) == 1 and walk.facts.time_axis(node.output[0]) is not None:
         step_tensor = _sliced(walk, node, walk.operand(name, offset), rest)
-        edge = walk.tensor(name).edge and offset > start
+        edge = walk.tensors[name].edge and offset > start
         walk.set_output(node, node.output[0], step_tensor, "per_step", offset - start, edge=edge)
         return
     back = {size - part[1] for size, part in zip(sizes, parts, strict=True)}
@@ -94,15 +94,15 @@ def slice_(walk: Walk, node: onnx.NodeProto) -> None:
             return
         stands_before = len(length) == 1 and start + max(length) <= offset and not rest
         if stands_before and walk.facts.before_start(name, start, max(length)) is not None:
-            walk.tensors[node.output[0]] = Tensor("constant")  # the same in front of every sequence
+            walk.tensors[node.output[0]] = StepTensor("constant")  # the same in front of every sequence
             return
         front = walk.operand(name, 0) if not start and not offset and not rest else ""
-        walk.tensors[node.output[0]] = Tensor("unsupported", front, error=_early(walk, node))
+        walk.tensors[node.output[0]] = StepTensor("unsupported", front, error=_early(walk, node))
         return
     set_last_output(walk, node, back.pop(), length.pop(), rest)
 
 
-def set_last_output(walk: Walk, node: onnx.NodeProto, back: int, length: int, rest: dict[int, Any]) -> None:
+def set_last_output(walk: StreamingWalk, node: onnx.NodeProto, back: int, length: int, rest: dict[int, Any]) -> None:
     """Give the last `length` timesteps but `back`, as they are after every timestep."""
     name = node.input[0]
     step, delay = walk.aligned(name, back)
@@ -113,7 +113,7 @@ def set_last_output(walk: Walk, node: onnx.NodeProto, back: int, length: int, re
     walk.set_output(node, node.output[0], _sliced(walk, node, step, rest), "final")
 
 
-def gather(walk: Walk, node: onnx.NodeProto) -> None:
+def gather(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Gather of the last timestep: a head; of any other thing: as it is."""
     name, places = node.input[0], node.input[1]
     data = walk.facts.value(name)
@@ -139,7 +139,7 @@ def gather(walk: Walk, node: onnx.NodeProto) -> None:
     walk.set_output(node, node.output[0], walk.graph.op("Gather", step, first, axis=axis), "final")
 
 
-def concat(walk: Walk, node: onnx.NodeProto) -> None:
+def concat(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Concat over time: constants in front are padding, behind too; over another axis it is plain."""
     out = node.output[0]
     axis = int(attributes(node)["axis"]) % len(walk.facts.dims(out))
@@ -153,17 +153,17 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, f"puts {len(long)} sequences one behind the other in time")
     place = list(node.input).index(long[0])
     front = sum(walk.facts.value(name).shape[axis] for name in node.input[:place])
-    offset = walk.tensor(long[0]).offset
+    offset = walk.tensors[long[0]].offset
     assert offset is not None
     each = walk.facts.samples(long[0])
     if front % each:
         raise walk.refuse(node, f"puts {front} sample(s) in front; a timestep has {each}", _WHOLE)
     front //= each
     step = walk.operand(long[0], offset)
-    if walk.tensor(node.input[0]).kind == "unsupported" or walk.tensor(node.input[0]).first:
+    if walk.tensors[node.input[0]].kind == "unsupported" or walk.tensors[node.input[0]].first:
         _rejoin(walk, node, step, offset, front)
         return
-    if front and any(walk.tensor(name).kind in {"per_step", "final"} for name in node.input[:place]):
+    if front and any(walk.tensors[name].kind in {"per_step", "final"} for name in node.input[:place]):
         raise walk.refuse(node, "puts a part of the sequence in front of it")
     if front and offset < 0:
         before = walk.facts.before_start(out, 0, front)
@@ -178,7 +178,7 @@ def concat(walk: Walk, node: onnx.NodeProto) -> None:
     walk.set_output(node, out, step, "per_step", offset + front)
 
 
-def _rejoin(walk: Walk, node: onnx.NodeProto, step: str, offset: int, front: int) -> None:
+def _rejoin(walk: StreamingWalk, node: onnx.NodeProto, step: str, offset: int, front: int) -> None:
     """Put the beginning of the sequence in front of what follows from it.
 
     Either each timestep of the beginning is its own answer and the rest begins behind it, as with differences; or
@@ -188,7 +188,7 @@ def _rejoin(walk: Walk, node: onnx.NodeProto, step: str, offset: int, front: int
     assert axis is not None
     if offset == -front:
         begun = walk.has_seen(front, walk.facts.dims(out))
-        walk.set_output(node, out, walk.graph.op("Where", begun, step, walk.tensor(node.input[0]).step), "per_step", 0)
+        walk.set_output(node, out, walk.graph.op("Where", begun, step, walk.tensors[node.input[0]].step), "per_step", 0)
         return
     values = walk.facts.values(out)
     repeats = all((value.take(range(front), axis) == value.take([front], axis)).all() for value in values)
@@ -197,7 +197,7 @@ def _rejoin(walk: Walk, node: onnx.NodeProto, step: str, offset: int, front: int
     walk.set_output(node, out, step, "per_step", front, edge=True)
 
 
-def split(walk: Walk, node: onnx.NodeProto) -> None:
+def split(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Split; over time it cuts the sequence into pieces, which a step cannot."""
     axis = int(attributes(node).get("axis", 0)) % len(walk.facts.dims(node.input[0]))
     if walk.timed(node) and walk.facts.time_axis(node.input[0]) == axis:
@@ -205,17 +205,17 @@ def split(walk: Walk, node: onnx.NodeProto) -> None:
     pointwise(walk, node)
 
 
-def _set_first(walk: Walk, node: onnx.NodeProto, now: str) -> None:
+def _set_first(walk: StreamingWalk, node: onnx.NodeProto, now: str) -> None:
     """Keep the first timestep as a state; `now` is the same part of this timestep."""
     name = node.output[0]
     dims = walk.facts.dims(name)
     state, spec = walk.graph.state_like(f"{plain(node.name)}.first", dims, walk.dtype(name), None)
     first = walk.graph.op("Where", walk.has_seen(1, dims), state, now)
     walk.graph.next_state_like(spec, first, dims)
-    walk.tensors[name] = Tensor("static", first, first=True)
+    walk.tensors[name] = StepTensor("static", first, first=True)
 
 
-def _early(walk: Walk, node: onnx.NodeProto) -> RefusedModelError:
+def _early(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
     return walk.refuse(
         node,
         "takes timesteps at fixed places of the sequence, counted from its beginning, for all later ones",
@@ -224,7 +224,7 @@ def _early(walk: Walk, node: onnx.NodeProto) -> RefusedModelError:
     )
 
 
-def _pads(walk: Walk, node: onnx.NodeProto, name: str) -> list[int] | None:
+def _pads(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> list[int] | None:
     """Return the padding of every axis in front, then behind; None where it is computed on the way."""
     attrs = attributes(node)
     rank = len(walk.facts.dims(name))
@@ -243,13 +243,13 @@ def _pads(walk: Walk, node: onnx.NodeProto, name: str) -> list[int] | None:
     return pads
 
 
-def _fill(walk: Walk, node: onnx.NodeProto) -> Any:
+def _fill(walk: StreamingWalk, node: onnx.NodeProto) -> Any:
     if len(node.input) > 2 and node.input[2]:
         return walk.facts.value(node.input[2]).reshape(())
     return attributes(node).get("value", 0.0)
 
 
-def _padded(walk: Walk, node: onnx.NodeProto, step: str, pads: list[int], fill: Any) -> str:
+def _padded(walk: StreamingWalk, node: onnx.NodeProto, step: str, pads: list[int], fill: Any) -> str:
     """Pad the other axes."""
     mode = attributes(node).get("mode", "constant")
     if walk.opset < 11:
@@ -258,7 +258,7 @@ def _padded(walk: Walk, node: onnx.NodeProto, step: str, pads: list[int], fill: 
     return walk.graph.op("Pad", step, walk.graph.ints(pads), *value, mode=mode)
 
 
-def _cuts(walk: Walk, node: onnx.NodeProto) -> dict[int, list[tuple[int, int | None, int]]] | None:
+def _cuts(walk: StreamingWalk, node: onnx.NodeProto) -> dict[int, list[tuple[int, int | None, int]]] | None:
     """Return start, end and step of every run, by axis; None where they are computed on the way."""
     rank = len(walk.facts.dims(node.input[0]))
     attrs = attributes(node)
@@ -289,7 +289,7 @@ def _end(end: Any, step: Any) -> int | None:
     return None if step < 0 and end < -_END // 2 else int(end)
 
 
-def _sliced(walk: Walk, node: onnx.NodeProto, step: str, cuts: dict[int, Any]) -> str:
+def _sliced(walk: StreamingWalk, node: onnx.NodeProto, step: str, cuts: dict[int, Any]) -> str:
     """Slice the other axes."""
     if not cuts:
         return step

@@ -9,7 +9,7 @@ import onnx
 
 from model_export.graph.nodes import attributes
 from model_export.streaming.rules.elementwise import joint_offset, pointwise
-from model_export.streaming.walk import Walk
+from model_export.streaming.walk import StreamingWalk
 
 _HOP = (
     "If {n} samples are one timestep, give the model timesteps of {n} numbers, (batch, T, {n}), and reshape them in "
@@ -19,7 +19,7 @@ _HOP_BACK = "If {n} samples are one timestep, reshape them behind the model to (
 _POOLS = {"MaxPool", "AveragePool", "LpPool"}
 
 
-def convolution(walk: Walk, node: onnx.NodeProto) -> None:
+def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Conv and the pools.
 
     Raises:
@@ -47,7 +47,7 @@ def convolution(walk: Walk, node: onnx.NodeProto) -> None:
             "averages over fewer timesteps at the beginning",
             "Set count_include_pad, or pad with zeros before it.",
         )
-    offset = walk.tensor(name).offset
+    offset = walk.tensors[name].offset
     assert offset is not None
     # a state holds finite numbers only, so the padding of a maximum is the lowest of them
     fill = float(np.finfo(walk.dtype(name)).min) if node.op_type == "MaxPool" else 0.0
@@ -60,7 +60,7 @@ def convolution(walk: Walk, node: onnx.NodeProto) -> None:
     walk.set_output(node, out, walk.emitted(node, out), "per_step", offset + left - past)
 
 
-def transposed(walk: Walk, node: onnx.NodeProto) -> None:
+def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """ConvTranspose: it looks back as a convolution does; with a stride it gives several samples for a timestep."""
     name, out = node.input[0], node.output[0]
     axis = walk.facts.time_axis(name)
@@ -77,7 +77,7 @@ def transposed(walk: Walk, node: onnx.NodeProto) -> None:
     past = -(-(-(-((size - 1) * dilation + 1) // stride) - 1) // each)
     if left % (each * stride):
         raise walk.refuse(node, f"cuts {left} sample(s) in front; a timestep has {each * stride}", "Cut at the end.")
-    offset = walk.tensor(name).offset
+    offset = walk.tensors[name].offset
     assert offset is not None
     window = _window(walk, node, past=past, left=past, offset=offset, fill=0.0)
     made = walk.emit_like(node, offset, i0=window)
@@ -87,7 +87,7 @@ def transposed(walk: Walk, node: onnx.NodeProto) -> None:
     walk.set_output(node, out, step, "per_step", offset - left // (each * stride))
 
 
-def _window(walk: Walk, node: onnx.NodeProto, *, past: int, left: int, offset: int, fill: float) -> str:
+def _window(walk: StreamingWalk, node: onnx.NodeProto, *, past: int, left: int, offset: int, fill: float) -> str:
     """Return the past timesteps and this one; before its beginning a padded tensor has `fill`."""
     name = node.input[0]
     label = f"{node.name}"
@@ -100,7 +100,7 @@ def _window(walk: Walk, node: onnx.NodeProto, *, past: int, left: int, offset: i
 class _Sliding:
     """The attributes of an operator that slides over the axes behind the channels."""
 
-    def __init__(self, walk: Walk, node: onnx.NodeProto) -> None:
+    def __init__(self, walk: StreamingWalk, node: onnx.NodeProto) -> None:
         attrs = attributes(node)
         count = len(walk.facts.dims(node.input[0])) - 2
         self.kernel = list(attrs.get("kernel_shape") or walk.facts.value(node.input[1]).shape[2:])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from model_export.adopt.pairing import Tensor, pair_states, related
+from model_export.adopt.pairing import TrialTensor, pair_states, related
 from model_export.errors import UnclearModelError
 from model_export.graph.dataflow import Flow
 
 
-def tensors(**shapes: tuple[int, ...]) -> list[Tensor]:
-    return [Tensor(name, "float32", shape) for name, shape in shapes.items()]
+def tensors(**shapes: tuple[int, ...]) -> list[TrialTensor]:
+    return [TrialTensor(name, "float32", shape) for name, shape in shapes.items()]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_names_that_go_together_are_not_paired_where_the_shape_differs() -> None
 
 
 def test_names_that_go_together_are_not_paired_where_the_dtype_differs() -> None:
-    outputs = [Tensor("x_out", "int64", (1, 4)), *tensors(h_out=(1, 8))]
+    outputs = [TrialTensor("x_out", "int64", (1, 4)), *tensors(h_out=(1, 8))]
 
     assert pair_states(tensors(x=(1, 4), h=(1, 8)), outputs).states == {"h": "h_out"}
 

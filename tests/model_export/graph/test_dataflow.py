@@ -57,6 +57,17 @@ def test_the_states_of_a_fused_operator_are_followed_through_layout() -> None:
     assert found.carried == {"a": ["q"], "b": ["p"]}
 
 
+def test_the_caches_of_an_attention_are_followed_by_their_places_whatever_they_are_called() -> None:
+    found = flow(
+        """g (float[1,1,8] x, float[1,2,6,4] a, float[1,2,6,4] b) =>
+            (float[1,1,8] y, float[1,2,7,4] p, float[1,2,7,4] q) {
+            y, p, q = com.microsoft.MultiHeadAttention <num_heads = 2> (x, x, x, , , , a, b)
+        }"""
+    )
+
+    assert found.carried == {"a": ["p"], "b": ["q"]}
+
+
 def test_layers_packed_into_one_state_are_found_together() -> None:
     found = flow(
         """g (float[1,B,3] x, float[2,B,4] hs, float[1,B,4] c) => (float[2,B,4] out, float[1,1,B,4] y) {

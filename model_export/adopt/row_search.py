@@ -1,0 +1,126 @@
+"""Finds the row of each input of a step graph, and asks for a length that nothing in the graph says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace as replace_fields
+from typing import TYPE_CHECKING
+
+from model_export.adopt.axes import Row, find_batch_axes, find_row, open_axes, shown
+from model_export.adopt.ort_graph import OrtGraph
+from model_export.adopt.overrides import Overrides
+from model_export.errors import ModelLoadError, StepwellError, UnclearModelError
+from model_export.manifest import Array
+
+if TYPE_CHECKING:
+    import onnx
+
+_FRAMES = (
+    80, 96, 128, 160, 192, 200, 240, 256, 257, 320, 384, 400, 441, 480, 512, 576, 640, 768, 800, 882, 960, 1024, 1280,
+    1536, 1600, 1920, 2048, 2560, 3072, 3200, 4096, 4800,
+)  # fmt: skip
+"""Lengths of a row that are usual above 64: of audio at its usual rates, of spectra."""
+
+_MOST_NAMED = 4
+"""Rows that run, of which each is offered as a flag."""
+
+_RATES = {"sr", "fs", "rate", "samplerate", "samplingrate"}
+
+Shapes = dict[str, tuple[int, ...]]
+"""By output: its shape."""
+
+
+def find_rows(graph: OrtGraph, hints: Overrides) -> dict[str, Row]:
+    """Return the row of every input that is not a constant.
+
+    Raises:
+        UnknownLengthError: A length is not known.
+        UnclearModelError: Something else is open, or what was said does not fit.
+    """
+    changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
+    for tensor in changing:
+        if re.sub(r"[^a-z]", "", tensor.name.lower()) in _RATES and tensor.name not in hints.shapes:
+            raise UnclearModelError(
+                f"Input {tensor.name!r} ({tensor.dtype}) looks like a sampling rate, which does not change.",
+                fix=f"Say its value: `--constant {tensor.name}=16000`, or `--shape {tensor.name}=1` if it does change.",
+            )
+    axes = find_batch_axes(changing, hints.batch_axes)
+    return {
+        tensor.name: find_row(
+            tensor,
+            axes[tensor.name],
+            said=hints.shapes.get(tensor.name),
+            context=hints.windows.get(tensor.name),
+            time_axes=hints.time_axes,
+        )
+        for tensor in changing
+    }
+
+
+def ask_for_length(
+    graph: OrtGraph, hints: Overrides, constants: Mapping[str, Array], model: onnx.ModelProto, reason: StepwellError
+) -> None:
+    """Ask for the length of the one row that is open, where the graph runs with few of those that are usual.
+
+    Raises:
+        UnclearModelError: It does; names the flags that let it run.
+    """
+    changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
+    batch = find_batch_axes(changing, hints.batch_axes)
+    open_ = {
+        tensor.name: axes
+        for tensor in changing
+        if tensor.name not in hints.shapes
+        and (axes := open_axes(tensor, batch[tensor.name], hints.time_axes.get(tensor.name)))
+    }
+    if len(open_) != 1 or len(next(iter(open_.values()))) != 1:
+        return
+    [(name, [axis])] = open_.items()
+    tensor = next(tensor for tensor in changing if tensor.name == name)
+    row = [length for at, length in enumerate(tensor.dims) if at not in {batch[name], hints.time_axes.get(name)}]
+    place = row.index(tensor.dims[axis])
+    past = hints.windows.get(name, 0)
+    running: list[list[int]] = []
+    lengths = _likely_lengths(model)
+    for length in lengths:
+        said = [d if isinstance(d, int) else length - past for d in row]
+        if said[place] >= 1 and _runs(graph, replace_fields(hints, shapes={**hints.shapes, name: said}), constants):
+            running.append(said)
+    if not 0 < len(running) <= len(lengths) // 2:
+        return
+    words = ["x".join(map(str, said)) for said in running]
+    flags = " or ".join(f"`--shape {name}={word}`" for word in words)
+    raise UnclearModelError(
+        f"Input {name!r} is declared {shown(tensor.dims)}; the length of one row is not known"
+        + (", and with 1 the graph does not run." if isinstance(reason, ModelLoadError) else "."),
+        fix=f"Say what is sent with each timestep: {flags}."
+        if len(words) <= _MOST_NAMED
+        else f"Say what is sent with each timestep: `--shape {name}=LENGTH`, with the length that the model was "
+        f"trained for. Of {len(lengths)} usual lengths, the graph runs with {', '.join(words)}.",
+    ) from reason
+
+
+def _runs(graph: OrtGraph, hints: Overrides, constants: Mapping[str, Array]) -> bool:
+    try:
+        graph.shapes(find_rows(graph, hints), constants, 1)
+    except StepwellError:
+        return False
+    return True
+
+
+def _likely_lengths(model: onnx.ModelProto) -> list[int]:
+    """Return lengths that a row may have: small ones, those of audio frames, and those of the weights."""
+    weights = {int(length) for tensor in model.graph.initializer for length in tensor.dims}
+    return sorted({*range(1, 65), *_FRAMES, *(length for length in weights if 1 < length <= max(_FRAMES))})
+
+
+def try_rows(graph: OrtGraph, rows: Mapping[str, Row], constants: Mapping[str, Array]) -> tuple[Shapes, Shapes | None]:
+    """Return the outputs' shapes for one row, and for two rows if the graph takes two."""
+    one = graph.shapes(rows, constants, 1)
+    if any(row.batch_axis is None for row in rows.values()):
+        return one, None
+    try:
+        return one, graph.shapes(rows, constants, 2)
+    except ModelLoadError:
+        return one, None

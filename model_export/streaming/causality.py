@@ -1,0 +1,49 @@
+"""Refuses nodes that mix timesteps, with the reason where the operator says it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+
+if TYPE_CHECKING:
+    from model_export.streaming.walk import StreamingWalk
+
+_REASONS = {
+    "Softmax": "it is normalised over the time axis",
+    "LogSoftmax": "it is normalised over the time axis",
+    "Hardmax": "it is normalised over the time axis",
+    "LayerNormalization": "it is normalised over the time axis",
+    "InstanceNormalization": "it is normalised over the time axis",
+    "GroupNormalization": "it is normalised over the time axis",
+    "LpNormalization": "it is normalised over the time axis",
+    "MeanVarianceNormalization": "it is normalised over the time axis",
+    "RMSNormalization": "it is normalised over the time axis",
+    "ReverseSequence": "it turns the sequence round",
+    "MatMul": "it looks ahead, as attention without a causal mask does",
+    "Einsum": "it looks ahead, as attention without a causal mask does",
+    "Attention": "it attends to timesteps to come",
+    "Where": "its mask lets timesteps to come through",
+}
+
+
+def check_causal(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
+    """Refuse a node whose answers change before the timestep that was changed.
+
+    Raises:
+        RefusedModelError: They do; says from which timestep to which.
+    """
+    tensor = walk.tensors[name]
+    if tensor.kind != "per_step" or tensor.offset is None:
+        return
+    first = walk.facts.earliest_change(name)
+    if first is not None and first < walk.facts.perturbed + tensor.offset:
+        raise walk.refuse(
+            node,
+            f"mixes timesteps: a change at timestep {walk.facts.perturbed + 1} changes its answer for "
+            f"timestep {first - tensor.offset + 1}" + _why(node),
+        )
+
+
+def _why(node: onnx.NodeProto) -> str:
+    return f" ({_REASONS[node.op_type]})" if node.op_type in _REASONS else ""
