@@ -20,6 +20,7 @@ from model_export.specs import (
     DTYPES,
     Array,
     ConstantSpec,
+    Init,
     InputSpec,
     ManifestPart,
     OutputSpec,
@@ -31,7 +32,7 @@ from model_export.specs import (
 
 # the specs of tensors are in a module of their own, and imported from here
 __all__ = [
-    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "DataReference", "FeatureReference",
+    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "DataReference", "FeatureReference", "Init",
     "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec", "TensorSpec", "TimeSpec",
     "WindowSpec", "sidecar_of",
 ]  # fmt: skip

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from model_export.adopt.axes import (
     Declared,
     Row,
+    ShapedTensor,
     UnknownLengthError,
     without_ones,
 )
-from model_export.adopt.initial import StateRow, find_initial
+from model_export.adopt.initial import find_initial
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Kind, Overrides, flags_of
-from model_export.adopt.pairing import Pairing, TrialTensor, pair_states
+from model_export.adopt.pairing import Pairing, pair_states
 from model_export.adopt.row_search import Shapes, ask_for_length, find_rows, try_rows
 from model_export.adopt.time_axis import find_chunks
 from model_export.adopt.verify_adopted import verify_adopted
@@ -123,8 +124,8 @@ def write_sidecar(path: Path, manifest: Manifest) -> Path:
 def _pair(
     graph: OrtGraph, model: onnx.ModelProto, hints: Overrides, rows: Mapping[str, Row], shapes: Shapes
 ) -> Pairing:
-    inputs = [TrialTensor(t.name, t.dtype, rows[t.name].shape(1)) for t in graph.inputs if t.name in rows]
-    outputs = [TrialTensor(t.name, t.dtype, shapes[t.name]) for t in graph.outputs]
+    inputs = [ShapedTensor(t.name, t.dtype, rows[t.name].shape(1)) for t in graph.inputs if t.name in rows]
+    outputs = [ShapedTensor(t.name, t.dtype, shapes[t.name]) for t in graph.outputs]
     if hints.states:
         pairing = Pairing(dict(hints.states), dict.fromkeys(hints.states, "said"))
         for before in inputs:
@@ -248,13 +249,13 @@ class _Found:
     def sent(self) -> list[Declared]:
         return [t for t in self.graph.inputs if t.name in self.rows and t.name not in self.pairing.states]
 
-    def carried(self) -> list[StateRow]:
+    def carried(self) -> list[ShapedTensor]:
         """Return all that is carried from step to step: the states, and the windows' past parts."""
-        rows = [StateRow(tensor.name, tensor.dtype, self.rows[tensor.name].graph) for tensor in self.states]
+        rows = [ShapedTensor(tensor.name, tensor.dtype, self.rows[tensor.name].graph) for tensor in self.states]
         for tensor in [tensor for tensor in self.sent if tensor.name in self.hints.windows]:
             past, row = list(self.rows[tensor.name].graph), self.rows[tensor.name]
             past[row.window_axis or 0] = self.hints.windows[tensor.name]
-            rows.append(StateRow(f"{tensor.name}.context", tensor.dtype, tuple(past)))
+            rows.append(ShapedTensor(f"{tensor.name}.context", tensor.dtype, tuple(past)))
         return rows
 
     def described(self, initial: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,5 +316,5 @@ def _name_of(path: Path) -> str:
     return name
 
 
-def _shown(tensors: Sequence[TrialTensor]) -> str:
+def _shown(tensors: Sequence[ShapedTensor]) -> str:
     return ", ".join(f"{t.name} {t.dtype} {list(t.shape)}" for t in tensors)

@@ -31,6 +31,25 @@ class Declared:
 
 
 @dataclass(frozen=True, slots=True)
+class ShapedTensor:
+    """A tensor of a step graph when one row is run.
+
+    Attributes:
+        name: Its name in the graph, or `INPUT.context`.
+        dtype: NumPy name.
+        shape: The lengths of its axes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def fits(self, other: ShapedTensor) -> bool:
+        """Say whether one could be fed back as the other."""
+        return (self.dtype, self.shape) == (other.dtype, other.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row of a graph input.
 

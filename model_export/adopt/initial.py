@@ -15,11 +15,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from model_export.adopt.axes import ShapedTensor
 from model_export.adopt.pairing import stems_of_state, words_of
 from model_export.errors import UnclearModelError
 from model_export.manifest import Array
@@ -27,23 +27,8 @@ from model_export.manifest import Array
 _INIT = {"init", "initial"}
 
 
-@dataclass(frozen=True, slots=True)
-class StateRow:
-    """One state of a stream.
-
-    Attributes:
-        name: The state input's name, or `INPUT.context`.
-        dtype: Its type in the graph.
-        shape: One row, without batch axis.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
 def find_initial(
-    states: Sequence[StateRow], said: Mapping[str, Any], metadata: Mapping[str, str], notes: list[str]
+    states: Sequence[ShapedTensor], said: Mapping[str, Any], metadata: Mapping[str, str], notes: list[str]
 ) -> dict[str, Array]:
     """Return what each state starts from that does not start from zeros, shape and dtype of its row.
 
@@ -74,7 +59,7 @@ def find_initial(
 
 
 def _packed(
-    state: StateRow, entries: dict[str, str], metadata: Mapping[str, str], notes: list[str]
+    state: ShapedTensor, entries: dict[str, str], metadata: Mapping[str, str], notes: list[str]
 ) -> dict[str, Array]:
     """Return the one state that parts in the metadata fill from its start."""
     parts = {}
@@ -98,7 +83,7 @@ def _packed(
     return {state.name: np.pad(values, (0, max(room, 0))).reshape(state.shape)}
 
 
-def _fit(state: StateRow, value: Any, what: str) -> Array:
+def _fit(state: ShapedTensor, value: Any, what: str) -> Array:
     """Return a value as one row of a state."""
     try:
         array = np.asarray(value)

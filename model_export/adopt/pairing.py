@@ -13,31 +13,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from model_export.adopt.axes import ShapedTensor
 from model_export.errors import UnclearModelError
 from model_export.graph.dataflow import Flow
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _BEFORE = {"in", "input", "past", "prev", "previous", "old", "last", "cur", "current", "init", "initial", "i"}
 _AFTER = {"out", "output", "next", "new", "present", "cur", "current", "final", "updated", "n", "y", "o"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrialTensor:
-    """One input or output of a graph, as it is when one row is run.
-
-    Attributes:
-        name: Its name in the graph.
-        dtype: NumPy name.
-        shape: All axes, the batch axis with length 1.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def fits(self, other: TrialTensor) -> bool:
-        """Say whether one could be fed back as the other."""
-        return (self.dtype, self.shape) == (other.dtype, other.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +38,8 @@ class Pairing:
 
 
 def pair_states(
-    inputs: Sequence[TrialTensor],
-    outputs: Sequence[TrialTensor],
+    inputs: Sequence[ShapedTensor],
+    outputs: Sequence[ShapedTensor],
     *,
     flow: Flow | None = None,
     all_may_be_states: bool = False,
@@ -137,12 +119,12 @@ def _stems(name: str, habit: set[str]) -> set[tuple[str, ...]]:
 
 
 def _open(
-    inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], pairs: dict[str, str]
-) -> tuple[list[TrialTensor], list[TrialTensor]]:
+    inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor], pairs: dict[str, str]
+) -> tuple[list[ShapedTensor], list[ShapedTensor]]:
     return [i for i in inputs if i.name not in pairs], [o for o in outputs if o.name not in pairs.values()]
 
 
-def _by_name(inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], flow: Flow) -> dict[str, str]:
+def _by_name(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor], flow: Flow) -> dict[str, str]:
     options = {i.name: [o.name for o in outputs if i.fits(o) and related(i.name, o.name)] for i in inputs}
     options = {name: _carried_alone(flow, name, names) for name, names in options.items() if names}
     for name, names in options.items():
@@ -161,7 +143,7 @@ def _carried_alone(flow: Flow, name: str, options: list[str]) -> list[str]:
     return carried if len(carried) == 1 else options
 
 
-def _by_operator(inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], flow: Flow) -> dict[str, str]:
+def _by_operator(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor], flow: Flow) -> dict[str, str]:
     fitting = {
         i.name: [o.name for o in outputs if i.fits(o) and o.name in flow.carried.get(i.name, [])] for i in inputs
     }
@@ -169,7 +151,7 @@ def _by_operator(inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], 
 
 
 def _by_shape(
-    inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor], flow: Flow
+    inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor], flow: Flow
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the pairs of which a dtype and shape leave several, found by what reaches what, and the only ones."""
     by_flow: dict[str, str] = {}
@@ -200,7 +182,7 @@ def _likely(rivals: Sequence[str], options: Sequence[str], *, others: bool) -> d
     return dict(zip(rivals[-count:], options[-count:], strict=True))
 
 
-def _check_names(by_shape: dict[str, str], inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor]) -> None:
+def _check_names(by_shape: dict[str, str], inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> None:
     """Hold pairs of which only the shapes fit against the names.
 
     Raises:
@@ -240,7 +222,7 @@ def _only_pairing(options: dict[str, list[str]], outputs: Sequence[str]) -> dict
     return pairs
 
 
-def _lookalikes(inputs: Sequence[TrialTensor], outputs: Sequence[TrialTensor]) -> list[str]:
+def _lookalikes(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> list[str]:
     return [
         f"{i.name} and {o.name} have one shape: taken as what is sent and answered; "
         f"if it is a state, name every state: `--state {i.name}={o.name}` ..."

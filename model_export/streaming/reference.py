@@ -9,9 +9,10 @@ import numpy as np
 from model_export.errors import ModelLoadError
 from model_export.graph.onnx_file import with_outputs
 from model_export.manifest import Array
+from model_export.streaming.answers import OutputLayout
 from model_export.streaming.axes.runs import run, session
 from model_export.streaming.axes.vocabulary import vocabularies
-from model_export.streaming.step import OutputLayout, SequenceStep
+from model_export.streaming.step import SequenceStep
 from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers
 from model_export.verify.samplers import Sampler, random_sampler

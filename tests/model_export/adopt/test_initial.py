@@ -12,22 +12,23 @@ import onnx
 import pytest
 
 from model_export.adopt.autoconfigure import adopt
-from model_export.adopt.initial import StateRow, find_initial
+from model_export.adopt.axes import ShapedTensor
+from model_export.adopt.initial import find_initial
 from model_export.adopt.overrides import Overrides
 from model_export.errors import UnclearModelError
 from model_export.manifest import Array
 from tests import graphs
 
-H, C = StateRow("h", "float32", (2, 3)), StateRow("c", "float32", (4,))
-COUNT = StateRow("n", "int64", ())
+H, C = ShapedTensor("h", "float32", (2, 3)), ShapedTensor("c", "float32", (4,))
+COUNT = ShapedTensor("n", "int64", ())
 
 
-def found(*states: StateRow, said: Mapping[str, Any] | None = None, **metadata: Any) -> dict[str, list[float]]:
+def found(*states: ShapedTensor, said: Mapping[str, Any] | None = None, **metadata: Any) -> dict[str, list[float]]:
     values = find_initial(states, said or {}, metadata, [])
     return {name: value.ravel().tolist() for name, value in values.items()}
 
 
-def asked(*states: StateRow, said: Mapping[str, Any] | None = None, **metadata: Any) -> str:
+def asked(*states: ShapedTensor, said: Mapping[str, Any] | None = None, **metadata: Any) -> str:
     with pytest.raises(UnclearModelError) as caught:
         find_initial(states, said or {}, metadata, [])
     return caught.value.problem
@@ -81,7 +82,7 @@ def test_habits_of_naming_an_initial_state_are_known(key: str) -> None:
 
 
 def test_the_state_inputs_own_word_for_being_one_does_not_matter() -> None:
-    assert found(StateRow("conv_cache_in", "float32", (2,)), conv_cache_init="1,2") == {"conv_cache_in": [1, 2]}
+    assert found(ShapedTensor("conv_cache_in", "float32", (2,)), conv_cache_init="1,2") == {"conv_cache_in": [1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ PARTS: dict[str, Any] = {"mean_state_size": "2", "mean_init": "1,2", "norm_state
 
 def test_parts_with_their_sizes_fill_one_packed_state_from_its_start() -> None:
     notes: list[str] = []
-    values = find_initial([StateRow("state_in", "float32", (5,))], {}, PARTS, notes)
+    values = find_initial([ShapedTensor("state_in", "float32", (5,))], {}, PARTS, notes)
 
     assert values["state_in"].tolist() == [1, 2, 3, 0, 0]
     assert notes == ["state_in starts from metadata mean_init, norm_init, in this order, then zeros"]
@@ -134,13 +135,13 @@ def test_parts_are_not_spread_over_several_states() -> None:
 
 
 def test_a_part_of_another_size_than_the_metadata_says_is_told() -> None:
-    problem = asked(StateRow("state_in", "float32", (5,)), **{**PARTS, "mean_init": "1,2,3"})
+    problem = asked(ShapedTensor("state_in", "float32", (5,)), **{**PARTS, "mean_init": "1,2,3"})
 
     assert problem == "Metadata 'mean_init' has 3 numbers; expected 2, as the metadata says."
 
 
 def test_parts_that_are_larger_than_the_state_are_told() -> None:
-    assert "Metadata mean_init, norm_init is [3]" in asked(StateRow("state_in", "float32", (2,)), **PARTS)
+    assert "Metadata mean_init, norm_init is [3]" in asked(ShapedTensor("state_in", "float32", (2,)), **PARTS)
 
 
 # -------------------------------------------------------------------- in a file

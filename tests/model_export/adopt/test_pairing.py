@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from model_export.adopt.pairing import TrialTensor, pair_states, related
+from model_export.adopt.axes import ShapedTensor
+from model_export.adopt.pairing import pair_states, related
 from model_export.errors import UnclearModelError
 from model_export.graph.dataflow import Flow
 
 
-def tensors(**shapes: tuple[int, ...]) -> list[TrialTensor]:
-    return [TrialTensor(name, "float32", shape) for name, shape in shapes.items()]
+def tensors(**shapes: tuple[int, ...]) -> list[ShapedTensor]:
+    return [ShapedTensor(name, "float32", shape) for name, shape in shapes.items()]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_names_that_go_together_are_not_paired_where_the_shape_differs() -> None
 
 
 def test_names_that_go_together_are_not_paired_where_the_dtype_differs() -> None:
-    outputs = [TrialTensor("x_out", "int64", (1, 4)), *tensors(h_out=(1, 8))]
+    outputs = [ShapedTensor("x_out", "int64", (1, 4)), *tensors(h_out=(1, 8))]
 
     assert pair_states(tensors(x=(1, 4), h=(1, 8)), outputs).states == {"h": "h_out"}
 
