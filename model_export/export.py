@@ -13,7 +13,7 @@ from model_export.converted import ConvertedModel, verify_model
 from model_export.errors import FileError, UnclearModelError, WeakProofError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file, write_atomically
-from model_export.labels import columns_of, labels_of, with_labels
+from model_export.labels import read_columns, read_labels, with_labels
 from model_export.manifest import NAME, Manifest, TensorSpec
 from model_export.precision import FULL, Precision, saved
 from model_export.replacing import Replaced, Replacement, replaced
@@ -153,11 +153,11 @@ def _with_files(found: Any, before: Sequence[Path], after: Sequence[Path]) -> Pi
 def _own_labels(found: Any, manifest: Manifest) -> dict[str, list[str]]:
     """Return the labels that a model has, or the data frames that a `StepSpec` has for examples."""
     if not isinstance(found, StepSpec):
-        return labels_of(found, manifest)
+        return read_labels(found, manifest)
     sizes = {spec.name: spec.row_size for spec in manifest.inputs}
-    columns = {name: columns_of(example) for name, example in found.inputs.items()}
+    columns = {name: read_columns(example) for name, example in found.inputs.items()}
     fitting = {name: names for name, names in columns.items() if names and sizes.get(name) == len(names)}
-    return {**labels_of(found.module, manifest), **fitting}
+    return {**read_labels(found.module, manifest), **fitting}
 
 
 _WEAK_ADVICE = (

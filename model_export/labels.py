@@ -57,7 +57,7 @@ def with_labels(
     return manifest.model_copy(update={"inputs": inputs, "outputs": outputs})
 
 
-def labels_of(model: Any, manifest: Manifest) -> dict[str, list[str]]:
+def read_labels(model: Any, manifest: Manifest) -> dict[str, list[str]]:
     """Return the labels that a model itself has for its only input or output of as many numbers, else none."""
     found = {}
     for specs, attributes in ((manifest.inputs, _OF_INPUTS), (manifest.outputs, _OF_OUTPUTS)):
@@ -68,7 +68,7 @@ def labels_of(model: Any, manifest: Manifest) -> dict[str, list[str]]:
     return found
 
 
-def columns_of(example: Any) -> list[str]:
+def read_columns(example: Any) -> list[str]:
     """Return the names of the columns of a data frame; none where it is none."""
     return _texts(getattr(example, "columns", None))
 

@@ -56,7 +56,7 @@ class Replaced:
     translate: str | None = None
 
 
-def version_of(path: Path) -> int:
+def read_version(path: Path) -> int:
     """Return the version of a model file: its folder's number in `NAME/VERSION/model.onnx`, else 1."""
     number = path.absolute().parent.name
     return int(number) if path.name == "model.onnx" and number.isdecimal() else 1
@@ -97,7 +97,7 @@ def replaced(given: Replaced, content: bytes, target: Path) -> tuple[Replacement
     if not given.old.is_file():
         raise FileError(f"{given.old} is not there; expected the version that is replaced.", fix="Check `--replaces`.")
     old, new = StepModel(given.old), StepModel(content)
-    version = version_of(given.old)
+    version = read_version(given.old)
     reasons = differences(old.fields, new.fields)
     if given.translate is None:
         kind: Literal["compatible", "incompatible"] = "incompatible" if reasons else "compatible"

@@ -22,14 +22,14 @@ from model_export.adopt.axes import (
 )
 from model_export.adopt.initial import find_initial
 from model_export.adopt.ort_graph import OrtGraph
-from model_export.adopt.overrides import Kind, Overrides, flags_of
+from model_export.adopt.overrides import Kind, Overrides, write_flags
 from model_export.adopt.pairing import Pairing, pair_states
 from model_export.adopt.row_search import Shapes, ask_for_length, find_rows, try_rows
 from model_export.adopt.time_axis import find_chunks
 from model_export.adopt.verify_adopted import verify_adopted
 from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.files import write_atomically
-from model_export.graph.dataflow import flow_of
+from model_export.graph.dataflow import read_flow
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import DTYPES, NAME, Manifest, PackedTensor, sidecar_of
 from model_export.runtime.random_ops import random_outputs
@@ -108,7 +108,7 @@ def adopt(
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
     manifest, batched = verify_adopted(path, manifest, steps, notes)
     manifest = find_chunks(path, manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
-    return Adoption(manifest, batched, flags_of(manifest, graph.inputs, hints), pairing.how, notes)
+    return Adoption(manifest, batched, write_flags(manifest, graph.inputs, hints), pairing.how, notes)
 
 
 def write_sidecar(path: Path, manifest: Manifest) -> Path:
@@ -140,7 +140,7 @@ def _pair(
         pairing = pair_states(
             [i for i in inputs if i.name not in hints.windows],
             [o for o in outputs if o.name not in hints.outputs],
-            flow=flow_of(model.graph),
+            flow=read_flow(model.graph),
             all_may_be_states=bool(hints.windows),
         )
     sent = [tensor for tensor in inputs if tensor.name not in pairing.states]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from model_export.adopt.axes import ShapedTensor
-from model_export.adopt.pairing import stems_of_state, words_of
+from model_export.adopt.pairing import split_words, stems_of_state
 from model_export.errors import UnclearModelError
 from model_export.manifest import Array
 
@@ -48,7 +48,7 @@ def find_initial(
                 f"`--init` names {name!r}; the states are {list(known)}.", fix="Use the name of a state input."
             )
     values = {name: _fit(known[name], value, f"`--init {name}`") for name, value in said.items()}
-    entries = {key: value for key, value in metadata.items() if _INIT & set(words_of(key))}
+    entries = {key: value for key, value in metadata.items() if _INIT & set(split_words(key))}
     for state in [state for state in states if state.name not in said]:
         for key in [key for key in entries if _names_of(key) & _names_of_state(state.name)]:
             values[state.name] = _fit(state, _parse(key, entries.pop(key), state.dtype), f"Metadata {key!r}")
@@ -123,7 +123,7 @@ def _parse(key: str, text: str, dtype: str) -> Array:
 
 
 def _names_of(key: str) -> set[tuple[str, ...]]:
-    words = tuple(word for word in words_of(key) if word not in _INIT)
+    words = tuple(word for word in split_words(key) if word not in _INIT)
     return {words, _without_state(words)} - {()}
 
 

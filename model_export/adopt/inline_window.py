@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.graph.nodes import all_graphs, opset_of
+from model_export.graph.nodes import all_graphs, read_opset
 from model_export.manifest import InputSpec, Manifest, StateSpec, WindowSpec
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def fold_context(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.Model
     """
     import onnx
 
-    opset = opset_of(model)
+    opset = read_opset(model)
     if opset < 10:
         raise RefusedModelError(
             f"The graph uses opset {opset}; expected 10 or later, which has a Slice of any length.",

@@ -92,7 +92,7 @@ class Overrides:
             )
 
 
-def flags_of(manifest: Manifest, inputs: Sequence[Declared], hints: Overrides) -> list[str]:
+def write_flags(manifest: Manifest, inputs: Sequence[Declared], hints: Overrides) -> list[str]:
     """Return the command line's words that say all that was found and is not plain from the declarations.
 
     Initial states are left out: those in the file are found again, and those from another file are named by it.

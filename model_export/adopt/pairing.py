@@ -98,7 +98,7 @@ def _shared(before: str, after: str) -> set[tuple[str, ...]]:
     return stems_of_state(before) & (_stems(after, _AFTER) | _stems(re.sub(r"(?<=[a-z])n$", "", after), _AFTER))
 
 
-def words_of(name: str) -> tuple[str, ...]:
+def split_words(name: str) -> tuple[str, ...]:
     """Return the words of a name, in lower case."""
     return tuple(word.lower() for word in _WORD.findall(name))
 
@@ -113,7 +113,7 @@ def _stems(name: str, habit: set[str]) -> set[tuple[str, ...]]:
 
     Without one of them, too: the next value of `n` is `n_next`, where each of the words may be meant so.
     """
-    words = words_of(name)
+    words = split_words(name)
     without_one = {words[:at] + words[at + 1 :] for at, word in enumerate(words) if word in habit}
     return {words, *without_one, tuple(word for word in words if word not in habit)} - {()}
 

@@ -13,7 +13,7 @@ import onnx
 import onnx.inliner
 from onnx import numpy_helper
 
-from model_export.graph.nodes import all_nodes, opset_of, uses
+from model_export.graph.nodes import all_nodes, read_opset, uses
 from model_export.graph.onnx_file import with_outputs
 from model_export.manifest import Array, Manifest
 from model_export.runtime.random_ops import RANDOM
@@ -99,7 +99,7 @@ class StepGraphAnalysis:
     def _check(self) -> None:
         manifest, graph = self.manifest, self.model.graph
         axes = [spec.batch_axis for spec in (*manifest.inputs, *manifest.outputs)]
-        opset = opset_of(self.model)
+        opset = read_opset(self.model)
         if opset < OLDEST_OPSET:
             raise NoChunkError(f"its opset is {opset}; chunks need {OLDEST_OPSET} or later")
         if any(axis != 0 for axis in axes):

@@ -82,7 +82,7 @@ class Flow:
     carried: dict[str, list[str]] = field(default_factory=dict)
 
 
-def flow_of(graph: Any) -> Flow:
+def read_flow(graph: Any) -> Flow:
     """Follow every input of a graph to the outputs."""
     reached = propagate_labels(graph, {value.name: frozenset([value.name]) for value in graph.input})
     before, after = _states_in(graph), _states_out(graph)

@@ -12,7 +12,7 @@ Rename = Callable[[str], str]
 """The new name of a tensor, given the old one."""
 
 
-def opset_of(model: Any) -> int:
+def read_opset(model: Any) -> int:
     """Return the version of ONNX' own operators that a model uses; 1 where it declares none."""
     return next((int(entry.version) for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
 

@@ -15,7 +15,7 @@ import numpy as np
 from model_export.keras.registry import to_array
 
 
-def wrappers_of(model: Any) -> list[Any]:
+def find_wrappers(model: Any) -> list[Any]:
     """Return the layers of a model that run another one at each timestep."""
     return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.TimeDistributed)]
 
@@ -27,7 +27,7 @@ def may_spread_timesteps(model: Any, inputs: Any) -> bool:
         model: The model.
         inputs: A short sequence of several rows, as the model takes it.
     """
-    if not wrappers_of(model):
+    if not find_wrappers(model):
         return False
     try:
         want = keras.tree.flatten(model.call(inputs, training=False))
@@ -57,7 +57,7 @@ def timesteps_as_rows(model: Any) -> Iterator[None]:
 
         return call
 
-    wrappers = wrappers_of(model)
+    wrappers = find_wrappers(model)
     for wrapper in wrappers:
         vars(wrapper)["call"] = spread(wrapper)
     try:

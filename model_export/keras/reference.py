@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from model_export.errors import TensorError
-from model_export.keras.fast_time_distributed import may_spread_timesteps, timesteps_as_rows, wrappers_of
+from model_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
 from model_export.keras.registry import to_array
 from model_export.keras.step import ExportedStep
 from model_export.keras.walk import functional
@@ -98,7 +98,7 @@ class KerasReference:
         """The most timesteps that can be asked for within reason; None: any."""
         if any(getattr(layer, "unroll", False) for layer in self._model._flatten_layers()):
             return UNROLLED
-        return TIME_DISTRIBUTED if wrappers_of(self._model) and not self._spreads_timesteps else None
+        return TIME_DISTRIBUTED if find_wrappers(self._model) and not self._spreads_timesteps else None
 
     def _may_spread(self, length: int) -> bool:
         inputs = samplers(self._exported)["random"](np.random.default_rng(0), 2, length)

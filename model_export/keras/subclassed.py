@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from model_export.errors import RefusedModelError
-from model_export.keras.support.tracing import reason_of
+from model_export.keras.support.tracing import describe_cause
 from model_export.keras.walk import functional
 
 
@@ -40,7 +40,7 @@ def walkable(model: Any) -> Any:
             failure = failure or exc
     raise RefusedModelError(
         f"Model {model.name!r} ({type(model).__name__}) cannot be called on symbolic tensors of shapes {shapes}: "
-        f"{reason_of(failure)}.",
+        f"{describe_cause(failure)}.",
         fix="Give its `call` one argument (a tensor, a list or a dict of them) and write it with layers and "
         "`keras.ops`, or build it with the functional API.",
     ) from failure

@@ -17,7 +17,7 @@ from model_export.keras.step_graph import KerasGraph
 from model_export.keras.support.deferred import handles_deferred
 from model_export.keras.support.recompute import can_recompute, recompute
 from model_export.keras.support.time_padding import apply
-from model_export.keras.support.tracing import RandomNumbersError, reason_of, trace
+from model_export.keras.support.tracing import RandomNumbersError, describe_cause, trace
 from model_export.keras.support.window import handles_padding
 from model_export.keras.value import Value
 
@@ -148,7 +148,7 @@ class KerasWalk:
             ) from exc
         except Exception as exc:
             raise call.refuse(
-                f"there is no rule for it, and its code cannot be traced: {reason_of(exc)}",
+                f"there is no rule for it, and its code cannot be traced: {describe_cause(exc)}",
                 "Write its `call` with `keras.ops`, or write a rule for it: stepwell.register_step_rule.",
             ) from exc
         try:
@@ -253,10 +253,10 @@ def _with_masks(call: Call) -> Call:
     if isinstance(first, Value):
         first = replace(first, mask=call.mask)  # it may have got an explicit one
 
-    def mask_of(value: Any) -> Value | None:
+    def read_mask(value: Any) -> Value | None:
         return Value(value.mask, (), "bool", time=True) if isinstance(value, Value) and value.mask else None
 
-    return replace(call, kwargs={**call.kwargs, "mask": keras.tree.map_structure(mask_of, first)})
+    return replace(call, kwargs={**call.kwargs, "mask": keras.tree.map_structure(read_mask, first)})
 
 
 def _at_inference(layer: Any) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from model_export.converted import ConvertedModel
 from model_export.errors import UnclearModelError
 from model_export.graph.builder import GraphBuilder
-from model_export.graph.nodes import opset_of
+from model_export.graph.nodes import read_opset
 from model_export.labels import with_labels
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
 from model_export.stages.join import join
@@ -122,7 +122,7 @@ def _stage(
         found = stage.reference(values.astype(np.float64) if is_float else values)
         return {returned.name: found.astype(np.float32)}
 
-    proto = graph.proto("stage", {"": opset_of(whole.proto)})
+    proto = graph.proto("stage", {"": read_opset(whole.proto)})
     return ConvertedModel(proto, manifest, reference, against=f"numpy {np.__version__}")
 
 

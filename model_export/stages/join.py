@@ -14,7 +14,7 @@ from model_export.chunk.fused_rnn import FusedCell
 from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.builder import NodeBuilder
-from model_export.graph.nodes import all_graphs, opset_of
+from model_export.graph.nodes import all_graphs, read_opset
 from model_export.manifest import BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.stages.joined_reference import DrawBefore, JoinedReference, Links, Middle, join_probes, join_samplers
 from model_export.stages.renaming import with_names
@@ -127,20 +127,20 @@ def _same_versions(one: onnx.ModelProto, two: onnx.ModelProto) -> tuple[onnx.Mod
     Raises:
         RefusedModelError: A model cannot be converted.
     """
-    newest = max(opset_of(one), opset_of(two), OLDEST_OPSET)
+    newest = max(read_opset(one), read_opset(two), OLDEST_OPSET)
     return _converted(one, newest), _converted(two, newest)
 
 
 def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
-    if opset_of(proto) == opset:
+    if read_opset(proto) == opset:
         return proto
     try:
         return onnx.version_converter.convert_version(proto, opset)
     except Exception as exc:
         raise RefusedModelError(
-            f"{proto.graph.name!r} uses opset {opset_of(proto)}, the model that it is joined with opset {opset}; onnx "
+            f"{proto.graph.name!r} uses opset {read_opset(proto)}, the model that it is joined with {opset}; onnx "
             f"cannot convert it: {str(exc).strip()[:200]}.",
             fix=f"Export it with opset {opset}.",
         ) from exc

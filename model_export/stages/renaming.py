@@ -44,11 +44,11 @@ def with_names(part: ConvertedModel, names: Mapping[str, str]) -> ConvertedModel
 
 
 def _renamed_cell(cell: FusedCell, name: Callable[[str], str]) -> FusedCell:
-    def all_of(names: Sequence[str]) -> list[str]:
+    def every(names: Sequence[str]) -> list[str]:
         return [name(tensor) if tensor else "" for tensor in names]
 
     return replace(
-        cell, x=name(cell.x), states=all_of(cell.states), after=all_of(cell.after), weights=all_of(cell.weights),
+        cell, x=name(cell.x), states=every(cell.states), after=every(cell.after), weights=every(cell.weights),
         nodes=[renamed(node, name) for node in cell.nodes],
     )  # fmt: skip
 

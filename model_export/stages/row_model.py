@@ -51,7 +51,7 @@ class RowModel(RowPart):
             inputs=inputs, outputs=outputs, batch=BatchSpec(mode="single" if is_single else "stack")
         )  # fmt: skip
 
-        def rows_of(rows: Rows) -> Rows:
+        def read_rows(rows: Rows) -> Rows:
             if self.reference is not None:
                 return self.reference(rows)
             count = len(next(iter(rows.values())))
@@ -63,7 +63,7 @@ class RowModel(RowPart):
 
         def original(inputs: Mapping[str, Array]) -> dict[str, Array]:
             lead = next(iter(inputs.values())).shape[:2]
-            found = rows_of({name: array.reshape(-1, *array.shape[2:]) for name, array in inputs.items()})
+            found = read_rows({name: array.reshape(-1, *array.shape[2:]) for name, array in inputs.items()})
             return {spec.name: np.reshape(found[spec.name], (*lead, *spec.shape)) for spec in outputs}
 
         against = self.against or f"onnxruntime {ort.__version__}"

@@ -190,7 +190,7 @@ def training_data(stage: str, data: Any) -> Fitted:
     Raises:
         ManifestError: It is not numbers, has no rows, or an element has no value at all.
     """
-    from model_export.labels import columns_of
+    from model_export.labels import read_columns
 
     try:
         values = np.asarray(data, np.float64)
@@ -205,4 +205,4 @@ def training_data(stage: str, data: Any) -> Fitted:
             f"{stage}.fit got data of shape {list(np.shape(data))} without any finite value in column {int(empty[0])}.",
             fix="Give data with at least one finite value in each column.",
         )
-    return Fitted(np.where(np.isfinite(values), values, np.nan), tuple(columns_of(data)))
+    return Fitted(np.where(np.isfinite(values), values, np.nan), tuple(read_columns(data)))

@@ -54,18 +54,18 @@ def convert(
     require_onnx()
     import onnxruntime
 
-    from model_export.streaming.reference import SequenceReference, sampler_of
-    from model_export.streaming.step import step_of
+    from model_export.streaming.reference import SequenceReference, make_sampler
+    from model_export.streaming.step import make_step
 
     if progress:
         progress("running the graph", 0, 1)
-    step = step_of(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length)
+    step = make_step(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length)
     return ConvertedModel(
         step.proto,
         step.manifest,
         original or SequenceReference(step),
         against=against or f"onnxruntime {onnxruntime.__version__}",
-        samplers=samplers or {"random": sampler_of(step)},
+        samplers=samplers or {"random": make_sampler(step)},
         probe=SequenceReference(step).activations if original is None else None,
         only_length=length or (step.doors.only_steps if original is None else None),
         rounding=step.rounding,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_export.errors import RefusedModelError
-from model_export.graph.dataflow import Flow, flow_of, laid_out_from
+from model_export.graph.dataflow import Flow, laid_out_from, read_flow
 from model_export.manifest import OutputSpec
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import Dim
@@ -37,7 +37,7 @@ def declare_outputs(walk: StreamingWalk, doors: SequenceInputs) -> tuple[list[Ou
     answers, outputs = [], {}
     dropped: list[str] = []
     bound = [door for door in doors.inputs if door.role == "state"]
-    flow = flow_of(walk.model.graph)
+    flow = read_flow(walk.model.graph)
     for value in walk.model.graph.output:
         tensor = walk.tensors[value.name]
         if tensor.kind not in {"per_step", "final", "static"} or not walk.facts.value(value.name).size:

@@ -107,7 +107,7 @@ class SequenceReference:
         return feeds
 
 
-def sampler_of(step: SequenceStep) -> Sampler:
+def make_sampler(step: SequenceStep) -> Sampler:
     """Return a sampler that keeps the inputs without time axis the same over a sequence, and draws every id."""
     draw = random_sampler(step.manifest, vocabularies(step.graph.graph))
     still = [door.name for door in step.doors.external if door.time is None]

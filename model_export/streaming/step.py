@@ -1,4 +1,4 @@
-"""`step_of`: a sequence graph as one step graph and its manifest, not yet verified."""
+"""`make_step`: a sequence graph as one step graph and its manifest, not yet verified."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class SequenceStep:
     rounding: float = 0.0
 
 
-def step_of(
+def make_step(
     source: Any,
     *,
     name: str,
@@ -109,7 +109,7 @@ def _step_of(
     *,
     length: int | None,
 ) -> SequenceStep:
-    declared = declared_of(source, graph)
+    declared = read_declarations(source, graph)
     try:
         doors = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
     except UnclearModelError as exc:
@@ -230,7 +230,7 @@ def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredS
     return replace(doors, inputs=read) if any(door.role == "external" for door in read) else doors
 
 
-def declared_of(source: Any, graph: onnx.ModelProto) -> dict[str, list[int | str | None]]:
+def read_declarations(source: Any, graph: onnx.ModelProto) -> dict[str, list[int | str | None]]:
     """Return what a model declares of the axes of its inputs."""
     model = source if isinstance(source, onnx.ModelProto) else onnx.load(str(source), load_external_data=False)
     wanted = {value.name for value in graph.graph.input}

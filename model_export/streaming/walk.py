@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from model_export.errors import RefusedModelError
-from model_export.graph.nodes import captures, mapped, opset_of, rename_captures, uses
+from model_export.graph.nodes import captures, mapped, read_opset, rename_captures, uses
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.causality import check_causal
@@ -36,7 +36,7 @@ class StreamingWalk:
         self.model = model
         self.facts = facts
         self.length = length
-        self.opset = opset_of(model)
+        self.opset = read_opset(model)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         names = {name for node in model.graph.node for name in (*node.input, *node.output)}
         names |= {value.name for value in (*model.graph.input, *model.graph.output)} | self.weights.keys()
@@ -139,9 +139,9 @@ class StreamingWalk:
             fill: What stands before the tensor's first element.
             label: What the state is named after; the tensor by default.
         """
-        return self.window_of(self.tensors[name].step, name, past, fill, label)
+        return self.window_for(self.tensors[name].step, name, past, fill, label)
 
-    def window_of(self, step: str, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
+    def window_for(self, step: str, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
         """Return the same for another tensor of the step graph that stands for `name`."""
         if not past:
             return step

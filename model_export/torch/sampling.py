@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from model_export.errors import RefusedModelError
-from model_export.labels import columns_of
+from model_export.labels import read_columns
 from model_export.manifest import Array
 from model_export.torch.naming import numpy_dtype
 
@@ -130,7 +130,7 @@ def tensors(examples: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """
     found = {}
     for name, given in examples.items():
-        value = np.asarray(given.to_numpy(), np.float32)[None] if columns_of(given) else given
+        value = np.asarray(given.to_numpy(), np.float32)[None] if read_columns(given) else given
         try:
             tensor = torch.as_tensor(value).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as exc:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model_export.errors import UnclearModelError
-from model_export.labels import columns_of, labels_of, with_labels
+from model_export.labels import read_columns, read_labels, with_labels
 from model_export.manifest import Manifest
 from tests import graphs
 
@@ -43,8 +43,8 @@ def test_what_does_not_fit_is_refused(labels: Any, units: Any, told: str) -> Non
 def test_names_that_a_model_has_are_its_labels_where_they_fit() -> None:
     model = SimpleNamespace(feature_names_in_=np.array(["up", "down"]), classes_=["a", "b", "c"])
 
-    assert labels_of(model, graphs.total()[1]) == {"x": ["up", "down"]}
-    assert labels_of(object(), graphs.total()[1]) == {}
+    assert read_labels(model, graphs.total()[1]) == {"x": ["up", "down"]}
+    assert read_labels(object(), graphs.total()[1]) == {}
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_names_that_a_model_has_are_its_labels_where_they_fit() -> None:
     [(SimpleNamespace(columns=["a", "b"]), ["a", "b"]), (SimpleNamespace(columns=["a", "a"]), []), (np.zeros(3), [])],
 )
 def test_columns_are_those_of_a_data_frame(example: Any, names: list[str]) -> None:
-    assert columns_of(example) == names
+    assert read_columns(example) == names

@@ -12,7 +12,7 @@ import pytest
 
 from model_export.errors import FileError, RefusedModelError
 from model_export.manifest import Array
-from model_export.replacing import Replaced, check_translation, replaced, version_of
+from model_export.replacing import Replaced, check_translation, read_version, replaced
 from model_export.step_model import StepModel
 from tests.graphs import (
     Built,
@@ -133,9 +133,9 @@ def test_states_have_the_batch_axis_of_the_step_graph(tmp_path: Path, build: obj
 
 
 def test_the_version_is_that_of_the_folder() -> None:
-    assert version_of(Path("models/pump/12/model.onnx")) == 12
-    assert version_of(Path("models/pump.onnx")) == 1
-    assert version_of(Path("3/pump.onnx")) == 1
+    assert read_version(Path("models/pump/12/model.onnx")) == 12
+    assert read_version(Path("models/pump.onnx")) == 1
+    assert read_version(Path("3/pump.onnx")) == 1
 
 
 def test_a_version_that_is_not_there_is_reported(tmp_path: Path) -> None:

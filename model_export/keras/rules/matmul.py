@@ -11,7 +11,7 @@ import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.support.activations import activate
-from model_export.keras.support.deferred import handles_deferred, order_of, summed_over_time
+from model_export.keras.support.deferred import handles_deferred, read_order, summed_over_time
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -194,7 +194,7 @@ def einstein(call: Call, subscripts: str, operands: list[Any]) -> Value:
 
 def _in_order(term: str, value: Value | None) -> str:
     """Return the subscripts of a value's axes as they are in the step graph, time in its place."""
-    return "".join(term[order_of(value).index(axis)] for axis in range(value.rank)) if value else term
+    return "".join(term[read_order(value).index(axis)] for axis in range(value.rank)) if value else term
 
 
 def _product(call: Call, batch: str, parts: list[tuple[str, Any]], kept: str, *, time: bool) -> Value:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, to_array
-from model_export.keras.support.deferred import handles_deferred, order_of, softmax_over_time, summed_over_time
+from model_export.keras.support.deferred import handles_deferred, read_order, softmax_over_time, summed_over_time
 from model_export.keras.support.running_reductions import accumulated, running
 from model_export.keras.value import Value
 
@@ -26,8 +26,8 @@ def reduction(call: Call) -> Value:
     axes = _original_axes(call, x)
     keep = bool(call.layer.keepdims)
     if x.deferred:
-        axes = sorted(order_of(x)[axis] for axis in axes)
-        kept = [axis for axis in order_of(x) if axis not in axes]
+        axes = sorted(read_order(x)[axis] for axis in axes)
+        kept = [axis for axis in read_order(x) if axis not in axes]
         if kind != "Sum" or axes[:1] != [1] or (x.deferred.order and keep) or kept != sorted(kept):
             raise x.deferred.refusal
     if not x.time or 1 not in axes:

@@ -135,7 +135,7 @@ def reordered(call: Call, x: Value, perm: list[int], refusal: Exception) -> Valu
         perm: Which axis of the input each axis of the result is.
         refusal: What to raise where nothing puts batch and time back.
     """
-    order = [order_of(x)[axis] for axis in perm]
+    order = [read_order(x)[axis] for axis in perm]
     fixed = 1 + x.time
     weight = x.deferred.weight if x.deferred else None
     kind = x.deferred.kind if x.deferred else ""
@@ -154,7 +154,7 @@ def _transposed(call: Call, x: Value, order: list[int]) -> Value:
     return x.like(x.name if perm == sorted(perm) else call.op("Transpose", x.name, perm=perm), row=row)
 
 
-def order_of(x: Value) -> tuple[int, ...]:
+def read_order(x: Value) -> tuple[int, ...]:
     """Return for each axis of the original which of `(batch, time, *row)` it is."""
     return (x.deferred.order if x.deferred else ()) or tuple(range(x.rank))
 

@@ -14,7 +14,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
 from model_export.keras.registry import Call, to_array
-from model_export.keras.support.deferred import order_of
+from model_export.keras.support.deferred import read_order
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -70,7 +70,7 @@ def trace(call: Call, function: Callable[..., Any], length: int | None) -> Trace
         return closed
 
 
-def reason_of(failure: BaseException | None) -> str:
+def describe_cause(failure: BaseException | None) -> str:
     """Return what failed, in one line, without what Keras writes around it."""
     plain = re.sub(r"\x1b\[\d*m", "", str(failure))
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
@@ -95,7 +95,7 @@ def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: 
         if not isinstance(value, Value):
             return value
         shape = (batch, *([length] if value.time else []), *value.row)
-        shape = tuple(shape[axis] for axis in order_of(value))
+        shape = tuple(shape[axis] for axis in read_order(value))
         symbols.append(keras.Input(batch_shape=shape, dtype=value.dtype))
         values.append(value)
         return symbols[-1]

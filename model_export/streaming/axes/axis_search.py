@@ -17,7 +17,7 @@ from model_export.graph.operators import STATEFUL
 from model_export.manifest import DTYPES
 from model_export.streaming.axes.inputs import Declared, SequenceInput, SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session, trial_lengths
-from model_export.streaming.axes.state_inputs import slot_of
+from model_export.streaming.axes.state_inputs import find_slot
 
 _TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
 _BATCH = re.compile(r"batch|^[bBnN]$|^bs$", re.IGNORECASE)
@@ -61,7 +61,7 @@ def find_inputs(
     choices = []
     for name, value in inputs.items():
         dims, dtype = list(declared[name]), _dtype(value)
-        if slot := slot_of(proto.graph, name):
+        if slot := find_slot(proto.graph, name):
             choices.append(_bound(name, dtype, dims, slot))
         else:
             choices.append(_readings(name, dtype, dims, time_axes))

@@ -13,7 +13,7 @@ from model_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
 _ROUTES = RESHAPING | PICKING | {"Cast"}
 
 
-def slot_of(graph: Any, name: str) -> str:
+def find_slot(graph: Any, name: str) -> str:
     """Say what an input is that goes nowhere but into recurrences: a `length`, or a state by where its batch is."""
     slots = _slots_of(graph, name, depth=0)
     if not slots or None in slots:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from model_export.graph.nodes import mapped, opset_of, renamed, uses
+from model_export.graph.nodes import mapped, read_opset, renamed, uses
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session
 
@@ -36,7 +36,7 @@ def with_squeeze_axes(model: onnx.ModelProto, doors: SequenceInputs) -> onnx.Mod
         if node.op_type != "Squeeze" or _axes(node):
             continue
         axes = [axis for axis, size in enumerate(np.shape(values[node.input[0]])) if size == 1]
-        if opset_of(model) < 13:
+        if read_opset(model) < 13:
             node.attribute.append(onnx.helper.make_attribute("axes", axes))
         else:
             del node.input[1:]

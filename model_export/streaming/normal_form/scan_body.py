@@ -40,16 +40,16 @@ class ScanBody:
         """Add a node of the copy."""
         made = {name: f"{self._label}/{name}" for name in node.output if name}
         self._names |= made
-        self._nodes.append(renamed(node, self.name_of, name=f"{self._label}/{node.name}"))
+        self._nodes.append(renamed(node, self.inner_name, name=f"{self._label}/{node.name}"))
         self._makers |= dict.fromkeys(made.values(), self._nodes[-1])
 
-    def name_of(self, name: str) -> str:
+    def inner_name(self, name: str) -> str:
         """Return what a tensor is called in the body; one from outside keeps its name."""
         return self._names.get(name, name)
 
     def without_axis(self, name: str, axis: int) -> str:
         """Return a result without the axis that the results of all timesteps are joined on."""
-        inner = self.name_of(name)
+        inner = self.inner_name(name)
         maker = self._makers.get(inner)
         if maker is not None and maker.op_type == "Unsqueeze" and self._axes(maker) == [axis]:
             return str(maker.input[0])

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import attributes, captures, opset_of, replace_items, uses
+from model_export.graph.nodes import attributes, captures, read_opset, replace_items, uses
 from model_export.manifest import Array
 from model_export.streaming.normal_form.scan_body import ScanBody
 from model_export.streaming.normal_form.time_slices import FEWEST, live_nodes, time_slices
@@ -279,14 +279,14 @@ class _Unrolled:
                 name for index in sorted(body.nodes) for name in uses(self._nodes[index]) if self._is_source(name)
             )
         )
-        scan = ScanBody(label, opset_of(self._model), made)
+        scan = ScanBody(label, read_opset(self._model), made)
         for name in states:
             scan.state(name)
         for name in scanned:
             scan.element(name, self._slices[name])
         for index in sorted(body.nodes):
             scan.node(self._nodes[index])
-        outs = [scan.name_of(body.carried[name][at]) for name in states]
+        outs = [scan.inner_name(body.carried[name][at]) for name in states]
         axes, names = [], []
         for result, join in body.joined.items():
             axis = int(attributes(join)["axis"])
@@ -295,7 +295,7 @@ class _Unrolled:
             names.append(join.output[0])
         extra = []
         for name, ours in finals.items():
-            outs.append(scan.name_of(ours))
+            outs.append(scan.inner_name(ours))
             axes.append(0)
             names.append(f"{name}/all")
             last = f"{name}/last"

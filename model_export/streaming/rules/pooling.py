@@ -13,7 +13,7 @@ from model_export.graph.nodes import attributes, uses
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.causality import check_causal
 from model_export.streaming.rules.elementwise import pointwise
-from model_export.streaming.rules.reductions import axes_of, is_whole
+from model_export.streaming.rules.reductions import is_whole, read_axes
 from model_export.streaming.step_graph import plain
 from model_export.streaming.tensor import StepTensor, TimeWeights
 from model_export.streaming.walk import Rule, StreamingWalk
@@ -74,7 +74,7 @@ def _product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
 def _sum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     """ReduceSum of such a product over time."""
     weights, axis = walk.tensors[name].weights, walk.facts.time_axis(name)
-    if weights is None or not weights.values or axis not in axes_of(walk, node):
+    if weights is None or not weights.values or axis not in read_axes(walk, node):
         return False
     dims = list(walk.facts.dims(name))
     dims[axis] = Dim(Fraction(1))

@@ -27,7 +27,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """
     name = node.input[0]
     tensor, axis = walk.tensors[name], walk.facts.time_axis(name)
-    if tensor.kind != "per_step" or axis not in axes_of(walk, node) or not _begins_with_the_sequence(walk, name):
+    if tensor.kind != "per_step" or axis not in read_axes(walk, node) or not _begins_with_the_sequence(walk, name):
         pointwise(walk, node)
         return
     offset = tensor.offset or 0
@@ -62,7 +62,7 @@ def _begins_with_the_sequence(walk: StreamingWalk, name: str) -> bool:
     return one_each and offset is not None and offset <= 0 and walk.facts.length_delta(name) == offset
 
 
-def axes_of(walk: StreamingWalk, node: onnx.NodeProto) -> list[int]:
+def read_axes(walk: StreamingWalk, node: onnx.NodeProto) -> list[int]:
     """Return the axes that a node reduces; none where they are computed on the way."""
     rank = len(walk.facts.dims(node.input[0]))
     if node.op_type in _POOLS:

@@ -94,7 +94,7 @@ def _window(walk: StreamingWalk, node: onnx.NodeProto, *, past: int, left: int, 
     if offset >= 0 or not left or not past:
         return walk.window(name, past, fill, label)
     started = walk.started(walk.operand(name, offset), name, offset, fill)
-    return walk.window_of(started, name, past, fill, label)
+    return walk.window_for(started, name, past, fill, label)
 
 
 class _Sliding:

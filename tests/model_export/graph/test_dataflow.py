@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.graph.dataflow import Flow, flow_of
+from model_export.graph.dataflow import Flow, read_flow
 from model_export.manifest import Array
 from tests import graphs
 
@@ -21,7 +21,7 @@ WEIGHTS: dict[str, Array] = {
 
 
 def flow(text: str) -> Flow:
-    return flow_of(onnx.load_model_from_string(graphs.graph_from_text(text, WEIGHTS)).graph)
+    return read_flow(onnx.load_model_from_string(graphs.graph_from_text(text, WEIGHTS)).graph)
 
 
 def test_an_output_depends_on_the_inputs_that_lead_to_it() -> None:
