@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from scripts.first_page import MOST_COMMANDS, Block, blocks
 from tests.processes import ServiceProcess, free_port
 
 needs_keras = "the tutorial's model is a Keras model: STEPWELL_EXTRAS=keras ./stepwell --version"
@@ -26,26 +26,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
-BLOCK = re.compile(r"(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)```\n", re.DOTALL)
 SERVE = "stepwell serve"
-
-
-class Block(NamedTuple):
-    """A block of code on a page.
-
-    Attributes:
-        note: The comment before it, or "".
-        language: Its language.
-        text: Its lines.
-    """
-
-    note: str
-    language: str
-    text: str
-
-
-def blocks(page: Path) -> list[Block]:
-    return [Block(*found) for found in BLOCK.findall(page.read_text())]
 
 
 class Reader:
@@ -163,4 +144,4 @@ def test_every_block_is_run_saved_or_compared(page: Path) -> None:
 def test_the_first_page_needs_at_most_ten_commands() -> None:
     commands = [line for block in blocks(PAGES[0]) if block.language == "sh" for line in block.text.splitlines()]
 
-    assert len(commands) <= 10
+    assert len(commands) <= MOST_COMMANDS
