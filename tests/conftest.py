@@ -34,25 +34,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 
 NOT_QUICK = {
     *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
-    "notebook",
-    *("client/test_stream_ops.py", "models/test_vetting.py", "process", "test_cli.py", "test_examples_page.py"),
-    *("site", "test_tutorial.py"),
-    *(
-        "parity",
-        "triton",
-        "package/test_wheel.py",
-        "clients/test_typescript.py",
-        "models/test_reload.py",
-        "test_readme.py",
-    ),
-    *(f"model_export/{name}" for name in ("keras", "sequence", "torch", "test_export.py", "test_models_page.py")),
-    *(f"model_export/{name}" for name in ("test_precision.py", "test_sources.py", "test_suspect.py")),
+    *("notebook", "offline", "parity", "process", "site", "triton"),
+    *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
+    *("package/test_wheel.py", "test_cli.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
+    *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
+    *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
+    "model_export/verify/test_evidence.py",
 }
 """What `--quick` leaves out: what needs a training framework or a browser, or starts one program after the other."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in less than two minutes")
+    parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
