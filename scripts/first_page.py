@@ -30,7 +30,7 @@ _OWN: Final = ("STEPWELL_", "PYTHON", "VIRTUAL_ENV", "KERAS_", "JAX_", "XLA_")
 """The settings of whoever runs this, which a newcomer does not have."""
 
 
-class Block(NamedTuple):
+class CodeBlock(NamedTuple):
     """A block of code on a page.
 
     Attributes:
@@ -44,9 +44,9 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks(page: Path) -> list[Block]:
+def blocks(page: Path) -> list[CodeBlock]:
     """Return the blocks of code of a page."""
-    return [Block(*found) for found in _BLOCK.findall(page.read_text())]
+    return [CodeBlock(*found) for found in _BLOCK.findall(page.read_text())]
 
 
 class Terminal:

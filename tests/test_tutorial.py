@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.first_page import MOST_COMMANDS, Block, blocks
+from scripts.first_page import MOST_COMMANDS, CodeBlock, blocks
 from tests.processes import ServiceProcess, free_port
 
 needs_keras = "the tutorial's model is a Keras model: STEPWELL_EXTRAS=keras ./stepwell --version"
@@ -48,7 +48,7 @@ class Reader:
             "STEPWELL_URL": f"http://127.0.0.1:{self._port}",
         }
 
-    def run(self, block: Block) -> str:
+    def run(self, block: CodeBlock) -> str:
         """Run the commands of a block and return what they print."""
         commands = block.text.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}")
         if commands.startswith(SERVE):
@@ -60,7 +60,7 @@ class Reader:
         assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def save(self, name: str, block: Block) -> None:
+    def save(self, name: str, block: CodeBlock) -> None:
         """Save a program, with the port of the test's service."""
         (self._folder / name).write_text(block.text.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}"))
 
@@ -78,10 +78,10 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[tuple[Block, str]]]]:
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[tuple[CodeBlock, str]]]]:
     """By page, each block that shows output, with what the commands before it have printed."""
     reader = Reader(tmp_path_factory.mktemp("tutorial"))
-    found: dict[str, list[tuple[Block, str]]] = {}
+    found: dict[str, list[tuple[CodeBlock, str]]] = {}
     try:
         for page in PAGES:
             output = ""
@@ -106,7 +106,7 @@ def shape(text: str) -> list[str]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [page.name for page in PAGES])
-def test_the_commands_of_a_page_print_what_it_shows(printed: dict[str, list[tuple[Block, str]]], name: str) -> None:
+def test_the_commands_of_a_page_print_what_it_shows(printed: dict[str, list[tuple[CodeBlock, str]]], name: str) -> None:
     for block, output in printed[name]:
         if block.language == "text":
             missing = [line for line in shape(block.text) if line not in shape(output)]
