@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _TESTED = ("service", "model_export", "tests", "campaign")
 _NOT_NEEDED = ("cacheprovider", "xdist", "schemathesis", "pytest_cov")  # slow to load and not needed
-_IGNORED = shutil.ignore_patterns("__pycache__", "*.npz")
+_IGNORED = shutil.ignore_patterns("*.npz")  # byte code is copied: it is valid for each file that is as it was
 
 
 class MutantError(Exception):
@@ -378,6 +378,8 @@ def broken_copy(mutant: Mutant, folder: Path, packages: tuple[str, ...] = ("serv
         shutil.copytree(ROOT / package, folder / package, ignore=_IGNORED)
     path = folder / mutant.file
     path.write_text(path.read_text().replace(mutant.original, mutant.replacement))
+    for old in path.parent.glob(f"__pycache__/{path.stem}.*"):
+        old.unlink()  # it would count as valid if the broken file had the same size and second
     return folder
 
 

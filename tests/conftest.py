@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import zlib
 from collections.abc import Generator, Iterator
@@ -21,6 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for each
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# The models of the tests are small: XLA's optimizations take longer than they save.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# The tests start several hundred programs; without byte code each would compile all modules, as in many containers.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 settings.register_profile("patient", parent=settings.default, deadline=None)  # how long one example takes is no fact
 settings.load_profile("patient")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it starts with `&`
@@ -28,25 +34,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 
 NOT_QUICK = {
     *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
-    "notebook",
-    *("client/test_stream_ops.py", "models/test_vetting.py", "process", "test_cli.py", "test_examples_page.py"),
-    *("site", "test_tutorial.py"),
-    *(
-        "parity",
-        "triton",
-        "package/test_wheel.py",
-        "clients/test_typescript.py",
-        "models/test_reload.py",
-        "test_readme.py",
-    ),
-    *(f"model_export/{name}" for name in ("keras", "sequence", "torch", "test_export.py", "test_models_page.py")),
-    *(f"model_export/{name}" for name in ("test_precision.py", "test_sources.py", "test_suspect.py")),
+    *("notebook", "offline", "parity", "process", "site", "triton"),
+    *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
+    *("package/test_wheel.py", "test_cli.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
+    *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
+    *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
+    "model_export/verify/test_evidence.py",
 }
 """What `--quick` leaves out: what needs a training framework or a browser, or starts one program after the other."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in less than two minutes")
+    parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
+from scripts.first_page import MOST_COMMANDS, CodeBlock, blocks
 from tests.processes import ServiceProcess, free_port
 
 needs_keras = "the tutorial's model is a Keras model: STEPWELL_EXTRAS=keras ./stepwell --version"
@@ -26,26 +26,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
-BLOCK = re.compile(r"(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)```\n", re.DOTALL)
 SERVE = "stepwell serve"
-
-
-class Block(NamedTuple):
-    """A block of code on a page.
-
-    Attributes:
-        note: The comment before it, or "".
-        language: Its language.
-        text: Its lines.
-    """
-
-    note: str
-    language: str
-    text: str
-
-
-def blocks(page: Path) -> list[Block]:
-    return [Block(*found) for found in BLOCK.findall(page.read_text())]
 
 
 class Reader:
@@ -67,7 +48,7 @@ class Reader:
             "STEPWELL_URL": f"http://127.0.0.1:{self._port}",
         }
 
-    def run(self, block: Block) -> str:
+    def run(self, block: CodeBlock) -> str:
         """Run the commands of a block and return what they print."""
         commands = block.text.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}")
         if commands.startswith(SERVE):
@@ -79,7 +60,7 @@ class Reader:
         assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def save(self, name: str, block: Block) -> None:
+    def save(self, name: str, block: CodeBlock) -> None:
         """Save a program, with the port of the test's service."""
         (self._folder / name).write_text(block.text.replace("127.0.0.1:8000", f"127.0.0.1:{self._port}"))
 
@@ -97,10 +78,10 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[tuple[Block, str]]]]:
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[tuple[CodeBlock, str]]]]:
     """By page, each block that shows output, with what the commands before it have printed."""
     reader = Reader(tmp_path_factory.mktemp("tutorial"))
-    found: dict[str, list[tuple[Block, str]]] = {}
+    found: dict[str, list[tuple[CodeBlock, str]]] = {}
     try:
         for page in PAGES:
             output = ""
@@ -125,7 +106,7 @@ def shape(text: str) -> list[str]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [page.name for page in PAGES])
-def test_the_commands_of_a_page_print_what_it_shows(printed: dict[str, list[tuple[Block, str]]], name: str) -> None:
+def test_the_commands_of_a_page_print_what_it_shows(printed: dict[str, list[tuple[CodeBlock, str]]], name: str) -> None:
     for block, output in printed[name]:
         if block.language == "text":
             missing = [line for line in shape(block.text) if line not in shape(output)]
@@ -163,4 +144,4 @@ def test_every_block_is_run_saved_or_compared(page: Path) -> None:
 def test_the_first_page_needs_at_most_ten_commands() -> None:
     commands = [line for block in blocks(PAGES[0]) if block.language == "sh" for line in block.text.splitlines()]
 
-    assert len(commands) <= 10
+    assert len(commands) <= MOST_COMMANDS

@@ -233,15 +233,13 @@ def _replacement_lines(replacement: Replacement) -> Iterator[str]:
 
 
 def _outputs_table(name: str, report: ParityReport) -> Table:
-    """Return one line per output: how far it was off, where, and over how many numbers."""
+    """Return one line per output: how far it was off, where, and over how many numbers; it fits into 80 columns."""
     lines = [
         (line.name, f"{line.max_abs:.1e}", f"{line.max_rel:.1e}", f"{line.atol:.1e}", f"{line.at_step:,}",
-         f"{line.sequence}, sequence {line.row}", f"{line.compared:,}", _scale_line(line))
+         f"{line.sequence} {line.row}", f"{line.compared:,}")
         for line in report.outputs
     ]  # fmt: skip
-    columns = (
-        "output", "largest difference", "of the value", "allowed", "at timestep", "of", "numbers compared", "values"
-    )  # fmt: skip
+    columns = ("output", "difference", "relative", "allowed", "timestep", "sequence", "numbers")
     return table(f"{name}: step by step against {report.parity.against}", columns, lines)
 
 
@@ -249,6 +247,7 @@ def _report_lines(report: ParityReport) -> Iterator[str]:
     """Yield a line for each further part of the verification, including skipped parts."""
     yield f"parity:  {parity_lines(report.parity.model_dump())}"
     for line in report.outputs:
+        yield f"values:  {_scale_line(line)}"
         if line.weak:
             yield f"weak:    output {line.name}: {line.why}; a wrong graph might have passed"
     if not report.outputs:
@@ -266,8 +265,8 @@ def _report_lines(report: ParityReport) -> Iterator[str]:
 
 
 def _scale_line(line: OutputParity) -> str:
-    scale = line.scale
-    return f"{scale.largest:.1e} at most, {scale.median:.1e} in the middle, {scale.distinct:.0%} distinct"
+    largest, median, distinct = line.scale.largest, line.scale.median, line.scale.distinct
+    return f"output {line.name}: {largest:.1e} at most, {median:.1e} in the middle, {distinct:.0%} distinct"
 
 
 def _drift_line(drift: ErrorGrowth) -> str:

@@ -16,6 +16,10 @@ from model_export.errors import StepwellError
 
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
 _PARALLEL = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
+_EXPECTED = (
+    "stepwell: all tests take about a quarter of an hour on two idle cores, and longer beside other work. "
+    "The percentage is the share of tests that have run. A part of them, in a few minutes: stepwell test --quick"
+)
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's exit codes: 0 passed, 4 wrong usage; any other is a failure
 
 
@@ -36,6 +40,8 @@ def test(context: typer.Context) -> None:
         command.append(str(root / "tests"))
     if all(argument.startswith("-") for argument in context.args) and "--pdb" not in context.args:
         command += _PARALLEL  # no test is selected: all tests run
+        if not context.args:
+            typer.echo(_EXPECTED, err=True)
     pytest = subprocess.Popen(command, env=env)  # noqa: S603 - our own command with the caller's own arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches pytest, which prints a summary
     raise typer.Exit(_EXIT_CODES.get(pytest.wait(), 1))

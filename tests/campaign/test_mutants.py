@@ -26,3 +26,12 @@ def test_a_mutant_whose_line_is_missing_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(MutantError, match="expected once"):
         broken_copy(gone, tmp_path)
+
+
+def test_no_byte_code_of_the_broken_file_is_copied(tmp_path: Path) -> None:
+    """It would run instead of the broken line if both files had the same size and were written in the same second."""
+    mutant = next(each for each in MUTANTS if each.file.endswith(".py"))
+    broken = broken_copy(mutant, tmp_path) / mutant.file
+
+    assert list((broken.parent / "__pycache__").glob(f"{broken.stem}.*")) == []
+    assert mutant.replacement in broken.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def test_the_parity_table_is_printed_and_the_file_is_written(tmp_path: Path, sou
 
     assert done.exit_code == 0
     assert "valve: step by step against keras" in done.stdout
-    assert "numbers compared" in done.stdout
+    columns = ["output", "difference", "relative", "allowed", "timestep", "sequence", "numbers"]
+    assert columns in [line.split() for line in done.stdout.splitlines()], "it fits into 80 columns"
+    assert re.search(r"^values:  output y: \S+ at most, \S+ in the middle, \d+% distinct$", done.stdout, re.MULTILINE)
     assert f"written: {tmp_path / 'pump.onnx'}" in done.stdout
     assert (tmp_path / "pump.onnx").is_file()
 

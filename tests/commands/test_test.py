@@ -37,9 +37,13 @@ def test_all_tests_run_from_another_folder(clone: Path, tmp_path: Path) -> None:
     assert "1 failed, 1 passed" in run(clone, "-q", cwd=tmp_path).stdout
 
 
-def test_all_tests_run_in_parallel_and_selected_ones_do_not(clone: Path) -> None:
-    assert "workers" in run(clone, cwd=clone).stdout
-    assert "workers" not in run(clone, "-k", "good", cwd=clone).stdout
+def test_all_tests_run_in_parallel_after_a_line_with_the_expected_time_and_selected_ones_do_not(clone: Path) -> None:
+    everything, selected = run(clone, cwd=clone), run(clone, "-k", "good", cwd=clone)
+
+    assert "workers" in everything.stdout
+    assert "a quarter of an hour" in everything.stderr
+    assert "workers" not in selected.stdout
+    assert "hour" not in selected.stderr
 
 
 def test_options_of_pytest_are_passed_on(clone: Path) -> None:

@@ -72,31 +72,31 @@ def exported(source: str, folder: Path, seed: int) -> str:
     return hashlib.sha256(target.read_bytes()).hexdigest()
 
 
-def three_times(source: str, folder: Path) -> set[str]:
-    """Return the digests of three exports, two of them under load."""
-    found = {exported(source, folder, 1)}
+def twice(source: str, folder: Path) -> set[str]:
+    """Return the digests of two exports, the second under load and with another order of sets."""
+    first = exported(source, folder, 1)
     with load():
-        return found | {exported(source, folder, seed) for seed in (2, 3)}
+        return {first, exported(source, folder, 2)}
 
 
-def test_a_sequence_graph_exported_three_times_is_one_file(tmp_path: Path) -> None:
+def test_a_sequence_graph_exported_twice_is_one_file(tmp_path: Path) -> None:
     wide = {"W": (1, 600, 4), "R": (1, 600, 200), "B": (1, 1200), "D": (200, 5)}
     model = batch_first("yg = GRU <hidden_size = 200> (xt, W, R, B)\nyt = MatMul (yg, D)", **wide)
     onnx.save(model, str(tmp_path / "wide.onnx"))
 
-    assert len(three_times("wide.onnx", tmp_path)) == 1
+    assert len(twice("wide.onnx", tmp_path)) == 1
 
 
-def test_a_keras_model_exported_three_times_is_one_file(tmp_path: Path) -> None:
+def test_a_keras_model_exported_twice_is_one_file(tmp_path: Path) -> None:
     pytest.importorskip("keras", reason="Keras is not installed")
     (tmp_path / "own_model.py").write_text(KERAS)
 
-    assert len(three_times("own_model:build", tmp_path)) == 1
+    assert len(twice("own_model:build", tmp_path)) == 1
 
 
 @pytest.mark.torch
-def test_a_module_exported_three_times_is_one_file(tmp_path: Path) -> None:
+def test_a_module_exported_twice_is_one_file(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (the extra `torch`)")
     (tmp_path / "own_module.py").write_text(TORCH)
 
-    assert len(three_times("own_module:build", tmp_path)) == 1
+    assert len(twice("own_module:build", tmp_path)) == 1

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from service.commands.tables import table
 
-_BAR_WIDTH: Final = 30
+_BAR_WIDTH: Final = 16  # the table then fits into 80 columns
 
 
 def release_view(release: Mapping[str, Any]) -> RenderableType:
@@ -53,8 +53,8 @@ def _lines(release: Mapping[str, Any]) -> list[str]:
 def _versions(release: Mapping[str, Any]) -> RenderableType:
     rows = release["versions"]
     total = max(sum(row["streams"] for row in rows), 1)
-    counted = "" if release["counted_at"] is None else f" at {_clock(release['counted_at'])}"
-    found = table("", ("version", "status", f"streams{counted}", "", "share", "fingerprint"), ())
+    counted = "" if release["counted_at"] is None else f"streams counted at {_clock(release['counted_at'])}"
+    found = table(counted, ("version", "status", "streams", "", "share", "fingerprint"), ())
     for row in rows:
         bar = ProgressBar(total=total, completed=row["streams"], width=_BAR_WIDTH)
         name = "?" if row["version"] is None else str(row["version"])
