@@ -18,12 +18,12 @@ _ItemT = TypeVar("_ItemT")
 
 def rows_of(bulk: BulkTimesteps, indices: Sequence[int]) -> BulkTimesteps:
     """Return some rows of a bulk request."""
-    rows = list(indices)
+    rows, at = list(indices), np.asarray(indices, np.intp)
     return replace(
         bulk,
         keys=_items(bulk.keys, rows),
         names=_items(bulk.names, rows),
-        inputs={name: array[rows] for name, array in bulk.inputs.items()},
+        inputs={name: array.take(at, axis=0) for name, array in bulk.inputs.items()},
         packed=_items(bulk.packed, rows),
         seqs=_items(bulk.seqs, rows),
         afters=_items(bulk.afters, rows),
@@ -76,7 +76,10 @@ class JoinedOutcomes:
         order = np.argsort(np.concatenate([np.asarray(rows, np.intp) for rows in self._parts]))
         steps = [*chain.from_iterable(batch.steps for batch in batches)]
         state_ids = [*chain.from_iterable(batch.state_ids for batch in batches)]
-        arrays = {name: np.concatenate([batch.arrays[name] for batch in batches])[order] for name in batches[0].arrays}
+        arrays = {
+            name: np.concatenate([batch.arrays[name] for batch in batches]).take(order, axis=0)
+            for name in batches[0].arrays
+        }
         at = order.tolist()
         assert len(at) == n_rows
         joined = BatchOutput(arrays, _items(steps, at), _items(state_ids, at))
