@@ -25,6 +25,7 @@ SCRIPT: Final = Script.of("count_streams.lua")
 _PAGE_KEYS: Final = 1000
 _SHARE: Final = 0.01  # of the store's time that counting may use
 _URGENT_PASS_S: Final = 25.0  # longest pauses of a pass while a model has a release: counts are right within a minute
+_FIRST_PASS_PAUSE_S: Final = 0.025  # the same for a million streams, as long as nothing has counted them
 _MAX_PAUSE_S: Final = 5.0
 _LEASE_MS: Final = 15_000
 _BETWEEN_PASSES_MS: Final = 1000
@@ -99,8 +100,8 @@ class StreamCounter:
             return None  # of another version of the service
 
     async def _count(self) -> StreamCounts:
-        before = self.counts
-        pages_before = before.pages if before is not None else 1
+        before = self.counts or await self.read()
+        longest = _FIRST_PASS_PAUSE_S if before is None else _URGENT_PASS_S / before.pages
         by_model: defaultdict[str, dict[str, int]] = defaultdict(dict)
         pages, loop = 0, asyncio.get_running_loop()
         try:
@@ -120,7 +121,7 @@ class StreamCounter:
                     break
                 pause = min(_MAX_PAUSE_S, (loop.time() - started_at) * (1 / _SHARE - 1))
                 is_urgent = bool(self._releases.models())
-                await asyncio.sleep(min(pause, _URGENT_PASS_S / pages_before) if is_urgent else pause)
+                await asyncio.sleep(min(pause, longest) if is_urgent else pause)
                 await self._store.state_store.execute(deadline(), "PEXPIRE", keys.COUNT_LEASE, _LEASE_MS)
         return StreamCounts(await self._store.time(), dict(by_model), pages)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -102,11 +102,45 @@ class ColumnarCommits(Sequence[Commit]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return Commit(self.names[index], self.guards[index].tobytes(), self.records[index].tobytes())
 
-    def packed(self, head: Sequence[Argument]) -> bytes:
-        """Return the encoded command with the arguments `head`, followed by each guard and record."""
-        packed = hiredis.pack_command(cast("Any", tuple(head)))
-        count = len(head) + 2 * len(self)
-        return b"".join((b"*%d" % count, memoryview(packed)[packed.index(b"\r") :], self._table.data))
+    @property
+    def encoded(self) -> Sequence[memoryview]:
+        """Each guard and record, encoded as arguments of a command."""
+        return (self._table.data,)
+
+
+class JoinedCommits(Sequence[Commit]):
+    """Columnar commits of several batches, as those of one.
+
+    Attributes:
+        parts: The commits of each batch.
+        names: The records' keys.
+    """
+
+    __slots__ = ("names", "parts")
+
+    def __init__(self, parts: Sequence[ColumnarCommits]) -> None:
+        self.parts = parts
+        self.names = [*chain.from_iterable(part.names for part in parts)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Commit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Commit]: ...
+
+    def __getitem__(self, index: int | slice) -> Commit | Sequence[Commit]:
+        return [*chain.from_iterable(self.parts)][index]
+
+    def __iter__(self) -> Iterator[Commit]:
+        return chain.from_iterable(self.parts)
+
+    @property
+    def encoded(self) -> Sequence[memoryview]:
+        """Each guard and record, encoded as arguments of a command."""
+        return [*chain.from_iterable(part.encoded for part in self.parts)]
 
 
 @lru_cache(maxsize=64)
@@ -190,6 +224,11 @@ class CommitResults:
             raise result.error
         return result
 
+    def part(self, start: int, stop: int) -> CommitResults:
+        """Return the results of some successive commits."""
+        found = {i - start: result for i, result in self.not_applied.items() if start <= i < stop}
+        return CommitResults(found, self.expiry_set_at)
+
 
 def script_call(
     commits: Sequence[Commit],
@@ -231,12 +270,16 @@ def script_call(
     return tuple(call)
 
 
-def rows_call(commits: ColumnarCommits, *, ttl_ms: int, entry_ttl_ms: int, keep_ttl: bool) -> PackedCommand:
+def rows_call(
+    commits: ColumnarCommits | JoinedCommits, *, ttl_ms: int, entry_ttl_ms: int, keep_ttl: bool
+) -> PackedCommand:
     """Return the same command for columnar commits, already encoded; the arguments are those of `script_call`."""
     rows = len(commits)
     head: list[Argument] = ["EVALSHA", COMMIT.sha, rows, *commits.names, rows, ttl_ms, entry_ttl_ms, int(keep_ttl), 0]
+    packed, count = hiredis.pack_command(cast("Any", tuple(head))), len(head) + 2 * rows
     return PackedCommand(
-        commits.packed(head), lambda: script_call(commits, ttl_ms=ttl_ms, entry_ttl_ms=entry_ttl_ms, keep_ttl=keep_ttl)
+        b"".join((b"*%d" % count, memoryview(packed)[packed.index(b"\r") :], *commits.encoded)),
+        lambda: script_call(commits, ttl_ms=ttl_ms, entry_ttl_ms=entry_ttl_ms, keep_ttl=keep_ttl),
     )
 
 

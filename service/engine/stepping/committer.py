@@ -78,7 +78,7 @@ class BatchCommitter:
         self._served = deps.served
         self._artifacts = deps.served.artifacts
         self._specs = deps.served.manifest.answered
-        self._store = deps.store
+        self._commits = deps.commits
         self._cache = deps.cache
         self._observer = deps.observer
         self._interests = deps.interests
@@ -188,7 +188,7 @@ class BatchCommitter:
         for artifact in self._artifacts:
             if artifact.check_at < time.monotonic():
                 artifact.check_soon()
-        results = await self._store.commit(
+        results = await self._commits.commit(
             commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
         )
         self._observer.store_latency("commit", time.perf_counter() - started)
