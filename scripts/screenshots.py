@@ -63,6 +63,7 @@ def take_release(page: Page, folder: Path) -> None:
     first.parent.mkdir(parents=True)
     first.write_bytes(old.read_bytes())
     write_next_version(old, models / MODEL / "2" / "model.onnx", change=0.1)
+    page.emulate_screen(1360, 1160, mobile=False)
     with service_process(models, folder / "data") as service, _stepping(service.url):
         body = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 50, "salt": "picture"}
         httpx.put(f"{service.url}/v1/models/{MODEL}/release", json=body, trust_env=False).raise_for_status()
@@ -71,7 +72,8 @@ def take_release(page: Page, folder: Path) -> None:
             page.wait_for("!document.getElementById('release').hidden")
             if page.evaluate(f"new Promise((done) => setTimeout(() => done({_DOTTED}), 5000))"):
                 break  # a stream that takes part
-        page.evaluate("new Promise((done) => setTimeout(done, 15000))")
+        for _ in range(3):
+            page.evaluate("new Promise((done) => setTimeout(done, 15000))")
         page.screenshot(IMAGES / "release.png")
 
 
@@ -79,6 +81,7 @@ def take_release(page: Page, folder: Path) -> None:
 def _stepping(url: str) -> Iterator[None]:
     """Step 40 streams of the demo's model five times a second until the block ends."""
     recordings, stop = Recordings.load(), threading.Event()
+    chosen = recordings.x[[7 * n % len(recordings) for n in range(40)]]  # neighbours have the same class
 
     def run() -> None:
         streams = [f"watch-{n + 1}" for n in range(40)]
@@ -86,8 +89,7 @@ def _stepping(url: str) -> Iterator[None]:
             for t in count():
                 if stop.wait(0.2):
                     return
-                xs = recordings.x[[n % len(recordings) for n in range(40)], t % recordings.x.shape[1]]
-                body = {"streams": streams, "inputs": {"motion": xs.tolist()}}
+                body = {"streams": streams, "inputs": {"motion": chosen[:, t % chosen.shape[1]].tolist()}}
                 http.post(f"/v1/models/{MODEL}/step", json=body).raise_for_status()
 
     thread = threading.Thread(target=run)

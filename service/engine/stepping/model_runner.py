@@ -17,7 +17,6 @@ from model_export.manifest import Array
 from service.engine.packing import all_finite, finite_rows
 from service.engine.trials.comparison import Beside
 from service.errors import ServiceError
-from service.models.paired import PAIR
 
 if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
@@ -59,7 +58,8 @@ class ModelRunner:
         self._model = served.step_model
         self._observer = observer
         self._inputs = served.inputs
-        fields = [field for field in self._model.fields if field.name != PAIR]
+        # The last field of a pair is no state of a version: its bytes are not numbers.
+        fields = self._model.fields if served.halves is None else self._model.fields[:-1]
         stored = {field.store_dtype for field in fields}
         # If all states have the same type, they are checked as one array.
         self._one_float = stored.pop() if len(stored) == 1 and next(iter(stored)).kind == "f" else None
