@@ -15,6 +15,7 @@ from service.store.commits import (
     ColumnarCommits,
     Commit,
     CommitResults,
+    EncodedCommits,
     JoinedCommits,
     Notification,
     Outcome,
@@ -188,7 +189,7 @@ class StateStore:
         if self._transport.is_cluster:
             calls = single_calls(commits, notifications, **ttls)
         elif type(commits) in _ENCODED and not notifications:  # `isinstance` is slow for subclasses of ABCs
-            calls = [rows_call(cast("ColumnarCommits", commits), **ttls)]
+            calls = [rows_call(cast("EncodedCommits", commits), **ttls)]
         else:
             calls = [script_call(commits, notifications, **ttls)]
         replies = await execute_with_retry(
