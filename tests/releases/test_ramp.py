@@ -190,7 +190,9 @@ def alone(model: StepModel, xs: Array) -> Array:
 def test_messages_of_a_feed_keep_their_order_across_a_change(redis_server: Server, tmp_path: Path, change: str) -> None:
     """None of them has a `seq`: one that is applied out of order changes every prediction after it."""
     n_sent, ramp = 400, {"candidate": 2, "mode": "ramp", "percent": 100}
-    with two_folds(redis_server.url, tmp_path) as releases, releases.replica.feed(MODEL, "s") as feed:
+    # On a busy machine, timesteps that would wait for a part of the usual timeout are rejected.
+    fleet_of_two = two_folds(redis_server.url, tmp_path, request_timeout_s=300)
+    with fleet_of_two as releases, releases.replica.feed(MODEL, "s") as feed:
         if change != "start":
             releases.put(**ramp)
 
