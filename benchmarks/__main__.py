@@ -17,6 +17,7 @@ from benchmarks import load, recorded, report, workload
 from benchmarks.load import Load, Result
 from benchmarks.peers import Peers, install
 from benchmarks.profile import shares
+from benchmarks.releases import release_targets
 from benchmarks.servers import (
     STEP,
     Target,
@@ -198,6 +199,14 @@ def tracing(*, rounds: Rounds = 9, seconds: Seconds = 3.0, only: Only = "", keep
     work = workload.make(keep.resolve(), steps=20_000)
     with receiver() as url:
         lines = _measure(_chosen(tracing_targets(work, url), only), work, rounds=rounds, seconds=seconds)
+    report.show("HTTP, 256 connections, every answer checked", lines)
+
+
+@app.command()
+def releases(*, rounds: Rounds = 5, seconds: Seconds = 3.0, only: Only = "", keep: Folder = _KEPT) -> None:
+    """What a release costs per step: outside its trial, and for streams that are pairs."""
+    work = workload.make(keep.resolve(), steps=20_000)
+    lines = _measure(_chosen(release_targets(work), only), work, rounds=rounds, seconds=seconds)
     report.show("HTTP, 256 connections, every answer checked", lines)
 
 

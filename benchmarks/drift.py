@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.pairs import MODEL, ROWS, step
+from benchmarks.engines import MODEL, ROWS, private_store, step
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from service.engine.engine import Engine
@@ -30,7 +30,6 @@ from service.store.keys import record_key
 from service.store.state_store import StateStore
 from service.types import Prediction, StreamHandle, StreamKey
 from tests.drift.live import normal, write_reference_model
-from tests.servers import server
 
 SECONDS = 5.0
 """CPU seconds of the engine without drift, in each case."""
@@ -88,8 +87,8 @@ async def report(url: str, folder: Path) -> None:
 def main() -> None:
     """Run it."""
     gc.set_threshold(50_000, 10, 10)  # as the service does
-    with tempfile.TemporaryDirectory() as name, server(Path(name) / "data") as store:
-        asyncio.run(report(store.url, Path(name)))
+    with tempfile.TemporaryDirectory() as name, private_store(Path(name) / "data") as url:
+        asyncio.run(report(url, Path(name)))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,13 @@ MUTANTS = (
         ("tests/releases/test_transports.py::test_a_retry_after_a_promotion_gets_its_first_answer_with_its_version",),
     ),
     Mutant(
+        "a batch gets the results of another batch's commits",
+        "service/engine/stepping/columns/shared_commits.py",
+        "part.results.set_result(found.part(start, stop))",
+        "part.results.set_result(found.part(0, stop - start))",
+        ("tests/engine/stepping/test_shared_commits.py::test_each_batch_gets_its_own_conflicts",),
+    ),
+    Mutant(
         "a worker with an older release moves streams back",
         "service/releases/moves.py",
         "while standing.moved_by <= self.document.revision and len(moves) < _MAX_MOVES:",

@@ -225,7 +225,9 @@ class PairedModel:
 
     def _run_both(self, call: _Call, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
         """Run both halves on `(rows, T, *row)` inputs."""
-        before = states[PAIR].view(PAIR_DTYPE)[:, 0]
+        # Copied as bytes: of a structured array, NumPy copies field by field.
+        packed = states[PAIR].copy()
+        pair = packed.view(PAIR_DTYPE)[:, 0]
         old_states = {field.name: states[OLD + field.name] for field in self.old.fields}
         new_states = {field.name: states[NEW + field.name] for field in self.new.fields}
         started = time.perf_counter()
@@ -235,32 +237,33 @@ class PairedModel:
         self.run_s[0] += middle - started
         self.run_s[1] += time.perf_counter() - middle
         rows, length = next(iter(inputs.values())).shape[:2]
-        failed = (failure > 0) | (before["failed"] > 0)
-        if failed.any():
+        warm, had_failed = pair["warm_steps"].astype(np.int64), pair["failed"] > 0
+        failed = (failure > 0) | had_failed
+        is_usual = not (failed.any() or warm.any())
+        if is_usual:
+            compared = np.ones((rows, length), bool)
+        else:
             for field in self.new.fields:
                 new_next[field.name] = _chosen(failed, new_states[field.name], new_next[field.name])
             for name, array in old_outputs.items():
                 new_outputs[name] = _chosen(failed, np.zeros_like(array), new_outputs[name])
-        warm = before["warm_steps"].astype(np.int64)
-        compared = ~failed[:, None] & (np.arange(length) >= warm[:, None])
-        outputs, others = dict(old_outputs), dict(new_outputs)
-        responded = np.zeros(rows, np.uint8)
+            compared = ~failed[:, None] & (np.arange(length) >= warm[:, None])
+        outputs, others = old_outputs, new_outputs
         if self.mode == "ramp":
-            responded = compared[:, -1].astype(np.uint8)
             outputs, others = others, outputs
-            if not compared.all():
+            if not is_usual:
                 outputs = {name: _chosen(compared, outputs[name], others[name]) for name in outputs}
                 others = {name: _chosen(compared, others[name], new_outputs[name]) for name in others}
-        after = before.copy()
-        after["failed"], after["responded"] = failed, responded
-        after["warm_steps"] = np.maximum(warm - length, 0)
-        newly = np.where(before["failed"] > 0, 0, failure).astype(np.uint8)
+        pair["responded"] = compared[:, -1] if self.mode == "ramp" else 0
+        if not is_usual:
+            pair["failed"], pair["warm_steps"] = failed, np.maximum(warm - length, 0)
+        newly = np.where(had_failed, 0, failure).astype(np.uint8)
         beside = {OTHER + name: array for name, array in others.items()}
         warm_now = (warm > 0) & (warm <= length)
         beside |= {COMPARED: compared, FAILED: newly[:, None], WARM_NOW: warm_now[:, None]}
         next_states = {OLD + name: array for name, array in old_next.items()}
         next_states |= {NEW + name: array for name, array in new_next.items()}
-        next_states[PAIR] = after.view(np.uint8).reshape(rows, PAIR_BYTES)
+        next_states[PAIR] = packed
         return outputs | beside, next_states
 
     def _run_candidate(
@@ -295,8 +298,10 @@ class PairedModel:
         arrays = list(outputs.values())
         for field in self.new.fields:
             array = states[field.name]
-            with np.errstate(over="ignore"):
-                arrays.append(array.astype(field.store_dtype, copy=False))
+            if field.store_dtype != field.dtype:
+                with np.errstate(over="ignore"):
+                    array = array.astype(field.store_dtype)
+            arrays.append(array)
         failure = np.zeros(rows, np.uint8)
         for array in arrays:
             if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():

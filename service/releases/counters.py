@@ -72,9 +72,13 @@ class OutputCounts:
         self.sum_abs += float(differences.sum())
         self.numbers += differences.size
         different = differences[differences > 0]
-        found, counts = np.unique(np.floor(np.log(different) / math.log(_BASE)).astype(int), return_counts=True)
-        for bucket, n in zip(found.tolist(), counts.tolist(), strict=True):
-            self.buckets[bucket] += n
+        if not different.size:
+            return
+        buckets = np.floor(np.log(different) / math.log(_BASE)).astype(int)
+        lowest = int(buckets.min())
+        counts = np.bincount(buckets - lowest)  # buckets of float64 are few: less work than sorting all of them
+        for i in np.flatnonzero(counts).tolist():
+            self.buckets[lowest + i] += int(counts[i])
 
     def differences(self) -> dict[float, int]:
         """Return how many numbers have which absolute difference, to 10 %."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast, overload
 
@@ -60,19 +61,51 @@ def replica_probe(name: str, stored: bytes, entry_key: str | None = None) -> Com
     return Commit(name, _IMPOSSIBLE_GUARD, stored, entry_key)
 
 
-class ColumnarCommits(Sequence[Commit]):
-    """Commits of a batch whose streams all exist and whose records have equal lengths.
-
-    Guards and records are columns of one array that already has the layout of the command, so no object is created per
-    row.
+class EncodedCommits(Sequence[Commit]):
+    """Commits that are encoded as arguments of the command already; no object is created per commit.
 
     Attributes:
         names: The records' keys.
+    """
+
+    __slots__ = ("names",)
+
+    names: Sequence[str]
+
+    @property
+    @abstractmethod
+    def encoded(self) -> Sequence[memoryview]:
+        """Each guard and record, as arguments of the command."""
+
+    @abstractmethod
+    def _commit(self, index: int) -> Commit: ...
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Commit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Commit]: ...
+
+    def __getitem__(self, index: int | slice) -> Commit | Sequence[Commit]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._commit(range(len(self))[index])
+
+
+class ColumnarCommits(EncodedCommits):
+    """Commits of a batch whose streams all exist and whose records have equal lengths.
+
+    Guards and records are columns of one array that already has the layout of the command.
+
+    Attributes:
         guards: The expected guards, `(rows, 56)` uint8; the caller fills them in.
         records: The new records, `(rows, bytes)` uint8; the caller fills them in.
     """
 
-    __slots__ = ("_table", "guards", "names", "records")
+    __slots__ = ("_table", "guards", "records")
 
     def __init__(self, names: Sequence[str], record_bytes: int) -> None:
         """Allocate the array.
@@ -88,25 +121,39 @@ class ColumnarCommits(Sequence[Commit]):
         self.guards = self._table[:, guard_at : guard_at + GUARD_BYTES]
         self.records = self._table[:, record_at : record_at + record_bytes]
 
-    def __len__(self) -> int:
-        return len(self.names)
+    @property
+    def encoded(self) -> Sequence[memoryview]:
+        """The array."""
+        return (self._table.data,)
 
-    @overload
-    def __getitem__(self, index: int) -> Commit: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Commit]: ...
-
-    def __getitem__(self, index: int | slice) -> Commit | Sequence[Commit]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _commit(self, index: int) -> Commit:
         return Commit(self.names[index], self.guards[index].tobytes(), self.records[index].tobytes())
 
-    def packed(self, head: Sequence[Argument]) -> bytes:
-        """Return the encoded command with the arguments `head`, followed by each guard and record."""
-        packed = hiredis.pack_command(cast("Any", tuple(head)))
-        count = len(head) + 2 * len(self)
-        return b"".join((b"*%d" % count, memoryview(packed)[packed.index(b"\r") :], self._table.data))
+
+class JoinedCommits(EncodedCommits):
+    """Columnar commits of several batches, as those of one."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: Sequence[ColumnarCommits]) -> None:
+        """Join commits.
+
+        Args:
+            parts: Those of each batch; at most one per key.
+        """
+        self.names = [*chain.from_iterable(part.names for part in parts)]
+        self._parts = parts
+
+    @property
+    def encoded(self) -> Sequence[memoryview]:
+        """The array of each part."""
+        return [*chain.from_iterable(part.encoded for part in self._parts)]
+
+    def _commit(self, index: int) -> Commit:
+        return next(islice(chain.from_iterable(self._parts), index, None))
+
+    def __iter__(self) -> Iterator[Commit]:
+        return chain.from_iterable(self._parts)
 
 
 @lru_cache(maxsize=64)
@@ -190,6 +237,11 @@ class CommitResults:
             raise result.error
         return result
 
+    def part(self, start: int, stop: int) -> CommitResults:
+        """Return the results of some successive commits."""
+        found = {i - start: result for i, result in self.not_applied.items() if start <= i < stop}
+        return CommitResults(found, self.expiry_set_at)
+
 
 def script_call(
     commits: Sequence[Commit],
@@ -231,12 +283,14 @@ def script_call(
     return tuple(call)
 
 
-def rows_call(commits: ColumnarCommits, *, ttl_ms: int, entry_ttl_ms: int, keep_ttl: bool) -> PackedCommand:
-    """Return the same command for columnar commits, already encoded; the arguments are those of `script_call`."""
+def rows_call(commits: EncodedCommits, *, ttl_ms: int, entry_ttl_ms: int, keep_ttl: bool) -> PackedCommand:
+    """Return the same command for encoded commits, as bytes; the arguments are those of `script_call`."""
     rows = len(commits)
     head: list[Argument] = ["EVALSHA", COMMIT.sha, rows, *commits.names, rows, ttl_ms, entry_ttl_ms, int(keep_ttl), 0]
+    packed, count = hiredis.pack_command(cast("Any", tuple(head))), len(head) + 2 * rows
     return PackedCommand(
-        commits.packed(head), lambda: script_call(commits, ttl_ms=ttl_ms, entry_ttl_ms=entry_ttl_ms, keep_ttl=keep_ttl)
+        b"".join((b"*%d" % count, memoryview(packed)[packed.index(b"\r") :], *commits.encoded)),
+        lambda: script_call(commits, ttl_ms=ttl_ms, entry_ttl_ms=entry_ttl_ms, keep_ttl=keep_ttl),
     )
 
 

@@ -15,6 +15,8 @@ from service.store.commits import (
     ColumnarCommits,
     Commit,
     CommitResults,
+    EncodedCommits,
+    JoinedCommits,
     Notification,
     Outcome,
     decode_results,
@@ -36,6 +38,8 @@ Durability = Literal["memory", "fsync", "replica"]
 
 _MAX_TTL_FACTOR: Final = 1.25  # a record's expiry, in times to live: a step within the first 0.25 need not renew it
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+_ENCODED: Final = (ColumnarCommits, JoinedCommits)
 
 _HISTORY: Final = Script.of("history.lua")
 
@@ -184,8 +188,8 @@ class StateStore:
         calls: list[Sequence[Argument]]
         if self._transport.is_cluster:
             calls = single_calls(commits, notifications, **ttls)
-        elif type(commits) is ColumnarCommits and not notifications:  # `isinstance` is slow for subclasses of ABCs
-            calls = [rows_call(commits, **ttls)]
+        elif type(commits) in _ENCODED and not notifications:  # `isinstance` is slow for subclasses of ABCs
+            calls = [rows_call(cast("EncodedCommits", commits), **ttls)]
         else:
             calls = [script_call(commits, notifications, **ttls)]
         replies = await execute_with_retry(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
 from model_export.manifest import Manifest
-from tests.graphs import Built, _s, _t, graph_from_text, manifest_of
+from tests.graphs import Built, _s, _t, graph_from_text, lstm, manifest_of
 
 
 def adder() -> Built:
@@ -43,6 +45,17 @@ def seen() -> Built:
             y = Identity (n_next)
         }""")
     return graph, _manifest("n", 1)
+
+
+def lstm_with_a_wrong_weight() -> Built:
+    """The model `tests.graphs.lstm` with one weight that is greater by 1."""
+    graph, manifest = lstm()
+    model = onnx.load_model_from_string(graph)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "W")
+    weights = numpy_helper.to_array(tensor).copy()
+    weights[0, 0] += 1
+    tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+    return bytes(model.SerializeToString()), manifest
 
 
 def gru(features: int = 4, units: int = 6, seed: int = 3) -> Built:

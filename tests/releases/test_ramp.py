@@ -16,6 +16,7 @@ from model_export.manifest import Array
 from model_export.step_model import StepModel
 from service.releases.document import MAX_EARLIER
 from tests.graphs import lstm, write_model
+from tests.releases.builds import lstm_with_a_wrong_weight
 from tests.releases.fleet import MODEL, NEW_FACTOR, Fleet, fleet, folded, over_both, two_folds, wait_until
 from tests.servers import Server
 
@@ -157,6 +158,25 @@ def test_in_shadow_the_answers_of_a_float_model_are_those_of_a_service_without_a
     assert np.array_equal(np.array(answers, np.float32), alone(model, xs))
 
 
+@over_both
+def test_a_candidate_with_one_wrong_weight_is_aborted_within_500_timesteps(
+    redis_server: Server, tmp_path: Path, *, by_feed: bool
+) -> None:
+    names, n_rounds = NAMES[:50], 9
+    xs = np.random.default_rng(2).normal(size=(n_rounds + 1, len(names), 4)).astype(np.float32)
+    model = StepModel(write_model(tmp_path / "alone", MODEL, lstm))
+    with fleet(redis_server.url, tmp_path / "models", lstm, lstm_with_a_wrong_weight, by_feed=by_feed) as releases:
+        releases.put(candidate=2, mode="shadow", percent=100, gate={"min_compared": 400, "max_abs": {"y": 0.001}})
+        answers = [releases.bulk(names, x.tolist())["outputs"]["y"] for x in xs[:n_rounds]]
+        wait_until(lambda: releases.release()["ended"] is not None)
+        ended = releases.release()
+        answers.append(releases.bulk(names, xs[n_rounds].tolist())["outputs"]["y"])
+
+    assert (ended["ended"]["how"], "'y'" in ended["ended"]["why"]) == ("aborted", True)
+    assert 400 <= ended["compared"]["steps"] <= 500
+    assert np.array_equal(np.array(answers, np.float32), alone(model, xs))
+
+
 def alone(model: StepModel, xs: Array) -> Array:
     """Return the predictions of a model, `(T, rows, 2)`, for `(T, rows, 4)` inputs."""
     states, rows = model.initial_states(xs.shape[1]), []
@@ -170,7 +190,9 @@ def alone(model: StepModel, xs: Array) -> Array:
 def test_messages_of_a_feed_keep_their_order_across_a_change(redis_server: Server, tmp_path: Path, change: str) -> None:
     """None of them has a `seq`: one that is applied out of order changes every prediction after it."""
     n_sent, ramp = 400, {"candidate": 2, "mode": "ramp", "percent": 100}
-    with two_folds(redis_server.url, tmp_path) as releases, releases.replica.feed(MODEL, "s") as feed:
+    # On a busy machine, timesteps that would wait for a part of the usual timeout are rejected.
+    fleet_of_two = two_folds(redis_server.url, tmp_path, request_timeout_s=300)
+    with fleet_of_two as releases, releases.replica.feed(MODEL, "s") as feed:
         if change != "start":
             releases.put(**ramp)
 

@@ -111,6 +111,11 @@ class BatchQueue(Generic[ItemT]):
         """Whether a stream has an item that waits, or is in a running batch."""
         return name in self._waiting_after
 
+    def without_items(self, names: Sequence[str]) -> Sequence[str]:
+        """Return those of some streams for which `holds` is False."""
+        waiting = self._waiting_after
+        return names if waiting.keys().isdisjoint(names) else [name for name in names if name not in waiting]
+
     def can_reserve(self, names: Iterable[str]) -> bool:
         """Whether `reserve` would return True for each of these streams."""
         return self._waiting_after.keys().isdisjoint(names)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model_export.manifest import Array
-from service.engine.packing import pack_outputs, select_returned
+from service.engine.packing import all_true, pack_outputs, select_returned
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import Replies
 from service.engine.watch.commit_events import CandidateOutputs
@@ -78,7 +78,7 @@ class BatchCommitter:
         self._served = deps.served
         self._artifacts = deps.served.artifacts
         self._specs = deps.served.manifest.answered
-        self._store = deps.store
+        self._commits = deps.commits
         self._cache = deps.cache
         self._observer = deps.observer
         self._interests = deps.interests
@@ -188,7 +188,7 @@ class BatchCommitter:
         for artifact in self._artifacts:
             if artifact.check_at < time.monotonic():
                 artifact.check_soon()
-        results = await self._store.commit(
+        results = await self._commits.commit(
             commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
         )
         self._observer.store_latency("commit", time.perf_counter() - started)
@@ -235,9 +235,10 @@ class BatchCommitter:
         self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at, committed.sources)
         if committed.beside is not None:
             self.count_comparison(committed.beside, committed.states)
-            rows = pair_rows(committed.states)
+            if all_true(committed.beside.compared):
+                return
             # A stream that leaves the trial, or whose candidate is warm now, moves at its next step.
-            is_final = (rows["failed"] > 0) | committed.beside.is_warm_now
+            is_final = (pair_rows(committed.states)["failed"] > 0) | committed.beside.is_warm_now
             for i in np.flatnonzero(is_final).tolist():
                 self._cache.drop(committed.names[i])
 

@@ -58,9 +58,12 @@ class ModelRunner:
         self._model = served.step_model
         self._observer = observer
         self._inputs = served.inputs
-        stored = {field.store_dtype for field in self._model.fields}
+        # The last field of a pair is no state of a version: its bytes are not numbers.
+        fields = self._model.fields if served.halves is None else self._model.fields[:-1]
+        stored = {field.store_dtype for field in fields}
         # If all states have the same type, they are checked as one array.
         self._one_float = stored.pop() if len(stored) == 1 and next(iter(stored)).kind == "f" else None
+        self._checked_bytes = sum([field.nbytes for field in fields])
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{served.name}")
         self._row_s = math.inf  # measured seconds per row and timestep; infinite: the first run uses the thread
 
@@ -154,8 +157,10 @@ class ModelRunner:
 
     def _drop_non_finite(self, outputs: dict[str, Array], states: Array) -> RunResult:
         """Reject the rows with NaN or infinity in an output or state, also if only the type in the store overflows."""
-        if self._one_float is not None and all_finite([*outputs.values(), states.view(self._one_float)]):
-            return RunResult(outputs, states)
+        if self._one_float is not None:
+            values = states[:, : self._checked_bytes].view(self._one_float)
+            if all_finite([*outputs.values(), values]):
+                return RunResult(outputs, states)
         finite, not_finite = finite_rows(
             {f"output {name}": a for name, a in outputs.items()} | self._model.unpack(states)
         )

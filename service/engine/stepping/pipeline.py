@@ -37,6 +37,7 @@ from service.types import ENDS, STARTS
 if TYPE_CHECKING:
     from service.drift.sampler import TimestepSampler
     from service.engine.observer import EngineObserver
+    from service.engine.stepping.columns.shared_commits import SharedCommits
     from service.engine.tenant_limits import StreamQuota
     from service.engine.trials.comparison import TrialComparison
     from service.engine.trials.plans import ReleasePlans
@@ -55,7 +56,8 @@ class PipelineDeps:
 
     Attributes:
         served: The model version.
-        store: Loads and commits records.
+        store: Loads records.
+        commits: Commits them.
         cache: The worker's recently used records of this model version.
         observer: Counts the work.
         interests: Decides which commits are published.
@@ -72,6 +74,7 @@ class PipelineDeps:
 
     served: ServedModel
     store: StateStore
+    commits: SharedCommits
     cache: RecordCache
     observer: EngineObserver
     interests: InterestTable

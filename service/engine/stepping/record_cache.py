@@ -221,9 +221,12 @@ class RecordCache:
         self._evict_from(1)
 
     def indices_of(self, names: Sequence[str], indices: Sequence[int]) -> list[int]:
-        """Return those of some indices of `names` whose streams' records are cached."""
+        """Return those of some indices of `names`, in ascending order, whose streams' records are cached."""
         slot_of = self._slot_of
-        return [] if slot_of.keys().isdisjoint(names) else [i for i in indices if names[i] in slot_of]
+        if slot_of.keys().isdisjoint(names):
+            return []
+        is_cached = [*map(slot_of.__contains__, names)]
+        return [i for i in indices if is_cached[i]]
 
     def __contains__(self, name: str) -> bool:
         """Whether a stream's record is cached."""

@@ -21,7 +21,7 @@ class VersionBatchers:
     def __init__(self) -> None:
         """Create it; `link` gives it the batchers."""
         self._batchers: Sequence[Batcher] = ()
-        self._submitted: dict[str, Batcher] = {}  # by stream, where timesteps wait that no batcher has moved on
+        self._submitted: dict[Batcher, set[str]] = {}  # whose timesteps wait where no batcher has moved them on
 
     @classmethod
     def link(cls, batchers: Sequence[Batcher], *, moves: bool) -> None:
@@ -47,25 +47,28 @@ class VersionBatchers:
             name: Key of the stream's record.
             requested: The batcher of the version that the request leads to.
         """
-        chosen = self._submitted.get(name)
+        chosen = next((batcher for batcher, names in self._submitted.items() if name in names), None)
         if chosen is None or not chosen.queue.holds(name):
             batchers = [requested, *self._others(requested)]
             chosen = next((batcher for batcher in batchers if batcher.queue.holds(name)), None) or next(
                 (batcher for batcher in batchers if name in batcher.cache), requested
             )
-        self._submitted[name] = chosen
+        self.on_submitted((name,), chosen)
         return chosen
 
-    def on_submitted(self, names: Iterable[str], batcher: Batcher) -> None:
+    def on_submitted(self, names: Sequence[str], batcher: Batcher) -> None:
         """Note that timesteps of streams were submitted to a batcher."""
-        self._submitted.update(dict.fromkeys(names, batcher))
+        for other, submitted in self._submitted.items():
+            if other is not batcher and submitted:
+                submitted.difference_update(names)
+        self._submitted.setdefault(batcher, set()).update(names)
 
-    def on_released(self, names: Iterable[str], batcher: Batcher) -> None:
+    def on_released(self, names: Sequence[str], batcher: Batcher) -> None:
         """Note that a batch with timesteps of streams has ended."""
-        submitted, queue = self._submitted, batcher.queue
-        for name in names:
-            if submitted.get(name) is batcher and not queue.holds(name):
-                del submitted[name]
+        if submitted := self._submitted.get(batcher):
+            submitted.difference_update(batcher.queue.without_items(names))
+            if not submitted:
+                del self._submitted[batcher]
 
     def follows_older(self, row: QueuedStep, batcher: Batcher) -> bool:
         """Queue a timestep after an older one of its stream, if there is one; whether there was.
@@ -90,11 +93,15 @@ class VersionBatchers:
     def split(self, names: Sequence[str], requested: Batcher) -> list[tuple[Batcher, Sequence[int]]] | None:
         """Return which batchers have the records of streams, each with the indices of its streams in `names`.
 
+        Args:
+            names: Keys of the streams' records; in the queue of `requested` they can be reserved.
+            requested: The batcher of the version that the request leads to.
+
         Returns:
             The streams that no other batcher has are of `requested`. None: one of them has a timestep that waits or
             runs.
         """
-        if not all(batcher.queue.can_reserve(names) for batcher in self._batchers):
+        if not all(other.queue.can_reserve(names) for other in self._others(requested)):
             return None
         parts: list[tuple[Batcher, Sequence[int]]] = []
         left: Sequence[int] = range(len(names))
@@ -102,7 +109,7 @@ class VersionBatchers:
             if own := other.cache.indices_of(names, left):
                 parts.append((other, own))
                 taken = set(own)
-                left = [i for i in left if i not in taken]
+                left = [] if len(own) == len(left) else [i for i in left if i not in taken]
         return [*parts, (requested, left)] if left else parts
 
     def _others(self, batcher: Batcher) -> Iterable[Batcher]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from model_export.manifest import Array
+from service.engine.packing import all_true
 from service.errors import ServiceError
 from service.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel, pair_rows
 from service.releases.counters import TrialCounts, add_counts
@@ -89,6 +90,11 @@ class _Collected:
     others: dict[str, list[Array]] = field(default_factory=dict)
     buffered: int = 0
 
+    def buffer(self, name: str, answers: Array, others: Array) -> None:
+        """Keep predictions of one output, `(n, *row)` each, until `compare`."""
+        self.answers.setdefault(name, []).append(answers)
+        self.others.setdefault(name, []).append(others)
+
     def compare(self) -> None:
         """Compare what is buffered."""
         for name, parts in self.answers.items():
@@ -129,28 +135,39 @@ class TrialComparison:
             return
         if (trial.old.fingerprint, trial.new.fingerprint) != (model.old.fingerprint, model.new.fingerprint):
             return
+        collected = self._collected.setdefault((served.name, trial.revision), _Collected())
         is_of_trial = pair_rows(states)["trial"] == trial.revision
         compared = beside.compared & is_of_trial[:, None]
-        failed = beside.failed[:, 0] * is_of_trial
-        collected = self._collected.setdefault((served.name, trial.revision), _Collected())
-        counts = collected.counts
-        if (n_failed := int(np.count_nonzero(failed))) > 0:
-            if model.mode == "shadow":
-                counts.lost += n_failed
-            else:
-                counts.fell_back += n_failed
-            counts.non_finite += int(np.count_nonzero(failed == 2))
-            self._observer.candidate_failed(served.name, n_failed, responds=model.mode == "ramp")
-        n_compared = int(np.count_nonzero(compared))
-        counts.steps += n_compared + n_failed * compared.shape[1]
-        self._count_roles(served, model, beside.compared)
-        for name, array in beside.answers.items() if n_compared else ():
-            collected.answers.setdefault(name, []).append(array[compared])
-            collected.others.setdefault(name, []).append(beside.others[name][compared])
+        if all_true(compared):  # the usual case: no row has failed, or is of another trial
+            n_compared = n_responding = compared.size
+            for name, array in beside.answers.items():
+                collected.buffer(name, _flat(array), _flat(beside.others[name]))
+        else:
+            self._count_failed(served, model, collected.counts, beside.failed[:, 0] * is_of_trial, compared.shape[1])
+            n_compared = int(np.count_nonzero(compared))
+            n_responding = int(np.count_nonzero(beside.compared))
+            for name, array in beside.answers.items() if n_compared else ():
+                collected.buffer(name, array[compared], beside.others[name][compared])
+        collected.counts.steps += n_compared
         collected.buffered += n_compared
-        self._count_run_s(model, counts)
+        self._count_roles(served, model, compared.size, n_responding)
+        self._count_run_s(model, collected.counts)
         if collected.buffered >= _MAX_BUFFERED:
             collected.compare()
+
+    def _count_failed(
+        self, served: ServedModel, model: PairedModel, counts: TrialCounts, failed: Array, length: int
+    ) -> None:
+        """Count the rows on which the candidate has failed now; `failed` is as in `Beside`, `(rows,)` uint8."""
+        if not (n_failed := int(np.count_nonzero(failed))):
+            return
+        if model.mode == "shadow":
+            counts.lost += n_failed
+        else:
+            counts.fell_back += n_failed
+        counts.non_finite += int(np.count_nonzero(failed == 2))
+        counts.steps += n_failed * length
+        self._observer.candidate_failed(served.name, n_failed, responds=model.mode == "ramp")
 
     def takeover_failed(self, model: str, move: Move) -> None:
         """Count a stream that was to take part, but whose state cannot be made; it stays out of the trial."""
@@ -164,14 +181,14 @@ class TrialComparison:
             counts.fell_back += 1
         self._observer.candidate_failed(model, 1, responds=trial.mode != "shadow")
 
-    def _count_roles(self, served: ServedModel, model: PairedModel, compared: Array) -> None:
+    def _count_roles(self, served: ServedModel, model: PairedModel, n_steps: int, n_comparable: int) -> None:
         """Count which version responded: in `ramp` the candidate, to every timestep that can be compared."""
         assert served.halves is not None
         old, new = (half.version for half in served.halves)
-        by_new = int(np.count_nonzero(compared)) if model.mode == "ramp" else 0
+        by_new = n_comparable if model.mode == "ramp" else 0
         if by_new:
             self._observer.paired_steps(served.name, new, old, by_new)
-        if by_old := compared.size - by_new:
+        if by_old := n_steps - by_new:
             self._observer.paired_steps(served.name, old, new, by_old)
 
     def _count_run_s(self, model: PairedModel, counts: TrialCounts) -> None:
@@ -202,3 +219,8 @@ class TrialComparison:
                 _log.debug("The counts of a trial of %s are added later: %s", model, exc)
                 continue
             del self._sending[key]
+
+
+def _flat(array: Array) -> Array:
+    """Return predictions `(rows, T, *row)` as `(rows times T, *row)`."""
+    return array.reshape(-1, *array.shape[2:])

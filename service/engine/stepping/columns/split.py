@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 from msgspec.structs import replace
@@ -11,19 +13,21 @@ from msgspec.structs import replace
 from service.engine.stepping.columns.batch import BulkOutcomes, StepOutcome
 from service.types import BatchOutput, BulkPrediction, BulkTimesteps, Prediction
 
+_ItemT = TypeVar("_ItemT")
+
 
 def rows_of(bulk: BulkTimesteps, indices: Sequence[int]) -> BulkTimesteps:
     """Return some rows of a bulk request."""
-    rows = list(indices)
+    rows, at = list(indices), np.asarray(indices, np.intp)
     return replace(
         bulk,
-        keys=[bulk.keys[i] for i in rows],
-        names=[bulk.names[i] for i in rows],
-        inputs={name: array[rows] for name, array in bulk.inputs.items()},
-        packed=[bulk.packed[i] for i in rows],
-        seqs=[bulk.seqs[i] for i in rows],
-        afters=[bulk.afters[i] for i in rows],
-        sources=[bulk.sources[i] for i in rows] if bulk.sources else (),
+        keys=_items(bulk.keys, rows),
+        names=_items(bulk.names, rows),
+        inputs={name: array.take(at, axis=0) for name, array in bulk.inputs.items()},
+        packed=_items(bulk.packed, rows),
+        seqs=_items(bulk.seqs, rows),
+        afters=_items(bulk.afters, rows),
+        sources=_items(bulk.sources, rows) if bulk.sources else (),
     )
 
 
@@ -70,11 +74,18 @@ class JoinedOutcomes:
         outputs = [self._outcomes[part] for part in range(len(self._parts))]
         batches = [outcome.batch for outcome in outputs if isinstance(outcome, BulkPrediction)]
         order = np.argsort(np.concatenate([np.asarray(rows, np.intp) for rows in self._parts]))
-        steps = [step for batch in batches for step in batch.steps]
-        state_ids = [state_id for batch in batches for state_id in batch.state_ids]
-        arrays = {name: np.concatenate([batch.arrays[name] for batch in batches])[order] for name in batches[0].arrays}
+        steps = [*chain.from_iterable(batch.steps for batch in batches)]
+        state_ids = [*chain.from_iterable(batch.state_ids for batch in batches)]
+        arrays = {
+            name: np.concatenate([batch.arrays[name] for batch in batches]).take(order, axis=0)
+            for name in batches[0].arrays
+        }
         at = order.tolist()
         assert len(at) == n_rows
-        joined = BatchOutput(arrays, [steps[i] for i in at], [state_ids[i] for i in at])
+        joined = BatchOutput(arrays, _items(steps, at), _items(state_ids, at))
         first = outputs[0]
         return BulkPrediction(joined, first.version if isinstance(first, BulkPrediction) else 0)
+
+
+def _items(items: Sequence[_ItemT], indices: Sequence[int]) -> list[_ItemT]:
+    return [*map(items.__getitem__, indices)]
