@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -105,11 +105,23 @@ class GrpcCalls:
             self._open = _StreamCall(self._infer_stream())
             self._readers.add(self._open.reader)
             self._open.reader.add_done_callback(self._readers.discard)
-        response = await self._open.request(one, str(next(self._names)), timeout)
-        if not response.error_message:
-            return 200, _document(response.infer_response)
-        problem = _problem(response.error_message)
-        return (503 if problem["applied"] == "unknown" or problem["code"] in _RETRIED else 400), problem
+        return _answer(await self._open.request(one, str(next(self._names)), timeout))
+
+    async def together(self, requests: Sequence[Infer], timeout: float) -> list[tuple[int, dict[str, Any]] | None]:
+        """Send requests over a stream call of their own, without waiting for answers in between; None: no answer."""
+        call = _StreamCall(self._infer_stream())
+
+        async def one(request: Infer) -> tuple[int, dict[str, Any]] | None:
+            try:
+                return _answer(await call.request(request, str(next(self._names)), timeout))
+            except NoAnswerError:
+                return None
+
+        try:
+            return await asyncio.gather(*map(one, requests))
+        finally:
+            call.cancel()
+            await call.reader
 
     def abort(self) -> None:
         """Cancel the stream call."""
@@ -186,6 +198,14 @@ class _StreamCall:
 _RETRIED: Final = frozenset(
     {"overloaded", "draining", "store_unavailable", "outcome_unknown", "not_durable", "model_timeout", "rate_limited"}
 )
+
+
+def _answer(response: Any) -> tuple[int, dict[str, Any]]:
+    """Return the HTTP status and the document that a response of a stream stands for."""
+    if not response.error_message:
+        return 200, _document(response.infer_response)
+    problem = _problem(response.error_message)
+    return (503 if problem["applied"] == "unknown" or problem["code"] in _RETRIED else 400), problem
 
 
 def _is_answer(details: str) -> bool:

@@ -51,16 +51,8 @@ class GrpcClient(RandomClient):
         return status, document
 
     async def send_in_order(self, requests: Sequence[Infer]) -> list[tuple[int, dict[str, Any]] | None]:
-        """Send requests together over the stream call of one worker; None: no answer arrived."""
-        calls, timeout = self.rng.choice(self._calls), self.random_timeout()
-
-        async def one(request: Infer) -> tuple[int, dict[str, Any]] | None:
-            try:
-                return await self._stream(calls, request, timeout)
-            except NoAnswerError:
-                return None
-
-        return await asyncio.gather(*map(one, requests))
+        """Send requests together over one stream call to a random worker; None: no answer arrived."""
+        return await self.rng.choice(self._calls).together(requests, self.random_timeout())
 
     async def close(self) -> None:
         """Close all connections."""
@@ -72,7 +64,7 @@ class GrpcClient(RandomClient):
         try:
             return await calls.stream(one, timeout)
         except NoAnswerError:
-            if self.rng.random() < 0.3:
+            if self.rng.random() < 0.1:
                 calls.abort()
             raise
 
