@@ -95,9 +95,9 @@ def _driver(plan: ChaosPlan, _system: System, transports: Transports, rng: rando
 def _grpc_driver(
     plan: ChaosPlan, system: System, transports: Transports, rng: random.Random, tally: Tally
 ) -> StreamDriver:
-    from campaign.grpc_streams import GrpcClient, GrpcStreamDriver  # needs grpcio, which is an extra
+    from campaign.over_grpc.streams import GrpcRandomClient, GrpcStreamDriver  # needs grpcio, which is an extra
 
-    return GrpcStreamDriver(GrpcClient(transports, system.grpc_ports, rng, tally), rng, f"s{plan.seed}")
+    return GrpcStreamDriver(GrpcRandomClient(transports, system.grpc_ports, rng, tally), rng, f"s{plan.seed}")
 
 
 async def _wait(plan: ChaosPlan, tally: Tally, on_progress: Callable[[float], None]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from campaign.client import DEADLINE_S, RandomClient, Request, TimedAnswer
-from campaign.grpc_calls import GrpcCalls, Infer
+from campaign.over_grpc.calls import GrpcCalls, Infer
 from campaign.stream_run import StreamRun
 from campaign.streams import StreamDriver
 from campaign.tally import Tally
@@ -18,7 +18,7 @@ from tests.exactly_once.http import NoAnswerError
 _ON_THEIR_WAY: Final = 16  # timesteps of one sequence
 
 
-class GrpcClient(RandomClient):
+class GrpcRandomClient(RandomClient):
     """Sends steps over gRPC and everything else over HTTP; otherwise as `RandomClient`."""
 
     def __init__(self, transports: Transports, ports: Sequence[int], rng: random.Random, tally: Tally) -> None:
@@ -72,7 +72,7 @@ class GrpcClient(RandomClient):
 class GrpcStreamDriver(StreamDriver):
     """Runs client patterns over gRPC."""
 
-    def __init__(self, client: GrpcClient, rng: random.Random, prefix: str) -> None:
+    def __init__(self, client: GrpcRandomClient, rng: random.Random, prefix: str) -> None:
         super().__init__(client, rng, prefix)
         self._infer = client
         self._over: list[str] = []  # sequences that have ended
