@@ -16,8 +16,8 @@ class Arrivals:
     """The requests of all calls of a worker that are decoded and submitted next, in the order of their arrival.
 
     grpcio delivers one request for each call and turn of the event loop, also if many have been received. If each were
-    submitted at once, batches would have few rows. So a request waits until no other one has followed for 1 ms; one that
-    arrives alone does not wait.
+    submitted at once, batches would have few rows. So a request waits until no other one has followed for 1 ms. One
+    that arrives alone does not wait.
     """
 
     def __init__(self) -> None:
