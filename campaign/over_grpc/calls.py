@@ -27,7 +27,7 @@ _OUTCOME: Final = re.compile(r"\(code: (\w+), applied: (\w+)\)$")
 _STOPPING: Final = "Server is stopping"
 _CONNECTION: Final = [
     ("grpc.initial_reconnect_backoff_ms", 50),  # by default seconds, and after some kills minutes
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 5_000),  # the least that an attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 
