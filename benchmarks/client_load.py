@@ -21,7 +21,7 @@ from benchmarks.workload import CLASSES, FEATURES, ROWS
 from model_export.manifest import Array
 from service.client import AsyncClient, Client
 
-KINDS = ("sync", "async", "feed", "oip-json", "oip-binary", "grpc", "grpc-stream")
+KINDS = ("sync", "async", "feed", "oip-json", "oip-binary", "grpc", "grpc-stream", "grpc-wire", "grpc-stream-wire")
 _MODEL = "bench"
 
 
@@ -165,9 +165,10 @@ def main() -> None:
     elif options.kind in {"async", "feed"}:
         asyncio.run((async_ if options.kind == "async" else feed)(counter, url, options.streams))
     elif options.kind.startswith("grpc"):
-        from benchmarks import grpc_load  # needs grpcio, which the other kinds do not
+        from benchmarks import grpc_load, grpc_wire  # need grpcio, which the other kinds do not
 
-        run = grpc_load.unary if options.kind == "grpc" else grpc_load.streaming
+        module = grpc_wire if options.kind.endswith("wire") else grpc_load
+        run = module.streaming if "stream" in options.kind else module.unary
         asyncio.run(run(options.port, options.streams, lambda step: _all(counter, options.streams, step)))
     else:
         asyncio.run(oip(counter, options.port, options.streams, binary=options.kind == "oip-binary"))

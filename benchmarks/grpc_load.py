@@ -15,10 +15,11 @@ from service.grpc_api.messages import SERVICE, ModelInferRequest, ModelInferResp
 
 Step = Callable[[int, Array], Awaitable[float]]
 _MODEL = "bench"
-_CALLS = 4  # stream calls, each with a part of the streams
+CALLS = 4  # stream calls, each with a part of the streams
 
 
-def _request(stream: int, row: Array, *, start: bool) -> Any:
+def infer_request(stream: int, row: Array, *, start: bool) -> Any:
+    """Return the `ModelInferRequest` of a timestep."""
     request = ModelInferRequest(model_name=_MODEL, id=str(stream))
     request.parameters["sequence_id"].string_param = f"g-{stream}"
     request.parameters["sequence_start"].bool_param = start
@@ -27,7 +28,8 @@ def _request(stream: int, row: Array, *, start: bool) -> Any:
     return request
 
 
-def _y(response: Any) -> float:
+def prediction(response: Any) -> float:
+    """Return the prediction of a `ModelInferResponse`."""
     return float(np.frombuffer(response.raw_output_contents[0], "<f4")[0])
 
 
@@ -40,9 +42,9 @@ async def unary(port: int, streams: int, run: Callable[[Step], Awaitable[None]])
         )
 
         async def step(stream: int, row: Array) -> float:
-            request = _request(stream, row, start=stream not in started)
+            request = infer_request(stream, row, start=stream not in started)
             started.add(stream)
-            return _y(await infer(request))
+            return prediction(await infer(request))
 
         await run(step)
 
@@ -55,7 +57,7 @@ async def streaming(port: int, streams: int, run: Callable[[Step], Awaitable[Non
     async def receive(call: Any) -> None:
         async for response in call:
             assert not response.error_message, response.error_message
-            waiting.pop(response.infer_response.id).set_result(_y(response.infer_response))
+            waiting.pop(response.infer_response.id).set_result(prediction(response.infer_response))
 
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         infer = channel.stream_stream(
@@ -63,12 +65,12 @@ async def streaming(port: int, streams: int, run: Callable[[Step], Awaitable[Non
             ModelInferRequest.SerializeToString,
             ModelStreamInferResponse.FromString,
         )
-        calls = [infer() for _ in range(min(_CALLS, streams))]
+        calls = [infer() for _ in range(min(CALLS, streams))]
         readers = [asyncio.create_task(receive(call)) for call in calls]
         locks = [asyncio.Lock() for _ in calls]  # a call accepts one write at a time
 
         async def step(stream: int, row: Array) -> float:
-            request = _request(stream, row, start=stream not in started)
+            request = infer_request(stream, row, start=stream not in started)
             started.add(stream)
             future: asyncio.Future[float] = asyncio.get_running_loop().create_future()
             waiting[str(stream)] = future

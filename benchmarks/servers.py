@@ -171,6 +171,18 @@ def grpc_targets(workload: Workload) -> list[Target]:
     return targets
 
 
+def full_grpc_targets(workload: Workload) -> list[Target]:
+    """Return the Open Inference Protocol over HTTP with raw bytes, and over gRPC, each at its full rate.
+
+    The clients take little CPU, so that it is the server which limits the rate.
+    """
+    clients = (("ModelInfer", "grpc-wire"), ("ModelStreamInfer, 4 calls", "grpc-stream-wire"))
+    return [
+        Target("HTTP, raw bytes", stepwell(workload), Load(streams=64, client="oip-binary")),
+        *[Target(name, _on_grpc(workload), Load(streams=64, client=client)) for name, client in clients],
+    ]
+
+
 def _on_grpc(workload: Workload) -> Start:
     """Return a start of `stepwell serve` whose port is that of gRPC."""
 

@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from campaign.chaos import ChaosPlan, run
 from campaign.fuzz import TARGETS
 from campaign.releases import ramp
 from campaign.tally import Tally
+from service.process.grpc_port import missing_packages
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _console = Console(stderr=True)
@@ -45,21 +46,34 @@ def chaos(
     release_every_s: Annotated[
         float, typer.Option(min=0.05, help="Seconds between two changes of the release, on average.")
     ] = 0.4,
+    transport: Annotated[
+        Literal["http", "grpc"], typer.Option(help="Step over HTTP and WebSockets, or over gRPC.")
+    ] = "http",
     save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
     without: Annotated[
         str | None,
         typer.Option(help=f"Test a broken build, on which the campaign must fail: {', '.join(mutants.BROKEN)}."),
     ] = None,
 ) -> None:
-    """Kill, pause, delay and disconnect two workers and their store while clients step streams over HTTP and WebSocket.
+    """Kill, pause, delay and disconnect two workers and their store while clients step streams.
 
     Exits with 0 if there were no violations, else with 1; with --without, the reverse.
     """
     if without is not None and without not in mutants.BROKEN:
         raise typer.BadParameter(f"{without!r}; expected one of {', '.join(mutants.BROKEN)}", param_hint="--without")
+    if transport == "grpc" and (releases or without == mutants.NEEDS_RELEASES):
+        raise typer.BadParameter("grpc; releases are tested over http only", param_hint="--transport")
+    if transport == "grpc" and (missing := missing_packages()):
+        _console.print(
+            f"The packages of gRPC are not installed: no {', '.join(missing)}. Install them: "
+            "STEPWELL_EXTRAS=dev,grpc ./stepwell --version",
+            markup=False,
+        )
+        raise typer.Exit(3)
     seed = secrets.randbelow(10**6) if seed is None else seed
     release_every_s = release_every_s if releases or without == mutants.NEEDS_RELEASES else 0.0
-    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, release_every_s, stop_when_broken=without is not None)
+    stop_when_broken = without is not None
+    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, release_every_s, stop_when_broken, transport)
     _console.print(f"seed {seed}")
     tally = Tally()
     ended_early = not _run_with_progress(plan, tally, without)

@@ -8,13 +8,14 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from campaign.checker import MODEL
 from campaign.client import RandomClient
 from campaign.faults import inject_faults
 from campaign.releases.operator import ReleaseOperator
 from campaign.streams import StreamDriver
-from campaign.system import running_system
+from campaign.system import System, running_system
 from campaign.tally import Tally
 from campaign.transports import Transports
 
@@ -32,6 +33,7 @@ class ChaosPlan:
         fault_every_s: Seconds between two faults, on average.
         release_every_s: Seconds between two changes of the release, on average; 0: there is no release.
         stop_when_broken: Whether to stop at the first violation.
+        transport: What steps the streams: HTTP and WebSockets, or gRPC.
     """
 
     seconds: float
@@ -40,6 +42,7 @@ class ChaosPlan:
     fault_every_s: float = 2.0
     release_every_s: float = 0.0
     stop_when_broken: bool = False
+    transport: Literal["http", "grpc"] = "http"
 
 
 async def run(
@@ -60,9 +63,10 @@ async def run(
         on_progress: Called regularly with the elapsed seconds.
     """
     rng = random.Random(plan.seed)
-    async with running_system(folder, releases=plan.release_every_s > 0, env=env) as system:
+    is_grpc = plan.transport == "grpc"
+    async with running_system(folder, releases=plan.release_every_s > 0, grpc=is_grpc, env=env) as system:
         transports = Transports(system.ports, MODEL)
-        driver = StreamDriver(RandomClient(transports, rng, tally), rng, f"s{plan.seed}")
+        driver = (_grpc_driver if is_grpc else _driver)(plan, system, transports, rng, tally)
         operator = ReleaseOperator(driver, random.Random(plan.seed), tally) if plan.release_every_s else None
         over = asyncio.Event()
         try:
@@ -81,7 +85,19 @@ async def run(
             if operator is not None:
                 await operator.check_settled_streams()
         finally:
-            await transports.close()
+            await driver.client.close()
+
+
+def _driver(plan: ChaosPlan, _system: System, transports: Transports, rng: random.Random, tally: Tally) -> StreamDriver:
+    return StreamDriver(RandomClient(transports, rng, tally), rng, f"s{plan.seed}")
+
+
+def _grpc_driver(
+    plan: ChaosPlan, system: System, transports: Transports, rng: random.Random, tally: Tally
+) -> StreamDriver:
+    from campaign.over_grpc.streams import GrpcRandomClient, GrpcStreamDriver  # needs grpcio, which is an extra
+
+    return GrpcStreamDriver(GrpcRandomClient(transports, system.grpc_ports, rng, tally), rng, f"s{plan.seed}")
 
 
 async def _wait(plan: ChaosPlan, tally: Tally, on_progress: Callable[[float], None]) -> None:

@@ -99,7 +99,7 @@ class RandomClient:
         sent, unknown = loop.time(), False
         while loop.time() < sent + DEADLINE_S:
             try:
-                status, document = await self._send(request)
+                status, document = await self.send_once(request)
             except NoAnswerError:
                 unknown = True
             else:
@@ -115,10 +115,18 @@ class RandomClient:
         self.tally.report("unresolved", f"{request}: outcome unknown after {DEADLINE_S:.0f} s")
         return TimedAnswer(0, {"code": "unresolved"}, sent, loop.time())
 
-    async def _send(self, request: Request) -> tuple[int, dict[str, Any]]:
+    def random_timeout(self) -> float:
+        """Return how long to wait for an answer, seconds: mostly long enough."""
+        return self.rng.uniform(0.005, 0.1) if self.rng.random() < _SHORT_TIMEOUT_SHARE else _TIMEOUT_S
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.transports.close()
+
+    async def send_once(self, request: Request) -> tuple[int, dict[str, Any]]:
         """Send a request once, over a random transport that supports it."""
         port = self.rng.choice(self.transports.ports)
-        timeout = self.rng.uniform(0.005, 0.1) if self.rng.random() < _SHORT_TIMEOUT_SHARE else _TIMEOUT_S
+        timeout = self.random_timeout()
         transport = (
             self.rng.choice(list(TRANSPORTS)) if request.what in ("step", "steps") and not request.key else "http"
         )

@@ -28,6 +28,7 @@ def document(plan: ChaosPlan, tally: Tally, *, lacks: str | None, ended_early: b
     """Return the result of a chaos campaign as a document; it contains nothing about the machine."""
     return {
         "campaign": "chaos",
+        "transport": plan.transport,
         "on": datetime.now(UTC).date().isoformat(),
         "seed": plan.seed,
         "minutes": round(plan.seconds / 60, 2),

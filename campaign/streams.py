@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,6 +47,11 @@ class StreamDriver:
         self._names = (f"{prefix}-{n}" for n in itertools.count())
         self._stopping = False
 
+    @property
+    def patterns(self) -> Mapping[str, Callable[[Any], Awaitable[None]]]:
+        """The client patterns by name."""
+        return PATTERNS
+
     def stop(self) -> None:
         """Let the running patterns finish their streams."""
         self._stopping = True
@@ -54,8 +59,8 @@ class StreamDriver:
     async def run_patterns(self) -> None:
         """Run patterns until stopped."""
         while not self._stopping:
-            pattern = self.rng.choice(list(PATTERNS))
-            await PATTERNS[pattern](self)
+            pattern = self.rng.choice(list(self.patterns))
+            await self.patterns[pattern](self)
             self.tally.streams[pattern] += 1
 
     async def verify_final_states(self, at_once: int = 32) -> None:
@@ -76,7 +81,9 @@ class StreamDriver:
 
     async def by_seq(self) -> None:
         """Steps with `seq`; with deliberate copies, gaps, conflicts and late copies."""
-        run = StreamRun(next(self._names))
+        run = await self._begin()
+        if run is None:
+            return
         for _ in self._iterations():
             xs = self._xs()
             if not await self._step(run, xs, seq=run.step + 1):
@@ -123,7 +130,9 @@ class StreamDriver:
 
     async def by_keys(self) -> None:
         """Steps with idempotency keys, from several independent clients on one stream; with late copies."""
-        run = StreamRun(next(self._names))
+        run = await self._begin()
+        if run is None:
+            return
 
         async def writer(number: int) -> None:
             for n in itertools.islice(self._iterations(), STEPS // WRITERS):
@@ -152,6 +161,10 @@ class StreamDriver:
             await self._end(run)
 
     # ---------------------------------------------------------------- helpers
+
+    async def _begin(self) -> StreamRun | None:
+        """Return a stream that its first step creates."""
+        return StreamRun(next(self._names))
 
     def _iterations(self) -> Any:
         return itertools.takewhile(lambda _: not self._stopping, range(self.rng.randint(STEPS // 2, STEPS * 3 // 2)))
@@ -316,8 +329,9 @@ class StreamDriver:
         found = await self.client.send_until_resolved(Request(run.name, "", method="GET"))
         states = await self._check(run, found.document.get("step", 0))
         if found.status == 200 and found.document["step"] == run.step != 0:
-            self.ended[run.name] = replace(run, operations=[], start=run.step, states=states)
-            if found.document["state_id"] != run.state_id:
+            state_id = run.state_id or found.document["state_id"]  # gRPC has none
+            self.ended[run.name] = replace(run, operations=[], start=run.step, state_id=state_id, states=states)
+            if found.document["state_id"] != state_id:
                 self.tally.report("wrong", f"{run.name}: its history is {found.document}; expected {run.state_id}")
 
 

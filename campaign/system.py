@@ -14,7 +14,7 @@ from campaign.releases.log import FACTORS
 from tests.exactly_once.http import Http, NoAnswerError
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, write_model
-from tests.processes import ServiceProcess
+from tests.processes import ServiceProcess, free_port
 from tests.servers import Server
 
 WORKERS = 2
@@ -35,11 +35,13 @@ class System:
         store: A server of the Redis protocol that syncs its append-only file before each reply.
         proxies: One per worker, between the worker and the store.
         workers: Two replicas on the store.
+        grpc_ports: Ports of the workers for gRPC; empty: they do not serve it.
     """
 
     store: Server
     proxies: list[Proxy]
     workers: list[ServiceProcess]
+    grpc_ports: list[int]
 
     @property
     def ports(self) -> list[int]:
@@ -71,13 +73,19 @@ class System:
 
 @contextlib.asynccontextmanager
 async def running_system(
-    folder: Path, *, releases: bool = False, flags: Sequence[str] = (), env: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    releases: bool = False,
+    grpc: bool = False,
+    flags: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[System]:
     """Run the system under test until the block ends.
 
     Args:
         folder: For the model, the sockets and the logs; its path must be short enough for a unix socket.
         releases: Whether the model has a second version.
+        grpc: Whether the workers serve gRPC.
         flags: Flags of the workers, after the default ones.
         env: Environment variables of the workers, in addition to this process's own.
     """
@@ -86,11 +94,12 @@ async def running_system(
     store = Server(folder / "r", *STORE)
     with contextlib.ExitStack() as stack:
         proxies = [stack.enter_context(Proxy(store.socket)) for _ in range(WORKERS)]
-        workers = [
-            ServiceProcess(folder / "models", folder / f"w{n}", "--redis", proxy.url, *_WORKER, *flags, env=env)
-            for n, proxy in enumerate(proxies)
-        ]
-        system = System(store, proxies, workers)
+        grpc_ports = [free_port() for _ in proxies] if grpc else []
+        workers = []
+        for n, proxy in enumerate(proxies):
+            own = ("--redis", proxy.url, *(("--grpc-port", str(grpc_ports[n])) if grpc else ()))
+            workers.append(ServiceProcess(folder / "models", folder / f"w{n}", *own, *_WORKER, *flags, env=env))
+        system = System(store, proxies, workers, grpc_ports)
         try:
             await asyncio.to_thread(store.start)
             await asyncio.gather(*(system.start_worker(n) for n in range(WORKERS)))

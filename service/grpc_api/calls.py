@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
@@ -12,6 +13,7 @@ from service.codec import Format
 from service.codec.oip.errors import bad_request
 from service.errors import ServiceError
 from service.grpc_api import infer_codec
+from service.grpc_api.arrivals import Arrivals
 from service.grpc_api.messages import SERVICE, Message, ModelInferResponse
 from service.models.served import ServedModel
 from service.requests.context import AppContext
@@ -77,12 +79,12 @@ class InferCall:
         marks_final: Its last response is to be marked.
     """
 
-    __slots__ = ("_context", "_handler", "_message", "marks_final", "name", "served")
+    __slots__ = ("_context", "_handler", "_message", "_received_s", "marks_final", "name", "served")
     response_format: ClassVar = Format.BYTES
     extra_headers: ClassVar[Mapping[str, str] | None] = None
     is_reusable: ClassVar[bool] = False
 
-    def __init__(self, context: AppContext, head: CallHead, tenant: str, message: Message) -> None:
+    def __init__(self, context: AppContext, head: CallHead, tenant: str, message: Message, received_s: float) -> None:
         """Find the model of a request.
 
         Args:
@@ -90,6 +92,7 @@ class InferCall:
             head: The metadata of its call.
             tenant: The owner of the sequences.
             message: The `ModelInferRequest`.
+            received_s: When it was received, on the monotonic clock; for traces.
 
         Raises:
             ServiceError: `model_not_found`, or `bad_request`: the idempotency key is not valid.
@@ -100,6 +103,7 @@ class InferCall:
         self.marks_final = infer_codec.marks_final_response(message)
         self._context = context
         self._message = message
+        self._received_s = received_s
         self._handler = InferHandler(
             context,
             self.served,
@@ -120,9 +124,16 @@ class InferCall:
         if tracer is None:
             self.submit(b"", done)
         else:
-            request_id = tracer.sample(head.request_id)
-            route = DeclaredRoute(head.route, OIP)
-            submit_traced(tracer, self, b"", done, request_id=request_id, route=route)
+            submit_traced(
+                tracer,
+                self,
+                b"",
+                done,
+                request_id=tracer.sample(head.request_id),
+                route=DeclaredRoute(head.route, OIP),
+                stream=infer_codec.stream_of(self._message),
+                received_s=self._received_s,
+            )
 
     def fill(self, response: Message, result: Any) -> None:
         """Write the result, which is not a `ServiceError`, to a `ModelInferResponse`."""
@@ -134,6 +145,37 @@ class InferCall:
         self.fill(response, result)
         encoded: bytes = response.SerializeToString()
         return encoded
+
+
+async def respond(call: InferCall, head: CallHead, arrivals: Arrivals) -> bytes:
+    """Submit a request together with others that arrive, and return its encoded response.
+
+    The engine completes a request that was submitted even if the caller is cancelled.
+
+    Raises:
+        ServiceError: The request was rejected, or its outcome is unknown; see `applied`.
+    """
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def done(result: Any) -> None:
+        if not future.done():
+            future.set_result(result)
+
+    def submit() -> None:
+        if not future.done():  # else the client has cancelled it already
+            try:
+                call.submit_or_trace(head, done)
+            except Exception as exc:  # noqa: BLE001 - raised below
+                done(exc)
+
+    arrivals.add(submit)
+    try:
+        result = await future
+    finally:
+        arrivals.finished()
+    if isinstance(result, Exception):
+        raise result
+    return call.encode_response(result)
 
 
 def parse(message: Any, body: bytes) -> Message:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from functools import partial
 from typing import Any, Final
 
 from grpc.aio import EOF
 
 from service.errors import ServiceError
+from service.grpc_api.arrivals import Arrivals
 from service.grpc_api.calls import CallHead, InferCall, as_service_error, parse
 from service.grpc_api.infer_codec import FINAL_RESPONSE, set_parameter
 from service.grpc_api.messages import Message, ModelInferRequest, ModelStreamInferResponse
@@ -27,7 +30,7 @@ class InferStream:
     requests. If the client does not read its responses, the reader stops, so memory is bounded.
     """
 
-    def __init__(self, context: AppContext, head: CallHead, rpc: Any, auth: SocketAuth) -> None:
+    def __init__(self, context: AppContext, head: CallHead, rpc: Any, auth: SocketAuth, arrivals: Arrivals) -> None:
         """Create a call without pending requests.
 
         Args:
@@ -35,11 +38,13 @@ class InferStream:
             head: The metadata of the call.
             rpc: Reads and writes its messages.
             auth: Its caller.
+            arrivals: Submits its requests together with those of other calls.
         """
         self._context = context
         self._head = head
         self._rpc = rpc
         self._auth = auth
+        self._arrivals = arrivals
         self._pending: deque[_PendingResponse] = deque()
         self._bytes = 0  # of the pending requests
         self._wake = asyncio.Event()  # the next response is ready, or no further request is read
@@ -85,16 +90,18 @@ class InferStream:
             if body is EOF:
                 return
             self._auth.recheck(loop.time())
-            self._submit(body)
+            pending = _PendingResponse(self, len(body))
+            self._pending.append(pending)
+            self._bytes += len(body)
+            self._arrivals.add(partial(self._submit, pending, body))
 
-    def _submit(self, body: bytes) -> None:
-        pending = _PendingResponse(self, len(body))
-        self._pending.append(pending)
-        self._bytes += len(body)
+    def _submit(self, pending: _PendingResponse, body: bytes) -> None:
         try:
             message = parse(ModelInferRequest, body)
             pending.name = message.id
-            call = pending.call = InferCall(self._context, self._head, self._auth.caller.tenant, message)
+            call = pending.call = InferCall(
+                self._context, self._head, self._auth.caller.tenant, message, pending.received_s
+            )
             call.submit_or_trace(self._head, pending.on_result)
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its call; it is logged
             pending.on_result(exc)
@@ -130,6 +137,7 @@ class InferStream:
 
     def on_result(self, pending: _PendingResponse) -> None:
         """Wake the writer if it waits for this response."""
+        self._arrivals.finished()
         if self._pending[0] is pending:
             self._wake.set()
 
@@ -137,11 +145,12 @@ class InferStream:
 class _PendingResponse:
     """A request that has no response yet, or that waits for an earlier response."""
 
-    __slots__ = ("_stream", "body_bytes", "call", "name", "result")
+    __slots__ = ("_stream", "body_bytes", "call", "name", "received_s", "result")
 
     def __init__(self, stream: InferStream, body_bytes: int) -> None:
         self._stream = stream
         self.body_bytes = body_bytes
+        self.received_s = time.monotonic()
         self.call: InferCall | None = None
         self.name = ""
         self.result: Any = None

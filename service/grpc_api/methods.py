@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -11,7 +12,8 @@ import msgspec
 from google.protobuf.json_format import ParseDict
 
 from service.errors import ServiceError
-from service.grpc_api.calls import CallHead, InferCall, as_service_error, parse
+from service.grpc_api.arrivals import Arrivals
+from service.grpc_api.calls import CallHead, InferCall, as_service_error, parse, respond
 from service.grpc_api.errors import code_of, metadata_of
 from service.grpc_api.infer_stream import InferStream
 from service.grpc_api.messages import SERVICE, Message, ModelInferRequest, message_class
@@ -21,7 +23,6 @@ from service.requests.auth.api_keys import Caller, Scope
 from service.requests.auth.socket_auth import SocketAuth
 from service.requests.context import AppContext
 from service.requests.error_formats import oip_message
-from service.requests.handlers import run
 from service.requests.infer_handler import model_for_oip
 from service.requests.request_ids import RESPONSE_HEADER
 
@@ -45,6 +46,7 @@ class InferenceMethods:
         self.idle.set()
         self._context = context
         self._version = version
+        self._arrivals = Arrivals()
 
     def handlers(self) -> Mapping[str, grpc.RpcMethodHandler]:
         """Return what grpcio calls, by the name of the method."""
@@ -102,7 +104,7 @@ class InferenceMethods:
                     auth.authorize_handshake(None, None)
                     auth.register()
                     try:
-                        await InferStream(context, head, rpc, auth).run(self.stopping)
+                        await InferStream(context, head, rpc, auth, self._arrivals).run(self.stopping)
                     finally:
                         auth.unregister()
                 except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
@@ -119,9 +121,10 @@ class InferenceMethods:
     # ---------------------------------------------------------------- methods
 
     async def _infer(self, body: bytes, head: CallHead) -> bytes:
+        received_s = time.monotonic()
         tenant = self._context.authenticate_and_count(head.authorization, "step").tenant
-        call = InferCall(self._context, head, tenant, parse(ModelInferRequest, body))
-        return await run(lambda done: call.submit_or_trace(head, done), call)
+        call = InferCall(self._context, head, tenant, parse(ModelInferRequest, body), received_s)
+        return await respond(call, head, self._arrivals)
 
     async def _server_live(self, _request: Message, _head: CallHead) -> Any:
         return {"live": True}

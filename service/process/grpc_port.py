@@ -21,13 +21,17 @@ def check_grpc(settings: Settings) -> None:
     Raises:
         MissingExtraError: It is not, or one of its packages.
     """
-    if settings.grpc_port is None or all(map(_is_installed, _PACKAGES)):
+    if settings.grpc_port is None or not (missing := missing_packages()):
         return
-    missing = ", ".join(name for name in _PACKAGES if not _is_installed(name))
     raise MissingExtraError(
-        f"`grpc_port` is {settings.grpc_port}, and the packages of gRPC are not installed: no {missing}.",
+        f"`grpc_port` is {settings.grpc_port}, and the packages of gRPC are not installed: no {', '.join(missing)}.",
         fix="Install them: pip install 'stepwell[grpc]', in a clone STEPWELL_EXTRAS=grpc. Or leave `grpc_port` out.",
     )
+
+
+def missing_packages() -> list[str]:
+    """Return the packages of the extra grpc that are not installed."""
+    return [name for name in _PACKAGES if not _is_installed(name)]
 
 
 @contextlib.contextmanager

@@ -44,6 +44,8 @@ def submit_traced(
     *,
     request_id: bytes,
     route: TracedRoute,
+    stream: str | None = None,
+    received_s: float | None = None,
 ) -> None:
     """Submit a request as `RequestHandler.submit` does.
 
@@ -54,12 +56,22 @@ def submit_traced(
         done: Gets the result.
         request_id: The result of `Tracer.sample`.
         route: Its route.
+        stream: The stream; None: that of the handler, if it has one.
+        received_s: When it was received, on the monotonic clock; None: now.
 
     Raises:
         ServiceError: The body was rejected; `done` is not called.
     """
-    stream = getattr(getattr(handler, "key", None), "stream", None)  # a bulk request has several
-    trace = tracer.start(request_id, route.name, route.error_format.status, model=handler.served.name, stream=stream)
+    if stream is None:
+        stream = getattr(getattr(handler, "key", None), "stream", None)  # a bulk request has several
+    trace = tracer.start(
+        request_id,
+        route.name,
+        route.error_format.status,
+        model=handler.served.name,
+        stream=stream,
+        received_s=received_s,
+    )
     if trace is None:
         handler.submit(body, done)
         return

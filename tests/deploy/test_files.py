@@ -28,6 +28,10 @@ COMPOSE: dict[str, Any] = yaml.safe_load(VARIABLE.sub(r"\2", COMPOSE_TEXT))
 NGINX = (REPOSITORY / "docker/nginx.conf.template").read_text()
 
 
+OVER_GRPC: dict[str, Any] = yaml.safe_load(VARIABLE.sub(r"\2", (REPOSITORY / "docker/grpc.yml").read_text()))
+DOCKER = shutil.which("docker")
+
+
 def variables(name: str) -> dict[str, str]:
     """Return the variables of a file, by name."""
     lines = (REPOSITORY / name).read_text().splitlines()
@@ -224,3 +228,51 @@ def test_compose_accepts_the_file() -> None:
 
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+# ------------------------------------------------------------------- gRPC
+
+
+def test_grpc_is_off_in_the_stack() -> None:
+    assert default_of("grpc_port") is None
+    assert "GRPC" not in COMPOSE_TEXT.upper()
+    assert "STEPWELL_GRPC_PORT" not in variables("docker/service.env")
+
+
+def test_the_file_of_grpc_publishes_it_on_loopback_only() -> None:
+    assert OVER_GRPC["services"]["proxy"]["ports"] == ["127.0.0.1:8001:8081"]
+    assert OVER_GRPC["services"]["service"].keys() == {"build", "environment"}
+
+
+def test_the_ports_of_grpc_are_those_of_the_proxys_file() -> None:
+    nginx = (REPOSITORY / "docker/nginx-grpc.conf").read_text()
+    [volume] = OVER_GRPC["services"]["proxy"]["volumes"]
+    port = OVER_GRPC["services"]["service"]["environment"]["STEPWELL_GRPC_PORT"]
+
+    assert f"grpc_pass grpc://$grpc_replicas:{port};" in nginx
+    assert "listen 8081;" in nginx
+    assert volume == "./docker/nginx-grpc.conf:/etc/nginx/grpc/grpc.conf:ro"
+    assert "include /etc/nginx/grpc/*.conf;" in NGINX
+
+
+def test_the_image_gets_the_extra_of_grpc() -> None:
+    assert OVER_GRPC["services"]["service"]["build"]["args"] == {"SERVICE_EXTRAS": "grpc"}
+
+
+@pytest.mark.skipif(DOCKER is None, reason="docker with its plugin compose is not installed")
+def test_compose_reads_both_files_as_one() -> None:
+    files = ["-f", "docker-compose.yml", "-f", "docker/grpc.yml"]
+    command = [str(DOCKER), "compose", *files, "--env-file", "/dev/null", "config", "--format", "json"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    if "is not a docker command" in done.stderr:
+        pytest.skip("docker's plugin compose is not installed")
+    services = json.loads(done.stdout)["services"]
+
+    assert {str(one["target"]): (one["host_ip"], one["published"]) for one in services["proxy"]["ports"]} == {
+        "8080": ("127.0.0.1", "8000"),
+        "8081": ("127.0.0.1", "8001"),
+    }
+    assert services["service"]["environment"]["STEPWELL_GRPC_PORT"] == "8001"
+    assert services["service"]["environment"]["STEPWELL_REDIS"] == "redis://redis:6379/0"
+    assert services["service"]["build"]["args"]["SERVICE_EXTRAS"] == "grpc"
+    assert services["proxy"]["read_only"] is True

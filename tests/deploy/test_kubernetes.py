@@ -28,7 +28,13 @@ BLOCKS = re.findall(r"^```yaml\n(.*?)^```", (REPOSITORY / "docs/kubernetes.md").
 ALL_VALUES: dict[str, Any] = {
     "image": {"repository": "registry.example/stepwell", "tag": "1"},
     "imagePullSecrets": [{"name": "registry"}],
-    "settings": {"log_format": "json", "max_body_bytes": 16777216, "watch_models": True, "max_wait_ms": 0.5},
+    "settings": {
+        "grpc_port": 8001,
+        "log_format": "json",
+        "max_body_bytes": 16777216,
+        "watch_models": True,
+        "max_wait_ms": 0.5,
+    },
     "extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "stepwell"}],
     "models": {"claim": "models", "demo": True},
     "redis": {"enabled": True},
@@ -265,7 +271,7 @@ def test_the_overlay_of_the_page_changes_what_it_names(tmp_path: Path) -> None:
     shutil.copytree(KUSTOMIZE, tmp_path / "k")
     own = tmp_path / "k/overlays/own"
     own.mkdir()
-    [text] = [block for block in BLOCKS if "kind: Kustomization" in block]
+    [text, _] = [block for block in BLOCKS if "kind: Kustomization" in block]
     (own / "kustomization.yaml").write_text(text)
 
     done = kustomize(own)
@@ -277,6 +283,32 @@ def test_the_overlay_of_the_page_changes_what_it_names(tmp_path: Path) -> None:
     assert {"name": "STEPWELL_LOG_FORMAT", "value": "json"} in found["env"]
     assert objects["NetworkPolicy", "stepwell"]["spec"]["egress"][1]["ports"][0]["port"] == 6380
     assert {one["metadata"]["namespace"] for one in objects.values()} == {"stepwell"}
+
+
+@needs_kubectl
+@needs_helm
+def test_the_overlay_of_the_page_with_grpc_gives_the_objects_of_the_chart(tmp_path: Path) -> None:
+    shutil.copytree(KUSTOMIZE, tmp_path / "k")
+    own = tmp_path / "k/overlays/own"
+    own.mkdir()
+    [_, text] = [block for block in BLOCKS if "kind: Kustomization" in block]
+    (own / "kustomization.yaml").write_text(text)
+
+    done = kustomize(own)
+    assert done.returncode == 0, done.stderr
+    assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(render({"settings": {"grpc_port": 8001}}))
+
+
+@needs_helm
+def test_the_port_of_grpc_is_reached_as_that_of_http_is() -> None:
+    objects = by_name(render({"settings": {"grpc_port": 8001}}))
+    [found] = pod(objects)["containers"]
+    [rule] = objects["NetworkPolicy", "stepwell"]["spec"]["ingress"]
+
+    assert found["ports"][1] == {"name": "grpc", "containerPort": 8001}
+    assert {"name": "STEPWELL_GRPC_PORT", "value": "8001"} in found["env"]
+    assert objects["Service", "stepwell"]["spec"]["ports"][1]["targetPort"] == "grpc"
+    assert [one["port"] for one in rule["ports"]] == ["http", "grpc"]
 
 
 @needs_helm

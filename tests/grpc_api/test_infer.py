@@ -40,6 +40,18 @@ def test_ids_above_the_range_of_int64_are_those_of_http(service: GrpcService, cl
     assert httpx.get(f"{service.url}/v1/models/fold/streams/{sequence}").json()["step"] == 2
 
 
+def test_a_number_and_the_same_text_are_one_stream_of_the_native_api(
+    service: GrpcService, client: GrpcClient, stream: str
+) -> None:
+    number = int.from_bytes(stream.encode()[-6:])
+    found = [client.predict(1, number, sequence_start=True), client.predict(2, str(number))]
+    path = f"{service.url}/v1/models/fold/streams/{number}/step"
+    found += httpx.post(path, json={"inputs": [3], "seq": 3}).json()["outputs"]["y"]
+    found.append(client.predict(4, number, step=4))
+
+    assert found == fold_reference([1, 2, 3, 4])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [

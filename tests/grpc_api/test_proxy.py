@@ -1,9 +1,8 @@
-"""The part of nginx's configuration in docs/deploying.md forwards gRPC."""
+"""docker/nginx-grpc.conf, the proxy's port for gRPC in the stack of compose, forwards calls and streams."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,19 +16,17 @@ from tests.grpc_api.conftest import GrpcService
 from tests.processes import free_port
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-PAGE = Path(__file__).parents[2] / "docs" / "deploying.md"
+CONFIG = Path(__file__).parents[2] / "docker/nginx-grpc.conf"
 
 
 @contextlib.contextmanager
 def proxy(folder: Path, upstream: int) -> Iterator[int]:
-    """Run nginx with the page's server until the block ends; the result is its port."""
+    """Run nginx with this server until the block ends; the result is its port."""
     assert NGINX is not None
-    found = re.search(r"<!-- nginx-grpc -->\n```nginx\n(.*?)```\n<!-- /nginx-grpc -->", PAGE.read_text(), re.S)
-    assert found
     port = free_port()
-    server = found[1].replace("8081", f"127.0.0.1:{port}").replace("service;", "127.0.0.1;")
+    server = CONFIG.read_text().replace("8081", f"127.0.0.1:{port}").replace("service;", "127.0.0.1;")
     paths = "".join(f"{kind}_temp_path {folder}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    text = f"pid {folder}/pid; events {{}} http {{ access_log off; {paths} {server.replace('8001', str(upstream))} }}"
+    text = f"pid {folder}/pid; events {{}} http {{ access_log off; {paths}\n{server.replace('8001', str(upstream))} }}"
     (folder / "nginx.conf").write_text(text)
     command = [NGINX, "-c", str(folder / "nginx.conf"), "-p", str(folder), "-e", "stderr", "-g", "daemon off;"]
     with subprocess.Popen(command) as process:

@@ -76,6 +76,26 @@ def test_a_call_that_was_accepted_before_a_drain_is_answered(redis_server: Serve
     assert y_of(response) == 400_000
 
 
+def test_the_health_service_reports_a_drain(redis_server: Server, tmp_path: Path) -> None:
+    health_pb2 = pytest.importorskip("grpc_health.v1.health_pb2", reason="gRPC is not installed: STEPWELL_EXTRAS=grpc")
+    from grpc_health.v1 import health_pb2_grpc
+
+    from tests.grpc_api.client import GrpcClient
+    from tests.grpc_api.conftest import GrpcService
+
+    one = GrpcService(write_models(tmp_path / "models", fold), tmp_path, "--redis", redis_server.url).start()
+    client = GrpcClient(one.grpc_port)
+    request = health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService")
+    watched = health_pb2_grpc.HealthStub(client.channel).Watch(request, timeout=60)
+    found = [next(watched).status]
+    one.process.terminate()
+    found.append(next(watched).status)
+    client.close()
+
+    assert found == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+    assert one.process.wait(60) == 0
+
+
 def test_several_workers_share_the_port(redis_server: Server, tmp_path: Path) -> None:
     """Connections are distributed among them, and a sequence continues on any of them."""
     from tests.grpc_api.client import GrpcClient

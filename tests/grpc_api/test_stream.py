@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import queue
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.graphs import fold, fold_reference, write_models
@@ -105,11 +107,28 @@ def test_a_client_that_does_not_read_bounds_what_is_accepted(
     service: GrpcService, client: GrpcClient, stream: str
 ) -> None:
     """All is answered once it reads."""
-    got = client.stream([request(n, stream, sequence_start=n == 0) for n in range(2000)])
+    got = client.stream([request(n, f"{stream}-{n % 50}", sequence_start=n < 50) for n in range(2000)])
     other = [client.predict(n, f"{stream}-b", sequence_start=n == 0) for n in range(3)]
+    answered = list(got)
 
-    assert [y_of(one.infer_response) for one in got] == fold_reference(range(2000))
+    assert [one.error_message for one in answered] == [""] * 2000
+    for at in range(50):
+        found = [y_of(one.infer_response) for one in answered[at::50]]
+        assert found == fold_reference(range(at, 2000, 50))
     assert other == fold_reference(range(3))
+
+
+def test_requests_on_their_way_share_batches(service: GrpcService, client: GrpcClient, stream: str) -> None:
+    def runs() -> float:
+        text = httpx.get(f"{service.url}/metrics").text
+        found = re.search(r'stepwell_batch_rows_count{model="fold"} (\S+)', text)
+        return float(found[1]) if found else 0.0
+
+    before = runs()
+    got = list(client.stream([request(n, f"{stream}-{n % 32}", sequence_start=n < 32) for n in range(1600)]))
+
+    assert [one.error_message for one in got] == [""] * 1600
+    assert runs() - before < 800
 
 
 def test_bytes_that_are_no_message_are_an_error_of_one_request(client: GrpcClient, stream: str) -> None:
