@@ -122,6 +122,15 @@ class Cluster:
         ranges = node.direct.execute_command("CLUSTER", "SLOTS")
         return {who[1] for slot in slots for first, last, who, *_ in ranges if first <= slot <= last}
 
+    def wait_subscribed(self, channels: Iterable[str], connections: int) -> None:
+        """Wait until so many connections are subscribed to each shard channel, on the node of its slot."""
+        for channel in channels:
+            _wait_until(lambda channel=channel: self._subscribers(channel) == connections)  # type: ignore[misc]
+
+    def _subscribers(self, channel: str) -> int:
+        owner = self.owner(slot_of(channel))
+        return int(owner.direct.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1])
+
     def bus_messages(self, kind: str) -> int:
         """Return how many messages of a kind the nodes have sent on the cluster bus: `publish`, `publishshard`."""
         return sum(int(_info(node.direct).get(f"cluster_stats_messages_{kind}_sent", 0)) for node in self.nodes)

@@ -1,7 +1,7 @@
 """`ShardSubscriptions`: keeps subscriptions to shard channels of a Cluster on the nodes that own their slots.
 
-A message on a shard channel stays on the node that owns the channel's slot, and on the node's replicas. redis-py's
-asyncio client for a Cluster has no subscriptions, and its threaded one does not follow a slot that moves.
+A message on a shard channel stays on the node that owns the channel's slot, and on the node's replicas. redis-py's own
+subscriptions poll the nodes in turn, and do not report when messages may have been lost.
 """
 
 from __future__ import annotations

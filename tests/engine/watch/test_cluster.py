@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from service.types import StreamKey
 from tests.engine.harness import FOLD, step, worker
 from tests.graphs import fold, write_models
 from tests.servers import servers
+from tests.store.checks.test_safety import documented_permissions
 from tests.store.clusters import Cluster, cluster, slot_of
 
 WITHIN_S = 60.0
@@ -37,13 +38,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def engines(three: Cluster, folder: Path, n: int, *, history: int = 0) -> AsyncIterator[list[Engine]]:
+async def engines(
+    three: Cluster, folder: Path, n: int, *, history: int = 0, user: str = ""
+) -> AsyncIterator[list[Engine]]:
     """Run workers that share a Cluster without streams."""
     for node in three.primaries:
         node.direct.flushall()
     async with contextlib.AsyncExitStack() as stack:
         options = EngineOptions(history={FOLD: history})
-        found = [await stack.enter_async_context(worker(three.url, folder, options=options)) for _ in range(n)]
+        url = three.url.replace("://", f"://{user}")
+        found = [await stack.enter_async_context(worker(url, folder, options=options)) for _ in range(n)]
         for engine in found:
             await engine.watch.start()
         yield found
@@ -56,21 +60,8 @@ async def watch(engine: Engine, streams: Sequence[str]) -> Subscriber:
 
 
 async def wait_subscribed(three: Cluster, streams: Sequence[str], workers: int) -> None:
-    """Wait until so many workers are subscribed to the channel of each stream, on the node of its slot."""
-
-    def subscribers() -> set[int]:
-        return {
-            three.owner(slot_of(channel)).direct.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1]
-            for channel in (channel_of(StreamKey("default", FOLD, stream)) for stream in streams)
-        }
-
-    await wait_until(lambda: subscribers() == {workers})
-
-
-async def wait_until(fact: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN_S):
-        while not await asyncio.to_thread(fact):
-            await asyncio.sleep(0.02)  # noqa: TID251 - no event reports the state of other processes
+    channels = [channel_of(StreamKey("default", FOLD, stream)) for stream in streams]
+    await asyncio.to_thread(three.wait_subscribed, channels, workers)
 
 
 async def step_all(engine: Engine, streams: Sequence[str], times: int, *, first: int = 1) -> None:
@@ -149,6 +140,21 @@ async def test_watchers_miss_nothing_while_slots_move(three: Cluster, folder: Pa
         await wait_subscribed(three, streams, 2)
 
     assert found == [{stream: list(range(1, steps + 1)) for stream in streams}] * 2
+
+
+async def test_the_documented_permissions_suffice_for_shard_channels(three: Cluster, folder: Path) -> None:
+    rights = (*documented_permissions(), "+cluster|slots", "+asking")
+    sharded = ("+spublish", "+ssubscribe", "+sunsubscribe", "+pubsub|shardnumsub")
+    for node in three.primaries:
+        node.direct.execute_command("ACL", "SETUSER", "stepwell", "reset", "on", ">secret", *rights, *sharded)
+    async with engines(three, folder, 1, user="stepwell:secret@") as [engine]:
+        watcher = await watch(engine, STREAMS)
+        await wait_subscribed(three, STREAMS, 1)
+        before = three.bus_messages("publish")
+        await step_all(engine, STREAMS, 10)
+
+        assert await received(watcher, STREAMS, 10) == {stream: list(range(1, 11)) for stream in STREAMS}
+        assert three.bus_messages("publish") - before < 20  # interests are renewed
 
 
 async def test_a_lost_connection_is_filled_from_the_event_log(three: Cluster, folder: Path) -> None:
