@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,12 +115,16 @@ def check(live: LiveStreams, loaded: ServiceProcess) -> int:
     Raises:
         RuntimeError: Some differ.
     """
-    n = len(live.steps)
-    equal = 0
-    with httpx.Client(base_url=loaded.url) as http:
+    n, equal, found = len(live.steps), 0, dict[str, int]()
+    with httpx.Client(base_url=loaded.url, timeout=60) as http:
+        cursor: str | None = ""
+        while cursor is not None:
+            page = http.get("/v1/models/lstm/streams", params={"limit": 1000} | ({"cursor": cursor} if cursor else {}))
+            found |= {one["stream"]: one["step"] for one in page.json()["streams"]}
+            cursor = page.json()["cursor"]
         for start in range(0, n, ROWS):
             streams = range(start, min(start + ROWS, n))
-            steps = {i: http.get(f"/v1/models/lstm/streams/s{i}").json()["step"] + 1 for i in streams}
+            steps = {i: found[f"s{i}"] + 1 for i in streams}
             equal += sum(a == b for a, b in zip(step_all(loaded.url, steps), live.outputs_at(steps), strict=True))
     if equal != n:
         raise RuntimeError(f"{n - equal} of {n} streams continue differently")
