@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -148,19 +149,26 @@ def step_all(url: str, steps: Mapping[int, int]) -> list[list[float]]:
 
 def run(service: ServiceProcess, *words: str) -> dict[str, Any]:
     """Run a command of stepwell, and return its report, with the CPU seconds of the service and of its store."""
-    before = processes_of(service.process.pid).cpu()
+    before, client = processes_of(service.process.pid).cpu(), _children_cpu()
     command = [sys.executable, "-m", "stepwell", *words, "--url", service.url, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     report: dict[str, Any] = json.loads(done.stdout)
     used = processes_of(service.process.pid).cpu()
-    return report | {"service": used[0] - before[0], "store": used[1] - before[1]}
+    return report | {
+        "service": used[0] - before[0], "store": used[1] - before[1], "command": _children_cpu() - client
+    }  # fmt: skip
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _show(what: str, report: Mapping[str, Any], n: int) -> None:
-    service, store = (1e6 * report[name] / n for name in ("service", "store"))
+    service, store, command = (1e6 * report[name] / n for name in ("service", "store", "command"))
     print(
         f"{what}: {n:,} streams in {report['seconds']:.2f} s, {n / report['seconds']:,.0f} a second;"
-        f" CPU of a stream: service {service:.1f} us, store {store:.1f} us",
+        f" CPU of a stream: service {service:.1f} us, store {store:.1f} us, command {command:.1f} us",
         flush=True,
     )
 
