@@ -55,6 +55,9 @@ def _refused(codes: str) -> str:
     return f"({one} or 0 * max by (job) (stepwell_ready))"
 
 
+# Not `increase`: a rule's counter appears with its first alarm, which would not count.
+_RAISED: Final = 'sum by (rule) (stepwell_alert_alarms_total{state="raised"})'
+
 ALERTS: Final = (
     Alert(
         "Down",
@@ -184,6 +187,43 @@ ALERTS: Final = (
         "{{ $value | humanize }}.",
         "`stepwell drift --model` compares it with the reference. Check the source of the feature, then the "
         "predictions; docs/drift.md has what to do.",
+    ),
+    Alert(
+        "RulesNotEvaluated",
+        "(max(stepwell_alert_leads) or 1 + 0 * max(stepwell_ready))",
+        "== 0",
+        "1m",
+        "critical",
+        "`stepwell alert` runs, but no process evaluates the rules: silent streams raise no alarm.",
+        "Read the log of the alert processes: the store, or the lease, is out of their reach.",
+    ),
+    Alert(
+        "RulesMissedSteps",
+        "(sum(increase(stepwell_alert_missed_total[15m])) or 0 * max(stepwell_ready))",
+        "> 0",
+        "0s",
+        "warning",
+        "{{ $value | humanize }} timesteps were not evaluated by `stepwell alert`.",
+        "The event logs did not have them any more: raise N of `--history MODEL=N`.",
+    ),
+    Alert(
+        "StreamAlarms",
+        f'({_RAISED} - (sum by (rule) (stepwell_alert_alarms_total{{state="raised"}} offset 5m) or 0 * {_RAISED})'
+        " or 0 * max(stepwell_ready))",
+        "> 0",
+        "0s",
+        "warning",
+        "Rule {{ $labels.rule }} has raised {{ $value }} alarms in 5 minutes: silent streams, or its condition.",
+        "The dashboard lists the alarms that are raised, and so does GET /v1/alerts.",
+    ),
+    Alert(
+        "AlarmsNotDelivered",
+        '(sum by (target) (rate(stepwell_alert_deliveries_total{result="failed"}[5m])) or 0 * max(stepwell_ready))',
+        "> 0",
+        "5m",
+        "warning",
+        "Alarms cannot be delivered to {{ $labels.target }}.",
+        "They are kept and sent again. Check the target, and `stepwell_alert_undelivered`.",
     ),
     Alert(
         "Restarts",

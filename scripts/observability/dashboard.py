@@ -43,6 +43,11 @@ def _total(metric: str, *by: str, where: str = _HERE) -> str:
     return f"sum by ({', '.join(by)}) ({metric}{{{where}}})"
 
 
+def _of_alerts(name: str, *by: str) -> str:
+    """Return the rate of a counter of `stepwell alert`; 0 where it does not run."""
+    return f"(sum by ({', '.join(by)}) (rate(stepwell_alert_{name}[$__rate_interval])) or vector(0))"
+
+
 def _quantiles(metric: str, by: str, where: str) -> dict[str, str]:
     """Return the median and the 99th percentile of a histogram, by one label."""
     rate = _rate(f"{metric}_bucket", by, "le", where=where)
@@ -130,6 +135,25 @@ DASHBOARD: Final[dict[str, tuple[Panel, ...]]] = {
         Panel("PSI of the last hour, the ten greatest", "none", _greatest("stepwell_psi")),
         Panel("Share of values outside the reference's range", "percentunit", _greatest("stepwell_outside_ratio")),
         Panel("Share of missing values", "percentunit", _greatest("stepwell_missing_ratio")),
+    ),
+    "Alarms": (
+        Panel(
+            "Alarms raised and cleared",
+            "none",
+            {"{{rule}} {{state}}": "(sum by (rule, state) (stepwell_alert_alarms_total) or vector(0))"},
+        ),
+        Panel("Deliveries", "ops", {"{{target}} {{result}}": _of_alerts("deliveries_total", "target", "result")}),
+        Panel(
+            "Timesteps evaluated",
+            "ops",
+            {name: _of_alerts(f"{name}_total") for name in ("commits", "timesteps", "missed")},
+        ),
+        Panel(
+            "Streams followed, alarms being delivered",
+            "none",
+            {name: f"(max(stepwell_alert_{name}) or vector(0))" for name in ("streams", "undelivered")},
+        ),
+        Panel("Processes that evaluate rules", "none", {"": "(sum(stepwell_alert_leads) or vector(0))"}),
     ),
     "Store": (
         Panel("Duration of a round trip", "s", _quantiles("stepwell_store_seconds", "op", _HERE)),

@@ -1,4 +1,4 @@
-"""The service's metrics as the queries use them: their names, kinds and descriptions."""
+"""The metrics of the service and of `stepwell alert`, as the queries use them: names, kinds and descriptions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.alert.counters import AlertCounters
 from service.metrics import Metrics
 
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
@@ -30,10 +32,12 @@ class Definition:
 
 
 def definitions() -> dict[str, Definition]:
-    """Return each metric of the service by the name of each of its series."""
-    page = Metrics("0").render()[0].decode()
+    """Return each metric by the name of each of its series."""
+    page = Metrics("0").render()[0].decode() + generate_latest(AlertCounters().registry).decode()
     found: dict[str, Definition] = {}
     for family in text_string_to_metric_families(page):
+        if family.name.endswith("_created"):
+            continue  # when a counter of `stepwell alert` was created
         name = family.name + ("_total" if family.type == "counter" else "")
         for series in (family.name + suffix for suffix in _SUFFIXES.get(family.type, ("",))):
             found[series] = Definition(name, family.type, family.documentation)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,7 +23,9 @@ FORMAT: Final = 1
 MEDIA_TYPE: Final = "application/octet-stream"
 MAX_FRAME_BYTES: Final = 256 * 2**20
 
-_FRAME_HEAD: Final = 5
+_HEAD: Final = struct.Struct("<IB")
+_FRAME_HEAD: Final = _HEAD.size
+_HEADER, _STREAM = b"HS"
 _DIGEST_BYTES: Final = 16
 
 
@@ -83,20 +86,20 @@ class SavepointReader:
     def __init__(self) -> None:
         self.header: Mapping[str, Any] | None = None
         self.complete = False
-        self._buffer = bytearray()
+        self._buffer = bytearray()  # begins with the page that has not ended
         self._offset = 0  # in the file, of the buffer's first byte
+        self._next = 0  # in the buffer, of the next frame
         self._streams: list[tuple[str, bytes]] = []
-        self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes that have arrived and are not part of a returned page."""
-        return len(self._buffer) + sum(len(record) for _, record in self._streams)
+        return len(self._buffer)
 
     @property
     def at_page_end(self) -> bool:
         """Whether all bytes that have arrived belong to returned pages."""
-        return self.header is not None and not self._buffer and not self._streams
+        return self.header is not None and not self._buffer
 
     def feed(self, data: bytes) -> Iterator[Page]:
         """Yield the pages that are complete with these bytes.
@@ -105,26 +108,25 @@ class SavepointReader:
             SavepointFormatError: The bytes are not a savepoint, or are damaged.
         """
         self._buffer += data
-        start = 0
-        while len(self._buffer) - start >= _FRAME_HEAD:
-            length = int.from_bytes(self._buffer[start : start + 4], "little")
-            kind = bytes(self._buffer[start + 4 : start + 5])
-            if kind not in (b"H", b"S", b"P") or length > MAX_FRAME_BYTES or (self.header is None and kind != b"H"):
+        while len(self._buffer) - self._next >= _FRAME_HEAD:
+            start = self._next
+            length, kind = _HEAD.unpack_from(self._buffer, start)
+            if kind not in b"HSP" or length > MAX_FRAME_BYTES or (self.header is None and kind != _HEADER):
                 raise SavepointFormatError(f"byte {self._offset + start} does not begin a frame of a savepoint")
             end = start + _FRAME_HEAD + length
             if len(self._buffer) < end:
                 break
-            frame = bytes(self._buffer[start:end])
-            start = end
-            self._hash.update(frame[:-_DIGEST_BYTES] if kind == b"P" else frame)
-            if kind == b"S":
-                self._add_stream(frame)
-            elif kind == b"H":
-                self._set_header(frame[_FRAME_HEAD:])
+            self._next = end
+            if kind == _STREAM:
+                self._add_stream(start + _FRAME_HEAD, end)
+            elif kind == _HEADER:
+                self._set_header(bytes(self._buffer[start + _FRAME_HEAD : end]))
             else:
-                yield self._end_page(frame, self._offset + end)
-        del self._buffer[:start]
-        self._offset += start
+                page = self._end_page(start + _FRAME_HEAD, end)
+                del self._buffer[:end]
+                self._offset += end
+                self._next = 0
+                yield page
 
     def close(self) -> None:
         """Check that nothing is missing at the end.
@@ -143,24 +145,26 @@ class SavepointReader:
             raise SavepointFormatError(f"it has streams of two models, {self.header['model']} and {header['model']}")
         self.header = header
 
-    def _add_stream(self, frame: bytes) -> None:
-        name_at = _FRAME_HEAD + 1
-        record_at = name_at + frame[_FRAME_HEAD] if len(frame) > _FRAME_HEAD else len(frame) + 1
-        name = frame[name_at:record_at]
-        if record_at > len(frame) or not name.isascii():
+    def _add_stream(self, start: int, end: int) -> None:
+        name_at = start + 1
+        record_at = name_at + self._buffer[start] if start < end else end + 1
+        name = self._buffer[name_at:record_at]
+        if record_at > end or not name.isascii():
             raise SavepointFormatError("a stream's frame is damaged")
-        self._streams.append((name.decode(), frame[record_at:]))
+        self._streams.append((name.decode(), bytes(self._buffer[record_at:end])))
 
-    def _end_page(self, frame: bytes, end: int) -> Page:
-        digest, self._hash = self._hash.digest(), hashlib.blake2b(digest_size=_DIGEST_BYTES)
-        if frame[-_DIGEST_BYTES:] != digest:
-            raise SavepointFormatError(f"the page that ends at byte {end} does not match its checksum")
-        trailer = _parse(frame[_FRAME_HEAD:-_DIGEST_BYTES])
+    def _end_page(self, start: int, end: int) -> Page:
+        digest_at, file_end = end - _DIGEST_BYTES, self._offset + end
+        with memoryview(self._buffer) as view:
+            digest = _digest(view[:digest_at])
+        if self._buffer[digest_at:end] != digest:
+            raise SavepointFormatError(f"the page that ends at byte {file_end} does not match its checksum")
+        trailer = _parse(bytes(self._buffer[start:digest_at]))
         streams, self._streams = self._streams, []
         if trailer["streams"] != len(streams):
-            raise SavepointFormatError(f"the page that ends at byte {end} has {len(streams)} streams")
+            raise SavepointFormatError(f"the page that ends at byte {file_end} has {len(streams)} streams")
         self.complete = trailer["cursor"] is None
-        return Page(streams, trailer["cursor"], trailer["unreadable"], end, self.header or {})
+        return Page(streams, trailer["cursor"], trailer["unreadable"], file_end, self.header or {})
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:
@@ -181,5 +185,5 @@ def _parse(payload: bytes) -> dict[str, Any]:
     return document
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(data: bytes | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()

@@ -173,6 +173,8 @@ class Notification(NamedTuple):
         topic: Topic to publish it on; empty if no watcher has interest in it.
         log_key: Key of the stream's event log, or None if it has none.
         max_kept: Number of events that the log keeps.
+        shard_workers: Number of workers that receive the event on the stream's shard channel in a Cluster; 0: it is
+            published on the topic.
     """
 
     row: int
@@ -180,6 +182,7 @@ class Notification(NamedTuple):
     topic: str
     log_key: str | None = None
     max_kept: int = 0
+    shard_workers: int = 0
 
 
 class Outcome(IntEnum):
@@ -279,6 +282,7 @@ def script_call(
             notification.event,
             notification.topic,
             0 if notification.log_key is None else notification.max_kept,
+            notification.shard_workers,
         )
     return tuple(call)
 

@@ -48,6 +48,11 @@ def event_log_key(record: str) -> str:
     return f"{record}:h"
 
 
+def shard_channel(record: str) -> str:
+    """Return the channel of a stream's events in a Cluster, in the stream's slot; `commit.lua` builds the same name."""
+    return f"{record}:w"
+
+
 def end_entry_key(record: str) -> str:
     """Return the key of the entry that stores the response to the request that ended a stream; see `commit.lua`."""
     return f"{record}:end"

@@ -54,7 +54,9 @@ _HEADER = struct.Struct("<4sIQQII16s16s8sIIIIQQ")
 _CRC = struct.Struct("<I")
 _SOURCE_COUNTS = struct.Struct("<II")
 _SOURCE = struct.Struct("<8sQ")
+_EPOCH_AT = slice(8, 16)
 _STEP_AT = slice(16, 24)
+_MOVED_AT = slice(80, 84)
 _CRC_AT = 84
 HEADER_BYTES = _HEADER.size
 NO_HISTORY = bytes(16)
@@ -80,6 +82,7 @@ def changed_version_of(flags: int) -> int:
 _GUARD = struct.Struct("<QQII16s16s")
 GUARD_BYTES = _GUARD.size
 GUARD_AT = slice(8, 8 + GUARD_BYTES)
+_OP_ID_AT = slice(32, 48)
 _HISTORY_HASH_AT = slice(48, 64)
 
 
@@ -174,6 +177,11 @@ def is_header(raw: object) -> bool:
 def step_of(raw: bytes) -> int:
     """Return the step in the header of a record."""
     return int.from_bytes(raw[_STEP_AT], "little")
+
+
+def op_id_of(raw: bytes) -> bytes:
+    """Return the op id in the header of a record, 16 bytes."""
+    return raw[_OP_ID_AT]
 
 
 def history_hash_of(raw: bytes) -> bytes:
@@ -274,6 +282,21 @@ def decode(raw: bytes) -> Record:
         epoch, step, length, flags, op_id, history_hash, fingerprint, updated, created,
         raw[header:body], raw[body:], sources, answered_at, moved,
     )  # fmt: skip
+
+
+def with_epoch(raw: bytes, epoch: bytes) -> bytes:
+    """Return a valid record with another epoch, and as if no release had moved its stream.
+
+    Args:
+        raw: A record that `decode` accepts.
+        epoch: 8 bytes.
+    """
+    header = bytearray(raw[:HEADER_BYTES])
+    header[_EPOCH_AT] = epoch
+    header[_MOVED_AT] = header[_CRC_AT : _CRC_AT + _CRC.size] = bytes(4)
+    body = memoryview(raw)[HEADER_BYTES:]
+    _CRC.pack_into(header, _CRC_AT, crc32(body, crc32(header)))
+    return b"".join((header, body))
 
 
 def blake2b_128(*parts: bytes) -> bytes:

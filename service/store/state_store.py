@@ -191,7 +191,7 @@ class StateStore:
         elif type(commits) in _ENCODED and not notifications:  # `isinstance` is slow for subclasses of ABCs
             calls = [rows_call(cast("EncodedCommits", commits), **ttls)]
         else:
-            calls = [script_call(commits, notifications, **ttls)]
+            calls = [script_call(commits, [one._replace(shard_workers=0) for one in notifications], **ttls)]
         replies = await execute_with_retry(
             self._transport, calls, deadline=deadline, script=COMMIT.text, confirm=self.waits_for_replica
         )
@@ -238,17 +238,27 @@ class StateStore:
         """Delete keys of one stream; keys that do not exist are ignored."""
         await self._call(("DEL", *names), deadline=deadline, confirm=self.waits_for_replica)
 
-    async def history(self, record: str, *, topic: str, mark: bytes, deadline: float) -> tuple[int, list[bytes]]:
+    async def history(
+        self, record: str, *, topic: str, mark: bytes, deadline: float, channel: str = ""
+    ) -> tuple[int, list[bytes]]:
         """Return a stream's step (0 if missing) and its event log, and publish `mark` atomically with the read.
 
         A subscriber of the topics of the stream's commits can so separate the commits before the read, whose events
         arrive before `mark`, from those after it.
 
+        Args:
+            record: The record's key.
+            topic: The topic on which the mark is published.
+            mark: The mark.
+            deadline: On the running loop's clock.
+            channel: A shard channel of the stream on which the mark is published as well.
+
         Raises:
             StoreUnavailableError: No reply before the deadline.
         """
         script = _HISTORY.text
-        step, log = await self.execute(deadline, "EVAL", script, 2, record, keys.event_log_key(record), topic, mark)
+        log_key = keys.event_log_key(record)
+        step, log = await self.execute(deadline, "EVAL", script, 2, record, log_key, topic, mark, channel)
         return int.from_bytes(step, "little"), log
 
     async def execute(self, deadline: float, *command: Argument) -> Any:

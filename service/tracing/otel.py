@@ -42,13 +42,19 @@ def make_tracer(version: str, environment: Mapping[str, str]) -> tuple[Tracer, C
     """
     if not check_tracing(environment):
         return None
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import SpanContext, TraceFlags
 
-    exporter = OTLPSpanExporter()
+    from service.tracing.otlp import DirectSpanExporter, EndedSpan
+
+    exporter = DirectSpanExporter(SdkSpans(version))
     processor = BatchSpanProcessor(exporter)
-    convert = _Converter(version)
-    tracer = Tracer(TraceSampler.from_environment(environment), lambda span: processor.on_end(convert(span)))
+    context = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+
+    def emit(span: Span) -> None:
+        processor.on_end(EndedSpan(context, span))  # type: ignore[arg-type]  # it reads the context alone
+
+    tracer = Tracer(TraceSampler.from_environment(environment), emit)
 
     def end() -> None:
         give_up = threading.Timer(_END_S, exporter.shutdown)  # it would retry for up to 20 s
@@ -109,13 +115,14 @@ def _is_on(environment: Mapping[str, str]) -> bool:
     return True
 
 
-class _Converter:
+class SdkSpans:
     """Converts spans to those of OpenTelemetry's SDK.
 
     They are created as ended spans: starting and ending each by the SDK takes several times as long.
     """
 
     def __init__(self, version: str) -> None:
+        """Create it; `version` is the service's, for the resource."""
         from opentelemetry.sdk.trace import ReadableSpan
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
         from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
@@ -132,6 +139,7 @@ class _Converter:
         }
 
     def __call__(self, span: Span) -> ReadableSpan:
+        """Return a span of the SDK that has ended."""
         offset_ns = time.time_ns() - time.monotonic_ns()
         return self._span(
             span.name,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import typer
 from typer.testing import Result
 
 from service.commands.live import savepoint
+from service.store.record import decode
 from tests.commands.program import invoke
 from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import ServiceProcess, service_process
@@ -167,6 +172,141 @@ def test_a_save_that_failed_goes_on_when_it_is_run_again(
     assert len(partial) > 0
     assert file.read_bytes().startswith(partial)
     assert "is an interrupted save of fold, prefix 'again.'" in str(other_prefix.exception)
+
+
+class HoldingProxy:
+    """Forwards connections to a service, and holds back everything after some bytes in one direction.
+
+    Attributes:
+        holds: Set once it holds something back.
+        url: Its address.
+    """
+
+    def __init__(self, port: int, *, sent: int = 1 << 40, received: int = 1 << 40) -> None:
+        self.holds = threading.Event()
+        self._port = port
+        self._limits = {"sent": sent, "received": received}
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            client, _ = self._listening.accept()
+            service = socket.create_connection(("127.0.0.1", self._port))
+            for source, target, way in ((client, service, "sent"), (service, client, "received")):
+                threading.Thread(target=self._forward, args=(source, target, way), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, way: str) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 14):
+                if (left := self._limits[way]) < len(data):
+                    target.sendall(data[:left])
+                    self._limits[way] = 0
+                    self.holds.set()
+                    return
+                self._limits[way] -= len(data)
+                target.sendall(data)
+
+
+def kill_while_held(proxy: HoldingProxy, *words: object) -> None:
+    """Run the program through a proxy, and kill it once the proxy holds something back."""
+    command = [sys.executable, "-m", "stepwell", *map(str, words), "--url", proxy.url]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        held = proxy.holds.wait(60)
+        process.kill()
+    assert held
+
+
+def port_of(service: ServiceProcess) -> int:
+    return int(service.url.rpartition(":")[2])
+
+
+def test_a_killed_save_goes_on_when_it_is_run_again(running: ServiceProcess, tmp_path: Path) -> None:
+    make_streams(running, "killed.", 3000)
+    file = tmp_path / "streams.savepoint"
+    words = ("save", file, "--model", "fold", "--prefix", "killed.")
+    kill_while_held(HoldingProxy(port_of(running), received=400_000), *words)
+    partial = file.with_name(f"{file.name}.partial").read_bytes()
+
+    saved = report(run(running.url, *words, "--json"))
+    [*pages] = savepoint._pages(file)
+
+    assert not file.with_name(f"{file.name}.partial").exists()
+    assert len(partial) > 0
+    assert saved["streams"] == sum(len(streams) for _, streams, _ in pages)
+    assert {name for _, streams, _ in pages for name, _ in streams} == {f"killed.{i}" for i in range(3000)}
+    assert partial.startswith(file.read_bytes()[: pages[0][2]])
+
+
+def test_a_killed_load_is_run_again(running: ServiceProcess, other: ServiceProcess, tmp_path: Path) -> None:
+    make_streams(running, "halfway.", 3000)
+    file = tmp_path / "streams.savepoint"
+    run(running.url, "save", file, "--model", "fold", "--prefix", "halfway.")
+    kill_while_held(HoldingProxy(port_of(other), sent=file.stat().st_size // 2), "load", file)
+
+    loaded, again = (report(run(other.url, "load", file, "--json")) for _ in range(2))
+
+    assert (loaded["loaded"], loaded["refused"]) == (again["loaded"], again["refused"]) == (3000, [])
+    assert [step(other, f"halfway.{i}", 9) for i in (0, 2999)] == [
+        fold_reference([3, 4, 9])[-1], fold_reference([3002, 3003, 9])[-1]
+    ]  # fmt: skip
+
+
+def test_streams_that_are_stepped_while_they_are_saved_continue_alike(
+    running: ServiceProcess, other: ServiceProcess, tmp_path: Path
+) -> None:
+    """Stream i gets i + n as its timestep n, so its history is known from its step alone."""
+    n, saved = 1500, threading.Event()
+    file = tmp_path / "streams.savepoint"
+
+    def step_all(service: ServiceProcess, steps: Sequence[int]) -> list[int]:
+        body = {"streams": [f"busy.{i}" for i in range(n)], "seq": [at + 1 for at in steps]}
+        body |= {"inputs": {"x": [[i + at + 1] for i, at in enumerate(steps)]}}
+        answer = httpx.post(f"{service.url}/v1/models/fold/step", json=body, timeout=60).json()
+        assert not answer.get("errors")
+        return [int(row[0]) for row in answer["outputs"]["y"]]
+
+    step_all(running, [0] * n)
+
+    def keep_stepping() -> int:
+        done = 1
+        while not saved.is_set():
+            step_all(running, [done] * n)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor() as threads:
+        stepping = threads.submit(keep_stepping)
+        try:
+            run(running.url, "save", file, "--model", "fold", "--prefix", "busy.")
+        finally:
+            saved.set()
+        assert stepping.result() > 1
+    run(other.url, "load", file)
+    records = {name: decode(record) for _, streams, _ in savepoint._pages(file) for name, record in streams}
+    steps = [records[f"busy.{i}"].step for i in range(n)]
+
+    expected = [fold_reference([i + at for at in range(1, steps[i] + 2)])[-1] for i in range(n)]
+    assert step_all(other, steps) == expected
+
+
+@pytest.mark.parametrize("flags", [(), ("--verify",)])
+def test_a_flipped_byte_is_found_by_load(
+    running: ServiceProcess, other: ServiceProcess, tmp_path: Path, flags: Sequence[str]
+) -> None:
+    make_streams(running, "flipped.", 50)
+    file = tmp_path / "streams.savepoint"
+    run(running.url, "save", file, "--model", "fold", "--prefix", "flipped.")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+    result = run(other.url, "load", file, *flags)
+
+    assert result.exit_code == 1
+    assert "is not a whole savepoint" in str(result.exception)
+    assert httpx.get(f"{other.url}/v1/models/fold/streams", params={"prefix": "flipped."}).json()["streams"] == []
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"", "ends after 0 bytes"), (b"PK\3\4 a zip file", "does not begin")])

@@ -73,6 +73,16 @@ class Cluster:
         """Move one slot as redis-cli does, key by key."""
         self._move(slot, self.owner(slot), to)
 
+    def wait_agreed(self) -> None:
+        """Wait until all nodes have the same view; a slot that is moved before that may be claimed by two nodes."""
+        _wait_until(lambda: len({self._view_of(node) for node in self.nodes}) == 1)
+
+    @staticmethod
+    def _view_of(node: Node) -> frozenset[tuple[bytes, ...]]:
+        lines = node.direct.execute_command("CLUSTER", "NODES").splitlines()
+        fields = (line.split() for line in lines)
+        return frozenset((own[0], own[6], *own[8:]) for own in fields)  # id, epoch, slots
+
     def move_many(self, slots: Iterable[int]) -> None:
         """Move slots, each to the primary after its current one."""
         owners = {slot: node for node in self.primaries for slot in self._slots_of(node)}
@@ -93,6 +103,37 @@ class Cluster:
             src.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 1000 * _PATIENCE_S, "KEYS", *keys)
         for node in (to, source, *(other for other in self.primaries if other not in (source, to))):
             node.direct.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+
+    @property
+    def moves_atomically(self) -> bool:
+        """Whether the servers can move slots as a whole (Valkey 9)."""
+        return any(b"MIGRATESLOTS" in line for line in self.nodes[0].direct.execute_command("CLUSTER", "HELP"))
+
+    def move_atomically(self, slots: Iterable[int], to: Node) -> None:
+        """Move slots of one primary by `CLUSTER MIGRATESLOTS`; returns once every node has the new owner."""
+        moved = sorted(set(slots))
+        source = self.owner(moved[0])
+        ranges = [part for slot in moved for part in (slot, slot)]
+        source.direct.execute_command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *ranges, "NODE", to.id)
+        _wait_until(lambda: all(self._owners_seen_by(node, moved) == {to.port} for node in self.nodes))
+
+    @staticmethod
+    def _owners_seen_by(node: Node, slots: Sequence[int]) -> set[int]:
+        ranges = node.direct.execute_command("CLUSTER", "SLOTS")
+        return {who[1] for slot in slots for first, last, who, *_ in ranges if first <= slot <= last}
+
+    def wait_subscribed(self, channels: Iterable[str], connections: int) -> None:
+        """Wait until so many connections are subscribed to each shard channel, on the node of its slot."""
+        for channel in channels:
+            _wait_until(lambda channel=channel: self._subscribers(channel) == connections)  # type: ignore[misc]
+
+    def _subscribers(self, channel: str) -> int:
+        owner = self.owner(slot_of(channel))
+        return int(owner.direct.execute_command("PUBSUB", "SHARDNUMSUB", channel)[1])
+
+    def bus_messages(self, kind: str) -> int:
+        """Return how many messages of a kind the nodes have sent on the cluster bus: `publish`, `publishshard`."""
+        return sum(int(_info(node.direct).get(f"cluster_stats_messages_{kind}_sent", 0)) for node in self.nodes)
 
     def start_move(self, slot: int, to: Node) -> None:
         """Start a move and leave it unfinished: existing keys stay on the source node, new ones go to the other."""

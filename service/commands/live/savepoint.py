@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Serv
 from service.commands.tables import key_value_table, show
 
 _READ_BYTES = 1 << 20
+_SENT_AT_ONCE = 2  # pages, so that the service and its store work at the same time
 _ATTEMPTS = 6  # without any progress
 _PAUSE_S = 1.0
 _NAMED = 10
@@ -101,13 +103,7 @@ def load(
     if verify:
         _verify(file)
     with HttpApi(url, key) as service, _progress(_size(file)) as advance:
-        for header, streams, n_bytes in _pages(file):
-            path = f"/v1/models/{quote(model or header['model'], safe='')}/streams/import"
-            body = encode_page(encode_header(header["model"], "", ""), streams, None, [])
-            options: dict[str, Any] = {"content": body, "headers": {"Content-Type": MEDIA_TYPE}}
-            if overwrite:
-                options["params"] = {"overwrite": "true"}
-            reply = _retry(partial(service.call, "POST", path, **options))
+        for reply, n_bytes in _import_pages(service, file, model, overwrite=overwrite):
             loaded += reply["loaded"]
             refused += reply["refused"]
             advance(n_bytes)
@@ -122,6 +118,25 @@ def load(
             f"{_some([one['stream'] for one in refused])}.",
             fix="`--overwrite` replaces live streams." if codes["stream_exists"] else "All others are loaded.",
         )
+
+
+def _import_pages(
+    service: HttpApi, file: Path, model: str | None, *, overwrite: bool
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Send the pages of a file, a few at a time, and yield the response to each with its bytes, in their order."""
+    params = {"overwrite": "true"} if overwrite else {}
+    sent: deque[tuple[Future[Any], int]] = deque()
+    with ThreadPoolExecutor(_SENT_AT_ONCE) as senders:
+        for header, streams, n_bytes in _pages(file):
+            path = f"/v1/models/{quote(model or header['model'], safe='')}/streams/import"
+            body = encode_page(encode_header(header["model"], "", ""), streams, None, [])
+            options = {"content": body, "headers": {"Content-Type": MEDIA_TYPE}, "params": params}
+            sent.append((senders.submit(_retry, partial(service.call, "POST", path, **options)), n_bytes))
+            while len(sent) > _SENT_AT_ONCE:
+                reply, size = sent.popleft()
+                yield reply.result(), size
+        for reply, size in sent:
+            yield reply.result(), size
 
 
 class _Written:

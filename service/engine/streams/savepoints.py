@@ -5,20 +5,22 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from struct import iter_unpack
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from service.engine.tenant_limits import Reservation
-from service.errors import CorruptRecordError, ServiceError, stream_exists, wrong_state_size
+from service.errors import CorruptRecordError, ServiceError, not_a_record, stream_exists, wrong_state_size
 from service.store import keys
 from service.store.commits import Commit, Outcome
 from service.store.listing import page
-from service.store.record import Record, decode
+from service.store.record import decode, history_hash_of, op_id_of, step_of, with_epoch
 from service.store.state_store import checked
 from service.types import StreamKey
 
 if TYPE_CHECKING:
     from service.engine.streams.transaction import StreamOpDeps
+    from service.models.served import ServedModel
 
 _MAX_PAGE_STREAMS: Final = 1000
 _MAX_PAGE_BYTES: Final = 4 * 2**20
@@ -126,75 +128,95 @@ class Savepoints:
         """
         deadline = self._deps.admission.start()
         refused: list[tuple[str, ServiceError]] = []
-        rows: list[tuple[StreamKey, Record]] = []
-        for name, raw in dict(streams).items():
+        rows: list[_Row] = []
+        found: dict[bytes, ServedModel] = {}
+        epochs = iter_unpack("8s", secrets.token_bytes(8 * len(streams)))
+        for (name, raw), (epoch,) in zip(dict(streams).items(), epochs, strict=False):
             try:
-                rows.append((StreamKey(tenant, model, name), await self._checked(model, raw)))
+                await self._check(model, raw, found)
             except ServiceError as exc:
                 refused.append((name, exc))
-        for fingerprint in {record.fingerprint for _, record in rows}:
+            else:
+                # A new epoch: idempotency entries of what was applied after the record was saved must not replay.
+                # Revisions of releases may be those of another store.
+                rows.append(_Row(name, keys.record_key(tenant, model, name), with_epoch(raw, epoch)))
+        for fingerprint in found:
             await self._deps.models.keep(model, fingerprint, deadline)
         if rows:
-            refused += await self._commit_rows(rows, deadline, overwrite=overwrite)
+            refused += await self._commit_rows(tenant, model, rows, deadline, overwrite=overwrite)
         return refused
 
-    async def _checked(self, model: str, raw: bytes) -> Record:
-        """Decode a record, and check that a version of the model which can be loaded here has written it."""
+    async def _check(self, model: str, raw: bytes, found: dict[bytes, ServedModel]) -> None:
+        """Check a record, and that its version of the model can be loaded here; that is added to `found`."""
         record = decode(raw)
-        served = await self._deps.models.find(model, record.fingerprint, record.state)
+        served = found.get(record.fingerprint)
         if served is None:
-            raise self._deps.models.changed_error(model, record.fingerprint)
+            served = await self._deps.models.find(model, record.fingerprint, record.state)
+            if served is None:
+                raise self._deps.models.changed_error(model, record.fingerprint)
         if len(record.state) != served.step_model.state_bytes:
             raise wrong_state_size(len(record.state), served.step_model.state_bytes)
-        # A new epoch: idempotency entries of what was applied after the record was saved must not replay. Revisions of
-        # releases may be those of another store.
-        return replace(record, epoch=secrets.randbits(64), moved=0)
+        found[record.fingerprint] = served
 
     async def _commit_rows(
-        self, rows: Sequence[tuple[StreamKey, Record]], deadline: float, *, overwrite: bool
+        self, tenant: str, model: str, rows: Sequence[_Row], deadline: float, *, overwrite: bool
     ) -> list[tuple[str, ServiceError]]:
-        """Write records; repeat for streams that are changed in between, until all are written or refused."""
-        store, refused = self._deps.store, list[tuple[str, ServiceError]]()
+        """Write records; repeat for streams that are there or are changed, until all are written or refused.
+
+        Without a quota, each stream counts as missing at first: the commit returns what is stored instead.
+        """
+        store, quota, refused = self._deps.store, self._deps.quota, list[tuple[str, ServiceError]]()
+        stored: Sequence[bytes | ServiceError | None] = [None] * len(rows)
+        if quota is not None:
+            stored = await store.load_with_errors([row.key for row in rows], deadline=deadline, exact=True)
         while rows:
-            names = [keys.record_key(*key) for key, _ in rows]
             commits: list[Commit] = []
-            written: list[tuple[StreamKey, Record]] = []
+            written: list[_Row] = []
             with ExitStack() as stack:
-                stored = await store.load_with_errors(names, deadline=deadline, exact=True)
                 reservations = []
-                for name, (key, record), raw in zip(names, rows, stored, strict=True):
+                for row, raw in zip(rows, stored, strict=True):
                     try:
-                        guard = _guard_to_replace(raw, record, overwrite=overwrite)
+                        guard = _guard_to_replace(raw, row.record, overwrite=overwrite)
                         if guard is None:
                             continue
-                        reservation = stack.enter_context(Reservation(self._deps.quota, key.tenant))
-                        if not guard:
-                            reservation.take()
+                        if quota is not None:
+                            reservation = stack.enter_context(Reservation(quota, tenant))
+                            if not guard:
+                                reservation.take()
+                            reservations.append(reservation)
                     except ServiceError as exc:
-                        refused.append((key.stream, exc))
+                        refused.append((row.stream, exc))
                         continue
-                    commits.append(Commit(name, guard, record.encode()))
-                    written.append((key, record))
-                    reservations.append(reservation)
+                    commits.append(Commit(row.key, guard, row.record))
+                    written.append(row)
                 if not commits:
                     break
                 results = await store.commit(commits, deadline=deadline)
                 for i, reservation in enumerate(reservations):
                     reservation.end(begun=i not in results.not_applied)
-            rows = []
-            for i, (key, record) in enumerate(written):
-                self._deps.invalidate(key)
-                result = results.not_applied.get(i)
-                if result is None or result.outcome is Outcome.DUPLICATE:
-                    continue
+            for row in written:
+                self._deps.invalidate(StreamKey(tenant, model, row.stream))
+            again: list[tuple[_Row, bytes | None]] = []
+            for i, result in results.not_applied.items():
                 if result.error is not None:
-                    refused.append((key.stream, result.error))
-                else:
-                    rows.append((key, record))
+                    refused.append((written[i].stream, result.error))
+                elif result.outcome is Outcome.WRONG_TYPE:
+                    refused.append((written[i].stream, not_a_record()))
+                elif result.outcome is not Outcome.DUPLICATE:
+                    again.append((written[i], result.stored))
+            rows, stored = [row for row, _ in again], [raw for _, raw in again]
         return refused
 
 
-def _guard_to_replace(raw: bytes | ServiceError | None, record: Record, *, overwrite: bool) -> bytes | None:
+class _Row(NamedTuple):
+    """A record to write: its stream, its key, and its bytes."""
+
+    stream: str
+    key: str
+    record: bytes
+
+
+def _guard_to_replace(raw: bytes | ServiceError | None, record: bytes, *, overwrite: bool) -> bytes | None:
     """Return the guard of the stored record that a record may replace, empty if there is none; None: they are equal.
 
     Raises:
@@ -203,7 +225,9 @@ def _guard_to_replace(raw: bytes | ServiceError | None, record: Record, *, overw
     if (found := checked(raw)) is None:
         return b""
     stored = decode(found)
-    if (stored.history_hash, stored.op_id, stored.step) == (record.history_hash, record.op_id, record.step):
+    if (stored.history_hash, stored.op_id, stored.step) == (
+        history_hash_of(record), op_id_of(record), step_of(record)
+    ):  # fmt: skip
         return None
     if overwrite:
         return stored.guard

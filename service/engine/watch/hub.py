@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from service.background import cancel
 from service.engine.watch.commit_events import CommitEvent, decode_events, events_since, merge_log_and_live
 from service.engine.watch.interest_gossip import InterestGossip
 from service.engine.watch.interests import InterestTable, Subscription
+from service.engine.watch.log_reader import LogReader
+from service.engine.watch.stream_channels import StreamChannels
 from service.engine.watch.subscriber import CatchUpBuffer, Subscriber
 from service.errors import ServiceError
-from service.store import keys
+from service.store.transport.cluster import ClusterTransport
 from service.types import StreamKey
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
-_CATCH_UP_TIMEOUT_S: Final = 5.0
+_RESUBSCRIBE_TIMEOUT_S: Final = 5.0
 
 
 class WatchHub:
@@ -40,14 +42,17 @@ class WatchHub:
             store: Reads the event logs of streams.
             pubsub: Messages between the workers, and events from the store.
         """
-        self._store = store
         self._pubsub = pubsub
         self._gossip = InterestGossip(interests, pubsub, self._own_subscriptions)
+        self._reader = LogReader(store, self._gossip.own_topic)
+        self._channels: StreamChannels | None = None
+        if isinstance(store.transport, ClusterTransport):
+            self._channels = StreamChannels(store.transport, self._reader, self._deliver, self)
         self._subscribers: set[Subscriber] = set()
         self._by_stream: dict[StreamKey, set[Subscriber]] = {}
         self._by_model: dict[tuple[str, str], dict[Subscriber, tuple[str, ...]]] = {}
         self._topics: Counter[str] = Counter()
-        self._marks: dict[bytes, tuple[CatchUpBuffer, asyncio.Event]] = {}
+        self._lost: dict[StreamKey, list[tuple[Subscriber, CatchUpBuffer]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -59,10 +64,14 @@ class WatchHub:
         """Connect, and start the gossip with the other workers."""
         await self._pubsub.start(self)
         await self._gossip.start()
+        if self._channels is not None:
+            await self._channels.start()
 
     async def close(self) -> None:
         """Cancel running catch-ups and disconnect."""
         await cancel(self._tasks)
+        if self._channels is not None:
+            await self._channels.close()
         await self._gossip.close()
         await self._pubsub.close()
 
@@ -87,6 +96,8 @@ class WatchHub:
         await self._pubsub.subscribe(topics)
         await self._gossip.announce(watcher.subscriptions)
         await asyncio.gather(*(self._catch_up(watcher, key, catch_up) for key, catch_up in catch_ups.items()))
+        if self._channels is not None and watcher in self._subscribers:
+            self._channels.add(subscription.key for subscription in watcher.subscriptions if subscription.key)
         if self._closed:
             watcher.close()
 
@@ -102,6 +113,9 @@ class WatchHub:
         self._topics.subtract(topics)
         self._topics = +self._topics
         self._pubsub.unsubscribe(topics - self._topics.keys())
+        if self._channels is not None:
+            watched = {subscription.key for subscription in watcher.subscriptions if subscription.key}
+            self._channels.discard(watched - self._by_stream.keys())
 
     # ---------------------------------------------------------------- called by `StorePubSub`
 
@@ -109,14 +123,12 @@ class WatchHub:
         """Handle a message."""
         try:
             # Marks are published on the own topic only; messages on other topics may have megabytes and are not hashed.
-            mark = self._marks.get(message) if topic == self._gossip.own_topic else None
-            if mark is not None:
-                catch_up, is_read = mark
-                catch_up.is_read = True
-                is_read.set()
-            elif not self._gossip.on_message(topic, message):
+            if topic == self._gossip.own_topic and self._reader.on_mark(topic, message):
+                return
+            if not self._gossip.on_message(topic, message):
                 for event in decode_events(message):
-                    self._deliver(event)
+                    if self._channels is None or not self._channels.accept(event):
+                        self._deliver(event)
         except ValueError as exc:
             _log.warning("Ignored a message on the store's topic %s that is not an event: %s", topic, exc)
 
@@ -132,9 +144,29 @@ class WatchHub:
             if len(catch_ups) < len(watcher.subscriptions):
                 watcher.record_gap(1)
             for key, catch_up in catch_ups.items():
-                task = asyncio.create_task(self._catch_up(watcher, key, catch_up))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._spawn_catch_up(watcher, key, catch_up)
+
+    # ---------------------------------------------------------------- called by `StreamChannels`
+
+    def on_streams_lost(self, lost: Collection[StreamKey]) -> None:
+        """Hold the live events of streams until their event logs can be read; without a known step, record a gap."""
+        for key in lost:
+            for watcher in self._by_stream.get(key, ()):
+                if (catch_up := watcher.begin_catch_up_of(key)) is None:
+                    watcher.record_gap(1)
+                else:
+                    self._lost.setdefault(key, []).append((watcher, catch_up))
+            asyncio.get_running_loop().call_later(_RESUBSCRIBE_TIMEOUT_S, self.on_stream_back, key)
+
+    def on_stream_back(self, key: StreamKey) -> None:
+        """Read the event log of a stream whose events may have been lost."""
+        for watcher, catch_up in self._lost.pop(key, ()):
+            self._spawn_catch_up(watcher, key, catch_up)
+
+    def on_step_known(self, key: StreamKey, step: int) -> None:
+        """Note the step of a stream for watchers that have received none of its events yet."""
+        for watcher in self._by_stream.get(key, ()):
+            watcher.last_steps.setdefault(key, step)
 
     # ---------------------------------------------------------------- helpers
 
@@ -146,21 +178,23 @@ class WatchHub:
             if watcher not in direct and event.stream.startswith(prefixes):
                 watcher.push(event)
 
+    def _spawn_catch_up(self, watcher: Subscriber, key: StreamKey, catch_up: CatchUpBuffer) -> None:
+        if not self._closed:
+            task = asyncio.create_task(self._catch_up(watcher, key, catch_up))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
     async def _catch_up(self, watcher: Subscriber, key: StreamKey, catch_up: CatchUpBuffer) -> None:
         """Deliver the missed events of a stream to a watcher, then the live events that were held back."""
-        mark, is_read = secrets.token_bytes(16), asyncio.Event()
-        self._marks[mark] = (catch_up, is_read)
-        loop = asyncio.get_running_loop()
+
+        def on_read() -> None:
+            if self._channels is not None:
+                self._channels.flush(key)
+            catch_up.is_read = True
+
+        channel = "" if self._channels is None else self._channels.subscribed_channel(key)
         try:
-            async with asyncio.timeout(_CATCH_UP_TIMEOUT_S):
-                step, log = await self._store.history(
-                    keys.record_key(*key),
-                    topic=self._gossip.own_topic,
-                    mark=mark,
-                    deadline=loop.time() + _CATCH_UP_TIMEOUT_S,
-                )
-                await is_read.wait()  # by then all events committed before the read have arrived
-            logged = [event for message in log for event in decode_events(message)]
+            step, logged = await self._reader.read(key, on_read, channel=channel)
             events = merge_log_and_live(logged, catch_up.before_read.events)
             missed, backlog = events_since(events, watcher.last_steps[key], step)
         except (TimeoutError, ServiceError, ValueError) as exc:
@@ -171,8 +205,6 @@ class WatchHub:
                 exc,
             )
             missed, backlog = 1, list(catch_up.before_read.events)
-        finally:
-            del self._marks[mark]
         if watcher.catch_ups.get(key) is catch_up:  # else the connection was lost meanwhile, and the log is read again
             watcher.deliver_backlog(key, missed, backlog, catch_up)
 

@@ -83,7 +83,7 @@ class InterestGossip:
 
     async def announce(self, subscriptions: Sequence[Subscription]) -> None:
         """Announce additional subscriptions; returns once every worker has acknowledged them, or after 1 s."""
-        self._interests.add(subscriptions, self._expiry())
+        self._interests.add(subscriptions, self._expiry(), worker=self.own_topic)
         if not await self._broadcast_and_wait(_GossipMessage(self.own_topic, subscriptions=list(subscriptions))):
             _log.warning(
                 "Not every worker has acknowledged new subscriptions within %g s; watchers may miss events",
@@ -104,7 +104,7 @@ class InterestGossip:
         if topic not in (TOPIC, self.own_topic):
             return False
         gossip = _decode(message)
-        self._interests.add(gossip.subscriptions, self._expiry())
+        self._interests.add(gossip.subscriptions, self._expiry(), worker=gossip.sender)
         if gossip.wants_ack:
             own = self._own_subscriptions() if gossip.request_all else []
             ack = _encode(_GossipMessage(self.own_topic, subscriptions=own, ack=gossip.wants_ack))
@@ -144,7 +144,7 @@ class InterestGossip:
             self._interests.publish_all = False
         self._interests.expire(now)
         if own := self._own_subscriptions():
-            self._interests.add(own, self._expiry())
+            self._interests.add(own, self._expiry(), worker=self.own_topic)
             await self._pubsub.publish(TOPIC, _encode(_GossipMessage(self.own_topic, subscriptions=own)))
 
     def _expiry(self) -> float:

@@ -39,7 +39,7 @@ class _ModelInterest:
     __slots__ = ("prefixes", "streams")
 
     def __init__(self) -> None:
-        self.streams: dict[StreamKey, float] = {}
+        self.streams: dict[StreamKey, dict[str, float]] = {}  # by worker
         self.prefixes: dict[tuple[str, str], float] = {}
 
     def covers(self, key: StreamKey) -> bool:
@@ -48,9 +48,18 @@ class _ModelInterest:
             return True
         return any(key.tenant == tenant and key.stream.startswith(prefix) for tenant, prefix in self.prefixes)
 
+    def shard_workers(self, key: StreamKey) -> int:
+        """Return how many workers have interest in exactly this stream; 0 if one has interest in a prefix of it."""
+        if any(key.tenant == tenant and key.stream.startswith(prefix) for tenant, prefix in self.prefixes):
+            return 0
+        return len(self.streams.get(key, ()))
+
     def expire(self, now: float) -> bool:
         """Remove the interests that have expired; returns whether none is left."""
-        self.streams = {key: expiry for key, expiry in self.streams.items() if expiry >= now}
+        for key, workers in list(self.streams.items()):
+            self.streams[key] = {worker: expiry for worker, expiry in workers.items() if expiry >= now}
+            if not self.streams[key]:
+                del self.streams[key]
         self.prefixes = {key: expiry for key, expiry in self.prefixes.items() if expiry >= now}
         return not self.streams and not self.prefixes
 
@@ -73,12 +82,12 @@ class InterestTable:
         self._default_log_length = self._log_lengths.pop("*", 0)
         self._interests: dict[str, _ModelInterest] = {}
 
-    def add(self, subscriptions: Iterable[Subscription], expiry: float) -> None:
-        """Add interests, or renew them, until a time on the loop's clock."""
+    def add(self, subscriptions: Iterable[Subscription], expiry: float, *, worker: str) -> None:
+        """Add the interests of a worker, or renew them, until a time on the loop's clock."""
         for subscription in subscriptions:
             interest = self._interests.setdefault(subscription.model, _ModelInterest())
             if subscription.key is not None:
-                interest.streams[subscription.key] = expiry
+                interest.streams.setdefault(subscription.key, {})[worker] = expiry
             else:
                 interest.prefixes[subscription.tenant, subscription.prefix] = expiry
 
@@ -128,7 +137,8 @@ class InterestTable:
                 ).encode()  # fmt: skip
                 topic = topic_for(key.tenant, model) if is_wanted else ""
                 log = keys.event_log_key(keys.record_key(*key)) if log_length else None
-                notifications.append(Notification(row, event, topic, log, log_length))
+                workers = 0 if self.publish_all or interest is None else interest.shard_workers(key)
+                notifications.append(Notification(row, event, topic, log, log_length, workers))
         return notifications
 
 

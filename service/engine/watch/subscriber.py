@@ -132,6 +132,13 @@ class Subscriber:
         self.catch_ups = {key: CatchUpBuffer() for key in self.last_steps}
         return self.catch_ups
 
+    def begin_catch_up_of(self, key: StreamKey) -> CatchUpBuffer | None:
+        """Hold back the live events of one stream; returns their buffer, None if its last step is not known."""
+        if key not in self.last_steps:
+            return None
+        self.catch_ups[key] = CatchUpBuffer()
+        return self.catch_ups[key]
+
     def deliver_backlog(
         self, key: StreamKey, missed: int, events: Sequence[CommitEvent], catch_up: CatchUpBuffer
     ) -> None:

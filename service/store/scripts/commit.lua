@@ -6,8 +6,12 @@
 -- ARGV[6..]     n pairs: expected guard ('' = the stream must be missing; '!' = the value of the key must not be a
 --               record, see 4), new record ('-' = delete the stream)
 -- ARGV[6+2n..]  m pairs: index of its record, new entry
--- the rest      groups of four, the notification of a commit: index of its record, event, topic ('' = do not
---               publish), number of events that the log keeps (0 = no log; otherwise the log is the next of KEYS)
+-- the rest      groups of five, the notification of a commit: index of its record, event, topic ('' = do not
+--               publish), number of events that the log keeps (0 = no log; otherwise the log is the next of KEYS),
+--               number of workers that receive the event on the stream's shard channel (0 = use the topic)
+--
+-- An event goes to the shard channel, KEYS[i]:w, only if at least that many connections are subscribed to it. While the
+-- slot is moved some of them are not yet subscribed on its new node; the topic reaches those on every node.
 --
 -- An entry whose key ends in ':end' stores the response to the request that deleted the stream. It is written but not
 -- read here: whether that request is applied depends on the guard alone.
@@ -27,7 +31,7 @@ local notify_at, log_at, published = nil, nil, nil
 if #ARGV >= 6 + 2 * (n + m) then
   notify_at, log_at, published = {}, {}, {}
   local log = n + m
-  for a = 6 + 2 * (n + m), #ARGV, 4 do
+  for a = 6 + 2 * (n + m), #ARGV, 5 do
     local i = tonumber(ARGV[a])
     notify_at[i] = a
     if ARGV[a + 3] ~= '0' then
@@ -35,6 +39,17 @@ if #ARGV >= 6 + 2 * (n + m) then
       log_at[i] = KEYS[log]
     end
   end
+end
+
+local function publish_sharded(channel, workers, event)
+  if workers == '0' then
+    return false
+  end
+  local subscribed = pcall('PUBSUB', 'SHARDNUMSUB', channel)
+  if subscribed.err or subscribed[2] < tonumber(workers) then
+    return false
+  end
+  return type(pcall('SPUBLISH', channel, event)) == 'number'
 end
 
 local not_applied = {}
@@ -72,7 +87,7 @@ for i = 1, n do
           pcall('LTRIM', log, -ARGV[a + 3], -1)
           pcall('PEXPIRE', log, ttl)
         end
-        if topic ~= '' then
+        if topic ~= '' and not publish_sharded(key .. ':w', ARGV[a + 4], event) then
           published[topic] = published[topic] or {}
           table.insert(published[topic], event)
         end

@@ -92,6 +92,24 @@ class ClusterTransport:
         self._n_dedicated += 1
         return await self._transport_to(self._primaries[self._n_dedicated % len(self._primaries)]).open_dedicated()
 
+    async def owner(self, key: str) -> ServerTransport:
+        """Return the primary that owns a key, as far as known.
+
+        Raises:
+            NotSentError: No node returned the owners of the slots.
+        """
+        if not self._slot_owners:
+            await self._refresh_now(self.timeout)
+        return self._slot_owners[key_slot(key.encode())]
+
+    def note_moved(self, error: CommandError, source: ServerTransport) -> None:
+        """Record the new owner of a slot from a `MOVED` that `source` returned."""
+        self._redirected(error, source)
+
+    def refresh(self) -> None:
+        """Read the owners of the slots again, in the background."""
+        self._schedule_refresh()
+
     async def primaries(self, *, fresh: bool = True) -> tuple[str, Sequence[ServerTransport]]:
         """Return the primaries, sorted by address, and a name of the slots' assignment; see `RedisTransport`."""
         is_old = asyncio.get_running_loop().time() - self._refreshed_at > _MIN_REFRESH_INTERVAL_S
