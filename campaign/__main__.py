@@ -18,11 +18,13 @@ from campaign.alerts import run_silence
 from campaign.chaos import ChaosPlan, run
 from campaign.fuzz import TARGETS
 from campaign.releases import ramp
+from campaign.roads.command import roads
 from campaign.tally import Tally
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _console = Console(stderr=True)
 _INTERRUPTED = 130
+app.command()(roads)
 
 
 @app.callback()
