@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from campaign.roads.broken import run_broken
+from campaign.roads.groups import run_group
 from campaign.roads.history import run_backfill
 from campaign.roads.kafka_road import kafka_road
 from campaign.roads.kill_run import OnProgress, RoadPlan, RoadResult, run_kills
@@ -22,6 +24,7 @@ from campaign.roads.mqtt_road import mqtt_road
 from campaign.roads.nats_road import nats_road
 from campaign.roads.rabbitmq_road import rabbitmq_road
 from campaign.roads.redis_road import redis_road
+from campaign.roads.restore import run_restore
 from campaign.roads.road import OpenRoad
 
 ROADS: Final[dict[str, OpenRoad]] = {
@@ -32,7 +35,13 @@ ROADS: Final[dict[str, OpenRoad]] = {
     "mqtt": mqtt_road,
 }
 Run = Callable[[Path, OpenRoad, RoadPlan, OnProgress], Awaitable[RoadResult]]
-RUNS: Final[dict[str, Run]] = {"kills": run_kills, "backfill": run_backfill}
+RUNS: Final[dict[str, Run]] = {
+    "kills": run_kills,
+    "group": run_group,
+    "broken": run_broken,
+    "restore": run_restore,
+    "backfill": run_backfill,
+}
 
 _console = Console(stderr=True)
 _NOT_HERE: Final = 3
@@ -50,6 +59,16 @@ def roads(
     seed: Annotated[
         int | None, typer.Option(help="Seed of all random choices; random by default, and printed.")
     ] = None,
+    group: Annotated[
+        bool, typer.Option("--group", help="Instead run two connectors of one group, with rebalances.")
+    ] = False,
+    rebalance_every_s: Annotated[float, typer.Option(min=1, help="Seconds between two rebalances.")] = 10.0,
+    broken: Annotated[
+        bool, typer.Option("--broken", help="Instead publish 5 % broken messages, and end the service for 30 s.")
+    ] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Instead measure the time from a kill to the first right prediction.")
+    ] = False,
     backfill: Annotated[
         bool, typer.Option("--backfill", help="Instead backfill recorded data, with a kill, and go on live.")
     ] = False,
@@ -65,13 +84,26 @@ def roads(
             raise typer.BadParameter(f"{name!r}; expected one of {', '.join(ROADS)}", param_hint="--road")
     seed = secrets.randbelow(10**6) if seed is None else seed
     _console.print(f"seed {seed}")
-    plan = RoadPlan(streams, steps, seed, kill_every_s, replica_every_s)
-    what = "backfill" if backfill else "kills"
+    plan = RoadPlan(streams, steps, seed, kill_every_s, replica_every_s, rebalance_every_s)
+    what = _chosen(group=group, broken=broken, restore=restore, backfill=backfill)
     results = [_run(RUNS[what], what, name, plan, as_json=as_json) for name in road or ROADS]
     if any(one is not None and one.problems for one in results):
         raise typer.Exit(1)
     if None in results:
         raise typer.Exit(_NOT_HERE)
+
+
+def _chosen(**given: bool) -> str:
+    """Return the run that flags name.
+
+    Raises:
+        typer.BadParameter: There are several.
+    """
+    names = [name for name, is_given in given.items() if is_given]
+    if len(names) > 1:
+        flags = [f"--{name}" for name in names]
+        raise typer.BadParameter(f"{' and '.join(flags)} exclude each other.", param_hint=flags[-1])
+    return names[0] if names else "kills"
 
 
 def _run(run: Run, what: str, name: str, plan: RoadPlan, *, as_json: bool) -> RoadResult | None:

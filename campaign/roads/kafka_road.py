@@ -23,6 +23,7 @@ class KafkaRoad:
     may_double = True
     needs_reader_first = False
     shares_work = True
+    accepts_large = True
 
     def __init__(self, address: str) -> None:
         """Use `kafka_road`.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from campaign.roads.arrivals import Arrivals, compare_next_step
 from campaign.roads.load import Load, fold_of
 from campaign.roads.processes import RoadConnector, connectors
 from campaign.roads.replicas import MODEL, Replicas, replicas
-from campaign.roads.road import OpenRoad, Road, decode_prediction
+from campaign.roads.road import OpenRoad, Road, Sent, decode_prediction
 
 IDEMPOTENCY_TTL_S = 2
 _AWAY_S = 2.5 * IDEMPOTENCY_TTL_S
@@ -40,6 +42,8 @@ class RoadPlan:
         seed: Seed of all random choices; the timing is not reproducible.
         kill_every_s: Seconds between two kills of the connector.
         replica_every_s: Seconds between two kills of a replica.
+        rebalance_every_s: Seconds between two rebalances.
+        broken_share: Of all messages, those that are broken.
         faults_s: Seconds after which nothing is killed any more, so that a slow machine comes to an end.
     """
 
@@ -48,6 +52,8 @@ class RoadPlan:
     seed: int = 0
     kill_every_s: float = 3.0
     replica_every_s: float = 5.0
+    rebalance_every_s: float = 10.0
+    broken_share: float = 0.05
     faults_s: float = 120.0
 
 
@@ -115,16 +121,28 @@ async def run_kills(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progre
         return RoadResult(road.name, figures, problems)
 
 
-async def publish_all(road: Road, load: Load) -> None:
-    """Publish all messages, as fast as the broker confirms them."""
-    messages = list(load.messages())
-    for start in range(0, len(messages), _PUBLISHED_AT_ONCE):
-        await road.publish(messages[start : start + _PUBLISHED_AT_ONCE])
+async def publish_all(road: Road, load: Load, *, per_s: float = math.inf) -> None:
+    """Publish all messages of a load; arguments as of `publish_messages`."""
+    await publish_messages(road, load.messages(), per_s=per_s)
 
 
-async def collect(
-    road: Road, arrivals: Arrivals, n: int, on_progress: OnProgress, tail: Callable[[], str]
-) -> None:
+async def publish_messages(road: Road, messages: Iterable[Sent], *, per_s: float = math.inf) -> None:
+    """Publish messages as fast as the broker confirms them, or at an even pace.
+
+    Args:
+        road: Where to.
+        messages: In order.
+        per_s: Messages for each second.
+    """
+    started, done, rest = time.monotonic(), 0, iter(messages)
+    size = max(1, min(_PUBLISHED_AT_ONCE, int(per_s / 10) if math.isfinite(per_s) else _PUBLISHED_AT_ONCE))
+    while part := list(itertools.islice(rest, size)):
+        await road.publish(part)
+        done += len(part)
+        await asyncio.sleep(max(0.0, started + done / per_s - time.monotonic()))
+
+
+async def collect(road: Road, arrivals: Arrivals, n: int, on_progress: OnProgress, tail: Callable[[], str]) -> None:
     """Read the outgoing place until everything has arrived, and then nothing for a moment.
 
     Raises:

@@ -23,6 +23,7 @@ class MqttRoad:
     may_double = True
     needs_reader_first = True
     shares_work = False
+    accepts_large = True
 
     def __init__(self, port: int) -> None:
         """Use `mqtt_road`.

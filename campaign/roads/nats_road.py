@@ -22,6 +22,7 @@ class NatsRoad:
     may_double = False  # within the window of duplicates
     needs_reader_first = False
     shares_work = False
+    accepts_large = False  # 1 MB, unless it is configured
 
     def __init__(self, port: int) -> None:
         """Use `nats_road`.
@@ -73,11 +74,9 @@ class NatsRoad:
         return await self._read("dead")
 
     async def _read(self, name: str) -> list[bytes]:
-        import nats as client
-
         try:
             found = await self._subscriptions[name].fetch(_AT_ONCE, timeout=_WAIT_S)
-        except client.errors.TimeoutError:
+        except TimeoutError:
             return []
         for one in found:
             await one.ack()

@@ -22,6 +22,7 @@ class RabbitRoad:
     may_double = True
     needs_reader_first = False
     shares_work = False
+    accepts_large = True
 
     def __init__(self, port: int) -> None:
         """Use `rabbitmq_road`.

@@ -26,6 +26,7 @@ class RedisRoad:
     may_double = False
     needs_reader_first = False
     shares_work = False
+    accepts_large = True
 
     def __init__(self, port: int) -> None:
         """Connect.

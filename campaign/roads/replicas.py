@@ -31,9 +31,7 @@ class Replicas:
         self.model = write_model(folder / "models", MODEL, fold)
         self.store = Server(folder / "store", *AOF)
         self.services = [
-            ServiceProcess(
-                folder / "models", folder / f"w{i}", "--redis", self.store.url, "--drain-s", "0", *flags
-            )
+            ServiceProcess(folder / "models", folder / f"w{i}", "--redis", self.store.url, "--drain-s", "0", *flags)
             for i in range(n)
         ]
         self.port = 0

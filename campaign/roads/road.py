@@ -60,12 +60,14 @@ class Road(Protocol):
         may_double: Whether docs/connecting.md allows a prediction to be there twice after a kill.
         needs_reader_first: Whether messages are kept only once a connector has subscribed.
         shares_work: Whether two connectors of a group read at the same time.
+        accepts_large: Whether the broker accepts messages of 10 MB.
     """
 
     name: str
     may_double: bool
     needs_reader_first: bool
     shares_work: bool
+    accepts_large: bool
 
     def flags(self) -> list[str]:
         """Return the connector's words: what it reads, and where it writes."""
