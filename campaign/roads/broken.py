@@ -20,7 +20,6 @@ from campaign.roads.processes import RoadConnector, connectors
 from campaign.roads.replicas import Replicas, replicas
 from campaign.roads.road import OpenRoad, Road, Sent, read_dead_letters
 
-_AWAY_S: Final = 30.0
 _LARGE_BYTES: Final = 10 << 20
 _MANY_LARGE: Final = 5
 _MEMORY_EVERY_S: Final = 0.5
@@ -104,7 +103,7 @@ async def run_broken(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progr
         memory, over = _Memory(connector), asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(publish_messages(road, broken.messages()))
-            tasks.create_task(_end_service(system, memory, over, lambda: arrivals.n_new > len(load) // 4))
+            tasks.create_task(_end_service(system, memory, plan, over, lambda: arrivals.n_new > len(load) // 4))
             tasks.create_task(memory.sample(over))
             await collect(road, arrivals, len(load), on_progress, lambda: connector.log[-3000:])
             over.set()
@@ -115,7 +114,7 @@ async def run_broken(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progr
             "messages": len(load) + len(broken.codes),
             "broken": broken.counts(),
             "dead_letters": len(letters),
-            "service_away_s": _AWAY_S,
+            "service_away_s": plan.service_away_s,
             "memory_mib": memory.figures(),
         }
         return RoadResult(road.name, figures, problems)
@@ -167,12 +166,14 @@ class _Memory:
         )
 
 
-async def _end_service(system: Replicas, memory: _Memory, over: asyncio.Event, has_a_part: Callable[[], bool]) -> None:
+async def _end_service(
+    system: Replicas, memory: _Memory, plan: RoadPlan, over: asyncio.Event, has_a_part: Callable[[], bool]
+) -> None:
     while not has_a_part():
         if await is_over(over, 0.1):
             return
     memory.phase = "away"
-    await system.kill(system.services, away_s=_AWAY_S)
+    await system.kill(system.services, away_s=plan.service_away_s)
     memory.phase = "after"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from campaign.roads.road import OpenRoad, Road, Sent, decode_prediction
 IDEMPOTENCY_TTL_S = 2
 _AWAY_S = 2.5 * IDEMPOTENCY_TTL_S
 _END_S = 900.0
+_POLL_S = 0.05
+_EARLY = 0.2  # of the kills
 _QUIET_READS = 2
 _PUBLISHED_AT_ONCE = 5000
 _STEPPED_AT_ONCE = 1000
@@ -44,6 +47,7 @@ class RoadPlan:
         replica_every_s: Seconds between two kills of a replica.
         rebalance_every_s: Seconds between two rebalances.
         broken_share: Of all messages, those that are broken.
+        service_away_s: Seconds for which all replicas are away among broken messages.
         faults_s: Seconds after which nothing is killed any more, so that a slow machine comes to an end.
     """
 
@@ -54,6 +58,7 @@ class RoadPlan:
     replica_every_s: float = 5.0
     rebalance_every_s: float = 10.0
     broken_share: float = 0.05
+    service_away_s: float = 30.0
     faults_s: float = 120.0
 
 
@@ -103,7 +108,7 @@ async def run_kills(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progre
         over = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(publish_all(road, load))
-            tasks.create_task(_kill_connector(connector, plan, over, lambda: arrivals.n_new > len(load) // 3))
+            tasks.create_task(_kill_connector(connector, plan, over, arrivals, len(load)))
             tasks.create_task(kill_replicas(system, plan, over))
             await collect(road, arrivals, len(load), on_progress, lambda: connector.log[-3000:])
             over.set()
@@ -176,14 +181,24 @@ async def check_states(system: Replicas, names: Sequence[str], xs: npt.NDArray[n
 
 
 async def _kill_connector(
-    connector: RoadConnector, plan: RoadPlan, over: asyncio.Event, has_a_part: Callable[[], bool]
+    connector: RoadConnector, plan: RoadPlan, over: asyncio.Event, arrivals: Arrivals, n: int
 ) -> None:
-    """Kill the connector regularly; once it is away for longer than the service keeps idempotency keys."""
-    was_away = False
+    """Kill the connector regularly; once it is away for longer than the service keeps idempotency keys.
+
+    Most kills come some seconds after a prediction has arrived: a broker may need longer than `kill_every_s` to give
+    the messages to a restarted connector. The others come that long after its start, whatever it does then.
+    """
+    rng, was_away = random.Random(plan.seed), False
     ends = time.monotonic() + plan.faults_s
-    while not await is_over(over, plan.kill_every_s) and (time.monotonic() < ends or not was_away):
+    while time.monotonic() < ends or not was_away:
+        before = arrivals.n_new
+        is_early = rng.random() < _EARLY
+        while not is_early and arrivals.n_new == before and not over.is_set():
+            await is_over(over, _POLL_S)
+        if await is_over(over, plan.kill_every_s):
+            return
         connector.kill()
-        if has_a_part() and not was_away:
+        if arrivals.n_new > n // 3 and not was_away:
             was_away = True
             await asyncio.sleep(_AWAY_S)
         connector.start()
