@@ -91,7 +91,7 @@ async def run_broken(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progr
         on_progress: Called regularly.
     """
     rng = np.random.default_rng(plan.seed)
-    load = Load(rng, f"d{plan.seed}.", plan.streams, plan.steps)
+    load = Load(rng, f"d{plan.seed}-", plan.streams, plan.steps)
     async with (
         open_road(folder) as road,
         replicas(folder) as system,

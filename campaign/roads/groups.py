@@ -60,7 +60,7 @@ async def run_group(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progre
         plan: The parameters.
         on_progress: Called regularly.
     """
-    load = Load(np.random.default_rng(plan.seed), f"g{plan.seed}.", plan.streams, plan.steps)
+    load = Load(np.random.default_rng(plan.seed), f"g{plan.seed}-", plan.streams, plan.steps)
     async with (
         open_road(folder) as road,
         replicas(folder) as system,

@@ -108,8 +108,8 @@ async def run_backfill(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_pro
         on_progress: Called regularly.
     """
     rng = np.random.default_rng(plan.seed)
-    history = Load(rng, f"b{plan.seed}.", plan.streams, plan.steps)
-    live = Load(rng, f"b{plan.seed}.", plan.streams, _LIVE_STEPS)
+    history = Load(rng, f"b{plan.seed}-", plan.streams, plan.steps)
+    live = Load(rng, f"b{plan.seed}-", plan.streams, _LIVE_STEPS)
     data = folder / "history"
     _write(data, history)
     async with open_road(folder) as road, replicas(folder) as system:

@@ -94,7 +94,7 @@ async def run_kills(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progre
         plan: The parameters.
         on_progress: Called regularly.
     """
-    load = Load(np.random.default_rng(plan.seed), f"k{plan.seed}.", plan.streams, plan.steps)
+    load = Load(np.random.default_rng(plan.seed), f"k{plan.seed}-", plan.streams, plan.steps)
     flags = ("--idempotency-ttl-s", str(IDEMPOTENCY_TTL_S))
     async with (
         open_road(folder) as road,
@@ -189,8 +189,8 @@ async def _kill_connector(
     the messages to a restarted connector. The others come that long after its start, whatever it does then.
     """
     rng, was_away = random.Random(plan.seed), False
-    ends = time.monotonic() + plan.faults_s
-    while time.monotonic() < ends or not was_away:
+    began = time.monotonic()
+    while time.monotonic() < began + plan.faults_s:
         before = arrivals.n_new
         is_early = rng.random() < _EARLY
         while not is_early and arrivals.n_new == before and not over.is_set():
@@ -198,7 +198,8 @@ async def _kill_connector(
         if await is_over(over, plan.kill_every_s):
             return
         connector.kill()
-        if arrivals.n_new > n // 3 and not was_away:
+        is_late = arrivals.n_new > n // 3 or time.monotonic() > began + plan.faults_s / 2
+        if is_late and not was_away:
             was_away = True
             await asyncio.sleep(_AWAY_S)
         connector.start()

@@ -40,7 +40,7 @@ async def run_restore(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_prog
         if road.needs_reader_first:
             await connector.wait_until_reading()
         for n in [n for n in _STREAMS if n < plan.streams] + [plan.streams]:
-            load = Load(rng, f"r{n}.", n, 1)
+            load = Load(rng, f"r{n}-", n, 1)
             xs, expected = load.xs, fold_of(system.model, load.xs)
             arrivals = Arrivals(load.names, expected, may_double=road.may_double)
             await publish_all(road, load)
@@ -48,7 +48,7 @@ async def run_restore(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_prog
             problems += arrivals.problems
             seconds = []
             for _ in range(_KILLS):
-                more = Load(rng, f"r{n}.", n, 1)
+                more = Load(rng, f"r{n}-", n, 1)
                 xs = np.concatenate([xs, more.xs], axis=1)
                 expected = fold_of(system.model, xs)[:, -1:]
                 arrivals = Arrivals(load.names, expected, may_double=road.may_double, steps_before=xs.shape[1] - 1)
