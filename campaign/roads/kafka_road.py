@@ -54,7 +54,11 @@ class KafkaRoad:
             await admin.create_topics([NewTopic(topic, n, 1)])
         await admin.close()
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._address, acks="all", linger_ms=5, max_request_size=16 << 20
+            bootstrap_servers=self._address,
+            acks="all",
+            linger_ms=5,
+            max_request_size=16 << 20,
+            request_timeout_ms=300_000,  # a request that is sent again after a timeout would publish messages twice
         )
         await self._producer.start()
         for topic in ("out", "dead"):

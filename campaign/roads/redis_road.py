@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 from redis import asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from campaign.roads.road import Sent
 from tests.processes import free_port
@@ -35,7 +37,8 @@ class RedisRoad:
             port: The server's port.
         """
         self._base = f"redis://127.0.0.1:{port}/0"
-        self._client: Any = redis.Redis(port=port)
+        # A pipeline that is sent again after a timeout would publish its messages twice
+        self._client: Any = redis.Redis(port=port, socket_timeout=None, retry=Retry(NoBackoff(), 0))
         self._last: dict[str, bytes] = {"out": b"0", "dead": b"0"}
 
     def flags(self) -> list[str]:
