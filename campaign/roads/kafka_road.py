@@ -35,11 +35,11 @@ class KafkaRoad:
         self._producer: Any = None
         self._consumers: dict[str, Any] = {}
 
-    def flags(self) -> list[str]:
-        """Return the connector's words."""
+    def flags(self, *, alone: bool) -> list[str]:
+        """Return the connector's words; one that is alone is a static member, so a new start waits for no session."""
         base = f"kafka://{self._address}"
         return [
-            *(f"{base}/in?group=g", "--stream", "key"),
+            *(f"{base}/in?group=g{'&member=m' if alone else ''}", "--stream", "key"),
             *("--to", f"{base}/out", "--dead-letter", f"{base}/dead"),
         ]
 

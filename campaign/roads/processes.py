@@ -24,16 +24,19 @@ class RoadConnector:
         kills: How often it was killed.
     """
 
-    def __init__(self, folder: Path, road: Road, system: Replicas) -> None:
+    def __init__(self, folder: Path, road: Road, system: Replicas, *, alone: bool) -> None:
         """Create it; it is not started.
 
         Args:
             folder: For its log.
             road: What it reads and writes.
             system: The service.
+            alone: It is the only one of its group.
         """
         self.kills = 0
-        self._process = ConnectorProcess(folder, *road.flags(), "--model", MODEL, "--url", system.url, "--json")
+        self._process = ConnectorProcess(
+            folder, *road.flags(alone=alone), "--model", MODEL, "--url", system.url, "--json"
+        )
 
     @property
     def pid(self) -> int:
@@ -97,7 +100,7 @@ class RoadConnector:
 @contextlib.asynccontextmanager
 async def connectors(folder: Path, road: Road, system: Replicas, n: int = 1) -> AsyncIterator[Sequence[RoadConnector]]:
     """Run connectors of one group until the block ends."""
-    found = [RoadConnector(folder, road, system) for _ in range(n)]
+    found = [RoadConnector(folder, road, system, alone=n == 1) for _ in range(n)]
     try:
         for one in found:
             one.start()

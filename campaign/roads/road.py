@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +69,12 @@ class Road(Protocol):
     shares_work: bool
     accepts_large: bool
 
-    def flags(self) -> list[str]:
-        """Return the connector's words: what it reads, and where it writes."""
+    def flags(self, *, alone: bool) -> list[str]:
+        """Return the connector's words: what it reads, and where it writes.
+
+        Args:
+            alone: It is the only one of its group.
+        """
 
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Publish messages, in order, and wait until the broker has confirmed them."""
@@ -91,9 +95,3 @@ decode_prediction = msgspec.json.Decoder(Prediction).decode
 def read_dead_letters(bodies: Sequence[bytes]) -> list[dict[str, Any]]:
     """Return dead letters as documents."""
     return [msgspec.json.decode(body) for body in bodies]
-
-
-async def in_parts(messages: Sequence[Sent], size: int) -> AsyncIterator[Sequence[Sent]]:
-    """Yield messages in parts."""
-    for start in range(0, len(messages), size):
-        yield messages[start : start + size]
