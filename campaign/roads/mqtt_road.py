@@ -35,7 +35,7 @@ class MqttRoad:
         self._client: Any = None
         self._arrived: dict[str, asyncio.Queue[bytes]] = {"out": asyncio.Queue(), "dead": asyncio.Queue()}
 
-    def flags(self, *, alone: bool) -> list[str]:  # noqa: ARG002 - only Kafka's members have names
+    def flags(self, *, alone: bool) -> list[str]:
         """Return the connector's words."""
         base = f"mqtt://127.0.0.1:{self._port}"
         return [

@@ -35,7 +35,7 @@ class NatsRoad:
         self._js: Any = None
         self._subscriptions: dict[str, Any] = {}
 
-    def flags(self, *, alone: bool) -> list[str]:  # noqa: ARG002 - only Kafka's members have names
+    def flags(self, *, alone: bool) -> list[str]:
         """Return the connector's words."""
         return [
             *(f"{self._base}/in.{{stream}}?durable=d", "--stream", "topic"),

@@ -35,7 +35,7 @@ class RabbitRoad:
         self._channel: Any = None
         self._arrived: dict[str, asyncio.Queue[bytes]] = {}
 
-    def flags(self, *, alone: bool) -> list[str]:  # noqa: ARG002 - only Kafka's members have names
+    def flags(self, *, alone: bool) -> list[str]:
         """Return the connector's words."""
         base = f"amqp://127.0.0.1:{self._port}"
         return [

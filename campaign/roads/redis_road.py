@@ -41,7 +41,7 @@ class RedisRoad:
         self._client: Any = redis.Redis(port=port, socket_timeout=None, retry=Retry(NoBackoff(), 0))
         self._last: dict[str, bytes] = {"out": b"0", "dead": b"0"}
 
-    def flags(self, *, alone: bool) -> list[str]:  # noqa: ARG002 - only Kafka's members have names
+    def flags(self, *, alone: bool) -> list[str]:
         """Return the connector's words."""
         return [
             *(f"{self._base}?stream=in&group=g", "--stream", "stream"),

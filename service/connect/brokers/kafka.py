@@ -43,7 +43,8 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     """Reads a topic from the committed offsets of its group on; the broker divides the partitions among a group.
 
     Partitions are given up only when the open poll was handed over and committed, so the connector that gets them
-    begins behind it. `?member=NAME` makes the connector a static member (KIP-345). The source of a message is its topic and partition, its position the offset.
+    begins behind it. The source of a message is its topic and partition, its position the offset. `?member=NAME` makes
+    the connector a static member (KIP-345).
     """
 
     def __init__(self, url: BrokerUrl, options: ReaderOptions) -> None:
