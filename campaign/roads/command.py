@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from campaign.roads.broken import run_broken
+from campaign.roads.brokers.kafka_road import kafka_road
+from campaign.roads.brokers.mqtt_road import mqtt_road
+from campaign.roads.brokers.nats_road import nats_road
+from campaign.roads.brokers.rabbitmq_road import rabbitmq_road
+from campaign.roads.brokers.redis_road import redis_road
 from campaign.roads.groups import run_group
 from campaign.roads.history import run_backfill
-from campaign.roads.kafka_road import kafka_road
 from campaign.roads.kill_run import OnProgress, RoadPlan, RoadResult, run_kills
-from campaign.roads.mqtt_road import mqtt_road
-from campaign.roads.nats_road import nats_road
-from campaign.roads.rabbitmq_road import rabbitmq_road
-from campaign.roads.redis_road import redis_road
 from campaign.roads.restore import run_restore
 from campaign.roads.road import OpenRoad
 

@@ -71,6 +71,11 @@ class BackfillProcess:
         self._terminal = terminal
         self._reading = asyncio.create_task(asyncio.to_thread(self._read))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """Kill it with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
@@ -116,7 +121,7 @@ async def run_backfill(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_pro
         started = time.monotonic()
         killed_at = await _kill_in_the_middle(BackfillProcess(folder, data, system), system, len(history), on_progress)
         second, second_at = BackfillProcess(folder, data, system), time.monotonic()
-        while second._process.poll() is None:
+        while second.is_running:
             on_progress(second.shown[-1].timesteps if second.shown else 0, len(history))
             await asyncio.sleep(0.5)
         code, ended = await second.end(), time.monotonic()
@@ -155,7 +160,7 @@ def time_left(shown: list[Shown], n: int, ended: float) -> list[dict[str, float]
 async def _kill_in_the_middle(process: BackfillProcess, system: Replicas, n: int, on_progress: OnProgress) -> int:
     """Kill the command and a replica once about half is sent; return the number of timesteps by then."""
     while not process.shown or process.shown[-1].timesteps < n // 2:
-        if process._process.poll() is not None:
+        if not process.is_running:
             raise RuntimeError(f"the first run ended with {await process.end()} before it was killed")
         on_progress(process.shown[-1].timesteps if process.shown else 0, n)
         await asyncio.sleep(0.05)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from campaign.roads.broken import run_broken
+from campaign.roads.brokers.redis_road import redis_road
 from campaign.roads.groups import run_group
 from campaign.roads.history import run_backfill
 from campaign.roads.kill_run import RoadPlan, RoadResult, run_kills
-from campaign.roads.redis_road import redis_road
 from campaign.roads.restore import run_restore
 
 SHORT = RoadPlan(

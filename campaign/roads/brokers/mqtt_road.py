@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from campaign.roads.rabbitmq_road import all_that_arrived
+from campaign.roads.brokers.rabbitmq_road import all_that_arrived
 from campaign.roads.road import Sent
 from tests.connect.brokers import mosquitto
 
