@@ -182,7 +182,7 @@ async def _all_letters(road: Road, n: int) -> list[dict[str, Any]]:
     letters: list[dict[str, Any]] = []
     ends, quiet = time.monotonic() + _END_S, 0
     while (len(letters) < n or quiet < 2) and time.monotonic() < ends:
-        found = read_dead_letters(await road.read_dead())
+        found = read_dead_letters(await road.read("dead"))
         quiet = 0 if found else quiet + 1
         letters += found
     return letters

@@ -155,7 +155,7 @@ async def collect(road: Road, arrivals: Arrivals, n: int, on_progress: OnProgres
     """
     quiet, last_at = 0, time.monotonic()
     while not arrivals.is_complete or quiet < _QUIET_READS:
-        found = await road.read_out()
+        found = await road.read("out")
         for body in found:
             arrivals.add(decode_prediction(body))
         quiet = 0 if found else quiet + 1

@@ -66,7 +66,7 @@ async def _seconds_to_first(road: Road, connector: RoadConnector, load: Load, ar
     await publish_all(road, load)
     started = time.monotonic()
     connector.start()
-    while not (found := await road.read_out()):
+    while not (found := await road.read("out")):
         connector.check()
     seconds = time.monotonic() - started
     for body in found:

@@ -79,11 +79,8 @@ class Road(Protocol):
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Publish messages, in order, and wait until the broker has confirmed them."""
 
-    async def read_out(self) -> list[bytes]:
-        """Return the messages that are new in `out`; none if there are none within about half a second."""
-
-    async def read_dead(self) -> list[bytes]:
-        """Return the messages that are new in `dead`, as `read_out` does."""
+    async def read(self, place: str) -> list[bytes]:
+        """Return the messages that are new in `out` or `dead`; none if there are none within about half a second."""
 
 
 OpenRoad = Callable[[Path], AbstractAsyncContextManager[Road]]

@@ -79,16 +79,9 @@ class KafkaRoad:
             sent = [await self._producer.send("in", one.body, key=one.stream.encode()) for one in part]
             await asyncio.gather(*sent)
 
-    async def read_out(self) -> list[bytes]:
-        """Return new predictions."""
-        return await self._read("out")
-
-    async def read_dead(self) -> list[bytes]:
-        """Return new dead letters."""
-        return await self._read("dead")
-
-    async def _read(self, topic: str) -> list[bytes]:
-        found = await self._consumers[topic].getmany(timeout_ms=_WAIT_MS)
+    async def read(self, place: str) -> list[bytes]:
+        """Return the messages that are new in a place."""
+        found = await self._consumers[place].getmany(timeout_ms=_WAIT_MS)
         return [one.value for records in found.values() for one in records]
 
 

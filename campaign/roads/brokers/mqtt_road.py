@@ -76,13 +76,9 @@ class MqttRoad:
             sent = [self._client.publish(f"in/{one.stream}", one.body, qos=1) for one in part]
             await asyncio.to_thread(lambda infos: [one.wait_for_publish() for one in infos], sent)
 
-    async def read_out(self) -> list[bytes]:
-        """Return new predictions."""
-        return await all_that_arrived(self._arrived["out"], _WAIT_S)
-
-    async def read_dead(self) -> list[bytes]:
-        """Return new dead letters."""
-        return await all_that_arrived(self._arrived["dead"], _WAIT_S)
+    async def read(self, place: str) -> list[bytes]:
+        """Return the messages that are new in a place."""
+        return await all_that_arrived(self._arrived[place], _WAIT_S)
 
 
 @contextlib.asynccontextmanager

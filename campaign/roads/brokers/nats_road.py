@@ -65,17 +65,10 @@ class NatsRoad:
             sent = [await self._js.publish_async(f"in.{one.stream}", one.body, wait_stall=30) for one in part]
             await asyncio.gather(*sent)
 
-    async def read_out(self) -> list[bytes]:
-        """Return new predictions."""
-        return await self._read("out")
-
-    async def read_dead(self) -> list[bytes]:
-        """Return new dead letters."""
-        return await self._read("dead")
-
-    async def _read(self, name: str) -> list[bytes]:
+    async def read(self, place: str) -> list[bytes]:
+        """Return the messages that are new in a place."""
         try:
-            found = await self._subscriptions[name].fetch(_AT_ONCE, timeout=_WAIT_S)
+            found = await self._subscriptions[place].fetch(_AT_ONCE, timeout=_WAIT_S)
         except TimeoutError:
             return []
         for one in found:

@@ -69,16 +69,9 @@ class RabbitRoad:
             part = messages[start : start + _AT_ONCE]
             await asyncio.gather(*(exchange.publish(aio_pika.Message(one.body), "in") for one in part))
 
-    async def read_out(self) -> list[bytes]:
-        """Return new predictions."""
-        return await self._read("out")
-
-    async def read_dead(self) -> list[bytes]:
-        """Return new dead letters."""
-        return await self._read("dead")
-
-    async def _read(self, name: str) -> list[bytes]:
-        return await all_that_arrived(self._arrived[name], _WAIT_S)
+    async def read(self, place: str) -> list[bytes]:
+        """Return the messages that are new in a place."""
+        return await all_that_arrived(self._arrived[place], _WAIT_S)
 
 
 async def all_that_arrived(arrived: asyncio.Queue[bytes], wait_s: float) -> list[bytes]:

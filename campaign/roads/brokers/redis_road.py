@@ -60,20 +60,13 @@ class RedisRoad:
                 pipe.xadd("in", {"data": one.body})
             await pipe.execute()
 
-    async def read_out(self) -> list[bytes]:
-        """Return new predictions."""
-        return await self._read("out")
-
-    async def read_dead(self) -> list[bytes]:
-        """Return new dead letters."""
-        return await self._read("dead")
-
-    async def _read(self, name: str) -> list[bytes]:
-        found = await self._client.xread({name: self._last[name]}, count=_AT_ONCE, block=_WAIT_MS)
+    async def read(self, place: str) -> list[bytes]:
+        """Return the messages that are new in a place."""
+        found = await self._client.xread({place: self._last[place]}, count=_AT_ONCE, block=_WAIT_MS)
         if not found:
             return []
         [(_, entries)] = found.items() if isinstance(found, dict) else found
-        self._last[name] = entries[-1][0]
+        self._last[place] = entries[-1][0]
         return [_document(fields) for _, fields in entries]
 
 
