@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,8 @@ def topics(tmp_path: Path) -> Iterator[MqttTopics]:
         one = MqttTopics(broker)
         yield one
         one.client.disconnect()
-        one.client.loop_stop()
+        with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
+            one.client.loop_stop()
 
 
 def flags(service: ServiceProcess, topics: MqttTopics) -> list[str]:

@@ -67,7 +67,8 @@ class MqttRoad:
     async def close(self) -> None:
         """Disconnect."""
         self._client.disconnect()
-        await asyncio.to_thread(self._client.loop_stop)
+        with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
+            await asyncio.to_thread(self._client.loop_stop)
 
     async def publish(self, messages: Sequence[Sent]) -> None:
         """Publish messages with QoS 1."""

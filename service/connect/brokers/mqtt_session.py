@@ -124,7 +124,8 @@ class MqttSession:
         """Disconnect."""
         with contextlib.suppress(OSError, ValueError):
             self.client.disconnect()
-        await asyncio.to_thread(self.client.loop_stop)
+        with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
+            await asyncio.to_thread(self.client.loop_stop)
 
     def _post(self, future: asyncio.Future[Any], value: Any) -> None:
         self._call(lambda one: None if future.done() else future.set_result(one), value)
