@@ -17,9 +17,9 @@ class Arrivals:
     """What has arrived so far.
 
     Attributes:
+        n_new: Steps that have arrived, each counted once.
         doubles: Predictions that were there before, with equal content.
-        problems: What must not be.
-        n_problems: The number of all problems; `problems` has the first ones.
+        problems: What must not be; the first ones.
     """
 
     def __init__(
@@ -33,9 +33,9 @@ class Arrivals:
             may_double: Whether a prediction may be there again, from a poll that was written before a kill.
             steps_before: The step of each stream before the first of these.
         """
+        self.n_new = 0
         self.doubles = 0
         self.problems: list[str] = []
-        self.n_problems = 0
         self._codes: Mapping[str, int] = {name: code for code, name in enumerate(names)}
         self._expected = expected
         self._positions = np.full(expected.shape, -1, np.int64)
@@ -43,7 +43,6 @@ class Arrivals:
         self._newest = [0] * len(names)
         self._may_double = may_double
         self._steps_before = steps_before
-        self.n_new = 0
 
     @property
     def is_complete(self) -> bool:
@@ -90,7 +89,6 @@ class Arrivals:
             self._report(f"{found.stream}: step {found.step} is from position {found.source.at} and from {before}")
 
     def _report(self, problem: str) -> None:
-        self.n_problems += 1
         if len(self.problems) < _SHOWN:
             self.problems.append(problem)
 

@@ -119,7 +119,7 @@ async def run_kills(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progre
             "seconds": round(seconds, 1),
             "connector_kills": connector.kills,
             "replica_kills": system.kills,
-            "away_s": _AWAY_S,
+            "away_s": connector.away_s,
             "idempotency_ttl_s": IDEMPOTENCY_TTL_S,
             "doubles": arrivals.doubles,
         }
@@ -188,7 +188,7 @@ async def _kill_connector(
     Most kills come some seconds after a prediction has arrived: a broker may need longer than `kill_every_s` to give
     the messages to a restarted connector. The others come that long after its start, whatever it does then.
     """
-    rng, was_away = random.Random(plan.seed), False
+    rng = random.Random(plan.seed)
     began = time.monotonic()
     while time.monotonic() < began + plan.faults_s:
         before = arrivals.n_new
@@ -199,8 +199,8 @@ async def _kill_connector(
             return
         connector.kill()
         is_late = arrivals.n_new > n // 3 or time.monotonic() > began + plan.faults_s / 2
-        if is_late and not was_away:
-            was_away = True
+        if is_late and not connector.away_s:
+            connector.away_s = _AWAY_S
             await asyncio.sleep(_AWAY_S)
         connector.start()
 

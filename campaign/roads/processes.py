@@ -22,6 +22,7 @@ class RoadConnector:
 
     Attributes:
         kills: How often it was killed.
+        away_s: Seconds for which it was away once, between a kill and its start.
     """
 
     def __init__(self, folder: Path, road: Road, system: Replicas, *, alone: bool) -> None:
@@ -34,6 +35,7 @@ class RoadConnector:
             alone: It is the only one of its group.
         """
         self.kills = 0
+        self.away_s = 0.0
         self._process = ConnectorProcess(
             folder, *road.flags(alone=alone), "--model", MODEL, "--url", system.url, "--json"
         )
