@@ -50,16 +50,9 @@ class Load:
             yield Sent(name, msgspec.json.encode(body))
             at[code] += 1
 
-    def expected(self, model: Path, before: npt.NDArray[Any] | None = None) -> npt.NDArray[np.int64]:
-        """Return the predictions of onnxruntime in this process, `(streams, steps)`.
-
-        Args:
-            model: The step graph.
-            before: Inputs that each stream was stepped by before, `(streams, earlier steps)`; None: it is new.
-        """
-        return fold_of(model, self.xs if before is None else np.concatenate([before, self.xs], axis=1))[
-            :, -self.xs.shape[1] :
-        ]
+    def expected(self, model: Path) -> npt.NDArray[np.int64]:
+        """Return the predictions of onnxruntime in this process, `(streams, steps)`."""
+        return fold_of(model, self.xs)
 
 
 def fold_of(model: Path, xs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
