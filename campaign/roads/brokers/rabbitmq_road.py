@@ -52,7 +52,8 @@ class RabbitRoad:
         for name in ("in", "out", "dead"):
             queue = await self._channel.declare_queue(name, durable=True)
             if name != "in":
-                self._arrived[name] = arrived = asyncio.Queue()
+                arrived: asyncio.Queue[bytes] = asyncio.Queue()
+                self._arrived[name] = arrived
                 await queue.consume(lambda message, to=arrived: to.put(message.body), no_ack=True)
 
     async def close(self) -> None:
