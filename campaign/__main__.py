@@ -18,12 +18,14 @@ from campaign.alerts import run_silence
 from campaign.chaos import ChaosPlan, run
 from campaign.fuzz import TARGETS
 from campaign.releases import ramp
+from campaign.roads.command import roads
 from campaign.tally import Tally
 from service.process.grpc_port import missing_packages
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _console = Console(stderr=True)
 _INTERRUPTED = 130
+app.command()(roads)
 
 
 @app.callback()

@@ -138,7 +138,7 @@ async def inject_faults(system: System, rng: random.Random, tally: Tally, every_
             busy.discard(target)
 
     async with asyncio.TaskGroup() as tasks:
-        while not await _is_over(over, rng.uniform(0.5, 1.5) * every_s):
+        while not await is_over(over, rng.uniform(0.5, 1.5) * every_s):
             waiting = waiting or rng.sample(list(FAULTS), len(FAULTS))  # every kind equally often
             for name in waiting:
                 number = rng.randrange(WORKERS)
@@ -151,7 +151,8 @@ async def inject_faults(system: System, rng: random.Random, tally: Tally, every_
                     break
 
 
-async def _is_over(over: asyncio.Event, seconds: float) -> bool:
+async def is_over(over: asyncio.Event, seconds: float) -> bool:
+    """Return whether an event is set, after at most some seconds."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(over.wait(), seconds)
     return over.is_set()

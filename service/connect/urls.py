@@ -19,7 +19,7 @@ _FORMS: Final = {
     "file": "file:///PATH.jsonl",
 }
 _OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "kafka": ("group",),
+    "kafka": ("group", "member"),
     "redis": ("stream", "group"),
     "mqtt": ("client",),
     "nats": ("durable",),

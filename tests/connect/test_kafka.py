@@ -17,6 +17,7 @@ from tests.connect.connectors import (
     connector,
     run_once,
     streams_equal_the_fold,
+    wait_for,
     wait_while_killing,
     written,
 )
@@ -153,6 +154,20 @@ def test_two_connectors_of_a_group_that_are_killed_in_turn_lose_nothing(
         out = [document for _, document in topics.read("out", len(readings))]
         assert written(out, doubles=True) == readings.expected()
         assert streams_equal_the_fold(service.url, readings)
+
+
+def test_a_static_member_that_was_killed_goes_on_under_its_name(
+    service: ServiceProcess, topics: KafkaTopics, tmp_path: Path
+) -> None:
+    topics.add([("static", {"x": 1})])
+    with connector(tmp_path, topics.url("in", "?group=g&member=m"), *flags(service, topics)) as one:
+        wait_for(lambda: topics.n_written() == 1, what=one.text)
+        one.kill()
+        topics.add([("static", {"x": 2})])
+        one.start()
+        wait_for(lambda: topics.n_written() == 2, what=one.text)
+
+    assert one.process.wait(60) == 0, one.text()
 
 
 def test_check_joins_no_group_and_shows_the_oldest_messages(

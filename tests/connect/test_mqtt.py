@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +65,8 @@ def topics(tmp_path: Path) -> Iterator[MqttTopics]:
         one = MqttTopics(broker)
         yield one
         one.client.disconnect()
-        one.client.loop_stop()
+        with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
+            one.client.loop_stop()
 
 
 def flags(service: ServiceProcess, topics: MqttTopics) -> list[str]:
@@ -138,7 +140,7 @@ def test_without_a_position_the_command_says_what_is_doubled(
     assert "delivered twice is applied twice" in one.text()
 
 
-def test_a_second_connector_of_the_same_name_ends_the_first_one(
+def test_a_second_connector_of_the_same_name_stands_by_until_the_first_one_is_gone(
     service: ServiceProcess, topics: MqttTopics, tmp_path: Path
 ) -> None:
     words = (topics.url("in/{stream}", "?client=same"), *flags(service, topics), "--position", "n", "--json")
@@ -146,10 +148,44 @@ def test_a_second_connector_of_the_same_name_ends_the_first_one(
         start(one)
         with connector(tmp_path, *words) as two:
             start(two)
-            assert one.process.wait(30) == 1
-            assert "same client name" in one.text()
-            topics.publish("in/taken", {"x": 1, "n": 1})
-            wait_for(lambda: len(topics.out) == 1, what=two.text)
+            topics.publish("in/same", {"x": 1, "n": 1})
+            wait_for(lambda: topics.n_written() == 1, what=one.text)
+            assert json.loads(two.text().splitlines()[-1])["messages"] == 0
+
+            one.kill()  # the broker removes its mark
+            topics.publish("in/same", {"x": 2, "n": 2})
+            wait_for(lambda: topics.n_written() == 2, what=two.text)
+
+            one.start()
+            assert two.stop() == 0
+            topics.publish("in/same", {"x": 3, "n": 3})
+            wait_for(lambda: topics.n_written() == 3, what=one.text)
+
+    assert [found["step"] for found in topics.out if found["stream"] == "same"][-1] == 3
+
+
+def test_a_connector_that_is_taken_over_stands_by(service: ServiceProcess, topics: MqttTopics, tmp_path: Path) -> None:
+    """The mark is removed while both run, as if the broker had lost it: the second one ends the first one's session."""
+    words = (topics.url("in/{stream}", "?client=both"), *flags(service, topics), "--position", "n", "--json")
+    with connector(tmp_path, *words) as one:
+        start(one)
+        with connector(tmp_path, *words) as two:
+            start(two)
+            topics.client.publish("stepwell/connect/both", b"", qos=1, retain=True)
+            wait_for(lambda: "same client name" in one.text(), what=lambda: one.text() + two.text())
+            for n in (1, 2, 3):
+                topics.publish("in/both", {"x": n, "n": n})
+            wait_for(lambda: topics.n_written() == 3, what=lambda: one.text() + two.text())
+
+    assert one.process.wait(60) == two.process.wait(60) == 0
+
+
+def test_a_shared_subscription_is_refused(topics: MqttTopics, tmp_path: Path) -> None:
+    words = (topics.url("$share/g/in/{stream}"), "--model", "fold", "--stream", "topic")
+    one = ConnectorProcess(tmp_path, *words).start()
+
+    assert one.process.wait(100) == 2
+    assert "shared subscription" in one.text()
 
 
 def test_the_example_of_compose_gives_predictions_of_the_demos_model(topics: MqttTopics, short_path: Path) -> None:

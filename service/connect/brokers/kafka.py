@@ -43,7 +43,8 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
     """Reads a topic from the committed offsets of its group on; the broker divides the partitions among a group.
 
     Partitions are given up only when the open poll was handed over and committed, so the connector that gets them
-    begins behind it. The source of a message is its topic and partition, its position the offset.
+    begins behind it. The source of a message is its topic and partition, its position the offset. `?member=NAME` makes
+    the connector a static member (KIP-345).
     """
 
     def __init__(self, url: BrokerUrl, options: ReaderOptions) -> None:
@@ -65,6 +66,9 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._consumer = AIOKafkaConsumer(
             **_connection(self._url),
             group_id=None if preview else self._url.options.get("group") or _GROUP,
+            # A member with a name takes its partitions back at once after a kill; without one, the broker gives them to
+            # nobody until the session of the killed connector has expired
+            group_instance_id=None if preview else self._url.options.get("member") or None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             fetch_max_bytes=_FETCH_BYTES,

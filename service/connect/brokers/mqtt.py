@@ -8,36 +8,38 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
+from service.connect.brokers.mqtt_lease import MqttLease
+from service.connect.brokers.mqtt_session import TIMEOUT_S, MqttSession
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
+from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectUsageError, OutMessage
 from service.connect.urls import BrokerUrl
 
-_PORTS: Final = {False: 1883, True: 8883}
 _WAIT_S: Final = 0.5
 _QUIET_S: Final = 2.0
 """Seconds without a message after which `once` ends: MQTT has no end to compare with."""
 
-_TIMEOUT_S: Final = 10.0
-_IN_FLIGHT: Final = 4096
 _MAX_WAITING: Final = 65536
 """Messages with QoS 0 that wait for the service; newer ones are dropped. Those with QoS 1 wait in the broker."""
 
-_FOREVER: Final = 0xFFFFFFFF
-_TAKEN_OVER: Final = 142  # a reason code of MQTT 5
-_REFUSED: Final = range(128, 163)
 _ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
 
 
 def open_reader(url: BrokerUrl, options: ReaderOptions) -> MqttReader:
-    """Return the reader of a filter."""
+    """Return the reader of a filter.
+
+    Raises:
+        ConnectUsageError: It is a shared subscription.
+    """
+    if url.path.startswith("$share/"):
+        raise ConnectUsageError(
+            f"{url.text!r} is a shared subscription, whose messages of one stream go to several connectors.",
+            fix="Give the filter itself and ?client=NAME: one connector of a name reads, and the others stand by.",
+        )
     return MqttReader(url, options)
 
 
@@ -46,109 +48,12 @@ def open_writer(url: BrokerUrl, body_format: str) -> MqttWriter:
     return MqttWriter(url, body_format)
 
 
-class _Session:
-    """One connection to a broker; paho's thread runs it, and its events arrive in the event loop."""
-
-    def __init__(self, url: BrokerUrl, client_id: str, *, keep: bool, on_message: Callable[[Any], None]) -> None:
-        """Create a session, which is not connected yet.
-
-        Args:
-            url: The broker.
-            client_id: The client's name.
-            keep: The broker keeps subscriptions and messages while the client is away.
-            on_message: Called in the event loop with each message.
-        """
-        self._url = url
-        self._keep = keep
-        self._loop = asyncio.get_running_loop()
-        self._connected: asyncio.Future[int] = self._loop.create_future()
-        self._subscribed: asyncio.Future[Any] = self._loop.create_future()
-        self.lost: asyncio.Future[int] = self._loop.create_future()
-        self.client = client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id,
-            protocol=MQTTProtocolVersion.MQTTv5,
-            reconnect_on_failure=False,  # a new connection gets what was not acknowledged, so it is a new start
-            manual_ack=True,
-        )
-        client.max_inflight_messages_set(_IN_FLIGHT)
-        client.max_queued_messages_set(0)
-        if url.user is not None:
-            client.username_pw_set(url.user, url.password)
-        if url.is_encrypted:
-            client.tls_set()
-        client.on_connect = lambda _c, _u, _f, code, _p: self._post(self._connected, code.value)
-        client.on_subscribe = lambda _c, _u, _m, codes, _p: self._post(self._subscribed, codes)
-        client.on_disconnect = lambda _c, _u, _f, code, _p: self._post(self.lost, code.value)
-        client.on_message = lambda _c, _u, message: self._call(on_message, message)
-
-    async def connect(self) -> None:
-        """Connect and wait for the broker's consent."""
-        properties = Properties(PacketTypes.CONNECT)
-        properties.ReceiveMaximum = _IN_FLIGHT
-        if self._keep:
-            properties.SessionExpiryInterval = _FOREVER
-        host, port = self._url.address(_PORTS[self._url.is_encrypted])
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                await asyncio.to_thread(
-                    self.client.connect, host, port, clean_start=not self._keep, properties=properties
-                )
-                self.client.loop_start()
-                await asyncio.wait({self._connected, self.lost}, return_when=asyncio.FIRST_COMPLETED)
-        except (OSError, TimeoutError, ValueError) as exc:
-            raise BrokerUnavailableError(f"{self._url.text} does not respond: {exc or 'timeout'}") from exc
-        self.check()
-        if self._connected.result() in _REFUSED:
-            code = mqtt.ReasonCode(PacketTypes.CONNACK, identifier=self._connected.result())
-            raise ConnectError(f"{self._url.text} refuses the connection: {code}.", fix="Check user and password.")
-
-    async def subscribe(self, topic: str, qos: int) -> None:
-        """Subscribe to a filter."""
-        self.client.subscribe(topic, qos)
-        await asyncio.wait({self._subscribed, self.lost}, timeout=_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-        self.check()
-        if not self._subscribed.done():
-            raise BrokerUnavailableError(f"{self._url.text} does not confirm the subscription")
-        code = self._subscribed.result()[0]
-        if code.value in _REFUSED:
-            raise ConnectError(f"{self._url.text} refuses to subscribe to {topic!r}: {code}.")
-
-    def check(self) -> None:
-        """Check that the connection is there.
-
-        Raises:
-            BrokerUnavailableError: It was lost.
-            ConnectError: Another client has the same name.
-        """
-        if not self.lost.done():
-            return
-        if self.lost.result() == _TAKEN_OVER:
-            raise ConnectError(
-                f"Another client has connected to {self._url.text} with the same client name.",
-                fix="Run one connector for each ?client=NAME.",
-            )
-        raise BrokerUnavailableError(f"the connection to {self._url.text} was lost")
-
-    async def close(self) -> None:
-        """Disconnect."""
-        with contextlib.suppress(OSError, ValueError):
-            self.client.disconnect()
-        await asyncio.to_thread(self.client.loop_stop)
-
-    def _post(self, future: asyncio.Future[Any], value: Any) -> None:
-        self._call(lambda one: None if future.done() else future.set_result(one), value)
-
-    def _call(self, function: Callable[[Any], None], value: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop has ended
-            self._loop.call_soon_threadsafe(function, value)
-
-
 class MqttReader:
     """Subscribes to a filter; `{stream}` in it is one segment.
 
-    With `?client=NAME` the broker keeps what was not acknowledged while the connector is away. MQTT has no positions:
-    a message that is delivered twice is found only by a field that grows.
+    With `?client=NAME` the broker keeps what was not acknowledged while the connector is away, and of several
+    connectors with the name one reads. MQTT has no positions: a message that is delivered twice is found only by a
+    field that grows.
     """
 
     def __init__(self, url: BrokerUrl, options: ReaderOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -156,28 +61,45 @@ class MqttReader:
         self._url = url
         self._options = options
         self._filter = url.wildcard("+")
+        self._name = None if options.preview else url.options.get("client")
         self._clock = clock
-        self._session: _Session | None = None
+        self._lease: MqttLease | None = None
+        self._session: MqttSession | None = None  # None: it stands by
         self._waiting: deque[mqtt.MQTTMessage] = deque()
         self._arrived = asyncio.Event()
         self._last_at = 0.0
 
     async def open(self) -> None:
-        """Connect and subscribe."""
-        name = None if self._options.preview else self._url.options.get("client")
+        """Connect; without a client name, or if no other connector has it, also subscribe."""
         self._waiting.clear()
-        self._session = _Session(
+        self._last_at = self._clock()
+        if self._name is not None:
+            self._lease = MqttLease(self._url, self._name)
+            await self._lease.open()
+        await self._begin()
+
+    async def _begin(self) -> bool:
+        """Subscribe unless another connector reads; return whether this one does now."""
+        if self._lease is not None and not await self._lease.is_free():
+            return False
+        self._session = MqttSession(
             self._url,
-            name or f"stepwell-{secrets.token_hex(6)}",
-            keep=name is not None,
+            self._name or f"stepwell-{secrets.token_hex(6)}",
+            keep=self._name is not None,
             on_message=self._on_message,
+            cleared_at_end=None if self._lease is None else self._lease.topic,
         )
         await self._session.connect()
+        if self._lease is not None:
+            self._lease.hold(self._session)
         await self._session.subscribe(self._filter, 0 if self._options.preview else 1)
         self._last_at = self._clock()
+        return True
 
     async def poll(self, limit: int) -> Sequence[BrokerMessage]:
-        """Return the messages that have arrived."""
+        """Return the messages that have arrived; none while another connector with the client name reads."""
+        if self._session is None and not await self._begin():
+            return []
         assert self._session is not None
         if not self._waiting:
             self._session.check()
@@ -200,8 +122,8 @@ class MqttReader:
                 self._session.client.ack(message.handle.mid, message.handle.qos)
 
     async def is_current(self) -> bool:
-        """Return True: a connector with the same client name ends the connection of this one."""
-        return True
+        """Return whether the connection is there: a connector that takes over ends it."""
+        return self._session is not None and not self._session.lost.done()
 
     @property
     def is_done(self) -> bool:
@@ -214,7 +136,10 @@ class MqttReader:
         return len(self._waiting)
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Give the lease back and disconnect."""
+        if self._lease is not None:
+            await self._lease.close(self._session)
+            self._lease = None
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -236,13 +161,11 @@ class MqttWriter:
         """Use `open_writer`."""
         self._url = url
         self._encode = _ENCODE[body_format]
-        self._session: _Session | None = None
+        self._session: MqttSession | None = None
 
     async def open(self) -> None:
         """Connect."""
-        self._session = _Session(
-            self._url, f"stepwell-{secrets.token_hex(6)}", keep=False, on_message=lambda _message: None
-        )
+        self._session = MqttSession(self._url, f"stepwell-{secrets.token_hex(6)}")
         await self._session.connect()
 
     async def write(self, messages: Sequence[OutMessage]) -> None:
@@ -267,6 +190,6 @@ class MqttWriter:
 
 
 def _wait_for_all(sent: Sequence[mqtt.MQTTMessageInfo]) -> None:
-    deadline = time.monotonic() + _TIMEOUT_S
+    deadline = time.monotonic() + TIMEOUT_S
     for one in sent:
         one.wait_for_publish(max(0.0, deadline - time.monotonic()))

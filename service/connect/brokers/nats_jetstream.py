@@ -167,7 +167,7 @@ class NatsReader:
     async def _fetch(self, limit: int) -> list[Any]:
         try:
             found = await self._subscription.fetch(limit, timeout=_WAIT_S)
-        except nats.errors.TimeoutError:
+        except TimeoutError:  # nats-py's own, which is one of these, or asyncio's
             return []
         for message in found:
             sequence = message.metadata.sequence.consumer
@@ -183,7 +183,7 @@ class NatsReader:
     async def _next_of_preview(self) -> list[Any]:
         try:
             return [await self._subscription.next_msg(_WAIT_S)]
-        except nats.errors.TimeoutError:
+        except TimeoutError:
             self._done = True
             return []
 

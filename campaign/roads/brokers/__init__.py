@@ -1,0 +1,1 @@
+"""The brokers as roads: each fills `in`, and reads `out` and `dead`."""
