@@ -17,9 +17,11 @@ from service.connect.connector import Connector
 from service.connect.counters import ConnectCounters
 from service.connect.input_columns import InputColumn, make_columns
 from service.connect.mapping import MessageMapper, check_segment
+from service.connect.poll_mapping import PollMapper
 from service.connect.polls import PollLimits
 from service.connect.preview import preview
 from service.connect.service_feed import ModelFacts, ServiceFeed
+from service.connect.typed_decoding import typed_decoder
 from service.connect.urls import BrokerUrl, stream_segment
 
 _WITHOUT_POSITIONS = {"mqtt", "mqtts", "amqp", "amqps"}
@@ -93,8 +95,7 @@ class ConnectSession:
             reader=self._reader,
             writer=self._writer,
             dead_letters=self._dead_letters,
-            mapper=mapped.mapper,
-            columns=mapped.columns,
+            mapper=PollMapper(mapped.mapper, typed_decoder(self._config.source.format, mapped.mapper)),
             sender=ChunkSender(self._feed, limits),
             model=mapped.model,
             limits=limits,

@@ -23,7 +23,15 @@ from redis.exceptions import (
 )
 
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, ConnectUsageError, OutMessage
+from service.connect.decoding import DATA_FIELD
+from service.connect.messages import (
+    BrokerMessage,
+    BrokerUnavailableError,
+    ConnectError,
+    ConnectUsageError,
+    MessageColumns,
+    OutMessage,
+)
 from service.connect.urls import BrokerUrl
 
 _PORT: Final = 6379
@@ -39,14 +47,24 @@ _SEQUENCE_BITS: Final = 20
 _ENTRIES_PER_CALL: Final = 500
 _POSITION_DIGITS: Final = 19
 _encode_json = msgspec.json.Encoder().encode
+_decode_integers = msgspec.json.Decoder(list[int]).decode
+
+_Entry = tuple[bytes, list[bytes]]
+"""The id of an entry and its fields, names and values in turn; no fields: it was deleted."""
 
 _RENEW = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0
 """
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-# Positions have equally many digits, so they compare as texts: numbers of Lua are exact to 2^53 only. All entries are
-# one argument: redis-py needs longer for a command of many arguments than for everything else.
+# All ids are one argument: redis-py needs longer for a command of many arguments than for everything else.
+_ACKNOWLEDGE = """
+local ids = cmsgpack.unpack(ARGV[2])
+for first = 1, #ids, 1000 do
+  redis.call('XACK', KEYS[1], ARGV[1], unpack(ids, first, math.min(first + 999, #ids)))
+end
+"""
+# Positions have equally many digits, so they compare as texts: numbers of Lua are exact to 2^53 only.
 _WRITE = """
 for _, entry in ipairs(cmsgpack.unpack(ARGV[1])) do
   local name, at = entry[1], entry[2]
@@ -96,12 +114,15 @@ class RedisStreamReader:
         self._cursor: bytes | str = "0"  # of the entries that were not acknowledged; `>` is behind them
         self._end: tuple[int, int] | None = None
         self._done = False
+        self._open: list[bytes] = []  # entries of the last poll
         self._lag: int | None = None
         self._lag_at = 0.0
 
     async def open(self) -> None:
         """Connect."""
         self._client = _client(self._url)
+        # Entries as they are in the reply: dictionaries of them take longer than everything else
+        self._client.set_response_callback("XREADGROUP", lambda reply, **_: reply)
         with _redis_errors(self._url):
             await self._client.ping()
             if self._options.once or self._options.preview:
@@ -122,13 +143,14 @@ class RedisStreamReader:
                 return []
             entries = await self._read(limit)
             await self._update_lag()
-        return [self._message(entry_id, fields) for entry_id, fields in entries if fields]
+        return self._columns([entry for entry in entries if entry[1]])
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
-        """Acknowledge the entries in the group."""
+        """Acknowledge the entries of the last poll in the group."""
         assert self._client is not None
         with _redis_errors(self._url):
-            await self._client.xack(self._name, self._group, *[message.handle for message in messages])
+            ids = msgspec.msgpack.encode([entry_id.decode() for entry_id in self._open])
+            await self._client.eval(_ACKNOWLEDGE, 1, self._name, self._group, ids)
 
     async def is_current(self) -> bool:
         """Return whether this connector still has the lease."""
@@ -188,7 +210,7 @@ class RedisStreamReader:
             with contextlib.suppress(RedisError, OSError):  # the poll finds out, and so does `is_current`
                 self._has_lease = self._has_lease and await self._renew()
 
-    async def _read(self, limit: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    async def _read(self, limit: int) -> list[_Entry]:
         assert self._client is not None
         block = None if self._options.once else _BLOCK_MS
         while True:
@@ -196,7 +218,7 @@ class RedisStreamReader:
             found = await self._client.xreadgroup(
                 self._group, _CONSUMER, {self._name: self._cursor}, count=limit, block=block if is_new else None
             )
-            entries = _entries(found)
+            entries: list[_Entry] = found[0][1] if found else []
             if is_new:
                 return self._until_end(entries)
             if not entries:
@@ -209,10 +231,12 @@ class RedisStreamReader:
             if len(deleted) < len(entries):
                 return entries
 
-    def _until_end(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    def _until_end(self, entries: list[_Entry]) -> list[_Entry]:
         if not self._options.once:
             return entries
-        kept = [entry for entry in entries if self._end is not None and _split(entry[0]) <= self._end]
+        end = self._end
+        is_before = end is not None and entries and _split(entries[-1][0]) <= end  # entry ids grow
+        kept = entries if is_before else [one for one in entries if end is not None and _split(one[0]) <= end]
         self._done = len(kept) < len(entries) or not entries  # what is behind the end is read by the next run
         return kept
 
@@ -233,6 +257,29 @@ class RedisStreamReader:
 
     def _start(self) -> bytes | str:
         return "-" if isinstance(self._cursor, str) else b"(%b" % self._cursor
+
+    def _columns(self, entries: list[_Entry]) -> MessageColumns:
+        self._open = [entry_id for entry_id, _ in entries]
+        numbers = b",".join(self._open).replace(b"-", b",")  # decoded together: two calls of `int` an entry take longer
+        parts = _decode_integers(b"[%b]" % numbers)
+        n = len(entries)
+
+        def make(row: int) -> BrokerMessage:
+            entry_id, flat = entries[row]
+            return self._message(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)))
+
+        return MessageColumns(
+            make,
+            bodies=[flat[1] if len(flat) == 2 and flat[0] == DATA_FIELD else None for _, flat in entries],
+            at=[
+                milliseconds << _SEQUENCE_BITS | number
+                for milliseconds, number in zip(parts[::2], parts[1::2], strict=True)
+            ],
+            sources=[self._source] * n,
+            logs=[self._source] * n,
+            keys=[None] * n,
+            topics=[self._name] * n,
+        )
 
     def _message(self, entry_id: bytes, fields: dict[bytes, bytes]) -> BrokerMessage:
         milliseconds, number = _split(entry_id)
@@ -316,14 +363,6 @@ def _redis_errors(url: BrokerUrl) -> Iterator[None]:
         if str(exc).startswith(("NOGROUP", "LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "OOM", "UNBLOCKED")):
             raise BrokerUnavailableError(f"{url.text} cannot do it now: {exc}") from exc
         raise ConnectError(f"{url.text} rejects a command: {exc}.", fix="Check the URL and the permissions.") from exc
-
-
-def _entries(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Return the entries of the only stream in a reply."""
-    if not found:
-        return []
-    [(_, entries)] = found.items() if isinstance(found, dict) else found
-    return list(entries)
 
 
 def _split(entry_id: bytes) -> tuple[int, int]:
