@@ -35,7 +35,7 @@ async def main(port, n, log):
     client = redis.Redis(port=port)
     await client.xgroup_create(log, "bare", id="0", mkstream=True)
     while n > 0:
-        reply = await client.xreadgroup("bare", "one", {log: ">"}, count=4096)
+        reply = await client.xreadgroup("bare", "one", {log: ">"}, count=16384)
         ids = [entry for _, entries in reply for entry, _ in entries]
         n -= len(ids)
         await client.xack(log, "bare", *ids)
@@ -51,7 +51,7 @@ async def main(port, n, log):
                                 auto_offset_reset="earliest", fetch_max_bytes=8 << 20)
     await consumer.start()
     while n > 0:
-        for records in (await consumer.getmany(timeout_ms=500, max_records=4096)).values():
+        for records in (await consumer.getmany(timeout_ms=500, max_records=16384)).values():
             n -= len(records)
         await consumer.commit()
     await consumer.stop()

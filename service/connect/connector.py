@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
@@ -22,8 +23,12 @@ DRAIN_S: Final = 10.0
 """Seconds in which an open poll must be finished after `stop`."""
 
 _FIRST_POLL: Final = 256
-_LARGEST_POLL: Final = 4096
+_LARGEST_POLL: Final = 16_384
+"""Messages: enough of each of a thousand streams that a message to the service has many of them."""
 _POLL_BYTES: Final = 8 << 20
+_POLL_S: Final = 2.0
+"""Seconds that a poll may take before the next ones get smaller: a rebalance and `stop` wait for its end."""
+
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 
@@ -47,6 +52,7 @@ class Connector:
         limits: PollLimits,
         counters: ConnectCounters,
         report: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create a connector; nothing is opened yet.
 
@@ -60,6 +66,7 @@ class Connector:
             limits: The limits of a chunk.
             counters: Counts what is done.
             report: Called with a sentence about a broker that does not respond, or a message that is not kept.
+            clock: Returns the time in seconds.
         """
         self._reader = reader
         self._outputs = [one for one in (writer, dead_letters) if one is not None]
@@ -71,6 +78,7 @@ class Connector:
         self._limits = limits
         self._counters = counters
         self._report = report
+        self._clock = clock
         self._writing_dead_letters = asyncio.Lock()
         self._stopping = asyncio.Event()
 
@@ -128,14 +136,14 @@ class Connector:
         """Carry one poll after the other; yield after each."""
         limit = _FIRST_POLL
         while not self._stopping.is_set():
-            found = await self._reader.poll(min(limit, self._limits.steps))
+            found = await self._reader.poll(limit)
+            started = self._clock()
             self._counters.set_lag(self._reader.lag())
             if found:
                 messages = found if isinstance(found, MessageColumns) else MessageColumns.of(found)
                 if await self._carry(messages):
                     await self._reader.acknowledge(found)
-                mean = messages.size / len(messages)
-                limit = max(1, min(_LARGEST_POLL, int(_POLL_BYTES / (mean + 1)), 2 * limit))
+                limit = _next_limit(limit, messages, self._clock() - started)
             elif self._reader.is_done:
                 return
             yield
@@ -201,3 +209,19 @@ class Connector:
             f"{len(letters)} messages cannot be used, and there is no dead letter: the first one ({first['source']}) "
             f"because {first['reason']}"
         )
+
+
+def _next_limit(limit: int, messages: MessageColumns, seconds: float) -> int:
+    """Return the number of messages of the next poll.
+
+    Args:
+        limit: That of the last poll.
+        messages: What it returned.
+        seconds: The time in which it was carried.
+    """
+    if seconds > _POLL_S:
+        limit = max(_FIRST_POLL, limit // 2)
+    elif seconds < _POLL_S / 2:
+        limit = min(_LARGEST_POLL, 2 * limit)
+    mean = messages.size / len(messages)
+    return max(1, min(limit, int(_POLL_BYTES / (mean + 1))))

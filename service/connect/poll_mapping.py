@@ -27,8 +27,9 @@ class MappedPoll:
         rows: The index of each timestep's message.
         streams: The id of its stream.
         sources: The id of its log.
-        at: Its position in that log; None until `PollMapper.map` has numbered it.
+        at: Its position in that log; None: it has none, and `PollMapper.map` numbers it.
         seq: The step that its message says it is; None: it says nothing.
+        positions: The same as `at`, `(timesteps,) int64`.
         inputs: By input, the values, `(timesteps, *row)`.
     """
 
@@ -38,10 +39,11 @@ class MappedPoll:
     sources: list[str] = field(default_factory=list)
     at: list[int | None] = field(default_factory=list)
     seq: list[int | None] = field(default_factory=list)
+    positions: Array = field(default_factory=lambda: np.empty(0, np.int64))
     inputs: dict[str, Array] = field(default_factory=dict)
 
     def select(self, which: Sequence[int]) -> None:
-        """Keep these timesteps, in this order; `inputs` stay as they are."""
+        """Keep these timesteps, in this order; arrays stay as they are."""
         for name in ("rows", "streams", "sources", "at", "seq"):
             column = getattr(self, name)
             setattr(self, name, [column[i] for i in which])
@@ -77,6 +79,7 @@ class PollMapper:
             self._add_single(poll, values, letters)
         self._number(poll)
         self._stack(poll, values, letters)
+        poll.positions = np.array(poll.at, np.int64)
         return poll, letters
 
     def _add_typed(self, decoder: TypedDecoder, poll: MappedPoll) -> dict[str, list[Any]]:

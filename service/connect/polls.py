@@ -94,12 +94,11 @@ def columns_of(chunks: Sequence[StreamChunk], poll: MappedPoll) -> dict[str, Any
     firsts = [chunk.timesteps[0] for chunk in chunks]
     ids = [poll.sources[i] for i in firsts]
     rows = np.array([chunk.timesteps for chunk in chunks])
-    at = np.array([[poll.at[i] for i in chunk.timesteps] for chunk in chunks], np.int64)
     document = {
         "streams": [chunk.stream for chunk in chunks],
         "inputs": packed({name: array[rows] for name, array in poll.inputs.items()}),
         "chunk": True,
-        "source": {"id": ids[0] if len(set(ids)) == 1 else ids, "at": packed({"at": at})["at"]},
+        "source": {"id": ids[0] if len(set(ids)) == 1 else ids, "at": packed({"at": poll.positions[rows]})["at"]},
     }
     if poll.seq[firsts[0]] is not None:
         document["seq"] = [poll.seq[i] for i in firsts]
@@ -112,7 +111,7 @@ def _are_whole(poll: MappedPoll, chunks: Sequence[StreamChunk], limits: PollLimi
     if max(lengths, default=0) > limits.steps or set(poll.seq) - {None}:
         return False
     order = np.fromiter(chain.from_iterable(chunk.timesteps for chunk in chunks), np.intp, len(poll.rows))
-    grows = np.diff(np.array(poll.at, np.int64)[order]) > 0
+    grows = np.diff(poll.positions[order]) > 0
     sources = set(poll.sources)
     if len(sources) > 1:
         numbers = {source: number for number, source in enumerate(sources)}
@@ -128,8 +127,8 @@ def _split(chunk: StreamChunk, poll: MappedPoll, limits: PollLimits) -> tuple[li
     for i in chunk.timesteps:
         last = chunks[-1].timesteps[-1] if chunks else None
         if last is not None and poll.sources[last] == poll.sources[i]:
-            at, last_at, seq, last_seq = poll.at[i], poll.at[last], poll.seq[i], poll.seq[last]
-            if at is not None and last_at is not None and at <= last_at:
+            seq, last_seq = poll.seq[i], poll.seq[last]
+            if poll.positions[i] <= poll.positions[last]:
                 n_dropped += 1  # delivered twice, or out of order: it is before the position, so it is not applied
                 continue
             follows = seq is None or last_seq is None or seq == last_seq + 1

@@ -100,7 +100,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Return the next messages of all partitions that this connector has."""
         generation = self._generation
         with _kafka_errors(self._url):
-            found = await self._consumer.getmany(timeout_ms=_WAIT_MS, max_records=limit)
+            found = await self._fetched(limit) or await self._consumer.getmany(timeout_ms=_WAIT_MS, max_records=limit)
             if self._options.once or self._options.preview:
                 await self._find_ends()
         if generation != self._generation:
@@ -152,6 +152,15 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             with contextlib.suppress(KafkaError, OSError, TimeoutError):
                 await asyncio.wait_for(self._consumer.stop(), _HAND_OVER_S)
             self._consumer = None
+
+    async def _fetched(self, limit: int) -> dict[TopicPartition, list[Any]]:
+        """Return what was fetched already, equally much of each partition: chunks then have few different lengths."""
+        partitions = self._consumer.assignment()
+        found: dict[TopicPartition, list[Any]] = {}
+        for partition in partitions:
+            share = max(1, limit // len(partitions))
+            found |= await self._consumer.getmany(partition, timeout_ms=0, max_records=share)
+        return found
 
     async def _find_ends(self) -> None:
         new = [partition for partition in self._consumer.assignment() if partition not in self._ends]
