@@ -117,6 +117,7 @@ class Connector:
                 for output in self._outputs:
                     await output.open()
                 await self._reader.open()
+                self._counters.reads = True
                 async for _ in self._polls():
                     failures = 0
                 return
@@ -125,6 +126,7 @@ class Connector:
                     self._report(f"waiting for a broker: {exc.problem}")
                 failures += 1
             finally:
+                self._counters.reads = False
                 await self._reader.close()
                 for output in self._outputs:
                     await output.close()

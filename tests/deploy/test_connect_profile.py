@@ -66,7 +66,7 @@ def test_predictions_arrive_on_a_topic_after_three_commands(environment: dict[st
         reader = Thread(target=lambda: [lines.put(line) for line in output], daemon=True)
         reader.start()
         try:
-            # It may not have subscribed yet when the first one is published: then the next timestep is the first it gets
+            # The subscriber may come later than the first timestep
             for n in range(1, 30):
                 run(publish.replace('"n": 1', f'"n": {n}'), environment)
                 line = _next(lines)
