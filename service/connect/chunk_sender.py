@@ -11,8 +11,8 @@ from model_export.manifest import Array
 from service.client.protocol import decoding
 from service.client.protocol.decoding import BulkReply
 from service.client.results import ClientError, StepResult
+from service.connect.mapping.poll_mapper import MappedPoll
 from service.connect.messages import ConnectError
-from service.connect.poll_mapping import MappedPoll
 from service.connect.polls import PollLimits, StreamChunk, columns_of, frames_of
 from service.connect.service_feed import ServiceFeed
 

@@ -14,8 +14,8 @@ from service.connect.brokers.protocol import MessageReader, MessageWriter
 from service.connect.chunk_sender import AppliedChunks, ChunkSender
 from service.connect.counters import ConnectCounters
 from service.connect.dead_letters import dead_letter
+from service.connect.mapping.poll_mapper import MappedPoll, PollMapper
 from service.connect.messages import BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
-from service.connect.poll_mapping import MappedPoll, PollMapper
 from service.connect.polls import PollLimits, rounds_of
 from service.connect.service_feed import ModelFacts
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from service.client.protocol.inputs import packed
-from service.connect.poll_mapping import MappedPoll
+from service.connect.mapping.poll_mapper import MappedPoll
 
 _FRAME_BYTES: Final = 1 << 20
 """Bytes of one message to the service, unless one chunk alone is larger."""

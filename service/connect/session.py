@@ -15,13 +15,13 @@ from service.connect.chunk_sender import ChunkSender
 from service.connect.config import ConnectConfig
 from service.connect.connector import Connector
 from service.connect.counters import ConnectCounters
-from service.connect.input_columns import InputColumn, make_columns
-from service.connect.mapping import MessageMapper, check_segment
-from service.connect.poll_mapping import PollMapper
+from service.connect.mapping.input_columns import InputColumn, make_columns
+from service.connect.mapping.message_mapper import MessageMapper, check_segment
+from service.connect.mapping.poll_mapper import PollMapper
+from service.connect.mapping.typed_decoding import typed_decoder
 from service.connect.polls import PollLimits
 from service.connect.preview import preview
 from service.connect.service_feed import ModelFacts, ServiceFeed
-from service.connect.typed_decoding import typed_decoder
 from service.connect.urls import BrokerUrl, stream_segment
 
 _WITHOUT_POSITIONS = {"mqtt", "mqtts", "amqp", "amqps"}

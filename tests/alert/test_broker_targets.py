@@ -46,6 +46,7 @@ def mqtt_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
 def nats_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
     with nats(folder) as broker:
         subjects = NatsSubjects(broker)
+        subjects.run(subjects.create)
         yield broker, subjects.url("out.{stream}"), lambda _: [alarm for _, alarm in subjects.read("OUT")]
 
 

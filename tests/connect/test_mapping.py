@@ -10,13 +10,13 @@ import pytest
 
 from model_export.manifest import InputSpec
 from service.connect.config import BodyFormat, FromSection
-from service.connect.input_columns import InputColumn, make_columns
-from service.connect.mapping import MessageMapper
+from service.connect.mapping.input_columns import InputColumn, make_columns
+from service.connect.mapping.message_mapper import MessageMapper
+from service.connect.mapping.paths import MISSING, FieldPath
+from service.connect.mapping.poll_mapper import MappedPoll, PollMapper
+from service.connect.mapping.typed_decoding import typed_decoder
 from service.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError, MessageColumns, OutMessage
-from service.connect.paths import MISSING, FieldPath
-from service.connect.poll_mapping import MappedPoll, PollMapper
 from service.connect.polls import PollLimits, rounds_of
-from service.connect.typed_decoding import typed_decoder
 
 FLOATS = InputSpec(name="x", dtype="float32", shape=[2])
 LIMITS = PollLimits(4096, 1 << 23, 8)

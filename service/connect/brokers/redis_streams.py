@@ -23,7 +23,7 @@ from redis.exceptions import (
 )
 
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.decoding import DATA_FIELD
+from service.connect.mapping.decoding import DATA_FIELD
 from service.connect.messages import (
     BrokerMessage,
     BrokerUnavailableError,

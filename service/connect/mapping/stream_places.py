@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.messages import BadMessageError, BrokerMessage, MessageColumns
-from service.connect.paths import MISSING, FieldPath
 from service.ids import bad_stream_id, is_stream_id
 
 _PREVIEW: Final = 60

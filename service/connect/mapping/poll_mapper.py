@@ -12,10 +12,10 @@ import numpy as np
 
 from model_export.manifest import Array
 from service.connect.dead_letters import dead_letter
-from service.connect.mapping import MappedTimestep, MessageMapper, source_of_field
+from service.connect.mapping.message_mapper import MappedTimestep, MessageMapper, source_of_field
+from service.connect.mapping.paths import FieldPath
+from service.connect.mapping.typed_decoding import TypedDecoder
 from service.connect.messages import BadMessageError, MessageColumns, OutMessage
-from service.connect.paths import FieldPath
-from service.connect.typed_decoding import TypedDecoder
 
 
 @dataclass(slots=True)

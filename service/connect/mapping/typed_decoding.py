@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from service.connect.config import BodyFormat
-from service.connect.input_columns import InputColumn
-from service.connect.mapping import MessageMapper
-from service.connect.paths import FieldPath
+from service.connect.mapping.input_columns import InputColumn
+from service.connect.mapping.message_mapper import MessageMapper
+from service.connect.mapping.paths import FieldPath
 from service.ids import POSITION_LIMIT, SEQ_LIMIT
 
 _SCALARS: Final[Mapping[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}

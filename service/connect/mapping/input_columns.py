@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from model_export.manifest import Array, InputSpec
+from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.messages import BadMessageError, ConnectUsageError
-from service.connect.paths import MISSING, FieldPath
 
 _NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
 _NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}

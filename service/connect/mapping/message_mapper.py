@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service.connect.config import FromSection
-from service.connect.decoding import decoder_of
-from service.connect.input_columns import InputColumn
+from service.connect.mapping.decoding import decoder_of
+from service.connect.mapping.input_columns import InputColumn
+from service.connect.mapping.paths import MISSING, FieldPath
+from service.connect.mapping.stream_places import StreamPlace
 from service.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError
-from service.connect.paths import MISSING, FieldPath
-from service.connect.stream_places import StreamPlace
 from service.ids import POSITION_LIMIT, SEQ_LIMIT
 
 _PREVIEW: Final = 60
