@@ -23,11 +23,12 @@ DRAIN_S: Final = 10.0
 """Seconds in which an open poll must be finished after `stop`."""
 
 _FIRST_POLL: Final = 256
+_USUAL_POLL: Final = 4096
 _LARGEST_POLL: Final = 16_384
 """Messages: enough of each of a thousand streams that a message to the service has many of them."""
 _POLL_BYTES: Final = 8 << 20
 _POLL_S: Final = 2.0
-"""Seconds that a poll may take before the next ones get smaller: a rebalance and `stop` wait for its end."""
+"""Seconds that a large poll may take before the next ones get smaller: a rebalance and `stop` wait for its end."""
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
@@ -221,8 +222,10 @@ def _next_limit(limit: int, messages: MessageColumns, seconds: float) -> int:
         messages: What it returned.
         seconds: The time in which it was carried.
     """
-    if seconds > _POLL_S:
-        limit = max(_FIRST_POLL, limit // 2)
+    if limit < _USUAL_POLL:
+        limit *= 2
+    elif seconds > _POLL_S:
+        limit = max(_USUAL_POLL, limit // 2)
     elif seconds < _POLL_S / 2:
         limit = min(_LARGEST_POLL, 2 * limit)
     mean = messages.size / len(messages)
