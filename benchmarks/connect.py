@@ -1,12 +1,14 @@
 """`python -m benchmarks.connect`: CPU per timestep of `stepwell connect`, as a ratio to a bare loop of the same client.
 
-The bare loop reads and acknowledges, and does nothing else. What a process needs to start is measured with no messages,
-and subtracted. Runs are interleaved; the median is printed.
+The bare loop reads and acknowledges, and does nothing else: it decodes no message and sends nothing. Each run of the
+connector reads a log that no run has read before, so every timestep is applied. What a process needs to start, and to
+connect to everything, is measured with a single message and subtracted. Runs are interleaved; the median is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
 import resource
@@ -19,34 +21,37 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tests.connect.brokers import kafka
-from tests.connect.test_kafka import KafkaTopics
 from tests.graphs import lstm, write_model
 from tests.processes import free_port, service_process
 from tests.servers import server
 
 BARE_REDIS = """
 import asyncio, sys, redis.asyncio as redis
-async def main(port, n, group):
+async def main(port, n, log):
     client = redis.Redis(port=port)
-    await client.xgroup_create("in", group, id="0", mkstream=True)
+    await client.xgroup_create(log, "bare", id="0", mkstream=True)
     while n > 0:
-        reply = await client.xreadgroup(group, "one", {"in": ">"}, count=4096)
+        reply = await client.xreadgroup("bare", "one", {log: ">"}, count=16384)
         ids = [entry for _, entries in reply for entry, _ in entries]
         n -= len(ids)
-        await client.xack("in", group, *ids)
+        await client.xack(log, "bare", *ids)
+    await client.xgroup_destroy(log, "bare")
 asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))
 """
 BARE_KAFKA = """
-import asyncio, sys
+import asyncio, secrets, sys
 from aiokafka import AIOKafkaConsumer
-async def main(port, n, group):
-    consumer = AIOKafkaConsumer("in", bootstrap_servers=f"127.0.0.1:{port}", group_id=group, enable_auto_commit=False,
+async def main(port, n, log):
+    group = "bare" + secrets.token_hex(8)
+    consumer = AIOKafkaConsumer(log, bootstrap_servers=f"127.0.0.1:{port}", group_id=group, enable_auto_commit=False,
                                 auto_offset_reset="earliest", fetch_max_bytes=8 << 20)
     await consumer.start()
     while n > 0:
-        for records in (await consumer.getmany(timeout_ms=500, max_records=4096)).values():
+        for records in (await consumer.getmany(timeout_ms=500, max_records=16384)).values():
             n -= len(records)
         await consumer.commit()
     await consumer.stop()
@@ -72,24 +77,38 @@ def messages(n: int, streams: int) -> Iterator[tuple[str, dict[str, list[float]]
 
 
 @contextmanager
-def redis_streams(folder: Path, n: int, streams: int) -> Iterator[tuple[str, int, str]]:
-    """Fill a Redis stream; yield the bare loop, the port and the connector's URL."""
+def redis_streams(folder: Path, logs: dict[str, int], streams: int) -> Iterator[tuple[str, int, str]]:
+    """Fill a Redis stream for each log; yield the bare loop, the port and the connector's URL."""
     port = free_port()
     with server(folder / "redis", "--port", str(port)), redis.Redis(port=port) as client:
-        pipe = client.pipeline(transaction=False)
+        for log, n in logs.items():
+            pipe = client.pipeline(transaction=False)
+            for stream, body in messages(n, streams):
+                pipe.xadd(log, {"data": json.dumps({"stream": stream, **body})})
+            pipe.execute()
+        yield BARE_REDIS, port, f"redis://127.0.0.1:{port}/0?stream={{log}}&group={{group}}"
+
+
+async def fill_topics(address: str, logs: dict[str, int], streams: int) -> None:
+    """Create a topic of four partitions for each log, and fill it."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=address)
+    producer = AIOKafkaProducer(bootstrap_servers=address, acks="all")
+    await admin.start()
+    await producer.start()
+    for log, n in logs.items():
+        await admin.create_topics([NewTopic(log, 4, 1)])
         for stream, body in messages(n, streams):
-            pipe.xadd("in", {"data": json.dumps({"stream": stream, **body})})
-        pipe.execute()
-        yield BARE_REDIS, port, f"redis://127.0.0.1:{port}/0?stream={{topic}}&group={{group}}"
+            await producer.send(log, json.dumps({"stream": stream, **body}).encode(), key=stream.encode())
+    await producer.stop()
+    await admin.close()
 
 
 @contextmanager
-def kafka_topic(folder: Path, n: int, streams: int) -> Iterator[tuple[str, int, str]]:
-    """Fill a Kafka topic; yield as `redis_streams` does."""
+def kafka_topics(folder: Path, logs: dict[str, int], streams: int) -> Iterator[tuple[str, int, str]]:
+    """Fill a Kafka topic for each log; yield as `redis_streams` does."""
     with kafka(folder) as broker:
-        topics = KafkaTopics(broker)
-        topics.add([(stream, {"stream": stream, **body}) for stream, body in messages(n, streams)])
-        yield BARE_KAFKA, broker.port, f"kafka://127.0.0.1:{broker.port}/{{topic}}?group={{group}}"
+        asyncio.run(fill_topics(f"127.0.0.1:{broker.port}", logs, streams))
+        yield BARE_KAFKA, broker.port, f"kafka://127.0.0.1:{broker.port}/{{log}}?group={{group}}"
 
 
 def main() -> None:
@@ -106,8 +125,9 @@ def main() -> None:
         write_model(folder / "models", "lstm", lstm)
         with service_process(folder / "models", folder / "one") as service:
             for broker in given.brokers:
-                fill = {"redis": redis_streams, "kafka": kafka_topic}[broker]
-                with fill(folder, given.messages, given.streams) as (bare, port, url):
+                fill = {"redis": redis_streams, "kafka": kafka_topics}[broker]
+                logs = {"one": 1, **{f"in{i}": given.messages for i in range(given.repeats)}}
+                with fill(folder, logs, given.streams) as (bare, port, url):
                     print(f"{broker}: {measure(bare, port, url, service.url, n=given.messages, repeats=given.repeats)}")
 
 
@@ -118,11 +138,14 @@ def measure(bare: str, port: int, url: str, service: str, *, n: int, repeats: in
     flags = ["--model", "lstm", "--stream", "stream", "--url", service, "--once"]
     samples: dict[str, list[float]] = {"bare": [], "connect": []}
     for i in range(repeats):
-        url_in = url.format(topic="in", group=f"connect{i}")
-        whole = {"bare": cpu_s([*loop, str(n), f"bare{i}"]), "connect": cpu_s([*connect, url_in, *flags])}
-        start = {"bare": cpu_s([*loop, "0", f"start{i}"]), "connect": cpu_s([*connect, url_in, *flags])}
+
+        def cost(log: str, count: int, group: str = f"connect{i}") -> dict[str, float]:
+            command = [*connect, url.format(log=log, group=group), *flags]
+            return {"bare": cpu_s([*loop, str(count), log]), "connect": cpu_s(command)}
+
+        whole, start = cost(f"in{i}", n), cost("one", 1)
         for name, values in samples.items():
-            values.append((whole[name] - start[name]) / n * 1e6)
+            values.append((whole[name] - start[name]) / (n - 1) * 1e6)
     medians = {name: statistics.median(values) for name, values in samples.items()}
     ratio = medians["bare"] / medians["connect"]
     return f"bare loop {medians['bare']:.1f} us, connector {medians['connect']:.1f} us per message: {ratio:.2f} of it"

@@ -1,4 +1,4 @@
-"""`collector_paused`: imports modules without the garbage collector walking them again and again."""
+"""The garbage collector of long-lived processes: it does not walk again and again over what is never freed."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ def collector_paused() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def freeze_startup_objects() -> None:
+    """Exclude the objects of the start from garbage collection, and make collections rare.
+
+    Imports and routes are some hundred thousand objects that are never freed; traversing them was visible in the
+    slowest responses of a service under load, and in the CPU of a connector. Later objects are traversed rarely, but
+    often enough that closed connections, which are reference cycles, do not accumulate.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)

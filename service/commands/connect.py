@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from service.background import until
+from service.collector import freeze_startup_objects
 from service.commands.flags import named_values
 from service.commands.live.http_api import DEFAULT_URL, Json, Key
 from service.commands.live.until_stopped import (
@@ -117,6 +118,7 @@ async def _carry(session: ConnectSession, *, as_json: bool) -> None:
         if not await until(starting, stopped):
             return
         connector = starting.result()
+        freeze_startup_objects()
         running = asyncio.create_task(connector.run())
         shown = asyncio.create_task(show_counts(report, _sentence, as_json=as_json))
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 from model_export.manifest import Array
+from service.client.protocol import decoding
+from service.client.protocol.decoding import BulkReply
 from service.client.results import ClientError, StepResult
-from service.connect.mapping import MappedTimestep
+from service.connect.mapping.poll_mapper import MappedPoll
 from service.connect.messages import ConnectError
 from service.connect.polls import PollLimits, StreamChunk, columns_of, frames_of
 from service.connect.service_feed import ServiceFeed
@@ -21,12 +24,43 @@ _OF_A_STREAM: Final = {
 }
 
 
-Applied = list[tuple[StreamChunk, StepResult | None]]
-"""Chunks with the service's response; None: all of their timesteps were applied before, and their predictions are not
-known any more."""
+@dataclass(frozen=True, slots=True)
+class AppliedChunks:
+    """Chunks of one length T, with what the service returned for them.
 
-OnRejected = Callable[[Sequence[MappedTimestep], ClientError], Awaitable[None]]
-"""Called with timesteps that the service rejects, before a later timestep of their stream is applied."""
+    Attributes:
+        chunks: One for each stream.
+        steps: The step of each one's last timestep.
+        state_ids: The state id behind it; None: the stream is beyond it.
+        outputs: The predictions, `(chunks, T, *row)`.
+        skipped: Timesteps of all chunks that had been applied before.
+        unknown: The first timesteps of each chunk whose predictions are not known any more.
+    """
+
+    chunks: list[StreamChunk]
+    steps: Sequence[int]
+    state_ids: Sequence[str | None]
+    outputs: Mapping[str, Array]
+    skipped: int
+    unknown: int = 0
+
+    @property
+    def n_timesteps(self) -> int:
+        """Timesteps of all chunks."""
+        return len(self.chunks) * len(self.chunks[0].timesteps)
+
+    @classmethod
+    def of(cls, chunk: StreamChunk, found: StepResult | None) -> AppliedChunks:
+        """Return one chunk with its result; None: it was applied before, and no prediction of it is known any more."""
+        if found is None:
+            length = len(chunk.timesteps)
+            return cls([chunk], [0], [None], {}, length, length)
+        outputs = {name: array[None] for name, array in found.outputs.items()}
+        return cls([chunk], [found.step], [found.state_id or None], outputs, found.skipped, found.unknown)
+
+
+OnRejected = Callable[[Sequence[int], ClientError], Awaitable[None]]
+"""Called with the indices of timesteps that the service rejects, before a later timestep of their stream is applied."""
 
 
 class ChunkSender:
@@ -37,22 +71,22 @@ class ChunkSender:
         self._limits = limits
 
     async def send(
-        self, chunks: Sequence[StreamChunk], arrays: Mapping[str, Array], on_rejected: OnRejected
-    ) -> Applied:
+        self, chunks: Sequence[StreamChunk], poll: MappedPoll, on_rejected: OnRejected
+    ) -> list[AppliedChunks]:
         """Step each stream by its chunk, and return once each has a final result.
 
         Args:
             chunks: At most one for each stream.
-            arrays: By input, the values of all timesteps of the poll, `(rows, *row)`.
+            poll: Their timesteps.
             on_rejected: Called with timesteps that the service rejects.
 
         Raises:
             ConnectError: The service rejects all requests of this connector, or `on_rejected` failed.
         """
-        round_ = _Round(self._feed, self._limits, arrays, on_rejected)
+        round_ = _Round(self._feed, poll, on_rejected)
         try:
             async with asyncio.TaskGroup() as tasks:
-                for frame in frames_of(chunks, self._limits):
+                for frame in frames_of(chunks, poll, self._limits):
                     tasks.create_task(round_.send_frame(frame))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors
@@ -62,21 +96,23 @@ class ChunkSender:
 class _Round:
     """The chunks of one round while they are sent."""
 
-    def __init__(
-        self, feed: ServiceFeed, limits: PollLimits, arrays: Mapping[str, Array], on_rejected: OnRejected
-    ) -> None:
-        self.applied: Applied = []
+    def __init__(self, feed: ServiceFeed, poll: MappedPoll, on_rejected: OnRejected) -> None:
+        self.applied: list[AppliedChunks] = []
         self._feed = feed
-        self._limits = limits
-        self._arrays = arrays
+        self._poll = poll
         self._on_rejected = on_rejected
 
     async def send_frame(self, chunks: list[StreamChunk]) -> None:
         """Send chunks of one length until each has its final result."""
         policy = self._feed.new_policy()
         while chunks:
+            reply = await self._reply(chunks)
+            if isinstance(reply, BulkReply) and not reply.errors and not any(reply.unknown) and None not in reply.step:
+                steps: Any = reply.step  # no None is in it
+                self.applied.append(AppliedChunks(chunks, steps, reply.state_id, reply.arrays(), sum(reply.skipped)))
+                return
             again, last = [], None
-            for chunk, found in zip(chunks, await self._try(chunks), strict=True):
+            for chunk, found in zip(chunks, await self._results(chunks, reply), strict=True):
                 if isinstance(found, ClientError) and found.retry == "same":
                     again.append(chunk)
                     last = found
@@ -87,22 +123,33 @@ class _Round:
             chunks = again
 
     async def _try(self, chunks: list[StreamChunk]) -> list[StepResult | ClientError]:
-        """Send chunks once; a message that is rejected as a whole is sent in halves."""
+        """Send chunks once, and return the result of each."""
+        return await self._results(chunks, await self._reply(chunks))
+
+    async def _results(
+        self, chunks: list[StreamChunk], reply: BulkReply | ClientError
+    ) -> list[StepResult | ClientError]:
+        """Return the result of each chunk; a message that is rejected as a whole is sent in halves."""
+        if isinstance(reply, BulkReply):
+            return decoding.bulk_results(reply)
+        if len(chunks) == 1:
+            return [reply]
+        middle = len(chunks) // 2
+        return [*await self._try(chunks[:middle]), *await self._try(chunks[middle:])]
+
+    async def _reply(self, chunks: list[StreamChunk]) -> BulkReply | ClientError:
         try:
-            return await self._feed.send(columns_of(chunks, self._arrays))
+            return await self._feed.send(columns_of(chunks, self._poll))
         except ClientError as error:
             if error.code not in _OF_A_TIMESTEP | _OF_A_STREAM:
                 raise ConnectError(f"The service rejects every message: {error.problem}", fix=error.fix) from error
-            if len(chunks) == 1:
-                return [error]
-        middle = len(chunks) // 2
-        return [*await self._try(chunks[:middle]), *await self._try(chunks[middle:])]
+            return error
 
     async def _settle(self, chunk: StreamChunk, found: StepResult | ClientError) -> None:
         if isinstance(found, StepResult):
             await self._on_applied(chunk, found)
         elif found.code in _PASSED:
-            self.applied.append((chunk, None))
+            self.applied.append(AppliedChunks.of(chunk, None))
         elif found.code in _OF_A_TIMESTEP and len(chunk.timesteps) > 1:
             await self._isolate(chunk)
         elif found.code in _OF_A_TIMESTEP | _OF_A_STREAM:
@@ -121,7 +168,7 @@ class _Round:
             earlier = await self._try_until_final(before)
             if isinstance(earlier, StepResult):
                 await self._on_applied(before, earlier)
-        self.applied.append((chunk, found))
+        self.applied.append(AppliedChunks.of(chunk, found))
 
     async def _isolate(self, chunk: StreamChunk) -> None:
         """Apply all timesteps of a chunk but those that the service rejects.
@@ -129,7 +176,7 @@ class _Round:
         Each attempt begins with the first timestep of the chunk, so that the response to the last one has the
         predictions of all.
         """
-        good: list[MappedTimestep] = []
+        good: list[int] = []
         rest = chunk.timesteps
         applied: StepResult | None = None
         while rest:
@@ -154,7 +201,7 @@ class _Round:
                 await self._on_rejected([rest[low]], error)
             rest = rest[low + 1 :]
         if good:
-            self.applied.append((StreamChunk(chunk.stream, good), applied))
+            self.applied.append(AppliedChunks.of(StreamChunk(chunk.stream, good), applied))
 
     async def _try_until_final(self, chunk: StreamChunk) -> StepResult | ClientError:
         policy = self._feed.new_policy()

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
-from model_export.manifest import Array
-from service.client.results import ClientError, StepResult
+from service.client.results import ClientError
 from service.connect.brokers.protocol import MessageReader, MessageWriter
-from service.connect.chunk_sender import Applied, ChunkSender
+from service.connect.chunk_sender import AppliedChunks, ChunkSender
 from service.connect.counters import ConnectCounters
 from service.connect.dead_letters import dead_letter
-from service.connect.input_columns import InputColumn
-from service.connect.mapping import MappedTimestep, MessageMapper
-from service.connect.messages import BadMessageError, BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
-from service.connect.polls import PollLimits, StreamChunk, rounds_of
+from service.connect.mapping.poll_mapper import MappedPoll, PollMapper
+from service.connect.messages import BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
+from service.connect.polls import PollLimits, rounds_of
 from service.connect.service_feed import ModelFacts
 
 DRAIN_S: Final = 10.0
 """Seconds in which an open poll must be finished after `stop`."""
 
 _FIRST_POLL: Final = 256
-_LARGEST_POLL: Final = 4096
+_USUAL_POLL: Final = 4096
+_LARGEST_POLL: Final = 16_384
+"""Messages: enough of each of a thousand streams that a message to the service has many of them."""
 _POLL_BYTES: Final = 8 << 20
+_POLL_S: Final = 2.0
+"""Seconds that a large poll may take before the next ones get smaller: a rebalance and `stop` wait for its end."""
+
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 
@@ -43,13 +47,13 @@ class Connector:
         reader: MessageReader,
         writer: MessageWriter | None,
         dead_letters: MessageWriter | None,
-        mapper: MessageMapper,
-        columns: dict[str, InputColumn],
+        mapper: PollMapper,
         sender: ChunkSender,
         model: ModelFacts,
         limits: PollLimits,
         counters: ConnectCounters,
         report: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create a connector; nothing is opened yet.
 
@@ -57,29 +61,27 @@ class Connector:
             reader: What is read.
             writer: Where predictions are written; None: nowhere.
             dead_letters: Where messages are written that cannot be used; None: they are reported only.
-            mapper: Maps messages to timesteps.
-            columns: The model's inputs.
+            mapper: Maps polls to timesteps.
             sender: Steps the streams.
             model: The model.
             limits: The limits of a chunk.
             counters: Counts what is done.
             report: Called with a sentence about a broker that does not respond, or a message that is not kept.
+            clock: Returns the time in seconds.
         """
         self._reader = reader
         self._outputs = [one for one in (writer, dead_letters) if one is not None]
         self._writer = writer
         self._dead_letters = dead_letters
         self._mapper = mapper
-        self._columns = columns
         self._sender = sender
         self._model = model
         self._limits = limits
         self._counters = counters
         self._report = report
+        self._clock = clock
         self._writing_dead_letters = asyncio.Lock()
         self._stopping = asyncio.Event()
-        # Messages without a position are numbered here, so that a repeated request applies them once
-        self._own_source, self._own_position = f"connect:{secrets.token_hex(8)}", 0
 
     def stop(self) -> None:
         """Finish the open poll, then end."""
@@ -116,6 +118,7 @@ class Connector:
                 for output in self._outputs:
                     await output.open()
                 await self._reader.open()
+                self._counters.reads = True
                 async for _ in self._polls():
                     failures = 0
                 return
@@ -124,6 +127,7 @@ class Connector:
                     self._report(f"waiting for a broker: {exc.problem}")
                 failures += 1
             finally:
+                self._counters.reads = False
                 await self._reader.close()
                 for output in self._outputs:
                     await output.close()
@@ -135,102 +139,66 @@ class Connector:
         """Carry one poll after the other; yield after each."""
         limit = _FIRST_POLL
         while not self._stopping.is_set():
-            messages = await self._reader.poll(min(limit, self._limits.steps))
+            found = await self._reader.poll(limit)
+            started = self._clock()
             self._counters.set_lag(self._reader.lag())
-            if messages:
+            if found:
+                messages = found if isinstance(found, MessageColumns) else MessageColumns.of(found)
                 if await self._carry(messages):
-                    await self._reader.acknowledge(messages)
-                mean = sum(message.size for message in messages) / len(messages)
-                limit = max(1, min(_LARGEST_POLL, int(_POLL_BYTES / (mean + 1)), 2 * limit))
+                    await self._reader.acknowledge(found)
+                limit = _next_limit(limit, messages, self._clock() - started)
             elif self._reader.is_done:
                 return
             yield
 
-    async def _carry(self, messages: Sequence[BrokerMessage]) -> bool:
+    async def _carry(self, messages: MessageColumns) -> bool:
         """Step the streams by a poll, and write what comes out of it; return False if the poll belongs to another."""
         self._counters.add(messages=len(messages))
-        timesteps, letters = self._map(messages)
-        arrays = self._stack(timesteps, letters)
-        good = [timestep for timestep in timesteps if timestep.row >= 0]
-        rounds, n_dropped = rounds_of(good, self._limits)
+        poll, letters = self._mapper.map(messages)
+        rounds, n_dropped = rounds_of(poll, self._limits)
         self._counters.add(skipped=n_dropped)
         if letters:
             await self._write_dead_letters(letters)
+        on_rejected = partial(self._on_rejected, poll)
         for chunks in rounds:
-            applied = await self._sender.send(chunks, arrays, self._on_rejected)
+            applied = await self._sender.send(chunks, poll, on_rejected)
             if not await self._reader.is_current():
                 self._report("another connector has taken over; what this one has read is dropped")
                 return False
-            await self._write(self._predictions(applied))
+            self._counters.add(
+                timesteps=sum(one.n_timesteps for one in applied), skipped=sum(one.skipped for one in applied)
+            )
+            if self._writer is not None:
+                await self._write([message for one in applied for message in self._predictions_of(poll, one)])
         return True
 
-    def _map(self, messages: Sequence[BrokerMessage]) -> tuple[list[MappedTimestep], list[OutMessage]]:
-        timesteps, letters = list[MappedTimestep](), list[OutMessage]()
-        for message in messages:
-            try:
-                timestep = self._mapper.map(message)
-            except BadMessageError as exc:
-                letters.append(dead_letter(message, exc.code, exc.reason, exc.stream))
-                continue
-            if timestep.at is None:
-                self._own_position += 1
-                timestep.source, timestep.at = self._own_source, self._own_position
-            timesteps.append(timestep)
-        return timesteps, letters
-
-    def _stack(self, timesteps: Sequence[MappedTimestep], letters: list[OutMessage]) -> dict[str, Array]:
-        """Return the inputs of all timesteps, and number those that fit the model."""
-        arrays, errors = dict[str, Array](), dict[int, BadMessageError]()
-        for name, column in self._columns.items() if timesteps else ():
-            arrays[name], found = column.stack([timestep.values[name] for timestep in timesteps])
-            errors = found | errors
-        for row, timestep in enumerate(timesteps):
-            if row in errors:
-                letters.append(dead_letter(timestep.message, errors[row].code, errors[row].reason, timestep.stream))
-            else:
-                timestep.row = row
-        return arrays
-
-    def _predictions(self, applied: Applied) -> list[OutMessage]:
-        out: list[OutMessage] = []
-        n_timesteps = n_skipped = 0
-        for chunk, found in applied:
-            n_timesteps += len(chunk.timesteps)
-            n_skipped += len(chunk.timesteps) if found is None else found.skipped
-            if found is not None and self._writer is not None:
-                out += self._predictions_of(chunk, found)
-        self._counters.add(timesteps=n_timesteps, skipped=n_skipped)
-        return out
-
-    def _predictions_of(self, chunk: StreamChunk, found: StepResult) -> list[OutMessage]:
-        last = len(chunk.timesteps) - 1
-        columns = {name: array.tolist() for name, array in found.outputs.items()}
-        return [
-            OutMessage(
-                chunk.stream,
-                timestep.source,
-                timestep.at if timestep.source != self._own_source else None,
-                {
+    def _predictions_of(self, poll: MappedPoll, applied: AppliedChunks) -> Iterator[OutMessage]:
+        columns = {name: array.tolist() for name, array in applied.outputs.items()}
+        for number, chunk in enumerate(applied.chunks):
+            last = len(chunk.timesteps) - 1
+            for place, i in enumerate(chunk.timesteps[applied.unknown :], applied.unknown):
+                # those before it were handed over when they were known
+                source, at = poll.sources[i], poll.at[i]
+                document = {
                     "stream": chunk.stream,
-                    "step": found.step - last + i,
-                    "outputs": {name: rows[i] for name, rows in columns.items()},
-                    "state_id": found.state_id or None if i == last else None,
-                    "source": {"id": timestep.source, "at": timestep.at},
+                    "step": applied.steps[number] - last + place,
+                    "outputs": {name: rows[number][place] for name, rows in columns.items()},
+                    "state_id": applied.state_ids[number] if place == last else None,
+                    "source": {"id": source, "at": at},
                     "model": self._model.name,
                     "version": self._model.version,
-                },
-            )
-            for i, timestep in enumerate(chunk.timesteps)
-            if i >= found.unknown  # those before it were handed over when they were known
-        ]
+                }
+                yield OutMessage(chunk.stream, source, at if source != self._mapper.own_source else None, document)
 
     async def _write(self, predictions: list[OutMessage]) -> None:
         if predictions and self._writer is not None:
             await self._writer.write(predictions)
             self._counters.add(predictions=len(predictions))
 
-    async def _on_rejected(self, timesteps: Sequence[MappedTimestep], error: ClientError) -> None:
-        await self._write_dead_letters([dead_letter(t.message, error.code, error.problem, t.stream) for t in timesteps])
+    async def _on_rejected(self, poll: MappedPoll, timesteps: Sequence[int], error: ClientError) -> None:
+        await self._write_dead_letters(
+            [dead_letter(poll.messages[poll.rows[i]], error.code, error.problem, poll.streams[i]) for i in timesteps]
+        )
 
     async def _write_dead_letters(self, letters: list[OutMessage]) -> None:
         for letter in letters:
@@ -244,3 +212,21 @@ class Connector:
             f"{len(letters)} messages cannot be used, and there is no dead letter: the first one ({first['source']}) "
             f"because {first['reason']}"
         )
+
+
+def _next_limit(limit: int, messages: MessageColumns, seconds: float) -> int:
+    """Return the number of messages of the next poll.
+
+    Args:
+        limit: That of the last poll.
+        messages: What it returned.
+        seconds: The time in which it was carried.
+    """
+    if limit < _USUAL_POLL:
+        limit *= 2
+    elif seconds > _POLL_S:
+        limit = max(_USUAL_POLL, limit // 2)
+    elif seconds < _POLL_S / 2:
+        limit = min(_LARGEST_POLL, 2 * limit)
+    mean = messages.size / len(messages)
+    return max(1, min(limit, int(_POLL_BYTES / (mean + 1))))

@@ -14,10 +14,12 @@ class ConnectCounters:
 
     Attributes:
         registry: The same as metrics for Prometheus.
+        reads: Whether the connector has everything open that it reads and writes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
+        self.reads = False
         self._clock = clock
         self._started = self._last_at = clock()
         self._last_messages = 0
@@ -40,6 +42,11 @@ class ConnectCounters:
             "stepwell_connect_lag", "Messages that are not read yet, as far as the broker reports it.",
             registry=self.registry,
         )  # fmt: skip
+        reads = Gauge(
+            "stepwell_connect_reads", "1: source and targets are open; 0: the connector waits for one of them.",
+            registry=self.registry,
+        )  # fmt: skip
+        reads.set_function(lambda: float(self.reads))
         retries = Gauge("stepwell_connect_retries", "Repeated requests to the service.", registry=self.registry)
         retries.set_function(lambda: float(self._retries()))
 

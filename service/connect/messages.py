@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self, overload
 
 from model_export.errors import StepwellError
 
@@ -73,6 +73,69 @@ class BrokerMessage:
     def size(self) -> int:
         """Bytes of the body or of all fields."""
         return len(self.body) if self.fields is None else sum(map(len, self.fields.values()))
+
+
+class MessageColumns(Sequence[BrokerMessage]):
+    """The messages of one poll in columns. A `BrokerMessage` is made only of those that are indexed.
+
+    Attributes:
+        bodies: The bytes of each message; None: an entry of a Redis stream with other fields than `data`.
+        at: The position of each message in its log; None: the broker has no positions.
+        sources: The id of each message's log.
+        logs: The id of all logs that a stream's messages may be in, for each message.
+        keys: The key of each message; None: it has none.
+        topics: The topic of each message.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], BrokerMessage],
+        *,
+        bodies: list[bytes | None],
+        at: Sequence[int | None],
+        sources: list[str],
+        logs: list[str],
+        keys: Sequence[bytes | None],
+        topics: Sequence[str],
+    ) -> None:
+        """Create the columns, which have equal lengths; `make` returns the message with an index from 0."""
+        self._make = make
+        self.bodies = bodies
+        self.at = at
+        self.sources = sources
+        self.logs = logs
+        self.keys = keys
+        self.topics = topics
+
+    @classmethod
+    def of(cls, messages: Sequence[BrokerMessage]) -> Self:
+        """Return the columns of single messages."""
+        return cls(
+            messages.__getitem__,
+            bodies=[message.body if message.fields is None else None for message in messages],
+            at=[message.at for message in messages],
+            sources=[message.source for message in messages],
+            logs=[message.log for message in messages],
+            keys=[message.key for message in messages],
+            topics=[message.topic for message in messages],
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of all bodies or fields."""
+        return sum(len(body) if body is not None else self[row].size for row, body in enumerate(self.bodies))
+
+    def __len__(self) -> int:
+        return len(self.bodies)
+
+    @overload
+    def __getitem__(self, index: int) -> BrokerMessage: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[BrokerMessage]: ...
+    def __getitem__(self, index: int | slice) -> BrokerMessage | list[BrokerMessage]:
+        if isinstance(index, slice):
+            return [self._make(row) for row in range(len(self))[index]]
+        return self._make(range(len(self))[index])
 
 
 @dataclass(frozen=True, slots=True)

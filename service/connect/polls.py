@@ -1,17 +1,17 @@
-"""The messages of one poll as rounds of chunks, and the chunks of a round as columns."""
+"""The timesteps of one poll as rounds of chunks, and the chunks of a round as columns."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 
-from model_export.manifest import Array
 from service.client.protocol.inputs import packed
-from service.connect.mapping import MappedTimestep
+from service.connect.mapping.poll_mapper import MappedPoll
 
 _FRAME_BYTES: Final = 1 << 20
 """Bytes of one message to the service, unless one chunk alone is larger."""
@@ -26,11 +26,11 @@ class StreamChunk:
 
     Attributes:
         stream: The stream's id.
-        timesteps: In order; their positions grow.
+        timesteps: Their indices in the poll, in order; their positions grow.
     """
 
     stream: str
-    timesteps: list[MappedTimestep]
+    timesteps: list[int]
 
 
 class PollLimits:
@@ -49,7 +49,7 @@ class PollLimits:
         self.frame_bytes = min(_FRAME_BYTES, max_bytes // 2)
 
 
-def rounds_of(timesteps: Iterable[MappedTimestep], limits: PollLimits) -> tuple[list[list[StreamChunk]], int]:
+def rounds_of(poll: MappedPoll, limits: PollLimits) -> tuple[list[list[StreamChunk]], int]:
     """Return the rounds of a poll, and the number of timesteps that were dropped because they are there twice.
 
     A round has at most one chunk of each stream. The chunks of a stream are sent one after the other, and each only
@@ -57,33 +57,26 @@ def rounds_of(timesteps: Iterable[MappedTimestep], limits: PollLimits) -> tuple[
     chunk alone.
 
     Args:
-        timesteps: The timesteps of a poll, in order.
+        poll: The timesteps.
         limits: The limits of a chunk.
     """
-    chunks: dict[str, list[StreamChunk]] = {}
-    n_dropped = 0
-    for timestep in timesteps:
-        own = chunks.setdefault(timestep.stream, [])
-        last = own[-1].timesteps[-1] if own else None
-        if last is not None and last.source == timestep.source:
-            if timestep.at is not None and last.at is not None and timestep.at <= last.at:
-                n_dropped += 1  # delivered twice, or out of order: it is before the position, so it is not applied
-                continue
-            follows = timestep.seq is None or last.seq is None or timestep.seq == last.seq + 1
-            if follows and len(own[-1].timesteps) < limits.steps:
-                own[-1].timesteps.append(timestep)
-                continue
-        own.append(StreamChunk(timestep.stream, [timestep]))
-    n_rounds = max(map(len, chunks.values()), default=0)
-    rounds = [[own[i] for own in chunks.values() if i < len(own)] for i in range(n_rounds)]
-    return rounds, n_dropped
+    by_stream: defaultdict[str, list[int]] = defaultdict(list)
+    for i, stream in enumerate(poll.streams):
+        by_stream[stream].append(i)
+    chunks = list(map(StreamChunk, by_stream, by_stream.values()))
+    if _are_whole(poll, chunks, limits):
+        return [chunks] if chunks else [], 0
+    split = [_split(chunk, poll, limits) for chunk in chunks]
+    n_rounds = max((len(own) for own, _ in split), default=0)
+    rounds = [[own[i] for own, _ in split if i < len(own)] for i in range(n_rounds)]
+    return rounds, sum(n_dropped for _, n_dropped in split)
 
 
-def frames_of(chunks: Sequence[StreamChunk], limits: PollLimits) -> list[list[StreamChunk]]:
+def frames_of(chunks: Sequence[StreamChunk], poll: MappedPoll, limits: PollLimits) -> list[list[StreamChunk]]:
     """Return the chunks in groups of equal length, each small enough for one message to the service."""
     by_length: dict[tuple[int, bool], list[StreamChunk]] = defaultdict(list)
     for chunk in chunks:
-        by_length[len(chunk.timesteps), chunk.timesteps[0].seq is None].append(chunk)
+        by_length[len(chunk.timesteps), poll.seq[chunk.timesteps[0]] is None].append(chunk)
     frames = []
     for (length, _), group in by_length.items():
         n_streams = max(1, limits.frame_bytes // (length * limits.row_bytes + _NAMES_BYTES))
@@ -91,26 +84,56 @@ def frames_of(chunks: Sequence[StreamChunk], limits: PollLimits) -> list[list[St
     return frames
 
 
-def columns_of(chunks: Sequence[StreamChunk], arrays: Mapping[str, Array]) -> dict[str, Any]:
+def columns_of(chunks: Sequence[StreamChunk], poll: MappedPoll) -> dict[str, Any]:
     """Return chunks of one length as the message of a feed.
 
     Args:
         chunks: One for each stream, all of the same length T.
-        arrays: By input, the values of all timesteps of the poll, `(rows, *row)`.
+        poll: Their timesteps.
     """
-    ids = [chunk.timesteps[0].source for chunk in chunks]
-    rows = np.array([[timestep.row for timestep in chunk.timesteps] for chunk in chunks])
-    at = [[timestep.at for timestep in chunk.timesteps] for chunk in chunks]
+    firsts = [chunk.timesteps[0] for chunk in chunks]
+    ids = [poll.sources[i] for i in firsts]
+    rows = np.array([chunk.timesteps for chunk in chunks])
     document = {
         "streams": [chunk.stream for chunk in chunks],
-        "inputs": packed({name: array[rows] for name, array in arrays.items()}),
+        "inputs": packed({name: array[rows] for name, array in poll.inputs.items()}),
         "chunk": True,
-        "source": {"id": ids[0] if len(set(ids)) == 1 else ids, "at": _packed_positions(at)},
+        "source": {"id": ids[0] if len(set(ids)) == 1 else ids, "at": packed({"at": poll.positions[rows]})["at"]},
     }
-    if chunks[0].timesteps[0].seq is not None:
-        document["seq"] = [chunk.timesteps[0].seq for chunk in chunks]
+    if poll.seq[firsts[0]] is not None:
+        document["seq"] = [poll.seq[i] for i in firsts]
     return document
 
 
-def _packed_positions(at: Sequence[Sequence[int | None]]) -> dict[str, Any]:
-    return packed({"at": np.array(at, np.int64)})["at"]  # type: ignore[no-any-return]  # a tensor in msgpack
+def _are_whole(poll: MappedPoll, chunks: Sequence[StreamChunk], limits: PollLimits) -> bool:
+    """Whether every chunk can be sent as it is; then this is found for all of them at once."""
+    lengths = [len(chunk.timesteps) for chunk in chunks]
+    if max(lengths, default=0) > limits.steps or set(poll.seq) - {None}:
+        return False
+    order = np.fromiter(chain.from_iterable(chunk.timesteps for chunk in chunks), np.intp, len(poll.rows))
+    grows = np.diff(poll.positions[order]) > 0
+    sources = set(poll.sources)
+    if len(sources) > 1:
+        numbers = {source: number for number, source in enumerate(sources)}
+        grows &= np.diff(np.array([numbers[one] for one in poll.sources])[order]) == 0
+    grows[np.cumsum(lengths, dtype=np.intp)[:-1] - 1] = True  # from one stream to the next
+    return bool(grows.all())
+
+
+def _split(chunk: StreamChunk, poll: MappedPoll, limits: PollLimits) -> tuple[list[StreamChunk], int]:
+    """Return a stream's timesteps as chunks, and the number of those that are there twice."""
+    chunks: list[StreamChunk] = []
+    n_dropped = 0
+    for i in chunk.timesteps:
+        last = chunks[-1].timesteps[-1] if chunks else None
+        if last is not None and poll.sources[last] == poll.sources[i]:
+            seq, last_seq = poll.seq[i], poll.seq[last]
+            if poll.positions[i] <= poll.positions[last]:
+                n_dropped += 1  # delivered twice, or out of order: it is before the position, so it is not applied
+                continue
+            follows = seq is None or last_seq is None or seq == last_seq + 1
+            if follows and len(chunks[-1].timesteps) < limits.steps:
+                chunks[-1].timesteps.append(i)
+                continue
+        chunks.append(StreamChunk(chunk.stream, [i]))
+    return chunks, n_dropped

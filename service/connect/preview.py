@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from service.connect.brokers.protocol import MessageReader
-from service.connect.input_columns import InputColumn
-from service.connect.mapping import MessageMapper
+from service.connect.mapping.input_columns import InputColumn
+from service.connect.mapping.message_mapper import MessageMapper
 from service.connect.messages import BadMessageError, BrokerMessage
 
 _MESSAGES: Final = 10

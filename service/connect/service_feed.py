@@ -19,10 +19,10 @@ from model_export.manifest import InputSpec
 from service.client import http_transport
 from service.client.feed import ClientFeedConnection, rejected_handshake
 from service.client.protocol import decoding
-from service.client.protocol.decoding import NoReply, RawReply
+from service.client.protocol.decoding import BulkReply, NoReply, RawReply
 from service.client.protocol.requests import ATTEMPT_S
 from service.client.protocol.retry import RetryPolicy
-from service.client.results import ClientError, StepResult
+from service.client.results import ClientError
 from service.codec.formats import MSGPACK, encode
 from service.connect.messages import ConnectError
 
@@ -111,8 +111,8 @@ class ServiceFeed:
             limits["max_body_bytes"],
         )
 
-    async def send(self, document: Mapping[str, Any]) -> list[StepResult | ClientError]:
-        """Send a message with columns until there is a reply; return the result of each stream.
+    async def send(self, document: Mapping[str, Any]) -> BulkReply:
+        """Send a message with columns until there is a reply, and return it.
 
         Raises:
             ClientError: The whole message was rejected, and would be again.
@@ -125,7 +125,7 @@ class ServiceFeed:
             error = decoding.error_in(reply, mutates=True)
             if error is None:
                 assert isinstance(reply, RawReply)
-                return decoding.bulk_results(reply, len(document["streams"]))
+                return decoding.bulk_reply(reply, len(document["streams"]))
             await self.pause(policy, error)
 
     async def pause(self, policy: RetryPolicy, error: ClientError) -> None:

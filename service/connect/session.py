@@ -15,8 +15,10 @@ from service.connect.chunk_sender import ChunkSender
 from service.connect.config import ConnectConfig
 from service.connect.connector import Connector
 from service.connect.counters import ConnectCounters
-from service.connect.input_columns import InputColumn, make_columns
-from service.connect.mapping import MessageMapper, check_segment
+from service.connect.mapping.input_columns import InputColumn, make_columns
+from service.connect.mapping.message_mapper import MessageMapper, check_segment
+from service.connect.mapping.poll_mapper import PollMapper
+from service.connect.mapping.typed_decoding import typed_decoder
 from service.connect.polls import PollLimits
 from service.connect.preview import preview
 from service.connect.service_feed import ModelFacts, ServiceFeed
@@ -93,8 +95,7 @@ class ConnectSession:
             reader=self._reader,
             writer=self._writer,
             dead_letters=self._dead_letters,
-            mapper=mapped.mapper,
-            columns=mapped.columns,
+            mapper=PollMapper(mapped.mapper, typed_decoder(self._config.source.format, mapped.mapper)),
             sender=ChunkSender(self._feed, limits),
             model=mapped.model,
             limits=limits,

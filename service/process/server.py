@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import gc
 import importlib
 import logging
 import os
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from model_export.errors import StepwellError
-from service.collector import collector_paused
+from service.collector import collector_paused, freeze_startup_objects
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -98,7 +97,7 @@ class Server(uvicorn.Server):
         if self._parent is not None:
             self._orphan_watch = asyncio.create_task(self._stop_with_parent(self._parent))
         await super().startup(sockets)
-        _freeze_startup_objects()
+        freeze_startup_objects()
         is_ending = self.should_exit or self._drain_task is not None  # a signal came while it started
         if self.started and not is_ending and self._on_start is not None and (engine := self._engine()) is not None:
             self._on_start(engine)
@@ -165,18 +164,6 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_PARENT_WATCH_S)
         _log.warning("The parent process has gone; this worker ends too")
         self._start_drain()
-
-
-def _freeze_startup_objects() -> None:
-    """Exclude the objects of the start from garbage collection, and make collections rare.
-
-    Imports and routes are some hundred thousand objects that are never freed; traversing them was visible in the
-    slowest responses under load. Later objects are traversed rarely, but often enough that closed connections, which
-    are reference cycles, do not accumulate.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 10, 10)
 
 
 def config(settings: Settings, app: FastAPI) -> uvicorn.Config:

@@ -115,6 +115,55 @@ def test_the_readme_prints_what_it_shows(one: ServiceProcess, node: list[str], p
     assert done.stdout == SHOWN, done.stderr
 
 
+# -------------------------------------------------------------------- timesteps of a log
+
+
+def test_timesteps_of_a_source_are_applied_once_over_http_and_feeds(js: Js) -> None:
+    found = js(
+        """
+        const at = (...positions) => ({ source: { id: "log/1", at: positions.length > 1 ? positions : positions[0] } });
+        const feed = model.feed();
+        const shown = ({ step, skipped, outputs }) => [step, skipped ?? 0, outputs.y];
+        const first = shown(await stream.step([1], at(5)));
+        const same = shown(await feed.step(stream.id, [1], at(5)));
+        const chunk = shown(await stream.steps([[1], [2], [3]], at(5, 6, 9)));
+        const passed = await failed(stream.step([1], at(4)));
+        const positioned = shown(await stream.step([1]));
+        const large = shown(await stream.step([0], { source: { id: "log/1", at: 2n ** 62n } }));
+        const after = shown(await feed.step(stream.id, [0]));
+        return [first, same, chunk, passed, positioned, large, after, stream.inDoubt];
+        """
+    )
+
+    assert found == [
+        [1, 0, [1]],
+        [1, 1, [1]],
+        [3, 1, [[1], [4], [11]]],
+        ["source_passed", "yes", "never"],
+        [4, 0, [23]],
+        [5, 0, [46]],
+        [6, 0, [92]],
+        False,
+    ]
+
+
+def test_a_step_with_a_source_is_sent_again_when_its_answer_was_lost(js: Js, proxy: Proxy) -> None:
+    found = js(
+        """
+        await stream.status().catch(() => undefined);
+        await turn();
+        const first = await stream.step([1], { source: { id: "log/1", at: 1 } });
+        const next = await stream.step([2]);
+        return [first.outputs.y, next.step, next.outputs.y];
+        """,
+        url=url_of(proxy),
+        between=proxy.lose_reply,
+    )
+
+    assert found == [[1], 2, [4]]
+    assert proxy.lost == 1
+
+
 # -------------------------------------------------------------------- lost connections and deadlines
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from model_export.manifest import InputSpec
-from service.connect.config import FromSection
-from service.connect.input_columns import InputColumn, make_columns
-from service.connect.mapping import MessageMapper
-from service.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError
-from service.connect.paths import MISSING, FieldPath
+from service.connect.config import BodyFormat, FromSection
+from service.connect.mapping.input_columns import InputColumn, make_columns
+from service.connect.mapping.message_mapper import MessageMapper
+from service.connect.mapping.paths import MISSING, FieldPath
+from service.connect.mapping.poll_mapper import MappedPoll, PollMapper
+from service.connect.mapping.typed_decoding import typed_decoder
+from service.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError, MessageColumns, OutMessage
 from service.connect.polls import PollLimits, rounds_of
 
 FLOATS = InputSpec(name="x", dtype="float32", shape=[2])
@@ -28,6 +30,12 @@ def message(body: object = b"{}", at: int | None = 3, **more: Any) -> BrokerMess
 def mapper(spec: InputSpec = FLOATS, paths: list[str | int | float] | None = None, **section: Any) -> MessageMapper:
     columns = {spec.name: InputColumn(spec, paths)}
     return MessageMapper(FromSection(**({"url": "", "stream": "s"} | section)), columns, max_body_bytes=1000)
+
+
+def mapped(
+    one: MessageMapper, messages: list[BrokerMessage], body_format: BodyFormat = "json"
+) -> tuple[MappedPoll, list[OutMessage]]:
+    return PollMapper(one, typed_decoder(body_format, one)).map(MessageColumns.of(messages))
 
 
 def inputs_of(one: MessageMapper, received: BrokerMessage, spec: InputSpec = FLOATS) -> list[Any]:
@@ -146,10 +154,125 @@ def test_an_unknown_input_is_named() -> None:
 def test_repeated_positions_are_dropped_and_a_gap_in_seq_begins_a_chunk() -> None:
     one = mapper(position="n", seq="k")
     places = [("a", 1, 1), ("b", 1, 1), ("a", 2, 2), ("a", 2, 2), ("a", 5, 9), ("b", 2, 2)]
-    mapped = [one.map(message({"s": s, "x": [1, 2], "n": n, "k": k})) for s, n, k in places]
+    poll, _ = mapped(one, [message({"s": s, "x": [1, 2], "n": n, "k": k}) for s, n, k in places])
 
-    rounds, n_dropped = rounds_of(mapped, LIMITS)
+    rounds, n_dropped = rounds_of(poll, LIMITS)
 
-    shape = [[(chunk.stream, [t.seq for t in chunk.timesteps]) for chunk in each] for each in rounds]
+    shape = [[(chunk.stream, [poll.seq[i] for i in chunk.timesteps]) for chunk in each] for each in rounds]
     assert shape == [[("a", [1, 2]), ("b", [1, 2])], [("a", [9])]]
+    assert n_dropped == 1
+
+
+MESSAGES = [
+    {"s": "a", "data": {"t": 1, "p": 2.5}, "n": 1},
+    {"s": 17, "data": {"t": -1.5, "p": 3}, "n": 2, "more": {"t": ["x"]}},
+    {"s": "a", "data": {"t": True, "p": 1}, "n": 3},
+    {"s": "a", "data": {"t": "1", "p": 1}, "n": 4},
+    {"s": "a", "data": {"t": 1e39, "p": 1}, "n": 5},
+    {"s": "a", "data": {"t": 10**400, "p": 1}, "n": 6},
+    {"s": "a", "data": {"p": 1}, "n": 7},
+    {"s": "a/b", "data": {"t": 1, "p": 1}, "n": 8},
+    {"s": None, "data": {"t": 1, "p": 1}, "n": 9},
+    {"s": "a", "data": {"t": 1, "p": 1}, "n": -1},
+    {"s": "a", "data": {"t": 1, "p": 1}, "n": 2**63},
+    {"s": "a", "data": {"t": 1, "p": 1}, "n": 1.0},
+    {"s": "b", "data": {"t": 1, "p": 1}, "data.t": 9, "n": 13},
+    {"s": "b", "data": [1, 2], "n": 14},
+    {"s": "b", "data": {"t": [3], "p": 4}, "n": 15},
+    [1, 2],
+    {"s": "x" * 900, "data": {"t": 1, "p": 1}, "n": 17, "long": "y" * 200},
+    {"s": "b", "data": {"t": 4, "p": 0.1}, "n": 18},
+]
+
+
+@pytest.mark.parametrize("body_format", ["json", "msgpack"])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_messages_that_are_decoded_together_are_mapped_as_single_ones(body_format: BodyFormat, broken: int) -> None:
+    """With and without a message that no decoder accepts among them."""
+    encode = msgspec.json.encode if body_format == "json" else msgspec.msgpack.encode
+    documents = MESSAGES if body_format == "json" else [one for one in MESSAGES if str(10**400) not in str(one)]
+    received = [message(encode(one), at=i) for i, one in enumerate(documents)] + [message(b"\xc1")] * broken
+    section = {"format": body_format, "position": "n"}
+    one = mapper(paths=["data.t", "data.p"], **section)
+
+    together = PollMapper(one, typed_decoder(body_format, one)).map(MessageColumns.of(received))
+    singly = PollMapper(one, None).map(MessageColumns.of(received))
+
+    for name in ("rows", "streams", "sources", "at", "seq"):
+        assert getattr(together[0], name) == getattr(singly[0], name)
+    assert together[0].inputs["x"].tolist() == singly[0].inputs["x"].tolist()
+    assert [letter.document for letter in together[1]] == [letter.document for letter in singly[1]]
+    assert (together[0].rows[:2], len(singly[1])) == ([0, 1], len(received) - len(together[0].rows))
+
+
+@pytest.mark.parametrize(
+    ("spec", "paths", "values"),
+    [
+        (InputSpec(name="x", dtype="float32", shape=[1]), None, [1, [2.5], [1, 2], None, "1"]),
+        (InputSpec(name="x", dtype="float64", shape=[]), None, [2**53 + 1, 1.5, [1.5], None]),
+        (InputSpec(name="x", dtype="int8", shape=[2]), None, [[1, 2], [1, 300], [1, 1.0], [1]]),
+        (InputSpec(name="x", dtype="uint64", shape=[1]), None, [[2**64 - 1], [-1], [2**70]]),
+        (InputSpec(name="x", dtype="bool", shape=[2]), None, [[True, False], [1, 0]]),
+        (InputSpec(name="x", dtype="float32", shape=[2, 2]), None, [[[1, 2], [3, 4]], [[1, 2], [3]], [1, 2, 3, 4]]),
+        (InputSpec(name="x", dtype="float32", shape=[2], missing="nan"), None, [[1, None], None, [None, None], [1]]),
+        (InputSpec(name="x", dtype="float32", shape=[2]), ["x", 0.5], [1, [1], [1, 2], None]),
+        (InputSpec(name="x", dtype="int32", shape=[2]), ["x", 0.5], [1, 2]),
+        (InputSpec(name="x", dtype="float32", shape=[2], missing="nan"), ["x", "y"], [1, None, [1]]),
+    ],
+)
+def test_every_dtype_is_decoded_together_as_singly(
+    spec: InputSpec, paths: list[str | int | float] | None, values: list[object]
+) -> None:
+    received = [message({"s": "a", "x": value}, at=i) for i, value in enumerate(values)]
+    one = mapper(spec, paths)
+
+    together, letters = mapped(one, received)
+    singly, expected = PollMapper(one, None).map(MessageColumns.of(received))
+
+    assert together.rows == singly.rows
+    assert [letter.document for letter in letters] == [letter.document for letter in expected]
+    if singly.rows:
+        np.testing.assert_array_equal(together.inputs["x"], singly.inputs["x"])
+
+
+def test_streams_by_key_and_topic_are_decoded_together() -> None:
+    received = [
+        message({"x": [1, 2]}, key=key, topic=topic) for key, topic in ((b"p", "t"), (b"\xff", "u"), (None, ""))
+    ]
+
+    by_key, letters = mapped(mapper(stream="key"), received)
+    by_topic, _ = mapped(mapper(stream="topic"), received)
+
+    assert (by_key.streams, by_topic.streams) == (["p"], ["t", "u"])
+    assert [letter.document["reason"] for letter in letters] == [
+        "the stream id b'\\xff' is not UTF-8",
+        "the message has no key",
+    ]
+
+
+def test_timesteps_of_several_sources_are_whole_chunks() -> None:
+    received = [
+        BrokerMessage(msgspec.json.encode({"s": stream, "x": [1, 2]}), f"log/{partition}", at, "log")
+        for partition, stream, at in ((0, "a", 1), (0, "b", 2), (1, "c", 1), (0, "a", 3), (1, "c", 2))
+    ]
+
+    poll, _ = mapped(mapper(), received)
+    rounds, n_dropped = rounds_of(poll, LIMITS)
+
+    assert [[(chunk.stream, chunk.timesteps) for chunk in each] for each in rounds] == [
+        [("a", [0, 3]), ("b", [1]), ("c", [2, 4])]
+    ]
+    assert n_dropped == 0
+
+
+def test_a_stream_that_is_in_two_sources_begins_a_chunk_with_each() -> None:
+    received = [
+        BrokerMessage(msgspec.json.encode({"s": "a", "x": [1, 2]}), f"log/{partition}", at, "log")
+        for partition, at in ((0, 1), (0, 2), (1, 5), (1, 5))
+    ]
+
+    poll, _ = mapped(mapper(), received)
+    rounds, n_dropped = rounds_of(poll, LIMITS)
+
+    assert [[chunk.timesteps for chunk in each] for each in rounds] == [[[0, 1]], [[2]]]
     assert n_dropped == 1

@@ -16,6 +16,7 @@ Evaluate = Callable[[str], Any]
 
 MODULES = {
     "address": "address",
+    "alerts": "cards/alerts",
     "chart_file": "charts/chart_file",
     "csv_table": "recording/csv_table",
     "forecast": "charts/forecast",
@@ -315,6 +316,40 @@ def test_the_stream_that_changed_most_has_the_largest_change(evaluate: Evaluate)
         return trend_.changes([trend(() => 1), jump(2), jump(1), new trend_.Trend()]); })()"""
 
     assert evaluate(script.replace("trend_", "globalThis.trend")) == [0, 1, 0.5, 0]
+
+
+def test_silences_are_drawn_as_parts_of_the_longest_one(evaluate: Evaluate) -> None:
+    alarms = "[{kind: 'silent', at: 60}, {kind: 'when', at: 10}, {kind: 'silent', at: 80}, {kind: 'silent', at: 100.5}]"
+
+    assert evaluate(f"alerts.silences({alarms}, 100)") == [1, None, 0.5, 0]
+    assert evaluate("alerts.silences([], 100)") == []
+
+
+def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files: str) -> None:
+    page.open(f"{files}/index.html")
+    page.evaluate("import('/cards/alerts.js').then((found) => { globalThis.alerts = found; })")
+    script = """(async () => {
+        const parts = {panel: document.createElement('div'), facts: document.createElement('p'),
+            body: document.createElement('div')};
+        const now = Date.now() / 1000;
+        const found = [{id: '1', rule: 'quiet', stream: 'p1', kind: 'silent', step: 4, at: now - 90},
+            {id: '2', rule: 'high', stream: 'p2', kind: 'when', step: 9, at: now - 5}];
+        const fetched = globalThis.fetch;
+        globalThis.fetch = async () => new Response(JSON.stringify({alerts: found, cursor: null}));
+        const card = new alerts.AlertCard(parts, () => undefined);
+        card.setModel({name: 'm'});
+        await card.refresh();
+        globalThis.fetch = fetched;
+        return [parts.facts.textContent, parts.panel.hidden, ...[...parts.body.querySelectorAll('li')].map((item) =>
+            [item.textContent, item.querySelector('.silence')?.style.getPropertyValue('--length') ?? null])];
+    })()"""
+
+    counted, hidden, silent, high = page.evaluate(script)
+
+    assert (counted, hidden) == ("2 raised", False)
+    assert silent[0].startswith("quietp1silent after step 4")
+    assert silent[1] == "1"
+    assert high[1] is None
 
 
 def test_a_trend_keeps_the_newest_predictions_in_order(evaluate: Evaluate) -> None:

@@ -15,6 +15,7 @@ from model_export.errors import MissingExtraError, StepwellError
 from model_export.manifest import Array, InputSpec
 from service.recorded import ColumnsError, RecordedData, RecordedDataError, gathered, open_data
 from service.recorded.columns import ColumnChoice
+from service.recorded.tables import PIECE_ROWS, CsvFile
 from tests.recorded.files import an_input, write_csv, write_npz
 
 PQ = ["p", "q"]
@@ -79,6 +80,21 @@ def test_the_separator_is_that_of_the_first_line(tmp_path: Path, separator: str)
     [rows] = open_data([path], [an_input()], ColumnChoice()).read()
 
     assert rows.inputs["x"].tolist() == [[2, 1.5], [4, 3]]
+
+
+@pytest.mark.parametrize("cell", ["2.5", " 2.5", "1e-7", "NaN", "-inf", "1_0", "0x10", "", "NA", "x", "é"])
+def test_a_large_csv_file_is_read_as_a_small_one(tmp_path: Path, cell: str) -> None:
+    """Large pieces are parsed by pyarrow, which has to be installed for that."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed; the extra arrow has it")
+    some = [(f"ü {i % 7}", i / 3, cell if i == 5 else -i / 7) for i in range(10)]
+    many = some + [("later", 1.5, 2)] * PIECE_ROWS
+    small, large = (CsvFile(write_csv(tmp_path / f"{len(rows)}.csv", ["s", "p", "q"], rows)) for rows in (some, many))
+
+    [expected] = small.pieces({"s": "U", "p": "f8", "q": "f8"})
+    found = next(iter(large.pieces({"s": "U", "p": "f8", "q": "f8"})))
+
+    for name in ("s", "p", "q"):
+        assert [str(found[name][i]) for i in range(10)] == [str(one) for one in expected[name]]
 
 
 @pytest.mark.parametrize("is_dictionary", [True, False])

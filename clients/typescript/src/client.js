@@ -7,7 +7,7 @@ import { Transport, within } from "./transport.js";
 import { watch } from "./watch.js";
 
 /** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
-/** @import { Inputs } from "./inputs.js" */
+/** @import { Inputs, Source } from "./inputs.js" */
 /** @import { Event, Gap, WatchOptions } from "./watch.js" */
 /**
  * @import { ForkResponse, ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
@@ -160,22 +160,29 @@ export class Stream {
 
   /**
    * Step the stream by one timestep and return the response, with the prediction in `outputs`.
+   *
+   * With a `source`, the timestep is identified by its position in that log, instead of the handle's position: if it is
+   * at or before the newest one that was applied, it is not applied again, however long ago that was. The response then
+   * has `skipped`, and `null` for outputs that are not known any more.
    * @param {Inputs} inputs
-   * @param {CallOptions} [options]
+   * @param {CallOptions & { source?: Source }} [options]
    * @returns {Promise<StepResponse>}
+   * @throws {StepwellError} `source_passed`: it was applied before, and its prediction is not known any more.
    */
   step(inputs, options) {
-    return this.stepBy(inputs, this.#deadline(options));
+    return this.stepBy(inputs, options);
   }
 
   /**
    * Step the stream by a chunk of timesteps; all are applied, or none.
    * @param {Inputs} inputs With a leading time axis.
-   * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, `last`, or `none`.
+   * @param {CallOptions & { return?: StepsBody["return"], source?: Source }} [options] `return`: `all` predictions,
+   *   `last`, or `none`; `source`: as for `step`, with a position for each timestep.
    * @returns {Promise<StepResponse>}
    */
   steps(inputs, options) {
-    return this.#commit("steps", { inputs, return: options?.return }, this.#deadline(options));
+    const { source, return: returns } = options ?? {};
+    return this.#commit("steps", { inputs, source, return: returns }, this.#deadline(options));
   }
 
   /**
@@ -280,12 +287,12 @@ export class Stream {
    * Step over HTTP or, with another `attempt`, over a feed.
    * @internal
    * @param {Inputs} inputs
-   * @param {number} deadline
+   * @param {CallOptions & { source?: Source }} [options]
    * @param {Send} [attempt]
    * @returns {Promise<StepResponse>}
    */
-  stepBy(inputs, deadline, attempt) {
-    return this.#commit("step", { inputs }, deadline, attempt);
+  stepBy(inputs, options, attempt) {
+    return this.#commit("step", { inputs, source: options?.source }, this.#deadline(options), attempt);
   }
 
   /**
@@ -345,16 +352,24 @@ export class Stream {
   #commit(resource, body, deadline, attempt) {
     const fixed = plain(body);
     return this.exclusive(deadline, async () => {
-      const { step, state_id } = await this.position(deadline);
-      const request = this.#post(resource, { ...fixed, seq: step + 1, after: state_id ?? undefined });
+      const request = this.#post(resource, fixed.source ? fixed : { ...fixed, ...(await this.#expected(deadline)) });
       if (resource === "step") request.stream = this.id;
+      if (fixed.source) this.#position = undefined; // until a response has the newest one
       try {
-        return this.moveTo(await this.model.client.transport.send(request, deadline, attempt));
+        const response = await this.model.client.transport.send(request, deadline, attempt);
+        return fixed.source && response.state_id == null ? response : this.moveTo(response);
       } catch (error) {
+        if (fixed.source) throw error; // repeated at any time, it is applied once
         this.inDoubt ||= !(error instanceof StepwellError) || error.applied !== "no";
         throw error;
       }
     });
+  }
+
+  /** Return the position that a request expects. @param {number} deadline */
+  async #expected(deadline) {
+    const { step, state_id } = await this.position(deadline);
+    return { seq: step + 1, after: state_id ?? undefined };
   }
 
   /** @param {string} resource @param {unknown} body @param {string} [key] @returns {Request} */

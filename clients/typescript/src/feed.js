@@ -3,7 +3,7 @@ import { openSocket } from "./socket.js";
 import { noAnswer, within } from "./transport.js";
 
 /** @import { Model } from "./client.js" */
-/** @import { Inputs } from "./inputs.js" */
+/** @import { Inputs, Source } from "./inputs.js" */
 /** @import { CallOptions, Request } from "./transport.js" */
 /** @import { StepResponse } from "./api.js" */
 
@@ -40,12 +40,11 @@ export class Feed {
    * Step a stream by one timestep and return the response, with the prediction in `outputs`.
    * @param {string} stream
    * @param {Inputs} inputs
-   * @param {CallOptions} [options]
+   * @param {CallOptions & { source?: Source }} [options] `source`: as for `Stream.step`.
    * @returns {Promise<StepResponse>}
    */
   step(stream, inputs, options) {
-    const deadline = this.transport.deadline(options);
-    return this.model.stream(stream).stepBy(inputs, deadline, this.#attempt.bind(this));
+    return this.model.stream(stream).stepBy(inputs, options, this.#attempt.bind(this));
   }
 
   /** Close the connection; pending steps fail with `closed`. */

@@ -2,11 +2,11 @@ import { StepwellError } from "./errors.js";
 import { Feed } from "./feed.js";
 import { Transport } from "./transport.js";
 import type { CallOptions, ClientOptions, Request } from "./transport.js";
-import type { Inputs } from "./inputs.js";
+import type { Inputs, Source } from "./inputs.js";
 import type { Event, Gap, WatchOptions } from "./watch.js";
 import type { ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
 /** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
-/** @import { Inputs } from "./inputs.js" */
+/** @import { Inputs, Source } from "./inputs.js" */
 /** @import { Event, Gap, WatchOptions } from "./watch.js" */
 /**
  * @import { ForkResponse, ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
@@ -114,19 +114,28 @@ export declare class Stream {
     constructor(model: Model, id: string);
     /**
      * Step the stream by one timestep and return the response, with the prediction in `outputs`.
+     *
+     * With a `source`, the timestep is identified by its position in that log, instead of the handle's position: if it is
+     * at or before the newest one that was applied, it is not applied again, however long ago that was. The response then
+     * has `skipped`, and `null` for outputs that are not known any more.
      * @param {Inputs} inputs
-     * @param {CallOptions} [options]
+     * @param {CallOptions & { source?: Source }} [options]
      * @returns {Promise<StepResponse>}
+     * @throws {StepwellError} `source_passed`: it was applied before, and its prediction is not known any more.
      */
-    step(inputs: Inputs, options?: CallOptions): Promise<StepResponse>;
+    step(inputs: Inputs, options?: CallOptions & {
+        source?: Source;
+    }): Promise<StepResponse>;
     /**
      * Step the stream by a chunk of timesteps; all are applied, or none.
      * @param {Inputs} inputs With a leading time axis.
-     * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, `last`, or `none`.
+     * @param {CallOptions & { return?: StepsBody["return"], source?: Source }} [options] `return`: `all` predictions,
+     *   `last`, or `none`; `source`: as for `step`, with a position for each timestep.
      * @returns {Promise<StepResponse>}
      */
     steps(inputs: Inputs, options?: CallOptions & {
         return?: StepsBody["return"];
+        source?: Source;
     }): Promise<StepResponse>;
     /**
      * Return the result that a step would have from the current state; nothing is committed.

@@ -1,5 +1,5 @@
 import type { Model } from "./client.js";
-import type { Inputs } from "./inputs.js";
+import type { Inputs, Source } from "./inputs.js";
 import type { CallOptions } from "./transport.js";
 import type { StepResponse } from "./api.js";
 /**
@@ -19,10 +19,12 @@ export declare class Feed {
      * Step a stream by one timestep and return the response, with the prediction in `outputs`.
      * @param {string} stream
      * @param {Inputs} inputs
-     * @param {CallOptions} [options]
+     * @param {CallOptions & { source?: Source }} [options] `source`: as for `Stream.step`.
      * @returns {Promise<StepResponse>}
      */
-    step(stream: string, inputs: Inputs, options?: CallOptions): Promise<StepResponse>;
+    step(stream: string, inputs: Inputs, options?: CallOptions & {
+        source?: Source;
+    }): Promise<StepResponse>;
     /** Close the connection; pending steps fail with `closed`. */
     close(): void;
 }

@@ -6,3 +6,9 @@ export type InputTensor = number | bigint | boolean | null | ArrayBufferView | r
 
 /** One tensor per input of the model; for a model with one input, the tensor alone is accepted too. */
 export type Inputs = InputTensor | { readonly [input: string]: InputTensor };
+
+/**
+ * Where timesteps stand in the log that they were read from: the log, and the position in it; for a chunk one for each
+ * timestep, growing. Positions beyond 2^53 are `bigint`.
+ */
+export type Source = { readonly id: string; readonly at: number | bigint | readonly (number | bigint)[] };

@@ -81,7 +81,7 @@ class BulkSteps(ModelProtocol):
                 reply = yield from self._send_with_retry(
                     ClientRequest("POST", f"{self.path}/step", document, wait=wait), policy
                 )
-                bulk = decoding.bulk_results(reply, len(waiting))
+                bulk = decoding.bulk_results(decoding.bulk_reply(reply, len(waiting)))
             except ClientError as error:
                 if not results:
                     raise

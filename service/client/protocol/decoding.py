@@ -257,22 +257,31 @@ def read(reply: RawReply, kind: type[T]) -> T:
         raise _unreadable(reply, str(exc), "unknown") from exc
 
 
-def bulk_results(reply: RawReply, count: int) -> list[StepResult | ClientError]:
-    """Return one result per stream of a bulk response, or the stream's error.
+def bulk_reply(reply: RawReply, count: int) -> BulkReply:
+    """Return a bulk response after checking that each of its columns has a row for each stream.
 
     Raises:
         ClientError: `unreadable_answer`.
     """
     bulk = read(reply, BulkReply)
-    columns = bulk.arrays()
-    lengths = {len(bulk.step), len(bulk.state_id), *map(len, columns.values())}
+    lengths = {
+        len(bulk.step),
+        len(bulk.state_id),
+        *(packed.s[0] if packed.s else 0 for packed in bulk.outputs.values()),
+    }
     lengths |= {len(column) or count for column in (bulk.skipped, bulk.unknown)}
     if lengths != {count}:
         raise _unreadable(reply, f"its columns do not have {count} rows", "unknown")
+    return bulk
+
+
+def bulk_results(bulk: BulkReply) -> list[StepResult | ClientError]:
+    """Return one result per stream of a bulk response, or the stream's error."""
+    columns = bulk.arrays()
     results: list[StepResult | ClientError] = []
     for i, (step, state_id) in enumerate(zip(bulk.step, bulk.state_id, strict=True)):
         if step is None:
-            results.append(bulk.errors[str(i)].error() if str(i) in bulk.errors else _unreadable(reply, "", "unknown"))
+            results.append(bulk.errors[str(i)].error() if str(i) in bulk.errors else _missing_row(i))
         else:
             outputs = {name: column[i] for name, column in columns.items()}
             results.append(
@@ -316,6 +325,15 @@ def seconds(retry_after: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) and value >= 0 else None
+
+
+def _missing_row(row: int) -> ClientError:
+    return ClientError(
+        "unreadable_answer",
+        f"The response has neither a result nor an error for row {row}.",
+        fix="Check that the versions of client and service match.",
+        applied="unknown",
+    )
 
 
 def _unreadable(reply: RawReply, reason: str, applied: Applied) -> ClientError:

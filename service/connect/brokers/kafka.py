@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaConnectionError, KafkaError
 
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
+from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
 from service.connect.urls import BrokerUrl
 
 _PORT: Final = 9092
@@ -52,12 +52,14 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         self._url = url
         self._options = options
         self._topic = url.path
+        self._log = f"kafka:{self._topic}"
         self._consumer: Any = None
         self._generation = 0  # counts the times at which partitions were given up
         self._poll_generation = 0
         self._idle = asyncio.Event()
         self._ends: dict[TopicPartition, int] = {}  # with `once`
-        self._next: dict[TopicPartition, int] = {}  # offsets behind the last poll
+        self._next: dict[TopicPartition, int] = {}  # offsets behind what was read
+        self._open: dict[TopicPartition, int] = {}  # offsets behind the messages of the last poll
         self._done = False
 
     async def open(self) -> None:
@@ -102,30 +104,30 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Return the next messages of all partitions that this connector has."""
         generation = self._generation
         with _kafka_errors(self._url):
-            found = await self._consumer.getmany(timeout_ms=_WAIT_MS, max_records=limit)
+            found = await self._fetched(limit) or await self._consumer.getmany(timeout_ms=_WAIT_MS, max_records=limit)
             if self._options.once or self._options.preview:
                 await self._find_ends()
         if generation != self._generation:
             return []  # the partitions were given up meanwhile; whoever has them now reads these messages
         self._poll_generation = generation
-        messages = []
+        parts = []
         for partition, records in found.items():
             end = self._end(partition)
-            messages += [self._message(partition, one) for one in records if end is None or one.offset < end]
+            parts.append((partition, records if end is None else [one for one in records if one.offset < end]))
             self._next[partition] = records[-1].offset + 1
-        if messages:
+        self._open = {partition: records[-1].offset + 1 for partition, records in parts if records}
+        if self._open:
             self._idle.clear()
         else:
             self._done = await self._has_all()
-        return messages
+        return self._columns(parts)
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
-        """Commit the offsets behind the messages."""
+        """Commit the offsets behind the last poll."""
         try:
             if not self._options.preview:
-                offsets = {message.handle: message.at + 1 for message in messages if message.at is not None}
                 with _kafka_errors(self._url):
-                    await self._consumer.commit(offsets)
+                    await self._consumer.commit(self._open)
         finally:
             self._idle.set()
 
@@ -155,6 +157,15 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
                 await asyncio.wait_for(self._consumer.stop(), _HAND_OVER_S)
             self._consumer = None
 
+    async def _fetched(self, limit: int) -> dict[TopicPartition, list[Any]]:
+        """Return what was fetched already, equally much of each partition: chunks then have few different lengths."""
+        partitions = self._consumer.assignment()
+        found: dict[TopicPartition, list[Any]] = {}
+        for partition in partitions:
+            share = max(1, limit // len(partitions))
+            found |= await self._consumer.getmany(partition, timeout_ms=0, max_records=share)
+        return found
+
     async def _find_ends(self) -> None:
         new = [partition for partition in self._consumer.assignment() if partition not in self._ends]
         if new:
@@ -175,17 +186,25 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             return False
         return all([await self._consumer.position(one) >= self._ends[one] for one in assigned])
 
-    def _message(self, partition: TopicPartition, record: Any) -> BrokerMessage:
-        log = f"kafka:{self._topic}"
-        return BrokerMessage(
-            record.value or b"",
-            f"{log}/{partition.partition}",
-            record.offset,
-            log,
-            key=record.key,
-            topic=self._topic,
-            headers={name: value for name, value in record.headers if value is not None},
-            handle=partition,
+    def _columns(self, parts: Sequence[tuple[TopicPartition, Sequence[Any]]]) -> MessageColumns:
+        records = [one for _, records in parts for one in records]
+        sources = [name for partition, own in parts for name in [f"{self._log}/{partition.partition}"] * len(own)]
+
+        def make(row: int) -> BrokerMessage:
+            record = records[row]
+            headers = {name: value for name, value in record.headers if value is not None}
+            return BrokerMessage(
+                record.value or b"", sources[row], record.offset, self._log, record.key, self._topic, headers
+            )
+
+        return MessageColumns(
+            make,
+            bodies=[one.value or b"" for one in records],
+            at=[one.offset for one in records],
+            sources=sources,
+            logs=[self._log] * len(records),
+            keys=[one.key for one in records],
+            topics=[self._topic] * len(records),
         )
 
 

@@ -21,6 +21,7 @@ from service.connect.urls import BrokerUrl
 _PORT: Final = 4222
 _DURABLE: Final = "stepwell"
 _WAIT_S: Final = 0.5
+_RETRY_S: Final = 0.2
 _TIMEOUT_S: Final = 10.0
 _BUCKET: Final = "stepwell-connect"
 _LEASE_S: Final = 10.0
@@ -309,6 +310,9 @@ async def _connect(url: BrokerUrl) -> Any:
             user=url.user,
             password=url.password,
             allow_reconnect=False,  # a new connection is a new start: `open` begins with what was not acknowledged
+            # Otherwise nats-py tries for two minutes, whatever `allow_reconnect` is, and nothing is reported meanwhile
+            max_reconnect_attempts=1,
+            reconnect_time_wait=_RETRY_S,
             connect_timeout=int(_TIMEOUT_S),
             error_cb=on_error,
         )

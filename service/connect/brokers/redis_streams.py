@@ -6,27 +6,23 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
-from redis import asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    ConnectionError,  # noqa: A004 - redis-py's name
-    RedisError,
-    ResponseError,
-    TimeoutError,  # noqa: A004 - redis-py's name
-)
+from redis.exceptions import RedisError, ResponseError
 
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, ConnectUsageError, OutMessage
+from service.connect.brokers.redis_connection import connect, redis_errors, tagged
+from service.connect.brokers.redis_writer import RedisStreamWriter
+from service.connect.mapping.decoding import DATA_FIELD
+from service.connect.messages import (
+    BrokerMessage,
+    ConnectUsageError,
+    MessageColumns,
+)
 from service.connect.urls import BrokerUrl
 
-_PORT: Final = 6379
 _GROUP: Final = "stepwell"
 _CONSUMER: Final = "stepwell"
 """The consumer of every connector: entries that one has not acknowledged belong to the next one."""
@@ -34,26 +30,28 @@ _CONSUMER: Final = "stepwell"
 _LEASE_MS: Final = 5000
 _RENEW_EVERY_S: Final = 1.0
 _BLOCK_MS: Final = 500
-_TIMEOUT_S: Final = 5.0
 _SEQUENCE_BITS: Final = 20
-_ENTRIES_PER_CALL: Final = 500
-_POSITION_DIGITS: Final = 19
-_encode_json = msgspec.json.Encoder().encode
+_decode_integers = msgspec.json.Decoder(list[int]).decode
+
+_Entry = tuple[bytes, list[bytes]]
+"""The id of an entry and its fields, names and values in turn; no fields: it was deleted."""
 
 _RENEW = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0
 """
+# New entries belong to whoever has the lease. A connector that was paused, and has lost it meanwhile, must not get any:
+# the one that has it now would never see them, and would apply the entries behind them.
+_READ_NEW = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], '>')
+"""
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-# Positions have equally many digits, so they compare as texts: numbers of Lua are exact to 2^53 only. All entries are
-# one argument: redis-py needs longer for a command of many arguments than for everything else.
-_WRITE = """
-for _, entry in ipairs(cmsgpack.unpack(ARGV[1])) do
-  local name, at = entry[1], entry[2]
-  if at == '' or (redis.call('HGET', KEYS[2], name) or '') < at then
-    redis.call('XADD', KEYS[1], '*', unpack(entry[3]))
-    if at ~= '' then redis.call('HSET', KEYS[2], name, at) end
-  end
+# All ids are one argument: redis-py needs longer for a command of many arguments than for everything else.
+_ACKNOWLEDGE = """
+local ids = cmsgpack.unpack(ARGV[2])
+for first = 1, #ids, 1000 do
+  redis.call('XACK', KEYS[1], ARGV[1], unpack(ids, first, math.min(first + 999, #ids)))
 end
 """
 
@@ -87,7 +85,7 @@ class RedisStreamReader:
         self._name = url.stream
         self._group = url.options.get("group") or _GROUP
         self._source = f"redis:{url.path or '0'}/{self._name}"
-        self._lease = f"{_tagged(self._name)}:stepwell:{self._group}:lease"
+        self._lease = f"{tagged(self._name)}:stepwell:{self._group}:lease"
         self._token = secrets.token_hex(16)
         self._clock = clock
         self._client: Any = None  # redis-py's types allow texts where these are bytes
@@ -96,13 +94,17 @@ class RedisStreamReader:
         self._cursor: bytes | str = "0"  # of the entries that were not acknowledged; `>` is behind them
         self._end: tuple[int, int] | None = None
         self._done = False
+        self._open: list[bytes] = []  # entries of the last poll
+        self._newest: bytes | str = "$"  # the id of the newest entry that it has seen; `$`: of those that are there
         self._lag: int | None = None
         self._lag_at = 0.0
 
     async def open(self) -> None:
         """Connect."""
-        self._client = _client(self._url)
-        with _redis_errors(self._url):
+        self._client = connect(self._url)
+        # Entries as they are in the reply: dictionaries of them take longer than everything else
+        self._client.set_response_callback("XREADGROUP", lambda reply, **_: reply)
+        with redis_errors(self._url):
             await self._client.ping()
             if self._options.once or self._options.preview:
                 last = await self._client.xrevrange(self._name, count=1)
@@ -114,7 +116,7 @@ class RedisStreamReader:
         assert self._client is not None
         if self._done:
             return []
-        with _redis_errors(self._url):
+        with redis_errors(self._url):
             if self._options.preview:
                 return self._preview(await self._client.xrange(self._name, min=self._start(), count=limit))
             if not await self._acquire_lease():
@@ -122,19 +124,20 @@ class RedisStreamReader:
                 return []
             entries = await self._read(limit)
             await self._update_lag()
-        return [self._message(entry_id, fields) for entry_id, fields in entries if fields]
+        return self._columns([entry for entry in entries if entry[1]])
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
-        """Acknowledge the entries in the group."""
+        """Acknowledge the entries of the last poll in the group."""
         assert self._client is not None
-        with _redis_errors(self._url):
-            await self._client.xack(self._name, self._group, *[message.handle for message in messages])
+        with redis_errors(self._url):
+            ids = msgspec.msgpack.encode([entry_id.decode() for entry_id in self._open])
+            await self._client.eval(_ACKNOWLEDGE, 1, self._name, self._group, ids)
 
     async def is_current(self) -> bool:
         """Return whether this connector still has the lease."""
         if self._options.preview:
             return True
-        with _redis_errors(self._url):
+        with redis_errors(self._url):
             self._has_lease = self._has_lease and await self._renew()
         return self._has_lease
 
@@ -188,17 +191,14 @@ class RedisStreamReader:
             with contextlib.suppress(RedisError, OSError):  # the poll finds out, and so does `is_current`
                 self._has_lease = self._has_lease and await self._renew()
 
-    async def _read(self, limit: int) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    async def _read(self, limit: int) -> list[_Entry]:
         assert self._client is not None
-        block = None if self._options.once else _BLOCK_MS
         while True:
-            is_new = self._cursor == ">"
-            found = await self._client.xreadgroup(
-                self._group, _CONSUMER, {self._name: self._cursor}, count=limit, block=block if is_new else None
-            )
-            entries = _entries(found)
-            if is_new:
-                return self._until_end(entries)
+            if self._cursor == ">":
+                entries = await self._read_new(limit)
+                return self._until_end(entries) if self._has_lease else []
+            found = await self._client.xreadgroup(self._group, _CONSUMER, {self._name: self._cursor}, count=limit)
+            entries = found[0][1] if found else []
             if not entries:
                 self._cursor = ">"
                 continue
@@ -209,10 +209,35 @@ class RedisStreamReader:
             if len(deleted) < len(entries):
                 return entries
 
-    def _until_end(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    async def _read_new(self, limit: int) -> list[_Entry]:
+        """Return entries that no connector has got yet; after a moment, if there are none."""
+        for waits in (False,) if self._options.once else (True, False):
+            found = await self._client.eval(
+                _READ_NEW, 2, self._lease, self._name, self._token, self._group, _CONSUMER, limit
+            )
+            if found == 0:
+                self._has_lease = False
+                return []
+            if found:
+                new: list[_Entry] = found[0][1]
+                self._newest = new[-1][0]
+                return new
+            if waits:
+                await self._wait_for_new()
+        return []
+
+    async def _wait_for_new(self) -> None:
+        """Wait until an entry is added behind those that this connector has got, for half a second at most."""
+        found = await self._client.xread({self._name: self._newest}, count=1, block=_BLOCK_MS)
+        for _, entries in found.items() if isinstance(found, dict) else found or ():
+            self._newest = entries[-1][0]  # if another connector has got it, this one waits for the next
+
+    def _until_end(self, entries: list[_Entry]) -> list[_Entry]:
         if not self._options.once:
             return entries
-        kept = [entry for entry in entries if self._end is not None and _split(entry[0]) <= self._end]
+        end = self._end
+        is_before = end is not None and entries and _split(entries[-1][0]) <= end  # entry ids grow
+        kept = entries if is_before else [one for one in entries if end is not None and _split(one[0]) <= end]
         self._done = len(kept) < len(entries) or not entries  # what is behind the end is read by the next run
         return kept
 
@@ -234,103 +259,35 @@ class RedisStreamReader:
     def _start(self) -> bytes | str:
         return "-" if isinstance(self._cursor, str) else b"(%b" % self._cursor
 
+    def _columns(self, entries: list[_Entry]) -> MessageColumns:
+        self._open = [entry_id for entry_id, _ in entries]
+        numbers = b",".join(self._open).replace(b"-", b",")  # decoded together: two calls of `int` an entry take longer
+        parts = _decode_integers(b"[%b]" % numbers)
+        n = len(entries)
+
+        def make(row: int) -> BrokerMessage:
+            entry_id, flat = entries[row]
+            return self._message(entry_id, dict(zip(flat[::2], flat[1::2], strict=True)))
+
+        return MessageColumns(
+            make,
+            bodies=[flat[1] if len(flat) == 2 and flat[0] == DATA_FIELD else None for _, flat in entries],
+            at=[
+                milliseconds << _SEQUENCE_BITS | number
+                for milliseconds, number in zip(parts[::2], parts[1::2], strict=True)
+            ],
+            sources=[self._source] * n,
+            logs=[self._source] * n,
+            keys=[None] * n,
+            topics=[self._name] * n,
+        )
+
     def _message(self, entry_id: bytes, fields: dict[bytes, bytes]) -> BrokerMessage:
         milliseconds, number = _split(entry_id)
         at = milliseconds << _SEQUENCE_BITS | number
         return BrokerMessage(b"", self._source, at, self._source, topic=self._name, fields=fields, handle=entry_id)
 
 
-class RedisStreamWriter:
-    """Appends entries to a stream, each once.
-
-    A script compares the position of a timestep with the newest one of its stream and source that was written. These
-    are in the hash `{NAME}:stepwell:written`.
-    """
-
-    def __init__(self, url: BrokerUrl) -> None:
-        """Use `open_writer`."""
-        self._url = url
-        self._keys = [url.stream, f"{_tagged(url.stream)}:stepwell:written"]
-        self._client: Any = None  # redis-py's types allow texts where these are bytes
-
-    async def open(self) -> None:
-        """Connect."""
-        self._client = _client(self._url)
-        with _redis_errors(self._url):
-            await self._client.ping()
-
-    async def write(self, messages: Sequence[OutMessage]) -> None:
-        """Append the entries that were not appended yet."""
-        assert self._client is not None
-        script = self._client.register_script(_WRITE)
-        with _redis_errors(self._url):
-            for start in range(0, len(messages), _ENTRIES_PER_CALL):
-                part = messages[start : start + _ENTRIES_PER_CALL]
-                await script(self._keys, [msgspec.msgpack.encode([_entry(one) for one in part])])
-
-    async def close(self) -> None:
-        """Disconnect."""
-        if self._client is not None:
-            with contextlib.suppress(RedisError, OSError):
-                await self._client.aclose()
-            self._client = None
-
-
-def _entry(message: OutMessage) -> tuple[str, str, list[str]]:
-    fields: list[str] = []
-    for name, value in message.document.items():
-        if value is not None:
-            fields += (name, value if isinstance(value, str) else _encode_json(value).decode())
-    at = "" if message.at is None else f"{message.at:0{_POSITION_DIGITS}d}"
-    return f"{message.key}|{message.source}", at, fields
-
-
-def _client(url: BrokerUrl) -> redis.Redis:
-    host, port = url.address(_PORT)
-    if url.path and not url.path.isdecimal():
-        raise ConnectUsageError(f"{url.text!r} has the database {url.path!r}; expected a number.")
-    return redis.Redis(
-        host=host,
-        port=port,
-        db=int(url.path or 0),
-        username=url.user,
-        password=url.password,
-        ssl=url.is_encrypted,
-        socket_timeout=_TIMEOUT_S,
-        socket_connect_timeout=_TIMEOUT_S,
-        # A repeated XREADGROUP would go on behind entries whose delivery was lost; `open` begins with those
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-    )
-
-
-@contextlib.contextmanager
-def _redis_errors(url: BrokerUrl) -> Iterator[None]:
-    try:
-        yield
-    except AuthenticationError as exc:
-        raise ConnectError(f"{url.text} rejects the login: {exc}.", fix="Check user and password.") from exc
-    except (ConnectionError, TimeoutError, BusyLoadingError, OSError) as exc:
-        raise BrokerUnavailableError(f"{url.text} does not respond: {exc}") from exc
-    except ResponseError as exc:
-        if str(exc).startswith(("NOGROUP", "LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "OOM", "UNBLOCKED")):
-            raise BrokerUnavailableError(f"{url.text} cannot do it now: {exc}") from exc
-        raise ConnectError(f"{url.text} rejects a command: {exc}.", fix="Check the URL and the permissions.") from exc
-
-
-def _entries(found: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Return the entries of the only stream in a reply."""
-    if not found:
-        return []
-    [(_, entries)] = found.items() if isinstance(found, dict) else found
-    return list(entries)
-
-
 def _split(entry_id: bytes) -> tuple[int, int]:
     milliseconds, _, number = entry_id.partition(b"-")
     return int(milliseconds), int(number)
-
-
-def _tagged(name: str) -> str:
-    """Return a prefix of keys that a Redis Cluster keeps with the key `name`."""
-    return name if "{" in name else f"{{{name}}}"

@@ -11,6 +11,18 @@ export function sentence({ kind, step }) {
   return { when: `since ${since}`, silent: `silent after ${since}`, expired: `expired after ${since}` }[kind] ?? since;
 }
 
+/**
+ * How long each alarm's stream has been silent since the alarm, as a part of the longest silence that is shown; null for
+ * alarms about something else.
+ * @param {{kind?: string, at: number}[]} alerts
+ * @param {number} now - seconds since 1970
+ */
+export function silences(alerts, now) {
+  const lengths = alerts.map(({ kind, at }) => (kind === "silent" ? Math.max(0, now - at) : null));
+  const longest = Math.max(1, ...lengths);
+  return lengths.map((length) => length && length / longest);
+}
+
 export class AlertCard {
   #shown = "";
 
@@ -44,10 +56,11 @@ export class AlertCard {
     const drawn = JSON.stringify(alerts.map((alarm) => [alarm.id, ago(now - alarm.at)]));
     if (drawn === this.#shown) return;
     this.#shown = drawn;
-    this.list.replaceChildren(...alerts.map((alarm) => this.#item(alarm, now)));
+    const bars = silences(alerts, now);
+    this.list.replaceChildren(...alerts.map((alarm, i) => this.#item(alarm, now, bars[i])));
   }
 
-  #item(alarm, now) {
+  #item(alarm, now, silence) {
     const item = document.createElement("li");
     const rule = document.createElement("strong");
     const stream = document.createElement("button");
@@ -60,6 +73,11 @@ export class AlertCard {
     const raised = ago(now - alarm.at);
     note.textContent = `${sentence(alarm)}, raised ${raised === "now" ? raised : `${raised} ago`}`;
     item.append(rule, stream, note);
+    if (silence !== null) {
+      const bar = Object.assign(document.createElement("span"), { className: "silence", title: `silent for ${raised}` });
+      bar.style.setProperty("--length", silence);
+      item.append(bar);
+    }
     return item;
   }
 }

@@ -18,9 +18,10 @@ class FieldPath:
 
     Attributes:
         text: The path as it was given.
+        parts: Its names and indices; empty: it is the whole message.
     """
 
-    __slots__ = ("_parts", "text")
+    __slots__ = ("parts", "text")
 
     def __init__(self, text: str) -> None:
         """Parse a path.
@@ -30,15 +31,15 @@ class FieldPath:
         """
         self.text = text
         bare = text.removeprefix("$.")
-        self._parts = [] if bare == "$" else _INDEX.sub(r".\1", bare).removeprefix(".").split(".")
-        if not all(self._parts) and self._parts:
+        self.parts = [] if bare == "$" else _INDEX.sub(r".\1", bare).removeprefix(".").split(".")
+        if not all(self.parts) and self.parts:
             raise ConnectUsageError(f"The path {text!r} has an empty part; expected a form such as data.values[2].")
 
     def read(self, document: Any) -> Any:
         """Return the value, or `MISSING`. A field whose name has dots is found by its whole name."""
         if type(document) is dict and self.text in document:
             return document[self.text]
-        for part in self._parts:
+        for part in self.parts:
             if type(document) is dict:
                 document = document.get(part, MISSING)
             elif type(document) is list and part.isdecimal() and int(part) < len(document):

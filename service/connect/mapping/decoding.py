@@ -13,7 +13,8 @@ from service.connect.messages import BadMessageError, BrokerMessage
 
 _json = msgspec.json.Decoder().decode
 _msgpack = msgspec.msgpack.Decoder().decode
-_DATA_FIELD = b"data"
+DATA_FIELD = b"data"
+"""The only field of an entry of a Redis stream that is a body."""
 
 
 def decoder_of(body_format: BodyFormat) -> Callable[[BrokerMessage], Any]:
@@ -28,8 +29,8 @@ def decoder_of(body_format: BodyFormat) -> Callable[[BrokerMessage], Any]:
         fields = message.fields
         if fields is None:
             return decode_body(message.body)
-        if len(fields) == 1 and _DATA_FIELD in fields:
-            return decode_body(fields[_DATA_FIELD])
+        if len(fields) == 1 and DATA_FIELD in fields:
+            return decode_body(fields[DATA_FIELD])
         try:
             return {name.decode(): number_or_text(value.decode()) for name, value in fields.items()}
         except UnicodeDecodeError as exc:

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from model_export.manifest import Array, InputSpec
+from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.messages import BadMessageError, ConnectUsageError
-from service.connect.paths import MISSING, FieldPath
 
 _NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
 _NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}
@@ -22,6 +22,11 @@ class InputColumn:
 
     Attributes:
         spec: The input's declaration.
+        dtype: Its dtype.
+        size: Its numbers in one timestep.
+        parts: The fields, in order; numbers are constants.
+        types: The types of its values in a message.
+        may_be_missing: A value that is missing is NaN.
     """
 
     def __init__(self, spec: InputSpec, paths: Sequence[str | int | float] | None) -> None:
@@ -35,16 +40,16 @@ class InputColumn:
             ConnectUsageError: There are no paths, or their number cannot fit the input's shape.
         """
         self.spec = spec
-        self._dtype = np.dtype(spec.dtype)
-        self._size = math.prod(spec.shape)
+        self.dtype = np.dtype(spec.dtype)
+        self.size = math.prod(spec.shape)
         given = [spec.name] if paths is None else list(paths)
         if not given:
             raise ConnectUsageError(f"Input {spec.name!r} has no fields.", fix="Give it at least one path.")
-        self._parts = [FieldPath(one) if isinstance(one, str) else one for one in given]
-        if any(not isinstance(one, FieldPath) for one in self._parts) and len(self._parts) > self._size:
-            raise ConnectUsageError(f"Input {spec.name!r} has {len(given)} values; it takes {self._size}.")
-        self._may_be_missing = spec.missing == "nan"
-        self._types = _NUMBERS[self._dtype.kind]
+        self.parts = [FieldPath(one) if isinstance(one, str) else one for one in given]
+        if any(not isinstance(one, FieldPath) for one in self.parts) and len(self.parts) > self.size:
+            raise ConnectUsageError(f"Input {spec.name!r} has {len(given)} values; it takes {self.size}.")
+        self.may_be_missing = spec.missing == "nan"
+        self.types = _NUMBERS[self.dtype.kind]
 
     def values_of(self, document: Any) -> Any:
         """Return the input's values in a message, for `stack`: nested lists of its shape, or raw bytes as an array.
@@ -54,17 +59,17 @@ class InputColumn:
         """
         if type(document) is bytes:
             return self._from_bytes(document)
-        found = [self._read(part, document) for part in self._parts]
+        found = [self._read(part, document) for part in self.parts]
         if len(found) == 1:
             value = found[0]
-            if value is None and self._may_be_missing:
-                return np.full(self.spec.shape, np.nan, self._dtype)
-            if type(value) is not list and self._size == 1:
+            if value is None and self.may_be_missing:
+                return np.full(self.spec.shape, np.nan, self.dtype)
+            if type(value) is not list and self.size == 1:
                 value = _nest(value, len(self.spec.shape))
             self._check(value, self.spec.shape)
             return value
         flat = [one for value in found for one in (value if type(value) is list else (value,))]
-        self._check(flat, (self._size,))
+        self._check(flat, (self.size,))
         return flat if len(self.spec.shape) == 1 else np.array(flat, object).reshape(self.spec.shape).tolist()
 
     def stack(self, rows: Sequence[Any]) -> tuple[Array, dict[int, BadMessageError]]:
@@ -76,18 +81,19 @@ class InputColumn:
         shape, errors = (len(rows), *self.spec.shape), dict[int, BadMessageError]()
         try:
             with np.errstate(over="ignore"):
-                stacked = np.array(rows, dtype=self._dtype).reshape(shape)
+                stacked = np.array(rows, dtype=self.dtype).reshape(shape)
         except (OverflowError, ValueError, TypeError):
-            stacked = np.zeros(shape, self._dtype)
+            stacked = np.zeros(shape, self.dtype)
             for i, row in enumerate(rows):
                 try:
-                    stacked[i] = np.array(row, dtype=self._dtype).reshape(self.spec.shape)
+                    with np.errstate(over="ignore"):
+                        stacked[i] = np.array(row, dtype=self.dtype).reshape(self.spec.shape)
                 except (OverflowError, ValueError, TypeError) as exc:
-                    errors[i] = BadMessageError("bad_input", f"input {self.spec.name!r} is not {self._dtype}: {exc}")
-        if self._dtype.kind == "f":
-            good = np.isfinite(stacked) | np.isnan(stacked) if self._may_be_missing else np.isfinite(stacked)
+                    errors[i] = BadMessageError("bad_input", f"input {self.spec.name!r} is not {self.dtype}: {exc}")
+        if self.dtype.kind == "f":
+            good = np.isfinite(stacked) | np.isnan(stacked) if self.may_be_missing else np.isfinite(stacked)
             for i in map(int, np.flatnonzero(~good.reshape(len(rows), -1).all(axis=1))):
-                reason = f"input {self.spec.name!r} has a value that is not a finite {self._dtype}"
+                reason = f"input {self.spec.name!r} has a value that is not a finite {self.dtype}"
                 errors.setdefault(i, BadMessageError("non_finite", reason))
         return stacked, errors
 
@@ -97,7 +103,7 @@ class InputColumn:
         value = part.read(document)
         if value is not MISSING:
             return value
-        if self._may_be_missing:
+        if self.may_be_missing:
             return None
         names = ", ".join(map(str, document))[:_PREVIEW] if type(document) is dict else ""
         there = f"; the message has {names}" if names else ""
@@ -112,22 +118,22 @@ class InputColumn:
                     f"input {self.spec.name!r} has {found} where shape {[*self.spec.shape]} needs {shape[0]}",
                 )
             for one in value:
-                if len(shape) > 1 or type(one) not in self._types:  # else it is fine: most values are
+                if len(shape) > 1 or type(one) not in self.types:  # else it is fine: most values are
                     self._check(one, shape[1:])
-        elif type(value) not in self._types and not (value is None and self._may_be_missing):
-            expected = _NAMES[self._dtype.kind]
+        elif type(value) not in self.types and not (value is None and self.may_be_missing):
+            expected = _NAMES[self.dtype.kind]
             raise BadMessageError(
                 "bad_input", f"input {self.spec.name!r} has {repr(value)[:_PREVIEW]}; expected {expected}"
             )
 
     def _from_bytes(self, body: bytes) -> Array:
-        expected = self._size * self._dtype.itemsize
+        expected = self.size * self.dtype.itemsize
         if len(body) != expected:
             raise BadMessageError(
                 "bad_input",
-                f"the message has {len(body)} bytes; {self._dtype} of shape {[*self.spec.shape]} has {expected}",
+                f"the message has {len(body)} bytes; {self.dtype} of shape {[*self.spec.shape]} has {expected}",
             )
-        return np.frombuffer(body, self._dtype.newbyteorder("<")).reshape(self.spec.shape)
+        return np.frombuffer(body, self.dtype.newbyteorder("<")).reshape(self.spec.shape)
 
 
 def make_columns(

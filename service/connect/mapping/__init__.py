@@ -1,0 +1,1 @@
+"""What messages mean: their streams, positions and inputs."""

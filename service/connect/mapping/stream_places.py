@@ -1,0 +1,105 @@
+"""`StreamPlace`: where a message has the id of its stream: its key, its topic, a header or a field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from service.connect.mapping.paths import MISSING, FieldPath
+from service.connect.messages import BadMessageError, BrokerMessage, MessageColumns
+from service.ids import bad_stream_id, is_stream_id
+
+_PREVIEW: Final = 60
+_MOST_KNOWN: Final = 1_000_000
+
+
+class StreamPlace:
+    """Reads what stands in the place, and returns the stream's id for it.
+
+    Attributes:
+        path: The field; None: it is another place.
+    """
+
+    def __init__(self, place: str, segment: re.Pattern[str] | None) -> None:
+        """Create a place.
+
+        Args:
+            place: `key`, `topic`, `header:NAME` or the path of a field.
+            segment: Matches a topic; its only group is the stream's id. None: the whole topic is.
+
+        Raises:
+            ConnectUsageError: The path is no path.
+        """
+        self._place = place
+        self._segment = segment
+        self._header = place.removeprefix("header:") if place.startswith("header:") else None
+        is_field = self._header is None and place not in ("key", "topic")
+        self.path = FieldPath(place) if is_field else None
+        self._known: dict[Any, str] = {}
+
+    def stream_of(self, message: BrokerMessage, document: Any) -> str:
+        """Return the id of a message's stream.
+
+        Raises:
+            BadMessageError: There is none, or it is not a valid id.
+        """
+        if self.path is not None:
+            found = self.path.read(document)
+            if type(found) is not int and not isinstance(found, str):
+                shown = "missing" if found is MISSING else repr(found)[:_PREVIEW]
+                raise BadMessageError("bad_request", f"the field {self.path.text!r} is {shown}; expected a stream id")
+        elif self._header is not None:
+            found = message.headers.get(self._header)
+        else:
+            found = message.key if self._place == "key" else message.topic
+        return self._stream(found)
+
+    def values_in(self, messages: MessageColumns) -> Sequence[bytes | str | None] | None:
+        """Return what stands in the place, of each message; None: it is a header or a field."""
+        if self.path is not None or self._header is not None:
+            return None
+        return messages.keys if self._place == "key" else messages.topics
+
+    def streams(self, values: Sequence[bytes | str | int | None]) -> list[str | None]:
+        """Return the stream's id for what stands in the place of each message; None: no valid one."""
+        known: Callable[[Any], str | None] = self._known.get
+        found = list(map(known, values))
+        if None in found:
+            for row, stream in enumerate(found):
+                if stream is None:
+                    try:
+                        found[row] = self._stream(values[row])
+                    except BadMessageError:
+                        continue
+        return found
+
+    def _stream(self, value: bytes | str | int | None) -> str:
+        stream = self._known.get(value)
+        if stream is None:
+            stream = self._segment_of(value) if self._place == "topic" else self._text(value)
+            if not is_stream_id(stream):
+                raise BadMessageError("bad_request", bad_stream_id(stream).problem)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.clear()
+            self._known[value] = stream
+        return stream
+
+    def _text(self, value: bytes | str | int | None) -> str:
+        if value is None:
+            missing = "key" if self._header is None else f"header {self._header!r}"
+            raise BadMessageError("bad_request", f"the message has no {missing}")
+        if not isinstance(value, bytes):
+            return str(value)
+        try:
+            return value.decode()
+        except UnicodeDecodeError as exc:
+            raise BadMessageError("bad_request", f"the stream id {value[:_PREVIEW]!r} is not UTF-8") from exc
+
+    def _segment_of(self, topic: Any) -> str:
+        if self._segment is None:
+            return str(topic)
+        found = self._segment.fullmatch(topic)
+        if found is None:
+            raise BadMessageError("bad_request", f"the topic is {topic!r}, which does not fit the filter")
+        return found[1]
