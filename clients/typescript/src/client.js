@@ -120,9 +120,10 @@ export class Model {
   }
 
   /**
-   * Yield predictions as they are committed, from any sender, until the client is closed or the loop is left. A lost
-   * connection is opened again. A watch of one stream then continues after the last event that it yielded; steps that
-   * the service no longer keeps are reported as a gap. A watch of several streams reports each reconnection as a gap.
+   * Yield predictions as they are committed, from any sender, until the client is closed, the loop is left, or `signal`
+   * is aborted. A lost connection is opened again. A watch of one stream then continues after the last event that it
+   * yielded; steps that the service no longer keeps are reported as a gap. A watch of several streams reports each
+   * reconnection as a gap.
    * @param {WatchOptions} [options]
    * @returns {AsyncGenerator<Event | Gap, void, void>}
    * @throws {StepwellError} The service rejected the watch.
@@ -171,11 +172,13 @@ export class Stream {
   /**
    * Step the stream by a chunk of timesteps; all are applied, or none.
    * @param {Inputs} inputs With a leading time axis.
-   * @param {CallOptions & { return?: StepsBody["return"] }} [options] `return`: `all` predictions, `last`, or `none`.
+   * @param {CallOptions & Pick<StepsBody, "return" | "create">} [options] `return`: `all` predictions, `last`, or
+   *   `none`; `create`: `must` fails if the stream exists, `never` if it does not.
    * @returns {Promise<StepResponse>}
    */
   steps(inputs, options) {
-    return this.#commit("steps", { inputs, return: options?.return }, this.#deadline(options));
+    const { return: returned, create } = options ?? {};
+    return this.#commit("steps", { inputs, return: returned, create }, this.#deadline(options));
   }
 
   /**
@@ -394,6 +397,6 @@ function badName(message) {
 }
 
 /** Return an `Idempotency-Key`: it has to be unique, not secret, and `crypto.randomUUID` exists only on https pages. */
-function newKey() {
+export function newKey() {
   return Array.from({ length: 4 }, () => Math.floor(Math.random() * 2 ** 32).toString(36)).join("-");
 }

@@ -1,6 +1,6 @@
 // The chosen stream's stored status: the norms of its states and its last prediction.
 
-import { getJson, pathOf } from "../feed.js";
+import { getJson, pathOf } from "../service.js";
 import { bytes, clock, flat, number, seriesOf, timesteps } from "../shapes.js";
 
 const MAX_BYTES = 2 ** 20; // larger states are not fetched
