@@ -332,6 +332,7 @@ def test_settings_that_differ_from_the_defaults_are_in_the_address(evaluate: Eva
     )
     assert evaluate("address.readAddress('#model=m&stream=a+b&axis=time')") == {
         "model": "m", "stream": "a b", "search": "", "view": "streams", "axis": "time", "last": "300", "forecast": "0",
+        "compare": "", "field": "", "align": "newest", "truth": "on",
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ export const headers = () => (key ? { authorization: `Bearer ${key}` } : {});
 export const modelOf = (name) => client.model(name);
 
 /** GET a document of the API; throws a `StepwellError`, with the `status` of a rejection. */
-export const getJson = (path) => client.request({ method: "GET", path: `/${path}` }, { timeoutMs: READ_MS });
+export const getJson = (path, timeoutMs = READ_MS) => client.request({ method: "GET", path: `/${path}` }, { timeoutMs });
 
 /**
  * Change something, with an idempotency key: lost responses are requested again, and the change is applied once. Returns

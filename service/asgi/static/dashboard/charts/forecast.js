@@ -83,6 +83,7 @@ export class Forecast {
     } catch (problem) {
       if (this.#requested !== wanted) return;
       this.found = null;
+      if (problem.retry === "same") this.#requested = ""; // requested again in a second
       this.on.note.textContent = `No forecast: ${problem.message}`;
     } finally {
       this.#isBusy = false;
