@@ -13,9 +13,11 @@ from tests.processes import free_port
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _FULL = "document.getElementById('rate-line').getAttribute('points').split(' ').length > 30"  # seconds of the demo
 
+_COMPARED = "#model=activity&view=compare&compare=watch-11,watch-21,watch-31&field=outputs:activity:2"
+
 
 def main() -> None:
-    """Take a picture of one stream, and of all streams."""
+    """Take a picture of each view."""
     if (binary := chromium()) is None:
         sys.exit("Chromium is not installed: apt-get install chromium")
     port = free_port()
@@ -35,6 +37,15 @@ def main() -> None:
                 page.wait_for("document.querySelectorAll('.cell').length === 40")
                 page.evaluate("new Promise((done) => setTimeout(done, 12000))")
                 page.screenshot(IMAGES / "dashboard-all.png")
+                page.open(f"http://127.0.0.1:{port}/{_COMPARED}")
+                page.evaluate("location.reload()")
+                page.evaluate("new Promise((done) => setTimeout(done, 12000))")
+                page.screenshot(IMAGES / "dashboard-compare.png")
+                page.emulate_screen(1360, 1240, mobile=False)
+                page.open(f"http://127.0.0.1:{port}/#model=motion&stream=wrist-4&forecast=20&last=100")
+                page.evaluate("location.reload()")
+                page.evaluate("new Promise((done) => setTimeout(done, 9000))")
+                page.screenshot(IMAGES / "dashboard-truth.png")
         finally:
             demo.terminate()
 

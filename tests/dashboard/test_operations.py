@@ -63,7 +63,6 @@ def open_at(page: Page, live: ServiceProcess, stream: str, at: int, *, model: st
     open_page(page, live, stream, model=model)
     wait_for_step(page, stream, at)
     page.wait_for("/^read at|too large/.test(document.getElementById('status-note').textContent)")  # not an error
-    page.wait_for("document.querySelector('#outputs-legend .series-value').textContent !== '–'")
 
 
 def click(page: Page, selector: str) -> None:
