@@ -42,7 +42,7 @@ def main() -> None:
                 page.evaluate("new Promise((done) => setTimeout(done, 12000))")
                 page.screenshot(IMAGES / "dashboard-compare.png")
                 page.emulate_screen(1360, 1240, mobile=False)
-                page.open(f"http://127.0.0.1:{port}/#model=motion&stream=wrist-4&forecast=20&last=100")
+                page.open(f"http://127.0.0.1:{port}/#model=motion&stream=wrist-5&forecast=20&last=100")
                 page.evaluate("location.reload()")
                 page.evaluate("new Promise((done) => setTimeout(done, 9000))")
                 page.screenshot(IMAGES / "dashboard-truth.png")

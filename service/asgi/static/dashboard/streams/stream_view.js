@@ -56,7 +56,7 @@ export class StreamView {
     text("stream-facts", `step ${number(stream.step)}${stream.seenAt > -Infinity ? "" : ", no timesteps since this page was opened"}`);
     const source = this.#truth.sourceOf(stream.name);
     const truth = source && $("truth").value === "on" ? this.#truth.of(stream.name, this.#rows) : null;
-    $("truth").disabled = !source;
+    $("truth-field").hidden = !source;
     this.#drawPlot("inputs", inputs, false);
     this.#drawPlot("outputs", outputs, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])), truth);
     text("truth-note", truth ? `wide: ground truth, from ${source}` : "");
