@@ -172,7 +172,7 @@ def browser(binary: str, folder: Path) -> Iterator[Page]:
             port = said.split("://")[1].split("/")[0]
             with urlopen(f"http://{port}/json") as tabs:
                 address = next(tab for tab in json.load(tabs) if tab["type"] == "page")["webSocketDebuggerUrl"]
-            with connect(address, max_size=None, proxy=None) as socket:
+            with connect(address, max_size=None, proxy=None, ping_interval=None) as socket:
                 yield Page(socket)
         finally:
             process.terminate()
