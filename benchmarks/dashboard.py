@@ -1,7 +1,8 @@
 """What the dashboard costs a browser while thousands of streams are live: `python -m benchmarks.dashboard`.
 
-Every stream of a model gets a timestep per `--every` seconds while Chromium shows the page. Printed are the CPU of the
-process that runs the page (and of all processes of the browser) as a share of one core, and the page's memory.
+Every stream of a model gets a timestep per `--every` seconds while Chromium shows the page. Printed are the CPU of all
+processes of the browser as a share of one core, by process, and the memory of the page. The browser's recording for
+DevTools is off: it forwards every WebSocket message once more, which costs more than the page itself.
 """
 
 from __future__ import annotations
@@ -70,20 +71,21 @@ def _step_streams(service: ServiceProcess, streams: int, every: float, stop: thr
 
 def _measure(page: Page, url: str, view: str, streams: int, seconds: float) -> None:
     page.open(url)
+    page.stop_recording()
     wanted = f"Number(document.getElementById('live').textContent.replaceAll(',', '')) >= {int(0.95 * streams)}"
     while not page.evaluate(wanted):
         _pause(page, 0.5)
-    renderer, others = _parts()
-    before = time.monotonic(), _cpu(renderer), _cpu(others)
+    parts = _parts()
+    before = time.monotonic(), {name: _cpu(pids) for name, pids in parts.items()}
     for _ in range(round(seconds)):
         _pause(page, 1)
     elapsed = time.monotonic() - before[0]
-    own, rest = _cpu(renderer) - before[1], _cpu(others) - before[2]
+    used = {name: (_cpu(pids) - before[1][name]) / elapsed for name, pids in parts.items()}
     heap = page.evaluate("performance.memory.usedJSHeapSize")
-    cpu = f"{own / elapsed:.0%} of a core ({(own + rest) / elapsed:.0%} with the rest of the browser)"
-    memory = f"{_private(renderer) / 2**20:.0f} MB private memory, of them {heap / 2**20:.0f} MB of JavaScript"
+    cpu = f"{sum(used.values()):.1%} of a core ({', '.join(f'{name} {share:.1%}' for name, share in used.items())})"
+    memory = f"{_private(parts['page']) / 2**20:.0f} MB private memory, of them {heap / 2**20:.0f} MB of JavaScript"
     load = f"{page.text('#live')} live streams, {page.text('#rate')} steps/s"
-    typer.echo(f"{view}: {load}: the page uses {cpu}, {memory}; {page.text('#skipped') or 'no message skipped'}")
+    typer.echo(f"{view}: {load}: the browser uses {cpu}; the page {memory}; {page.text('#skipped') or 'none skipped'}")
 
 
 def _pause(page: Page, seconds: float) -> None:
@@ -91,12 +93,16 @@ def _pause(page: Page, seconds: float) -> None:
     page.evaluate(f"new Promise((done) => setTimeout(done, {1000 * seconds}))")
 
 
-def _parts() -> tuple[list[int], list[int]]:
-    """Return the process that renders the page, the busiest of its kind, and the browser's others."""
+def _parts() -> dict[str, list[int]]:
+    """Return the processes of the browser by what they do; the page's is the busiest of those that render."""
+    parts: dict[str, list[int]] = {"page": [], "network": [], "graphics": [], "rest": []}
     pids = [pid for pid in processes_of(os.getpid()).service if "chrom" in _command(pid)]
-    renderers = [pid for pid in pids if "--type=renderer" in _command(pid)]
-    busiest = max(renderers, key=lambda pid: _cpu([pid]))
-    return [busiest], [pid for pid in pids if pid != busiest]
+    page = max((pid for pid in pids if "--type=renderer" in _command(pid)), key=lambda pid: _cpu([pid]))
+    for pid in pids:
+        command = _command(pid)
+        network, graphics = "NetworkService" in command, "--type=gpu-process" in command
+        parts["page" if pid == page else "network" if network else "graphics" if graphics else "rest"].append(pid)
+    return parts
 
 
 def _command(pid: int) -> str:

@@ -22,9 +22,11 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _FULL = "document.getElementById('rate-line').getAttribute('points').split(' ').length > 30"  # seconds of the demo
 _DOTTED = "document.body.innerText.includes('dotted: the candidate')"
 
+_COMPARED = "#model=activity&view=compare&compare=watch-11,watch-21,watch-31&field=outputs:activity:2"
+
 
 def main() -> None:
-    """Take a picture of one stream, of all streams, and of a release."""
+    """Take a picture of each view."""
     if (binary := chromium()) is None:
         sys.exit("Chromium is not installed: apt-get install chromium")
     with tempfile.TemporaryDirectory() as name:
@@ -36,7 +38,7 @@ def main() -> None:
 
 
 def take_demo(page: Page) -> None:
-    """Take a picture of one stream and of all streams while the demo runs."""
+    """Take the pictures of the demo."""
     port = free_port()
     command = [sys.executable, "-P", "-m", "stepwell", "demo", "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as demo:
@@ -52,6 +54,16 @@ def take_demo(page: Page) -> None:
             page.wait_for("document.querySelectorAll('.cell').length === 40")
             page.evaluate("new Promise((done) => setTimeout(done, 12000))")
             page.screenshot(IMAGES / "dashboard-all.png")
+            page.open(f"http://127.0.0.1:{port}/{_COMPARED}")
+            page.evaluate("location.reload()")
+            page.evaluate("new Promise((done) => setTimeout(done, 12000))")
+            page.screenshot(IMAGES / "dashboard-compare.png")
+            page.emulate_screen(1360, 1240, mobile=False)
+            page.open(f"http://127.0.0.1:{port}/#model=motion&stream=wrist-5&forecast=20&last=100")
+            page.evaluate("location.reload()")
+            page.evaluate("new Promise((done) => setTimeout(done, 9000))")
+            page.screenshot(IMAGES / "dashboard-truth.png")
+            page.emulate_screen(1360, 940, mobile=False)
         finally:
             demo.terminate()
 

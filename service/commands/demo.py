@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from service.demo.forecasts import send_motion
 from service.demo.recordings import Recordings
 from service.demo.replay import replay
 from service.demo.report import Report, print_report
@@ -67,13 +68,23 @@ def demo(
             run = replay(
                 url, seconds=seconds if once else None, speed=speed, on_progress=progress, recordings=recordings
             )  # fmt: skip
-            report = asyncio.run(run)
+            report = asyncio.run(run if once else _beside(run, send_motion(url, recordings, speed=speed)))
     if as_json:
         typer.echo(json.dumps(_report_json(report), indent=2))
     else:
         print_report(report)
     if report.beyond or (once and not report.ok):
         raise typer.Exit(1)
+
+
+async def _beside(run: Coroutine[Any, Any, Report], other: Coroutine[Any, Any, None]) -> Report:
+    """Run the replay, and beside it what the dashboard shows of the other model; if that fails, the replay goes on."""
+    task = asyncio.create_task(other)
+    try:
+        return await run
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -182,6 +183,43 @@ def test_a_feed_sends_a_step_again_whose_answer_was_lost(js: Js, proxy: Proxy) -
 
     assert found == [1, [4], True, [11], 3]
     assert proxy.lost == 1
+
+
+def test_a_watch_reports_its_connection_and_ends_by_its_signal(js: Js, proxy: Proxy) -> None:
+    found = js(
+        """
+        const control = new AbortController();
+        const seen = [];
+        const reported = (what) => new Promise((done) => (seen.next = () => seen.at(-1) === what && done()));
+        const onConnection = (retryMs) => {
+          seen.push(retryMs === undefined ? "open" : retryMs > 0 ? "lost" : retryMs);
+          seen.next();
+        };
+        const opened = reported("open");
+        const run = (async () => { for await (const _ of stream.watch({ onConnection, signal: control.signal })); })();
+        await opened;
+        const again = reported("open");
+        await turn();
+        await again;
+        control.abort();
+        await run;
+        return [seen.includes("lost"), seen.at(-1)];
+        """,
+        url=url_of(proxy),
+        between=proxy.reset_all,
+    )
+
+    assert found == [True, "open"]
+
+
+def test_a_chunk_that_must_create_its_stream_does_not_change_another(js: Js) -> None:
+    found = js("""
+        await stream.steps([[1], [2]], { create: "must" });
+        return [await failed(client.model("doubling").stream(stream.id).steps([[3]], { create: "must" })),
+                (await stream.status()).step];
+    """)
+
+    assert found == [["stream_exists", "no", "never"], 2]
 
 
 def test_a_watch_continues_after_a_lost_connection(js: Js, proxy: Proxy) -> None:
@@ -552,6 +590,16 @@ def test_the_sources_have_no_type_errors_and_the_declarations_are_theirs(install
         {file.name: file.read_text() for file in (root / "types").iterdir()} for root in (installed, CLIENT)
     )
     assert fresh == committed, "run: npm run types"
+
+
+def test_the_bundle_of_the_dashboard_is_made_of_the_sources(installed: Path, tmp_path: Path) -> None:
+    program, *arguments, out = shlex.split(json.loads((CLIENT / "package.json").read_text())["scripts"]["bundle"])
+    committed = CLIENT / out.removeprefix("--outfile=")
+
+    command = [str(installed / "node_modules" / ".bin" / program), *arguments, f"--outfile={tmp_path / 'bundle.js'}"]
+    subprocess.run(command, cwd=installed, check=True, capture_output=True)
+
+    assert (tmp_path / "bundle.js").read_text() == committed.read_text(), "run: npm run bundle"
 
 
 def test_only_a_wrong_program_has_type_errors(installed: Path, package: Path) -> None:

@@ -19,6 +19,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--remote-debugging-port=0",
     "--window-size=1360,860", "about:blank",
 )  # fmt: skip
+_RECORDED = ("Page", "Runtime", "Log", "Network")  # domains of the protocol whose events are recorded
 WAIT_S = 60  # a machine under load needs longer than a person would wait
 
 
@@ -40,13 +41,22 @@ class Page:
         self._calls = 0
         self.errors: list[str] = []
         self.requested: list[str] = []
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in _RECORDED:
             self._call(f"{domain}.enable")
+
+    def stop_recording(self) -> None:
+        """Record no errors and requests any more: the browser forwards every WebSocket message for that."""
+        for domain in _RECORDED:
+            self._call(f"{domain}.disable")
 
     def open(self, url: str) -> None:
         """Open a URL; returns when its scripts have run."""
         self._call("Page.navigate", url=url)
         self.wait_for("document.readyState === 'complete'")
+
+    def run_first(self, script: str) -> None:
+        """Run a script in each page that is opened from now on, before its own scripts."""
+        self._call("Page.addScriptToEvaluateOnNewDocument", source=script)
 
     def evaluate(self, script: str) -> Any:
         """Return the value of an expression; a promise is awaited."""
@@ -162,7 +172,7 @@ def browser(binary: str, folder: Path) -> Iterator[Page]:
             port = said.split("://")[1].split("/")[0]
             with urlopen(f"http://{port}/json") as tabs:
                 address = next(tab for tab in json.load(tabs) if tab["type"] == "page")["webSocketDebuggerUrl"]
-            with connect(address, max_size=None, proxy=None) as socket:
+            with connect(address, max_size=None, proxy=None, ping_interval=None) as socket:
                 yield Page(socket)
         finally:
             process.terminate()

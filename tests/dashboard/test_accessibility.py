@@ -67,7 +67,15 @@ def test_a_stream_has_no_serious_finding(
     assert serious(page, axe) == []
 
 
-@pytest.mark.parametrize("address", ["#model=activity&view=fleet", "#model=activity&stream=none", "#model=none"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "#model=activity&view=fleet",
+        "#model=activity&view=compare&compare=pump-1,pump-2",
+        "#model=activity&stream=none",
+        "#model=none",
+    ],
+)
 def test_the_other_views_have_no_serious_finding(page: Page, live: ServiceProcess, axe: str, address: str) -> None:
     page.open(f"{live.url}/{address}")
     page.wait_for("document.getElementById('state').textContent === 'Ready'")

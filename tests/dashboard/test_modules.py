@@ -18,6 +18,7 @@ MODULES = {
     "address": "address",
     "alerts": "cards/alerts",
     "chart_file": "charts/chart_file",
+    "comparison": "charts/comparison",
     "csv_table": "recording/csv_table",
     "forecast": "charts/forecast",
     "metrics": "metrics",
@@ -25,6 +26,7 @@ MODULES = {
     "stream_status": "streams/stream_status",
     "streams": "streams/streams",
     "trend": "streams/trend",
+    "truth": "charts/truth",
 }
 VECTOR = "[{name: 'y', shape: [3]}]"
 TWO = "[{name: 'y', shape: [2], labels: ['sit', 'stand']}]"
@@ -365,6 +367,7 @@ def test_settings_that_differ_from_the_defaults_are_in_the_address(evaluate: Eva
     )
     assert evaluate("address.readAddress('#model=m&stream=a+b&axis=time')") == {
         "model": "m", "stream": "a b", "search": "", "view": "streams", "axis": "time", "last": "300", "forecast": "0",
+        "compare": "", "field": "", "align": "newest", "truth": "on",
     }  # fmt: skip
 
 
@@ -405,6 +408,82 @@ def test_a_csv_that_does_not_fit_is_refused_with_the_place(evaluate: Evaluate, t
         catch (problem) {{ return problem.message; }} }})()"""
 
     assert words in evaluate(script)
+
+
+MOVES = """{inputs: [{name: 'x', shape: [2], dtype: 'float32'}, {name: 'c', shape: [], dtype: 'int64'}],
+    outputs: [{name: 'y', shape: [2]}, {name: 'p', shape: [3], labels: ['a', 'b', 'd']}],
+    feedback: {x: {output: 'y', scale: 2, offset: [0, 1]}, c: 'p'}}"""
+
+
+def test_the_next_inputs_are_what_came_after_a_prediction(evaluate: Evaluate) -> None:
+    script = f"truth.pairsOf({MOVES}).map((pair, i) => truth.fedBack(pair, [[4, 5], [2]][i]))"
+
+    assert evaluate(script) == [[2, 2], [0, 0, 1]]  # (x - offset) / scale; the class that came
+
+
+def test_a_rule_on_logits_gives_no_ground_truth(evaluate: Evaluate) -> None:
+    model = """{inputs: [{name: 'c', shape: [], dtype: 'int64'}], outputs: [{name: 'p', shape: [3]}],
+        feedback: {c: {output: 'p', logits: true}}}"""
+
+    assert evaluate(f"truth.pairsOf({model})") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("step,p,note\n4,b,-\n7,d,-", [[4, {"p": [0, 1, 0]}], [7, {"p": [0, 0, 1]}]]),
+        ("a,b,d\n0.25,0.5,0.25", [[1, {"p": [0.25, 0.5, 0.25]}]]),
+        ("y[1],y[0]\n5,6\n7,8", [[1, {"y": [6, 5]}], [2, {"y": [8, 7]}]]),
+    ],
+)
+def test_a_file_has_the_ground_truth_by_columns_and_steps(evaluate: Evaluate, text: str, found: object) -> None:
+    assert evaluate(f"[...truth.truthOf({MOVES}.outputs, csv_table.parseCsv({json.dumps(text)}))]") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("z\n1", "No column has the name of a prediction: y, y 0, y 1, p, a, b, d; the file has z."),
+        ("step,p\n1,x", "Row 1, column p: “x” is none of a, b, d"),
+        ("step,p\n1.5,a", "Row 1, column step: “1.5” is not a whole number"),
+    ],
+)
+def test_a_file_without_ground_truth_is_refused_with_the_place(evaluate: Evaluate, text: str, words: str) -> None:
+    script = f"""(() => {{ try {{ truth.truthOf({MOVES}.outputs, csv_table.parseCsv({json.dumps(text)})); }}
+        catch (problem) {{ return problem.message; }} }})()"""
+
+    assert words in evaluate(script)
+
+
+def test_the_error_is_the_mean_difference_or_what_the_right_class_lacks(evaluate: Evaluate) -> None:
+    assert evaluate("truth.errorOf({y: [1, 4]}, {y: [2, 2]})") == 1.5
+    assert evaluate("truth.errorOf({p: [0.25, 0.75]}, {p: [1, 0]})") == 0.75
+    assert evaluate("truth.errorOf({y: [1, 4]}, {y: [NaN, 2]})") == 2
+    assert evaluate("truth.errorOf({y: [1, 4]}, null)") is None
+
+
+def rows(*steps: int) -> str:
+    """Rows of a stream whose output `y` is ten times the step; a step of 0 interrupts the lines."""
+    parts = [f"{{step: {step or 'null'}, inputs: {{}}, outputs: {{y: [{10 * step}]}}}}" for step in steps]
+    return f"{{rows: [{', '.join(parts)}]}}"
+
+
+Y = "{which: 'outputs', tensor: 'y', index: 0}"
+
+
+def test_streams_are_compared_by_their_newest_timesteps_or_by_step(evaluate: Evaluate) -> None:
+    two = f"[{rows(1, 2, 3)}, {rows(7, 8)}]"
+    newest = evaluate(f"comparison.linesOf({two}, {Y}, 'newest', 300)")
+    by_step = evaluate(f"comparison.linesOf({two}, {Y}, 'step', 300)")
+
+    assert newest["positions"] == list(range(-19, 1))
+    assert [line[-3:] for line in newest["lines"]] == [[10, 20, 30], [None, 70, 80]]
+    assert by_step["positions"] == list(range(1, 9))
+    assert by_step["lines"] == [[10, 20, 30, *[None] * 5], [*[None] * 6, 70, 80]]
+
+
+def test_rows_before_a_reset_are_not_compared(evaluate: Evaluate) -> None:
+    assert evaluate(f"[...comparison.currentRows({rows(5, 6, 0, 1, 0, 3)}.rows).keys()]") == [3, 1]
 
 
 def test_the_page_without_a_service_shows_an_error(page: Page, files: str) -> None:

@@ -62,7 +62,7 @@ def open_at(page: Page, live: ServiceProcess, stream: str, at: int, *, model: st
     """Open the page at an existing stream."""
     open_page(page, live, stream, model=model)
     wait_for_step(page, stream, at)
-    page.wait_for("document.getElementById('status-note').textContent")
+    page.wait_for("/^read at|too large/.test(document.getElementById('status-note').textContent)")  # not an error
 
 
 def click(page: Page, selector: str) -> None:
@@ -120,6 +120,22 @@ def legend_at_the_end(page: Page) -> list[str]:
     return list(page.evaluate(script))
 
 
+def numbers(values: list[str]) -> list[float]:
+    """The values of a legend; NaN where it has none yet."""
+    return [float("nan") if value == "–" else float(value) for value in values]
+
+
+def fail_status_reads(page: Page, ms: int) -> None:
+    """Let pages that are opened from now on fail to read the last prediction of a stream, for some milliseconds."""
+    page.run_first(f"""(() => {{
+        const send = window.fetch;
+        window.fetch = async (url, options) => {{
+            if (String(url).includes("outputs=true") && performance.now() < {ms}) throw new Error("lost");
+            return send(url, options);
+        }};
+    }})()""")
+
+
 # -------------------------------------------------------------------- shown values
 
 
@@ -159,8 +175,20 @@ def test_a_forecast_is_drawn_where_the_rollout_leads(page: Page, live: ServicePr
     assert page.evaluate(BAND) < 200
     rolled = post(live, f"wave/streams/{stream}/rollout", {"horizon": 20})["outputs"]
     expected = pytest.approx([rolled["y"][-1][0], rolled["spread"][-1][0]], abs=0.001)
-    wait_until(lambda: [float(value) for value in legend_at_the_end(page)] == expected, within_s=60)
+    wait_until(lambda: numbers(legend_at_the_end(page)) == expected, within_s=60)
     assert page.errors == []
+
+
+def test_a_forecast_is_drawn_once_a_status_that_was_lost_is_read(page: Page, live: ServiceProcess, stream: str) -> None:
+    fail_status_reads(page, 6000)
+    advance(live, stream, to=4)
+    open_page(page, live, stream, model="wave")
+    wait_for_step(page, stream, 4)
+
+    assert forecast(page) == "Forecast of 20 timesteps (deterministic)"
+    rolled = post(live, f"wave/streams/{stream}/rollout", {"horizon": 20})["outputs"]
+    expected = pytest.approx([rolled["y"][-1][0], rolled["spread"][-1][0]], abs=0.001)
+    wait_until(lambda: numbers(legend_at_the_end(page)) == expected, within_s=60)
 
 
 def test_a_sampled_forecast_is_drawn_as_an_interval(page: Page, live: ServiceProcess, stream: str) -> None:

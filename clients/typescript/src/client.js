@@ -120,9 +120,10 @@ export class Model {
   }
 
   /**
-   * Yield predictions as they are committed, from any sender, until the client is closed or the loop is left. A lost
-   * connection is opened again. A watch of one stream then continues after the last event that it yielded; steps that
-   * the service no longer keeps are reported as a gap. A watch of several streams reports each reconnection as a gap.
+   * Yield predictions as they are committed, from any sender, until the client is closed, the loop is left, or `signal`
+   * is aborted. A lost connection is opened again. A watch of one stream then continues after the last event that it
+   * yielded; steps that the service no longer keeps are reported as a gap. A watch of several streams reports each
+   * reconnection as a gap.
    * @param {WatchOptions} [options]
    * @returns {AsyncGenerator<Event | Gap, void, void>}
    * @throws {StepwellError} The service rejected the watch.
@@ -176,13 +177,14 @@ export class Stream {
   /**
    * Step the stream by a chunk of timesteps; all are applied, or none.
    * @param {Inputs} inputs With a leading time axis.
-   * @param {CallOptions & { return?: StepsBody["return"], source?: Source }} [options] `return`: `all` predictions,
-   *   `last`, or `none`; `source`: as for `step`, with a position for each timestep.
+   * @param {CallOptions & Pick<StepsBody, "return" | "create"> & { source?: Source }} [options] `return`: `all`
+   *   predictions, `last`, or `none`; `create`: `must` fails if the stream exists, `never` if it does not; `source`: as
+   *   for `step`, with a position for each timestep.
    * @returns {Promise<StepResponse>}
    */
   steps(inputs, options) {
-    const { source, return: returns } = options ?? {};
-    return this.#commit("steps", { inputs, source, return: returns }, this.#deadline(options));
+    const { source, return: returned, create } = options ?? {};
+    return this.#commit("steps", { inputs, source, return: returned, create }, this.#deadline(options));
   }
 
   /**
@@ -409,6 +411,6 @@ function badName(message) {
 }
 
 /** Return an `Idempotency-Key`: it has to be unique, not secret, and `crypto.randomUUID` exists only on https pages. */
-function newKey() {
+export function newKey() {
   return Array.from({ length: 4 }, () => Math.floor(Math.random() * 2 ** 32).toString(36)).join("-");
 }

@@ -6,7 +6,7 @@
  *   A msgpack library, for example `@msgpack/msgpack`.
  *
  * @typedef {{ type: string, protocol: string, encode: (document: unknown) => string | Uint8Array<ArrayBuffer>,
- *   decode: (body: Uint8Array) => any }} Format
+ *   decode: (body: Uint8Array | string) => any }} Format
  */
 
 /** @type {Format} */
@@ -14,7 +14,7 @@ export const JSON_FORMAT = {
   type: "application/json",
   protocol: "stepwell.json",
   encode: stringify,
-  decode: (body) => parse(new TextDecoder().decode(body)),
+  decode: (body) => parse(typeof body === "string" ? body : new TextDecoder().decode(body)),
 };
 
 /**
@@ -27,7 +27,7 @@ export function msgpackFormat(library) {
     type: "application/msgpack",
     protocol: "stepwell.msgpack",
     encode: (document) => new Uint8Array(library.encode(plain(document))),
-    decode: (body) => unpacked(library.decode(body)),
+    decode: (body) => unpacked(library.decode(/** @type {Uint8Array} */ (body))),
   };
 }
 

@@ -44,10 +44,9 @@ export function openSocket(transport, path, onMessage, onClose) {
       else reject(new Error(words));
     };
     socket.onmessage = ({ data }) => {
-      const bytes = typeof data === "string" ? new TextEncoder().encode(data) : new Uint8Array(data);
       let document;
       try {
-        document = format.decode(bytes);
+        document = format.decode(typeof data === "string" ? data : new Uint8Array(data));
       } catch {
         return socket.close(4000, "unreadable message"); // whoever waits sends again
       }

@@ -86,9 +86,11 @@ export class Transport {
     }
   }
 
-  /** @param {number} ms Rejects with `closed` as soon as the client is closed. */
-  wait(ms) {
-    const { signal } = this.closing;
+  /**
+   * @param {number} ms
+   * @param {AbortSignal} [signal] Rejects with `closed` as soon as it is aborted; by default, when the client is closed.
+   */
+  wait(ms, signal = this.closing.signal) {
     return new Promise((resolve, reject) => {
       if (signal.aborted) return reject(closedError());
       const onClose = () => {

@@ -9,10 +9,14 @@ import { openSocket } from "./socket.js";
  * @property {string} [prefix] Watch only streams whose id begins with it.
  * @property {number} [since] With `stream`, the last step already known; later steps are yielded first.
  * @property {boolean} [inputs] Include the inputs in each event.
+ * @property {boolean} [candidate] Include what the candidate of a release computed.
+ * @property {AbortSignal} [signal] Ends the watch, also while it waits for an event.
+ * @property {(retryMs?: number) => void} [onConnection] Called when the connection is ready, and with the milliseconds
+ *   until the next attempt when it is lost or could not be opened.
  *
  * A committed step or chunk; a chunk's tensors have a leading time axis.
  * @typedef {{ model: string, stream: string, step: number, state_id: string, outputs: Record<string, any>,
- *   inputs?: Record<string, any>, gap?: undefined }} Event
+ *   inputs?: Record<string, any>, candidate?: { version: number, outputs: Record<string, any> }, gap?: undefined }} Event
  *
  * Events that a watch has missed: `gap` is the minimum number of timesteps whose predictions were missed.
  * @typedef {{ gap: number }} Gap
@@ -28,8 +32,10 @@ const MAX_UNREAD = 10_000;
  * @param {WatchOptions} [options]
  * @returns {AsyncGenerator<Event | Gap, void, void>}
  */
-export async function* watch(transport, model, { stream, prefix, since, inputs = false } = {}) {
-  const { signal } = transport.closing;
+export async function* watch(transport, model, options = {}) {
+  const { stream, prefix, inputs = false, candidate, onConnection } = options;
+  let { since } = options;
+  const signal = either(transport.closing.signal, options.signal);
   for (let failures = 0, isBack = false; !signal.aborted; ) {
     const inbox = new Inbox();
     const stop = () => inbox.end();
@@ -39,11 +45,12 @@ export async function* watch(transport, model, { stream, prefix, since, inputs =
     try {
       socket = await openSocket(transport, "/v1/watch", (message) => inbox.put(message), stop);
       const subscription = { model, stream, prefix, since: stream === undefined ? undefined : since };
-      socket.send(transport.format.encode({ watch: [subscription], inputs }));
+      socket.send(transport.format.encode({ watch: [subscription], inputs, candidate }));
       for await (const message of inbox) {
         failures = 0;
         if (message.error) throw problemError(message.error);
         if (message.stream !== undefined && message.gap === undefined && stream !== undefined) since = message.step;
+        if (message.stream === undefined && message.gap === undefined) onConnection?.();
         if (message.stream !== undefined || message.gap !== undefined) yield message;
         else if (isBack && (stream === undefined || since === undefined)) yield { gap: 1 };
       }
@@ -57,8 +64,25 @@ export async function* watch(transport, model, { stream, prefix, since, inputs =
     isBack = true;
     if (signal.aborted) return;
     const longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(++failures, 10));
-    await transport.wait(longest * (0.5 + Math.random() / 2)).catch(() => undefined); // closed: the loop ends
+    const pause = longest * (0.5 + Math.random() / 2);
+    onConnection?.(pause);
+    await transport.wait(pause, signal).catch(() => undefined); // aborted: the loop ends
   }
+}
+
+/**
+ * Return a signal that is aborted as soon as one of two is.
+ * @param {AbortSignal} first
+ * @param {AbortSignal} [second]
+ */
+function either(first, second) {
+  if (!second) return first;
+  const both = new AbortController();
+  for (const one of [first, second]) {
+    if (one.aborted) both.abort();
+    one.addEventListener("abort", () => both.abort(), { once: true, signal: both.signal });
+  }
+  return both.signal;
 }
 
 /**

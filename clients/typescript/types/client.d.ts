@@ -83,9 +83,10 @@ export declare class Model {
     /** Open a live feed: steps of many streams over one WebSocket. */
     feed(): Feed;
     /**
-     * Yield predictions as they are committed, from any sender, until the client is closed or the loop is left. A lost
-     * connection is opened again. A watch of one stream then continues after the last event that it yielded; steps that
-     * the service no longer keeps are reported as a gap. A watch of several streams reports each reconnection as a gap.
+     * Yield predictions as they are committed, from any sender, until the client is closed, the loop is left, or `signal`
+     * is aborted. A lost connection is opened again. A watch of one stream then continues after the last event that it
+     * yielded; steps that the service no longer keeps are reported as a gap. A watch of several streams reports each
+     * reconnection as a gap.
      * @param {WatchOptions} [options]
      * @returns {AsyncGenerator<Event | Gap, void, void>}
      * @throws {StepwellError} The service rejected the watch.
@@ -129,12 +130,12 @@ export declare class Stream {
     /**
      * Step the stream by a chunk of timesteps; all are applied, or none.
      * @param {Inputs} inputs With a leading time axis.
-     * @param {CallOptions & { return?: StepsBody["return"], source?: Source }} [options] `return`: `all` predictions,
-     *   `last`, or `none`; `source`: as for `step`, with a position for each timestep.
+     * @param {CallOptions & Pick<StepsBody, "return" | "create"> & { source?: Source }} [options] `return`: `all`
+     *   predictions, `last`, or `none`; `create`: `must` fails if the stream exists, `never` if it does not; `source`: as
+     *   for `step`, with a position for each timestep.
      * @returns {Promise<StepResponse>}
      */
-    steps(inputs: Inputs, options?: CallOptions & {
-        return?: StepsBody["return"];
+    steps(inputs: Inputs, options?: CallOptions & Pick<StepsBody, "return" | "create"> & {
         source?: Source;
     }): Promise<StepResponse>;
     /**
@@ -196,3 +197,5 @@ export declare class Stream {
      */
     watch(options?: Omit<WatchOptions, "stream" | "prefix">): AsyncGenerator<Event | Gap, void, void>;
 }
+/** Return an `Idempotency-Key`: it has to be unique, not secret, and `crypto.randomUUID` exists only on https pages. */
+export declare function newKey(): string;

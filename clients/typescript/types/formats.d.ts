@@ -6,7 +6,7 @@
  *   A msgpack library, for example `@msgpack/msgpack`.
  *
  * @typedef {{ type: string, protocol: string, encode: (document: unknown) => string | Uint8Array<ArrayBuffer>,
- *   decode: (body: Uint8Array) => any }} Format
+ *   decode: (body: Uint8Array | string) => any }} Format
  */
 export type Msgpack = {
     encode: (value: any) => Uint8Array;
@@ -16,7 +16,7 @@ export type Format = {
     type: string;
     protocol: string;
     encode: (document: unknown) => string | Uint8Array<ArrayBuffer>;
-    decode: (body: Uint8Array) => any;
+    decode: (body: Uint8Array | string) => any;
 };
 /** @type {Format} */
 export declare const JSON_FORMAT: Format;

@@ -82,8 +82,11 @@ export declare class Transport {
      * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
      */
     send(request: Request, deadline: number, attempt?: Send): Promise<any>;
-    /** @param {number} ms Rejects with `closed` as soon as the client is closed. */
-    wait(ms: number): Promise<any>;
+    /**
+     * @param {number} ms
+     * @param {AbortSignal} [signal] Rejects with `closed` as soon as it is aborted; by default, when the client is closed.
+     */
+    wait(ms: number, signal?: AbortSignal): Promise<any>;
 }
 /** The retries of one call: growing pauses with jitter, so that clients retry at different times. */
 export declare class Retries {

@@ -14,10 +14,23 @@ export type WatchOptions = {
     since?: number;
     /**
      * Include the inputs in each event.
+     */
+    inputs?: boolean;
+    /**
+     * Include what the candidate of a release computed.
+     */
+    candidate?: boolean;
+    /**
+     * Ends the watch, also while it waits for an event.
+     */
+    signal?: AbortSignal;
+    /**
+     * Called when the connection is ready, and with the milliseconds
+     * until the next attempt when it is lost or could not be opened.
      *
      * A committed step or chunk; a chunk's tensors have a leading time axis.
      */
-    inputs?: boolean;
+    onConnection?: (retryMs?: number) => void;
 };
 export type Event = {
     model: string;
@@ -26,6 +39,10 @@ export type Event = {
     state_id: string;
     outputs: Record<string, any>;
     inputs?: Record<string, any>;
+    candidate?: {
+        version: number;
+        outputs: Record<string, any>;
+    };
     gap?: undefined;
 };
 export type Gap = {
@@ -37,4 +54,4 @@ export type Gap = {
  * @param {WatchOptions} [options]
  * @returns {AsyncGenerator<Event | Gap, void, void>}
  */
-export declare function watch(transport: Transport, model: string, { stream, prefix, since, inputs }?: WatchOptions): AsyncGenerator<Event | Gap, void, void>;
+export declare function watch(transport: Transport, model: string, options?: WatchOptions): AsyncGenerator<Event | Gap, void, void>;

@@ -1,6 +1,6 @@
 // What the page shows, kept in the address after `#`: the model, the stream, the search, and how the charts are drawn.
 
-const DEFAULTS = { model: "", stream: "", search: "", view: "streams", axis: "steps", last: "300", forecast: "0" };
+const DEFAULTS = { model: "", stream: "", search: "", view: "streams", compare: "", field: "", align: "newest", truth: "on", axis: "steps", last: "300", forecast: "0" };
 
 /** The settings in an address; those that it does not have are the defaults. */
 export function readAddress(hash = location.hash) {

@@ -2,17 +2,20 @@
 
 import { keepInAddress, readAddress, writeAddress } from "./address.js";
 import { makeCards } from "./cards/cards.js";
+import { Comparison } from "./charts/comparison.js";
 import { Fleet } from "./charts/fleet.js";
 import { Forecast } from "./charts/forecast.js";
 import { showNoModel, showWaiting } from "./empty.js";
-import { get, getJson, pathOf, streamsPath } from "./feed.js";
 import { listenForKeys } from "./keyboard.js";
 import { LiveFeed } from "./live_feed.js";
 import { read, Replicas } from "./metrics.js";
+import { showPanels } from "./panels.js";
 import { Recording } from "./recording/recording.js";
-import { counted, modelFacts, timesteps } from "./shapes.js";
+import { get, getJson, modelOf, streamsPath } from "./service.js";
+import { counted, modelFacts } from "./shapes.js";
 import { ServiceStatus } from "./status.js";
 import { Dialog } from "./streams/dialog.js";
+import { addRows, recordCommit } from "./streams/events.js";
 import { Operations } from "./streams/operations.js";
 import { Search } from "./streams/search.js";
 import { StreamList } from "./streams/stream_list.js";
@@ -33,6 +36,7 @@ const page = {
   streams: new Streams(),
   chosen: null, // the name of the stream that is shown; there may be no such stream
   isMissing: false, // whether the service has no such stream
+  isReading: false, // whether a request for the models is on its way
   paused: false,
   fresh: false, // whether the chosen stream has changed since it was drawn
   replicas: new Replicas(),
@@ -40,15 +44,22 @@ const page = {
   skipped: 0, // messages that the service dropped because this page read too slowly
 };
 
-const status = new ServiceStatus({ onKey: () => ((page.models = null), refresh()), onDown: () => tiles.showNone() });
+const status = new ServiceStatus({ onKey: () => (Object.assign(page, { models: null, isReading: false }), refresh()), onDown: () => tiles.showNone() });
 const tiles = new Tiles();
 const live = new LiveFeed({
   hasCandidate: () => cards.release.hasCandidate,
   open: () => status.showReadiness().catch(() => {}),
   lost: (wait) => status.isDown || status.show("waiting", `Connection lost; reconnecting in ${Math.max(1, Math.round(wait))} s`),
   refused: () => askForKey(401),
-  commit: recordCommit,
-  rows: addRows,
+  commit(event) {
+    cards.record(event);
+    page.skipped += event.gap ?? 0;
+    tiles.count(recordCommit(page, event));
+  },
+  rows(event) {
+    addRows(page, event);
+    if (event.stream === page.chosen || comparison.names.includes(event.stream)) page.fresh = true;
+  },
 });
 const search = new Search({
   field: $("filter"),
@@ -65,9 +76,10 @@ const search = new Search({
 });
 const streamList = new StreamList({
   list: $("stream-list"), note: $("streams-note"), more: $("more"), search,
-  choose: (name, isOpened) => choose(name, { isOpened }),
+  choose: (name, isOpened) => (isOpened && $("show").value === "compare" ? comparison.toggle(name) : choose(name, { isOpened })),
 });
 const fleet = new Fleet({ list: $("fleet-list"), note: $("fleet-note"), choose: openFromElsewhere });
+const comparison = new Comparison({ onChange: () => ((page.fresh = true), receiveShown()) });
 const streamStatus = new StreamStatus({ list: $("stream-status"), note: $("status-note") });
 const forecast = new Forecast({
   select: $("forecast"), off: $("forecast-off"), note: $("forecast-note"),
@@ -83,14 +95,19 @@ new Recording({ current: () => [page.model, page.limits], onStream: (name) => ch
 
 /** Read the models, readiness and metrics; called every two seconds, so that new models and restarts are detected. */
 async function refresh() {
+  if (page.isReading) return; // the client still repeats the request
+  page.isReading = true;
   try {
     const { models } = await getJson("v1/models");
     status.up();
     if (JSON.stringify(models) !== JSON.stringify(page.models)) await openService(models);
   } catch (problem) {
+    if (problem.code === "closed") return; // another key was entered
     if (problem.status === 401 || problem.status === 403) askForKey(problem.status);
     else status.down();
     return;
+  } finally {
+    page.isReading = false;
   }
   const model = page.model;
   await Promise.allSettled([
@@ -173,6 +190,8 @@ function openModel(model, stream) {
   showWaiting(page.model);
   text("model-facts", modelFacts(page.model));
   forecast.setModel(page.model);
+  view.setModel(page.model);
+  comparison.setModel(page.model);
   live.close();
   cards.setModel(page.model);
   page.chosen = null;
@@ -196,7 +215,7 @@ function choose(name, { byUser = true, isOpened = false } = {}) {
     view.clear();
     streamStatus.clear();
     forecast.clear();
-    live.choose(name);
+    receiveShown();
     if (name !== null && !chosen()) findChosen();
   }
   if (byUser && name !== null) writeAddress({ model: page.model.name, stream: name });
@@ -209,6 +228,12 @@ function choose(name, { byUser = true, isOpened = false } = {}) {
   if (isOpened && matchMedia("(max-width: 900px)").matches) $("view").scrollIntoView({ block: "start" });
 }
 
+/** Receive all of the chosen stream and of the compared ones. */
+function receiveShown() {
+  const compared = $("show").value === "compare" ? comparison.names : [];
+  live.choose([...new Set([page.chosen, ...compared].filter(Boolean))]);
+}
+
 /** Show a stream that was selected outside the list. */
 function openFromElsewhere(name) {
   choose(name, { isOpened: true });
@@ -219,13 +244,13 @@ function openFromElsewhere(name) {
 async function findChosen() {
   const [model, name] = [page.model, page.chosen];
   try {
-    const { step } = await getJson(pathOf(model.name, name));
+    const { step } = await modelOf(model.name).stream(name).status();
     if (model !== page.model) return;
     page.streams.add([{ stream: name, step }]);
     page.fresh = true;
   } catch (problem) {
     const isOther = model !== page.model || name !== page.chosen || chosen()?.isLive;
-    if (isOther || (problem.status !== 404 && problem.status !== 400)) return;
+    if (isOther || (problem.status !== 404 && problem.code !== "bad_request")) return;
     page.streams.remove(name);
     page.isMissing = true;
   }
@@ -265,34 +290,17 @@ function done(message, changed = null) {
   text("message", message);
 }
 
-// ---- the live feed -------------------------------------------------------------------------------------------
-
-function recordCommit(message) {
-  const { stream, step, outputs, gap } = message;
-  cards.record(message);
-  page.skipped += gap ?? 0;
-  if (!stream) return;
-  const rows = timesteps(outputs ?? {}, page.model.outputs);
-  tiles.count(page.streams.get(stream).recordCommit(step, rows));
-}
-
-function addRows({ stream, step, outputs, inputs, candidate }) {
-  if (!stream) return;
-  const given = timesteps(inputs ?? {}, page.model.inputs);
-  const [answered, tried] = [outputs, candidate?.outputs].map((one) => timesteps(one ?? {}, page.model.outputs));
-  page.streams.get(stream).addRows(step, given, answered, tried);
-  if (stream === page.chosen) page.fresh = true;
-}
-
 // ---- drawing -------------------------------------------------------------------------------------------------
 
 /** Render the list and, with it, the chosen stream, so that both show the same step. */
 function render() {
   if (page.paused) return;
   renderList();
-  if (!page.fresh || !chosen() || $("view").hidden) return;
+  if (!page.fresh) return;
   page.fresh = false;
-  view.draw(chosen(), page.model);
+  if (!$("compare").hidden) comparison.draw(page.streams.byName);
+  else if (!$("view").hidden) view.draw(chosen(), page.model);
+  else page.fresh = true;
 }
 
 function renderList() {
@@ -301,25 +309,20 @@ function renderList() {
   const nLive = streamList.render(streams, page.model.outputs, page.chosen);
   if (page.chosen === null && streams.byName.size) return choose(streams.matching("").matches[0].name, { byUser: false });
   live.adapt(nLive);
-  showPanels();
+  const hasStreams = streams.byName.size > 0 || search.text !== "";
+  showPanels({ view: $("show").value, name: page.chosen, isKnown: Boolean(chosen()), isMissing: page.isMissing, hasStreams });
   const { skipped } = page;
   text("skipped", skipped ? `${counted(skipped, "message")} skipped: this page receives them too slowly.` : "");
   if (!status.isDown) tiles.showStreams(nLive, streams.byName.size, streams.isMore);
 }
 
-/** Show the chosen stream, that there is none of this name, the fleet, or that there are no streams yet. */
-function showPanels() {
-  const isFleet = $("show").value === "fleet";
-  const hasStreams = page.streams.byName.size > 0 || search.text !== "";
-  $("view").hidden = isFleet || !chosen();
-  $("missing").hidden = isFleet || !page.isMissing || Boolean(chosen());
-  $("fleet").hidden = !isFleet;
-  $("empty").hidden = isFleet || hasStreams || page.isMissing;
-  if (page.isMissing) text("missing-title", `There is no stream ${page.chosen}`);
-  document.querySelector(".work").classList.toggle("nothing", !$("empty").hidden);
-}
-
-keepInAddress($("show"), "view", () => (drawFleet(), renderList()));
+keepInAddress($("show"), "view", () => {
+  page.fresh = true;
+  if ($("show").value === "compare" && !comparison.names.length && chosen()) comparison.toggle(page.chosen);
+  receiveShown();
+  drawFleet();
+  renderList();
+});
 keepInAddress($("forecast"), "forecast", () => {
   forecast.restart();
   refreshForecast();

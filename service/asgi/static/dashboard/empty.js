@@ -1,6 +1,6 @@
 // What the page shows in place of streams: how to send the first timestep, or that there is no model.
 
-import { hasKey } from "./feed.js";
+import { hasKey } from "./service.js";
 import { curlLine } from "./shapes.js";
 
 const $ = (id) => document.getElementById(id);

@@ -106,12 +106,14 @@ const filled = ([n, ...rest], value) =>
 
 export const percent = (share) => `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)}%`;
 
+const WHOLE = new Intl.NumberFormat("en"); // `toLocaleString` makes one for each call
+
 /** A number as text, shortened for display. */
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
-  if (Number.isInteger(value)) return value.toLocaleString("en");
+  if (Number.isInteger(value)) return WHOLE.format(value);
   const size = Math.abs(value);
-  if (size >= 1000) return Math.round(value).toLocaleString("en");
+  if (size >= 1000) return WHOLE.format(Math.round(value));
   return size < 0.001 ? value.toExponential(1) : value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
 }
 

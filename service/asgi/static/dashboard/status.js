@@ -1,6 +1,6 @@
 // Whether the service responds, is ready, and accepts the key; shown at the top of the page.
 
-import { get, hasKey, setKey } from "./feed.js";
+import { get, hasKey, setKey } from "./service.js";
 
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);

@@ -1,6 +1,6 @@
 // The API reference: the description of each route from openapi.json, with a form that sends a request. No third-party code.
 
-import { getJson, hasKey, headers, setKey } from "../dashboard/feed.js";
+import { get, getJson, hasKey, headers, setKey } from "../dashboard/service.js";
 import { bodyOf, parameterOf } from "./examples.js";
 
 const $ = (id) => document.getElementById(id);
@@ -144,7 +144,7 @@ function show(document_, model) {
 
 async function load() {
   try {
-    const [described, { models }] = await Promise.all([getJson("openapi.json"), getJson("v1/models")]);
+    const [described, { models }] = await Promise.all([get("openapi.json").then((response) => response.json()), getJson("v1/models")]);
     show(described, models[0]);
     $("key-form").hidden = true;
   } catch ({ status, message }) {

@@ -1,6 +1,6 @@
 // The alarms of the chosen model that are raised now, as `stepwell alert` has written them.
 
-import { getJson } from "../feed.js";
+import { getJson } from "../service.js";
 import { ago, number } from "../shapes.js";
 
 const SHOWN = 20;

@@ -1,6 +1,6 @@
 // The drift of the chosen model: the features whose last hour differs most from the reference. Shown only with a reference.
 
-import { getJson } from "../feed.js";
+import { getJson } from "../service.js";
 import { number } from "../shapes.js";
 
 const EVERY_MS = 10_000;

@@ -1,6 +1,6 @@
 // The requests that the service rejected since the page was opened, by reason.
 
-import { get } from "../feed.js";
+import { get } from "../service.js";
 import { ago, number } from "../shapes.js";
 
 export class RefusalsCard {

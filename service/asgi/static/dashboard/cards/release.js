@@ -1,6 +1,6 @@
 // The release of the chosen model: its versions and their streams, the share, the comparison, promote and abort.
 
-import { getJson, send } from "../feed.js";
+import { getJson, send } from "../service.js";
 import { counted, flat, number } from "../shapes.js";
 
 const HISTORY = 60; // points of the difference over time

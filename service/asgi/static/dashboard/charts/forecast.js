@@ -1,6 +1,6 @@
 // The forecast of the chosen stream: rollouts from its current state, drawn as a median with an interval.
 
-import { pathOf, send } from "../feed.js";
+import { modelOf } from "../service.js";
 import { flat } from "../shapes.js";
 
 const SAMPLES = 40;
@@ -73,7 +73,7 @@ export class Forecast {
     this.#requested = wanted;
     this.#isBusy = true;
     try {
-      const response = await send("POST", pathOf(model, name, "rollout"), { horizon, samples, seed: SEED });
+      const response = await modelOf(model).stream(name).rollout(horizon, { samples, seed: SEED });
       if (this.#requested !== wanted) return; // another stream or horizon was chosen meanwhile
       const all = (tensors) => Object.fromEntries(Object.entries(tensors).map(([name, rows]) => [name, fans(rows)]));
       const [outputs, inputs, isSampled] = [all(response.outputs), all(response.next), "seed" in response];
@@ -83,6 +83,7 @@ export class Forecast {
     } catch (problem) {
       if (this.#requested !== wanted) return;
       this.found = null;
+      if (problem.retry === "same") this.#requested = ""; // requested again in a second
       this.on.note.textContent = `No forecast: ${problem.message}`;
     } finally {
       this.#isBusy = false;

@@ -4,13 +4,21 @@ import { clock, number, percent } from "../shapes.js";
 import { drawMarks, markedRows } from "./marks.js";
 
 export const WINDOW = 300; // timesteps that a chart shows
-const COLOURS = 6; // --in-1 .. --in-6 and --out-1 .. --out-6 in the style sheet; beyond that the lines are dashed
+const COLOURS = 6; // --in-1 .. --in-6, --out-1 .. and --cmp-1 .. in the style sheet; beyond that the lines are dashed
+const DASHES = [undefined, [10, 4], [3, 3], [12, 3, 3, 3]]; // of compared streams, which are told apart without colours too
+const BESIDE = { candidate: { dash: [2, 3] }, truth: { width: 5, opacity: "59" } }; // further lines of each series
 
 const theme = window.matchMedia("(prefers-color-scheme: dark)");
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** The CSS class with the colour of series `i` of a palette. */
 export const lineClass = (palette, i) => `${palette}-${(i % COLOURS) + 1}`;
+
+const dashOf = (palette, i) => (palette === "cmp" ? DASHES[i % DASHES.length] : i >= COLOURS ? [5, 3] : undefined);
+
+/** The CSS classes of the sample of a line in a legend. */
+const swatchClass = (palette, i) =>
+  `swatch ${lineClass(palette, i)}${palette === "cmp" ? ` dash-${i % DASHES.length}` : i >= COLOURS ? " dashed" : ""}`;
 
 export class Plot {
   #chart = null;
@@ -20,24 +28,24 @@ export class Plot {
   /**
    * @param {HTMLElement} container - the chart's parent, which determines its size
    * @param {HTMLElement} legend - the list for one button per series, which hides and shows the series
-   * @param {"in" | "out"} palette - the chart's colours
+   * @param {"in" | "out" | "cmp"} palette - the chart's colours
    * @param {{onZoom: Function, onPoint: Function}} on - `onZoom` gets [first, last] positions or null; `onPoint` gets the
    *   index of the row that is pointed at, or null
    */
   constructor(container, legend, palette, on) {
-    Object.assign(this, { container, legend, palette, on, axis: "steps", zoom: null });
+    Object.assign(this, { container, legend, palette, on, axis: "steps", label: "step", zoom: null });
     new ResizeObserver(() => this.#chart?.setSize(this.#size())).observe(container);
     theme.addEventListener("change", () => this.#restart());
   }
 
   /**
-   * Replace the series: [{name}], whether they are probabilities, and whether `draw` gets a forecast, and a second line
-   * for each series.
+   * Replace the series: [{name}], whether they are probabilities, whether `draw` gets a forecast, and which further lines
+   * it gets for each series: names of `BESIDE`.
    */
-  setSeries(series, shares, hasForecast = false, hasSecond = false) {
+  setSeries(series, shares = false, hasForecast = false, beside = []) {
     const same = JSON.stringify(series) === JSON.stringify(this.series);
-    if (same && shares === this.shares && hasForecast === this.hasForecast && hasSecond === this.hasSecond) return;
-    Object.assign(this, { shares, hasForecast, hasSecond, steps: [], columns: null });
+    if (same && shares === this.shares && hasForecast === this.hasForecast && String(beside) === String(this.beside)) return;
+    Object.assign(this, { shares, hasForecast, beside, steps: [], columns: null });
     if (!same) Object.assign(this, { series, hidden: series.map(() => false) });
     this.#makeLegend();
     this.#restart();
@@ -61,9 +69,14 @@ export class Plot {
    * @param {object[]} rows - as `Stream.rows`; a row with the step null interrupts the lines
    * @param {Array[]} columns - the rows' positions on the time axis, then one array per series
    * @param {object} [forecast] - the forecast, as returned by `Forecast.after`
-   * @param {Array[]} [second] - the second line of each series, which is dotted
+   * @param {Array[]} [beside] - the further lines: of each kind, one for each series
+   * @param {string} [label] - what the positions are
    */
-  draw(rows, columns, forecast = null, second = []) {
+  draw(rows, columns, forecast = null, beside = [], label = "step") {
+    if (label !== this.label) {
+      this.label = label;
+      this.#restart();
+    }
     const steps = rows.map(({ step }) => step);
     this.last = rows.findLastIndex(({ step }) => step !== null); // the newest observed row
     this.times = rows.map(({ time }) => time);
@@ -71,7 +84,7 @@ export class Plot {
     [this.steps, this.columns] = forecast ? extended(steps, columns, forecast) : [steps, columns];
     if (this.hasForecast && !forecast) this.columns = [...columns, ...emptyColumns(3 * this.series.length, steps.length)];
     const more = this.columns[0].length - steps.length;
-    this.columns = [...this.columns, ...second.map((line) => [...line, ...Array(more).fill(null)])];
+    this.columns = [...this.columns, ...beside.map((line) => [...line, ...Array(more).fill(null)])];
     columns = this.columns;
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
@@ -91,7 +104,7 @@ export class Plot {
     const { min, max } = this.#chart.scales.x;
     const n = Math.min(steps.length, max - min + 1);
     const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((size) => n / size <= maxMarks) ?? 1000;
-    const isMarked = (step, i) => step && (step % every === 0 || n === 1) && columns[0][i] >= min && columns[0][i] <= max;
+    const isMarked = (step, i) => step !== null && (step % every === 0 || n === 1) && columns[0][i] >= min && columns[0][i] <= max;
     return steps.flatMap((step, i) => (isMarked(step, i) ? [columns[0][i]] : []));
   }
 
@@ -129,13 +142,13 @@ export class Plot {
         axes: [
           {
             ...axis, size: 26, grid: { show: false },
-            label: this.axis === "time" ? "time of day" : "step", labelSize: 16, labelGap: 0, labelFont: font,
+            label: this.axis === "time" ? "time of day" : this.label, labelSize: 16, labelGap: 0, labelFont: font,
             splits: () => this.#marks(),
             values: labels((position) => this.#labelAt(position)),
           },
           { ...axis, size: 46, values: labels(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
         ],
-        series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead(), ...this.#secondLines()],
+        series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead(), ...this.#linesBeside()],
         bands: this.hasForecast ? this.series.map((_, i) => this.#band(i)) : [],
         hooks: {
           setCursor: [(chart) => this.#pointAt(chart.cursor.idx)],
@@ -143,7 +156,7 @@ export class Plot {
           draw: [(chart) => drawMarks(chart, this.marks ?? [], { ink, font })],
         },
       },
-      this.columns ?? emptyColumns(1 + this.series.length * ((this.hasForecast ? 4 : 1) + this.hasSecond), 0),
+      this.columns ?? emptyColumns(1 + this.series.length * ((this.hasForecast ? 4 : 1) + this.beside.length), 0),
       this.container,
     );
   }
@@ -156,8 +169,13 @@ export class Plot {
     return [...middle, ...edge, ...edge.map((one) => ({ ...one }))];
   }
 
-  #secondLines() {
-    return this.hasSecond ? this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [2, 3] })) : [];
+  #linesBeside() {
+    return this.beside.flatMap((kind) => this.series.map((_, i) => this.#lineBeside(i, BESIDE[kind])));
+  }
+
+  #lineBeside(i, { dash, width, opacity = "" }) {
+    const line = this.#line(i);
+    return { ...line, fill: undefined, dash, width: width ?? line.width, stroke: `${line.stroke}${opacity}` };
   }
 
   #band(i) {
@@ -170,9 +188,9 @@ export class Plot {
     return {
       show: !this.hidden[i],
       stroke,
-      width: this.shares ? 2 : 1.4,
+      width: this.shares || this.palette === "cmp" ? 2 : 1.4,
       fill: this.shares ? `${stroke}1f` : undefined, // the colours are #rrggbb
-      dash: i >= COLOURS ? [5, 3] : undefined,
+      dash: dashOf(this.palette, i),
       points: { show: false },
       spanGaps: false,
     };
@@ -191,7 +209,7 @@ export class Plot {
         button.append(span);
         return span;
       };
-      part(`swatch ${lineClass(this.palette, i)}${i >= COLOURS ? " dashed" : ""}`);
+      part(swatchClass(this.palette, i));
       part("series-name", name);
       if (unit) button.querySelector(".series-name").append(` (${unit})`);
       const value = part("series-value");

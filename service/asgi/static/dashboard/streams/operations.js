@@ -1,6 +1,6 @@
 // Operations on the chosen stream: fork, snapshots, reset, delete. Destructive ones need a confirmation.
 
-import { getJson, pathOf, remove, send } from "../feed.js";
+import { getJson, pathOf, send } from "../service.js";
 import { number } from "../shapes.js";
 
 const $ = (id) => document.getElementById(id);
@@ -49,7 +49,7 @@ export class Operations {
       yes: "Reset",
       isDestructive: true,
       act: async () => {
-        const body = snapshot ? { to: { snapshot: snapshot.name } } : {};
+        const body = snapshot ? { to: { snapshot: snapshot.name } } : {}; // unconditional: a live stream does not stay where it is
         const now = await send("POST", pathOf(model.name, name, "reset"), body);
         this.onDone(`${name} was reset to step ${number(now.step)}.`, { stream: name, step: now.step });
       },
@@ -63,7 +63,7 @@ export class Operations {
       yes: "Delete",
       isDestructive: true,
       act: async () => {
-        await remove(pathOf(model.name, name));
+        await send("DELETE", pathOf(model.name, name));
         this.onDone(`${name} was deleted.`, { stream: name, isDeleted: true });
       },
     });
@@ -94,7 +94,7 @@ export class Operations {
       yes: "Delete",
       isDestructive: true,
       act: async () => {
-        await remove(pathOf(model.name, stream.name, `snapshots/${encodeURIComponent(name)}`));
+        await send("DELETE", pathOf(model.name, stream.name, `snapshots/${encodeURIComponent(name)}`));
         this.onDone(`Snapshot ${name} of ${stream.name} was deleted.`);
       },
     });

@@ -1,6 +1,6 @@
 // The search for streams: requests the ids that begin with a text, page by page.
 
-import { getJson } from "../feed.js";
+import { getJson } from "../service.js";
 
 const WAIT_MS = 250; // after the last key, so that typing a word is one request
 const LIMIT = 200; // streams of one page

@@ -74,13 +74,19 @@ export class StreamList {
 
   #row(stream, outputSpecs, isChosen) {
     if (!this.#rows.has(stream.name)) this.#rows.set(stream.name, makeRow(stream.name));
-    const { item, step, prediction, seen } = this.#rows.get(stream.name);
+    const row = this.#rows.get(stream.name);
+    const { item, step, prediction, seen } = row;
+    const { isLive, outputs } = stream;
+    const age = stream.seenAt > -Infinity ? ago(now() - stream.seenAt) : "idle";
+    const drawn = `${stream.step} ${isChosen} ${isLive} ${age}`;
+    if (row.drawn === drawn && row.outputs === outputs) return item; // most rows, each time
+    Object.assign(row, { drawn, outputs });
     const set = (node, text) => node.textContent !== text && (node.textContent = text);
     if (item.getAttribute("aria-selected") !== String(isChosen)) item.setAttribute("aria-selected", String(isChosen));
-    item.classList.toggle("live", stream.isLive);
+    item.classList.toggle("live", isLive);
     set(step, number(stream.step));
-    set(prediction, summary(stream.outputs, outputSpecs));
-    set(seen, stream.seenAt > -Infinity ? ago(now() - stream.seenAt) : "idle");
+    set(prediction, summary(outputs, outputSpecs));
+    set(seen, age);
     return item;
   }
 

@@ -1,9 +1,10 @@
 // The chosen stream's stored status: the norms of its states and its last prediction.
 
-import { getJson, pathOf } from "../feed.js";
+import { getJson, pathOf } from "../service.js";
 import { bytes, clock, flat, number, seriesOf, timesteps } from "../shapes.js";
 
 const MAX_BYTES = 2 ** 20; // larger states are not fetched
+const READ_MS = 20_000; // the charts of a stream without events begin with what is read here
 const MAX_NUMBERS = 8; // shown of one output
 
 /** The Euclidean norm of a tensor. */
@@ -20,6 +21,7 @@ export function inWords(spec, values) {
 /** The values below the charts. */
 export class StreamStatus {
   #requested = "";
+  #stream = null; // what was read belongs to this object: the page may replace it by a new one of the same name
 
   /** @param {{list: HTMLElement, note: HTMLElement}} parts */
   constructor(parts) {
@@ -36,15 +38,15 @@ export class StreamStatus {
   /** Read a stream's status, unless its step is unchanged; returns whether the stream was updated. */
   async refresh(model, stream) {
     const wanted = JSON.stringify([model.name, stream.name, stream.step]);
-    if (wanted === this.#requested) return false;
-    this.#requested = wanted;
+    if (wanted === this.#requested && stream === this.#stream) return false;
+    [this.#requested, this.#stream] = [wanted, stream];
     const isSmall = !(model.bytes_per_stream > MAX_BYTES);
     try {
       const [status, state] = await Promise.all([
-        getJson(`${pathOf(model.name, stream.name)}?outputs=true`),
-        isSmall ? getJson(pathOf(model.name, stream.name, "state")) : null,
+        getJson(`${pathOf(model.name, stream.name)}?outputs=true`, READ_MS),
+        isSmall ? getJson(pathOf(model.name, stream.name, "state"), READ_MS) : null,
       ]);
-      if (this.#requested !== wanted) return false; // another stream was chosen meanwhile
+      if (this.#requested !== wanted || this.#stream !== stream) return false; // another stream was chosen meanwhile
       const [last = null] = timesteps(status.outputs ?? {}, model.outputs);
       this.#show(model, state, stream.isLive ? null : last); // the charts show the predictions of a live stream
       const size = bytes(model.bytes_per_stream);

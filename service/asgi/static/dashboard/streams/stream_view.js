@@ -3,14 +3,18 @@
 import { keepInAddress } from "../address.js";
 import { csvOf, pictureOf, save } from "../charts/chart_file.js";
 import { lineClass, Plot } from "../charts/plot.js";
-import { areProbabilities, clock, mostProbable, number, percent, seriesOf } from "../shapes.js";
+import { errorOf, Truth } from "../charts/truth.js";
+import { areProbabilities, clock, counted, mostProbable, number, percent, seriesOf } from "../shapes.js";
 
 const SUMMARY_MS = 5000; // between two texts for screen readers
+const TITLES = { inputs: "Inputs", outputs: "Predictions", error: "Error" };
+const ERROR = [{ name: "error" }];
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
 
 export class StreamView {
   #plots;
+  #truth = new Truth();
   #zoom = null; // first and last position on the time axis that the user has dragged to
   #rows = [];
   #summaryAt = -Infinity;
@@ -22,7 +26,11 @@ export class StreamView {
     this.#plots = {
       inputs: new Plot($("inputs-plot"), $("inputs-legend"), "in", on),
       outputs: new Plot($("outputs-plot"), $("outputs-legend"), "out", on),
+      error: new Plot($("error-plot"), $("error-legend"), "out", on),
     };
+    keepInAddress($("truth"), "truth", () => this.onChange());
+    $("truth-load").addEventListener("click", () => $("truth-file").click());
+    $("truth-file").addEventListener("change", () => this.#readTruth());
     keepInAddress($("axis"), "axis", () => this.onChange());
     keepInAddress($("last"), "last", () => this.#setZoom(null));
     $("unzoom").addEventListener("click", () => this.#setZoom(null));
@@ -35,6 +43,10 @@ export class StreamView {
     this.#setZoom(null);
   }
 
+  setModel(model) {
+    this.#truth.setModel(model);
+  }
+
   /** Draw a stream of a model. */
   draw(stream, model) {
     const { inputs, outputs } = model;
@@ -42,8 +54,13 @@ export class StreamView {
     this.#rows = this.#zoom ? stream.rows : stream.rows.slice(-Number($("last").value));
     text("stream-name", stream.name);
     text("stream-facts", `step ${number(stream.step)}${stream.seenAt > -Infinity ? "" : ", no timesteps since this page was opened"}`);
+    const source = this.#truth.sourceOf(stream.name);
+    const truth = source && $("truth").value === "on" ? this.#truth.of(stream.name, this.#rows) : null;
+    $("truth-field").hidden = !source;
     this.#drawPlot("inputs", inputs, false);
-    this.#drawPlot("outputs", outputs, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])));
+    this.#drawPlot("outputs", outputs, outputs.every(({ name }) => areProbabilities(stream.outputs?.[name])), truth);
+    text("truth-note", truth ? `wide: ground truth, from ${source}` : "");
+    this.#drawError(truth);
     const best = mostProbable(stream.outputs, outputs);
     $("verdict").hidden = !best;
     if (best) {
@@ -54,21 +71,52 @@ export class StreamView {
     this.#describe();
   }
 
-  #drawPlot(which, specs, shares) {
+  #drawPlot(which, specs, shares, truth = null) {
     const { forecast, release } = this;
     const rows = this.#rows;
     const plot = this.#plots[which];
     const { series, total } = seriesOf(specs);
-    const hasSecond = which === "outputs" && release.hasCandidate;
+    const hasCandidate = which === "outputs" && release.hasCandidate;
     plot.setAxis($("axis").value);
-    plot.setSeries(series, shares, forecast.horizon > 0, hasSecond);
+    plot.setSeries(series, shares, forecast.horizon > 0, [...(hasCandidate ? ["candidate"] : []), ...(truth ? ["truth"] : [])]);
     const linesOf = (part) => series.map(({ tensor, index }) => rows.map((row) => row[part][tensor]?.[index] ?? null));
     const interval = forecast.after(rows, which, series);
     const columns = [rows.map(({ at }) => at), ...linesOf(which)];
     plot.zoom = this.#zoom;
-    plot.draw(rows, columns, interval, hasSecond ? linesOf("candidate") : []);
-    if (which === "outputs") text("candidate-note", hasSecond ? candidateNote(rows, release.release.candidate) : "");
+    const came = truth ? series.map(({ tensor, index }) => truth.map((row) => finite(row?.[tensor]?.[index]))) : [];
+    plot.draw(rows, columns, interval, [...(hasCandidate ? linesOf("candidate") : []), ...came]);
+    if (which === "outputs") text("candidate-note", hasCandidate ? candidateNote(rows, release.release.candidate) : "");
     text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
+  }
+
+  /** Draw how far each prediction was from the ground truth; the chart is hidden without one. */
+  #drawError(truth) {
+    const errors = truth?.map((row, i) => errorOf(this.#rows[i].outputs, row)) ?? [];
+    const known = errors.filter((error) => error !== null);
+    $("error").hidden = !known.length;
+    if (!known.length) return;
+    const plot = this.#plots.error;
+    plot.setAxis($("axis").value);
+    plot.setSeries(ERROR);
+    plot.zoom = this.#zoom;
+    const rows = this.#rows.slice(0, errors.findLastIndex((error) => error !== null) + 1); // what comes next is not known yet
+    plot.draw(rows, [rows.map(({ at }) => at), errors.slice(0, rows.length)]);
+    const mean = known.reduce((sum, error) => sum + error, 0) / known.length;
+    text("error-note", `mean ${number(mean)} over ${counted(known.length, "prediction")}`);
+  }
+
+  async #readTruth() {
+    const [file] = $("truth-file").files;
+    $("truth-file").value = ""; // so that the same file can be chosen again
+    if (!file || !this.stream) return;
+    const { name } = this.stream;
+    try {
+      const rows = await this.#truth.read(name, file);
+      text("message", `${counted(rows, "row")} of ground truth ${rows === 1 ? "was" : "were"} read for ${name}.`);
+    } catch (problem) {
+      text("message", problem.message);
+    }
+    this.onChange();
   }
 
   #setZoom(range) {
@@ -90,7 +138,7 @@ export class StreamView {
     if (performance.now() - this.#summaryAt < SUMMARY_MS) return;
     this.#summaryAt = performance.now();
     for (const [which, plot] of Object.entries(this.#plots)) {
-      const what = which === "inputs" ? "Inputs" : "Predictions";
+      const what = TITLES[which];
       $(`${which}-plot`).setAttribute("aria-label", `${what} of ${this.stream.name} over its last ${this.#rows.length} timesteps; now ${plot.summary}`);
     }
   }
@@ -104,7 +152,8 @@ export class StreamView {
   }
 
   async #savePicture() {
-    const charts = [["inputs", "Inputs"], ["outputs", "Predictions"]].map(([which, title]) => ({ title, canvas: this.#plots[which].canvas }));
+    const shown = Object.entries(TITLES).filter(([which]) => which !== "error" || !$("error").hidden);
+    const charts = shown.map(([which, title]) => ({ title, canvas: this.#plots[which].canvas }));
     save(await pictureOf(`${this.#title}, step ${number(this.stream.step)}`, charts), this.#fileName("png"));
   }
 
@@ -114,6 +163,8 @@ export class StreamView {
     save(new Blob([table], { type: "text/csv" }), this.#fileName("csv"));
   }
 }
+
+const finite = (value) => (Number.isFinite(value) ? value : null);
 
 function candidateNote(rows, version) {
   const isTried = rows.some(({ candidate }) => Object.keys(candidate).length);
