@@ -479,17 +479,17 @@ export type SourceColumns = {
   at: Array<number | Array<number>> | PackedPositions;
 };
 
+/** The position of the source that a stream has used last. */
+export type SourceEntry = {
+  at: number;
+};
+
 /** Where the timesteps of a body stand in the log that they were read from. */
 export type SourceField = {
   /** The log: for example a topic and its partition. */
   id: string;
   /** The position of the timestep in it; for a chunk one for each timestep, strictly growing. */
   at: number | Array<number>;
-};
-
-/** The position of the source that a stream has used last. */
-export type SourceEntry = {
-  at: number;
 };
 
 /** The body of a request that imports a state; the tensors are not yet checked against a model. */
