@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from service.asgi.query import version_of
 from service.codec import JSON, Format
 from service.codec.formats import encode, format_of_answer, format_of_body
+from service.engine.streams.moves import MovedPosition
 from service.engine.streams.resets import ReplacedPosition
 from service.errors import ServiceError
 from service.ids import check_stream_id
@@ -211,8 +212,8 @@ def audited(
     return context.audit.operation(action, request.state.caller, request_id, **fields)
 
 
-def replacement_fields(position: ReplacedPosition) -> dict[str, Any]:
-    """Return the audit fields of a stream whose state was replaced."""
+def replacement_fields(position: ReplacedPosition | MovedPosition) -> dict[str, Any]:
+    """Return the audit fields of a stream whose state was replaced, or that was moved."""
     replayed = position.replayed or None
     return {"state_id_before": position.before, "state_id_after": position.state_id, "replayed": replayed}
 

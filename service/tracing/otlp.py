@@ -1,6 +1,6 @@
 """`DirectSpanExporter`: OpenTelemetry's exporter, with messages that are made of our own spans, without the SDK's.
 
-A span of the SDK, and its encoding by the SDK, take six times as long as the message that they become.
+A span of the SDK, and its encoding by the SDK, take several times as long as the message that they become.
 """
 
 from __future__ import annotations

@@ -228,3 +228,18 @@ def test_changes_of_a_release_are_logged_with_their_reason(own: Service, lines: 
         {**who, "action": "promote", "why": "better", "revision": 2},
         {**who, "action": "move_all", "limit_per_s": 5},
     ]
+
+
+def test_a_stream_that_is_moved_by_hand_and_the_retry(own: Service, lines: Lines, tmp_path: Path) -> None:
+    for version, factor in ((1, 3), (2, 5)):
+        write_model(tmp_path / "models", "pump", lambda factor=factor: fold(factor), version=version)  # type: ignore[misc]
+    own.http.post("/v1/models/reload")
+    stream = "/v1/models/pump/streams/s"
+    own.http.post(f"{stream}/step", params={"version": 1}, json={"inputs": [1]})
+    before = own.http.get(stream).json()["state_id"]
+    n_lines = len(lines())
+    moved = [send(own, "POST", f"{stream}/move", {"version": 2, "after": before}).json() for _ in range(2)]
+
+    about = {"action": "move", **WHO, "model": "pump", "stream": "s", "version": 2, "take": "keep"}
+    after = {"state_id_after": moved[0]["state_id"]}
+    assert lines()[n_lines:] == [{**about, "state_id_before": before, **after}, {**about, **after, "replayed": True}]

@@ -174,7 +174,7 @@ def test_a_save_that_failed_goes_on_when_it_is_run_again(
     assert "is an interrupted save of fold, prefix 'again.'" in str(other_prefix.exception)
 
 
-class HoldingProxy:
+class HeldConnections:
     """Forwards connections to a service, and holds back everything after some bytes in one direction.
 
     Attributes:
@@ -209,7 +209,7 @@ class HoldingProxy:
                 target.sendall(data)
 
 
-def kill_while_held(proxy: HoldingProxy, *words: object) -> None:
+def kill_while_held(proxy: HeldConnections, *words: object) -> None:
     """Run the program through a proxy, and kill it once the proxy holds something back."""
     command = [sys.executable, "-m", "stepwell", *map(str, words), "--url", proxy.url]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -226,7 +226,7 @@ def test_a_killed_save_goes_on_when_it_is_run_again(running: ServiceProcess, tmp
     make_streams(running, "killed.", 3000)
     file = tmp_path / "streams.savepoint"
     words = ("save", file, "--model", "fold", "--prefix", "killed.")
-    kill_while_held(HoldingProxy(port_of(running), received=400_000), *words)
+    kill_while_held(HeldConnections(port_of(running), received=400_000), *words)
     partial = file.with_name(f"{file.name}.partial").read_bytes()
 
     saved = report(run(running.url, *words, "--json"))
@@ -243,7 +243,7 @@ def test_a_killed_load_is_run_again(running: ServiceProcess, other: ServiceProce
     make_streams(running, "halfway.", 3000)
     file = tmp_path / "streams.savepoint"
     run(running.url, "save", file, "--model", "fold", "--prefix", "halfway.")
-    kill_while_held(HoldingProxy(port_of(other), sent=file.stat().st_size // 2), "load", file)
+    kill_while_held(HeldConnections(port_of(other), sent=file.stat().st_size // 2), "load", file)
 
     loaded, again = (report(run(other.url, "load", file, "--json")) for _ in range(2))
 

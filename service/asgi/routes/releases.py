@@ -15,6 +15,7 @@ from service.asgi.http import (
     format_of,
     idempotency_key_of,
     model_of,
+    replacement_fields,
     respond,
 )
 from service.asgi.openapi import releases as openapi
@@ -94,7 +95,7 @@ class ReleaseRoutes:
             position = await self._context.engine.streams.moves.move(
                 key, version=body.version, take=body.take, after=after, idempotency_key=idempotency_key
             )
-            audit.update(state_id_after=position.state_id, replayed=position.replayed or None)
+            audit.update(replacement_fields(position))
         return respond({**position_response(position), "version": position.version}, request, request_format)
 
     async def _end(self, request: Request, action: Action, how: How) -> Response:

@@ -31,9 +31,11 @@ class MovedPosition(StreamPosition):
 
     Attributes:
         version: The version.
+        before: The state id that the stream had; None: this is a stored result.
     """
 
     version: int = 0
+    before: bytes | None = None
 
 
 class StreamMoves:
@@ -93,8 +95,9 @@ class StreamMoves:
             new_record = self._record(record, target, op_id, state, outputs, had_key=idempotency_key is not None)
             await models.keep(key.model, target.fingerprint, loaded.deadline)
             entry = IdempotencyEntry(op_id, record.epoch, record.step, new_record.history_hash, 0, b"")
-            position = MovedPosition(record.step, new_record.history_hash, False, version)
-            return Write(new_record, record.guard, entry, position, lambda _stored: replace(position, replayed=True))
+            position = MovedPosition(record.step, new_record.history_hash, False, version, record.history_hash)
+            repeated = replace(position, replayed=True, before=None)
+            return Write(new_record, record.guard, entry, position, lambda _: repeated)
 
         return await commit_when_decided(self._deps, key, move, idempotency_key=idempotency_key)
 
