@@ -225,8 +225,7 @@ class PairedModel:
 
     def _run_both(self, call: _Call, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
         """Run both halves on `(rows, T, *row)` inputs."""
-        # Copied as bytes: of a structured array, NumPy copies field by field.
-        packed = states[PAIR].copy()
+        packed = states[PAIR].copy()  # as bytes: of a structured array, NumPy copies field by field
         pair = packed.view(PAIR_DTYPE)[:, 0]
         old_states = {field.name: states[OLD + field.name] for field in self.old.fields}
         new_states = {field.name: states[NEW + field.name] for field in self.new.fields}
@@ -297,11 +296,8 @@ class PairedModel:
         """Return 2 for each row with NaN or infinity in an output or state, as it is stored, else 0."""
         arrays = list(outputs.values())
         for field in self.new.fields:
-            array = states[field.name]
-            if field.store_dtype != field.dtype:
-                with np.errstate(over="ignore"):
-                    array = array.astype(field.store_dtype)
-            arrays.append(array)
+            with np.errstate(over="ignore"):
+                arrays.append(states[field.name].astype(field.store_dtype, copy=False))
         failure = np.zeros(rows, np.uint8)
         for array in arrays:
             if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():

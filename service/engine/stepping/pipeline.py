@@ -57,7 +57,7 @@ class PipelineDeps:
     Attributes:
         served: The model version.
         store: Loads records.
-        commits: Commits them.
+        commits: Commits records.
         cache: The worker's recently used records of this model version.
         observer: Counts the work.
         interests: Decides which commits are published.
@@ -323,17 +323,14 @@ class BatchPipeline:
 
     def _scatter_loaded(self, rows: Sequence[QueuedStep], headers: Array, states: Array) -> None:
         """Write the loaded records into the rows of uncached streams; rows of missing streams become new streams."""
-        is_reset = rows[0].timestep.lifecycle in STARTS
-        existing = [i for i, row in enumerate(rows) if row.record is not None]
-        if existing:
+        if existing := [i for i, row in enumerate(rows) if row.record is not None]:
             headers[existing] = read_headers([rows[i].stored for i in existing])
-        if is_reset:
+        if rows[0].timestep.lifecycle in STARTS:
             headers["moved"] = 0
             states[:] = np.frombuffer(self._model.initial_state, np.uint8)
         elif existing:
             states[existing] = [np.frombuffer(rows[i].record.state, np.uint8) for i in existing]  # type: ignore[union-attr]
-        created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
-        if created:
+        if created := [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]:
             headers["epoch"][created] = [secrets.randbits(64) for _ in created]
             headers["created_ms"][created] = int(time.time() * 1000)
         for i, row in enumerate(rows):
