@@ -54,7 +54,7 @@ class SequenceSender(threading.Thread):
         try:
             for response in client.stream(self._requests(len(self.predictions), self._has_room)):
                 message = response.error_message
-                if "applied: unknown" in message or "Server is stopping" in message:
+                if any(words in message for words in ("applied: unknown", "code: overloaded", "Server is stopping")):
                     self.failures += 1
                     return
                 assert not message, message

@@ -109,7 +109,10 @@ def test_several_workers_share_the_port(redis_server: Server, tmp_path: Path) ->
         client = GrpcClient(one.grpc_port)
         found.append(client.predict(n, "s", sequence_start=n == 0, step=n + 1))
         client.close()
+    client = GrpcClient(one.grpc_port)
+    while f"gRPC 127.0.0.1:{one.grpc_port}" not in one.log.read_text():  # printed when every worker is ready
+        assert client.call("ServerLive").live
+    client.close()
 
     assert found == fold_reference(range(30))
     assert one.stop() == 0
-    assert f"gRPC 127.0.0.1:{one.grpc_port}" in one.log.read_text()
