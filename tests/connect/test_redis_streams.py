@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import signal
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from service.connect.brokers import make_reader
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.urls import BrokerUrl
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
@@ -150,6 +154,50 @@ def test_a_connector_that_was_paused_beyond_its_lease_writes_nothing_twice(
         wait_for(lambda: broker.client.xlen("out") == len(readings), what=one.text)
 
     assert written(broker.entries("out")) == readings.expected()
+
+
+def test_a_reader_that_has_lost_its_lease_unnoticed_gets_no_new_entries(broker: RedisBroker) -> None:
+    """As after a pause of the process: the connector that has the lease would never see what this one gets."""
+
+    async def read() -> tuple[list[int], int]:
+        reader = make_reader(BrokerUrl.parse(broker.url("in", "g")), ReaderOptions())
+        await reader.open()
+        try:
+            broker.client.xadd("in", {"stream": "a", "x": 1})
+            first = await reader.poll(10)
+            await reader.acknowledge(first)
+            broker.client.set("{in}:stepwell:g:lease", "another one")
+            broker.client.xadd("in", {"stream": "a", "x": 2})
+            second = await reader.poll(10)
+            return [len(first), len(second)], broker.client.xpending("in", "g")["pending"]
+        finally:
+            await reader.close()
+
+    assert asyncio.run(read()) == ([1, 0], 0)
+    assert broker.client.get("{in}:stepwell:g:lease") == b"another one"
+
+
+def test_an_entry_that_is_added_while_a_reader_waits_is_returned(broker: RedisBroker) -> None:
+    async def read() -> list[int]:
+        reader = make_reader(BrokerUrl.parse(broker.url("in", "g")), ReaderOptions())
+        await reader.open()
+        found = []
+        try:
+            for x in range(3):
+                waiting = asyncio.create_task(reader.poll(10))
+                if x:
+                    await asyncio.to_thread(broker.client.xadd, "in", {"stream": "a", "x": x})
+                messages = await waiting
+                while x and not messages:
+                    messages = await reader.poll(10)
+                found.append(len(messages))
+                if messages:
+                    await reader.acknowledge(messages)
+            return found
+        finally:
+            await reader.close()
+
+    assert asyncio.run(read()) == [0, 1, 1]
 
 
 def test_a_reset_stream_is_written_again_from_step_1(
