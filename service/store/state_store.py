@@ -12,11 +12,10 @@ from service.errors import ServiceError, StoreUnavailableError, not_a_record
 from service.store import keys
 from service.store.commits import (
     COMMIT,
-    ColumnarCommits,
+    ENCODED,
     Commit,
     CommitResults,
     EncodedCommits,
-    JoinedCommits,
     Notification,
     Outcome,
     decode_results,
@@ -38,8 +37,6 @@ Durability = Literal["memory", "fsync", "replica"]
 
 _MAX_TTL_FACTOR: Final = 1.25  # a record's expiry, in times to live: a step within the first 0.25 need not renew it
 _BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-_ENCODED: Final = (ColumnarCommits, JoinedCommits)
 
 _HISTORY: Final = Script.of("history.lua")
 
@@ -188,7 +185,7 @@ class StateStore:
         calls: list[Sequence[Argument]]
         if self._transport.is_cluster:
             calls = single_calls(commits, notifications, **ttls)
-        elif type(commits) in _ENCODED and not notifications:  # `isinstance` is slow for subclasses of ABCs
+        elif type(commits) in ENCODED and not notifications:
             calls = [rows_call(cast("EncodedCommits", commits), **ttls)]
         else:
             calls = [script_call(commits, [one._replace(shard_workers=0) for one in notifications], **ttls)]
