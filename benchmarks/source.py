@@ -75,12 +75,11 @@ def measure(
             before = sum(process.cpu())
             for _ in range(rounds):
                 at = next(position) if has_source else None
-                sent = [
+                sent = list(messages("s" if has_source else "p", at))
+                for number, one in enumerate(sent, 1):
                     socket.send(msgspec.msgpack.encode({"id": number, **one}))
-                    for number, one in enumerate(messages("s" if has_source else "p", at), 1)
-                ]
                 for _ in sent:
-                    reply = msgspec.msgpack.decode(socket.recv())
+                    reply = msgspec.msgpack.decode(socket.recv(decode=False))
                     if "outputs" not in reply or reply.get("errors"):
                         raise RuntimeError(str(reply))
             if pair:  # the first one warms up

@@ -192,8 +192,7 @@ def test_messages_that_are_decoded_together_are_mapped_as_single_ones(body_forma
     encode = msgspec.json.encode if body_format == "json" else msgspec.msgpack.encode
     documents = MESSAGES if body_format == "json" else [one for one in MESSAGES if str(10**400) not in str(one)]
     received = [message(encode(one), at=i) for i, one in enumerate(documents)] + [message(b"\xc1")] * broken
-    section = {"format": body_format, "position": "n"}
-    one = mapper(paths=["data.t", "data.p"], **section)
+    one = mapper(paths=["data.t", "data.p"], format=body_format, position="n")
 
     together = PollMapper(one, typed_decoder(body_format, one)).map(MessageColumns.of(received))
     singly = PollMapper(one, None).map(MessageColumns.of(received))

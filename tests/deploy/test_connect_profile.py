@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from queue import Empty, Queue
 from threading import Thread
 
@@ -63,8 +63,7 @@ def test_predictions_arrive_on_a_topic_after_three_commands(environment: dict[st
     ) as subscriber:
         output = subscriber.stdout
         assert output is not None
-        reader = Thread(target=lambda: [lines.put(line) for line in output], daemon=True)
-        reader.start()
+        Thread(target=_put_all, args=(output, lines), daemon=True).start()
         try:
             # The subscriber may come later than the first timestep
             for n in range(1, 30):
@@ -83,6 +82,11 @@ def test_predictions_arrive_on_a_topic_after_three_commands(environment: dict[st
     assert prediction["step"] <= n
     assert prediction["source"]["at"] == prediction["step"]
     assert sum(prediction["outputs"]["activity"]) == pytest.approx(1, abs=1e-3)
+
+
+def _put_all(output: Iterable[str], lines: Queue[str]) -> None:
+    for line in output:
+        lines.put(line)
 
 
 def _next(lines: Queue[str]) -> str | None:

@@ -158,9 +158,9 @@ def _getters(fields: _Fields, column: InputColumn) -> list[Getter | float]:
     may_be_missing = column.may_be_missing
     element = scalar | None if may_be_missing else scalar
     if len(column.parts) == 1 and isinstance(column.parts[0], FieldPath):
-        kind = element
+        kind: Any = element
         for length in reversed(column.spec.shape):
-            kind = Annotated[list[kind], Meta(min_length=length, max_length=length)]
+            kind = Annotated[list[kind], Meta(min_length=length, max_length=length)]  # type: ignore[valid-type]  # made here
         if column.size == 1:
             kind = kind | scalar
         return [fields.add(column.parts[0], kind)]
