@@ -160,7 +160,7 @@ def _getters(fields: _Fields, column: InputColumn) -> list[Getter | float]:
     if len(column.parts) == 1 and isinstance(column.parts[0], FieldPath):
         kind: Any = element
         for length in reversed(column.spec.shape):
-            kind = Annotated[list[kind], Meta(min_length=length, max_length=length)]  # type: ignore[valid-type]  # made here
+            kind = Annotated[list[kind], Meta(min_length=length, max_length=length)]
         if column.size == 1:
             kind = kind | scalar
         return [fields.add(column.parts[0], kind)]
