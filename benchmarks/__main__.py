@@ -178,7 +178,7 @@ def latency(
 ) -> None:
     """Latency of requests at fixed rates, measured from the time when each request was due.
 
-    Unless a line says that the kernel placed it, the service has a processor for itself: the load generator is not part
+    Unless a line has it placed by the kernel, the service has a processor for itself: the load generator is not part
     of the measurement, and on the same processor its work would count as latency of the service.
     """
     work = workload.make(keep.resolve(), steps=20_000)

@@ -1,6 +1,6 @@
 """How do I follow the wear of a fleet of machines, which cannot be measured while they run?
 
-Each minute every machine sends its load, its vibration and its temperature. The vibration of one minute says little:
+Each minute every machine sends its load, its vibration and its temperature. The vibration of one minute shows little:
 it also depends on the load, and is noisy. The model was trained on machines whose wear was measured, and carries what
 it has seen in its state. One request has the timestep of the whole fleet. The machines are simulated: wear grows with
 the load, each machine at its own pace.

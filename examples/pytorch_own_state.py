@@ -76,7 +76,7 @@ def main() -> None:
             body = {"inputs": {"measured": row}, "seq": 1}
             answer = http.post(f"/v1/models/filter/streams/series-{series}/steps", json=body).json()
             served[series] = answer["outputs"]["value"]
-            print(f"series {series} ends at {values[series, -1, 0]:.2f}; the filter says {served[series, -1, 0]:.2f}")
+            print(f"series {series} ends at {values[series, -1, 0]:.2f}; the filter gives {served[series, -1, 0]:.2f}")
     error = {"measured": measured, "filtered": torch.from_numpy(served)}
     print("mean error:", {name: round(float((found - values).abs().mean()), 3) for name, found in error.items()})
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What does an IMDb-style model, Embedding + LSTM + sigmoid, say of a review that is still being written?
+"""What does an IMDb-style model, Embedding + LSTM + sigmoid, give for a review that is still being written?
 
 It was trained on whole reviews, padded with zeros to one length. As a stream it gets one token at a time, without
 padding, and predicts the sentiment of the prefix so far: the same as Keras for that prefix, padded.

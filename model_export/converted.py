@@ -31,7 +31,7 @@ UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
 
 
 DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
-"""What is allowed where nobody says otherwise."""
+"""What is allowed unless set otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ConvertedModel:
         proto: The step graph, without manifest.
         manifest: What it takes, carries and gives.
         original: The model as it was trained.
-        against: The original and its version, say `keras 3.15.1 jax`.
+        against: The original and its version, for example `keras 3.15.1 jax`.
         samplers: What to draw for the comparison, by the name of its kind; None: random data.
         only_length: The one number of timesteps that the original takes; None: any.
         longest: The most timesteps that the original can be asked for within reason; None: any.

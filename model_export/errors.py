@@ -3,7 +3,7 @@
 StepwellError                  code, problem, fix
 ├── ManifestError              the description of a model is missing or wrong
 ├── ModelLoadError             onnxruntime refuses the graph, or it disagrees with its manifest
-├── UnclearModelError          the graph leaves something open that a person must say
+├── UnclearModelError          the graph leaves something open that a person must decide
 ├── RefusedModelError          a model that cannot be stepped, with the layer and the reason
 ├── ParityError                the step graph and the original disagree; nothing is written
 │   └── WeakProofError         they agree, and a wrong graph might have, too; nothing is written
@@ -45,13 +45,13 @@ class ManifestError(StepwellError):
 
 
 class ModelLoadError(StepwellError):
-    """A graph cannot be loaded, or does not have what its manifest says."""
+    """A graph cannot be loaded, or does not have what its manifest declares."""
 
     code = "model_unloadable"
 
 
 class UnclearModelError(StepwellError):
-    """A graph that leaves something open; a flag of `stepwell adopt` says it."""
+    """A graph that leaves something open; a flag of `stepwell adopt` sets it."""
 
     code = "model_unclear"
 

@@ -180,7 +180,7 @@ def convert_source(
     length: int | None = None,
     progress: Progress | None = None,
 ) -> ConvertedModel:
-    """Hand what a SOURCE gave to the front end that knows it.
+    """Hand what a SOURCE gave to the front end that handles it.
 
     Raises:
         RefusedModelError: It cannot be stepped.

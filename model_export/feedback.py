@@ -41,7 +41,7 @@ class Draw:
     """How one of several is drawn.
 
     Attributes:
-        temperature: 1: as probable as the model says; towards 0 ever more the most probable one, at 0 that alone.
+        temperature: 1: as probable as by the model; towards 0 ever more the most probable one, at 0 that alone.
         top_k: Only the k most probable ones; None: all.
         top_p: Only the most probable ones that together have this probability, at least one; None: all.
         logits: The weights are logarithms.
@@ -101,7 +101,7 @@ class Rule:
 
 
 class FeedbackError(ValueError):
-    """A rule that says nothing, or does not fit the model; its text says what was found and expected.
+    """A rule that is empty or does not fit the model; its text has what was found and expected.
 
     Attributes:
         fits_no_model: The rule itself is wrong, whatever the model.
@@ -194,8 +194,9 @@ def _rule(spec: TensorSpec, said: Any, outputs: Mapping[str, OutputSpec]) -> Rul
             raise FeedbackError(f"it has the key {key!r:.60}; expected {', '.join(_KEYS)}", fits_no_model=True)
     output = _output(found["output"], outputs)
     noise = next((key for key in _NOISE if key in found), None)
-    if noise and any(key in found for key in _SAMPLING):
-        raise FeedbackError(f"it has `{noise}` and says how to draw; expected one of them", fits_no_model=True)
+    sampling = next((key for key in _SAMPLING if key in found), None)
+    if noise and sampling:
+        raise FeedbackError(f"it has `{noise}` and `{sampling}`; expected one of them", fits_no_model=True)
     if "df" in found and "std" not in found:
         raise FeedbackError("it has `df` without `std`; expected both", fits_no_model=True)
     if "dispersion" in found and "std" in found:
@@ -254,7 +255,7 @@ def _demand_same_row(spec: TensorSpec, output: OutputSpec) -> None:
     if not np.can_cast(output.dtype, spec.dtype, "same_kind"):
         raise FeedbackError(
             f"it is {_kind(spec)} and output {output.name!r} is {_kind(output)}, which it cannot hold; "
-            "to draw from probabilities, say `sample`"
+            "to draw from probabilities, set `sample`"
         )
 
 

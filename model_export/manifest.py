@@ -2,7 +2,7 @@
 
 It lives as JSON inside the ONNX file (`metadata_props`, key `stepwell.manifest`), or beside the file as
 `<file>.stepwell.json`, which wins. Shapes are those of one row on the wire: without batch axis and without
-time axis; where the graph's own row has another shape (say a time axis of length 1), `graph_shape` has it.
+time axis; where the graph's own row has another shape (such as a time axis of length 1), `graph_shape` has it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Parity(ManifestPart):
     """The report of the verification at export.
 
     Attributes:
-        against: The original and its version, say `keras 3.15.1`.
+        against: The original and its version, for example `keras 3.15.1`.
         steps: Timesteps of each compared sequence.
         max_abs: Largest absolute difference found.
         atol: Absolute tolerance that was demanded.
@@ -92,7 +92,7 @@ class FeatureReference(ManifestPart):
         missing: Share of the values that were missing.
         min: The smallest value; None: all were missing.
         max: The largest value.
-        quantiles: Quantiles by their share as text, say `"0.5"`; each is one of the values.
+        quantiles: Quantiles by their share as text, for example `"0.5"`; each is one of the values.
         edges: Ascending; between them are the bins of `shares`. Bin i has the values with i edges below them.
         shares: Share of the values in each bin.
         tenth: The same of the tenth of the sequences that deviated most; None: they were like the others, or too few.
@@ -134,7 +134,7 @@ class DataReference(ManifestPart):
 
 
 class Manifest(ManifestPart):
-    """Everything about a step graph that its ONNX file does not say by itself."""
+    """Everything about a step graph that its ONNX file does not declare itself."""
 
     format: Literal[1] = 1
     name: str = "model"

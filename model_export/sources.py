@@ -146,7 +146,7 @@ def named_object(source: str, module_name: str, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             raise RefusedModelError(
-                f"{module_name} has no {name!r}, which {source!r} asks for.", fix="Name a function that it has."
+                f"{module_name} has no {name!r}, which {source!r} names.", fix="Name a function that it has."
             )
         found = getattr(found, part)
     return found

@@ -1,4 +1,4 @@
-"""`StepSpec`: how to step a PyTorch module, as `stepwell export package.module:callable` wants it returned."""
+"""`StepSpec`: how to step a PyTorch module, as `stepwell export package.module:callable` needs it returned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the manifest says of each tensor: inputs, outputs, states, constants, windows, and how a tensor is JSON."""
+"""What the manifest declares of each tensor: inputs, outputs, states, constants, windows, and how a tensor is JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Array = npt.NDArray[Any]
-"""An array of any dtype; its docstring says shape and dtype."""
+"""An array of any dtype; shape and dtype are in the docstring of what uses it."""
 
 DTYPES = (
     "float32", "float64", "float16", "int64", "int32", "int16", "int8",
@@ -234,7 +234,7 @@ class ConstantSpec(ManifestPart):
 
 
 class WindowSpec(ManifestPart):
-    """Past input that a graph wants to see again in front of the new one.
+    """Past input that a graph takes again in front of the new one.
 
     The caller sends the new part alone; Stepwell keeps the last `context` elements and puts them in front.
     It does so in the graph's own axes, so a windowed input has no `graph_shape`.

@@ -316,7 +316,7 @@ class StepModel:
         return Manifest.from_json(text, where=self._where)
 
     def _fingerprint(self, source: Path | bytes) -> bytes:
-        """Hash the graph, the weights kept outside it, and what the manifest says about states."""
+        """Hash the graph, the weights kept outside it, and what the manifest declares of states."""
         digest = hashlib.blake2b(digest_size=8)
         digest.update(source if isinstance(source, bytes) else source.read_bytes())
         if isinstance(source, Path):

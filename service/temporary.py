@@ -18,7 +18,7 @@ _LOCK: Final = ".lock"
 def temporary_folder(prefix: str) -> Iterator[Path]:
     """Yield a new folder, after deleting those of this prefix whose processes were killed.
 
-    A lock that ends with its process tells them apart: process ids may be of another container.
+    A lock that ends with its process distinguishes them: process ids may be of another container.
     """
     for lock in Path(tempfile.gettempdir()).glob(f"{prefix}*/{_LOCK}"):
         with contextlib.suppress(OSError), lock.open("r+") as file:  # of another user, in use, or deleted by now

@@ -72,7 +72,7 @@ class ServiceProcess:
                 with contextlib.suppress(httpx.TransportError):
                     if http.get("/readyz").status_code == 200:
                         return
-                time.sleep(0.02)  # noqa: TID251 - nothing tells of another process, and it needs the processor to start
+                time.sleep(0.02)  # noqa: TID251 - another process gives no event, and it needs the processor to start
 
     def kill(self) -> None:
         """Kill the process, as a crash would."""

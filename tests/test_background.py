@@ -1,4 +1,4 @@
-"""Work in the background goes on after an error, says what went wrong, and ends when it is told to."""
+"""Work in the background goes on after an error, logs it, and ends when it is stopped."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_a_request_that_comes_after_the_port_is_closed_is_answered(end: End, cli
 
 async def closed(listening: socket.socket) -> None:
     """Wait until a socket is closed."""
-    while listening.fileno() >= 0:  # noqa: ASYNC110 - no event tells of it
+    while listening.fileno() >= 0:  # noqa: ASYNC110 - there is no event of it
         await asyncio.sleep(0.001)
 
 

@@ -45,7 +45,7 @@ class Adoption:
     Attributes:
         manifest: The description, proved by running.
         batched: Whether rows are run together.
-        flags: The command line's words that say what was found; with them nothing is left to guess.
+        flags: The command line's words for what was found; with them nothing is left to guess.
         how: How each state's pair was found: `name`, `operator`, `shape`, `flow` or `said`.
         notes: What was assumed, for people to read.
     """
@@ -65,12 +65,12 @@ def adopt(
     Args:
         path: The ONNX file; it is read only.
         name: The model's name; the file's stem by default (the folder's, for `NAME/VERSION/model.onnx`).
-        hints: What the graph does not say.
+        hints: What the graph does not declare.
         steps: Timesteps of each proof.
         replace: Describe it even though the file has a manifest inside.
 
     Raises:
-        UnclearModelError: Something is open; the message names the flag that says it.
+        UnclearModelError: Something is open; the message names the flag that sets it.
         RefusedModelError: The graph is not stepwise, or chance reaches what must not depend on it.
         ModelLoadError: onnxruntime cannot load or run it.
         MissingExtraError: The onnx package is not installed.

@@ -122,7 +122,7 @@ def find_row(
         tensor: The input.
         batch_axis: From `find_batch_axes`.
         said: `--shape`: the row that a caller sends.
-        context: `--window`: length of the past part that the graph wants in front of the new one.
+        context: `--window`: length of the past part that the graph takes in front of the new one.
         time_axes: `--time-axis`: the time axis by input; None: it has none, whatever its axes are called.
 
     Raises:

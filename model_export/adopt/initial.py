@@ -39,7 +39,7 @@ def find_initial(
         notes: What was found in the metadata is told here.
 
     Raises:
-        UnclearModelError: What was said, or what the metadata says, does not fit a state.
+        UnclearModelError: A flag or the metadata does not fit a state.
     """
     known = {state.name: state for state in states}
     for name in said:

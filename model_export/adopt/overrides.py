@@ -16,7 +16,7 @@ Kind = Literal["value", "random", "ignore"]
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a graph does not say by itself, said by a person.
+    """What a graph does not declare itself, as a person sets it.
 
     Attributes:
         states: State output by state input. With any, no other state is looked for.
@@ -93,7 +93,7 @@ class Overrides:
 
 
 def write_flags(manifest: Manifest, inputs: Sequence[Declared], hints: Overrides) -> list[str]:
-    """Return the command line's words that say all that was found and is not plain from the declarations.
+    """Return the command line's words for all that was found and is not plain from the declarations.
 
     Initial states are left out: those in the file are found again, and those from another file are named by it.
     """

@@ -49,7 +49,7 @@ def pair_states(
     Args:
         inputs: All inputs that may be states, in graph order.
         outputs: All outputs that may be next states, in graph order.
-        flow: What the graph's nodes say about them.
+        flow: What the graph's nodes show about them.
         all_may_be_states: Whether some other input is known to be sent by the caller.
 
     Raises:
@@ -104,12 +104,12 @@ def split_words(name: str) -> tuple[str, ...]:
 
 
 def stems_of_state(name: str) -> set[tuple[str, ...]]:
-    """Return the words of a state input's name, with and without those that say that it is an input."""
+    """Return the words of a state input's name, with and without those that mark it as an input."""
     return _stems(name, _BEFORE) | _stems(re.sub(r"(?<=[A-Za-z_])0$", "", name), _BEFORE)
 
 
 def _stems(name: str, habit: set[str]) -> set[tuple[str, ...]]:
-    """Return the words of a name, and what is left of them without those that say before or after.
+    """Return the words of a name, and what is left of them without those for before and after.
 
     Without one of them, too: the next value of `n` is `n_next`, where each of the words may be meant so.
     """
@@ -138,7 +138,7 @@ def _by_name(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor], fl
 
 
 def _carried_alone(flow: Flow, name: str, options: list[str]) -> list[str]:
-    """Return the option that an operator says is the next value, if there is one; else all."""
+    """Return the option that an operator shows to be the next value, if there is one; else all."""
     carried = [option for option in options if option in flow.carried.get(name, [])]
     return carried if len(carried) == 1 else options
 

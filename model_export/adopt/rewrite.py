@@ -48,7 +48,7 @@ def rewrite(path: Path, manifest: Manifest, changes: Sequence[Change], *, steps:
         if not manifest.windows:
             raise UnclearModelError(
                 f"{path} is described without a window; expected one to fold into the graph.",
-                fix="Say how much past input the graph wants: `--window INPUT=LENGTH`, or leave out `--fold-context`.",
+                fix="Set how much past input the graph takes: `--window INPUT=LENGTH`, or leave out `--fold-context`.",
             )
         model, described = fold_context(model, described)
     if "batchify" in changes:

@@ -1,4 +1,4 @@
-"""Finds the row of each input of a step graph, and asks for a length that nothing in the graph says."""
+"""Finds the row of each input of a step graph; a length that nothing in the graph declares has to be set."""
 
 from __future__ import annotations
 

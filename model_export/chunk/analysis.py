@@ -24,7 +24,7 @@ _ROWS = (3, 5)  # a tensor's batch axis is the one that follows these
 
 
 class NoChunkError(Exception):
-    """A graph of any length cannot be made of this step graph; the text says why. Caught in this package."""
+    """A graph of any length cannot be made of this step graph; the text is the reason. Caught in this package."""
 
 
 class TensorFact(NamedTuple):

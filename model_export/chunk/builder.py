@@ -70,7 +70,7 @@ def tensors(names: Iterable[str], kinds: Iterable[int]) -> list[onnx.ValueInfoPr
 
 
 def ranked(names: Iterable[str], facts: Iterable[TensorFact]) -> list[onnx.ValueInfoProto]:
-    """Return declarations with the number of axes alone, which onnxruntime wants of a Scan's body."""
+    """Return declarations with the number of axes alone, which onnxruntime needs of a Scan's body."""
     return [
         helper.make_tensor_value_info(name, fact.kind, [None] * (len(fact.row) + (fact.axis is not None)))
         for name, fact in zip(names, facts, strict=True)

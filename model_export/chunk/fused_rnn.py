@@ -43,15 +43,15 @@ class FusedCell:
 
 
 def emit_cell(builder: Vectorizer, loop: Loop) -> bool:
-    """Emit a loop that a front end told to be a cell; say whether it is one."""
+    """Emit a loop that a front end has marked as a cell; return whether it is one."""
     cell = next((cell for cell in builder.cells if sorted(cell.states) == sorted(loop.states)), None)
     if cell is None or not set(builder.wanted_outside(loop)) <= {cell.after[0]}:
         return False
     if [_source(builder, builder.reading.after[state]) for state in cell.states] != list(cell.after):
-        return False  # say, kept where a timestep is masked
+        return False  # for example kept where a timestep is masked
     known = set(builder.facts) | builder.reading.fixed | {name for node in cell.nodes for name in node.output}
     if not {cell.x, *(name for node in cell.nodes for name in node.input)} <= known:
-        return False  # a later change of the step graph, say to smaller weights, has taken them away
+        return False  # a later change of the step graph, for example to smaller weights, has taken them away
     emitter, states = builder.emitter, list(cell.states)
     emitter.front.extend(cell.nodes)
     sequence = emitter.op("Transpose", builder.sequence(cell.x), perm=[1, 0, 2])
@@ -65,7 +65,7 @@ def emit_cell(builder: Vectorizer, loop: Loop) -> bool:
 
 
 def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
-    """Emit a loop of one LSTM, GRU or RNN operator that runs one timestep; say whether it is one."""
+    """Emit a loop of one LSTM, GRU or RNN operator that runs one timestep; return whether it is one."""
     found = [node for node in loop.nodes if node.op_type in RNN]
     if len(found) != 1 or any(node.op_type not in _GLUE for node in loop.nodes if node is not found[0]):
         return False
@@ -148,7 +148,7 @@ def _once(builder: Vectorizer, loop: Loop, names: Sequence[str], known: dict[str
 
 
 def _glue_of_all_timesteps(builder: Vectorizer, loop: Loop) -> None:
-    """Emit the glue behind the operator for all timesteps, as far as something outside wants it."""
+    """Emit the glue behind the operator for all timesteps, as far as something outside uses it."""
     wanted = set(builder.wanted_outside(loop))
     for node in loop.nodes:
         if node.op_type in _GLUE and all(builder.knows(name) for name in node.input if name):

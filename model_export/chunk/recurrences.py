@@ -84,7 +84,7 @@ def _emit_scan(builder: Vectorizer, loop: Loop) -> None:
 def _body(builder: Vectorizer, loop: Loop) -> tuple[list[onnx.NodeProto], list[str]]:
     """Return the nodes to run in each timestep, and the tensors that are cut into timesteps for them.
 
-    What has no batch axis, say a shape computed from one, is computed in the loop again.
+    What has no batch axis, such as a shape computed from one, is computed in the loop again.
 
     Raises:
         NoChunkError: Such a thing hangs on another loop.

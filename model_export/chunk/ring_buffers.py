@@ -61,7 +61,7 @@ class Window:
 
 
 def emit_window(builder: Vectorizer, loop: Loop) -> bool:
-    """Emit a loop that is a window; say whether it is one."""
+    """Emit a loop that is a window; return whether it is one."""
     joins = [node for node in loop.nodes if node.op_type == "Concat"]
     if len(loop.states) != 1 or len(joins) != 1 or list(joins[0].input[:1]) != loop.states or len(joins[0].input) != 2:
         return False

@@ -70,7 +70,7 @@ class NodeBuilder:
         Args:
             kind: The ONNX operator.
             inputs: Tensor names.
-            at: Where it comes from, say a layer's name; the tensor is named after it.
+            at: Where it comes from, for example a layer's name; the tensor is named after it.
             attributes: The operator's attributes.
         """
         return self.split_op(kind, *inputs, at=at, outputs=1, **attributes)[0]

@@ -70,7 +70,7 @@ def _used(node: Any) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What a graph's nodes say about its states.
+    """What a graph's nodes show about its states.
 
     Attributes:
         reached: For each graph output, the graph inputs that it depends on.

@@ -54,7 +54,7 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
 
     Raises:
         MissingExtraError: Keras or onnx is not installed.
-        RefusedModelError: A layer cannot be stepped; names it and says why.
+        RefusedModelError: A layer cannot be stepped; the message names it and has the reason.
     """
     _require()
     import keras
@@ -98,7 +98,7 @@ def export_model(model: Any, *, name: str, progress: Progress | None = None, **m
 
     Raises:
         MissingExtraError: Keras or onnx is not installed.
-        RefusedModelError: A layer cannot be stepped; names it and says why.
+        RefusedModelError: A layer cannot be stepped; the message names it and has the reason.
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
     """
     made = convert(model, name=name, progress=progress)

@@ -21,7 +21,7 @@ def find_wrappers(model: Any) -> list[Any]:
 
 
 def may_spread_timesteps(model: Any, inputs: Any) -> bool:
-    """Return whether such layers say the same on all timesteps at once, held against Keras' own way once.
+    """Return whether such layers give the same on all timesteps at once, compared with Keras' own way once.
 
     Args:
         model: The model.

@@ -19,7 +19,7 @@ _MOST_READINGS = 8
 def possible_axes(function: Any) -> Iterator[list[bool]]:
     """Return for each input whether axis 1 is time, once for each way to read the model, the likeliest first.
 
-    An input of its own length beside a sequence is something static, say the id of a machine or an image; where the
+    An input of its own length beside a sequence is something static, such as the id of a machine or an image; where the
     model cannot be stepped so, it may be a sequence after all. The same goes for ids as many as there are timesteps.
     """
     tensors = function.inputs
@@ -51,7 +51,7 @@ def _has_time(function: Any, tensor: Any) -> bool:
 
 
 def _becomes_rows(function: Any, tensor: Any) -> bool:
-    """Whether each number becomes a row of features, say in an embedding inside a layer of one's own."""
+    """Whether each number becomes a row of features, for example in an embedding inside a layer of one's own."""
     nodes = [node for level in function._nodes_by_depth.values() for node in level]
     users = [node for node in nodes if any(tensor is other for other in node.input_tensors)]
     users = [node for node in users if type(node.operation).__name__ != "NotEqual"]  # an embedding's own mask
@@ -69,7 +69,7 @@ def _becomes_rows(function: Any, tensor: Any) -> bool:
 
 
 def only_looked_up(function: Any, tensor: Any) -> bool:
-    """Whether an input is nothing but ids for embeddings: declared as integers then, whatever Keras' default says."""
+    """Whether an input is nothing but ids for embeddings: declared as integers then, whatever Keras' default is."""
     found = False
     for user in _users(function, tensor):
         inner = functional(user)

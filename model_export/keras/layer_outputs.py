@@ -47,7 +47,7 @@ def layer_outputs(model: Any, exported: ExportedStep, original: KerasReference) 
 
 
 def _tensor_of(layer: Any, proto: onnx.ModelProto) -> str | None:
-    """Return the last tensor that a layer's rule made; None where it made none, say of dropout."""
+    """Return the last tensor that a layer's rule made; None where it made none, as for dropout."""
     doors = {output.name for output in proto.graph.output}
     made = [name for node in proto.graph.node for name in node.output if name not in doors]
     own = [name for name in made if name.startswith((f"{layer.name}/", f"{layer.name}."))]

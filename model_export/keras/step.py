@@ -51,7 +51,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
         name: The model's name in its manifest.
 
     Raises:
-        RefusedModelError: The model cannot be walked, or a layer cannot be stepped; names it and says why.
+        RefusedModelError: The model cannot be walked, or a layer cannot be stepped; the message has which, and why.
     """
     walk, values = walk_model(KerasWalk, model)
     timed = {walk.graph.output(output, value).name: value.time for output, value in values}
@@ -73,7 +73,7 @@ def walk_model(begin: Callable[[], W], model: Any) -> tuple[W, list[tuple[str, V
         The walk, and each output's name and value; names may occur twice.
 
     Raises:
-        RefusedModelError: The model cannot be walked, or a layer cannot be stepped; names it and says why.
+        RefusedModelError: The model cannot be walked, or a layer cannot be stepped; the message has which, and why.
     """
     function = functional(walkable(model))
     refused: RefusedModelError | None = None

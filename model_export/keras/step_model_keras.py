@@ -38,7 +38,7 @@ def to_step_model(model: Any) -> keras.Model:
 
 
 class _TwinWalk(KerasWalk):
-    """Walks a model by its rules, which say what can be stepped, and calls the layers again on one timestep.
+    """Walks a model by its rules, which decide what can be stepped, and calls the layers again on one timestep.
 
     Attributes:
         inputs: Symbolic inputs of the step model.

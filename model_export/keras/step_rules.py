@@ -1,4 +1,4 @@
-"""`register_step_rule`: says how a layer of one's own is stepped; imports no framework."""
+"""`register_step_rule`: registers how a layer of one's own is stepped; imports no framework."""
 
 from __future__ import annotations
 

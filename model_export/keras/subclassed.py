@@ -20,7 +20,7 @@ def walkable(model: Any) -> Any:
         model: Any Keras model.
 
     Raises:
-        RefusedModelError: It is not built, or nothing says what it takes, or its code fails on symbolic tensors.
+        RefusedModelError: It is not built, or its inputs are unknown, or its code fails on symbolic tensors.
     """
     if functional(model) is not None:
         return model
@@ -28,7 +28,7 @@ def walkable(model: Any) -> Any:
     if not isinstance(model, keras.Model) or not shapes:
         raise RefusedModelError(
             f"Model {getattr(model, 'name', model)!r} ({type(model).__name__}) has no graph of layers to walk, and "
-            "nothing says what it takes: it is not built yet.",
+            "its inputs are unknown: it is not built yet.",
             fix="Give it a `keras.Input(...)` first (Sequential), build it with the functional API, or call it once on "
             "data before it is exported (a subclass of keras.Model).",
         )

@@ -14,7 +14,7 @@ class TimePadding:
 
     Attributes:
         front: How many come before the first timestep of the stream; negative: it has no place for so many of the
-            stream's first, and what the step graph says there is nobody's.
+            stream's first, and what the step graph gives there is used by nobody.
         back: How many come after the newest one; nobody may look at them.
         fill: What each of those in front is, one row.
         refusal: The error to raise where something needs the timesteps that are cut off in front.

@@ -30,7 +30,7 @@ class InputFacts:
         time: Whether the original's input has a time axis.
         vocabulary: Integers from 0 to below this are looked up in an embedding; None: no lookup.
         mask_value: The value that marks a masked timestep; None: nothing is masked by it.
-        may_begin_masked: Whether the original says a number for a sequence whose first timestep is masked.
+        may_begin_masked: Whether the original gives a number for a sequence whose first timestep is masked.
     """
 
     time: bool
@@ -198,7 +198,7 @@ def _checked_mask(call: Call, mask: Value) -> Value:
 
 
 def _trains_by_default(layer: Any) -> bool:
-    """Whether a layer's `call` takes training=True where nobody says anything; a model says False when it predicts."""
+    """Whether a layer's `call` has training=True by default; a model passes False when it predicts."""
     parameter = inspect.signature(layer.call).parameters.get("training")
     return parameter is not None and parameter.default is True
 
@@ -239,7 +239,7 @@ def trace_call(call: Call) -> list[Value]:
 
 
 def _with_masks(call: Call) -> Call:
-    """Hand code that asks for masks those of its inputs, as Keras does."""
+    """Pass the masks of its inputs to code that takes masks, as Keras does."""
     takes = inspect.signature(call.layer.call).parameters
     if call.mask is None or not any(name == "mask" or name.endswith("_mask") for name in takes):
         return call

@@ -44,7 +44,7 @@ MAX_FEATURES: Final = 256
 
 _QUANTILES: Final = (0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)
 _DECILES: Final = _QUANTILES[1:-1]
-_MIN_SEQUENCES: Final = 20  # with fewer, a tenth of them says little about the differences between streams
+_MIN_SEQUENCES: Final = 20  # with fewer, a tenth of them shows little of the differences between streams
 _NOISE: Final = 4.0  # a PSI of that many times its mean without any change is none
 
 

@@ -51,7 +51,7 @@ class Contents:
     Attributes:
         operators: Domain and type of every node, wherever it stands.
         functions: Domain and name of the functions that the file itself defines.
-        weights: Where the tensors lie that are kept outside the file, as the file says it.
+        weights: Where the tensors lie that are kept outside the file, as the file names it.
     """
 
     operators: frozenset[tuple[str, str]]
@@ -102,7 +102,7 @@ def check_operators(source: Path | bytes) -> Contents:
     """Check that a model file runs known operators only and opens no file but weights of its own; return what it has.
 
     Raises:
-        ModelLoadError: It does not; says which operator or file.
+        ModelLoadError: It does not; the message names the operator or file.
     """
     name = source.name if isinstance(source, Path) else "The model"
     contents = contents_of(source)

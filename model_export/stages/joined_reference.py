@@ -115,7 +115,7 @@ def _with_rest(draw: Sampler, other: Sampler, names: Sequence[str]) -> Sampler:
 
 
 def join_probes(one: LayerOutputs | None, two: LayerOutputs | None, middle: Middle) -> LayerOutputs | None:
-    """Return what the layers of both originals give; None: neither says."""
+    """Return what the layers of both originals give; None: neither gives any."""
     if one is None and two is None:
         return None
 

@@ -47,7 +47,7 @@ def convert(
         FileError: There is no such file.
         ModelLoadError: onnxruntime cannot run the graph.
         UnclearModelError: No time axis can be found.
-        RefusedModelError: A node cannot be stepped; names it and says why.
+        RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
     from model_export.streaming.normal_form.load import require_onnx
 

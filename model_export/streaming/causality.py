@@ -1,4 +1,4 @@
-"""Refuses nodes that mix timesteps, with the reason where the operator says it."""
+"""Refuses nodes that mix timesteps, with the reason where the operator gives one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_causal(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
     """Refuse a node whose answers change before the timestep that was changed.
 
     Raises:
-        RefusedModelError: They do; says from which timestep to which.
+        RefusedModelError: They do; the message has from which timestep to which.
     """
     tensor = walk.tensors[name]
     if tensor.kind != "per_step" or tensor.offset is None:

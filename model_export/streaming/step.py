@@ -88,7 +88,7 @@ def make_step(
 
     Raises:
         UnclearModelError: No time axis can be found.
-        RefusedModelError: A node cannot be stepped; names it and says why.
+        RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
     graph = with_loops_rolled(load_graph(source, constants or {}))
     _check_chance(graph)

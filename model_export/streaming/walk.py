@@ -78,7 +78,7 @@ class StreamingWalk:
         """Raise the error of the first of these tensors that is refused.
 
         Raises:
-            RefusedModelError: It names the node and says why it cannot be stepped.
+            RefusedModelError: The message names the node and has the reason.
         """
         for name in sorted(names, key=self.sized.__contains__):  # a mask is refused for what it masks
             if (error := self.tensors[name].error) is not None:
@@ -99,7 +99,7 @@ class StreamingWalk:
         """Return the error for a node that cannot be stepped."""
         return RefusedModelError(
             f"Node {node.name!r} ({node.op_type}) {reason}.",
-            fix=fix or "A step knows the timesteps so far, not the ones to come: train or export a causal model.",
+            fix=fix or "A step has the timesteps so far, not the ones to come: train or export a causal model.",
         )
 
     # ---------------------------------------------------------------- tensors of the step graph
@@ -110,7 +110,7 @@ class StreamingWalk:
         Args:
             name: The tensor of the sequence graph; empty for an input that is left out.
             offset: The offset at which a timed tensor is wanted; it is delayed where it is ahead.
-            node: Who asks, for the message.
+            node: The node that needs it, for the message.
         """
         if not name:
             return ""
@@ -202,7 +202,7 @@ class StreamingWalk:
         """Return the shape that a tensor has at one timestep, as a tensor."""
         return shape_at_one_step(self.graph, dims)
 
-    # ---------------------------------------------------------------- what rules say
+    # ---------------------------------------------------------------- what rules use
 
     def emit_like(self, node: onnx.NodeProto, offset: int | None, **changed: str) -> onnx.NodeProto:
         """Emit a node as it is, on the tensors of the step graph.
@@ -274,7 +274,7 @@ class StreamingWalk:
     # ---------------------------------------------------------------- private
 
     def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
-        """Whether a rule says itself what becomes of a tensor that cannot be stepped.
+        """Whether a rule decides itself what becomes of a tensor that cannot be stepped.
 
         It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, or a
         softmax over time.

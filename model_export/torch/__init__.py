@@ -57,7 +57,7 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
 
     Raises:
         MissingExtraError: PyTorch, onnx or onnxscript is not installed.
-        RefusedModelError: The module cannot be stepped; says which part and why.
+        RefusedModelError: The module cannot be stepped; the message names the part and has the reason.
     """
     _require()
     from model_export.torch.sequence_module import convert_sequence_module

@@ -20,7 +20,7 @@ from model_export.torch.cells import CellCall, States, decomposed, patch_recurre
 from model_export.torch.sampling import STEPS_OF_AN_EXAMPLE
 
 STARTED = "started"
-"""The state that says whether a stream has begun, where the module computes an initial state from its inputs."""
+"""The state that shows whether a stream has begun, where the module computes an initial state from its inputs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ class Sequences:
         lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
         attention: Why it cannot be stepped by its layers where one attends over time; a mask may make that possible.
         loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
-        elsewhere: Paths of recurrent layers that run over another axis than time, say frequency.
+        elsewhere: Paths of recurrent layers that run over another axis than time, such as frequency.
     """
 
     def __init__(self, module: Any, examples: Mapping[str, Any], time_axis: int) -> None:

@@ -57,7 +57,7 @@ class CellAdapter(Protocol):
     """How one kind of layer takes a single timestep."""
 
     def initial(self, layer: Any) -> dict[str, Tensor]:
-        """Return what the layer's states begin with unless the call says otherwise, shape `(1, *row)`."""
+        """Return what the layer's states begin with unless the call sets it, shape `(1, *row)`."""
         ...
 
     def take(self, layer: Any, x: Tensor, hx: Any = None) -> tuple[Tensor, States | None] | None:

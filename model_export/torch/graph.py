@@ -40,7 +40,7 @@ def step_graph(
         name: The graph's.
 
     Raises:
-        RefusedModelError: Torch cannot trace it, or cannot say it in ONNX.
+        RefusedModelError: Torch cannot trace it, or cannot express it in ONNX.
     """
     batch = torch.export.Dim("batch")
     dynamic = tuple({axis: batch} for axis in axes)
@@ -89,7 +89,7 @@ def sequence_graph(
         length: The most timesteps that the module takes; None: any number.
 
     Raises:
-        RefusedModelError: Torch cannot say it in ONNX.
+        RefusedModelError: Torch cannot express it in ONNX.
     """
     try:
         return _older_graph(module, values, axes, names, name=name)

@@ -1,7 +1,7 @@
 """Layers with a state that torch has not: causal convolution, attention with a cache, linear recurrence.
 
-Each runs over whole sequences in training and by single timesteps in a stream, and `AutoStep` knows them all, as it
-knows any `StepLayer` of yours.
+Each runs over whole sequences in training and by single timesteps in a stream, and `AutoStep` handles them all, as it
+handles any `StepLayer` of yours.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ STEPS_OF_AN_EXAMPLE = 5
 
 @dataclass(frozen=True, slots=True)
 class ExampleInput:
-    """One input of a module, and where the module wants what in it.
+    """One input of a module, and where the module has which axis in it.
 
     Attributes:
         name: Its name in the step graph.
@@ -44,7 +44,7 @@ class ExampleInput:
     ids: int | None = None
 
     def to_module(self, value: torch.Tensor) -> torch.Tensor:
-        """Bring `(batch, T, *row)` to the module's own axes, in one piece: `view` in the module wants that."""
+        """Bring `(batch, T, *row)` to the module's own axes, in one piece: `view` in the module needs that."""
         if self.time is None:
             return value[:, 0].movedim(0, self.batch).contiguous()
         return value.movedim((0, 1), (self.batch, self.time)).contiguous()

@@ -55,7 +55,7 @@ def convert_sequence_module(
         length: The number of timesteps that the module was built for; None: any.
 
     Raises:
-        RefusedModelError: The module cannot be stepped; says why.
+        RefusedModelError: The module cannot be stepped; the message has the reason.
     """
     whole = Sequences(prepared(module), inputs, time_axis)
     samplers = {whole.draw.kind: whole.draw}

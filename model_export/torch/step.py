@@ -75,12 +75,12 @@ def export_step(
         module: `forward(*inputs, *states) -> (*outputs, *next_states)`, or an `AutoStep`.
         inputs: An example of one timestep by name, shape `(batch, *row)`, in the order of `forward`.
         states: The initial value by name, shape `(1, *row)`, in the order of `forward`; a batch axis of size 1 may
-            also stand elsewhere. An `AutoStep` knows its own.
+            also stand elsewhere. An `AutoStep` has its own.
         name: The model's name in its manifest.
         output_names: Names for the outputs, in order.
 
     Raises:
-        RefusedModelError: The module cannot be exported; says why.
+        RefusedModelError: The module cannot be exported; the message has the reason.
     """
     mine = prepared(module)
     given = tensors(inputs)

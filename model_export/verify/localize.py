@@ -49,7 +49,7 @@ def localize_layer(
     """Return a sentence that names the first layer whose output differs at or before the failing timestep.
 
     Args:
-        probe: What the original's layers give; None: the front end cannot say.
+        probe: What the original's layers give; None: the front end cannot find out.
         proto: The step graph.
         manifest: What it takes, carries and gives.
         failure: The sequence and timestep at which the answers differ.

@@ -90,7 +90,7 @@ def verify_parity(
     Args:
         original: The model as it was trained.
         model: The step graph, in the class that will serve it.
-        against: The original and its version, say `keras 3.15.1`.
+        against: The original and its version, for example `keras 3.15.1`.
         samplers: What to draw, by the name of its kind; one without structure by default.
         user_data: One array per input, shape `(N, T, *shape)`; see `read_user_data`.
         seeds: One batch of three rows is drawn for each.
@@ -128,7 +128,7 @@ def verify(
 ) -> ParityReport:
     """Do what `verify_parity` does, within a tolerance that may follow the size of each output.
 
-    `shortened` says why the long run has fewer timesteps than usual.
+    `shortened` is the reason for a long run of fewer timesteps than usual.
 
     Raises:
         ParityError: As `verify_parity`.
@@ -253,7 +253,7 @@ class _Check:
         """Hold all sequences of a kind against the original's answers.
 
         Raises:
-            DifferentAnswerError: They differ; says the first timestep and output at which they do.
+            DifferentAnswerError: They differ; the message has the first timestep and output at which they do.
             ParityError: The original's answers have another shape.
         """
         failures = []

@@ -1,4 +1,4 @@
-"""The site's navigation: pages by what a reader wants to do."""
+"""The site's navigation: pages by task."""
 
 from __future__ import annotations
 

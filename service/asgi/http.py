@@ -255,7 +255,7 @@ async def body_of(request: Request, context: AppContext, *, encodings: Sequence[
         encodings: What its `Content-Encoding` may be, beside none and `identity`.
 
     Raises:
-        ServiceError: `too_large`, before it is read where its length is told; `unsupported_encoding`, before it is
+        ServiceError: `too_large`, before it is read where its length is declared; `unsupported_encoding`, before it is
             read; `bad_request` where it does not come.
         ClientDisconnect: The client has gone.
     """

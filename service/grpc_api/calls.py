@@ -1,4 +1,4 @@
-"""`InferCall`: one infer request of gRPC, from its message to its response; `CallHead`: what a call says of itself."""
+"""`InferCall`: one infer request of gRPC, from its message to its response; `CallHead`: what its metadata has."""
 
 from __future__ import annotations
 

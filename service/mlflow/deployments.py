@@ -36,7 +36,7 @@ folder, which it has to reach: -C models=FOLDER, else STEPWELL_MODELS.
 create   adds the model as version 1. The model has the flavor `stepwell`: log it by stepwell.mlflow.log_model.
 update   adds the next version and releases it. By default all streams go on with it at their next step, and the release
          is promoted. -C mode=shadow, ramp or switch and -C percent=N start a trial instead, which you end by
-         `stepwell release promote` or `abort`. -C take=keep, translate or reset and -C warm_steps=N say what becomes of
+         `stepwell release promote` or `abort`. -C take=keep, translate or reset and -C warm_steps=N set what becomes of
          the streams' states.
 delete   removes the model's files; streams that live go on with the versions that the store keeps.
 predict  steps the streams in the column `stream` of a table, one timestep for each row; the other columns are the

@@ -56,4 +56,4 @@ def _address_space() -> int:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    os._exit(0)  # all is said; taking the modules apart would cost a sixth more
+    os._exit(0)  # all is written; taking the modules apart would cost a sixth more

@@ -60,8 +60,8 @@ class StartError(StepwellError):
 class Server(uvicorn.Server):
     """uvicorn's server with a drain before its shutdown.
 
-    On SIGTERM or SIGINT readiness goes false, and for a second all is served as before, but each answer asks its client
-    to come back over another connection. Then new connections are stopped, pending ones accepted, and the port is
+    On SIGTERM or SIGINT readiness goes false, and for a second all is served as before, but each answer makes its
+    client come back over another connection. Then new connections are stopped, pending ones accepted, and the port is
     closed, so that none is reset (ADR 0042); what was accepted is answered, within `drain_s`, and WebSockets
     are closed. A second Ctrl-C ends it without waiting; a second SIGTERM does not: `timeout` and some inits
     send it to the process and again to its group.
@@ -152,7 +152,7 @@ class Server(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         until = loop.time() + min(_PARENT_STOPS_WITHIN_S, self._drain_s)  # else this worker ends alone
-        while not _is_stopped(sock) and loop.time() < until:  # noqa: ASYNC110 - no event tells of it
+        while not _is_stopped(sock) and loop.time() < until:  # noqa: ASYNC110 - there is no event of it
             await asyncio.sleep(0.01)
 
     def _engine(self) -> Engine | None:

@@ -55,7 +55,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._head_too_long: ServiceError | None = None
         self._current_cycle: RequestResponseCycle | None = None  # later requests may wait behind it
         self._shutdown_requested = False
-        self._final_response: bytes | None = None  # what is said when all is answered, before the end
+        self._final_response: bytes | None = None  # what is sent when all is answered, before the end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Count the connection, and start the timeout of its first head."""

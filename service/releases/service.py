@@ -69,7 +69,7 @@ class ReleaseService:
         return release_response(document, now, models=self._models, streams=streams, compared=compared, sweep=sweep)
 
     async def sweep(self, model: str, limit_per_s: int) -> None:
-        """Request that all sleeping streams of a model are moved to where its release wants them.
+        """Request that all sleeping streams of a model are moved to where its release places them.
 
         Args:
             model: The model's name.

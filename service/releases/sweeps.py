@@ -1,4 +1,4 @@
-"""Sweeps: the request to move the sleeping streams of a model to where its release wants them, and its progress.
+"""Sweeps: the request to move the sleeping streams of a model to where its release places them, and its progress.
 
 One hash per model, `keys.sweep_key`: `requested_at` (identifies the sweep), `revision` (of the document when it was
 requested), `limit_per_s` (0: no limit), `moved`, `left` (streams that are still to be moved).

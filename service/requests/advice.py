@@ -21,10 +21,9 @@ ADVICE: dict[str, str] = {
     "source_passed": "Nothing: these timesteps were applied before. Go on behind `at`.",
     "state_changed": "Read the stream, then decide again: another writer has moved it, or the store was rolled back.",
     "stream_exists": "Use another id, or leave `create` out to continue the stream.",
-    "model_changed": "Leave `version` out. If the request has none, `detail` says which model is missing, and what to "
-    "do.",
+    "model_changed": "Leave `version` out. If the request has none, `detail` names the missing model, and what to do.",
     "release_changed": "Read the release, then decide again.",
-    "release_refused": "`detail` says what does not fit: another candidate, its tensors, or its states.",
+    "release_refused": "`detail` has what does not fit: another candidate, its tensors, or its states.",
     "too_large": "Send it in parts; `GET /v1/info` shows the limits.",
     "unsupported_encoding": "Send the body without `Content-Encoding`.",
     "bad_input": "Send the inputs as `GET /v1/models/{model}` describes them; `detail` names the input.",

@@ -76,7 +76,7 @@ def find_server() -> Path:
 
 
 class EmbeddedStore:
-    """A private server on the data of one folder; it is restarted if it exits unexpectedly (killed for memory, say).
+    """A private server on the data of one folder; it is restarted if it exits, for example killed for memory.
 
     One thread starts the server, each time, and runs until `stop`. On Linux the kernel terminates the server when the
     thread that started it ends, and so also when this process is killed.

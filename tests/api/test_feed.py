@@ -450,7 +450,7 @@ def test_protocol_violations_close_1002(service: Service, stream: str, bad: byte
     [
         pytest.param([(b"\x81", 1_000_001, b"")], id="announced by its header"),
         pytest.param([(b"\x01", 1_000_000, b" " * 1_000_000), (b"\x80", 1, b" ")], id="fragments, together"),
-        pytest.param([(b"\x01", 1, b"{"), (b"\x80", 2**40, b"")], id="a fragment that says so before it comes"),
+        pytest.param([(b"\x01", 1, b"{"), (b"\x80", 2**40, b"")], id="a fragment that declares it before it comes"),
         pytest.param([(b"\x01", 1, b"{"), (b"\x00", 2**40, b"")], id="one with more to follow"),
     ],
 )

@@ -235,15 +235,17 @@ def test_noise_has_the_spread_that_the_model_predicts(rolling: Service, stream: 
 def test_concurrent_rollouts_answer_as_each_alone(rolling: Service, stream: str) -> None:
     """With different streams, horizons, rules and seeds, in one batch per timestep."""
 
-    asks = [(f"{stream}-{n}", 10 + 17 * n % 90, {"inputs": n % 5, "seed": n, "temperature": n / 4}) for n in range(12)]
+    requests = [
+        (f"{stream}-{n}", 10 + 17 * n % 90, {"inputs": n % 5, "seed": n, "temperature": n / 4}) for n in range(12)
+    ]
 
     def ask(one: tuple[str, int, dict[str, Any]]) -> Any:
         return rollout(rolling, "letters", one[0], one[1], **one[2]).json()
 
     with ThreadPoolExecutor(12) as threads:
-        together = list(threads.map(ask, asks))
+        together = list(threads.map(ask, requests))
 
-    assert together == [ask(one) for one in asks]
+    assert together == [ask(one) for one in requests]
 
 
 # ------------------------------------------------------------------- committed

@@ -133,7 +133,7 @@ async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowProxy, stream:
         AsyncClient(slow.url, timeout=TIMEOUT_S) as client,
         client.model("fold").feed() as feed,
     ):
-        await client.model("fold").stream(stream).step([1])  # what a feed asks over HTTP
+        await client.model("fold").stream(stream).step([1])  # what a feed reads over HTTP
         slow.slow.set()
 
         with pytest.raises(ClientError, match="No response"):

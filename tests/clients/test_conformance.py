@@ -180,7 +180,7 @@ def plain(value: Any) -> Any:
 
 
 def without_status(action: dict[str, Any]) -> dict[str, Any]:
-    """Return an action without the status that its error has: the client's errors have codes, which say more."""
+    """Return an action without the status that its error has: the client's errors have codes, which are more exact."""
     return action | {"error": {name: value for name, value in action["error"].items() if name != "status"}}
 
 

@@ -1,4 +1,4 @@
-"""`stepwell export --replaces`: what the report says of states, and the translation that is written."""
+"""`stepwell export --replaces`: what the report shows of states, and the translation that is written."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class BrokerProcess:
                 raise RuntimeError(self.log.read_text()[-3000:])
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return self
-            time.sleep(0.02)  # noqa: TID251 - nothing tells of another process
+            time.sleep(0.02)  # noqa: TID251 - another process gives no event
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:

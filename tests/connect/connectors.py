@@ -132,7 +132,7 @@ def wait_for(condition: Callable[[], bool], *, what: Callable[[], object] = lamb
     deadline = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < deadline, what()
-        time.sleep(0.05)  # noqa: TID251 - nothing tells of another process
+        time.sleep(0.05)  # noqa: TID251 - another process gives no event
 
 
 def wait_while_killing(

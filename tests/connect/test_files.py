@@ -233,7 +233,7 @@ def test_sigterm_hands_over_what_is_open_and_ends_with_0(service: ServiceProcess
 
 
 def test_sigterm_ends_a_connector_whose_service_is_away(models: Path, short_path: Path) -> None:
-    """What is open cannot be handed over: it says so, and the next start reads it again."""
+    """What is open cannot be handed over: that is reported, and the next start reads it again."""
     readings, out = Readings(5, streams=3, steps=400), short_path / "out.jsonl"
     source = write_lines(short_path / "in.jsonl", readings.documents())
     service = ServiceProcess(models, short_path / "one", "--drain-s", "0").start()

@@ -1,4 +1,4 @@
-"""What `stepwell connect` refuses, and how it says so."""
+"""What `stepwell connect` refuses, and with which message."""
 
 from __future__ import annotations
 

@@ -560,13 +560,13 @@ async def test_a_retry_gets_its_first_answer_also_where_a_new_version_answers_ot
     tmp_path: Path, redis_server: Server, before: Build, after: Build
 ) -> None:
     write_model(tmp_path, "fold", before, version=1)
-    asks = [step("a", 5, seq=1), step("b", 5, idempotency_key="k"), step("c", 5, seq=1, version=1)]
+    requests = [step("a", 5, seq=1), step("b", 5, idempotency_key="k"), step("c", 5, seq=1, version=1)]
     async with worker(redis_server.url, tmp_path) as engine:
-        firsts = [await engine.steps.advance(ask) for ask in asks]
+        firsts = [await engine.steps.advance(request) for request in requests]
         await engine.steps.advance(step("b", 6))
         write_model(tmp_path, "fold", after, version=2)
         await engine.models.reload()
-        agains = [await engine.steps.advance(ask) for ask in asks]
+        agains = [await engine.steps.advance(request) for request in requests]
 
     assert [again.replayed for again in agains] == [True] * 3
     for first, again in zip(firsts, agains, strict=True):
@@ -579,12 +579,12 @@ async def test_a_retry_whose_version_is_gone_is_told_that_it_was_applied(tmp_pat
     keyed = step("b", 5, idempotency_key="k")
     primed = chunk("c", [5], seq=1, keep="none")
     async with worker(redis_server.url, tmp_path) as engine:
-        for ask in (step("a", 5, seq=1), keyed, primed):
-            await engine.steps.advance(ask)
+        for request in (step("a", 5, seq=1), keyed, primed):
+            await engine.steps.advance(request)
     path.unlink()
     write_model(tmp_path, "fold", fold)
     async with worker(redis_server.url, tmp_path) as engine:
-        refused = [await expect_error(engine, ask) for ask in (step("a", 5, seq=1), keyed)]
+        refused = [await expect_error(engine, request) for request in (step("a", 5, seq=1), keyed)]
         again = await engine.steps.advance(primed)
 
     assert [(error.code, error.applied, error.step, error.expected) for error in refused] == [

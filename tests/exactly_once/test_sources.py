@@ -1,6 +1,6 @@
 """Timesteps of a log that are read again after crashes: each is applied once, and each known answer is the first one.
 
-The reference is a fold and the rules of the record: which answers it still knows. Chunks are cut anywhere, answers are
+The reference is a fold and the rules of the record: which answers it still has. Chunks are cut anywhere, answers are
 lost anywhere, and two workers take turns.
 """
 
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Log:
-    """A log with gaps in its positions, and what the record of a stream that consumes it knows."""
+    """A log with gaps in its positions, and what the record of a stream that consumes it has."""
 
     def __init__(self, rng: random.Random, length: int) -> None:
         self.xs = [rng.randrange(-(2**63), 2**63) for _ in range(length)]

@@ -22,12 +22,12 @@ def account(redis_server: Server) -> str:
 
 
 @pytest.mark.parametrize(
-    ("password", "says"),
+    ("password", "message"),
     [("secret", "denies the command MGET"), ("wrong", "password")],
     ids=["denied command", "password"],
 )
 def test_a_store_that_denies_access_is_reported_with_exit_code_3(
-    tmp_path: Path, account: str, password: str, says: str
+    tmp_path: Path, account: str, password: str, message: str
 ) -> None:
     write_model(tmp_path / "models", "fold", fold)
     env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")}
@@ -37,6 +37,6 @@ def test_a_store_that_denies_access_is_reported_with_exit_code_3(
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 3
-    assert says in done.stderr
+    assert message in done.stderr
     assert password not in done.stderr.replace("password", "")
     assert "Traceback" not in done.stderr

@@ -203,8 +203,8 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
             else:
                 way.blackhole = True
             keyed = step("b", 2, seq=2, idempotency_key="k")
-            asks = [step("a", 2, seq=2), keyed]
-            refused = [await expect_error(engine, ask) for ask in asks for engine in (one, one, two)]
+            requests = [step("a", 2, seq=2), keyed]
+            refused = [await expect_error(engine, request) for request in requests for engine in (one, one, two)]
             refused.append(await expect_error(two, step("a", 3, seq=3)))
             refused.append(
                 await expect_error(one, step("a", 2, seq=2))
@@ -217,7 +217,7 @@ async def test_a_step_that_no_replica_has_is_never_acknowledged(folder: Path, sh
                     refused.append(exc)  # type: ignore[arg-type]
             way.heal()
             replica.send(signal.SIGCONT)
-            confirmed = [await two.steps.advance(ask) for ask in (step("a", 3, seq=3), keyed)]
+            confirmed = [await two.steps.advance(request) for request in (step("a", 3, seq=3), keyed)]
             passed = await expect_error(one, step("a", 2, seq=2))
             again = await one.streams.reset(reset, idempotency_key="r")
 
@@ -295,7 +295,7 @@ async def test_a_stream_that_expires_before_its_commit_is_reported_as_missing(
 
 
 async def every_answer(
-    engine: Engine, server: Server, key: str, raw: bytes, ask: object
+    engine: Engine, server: Server, key: str, raw: bytes, request: object
 ) -> list[tuple[str, str, bool]]:
     """Return the error of a request for each flipped byte of a value, and whether the value was left unchanged."""
     found: list[tuple[str, str, bool]] = []
@@ -304,7 +304,7 @@ async def every_answer(
             broken = bytearray(raw)
             broken[position] ^= 0xFF
             client.set(key, bytes(broken))
-            exc = await expect_error(engine, ask)  # type: ignore[arg-type]
+            exc = await expect_error(engine, request)  # type: ignore[arg-type]
             found.append((exc.code, exc.applied, client.get(key) == bytes(broken)))
     return found
 
@@ -329,15 +329,15 @@ async def test_a_record_with_a_damaged_byte_is_never_used(folder: Path, redis_se
 
 
 async def test_an_idempotency_entry_with_a_damaged_byte_is_never_used(folder: Path, redis_server: Server) -> None:
-    ask = step("a", 1, seq=1, idempotency_key="k")
+    request = step("a", 1, seq=1, idempotency_key="k")
     key = idempotency_key_of(record_key("default", FOLD, "a"), "k")
     async with worker(redis_server.url, folder) as engine:
-        await engine.steps.advance(ask)
+        await engine.steps.advance(request)
         await engine.steps.advance(step("a", 2, seq=2))
         with redis_server.client() as client:
             raw = client.get(key)
         assert isinstance(raw, bytes)
-        found = await every_answer(engine, redis_server, key, raw, ask)
+        found = await every_answer(engine, redis_server, key, raw, request)
 
     assert {(code, left) for code, _, left in found} == {("state_corrupt", True), ("record_version", True)}
 
@@ -356,7 +356,8 @@ async def test_a_record_of_another_format_version_is_rejected_and_kept(
             client.set(record_key(*key), other)
     async with worker(redis_server.url, folder) as engine:
         refused = [
-            await expect_error(engine, ask) for ask in (step("a", 2, seq=2), step("a", 1, seq=1), chunk("a", [1, 2]))
+            await expect_error(engine, request)
+            for request in (step("a", 2, seq=2), step("a", 1, seq=1), chunk("a", [1, 2]))
         ]
         try:
             await engine.streams.reset(key)

@@ -1,4 +1,4 @@
-"""The messages of the service are what `inference.proto` says, and those of Triton's client."""
+"""The messages of the service are those of `inference.proto`, and those of Triton's client."""
 
 from __future__ import annotations
 

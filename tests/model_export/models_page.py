@@ -23,7 +23,7 @@ def keras_section() -> str:
     refused += [(f"keras.ops: {cls}", why) for _, cls, why in test_refused.REFUSED_OPERATIONS.values()]
     refused += [("attention", why) for _, why in test_attention.REFUSED.values()]
     refused += [(cls, why) for _, cls, why in test_preprocessing.REFUSED.values()]
-    return _section(works, refused, ("layer", "the message says"))
+    return _section(works, refused, ("layer", "the message"))
 
 
 def torch_section() -> str:
@@ -36,7 +36,7 @@ def torch_section() -> str:
         for group in (test_refused.WHOLE, test_refused.BY_ITS_GRAPH, test_refused.STATES)
         for name, (_, why) in group.items()
     ]
-    return _section(works, refused, ("module", "the message says"))
+    return _section(works, refused, ("module", "the message"))
 
 
 def onnx_section() -> str:
@@ -50,7 +50,7 @@ def onnx_section() -> str:
     told = ", ".join(f"{operator} {count}" for operator, count in sorted(counts.items()))
     left = "; ".join(f"`{name}`: {why}" for name, why in sorted(test_node_cases.REFUSED.items()))
     note = f"The ONNX project's own backend cases that are stepped and equal: {told}. Refused: {left}."
-    return _section(works, refused, ("graph", "the message says")) + f"\n\n{note}"
+    return _section(works, refused, ("graph", "the message")) + f"\n\n{note}"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {"keras": keras_section, "torch": torch_section, "onnx": onnx_section}

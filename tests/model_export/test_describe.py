@@ -1,4 +1,4 @@
-"""`describe` says what a servable model takes, gives, carries and weighs."""
+"""`describe` returns what a servable model takes, gives, carries and weighs."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_wide_float_is_fed_to_a_narrow_one() -> None:
         ({"output": "y", "std": 1, "dispersion": 1}, wave, "x", "`std` and `dispersion`; expected one of them"),
         ({"output": "y", "dispersion": -1}, wave, "x", "`dispersion` is -1"),
         ({"output": "y", "std": "z"}, wave, "x", "there is no output 'z'"),
-        ({"output": "next", "std": 1, "temperature": 1}, letters, "x", "`std` and says how to draw"),
+        ({"output": "next", "std": 1, "temperature": 1}, letters, "x", "`std` and `temperature`; expected one of them"),
         ({"output": "next", "scale": 2}, letters, "x", "are for inputs of floats"),
         ("y", lstm, "x", r"it is float32\[4\] and output 'y' is float32\[2\]; expected the same shape"),
         ("total", two_inputs, "b", "expected the same shape"),

@@ -1,4 +1,4 @@
-"""The manifest: what it keeps, what it refuses, and what it says then."""
+"""The manifest: what it keeps, what it refuses, and with which message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page "which models work" says what the tests say."""
+"""The page "which models work" is made of what the tests show."""
 
 from __future__ import annotations
 

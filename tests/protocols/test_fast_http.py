@@ -288,10 +288,10 @@ def test_a_client_that_disconnects_with_pending_requests_causes_no_error(
     fast: Service, stream: str, last: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first request is in flight, another waits behind it, and then invalid data arrives."""
-    asks = request(b"", path(stream, "reset")) + chunked(GOOD, "/v1/nothing") + last
+    requests = request(b"", path(stream, "reset")) + chunked(GOOD, "/v1/nothing") + last
     for _ in range(50):
         with connected(fast) as sock:
-            sock.sendall(asks)
+            sock.sendall(requests)
             sock.shutdown(socket.SHUT_WR)
             read_to_end(sock)
     fast.http.get("/healthz")

@@ -82,7 +82,7 @@ class Releasing(RuleBasedStateMachine):
         return self.trials[-1] if self.trials and not self.trials[-1].how else None
 
     def settle(self, stream: Expected) -> None:
-        """Move a stream to where the release wants it at its next step."""
+        """Move a stream to where the release places it at its next step."""
         running = self.running
         if not stream.states:
             if running is None:

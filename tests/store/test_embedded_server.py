@@ -129,7 +129,7 @@ def test_a_second_service_on_one_folder_is_refused_by_name(short_path: Path) -> 
     store.stop()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the store of its service's end on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the store with its service on Linux only")
 def test_a_store_stops_with_a_killed_service_and_keeps_its_data(short_path: Path) -> None:
     service = subprocess.run(
         [sys.executable, "-c", KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
@@ -145,7 +145,7 @@ def test_a_store_stops_with_a_killed_service_and_keeps_its_data(short_path: Path
     store.stop()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells the store of its service's end on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the store with its service on Linux only")
 def test_a_store_that_was_started_again_ends_with_a_killed_service(short_path: Path) -> None:
     service = subprocess.run(
         [sys.executable, "-c", KILLED_AFTER_A_RESTART, str(short_path)], capture_output=True, text=True, timeout=60

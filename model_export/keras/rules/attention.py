@@ -21,7 +21,7 @@ class _Asked:
     """One call of an attention layer.
 
     Attributes:
-        query: Who asks.
+        query: The queries.
         key: What is compared with the query.
         value: What is answered with.
         past: Which timesteps are looked at; None: it attends inside one timestep, or to something static.

@@ -74,7 +74,7 @@ def _side_by_side(call: Call, parts: list[Any], axis: int) -> Value:
 def _any_unmasked(call: Call) -> str | None:
     """Join masks as Keras does: a timestep counts where any of the inputs counts.
 
-    One input without a mask ends the mask: of a sum because Keras says so, of a concatenation because an
+    One input without a mask ends the mask: of a sum because Keras does so, of a concatenation because an
     unmasked input always counts.
     """
     masks = [value.mask for value in call.values]

@@ -210,7 +210,7 @@ def bidirectional(call: Call) -> list[Value]:
 def loop(call: Call) -> NoReturn:
     """Loops of `keras.ops`: what they run is a function, and no layer that a timestep could be asked of."""
     raise call.refuse(
-        "it runs a function of its own over a whole sequence, and nothing says what one timestep of that is",
+        "it runs a function of its own over a whole sequence, and nothing defines what one timestep of that is",
         "Let a recurrent layer run it: keras.layers.RNN(cell), with the function as the cell's `call`. Or put it into "
-        "a layer of your own and say what one timestep is: stepwell.register_step_rule.",
+        "a layer of your own and define what one timestep is: stepwell.register_step_rule.",
     )

@@ -74,7 +74,7 @@ def stack(call: Call) -> Value:
 @rule("RepeatVector")
 @shape_only
 def repeat_vector(call: Call) -> Value:
-    """One vector several times, as positions inside a timestep: say the hours that an answer is about."""
+    """One vector several times, as positions inside a timestep, for example the hours that an answer is about."""
     x, count = call.value, call.layer.n
     if x.time:  # of one number for each timestep: then it is time that stands last
         columns = call.op("Unsqueeze", x, call.graph.ints([1]))
@@ -145,7 +145,7 @@ def transpose(call: Call) -> Value:
     """Another order of the axes; batch and time have to come back in front."""
     x, layer = call.value, call.layer
     kind = call.kind(["Transpose", "Moveaxis", "Swapaxes"])
-    shape = np.empty([i + 1 for i in range(x.rank)], np.int8)  # NumPy says where each axis goes
+    shape = np.empty([i + 1 for i in range(x.rank)], np.int8)  # NumPy shows where each axis goes
     if kind == "Moveaxis":
         moved = np.moveaxis(shape, layer.source, layer.destination)
     elif kind == "Swapaxes":

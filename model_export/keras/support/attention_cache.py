@@ -79,7 +79,7 @@ def attention_cache(
 
     Args:
         call: The layer.
-        query: Who asks. Without a time axis it stands for the timesteps so far, say a last state.
+        query: The queries. Without a time axis it stands for the timesteps so far, for example a last state.
         key: What is looked at: the timesteps.
         mask: A constant mask, `(queries, keys)` bool.
         sliding: Look at no more than so many timesteps.

@@ -22,7 +22,7 @@ def broadcast(call: Call, operands: Sequence[Any]) -> list[Value]:
         One value per operand, all of one dtype (booleans are left alone).
 
     Raises:
-        RefusedModelError: Axes of different meaning would meet, say the batch of one and the time of another.
+        RefusedModelError: Axes of different meaning would meet, such as the batch of one and the time of another.
     """
     values = [operand for operand in operands if isinstance(operand, Value)]
     rank = max(value.rank for value in values)

@@ -1,4 +1,4 @@
-"""Statistics of the timesteps so far: what a reduction over time says at every step of a stream."""
+"""Statistics of the timesteps so far: what a reduction over time gives at every step of a stream."""
 
 from __future__ import annotations
 

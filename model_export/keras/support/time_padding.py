@@ -1,4 +1,4 @@
-"""Applies a rule to sequences that were padded over time, where the rule itself knows nothing of padding."""
+"""Applies a rule to sequences that were padded over time, where the rule itself has no padding."""
 
 from __future__ import annotations
 

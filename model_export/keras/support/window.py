@@ -106,7 +106,7 @@ def moved(call: Call, x: Value, front: int, back: int) -> TimePadding | None:
 
 
 def steady(layer: Any, margin: TimePadding) -> Array:
-    """Return what a layer or operation says to the timesteps in front, one row; there are enough of them."""
+    """Return what a layer or operation gives for the timesteps in front, one row; there are enough of them."""
     fills = np.broadcast_to(margin.pad_value, (1, margin.front, *margin.pad_value.shape)).astype("float32")
     result: Array = to_array(layer(fills))[0, -1]
     return result
@@ -119,7 +119,7 @@ def delay(call: Call, x: Value, steps: int, fill: Any) -> Value:
 
 
 def put_in_front(call: Call, x: Value, rows: list[str], start: int) -> Value:
-    """Return a value that says something else at some timesteps of the stream.
+    """Return a value that is another one at some timesteps of the stream.
 
     Args:
         call: The layer.

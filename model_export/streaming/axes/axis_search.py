@@ -83,7 +83,7 @@ def find_inputs(
         f"No axis of {sorted(inputs)} can be read as time: declared are "
         f"{ {name: list(dims) for name, dims in declared.items()} }, and the graph runs with no other number of "
         f"timesteps. {search.problem}".strip(),
-        fix="Export it with a dynamic time axis, or say where it is: `--time-axis INPUT=AXIS`.",
+        fix="Export it with a dynamic time axis, or name it: `--time-axis INPUT=AXIS`.",
     )
 
 
@@ -294,7 +294,7 @@ def _ran(node: Any) -> str:
 
 
 def _run_over(node: Any, values: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
-    """Yield the axes of its first input that a node runs over, and how much that says."""
+    """Yield the axes of its first input that a node runs over, and how strong that evidence is."""
     rank = np.ndim(values[_ran(node)])
     attrs = attributes(node)
     operator = STATEFUL.get(node.op_type)

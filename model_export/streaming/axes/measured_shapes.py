@@ -1,7 +1,7 @@
-"""What running a sequence graph tells: which axes carry time and batch, which values never change, who looks ahead.
+"""What running a sequence graph shows: which axes carry time and batch, which values never change, who looks ahead.
 
 The graph runs with every intermediate as an output, for two numbers of rows and two of timesteps. How a size
-changes says what an axis carries: no table of operators does, and a clash of sizes cannot mislead.
+changes shows what an axis carries: no table of operators does, and a clash of sizes cannot mislead.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from model_export.manifest import Array
 
 _SAME_NUMBERS = RESHAPING | {"Cast"}
 _LOOKUPS = {"Gather": (1, 0), "OneHot": (0, 1)}
-"""By operator: the places of the ids and of what says how many there are."""
+"""By operator: the places of the ids and of their number."""
 
 
 def vocabularies(graph: onnx.GraphProto) -> dict[str, int]:

@@ -202,7 +202,7 @@ def _forget_shapes(graph: Any) -> None:
 
 
 def _forget_shapes_of_body(graph: Any) -> None:
-    """Keep ranks too: onnxruntime wants to know that a Loop's counter is a scalar."""
+    """Keep ranks too: onnxruntime needs to see that a Loop's counter is a scalar."""
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():

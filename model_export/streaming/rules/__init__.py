@@ -1,1 +1,1 @@
-"""The rules of ONNX operators: what each becomes in a step graph; `table.py` says which operator has which."""
+"""The rules of ONNX operators: what each becomes in a step graph; `table.py` lists which operator has which."""

@@ -294,7 +294,7 @@ def turns_with_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
 
 
 def _stays(walk: StreamingWalk, given: str, out: str) -> bool:
-    """Whether a carried tensor starts anew at every step: it collects, counts, or says whether to go on."""
+    """Whether a carried tensor starts anew at every step: it collects, counts, or decides whether to go on."""
     value = walk.facts.value(given)
     if isinstance(value, list) or value is None or walk.facts.time_axis(out or given) is not None:
         return True

@@ -75,7 +75,7 @@ class ReleaseRoutes:
         return await self._end(request, "abort", "aborted")
 
     async def move(self, request: Request) -> Response:
-        """Move the streams that sleep to where the release wants them, in the background."""
+        """Move the streams that sleep to where the release places them, in the background."""
         authorize(request, self._context, "models")
         name = model_of(request, self._context).name
         body = read_sweep(await body_of(request, self._context), format_of(request))

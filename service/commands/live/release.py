@@ -159,7 +159,7 @@ def move(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Move the streams that sleep to where the release wants them, in the background."""
+    """Move the streams that sleep to where the release places them, in the background."""
     body = {} if limit_per_s is None else {"limit_per_s": limit_per_s}
     _change("POST", model, "/move", body, url=url, key=key, watch=watch, as_json=as_json)
 

@@ -122,7 +122,7 @@ class FileReader:
 
 
 class _WrittenLine(msgspec.Struct):
-    """The fields of a written line that say which timestep it is from."""
+    """The fields of a written line that identify its timestep."""
 
     stream: str | None = None
     source: _Place | None = None

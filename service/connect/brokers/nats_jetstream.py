@@ -260,7 +260,7 @@ class NatsWriter:
     """Publishes messages into JetStream; `{stream}` in the subject is replaced by the stream's id.
 
     Each message has an id, so the server drops one that is there within its window for duplicates (two minutes if the
-    stream does not say otherwise).
+    stream has no other limit).
     """
 
     def __init__(self, url: BrokerUrl, body_format: str) -> None:

@@ -26,7 +26,7 @@ class MappedTimestep:
         stream: The stream's id.
         source: The id of the log.
         at: The position in it; None: it has none.
-        seq: The step that the message says it is; None: it says nothing.
+        seq: The step that the message gives; None: it gives none.
         values: By input, the values that its column accepts.
     """
 

@@ -28,7 +28,7 @@ class MappedPoll:
         streams: The id of its stream.
         sources: The id of its log.
         at: Its position in that log; None: it has none, and `PollMapper.map` numbers it.
-        seq: The step that its message says it is; None: it says nothing.
+        seq: The step that its message gives; None: it gives none.
         positions: The same as `at`, `(timesteps,) int64`.
         inputs: By input, the values, `(timesteps, *row)`.
     """

@@ -1,4 +1,4 @@
-"""`RolloutService`: runs rollouts of streams, and commits those for which the request says so."""
+"""`RolloutService`: runs rollouts of streams, and commits those for which the request sets it."""
 
 from __future__ import annotations
 

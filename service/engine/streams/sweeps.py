@@ -1,4 +1,4 @@
-"""`Sweeper`: moves streams that sleep to where the release of their model wants them."""
+"""`Sweeper`: moves streams that sleep to where the release of their model places them."""
 
 from __future__ import annotations
 

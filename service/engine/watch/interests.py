@@ -15,7 +15,7 @@ TOPIC: Final = "swl:watch"
 
 
 class Subscription(NamedTuple):
-    """What a watcher wants: one stream, the streams whose id starts with `prefix`, or all of a tenant's model."""
+    """What a watcher gets: one stream, the streams whose id starts with `prefix`, or all of a tenant's model."""
 
     tenant: str
     model: str

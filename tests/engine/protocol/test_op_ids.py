@@ -21,15 +21,20 @@ def make_hasher() -> OpIdHasher:
 
 def op_id(hasher: OpIdHasher, *, stream: str = "s", a: Any = ((1, 2),), b: Any = (3,), **more: Any) -> bytes:
     inputs = (np.array(a, np.int64).tobytes(), np.array(b, np.int32).tobytes())
-    ask = Timestep(StreamKey("default", "m", stream), inputs, length=len(b), **more)
-    return hasher.for_timestep(ask)
+    request = Timestep(StreamKey("default", "m", stream), inputs, length=len(b), **more)
+    return hasher.for_timestep(request)
 
 
 def test_a_retry_has_the_same_operation_id_in_every_process() -> None:
-    asks: list[dict[str, Any]] = [{"seq": 4}, {"after": AFTER}, {"seq": 4, "after": AFTER}, {"idempotency_key": "k"}]
+    requests: list[dict[str, Any]] = [
+        {"seq": 4},
+        {"after": AFTER},
+        {"seq": 4, "after": AFTER},
+        {"idempotency_key": "k"},
+    ]
 
-    for ask in asks:
-        assert op_id(make_hasher(), **ask) == op_id(make_hasher(), **ask)
+    for request in requests:
+        assert op_id(make_hasher(), **request) == op_id(make_hasher(), **request)
 
 
 def test_the_order_of_inputs_in_the_manifest_does_not_matter() -> None:

@@ -38,7 +38,7 @@ def codes(found: Sequence[Any]) -> list[tuple[str, str]]:
 
 async def until_one_runs(engine: Engine, model: str) -> None:
     """Wait until what is about to be submitted has been, and was taken out of the queue again."""
-    while not engine.steps.waiting_by_model().get(model):  # noqa: ASYNC110 - nothing tells of it
+    while not engine.steps.waiting_by_model().get(model):  # noqa: ASYNC110 - there is no event of it
         await asyncio.sleep(0)
     while engine.steps.waiting_by_model()[model]:  # noqa: ASYNC110 - nor of this
         await asyncio.sleep(0)
@@ -188,7 +188,7 @@ async def test_closing_ends_commits_to_a_store_that_is_away(folder: Path, redis_
         await engine.steps.advance(step("a", 1))
         redis_server.stop()
         running = asyncio.ensure_future(expect_error(engine, step("a", 2)))
-        while len(counts.batches) < 2:  # noqa: ASYNC110 - nothing tells of it
+        while len(counts.batches) < 2:  # noqa: ASYNC110 - there is no event of it
             await asyncio.sleep(0)
         await engine.close()
         async with asyncio.timeout(5):

@@ -38,8 +38,10 @@ async def watch_engine(url: str, folder: Path, *, history: int = 0, **more: Any)
 
 
 @contextlib.asynccontextmanager
-async def subscribed(engine: Engine, *wants: Subscription, since: int | None = None) -> AsyncIterator[Subscriber]:
-    watcher = Subscriber(wants, inputs=True, since=None if since is None else {A: since})
+async def subscribed(
+    engine: Engine, *subscriptions: Subscription, since: int | None = None
+) -> AsyncIterator[Subscriber]:
+    watcher = Subscriber(subscriptions, inputs=True, since=None if since is None else {A: since})
     await engine.watch.add(watcher)
     try:
         yield watcher

@@ -1,4 +1,4 @@
-"""`adopt` finds what a graph takes, gives and carries, proves it, and asks where it is open."""
+"""`adopt` finds what a graph takes, gives and carries, proves it, and reports what is open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States start from what is said, or from what the file's metadata says, or from zeros."""
+"""States start from what a flag sets, or from the file's metadata, or from zeros."""
 
 from __future__ import annotations
 

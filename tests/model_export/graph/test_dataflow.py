@@ -1,4 +1,4 @@
-"""What a graph's nodes say about its states."""
+"""What a graph's nodes show about its states."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class GlobalPool(keras.layers.GlobalMaxPooling1D):  # type: ignore[misc]  # Kera
 
 
 class MaxOfMeans(keras.layers.AveragePooling1D):  # type: ignore[misc]  # Keras has no types
-    """An average, whatever its name says."""
+    """An average, whatever its name is."""
 
 
 @pytest.mark.parametrize(

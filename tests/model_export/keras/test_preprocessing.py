@@ -55,7 +55,7 @@ def test_augmentation_rests(layer: Any) -> None:
 
 
 class WithoutTensorFlow:
-    """Makes a layer whose constructor wants TensorFlow, without one: only its class counts here."""
+    """Makes a layer whose constructor needs TensorFlow, without it: only its class counts here."""
 
     vocabulary_dtype = "int64"
 

@@ -246,7 +246,7 @@ REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
             lambda x: ops.scan(lambda h, v: (h + v, h), ops.zeros_like(x[:, 0]), ops.transpose(x, (1, 0, 2)))[0]
         ),
         "Scan",
-        "nothing says what one timestep of that is",
+        "nothing defines what one timestep of that is",
     ),
     "reversed": (lambda: of(lambda x: ops.flip(x, axis=1)), "Flip", "along the time axis"),
     "rolled": (lambda: of(lambda x: ops.roll(x, 1, axis=1)), "Roll", "along the time axis"),

@@ -148,7 +148,7 @@ def product(x: Any) -> Any:
 
 
 def pooled(x: Any) -> Any:
-    """The last state asks what came before it."""
+    """The last state is the query, the timesteps before it are the keys."""
     h, last = L.GRU(6, return_state=True, **RS)(x)
     found = L.AdditiveAttention()([L.Reshape((1, 6))(last), h])
     return L.Dense(2)(L.Concatenate()([last, L.Flatten()(found)]))
@@ -160,7 +160,7 @@ def masked(x: Any) -> Any:
 
 
 def pooled_tokens() -> Any:
-    """Masked tokens, all of which the last state asks."""
+    """Masked tokens; the last state is the query over all of them."""
     ids = keras.Input((T,), name="ids")
     h, last = L.GRU(6, return_state=True, **RS)(L.Embedding(5, 4, mask_zero=True)(ids))
     return keras.Model(ids, L.Dense(2)(L.Flatten()(L.Attention(use_scale=True)([L.Reshape((1, 6))(last), h]))))

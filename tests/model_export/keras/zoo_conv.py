@@ -118,7 +118,7 @@ ZOO: dict[str, ZooModel] = {
     "padded_once": ZooModel(
         padded_once,
         "ZeroPadding1D once in front of several Conv1D with padding valid",
-        "a state of past timesteps for each, which starts from what the layer says to padding",
+        "a state of past timesteps for each, which starts from what the layer gives for padding",
     ),
     "pooled": ZooModel(
         lambda: sequence(

@@ -31,7 +31,7 @@ def by_dot(x: Any) -> Any:
 
 
 class Pooling(keras.Layer):  # type: ignore[misc]  # Keras has no types
-    """Attention pooling; `way` says how it is written."""
+    """Attention pooling; `way` is how it is written."""
 
     def __init__(self, way: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)

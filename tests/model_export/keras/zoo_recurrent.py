@@ -176,7 +176,7 @@ ZOO: dict[str, ZooModel] = {
     "initial_state": ZooModel(
         initial_state,
         "LSTM with an initial state computed from an input without time axis",
-        "chosen at the first timestep; a flag in the state tells which that is",
+        "chosen at the first timestep; a flag in the state shows which that is",
     ),
     "initial_states_of_cells": ZooModel(
         initial_states_of_cells,

@@ -21,7 +21,7 @@ from model_export.streaming.normal_form.load import load_graph
 
 OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CausalConvWithState", "LinearAttention"}
 GIVEN = {"W", "R", "B", "P", "weight", "bias", "axis"}
-"""Inputs of the cases that are weights of a model, or say where time is."""
+"""Inputs of the cases that are weights of a model, or set where time is."""
 
 REFUSED = {
     "test_cumsum_1d_reverse": "sums from the end of the sequence",

@@ -18,7 +18,7 @@ class Refused:
 
     Attributes:
         build: Makes it.
-        told: What the error says: the node, its operator, the reason.
+        told: What the error has: the node, its operator, the reason.
     """
 
     build: Callable[[], onnx.ModelProto]

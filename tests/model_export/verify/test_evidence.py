@@ -1,4 +1,4 @@
-"""What a proof is worth: wrong graphs of every scale are caught, right ones pass, and weak proofs say that they are."""
+"""What a proof is worth: wrong graphs of every scale are caught, right ones pass, weak proofs are marked."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_wrong_step_rule_is_caught_at_every_scale(scale: float) -> None:
         verify_model(mutated(made, MUTANTS["dropped state"]), long_steps=0)
 
 
-# -------------------------------------------------------------------- what a report says of itself
+# -------------------------------------------------------------------- what a report shows of its worth
 
 Sequences = dict[str, Array]
 

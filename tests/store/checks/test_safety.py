@@ -42,7 +42,7 @@ def configure(server: Server, **settings: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "durability", "says"),
+    ("settings", "durability", "message"),
     [
         ({"maxmemory_policy": "allkeys-lru"}, "memory", "'allkeys-lru'; expected 'noeviction'"),
         ({"maxmemory_policy": "volatile-ttl"}, "memory", "'volatile-ttl'; expected 'noeviction'"),
@@ -52,14 +52,14 @@ def configure(server: Server, **settings: str) -> None:
     ],
 )
 async def test_a_store_that_cannot_keep_a_promise_is_refused(
-    redis_server: Server, settings: dict[str, str], durability: Any, says: str
+    redis_server: Server, settings: dict[str, str], durability: Any, message: str
 ) -> None:
     configure(redis_server, **settings)
     store = StateStore(redis_server.url)
     facts = await read_server_info(store, timeout=5)
     await store.close()
 
-    with pytest.raises(UnsafeStoreError, match=re.escape(says)):
+    with pytest.raises(UnsafeStoreError, match=re.escape(message)):
         check_safe(facts, durability, allow_eviction=False)
 
 

@@ -208,9 +208,9 @@ async def test_watchers_receive_the_commits_of_every_shard_and_reconnect(three: 
         names = [f"w{n}" for n in range(12)]
         for x in range(5):
             await asyncio.gather(*(there.steps.advance(step(name, x)) for name in names))
-        wants = [Subscription("default", "fold", name) for name in names]
+        subscriptions = [Subscription("default", "fold", name) for name in names]
         since = {StreamKey("default", "fold", name): 2 for name in names}
-        watcher = Subscriber(wants, inputs=False, since=since)
+        watcher = Subscriber(subscriptions, inputs=False, since=since)
         await here.watch.add(watcher)
         for x in range(5):
             await asyncio.gather(*(there.steps.advance(step(name, x)) for name in names))

@@ -31,7 +31,7 @@ async def wire(url: str, *, timeout: float = 5.0) -> AsyncIterator[RedisTranspor
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    while not fact():  # noqa: ASYNC110 - a server's view of its clients, of which no event tells
+    while not fact():  # noqa: ASYNC110 - a server's view of its clients, of which there is no event
         await asyncio.sleep(0)
 
 
@@ -170,7 +170,7 @@ async def test_a_connection_is_made_anew_when_the_server_is_back(redis_server: S
 
 @pytest.fixture
 def locked_port(short_path: Path) -> Iterator[int]:
-    """The TCP port of a server that wants a password."""
+    """The TCP port of a server that needs a password."""
     port = free_port()
     with server(short_path / "r", "--port", str(port)) as one, one.client() as client:
         client.config_set("requirepass", "secret")
