@@ -56,7 +56,7 @@ class End(Protocol):
 
 @pytest.fixture(params=[True, False], ids=["on the lane", "the declared way"])
 def end(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> End:
-    monkeypatch.setattr(server, "_freeze_startup_objects", lambda: None)  # it is the tests' process, too
+    monkeypatch.setattr(server, "freeze_startup_objects", lambda: None)  # it is the tests' process, too
     folder = write_model(tmp_path / "models", "fold", fold).parent
     settings = Settings.load(redis=redis_server.url, models=[folder], port=0, model_probe_s=0, fast_lane=request.param)
 

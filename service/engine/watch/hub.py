@@ -135,10 +135,12 @@ class WatchHub:
     def on_disconnect(self) -> None:
         """Handle the loss of the connection: messages are missed, so the known interests may be incomplete."""
         self._gossip.mark_stale()
+        self._reader.end_path(self._gossip.own_topic)
 
     def on_reconnect(self) -> None:
         """Handle a new connection: missed events are read from the event logs; without a log, a gap is recorded."""
         self._gossip.resync()
+        self._reader.end_path(self._gossip.own_topic)  # marks that were published meanwhile do not arrive
         for watcher in self._subscribers:
             catch_ups = watcher.begin_catch_up()
             if len(catch_ups) < len(watcher.subscriptions):

@@ -76,10 +76,10 @@ class LogReader:
         mark.arrive(path)
         return True
 
-    def end_path(self, channel: str) -> None:
-        """Note that no more marks arrive on a channel."""
+    def end_path(self, path: str) -> None:
+        """Note that the marks published so far do not arrive on a topic or channel any more."""
         for mark in self._marks.values():
-            mark.arrive(channel)
+            mark.arrive(path)
 
 
 class _Mark:

@@ -115,12 +115,16 @@ class Subscriber:
         # The missed events: never dropped, and bounded by the length of the event logs.
         self._backlog: list[CommitEvent | EventGap] = []
         self._live = BoundedEventBuffer()
+        # State ids of the missed events: of two paths, one may bring an event later that the event log had already.
+        self._from_log: dict[StreamKey, frozenset[bytes]] = {}
         self._has_events = asyncio.Event()
 
     def push(self, event: CommitEvent) -> None:
         """Add an event that matches its subscriptions."""
         if (catch_up := self.catch_ups.get(event.key)) is not None:
             catch_up.append(event)
+            return
+        if event.state_id in self._from_log.get(event.key, ()):
             return
         if event.key in self._streams:
             self.last_steps[event.key] = event.step
@@ -151,6 +155,7 @@ class Subscriber:
             catch_up: The live events that were held back.
         """
         self.catch_ups.pop(key, None)
+        self._from_log[key] = frozenset([event.state_id for event in events])
         if events:
             self.last_steps[key] = events[-1].step
         if missed or events:

@@ -163,6 +163,21 @@ async def test_a_subscriber_that_does_not_read_loses_the_oldest_events_and_recei
         assert await received(slow, 257) == [300 - 256, *steps(range(45, 301))]
 
 
+async def test_an_event_that_the_event_log_had_already_is_delivered_once() -> None:
+    """In a Cluster an event may arrive on its channel later than the mark of the read on the topic."""
+    watcher = Subscriber([ONE], inputs=False, since={A: 1})
+    events = [CommitEvent(*A, number, 1, bytes([number] * 16), {}, {}) for number in range(1, 6)]
+    catch_up = watcher.begin_catch_up()[A]
+    catch_up.is_read = True
+    for event in events[1:4]:
+        watcher.push(event)
+    watcher.deliver_backlog(A, 0, events[1:3], catch_up)
+    watcher.push(events[2])
+    watcher.push(events[4])
+
+    assert await received(watcher, 4) == steps([2, 3, 4, 5])
+
+
 async def test_the_buffer_is_bounded_in_bytes() -> None:
     watcher = Subscriber([ONE], inputs=True)
     large = {"y": PackedTensor("uint8", (MAX_QUEUED_BYTES // 10,), bytes(MAX_QUEUED_BYTES // 10))}
