@@ -91,7 +91,11 @@ class WebhookReceiver:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                length = int(self.headers["content-length"])
+                body = self.rfile.read(length)
+                if len(body) < length:  # the sender was killed
+                    self.close_connection = True
+                    return
                 status = receiver.receive(body, self.headers.get("Stepwell-Signature", ""))
                 self.send_response(status)
                 self.send_header("content-length", "0")
