@@ -107,8 +107,12 @@ def _wrong(stream: str, operation: Operation, before: Iterable[Folds], log: Rele
     }
     detail = f"{stream}: step {operation.step} is {list(operation.ys)}; expected {sorted(expected)[:4]}"
     if log.trials:
-        trials = [f"{n}: {trial}" for n, trial in enumerate(log.trials) if trial.ended >= operation.sent - STALE_S]
-        detail += f"; {operation}, states {sorted(map(repr, before))[:4]}, trials {trials[:4]}"
+        trials = [
+            f"{n}: {trial}"
+            for n, trial in enumerate(log.trials)
+            if trial.ended >= operation.sent - STALE_S and trial.began <= operation.answered
+        ]
+        detail += f"; {operation}, states {sorted(map(repr, before))[:4]}, trials {trials}"
     return Violation("wrong", detail)
 
 

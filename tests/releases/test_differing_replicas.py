@@ -44,6 +44,30 @@ def test_a_replica_that_has_no_release_steps_a_pair_as_a_pair(
     assert [answer["outputs"]["y"][0] for answer in answers] == [*new, old[5]]
 
 
+def test_a_stream_that_a_replica_without_the_release_has_moved_by_hand_stays(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    """A promotion that had moved the stream before must not move it again."""
+    with two_folds(redis_server.url, tmp_path) as releases:
+        releases.step("s", [0])
+        for candidate in (2, 1):
+            releases.put(candidate=candidate, mode="ramp", percent=100)
+            releases.end("promote")
+            state = releases.step("s", [0])["outputs"]["y"][0]
+        behind = releases.replicas[1]
+        documents = behind.app.state.context.engine.releases
+
+        async def forget() -> None:
+            documents.put(MODEL, None)
+
+        behind.run_in_loop(forget)
+        moved = behind.http.post(behind.path(MODEL, "s", "move"), json={"version": 2})
+        answers = [releases.send(releases.replicas[0], "s", "step", {"inputs": [x]}) for x in (1, 2)]
+
+    assert moved.is_success, moved.text
+    assert [answer["outputs"]["y"][0] for answer in answers] == folded([1, 2], start=state, factor=NEW_FACTOR)
+
+
 @over_both
 def test_a_replica_without_the_candidates_file_loads_its_artifact(
     redis_server: Server, tmp_path: Path, *, by_feed: bool
