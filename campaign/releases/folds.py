@@ -76,7 +76,7 @@ def after_reset(sent: float, log: ReleaseLog) -> set[Folds]:
 def after_move(states: Iterable[Folds], version: int, move: Operation, log: ReleaseLog, record: str) -> set[Folds]:
     """Return the states of a stream after it was moved to a version by hand; `move` has no inputs."""
     return {
-        folds.moved_to(version, folds.trial)._replace(last=version)
+        folds.moved_to(version, _trial_after_move(folds, move, log))._replace(last=version)
         for before in states
         for folds in _swept(before, move, log, record)
     }
@@ -120,6 +120,18 @@ def after(
                 values = tuple(v if v is None else compute(i, v)[-1] for i, v in enumerate(folds.values, 1))
                 _keep(found, Folds(values, folds.trial, version))  # type: ignore[arg-type]
     return set(found.values())
+
+
+def _trial_after_move(folds: Folds, move: Operation, log: ReleaseLog) -> int:
+    """Return the first trial that may move a stream after it was moved by hand.
+
+    That is the one before, too, if its candidate may have taken the stream over by a `switch` before the promotion: a
+    stream that is then moved back to the old version follows the promotion.
+    """
+    before = folds.trial - 1
+    if folds.is_pair or before < log.first_trial(move.sent) or not log.trials[before].has_mode("switch", move.answered):
+        return folds.trial
+    return before
 
 
 def _single(version: int, value: int) -> _Values:

@@ -105,6 +105,16 @@ def test_a_sweep_moves_a_stream_without_an_answer() -> None:
     assert not after([pair], step, log("ramp"), RECORD)
 
 
+@pytest.mark.parametrize(("mode", "follows"), [("switch", True), ("ramp", False)])
+def test_a_stream_that_is_moved_back_by_hand_after_a_switch_follows_the_promotion(mode: Mode, *, follows: bool) -> None:
+    """It was moved to the candidate by the trial, so a promotion without a switch had moved it for good."""
+    releases = log(mode, "promote")
+    moved = after_move([Folds((None, 5), 1, 2)], 1, Operation((), 7, (), 6, 6.5), releases, RECORD)
+    [y] = fold_reference([1], start=5, factor=FACTORS[2])
+
+    assert bool(after(moved, Operation((1,), 8, (y,), 9, 9.5, 2), releases, RECORD)) == follows
+
+
 def test_a_move_by_hand_takes_the_half_of_its_version_and_a_reset_the_initial_state() -> None:
     move = Operation((), 8, (), 6, 6.5)
     moved = after_move([Folds((5, 7), 0, 2)], 1, move, log("ramp"), RECORD)
