@@ -208,7 +208,7 @@ def bidirectional(call: Call) -> list[Value]:
 @op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop")
 @handles_deferred
 def loop(call: Call) -> NoReturn:
-    """Loops of `keras.ops`: what they run is a function, and no layer that a timestep could be asked of."""
+    """Loops of `keras.ops`: they run a function over the whole sequence, which has no rule for one timestep."""
     raise call.refuse(
         "it runs a function of its own over a whole sequence, and nothing defines what one timestep of that is",
         "Let a recurrent layer run it: keras.layers.RNN(cell), with the function as the cell's `call`. Or put it into "
