@@ -5,8 +5,11 @@ All states are lost when the process ends, and a second process would have other
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
+
+os.environ.setdefault("KERAS_BACKEND", "jax")  # before Keras is imported, whose own default is TensorFlow
 
 import keras
 import numpy as np
