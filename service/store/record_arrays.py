@@ -32,7 +32,7 @@ HEADER_DTYPE: Final = np.dtype(
 )
 """dtype of a record's header."""
 
-SOURCE_DTYPE: Final = np.dtype([("digest", "V8"), ("at", "<u8")])
+SOURCE_DTYPE: Final = np.dtype([("digest", "<u8"), ("at", "<u8")])  # as a number, a digest is compared faster
 """dtype of one source's position. A record has `MAX_SOURCES` of them, those that it does not use at `NO_POSITION`."""
 NO_POSITION: Final = 2**64 - 1
 
@@ -67,14 +67,13 @@ def sources_table(rows: Sequence[Sequence[SourcePosition]]) -> Array:
     table = empty_sources(len(rows))
     for i, sources in enumerate(rows):
         for j, (digest, at) in enumerate(sources):
-            table[i, j] = np.void(digest), at
+            table[i, j] = int.from_bytes(digest, "little"), at
     return table
 
 
 def sources_in(row: Array) -> tuple[SourcePosition, ...]:
     """Return the sources of one record, from its row of such a table."""
-    positions = zip(row["digest"].tolist(), row["at"].tolist(), strict=True)
-    return tuple([SourcePosition(digest, at) for digest, at in positions if at != NO_POSITION])
+    return tuple([SourcePosition(digest.to_bytes(8, "little"), at) for digest, at in row.tolist() if at != NO_POSITION])
 
 
 def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
@@ -85,7 +84,7 @@ def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
 
     Args:
         table: The sources before, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`.
-        digests: The chunks' sources, `(rows,)` V8.
+        digests: The chunks' sources, `(rows,)` uint64.
         at: Their positions, `(rows, T)` uint64.
     """
     newest = table[:, 0]

@@ -115,7 +115,7 @@ class ColumnarPipeline(BatchPipeline):
             if not batch.matches_expected_position(headers).all():
                 return list(batch)  # decided row by row, with the records that the store has then
         before, section = sources, None
-        if sources is not None or batch.sources:
+        if sources is not None or batch.sources is not None:
             advanced = self._advance_sources(batch, sources)
             if advanced is None:
                 return list(batch)
@@ -162,11 +162,10 @@ class ColumnarPipeline(BatchPipeline):
         Returns:
             None: The rows have to be processed one by one.
         """
-        if not batch.sources:
+        if batch.sources is None:
             return None
         before = empty_sources(len(batch)) if sources is None else sources
-        at = np.array([source.at for source in batch.sources], np.uint64)
-        digests = np.frombuffer(b"".join([source.digest for source in batch.sources]), "V8")
+        digests, at = batch.sources
         after = advance_sources(before, digests, at)
         return None if after is None else (after, encode_sources(after, at if batch.keep == "all" else at[:, -1:]))
 
