@@ -35,9 +35,7 @@ from service.types import (
 _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)
 
-_Single = tuple[
-    StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float
-]
+_Single = tuple[StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float]
 StepOutcome = Prediction | ServiceError
 BulkOutcomes = BulkPrediction | list[StepOutcome]
 """The results of a bulk request: as columns if all rows were applied in one commit, else one by one."""
@@ -258,7 +256,7 @@ class CoalescedBatch(ColumnarBatch):
         self.room, self.has_source = room, has_source
         self._added: list[_Single] = []
         self.add = self._added.append
-        """Add a timestep: stream, its record's key, `seq`, `after`, source, the bytes of each input, callback, receipt time."""
+        """Add a timestep: stream, its record's key, `seq`, `after`, source, packed inputs, callback, receipt time."""
 
     def close(self, op_id_hasher: OpIdHasher) -> None:
         """Build the columns; nothing is added later. If it raises, `names` is set and `reject` replies to all rows."""
