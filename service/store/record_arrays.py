@@ -9,7 +9,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from model_export.manifest import Array
-from service.store.record import HEADER_BYTES, MAGIC, MAGIC_2, MAX_SOURCES, Record, SourcePosition
+from service.store.record import HEADER_BYTES, MAGIC, MAGIC_2, Record, SourcePosition
 
 HEADER_DTYPE: Final = np.dtype(
     [
@@ -32,10 +32,6 @@ HEADER_DTYPE: Final = np.dtype(
 )
 """dtype of a record's header."""
 
-SOURCE_DTYPE: Final = np.dtype([("digest", "<u8"), ("at", "<u8")])  # as a number, a digest is compared faster
-"""dtype of one source's position. A record has `MAX_SOURCES` of them, those that it does not use at `NO_POSITION`."""
-NO_POSITION: Final = 2**64 - 1
-
 _CRC_AT: Final = slice(84, 88)
 _GUARD_AT: Final = slice(8, 64)
 
@@ -53,63 +49,6 @@ def read_headers(records: Sequence[bytes]) -> Array:
     headers = np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEADER_DTYPE).copy()
     headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
     return headers
-
-
-def empty_sources(rows: int) -> Array:
-    """Return the sources of records without any, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`."""
-    sources = np.zeros((rows, MAX_SOURCES), SOURCE_DTYPE)
-    sources["at"] = NO_POSITION
-    return sources
-
-
-def sources_table(rows: Sequence[Sequence[SourcePosition]]) -> Array:
-    """Return the sources of records, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`."""
-    table = empty_sources(len(rows))
-    for i, sources in enumerate(rows):
-        for j, (digest, at) in enumerate(sources):
-            table[i, j] = int.from_bytes(digest, "little"), at
-    return table
-
-
-def sources_in(row: Array) -> tuple[SourcePosition, ...]:
-    """Return the sources of one record, from its row of such a table."""
-    return tuple([SourcePosition(digest.to_bytes(8, "little"), at) for digest, at in row.tolist() if at != NO_POSITION])
-
-
-def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
-    """Return the sources of records after a chunk of each was applied; None: they have to be advanced one by one.
-
-    They are advanced together if each chunk is behind the position of its record's newest source, or its record has no
-    source, and all records then have the same number of sources.
-
-    Args:
-        table: The sources before, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`.
-        digests: The chunks' sources, `(rows,)` uint64.
-        at: Their positions, `(rows, T)` uint64.
-    """
-    newest = table[:, 0]
-    is_new = newest["at"] == NO_POSITION
-    is_behind = (newest["digest"] == digests) & (newest["at"] < at[:, 0])
-    counts = np.maximum((table["at"] != NO_POSITION).sum(axis=1), 1)
-    if not (is_new | is_behind).all() or (counts != counts[0]).any():
-        return None
-    advanced = table.copy()
-    advanced["digest"][:, 0], advanced["at"][:, 0] = digests, at[:, -1]
-    return advanced
-
-
-def encode_sources(table: Array, answered_at: Array) -> Array:
-    """Return what records of format 2 have behind their headers, `(rows, bytes)` uint8.
-
-    Args:
-        table: Their sources, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`, the same number in each row and at least one.
-        answered_at: The positions of their answers, `(rows, answers)` uint64.
-    """
-    rows, count = len(table), int((table[0]["at"] != NO_POSITION).sum())
-    counts = np.broadcast_to(np.array([count, answered_at.shape[1]], "<u4").view(np.uint8), (rows, 8))
-    used = np.ascontiguousarray(table[:, :count]).view(np.uint8).reshape(rows, count * SOURCE_DTYPE.itemsize)
-    answers = np.ascontiguousarray(answered_at, "<u8").view(np.uint8).reshape(rows, -1)
-    return np.concatenate([counts, used, answers], axis=1)
 
 
 def record_with_sources(

@@ -18,16 +18,8 @@ from service.engine.stepping.record_cache import EMPTY_SLOT
 from service.engine.stepping.responding import is_uniform
 from service.store.commits import ColumnarCommits, Commit
 from service.store.record import GUARD_AT, HEADER_BYTES, encode_next, history_hash_of, step_of
-from service.store.record_arrays import (
-    advance_sources,
-    decode_records,
-    empty_sources,
-    encode_records,
-    encode_sources,
-    guards,
-    read_headers,
-    sources_in,
-)
+from service.store.record_arrays import decode_records, encode_records, guards, read_headers
+from service.store.source_arrays import advance_sources, empty_sources, encode_sources, sources_in
 from service.types import BatchOutput
 
 
@@ -157,7 +149,7 @@ class ColumnarPipeline(BatchPipeline):
 
         Args:
             batch: The batch.
-            sources: The positions before it, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`; None: no record has any.
+            sources: The table of the positions before it; None: no record has any.
 
         Returns:
             None: The rows have to be processed one by one.
