@@ -5,16 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from model_export.manifest import Array
+from service.store.record import SourcePosition
 from service.store.record_arrays import HEADER_DTYPE
-from service.store.source_arrays import TABLE_BYTES, empty_sources, have_sources
+from service.store.source_arrays import TABLE_BYTES, empty_sources, have_sources, sources_in, sources_table
 
 EMPTY_SLOT = 0  # the slot of streams that are not cached; it holds the header and state of a new stream
 _OPAQUE = np.dtype(f"V{HEADER_DTYPE.itemsize}")  # copied as a whole: field by field, NumPy takes ten times as long
 _OVERHEAD = 260  # bytes of Python objects per record: its name, a dict entry, two list slots
+
+
+class CachedRecord(NamedTuple):
+    """One stream's record in the cache; the store may have another one.
+
+    Attributes:
+        header: The header, 104 bytes.
+        state: The packed state, `(1, bytes)` uint8.
+        expiry_set_at: When its expiry was last set for certain, on the store's clock.
+        sources: The positions of sources.
+    """
+
+    header: bytes
+    state: Array
+    expiry_set_at: float
+    sources: tuple[SourcePosition, ...] = ()
 
 
 class CacheMemory:
@@ -162,29 +180,29 @@ class RecordCache:
         found = self._sources.take(slots, axis=0)
         return found if have_sources(found).any() else None
 
-    def get_one(self, name: str) -> tuple[bytes, Array, float] | None:
-        """Return copies of one stream's cached record, which may be stale; None: it is not cached, or it has sources.
-
-        Returns:
-            The header, 104 bytes; the packed state, `(1, bytes)` uint8; and when its expiry was last set for certain.
-        """
+    def get_one(self, name: str) -> CachedRecord | None:
+        """Return a copy of one stream's cached record, which may be stale; None: it is not cached."""
         slot = self._slot_of.get(name)
-        if slot is None or (self._sources is not None and have_sources(self._sources[slot : slot + 1])[0]):
+        if slot is None:
             return None
         self._referenced[slot] = 1
-        return self._headers[slot].tobytes(), self._states[slot : slot + 1].copy(), float(self._expiry_set_at[slot])
+        state, expiry_set_at = self._states[slot : slot + 1].copy(), float(self._expiry_set_at[slot])
+        sources = () if self._sources is None else sources_in(self._sources[slot])
+        return CachedRecord(self._headers[slot].tobytes(), state, expiry_set_at, sources)
 
-    def put_one(self, name: str, header: bytes, state: Array, expiry_set_at: float) -> None:
-        """Add or replace one stream's record, which has no sources; shapes as in `get_one`."""
+    def put_one(self, name: str, record: CachedRecord) -> None:
+        """Add or replace one stream's record."""
+        header, state, expiry_set_at, sources = record
         slot = self._slot_of.get(name)
-        if slot is None:  # evicted since it was read
-            self.put([name], np.frombuffer(header, HEADER_DTYPE), state, expiry_set_at)
+        if slot is None or (sources and self._sources is None):  # evicted since it was read, or the first one with any
+            table = sources_table([sources]) if sources else None
+            self.put([name], np.frombuffer(header, HEADER_DTYPE), state, expiry_set_at, table)
             return
         self._headers[slot] = np.frombuffer(header, _OPAQUE)[0]
         self._states[slot] = state[0]
         self._expiry_set_at[slot] = expiry_set_at
         if self._sources is not None:
-            self._sources[slot] = empty_sources(1)[0]
+            self._sources[slot] = sources_table([sources])[0]
 
     def put(
         self,

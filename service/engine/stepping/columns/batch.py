@@ -16,8 +16,10 @@ import numpy as np
 from model_export.manifest import Array
 from service.engine.protocol.decide import expected_previous_step
 from service.engine.protocol.op_ids import OpIdHasher
+from service.engine.protocol.positions import advanced, passed_timesteps
 from service.engine.stepping.queued import QueuedStep
 from service.errors import ServiceError
+from service.store.record import SourcePosition
 from service.types import (
     BatchOutput,
     BatchSources,
@@ -142,10 +144,22 @@ class ColumnarBatch(Sequence[QueuedStep]):
 
     def certainly_continues(self, step: int, history_hash: bytes) -> bool:
         """Whether it is a single timestep that certainly applies to a record: see `matches_expected_position`."""
-        if len(self._seqs) != 1 or self.length != 1 or self.keep != "all" or self.sources is not None:
+        if len(self._seqs) != 1 or self.length != 1 or self.keep != "all":
             return False
         seq, after = self._seqs[0], self._afters[0]
         return (seq is None or seq == step + 1) and (after is None or after == history_hash)
+
+    def sources_after(self, sources: tuple[SourcePosition, ...]) -> tuple[SourcePosition, ...] | None:
+        """Return the positions of sources after a batch of one row; None: it does not apply without further decisions.
+
+        Args:
+            sources: The positions in the stream's record before it.
+        """
+        if self.sources is None:
+            return None if sources else ()
+        [source] = self.sources.rows()
+        after, is_replaced = advanced(sources, source)
+        return None if is_replaced or passed_timesteps(sources, source) else after
 
     @abstractmethod
     def names_with_version(self) -> Sequence[str]:
