@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from model_export.manifest import Array
 from service.store.record import HEADER_BYTES, MAGIC, MAGIC_2, Record, SourcePosition
+from service.store.source_arrays import decode_sources
 
 HEADER_DTYPE: Final = np.dtype(
     [
@@ -90,7 +91,21 @@ def encode_records(table: Array, headers: Array, outputs: Array, states: Array, 
     table[:, _CRC_AT] = _checksums(table).view(np.uint8).reshape(rows, 4)
 
 
-def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: int) -> tuple[Array, Array] | None:
+class DecodedRecords(NamedTuple):
+    """Records of one model.
+
+    Attributes:
+        headers: `(records,)` of `HEADER_DTYPE`, as those of format 1.
+        states: Packed states, `(records, bytes)` uint8.
+        sources: The table of positions of sources; None: the records have none.
+    """
+
+    headers: Array
+    states: Array
+    sources: Array | None
+
+
+def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: int) -> DecodedRecords | None:
     """Decode records of one model that have equal lengths, with the checks of `decode`.
 
     Args:
@@ -99,25 +114,31 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
         state_bytes: Bytes of the model's packed state.
 
     Returns:
-        Headers, `(records,)` of `HEADER_DTYPE`, and states, `(records, state_bytes)` uint8. None if a record is
-        missing, has another length or model, or is corrupt; `decode` then gives the error.
+        None if a record is missing or corrupt (`decode` then gives the error), or if one has another length, model or
+        number of sources than the others.
     """
     present = [record for record in records if isinstance(record, bytes)]
     size = len(present[0]) if present else 0
-    output_bytes = size - HEADER_BYTES - state_bytes
+    header_bytes = max(HEADER_BYTES, int.from_bytes(present[0][4:8], "little")) if size else HEADER_BYTES
+    output_bytes = size - header_bytes - state_bytes
     if len(present) < len(records) or output_bytes < 0 or any([len(record) != size for record in present]):  # noqa: C419 - see all_finite
         return None
     table = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), size).copy()
     headers = table[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
     table[:, _CRC_AT] = 0
     valid = headers["crc"] == _checksums(table)
-    expected = {"magic": MAGIC, "header_bytes": HEADER_BYTES, "output_bytes": output_bytes, "state_bytes": state_bytes}
+    magic = MAGIC if header_bytes == HEADER_BYTES else MAGIC_2
+    expected = {
+        "magic": magic, "header_bytes": header_bytes, "output_bytes": output_bytes, "state_bytes": state_bytes,
+    }  # fmt: skip
     for name, value in expected.items():
         valid &= headers[name] == value
     valid &= headers["fingerprint"] == np.frombuffer(fingerprint, "V8")
-    if not valid.all():
+    sources = None if magic == MAGIC else decode_sources(table[:, HEADER_BYTES:header_bytes])
+    if not valid.all() or (sources is None and magic == MAGIC_2):
         return None
-    return headers, np.ascontiguousarray(table[:, size - state_bytes :])
+    headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
+    return DecodedRecords(headers, np.ascontiguousarray(table[:, size - state_bytes :]), sources)
 
 
 def _checksums(table: Array) -> Array:

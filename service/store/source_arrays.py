@@ -85,3 +85,23 @@ def encode_sources(table: Array, answered_at: Array) -> Array:
     section[:, 1 : 1 + 2 * count] = table[:, :count].reshape(len(table), -1)
     section[:, 1 + 2 * count :] = answered_at
     return section.view(np.uint8)
+
+
+def decode_sources(sections: Array) -> Array | None:
+    """Return the table of records of format 2; None: they have different numbers of sources, or are corrupt.
+
+    Args:
+        sections: What the records have behind their headers, `(rows, bytes)` uint8.
+    """
+    rows, size = sections.shape
+    if size % 8:
+        return None
+    section = np.ascontiguousarray(sections).view("<u8")
+    count, n_answers = divmod(int(section[0, 0]), 1 << 32)[::-1]
+    if not 1 <= count <= MAX_SOURCES or section.shape[1] != 1 + 2 * count + n_answers:
+        return None
+    if (section[:, 0] != section[0, 0]).any():
+        return None
+    table = empty_sources(rows)
+    table[:, :count] = section[:, 1 : 1 + 2 * count].reshape(rows, count, 2)
+    return table

@@ -76,6 +76,24 @@ async def test_columns_that_continue_their_sources_need_one_run_and_no_load(fold
     assert stored_sources(redis_server, "s5") == (SourcePosition(LOG, 7),)
 
 
+async def test_streams_that_another_worker_has_stepped_are_loaded_in_columns(
+    folder: Path, redis_server: Server
+) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder, counts=counts) as two:
+        await bulk(one, MANY, [[i] for i in range(24)], sources([[0]] * 24))
+        await bulk(two, MANY, [[1]] * 24, sources([[1]] * 24))
+        await bulk(one, MANY[:5], [[2]] * 5, sources([[2]] * 5))
+        found = await bulk(two, MANY, [[2 + (i < 5)] for i in range(24)], sources([[2 + (i < 5)] for i in range(24)]))
+
+    assert counts.store_ops == ["load", "commit", "commit", "commit"]  # five rows meet a conflict
+    assert counts.conflicted == 5
+    assert [ys(one)[-1] for one in found.values() if isinstance(one, Prediction)] == [
+        fold_reference([i, 1, 2, *([3] if i < 5 else [])])[-1] for i in range(24)
+    ]
+    assert stored_sources(redis_server, "s3") == (SourcePosition(LOG, 3),)
+
+
 async def test_single_timesteps_with_sources_run_in_one_batch_and_others_in_another(
     folder: Path, redis_server: Server
 ) -> None:

@@ -26,7 +26,7 @@ from service.store.record import (
     history_hash_of,
     step_of,
 )
-from service.store.record_arrays import decode_records, encode_records, guards, read_headers
+from service.store.record_arrays import DecodedRecords, decode_records, encode_records, guards, read_headers
 from service.store.source_arrays import advance_sources, empty_sources, encode_sources, sources_in
 from service.types import BatchOutput
 
@@ -113,9 +113,11 @@ class ColumnarPipeline(BatchPipeline):
             loaded = None if may_move or batch.has_first_step else await self._load_columnar(batch, missed, deadline)
             if loaded is None:
                 return list(batch)
-            headers[missed], states[missed], expiry_set_at[missed] = *loaded, -np.inf
+            headers[missed], states[missed], expiry_set_at[missed] = loaded.headers, loaded.states, -np.inf
+            if sources is None and loaded.sources is not None:
+                sources = empty_sources(len(names))
             if sources is not None:
-                sources[missed] = empty_sources(1)  # a record with sources is not loaded in columns
+                sources[missed] = empty_sources(1) if loaded.sources is None else loaded.sources
             if not batch.matches_expected_position(headers).all():
                 return list(batch)  # decided row by row, with the records that the store has then
         before, section = sources, None
@@ -184,8 +186,8 @@ class ColumnarPipeline(BatchPipeline):
 
     async def _load_columnar(
         self, batch: ColumnarBatch, indices: Sequence[int], deadline: float
-    ) -> tuple[Array, Array] | None:
-        """Return headers and states of some records from the store; None: a step cannot continue from one of them."""
+    ) -> DecodedRecords | None:
+        """Return some records from the store; None: a step cannot continue from one of them in columns."""
         started = time.perf_counter()
         stored = await self._store.load_with_errors([batch.names[i] for i in indices], deadline=deadline)
         self._observer.store_latency("load", time.perf_counter() - started)
