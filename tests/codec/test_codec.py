@@ -848,6 +848,15 @@ def test_a_usual_message_is_decoded_in_one_pass() -> None:
     assert (fields.options(), is_plain) == ({"seq": 7}, True)
 
 
+def test_a_source_whose_id_hides_a_colon_hides_no_key_that_occurs_twice() -> None:
+    message = rb'{"seq":1,"seq":2,"source":{"id":"a\u003ab","at":7},"inputs":[1,2,3,4]}'
+    assert ONE.read_step is not None
+
+    with pytest.raises(DECODE_ERRORS):
+        ONE.read_step(message)
+    assert ONE.read_step(message.replace(b'"seq":1,', b"").replace(rb"\u003a", b":"))[2]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60), st.sampled_from([JSON, MSGPACK]))
 def test_any_bytes_are_a_body_or_an_error(body: bytes, form: Format) -> None:
