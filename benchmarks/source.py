@@ -29,7 +29,7 @@ Kind = Literal["source", "seq", "neither"]
 KINDS: Final[tuple[Kind, ...]] = ("source", "seq", "neither")
 Messages = Callable[[Format, Kind, int], list[dict[str, Any]]]
 """Returns the messages of one timestep of each stream."""
-_DECODE: Final = {JSON: msgspec.json.decode, MSGPACK: msgspec.msgpack.decode}
+_DECODE: Final[dict[Format, Callable[[bytes], Any]]] = {JSON: msgspec.json.decode, MSGPACK: msgspec.msgpack.decode}
 
 
 def main() -> None:
