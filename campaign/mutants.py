@@ -156,7 +156,7 @@ MUTANTS = (
     ),
     Mutant(
         "a row in columns that was applied before is applied again",
-        "service/store/source_arrays.py",
+        "service/store/record_arrays.py",
         "(newest_at < at[:, 0])",
         "(newest_at <= at[:, 0])",
         (_COLUMNS_AS_ROWS,),

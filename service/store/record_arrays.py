@@ -9,8 +9,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from model_export.manifest import Array
-from service.store.record import HEADER_BYTES, MAGIC, MAGIC_2, Record, SourcePosition
-from service.store.source_arrays import decode_sources
+from service.store.record import HEADER_BYTES, MAGIC, MAGIC_2, MAX_SOURCES, Record, SourcePosition
 
 HEADER_DTYPE: Final = np.dtype(
     [
@@ -33,6 +32,17 @@ HEADER_DTYPE: Final = np.dtype(
 )
 """dtype of a record's header."""
 
+NO_POSITION: Final = 2**64 - 1
+"""The position of an entry of a table of sources that is not used.
+
+A table is `(rows, MAX_SOURCES, 2)` uint64: for each record the sources used last first, each with its digest as a
+little-endian number and its position.
+"""
+TABLE_BYTES: Final = 16 * MAX_SOURCES
+"""Bytes of one record's row of a table of sources."""
+_DIGEST: Final = 0
+_AT: Final = 1
+
 _CRC_AT: Final = slice(84, 88)
 _GUARD_AT: Final = slice(8, 64)
 
@@ -50,6 +60,92 @@ def read_headers(records: Sequence[bytes]) -> Array:
     headers = np.frombuffer(b"".join([record[:HEADER_BYTES] for record in records]), HEADER_DTYPE).copy()
     headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
     return headers
+
+
+def empty_sources(rows: int) -> Array:
+    """Return the table of records without any source."""
+    sources = np.zeros((rows, MAX_SOURCES, 2), "<u8")
+    sources[..., _AT] = NO_POSITION
+    return sources
+
+
+def sources_table(rows: Sequence[Sequence[SourcePosition]]) -> Array:
+    """Return the table of records with these sources."""
+    table = empty_sources(len(rows))
+    for i, sources in enumerate(rows):
+        for j, (digest, at) in enumerate(sources):
+            table[i, j] = int.from_bytes(digest, "little"), at
+    return table
+
+
+def have_sources(table: Array) -> Array:
+    """Return whether each record has a source, `(rows,)` bool."""
+    has: Array = table[:, 0, _AT] != NO_POSITION
+    return has
+
+
+def sources_in(row: Array) -> tuple[SourcePosition, ...]:
+    """Return the sources of one record, from its row of a table."""
+    return tuple([SourcePosition(digest.to_bytes(8, "little"), at) for digest, at in row.tolist() if at != NO_POSITION])
+
+
+def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
+    """Return the sources of records after a chunk of each was applied; None: they have to be advanced one by one.
+
+    They are advanced together if each chunk is behind the position of its record's newest source, or its record has no
+    source, and all records then have the same number of sources.
+
+    Args:
+        table: The sources before.
+        digests: The digests of the chunks' sources, `(rows,)` uint64.
+        at: Their positions, `(rows, T)` uint64.
+    """
+    newest_at = table[:, 0, _AT]
+    is_behind = (table[:, 0, _DIGEST] == digests) & (newest_at < at[:, 0])
+    if not (is_behind | (newest_at == NO_POSITION)).all():
+        return None
+    is_used = table[..., _AT] != NO_POSITION
+    is_used[:, 0] = True  # from now on
+    if not (is_used == is_used[0]).all():
+        return None
+    advanced = table.copy()
+    advanced[:, 0, _DIGEST], advanced[:, 0, _AT] = digests, at[:, -1]
+    return advanced
+
+
+def encode_sources(table: Array, answered_at: Array) -> Array:
+    """Return what records of format 2 have behind their headers, `(rows, bytes)` uint8.
+
+    Args:
+        table: Their sources, the same number in each row and at least one.
+        answered_at: The positions of their answers, `(rows, answers)` uint64.
+    """
+    count, n_answers = int((table[0, :, _AT] != NO_POSITION).sum()), answered_at.shape[1]
+    section = np.empty((len(table), 1 + 2 * count + n_answers), "<u8")
+    section[:, 0] = count | n_answers << 32
+    section[:, 1 : 1 + 2 * count] = table[:, :count].reshape(len(table), -1)
+    section[:, 1 + 2 * count :] = answered_at
+    return section.view(np.uint8)
+
+
+def decode_sources(sections: Array) -> Array | None:
+    """Return the table of records of format 2; None: they have different numbers of sources, or are corrupt.
+
+    Args:
+        sections: What the records have behind their headers, `(rows, bytes)` uint8.
+    """
+    rows, size = sections.shape
+    if size % 8:
+        return None
+    section = np.ascontiguousarray(sections).view("<u8")
+    count, n_answers = divmod(int(section[0, 0]), 1 << 32)[::-1]
+    if not 1 <= count <= MAX_SOURCES or section.shape[1] != 1 + 2 * count + n_answers:
+        return None
+    if (section[:, 0] != section[0, 0]).any():
+        return None
+    table = empty_sources(rows)
+    table[:, :count] = section[:, 1 : 1 + 2 * count].reshape(rows, count, 2)
+    return table
 
 
 def record_with_sources(

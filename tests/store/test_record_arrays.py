@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.store.record import Record, SourcePosition, decode
-from service.store.record_arrays import HEADER_DTYPE, decode_records, empty_header, encode_records, guards, read_headers
-from service.store.source_arrays import sources_in
+from service.store.record_arrays import (
+    HEADER_DTYPE,
+    decode_records,
+    empty_header,
+    encode_records,
+    guards,
+    read_headers,
+    sources_in,
+)
 from tests.store.test_record import RECORDS
 
 

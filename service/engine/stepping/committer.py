@@ -19,8 +19,7 @@ from service.models.paired import PairedModel, pair_rows
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, changed_to, decode, extend_history
-from service.store.record_arrays import encode_records, guards, record_with_sources
-from service.store.source_arrays import sources_table
+from service.store.record_arrays import encode_records, guards, record_with_sources, sources_table
 from service.types import ENDS, STARTS, BatchOutput
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class CommittedRows(NamedTuple):
         expiry_set_at: When each record's expiry was set before the commit, on the store's clock, `(rows,)` float64.
         outputs: The returned predictions, `(rows, T', *row)` by name.
         history_hashes: History hashes, 16 bytes each.
-        sources: The table of positions of sources, see `source_arrays`; None: the records have none.
+        sources: The table of positions of sources, see `record_arrays`; None: the records have none.
         beside: Of a pair, what its run returned beside the predictions.
         responding: The versions that responded; None: that of the model, as before.
     """

@@ -11,8 +11,14 @@ import numpy as np
 
 from model_export.manifest import Array
 from service.store.record import SourcePosition
-from service.store.record_arrays import HEADER_DTYPE
-from service.store.source_arrays import TABLE_BYTES, empty_sources, have_sources, sources_in, sources_table
+from service.store.record_arrays import (
+    HEADER_DTYPE,
+    TABLE_BYTES,
+    empty_sources,
+    have_sources,
+    sources_in,
+    sources_table,
+)
 
 EMPTY_SLOT = 0  # the slot of streams that are not cached; it holds the header and state of a new stream
 _OPAQUE = np.dtype(f"V{HEADER_DTYPE.itemsize}")  # copied as a whole: field by field, NumPy takes ten times as long
@@ -174,7 +180,7 @@ class RecordCache:
         return self._expiry_set_at.take(slots)
 
     def sources(self, slots: Array) -> Array | None:
-        """Return a table of copies of the positions of sources, see `source_arrays`; None: all have none."""
+        """Return a table of copies of the positions of sources, see `record_arrays`; None: all have none."""
         if self._sources is None:
             return None
         found = self._sources.take(slots, axis=0)

@@ -19,7 +19,7 @@ from service.errors import ServiceError
 from service.store.commits import Outcome, replica_probe
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import decode
-from service.store.source_arrays import sources_in
+from service.store.record_arrays import sources_in
 from service.store.state_store import checked
 
 if TYPE_CHECKING:

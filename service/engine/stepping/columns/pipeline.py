@@ -26,8 +26,17 @@ from service.store.record import (
     history_hash_of,
     step_of,
 )
-from service.store.record_arrays import DecodedRecords, decode_records, encode_records, guards, read_headers
-from service.store.source_arrays import advance_sources, empty_sources, encode_sources, sources_in
+from service.store.record_arrays import (
+    DecodedRecords,
+    advance_sources,
+    decode_records,
+    empty_sources,
+    encode_records,
+    encode_sources,
+    guards,
+    read_headers,
+    sources_in,
+)
 from service.types import BatchOutput
 
 
