@@ -46,6 +46,9 @@ class Mutant:
 _DECIDE = ("tests/engine/protocol/test_decide.py",)
 _SOURCES = ("tests/engine/protocol/test_positions.py",)
 _AGAIN = "tests/exactly_once/test_sources.py::"
+_COLUMNS_AS_ROWS = (
+    "tests/engine/stepping/test_columnar_sources.py::test_a_timestep_in_columns_gets_the_answer_that_it_gets_row_by_row"
+)
 _ENGINE = "tests/engine/test_engine.py::"
 _LAWS = "tests/store/test_laws.py::"
 _TOGETHER = "tests/engine/stepping/test_columnar_pipeline.py::"
@@ -143,6 +146,20 @@ MUTANTS = (
         (
             "tests/engine/stepping/test_columnar_sources.py::test_any_mix_of_columns_and_rows_applies_each_timestep_once",
         ),
+    ),
+    Mutant(
+        "a single timestep of a source that was applied before is applied again",
+        "service/engine/stepping/columns/batch.py",
+        "return None if is_replaced or passed_timesteps(sources, source) else after",
+        "return None if is_replaced else after",
+        (_COLUMNS_AS_ROWS,),
+    ),
+    Mutant(
+        "a row in columns that was applied before is applied again",
+        "service/store/record_arrays.py",
+        "(newest_at < at[:, 0])",
+        "(newest_at <= at[:, 0])",
+        (_COLUMNS_AS_ROWS,),
     ),
     Mutant(
         "`after` is ignored",

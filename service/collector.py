@@ -21,13 +21,16 @@ def collector_paused() -> Iterator[None]:
         gc.enable()
 
 
-def freeze_startup_objects() -> None:
+def freeze_startup_objects(*, threshold: int = 50_000) -> None:
     """Exclude the objects of the start from garbage collection, and make collections rare.
 
     Imports and routes are some hundred thousand objects that are never freed; traversing them was visible in the
     slowest responses of a service under load, and in the CPU of a connector. Later objects are traversed rarely, but
     often enough that closed connections, which are reference cycles, do not accumulate.
+
+    Args:
+        threshold: Number of new objects after which the young ones are traversed.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 10, 10)
+    gc.set_threshold(threshold, 10, 10)

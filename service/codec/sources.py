@@ -6,15 +6,17 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from model_export.manifest import Array
 from service.codec.formats import Format
 from service.codec.strict.parse import bad_request
 from service.ids import POSITION_LIMIT
-from service.types import Source
+from service.types import BatchSources, Source
 
 SourceId = Annotated[str, Meta(min_length=1, max_length=255)]
 At = Annotated[int, Meta(ge=0, le=POSITION_LIMIT - 1)]
@@ -81,8 +83,8 @@ def check_source(source: SourceField | UnsetType, length: int) -> None:
 
 def sources_of(
     source: SourceColumns | UnsetType, count: int, body_format: Format, length: int, *, chunk: bool
-) -> list[Source]:
-    """Return the source of each stream of columns; none if the body has none.
+) -> BatchSources | None:
+    """Return the source of each stream of columns; None: the body has none.
 
     Args:
         source: The source of the body.
@@ -95,23 +97,19 @@ def sources_of(
         ServiceError: `bad_request`.
     """
     if source is UNSET:
-        return []
+        return None
     ids, at = source.id, source.at
-    ids = [ids] * count if isinstance(ids, str) else ids
     rows: Any = at if isinstance(at, list) else _unpacked(at, body_format)
-    for name, column in (("id", ids), ("at", rows)):
-        if len(column) != count:
-            bad_request(f"`source.{name}` has {len(column)} entries for {count} streams; expected one for each.")
-    if any(isinstance(row, list) != chunk for row in rows):
+    for name, given in (("id", count if isinstance(ids, str) else len(ids)), ("at", len(rows))):
+        if given != count:
+            bad_request(f"`source.{name}` has {given} entries for {count} streams; expected one for each.")
+    if not _fits(rows, chunk=chunk):
         expected = "a list of positions for each stream" if chunk else "a position for each stream"
         bad_request(f"`source.at` does not fit the columns; expected {expected}.")
-    positions = [tuple(row) if chunk else (row,) for row in rows]
-    for i, row in enumerate(positions):
-        _check_positions(row, length, f"`source.at[{i}]`")
-    digests = {one: source_digest(one) for one in set(ids)}
-    return [Source(digests[one], row) for one, row in zip(ids, positions, strict=True)]
+    return BatchSources(_digests(ids, count), _columns(rows, length, chunk=chunk))
 
 
+@lru_cache(maxsize=1024)
 def source_digest(source_id: str) -> bytes:
     """Return the digest by which a record names a source, 8 bytes."""
     return hashlib.blake2b(source_id.encode(), digest_size=8).digest()
@@ -126,7 +124,32 @@ def _positions(source: SourceField) -> tuple[int, ...]:
     return tuple(source.at) if isinstance(source.at, list) else (source.at,)
 
 
-def _unpacked(packed: PackedPositions, body_format: Format) -> Any:
+def _digests(ids: str | list[str], count: int) -> Array:
+    """Return the digests of the ids of so many streams, `(streams,)` uint64."""
+    digest_of = {one: source_digest(one) for one in ({ids} if isinstance(ids, str) else set(ids))}
+    digests = digest_of[ids] * count if isinstance(ids, str) else b"".join([digest_of[one] for one in ids])
+    return np.frombuffer(digests, "<u8")
+
+
+def _fits(rows: Any, *, chunk: bool) -> bool:
+    """Whether the positions of streams have a time axis, or have none, as the inputs."""
+    if isinstance(rows, np.ndarray):
+        return (rows.ndim > 1) == chunk
+    return not any(isinstance(row, list) != chunk for row in rows)
+
+
+def _columns(rows: Any, length: int, *, chunk: bool) -> Array:
+    """Return positions as columns, `(streams, T)` uint64; they are checked for all streams at once."""
+    if not chunk or isinstance(rows, np.ndarray) or all(len(row) == length for row in rows):
+        at: Array = np.array(rows, np.uint64).reshape(len(rows), -1)
+        if at.shape[1] == length and (at[:, 1:] > at[:, :-1]).all():
+            return at
+    for i, row in enumerate(rows):
+        _check_positions(row if chunk else (row,), length, f"`source.at[{i}]`")
+    raise AssertionError("a row is wrong")
+
+
+def _unpacked(packed: PackedPositions, body_format: Format) -> Array:
     size = math.prod(packed.s)
     if body_format is Format.JSON or len(packed.b) != 8 * size:
         bad_request(
@@ -135,7 +158,7 @@ def _unpacked(packed: PackedPositions, body_format: Format) -> Any:
     rows = np.frombuffer(packed.b, "<i8")
     if size and rows.min() < 0:
         bad_request(f"`source.at` has the position {rows.min()}; expected 0 or more.")
-    return rows.reshape(packed.s).tolist()
+    return rows.reshape(packed.s)
 
 
 def _check_positions(at: Sequence[int], length: int, name: str) -> None:

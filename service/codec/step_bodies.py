@@ -5,7 +5,7 @@ A body is carried onward as it was sent; the decoder adds the arrays of its inpu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from service.codec.sources import SourceOfStep, SourceOfStreams, source_of
 from service.codec.strict.parse import parse
 from service.errors import ServiceError
 from service.ids import SEQ_LIMIT, STREAM_ID, decode_state_id
-from service.types import Create, RequestFields, ReturnMode, Source, Timestep
+from service.types import BatchSources, Create, RequestFields, ReturnMode, Timestep
 
 # ------------------------------------------------------------------- the values of fields
 
@@ -188,14 +188,14 @@ class DecodedBulk:
         inputs: `(N, T, *row)` per model input; the rows in `faults` must not be used.
         chunk: The inputs have a time axis, so the response has one too.
         faults: Errors of single rows, by index; the other rows are valid.
-        sources: Where each stream's timesteps stand in their log; empty: the body has no `source`.
+        sources: Where each stream's timesteps stand in their log; None: the body has no `source`.
     """
 
     body: BulkBody
     inputs: dict[str, Array]
     chunk: bool
     faults: dict[int, ServiceError] = field(default_factory=dict)
-    sources: Sequence[Source] = ()
+    sources: BatchSources | None = None
 
     @property
     def length(self) -> int:

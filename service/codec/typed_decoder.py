@@ -110,8 +110,8 @@ class TypedInputsDecoder:
 
 
 TypedStep = tuple[StepBody, tuple[bytes, ...], bool]
-"""A decoded body of one timestep: the body, each input's bytes, sorted by input name, and whether only `seq` and
-`after` are given besides what names the inputs and the message."""
+"""A decoded body of one timestep: the body, each input's bytes, sorted by input name, and whether only `seq`, `after`
+and `source` are given besides what names the inputs and the message."""
 
 
 class TypedStepDecoder:
@@ -154,11 +154,13 @@ class TypedStepDecoder:
             colons += 1 + step.stream.count(":")
         if self._is_message and step.id is not UNSET:
             colons += 1 + bytes(step.id).count(b":")
+        if step.source is not UNSET:
+            if type(step.source.at) is not int or b"\\" in body:
+                raise NotTypedError  # a list of one, or an error; or an id that may hide a colon by an escape
+            colons += 3 + step.source.id.count(":")
         is_plain = body.count(b":") == colons
         if not is_plain:
             reject_duplicate_keys(body, step, input_colons)
-            if step.source is not UNSET and type(step.source.at) is not int:
-                raise NotTypedError  # a list of one, or an error
             if self._has_chunk and not (step.chunk is UNSET and step.keep is UNSET):
                 raise NotTypedError
         inputs = step.inputs

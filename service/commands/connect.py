@@ -29,6 +29,8 @@ from service.connect.config import ConnectConfig, config_of, read_config
 from service.connect.messages import ConnectUsageError
 from service.connect.session import ConnectSession
 
+_OBJECTS_OF_A_POLL = 200_000  # at most: none of them is garbage before the poll ends, so no collection interrupts it
+
 
 def connect(
     source: Annotated[
@@ -118,7 +120,7 @@ async def _carry(session: ConnectSession, *, as_json: bool) -> None:
         if not await until(starting, stopped):
             return
         connector = starting.result()
-        freeze_startup_objects()
+        freeze_startup_objects(threshold=_OBJECTS_OF_A_POLL)
         running = asyncio.create_task(connector.run())
         shown = asyncio.create_task(show_counts(report, _sentence, as_json=as_json))
         try:

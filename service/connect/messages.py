@@ -123,7 +123,9 @@ class MessageColumns(Sequence[BrokerMessage]):
     @property
     def size(self) -> int:
         """Bytes of all bodies or fields."""
-        return sum(len(body) if body is not None else self[row].size for row, body in enumerate(self.bodies))
+        if None in self.bodies:
+            return sum(len(body) if body is not None else self[row].size for row, body in enumerate(self.bodies))
+        return sum(map(len, self.bodies))  # type: ignore[arg-type]  # none is None
 
     def __len__(self) -> int:
         return len(self.bodies)

@@ -108,14 +108,15 @@ def columns_of(chunks: Sequence[StreamChunk], poll: MappedPoll) -> dict[str, Any
 def _are_whole(poll: MappedPoll, chunks: Sequence[StreamChunk], limits: PollLimits) -> bool:
     """Whether every chunk can be sent as it is; then this is found for all of them at once."""
     lengths = [len(chunk.timesteps) for chunk in chunks]
-    if max(lengths, default=0) > limits.steps or set(poll.seq) - {None}:
+    if max(lengths, default=0) > limits.steps or poll.seq.count(None) < len(poll.seq):
         return False
-    order = np.fromiter(chain.from_iterable(chunk.timesteps for chunk in chunks), np.intp, len(poll.rows))
+    n_rows = len(poll.rows)
+    order = np.fromiter(chain.from_iterable(chunk.timesteps for chunk in chunks), np.intp, n_rows)
     grows = np.diff(poll.positions[order]) > 0
     sources = set(poll.sources)
     if len(sources) > 1:
         numbers = {source: number for number, source in enumerate(sources)}
-        grows &= np.diff(np.array([numbers[one] for one in poll.sources])[order]) == 0
+        grows &= np.diff(np.fromiter(map(numbers.__getitem__, poll.sources), np.intp, n_rows)[order]) == 0
     grows[np.cumsum(lengths, dtype=np.intp)[:-1] - 1] = True  # from one stream to the next
     return bool(grows.all())
 

@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from service.codec import DecodedBulk, DecodedStep, Format
 from service.codec.responses import bulk_response, bulk_response_of_rows
+from service.codec.sources import source_of
 from service.codec.stream_lists import StreamListCache, StreamNames
 from service.codec.strict.tensors import pack_inputs, pack_rows
 from service.codec.typed_decoder import TypedStep
@@ -59,9 +60,10 @@ def submit_typed(
     """Submit a single timestep that was decoded in one pass."""
     body, inputs, is_plain = step
     if is_plain and idempotency_key is None:
-        seq, after = body.seq, body.after
-        after_bytes = None if after is UNSET else decode_state_id(after)
-        engine.steps.submit_single(handle, inputs, None if seq is UNSET else seq, after_bytes, done, served=served)
+        seq = None if body.seq is UNSET else body.seq
+        after = None if body.after is UNSET else decode_state_id(body.after)
+        source = None if body.source is UNSET else source_of(body.source)
+        engine.steps.submit_single(handle, inputs, seq, after, source, done, served=served)
         return
     timestep = Timestep(
         handle.key,

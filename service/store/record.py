@@ -59,6 +59,7 @@ _STEP_AT = slice(16, 24)
 _MOVED_AT = slice(80, 84)
 _CRC_AT = 84
 HEADER_BYTES = _HEADER.size
+_FORMAT_1 = struct.pack("<4sI", MAGIC, HEADER_BYTES)
 NO_HISTORY = bytes(16)
 HAD_KEY = 0x100
 CHANGED_VERSION = 0x200
@@ -189,7 +190,15 @@ def history_hash_of(raw: bytes) -> bytes:
     return raw[_HISTORY_HASH_AT]
 
 
-def encode_next(header: bytes, op_id: bytes, updated_ms: int, outputs: bytes, state: bytes) -> tuple[bytes, int, bytes]:
+def encode_next(  # noqa: PLR0917 - the parts of a record
+    header: bytes,
+    op_id: bytes,
+    updated_ms: int,
+    outputs: bytes,
+    state: bytes,
+    sources: Sequence[SourcePosition] = (),
+    answered_at: Sequence[int] = (),
+) -> tuple[bytes, int, bytes]:
     """Encode the record of a stream after one more timestep without an idempotency key.
 
     Args:
@@ -198,6 +207,8 @@ def encode_next(header: bytes, op_id: bytes, updated_ms: int, outputs: bytes, st
         updated_ms: Milliseconds since the Unix epoch.
         outputs: The prediction, packed.
         state: The state after the step, packed.
+        sources: The positions of sources after it.
+        answered_at: The position of the prediction, if the timestep has a source.
 
     Returns:
         The record's bytes, its step and its history hash.
@@ -205,7 +216,13 @@ def encode_next(header: bytes, op_id: bytes, updated_ms: int, outputs: bytes, st
     _, _, epoch, step, _, _, _, history_hash, fingerprint, _, _, moved, _, _, created_ms = _HEADER.unpack(header)
     [history_hash] = extend_history((history_hash,), Kind.STEP, (op_id,), fingerprint)
     position = epoch, step + 1, 1, Kind.STEP, op_id, history_hash, fingerprint
-    return _encode(position, (updated_ms, created_ms), outputs, state, moved=moved), step + 1, history_hash
+    section = _encode_sources(sources, answered_at) if sources else b""
+    return _encode(position, (updated_ms, created_ms), outputs, state, section, moved), step + 1, history_hash
+
+
+def header_of(record: bytes) -> bytes:
+    """Return the fixed fields of a record, 104 bytes, as those of format 1."""
+    return _FORMAT_1 + record[len(_FORMAT_1) : HEADER_BYTES]
 
 
 def _encode(  # noqa: PLR0917 - the parts of a record

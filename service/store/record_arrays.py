@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
@@ -32,9 +32,16 @@ HEADER_DTYPE: Final = np.dtype(
 )
 """dtype of a record's header."""
 
-SOURCE_DTYPE: Final = np.dtype([("digest", "V8"), ("at", "<u8")])
-"""dtype of one source's position. A record has `MAX_SOURCES` of them, those that it does not use at `NO_POSITION`."""
 NO_POSITION: Final = 2**64 - 1
+"""The position of an entry of a table of sources that is not used.
+
+A table is `(rows, MAX_SOURCES, 2)` uint64: for each record the sources used last first, each with its digest as a
+little-endian number and its position.
+"""
+TABLE_BYTES: Final = 16 * MAX_SOURCES
+"""Bytes of one record's row of a table of sources."""
+_DIGEST: Final = 0
+_AT: Final = 1
 
 _CRC_AT: Final = slice(84, 88)
 _GUARD_AT: Final = slice(8, 64)
@@ -56,25 +63,30 @@ def read_headers(records: Sequence[bytes]) -> Array:
 
 
 def empty_sources(rows: int) -> Array:
-    """Return the sources of records without any, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`."""
-    sources = np.zeros((rows, MAX_SOURCES), SOURCE_DTYPE)
-    sources["at"] = NO_POSITION
+    """Return the table of records without any source."""
+    sources = np.zeros((rows, MAX_SOURCES, 2), "<u8")
+    sources[..., _AT] = NO_POSITION
     return sources
 
 
 def sources_table(rows: Sequence[Sequence[SourcePosition]]) -> Array:
-    """Return the sources of records, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`."""
+    """Return the table of records with these sources."""
     table = empty_sources(len(rows))
     for i, sources in enumerate(rows):
         for j, (digest, at) in enumerate(sources):
-            table[i, j] = np.void(digest), at
+            table[i, j] = int.from_bytes(digest, "little"), at
     return table
 
 
+def have_sources(table: Array) -> Array:
+    """Return whether each record has a source, `(rows,)` bool."""
+    has: Array = table[:, 0, _AT] != NO_POSITION
+    return has
+
+
 def sources_in(row: Array) -> tuple[SourcePosition, ...]:
-    """Return the sources of one record, from its row of such a table."""
-    positions = zip(row["digest"].tolist(), row["at"].tolist(), strict=True)
-    return tuple([SourcePosition(digest, at) for digest, at in positions if at != NO_POSITION])
+    """Return the sources of one record, from its row of a table."""
+    return tuple([SourcePosition(digest.to_bytes(8, "little"), at) for digest, at in row.tolist() if at != NO_POSITION])
 
 
 def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
@@ -84,18 +96,20 @@ def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
     source, and all records then have the same number of sources.
 
     Args:
-        table: The sources before, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`.
-        digests: The chunks' sources, `(rows,)` V8.
+        table: The sources before.
+        digests: The digests of the chunks' sources, `(rows,)` uint64.
         at: Their positions, `(rows, T)` uint64.
     """
-    newest = table[:, 0]
-    is_new = newest["at"] == NO_POSITION
-    is_behind = (newest["digest"] == digests) & (newest["at"] < at[:, 0])
-    counts = np.maximum((table["at"] != NO_POSITION).sum(axis=1), 1)
-    if not (is_new | is_behind).all() or (counts != counts[0]).any():
+    newest_at = table[:, 0, _AT]
+    is_behind = (table[:, 0, _DIGEST] == digests) & (newest_at < at[:, 0])
+    if not (is_behind | (newest_at == NO_POSITION)).all():
+        return None
+    is_used = table[..., _AT] != NO_POSITION
+    is_used[:, 0] = True  # from now on
+    if not (is_used == is_used[0]).all():
         return None
     advanced = table.copy()
-    advanced["digest"][:, 0], advanced["at"][:, 0] = digests, at[:, -1]
+    advanced[:, 0, _DIGEST], advanced[:, 0, _AT] = digests, at[:, -1]
     return advanced
 
 
@@ -103,14 +117,35 @@ def encode_sources(table: Array, answered_at: Array) -> Array:
     """Return what records of format 2 have behind their headers, `(rows, bytes)` uint8.
 
     Args:
-        table: Their sources, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`, the same number in each row and at least one.
+        table: Their sources, the same number in each row and at least one.
         answered_at: The positions of their answers, `(rows, answers)` uint64.
     """
-    rows, count = len(table), int((table[0]["at"] != NO_POSITION).sum())
-    counts = np.broadcast_to(np.array([count, answered_at.shape[1]], "<u4").view(np.uint8), (rows, 8))
-    used = np.ascontiguousarray(table[:, :count]).view(np.uint8).reshape(rows, count * SOURCE_DTYPE.itemsize)
-    answers = np.ascontiguousarray(answered_at, "<u8").view(np.uint8).reshape(rows, -1)
-    return np.concatenate([counts, used, answers], axis=1)
+    count, n_answers = int((table[0, :, _AT] != NO_POSITION).sum()), answered_at.shape[1]
+    section = np.empty((len(table), 1 + 2 * count + n_answers), "<u8")
+    section[:, 0] = count | n_answers << 32
+    section[:, 1 : 1 + 2 * count] = table[:, :count].reshape(len(table), -1)
+    section[:, 1 + 2 * count :] = answered_at
+    return section.view(np.uint8)
+
+
+def decode_sources(sections: Array) -> Array | None:
+    """Return the table of records of format 2; None: they have different numbers of sources, or are corrupt.
+
+    Args:
+        sections: What the records have behind their headers, `(rows, bytes)` uint8.
+    """
+    rows, size = sections.shape
+    if size % 8:
+        return None
+    section = np.ascontiguousarray(sections).view("<u8")
+    count, n_answers = divmod(int(section[0, 0]), 1 << 32)[::-1]
+    if not 1 <= count <= MAX_SOURCES or section.shape[1] != 1 + 2 * count + n_answers:
+        return None
+    if (section[:, 0] != section[0, 0]).any():
+        return None
+    table = empty_sources(rows)
+    table[:, :count] = section[:, 1 : 1 + 2 * count].reshape(rows, count, 2)
+    return table
 
 
 def record_with_sources(
@@ -152,7 +187,21 @@ def encode_records(table: Array, headers: Array, outputs: Array, states: Array, 
     table[:, _CRC_AT] = _checksums(table).view(np.uint8).reshape(rows, 4)
 
 
-def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: int) -> tuple[Array, Array] | None:
+class DecodedRecords(NamedTuple):
+    """Records of one model.
+
+    Attributes:
+        headers: `(records,)` of `HEADER_DTYPE`, as those of format 1.
+        states: Packed states, `(records, bytes)` uint8.
+        sources: The table of positions of sources; None: the records have none.
+    """
+
+    headers: Array
+    states: Array
+    sources: Array | None
+
+
+def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: int) -> DecodedRecords | None:
     """Decode records of one model that have equal lengths, with the checks of `decode`.
 
     Args:
@@ -161,25 +210,31 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
         state_bytes: Bytes of the model's packed state.
 
     Returns:
-        Headers, `(records,)` of `HEADER_DTYPE`, and states, `(records, state_bytes)` uint8. None if a record is
-        missing, has another length or model, or is corrupt; `decode` then gives the error.
+        None if a record is missing or corrupt (`decode` then gives the error), or if one has another length, model or
+        number of sources than the others.
     """
     present = [record for record in records if isinstance(record, bytes)]
     size = len(present[0]) if present else 0
-    output_bytes = size - HEADER_BYTES - state_bytes
+    header_bytes = max(HEADER_BYTES, int.from_bytes(present[0][4:8], "little")) if size else HEADER_BYTES
+    output_bytes = size - header_bytes - state_bytes
     if len(present) < len(records) or output_bytes < 0 or any([len(record) != size for record in present]):  # noqa: C419 - see all_finite
         return None
     table = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), size).copy()
     headers = table[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
     table[:, _CRC_AT] = 0
     valid = headers["crc"] == _checksums(table)
-    expected = {"magic": MAGIC, "header_bytes": HEADER_BYTES, "output_bytes": output_bytes, "state_bytes": state_bytes}
+    magic = MAGIC if header_bytes == HEADER_BYTES else MAGIC_2
+    expected = {
+        "magic": magic, "header_bytes": header_bytes, "output_bytes": output_bytes, "state_bytes": state_bytes,
+    }  # fmt: skip
     for name, value in expected.items():
         valid &= headers[name] == value
     valid &= headers["fingerprint"] == np.frombuffer(fingerprint, "V8")
-    if not valid.all():
+    sources = None if magic == MAGIC else decode_sources(table[:, HEADER_BYTES:header_bytes])
+    if not valid.all() or (sources is None and magic == MAGIC_2):
         return None
-    return headers, np.ascontiguousarray(table[:, size - state_bytes :])
+    headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
+    return DecodedRecords(headers, np.ascontiguousarray(table[:, size - state_bytes :]), sources)
 
 
 def _checksums(table: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.types.rollouts import RolloutRequest, RolloutResult
+from service.types.sources import BatchSources, Source
 from service.types.steps import (
     ENDS,
     STARTS,
@@ -15,7 +16,6 @@ from service.types.steps import (
     ReplyCallback,
     RequestFields,
     ReturnMode,
-    Source,
     StreamHandle,
     StreamKey,
     Timestep,
@@ -27,6 +27,7 @@ __all__ = [
     "ENDS",
     "STARTS",
     "BatchOutput",
+    "BatchSources",
     "BulkPrediction",
     "BulkTimesteps",
     "Create",

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from model_export.manifest import Array
 from service.errors import ServiceError
+from service.types.sources import BatchSources, Source
 
 Create = Literal["auto", "never", "must"]
 ReturnMode = Literal["all", "last", "none"]
@@ -27,18 +28,6 @@ class StreamKey(NamedTuple):
     tenant: str
     model: str
     stream: str
-
-
-class Source(NamedTuple):
-    """Where the timesteps of a request stand in the log that they were read from.
-
-    Attributes:
-        digest: Digest of the log's id, 8 bytes.
-        at: The position of each timestep, strictly growing, 0 or more.
-    """
-
-    digest: bytes
-    at: tuple[int, ...]
 
 
 _SINGLE: Final = (1, "all", "on")
@@ -100,12 +89,11 @@ class Timestep(RequestFields, frozen=True, gc=False):
     def can_coalesce(self) -> bool:
         """Whether it may be processed in the columns of a batch of single timesteps; see `StreamHandle`.
 
-        Those have no other fields, so every other one must have its default.
+        Those have no other fields than these, `seq`, `after` and `source`, so every other one must have its default.
         """
         return (
             self.create != "must"
             and self.idempotency_key is None
-            and self.source is None
             and (self.length, self.keep, self.lifecycle) == _SINGLE
         )
 
@@ -127,7 +115,9 @@ class StreamHandle(Struct, frozen=True, gc=False):
     transport: Transport
     create: Create = "auto"
 
-    def timestep(self, inputs: tuple[bytes, ...], seq: int | None, after: bytes | None) -> Timestep:
+    def timestep(
+        self, inputs: tuple[bytes, ...], seq: int | None, after: bytes | None, source: Source | None
+    ) -> Timestep:
         """Return a single timestep of the stream."""
         return Timestep(
             self.key,
@@ -138,6 +128,7 @@ class StreamHandle(Struct, frozen=True, gc=False):
             version=self.version,
             transport=self.transport,
             name=self.name,
+            source=source,
         )
 
 
@@ -151,7 +142,7 @@ class BulkTimesteps(RequestFields, frozen=True, gc=False):
         packed: Each row's bytes of each input, sorted by input name.
         seqs: One per row, or None.
         afters: One per row, or None.
-        sources: One per row; empty: the rows have none.
+        sources: Where the rows' timesteps stand in their logs; None: they are from none.
     """
 
     keys: Sequence[StreamKey]
@@ -161,12 +152,12 @@ class BulkTimesteps(RequestFields, frozen=True, gc=False):
     length: int
     seqs: Sequence[int | None]
     afters: Sequence[bytes | None]
-    sources: Sequence[Source] = ()
+    sources: BatchSources | None = None
 
     def rows(self) -> list[Timestep]:
         """Return one `Timestep` per row."""
         shared = {name: getattr(self, name) for name in RequestFields.__struct_fields__}
-        sources: Sequence[Source | None] = self.sources or [None] * len(self.names)
+        sources = [None] * len(self.names) if self.sources is None else self.sources.rows()
         rows = zip(self.keys, self.packed, self.seqs, self.afters, self.names, sources, strict=True)
         return [
             Timestep(stream, inputs, self.length, seq, after, name=name, source=source, **shared)

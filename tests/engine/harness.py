@@ -19,7 +19,7 @@ from service.errors import ServiceError
 from service.models.registry import ModelRegistry
 from service.store.keys import record_key
 from service.store.state_store import StateStore
-from service.types import BulkPrediction, BulkTimesteps, Prediction, StreamKey, Timestep
+from service.types import BatchSources, BulkPrediction, BulkTimesteps, Prediction, Source, StreamKey, Timestep
 
 FOLD = "fold"
 
@@ -82,13 +82,14 @@ def ys(prediction: Prediction) -> list[int]:
 
 
 async def submit_bulk(
-    engine: Engine, rows: Mapping[str, tuple[Sequence[int], int]], **more: Any
+    engine: Engine, rows: Mapping[str, tuple[Sequence[int], int]], *, sources: Sequence[Source] = (), **more: Any
 ) -> dict[str, Prediction | ServiceError] | None:
     """Submit one bulk request with a row per stream.
 
     Args:
         engine: The engine to submit to.
         rows: By stream: its inputs, as many for each stream, and `seq`.
+        sources: Where each stream's timesteps stand in their log; empty: they are from none.
         more: Fields of `BulkTimesteps` that differ from the usual ones.
 
     Returns:
@@ -102,7 +103,7 @@ async def submit_bulk(
     }  # fmt: skip
     asked = BulkTimesteps(
         keys=keys, names=[record_key(*key) for key in keys], inputs={"x": xs}, packed=[(row.tobytes(),) for row in xs],
-        length=xs.shape[1], **usual | more,
+        length=xs.shape[1], sources=BatchSources.of(sources) if sources else None, **usual | more,
     )  # fmt: skip
     answer: asyncio.Future[BulkOutcomes] = asyncio.get_running_loop().create_future()
     if not engine.steps.submit_columnar(asked, answer.set_result, engine.models.get(FOLD)):

@@ -114,13 +114,15 @@ def test_fields_read_from_the_header_alone_are_those_of_the_record(record: Recor
     )
 
 
-@given(RECORDS, B16, U64, st.binary(max_size=40), st.binary(max_size=40))
+@given(RECORDS | WITH_SOURCES, B16, U64, st.binary(max_size=40), st.binary(max_size=40))
 def test_the_record_after_one_more_timestep_is_encoded_like_any_other(
     before: Record, op_id: bytes, now: int, outputs: bytes, state: bytes
 ) -> None:
     before = dataclasses.replace(before, step=min(before.step, 2**64 - 2))
 
-    encoded, step, history_hash = encode_next(before.encode()[:HEADER_BYTES], op_id, now, outputs, state)
+    encoded, step, history_hash = encode_next(
+        before.encode()[:HEADER_BYTES], op_id, now, outputs, state, before.sources, before.answered_at
+    )
 
     assert (step, history_hash) == (before.step + 1, after(before.history_hash, Kind.STEP, op_id, before.fingerprint))
     changed: dict[str, Any] = {

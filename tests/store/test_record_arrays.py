@@ -8,8 +8,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.record import Record, decode
-from service.store.record_arrays import HEADER_DTYPE, decode_records, empty_header, encode_records, guards, read_headers
+from service.store.record import Record, SourcePosition, decode
+from service.store.record_arrays import (
+    HEADER_DTYPE,
+    decode_records,
+    empty_header,
+    encode_records,
+    guards,
+    read_headers,
+    sources_in,
+)
 from tests.store.test_record import RECORDS
 
 
@@ -58,8 +66,40 @@ def test_valid_records_of_a_model_are_decoded_in_arrays_as_each_alone(records: l
     found = decode_records([record.encode() for record in records], MODEL, n % 23)
 
     assert found is not None
-    assert [head.tobytes() for head in guards(found[0])] == [record.guard for record in records]
-    assert [state.tobytes() for state in found[1]] == [record.state for record in records]
+    assert [head.tobytes() for head in guards(found.headers)] == [record.guard for record in records]
+    assert [state.tobytes() for state in found.states] == [record.state for record in records]
+    assert found.sources is None
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400), st.integers(1, 4), st.integers(0, 3), st.data())
+def test_records_with_equally_many_sources_are_decoded_in_arrays_as_each_alone(
+    records: list[Record], n: int, n_sources: int, n_answers: int, data: st.DataObject
+) -> None:
+    digest, at = st.binary(min_size=8, max_size=8), st.integers(0, 2**63 - 1)
+    position = st.builds(SourcePosition, digest, at)
+    records = [
+        dataclasses.replace(
+            record,
+            sources=tuple(data.draw(st.lists(position, min_size=n_sources, max_size=n_sources))),
+            answered_at=tuple(data.draw(st.lists(at, min_size=n_answers, max_size=n_answers))),
+        )
+        for record in of_one_model(records, n)
+    ]
+    whole = [record.encode() for record in records]
+    found = decode_records(whole, MODEL, n % 23)
+
+    assert found is not None
+    assert [head.tobytes() for head in guards(found.headers)] == [record.guard for record in records]
+    assert [state.tobytes() for state in found.states] == [record.state for record in records]
+    assert found.sources is not None
+    assert [sources_in(row) for row in found.sources] == [record.sources for record in records]
+    assert found.headers.tobytes() != b"".join(one[:104] for one in whole)  # they are those of format 1
+    broken = bytearray(whole[-1])
+    broken[data.draw(st.integers(0, len(broken) - 1))] ^= data.draw(st.integers(1, 255))
+    without = dataclasses.replace(records[-1], sources=(), answered_at=()).encode()
+    for other in (bytes(broken), without, whole[-1][:-1], whole[-1] + b"x", b"", None):
+        assert decode_records([*whole, other], MODEL, n % 23) is None
+        assert decode_records([other, *whole], MODEL, n % 23) is None
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=4), st.integers(0, 400), st.data())

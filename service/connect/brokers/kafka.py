@@ -7,6 +7,7 @@ import contextlib
 import logging
 import ssl
 from collections.abc import Collection, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +25,7 @@ _FETCH_BYTES: Final = 8 << 20
 _SESSION_MS: Final = 10_000
 _HAND_OVER_S: Final = 10.0
 _MAX_REQUEST_BYTES: Final = 4 << 20
+_VALUE, _OFFSET, _KEY = map(attrgetter, ("value", "offset", "key"))
 _ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
 
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs as errors is waited for, and reported once
@@ -113,8 +115,10 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         parts = []
         for partition, records in found.items():
             end = self._end(partition)
-            parts.append((partition, records if end is None else [one for one in records if one.offset < end]))
             self._next[partition] = records[-1].offset + 1
+            if end is not None and records[-1].offset >= end:
+                records = [one for one in records if one.offset < end]  # noqa: PLW2901 - those behind it are not read
+            parts.append((partition, records))
         self._open = {partition: records[-1].offset + 1 for partition, records in parts if records}
         if self._open:
             self._idle.clear()
@@ -199,11 +203,11 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
         return MessageColumns(
             make,
-            bodies=[one.value or b"" for one in records],
-            at=[one.offset for one in records],
+            bodies=[body or b"" for body in map(_VALUE, records)],
+            at=list(map(_OFFSET, records)),
             sources=sources,
             logs=[self._log] * len(records),
-            keys=[one.key for one in records],
+            keys=list(map(_KEY, records)),
             topics=[self._topic] * len(records),
         )
 

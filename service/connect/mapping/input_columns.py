@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -81,7 +82,7 @@ class InputColumn:
         shape, errors = (len(rows), *self.spec.shape), dict[int, BadMessageError]()
         try:
             with np.errstate(over="ignore"):
-                stacked = np.array(rows, dtype=self.dtype).reshape(shape)
+                stacked = self._stacked(rows).reshape(shape)
         except (OverflowError, ValueError, TypeError):
             stacked = np.zeros(shape, self.dtype)
             for i, row in enumerate(rows):
@@ -96,6 +97,17 @@ class InputColumn:
                 reason = f"input {self.spec.name!r} has a value that is not a finite {self.dtype}"
                 errors.setdefault(i, BadMessageError("non_finite", reason))
         return stacked, errors
+
+    def _stacked(self, rows: Sequence[Any]) -> Array:
+        """Return the values of all rows as an array with as many values, of any shape.
+
+        Raises:
+            OverflowError, ValueError, TypeError: A value does not fit the dtype.
+        """
+        is_flat = len(self.spec.shape) == 1 and self.size > 1 and not self.may_be_missing
+        if is_flat and rows and type(rows[0]) is not np.ndarray:  # half of the time: no shape has to be found
+            return np.fromiter(chain.from_iterable(rows), self.dtype, self.size * len(rows))
+        return np.array(rows, dtype=self.dtype)
 
     def _read(self, part: FieldPath | float, document: Any) -> Any:
         if not isinstance(part, FieldPath):

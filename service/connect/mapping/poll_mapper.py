@@ -89,12 +89,13 @@ class PollMapper:
         places = self._mapper.place.values_in(messages)
         if places is None and decoder.stream is None:
             return {name: [] for name in self._mapper.columns}  # the place is a header
-        streams = self._mapper.place.streams(
-            [None if one is None else decoder.stream(one) for one in documents]
-            if decoder.stream is not None
-            else places or ()
-        )
-        if None in streams or None in documents:
+        has_others = None in documents
+        if decoder.stream is not None and not has_others:
+            places = list(map(decoder.stream, documents))
+        elif decoder.stream is not None:
+            places = [None if one is None else decoder.stream(one) for one in documents]
+        streams = self._mapper.place.streams(places or ())
+        if has_others or None in streams:
             good = [one is not None and stream is not None for one, stream in zip(documents, streams, strict=True)]
             poll.rows = list(compress(range(len(good)), good))
             documents, streams = list(compress(documents, good)), list(compress(streams, good))

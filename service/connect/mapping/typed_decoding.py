@@ -18,6 +18,7 @@ from service.ids import POSITION_LIMIT, SEQ_LIMIT
 
 _SCALARS: Final[Mapping[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}
 _NEVER: Final = Annotated[str, Meta(min_length=1, max_length=0)]
+_LONGEST_TUPLE: Final = 64  # a tuple is decoded faster than a list, but its type has an entry for each element
 _STREAM: Final = str | int
 _POSITION: Final = Annotated[int, Meta(ge=0, le=POSITION_LIMIT - 1)]
 _SEQ: Final = Annotated[int, Meta(ge=1, le=SEQ_LIMIT - 1)]
@@ -160,7 +161,10 @@ def _getters(fields: _Fields, column: InputColumn) -> list[Getter | float]:
     if len(column.parts) == 1 and isinstance(column.parts[0], FieldPath):
         kind: Any = element
         for length in reversed(column.spec.shape):
-            kind = Annotated[list[kind], Meta(min_length=length, max_length=length)]
+            if 0 < length <= _LONGEST_TUPLE:
+                kind = tuple[(kind,) * length]  # type: ignore[misc]  # built at run time
+            else:
+                kind = Annotated[list[kind], Meta(min_length=length, max_length=length)]
         if column.size == 1:
             kind = kind | scalar
         return [fields.add(column.parts[0], kind)]

@@ -43,6 +43,7 @@ class OpIdHasher:
         self._inputs = sorted(manifest.inputs, key=lambda spec: spec.name)
         self._hashers: dict[tuple[bool, bool, bool], Any] = {}  # the common prefix of all requests with the same fields
         self._sequenced = self._start_hash((False, True, False))  # the most frequent ones: with `seq` only
+        self._unnumbered = self._start_hash((False, False, False))  # those with `source` only
         self._new_op_id = OpIdGenerator()
 
     def for_rows(
@@ -51,6 +52,7 @@ class OpIdHasher:
         seqs: Sequence[int | None],
         afters: Sequence[bytes | None],
         packed: Sequence[tuple[bytes, ...]],
+        sources: Sequence[bytes] = (),
     ) -> list[bytes]:
         """Return the op ids of requests without an idempotency key that continue their streams.
 
@@ -59,7 +61,10 @@ class OpIdHasher:
             seqs: One per request.
             afters: One per request.
             packed: Each request's bytes of each input, sorted by input name.
+            sources: The encoded source of each request; empty: they have none.
         """
+        if sources:
+            return self._for_rows_with_sources(length, seqs, afters, packed, sources)
         new_hash, op_ids = self._sequenced.copy, list[bytes]()
         for seq, after, inputs in zip(seqs, afters, packed, strict=True):
             if after is None:
@@ -75,19 +80,42 @@ class OpIdHasher:
             op_ids.append(h.digest())
         return op_ids
 
+    def _for_rows_with_sources(
+        self,
+        length: int,
+        seqs: Sequence[int | None],
+        afters: Sequence[bytes | None],
+        packed: Sequence[tuple[bytes, ...]],
+        sources: Sequence[bytes],
+    ) -> list[bytes]:
+        new_hash, position, op_ids = self._unnumbered.copy, _POSITION(length, 0), list[bytes]()
+        for seq, after, inputs, source in zip(seqs, afters, packed, sources, strict=True):
+            if seq is None and after is None:
+                h = new_hash()
+                h.update(position + (inputs[0] if len(inputs) == 1 else b"".join(inputs)) + source)
+                op_ids.append(h.digest())
+                continue
+            given = False, seq is not None, after is not None
+            h = (self._hashers.get(given) or self._start_hash(given)).copy()
+            h.update(b"".join((_POSITION(length, seq or 0), *inputs, after or b"", source)))
+            op_ids.append(h.digest())
+        return op_ids
+
     def for_bulk(self, bulk: BulkTimesteps) -> list[bytes]:
         """Return the op id of each request of a bulk request."""
-        if bulk.idempotency_key is not None or bulk.sources:
+        if bulk.idempotency_key is not None:
             return [self.for_timestep(timestep) for timestep in bulk.rows()]
-        return self.for_rows(bulk.length, bulk.seqs, bulk.afters, bulk.packed)
+        sources = () if bulk.sources is None else bulk.sources.encode()
+        return self.for_rows(bulk.length, bulk.seqs, bulk.afters, bulk.packed, sources)
 
     def for_timestep(self, timestep: Timestep) -> bytes:
         """Return the op id of a request, 16 bytes."""
         seq, after, key, source = timestep.seq, timestep.after, timestep.idempotency_key, timestep.source
         if key is None and after is None and seq is None and source is None:
             return self._new_op_id()
-        if key is None and source is None and timestep.lifecycle == "on":
-            return self.for_rows(timestep.length, [seq], [after], [timestep.inputs])[0]
+        if key is None and timestep.lifecycle == "on":
+            sources = () if source is None else (source.encode(),)
+            return self.for_rows(timestep.length, [seq], [after], [timestep.inputs], sources)[0]
         given = key is not None, seq is not None, after is not None
         h = (self._hashers.get(given) or self._start_hash(given)).copy()
         # `given` and the length determine where each part ends, so different requests have different bytes.
@@ -99,7 +127,7 @@ class OpIdHasher:
         if timestep.lifecycle != "on":
             parts.append(timestep.lifecycle.encode())
         if source is not None:
-            parts += (b"source", source.digest, *(at.to_bytes(8, "little") for at in source.at))
+            parts.append(source.encode())
         h.update(b"".join(parts))
         return h.digest()  # type: ignore[no-any-return]
 

@@ -24,7 +24,7 @@ from service.engine.stepping.version_batchers import VersionBatchers, is_older
 from service.engine.trials.plans import BatchPlans
 from service.errors import ServiceError
 from service.store import keys
-from service.types import BulkTimesteps, ReplyCallback, StreamHandle, Timestep
+from service.types import BulkTimesteps, ReplyCallback, Source, StreamHandle, Timestep
 
 _log = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class Batcher:
         self._max_coalesced = min(self._max_batch, _MAX_COALESCED_ROWS)
         self._max_wait = max_wait
         self.queue: BatchQueue[QueuedStep] = BatchQueue()
-        self._coalesced: CoalescedBatch | None = None  # the open batch, to which single timesteps are added
-        self._coalesced_room = 0  # rows that may still be added to it
+        # The open batches, to which single timesteps are added: without and with sources.
+        self._coalesced: list[CoalescedBatch | None] = [None, None]
         self._tasks: dict[int, asyncio.Task[None]] = {}  # of the batches in flight, by batch number
         self._batch_number = 0  # of the last batch
         self._flush_due: asyncio.Handle | None = None
@@ -108,7 +108,7 @@ class Batcher:
         if timestep.can_coalesce:
             name = timestep.name or keys.record_key(*timestep.key)
             stream = StreamHandle(timestep.key, name, timestep.version, timestep.transport, timestep.create)
-            self.submit_single(stream, timestep.inputs, timestep.seq, timestep.after, done, received)
+            self.submit_single(stream, timestep.inputs, timestep.seq, timestep.after, timestep.source, done, received)
         elif self.versions is not None and timestep.version is None:
             name = timestep.name or keys.record_key(*timestep.key)
             self.versions.batcher_of(name, self).submit_row(timestep, done, received)
@@ -121,14 +121,15 @@ class Batcher:
         inputs: tuple[bytes, ...],
         seq: int | None,
         after: bytes | None,
+        source: Source | None,
         done: ReplyCallback,
         received: float,
     ) -> None:
         """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
         if self.versions is not None and stream.version is None:
-            self.versions.batcher_of(stream.name, self).coalesce(stream, inputs, seq, after, done, received)
+            self.versions.batcher_of(stream.name, self).coalesce(stream, inputs, seq, after, source, done, received)
         else:
-            self.coalesce(stream, inputs, seq, after, done, received)
+            self.coalesce(stream, inputs, seq, after, source, done, received)
 
     def coalesce(  # noqa: PLR0917 - as `submit_single`
         self,
@@ -136,23 +137,24 @@ class Batcher:
         inputs: tuple[bytes, ...],
         seq: int | None,
         after: bytes | None,
+        source: Source | None,
         done: ReplyCallback,
         received: float,
     ) -> None:
         """Add a single timestep to the open coalesced batch of this model version."""
         name, queue = stream.name, self.queue
         if not queue.reserve(name):
-            self.submit_row(stream.timestep(inputs, seq, after), done, received)
+            self.submit_row(stream.timestep(inputs, seq, after, source), done, received)
             return
-        batch = self._coalesced
+        has_source = source is not None
+        batch = self._coalesced[has_source]
         if batch is None:
-            batch, self._coalesced_room = CoalescedBatch(), self._max_coalesced
-            self._coalesced = batch
+            batch = self._coalesced[has_source] = CoalescedBatch(self._max_coalesced, has_source=has_source)
             queue.enqueue_batch(batch)
-        batch.add((stream, name, seq, after, inputs, done, received))
-        self._coalesced_room -= 1
-        if not self._coalesced_room:
-            self._coalesced = None  # full: the next timestep opens another
+        batch.add((stream, name, seq, after, source, inputs, done, received))
+        batch.room -= 1
+        if not batch.room:
+            self._coalesced[has_source] = None  # full: the next timestep opens another
         if queue.rows >= self._wake_threshold:
             self._schedule()
 
@@ -261,8 +263,8 @@ class Batcher:
 
     def _start_batch(self, batch: Sequence[QueuedStep]) -> None:
         if type(batch) is CoalescedBatch:  # `isinstance` is slow for an abstract class's subclass
-            if batch is self._coalesced:
-                self._coalesced = None
+            if batch is self._coalesced[batch.has_source]:
+                self._coalesced[batch.has_source] = None
             if not self._close_or_reject(batch):
                 return
         self._batch_number += 1

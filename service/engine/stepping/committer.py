@@ -41,7 +41,7 @@ class CommittedRows(NamedTuple):
         expiry_set_at: When each record's expiry was set before the commit, on the store's clock, `(rows,)` float64.
         outputs: The returned predictions, `(rows, T', *row)` by name.
         history_hashes: History hashes, 16 bytes each.
-        sources: Positions of sources, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`; None: the records have none.
+        sources: The table of positions of sources, see `record_arrays`; None: the records have none.
         beside: Of a pair, what its run returned beside the predictions.
         responding: The versions that responded; None: that of the model, as before.
     """

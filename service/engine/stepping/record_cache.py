@@ -5,16 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from model_export.manifest import Array
-from service.store.record import MAX_SOURCES
-from service.store.record_arrays import HEADER_DTYPE, NO_POSITION, SOURCE_DTYPE, empty_sources
+from service.store.record import SourcePosition
+from service.store.record_arrays import (
+    HEADER_DTYPE,
+    TABLE_BYTES,
+    empty_sources,
+    have_sources,
+    sources_in,
+    sources_table,
+)
 
 EMPTY_SLOT = 0  # the slot of streams that are not cached; it holds the header and state of a new stream
 _OPAQUE = np.dtype(f"V{HEADER_DTYPE.itemsize}")  # copied as a whole: field by field, NumPy takes ten times as long
 _OVERHEAD = 260  # bytes of Python objects per record: its name, a dict entry, two list slots
+
+
+class CachedRecord(NamedTuple):
+    """One stream's record in the cache; the store may have another one.
+
+    Attributes:
+        header: The header, 104 bytes.
+        state: The packed state, `(1, bytes)` uint8.
+        expiry_set_at: When its expiry was last set for certain, on the store's clock.
+        sources: The positions of sources.
+    """
+
+    header: bytes
+    state: Array
+    expiry_set_at: float
+    sources: tuple[SourcePosition, ...] = ()
 
 
 class CacheMemory:
@@ -108,7 +132,7 @@ class RecordCache:
             for table in (self._headers, self._states, self._expiry_set_at):
                 table.resize((self._slots, *table.shape[1:]), refcheck=False)  # in place: there are no views of it
             if self._sources is not None:
-                self._sources.resize((self._slots, MAX_SOURCES), refcheck=False)
+                self._sources.resize((self._slots, *self._sources.shape[1:]), refcheck=False)
         elif len(self._headers) < self._slots:
             self._headers, self._states, self._expiry_set_at = map(
                 self._enlarged, (self._headers, self._states, self._expiry_set_at)
@@ -156,35 +180,35 @@ class RecordCache:
         return self._expiry_set_at.take(slots)
 
     def sources(self, slots: Array) -> Array | None:
-        """Return copies of the positions of sources, `(slots, MAX_SOURCES)` of `SOURCE_DTYPE`; None: all have none."""
+        """Return a table of copies of the positions of sources, see `record_arrays`; None: all have none."""
         if self._sources is None:
             return None
         found = self._sources.take(slots, axis=0)
-        return found if (found["at"][:, 0] != NO_POSITION).any() else None
+        return found if have_sources(found).any() else None
 
-    def get_one(self, name: str) -> tuple[bytes, Array, float] | None:
-        """Return copies of one stream's cached record, which may be stale; None: it is not cached, or it has sources.
-
-        Returns:
-            The header, 104 bytes; the packed state, `(1, bytes)` uint8; and when its expiry was last set for certain.
-        """
+    def get_one(self, name: str) -> CachedRecord | None:
+        """Return a copy of one stream's cached record, which may be stale; None: it is not cached."""
         slot = self._slot_of.get(name)
-        if slot is None or (self._sources is not None and self._sources["at"][slot, 0] != NO_POSITION):
+        if slot is None:
             return None
         self._referenced[slot] = 1
-        return self._headers[slot].tobytes(), self._states[slot : slot + 1].copy(), float(self._expiry_set_at[slot])
+        state, expiry_set_at = self._states[slot : slot + 1].copy(), float(self._expiry_set_at[slot])
+        sources = () if self._sources is None else sources_in(self._sources[slot])
+        return CachedRecord(self._headers[slot].tobytes(), state, expiry_set_at, sources)
 
-    def put_one(self, name: str, header: bytes, state: Array, expiry_set_at: float) -> None:
-        """Add or replace one stream's record, which has no sources; shapes as in `get_one`."""
+    def put_one(self, name: str, record: CachedRecord) -> None:
+        """Add or replace one stream's record."""
+        header, state, expiry_set_at, sources = record
         slot = self._slot_of.get(name)
-        if slot is None:  # evicted since it was read
-            self.put([name], np.frombuffer(header, HEADER_DTYPE), state, expiry_set_at)
+        if slot is None or (sources and self._sources is None):  # evicted since it was read, or the first one with any
+            table = sources_table([sources]) if sources else None
+            self.put([name], np.frombuffer(header, HEADER_DTYPE), state, expiry_set_at, table)
             return
         self._headers[slot] = np.frombuffer(header, _OPAQUE)[0]
         self._states[slot] = state[0]
         self._expiry_set_at[slot] = expiry_set_at
         if self._sources is not None:
-            self._sources["at"][slot] = NO_POSITION
+            self._sources[slot] = sources_table([sources])[0]
 
     def put(
         self,
@@ -196,7 +220,7 @@ class RecordCache:
     ) -> None:
         """Add or replace records, as the store now has them; shapes as above. Without `sources`, they have none."""
         if sources is not None and self._sources is None:
-            self._row_bytes += SOURCE_DTYPE.itemsize * MAX_SOURCES
+            self._row_bytes += TABLE_BYTES
             self.limit(self._limit_bytes)
             self._sources = empty_sources(len(self._headers))
         slot_of = self._slot_of.get

@@ -23,7 +23,7 @@ from service.errors import ServiceError
 from service.models.served import ServedModel
 from service.store import keys
 from service.store.record_arrays import empty_header
-from service.types import BulkTimesteps, Prediction, ReplyCallback, StreamHandle, StreamKey, Timestep
+from service.types import BulkTimesteps, Prediction, ReplyCallback, Source, StreamHandle, StreamKey, Timestep
 
 if TYPE_CHECKING:
     from service.drift.monitor import DriftMonitor
@@ -122,12 +122,13 @@ class StepService:
         admission.rows += 1
         admission.nbytes += timestep.length * batcher.timestep_bytes
 
-    def submit_single(
+    def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
         self,
         stream: StreamHandle,
         inputs: tuple[bytes, ...],
         seq: int | None,
         after: bytes | None,
+        source: Source | None,
         done: ReplyCallback,
         *,
         served: ServedModel,
@@ -143,7 +144,7 @@ class StepService:
         except ServiceError as exc:
             done(exc)
             return
-        batcher.submit_single(stream, inputs, seq, after, done, now)
+        batcher.submit_single(stream, inputs, seq, after, source, done, now)
         admission.rows += 1
         admission.nbytes += batcher.timestep_bytes
 

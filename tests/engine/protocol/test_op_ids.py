@@ -6,10 +6,11 @@ import itertools
 from typing import Any
 
 import numpy as np
+import pytest
 
 from model_export.manifest import Manifest
 from service.engine.protocol.op_ids import OpIdHasher
-from service.types import StreamKey, Timestep
+from service.types import BatchSources, BulkTimesteps, Source, StreamKey, Timestep
 from tests.graphs import two_inputs
 
 AFTER = b"a" * 16
@@ -35,6 +36,41 @@ def test_a_retry_has_the_same_operation_id_in_every_process() -> None:
 
     for request in requests:
         assert op_id(make_hasher(), **request) == op_id(make_hasher(), **request)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, "e41e3da683aaebe9a5098b0d774f2871"),
+        ({"seq": 3}, "1ddde31a6b5ce02b54048907576b2be2"),
+        ({"after": AFTER}, "6b979164069808eba1e68882f1a0af4e"),
+        ({"seq": 3, "after": AFTER}, "b06d41410d3807214893c1e1e65e48db"),
+    ],
+)
+def test_the_operation_id_of_a_timestep_with_a_source_is_that_of_earlier_releases(
+    more: dict[str, Any], expected: str
+) -> None:
+    source = Source(b"log.....", (2**40,))
+
+    assert op_id(make_hasher(), source=source, **more).hex() == expected
+
+
+def test_columns_have_the_operation_ids_of_their_timesteps() -> None:
+    seqs, afters = [None, 3, None, 2**50], [None, None, AFTER, AFTER]
+    sources = [Source(bytes([i]) * 8, (i, 2**63 - 1)) for i in range(4)]
+    inputs = [(np.array([[i, 1], [2, 3]], np.int64).tobytes(), np.array([i, 2], np.int32).tobytes()) for i in range(4)]
+    key = StreamKey("default", "m", "s")
+    columns = BulkTimesteps(
+        keys=[key] * 4, names=["s"] * 4, inputs={}, packed=inputs, length=2, seqs=seqs, afters=afters,
+        sources=BatchSources.of(sources),
+    )  # fmt: skip
+    hasher = make_hasher()
+
+    assert columns.rows() == [
+        Timestep(key, packed, 2, seq, after, name="s", source=source)
+        for packed, seq, after, source in zip(inputs, seqs, afters, sources, strict=True)
+    ]
+    assert hasher.for_bulk(columns) == [hasher.for_timestep(row) for row in columns.rows()]
 
 
 def test_the_order_of_inputs_in_the_manifest_does_not_matter() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,14 @@ def stored_sources(server: Server, name: str) -> tuple[SourcePosition, ...]:
     return decode(raw).sources
 
 
+def comparable(found: Prediction | ServiceError) -> Any:
+    """Return everything that a response has of a result."""
+    if isinstance(found, ServiceError):
+        return found.code, found.problem, found.applied, found.step, found.state_id, found.expected, found.at
+    flags = found.replayed, found.created, found.skipped, found.unknown, found.source_changed, found.version
+    return ys(found), found.step, found.state_id, flags
+
+
 async def test_columns_that_continue_their_sources_need_one_run_and_no_load(folder: Path, redis_server: Server) -> None:
     counts = CountingObserver()
     async with worker(redis_server.url, folder, counts=counts) as engine:
@@ -65,6 +74,83 @@ async def test_columns_that_continue_their_sources_need_one_run_and_no_load(fold
         fold_reference([i, 1, 2, 3, 4, 5])[-2:] for i in range(24)
     ]
     assert stored_sources(redis_server, "s5") == (SourcePosition(LOG, 7),)
+
+
+async def test_streams_that_another_worker_has_stepped_are_loaded_in_columns(
+    folder: Path, redis_server: Server
+) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder, counts=counts) as two:
+        await bulk(one, MANY, [[i] for i in range(24)], sources([[0]] * 24))
+        await bulk(two, MANY, [[1]] * 24, sources([[1]] * 24))
+        await bulk(one, MANY[:5], [[2]] * 5, sources([[2]] * 5))
+        found = await bulk(two, MANY, [[2 + (i < 5)] for i in range(24)], sources([[2 + (i < 5)] for i in range(24)]))
+
+    assert counts.store_ops == ["load", "commit", "commit", "commit"]  # five rows meet a conflict
+    assert counts.conflicted == 5
+    assert [ys(one)[-1] for one in found.values() if isinstance(one, Prediction)] == [
+        fold_reference([i, 1, 2, *([3] if i < 5 else [])])[-1] for i in range(24)
+    ]
+    assert stored_sources(redis_server, "s3") == (SourcePosition(LOG, 3),)
+
+
+async def test_single_timesteps_with_sources_run_in_one_batch_and_others_in_another(
+    folder: Path, redis_server: Server
+) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await bulk(engine, MANY, [[i] for i in range(24)], sources([[0]] * 24))
+        await asyncio.gather(*(engine.steps.advance(step(f"plain{i}", i)) for i in range(24)))
+        counts.batches.clear()
+        counts.store_ops.clear()
+        for at in range(1, 4):
+            found = await asyncio.gather(
+                *(engine.steps.advance(step(name, at, source=Source(LOG, (at,)))) for name in MANY),
+                *(engine.steps.advance(step(f"plain{i}", at)) for i in range(24)),
+            )
+
+    assert counts.batches == [24] * 6
+    assert counts.store_ops == ["commit"] * 6
+    assert [ys(one) for one in found] == [fold_reference([i, 1, 2, 3])[-1:] for i in range(24)] * 2
+    assert stored_sources(redis_server, "s5") == (SourcePosition(LOG, 3),)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_timestep_in_columns_gets_the_answer_that_it_gets_row_by_row(
+    folder: Path, redis_server: Server, seed: int
+) -> None:
+    """`keep: last` is processed row by row, and differs in nothing else for a single timestep."""
+    rng = random.Random(seed)
+    steps, at, state_ids = dict.fromkeys(MANY, 0), dict.fromkeys(MANY, 0), dict[str, bytes]()
+    async with worker(redis_server.url, folder) as one, worker(redis_server.url, folder) as two:
+        for _ in range(40):
+            requests = list[tuple[str, dict[str, Any]]]()
+            for name in rng.sample(MANY, rng.choice((1, 2, 20))):
+                source = Source(rng.choice((LOG, LOG, LOG, OTHER)), (at[name] + rng.choice((1, 1, 1, 0, -1, 7)) + 9,))
+                more: dict[str, Any] = {"source": source}
+                if rng.random() < 0.3:
+                    more["seq"] = steps[name] + rng.choice((1, 1, 1, 0, 2))
+                if rng.random() < 0.2:
+                    more["after"] = rng.choice((state_ids.get(name, LOG * 2), LOG * 2))
+                requests.append((name, more | {"create": rng.choice(("auto", "auto", "never"))}))
+            engine, xs = rng.choice((one, two)), [rng.randrange(100) for _ in requests]
+            columns, rows = [
+                await gather_results(
+                    *(
+                        engine.steps.advance(step(f"{keep}-{name}", x, keep=keep, **more))
+                        for (name, more), x in zip(requests, xs, strict=True)
+                    )
+                )
+                for keep in ("all", "last")
+            ]
+
+            assert list(map(comparable, columns)) == list(map(comparable, rows))
+            for (name, more), found in zip(requests, columns, strict=True):
+                if isinstance(found, Prediction) and not found.skipped:
+                    steps[name], at[name], state_ids[name] = found.step, more["source"].at[0] - 9, found.state_id
+
+    for name in MANY:
+        assert stored_sources(redis_server, f"all-{name}") == stored_sources(redis_server, f"last-{name}")
 
 
 @pytest.mark.parametrize("watched", [False, True], ids=["unwatched", "watched"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_export.manifest import Array
-from service.engine.stepping.record_cache import EMPTY_SLOT, CacheMemory, RecordCache
+from service.engine.stepping.record_cache import EMPTY_SLOT, CachedRecord, CacheMemory, RecordCache
 from service.store.record import SourcePosition
 from service.store.record_arrays import HEADER_DTYPE, empty_header, sources_in, sources_table
 
@@ -199,20 +199,35 @@ def test_the_positions_of_sources_are_found_with_their_record() -> None:
     put(cache, "c")
 
     assert positions(cache, "c", "b", "a", "missing") == [[], [7], [], []]
-    assert cache.get_one("b") is None  # what is read one by one has no sources
-    assert cache.get_one("a") is not None
+    assert [(cache.get_one(name) or CachedRecord(b"", np.empty(0), 0.0)).sources for name in "ab"] == [
+        (),
+        (SourcePosition(b"log.....", 7),),
+    ]
+
+
+def test_a_record_that_is_put_alone_keeps_its_sources() -> None:
+    cache = make_cache(10)
+    put(cache, "a")
+    put(cache, "b")
+    record = cache.get_one("a")
+    assert record is not None
+    cache.put_one("a", record._replace(sources=(SourcePosition(b"log.....", 3),)))  # the first one with any
+    cache.put_one("b", record._replace(sources=(SourcePosition(b"log.....", 4), SourcePosition(b"other...", 5))))
+
+    assert positions(cache, "a", "b") == [[3], [4, 5]]
 
 
 def test_a_record_without_sources_replaces_one_that_had_some() -> None:
     cache = make_cache(10)
     for name in "ab":
         put(cache, name)
-        header, state, expiry_set_at = cache.get_one(name) or (b"", np.empty(0), 0.0)
+        before = cache.get_one(name)
+        assert before is not None
         put_with_source(cache, name, 7)
         if name == "a":
             put(cache, "a")
         else:
-            cache.put_one("b", header, state, expiry_set_at)
+            cache.put_one("b", before)
 
     assert positions(cache, "a", "b") == [[], []]
 

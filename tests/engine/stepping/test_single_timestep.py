@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.store.keys import record_key
 from service.store.record import Record, decode
-from service.types import Prediction, StreamKey, Timestep
+from service.types import Prediction, Source, StreamKey, Timestep
 from tests.engine.harness import CountingObserver, expect_error, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, lstm, nan_at, two_inputs, write_models
 from tests.servers import Server
@@ -76,6 +77,28 @@ async def test_a_single_timestep_leaves_the_record_that_it_leaves_in_a_larger_ba
     assert (single.step, single.state_id) == (batched.step, batched.state_id)
     for name, array in batched.outputs.items():
         np.testing.assert_allclose(single.outputs[name], array, rtol=1e-6, strict=True)
+
+
+async def test_a_single_timestep_with_a_source_leaves_the_record_that_it_leaves_row_by_row(
+    folder: Path, redis_server: Server
+) -> None:
+    """`keep: last` is processed row by row; two sources take turns, and a timestep without one is in between."""
+    counts = CountingObserver()
+    logs = (b"log.....", b"log.....", b"other...", b"log.....", None, b"other...", b"other...")
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        for at, (log, x) in enumerate(zip(logs, XS, strict=True)):
+            source = None if log is None else Source(log, (at,))
+            single = await engine.steps.advance(step("single", x, seq=at + 1, source=source))
+            row = await engine.steps.advance(step("row", x, seq=at + 1, source=source, keep="last"))
+            first, second = (record_of(redis_server.url, "fold", stream) for stream in ("single", "row"))
+
+            assert (ys(single), single.step, single.state_id) == (ys(row), row.step, row.state_id)
+            assert first == dataclasses.replace(
+                second, epoch=first.epoch, updated_ms=first.updated_ms, created_ms=first.created_ms
+            )
+
+    assert counts.store_ops == ["load", "commit"] * 2 + ["commit"] * 12
+    assert len(first.sources) == 2
 
 
 async def test_a_stream_continues_through_single_and_larger_batches_in_turn(folder: Path, redis_server: Server) -> None:

@@ -16,10 +16,13 @@ import numpy as np
 from model_export.manifest import Array
 from service.engine.protocol.decide import expected_previous_step
 from service.engine.protocol.op_ids import OpIdHasher
+from service.engine.protocol.positions import advanced, passed_timesteps
 from service.engine.stepping.queued import QueuedStep
 from service.errors import ServiceError
+from service.store.record import SourcePosition
 from service.types import (
     BatchOutput,
+    BatchSources,
     BulkPrediction,
     BulkTimesteps,
     Prediction,
@@ -34,7 +37,7 @@ from service.types import (
 _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)
 
-_Single = tuple[StreamHandle, str, int | None, bytes | None, tuple[bytes, ...], ReplyCallback, float]
+_Single = tuple[StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float]
 StepOutcome = Prediction | ServiceError
 BulkOutcomes = BulkPrediction | list[StepOutcome]
 """The results of a bulk request: as columns if all rows were applied in one commit, else one by one."""
@@ -77,7 +80,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
         oldest_received: When the first of them was received, on the monotonic clock.
         rows_by_transport: Number of rows by transport.
         answered: Whether all rows have their response.
-        sources: Where the rows' timesteps stand in their logs; empty: they are from none.
+        sources: Where the rows' timesteps stand in their logs; None: they are from none.
     """
 
     names: Sequence[str]
@@ -87,7 +90,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
     oldest_received: float
     rows_by_transport: Mapping[Transport, int]
     answered: bool = False
-    sources: Sequence[Source] = ()
+    sources: BatchSources | None = None
     _seqs: Sequence[int | None]
     _afters: Sequence[bytes | None]
 
@@ -141,10 +144,22 @@ class ColumnarBatch(Sequence[QueuedStep]):
 
     def certainly_continues(self, step: int, history_hash: bytes) -> bool:
         """Whether it is a single timestep that certainly applies to a record: see `matches_expected_position`."""
-        if len(self._seqs) != 1 or self.length != 1 or self.keep != "all" or self.sources:
+        if len(self._seqs) != 1 or self.length != 1 or self.keep != "all":
             return False
         seq, after = self._seqs[0], self._afters[0]
         return (seq is None or seq == step + 1) and (after is None or after == history_hash)
+
+    def sources_after(self, sources: tuple[SourcePosition, ...]) -> tuple[SourcePosition, ...] | None:
+        """Return the positions of sources after a batch of one row; None: it does not apply without further decisions.
+
+        Args:
+            sources: The positions in the stream's record before it.
+        """
+        if self.sources is None:
+            return None if sources else ()
+        [source] = self.sources.rows()
+        after, is_replaced = advanced(sources, source)
+        return None if is_replaced or passed_timesteps(sources, source) else after
 
     @abstractmethod
     def names_with_version(self) -> Sequence[str]:
@@ -241,21 +256,30 @@ class BulkBatch(ColumnarBatch):
 
 
 class CoalescedBatch(ColumnarBatch):
-    """Single timesteps that were submitted one by one; their columns are built when the batch is closed."""
+    """Single timesteps that were submitted one by one; their columns are built when the batch is closed.
+
+    Attributes:
+        room: Number of timesteps that may still be added.
+        has_source: Whether all of them have a source, or none has.
+    """
 
     length = 1
     keep: ReturnMode = "all"
 
-    def __init__(self) -> None:
+    def __init__(self, room: int, *, has_source: bool) -> None:
+        self.room, self.has_source = room, has_source
         self._added: list[_Single] = []
         self.add = self._added.append
-        """Add a timestep: stream, its record's key, `seq`, `after`, the bytes of each input, callback, receipt time."""
+        """Add a timestep: stream, its record's key, `seq`, `after`, source, packed inputs, callback, receipt time."""
 
     def close(self, op_id_hasher: OpIdHasher) -> None:
         """Build the columns; nothing is added later. If it raises, `names` is set and `reject` replies to all rows."""
         columns = zip(*self._added, strict=True)
-        streams, self.names, self._seqs, self._afters, self._packed, self._dones, self._received = columns
-        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed)
+        streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self._received = columns
+        if self.has_source:
+            self.sources = BatchSources.of(sources)
+        encoded = () if self.sources is None else self.sources.encode()
+        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed, encoded)
         self._streams = streams
         self.oldest_received = self._received[0]
         transports = [stream.transport for stream in streams]
@@ -292,7 +316,7 @@ class CoalescedBatch(ColumnarBatch):
     def _build_rows(self) -> list[QueuedStep]:
         return [
             QueuedStep(
-                timestep := stream.timestep(inputs, seq, after),
+                timestep := stream.timestep(inputs, seq, after, source),
                 done,
                 received,
                 name,
@@ -301,7 +325,9 @@ class CoalescedBatch(ColumnarBatch):
                 expected_previous_step(timestep),
                 answered=self.answered,
             )
-            for (stream, name, seq, after, inputs, done, received), op_id in zip(self._added, self.op_ids, strict=True)
+            for (stream, name, seq, after, source, inputs, done, received), op_id in zip(
+                self._added, self.op_ids, strict=True
+            )
         ]
 
     def __len__(self) -> int:

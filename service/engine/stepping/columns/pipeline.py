@@ -14,11 +14,20 @@ from service.engine.stepping.columns.batch import ColumnarBatch
 from service.engine.stepping.committer import CommittedRows
 from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep
-from service.engine.stepping.record_cache import EMPTY_SLOT
+from service.engine.stepping.record_cache import EMPTY_SLOT, CachedRecord
 from service.engine.stepping.responding import is_uniform
 from service.store.commits import ColumnarCommits, Commit
-from service.store.record import GUARD_AT, HEADER_BYTES, encode_next, history_hash_of, step_of
+from service.store.record import (
+    GUARD_AT,
+    HEADER_BYTES,
+    SourcePosition,
+    encode_next,
+    header_of,
+    history_hash_of,
+    step_of,
+)
 from service.store.record_arrays import (
+    DecodedRecords,
     advance_sources,
     decode_records,
     empty_sources,
@@ -50,19 +59,20 @@ class ColumnarPipeline(BatchPipeline):
         batch = cast("ColumnarBatch", rows)
         is_single = len(batch) == 1 and self._served.halves is None
         if is_single and (cached := self._cache.get_one(batch.names[0])) is not None:
-            header, state, expiry_set_at = cached
-            if batch.certainly_continues(step_of(header), history_hash_of(header)):
-                return await self._process_single(batch, header, state, expiry_set_at, deadline)
+            header, sources = cached.header, batch.sources_after(cached.sources)
+            if sources is not None and batch.certainly_continues(step_of(header), history_hash_of(header)):
+                return await self._process_single(batch, cached, sources, deadline)
         return await self._process_columnar(batch, deadline)
 
     async def _process_single(
-        self, batch: ColumnarBatch, header: bytes, state: Array, expiry_set_at: float, deadline: float
+        self, batch: ColumnarBatch, cached: CachedRecord, sources: tuple[SourcePosition, ...], deadline: float
     ) -> Sequence[QueuedStep]:
         """Process a single timestep that certainly applies to a cached record, as `_process_columnar` does.
 
         Only the model run uses arrays: for one row, a call of NumPy takes longer than the work in it.
         """
         names, served = batch.names, self._served
+        header, state, expiry_set_at, sources_before = cached
         self._observer.cache_lookup(1, 0)
         inputs = batch.inputs(self._runner.inputs)
         run = await self._runner.run(inputs, state)
@@ -70,10 +80,13 @@ class ColumnarPipeline(BatchPipeline):
         if run.rows is not None or self._interests.has_interest(served.name):
             headers = read_headers([header]).copy()  # of its own: it is overwritten
             expiry = np.array([expiry_set_at])
-            return await self._commit_finite_rows(list(batch), headers, state, expiry, run, deadline)
+            [row] = batch
+            row.cached_sources = sources_before
+            return await self._commit_finite_rows([row], headers, state, expiry, run, deadline)
         outputs = b"".join([run.outputs[spec.name].tobytes() for spec in served.manifest.answered])
+        answered_at = () if batch.sources is None else batch.sources.at[0].tolist()
         record, step, history_hash = encode_next(
-            header, batch.op_ids[0], int(time.time() * 1000), outputs, run.states.tobytes()
+            header, batch.op_ids[0], int(time.time() * 1000), outputs, run.states.tobytes(), sources, answered_at
         )
         results = await self._committer.send([Commit(names[0], header[GUARD_AT], record)], expiry_set_at, deadline)
         if 0 in results.not_applied:
@@ -81,7 +94,7 @@ class ColumnarPipeline(BatchPipeline):
             committed = CommittedRows(names, headers, run.states, expiries, run.outputs, [history_hash])
             return self._committer.handle_results(list(batch), committed, [], results)
         new_expiry = expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
-        self._cache.put_one(names[0], record[:HEADER_BYTES], run.states, new_expiry)
+        self._cache.put_one(names[0], CachedRecord(header_of(record), run.states, new_expiry, sources))
         self._reply_applied(batch, BatchOutput(run.outputs, [step], [history_hash]))
         if self._sampler is not None and not self._sampler.skips():
             self._sampler.add(names, inputs, run.outputs)
@@ -109,13 +122,15 @@ class ColumnarPipeline(BatchPipeline):
             loaded = None if may_move or batch.has_first_step else await self._load_columnar(batch, missed, deadline)
             if loaded is None:
                 return list(batch)
-            headers[missed], states[missed], expiry_set_at[missed] = *loaded, -np.inf
+            headers[missed], states[missed], expiry_set_at[missed] = loaded.headers, loaded.states, -np.inf
+            if sources is None and loaded.sources is not None:
+                sources = empty_sources(len(names))
             if sources is not None:
-                sources[missed] = empty_sources(1)  # a record with sources is not loaded in columns
+                sources[missed] = empty_sources(1) if loaded.sources is None else loaded.sources
             if not batch.matches_expected_position(headers).all():
                 return list(batch)  # decided row by row, with the records that the store has then
         before, section = sources, None
-        if sources is not None or batch.sources:
+        if sources is not None or batch.sources is not None:
             advanced = self._advance_sources(batch, sources)
             if advanced is None:
                 return list(batch)
@@ -157,16 +172,15 @@ class ColumnarPipeline(BatchPipeline):
 
         Args:
             batch: The batch.
-            sources: The positions before it, `(rows, MAX_SOURCES)` of `SOURCE_DTYPE`; None: no record has any.
+            sources: The table of the positions before it; None: no record has any.
 
         Returns:
             None: The rows have to be processed one by one.
         """
-        if not batch.sources:
+        if batch.sources is None:
             return None
         before = empty_sources(len(batch)) if sources is None else sources
-        at = np.array([source.at for source in batch.sources], np.uint64)
-        digests = np.frombuffer(b"".join([source.digest for source in batch.sources]), "V8")
+        digests, at = batch.sources
         after = advance_sources(before, digests, at)
         return None if after is None else (after, encode_sources(after, at if batch.keep == "all" else at[:, -1:]))
 
@@ -181,8 +195,8 @@ class ColumnarPipeline(BatchPipeline):
 
     async def _load_columnar(
         self, batch: ColumnarBatch, indices: Sequence[int], deadline: float
-    ) -> tuple[Array, Array] | None:
-        """Return headers and states of some records from the store; None: a step cannot continue from one of them."""
+    ) -> DecodedRecords | None:
+        """Return some records from the store; None: a step cannot continue from one of them in columns."""
         started = time.perf_counter()
         stored = await self._store.load_with_errors([batch.names[i] for i in indices], deadline=deadline)
         self._observer.store_latency("load", time.perf_counter() - started)

@@ -27,7 +27,7 @@ def rows_of(bulk: BulkTimesteps, indices: Sequence[int]) -> BulkTimesteps:
         packed=_items(bulk.packed, rows),
         seqs=_items(bulk.seqs, rows),
         afters=_items(bulk.afters, rows),
-        sources=_items(bulk.sources, rows) if bulk.sources else (),
+        sources=None if bulk.sources is None else bulk.sources.select(rows),
     )
 
 

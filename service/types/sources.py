@@ -1,0 +1,67 @@
+"""Where timesteps stand in the logs that they were read from."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from itertools import chain
+from typing import Final, NamedTuple, Self
+
+import numpy as np
+
+from model_export.manifest import Array
+
+_MARK: Final = b"source"
+
+
+class Source(NamedTuple):
+    """Where the timesteps of a request stand in the log that they were read from.
+
+    Attributes:
+        digest: Digest of the log's id, 8 bytes.
+        at: The position of each timestep, strictly growing, 0 or more.
+    """
+
+    digest: bytes
+    at: tuple[int, ...]
+
+    def encode(self) -> bytes:
+        """Return what op ids cover of it: a mark, the digest and the positions, `14 + 8 T` bytes."""
+        return _MARK + self.digest + struct.pack(f"<{len(self.at)}Q", *self.at)
+
+
+class BatchSources(NamedTuple):
+    """Where the timesteps of a batch stand in their logs: a `Source` for each row, as columns.
+
+    Attributes:
+        digests: The digests of the logs' ids, each as a little-endian number, `(rows,)` uint64.
+        at: The positions, `(rows, T)` uint64.
+    """
+
+    digests: Array
+    at: Array
+
+    @classmethod
+    def of(cls, sources: Sequence[Source]) -> Self:
+        """Return the columns of sources that have equally many positions."""
+        digests, at = zip(*sources, strict=True)
+        positions = np.fromiter(chain.from_iterable(at), np.uint64).reshape(len(at), -1)
+        return cls(np.frombuffer(b"".join(digests), "<u8"), positions)
+
+    def rows(self) -> list[Source]:
+        """Return the source of each row."""
+        digests = self.digests.astype("<u8", copy=False).view("V8").tolist()
+        return [*map(Source, digests, map(tuple, self.at.tolist()))]
+
+    def encode(self) -> list[bytes]:
+        """Return for each row what `Source.encode` returns."""
+        rows, start = len(self.at), len(_MARK)
+        table = np.empty((rows, start + 8 + 8 * self.at.shape[1]), np.uint8)
+        table[:, :start] = np.frombuffer(_MARK, np.uint8)
+        table[:, start : start + 8] = self.digests.astype("<u8", copy=False).view(np.uint8).reshape(rows, 8)
+        table[:, start + 8 :] = self.at.astype("<u8", copy=False).view(np.uint8).reshape(rows, -1)
+        return table.view(f"V{table.shape[1]}")[:, 0].tolist()  # type: ignore[no-any-return]  # NumPy's lists
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Return the sources of some rows, in this order."""
+        return type(self)(self.digests[rows], self.at[rows])
