@@ -44,16 +44,17 @@ def ls(
     filter_: Annotated[
         str, typer.Option("--filter", metavar="TEXT", help="Only streams whose id contains this text.")
     ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of streams; by default all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of streams, whichever the store lists first; by default all.")] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """List live streams and their steps."""
+    """List live streams and their steps, by model and id."""
     with HttpApi(url, key) as service:
         models = [model] if model is not None else [entry["name"] for entry in service.get("/v1/models")["models"]]
         streams = ((name, stream) for name in models for stream in service.streams(name, prefix))
-        matches = islice(((name, one) for name, one in streams if filter_.lower() in one["stream"].lower()), limit)
+        found = islice(((name, one) for name, one in streams if filter_.lower() in one["stream"].lower()), limit)
+        matches = sorted(found, key=lambda each: (each[0], each[1]["stream"]))  # the store lists them in no order
         if as_json:
             typer.echo(json.dumps({"streams": [{"model": name, **stream} for name, stream in matches]}, indent=2))
             return
