@@ -208,12 +208,10 @@ def test_what_the_page_requests_of_a_missing_stream_is_no_rejected_request(page:
 def test_the_page_opens_with_a_live_stream_if_there_is_one(page: Page, live: ServiceProcess) -> None:
     page.open(f"{live.url}/#model=wave")
     page.wait_for("document.getElementById('stream-name').textContent === 'dev-0000'")
-    for step in range(1, 200):
-        post(live, "wave/streams/dev-1400/step", {"inputs": [0.5]})
-        if page.evaluate("document.getElementById('stream-name').textContent") == "dev-1400":
-            break
+    page.wait_for("document.getElementById('state').textContent === 'Ready'")
+    post(live, "wave/streams/dev-1400/step", {"inputs": [0.5]})
 
-    assert step < 199
+    page.wait_for("document.getElementById('stream-name').textContent === 'dev-1400'")
     assert page.evaluate("location.hash") == "#model=wave"
 
 

@@ -44,7 +44,7 @@ def ls(
     filter_: Annotated[
         str, typer.Option("--filter", metavar="TEXT", help="Only streams whose id contains this text.")
     ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of streams, whichever the store lists first; by default all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of streams; by default all.")] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
