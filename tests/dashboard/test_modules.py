@@ -20,6 +20,7 @@ MODULES = {
     "chart_file": "charts/chart_file",
     "comparison": "charts/comparison",
     "csv_table": "recording/csv_table",
+    "default_stream": "streams/default_stream",
     "forecast": "charts/forecast",
     "metrics": "metrics",
     "shapes": "shapes",
@@ -43,6 +44,30 @@ def evaluate(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
         for module, path in MODULES.items():
             tab.evaluate(f"import('/{path}.js').then((found) => {{ globalThis.{module} = found; }})")
         yield tab.evaluate
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen", "shown"),
+    [
+        ("", "null", "live"),
+        ("", "'idle'", "live"),
+        ("all.get('idle').recordCommit(2, [{}]); all.get('idle').seenAt -= 9;", "'idle'", "idle"),
+        ("byDefault.end();", "'idle'", "idle"),
+        ("byDefault.end();", "'of a link'", "of a link"),
+        ("all.remove('live');", "null", "idle"),
+        ("all.remove('live'); all.remove('idle');", "null", None),
+    ],
+    ids=["first", "a live one", "had timesteps", "chosen", "missing", "only idle", "none"],
+)
+def test_the_page_opens_with_a_live_stream_unless_one_is_chosen(
+    evaluate: Evaluate, before: str, chosen: str, shown: str | None
+) -> None:
+    script = f"""(() => {{ const all = new streams.Streams(), byDefault = new default_stream.DefaultStream();
+        all.add([{{stream: 'idle', step: 1}}]); all.get('live').recordCommit(1, [{{}}]);
+        byDefault.restart(); {before}
+        return byDefault.of(all, {chosen}); }})()"""
+
+    assert evaluate(script) == shown
 
 
 def test_a_timestep_becomes_one_row(evaluate: Evaluate) -> None:

@@ -205,16 +205,6 @@ def test_what_the_page_requests_of_a_missing_stream_is_no_rejected_request(page:
     assert codes == ["bad_input"]
 
 
-def test_the_page_opens_with_a_live_stream_if_there_is_one(page: Page, live: ServiceProcess) -> None:
-    page.open(f"{live.url}/#model=wave")
-    page.wait_for("document.getElementById('stream-name').textContent === 'dev-0000'")
-    page.wait_for("document.getElementById('state').textContent === 'Ready'")
-    post(live, "wave/streams/dev-1400/step", {"inputs": [0.5]})
-
-    page.wait_for("document.getElementById('stream-name').textContent === 'dev-1400'")
-    assert page.evaluate("location.hash") == "#model=wave"
-
-
 def test_a_chart_without_inputs_has_the_reason(page: Page, live: ServiceProcess) -> None:
     open_page(page, live, "dev-0004", model="wave")
     wait_for_step(page, "dev-0004", 1)
