@@ -20,7 +20,7 @@ except KeyboardInterrupt:  # this takes a moment, and `main` cannot catch anythi
 # Each command is in service/commands/ and is imported only when it is called, so that `--help` is fast and serving
 # does not import the dependencies of exporting.
 _COMMANDS = {
-    "demo": ("service.commands.demo", "demo", "Replay real recordings as live streams, with predictions on a page."),
+    "demo": ("service.commands.demo", "demo", "Replay real recordings as live streams."),
     "test": ("service.commands.test", "test", "Run all tests of a clone, or a --quick part; arguments go to pytest."),
     "serve": ("service.commands.serve", "serve", "Serve models over HTTP and WebSocket."),
     "export": ("service.commands.export", "export", "Export a trained model to one verified step graph."),
