@@ -22,6 +22,7 @@ MODULES = {
     "csv_table": "recording/csv_table",
     "default_stream": "streams/default_stream",
     "forecast": "charts/forecast",
+    "marks": "charts/marks",
     "metrics": "metrics",
     "shapes": "shapes",
     "stream_status": "streams/stream_status",
@@ -328,6 +329,20 @@ def test_a_forecast_from_before_a_reset_is_not_drawn(evaluate: Evaluate) -> None
 def test_a_norm_covers_all_numbers_of_a_state(evaluate: Evaluate) -> None:
     assert evaluate("stream_status.norm([[3, 0], [0, 4]])") == 5
     assert evaluate("stream_status.norm([true, false])") == 1
+
+
+def test_texts_of_marks_do_not_overlap_and_end_inside_the_chart(evaluate: Evaluate) -> None:
+    script = """(() => { const ctx = new OffscreenCanvas(500, 100).getContext('2d'), drawn = [];
+        ctx.textAlign = 'right'; // as uPlot leaves it
+        ctx.fillText = (text, x) => drawn.push([text, x, x + ctx.measureText(text).width, ctx.textAlign]);
+        const chart = { ctx, bbox: { left: 10, top: 10, width: 400, height: 50 }, valToPos: (at) => at };
+        marks.drawMarks(chart, [{ at: 250, text: 'reset' }, { at: 410, text: 'fork of watch-1' }], { ink: '#000', font: '11px sans-serif' });
+        return drawn; })()"""
+    (reset, _, reset_end, _), (fork, fork_start, fork_end, align) = evaluate(script)
+
+    assert (reset, fork, align) == ("reset", "fork of watch-1", "left")
+    assert reset_end < fork_start
+    assert fork_end <= 410.5
 
 
 def test_at_most_eight_outputs_are_listed_by_name(evaluate: Evaluate) -> None:
