@@ -336,7 +336,8 @@ def test_texts_of_marks_do_not_overlap_and_end_inside_the_chart(evaluate: Evalua
         ctx.textAlign = 'right'; // as uPlot leaves it
         ctx.fillText = (text, x) => drawn.push([text, x, x + ctx.measureText(text).width, ctx.textAlign]);
         const chart = { ctx, bbox: { left: 10, top: 10, width: 400, height: 50 }, valToPos: (at) => at };
-        marks.drawMarks(chart, [{ at: 250, text: 'reset' }, { at: 410, text: 'fork of watch-1' }], { ink: '#000', font: '11px sans-serif' });
+        const rows = [{ at: 250, text: 'reset' }, { at: 410, text: 'fork of watch-1' }];
+        marks.drawMarks(chart, rows, { ink: '#000', font: '11px sans-serif' });
         return drawn; })()"""
     (reset, _, reset_end, _), (fork, fork_start, fork_end, align) = evaluate(script)
 
