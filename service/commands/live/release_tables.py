@@ -36,7 +36,7 @@ def _lines(release: Mapping[str, Any]) -> list[str]:
             how += ", new streams only"
         lines.append(f"version {release['candidate']} is the candidate: {how}")
         if release["mode"] == "shadow":
-            lines.append("in the shadow, the current version responds; streams count for the version that responds")
+            lines.append("the current version responds; streams count for the version that responds")
     if len(release["schedule"]) > 1:
         lines.append(
             "schedule: " + ", ".join(f"{share:g} % from {seconds:g} s" for seconds, share in release["schedule"])
