@@ -74,7 +74,7 @@ def verify_model(
     long_steps: int = error_growth.STEPS,
     progress: Progress | None = None,
 ) -> tuple[bytes, ParityReport]:
-    """Hold a candidate against its original; writes nothing.
+    """Compare a step graph with its original over whole sequences; writes nothing.
 
     Args:
         candidate: The step graph and its original.

@@ -19,7 +19,7 @@ from typing import Any
 
 
 class StepwellError(Exception):
-    """An error people can meet.
+    """An error with what was found and what to do about it; the base class of all errors of users' mistakes.
 
     Attributes:
         code: Stable machine-readable name, in snake case.

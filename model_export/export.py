@@ -28,7 +28,7 @@ from model_export.verify.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written.
+    """The step graph that `export` has written, and how it was verified.
 
     Attributes:
         path: The file.

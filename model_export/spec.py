@@ -11,7 +11,7 @@ from model_export.errors import ManifestError
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
-    """A torch module with examples of what it takes.
+    """A PyTorch module to export, with examples of its inputs and, if it returns its states, their initial values.
 
     Either a module that takes and returns its states, `forward(*inputs, *states) -> (*outputs, *next_states)`:
     `StepSpec(module, inputs={"x": one timestep (B, ..)}, states={"h": initial (1, ..)})`;

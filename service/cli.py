@@ -20,13 +20,13 @@ except KeyboardInterrupt:  # this takes a moment, and `main` cannot catch anythi
 # Each command is in service/commands/ and is imported only when it is called, so that `--help` is fast and serving
 # does not import the dependencies of exporting.
 _COMMANDS = {
-    "demo": ("service.commands.demo", "demo", "The main job on real input: recordings replayed as live streams."),
+    "demo": ("service.commands.demo", "demo", "Replay real recordings as live streams."),
     "test": ("service.commands.test", "test", "Run all tests of a clone, or a --quick part; arguments go to pytest."),
     "serve": ("service.commands.serve", "serve", "Serve models over HTTP and WebSocket."),
     "export": ("service.commands.export", "export", "Export a trained model to one verified step graph."),
     "adopt": ("service.commands.adopt", "adopt", "Write the manifest for a graph that already is stepwise."),
-    "inspect": ("service.commands.inspect", "inspect", "Show what a model file takes, gives and carries."),
-    "check": ("service.commands.check", "check", "Tell what `serve` would refuse."),
+    "inspect": ("service.commands.inspect", "inspect", "Show the inputs, outputs and states of a model file."),
+    "check": ("service.commands.check", "check", "Report everything that `serve` would refuse."),
     "bench": ("service.commands.bench", "bench", "Load on a running service: steps/s, p50, p90, p99, errors."),
     "replay": ("service.commands.replay", "replay", "Replay a recording through a model."),
     "connect": ("service.commands.connect", "connect", "Timesteps from a broker or a file, predictions to another."),
@@ -51,7 +51,7 @@ _COMMANDS = {
     "restore": ("service.commands.store.backup", "restore", "Make such a file the data of the embedded store."),
     "size": ("service.commands.store.size", "size", "How many replicas, and which Redis, for a number of streams."),
     "release": ("service.commands.live.release", "release_app", "Move live streams to another version of their model."),
-    "streams": ("service.commands.live.streams", "streams_app", "Look at and tend live streams."),
+    "streams": ("service.commands.live.streams", "streams_app", "List, show, reset, copy and delete live streams."),
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 _BAD_USAGE = {"bad_setting", "bad_columns"}

@@ -20,7 +20,7 @@ from model_export.precision import StoreDType, StoreEffect, narrow_store
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What was written.
+    """The manifest that `adopt` has written, and what it found in the graph.
 
     Attributes:
         path: The manifest beside the graph; or the new graph, with its manifest inside.

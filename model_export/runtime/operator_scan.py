@@ -92,7 +92,8 @@ def opened(source: Path | bytes) -> Iterator[memoryview]:
                 yield view
     except BrokenError as exc:
         raise ModelLoadError(
-            f"{name} is no ONNX model: {exc}.", fix="Give an .onnx file; check that it is complete."
+            f"{name} is no ONNX model: its bytes are not those of one ({exc}).",
+            fix="Give an .onnx file; check that it is complete.",
         ) from exc
     except OSError as exc:
         raise ModelLoadError(f"{name} cannot be read: {exc.strerror}.", fix="Check the file's rights.") from exc

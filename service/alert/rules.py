@@ -159,7 +159,8 @@ def read_rules(path: Path, env: Mapping[str, str] = os.environ) -> AlertRules:
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise RulesError(f"{path} cannot be read: {exc}.", fix="Give a TOML file; docs/alerts.md has one.") from exc
+        reason = "it is not there" if isinstance(exc, FileNotFoundError) else exc
+        raise RulesError(f"{path} cannot be read: {reason}.", fix="Give a TOML file; docs/alerts.md has one.") from exc
     where = _Places(path, text)
     file = _convert(document, where)
     names = [table.name for table in file.rule]

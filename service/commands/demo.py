@@ -63,7 +63,9 @@ def demo(
         live.update(_progress_text(current))
 
     with contextlib.suppress(KeyboardInterrupt), _service(port or _free_port(), workers) as url:
-        console.print(f"Dashboard: [bold]{url}/[/]   API: {url}/docs" + ("" if once else "   (Ctrl-C stops)"))
+        console.print(f"Dashboard: [bold]{url}/[/]   API: {url}/docs")
+        if not once:
+            console.print("Ctrl-C stops the demo.")
         with Live(console=console, transient=True) as live:
             run = replay(
                 url, seconds=seconds if once else None, speed=speed, on_progress=progress, recordings=recordings

@@ -67,7 +67,7 @@ def parity_lines(parity: Mapping[str, Any] | None) -> str:
         return "not verified"
     return (
         f"{parity['max_abs']:.1e} largest difference from {parity['against']} in {parity['steps']} steps "
-        f"({', '.join(parity['sequences'])}); allowed {parity['atol']:g} + {parity['rtol']:g} of the value"
+        f"({', '.join(parity['sequences'])}); allowed {parity['atol']:.3g} + {parity['rtol']:g} of the value"
     )
 
 

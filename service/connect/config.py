@@ -101,7 +101,10 @@ def read_config(path: Path) -> ConnectConfig:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConnectUsageError(f"{path} cannot be read: {exc}.", fix="Give a TOML file.") from exc
+        reason = "it is not there" if isinstance(exc, FileNotFoundError) else exc
+        raise ConnectUsageError(
+            f"{path} cannot be read: {reason}.", fix="Give a TOML file, or the URL of a source with --model."
+        ) from exc
     return config_of(document, str(path))
 
 

@@ -82,8 +82,9 @@ def ignored_in(entry: Path) -> Iterable[str]:
         return
     if entry.is_file():
         if entry.suffix in _TRAINED and not entry.with_suffix(".onnx").exists():
-            target = entry.with_suffix(".onnx").name
-            yield f"{entry.name}: a trained model has to be exported first: stepwell export {entry.name} -o {target}"
+            source = Path(entry.parent.name, entry.name)  # as seen from the folder that has the models folder
+            command = f"stepwell export {source} -o {source.with_suffix('.onnx')}"
+            yield f"{entry.name}: a trained model has to be exported first: {command}"
         return
     if not entry.is_dir() or entry.with_suffix(".onnx").exists():
         return

@@ -173,7 +173,8 @@ def open_data(paths: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnC
         found = sorted(path.iterdir()) if path.is_dir() else [path]
         usable = [file for file in found if file.suffix.lower() in _ENDINGS and file.is_file()]
         if not usable:
-            what = "has no such file" if path.is_dir() else "is not one" if path.exists() else "is not there"
+            has = "is a folder without a recording" if path.is_dir() else "is no recording"
+            what = has if path.exists() else "is not there"
             raise RecordedDataError(
                 f"{path} {what}; expected {', '.join(_ENDINGS)}, or a folder with such files.", fix="Check the path."
             )

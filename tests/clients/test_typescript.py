@@ -280,7 +280,7 @@ def test_a_call_ends_at_its_deadline(js: Js) -> None:
 def test_the_outcome_stays_unknown_if_only_the_first_attempt_reached_the_service(js: Js) -> None:
     found = js(
         """
-        const error = await failed(stream.step([1], { timeoutMs: 300 }));
+        const error = await failed(stream.step([1], { timeoutMs: 3000 }));
         return [error, (await stream.status()).step];
         """,
         options="""{

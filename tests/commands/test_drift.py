@@ -61,6 +61,14 @@ def test_a_model_without_a_reference_says_how_to_get_one(running: ServiceProcess
     assert "--verify" in run_drift(running, ["--model", "plain"]).stdout
 
 
+def test_columns_that_need_a_reference_are_left_out_without_one(running: ServiceProcess) -> None:
+    text = run_drift(running, ["--model", "plain"]).stdout
+
+    assert "PSI 1h" not in text
+    assert "outside" not in text
+    assert "median" in text
+
+
 def test_a_model_that_is_not_there_is_named(running: ServiceProcess) -> None:
     result = run_drift(running, ["--model", "nobody"])
 

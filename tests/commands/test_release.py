@@ -81,6 +81,15 @@ def test_an_abort_has_its_reason(running: ServiceProcess, model: str) -> None:
     assert "worse on pumps" in text
 
 
+def test_a_candidate_in_the_shadow_is_shown_as_that(running: ServiceProcess, model: str) -> None:
+    done(running, "start", model, "--candidate", "2", "--current", "1", "--mode", "shadow", "--percent", "100")
+    text = done(running, "show", model)
+
+    assert "streams count for the version that responds" in text
+    assert ["2", "shadow"] in [line.split()[:2] for line in text.splitlines()]
+    assert "ramping" not in text
+
+
 def test_all_options_reach_the_release(running: ServiceProcess, model: str, tmp_path: Path) -> None:
     gate = {"min_compared": 10, "max_abs": {"y": 0.5}}
     (tmp_path / "gate.json").write_text(json.dumps(gate))

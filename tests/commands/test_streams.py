@@ -121,6 +121,26 @@ def test_ls_without_a_model_lists_all_models(running: ServiceProcess) -> None:
     ]
 
 
+def test_ls_lists_streams_by_model_and_id(running: ServiceProcess) -> None:
+    ids = [f"order-{n:02}" for n in range(12)]
+    for stream in reversed(ids):
+        advance(running, stream)
+
+    listed = listed_streams(run_streams(running.url, "ls", "fold", "--prefix", "order-", "--json"))
+    lines = run_streams(running.url, "ls", "fold", "--prefix", "order-").stdout.splitlines()
+
+    assert [stream for _, stream, _ in listed] == ids
+    assert [line.split()[1] for line in lines if "order-" in line] == ids
+
+
+def test_a_model_that_is_not_there_gets_no_advice_about_streams(running: ServiceProcess) -> None:
+    result = run_streams(running.url, "ls", "nope")
+
+    assert isinstance(result.exception, StepwellError)
+    assert "models are: count, fold, wave" in result.exception.problem
+    assert result.exception.fix == ""
+
+
 def test_ls_reads_all_pages(running: ServiceProcess) -> None:
     names = [f"many-{n}" for n in range(1500)]  # a page has 1000
     for part in (names[:750], names[750:]):

@@ -20,7 +20,9 @@ MODULES = {
     "chart_file": "charts/chart_file",
     "comparison": "charts/comparison",
     "csv_table": "recording/csv_table",
+    "default_stream": "streams/default_stream",
     "forecast": "charts/forecast",
+    "marks": "charts/marks",
     "metrics": "metrics",
     "shapes": "shapes",
     "stream_status": "streams/stream_status",
@@ -43,6 +45,30 @@ def evaluate(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[E
         for module, path in MODULES.items():
             tab.evaluate(f"import('/{path}.js').then((found) => {{ globalThis.{module} = found; }})")
         yield tab.evaluate
+
+
+@pytest.mark.parametrize(
+    ("before", "chosen", "shown"),
+    [
+        ("", "null", "live"),
+        ("", "'idle'", "live"),
+        ("all.get('idle').recordCommit(2, [{}]); all.get('idle').seenAt -= 9;", "'idle'", "idle"),
+        ("byDefault.end();", "'idle'", "idle"),
+        ("byDefault.end();", "'of a link'", "of a link"),
+        ("all.remove('live');", "null", "idle"),
+        ("all.remove('live'); all.remove('idle');", "null", None),
+    ],
+    ids=["first", "a live one", "had timesteps", "chosen", "missing", "only idle", "none"],
+)
+def test_the_page_opens_with_a_live_stream_unless_one_is_chosen(
+    evaluate: Evaluate, before: str, chosen: str, shown: str | None
+) -> None:
+    script = f"""(() => {{ const all = new streams.Streams(), byDefault = new default_stream.DefaultStream();
+        all.add([{{stream: 'idle', step: 1}}]); all.get('live').recordCommit(1, [{{}}]);
+        byDefault.restart(); {before}
+        return byDefault.of(all, {chosen}); }})()"""
+
+    assert evaluate(script) == shown
 
 
 def test_a_timestep_becomes_one_row(evaluate: Evaluate) -> None:
@@ -303,6 +329,21 @@ def test_a_forecast_from_before_a_reset_is_not_drawn(evaluate: Evaluate) -> None
 def test_a_norm_covers_all_numbers_of_a_state(evaluate: Evaluate) -> None:
     assert evaluate("stream_status.norm([[3, 0], [0, 4]])") == 5
     assert evaluate("stream_status.norm([true, false])") == 1
+
+
+def test_texts_of_marks_do_not_overlap_and_end_inside_the_chart(evaluate: Evaluate) -> None:
+    script = """(() => { const ctx = new OffscreenCanvas(500, 100).getContext('2d'), drawn = [];
+        ctx.textAlign = 'right'; // as uPlot leaves it
+        ctx.fillText = (text, x) => drawn.push([text, x, x + ctx.measureText(text).width, ctx.textAlign]);
+        const chart = { ctx, bbox: { left: 10, top: 10, width: 400, height: 50 }, valToPos: (at) => at };
+        const rows = [{ at: 250, text: 'reset' }, { at: 410, text: 'fork of watch-1' }];
+        marks.drawMarks(chart, rows, { ink: '#000', font: '11px sans-serif' });
+        return drawn; })()"""
+    (reset, _, reset_end, _), (fork, fork_start, fork_end, align) = evaluate(script)
+
+    assert (reset, fork, align) == ("reset", "fork of watch-1", "left")
+    assert reset_end < fork_start
+    assert fork_end <= 410.5
 
 
 def test_at_most_eight_outputs_are_listed_by_name(evaluate: Evaluate) -> None:

@@ -187,3 +187,41 @@ def test_rejected_requests_are_shown_with_their_reason(page: Page, live: Service
 
     page.wait_for("!document.getElementById('refusals').hidden && document.querySelector('.refusal')")
     assert page.text(".refusal").split("\n")[:3] == ["1", "bad_input", "An input does not fit the model"]
+
+
+def test_what_the_page_requests_of_a_missing_stream_is_no_rejected_request(page: Page, live: ServiceProcess) -> None:
+    open_page(page, live, "dev-9998", model="wave")
+    missing(page)
+    page.wait_for("performance.getEntriesByType('resource').filter(e => e.name.endsWith('/dev-9998')).length >= 3")
+    before = page.evaluate("performance.now()")
+    refused = httpx.post(f"{live.url}/v1/models/wave/streams/x/step", json={"inputs": [1, 2, 3]}, trust_env=False)
+    assert refused.status_code == 422
+    page.wait_for(
+        f"performance.getEntriesByType('resource').some(e => e.name.endsWith('/metrics') && e.startTime > {before})"
+    )
+
+    page.wait_for("document.querySelector('.refusal')")
+    codes = page.evaluate("[...document.querySelectorAll('.refusal a')].map(link => link.textContent)")
+    assert codes == ["bad_input"]
+
+
+def test_a_chart_without_inputs_has_the_reason(page: Page, live: ServiceProcess) -> None:
+    open_page(page, live, "dev-0004", model="wave")
+    wait_for_step(page, "dev-0004", 1)
+
+    reason = page.wait_for("document.getElementById('inputs-note').textContent")
+    assert reason == "drawn from the next timestep on: the service keeps states, not inputs"
+    assert page.evaluate("getComputedStyle(document.querySelector('#inputs-plot canvas')).visibility") == "hidden"
+    post(live, "wave/streams/dev-0004/step", {"inputs": [0.5]})
+    wait_for_step(page, "dev-0004", 2)
+    page.wait_for("!document.getElementById('inputs-note').textContent")
+    assert page.evaluate("getComputedStyle(document.querySelector('#inputs-plot canvas')).visibility") == "visible"
+
+
+def test_all_streams_are_above_the_list_on_a_phone(page: Page, live: ServiceProcess) -> None:
+    page.emulate_screen(390, 844)
+    page.open(f"{live.url}/#model=wave&view=fleet")
+    page.wait_for("!document.getElementById('fleet').hidden && document.querySelectorAll('[role=option]').length")
+    top = "document.querySelector('{}').getBoundingClientRect().top"
+
+    assert page.evaluate(f"{top.format('#fleet')} < {top.format('.streams')}")

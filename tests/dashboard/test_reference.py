@@ -97,3 +97,13 @@ def test_the_page_of_errors_says_what_to_do(live: ServiceProcess, page: Page) ->
     assert "Send the timesteps from expected on" in page.text("#seq_gap")
     assert page.text(".controls a:last-child") == "Dashboard"
     assert page.errors == []
+
+
+def test_what_to_do_about_an_error_is_readable_on_a_phone(live: ServiceProcess, page: Page) -> None:
+    page.emulate_screen(390, 844)
+    page.open(f"{live.url}/docs/errors")
+
+    assert page.evaluate("""[...document.querySelectorAll('.errors td')].every((cell) => {
+        const { left, right } = cell.getBoundingClientRect();
+        return left >= 0 && right <= innerWidth;
+    })""")

@@ -13,7 +13,8 @@ from rich.console import Console
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
 from service.commands.tables import table
 
-_COLUMNS: Final = ("", "feature", "PSI 1h", "PSI 24h", "values 1h", "missing", "out of range", "min", "median", "max")
+_COLUMNS: Final = ("", "feature", "values 1h", "missing", "min", "median", "max")
+_OF_REFERENCE: Final = ("", "feature", "PSI 1h", "PSI 24h", "values 1h", "missing", "outside", "min", "median", "max")
 _NO_REFERENCE: Final = (
     "The model has no reference, so there is no PSI. Export it with own data: stepwell export .. --verify FILE.npz."
 )
@@ -30,33 +31,38 @@ def drift(
     as_json: Json = False,
 ) -> None:
     """Show each number of the inputs and outputs over the last hour, the ones that drifted most first."""
-    with HttpApi(url, key, {404: "List the models with GET /v1/models."}) as service:
+    with HttpApi(url, key, {"version_not_found": "List the versions with `stepwell release show`."}) as service:
         query = {} if version is None else {"version": version}
         found = service.get(f"/v1/models/{quote(model, safe='')}/drift", **query)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
     console = Console(highlight=False, markup=False)
-    console.print(table(f"{model}, sampled timesteps of all replicas", _COLUMNS, _rows(found["windows"])))
+    columns = _OF_REFERENCE if found["reference"] else _COLUMNS
+    rows = (tuple(row[name] for name in columns) for row in _rows(found["windows"]))
+    console.print(table(f"{model}, sampled timesteps of all replicas", columns, rows))
     if not found["reference"]:
         console.print(_NO_REFERENCE)
 
 
-def _rows(windows: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _rows(windows: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield a row for each number, by column: those that drifted most first."""
     hour, day = windows["1h"], windows["24h"]
     features = [(side, name) for side in ("inputs", "outputs") for name in hour[side]]
     for side, name in sorted(features, key=lambda each: -(hour[each[0]][each[1]]["psi"] or 0.0)):
         found = hour[side][name]
-        yield (
-            side.removesuffix("s"),
-            name,
-            _number(found["psi"]),
-            _number(day[side][name]["psi"]),
-            f"{found['count']:,}",
-            _percent(found["missing"]),
-            _percent(found["outside"]),
-            *(_number(value) for value in (found["min"], found["quantiles"].get("0.5"), found["max"])),
-        )
+        yield {
+            "": side.removesuffix("s"),
+            "feature": name,
+            "PSI 1h": _number(found["psi"]),
+            "PSI 24h": _number(day[side][name]["psi"]),
+            "values 1h": f"{found['count']:,}",
+            "missing": _percent(found["missing"]),
+            "outside": _percent(found["outside"]),
+            "min": _number(found["min"]),
+            "median": _number(found["quantiles"].get("0.5")),
+            "max": _number(found["max"]),
+        }
 
 
 def _number(value: float | None) -> str:

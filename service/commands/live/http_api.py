@@ -42,13 +42,13 @@ class ServiceUnavailableError(StreamsError):
 class HttpApi:
     """An HTTP client of a running service."""
 
-    def __init__(self, url: str, key: str | None, fixes: Mapping[int, str] | None = None) -> None:
+    def __init__(self, url: str, key: str | None, fixes: Mapping[int | str, str] | None = None) -> None:
         """Create a client.
 
         Args:
             url: The service's address.
             key: The API key; None: none.
-            fixes: What to do about an error, by HTTP status; those that are not given are those of streams.
+            fixes: What to do about an error, by its code or HTTP status; those that are not given are those of streams.
         """
         self._fixes = {**_FIXES, **(fixes or {})}
         self._url = url.rstrip("/")
@@ -124,7 +124,7 @@ class HttpApi:
         error = ServiceUnavailableError if response.status_code in _UNAVAILABLE else StreamsError
         raise error(
             f"{problem.get('detail') or 'The service gave no reason.'} ({response.status_code} {code})",
-            fix=self._fixes.get(response.status_code, ""),
+            fix=self._fixes.get(code, self._fixes.get(response.status_code, "")),
         )
 
     def _unreachable(self, reason: str) -> ServiceUnavailableError:
@@ -158,7 +158,8 @@ def path_of(model: str, stream: str, resource: str = "") -> str:
     return f"/v1/models/{quote(model, safe='')}/streams/{quote(stream, safe='')}" + (f"/{resource}" if resource else "")
 
 
-_FIXES = {
+_FIXES: dict[int | str, str] = {
+    "model_not_found": "",  # its detail has the names and what to do
     401: "Give a key with --key, or in the environment as STEPWELL_KEY.",
     403: "Use a key that has this scope.",
     404: "List the streams with `stepwell streams ls`.",

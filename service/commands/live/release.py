@@ -27,7 +27,7 @@ Revision = Annotated[int | None, typer.Option(min=0, help="Only if the release s
 Why = Annotated[str | None, typer.Option(metavar="TEXT", help="The reason, which the release then shows.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Keep drawing the release until Ctrl-C.")]
 _EVERY_S: Final = 1.0
-_FIXES: Final = {
+_FIXES: Final[dict[int | str, str]] = {
     404: "List the versions with `stepwell release show`.",
     409: "Check the release with `stepwell release show`, then decide.",
 }

@@ -35,6 +35,8 @@ def _lines(release: Mapping[str, Any]) -> list[str]:
         if not release["existing"]:
             how += ", new streams only"
         lines.append(f"version {release['candidate']} is the candidate: {how}")
+        if release["mode"] == "shadow":
+            lines.append("the current version responds; streams count for the version that responds")
     if len(release["schedule"]) > 1:
         lines.append(
             "schedule: " + ", ".join(f"{share:g} % from {seconds:g} s" for seconds, share in release["schedule"])
@@ -56,10 +58,12 @@ def _versions(release: Mapping[str, Any]) -> RenderableType:
     counted = "" if release["counted_at"] is None else f"streams counted at {_clock(release['counted_at'])}"
     found = table(counted, ("version", "status", "streams", "", "share", "fingerprint"), ())
     for row in rows:
+        is_in_shadow = release["mode"] == "shadow" and row["version"] == release["candidate"]
+        status = "shadow" if is_in_shadow else row["status"]
         bar = ProgressBar(total=total, completed=row["streams"], width=_BAR_WIDTH)
         name = "?" if row["version"] is None else str(row["version"])
         share = f"{100 * row['streams'] / total:.1f} %"
-        found.add_row(name, row["status"], f"{row['streams']:,}", bar, share, row["fingerprint"])
+        found.add_row(name, status, f"{row['streams']:,}", bar, share, row["fingerprint"])
     return found
 
 

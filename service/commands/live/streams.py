@@ -49,11 +49,12 @@ def ls(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """List live streams and their steps."""
+    """List live streams and their steps, by model and id."""
     with HttpApi(url, key) as service:
         models = [model] if model is not None else [entry["name"] for entry in service.get("/v1/models")["models"]]
         streams = ((name, stream) for name in models for stream in service.streams(name, prefix))
-        matches = islice(((name, one) for name, one in streams if filter_.lower() in one["stream"].lower()), limit)
+        found = islice(((name, one) for name, one in streams if filter_.lower() in one["stream"].lower()), limit)
+        matches = sorted(found, key=lambda each: (each[0], each[1]["stream"]))  # the store lists them in no order
         if as_json:
             typer.echo(json.dumps({"streams": [{"model": name, **stream} for name, stream in matches]}, indent=2))
             return

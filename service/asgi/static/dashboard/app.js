@@ -14,6 +14,7 @@ import { Recording } from "./recording/recording.js";
 import { get, getJson, modelOf, streamsPath } from "./service.js";
 import { counted, modelFacts } from "./shapes.js";
 import { ServiceStatus } from "./status.js";
+import { DefaultStream } from "./streams/default_stream.js";
 import { Dialog } from "./streams/dialog.js";
 import { addRows, recordCommit } from "./streams/events.js";
 import { Operations } from "./streams/operations.js";
@@ -85,6 +86,7 @@ const forecast = new Forecast({
   select: $("forecast"), off: $("forecast-off"), note: $("forecast-note"),
   onChange: () => (page.fresh = true),
 });
+const byDefault = new DefaultStream();
 const dialog = new Dialog();
 new Operations({ dialog, current: () => [page.model, chosen()], onDone: done });
 const cards = makeCards({ dialog, choose: openFromElsewhere, onTrial: () => live.restart() });
@@ -195,6 +197,7 @@ function openModel(model, stream) {
   live.close();
   cards.setModel(page.model);
   page.chosen = null;
+  byDefault.restart();
   choose(stream);
   live.open(page.model.name);
   list(page.model).catch(() => {}); // `refresh` reports a service that does not respond
@@ -218,7 +221,10 @@ function choose(name, { byUser = true, isOpened = false } = {}) {
     receiveShown();
     if (name !== null && !chosen()) findChosen();
   }
-  if (byUser && name !== null) writeAddress({ model: page.model.name, stream: name });
+  if (byUser && name !== null) {
+    byDefault.end();
+    writeAddress({ model: page.model.name, stream: name });
+  }
   if (isOpened && $("show").value !== "streams") {
     $("show").value = "streams";
     $("show").dispatchEvent(new Event("change"));
@@ -249,6 +255,7 @@ async function findChosen() {
     page.streams.add([{ stream: name, step }]);
     page.fresh = true;
   } catch (problem) {
+    if (problem.status) cards.refusals.addOwn(problem.code);
     const isOther = model !== page.model || name !== page.chosen || chosen()?.isLive;
     if (isOther || (problem.status !== 404 && problem.code !== "bad_request")) return;
     page.streams.remove(name);
@@ -307,7 +314,8 @@ function renderList() {
   const { streams } = page;
   if (!page.model) return;
   const nLive = streamList.render(streams, page.model.outputs, page.chosen);
-  if (page.chosen === null && streams.byName.size) return choose(streams.matching("").matches[0].name, { byUser: false });
+  const shown = byDefault.of(streams, page.chosen);
+  if (shown !== page.chosen) return choose(shown, { byUser: false });
   live.adapt(nLive);
   const hasStreams = streams.byName.size > 0 || search.text !== "";
   showPanels({ view: $("show").value, name: page.chosen, isKnown: Boolean(chosen()), isMissing: page.isMissing, hasStreams });

@@ -1,10 +1,11 @@
-// The requests that the service rejected since the page was opened, by reason.
+// The requests of others that the service rejected since the page was opened, by reason.
 
 import { get } from "../service.js";
 import { ago, number } from "../shapes.js";
 
 export class RefusalsCard {
   #byCode = new Map(); // code -> {count, at}
+  #own = new Map(); // code -> rejected requests of this page that are not in the counts yet
   #titles = null; // code -> what happened, from the page of errors
 
   /** @param {{panel: HTMLElement, facts: HTMLElement, body: HTMLElement}} parts */
@@ -15,9 +16,18 @@ export class RefusalsCard {
     this.facts.textContent = "since this page was opened, of all models";
   }
 
+  /** Leave a rejected request of this page out of the counts. */
+  addOwn(code) {
+    this.#own.set(code, (this.#own.get(code) ?? 0) + 1);
+  }
+
   /** Count rejected requests: {code: count}. */
   add(refusals) {
-    for (const [code, count] of Object.entries(refusals)) {
+    for (const [code, all] of Object.entries(refusals)) {
+      const own = Math.min(all, this.#own.get(code) ?? 0);
+      this.#own.set(code, (this.#own.get(code) ?? 0) - own);
+      const count = all - own;
+      if (!count) continue;
       const before = this.#byCode.get(code)?.count ?? 0;
       this.#byCode.set(code, { count: before + count, at: performance.now() });
     }

@@ -106,9 +106,9 @@ export class ReleaseCard {
     if (this.#history.length > HISTORY) this.#history.shift();
   }
 
-  #showVersions({ versions }) {
+  #showVersions({ versions, candidate, mode }) {
     const total = Math.max(1, versions.reduce((sum, { streams }) => sum + streams, 0));
-    const drawn = JSON.stringify(versions);
+    const drawn = JSON.stringify([versions, candidate, mode]);
     if (drawn === this.#shown) return;
     this.#shown = drawn;
     $("release-versions").replaceChildren(
@@ -121,7 +121,7 @@ export class ReleaseCard {
         bar.setAttribute("aria-label", `share of the streams on version ${version ?? "?"}`);
         item.append(
           make("strong", "", `Version ${version ?? "?"}`),
-          make("span", "status", status),
+          make("span", "status", mode === "shadow" && version === candidate ? mode : status),
           bar,
           make("span", "note", counted(streams, "stream")),
         );

@@ -9,6 +9,7 @@ export function drawMarks(chart, marks, { ink, font }) {
   const ratio = devicePixelRatio;
   ctx.save();
   ctx.font = font.replace(/(\d+)px/, (_, size) => `${size * ratio}px`);
+  ctx.textAlign = "left"; // uPlot's labels leave it at "right", so that texts overlapped
   ctx.strokeStyle = ctx.fillStyle = ink;
   ctx.lineWidth = ratio;
   ctx.setLineDash([2 * ratio, 3 * ratio]);

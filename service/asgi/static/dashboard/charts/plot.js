@@ -86,6 +86,7 @@ export class Plot {
     const more = this.columns[0].length - steps.length;
     this.columns = [...this.columns, ...beside.map((line) => [...line, ...Array(more).fill(null)])];
     columns = this.columns;
+    this.container.classList.toggle("blank", columns.slice(1).every((line) => line.every((value) => value === null)));
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
     const [min, max] = this.zoom ?? [first, Math.max(last, first + 20)];
@@ -164,7 +165,7 @@ export class Plot {
   /** The forecast's series, after those of the data: the dashed medians, then both edges of the intervals. */
   #linesAhead() {
     if (!this.hasForecast) return [];
-    const middle = this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [4, 3] }));
+    const middle = this.series.map((_, i) => ({ ...this.#line(i), fill: undefined, dash: [4, 3], points: { show: false } }));
     const edge = middle.map(({ show }) => ({ show, width: 0, stroke: "transparent", points: { show: false } }));
     return [...middle, ...edge, ...edge.map((one) => ({ ...one }))];
   }
@@ -191,7 +192,7 @@ export class Plot {
       width: this.shares || this.palette === "cmp" ? 2 : 1.4,
       fill: this.shares ? `${stroke}1f` : undefined, // the colours are #rrggbb
       dash: dashOf(this.palette, i),
-      points: { show: false },
+      points: { show: () => this.last === 0, size: 7 }, // a single timestep is a point, not a line
       spanGaps: false,
     };
   }

@@ -86,7 +86,7 @@ export class StreamView {
     const came = truth ? series.map(({ tensor, index }) => truth.map((row) => finite(row?.[tensor]?.[index]))) : [];
     plot.draw(rows, columns, interval, [...(hasCandidate ? linesOf("candidate") : []), ...came]);
     if (which === "outputs") text("candidate-note", hasCandidate ? candidateNote(rows, release.release.candidate) : "");
-    text(`${which}-note`, total > series.length ? `the first ${series.length} of ${number(total)}` : "");
+    text(`${which}-note`, noteOf(rows, which) || (total > series.length ? `the first ${series.length} of ${number(total)}` : ""));
   }
 
   /** Draw how far each prediction was from the ground truth; the chart is hidden without one. */
@@ -165,6 +165,12 @@ export class StreamView {
 }
 
 const finite = (value) => (Number.isFinite(value) ? value : null);
+
+/** Why a chart has no lines, if it has none. */
+function noteOf(rows, which) {
+  if (rows.some((row) => Object.keys(row[which]).length)) return "";
+  return which === "inputs" ? "drawn from the next timestep on: the service keeps states, not inputs" : "drawn from the next timestep on";
+}
 
 function candidateNote(rows, version) {
   const isTried = rows.some(({ candidate }) => Object.keys(candidate).length);
