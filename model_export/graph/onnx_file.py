@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,10 +41,8 @@ def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
 
 def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
     """Return a copy of a model with these tensors as outputs besides its own."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    have = {value.name for value in copy.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
-    return copy
+    made = copy.deepcopy(model)
+    for name in names:
+        if all(value.name != name for value in model.graph.output):
+            made.graph.output.add(name=name)
+    return made
