@@ -1,6 +1,6 @@
 """`check_random_operators`: nothing that a model file draws at random is declared to be a value.
 
-Read from the file's bytes, as in `contents`: serving needs no onnx package.
+Read from the file's bytes: serving needs no onnx package.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final
 from model_export.errors import ManifestError, ModelLoadError
 from model_export.graph.dataflow import propagate_labels
 from model_export.manifest import Manifest
-from model_export.runtime.operator_scan import BrokenError, Contents, fields, opened
+from model_export.runtime.operator_scan import Contents
+from model_export.runtime.protobuf import BrokenError, Message, opened
 
 RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -128,7 +129,7 @@ class _Reader:
 
     def graph(self) -> _Graph:
         """Return the model's graph."""
-        model = _Message(self._data, 0, len(self._data))
+        model = Message(self._data)
         for body in model.messages(25):
             self._functions[body.text(10), body.text(1), body.text(13)] = _Graph(
                 [_node_of(node) for node in body.messages(7)], body.texts(4), [_Named(name) for name in body.texts(5)]
@@ -180,31 +181,7 @@ class _Reader:
 # ------------------------------------------------------------------- messages; field numbers are those of onnx.proto
 
 
-class _Message:
-    """Where each field of a message lies that has bytes: a text, or a message."""
-
-    def __init__(self, data: memoryview, start: int, end: int) -> None:
-        self._data = data
-        self._parts: dict[int, list[tuple[int, int]]] = {}
-        for number, at, to in fields(data, start, end):
-            self._parts.setdefault(number, []).append((at, to))
-
-    def messages(self, *numbers: int) -> list[_Message]:
-        return [_Message(self._data, at, to) for number in numbers for at, to in self._parts.get(number, ())]
-
-    def texts(self, number: int) -> list[str]:
-        return [str(self._data[at:to], "utf-8", "replace") for at, to in self._parts.get(number, ())]
-
-    def text(self, number: int) -> str:
-        return self.texts(number)[-1] if number in self._parts else ""
-
-    def is_zero(self, *numbers: int) -> bool:
-        """Whether some of these fields are there, and have no byte but zeros."""
-        parts = [bytes(self._data[at:to]) for number in numbers for at, to in self._parts.get(number, ())]
-        return any(parts) and not any(map(any, parts))
-
-
-def _graph_of(message: _Message) -> _Graph:
+def _graph_of(message: Message) -> _Graph:
     taken = [value.text(1) for value in message.messages(11)]
     return _Graph(
         [_node_of(node) for node in message.messages(1)],
@@ -215,7 +192,7 @@ def _graph_of(message: _Message) -> _Graph:
     )
 
 
-def _node_of(message: _Message) -> _Node:
+def _node_of(message: Message) -> _Node:
     node = _Node(
         (message.text(7), message.text(4), message.text(8)), message.text(3), message.texts(1), message.texts(2)
     )
@@ -226,6 +203,6 @@ def _node_of(message: _Message) -> _Node:
     return node
 
 
-def _is_false(tensor: _Message) -> bool:
+def _is_false(tensor: Message) -> bool:
     """Whether a tensor that is a flag is false; one that lies outside the file is not looked at."""
     return tensor.is_zero(5, 9)
