@@ -110,7 +110,7 @@ class Vectorizer:
         fact = self.facts[name]
         if fact.axis is None:
             raise NoChunkError(f"tensor {name!r} has no batch axis")
-        return self.emitter.sequence(self.flat(name), fact)
+        return self.emitter.timed(self.flat(name), fact.axis, fact.row)
 
     def wanted_outside(self, loop: Loop) -> list[str]:
         """Return the tensors of a loop that something outside it takes, in every timestep."""

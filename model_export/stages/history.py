@@ -153,7 +153,28 @@ class _History(Stage):
 
 
 @dataclass(frozen=True, eq=False)
-class Lag(_History):
+class _CountedHistory(_History):
+    """A stage of a number of timesteps.
+
+    Attributes:
+        n: How many, at least `least`.
+    """
+
+    n: int = 1
+
+    least: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            ManifestError: `n` is no whole number, or too small.
+        """
+        count("n", self.n, self.least)
+
+
+@dataclass(frozen=True, eq=False)
+class Lag(_CountedHistory):
     """The row of `n` timesteps ago; pandas: `shift(n, fill_value=initial)`.
 
     Attributes:
@@ -161,7 +182,6 @@ class Lag(_History):
         initial: The row before the first timestep: one number, or one for each element.
     """
 
-    n: int = 1
     initial: Numbers = 0.0
 
     def __post_init__(self) -> None:
@@ -170,7 +190,7 @@ class Lag(_History):
         Raises:
             ManifestError: `n` is below 1, or `initial` is not finite.
         """
-        count("n", self.n)
+        super().__post_init__()
         numbers("initial", self.initial)
 
     def check(self, row: Row) -> None:
@@ -186,22 +206,12 @@ class Lag(_History):
 
 
 @dataclass(frozen=True, eq=False)
-class Diff(_History):
+class Diff(_CountedHistory):
     """The change since `n` timesteps ago, 0 in the first `n` timesteps; pandas: `diff(n).fillna(0)`.
 
     Attributes:
         n: How many timesteps, at least 1.
     """
-
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the parameter.
-
-        Raises:
-            ManifestError: It is below 1.
-        """
-        count("n", self.n)
 
     def history(self, values: Array) -> Array:
         found = np.zeros(values.shape)
@@ -216,7 +226,7 @@ class Diff(_History):
 
 
 @dataclass(frozen=True, eq=False)
-class RollingMean(_History):
+class RollingMean(_CountedHistory):
     """The mean of the last `n` timesteps, of fewer at the beginning; pandas: `rolling(n, min_periods=1).mean()`.
 
     Attributes:
@@ -225,13 +235,7 @@ class RollingMean(_History):
 
     n: int = 2
 
-    def __post_init__(self) -> None:
-        """Check the parameter.
-
-        Raises:
-            ManifestError: It is below 2.
-        """
-        count("n", self.n, 2)
+    least: ClassVar[int] = 2
 
     def history(self, values: Array) -> Array:
         return np.asarray(np.nanmean(_windows(values, self.n), axis=-1))
@@ -242,7 +246,7 @@ class RollingMean(_History):
 
 
 @dataclass(frozen=True, eq=False)
-class RollingStd(_History):
+class RollingStd(_CountedHistory):
     """The standard deviation of the last `n` timesteps; pandas: `rolling(n, min_periods=1).std(ddof=0)`.
 
     Attributes:
@@ -251,13 +255,7 @@ class RollingStd(_History):
 
     n: int = 2
 
-    def __post_init__(self) -> None:
-        """Check the parameter.
-
-        Raises:
-            ManifestError: It is below 2.
-        """
-        count("n", self.n, 2)
+    least: ClassVar[int] = 2
 
     def history(self, values: Array) -> Array:
         return np.asarray(np.nanstd(_windows(values, self.n), axis=-1))

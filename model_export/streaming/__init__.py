@@ -8,7 +8,7 @@ from typing import Any
 from model_export.converted import ConvertedModel
 from model_export.manifest import Array
 from model_export.verify.reference import Progress, ReferenceModel
-from model_export.verify.samplers import Sampler
+from model_export.verify.samplers import Sampler, random_sampler
 
 __all__ = ["convert"]
 
@@ -49,24 +49,28 @@ def convert(
         UnclearModelError: No time axis can be found.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    from model_export.streaming.normal_form.load import require_onnx
+    from model_export.graph.onnx_file import require_onnx
 
     require_onnx()
     import onnxruntime
 
-    from model_export.streaming.reference import SequenceReference, make_sampler
+    from model_export.streaming.axes.vocabulary import vocabularies
+    from model_export.streaming.reference import SequenceReference
     from model_export.streaming.step import make_step
 
     if progress:
         progress("running the graph", 0, 1)
     step = make_step(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length)
+    reference = SequenceReference(step) if original is None else None
+    constant = [door.name for door in step.doors.external if door.time is None]
+    drawn = random_sampler(step.manifest, vocabularies(step.graph.graph), constant=constant)
     return ConvertedModel(
         step.proto,
         step.manifest,
-        original or SequenceReference(step),
+        original or reference,
         against=against or f"onnxruntime {onnxruntime.__version__}",
-        samplers=samplers or {"random": make_sampler(step)},
-        probe=SequenceReference(step).activations if original is None else None,
+        samplers=samplers or {"random": drawn},
+        probe=reference and reference.activations,
         only_length=length or (step.doors.only_steps if original is None else None),
         rounding=step.rounding,
     )

@@ -21,7 +21,7 @@ from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measure import measure_shapes
 from model_export.streaming.axes.measured_shapes import MeasuredShapes
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
-from model_export.streaming.normal_form.load import load_graph
+from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from model_export.streaming.rules.attention import attention_scores
 from model_export.streaming.rules.elementwise import pointwise
@@ -90,10 +90,11 @@ def make_step(
         UnclearModelError: No time axis can be found.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    graph = with_loops_rolled(load_graph(source, constants or {}))
+    plain, declared = load_graph(source, constants or {})
+    graph = with_loops_rolled(plain)
     _check_chance(graph)
     try:
-        return _step_of(source, graph, name, time_axes or {}, batch_axes or {}, length=length)
+        return _step_of(graph, declared, name, time_axes or {}, batch_axes or {}, length=length)
     except (RefusedModelError, UnclearModelError) as exc:
         if len(graph.graph.input) > 1:  # perhaps a state among them
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
@@ -101,15 +102,14 @@ def make_step(
 
 
 def _step_of(
-    source: Any,
     graph: onnx.ModelProto,
+    declared: Declared,
     name: str,
     time_axes: Mapping[str, int | None],
     batch_axes: Mapping[str, int | None],
     *,
     length: int | None,
 ) -> SequenceStep:
-    declared = read_declarations(source, graph)
     try:
         doors = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
     except UnclearModelError as exc:
@@ -228,23 +228,6 @@ def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredS
 
     read = tuple(replace(door, role="state") if is_cache(door) else door for door in doors.inputs)
     return replace(doors, inputs=read) if any(door.role == "external" for door in read) else doors
-
-
-def read_declarations(source: Any, graph: onnx.ModelProto) -> dict[str, list[int | str | None]]:
-    """Return what a model declares of the axes of its inputs."""
-    model = source if isinstance(source, onnx.ModelProto) else onnx.load(str(source), load_external_data=False)
-    wanted = {value.name for value in graph.graph.input}
-    return {
-        value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim]
-        for value in model.graph.input
-        if value.name in wanted
-    }
-
-
-def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    if dim.HasField("dim_value") and dim.dim_value > 0:
-        return int(dim.dim_value)
-    return str(dim.dim_param) or None
 
 
 def _take(walk: StreamingWalk, door: SequenceInput) -> InputSpec | None:

@@ -23,10 +23,7 @@ from model_export.torch.layers import StepLayer
 from model_export.torch.naming import named
 from model_export.torch.sampling import ExampleSampler
 from model_export.torch.step import AGAINST, Step, convert_step
-from model_export.verify.parity import PrefixAnswers
-
-PREFIXES = (1, 2, 3, 17)
-"""Lengths at which an answer for a whole sequence is asked of the module, besides the full one."""
+from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answers
 
 _STEPPED = (StepLayer, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 """Layers that take one timestep at a time."""
@@ -109,37 +106,23 @@ class SequenceModuleReference:
                 fix="Send sequences of that length.",
             )
         found = self._run(values)
-        answers: dict[str, Array | PrefixAnswers] = {
-            name: np.asarray(value)
-            for name, one, value in zip(self._names, whole.outputs, found, strict=True)
-            if one.time is not None
-        }
-        if len(answers) < len(found):
-            runs = {n: run for n in PREFIXES if n < length and (run := self._beginning(values, n, found))}
-            runs[length] = found
-            for at, (name, one) in enumerate(zip(self._names, whole.outputs, strict=True)):
-                if one.time is None:
-                    stacked = np.stack([np.asarray(run[at]) for run in runs.values()], axis=1)
-                    answers[name] = PrefixAnswers(list(runs), stacked)
+        answers: dict[str, Array | PrefixAnswers] = dict(found)
+        if last := [name for name, one in zip(self._names, whole.outputs, strict=True) if one.time is None]:
+            beginnings = () if whole.only_length else PREFIXES
+            answers |= prefix_answers(
+                lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
+            )
         return answers
 
-    def _run(self, values: Sequence[Tensor]) -> list[Tensor]:
+    def _run(self, values: Sequence[Tensor]) -> dict[str, Array]:
+        """Return the answers by output; `(batch, *row)` for one that has no time."""
         if self._exact is None:
-            return self._whole(values)
-        with in_float64():
-            found = self._whole([v.double() if v.is_floating_point() else v for v in values], module=self._exact)
-        return [value.float() if value.is_floating_point() else value for value in found]
-
-    def _beginning(self, values: Sequence[Tensor], steps: int, whole: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return the answers for a beginning; None where the module has none for one so short."""
-        if self._whole.only_length:
-            return None
-        try:
-            found = self._run([value[:, :steps] for value in values])
-        except RefusedModelError:
-            return None
-        one_answer = [at for at, one in enumerate(self._whole.outputs) if one.time is None]
-        return found if all(found[at].shape == whole[at].shape for at in one_answer) else None
+            found = self._whole(values)
+        else:
+            with in_float64():
+                found = self._whole([v.double() if v.is_floating_point() else v for v in values], module=self._exact)
+            found = [value.float() if value.is_floating_point() else value for value in found]
+        return {name: np.asarray(value) for name, value in zip(self._names, found, strict=True)}
 
 
 def _stepped(whole: Sequences) -> Step:

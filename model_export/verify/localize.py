@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -89,8 +90,7 @@ def _run(
     """Return the step graph's own values by layer, shape `(1, T, ...)`; layers that it does not have are left out."""
     import onnx
 
-    graph = onnx.ModelProto()
-    graph.CopyFrom(proto)
+    graph = copy.deepcopy(proto)
     made = {name for node in graph.graph.node for name in node.output}
     kept = [a for a in activations if a.tensor in made]
     if not kept:

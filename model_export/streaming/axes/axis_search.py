@@ -15,9 +15,10 @@ from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelE
 from model_export.graph.nodes import attributes
 from model_export.graph.operators import STATEFUL
 from model_export.manifest import DTYPES
-from model_export.streaming.axes.inputs import Declared, SequenceInput, SequenceInputs
+from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session, trial_lengths
 from model_export.streaming.axes.state_inputs import find_slot
+from model_export.streaming.normal_form.load import Declared
 
 _TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
 _BATCH = re.compile(r"batch|^[bBnN]$|^bs$", re.IGNORECASE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +10,7 @@ import numpy as np
 from model_export.manifest import Array
 from model_export.streaming.axes.relength import with_length
 from model_export.streaming.axes.runs import LENGTHS, perturbed_step, trial_lengths
-
-Declared = Mapping[str, Sequence[int | str | None]]
-"""The declared size of every axis of every input: a number, a name or nothing."""
+from model_export.streaming.normal_form.load import Declared
 
 Role = Literal["external", "state", "length"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,7 @@ def with_length(model: onnx.ModelProto, *, old: int, new: int, rows: int) -> onn
         new: The length that is wanted.
         rows: The number of rows that it was exported for.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = copy.deepcopy(model)
     _change(made.graph, {old: new, **({old * rows: new * rows} if rows > 1 else {})}, {old - 1: new - 1})
     return made
 
