@@ -18,8 +18,7 @@ from model_export.streaming.answers import OutputLayout, declare_outputs, row_sp
 from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
-from model_export.streaming.axes.measure import measure_shapes
-from model_export.streaming.axes.measured_shapes import MeasuredShapes
+from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled

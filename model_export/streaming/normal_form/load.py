@@ -158,11 +158,11 @@ def _name_states(graph: Any) -> None:
     """Give operators an output for a state that they have along time: its shape is measured there."""
     for node in graph.node:
         operator = STATEFUL.get(node.op_type)
-        if operator is None or operator.time_axis is None or node.op_type in RNN:
+        if operator is None or operator.time_axis is None:
             continue
         for place in operator.states.values():
             node.output.extend([""] * (place + 1 - len(node.output)))
-            node.output[place] = node.output[place] or f"{node.name}/state"
+            node.output[place] = node.output[place] or f"{node.name}/state_{place}"
 
 
 def _forget_shapes(graph: Any) -> None:

@@ -19,59 +19,37 @@ from model_export.streaming.walk import StreamingWalk
 _ONE = Dim(Fraction(1))
 
 
-def rnn(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """LSTM, GRU, RNN.
+def stateful_op(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """An operator of the table with states along its time axis: they become states of the step graph.
 
     Raises:
-        RefusedModelError: They run backwards over time, or over sequences of different lengths.
+        RefusedModelError: It runs backwards over time, or over sequences of different lengths.
     """
-    name = node.input[0]
-    if walk.facts.time_axis(name) != 0 or not walk.timed(node, [name]):
-        pointwise(walk, node)
-        return
-    direction = attributes(node).get("direction", "forward")
-    if direction != "forward":
-        raise walk.refuse(node, f"is {direction} over time")
-    _check_lengths(walk, node, node.input[4] if len(node.input) > 4 else "", name)
-    offset = _start(walk, node, [name])
-    hidden = Dim(Fraction(walk.facts.value(node.input[2]).shape[2]))
-    dims = [_ONE, walk.facts.dims(name)[1], hidden]
-    kinds = ("h", "c")[: len(STATEFUL[node.op_type].states)]
-    made = walk.emit_like(node, offset)
-    made.input.extend([""] * (5 + len(kinds) - len(made.input)))
-    made.output.extend([""] * (1 + len(kinds) - len(made.output)))
-    made.input[4] = ""
-    for place, kind in enumerate(kinds):
-        given = node.input[5 + place] if len(node.input) > 5 + place else ""
-        out = made.output[1 + place] = made.output[1 + place] or walk.graph.unique(f"{node.name}/{kind}")
-        made.input[5 + place] = carried(walk, node, kind, dims, given=given, out=out, offset=offset)
-        if len(node.output) > 1 + place and node.output[1 + place]:
-            _give_final(walk, node, node.output[1 + place], out, source=name, offset=offset)
-    if node.output[0]:
-        walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
-
-
-def stateful_op(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """An operator of the table with one state along its time axis: that becomes the step graph's."""
     operator = STATEFUL[node.op_type]
-    ((past, after),) = operator.states.items()
     names = [node.input[place] for place in operator.timed if place < len(node.input) and node.input[place]]
     timed = walk.timed(node, names)
     if not timed or any(walk.facts.time_axis(name) != operator.time_axis for name in timed):
         pointwise(walk, node)
         return
+    direction = attributes(node).get("direction", "forward")
+    if direction != "forward":
+        raise walk.refuse(node, f"is {direction} over time")
+    if operator.lengths is not None and len(node.input) > operator.lengths:
+        _check_lengths(walk, node, node.input[operator.lengths], timed[0])
     offset = _start(walk, node, names)
     made = walk.emit_like(node, offset)
-    made.input.extend([""] * (past + 1 - len(made.input)))
-    dims = walk.facts.dims(node.output[after])
-    if all(dim.fixed or dim.has_batch for dim in dims):  # a kernel of one timestep looks at nothing before
-        given = node.input[past] if len(node.input) > past else ""
-        dtype = walk.dtype(node.output[0])
-        made.input[past] = carried(
-            walk, node, "state", dims, given=given, out=made.output[after], offset=offset, dtype=dtype
-        )
-    _give_final(walk, node, node.output[after], made.output[after], source=timed[0], offset=offset)
-    walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
+    made.input.extend([""] * (max(operator.states) + 1 - len(made.input)))
+    if operator.lengths is not None:
+        made.input[operator.lengths] = ""
+    for label, (past, after) in zip(operator.labels, operator.states.items(), strict=True):
+        dims, out = walk.facts.dims(node.output[after]), made.output[after]
+        if all(dim.fixed or dim.has_batch for dim in dims):  # a kernel of one timestep looks at nothing before
+            given = node.input[past] if len(node.input) > past else ""
+            dtype = walk.dtype(node.output[after])
+            made.input[past] = carried(walk, node, label, dims, given=given, out=out, offset=offset, dtype=dtype)
+        _give_final(walk, node, node.output[after], out, source=timed[0], offset=offset)
+    if node.output[0]:
+        walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
 
 
 def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
