@@ -175,11 +175,7 @@ class _Opened:
         yield self
 
     def described(self) -> Manifest:
-        """Return the manifest of the graph as it is now.
-
-        Raises:
-            ModelLoadError: It fails on two rows.
-        """
+        """Return the manifest of the graph as it is now."""
         one, two = self.run(self.model, 1), self.run(self.model, 2)
         inputs = [
             spec if self.given[spec.name].is_windowed else _placed(spec, self.given[spec.name].shape, axis)

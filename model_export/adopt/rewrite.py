@@ -26,12 +26,6 @@ _ROWS = (1, 2, 3)
 def rewrite(path: Path, manifest: Manifest, changes: Sequence[Change], *, steps: int = 100) -> tuple[bytes, Manifest]:
     """Return a changed model, proven to do the same; writes nothing.
 
-    Args:
-        path: The file that was adopted.
-        manifest: Its description.
-        changes: What to change.
-        steps: Timesteps over which both are compared, states fed back.
-
     Returns:
         The ONNX file's bytes without manifest, and the manifest with the report of the comparison.
 

@@ -68,11 +68,7 @@ class StepGraphAnalysis:
     """
 
     def __init__(self, model: onnx.ModelProto, manifest: Manifest) -> None:
-        """Read.
-
-        Raises:
-            NoChunkError: It is a graph that chunks are not made of.
-        """
+        """Read."""
         self.model = without_functions(model)
         self.manifest = manifest
         self.after = {state.input: state.output for state in manifest.states}
@@ -153,11 +149,7 @@ class StepGraphAnalysis:
     # ---------------------------------------------------------------- facts, by running
 
     def facts(self) -> dict[str, TensorFact]:
-        """Return what is known of each tensor that is not the same in every timestep, learnt from two runs.
-
-        Raises:
-            NoChunkError: The graph cannot run that many rows, or a tensor's shape is not that of rows.
-        """
+        """Return what is known of each tensor that is not the same in every timestep, learnt from two runs."""
         if not self._facts:
             small, large = self._run(_ROWS[0]), self._run(_ROWS[1])
             for name, array in small.items():

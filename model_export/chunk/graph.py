@@ -35,11 +35,6 @@ def dynamic_graphs(
 ) -> Iterator[tuple[str, onnx.ModelProto, int]]:
     """Return graphs that give the same as the step graph, with a time axis of any length.
 
-    Args:
-        proto: The step graph.
-        manifest: What it takes, carries and gives.
-        cells: Parts of it that one fused operator can do.
-
     Returns:
         How chunks are run, the graph, and how many products of weights its loops have in each timestep; the way that
         is likely to be quickest first. None of them is proven.
@@ -131,11 +126,7 @@ def _step_branch(reading: StepGraphAnalysis) -> onnx.GraphProto:
 
 
 def _chunk_branch(builder: Vectorizer) -> onnx.GraphProto:
-    """Return the branch.
-
-    Raises:
-        NoChunkError: The loops cannot be run that way.
-    """
+    """Return the branch."""
     manifest = builder.reading.manifest
     outputs, states = builder.build()
     emitter = builder.emitter

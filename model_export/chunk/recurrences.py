@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def emit_loop(builder: Vectorizer, loop: Loop) -> None:
-    """Emit a loop in the first way that fits.
-
-    Raises:
-        NoChunkError: None does.
-    """
+    """Emit a loop in the first way that fits."""
     if not loop.nodes:
         for state in loop.states:
             _emit_delay(builder, state)

@@ -40,13 +40,7 @@ class Vectorizer:
     def __init__(
         self, reading: StepGraphAnalysis, cells: Sequence[FusedCell], *, loops: list[Loop] | None = None
     ) -> None:
-        """Begin.
-
-        Args:
-            reading: The step graph.
-            cells: See the attribute.
-            loops: The loops to run; those of the reading by default.
-        """
+        """Begin."""
         self.reading = reading
         self.emitter = ChunkBuilder()
         self.cells = cells

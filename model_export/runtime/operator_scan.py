@@ -55,14 +55,7 @@ class Contents:
 
 
 def contents_of(source: Path | bytes) -> Contents:
-    """Read a model file.
-
-    Args:
-        source: The file, or its bytes.
-
-    Raises:
-        ModelLoadError: It cannot be read, or its bytes are no ONNX model.
-    """
+    """Read a model file."""
     with opened(source) as data:
         return _walk(data)
 

@@ -31,11 +31,6 @@ def check_random_operators(source: Path | bytes, contents: Contents, manifest: M
 
     A retry gets the stored answer, but nothing else could: not a replay of the inputs, not another replica.
 
-    Args:
-        source: The ONNX file, or its bytes.
-        contents: What the file has.
-        manifest: What is declared.
-
     Raises:
         ManifestError: One reaches an output that is a value.
         ModelLoadError: One reaches a state.
@@ -62,9 +57,6 @@ def random_outputs(source: Path | bytes) -> dict[str, str]:
     """Return the outputs that a random operator reaches, each with that operator and its node's name.
 
     Dropout counts when it has a `training_mode` input that is not false once and for all.
-
-    Raises:
-        ModelLoadError: The file cannot be read or is no ONNX model.
     """
     with opened(source) as data:
         graph = _Reader(data).graph()

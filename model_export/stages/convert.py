@@ -27,11 +27,6 @@ Convert = Callable[[Any, bool], ConvertedModel]
 def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> ConvertedModel:
     """Make one step graph of a pipeline, not yet verified.
 
-    Args:
-        pipeline: The stages and models.
-        convert: Makes the step graph of a model.
-        name: The model's name in its manifest.
-
     Raises:
         UnclearModelError: A stage does not fit what it stands next to, or it is unclear which input it belongs to.
         RefusedModelError: A model cannot be stepped.

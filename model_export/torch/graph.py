@@ -38,9 +38,6 @@ def step_graph(
         axes: Where each has its batch axis.
         names: Of what it takes, and of what it gives.
         name: The graph's.
-
-    Raises:
-        RefusedModelError: Torch cannot trace it, or cannot express it in ONNX.
     """
     batch = torch.export.Dim("batch")
     dynamic = tuple({axis: batch} for axis in axes)
@@ -80,9 +77,6 @@ def sequence_graph(
         names: Of what it takes, and of what it gives.
         name: The graph's.
         length: The most timesteps that the module takes; None: any number.
-
-    Raises:
-        RefusedModelError: Torch cannot express it in ONNX.
     """
     open_axes = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
     dynamic = tuple({axis: open_axes[what] for axis, what in axes[given].items()} for given in names[0])

@@ -43,14 +43,6 @@ def convert_sequence_module(
 ) -> ConvertedModel:
     """Make a step graph of a module over whole sequences; not yet proven.
 
-    Args:
-        module: `forward(*inputs)`.
-        inputs: An example by name, in the order of `forward`; one without time axis stays the same for a stream.
-        time_axis: Where the first input has its time axis; the batch axis is 0, or 1 where time is 0.
-        name: The model's name in its manifest.
-        output_names: Names for the outputs, in order.
-        length: The number of timesteps that the module was built for; None: any.
-
     Raises:
         RefusedModelError: The module cannot be stepped; the message has the reason.
     """

@@ -70,19 +70,7 @@ def long_run(  # noqa: PLR0917  # what it is held against, and what notes the re
     worth: Mapping[str, Evidence],
     tolerance: Tolerance,
 ) -> ErrorGrowth:
-    """Hold one long sequence against the original.
-
-    Args:
-        original: The model as it was trained.
-        model: The step graph.
-        data: One sequence.
-        lines: The judged outputs; differences are noted in them.
-        worth: What the proof of each is worth; noted, too.
-        tolerance: What is allowed.
-
-    Raises:
-        ParityError: They differ, and not because the model makes much of any rounding.
-    """
+    """Hold one long sequence against the original."""
     length = next(iter(data.values())).shape[1]
     want = run_reference(original, data, list(lines))
     got, _ = stepped(model, data)

@@ -47,15 +47,7 @@ def localize_layer(
     failure: DifferentAnswerError,
     tolerance: Tolerance,
 ) -> str:
-    """Return a sentence that names the first layer whose output differs at or before the failing timestep.
-
-    Args:
-        probe: What the original's layers give; None: the front end cannot find out.
-        proto: The step graph.
-        manifest: What it takes, carries and gives.
-        failure: The sequence and timestep at which the answers differ.
-        tolerance: What counts as a difference.
-    """
+    """Return a sentence that names the first layer whose output differs at or before the failing timestep."""
     if probe is None:
         return "Which layer it is cannot be told: the original's layers cannot be looked into here."
     try:

@@ -177,11 +177,7 @@ class _Check:
             self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))
 
     def sequences(self, kind: str, data: Sequences) -> None:
-        """Compare all sequences of a kind.
-
-        Raises:
-            ParityError: Something differs.
-        """
+        """Compare all sequences of a kind."""
         rows = len(next(iter(data.values())))
         judged = list(self.outputs)
         self.progress(f"{kind}: the original", 0, rows)
@@ -201,17 +197,7 @@ class _Check:
             self.reference = data_reference(self.model.manifest, data, outputs)
 
     def long(self, draw: Sampler, steps: int, wanted: int, shortened: str = "") -> None:
-        """Compare one long run.
-
-        Args:
-            draw: What is run.
-            steps: Timesteps of the short sequences.
-            wanted: Timesteps of the long one.
-            shortened: Why they are fewer than usual.
-
-        Raises:
-            ParityError: It drifts away.
-        """
+        """Compare one long run."""
         if wanted <= steps:
             self.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
             return

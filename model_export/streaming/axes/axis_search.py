@@ -147,11 +147,7 @@ class _Search:
                 self.best, self.votes, self._score = doors, votes, score
 
     def _values(self, doors: SequenceInputs) -> dict[str, Any]:
-        """Run a reading with two sizes and return every tensor of the first.
-
-        Raises:
-            ModelLoadError: It does not run.
-        """
+        """Run a reading with two sizes and return every tensor of the first."""
         runs = []
         for rows, steps in zip(ROWS, self._lengths, strict=True):
             fitted = doors.with_length(self._proto, steps)

@@ -262,11 +262,7 @@ class _Unrolled:
     # ---------------------------------------------------------------- the Scan
 
     def _with_scan(self, body: _Body, steps: int, count: int) -> onnx.ModelProto:
-        """Return the model with the Scan in the place of the copies.
-
-        Raises:
-            _NoLoopError: Something else uses what a copy in the middle makes.
-        """
+        """Return the model with the Scan in the place of the copies."""
         at, label = steps // 2, f"loop_{count + 1}" if count else "loop"
         made = copy.deepcopy(self._model)
         gone = body.matched | {self._makers[node.output[0]] for node in body.joined.values()}

@@ -11,11 +11,7 @@ _REFOLDING = {"Reshape", "Flatten"}
 
 
 def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Emit a node as it is.
-
-    Raises:
-        RefusedModelError: It takes several timesteps together, or changes how many there are.
-    """
+    """Emit a node as it is."""
     offset = joint_offset(walk, node)
     _check_tables(walk, node)
     walk.emit_like(node, offset)
