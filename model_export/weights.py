@@ -88,7 +88,7 @@ def _int8(name: str, values: Array) -> tuple[list[Any], list[Any]] | None:
     if values.ndim < 2 or not np.isfinite(values).all():
         return None
     scales = [_scale(values, axis) for axis in range(values.ndim) if values.size >= _SLICE * values.shape[axis]]
-    scale = min(scales, key=lambda scale: _loss(values, scale))
+    scale = min(scales, key=lambda scale: float(np.square(np.rint(values / scale) * scale - values).sum(dtype=float)))
     stored = numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}.int8")
     factor = numpy_helper.from_array(scale, f"{name}.scale")
     unscaled = f"{name}.unscaled"
@@ -103,7 +103,3 @@ def _scale(values: Array, axis: int) -> Array:
     others = tuple(other for other in range(values.ndim) if other != axis)
     largest = np.abs(values).max(axis=others, keepdims=True)
     return np.where(largest == 0, np.float32(1), largest / np.float32(127)).astype(np.float32)
-
-
-def _loss(values: Array, scale: Array) -> float:
-    return float(np.square(np.rint(values / scale) * scale - values).sum(dtype=np.float64))

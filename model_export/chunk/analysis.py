@@ -68,7 +68,6 @@ class StepGraphAnalysis:
     """
 
     def __init__(self, model: onnx.ModelProto, manifest: Manifest) -> None:
-        """Read."""
         self.model = without_functions(model)
         self.manifest = manifest
         self.after = {state.input: state.output for state in manifest.states}

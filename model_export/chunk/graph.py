@@ -126,7 +126,7 @@ def _step_branch(reading: StepGraphAnalysis) -> onnx.GraphProto:
 
 
 def _chunk_branch(builder: Vectorizer) -> onnx.GraphProto:
-    """Return the branch."""
+    """Return the branch that runs all timesteps of a chunk."""
     manifest = builder.reading.manifest
     outputs, states = builder.build()
     emitter = builder.emitter

@@ -40,7 +40,6 @@ class Vectorizer:
     def __init__(
         self, reading: StepGraphAnalysis, cells: Sequence[FusedCell], *, loops: list[Loop] | None = None
     ) -> None:
-        """Begin."""
         self.reading = reading
         self.emitter = ChunkBuilder()
         self.cells = cells

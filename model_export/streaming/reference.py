@@ -57,12 +57,10 @@ class SequenceReference:
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         """Run beginnings of the sequences; return `(batch, T or nothing, *shape)` by output."""
         rows = len(next(iter(inputs.values())))
-        most = self._step.doors.only_rows or (rows if self._has_rows() else 1)
+        has_rows = all(door.batch is not None for door in self._step.doors.external)
+        most = self._step.doors.only_rows or (rows if has_rows else 1)
         parts = [self._run_rows(inputs, list(range(start, start + most)), length) for start in range(0, rows, most)]
         return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
-
-    def _has_rows(self) -> bool:
-        return all(door.batch is not None for door in self._step.doors.external)
 
     def _run_rows(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
         values = run(self._session, self._feeds(inputs, rows, length))

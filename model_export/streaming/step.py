@@ -132,8 +132,9 @@ def _step_of(
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
     if not walk.graph.states and not doors.is_certain and not loops:
+        times = [f"axis {door.time} of {door.name!r}" for door in doors.external if door.time is not None]
         raise UnclearModelError(
-            f"Nothing is carried from timestep to timestep when {_time_of(doors)} is read as time.",
+            f"Nothing is carried from timestep to timestep when {' and '.join(times)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
         )
     manifest = Manifest(
@@ -144,7 +145,9 @@ def _step_of(
         batch=BatchSpec(mode="single" if _one_row(walk, doors) else "stack"),
     )
     proto = walk.graph.step_proto(name, graph)
-    return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), _rounding(facts))
+    # adding up in another order shows in the last digits of float16
+    is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
+    return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), HALF if is_half else 0.0)
 
 
 def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
@@ -175,11 +178,6 @@ def _check_chance(graph: onnx.ModelProto) -> None:
         )
 
 
-def _rounding(facts: MeasuredShapes) -> float:
-    """Return what a graph with float16 in it may be off by: adding up in another order shows in its last digits."""
-    return HALF if any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values()) else 0.0
-
-
 def _watched(walk: StreamingWalk) -> list[Watched]:
     """Return the nodes that can be compared: neither ahead nor behind, rows and timesteps on an axis each."""
     found = []
@@ -198,10 +196,6 @@ def _watched(walk: StreamingWalk) -> list[Watched]:
             facts = OutputLayout(time, batch)
             found.append(Watched(f"{node.name!r} ({node.op_type})", name, tensor.step, facts))
     return found
-
-
-def _time_of(doors: SequenceInputs) -> str:
-    return " and ".join(f"axis {door.time} of {door.name!r}" for door in doors.external if door.time is not None)
 
 
 def _one_row(walk: StreamingWalk, doors: SequenceInputs) -> bool:

@@ -119,12 +119,8 @@ def _stays_behind(name: str, value: Any) -> bool:
     try:
         copy.deepcopy(value)
     except Exception:  # noqa: BLE001  # whatever it holds
-        return not _holds_tensors(value)
+        return not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
     return False
-
-
-def _holds_tensors(value: Any) -> bool:
-    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
 def run(module: Any, values: Any, *, doing: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError, StepwellError, TensorError
 from model_export.manifest import Array
+from model_export.spec import StepSpec
 from model_export.torch.autostep import AutoStep
 from model_export.torch.axis_inference import ROWS, Sequences
 from model_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
@@ -32,29 +32,21 @@ _ATOL, _RTOL = 1e-4, 1e-3
 """How near a stepped module must come to itself to be exported that way; the export's own proof is stricter."""
 
 
-def convert_sequence_module(
-    module: Any,
-    inputs: Mapping[str, Any],
-    *,
-    time_axis: int,
-    name: str,
-    output_names: Sequence[str] | None = None,
-    length: int | None = None,
-) -> ConvertedModel:
+def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     """Make a step graph of a module over whole sequences; not yet proven.
 
     Raises:
         RefusedModelError: The module cannot be stepped; the message has the reason.
     """
-    whole = Sequences(prepared(module), inputs, time_axis)
+    whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
     samplers = {whole.draw.kind: whole.draw}
     try:
         step = _stepped(whole)
     except RefusedModelError as exc:
         try:
-            return _by_its_graph(whole, exc, name=name, output_names=output_names, length=length)
+            return _by_its_graph(whole, exc, spec, name=name)
         except RefusedModelError as by_graph:
-            if whole.attention is not None and length is None and "all timesteps before" in by_graph.problem:
+            if whole.attention is not None and spec.length is None and "all timesteps before" in by_graph.problem:
                 raise whole.attention from exc
             raise by_graph from exc
     return convert_step(
@@ -62,8 +54,8 @@ def convert_sequence_module(
         lambda names: SequenceModuleReference(whole, names),
         samplers,
         name=name,
-        names=output_names,
-        only_length=whole.only_length or length,
+        names=spec.output_names,
+        only_length=whole.only_length or spec.length,
     )
 
 
@@ -142,21 +134,17 @@ def _stepped(whole: Sequences) -> Step:
         got.append([value for _, value in outputs])
     for at, (one, expected) in enumerate(zip(whole.outputs, want, strict=True)):
         found = got[-1][at] if one.time is None else torch.stack([answers[at] for answers in got], dim=1)
-        if not _near(found, expected):
+        is_near = found.shape == expected.shape and torch.allclose(
+            found.double(), expected.double(), rtol=_RTOL, atol=_ATOL, equal_nan=True
+        )
+        if not is_near:
             raise RefusedModelError(
                 f"{one.called} depends on more of the past than the recurrent layers carry.", fix=HOW_TO_WRITE_IT
             )
     return step
 
 
-def _by_its_graph(
-    whole: Sequences,
-    reason: RefusedModelError,
-    *,
-    name: str,
-    output_names: Sequence[str] | None,
-    length: int | None = None,
-) -> ConvertedModel:
+def _by_its_graph(whole: Sequences, reason: RefusedModelError, spec: StepSpec, *, name: str) -> ConvertedModel:
     """Step what is no layer that is known, convolutions and running sums, node by node of the sequence graph.
 
     Raises:
@@ -170,7 +158,7 @@ def _by_its_graph(
             fix="Build it for any number of timesteps: take it from the input, x.shape[1].",
         ) from reason
     takes = [one.name for one in whole.inputs]
-    gives = named([one.path for one in whole.outputs], output_names, takes)
+    gives = named([one.path for one in whole.outputs], spec.output_names, takes)
     timed = {
         **{one.name: one.time is not None for one in whole.inputs},
         **{gives[at]: one.time is not None for at, one in enumerate(whole.outputs)},
@@ -178,7 +166,7 @@ def _by_its_graph(
     axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
     drawn = whole.draw.tensors(0, ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=length)
+    proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length)
     if whole.loops:
         from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 
@@ -192,7 +180,7 @@ def _by_its_graph(
             proto,
             name=name,
             time_axes={one.name: 1 for one in whole.inputs if one.time is not None},
-            length=length,
+            length=spec.length,
             original=SequenceModuleReference(whole, gives, is_exact=in_logs),
             against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
@@ -243,12 +231,6 @@ class _BatchTimeFirst(nn.Module):
             for one, value in zip(whole.inputs, values, strict=True)
         ]
         return tuple(whole(sequences))
-
-
-def _near(found: Tensor, expected: Tensor) -> bool:
-    if found.shape != expected.shape:
-        return False
-    return bool(torch.allclose(found.double(), expected.double(), rtol=_RTOL, atol=_ATOL, equal_nan=True))
 
 
 def _free(name: str, taken: set[str]) -> str:

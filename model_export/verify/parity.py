@@ -109,7 +109,10 @@ def verify_parity(
     """
     samplers = samplers or {"random": random_sampler(model.manifest)}
     check = _Check(original, model, tolerance, progress or (lambda *_: None))
-    kinds = [(kind, _drawn(sampler, seeds, steps)) for kind, sampler in samplers.items()]
+    kinds = [
+        (kind, stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]))
+        for kind, sampler in samplers.items()
+    ]
     if user_data is not None:
         kinds.append((USER, dict(user_data)))
     longest = 0
@@ -301,7 +304,3 @@ def _advice(value: float) -> str:
         "Nothing was written. A difference far above the tolerance means that the model does something "
         "over time that a step cannot do; one just above it is rounding, and `--tolerance` may be raised."
     )
-
-
-def _drawn(sampler: Sampler, seeds: Sequence[int], steps: int) -> dict[str, Array]:
-    return stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds])

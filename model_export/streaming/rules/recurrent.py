@@ -141,7 +141,7 @@ def cumsum(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         init = walk.facts.before_start(out, offset - (not attrs.get("exclusive")), 1)
         if init is None:
             raise walk.refuse(node, "sums what stands before the first timestep, which depends on the input")
-    state, spec = walk.graph.state_like(f"{_label(node)}.sum", dims, walk.dtype(name), init)
+    state, spec = walk.graph.state_like(f"{plain(node.name)}.sum", dims, walk.dtype(name), init)
     value = walk.started(walk.operand(name, offset, node), name, offset, 0)
     total = walk.graph.op("Add", state, value)
     walk.graph.next_state_like(spec, total, dims)
@@ -183,7 +183,7 @@ def carried(
             f"starts from {given!r} of shape {list(init.shape)}; one row of what it carries is {list(row)}",
             "Export the model for one row, or with an initial state that is expanded to the batch.",
         )
-    tensor, spec = graph.state_like(f"{_label(node)}.{label}", dims, dtype, init)
+    tensor, spec = graph.state_like(f"{plain(node.name)}.{label}", dims, dtype, init)
     if kind == "static":  # computed from another input: it counts at the first timestep alone
         tensor = graph.op("Where", walk.has_seen(1 - min(offset, 0), dims), tensor, walk.operand(given))
     kept = graph.op("Where", walk.has_seen(-offset, dims), out, tensor) if offset < 0 else out
@@ -205,10 +205,6 @@ def _carry(
         walk.set_output(node, out, step, "final")
 
 
-def _label(node: onnx.NodeProto) -> str:
-    return plain(node.name)
-
-
 def _start(walk: StreamingWalk, node: onnx.NodeProto, names: Sequence[str]) -> int:
     """Return the offset at which a recurrence takes its inputs: it begins with their first element.
 
@@ -226,18 +222,15 @@ def _give_final(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str,
     """Give what a recurrence carries at its end."""
     tensor = walk.tensors[source]
     extra = offset if tensor.offset is None else walk.facts.length_delta(source)
-    if extra != offset and _is_used(walk, name):
+    graph = walk.model.graph
+    used = {given for inner in graph.node for given in uses(inner)} | {output.name for output in graph.output}
+    if extra != offset and name in used:
         raise walk.refuse(
             node,
             f"ends {abs(extra - offset)} timestep(s) {'after' if extra > offset else 'before'} the sequence, "
             "and its final state is used",
         )
     walk.set_output(node, name, step, "final")
-
-
-def _is_used(walk: StreamingWalk, name: str) -> bool:
-    graph = walk.model.graph
-    return any(name in uses(node) for node in graph.node) or any(output.name == name for output in graph.output)
 
 
 def _check_lengths(walk: StreamingWalk, node: onnx.NodeProto, name: str, source: str) -> None:
