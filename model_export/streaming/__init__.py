@@ -61,16 +61,19 @@ def convert(
     if progress:
         progress("running the graph", 0, 1)
     step = make_step(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length)
-    reference = SequenceReference(step) if original is None else None
+    probe, only_length = None, length
+    if original is None:
+        original = reference = SequenceReference(step)
+        probe, only_length = reference.activations, length or step.doors.only_steps
     constant = [door.name for door in step.doors.external if door.time is None]
     drawn = random_sampler(step.manifest, vocabularies(step.graph.graph), constant=constant)
     return ConvertedModel(
         step.proto,
         step.manifest,
-        original or reference,
+        original,
         against=against or f"onnxruntime {onnxruntime.__version__}",
         samplers=samplers or {"random": drawn},
-        probe=reference and reference.activations,
-        only_length=length or (step.doors.only_steps if original is None else None),
+        probe=probe,
+        only_length=only_length,
         rounding=step.rounding,
     )
