@@ -34,7 +34,7 @@ def load(path: Path) -> StepModel:
 
 
 def describe(path: Path, model: StepModel) -> dict[str, Any]:
-    """Say what a loaded model takes, gives, carries and weighs, as plain data.
+    """Return the inputs, outputs, states and sizes of a loaded model, as plain data.
 
     Returns:
         Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `constants`,

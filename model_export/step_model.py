@@ -133,7 +133,7 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the run.
             ModelLoadError: onnxruntime failed on these values.
         """
-        return self._switched(self._step, inputs, states)
+        return self._switched(partial(self._run_rows, self._run), inputs, states)
 
     def chunk(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array]
@@ -194,9 +194,6 @@ class StepModel:
             return run(inputs, states, switch)
         finally:
             del self._calls[thread]
-
-    def _step(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
-        return self._run_rows(self._run, inputs, states, switch)
 
     def _in_pieces(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
         """Run a chunk, in as few runs as it may."""

@@ -32,7 +32,7 @@ _TRIES = 32  # dead ends; a graph that can be read in more ways than that is not
 def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
     """Return a model that runs rows together, and its manifest.
 
-    Where an axis of length 1 may be the batch or not, each is tried, and the first that a probe bears out is taken.
+    Where an axis of length 1 may be the batch or not, each is tried, and the first with which a probe succeeds is used.
 
     Args:
         model: The graph, local functions inlined, weights inside.

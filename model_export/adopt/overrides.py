@@ -28,10 +28,10 @@ class Overrides:
     initial: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, declared: Sequence[Declared], outputs: Sequence[str]) -> None:
-        """Hold what was said against the inputs and the names of the outputs that a graph has.
+        """Check the declarations against the inputs and the names of the outputs that a graph has.
 
         Raises:
-            UnclearModelError: A name or an axis is not there, or what was said contradicts itself.
+            UnclearModelError: A name or an axis is not there, or two declarations contradict each other.
         """
         inputs = [tensor.name for tensor in declared]
         for flag, names, known in (

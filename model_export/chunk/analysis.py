@@ -1,4 +1,4 @@
-"""Reads a step graph: what in it hangs on the state, and what could run for many timesteps at once."""
+"""Reads a step graph: what in it depends on the state, and what could run for many timesteps at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TensorFact(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Loop:
-    """States that hang on each other, with the nodes that carry them from one timestep to the next.
+    """States that depend on each other, with the nodes that carry them from one timestep to the next.
 
     Attributes:
         states: State inputs.

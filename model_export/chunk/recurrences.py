@@ -83,7 +83,7 @@ def _body(builder: Vectorizer, loop: Loop) -> tuple[list[onnx.NodeProto], list[s
     What has no batch axis, such as a shape computed from one, is computed in the loop again.
 
     Raises:
-        NoChunkError: Such a thing hangs on another loop.
+        NoChunkError: Such a thing depends on another loop.
     """
     reading = builder.reading
     inside = {id(node): node for node in loop.nodes}

@@ -1,4 +1,4 @@
-"""Builds the branch that runs many timesteps at once: all that does not hang on the state runs for all of them."""
+"""Builds the branch that runs many timesteps at once: all that does not depend on the state runs for all of them."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ class Vectorizer:
         return self._flat[name]
 
     def knows(self, name: str) -> bool:
-        """Say whether `flat` has an answer."""
+        """Return whether `flat` has an answer."""
         return name in self.reading.fixed or name in self._flat or name in self.windows
 
     def know(self, name: str, flat: str) -> None:
-        """Say which tensor is the flat form of one of the step graph's."""
+        """Set the flat form of a tensor of the step graph."""
         self._flat[name] = flat
 
     def sequence(self, name: str) -> str:

@@ -45,7 +45,7 @@ def rows_are_independent(manifest: Manifest, initial_states: Callable[[int], dic
 
 
 def nearly_equal(found: Array, expected: Array) -> bool:
-    """Say whether two arrays differ by no more than rounding; integers and booleans must be equal.
+    """Return whether two arrays differ by no more than rounding; integers and booleans must be equal.
 
     Running rows together takes other kernels than running one alone, with another order of additions. How much that
     makes follows the largest of the values.

@@ -5,7 +5,7 @@ Read from the file's bytes: serving needs no onnx package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -79,7 +79,7 @@ class _Attribute:
     graphs: list[_Graph]
 
     def HasField(self, _name: str) -> bool:  # noqa: N802 - as protocol buffers have it
-        """Say that there is no field `g`: its graph is among the others."""
+        """Return that there is no field `g`: its graph is among the others."""
         return False
 
 
@@ -105,8 +105,9 @@ class _Graph:
     """A graph, or the body of a function; of the latter the names alone of what it takes and gives."""
 
     node: list[_Node] = field(default_factory=list)
-    input: list[str] = field(default_factory=list)
+    input: list[_Named] = field(default_factory=list)
     output: list[_Named] = field(default_factory=list)
+    initializer: Sequence[_Named] = ()
     false: set[str] = field(default_factory=set)  # boolean constants
 
 
@@ -124,7 +125,9 @@ class _Reader:
         model = Message(self._data)
         for body in model.messages(25):
             self._functions[body.text(10), body.text(1), body.text(13)] = _Graph(
-                [_node_of(node) for node in body.messages(7)], body.texts(4), [_Named(name) for name in body.texts(5)]
+                [_node_of(node) for node in body.messages(7)],
+                [*map(_Named, body.texts(4))],
+                [*map(_Named, body.texts(5))],
             )
         graphs = [_graph_of(message) for message in model.messages(7)]
         graph = graphs[-1] if graphs else _Graph()
@@ -165,7 +168,7 @@ class _Reader:
         """Return what the names inside a function are called outside it, for one of its calls."""
         self._calls += 1
         prefix = f"{self._calls}/"
-        outside = dict(zip(function.input, taken, strict=False))
+        outside = dict(zip((given.name for given in function.input), taken, strict=False))
         outside |= zip((output.name for output in function.output), given, strict=False)
         return lambda name: outside.get(name) or prefix + name
 
@@ -177,10 +180,10 @@ def _graph_of(message: Message) -> _Graph:
     taken = [value.text(1) for value in message.messages(11)]
     return _Graph(
         [_node_of(node) for node in message.messages(1)],
-        taken,
+        [*map(_Named, taken)],
         [_Named(value.text(1)) for value in message.messages(12)],
         # A caller may give an input another value.
-        {tensor.text(8) for tensor in message.messages(5) if _is_false(tensor)} - {*taken},
+        false={tensor.text(8) for tensor in message.messages(5) if _is_false(tensor)} - {*taken},
     )
 
 

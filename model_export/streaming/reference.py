@@ -30,7 +30,7 @@ class SequenceReference:
 
         Returns:
             `(batch, T, *shape)` for an output of every timestep. One that begins later, as a convolution without
-            padding does, has answers from there on; one of the whole sequence is asked for some of its beginnings.
+            padding does, has answers from there on; one of the whole sequence has them for some of its beginnings.
         """
         length = next(iter(inputs.values())).shape[1]
         whole = self._run(inputs, length)

@@ -224,7 +224,7 @@ def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredS
 
 
 def _take(walk: StreamingWalk, door: SequenceInput) -> InputSpec | None:
-    """Let the walk begin with an input; return its spec where it is asked of the caller."""
+    """Let the walk begin with an input; return its spec where the caller sends it."""
     if door.role != "external":
         walk.tensors[door.name] = StepTensor("constant")
         return None

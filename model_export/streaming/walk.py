@@ -231,7 +231,7 @@ class StreamingWalk:
         *,
         edge: bool = False,
     ) -> None:
-        """Say what became of an output of a node."""
+        """Set what an output of a node is in the step graph."""
         tensor = StepTensor(kind, step, offset, edge=edge)
         if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
@@ -240,7 +240,7 @@ class StreamingWalk:
         self.tensors[name] = tensor
 
     def mark_position(self, name: str) -> None:
-        """Say that a tensor counts the timesteps."""
+        """Note that a tensor counts the timesteps."""
         self.tensors[name] = replace(self.tensors[name], position=True)
 
     def aligned(self, name: str, back: int = 0) -> tuple[str, int]:

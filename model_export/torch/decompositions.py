@@ -1,4 +1,4 @@
-"""Says in other operations what torch's older ONNX exporter has no words for."""
+"""Operations that torch's older ONNX exporter lacks, as operations that it has."""
 
 from __future__ import annotations
 

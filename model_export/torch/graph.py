@@ -1,4 +1,4 @@
-"""Torch's ONNX exporters, kept quiet, with what they refuse told in a line."""
+"""Torch's ONNX exporters without their output; what they refuse becomes an error of one line."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     switch: Any = torch._C._jit_set_onnx_log_enabled
     switch(False)
-    torch._C._jit_set_onnx_log_enabled = lambda enabled: None  # torch turns its log on again, whatever is asked
+    torch._C._jit_set_onnx_log_enabled = lambda enabled: None  # torch turns its log on again
     try:
         with (
             warnings.catch_warnings(),
@@ -211,7 +211,7 @@ def _refused(exc: Exception) -> RefusedModelError:
 
 
 def _plain(exported: Any, name: str) -> onnx.ModelProto:
-    """Take out what says how and where the graph was made: it is larger than a small model."""
+    """Remove the description of how and where the graph was made: it is larger than a small model."""
     proto: onnx.ModelProto = getattr(exported, "model_proto", exported)
     graph = proto.graph
     graph.name = name

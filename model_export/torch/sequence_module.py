@@ -38,6 +38,7 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     Raises:
         RefusedModelError: The module cannot be stepped; the message has the reason.
     """
+    assert spec.time_axis is not None
     whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
     samplers = {whole.draw.kind: whole.draw}
     try:

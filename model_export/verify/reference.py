@@ -71,7 +71,7 @@ def run_reference(
     """Return the original's answers of these outputs, for those timesteps for which it gives any.
 
     Raises:
-        ParityError: It has no such output, or another number of answers than it was asked for.
+        ParityError: It has no such output, or another number of answers than timesteps.
     """
     rows, length = next(iter(data.values())).shape[:2]
     try:

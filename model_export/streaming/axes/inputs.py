@@ -45,7 +45,7 @@ class SequenceInput:
         return tuple(shape)
 
     def fixed(self, rows: int, steps: int) -> Array | None:
-        """Return what an input that is not asked for is fed with; None: it is asked for."""
+        """Return what an input that the caller does not send is fed with; None: the caller sends it."""
         if self.role == "external":
             return None
         return np.full(self.shape(rows, steps), steps if self.role == "length" else 0, self.dtype)

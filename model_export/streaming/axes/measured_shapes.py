@@ -63,7 +63,7 @@ class Dim:
 
 
 class MeasuredShapes:
-    """What four runs and a fifth with one timestep changed tell about every tensor."""
+    """What four runs, and a fifth with one timestep changed, show of every tensor."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class MeasuredShapes:
     def earliest_change(self, name: str) -> int | None:
         """Return where, on its time axis, a tensor first changes when timestep `perturbed` of the inputs does.
 
-        None: it never does, or its time axis holds the rows too, in an order that cannot be told.
+        None: it never does, or its time axis holds the rows too, in an order that cannot be measured.
         """
         before, after = self.value(name), self._touched.get(name)
         if after is None or not isinstance(before, np.ndarray) or before.dtype.kind not in "fiub":

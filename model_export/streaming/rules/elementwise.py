@@ -33,7 +33,7 @@ def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
 
 
 def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None, made: onnx.NodeProto) -> None:
-    """Say what became of the outputs of a node that was emitted as it is, as `made`, on inputs at an offset."""
+    """Set the outputs of a node that was emitted as it is, as `made`, on inputs at an offset."""
     kinds = {walk.tensors[name].kind for name in uses(node)}
     position = any(walk.tensors[name].position for name in uses(node))
     for name, step in zip(node.output, made.output, strict=True):
