@@ -181,29 +181,16 @@ class MeasuredShapes:
         if axis is None or not changed.any():
             return None
         dim = self.dims(name)[axis]
-        changed = np.asarray(changed.any(axis=tuple(i for i in range(changed.ndim) if i != axis)))
-        if not dim.both:
-            return int(np.argmax(changed)) // int(dim.steps)
-        starts = [int(np.argmax(self.unfolded(changed, 0, order).any(axis=0))) for order in ("BT", "TB")]
-        return max(starts) // int(dim.both)
+        if dim.both:
+            return max(_first_changes(changed, axis).values()) // int(dim.both)
+        return int(np.argmax(_along(changed, axis))) // int(dim.steps)
 
     def order(self, name: str) -> str:
         """Return how a folded axis holds rows and timesteps: `BT` row by row, `TB` timestep by timestep."""
         axis = self.time_axis(name)
         assert axis is not None
-        changed = _differs(self.value(name), self._touched[name])
-        changed = np.asarray(changed.any(axis=tuple(i for i in range(changed.ndim) if i != axis)))
-        starts = {order: int(np.argmax(self.unfolded(changed, 0, order).any(axis=0))) for order in ("BT", "TB")}
+        starts = _first_changes(_differs(self.value(name), self._touched[name]), axis)
         return max(starts, key=starts.__getitem__)
-
-    def unfolded(self, value: Array, axis: int, order: str, rows: int | None = None) -> Array:
-        """Return a tensor with a folded axis as `(rows, timesteps)` on two axes in its place."""
-        rows = rows or ROWS[0]
-        steps = value.shape[axis] // rows
-        lead, tail = value.shape[:axis], value.shape[axis + 1 :]
-        if order == "BT":
-            return value.reshape(*lead, rows, steps, *tail)
-        return np.swapaxes(value.reshape(*lead, steps, rows, *tail), axis, axis + 1)
 
     def before_start(self, name: str, first: int, count: int) -> Array | None:
         """Return a tensor's elements `first` to `first + count` on its time axis; those below 0 are zeros.
@@ -290,6 +277,17 @@ def measure_shapes(graph: onnx.ModelProto, doors: SequenceInputs) -> MeasuredSha
     touched = run(loaded(sizes[0]), doors.feeds(counts[0], doors.lengths[0], 1))
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in shortest.graph.initializer}
     return MeasuredShapes(runs, touched, weights, doors.lengths, at_length if doors.length else None)
+
+
+def _along(changed: Array, axis: int) -> Array:
+    return np.asarray(changed.any(axis=tuple(other for other in range(changed.ndim) if other != axis)))
+
+
+def _first_changes(changed: Array, axis: int) -> dict[str, int]:
+    """Return the first timestep with a change, by the order in which an axis may hold rows and timesteps."""
+    along = _along(changed, axis)
+    folds = {"BT": along.reshape(ROWS[0], -1), "TB": along.reshape(-1, ROWS[0]).T}
+    return {order: int(np.argmax(fold.any(axis=0))) for order, fold in folds.items()}
 
 
 def _first_of(value: Array, axis: int) -> Array:
