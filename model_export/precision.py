@@ -143,9 +143,10 @@ def narrow_store(
     got, _ = stepped(StepModel(source, narrow), inputs)
     most = 0.0
     for output in [output.name for output in manifest.answered if output.kind == "value"]:
-        off = difference(got[output], want[output])
-        if not allowed.holds(got[output], want[output]):
-            limit = allowed.on(want[output])
+        left, right = (answers[output].astype(np.float64) for answers in (want, got))
+        off = difference(right, left)
+        if not allowed.holds(right, left):
+            limit = allowed.on(left)
             raise ParityError(
                 f"With states stored as {dtype}, output {output!r} moves by {largest(off):.3g} in {steps} timesteps; "
                 f"{limit.atol:.3g} + {limit.rtol:g} of the value is allowed.",
