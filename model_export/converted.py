@@ -41,7 +41,7 @@ class ConvertedModel:
         against: The original and its version, for example `keras 3.15.1 jax`.
         samplers: What to draw for the comparison, by the name of its kind; None: random data.
         only_length: The one number of timesteps that the original takes; None: any.
-        longest: The most timesteps that the original runs in a reasonable time; None: any.
+        longest: The most timesteps that the original can be asked for within reason; None: any.
         cells: Parts of the step graph that one fused operator can do for a whole chunk.
         probe: What the layers of the original give, to find the one to blame where the answers differ.
         rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
@@ -161,7 +161,8 @@ def _with_chunks(
 
     if progress:
         progress("measuring chunks", 0, 1)
+    samplers = candidate.kinds
     # beyond the one length of the original, the answers are not numbers
     steps = min(candidate.only_length or STEPS, STEPS)
-    samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in candidate.kinds.values()]
+    samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in samplers.values()]
     return choose_chunk(candidate.proto, candidate.manifest, candidate.cells, samples, tolerance)

@@ -53,6 +53,16 @@ class ChunkBuilder(NodeBuilder):
         """Return a timed tensor's last timestep, shaped as in the step graph."""
         return self.op("Gather", timed, self.ints(-1), axis=axis + 1)
 
+    def sequence(self, flat: str, fact: TensorFact) -> str:
+        """Return a flat tensor as `timed`.
+
+        Args:
+            flat: The tensor.
+            fact: What it is in the step graph; it has a batch axis.
+        """
+        assert fact.axis is not None
+        return self.timed(flat, fact.axis, fact.row)
+
 
 def tensors(names: Iterable[str], kinds: Iterable[int]) -> list[onnx.ValueInfoProto]:
     """Return declarations without shapes."""

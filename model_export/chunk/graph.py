@@ -6,7 +6,6 @@ length 1, it takes the branch away and runs the step graph itself.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 
@@ -34,6 +33,11 @@ def dynamic_graphs(
     proto: onnx.ModelProto, manifest: Manifest, cells: Sequence[FusedCell] = ()
 ) -> Iterator[tuple[str, onnx.ModelProto, int]]:
     """Return graphs that give the same as the step graph, with a time axis of any length.
+
+    Args:
+        proto: The step graph.
+        manifest: What it takes, carries and gives.
+        cells: Parts of it that one fused operator can do.
 
     Returns:
         How chunks are run, the graph, and how many products of weights its loops have in each timestep; the way that
@@ -97,11 +101,14 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     ]  # fmt: skip
     nodes = needed_nodes([*front, *condition], names)
     needed = {name for node in nodes for name in uses(node)}
-    kept = {state.input for state in manifest.states} | set(manifest.constants)
-    takes = [_timed(spec) for spec in manifest.inputs] + [value for value in graph.input if value.name in kept]
-    declared = {value.name: value for value in graph.output}
-    gives = [_timed(spec) for spec in manifest.outputs] + [declared[state.output] for state in manifest.states]
-    model = copy.deepcopy(reading.model)
+    states = {state.input for state in manifest.states} | {state.output for state in manifest.states}
+    kept = {value.name: value for value in (*graph.input, *graph.output)}
+    takes = [_timed(spec) for spec in manifest.inputs]
+    takes += [kept[name] for name in kept if name in states | set(manifest.constants) and _is_input(graph, name)]
+    gives = [_timed(spec) for spec in manifest.outputs]
+    gives += [kept[state.output] for state in manifest.states if state.output not in {o.name for o in manifest.outputs}]
+    model = onnx.ModelProto()
+    model.CopyFrom(reading.model)
     model.graph.CopyFrom(helper.make_graph(nodes, graph.name, takes, gives, [c for c in constants if c.name in needed]))
     return model
 
@@ -126,7 +133,11 @@ def _step_branch(reading: StepGraphAnalysis) -> onnx.GraphProto:
 
 
 def _chunk_branch(builder: Vectorizer) -> onnx.GraphProto:
-    """Return the branch that runs all timesteps of a chunk."""
+    """Return the branch.
+
+    Raises:
+        NoChunkError: The loops cannot be run that way.
+    """
     manifest = builder.reading.manifest
     outputs, states = builder.build()
     emitter = builder.emitter
@@ -151,3 +162,7 @@ def _kinds(manifest: Manifest) -> list[int]:
 
 def _timed(spec: TensorSpec | OutputSpec) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(spec.name, element_type(spec.dtype), [BATCH, TIME, *spec.shape])
+
+
+def _is_input(graph: onnx.GraphProto, name: str) -> bool:
+    return any(value.name == name for value in graph.input)

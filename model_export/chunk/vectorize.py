@@ -1,4 +1,4 @@
-"""Builds the branch that runs many timesteps at once: all that does not depend on the state runs for all of them."""
+"""Builds the branch that runs many timesteps at once: all that does not hang on the state runs for all of them."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ class Vectorizer:
     def __init__(
         self, reading: StepGraphAnalysis, cells: Sequence[FusedCell], *, loops: list[Loop] | None = None
     ) -> None:
+        """Begin.
+
+        Args:
+            reading: The step graph.
+            cells: See the attribute.
+            loops: The loops to run; those of the reading by default.
+        """
         self.reading = reading
         self.emitter = ChunkBuilder()
         self.cells = cells
@@ -87,11 +94,11 @@ class Vectorizer:
         return self._flat[name]
 
     def knows(self, name: str) -> bool:
-        """Return whether `flat` has an answer."""
+        """Say whether `flat` has an answer."""
         return name in self.reading.fixed or name in self._flat or name in self.windows
 
     def know(self, name: str, flat: str) -> None:
-        """Set the flat form of a tensor of the step graph."""
+        """Say which tensor is the flat form of one of the step graph's."""
         self._flat[name] = flat
 
     def sequence(self, name: str) -> str:
@@ -103,7 +110,7 @@ class Vectorizer:
         fact = self.facts[name]
         if fact.axis is None:
             raise NoChunkError(f"tensor {name!r} has no batch axis")
-        return self.emitter.timed(self.flat(name), fact.axis, fact.row)
+        return self.emitter.sequence(self.flat(name), fact)
 
     def wanted_outside(self, loop: Loop) -> list[str]:
         """Return the tensors of a loop that something outside it takes, in every timestep."""

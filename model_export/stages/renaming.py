@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
+
+import onnx
 
 from model_export.chunk.fused_rnn import FusedCell
 from model_export.converted import ConvertedModel
@@ -22,7 +23,8 @@ def with_names(part: ConvertedModel, names: Mapping[str, str]) -> ConvertedModel
     if not names:
         return part
     name, probe, original = mapped(names), part.probe, part.original
-    proto = copy.deepcopy(part.proto)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(part.proto)
     replace_items(proto.graph.node, [renamed(node, name) for node in proto.graph.node])
     del proto.graph.value_info[:]
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
