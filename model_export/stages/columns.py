@@ -85,7 +85,7 @@ class Select(Stage):
         return values[..., self._places()]
 
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
-        return graph.op("Gather", x, graph.ints(self._places()), axis=len(row), at=self.title)
+        return graph.op("Gather", x, graph.ints(self._places()), axis=len(row))
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         whole = rng.standard_normal((*values.shape[:-1], self._size()))
@@ -132,8 +132,8 @@ class OneHot(Stage):
 
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         places = graph.constant(np.arange(self.classes), "int64")
-        column = graph.op("Unsqueeze", x, graph.ints([len(row) + 1]), at=self.title)
-        return graph.cast(graph.op("Equal", column, places, at=self.title), "float64", at=self.title)
+        column = graph.op("Unsqueeze", x, graph.ints([len(row) + 1]))
+        return graph.cast(graph.op("Equal", column, places), "float64")
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         return rng.integers(-1, self.classes + 1, values.shape[:-1])

@@ -51,8 +51,8 @@ class _Scale(_Invertible):
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         offset, scale = (graph.constant(value, "float64") for value in self.offset_and_scale())
         if self.is_inverse:
-            return graph.op("Add", graph.op("Mul", x, scale, at=self.title), offset, at=self.title)
-        return graph.op("Div", graph.op("Sub", x, offset, at=self.title), scale, at=self.title)
+            return graph.op("Add", graph.op("Mul", x, scale), offset)
+        return graph.op("Div", graph.op("Sub", x, offset), scale)
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         offset, scale = self.offset_and_scale()
@@ -171,7 +171,7 @@ class Clip(_Limits):
 
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         low, high = (graph.constant(limit, "float64") for limit in self.limits())
-        return graph.op("Min", graph.op("Max", x, low, at=self.title), high, at=self.title)
+        return graph.op("Min", graph.op("Max", x, low), high)
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         """Draw over the range and a quarter of it on both sides, so that both limits are used."""
@@ -193,8 +193,8 @@ class Log1p(_Invertible):
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         one = graph.constant(1.0, "float64")
         if self.is_inverse:
-            return graph.op("Sub", graph.op("Exp", x, at=self.title), one, at=self.title)
-        return graph.op("Log", graph.op("Add", x, one, at=self.title), at=self.title)
+            return graph.op("Sub", graph.op("Exp", x), one)
+        return graph.op("Log", graph.op("Add", x, one))
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         return np.log1p(np.abs(values)) if self.is_inverse else np.expm1(np.abs(values))
