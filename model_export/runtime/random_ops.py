@@ -23,7 +23,6 @@ RANDOM: Final = frozenset(
 
 _MOST_NODES: Final = 1_000_000  # with the functions put in place of their calls
 _DEEPEST: Final = 32  # functions within functions
-_BOOL: Final = 9  # TensorProto's number of that type
 
 
 def check_random_operators(source: Path | bytes, contents: Contents, manifest: Manifest) -> None:
