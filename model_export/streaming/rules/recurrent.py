@@ -36,7 +36,7 @@ def stateful_op(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, f"is {direction} over time")
     if operator.lengths is not None and len(node.input) > operator.lengths:
         _check_lengths(walk, node, node.input[operator.lengths], timed[0])
-    offset = _start(walk, node, names)
+    offset = _start(walk, names)
     made = walk.emit_like(node, offset)
     made.input.extend([""] * (max(operator.states) + 1 - len(made.input)))
     if operator.lengths is not None:
@@ -74,7 +74,7 @@ def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if old:
         _check_lengths(walk, node, node.input[0], scanned[0])
     timed = [name for name in scanned if walk.timed(node, [name])]
-    offset = _start(walk, node, timed)
+    offset = _start(walk, timed)
     made = walk.emit_like(node, offset)
     if old:
         made.input[0] = ""
@@ -95,7 +95,7 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         pointwise(walk, node)
         return
     timed = walk.timed(node)
-    offset = _start(walk, node, timed)
+    offset = _start(walk, timed)
     if offset != 0:
         raise walk.refuse(node, "runs over a sequence that was cut in front")
     made = walk.emit_like(node, 0)
@@ -205,17 +205,9 @@ def _carry(
         walk.set_output(node, out, step, "final")
 
 
-def _start(walk: StreamingWalk, node: onnx.NodeProto, names: Sequence[str]) -> int:
-    """Return the offset at which a recurrence takes its inputs: it begins with their first element.
-
-    Raises:
-        RefusedModelError: They have more timesteps than the sequence, so some come before its first.
-    """
-    offsets = [offset for name in names if (offset := walk.tensors[name].offset) is not None]
-    lasts = [name for name in names if walk.tensors[name].kind == "final"]
-    if lasts:
-        raise walk.refuse(node, f"runs over {lasts[0]!r}, which is known after the last timestep only")
-    return min([0, *offsets])
+def _start(walk: StreamingWalk, names: Sequence[str]) -> int:
+    """Return the offset at which a recurrence takes its inputs: it begins with their first element."""
+    return min([0, *(offset for name in names if (offset := walk.tensors[name].offset) is not None)])
 
 
 def _give_final(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str, *, source: str, offset: int) -> None:
