@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from tests.model_export.streaming.zoo_parts import GRU, X, channels, graph, ints
 Build = Callable[[], onnx.ModelProto]
 
 
-def summed(nodes: str, *, opset: int = 17, **weights: object) -> onnx.ModelProto:
+def summed(nodes: str, *, opset: int = 17, **weights: Any) -> onnx.ModelProto:
     """Return a graph of `(batch, time, 4)` from `x` to `y`, with a running sum `c` that makes it recurrent."""
     return graph(
         f"({X}) => (float[batch, time, last] y) {{ c = CumSum (x, axis) {nodes} }}",
