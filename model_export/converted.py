@@ -15,7 +15,7 @@ from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
 from model_export.verify.localize import LayerOutputs, localize_layer
-from model_export.verify.parity import ATOL, ROWS, RTOL, STEPS, DifferentAnswerError, verify
+from model_export.verify.parity import DEFAULT, ROWS, STEPS, DifferentAnswerError, verify_parity
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.report import ParityReport
 from model_export.verify.samplers import Sampler, random_sampler
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from model_export.chunk.fused_rnn import FusedCell
 
 UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
-
-
-DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
-"""What is allowed unless set otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +58,11 @@ class ConvertedModel:
     cells: Sequence[FusedCell] = ()
     probe: LayerOutputs | None = None
     rounding: float = 0.0
+
+    @property
+    def kinds(self) -> Mapping[str, Sampler]:
+        """What is drawn for the comparison, by the name of its kind: the samplers, or random data."""
+        return self.samplers or {"random": random_sampler(self.manifest)}
 
 
 def verify_model(
@@ -98,12 +99,12 @@ def verify_model(
     proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
     lengths = _long_lengths(candidate)
     try:
-        report = verify(
+        report = verify_parity(
             candidate.original,
             StepModel(proto.SerializeToString(), manifest),
-            tolerance,
             against=candidate.against,
-            samplers=candidate.samplers or {"random": random_sampler(manifest)},
+            tolerance=tolerance,
+            samplers=candidate.kinds,
             user_data=given,
             steps=candidate.only_length or STEPS,
             long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
@@ -160,7 +161,7 @@ def _with_chunks(
 
     if progress:
         progress("measuring chunks", 0, 1)
-    samplers = candidate.samplers or {"random": random_sampler(candidate.manifest)}
+    samplers = candidate.kinds
     # beyond the one length of the original, the answers are not numbers
     steps = min(candidate.only_length or STEPS, STEPS)
     samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in samplers.values()]

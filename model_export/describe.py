@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from model_export.errors import FileError
 from model_export.manifest import sidecar_of
 from model_export.runtime.operator_scan import contents_of, weight_files
+from model_export.runtime.protobuf import Message, opened
 from model_export.step_model import StepModel
 
 _TRAINED = (".keras", ".h5")
@@ -34,7 +34,7 @@ def load(path: Path) -> StepModel:
 
 
 def describe(path: Path, model: StepModel) -> dict[str, Any]:
-    """Say what a loaded model takes, gives, carries and weighs, as plain data.
+    """Return the inputs, outputs, states and sizes of a loaded model, as plain data.
 
     Returns:
         Keys `file`, `manifest_from` (`file` or `sidecar`), `name`, `inputs`, `outputs`, `states`, `constants`,
@@ -72,61 +72,18 @@ def describe(path: Path, model: StepModel) -> dict[str, Any]:
 def graph_size(path: Path) -> dict[str, Any]:
     """Return a graph's size: `bytes` (weights beside it included), `nodes` (subgraphs included), `opset` by domain.
 
-    Reads the few protobuf fields it needs by itself, for the service has no onnx package.
-
     Source: onnx.proto: ModelProto.graph = 7, .opset_import = 8; OperatorSetIdProto.domain = 1, .version = 2;
     GraphProto.node = 1; NodeProto.attribute = 5; AttributeProto.g = 6, .graphs = 11.
     """
-    content = memoryview(path.read_bytes())
-    opset: dict[str, int] = {}
-    nodes = 0
-    for number, value in _fields(content):
-        if number == 7 and isinstance(value, memoryview):
-            nodes += _count_nodes(value)
-        elif number == 8 and isinstance(value, memoryview):
-            parts = dict(_fields(value))
-            domain, version = parts.get(1, b""), parts.get(2, 0)
-            if isinstance(version, int):
-                opset[bytes(domain).decode() if not isinstance(domain, int) else ""] = version
+    with opened(path) as content:
+        model = Message(content)
+        size, nodes = len(content), sum(map(_count_nodes, model.messages(7)))
+        opset = {entry.text(1): entry.integer(2) for entry in model.messages(8)}
     beside = sum(extra.stat().st_size for extra in weight_files(path, contents_of(path)) if extra.is_file())
-    return {"bytes": len(content) + beside, "nodes": nodes, "opset": opset}
+    return {"bytes": size + beside, "nodes": nodes, "opset": opset}
 
 
-def _count_nodes(graph: memoryview) -> int:
-    nodes = [node for number, node in _fields(graph) if number == 1 and isinstance(node, memoryview)]
-    attributes = [
-        part for node in nodes for number, part in _fields(node) if number == 5 and isinstance(part, memoryview)
-    ]
-    subgraphs = [
-        part for attribute in attributes for number, part in _fields(attribute)
-        if number in (6, 11) and isinstance(part, memoryview)
-    ]  # fmt: skip
-    return len(nodes) + sum(_count_nodes(subgraph) for subgraph in subgraphs)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield a protobuf message's fields as number and value; fixed-width ones are passed over."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while at < len(message):
-        key = varint()
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            yield number, varint()
-        elif wire == 2:
-            length = varint()
-            yield number, message[at : at + length]
-            at += length
-        else:
-            at += 8 if wire == 1 else 4
+def _count_nodes(graph: Message) -> int:
+    nodes = graph.messages(1)
+    inner = [body for node in nodes for attribute in node.messages(5) for body in attribute.messages(6, 11)]
+    return len(nodes) + sum(map(_count_nodes, inner))

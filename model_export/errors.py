@@ -1,17 +1,4 @@
-"""The errors of exporting, adopting and loading a step graph.
-
-StepwellError                  code, problem, fix
-├── ManifestError              the description of a model is missing or wrong
-├── ModelLoadError             onnxruntime refuses the graph, or it disagrees with its manifest
-├── UnclearModelError          the graph leaves something open that a person must decide
-├── RefusedModelError          a model that cannot be stepped, with the layer and the reason
-├── ParityError                the step graph and the original disagree; nothing is written
-│   └── WeakProofError         they agree, and a wrong graph might have, too; nothing is written
-├── MissingExtraError          a framework that is needed is not installed
-├── FileError                  a file cannot be read or written where it was asked for
-├── TensorError                an array does not fit its declaration (name, shape or dtype)
-└── ModelTimeoutError          one model run took longer than allowed and was ended
-"""
+"""The errors of exporting, adopting and loading a step graph."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def export_source(
             precision.
         precision: What is kept in fewer bits than the original has.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
-        time_axes: The time axis by input of an ONNX file, where running it cannot tell; None: the input has none.
+        time_axes: The time axis by input of an ONNX file, where running it does not show it; None: the input has none.
         batch_axes: The batch axis by input of an ONNX file, in the same way.
         length: The number of timesteps that an ONNX file was trained with, if it attends to all timesteps before or has
             a table of positions.
@@ -191,11 +191,8 @@ def convert_source(
         from model_export.stages.convert import convert_pipeline
 
         def convert(part: Any, is_anchor: bool) -> ConvertedModel:
-            if not is_anchor:
-                return convert_source(part, name=name, progress=progress)
-            return convert_source(
-                part, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
-            )
+            hints = {"time_axes": time_axes, "batch_axes": batch_axes, "length": length} if is_anchor else {}
+            return convert_source(part, name=name, progress=progress, **hints)  # type: ignore[arg-type]  # by name
 
         return convert_pipeline(found, convert, name=name)
     if isinstance(found, Path):

@@ -115,10 +115,6 @@ class FeedbackError(ValueError):
 def rules_of(feedback: Mapping[str, Any], manifest: Manifest) -> list[Rule]:
     """Return the rules of a manifest or a request, held against a model.
 
-    Args:
-        feedback: A rule by input.
-        manifest: What the model takes and gives.
-
     Raises:
         FeedbackError: A rule does not fit.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from model_export.errors import FileError
@@ -51,26 +52,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         FileError: The folder cannot be made or written to.
     """
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as exc:
-        raise FileError(f"{path} cannot be written: {exc.strerror}.", fix=_WAY_OUT) from exc
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())  # a temporary file is for its owner alone; a model is for the service too
         part.replace(path)
     except OSError as exc:
         raise FileError(f"{path} cannot be written: {exc.strerror}.", fix=_WAY_OUT) from exc
     finally:
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

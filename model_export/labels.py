@@ -1,4 +1,4 @@
-"""Names of the numbers of a row, and units: what a manifest says of inputs and outputs for people."""
+"""Names of the numbers of a row, and units: what a manifest has of inputs and outputs for people."""
 
 from __future__ import annotations
 

@@ -11,11 +11,12 @@ import numpy as np
 from model_export.converted import ConvertedModel
 from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Manifest
-from model_export.runtime.batch_independence import magnitude, random_rows
+from model_export.runtime.batch_independence import random_rows
 from model_export.runtime.state_packing import pack_layout
 from model_export.step_model import StepModel
 from model_export.verify.parity import ATOL, RTOL
 from model_export.verify.runners import stepped
+from model_export.verify.tolerance import Tolerance, difference, largest
 from model_export.weights import ATOL as WEIGHTS_ATOL
 from model_export.weights import SMALLEST, Weights, compress_weights
 
@@ -137,19 +138,19 @@ def narrow_store(
     narrow = store_as(manifest, dtype)
     rng = np.random.default_rng(4)
     inputs = {spec.name: random_rows(rng, spec, (3, steps)) for spec in manifest.inputs}
-    atol = rtol = STORE_ATOL[dtype]
+    allowed = Tolerance(STORE_ATOL[dtype], STORE_ATOL[dtype], scaled=True)
     want, _ = stepped(StepModel(source, manifest), inputs, stored=False)
     got, _ = stepped(StepModel(source, narrow), inputs)
-    largest = 0.0
+    most = 0.0
     for output in [output.name for output in manifest.answered if output.kind == "value"]:
         left, right = (answers[output].astype(np.float64) for answers in (want, got))
-        off = np.abs(left - right)
-        most = atol * magnitude(left)
-        if not (off <= most + rtol * np.abs(left)).all():
+        off = difference(right, left)
+        if not allowed.holds(right, left):
+            limit = allowed.on(left)
             raise ParityError(
-                f"With states stored as {dtype}, output {output!r} moves by {float(off.max()):.3g} in {steps} "
-                f"timesteps; {most:.3g} + {rtol:g} of the value is allowed.",
+                f"With states stored as {dtype}, output {output!r} moves by {largest(off):.3g} in {steps} timesteps; "
+                f"{limit.atol:.3g} + {limit.rtol:g} of the value is allowed.",
                 fix="Leave out `--store-dtype`.",
             )
-        largest = max(largest, float(off.max(initial=0.0)))
-    return narrow, StoreEffect(dtype, (stream_bytes(manifest), stream_bytes(narrow)), steps, largest)
+        most = max(most, largest(off))
+    return narrow, StoreEffect(dtype, (stream_bytes(manifest), stream_bytes(narrow)), steps, most)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import numpy as np
 
 from model_export.errors import FileError, RefusedModelError, StepwellError
 from model_export.manifest import Array
+from model_export.runtime.batch_independence import random_rows
 from model_export.runtime.layout import TensorLayout, from_graph, to_graph
 from model_export.runtime.operator_scan import check_operators
 from model_export.runtime.session import open_session
@@ -171,14 +172,8 @@ def _states_of(model: StepModel, rows: int) -> list[dict[str, Array]]:
     """Return initial states of the model, and those after some timesteps, each with `rows` streams."""
     rng = np.random.default_rng(0)
     initial = model.initial_states(rows)
-    states: Mapping[str, Array] = initial
-    for _ in range(_STEPS):
-        inputs = {}
-        for spec in model.manifest.inputs:
-            drawn = rng.standard_normal((rows, *spec.row_shape)) if spec.dtype.startswith("float") else 0
-            inputs[spec.name] = np.broadcast_to(np.asarray(drawn, spec.dtype), (rows, *spec.row_shape)).copy()
-        _, states = model.step(inputs, states)
-    return [initial, dict(states)]
+    inputs = {spec.name: random_rows(rng, spec, (rows, _STEPS)) for spec in model.manifest.inputs}
+    return [initial, model.chunk(inputs, initial)[1]]
 
 
 def _layouts(model: StepModel) -> dict[str, TensorLayout]:

@@ -1,4 +1,4 @@
-"""What `stepwell export` is asked to export: a file, or a function that returns a model."""
+"""Loads what `stepwell export` exports: a file, or what a function returns."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def load_source(source: Any) -> Any:
 def choose_keras_backend() -> None:
     """Let Keras use a backend that is installed, before it is imported for the first time.
 
-    Keras takes TensorFlow unless told otherwise, and writes that into its settings file even where there is none.
+    Keras uses TensorFlow unless configured otherwise, and writes that into its settings file even where there is none.
     KERAS_BACKEND, when set, is left alone, and so is a settings file that names an installed backend.
 
     Raises:

@@ -133,7 +133,7 @@ class StepModel:
             ModelTimeoutError: `terminate` was called during the run.
             ModelLoadError: onnxruntime failed on these values.
         """
-        return self._switched(self._step, inputs, states)
+        return self._switched(partial(self._run_rows, self._run), inputs, states)
 
     def chunk(
         self, inputs: Mapping[str, Array], states: Mapping[str, Array]
@@ -195,9 +195,6 @@ class StepModel:
         finally:
             del self._calls[thread]
 
-    def _step(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
-        return self._run_rows(self._run, inputs, states, switch)
-
     def _in_pieces(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
         """Run a chunk, in as few runs as it may."""
         rows, length = next(iter(inputs.values())).shape[:2]
@@ -230,7 +227,7 @@ class StepModel:
         if rows <= most:
             return run(inputs, states, switch)
         parts = [run(_rows(inputs, r, r + most), _rows(states, r, r + most), switch) for r in range(0, rows, most)]
-        return _stack([p[0] for p in parts]), _stack([p[1] for p in parts])
+        return stacked([p[0] for p in parts]), stacked([p[1] for p in parts])
 
     def _run(self, inputs: Mapping[str, Array], states: Mapping[str, Array], switch: ort.RunOptions) -> _Outcome:
         rows = len(next(iter(inputs.values())))
@@ -334,5 +331,6 @@ def _rows(arrays: Mapping[str, Array], start: int, stop: int) -> dict[str, Array
     return {name: array[start:stop] for name, array in arrays.items()}
 
 
-def _stack(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+def stacked(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Return rows that were run one after another as one batch."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from model_export.graph.nodes import all_graphs
+from model_export.graph.nodes import all_graphs, replace_items
 from model_export.manifest import Array
 
 if TYPE_CHECKING:
@@ -37,10 +38,7 @@ def compress_weights(model: onnx.ModelProto, weights: Weights) -> onnx.ModelProt
         model: Any model; its weights are the float32 initializers and Constant nodes, subgraphs included.
         weights: The format.
     """
-    import onnx
-
-    shrunk = onnx.ModelProto()
-    shrunk.CopyFrom(model)
+    shrunk = copy.deepcopy(model)
     shrunk.ir_version = max(shrunk.ir_version, 4)  # before, every initializer had to be an input as well
     for graph in reversed(list(all_graphs(shrunk.graph))):  # the inner ones first: nodes are copied
         _shrink_graph(graph, weights)
@@ -61,10 +59,8 @@ def _shrink_graph(graph: Any, weights: Weights) -> None:
         stored, nodes = parts or ([tensor], [])
         kept += stored
         expanding += nodes
-    nodes = [*expanding, *graph.node]
-    del graph.initializer[:], graph.node[:]
-    graph.initializer.extend(kept)
-    graph.node.extend(nodes)
+    replace_items(graph.initializer, kept)
+    replace_items(graph.node, [*expanding, *graph.node])
 
 
 def _constants_to_initializers(graph: Any) -> None:
@@ -92,7 +88,7 @@ def _int8(name: str, values: Array) -> tuple[list[Any], list[Any]] | None:
     if values.ndim < 2 or not np.isfinite(values).all():
         return None
     scales = [_scale(values, axis) for axis in range(values.ndim) if values.size >= _SLICE * values.shape[axis]]
-    scale = min(scales, key=lambda scale: _loss(values, scale))
+    scale = min(scales, key=lambda scale: float(np.square(np.rint(values / scale) * scale - values).sum(dtype=float)))
     stored = numpy_helper.from_array(np.rint(values / scale).astype(np.int8), f"{name}.int8")
     factor = numpy_helper.from_array(scale, f"{name}.scale")
     unscaled = f"{name}.unscaled"
@@ -107,7 +103,3 @@ def _scale(values: Array, axis: int) -> Array:
     others = tuple(other for other in range(values.ndim) if other != axis)
     largest = np.abs(values).max(axis=others, keepdims=True)
     return np.where(largest == 0, np.float32(1), largest / np.float32(127)).astype(np.float32)
-
-
-def _loss(values: Array, scale: Array) -> float:
-    return float(np.square(np.rint(values / scale) * scale - values).sum(dtype=np.float64))

@@ -64,8 +64,9 @@ def adopt_file(
         windows: Timesteps of past input that the graph expects before the new one, by input.
         shapes: The shape of one row in requests or responses, by input or output.
         batch_axes: The batch axis by input; None: it has none.
-        time_axes: The axis that is one timestep long, by input; None: it has none.
-        initial: The initial value by state: a number for all elements, or an array of one row.
+        time_axes: The axis that is one timestep long, by input; None: it has none, whatever its axes are called.
+        initial: The initial value by state input, or `INPUT.context` for a window: a number for all elements, or an
+            array or nested lists with the elements of one row.
         feedback: For rollouts: by input, the output or the rule that makes it.
         store_dtype: The type in which float states are stored; None: their own.
         changes: `fold-context` makes states of the windows, `batchify` rewrites a graph for one row to run batches.

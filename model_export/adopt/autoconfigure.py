@@ -60,14 +60,7 @@ class Adoption:
 def adopt(
     path: Path, *, name: str | None = None, hints: Overrides | None = None, steps: int = 16, replace: bool = False
 ) -> Adoption:
-    """Describe a step graph.
-
-    Args:
-        path: The ONNX file; it is read only.
-        name: The model's name; the file's stem by default (the folder's, for `NAME/VERSION/model.onnx`).
-        hints: What the graph does not declare.
-        steps: Timesteps of each proof.
-        replace: Describe it even though the file has a manifest inside.
+    """Describe a step graph; see `adopt_file`. Each verification runs `steps` timesteps.
 
     Raises:
         UnclearModelError: Something is open; the message names the flag that sets it.

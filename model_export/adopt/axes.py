@@ -45,7 +45,7 @@ class ShapedTensor:
     shape: tuple[int, ...]
 
     def fits(self, other: ShapedTensor) -> bool:
-        """Say whether one could be fed back as the other."""
+        """Return whether one could be fed back as the other."""
         return (self.dtype, self.shape) == (other.dtype, other.shape)
 
 
@@ -77,7 +77,7 @@ class UnknownLengthError(UnclearModelError):
 
 
 def find_batch_axes(inputs: Sequence[Declared], said: Mapping[str, int | None] | None = None) -> dict[str, int | None]:
-    """Return each input's batch axis: where a person said it is, else as its declaration suggests; None: none."""
+    """Return each input's batch axis: as a person set it, else as its declaration suggests; None: none."""
     said = said or {}
     symbols = Counter(d for i in inputs for d in dict.fromkeys(i.dims) if isinstance(d, str) and not _TIME.fullmatch(d))
     leading = {i.dims[0] for i in inputs if i.dims}
@@ -94,7 +94,7 @@ def find_batch_axes(inputs: Sequence[Declared], said: Mapping[str, int | None] |
 
 
 def open_axes(tensor: Declared, batch_axis: int | None, time_axis: int | None = None) -> list[int]:
-    """Return the axes whose length is not declared, but for the batch axis and one that is said to be time."""
+    """Return the axes whose length is not declared, but for the batch axis and the given time axis."""
     return [a for a, d in enumerate(tensor.dims) if a not in {batch_axis, time_axis} and not isinstance(d, int)]
 
 
@@ -116,7 +116,7 @@ def find_row(
 ) -> Row:
     """Return how long one row is.
 
-    An axis whose name sounds like time is taken as one timestep long, unless what was said fits only if it is not.
+    An axis whose name sounds like time is read as one timestep long, unless the given row fits only if it is not.
 
     Args:
         tensor: The input.
@@ -127,7 +127,7 @@ def find_row(
 
     Raises:
         UnknownLengthError: A length is not known.
-        UnclearModelError: What was said does not fit.
+        UnclearModelError: The given row does not fit.
     """
     time = (time_axes or {}).get(tensor.name)
     is_said = tensor.name in (time_axes or {})

@@ -6,6 +6,7 @@ whether the graph then does the same to every row is for the caller to prove.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from model_export.errors import ModelLoadError, RefusedModelError
-from model_export.graph.nodes import needed_nodes
+from model_export.graph.nodes import constants, needed_nodes, replace_items
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
 from model_export.runtime.session import trial_session
 from model_export.step_model import StepModel
@@ -31,7 +32,7 @@ _TRIES = 32  # dead ends; a graph that can be read in more ways than that is not
 def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
     """Return a model that runs rows together, and its manifest.
 
-    Where an axis of length 1 may be the batch or not, each is tried, and the first that a probe bears out is taken.
+    Where an axis of length 1 may be the batch or not, each is tried, and the first with which a probe succeeds is used.
 
     Args:
         model: The graph, local functions inlined, weights inside.
@@ -69,6 +70,11 @@ class _Given(NamedTuple):
     is_windowed: bool
     is_state: bool
 
+    @property
+    def ones(self) -> list[int]:
+        """The axes of length 1."""
+        return [axis for axis, length in enumerate(self.shape) if length == 1]
+
 
 def _given(manifest: Manifest) -> dict[str, _Given]:
     context = {window.input: window for window in manifest.windows}
@@ -95,7 +101,7 @@ def _axis_choices(given: Mapping[str, _Given]) -> list[dict[str, int]]:
     States are taken to agree with one another, and inputs as well: each takes its first such axis, or its second, ...
     """
     options = {
-        name: [tensor.axis] if tensor.is_windowed else sorted(_ones(tensor.shape), key=lambda a: a != tensor.axis)
+        name: [tensor.axis] if tensor.is_windowed else sorted(tensor.ones, key=lambda axis: axis != tensor.axis)
         for name, tensor in given.items()
     }
     most = range(max(len(axes) for axes in options.values()))
@@ -110,16 +116,9 @@ def _axis_choices(given: Mapping[str, _Given]) -> list[dict[str, int]]:
     return choices
 
 
-def _ones(shape: Sequence[int]) -> list[int]:
-    return [axis for axis, length in enumerate(shape) if length == 1]
-
-
 def _declared_open(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.ModelProto:
     """Return a copy that declares a symbolic batch axis, and nothing about tensors that follow from it."""
-    import onnx
-
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
+    opened = copy.deepcopy(model)
     del opened.graph.value_info[:]
     for value in opened.graph.input:
         if value.name in axes:
@@ -149,7 +148,6 @@ class _Opened:
 
     def rewritten(self, done: int = 0) -> Iterator[_Opened]:
         """Yield the ways of rewriting each Reshape from the node `done` on."""
-        import onnx
         from onnx import numpy_helper
 
         shapes = _constant_shapes(self.model.graph)
@@ -168,8 +166,7 @@ class _Opened:
             if not targets:
                 self.problems.append(f"Reshape {node.name or node.output[0]!r} mixes the rows with another axis.")
             for target in targets:
-                choice = onnx.ModelProto()
-                choice.CopyFrom(self.model)
+                choice = copy.deepcopy(self.model)
                 name = f"{node.output[0]}.batched_shape"
                 choice.graph.initializer.append(numpy_helper.from_array(np.array(target, np.int64), name))
                 choice.graph.node[at].input[1] = name
@@ -178,11 +175,7 @@ class _Opened:
         yield self
 
     def described(self) -> Manifest:
-        """Return the manifest of the graph as it is now.
-
-        Raises:
-            ModelLoadError: It fails on two rows.
-        """
+        """Return the manifest of the graph as it is now."""
         one, two = self.run(self.model, 1), self.run(self.model, 2)
         inputs = [
             spec if self.given[spec.name].is_windowed else _placed(spec, self.given[spec.name].shape, axis)
@@ -260,24 +253,17 @@ def _constant_shapes(graph: Any) -> dict[str, list[int]]:
     """Return the constants that Reshapes of a graph are given, by name."""
     from onnx import numpy_helper
 
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensors[node.output[0]] = node.attribute[0].t
+    tensors = constants(graph)
     used = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
     return {name: numpy_helper.to_array(tensors[name]).tolist() for name in used & tensors.keys()}
 
 
 def _upto(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """Return the part of a model that leads to one tensor."""
-    import onnx
-
-    nodes = needed_nodes(list(model.graph.node), [name])
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    del part.graph.node[:], part.graph.output[:]
-    part.graph.node.extend(nodes)
-    part.graph.output.add().name = name
+    part = copy.deepcopy(model)
+    replace_items(part.graph.node, needed_nodes(list(model.graph.node), [name]))
+    del part.graph.output[:]
+    part.graph.output.add(name=name)
     return part
 
 

@@ -1,4 +1,4 @@
-"""What a stream's states start from: said by a person, or written in the ONNX file's metadata.
+"""The initial states of a stream: set by a person, or written in the ONNX file's metadata.
 
 Metadata is a matter of habit. What is read: `<state>_init`, `init_<state>`, `initial_<state>` and the like, whose words
 but for `init` or `initial` (and `state`) are those of the state's name; and, where a model packs all it keeps into one
@@ -34,9 +34,9 @@ def find_initial(
 
     Args:
         states: The states of the graph, and its windows' past parts.
-        said: See `Overrides.initial`; it wins over the metadata.
+        said: See `adopt_file`, `initial`; it wins over the metadata.
         metadata: The ONNX file's own, in its order.
-        notes: What was found in the metadata is told here.
+        notes: What was found in the metadata is added here.
 
     Raises:
         UnclearModelError: A flag or the metadata does not fit a state.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.graph.nodes import all_graphs, read_opset
+from model_export.graph.nodes import mapped, read_opset, renamed, replace_items
 from model_export.manifest import InputSpec, Manifest, StateSpec, WindowSpec
 
 if TYPE_CHECKING:
@@ -27,16 +28,13 @@ def fold_context(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.Model
     Raises:
         RefusedModelError: The graph's operators are too old for the nodes that are added.
     """
-    import onnx
-
     opset = read_opset(model)
     if opset < 10:
         raise RefusedModelError(
             f"The graph uses opset {opset}; expected 10 or later, which has a Slice of any length.",
             fix="Convert it with onnx.version_converter, or leave out `--fold-context`: Stepwell keeps the window.",
         )
-    folded = onnx.ModelProto()
-    folded.CopyFrom(model)
+    folded = copy.deepcopy(model)
     inputs = {spec.name: spec for spec in manifest.inputs}
     past = [_fold(folded.graph, inputs[window.input], window) for window in manifest.windows]
     return folded, manifest.model_copy(update={"states": [*manifest.states, *past], "windows": []})
@@ -47,19 +45,16 @@ def _fold(graph: Any, spec: InputSpec, window: WindowSpec) -> StateSpec:
     from onnx import helper, numpy_helper
 
     joined, before, after = f"{spec.name}.joined", window.state_name, f"{window.state_name}_next"
-    _rename(graph, spec.name, joined)
     batch_axis = spec.batch_axis
     axis = window.axis + (batch_axis is not None and batch_axis <= window.axis)
     bounds = {"starts": -window.context, "ends": np.iinfo(np.int64).max, "axes": axis}
     names = {what: f"{after}.{what}" for what in bounds}
     graph.initializer.extend(numpy_helper.from_array(np.array([bounds[what]]), name) for what, name in names.items())
-    nodes = [
+    replace_items(graph.node, [
         helper.make_node("Concat", [before, spec.name], [joined], axis=axis),
-        *graph.node,
+        *(renamed(node, mapped({spec.name: joined}), name=node.name) for node in graph.node),
         helper.make_node("Slice", [joined, *names.values()], [after]),
-    ]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    ])  # fmt: skip
 
     declared = next(value for value in graph.input if value.name == spec.name)
     past = graph.input.add()
@@ -78,15 +73,3 @@ def _fold(graph: Any, spec: InputSpec, window: WindowSpec) -> StateSpec:
     return StateSpec(
         input=before, output=after, dtype=spec.dtype, shape=row, batch_axis=batch_axis, init=window.init
     )  # fmt: skip
-
-
-def _rename(graph: Any, old: str, new: str) -> None:
-    """Let all that uses a tensor use another; ONNX lets no subgraph have a tensor of the same name."""
-    for part in all_graphs(graph):
-        for node in part.node:
-            for at, name in enumerate(node.input):
-                if name == old:
-                    node.input[at] = new
-        for output in part.output if part is not graph else ():
-            if output.name == old:
-                output.name = new

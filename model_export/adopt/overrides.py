@@ -16,19 +16,7 @@ Kind = Literal["value", "random", "ignore"]
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a graph does not declare itself, as a person sets it.
-
-    Attributes:
-        states: State output by state input. With any, no other state is looked for.
-        constants: Value by input.
-        outputs: `value`, `random` or `ignore` by output.
-        windows: Length of the past part by input.
-        shapes: The row that a caller sends (of an output: that is answered), by name.
-        batch_axes: The batch axis by input; None: it has none.
-        time_axes: The time axis by input; None: it has none, whatever its axes are called.
-        initial: What stands before the first timestep, by state input, or `INPUT.context` for a window: a number
-            for all of it, or an array or nested lists of as many numbers as one row.
-    """
+    """What a graph does not declare itself, as a person sets it: the arguments of `adopt_file` of these names."""
 
     states: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -40,10 +28,10 @@ class Overrides:
     initial: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, declared: Sequence[Declared], outputs: Sequence[str]) -> None:
-        """Hold what was said against the inputs and the names of the outputs that a graph has.
+        """Check the declarations against the inputs and the names of the outputs that a graph has.
 
         Raises:
-            UnclearModelError: A name or an axis is not there, or what was said contradicts itself.
+            UnclearModelError: A name or an axis is not there, or two declarations contradict each other.
         """
         inputs = [tensor.name for tensor in declared]
         for flag, names, known in (

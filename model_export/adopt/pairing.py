@@ -88,7 +88,7 @@ def pair_states(
 
 
 def related(before: str, after: str) -> bool:
-    """Say whether naming habits make `after` the next value of `before`."""
+    """Return whether naming habits make `after` the next value of `before`."""
     return bool(_shared(before, after))
 
 

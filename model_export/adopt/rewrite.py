@@ -10,11 +10,11 @@ import numpy as np
 
 from model_export.adopt.dynamic_batch import batchify
 from model_export.adopt.inline_window import fold_context
-from model_export.adopt.verify_adopted import ATOL, RTOL
+from model_export.adopt.verify_adopted import ATOL, RTOL, largest_difference, run_chunk
 from model_export.errors import ParityError, UnclearModelError
 from model_export.files import write_atomically
 from model_export.graph.onnx_file import read_model
-from model_export.manifest import METADATA_KEY, Array, Manifest, Parity
+from model_export.manifest import METADATA_KEY, Manifest, Parity
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel
 
@@ -25,12 +25,6 @@ _ROWS = (1, 2, 3)
 
 def rewrite(path: Path, manifest: Manifest, changes: Sequence[Change], *, steps: int = 100) -> tuple[bytes, Manifest]:
     """Return a changed model, proven to do the same; writes nothing.
-
-    Args:
-        path: The file that was adopted.
-        manifest: Its description.
-        changes: What to change.
-        steps: Timesteps over which both are compared, states fed back.
 
     Returns:
         The ONNX file's bytes without manifest, and the manifest with the report of the comparison.
@@ -87,23 +81,14 @@ def _largest_difference(before: StepModel, after: StepModel, steps: int) -> floa
     largest = 0.0
     for rows in _ROWS:
         inputs = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in before.manifest.inputs}
-        want, got = (_answers(model, inputs, rows) for model in (before, after))
+        want, got = (run_chunk(model, inputs) for model in (before, after))
         for name, value in want.items():
+            off = largest_difference(got[name], value)
             if not nearly_equal(got[name], value):
                 raise ParityError(
                     f"{name} of the rewritten graph differs from that of the file in {rows} rows and {steps} "
-                    f"timesteps: by {_difference(got[name], value):.3g}.",
+                    f"timesteps: by {off:.3g}.",
                     fix="Nothing was written. Leave out the flag; the file can be served as it is.",
                 )
-            largest = max(largest, _difference(got[name], value))
+            largest = max(largest, off)
     return largest
-
-
-def _answers(model: StepModel, inputs: dict[str, Array], rows: int) -> dict[str, Array]:
-    outputs, states = model.chunk(inputs, model.initial_states(rows))
-    sure = {f"Output {o.name!r}": outputs[o.name] for o in model.manifest.answered if o.kind == "value"}
-    return {**sure, **{f"State {name!r}": value.reshape(rows, -1) for name, value in states.items()}}
-
-
-def _difference(found: Array, expected: Array) -> float:
-    return float(np.nanmax(np.abs(found.astype(np.float64) - expected.astype(np.float64)), initial=0.0))

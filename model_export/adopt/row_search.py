@@ -36,7 +36,7 @@ def find_rows(graph: OrtGraph, hints: Overrides) -> dict[str, Row]:
 
     Raises:
         UnknownLengthError: A length is not known.
-        UnclearModelError: Something else is open, or what was said does not fit.
+        UnclearModelError: Something else is open, or a declaration does not fit.
     """
     changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
     for tensor in changing:

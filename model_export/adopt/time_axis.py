@@ -17,7 +17,7 @@ _ROWS, _STEPS = 2, 7
 
 
 def find_chunks(path: Path, manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manifest:
-    """Return the manifest with `time.chunk` `dynamic` if the graph bears it, else as it was.
+    """Return the manifest with `time.chunk` `dynamic` if the graph runs so, else as it was.
 
     It does where every input and answer has an open axis right behind the batch axis, and seven timesteps given along
     it equal seven single steps. A graph of one row may have no batch axis at all: what looked like one is time then.
@@ -81,7 +81,7 @@ def _timed(manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manif
 
 
 def _runs_as(manifest: Manifest, path: Path, single: StepModel, inputs: Mapping[str, Array]) -> bool:
-    """Say whether a chunk in one run equals the same timesteps one by one."""
+    """Return whether a chunk in one run equals the same timesteps one by one."""
     steps, want = single.initial_states(_ROWS), []
     for t in range(_STEPS):
         answer, steps = single.step({name: value[:, t] for name, value in inputs.items()}, steps)

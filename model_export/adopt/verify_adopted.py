@@ -14,7 +14,7 @@ from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel
 from model_export.verify.evidence import Evidence
 from model_export.verify.report import is_weak
-from model_export.verify.tolerance import OutputParity, Tolerance, difference
+from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
 ATOL, RTOL = 1e-5, 1e-4
 
@@ -39,8 +39,8 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
     model = StepModel(path, manifest)
     rng = np.random.default_rng(1)
     inputs = {spec.name: random_rows(rng, spec, (3, steps)) for spec in manifest.inputs}
-    together = _answers(model, inputs)
-    again = _answers(model, inputs)
+    together = run_chunk(model, inputs)
+    again = run_chunk(model, inputs)
     notes += [
         f"{name} is not finite (NaN or infinite) on random numbers from the initial states: such a step is refused "
         "when it is served; look at `--init`"
@@ -54,7 +54,7 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
                 fix="Declare an output that is random with `--output NAME=random`.",
             )
     notes += _unmoved(model, together)
-    parts = [_answers(model, {name: value[r : r + 1] for name, value in inputs.items()}) for r in range(3)]
+    parts = [run_chunk(model, {name: value[r : r + 1] for name, value in inputs.items()}) for r in range(3)]
     alone = {name: np.concatenate([part[name] for part in parts]) for name in together}
     if not model.batched or not all(nearly_equal(together[name], alone[name]) for name in together):
         if manifest.batch.mode == "stack":
@@ -65,7 +65,7 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
     notes += [f"the proof of {line.name} is weak: {line.why}" for line in lines if line.weak]
     verified = Parity.model_validate({
         "against": "itself: rows alone and together", "steps": steps,
-        "max_abs": max(_difference(together[name], alone[name]) for name in together),
+        "max_abs": max(largest_difference(together[name], alone[name]) for name in together),
         "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
         "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines},
     })  # fmt: skip
@@ -89,24 +89,21 @@ def _lines(together: Mapping[str, Array], alone: Mapping[str, Array]) -> list[Ou
 
 def _unmoved(model: StepModel, after: Mapping[str, Array]) -> list[str]:
     """Return a note for each state that is, after all timesteps, what it was before the first."""
-    rows = 3
-    before = model.initial_states(rows)
     return [
         f"state {name} is after all timesteps what it was before them: is it paired with the right output?"
-        for name in before
-        if np.array_equal(before[name], after[f"State {name!r}"])
+        for name, before in model.initial_states(3).items()
+        if np.array_equal(before.reshape(3, -1), after[f"State {name!r}"])
     ]
 
 
-def _answers(model: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return all outputs that chance does not reach, and the final states."""
+def run_chunk(model: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return all outputs that are not random, and the final states with one axis behind that of the rows."""
     rows = len(next(iter(inputs.values())))
     outputs, states = model.chunk(inputs, model.initial_states(rows))
     sure = {f"Output {o.name!r}": outputs[o.name] for o in model.manifest.answered if o.kind == "value"}
-    return {**sure, **{f"State {name!r}": value for name, value in states.items()}}
+    return {**sure, **{f"State {name!r}": value.reshape(rows, -1) for name, value in states.items()}}
 
 
-def _difference(found: Array, expected: Array) -> float:
-    with np.errstate(invalid="ignore"):  # infinities
-        gap = np.abs(found.astype(np.float64) - expected.astype(np.float64))
-    return float(np.nanmax(gap, initial=0.0))
+def largest_difference(found: Array, expected: Array) -> float:
+    """Return the largest difference of two arrays; two NaN at one place do not differ."""
+    return largest(difference(found, expected, equal_nan=True))

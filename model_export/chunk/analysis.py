@@ -1,4 +1,4 @@
-"""Reads a step graph: what in it hangs on the state, and what could run for many timesteps at once."""
+"""Reads a step graph: what in it depends on the state, and what could run for many timesteps at once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import numpy_helper
 
-from model_export.graph.nodes import all_nodes, read_opset, uses
-from model_export.graph.onnx_file import with_outputs
+from model_export.graph.nodes import all_nodes, constants, read_opset, uses
+from model_export.graph.onnx_file import with_outputs, without_functions
 from model_export.manifest import Array, Manifest
 from model_export.runtime.random_ops import RANDOM
 from model_export.runtime.session import trial_session
@@ -43,7 +42,7 @@ class TensorFact(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Loop:
-    """States that hang on each other, with the nodes that carry them from one timestep to the next.
+    """States that depend on each other, with the nodes that carry them from one timestep to the next.
 
     Attributes:
         states: State inputs.
@@ -69,17 +68,13 @@ class StepGraphAnalysis:
     """
 
     def __init__(self, model: onnx.ModelProto, manifest: Manifest) -> None:
-        """Read.
-
-        Raises:
-            NoChunkError: It is a graph that chunks are not made of.
-        """
-        self.model = onnx.inliner.inline_local_functions(model) if model.functions else model
+        self.model = without_functions(model)
         self.manifest = manifest
         self.after = {state.input: state.output for state in manifest.states}
         self.inputs = [spec.name for spec in manifest.inputs]
         self._check()
         self.nodes = list(self.model.graph.node)
+        self._constants = constants(self.model.graph)
         self.maker = {name: node for node in self.nodes for name in node.output if name}
         self._follow()
         self.loops = self._find_loops()
@@ -87,14 +82,7 @@ class StepGraphAnalysis:
 
     def constant(self, name: str) -> Array | None:
         """Return a constant's value; None where it is computed, or no constant."""
-        for init in self.model.graph.initializer:
-            if init.name == name:
-                return np.asarray(numpy_helper.to_array(init))
-        node = self.maker.get(name)
-        if node is None or node.op_type != "Constant":
-            return None
-        value = next((a.t for a in node.attribute if a.name == "value"), None)
-        return None if value is None else np.asarray(numpy_helper.to_array(value))
+        return np.asarray(numpy_helper.to_array(self._constants[name])) if name in self._constants else None
 
     def _check(self) -> None:
         manifest, graph = self.manifest, self.model.graph
@@ -160,11 +148,7 @@ class StepGraphAnalysis:
     # ---------------------------------------------------------------- facts, by running
 
     def facts(self) -> dict[str, TensorFact]:
-        """Return what is known of each tensor that is not the same in every timestep, learnt from two runs.
-
-        Raises:
-            NoChunkError: The graph cannot run that many rows, or a tensor's shape is not that of rows.
-        """
+        """Return what is known of each tensor that is not the same in every timestep, learnt from two runs."""
         if not self._facts:
             small, large = self._run(_ROWS[0]), self._run(_ROWS[1])
             for name, array in small.items():

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def emit_loop(builder: Vectorizer, loop: Loop) -> None:
-    """Emit a loop in the first way that fits.
-
-    Raises:
-        NoChunkError: None does.
-    """
+    """Emit a loop in the first way that fits."""
     if not loop.nodes:
         for state in loop.states:
             _emit_delay(builder, state)
@@ -87,7 +83,7 @@ def _body(builder: Vectorizer, loop: Loop) -> tuple[list[onnx.NodeProto], list[s
     What has no batch axis, such as a shape computed from one, is computed in the loop again.
 
     Raises:
-        NoChunkError: Such a thing hangs on another loop.
+        NoChunkError: Such a thing depends on another loop.
     """
     reading = builder.reading
     inside = {id(node): node for node in loop.nodes}

@@ -99,7 +99,7 @@ def emit_window(builder: Vectorizer, loop: Loop) -> bool:
 
 
 def pick(builder: Vectorizer, node: onnx.NodeProto, window: Window) -> str | None:
-    """Return what a node picks of a window, without making the whole window; None where that cannot be told."""
+    """Return what a node picks of a window, without making the whole window; None where that is not known."""
     elements = _elements(builder, node, window.axis, window.past + window.new)
     return None if elements is None else window.taps(builder.emitter, elements)
 

@@ -52,10 +52,6 @@ def choose_chunk(
         cells: Parts of it that one fused operator can do.
         samples: Sequences `{input: (rows, T, *shape)}` on which a chunk has to equal its steps.
         tolerance: How far it may be from them.
-
-    Raises:
-        ManifestError: The manifest does not fit the step graph.
-        ModelLoadError: onnxruntime cannot run the step graph.
     """
     step = StepModel(proto.SerializeToString(), manifest)
     refusals = []

@@ -167,7 +167,7 @@ class GraphBuilder(NodeBuilder):
         return spec
 
     def next_state(self, state: StateSpec, tensor: str) -> None:
-        """Say which tensor the state becomes."""
+        """Set the tensor that the state becomes."""
         self.add("Identity", [tensor], [state.output])
 
     def has_started(self) -> str:

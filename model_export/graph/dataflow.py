@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from model_export.graph.nodes import subgraphs
+from model_export.graph.nodes import subgraphs, uses
 from model_export.graph.operators import PICKING, RESHAPING, STATEFUL
 
 Marks = frozenset[str]
@@ -51,21 +51,12 @@ def in_order(nodes: Iterable[Any]) -> list[Any]:
     """
     nodes = list(nodes)
     makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
-    needs = {at: {makers[name] for name in _used(node) if name in makers} for at, node in enumerate(nodes)}
+    needs = {at: {makers[name] for name in uses(node) if name in makers} for at, node in enumerate(nodes)}
     if all(other < at for at, others in needs.items() for other in others):
         return nodes
     with suppress(CycleError):
         return [nodes[at] for at in TopologicalSorter(needs).static_order()]
     return nodes
-
-
-def _used(node: Any) -> set[str]:
-    """Return the tensors that a node uses, those that its subgraphs take from outside included."""
-    used = set(node.input)
-    for subgraph in subgraphs(node):
-        inner = {output.name for output in subgraph.output}.union(*map(_used, subgraph.node))
-        used |= inner.difference(*(made.output for made in subgraph.node))
-    return used
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,13 @@ def subgraphs(node: Any) -> Iterator[Any]:
         yield from attribute.graphs
 
 
+def constants(graph: Any) -> dict[str, Any]:
+    """Return the constant tensors of a graph by name: its initializers, and the values of its Constant nodes."""
+    nodes = [node for node in graph.node if node.op_type == "Constant"]
+    made = {node.output[0]: found.t for node in nodes for found in node.attribute if found.name == "value"}
+    return {tensor.name: tensor for tensor in graph.initializer} | made
+
+
 def all_graphs(graph: Any) -> Iterator[Any]:
     """Yield a graph and all graphs inside it."""
     yield graph

@@ -21,18 +21,20 @@ class StatefulOperator:
             values.
         timed: Inputs that have a time axis.
         lengths: The input with the lengths of the sequences; None: there is none.
+        labels: What each of the states is called behind the node's name.
     """
 
     states: Mapping[int, int]
     time_axis: int | None = None
     timed: tuple[int, ...] = (0,)
     lengths: int | None = None
+    labels: tuple[str, ...] = ("state",)
 
 
 STATEFUL: Final[Mapping[str, StatefulOperator]] = {
-    "LSTM": StatefulOperator({5: 1, 6: 2}, time_axis=0, lengths=4),
-    "GRU": StatefulOperator({5: 1}, time_axis=0, lengths=4),
-    "RNN": StatefulOperator({5: 1}, time_axis=0, lengths=4),
+    "LSTM": StatefulOperator({5: 1, 6: 2}, time_axis=0, lengths=4, labels=("h", "c")),
+    "GRU": StatefulOperator({5: 1}, time_axis=0, lengths=4, labels=("h",)),
+    "RNN": StatefulOperator({5: 1}, time_axis=0, lengths=4, labels=("h",)),
     "CausalConvWithState": StatefulOperator({3: 1}, time_axis=2),
     "LinearAttention": StatefulOperator({3: 1}, time_axis=1, timed=(0, 1, 2, 4, 5)),
     "Attention": StatefulOperator({4: 1, 5: 2}),

@@ -19,11 +19,7 @@ _STEPS = 3  # rows that mix in the state alone are equal at the first step, wher
 
 
 def rows_are_independent(manifest: Manifest, initial_states: Callable[[int], dict[str, Array]], run: Run) -> bool:
-    """Return whether two rows run together equal each run alone; run one alone in any case.
-
-    Raises:
-        ModelLoadError: One row alone fails.
-    """
+    """Return whether two rows run together equal each run alone; run one alone in any case."""
     rng = np.random.default_rng(0)
     steps = [{spec.name: random_rows(rng, spec, (2,)) for spec in manifest.inputs} for _ in range(_STEPS)]
     first, second = (
@@ -49,7 +45,7 @@ def rows_are_independent(manifest: Manifest, initial_states: Callable[[int], dic
 
 
 def nearly_equal(found: Array, expected: Array) -> bool:
-    """Say whether two arrays differ by no more than rounding; integers and booleans must be equal.
+    """Return whether two arrays differ by no more than rounding; integers and booleans must be equal.
 
     Running rows together takes other kernels than running one alone, with another order of additions. How much that
     makes follows the largest of the values.

@@ -72,11 +72,7 @@ def chunk_to_graph(rows: Array, place: TensorLayout) -> Array:
 
 
 def chunk_from_graph(value: Array, place: TensorLayout, rows: int, steps: int) -> Array:
-    """Bring a tensor of such a graph to `(rows, T, *row)`.
-
-    Raises:
-        ModelLoadError: It has another number of elements.
-    """
+    """Bring a tensor of such a graph to `(rows, T, *row)`."""
     at = place.batch_axis
     if at is not None and 0 < at < value.ndim - 1:
         value = np.moveaxis(value, (at, at + 1), (0, 1))

@@ -1,23 +1,19 @@
 """`contents_of`: which operators a model file runs and which files it opens, read from its bytes; nothing is loaded.
 
-A model file is a program that onnxruntime runs. Its bytes are walked here as the protocol buffers that they are, as far
-as these two questions need it, so that serving needs no onnx package.
+A model file is a program that onnxruntime runs. Its bytes are walked here as far as these two questions need it.
 
 Source: onnx.proto, the field numbers below.
 """
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from model_export.errors import ModelLoadError
+from model_export.runtime.protobuf import BrokenError, fields, opened
 
 DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Domains whose operators are onnxruntime's own and stay within the process."""
@@ -27,7 +23,6 @@ REFUSED: Final = frozenset({"EPContext", "PythonOp", "PythonOpGrad", "ATen", "Sn
 
 _DEEPEST: Final = 64  # messages within messages; a graph in a branch in a loop adds three
 _MOST: Final = 5_000_000  # parts; a graph of 100,000 nodes has two million
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # What is looked into: message -> field -> the message in it. Whatever is not here is passed over unread.
 _WITHIN: Final[dict[str, dict[int, str]]] = {
@@ -60,43 +55,9 @@ class Contents:
 
 
 def contents_of(source: Path | bytes) -> Contents:
-    """Read a model file.
-
-    Args:
-        source: The file, or its bytes.
-
-    Raises:
-        ModelLoadError: It cannot be read, or its bytes are no ONNX model.
-    """
+    """Read a model file."""
     with opened(source) as data:
         return _walk(data)
-
-
-@contextlib.contextmanager
-def opened(source: Path | bytes) -> Iterator[memoryview]:
-    """Give a model file's bytes.
-
-    Raises:
-        ModelLoadError: It cannot be read, or its bytes, as far as `fields` was asked for them, are no ONNX model.
-    """
-    name = "The given bytes" if isinstance(source, bytes) else source.name
-    try:
-        if isinstance(source, bytes):
-            yield memoryview(source)
-            return
-        with source.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                yield memoryview(b"")
-                return
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-                yield view
-    except BrokenError as exc:
-        raise ModelLoadError(
-            f"{name} is no ONNX model: its bytes are not those of one ({exc}).",
-            fix="Give an .onnx file; check that it is complete.",
-        ) from exc
-    except OSError as exc:
-        raise ModelLoadError(f"{name} cannot be read: {exc.strerror}.", fix="Check the file's rights.") from exc
 
 
 def check_operators(source: Path | bytes) -> Contents:
@@ -165,13 +126,6 @@ def _demand_own_file(source: Path, location: str) -> None:
         )
 
 
-# ------------------------------------------------------------------- protocol buffers
-
-
-class BrokenError(Exception):
-    """Bytes that are no protocol buffer."""
-
-
 def _walk(data: memoryview) -> Contents:
     operators: set[tuple[str, str]] = set()
     functions: set[tuple[str, str]] = set()
@@ -201,41 +155,3 @@ def _walk(data: memoryview) -> Contents:
         elif kind == "entry" and first == "location":
             weights.add(second)
     return Contents(frozenset(operators), frozenset(functions), frozenset(weights))
-
-
-def fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Give number, beginning and end of each field of a message that has bytes (a text, a message)."""
-    while at < end:
-        tag, at = _varint(data, at, end)
-        field, kind = tag >> 3, tag & 7
-        if not field or tag >= 2**32:
-            raise BrokenError("a field has no number")
-        if kind == _VARINT:
-            _, at = _varint(data, at, end)
-            continue
-        if kind == _BYTES:
-            size, at = _varint(data, at, end)
-        elif kind == _FIXED64:
-            size = 8
-        elif kind == _FIXED32:
-            size = 4
-        else:
-            raise BrokenError(f"a field is of kind {kind}")
-        if size > end - at:
-            raise BrokenError("a field is longer than what it stands in")
-        if kind == _BYTES:
-            yield field, at, at + size
-        at += size
-
-
-def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    """Return the number that begins at a place, and its end."""
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise BrokenError("a number does not end")

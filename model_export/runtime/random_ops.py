@@ -1,11 +1,11 @@
 """`check_random_operators`: nothing that a model file draws at random is declared to be a value.
 
-Read from the file's bytes, as in `contents`: serving needs no onnx package.
+Read from the file's bytes: serving needs no onnx package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,8 @@ from typing import Final
 from model_export.errors import ManifestError, ModelLoadError
 from model_export.graph.dataflow import propagate_labels
 from model_export.manifest import Manifest
-from model_export.runtime.operator_scan import BrokenError, Contents, fields, opened
+from model_export.runtime.operator_scan import Contents
+from model_export.runtime.protobuf import BrokenError, Message, opened
 
 RANDOM: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -22,18 +23,12 @@ RANDOM: Final = frozenset(
 
 _MOST_NODES: Final = 1_000_000  # with the functions put in place of their calls
 _DEEPEST: Final = 32  # functions within functions
-_BOOL: Final = 9  # TensorProto's number of that type
 
 
 def check_random_operators(source: Path | bytes, contents: Contents, manifest: Manifest) -> None:
     """Check that random operators reach neither a state nor an output that is declared as a value.
 
     A retry gets the stored answer, but nothing else could: not a replay of the inputs, not another replica.
-
-    Args:
-        source: The ONNX file, or its bytes.
-        contents: What the file has.
-        manifest: What is declared.
 
     Raises:
         ManifestError: One reaches an output that is a value.
@@ -61,9 +56,6 @@ def random_outputs(source: Path | bytes) -> dict[str, str]:
     """Return the outputs that a random operator reaches, each with that operator and its node's name.
 
     Dropout counts when it has a `training_mode` input that is not false once and for all.
-
-    Raises:
-        ModelLoadError: The file cannot be read or is no ONNX model.
     """
     with opened(source) as data:
         graph = _Reader(data).graph()
@@ -86,7 +78,7 @@ class _Attribute:
     graphs: list[_Graph]
 
     def HasField(self, _name: str) -> bool:  # noqa: N802 - as protocol buffers have it
-        """Say that there is no field `g`: its graph is among the others."""
+        """Return that there is no field `g`: its graph is among the others."""
         return False
 
 
@@ -112,8 +104,9 @@ class _Graph:
     """A graph, or the body of a function; of the latter the names alone of what it takes and gives."""
 
     node: list[_Node] = field(default_factory=list)
-    input: list[str] = field(default_factory=list)
+    input: list[_Named] = field(default_factory=list)
     output: list[_Named] = field(default_factory=list)
+    initializer: Sequence[_Named] = ()
     false: set[str] = field(default_factory=set)  # boolean constants
 
 
@@ -128,10 +121,12 @@ class _Reader:
 
     def graph(self) -> _Graph:
         """Return the model's graph."""
-        model = _Message(self._data, 0, len(self._data))
+        model = Message(self._data)
         for body in model.messages(25):
             self._functions[body.text(10), body.text(1), body.text(13)] = _Graph(
-                [_node_of(node) for node in body.messages(7)], body.texts(4), [_Named(name) for name in body.texts(5)]
+                [_node_of(node) for node in body.messages(7)],
+                [*map(_Named, body.texts(4))],
+                [*map(_Named, body.texts(5))],
             )
         graphs = [_graph_of(message) for message in model.messages(7)]
         graph = graphs[-1] if graphs else _Graph()
@@ -172,7 +167,7 @@ class _Reader:
         """Return what the names inside a function are called outside it, for one of its calls."""
         self._calls += 1
         prefix = f"{self._calls}/"
-        outside = dict(zip(function.input, taken, strict=False))
+        outside = dict(zip((given.name for given in function.input), taken, strict=False))
         outside |= zip((output.name for output in function.output), given, strict=False)
         return lambda name: outside.get(name) or prefix + name
 
@@ -180,42 +175,18 @@ class _Reader:
 # ------------------------------------------------------------------- messages; field numbers are those of onnx.proto
 
 
-class _Message:
-    """Where each field of a message lies that has bytes: a text, or a message."""
-
-    def __init__(self, data: memoryview, start: int, end: int) -> None:
-        self._data = data
-        self._parts: dict[int, list[tuple[int, int]]] = {}
-        for number, at, to in fields(data, start, end):
-            self._parts.setdefault(number, []).append((at, to))
-
-    def messages(self, *numbers: int) -> list[_Message]:
-        return [_Message(self._data, at, to) for number in numbers for at, to in self._parts.get(number, ())]
-
-    def texts(self, number: int) -> list[str]:
-        return [str(self._data[at:to], "utf-8", "replace") for at, to in self._parts.get(number, ())]
-
-    def text(self, number: int) -> str:
-        return self.texts(number)[-1] if number in self._parts else ""
-
-    def is_zero(self, *numbers: int) -> bool:
-        """Whether some of these fields are there, and have no byte but zeros."""
-        parts = [bytes(self._data[at:to]) for number in numbers for at, to in self._parts.get(number, ())]
-        return any(parts) and not any(map(any, parts))
-
-
-def _graph_of(message: _Message) -> _Graph:
+def _graph_of(message: Message) -> _Graph:
     taken = [value.text(1) for value in message.messages(11)]
     return _Graph(
         [_node_of(node) for node in message.messages(1)],
-        taken,
+        [*map(_Named, taken)],
         [_Named(value.text(1)) for value in message.messages(12)],
         # A caller may give an input another value.
-        {tensor.text(8) for tensor in message.messages(5) if _is_false(tensor)} - {*taken},
+        false={tensor.text(8) for tensor in message.messages(5) if _is_false(tensor)} - {*taken},
     )
 
 
-def _node_of(message: _Message) -> _Node:
+def _node_of(message: Message) -> _Node:
     node = _Node(
         (message.text(7), message.text(4), message.text(8)), message.text(3), message.texts(1), message.texts(2)
     )
@@ -226,6 +197,6 @@ def _node_of(message: _Message) -> _Node:
     return node
 
 
-def _is_false(tensor: _Message) -> bool:
+def _is_false(tensor: Message) -> bool:
     """Whether a tensor that is a flag is false; one that lies outside the file is not looked at."""
     return tensor.is_zero(5, 9)

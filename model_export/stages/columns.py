@@ -37,7 +37,7 @@ class Select(Stage):
             ManifestError: There is no such column, or none is chosen.
         """
         names = self._names()
-        size = len(names) or count("of", self.of)
+        size = self._size()
         for column in self.columns:
             is_known = column in names if isinstance(column, str) else column in range(size)
             if not is_known:
@@ -55,6 +55,9 @@ class Select(Stage):
     def _names(self) -> list[str]:
         return [] if isinstance(self.of, int | np.integer) else [str(name) for name in self.of]
 
+    def _size(self) -> int:
+        return len(self._names()) or count("of", self.of)
+
     def _places(self) -> list[int]:
         names = self._names()
         return [names.index(column) if isinstance(column, str) else int(column) for column in self.columns]
@@ -65,12 +68,12 @@ class Select(Stage):
                 f"Select returns {len(self.columns)} numbers; a row there has shape {list(row)}.",
                 fix="Select as many columns as the model takes.",
             )
-        return (*row[:-1], len(self._names()) or int(self.of))
+        return (*row[:-1], self._size())
 
     def row_after(self, row: Row) -> Row:
-        if row[-1:] != (len(self._names()) or int(self.of),):
+        if row[-1:] != (self._size(),):
             raise UnclearModelError(
-                f"Select takes {len(self._names()) or self.of} numbers; a row there has shape {list(row)}.",
+                f"Select takes {self._size()} numbers; a row there has shape {list(row)}.",
                 fix="Set `of` to the numbers of that row.",
             )
         return (*row[:-1], len(self.columns))
@@ -82,10 +85,10 @@ class Select(Stage):
         return values[..., self._places()]
 
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
-        return graph.op("Gather", x, graph.ints(self._places()), axis=len(row), at=self.title)
+        return graph.op("Gather", x, graph.ints(self._places()), axis=len(row))
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
-        whole = rng.standard_normal((*values.shape[:-1], len(self._names()) or int(self.of)))
+        whole = rng.standard_normal((*values.shape[:-1], self._size()))
         whole[..., self._places()] = values
         return whole
 
@@ -129,8 +132,8 @@ class OneHot(Stage):
 
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         places = graph.constant(np.arange(self.classes), "int64")
-        column = graph.op("Unsqueeze", x, graph.ints([len(row) + 1]), at=self.title)
-        return graph.cast(graph.op("Equal", column, places, at=self.title), "float64", at=self.title)
+        column = graph.op("Unsqueeze", x, graph.ints([len(row) + 1]))
+        return graph.cast(graph.op("Equal", column, places), "float64")
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         return rng.integers(-1, self.classes + 1, values.shape[:-1])

@@ -27,11 +27,6 @@ Convert = Callable[[Any, bool], ConvertedModel]
 def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> ConvertedModel:
     """Make one step graph of a pipeline, not yet verified.
 
-    Args:
-        pipeline: The stages and models.
-        convert: Makes the step graph of a model.
-        name: The model's name in its manifest.
-
     Raises:
         UnclearModelError: A stage does not fit what it stands next to, or it is unclear which input it belongs to.
         RefusedModelError: A model cannot be stepped.
@@ -106,13 +101,13 @@ def _stage(
 ) -> ConvertedModel:
     """Return a stage as a step graph; the name of its input or output is given, the other one is internal."""
     stage.check(row)
-    graph, after = GraphBuilder(), stage.row_after(row)
+    graph, after = GraphBuilder(stage.title), stage.row_after(row)
     given = InputSpec(name=takes or f"{returns}/{stage.title}/in", dtype=stage.takes, shape=list(row))
     returned = OutputSpec(name=returns or f"{takes}/{stage.title}/out", dtype="float32", shape=list(after))
     x = graph.add_input(given)
     is_float = np.dtype(stage.takes).kind == "f"
-    made = stage.emit(graph, graph.cast(x, "float64", at=stage.title) if is_float else x, row)
-    graph.add_output(returned, graph.cast(made, "float32", at=stage.title))
+    made = stage.emit(graph, graph.cast(x, "float64") if is_float else x, row)
+    graph.add_output(returned, graph.cast(made, "float32"))
     manifest = Manifest(inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
     known = {given.name: labels, returned.name: stage.labels_after(labels)}
     manifest = with_labels(manifest, {key: names for key, names in known.items() if names})

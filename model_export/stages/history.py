@@ -93,13 +93,13 @@ class Impute(Stage):
         return filled
 
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
-        missing = graph.op("IsNaN", x, at=self.title)
+        missing = graph.op("IsNaN", x)
         if not self.has_memory:
-            return graph.op("Where", missing, graph.constant(self._value(), "float64"), x, at=self.title)
+            return graph.op("Where", missing, graph.constant(self._value(), "float64"), x)
         last = graph.state(f"{self.title}.last", row, init=self._value())
-        before = graph.cast(last.input, "float64", at=self.title)
-        filled = graph.op("Where", missing, before, x, at=self.title)
-        graph.next_state(last, graph.cast(filled, "float32", at=self.title))
+        before = graph.cast(last.input, "float64")
+        filled = graph.op("Where", missing, before, x)
+        graph.next_state(last, graph.cast(filled, "float32"))
         return filled
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
@@ -141,7 +141,7 @@ class _History(Stage):
 
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         found = self.emit_history(graph, x, row)
-        return graph.op("Concat", x, found, axis=len(row), at=self.title) if self.append else found
+        return graph.op("Concat", x, found, axis=len(row)) if self.append else found
 
     @abstractmethod
     def history(self, values: Array) -> Array:
@@ -153,7 +153,28 @@ class _History(Stage):
 
 
 @dataclass(frozen=True, eq=False)
-class Lag(_History):
+class _CountedHistory(_History):
+    """A stage of a number of timesteps.
+
+    Attributes:
+        n: How many, at least `least`.
+    """
+
+    n: int = 1
+
+    least: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        """Check the parameters.
+
+        Raises:
+            ManifestError: `n` is no whole number, or too small.
+        """
+        count("n", self.n, self.least)
+
+
+@dataclass(frozen=True, eq=False)
+class Lag(_CountedHistory):
     """The row of `n` timesteps ago; pandas: `shift(n, fill_value=initial)`.
 
     Attributes:
@@ -161,7 +182,6 @@ class Lag(_History):
         initial: The row before the first timestep: one number, or one for each element.
     """
 
-    n: int = 1
     initial: Numbers = 0.0
 
     def __post_init__(self) -> None:
@@ -170,7 +190,7 @@ class Lag(_History):
         Raises:
             ManifestError: `n` is below 1, or `initial` is not finite.
         """
-        count("n", self.n)
+        super().__post_init__()
         numbers("initial", self.initial)
 
     def check(self, row: Row) -> None:
@@ -182,26 +202,16 @@ class Lag(_History):
 
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         window = _window(graph, self.title, x, row, self.n, init=numbers("initial", self.initial))
-        return graph.op("Gather", window, graph.constant(0, "int64"), axis=1, at=self.title)
+        return graph.op("Gather", window, graph.constant(0, "int64"), axis=1)
 
 
 @dataclass(frozen=True, eq=False)
-class Diff(_History):
+class Diff(_CountedHistory):
     """The change since `n` timesteps ago, 0 in the first `n` timesteps; pandas: `diff(n).fillna(0)`.
 
     Attributes:
         n: How many timesteps, at least 1.
     """
-
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the parameter.
-
-        Raises:
-            ManifestError: It is below 1.
-        """
-        count("n", self.n)
 
     def history(self, values: Array) -> Array:
         found = np.zeros(values.shape)
@@ -211,12 +221,12 @@ class Diff(_History):
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         zero = graph.constant(0, "int64")
         window, valid = _valid_window(graph, self.title, x, row, self.n)
-        change = graph.op("Sub", x, graph.op("Gather", window, zero, axis=1, at=self.title), at=self.title)
-        return graph.op("Mul", change, graph.op("Gather", valid, zero, axis=1, at=self.title), at=self.title)
+        change = graph.op("Sub", x, graph.op("Gather", window, zero, axis=1))
+        return graph.op("Mul", change, graph.op("Gather", valid, zero, axis=1))
 
 
 @dataclass(frozen=True, eq=False)
-class RollingMean(_History):
+class RollingMean(_CountedHistory):
     """The mean of the last `n` timesteps, of fewer at the beginning; pandas: `rolling(n, min_periods=1).mean()`.
 
     Attributes:
@@ -225,24 +235,18 @@ class RollingMean(_History):
 
     n: int = 2
 
-    def __post_init__(self) -> None:
-        """Check the parameter.
-
-        Raises:
-            ManifestError: It is below 2.
-        """
-        count("n", self.n, 2)
+    least: ClassVar[int] = 2
 
     def history(self, values: Array) -> Array:
         return np.asarray(np.nanmean(_windows(values, self.n), axis=-1))
 
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         window, valid = _valid_window(graph, self.title, x, row, self.n - 1)
-        return _mean(graph, self.title, window, valid)
+        return _mean(graph, window, valid)
 
 
 @dataclass(frozen=True, eq=False)
-class RollingStd(_History):
+class RollingStd(_CountedHistory):
     """The standard deviation of the last `n` timesteps; pandas: `rolling(n, min_periods=1).std(ddof=0)`.
 
     Attributes:
@@ -251,24 +255,16 @@ class RollingStd(_History):
 
     n: int = 2
 
-    def __post_init__(self) -> None:
-        """Check the parameter.
-
-        Raises:
-            ManifestError: It is below 2.
-        """
-        count("n", self.n, 2)
+    least: ClassVar[int] = 2
 
     def history(self, values: Array) -> Array:
         return np.asarray(np.nanstd(_windows(values, self.n), axis=-1))
 
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         window, valid = _valid_window(graph, self.title, x, row, self.n - 1)
-        mean = graph.op("Unsqueeze", _mean(graph, self.title, window, valid), graph.ints([1]), at=self.title)
-        off = graph.op("Sub", window, mean, at=self.title)
-        return graph.op(
-            "Sqrt", _mean(graph, self.title, graph.op("Mul", off, off, at=self.title), valid), at=self.title
-        )
+        mean = graph.op("Unsqueeze", _mean(graph, window, valid), graph.ints([1]))
+        off = graph.op("Sub", window, mean)
+        return graph.op("Sqrt", _mean(graph, graph.op("Mul", off, off), valid))
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,12 +298,10 @@ class EWMA(_History):
 
     def emit_history(self, graph: GraphBuilder, x: str, row: Row) -> str:
         past = graph.state(f"{self.title}.mean", row, "float64")
-        started = graph.reshape(graph.has_started(), [1] * len(row), at=self.title)
-        before = graph.op("Where", started, past.input, x, at=self.title)
+        started = graph.reshape(graph.has_started(), [1] * len(row))
+        before = graph.op("Where", started, past.input, x)
         alpha, rest = (graph.constant(weight, "float64") for weight in (self.alpha, 1 - self.alpha))
-        mean = graph.op(
-            "Add", graph.op("Mul", x, alpha, at=self.title), graph.op("Mul", before, rest, at=self.title), at=self.title
-        )
+        mean = graph.op("Add", graph.op("Mul", x, alpha), graph.op("Mul", before, rest))
         graph.next_state(past, mean)
         return mean
 
@@ -323,24 +317,22 @@ def _window(  # noqa: PLR0917  # what is kept, and how
 ) -> str:
     """Emit the last rows and this one, `(batch, past + 1, *row)` in the given dtype, float64 for floats."""
     state = graph.state(f"{name}.past", (past, *row), dtype, init=init)
-    fresh = graph.op("Unsqueeze", graph.cast(x, dtype, at=name), graph.ints([1]), at=name)
-    joined = graph.op("Concat", state.input, fresh, axis=1, at=name)
-    graph.next_state(
-        state, graph.op("Slice", joined, graph.ints([1]), graph.ints([past + 1]), graph.ints([1]), at=name)
-    )
-    return graph.cast(joined, "float64", at=name)
+    fresh = graph.op("Unsqueeze", graph.cast(x, dtype), graph.ints([1]))
+    joined = graph.op("Concat", state.input, fresh, axis=1)
+    graph.next_state(state, graph.op("Slice", joined, graph.ints([1]), graph.ints([past + 1]), graph.ints([1])))
+    return graph.cast(joined, "float64")
 
 
 def _valid_window(graph: GraphBuilder, name: str, x: str, row: Row, past: int) -> tuple[str, str]:
     """Emit the same, and where it has rows of the stream: `(batch, past + 1, 1, ..)`, float64 of 0 and 1."""
-    rows = graph.op("Shape", x, start=0, end=1, at=name)
+    rows = graph.op("Shape", x, start=0, end=1)
     ones = graph.constant(np.ones([1] * len(row)), "float64")
-    shape = graph.op("Concat", rows, graph.ints([1] * len(row)), axis=0, at=name) if row else rows
-    here = graph.op("Expand", ones, shape, at=name)
+    shape = graph.op("Concat", rows, graph.ints([1] * len(row)), axis=0) if row else rows
+    here = graph.op("Expand", ones, shape)
     return _window(graph, name, x, row, past), _window(graph, f"{name}.valid", here, (1,) * len(row), past, "bool")
 
 
-def _mean(graph: GraphBuilder, name: str, window: str, valid: str) -> str:
+def _mean(graph: GraphBuilder, window: str, valid: str) -> str:
     axes = graph.ints([1])
-    total = graph.op("ReduceSum", graph.op("Mul", window, valid, at=name), axes, keepdims=0, at=name)
-    return graph.op("Div", total, graph.op("ReduceSum", valid, axes, keepdims=0, at=name), at=name)
+    total = graph.op("ReduceSum", graph.op("Mul", window, valid), axes, keepdims=0)
+    return graph.op("Div", total, graph.op("ReduceSum", valid, axes, keepdims=0))

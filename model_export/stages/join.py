@@ -122,11 +122,7 @@ def _names(proto: onnx.ModelProto, cells: Sequence[FusedCell]) -> set[str]:
 
 
 def _same_versions(one: onnx.ModelProto, two: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Return both with the operators of the newer one of them, functions inlined.
-
-    Raises:
-        RefusedModelError: A model cannot be converted.
-    """
+    """Return both with the operators of the newer one of them, functions inlined."""
     newest = max(read_opset(one), read_opset(two), OLDEST_OPSET)
     return _converted(one, newest), _converted(two, newest)
 

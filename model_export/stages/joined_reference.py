@@ -13,7 +13,7 @@ from model_export.errors import RefusedModelError
 from model_export.manifest import Array, InputSpec, TensorSpec
 from model_export.verify.localize import Activation, LayerOutputs
 from model_export.verify.reference import PrefixAnswers
-from model_export.verify.samplers import Sampler, random_sampler
+from model_export.verify.samplers import Sampler
 
 Links = Mapping[str, str]
 """Outputs of the first graph to inputs of the second."""
@@ -83,18 +83,16 @@ def _is_array(value: Array | PrefixAnswers) -> TypeGuard[Array]:
 
 def join_samplers(
     first: ConvertedModel, second: ConvertedModel, tied: Links, draw_before: DrawBefore | None
-) -> dict[str, Sampler] | None:
+) -> dict[str, Sampler]:
     """Return what draws data for both: the samplers of the first graph, or those of the second one, mapped."""
-    own = first.samplers or {"random": random_sampler(first.manifest)}
-    behind = second.samplers or {"random": random_sampler(second.manifest)}
     if draw_before is not None:
         (spec,), (into,) = first.manifest.inputs, tied.values()
-        return {kind: _drawn_before(draw, draw_before, spec, into) for kind, draw in behind.items()}
+        return {kind: _drawn_before(draw, draw_before, spec, into) for kind, draw in second.kinds.items()}
     rest = [spec.name for spec in second.manifest.inputs if spec.name not in tied.values()]
     if not rest:
-        return dict(own)
-    other = next(iter(behind.values()))
-    return {kind: _with_rest(draw, other, rest) for kind, draw in own.items()}
+        return dict(first.kinds)
+    other = next(iter(second.kinds.values()))
+    return {kind: _with_rest(draw, other, rest) for kind, draw in first.kinds.items()}
 
 
 def _drawn_before(draw: Sampler, before: DrawBefore, spec: TensorSpec, into: str) -> Sampler:

@@ -38,11 +38,7 @@ class RowModel(RowPart):
     reference: Callable[[Rows], Rows] | None = None
 
     def convert(self) -> ConvertedModel:
-        """Return it as a step graph without states.
-
-        Raises:
-            UnclearModelError: A row has no fixed shape.
-        """
+        """Return it as a step graph without states."""
         loaded = session(self.proto)
         inputs = [InputSpec.model_validate(_spec(value)) for value in loaded.get_inputs()]
         outputs = [OutputSpec.model_validate(_spec(value)) for value in loaded.get_outputs()]
@@ -77,10 +73,6 @@ def row_model(path: Path, *, ranks: Collection[int], ahead: bool) -> ConvertedMo
         path: The file.
         ranks: Axes that rows have where the graph is joined.
         ahead: Whether it is joined with its outputs, else with its inputs.
-
-    Raises:
-        ModelLoadError: The file is no ONNX model that onnxruntime runs.
-        UnclearModelError: A row has no fixed shape.
     """
     proto = read_model(path, weights=True)
     loaded = session(proto)

@@ -17,16 +17,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scale(Stage):
-    """`(x - offset) / scale`, or its inverse.
+class _Invertible(Stage):
+    """A stage with an inverse.
 
     Attributes:
-        is_inverse: Whether it is `x * scale + offset`.
+        is_inverse: Whether it is the inverse.
     """
 
     is_inverse: bool = field(default=False, kw_only=True)
 
     keeps_missing: ClassVar[bool] = True
+
+    def inverse(self) -> Stage:
+        return replace(self, is_inverse=not self.is_inverse)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scale(_Invertible):
+    """`(x - offset) / scale`; the inverse is `x * scale + offset`."""
 
     @abstractmethod
     def offset_and_scale(self) -> tuple[Array, Array]:
@@ -43,15 +51,12 @@ class _Scale(Stage):
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         offset, scale = (graph.constant(value, "float64") for value in self.offset_and_scale())
         if self.is_inverse:
-            return graph.op("Add", graph.op("Mul", x, scale, at=self.title), offset, at=self.title)
-        return graph.op("Div", graph.op("Sub", x, offset, at=self.title), scale, at=self.title)
+            return graph.op("Add", graph.op("Mul", x, scale), offset)
+        return graph.op("Div", graph.op("Sub", x, offset), scale)
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         offset, scale = self.offset_and_scale()
         return np.asarray((values - offset) / scale if self.is_inverse else values * scale + offset)
-
-    def inverse(self) -> Stage:
-        return replace(self, is_inverse=not self.is_inverse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +102,8 @@ class Standardize(_Scale):
 
 
 @dataclass(frozen=True, eq=False)
-class MinMax(_Scale):
-    """`(x - low) / (high - low)`: 0 at `low`, 1 at `high`; values outside are not clipped.
-
-    Attributes:
-        low: One number, or one for each element of a row.
-        high: The same, above `low`.
-    """
+class _Limits(Stage):
+    """A stage with a lower and an upper limit."""
 
     low: Numbers = 0.0
     high: Numbers = 1.0
@@ -114,10 +114,29 @@ class MinMax(_Scale):
         Raises:
             ManifestError: They are not finite numbers, or `high` is not above `low`.
         """
-        _check_limits(self.low, self.high)
+        low, high = self.limits()
+        if not (high > low).all():
+            raise ManifestError(
+                f"`low` is {self.low!r:.60} and `high` is {self.high!r:.60}; expected `high` above `low`.",
+                fix="Exchange them.",
+            )
+
+    def limits(self) -> tuple[Array, Array]:
+        """Return both, float64: one number, or one for each element of a row."""
+        return numbers("low", self.low), numbers("high", self.high)
+
+
+@dataclass(frozen=True, eq=False)
+class MinMax(_Scale, _Limits):
+    """`(x - low) / (high - low)`: 0 at `low`, 1 at `high`; values outside are not clipped.
+
+    Attributes:
+        low: One number, or one for each element of a row.
+        high: The same, above `low`.
+    """
 
     def offset_and_scale(self) -> tuple[Array, Array]:
-        low, high = numbers("low", self.low), numbers("high", self.high)
+        low, high = self.limits()
         return low, np.asarray(high - low)
 
     def fit(self, data: Any) -> Self:
@@ -135,7 +154,7 @@ class MinMax(_Scale):
 
 
 @dataclass(frozen=True, eq=False)
-class Clip(Stage):
+class Clip(_Limits):
     """Limits each number to `low` and `high`.
 
     Attributes:
@@ -143,44 +162,30 @@ class Clip(Stage):
         high: The same, above `low`.
     """
 
-    low: Numbers = 0.0
-    high: Numbers = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the parameters.
-
-        Raises:
-            ManifestError: They are not finite numbers, or `high` is not above `low`.
-        """
-        _check_limits(self.low, self.high)
-
     def check(self, row: Row) -> None:
-        check_row(self, row, low=numbers("low", self.low), high=numbers("high", self.high))
+        low, high = self.limits()
+        check_row(self, row, low=low, high=high)
 
     def reference(self, values: Array) -> Array:
-        return np.clip(values, numbers("low", self.low), numbers("high", self.high))
+        return np.clip(values, *self.limits())
 
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
-        low, high = (graph.constant(numbers("", value), "float64") for value in (self.low, self.high))
-        return graph.op("Min", graph.op("Max", x, low, at=self.title), high, at=self.title)
+        low, high = (graph.constant(limit, "float64") for limit in self.limits())
+        return graph.op("Min", graph.op("Max", x, low), high)
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         """Draw over the range and a quarter of it on both sides, so that both limits are used."""
-        low, high = numbers("low", self.low), numbers("high", self.high)
+        low, high = self.limits()
         return np.asarray(low + (high - low) * rng.uniform(-0.25, 1.25, values.shape))
 
 
 @dataclass(frozen=True, eq=False)
-class Log1p(Stage):
+class Log1p(_Invertible):
     """`log(1 + x)`, for numbers above -1; the inverse is `exp(x) - 1`.
 
     Attributes:
         is_inverse: Whether it is the inverse.
     """
-
-    is_inverse: bool = field(default=False, kw_only=True)
-
-    keeps_missing: ClassVar[bool] = True
 
     def reference(self, values: Array) -> Array:
         return np.expm1(values) if self.is_inverse else np.log1p(values)
@@ -188,18 +193,8 @@ class Log1p(Stage):
     def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
         one = graph.constant(1.0, "float64")
         if self.is_inverse:
-            return graph.op("Sub", graph.op("Exp", x, at=self.title), one, at=self.title)
-        return graph.op("Log", graph.op("Add", x, one, at=self.title), at=self.title)
+            return graph.op("Sub", graph.op("Exp", x), one)
+        return graph.op("Log", graph.op("Add", x, one))
 
     def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
         return np.log1p(np.abs(values)) if self.is_inverse else np.expm1(np.abs(values))
-
-    def inverse(self) -> Stage:
-        return replace(self, is_inverse=not self.is_inverse)
-
-
-def _check_limits(low: Numbers, high: Numbers) -> None:
-    if not (numbers("high", high) > numbers("low", low)).all():
-        raise ManifestError(
-            f"`low` is {low!r:.60} and `high` is {high!r:.60}; expected `high` above `low`.", fix="Exchange them."
-        )

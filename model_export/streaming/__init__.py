@@ -8,7 +8,7 @@ from typing import Any
 from model_export.converted import ConvertedModel
 from model_export.manifest import Array
 from model_export.verify.reference import Progress, ReferenceModel
-from model_export.verify.samplers import Sampler
+from model_export.verify.samplers import Sampler, random_sampler
 
 __all__ = ["convert"]
 
@@ -31,7 +31,7 @@ def convert(
     Args:
         source: An ONNX file, or an `onnx.ModelProto`.
         name: The model's name in its manifest.
-        time_axes: Time axis by input, where running the graph cannot tell it; None: the input has none.
+        time_axes: Time axis by input, where running the graph does not show it; None: the input has none.
         batch_axes: Batch axis by input, in the same way.
         constants: Inputs that are given once and for all.
         length: The number of timesteps that the model was built for. Attention without a window then covers as many,
@@ -49,24 +49,31 @@ def convert(
         UnclearModelError: No time axis can be found.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    from model_export.streaming.normal_form.load import require_onnx
+    from model_export.graph.onnx_file import require_onnx
 
     require_onnx()
     import onnxruntime
 
-    from model_export.streaming.reference import SequenceReference, make_sampler
+    from model_export.streaming.axes.vocabulary import vocabularies
+    from model_export.streaming.reference import SequenceReference
     from model_export.streaming.step import make_step
 
     if progress:
         progress("running the graph", 0, 1)
     step = make_step(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length)
+    probe, only_length = None, length
+    if original is None:
+        original = reference = SequenceReference(step)
+        probe, only_length = reference.activations, length or step.doors.only_steps
+    constant = [door.name for door in step.doors.external if door.time is None]
+    drawn = random_sampler(step.manifest, vocabularies(step.graph.graph), constant=constant)
     return ConvertedModel(
         step.proto,
         step.manifest,
-        original or SequenceReference(step),
+        original,
         against=against or f"onnxruntime {onnxruntime.__version__}",
-        samplers=samplers or {"random": make_sampler(step)},
-        probe=SequenceReference(step).activations if original is None else None,
-        only_length=length or (step.doors.only_steps if original is None else None),
+        samplers=samplers or {"random": drawn},
+        probe=probe,
+        only_length=only_length,
         rounding=step.rounding,
     )

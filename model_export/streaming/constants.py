@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: str) -> str:
     """Emit a tensor that follows from weights and sizes, as it is for one timestep; return its name.
 
-    Args:
-        graph: The step graph.
-        facts: What is known of the sequence graph.
-        name: The tensor.
-        user: Who uses it, for the message.
-
     Raises:
         RefusedModelError: It depends on the number of timesteps, and is no integer.
     """

@@ -6,19 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from model_export.errors import ModelLoadError
 from model_export.graph.onnx_file import with_outputs
 from model_export.manifest import Array
 from model_export.streaming.answers import OutputLayout
 from model_export.streaming.axes.runs import run, session
-from model_export.streaming.axes.vocabulary import vocabularies
 from model_export.streaming.step import SequenceStep
 from model_export.verify.localize import Activation
-from model_export.verify.reference import PrefixAnswers
-from model_export.verify.samplers import Sampler, random_sampler
-
-PREFIXES = (1, 2, 3, 5, 17)
-"""Lengths at which an answer for a whole sequence is asked for, besides the full one."""
+from model_export.verify.reference import PrefixAnswers, prefix_answers
 
 
 class SequenceReference:
@@ -36,24 +30,18 @@ class SequenceReference:
 
         Returns:
             `(batch, T, *shape)` for an output of every timestep. One that begins later, as a convolution without
-            padding does, has answers from there on; one of the whole sequence is asked for some of its beginnings.
+            padding does, has answers from there on; one of the whole sequence has them for some of its beginnings.
         """
         length = next(iter(inputs.values())).shape[1]
         whole = self._run(inputs, length)
         answers: dict[str, Array | PrefixAnswers] = {}
-        last = []
         for name, facts in self._step.outputs.items():
-            if facts.time is None:
-                last.append(name)
-            elif facts.extra < 0:
+            if facts.time is not None and facts.extra < 0:
                 answers[name] = PrefixAnswers(range(1 - facts.extra, length + 1), whole[name])
-            else:
+            elif facts.time is not None:
                 answers[name] = whole[name][:, facts.extra :]
-        if last:
-            runs = {n: found for n in PREFIXES if n < length and (found := self._beginning(inputs, n, whole, last))}
-            runs[length] = whole
-            for name in last:
-                answers[name] = PrefixAnswers(list(runs), np.stack([run[name] for run in runs.values()], axis=1))
+        if last := [name for name, facts in self._step.outputs.items() if facts.time is None]:
+            answers |= prefix_answers(lambda steps: self._run(inputs, steps), whole, last, length)
         return answers
 
     def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
@@ -66,25 +54,13 @@ class SequenceReference:
             for node in self._step.watched
         ]
 
-    def _beginning(
-        self, inputs: Mapping[str, Array], length: int, whole: Mapping[str, Array], names: list[str]
-    ) -> dict[str, Array] | None:
-        """Return the answers for a beginning; None where the graph has none for one so short."""
-        try:
-            found = self._run(inputs, length)
-        except ModelLoadError:
-            return None
-        return found if all(found[name].shape == whole[name].shape for name in names) else None
-
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         """Run beginnings of the sequences; return `(batch, T or nothing, *shape)` by output."""
         rows = len(next(iter(inputs.values())))
-        most = self._step.doors.only_rows or (rows if self._has_rows() else 1)
+        has_rows = all(door.batch is not None for door in self._step.doors.external)
+        most = self._step.doors.only_rows or (rows if has_rows else 1)
         parts = [self._run_rows(inputs, list(range(start, start + most)), length) for start in range(0, rows, most)]
         return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
-
-    def _has_rows(self) -> bool:
-        return all(door.batch is not None for door in self._step.doors.external)
 
     def _run_rows(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
         values = run(self._session, self._feeds(inputs, rows, length))
@@ -105,20 +81,6 @@ class SequenceReference:
             axes = [axis for axis in (door.batch, door.time) if axis is not None]
             feeds[door.name] = np.ascontiguousarray(np.moveaxis(data, list(range(len(axes))), axes))
         return feeds
-
-
-def make_sampler(step: SequenceStep) -> Sampler:
-    """Return a sampler that keeps the inputs without time axis the same over a sequence, and draws every id."""
-    draw = random_sampler(step.manifest, vocabularies(step.graph.graph))
-    still = [door.name for door in step.doors.external if door.time is None]
-
-    def sample(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
-        drawn = draw(rng, rows, steps)
-        for name in still:
-            drawn[name][:] = drawn[name][:, :1]
-        return drawn
-
-    return sample
 
 
 def _rows_first(value: Array, facts: OutputLayout, rows: int) -> Array:

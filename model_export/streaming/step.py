@@ -18,10 +18,9 @@ from model_export.streaming.answers import OutputLayout, declare_outputs, row_sp
 from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
-from model_export.streaming.axes.measure import measure_shapes
-from model_export.streaming.axes.measured_shapes import MeasuredShapes
+from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
-from model_export.streaming.normal_form.load import load_graph
+from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from model_export.streaming.rules.attention import attention_scores
 from model_export.streaming.rules.elementwise import pointwise
@@ -90,10 +89,11 @@ def make_step(
         UnclearModelError: No time axis can be found.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    graph = with_loops_rolled(load_graph(source, constants or {}))
+    plain, declared = load_graph(source, constants or {})
+    graph = with_loops_rolled(plain)
     _check_chance(graph)
     try:
-        return _step_of(source, graph, name, time_axes or {}, batch_axes or {}, length=length)
+        return _step_of(graph, declared, name, time_axes or {}, batch_axes or {}, length=length)
     except (RefusedModelError, UnclearModelError) as exc:
         if len(graph.graph.input) > 1:  # perhaps a state among them
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
@@ -101,15 +101,14 @@ def make_step(
 
 
 def _step_of(
-    source: Any,
     graph: onnx.ModelProto,
+    declared: Declared,
     name: str,
     time_axes: Mapping[str, int | None],
     batch_axes: Mapping[str, int | None],
     *,
     length: int | None,
 ) -> SequenceStep:
-    declared = read_declarations(source, graph)
     try:
         doors = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
     except UnclearModelError as exc:
@@ -133,8 +132,9 @@ def _step_of(
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
     if not walk.graph.states and not doors.is_certain and not loops:
+        times = [f"axis {door.time} of {door.name!r}" for door in doors.external if door.time is not None]
         raise UnclearModelError(
-            f"Nothing is carried from timestep to timestep when {_time_of(doors)} is read as time.",
+            f"Nothing is carried from timestep to timestep when {' and '.join(times)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
         )
     manifest = Manifest(
@@ -145,7 +145,9 @@ def _step_of(
         batch=BatchSpec(mode="single" if _one_row(walk, doors) else "stack"),
     )
     proto = walk.graph.step_proto(name, graph)
-    return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), _rounding(facts))
+    # adding up in another order shows in the last digits of float16
+    is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
+    return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), HALF if is_half else 0.0)
 
 
 def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
@@ -176,11 +178,6 @@ def _check_chance(graph: onnx.ModelProto) -> None:
         )
 
 
-def _rounding(facts: MeasuredShapes) -> float:
-    """Return what a graph with float16 in it may be off by: adding up in another order shows in its last digits."""
-    return HALF if any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values()) else 0.0
-
-
 def _watched(walk: StreamingWalk) -> list[Watched]:
     """Return the nodes that can be compared: neither ahead nor behind, rows and timesteps on an axis each."""
     found = []
@@ -199,10 +196,6 @@ def _watched(walk: StreamingWalk) -> list[Watched]:
             facts = OutputLayout(time, batch)
             found.append(Watched(f"{node.name!r} ({node.op_type})", name, tensor.step, facts))
     return found
-
-
-def _time_of(doors: SequenceInputs) -> str:
-    return " and ".join(f"axis {door.time} of {door.name!r}" for door in doors.external if door.time is not None)
 
 
 def _one_row(walk: StreamingWalk, doors: SequenceInputs) -> bool:
@@ -230,25 +223,8 @@ def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredS
     return replace(doors, inputs=read) if any(door.role == "external" for door in read) else doors
 
 
-def read_declarations(source: Any, graph: onnx.ModelProto) -> dict[str, list[int | str | None]]:
-    """Return what a model declares of the axes of its inputs."""
-    model = source if isinstance(source, onnx.ModelProto) else onnx.load(str(source), load_external_data=False)
-    wanted = {value.name for value in graph.graph.input}
-    return {
-        value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim]
-        for value in model.graph.input
-        if value.name in wanted
-    }
-
-
-def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    if dim.HasField("dim_value") and dim.dim_value > 0:
-        return int(dim.dim_value)
-    return str(dim.dim_param) or None
-
-
 def _take(walk: StreamingWalk, door: SequenceInput) -> InputSpec | None:
-    """Let the walk begin with an input; return its spec where it is asked of the caller."""
+    """Let the walk begin with an input; return its spec where the caller sends it."""
     if door.role != "external":
         walk.tensors[door.name] = StepTensor("constant")
         return None

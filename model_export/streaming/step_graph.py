@@ -51,7 +51,7 @@ class StreamingGraph(GraphBuilder):
         return self._from_batch_first(spec.input, sizes, batch), spec
 
     def next_state_like(self, spec: StateSpec, tensor: str, dims: Sequence[Dim]) -> None:
-        """Say which tensor, in the layout of the sequence graph, the state becomes."""
+        """Set the tensor, in the layout of the sequence graph, that the state becomes."""
         sizes, batch = _sizes(dims)
         if batch is not None and batch:
             others = [axis for axis in range(len(dims)) if axis != batch]

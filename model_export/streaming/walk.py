@@ -21,7 +21,7 @@ from model_export.graph.nodes import captures, mapped, read_opset, rename_captur
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.causality import check_causal
-from model_export.streaming.constants import emit_known, shape_at_one_step
+from model_export.streaming.constants import emit_known
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain
 from model_export.streaming.tensor import Kind, StepTensor
@@ -45,7 +45,6 @@ class StreamingWalk:
         self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, float], str] = {}
-        self._copies: dict[str, dict[str, str]] = {}
         self._outputs = {value.name for value in model.graph.output}
         self.takes_weights: Collection[str] = ()
         self.resampled: RefusedModelError | None = None
@@ -198,10 +197,6 @@ class StreamingWalk:
         """Return a tensor's NumPy type."""
         return str(np.asarray(self.facts.value(name)).dtype.name)
 
-    def shape(self, dims: Sequence[Dim]) -> str:
-        """Return the shape that a tensor has at one timestep, as a tensor."""
-        return shape_at_one_step(self.graph, dims)
-
     # ---------------------------------------------------------------- what rules use
 
     def emit_like(self, node: onnx.NodeProto, offset: int | None, **changed: str) -> onnx.NodeProto:
@@ -219,7 +214,6 @@ class StreamingWalk:
         rename_captures(made, mapped({name: self.operand(name, offset, node) for name in captures(node)}))
         for place, name in enumerate(node.output):
             made.output[place] = self.fresh(name) if name else ""
-        self._copies[node.name] = dict(zip(node.output, made.output, strict=True))
         self.graph.nodes.append(made)
         return made
 
@@ -237,7 +231,7 @@ class StreamingWalk:
         *,
         edge: bool = False,
     ) -> None:
-        """Say what became of an output of a node."""
+        """Set what an output of a node is in the step graph."""
         tensor = StepTensor(kind, step, offset, edge=edge)
         if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
@@ -245,12 +239,8 @@ class StreamingWalk:
                 tensor = replace(tensor, blame=blame or f"{node.name!r} ({node.op_type})")
         self.tensors[name] = tensor
 
-    def emitted(self, node: onnx.NodeProto, name: str) -> str:
-        """Return the tensor of the step graph that a copied node's output became."""
-        return self._copies[node.name][name]
-
     def mark_position(self, name: str) -> None:
-        """Say that a tensor counts the timesteps."""
+        """Note that a tensor counts the timesteps."""
         self.tensors[name] = replace(self.tensors[name], position=True)
 
     def aligned(self, name: str, back: int = 0) -> tuple[str, int]:

@@ -69,14 +69,7 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
         progress("running the module", 0, 1)
     if spec.time_axis is None:
         return export_step(spec.module, spec.inputs, spec.states, name=name, output_names=spec.output_names)
-    return convert_sequence_module(
-        spec.module,
-        spec.inputs,
-        time_axis=spec.time_axis,
-        name=name,
-        output_names=spec.output_names,
-        length=spec.length,
-    )
+    return convert_sequence_module(spec, name=name)
 
 
 def _require() -> None:

@@ -22,7 +22,8 @@ def attention_written_out() -> Iterator[None]:
     forward, detect = layer.forward, encoder._detect_is_causal_mask
 
     def written_out(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.bias_k is not None or self.add_zero_attn:
+        query = args[0] if args else kwargs["query"]
+        if self.bias_k is not None or self.add_zero_attn or query.dim() != 3:
             return forward(self, *args, **kwargs)
         return _attend(self, *args, **kwargs)
 
@@ -45,11 +46,8 @@ def _attend(  # noqa: PLR0917  # the arguments of `nn.MultiheadAttention.forward
     average_attn_weights: bool = True,
     is_causal: bool = False,  # a hint for other implementations: `attn_mask` is given with it
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute what `nn.MultiheadAttention.forward` does."""
-    is_batched = query.dim() == 3
-    rows = [given if is_batched else given.unsqueeze(0) for given in (query, key, value)]
-    if is_batched and not layer.batch_first:
-        rows = [given.transpose(0, 1) for given in rows]
+    """Compute what `nn.MultiheadAttention.forward` does with a batch axis."""
+    rows = [given if layer.batch_first else given.transpose(0, 1) for given in (query, key, value)]
     weights = (
         layer.in_proj_weight.chunk(3)
         if layer._qkv_same_embed_dim
@@ -65,16 +63,13 @@ def _attend(  # noqa: PLR0917  # the arguments of `nn.MultiheadAttention.forward
         mask = attn_mask.unflatten(0, (-1, layer.num_heads)) if attn_mask.dim() == 3 else attn_mask
         scores = _masked(scores, mask)
     if key_padding_mask is not None:
-        mask = key_padding_mask if is_batched else key_padding_mask.unsqueeze(0)
-        scores = _masked(scores, mask[:, None, None, :])
+        scores = _masked(scores, key_padding_mask[:, None, None, :])
     shares = scores.softmax(-1)
     found = layer.out_proj((shares @ v).transpose(1, 2).flatten(2))
-    if is_batched and not layer.batch_first:
+    if not layer.batch_first:
         found = found.transpose(0, 1)
     if average_attn_weights:
         shares = shares.mean(1)
-    if not is_batched:
-        found, shares = found.squeeze(0), shares.squeeze(0)
     return found, shares if need_weights else None
 
 

@@ -304,7 +304,7 @@ class Sequences:
 def _readings(given: Mapping[str, torch.Tensor], time_axis: int) -> list[dict[str, int]]:
     """Return what may be the time axis of each input that has one, the likeliest first.
 
-    Inputs with time have it in the size of one of them on the axis that was told, and more axes than those without.
+    Inputs with time have it in the size of one of them on the given axis, and more axes than those without.
     Where a size is the number of timesteps by chance, a reading without it comes later.
     """
     places = {
@@ -332,7 +332,7 @@ def _readings(given: Mapping[str, torch.Tensor], time_axis: int) -> list[dict[st
 
 
 def _time_axis(value: torch.Tensor, told: int | None, steps: int, batch: int) -> int | None:
-    """Return the axis of so many timesteps: the one that was told, else the last or another."""
+    """Return the axis of so many timesteps: the given one, else the last or another."""
     likely = [value.dim() - 1 if told is None else told, value.dim() - 1, 1, 0]
     return next((a for a in likely if a != batch and a < value.dim() and value.shape[a] == steps), None)
 

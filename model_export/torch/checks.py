@@ -1,4 +1,4 @@
-"""Takes a user's module in hand: a copy on the CPU in eval mode, or a refusal by name."""
+"""Prepares and runs a user's module: a copy on the CPU in eval mode, or a refusal with the reason."""
 
 from __future__ import annotations
 
@@ -119,19 +119,15 @@ def _stays_behind(name: str, value: Any) -> bool:
     try:
         copy.deepcopy(value)
     except Exception:  # noqa: BLE001  # whatever it holds
-        return not _holds_tensors(value)
+        return not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
     return False
-
-
-def _holds_tensors(value: Any) -> bool:
-    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
 def run(module: Any, values: Any, *, doing: str) -> Any:
     """Call a module without gradients.
 
     Raises:
-        RefusedModelError: It fails; says where in the user's code.
+        RefusedModelError: It fails; the message has the line of the user's code.
     """
     try:
         with torch.no_grad(), unfused(), warnings.catch_warnings():
@@ -210,7 +206,7 @@ _ASKS_FOR_VALUES = {
 
 
 class Watch(TorchFunctionMode):
-    """Watches a module run, and refuses Python that asks for the value of a tensor which depends on the input.
+    """Watches a module run, and refuses Python that reads the value of a tensor which depends on the input.
 
     `if x.sum() > 0`, `.item()`: a trace takes one branch and forgets the other, silently. What computes in bfloat16
     is refused, too.
@@ -249,7 +245,7 @@ class Watch(TorchFunctionMode):
 
 
 def first_line(exc: BaseException) -> str:
-    """Return an error's kind and the first line of what it says."""
+    """Return an error's class and the first line of its text."""
     lines = str(exc).strip().splitlines()
     return f"{type(exc).__name__}: {lines[0].rstrip('.')}" if lines else type(exc).__name__
 
@@ -259,7 +255,7 @@ def _called(path: str, part: Any) -> str:
 
 
 def _place(frames: Sequence[traceback.FrameSummary]) -> str:
-    """Say the innermost line of the module's own code, if any of it is not torch's."""
+    """Return the innermost line of the module's own code, for a message; empty where all of it is torch's."""
     while frames and frames[-1].filename.startswith(_HERE):
         frames = frames[:-1]
     theirs: list[traceback.FrameSummary] = []

@@ -1,4 +1,4 @@
-"""Says in other operations what torch's older ONNX exporter has no words for."""
+"""Operations that torch's older ONNX exporter lacks, as operations that it has."""
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ class Decomposed(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         return self.scans.call(_WORDS.get(func, func), args, kwargs)
-
-
-def _transposed(x: Tensor) -> Tensor:
-    return x.transpose(-2, -1)
 
 
 def _diff(x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None) -> Tensor:
@@ -52,26 +48,23 @@ def _rms_norm(
     return found if weight is None else found * weight
 
 
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "cummax": extreme(torch.maximum, -1e30),
+    "cummin": extreme(torch.minimum, 1e30),
+    "cumprod": product,
+    "diff": _diff,
+    "exp2": lambda x: torch.pow(2.0, x),
+    "expm1": lambda x: torch.exp(x) - 1,
+    "logaddexp": log_add,
+    "logcumsumexp": logcumsumexp,
+}
+"""Operations that are functions of torch and methods of tensors."""
+
 _WORDS: dict[Any, Callable[..., Any]] = {
-    torch.Tensor.mT.__get__: _transposed,
-    torch.diff: _diff,
-    torch.Tensor.diff: _diff,
+    **{getattr(home, name): made for name, made in _FUNCTIONS.items() for home in (torch, torch.Tensor)},
+    torch.Tensor.mT.__get__: lambda x: x.transpose(-2, -1),
     torch.Tensor.unfold: _unfold,
     torch.nn.functional.rms_norm: _rms_norm,
     torch.rms_norm: _rms_norm,
-    torch.logaddexp: log_add,
-    torch.Tensor.logaddexp: log_add,
-    torch.expm1: lambda x: torch.exp(x) - 1,
-    torch.Tensor.expm1: lambda x: torch.exp(x) - 1,
-    torch.exp2: lambda x: torch.pow(2.0, x),
-    torch.Tensor.exp2: lambda x: torch.pow(2.0, x),
-    torch.cummax: extreme(torch.maximum, -1e30),
-    torch.Tensor.cummax: extreme(torch.maximum, -1e30),
-    torch.cummin: extreme(torch.minimum, 1e30),
-    torch.Tensor.cummin: extreme(torch.minimum, 1e30),
-    torch.cumprod: product,
-    torch.Tensor.cumprod: product,
-    torch.logcumsumexp: logcumsumexp,
-    torch.Tensor.logcumsumexp: logcumsumexp,
     torch.take_along_dim: lambda x, indices, dim: torch.gather(x, dim, indices),
 }

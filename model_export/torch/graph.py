@@ -1,4 +1,4 @@
-"""Torch's ONNX exporters, kept quiet, with what they refuse told in a line."""
+"""Torch's ONNX exporters without their output; what they refuse becomes an error of one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -38,31 +38,21 @@ def step_graph(
         axes: Where each has its batch axis.
         names: Of what it takes, and of what it gives.
         name: The graph's.
-
-    Raises:
-        RefusedModelError: Torch cannot trace it, or cannot express it in ONNX.
     """
     batch = torch.export.Dim("batch")
     dynamic = tuple({axis: batch} for axis in axes)
-    try:
-        with quiet(), unfused(), torch.no_grad():
+
+    def newer() -> onnx.ModelProto:
+        with _tracing():
             program = torch.export.export(module, (tuple(values),), dynamic_shapes=(dynamic,), strict=False)
             exported = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
             )
-    except RefusedModelError:
-        raise
-    except Exception as exc:  # noqa: BLE001  # whatever torch stumbles over
-        dynamic_axes = {
-            of: {axis: "batch"}
-            for of, axis in [*zip(names[0], axes, strict=True), *zip(names[1], _next_axes(axes, names), strict=True)]
-        }
-        try:
-            return _older_graph(_SpreadArguments(module), values, dynamic_axes, names, name=name)
-        except RefusedModelError:
-            raise _refused(exc) from exc
-    assert exported is not None
-    return _plain(exported.model_proto, name)
+        return _plain(exported, name)
+
+    named_axes = [*zip(names[0], axes, strict=True), *zip(names[1], _next_axes(axes, names), strict=True)]
+    open_axes = {tensor: {axis: "batch"} for tensor, axis in named_axes}
+    return _first(newer, lambda: _older_graph(_SpreadArguments(module), values, open_axes, names, name=name))
 
 
 def sequence_graph(
@@ -87,17 +77,34 @@ def sequence_graph(
         names: Of what it takes, and of what it gives.
         name: The graph's.
         length: The most timesteps that the module takes; None: any number.
+    """
+    open_axes = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
+    dynamic = tuple({axis: open_axes[what] for axis, what in axes[given].items()} for given in names[0])
+
+    def newer() -> onnx.ModelProto:
+        with _tracing(), attention_written_out():
+            exported = torch.onnx.export(
+                module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
+                input_names=names[0], output_names=names[1], verbose=False,
+            )  # fmt: skip
+        return _plain(exported, name)
+
+    return _first(lambda: _older_graph(module, values, axes, names, name=name), newer)
+
+
+def _first(*ways: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+    """Return the graph by the first exporter that makes one.
 
     Raises:
-        RefusedModelError: Torch cannot express it in ONNX.
+        RefusedModelError: None does; the error of the first.
     """
-    try:
-        return _older_graph(module, values, axes, names, name=name)
-    except RefusedModelError as exc:
+    errors: list[RefusedModelError] = []
+    for way in ways:
         try:
-            return _newer_graph(module, values, axes, names, name=name, length=length)
-        except RefusedModelError:
-            raise exc from None
+            return way()
+        except RefusedModelError as exc:
+            errors.append(exc)
+    raise errors[0]
 
 
 def _older_graph(
@@ -109,42 +116,28 @@ def _older_graph(
     name: str,
 ) -> onnx.ModelProto:
     file = io.BytesIO()
-    try:
-        with quiet(), unfused(), torch.no_grad(), Decomposed(), attention_written_out():
-            torch.onnx.export(
-                copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
-                input_names=names[0], output_names=names[1], dynamic_axes=axes,
-            )  # fmt: skip
-    except RefusedModelError:
-        raise
-    except Exception as exc:
-        raise _refused(exc) from exc
+    with _tracing(), Decomposed(), attention_written_out():
+        torch.onnx.export(
+            copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
+            input_names=names[0], output_names=names[1], dynamic_axes=axes,
+        )  # fmt: skip
     return _plain(onnx.load_model_from_string(file.getvalue()), name)
 
 
-def _newer_graph(
-    module: Any,
-    values: Sequence[Tensor],
-    axes: Mapping[str, Mapping[int, str]],
-    names: tuple[Sequence[str], Sequence[str]],
-    *,
-    name: str,
-    length: int | None = None,
-) -> onnx.ModelProto:
-    open_axes = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
-    dynamic = tuple({axis: open_axes[what] for axis, what in axes[given].items()} for given in names[0])
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """Run an exporter of torch.
+
+    Raises:
+        RefusedModelError: It fails.
+    """
     try:
-        with quiet(), unfused(), torch.no_grad(), attention_written_out():
-            exported = torch.onnx.export(
-                module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
-                input_names=names[0], output_names=names[1], verbose=False,
-            )  # fmt: skip
+        with quiet(), unfused(), torch.no_grad():
+            yield
     except RefusedModelError:
         raise
     except Exception as exc:
         raise _refused(exc) from exc
-    assert exported is not None
-    return _plain(exported.model_proto, name)
 
 
 class PlainOutputs(nn.Module):
@@ -186,7 +179,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     switch: Any = torch._C._jit_set_onnx_log_enabled
     switch(False)
-    torch._C._jit_set_onnx_log_enabled = lambda enabled: None  # torch turns its log on again, whatever is asked
+    torch._C._jit_set_onnx_log_enabled = lambda enabled: None  # torch turns its log on again
     try:
         with (
             warnings.catch_warnings(),
@@ -217,8 +210,9 @@ def _refused(exc: Exception) -> RefusedModelError:
     )
 
 
-def _plain(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Take out what says how and where the graph was made: it is larger than a small model."""
+def _plain(exported: Any, name: str) -> onnx.ModelProto:
+    """Remove the description of how and where the graph was made: it is larger than a small model."""
+    proto: onnx.ModelProto = getattr(exported, "model_proto", exported)
     graph = proto.graph
     graph.name = name
     del graph.value_info[:], graph.metadata_props[:], proto.metadata_props[:]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError, StepwellError, TensorError
 from model_export.manifest import Array
+from model_export.spec import StepSpec
 from model_export.torch.autostep import AutoStep
 from model_export.torch.axis_inference import ROWS, Sequences
 from model_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
@@ -23,10 +23,7 @@ from model_export.torch.layers import StepLayer
 from model_export.torch.naming import named
 from model_export.torch.sampling import ExampleSampler
 from model_export.torch.step import AGAINST, Step, convert_step
-from model_export.verify.parity import PrefixAnswers
-
-PREFIXES = (1, 2, 3, 17)
-"""Lengths at which an answer for a whole sequence is asked of the module, besides the full one."""
+from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answers
 
 _STEPPED = (StepLayer, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 """Layers that take one timestep at a time."""
@@ -35,37 +32,22 @@ _ATOL, _RTOL = 1e-4, 1e-3
 """How near a stepped module must come to itself to be exported that way; the export's own proof is stricter."""
 
 
-def convert_sequence_module(
-    module: Any,
-    inputs: Mapping[str, Any],
-    *,
-    time_axis: int,
-    name: str,
-    output_names: Sequence[str] | None = None,
-    length: int | None = None,
-) -> ConvertedModel:
+def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     """Make a step graph of a module over whole sequences; not yet proven.
-
-    Args:
-        module: `forward(*inputs)`.
-        inputs: An example by name, in the order of `forward`; one without time axis stays the same for a stream.
-        time_axis: Where the first input has its time axis; the batch axis is 0, or 1 where time is 0.
-        name: The model's name in its manifest.
-        output_names: Names for the outputs, in order.
-        length: The number of timesteps that the module was built for; None: any.
 
     Raises:
         RefusedModelError: The module cannot be stepped; the message has the reason.
     """
-    whole = Sequences(prepared(module), inputs, time_axis)
+    assert spec.time_axis is not None
+    whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
     samplers = {whole.draw.kind: whole.draw}
     try:
         step = _stepped(whole)
     except RefusedModelError as exc:
         try:
-            return _by_its_graph(whole, exc, name=name, output_names=output_names, length=length)
+            return _by_its_graph(whole, exc, spec, name=name)
         except RefusedModelError as by_graph:
-            if whole.attention is not None and length is None and "all timesteps before" in by_graph.problem:
+            if whole.attention is not None and spec.length is None and "all timesteps before" in by_graph.problem:
                 raise whole.attention from exc
             raise by_graph from exc
     return convert_step(
@@ -73,8 +55,8 @@ def convert_sequence_module(
         lambda names: SequenceModuleReference(whole, names),
         samplers,
         name=name,
-        names=output_names,
-        only_length=whole.only_length or length,
+        names=spec.output_names,
+        only_length=whole.only_length or spec.length,
     )
 
 
@@ -109,37 +91,23 @@ class SequenceModuleReference:
                 fix="Send sequences of that length.",
             )
         found = self._run(values)
-        answers: dict[str, Array | PrefixAnswers] = {
-            name: np.asarray(value)
-            for name, one, value in zip(self._names, whole.outputs, found, strict=True)
-            if one.time is not None
-        }
-        if len(answers) < len(found):
-            runs = {n: run for n in PREFIXES if n < length and (run := self._beginning(values, n, found))}
-            runs[length] = found
-            for at, (name, one) in enumerate(zip(self._names, whole.outputs, strict=True)):
-                if one.time is None:
-                    stacked = np.stack([np.asarray(run[at]) for run in runs.values()], axis=1)
-                    answers[name] = PrefixAnswers(list(runs), stacked)
+        answers: dict[str, Array | PrefixAnswers] = dict(found)
+        if last := [name for name, one in zip(self._names, whole.outputs, strict=True) if one.time is None]:
+            beginnings = () if whole.only_length else PREFIXES
+            answers |= prefix_answers(
+                lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
+            )
         return answers
 
-    def _run(self, values: Sequence[Tensor]) -> list[Tensor]:
+    def _run(self, values: Sequence[Tensor]) -> dict[str, Array]:
+        """Return the answers by output; `(batch, *row)` for one that has no time."""
         if self._exact is None:
-            return self._whole(values)
-        with in_float64():
-            found = self._whole([v.double() if v.is_floating_point() else v for v in values], module=self._exact)
-        return [value.float() if value.is_floating_point() else value for value in found]
-
-    def _beginning(self, values: Sequence[Tensor], steps: int, whole: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return the answers for a beginning; None where the module has none for one so short."""
-        if self._whole.only_length:
-            return None
-        try:
-            found = self._run([value[:, :steps] for value in values])
-        except RefusedModelError:
-            return None
-        one_answer = [at for at, one in enumerate(self._whole.outputs) if one.time is None]
-        return found if all(found[at].shape == whole[at].shape for at in one_answer) else None
+            found = self._whole(values)
+        else:
+            with in_float64():
+                found = self._whole([v.double() if v.is_floating_point() else v for v in values], module=self._exact)
+            found = [value.float() if value.is_floating_point() else value for value in found]
+        return {name: np.asarray(value) for name, value in zip(self._names, found, strict=True)}
 
 
 def _stepped(whole: Sequences) -> Step:
@@ -167,21 +135,17 @@ def _stepped(whole: Sequences) -> Step:
         got.append([value for _, value in outputs])
     for at, (one, expected) in enumerate(zip(whole.outputs, want, strict=True)):
         found = got[-1][at] if one.time is None else torch.stack([answers[at] for answers in got], dim=1)
-        if not _near(found, expected):
+        is_near = found.shape == expected.shape and torch.allclose(
+            found.double(), expected.double(), rtol=_RTOL, atol=_ATOL, equal_nan=True
+        )
+        if not is_near:
             raise RefusedModelError(
                 f"{one.called} depends on more of the past than the recurrent layers carry.", fix=HOW_TO_WRITE_IT
             )
     return step
 
 
-def _by_its_graph(
-    whole: Sequences,
-    reason: RefusedModelError,
-    *,
-    name: str,
-    output_names: Sequence[str] | None,
-    length: int | None = None,
-) -> ConvertedModel:
+def _by_its_graph(whole: Sequences, reason: RefusedModelError, spec: StepSpec, *, name: str) -> ConvertedModel:
     """Step what is no layer that is known, convolutions and running sums, node by node of the sequence graph.
 
     Raises:
@@ -195,7 +159,7 @@ def _by_its_graph(
             fix="Build it for any number of timesteps: take it from the input, x.shape[1].",
         ) from reason
     takes = [one.name for one in whole.inputs]
-    gives = named([one.path for one in whole.outputs], output_names, takes)
+    gives = named([one.path for one in whole.outputs], spec.output_names, takes)
     timed = {
         **{one.name: one.time is not None for one in whole.inputs},
         **{gives[at]: one.time is not None for at, one in enumerate(whole.outputs)},
@@ -203,7 +167,7 @@ def _by_its_graph(
     axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
     drawn = whole.draw.tensors(0, ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=length)
+    proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length)
     if whole.loops:
         from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 
@@ -217,7 +181,7 @@ def _by_its_graph(
             proto,
             name=name,
             time_axes={one.name: 1 for one in whole.inputs if one.time is not None},
-            length=length,
+            length=spec.length,
             original=SequenceModuleReference(whole, gives, is_exact=in_logs),
             against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
@@ -268,12 +232,6 @@ class _BatchTimeFirst(nn.Module):
             for one, value in zip(whole.inputs, values, strict=True)
         ]
         return tuple(whole(sequences))
-
-
-def _near(found: Tensor, expected: Tensor) -> bool:
-    if found.shape != expected.shape:
-        return False
-    return bool(torch.allclose(found.double(), expected.double(), rtol=_RTOL, atol=_ATOL, equal_nan=True))
 
 
 def _free(name: str, taken: set[str]) -> str:

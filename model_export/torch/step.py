@@ -107,19 +107,7 @@ def convert_step(
     names: Sequence[str] | None,
     only_length: int | None = None,
 ) -> ConvertedModel:
-    """Trace a step, and describe it.
-
-    Args:
-        step: What is traced.
-        original: Makes the original, given the names of the outputs.
-        samplers: What to draw for the comparison.
-        name: The model's name in its manifest.
-        names: The user's own names for the outputs.
-        only_length: The one number of timesteps that the original takes; None: any.
-
-    Raises:
-        RefusedModelError: Torch cannot trace it, or names are taken twice.
-    """
+    """Trace a step, and describe it."""
     takes = [one.name for one in step.inputs] + list(step.states)
     example = step.example(ROWS)
     outputs, _ = step(example)

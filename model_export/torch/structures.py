@@ -21,9 +21,6 @@ def with_named_tensors(spec: StepSpec) -> StepSpec:
     A tensor in a dict is named by its key, one in a tuple by its place: `x_0`, `x_1`. Everything else in them, such as
     None, stays as it is in the example. The module of the returned spec accepts the tensors one by one; the caller's
     module is not changed.
-
-    Raises:
-        RefusedModelError: Two tensors would have one name.
     """
     if not any(map(_is_nested, (*spec.inputs.values(), *spec.states.values()))):
         return spec

@@ -70,27 +70,18 @@ def long_run(  # noqa: PLR0917  # what it is held against, and what notes the re
     worth: Mapping[str, Evidence],
     tolerance: Tolerance,
 ) -> ErrorGrowth:
-    """Hold one long sequence against the original.
-
-    Args:
-        original: The model as it was trained.
-        model: The step graph.
-        data: One sequence.
-        lines: The judged outputs; differences are noted in them.
-        worth: What the proof of each is worth; noted, too.
-        tolerance: What is allowed.
-
-    Raises:
-        ParityError: They differ, and not because the model makes much of any rounding.
-    """
+    """Hold one long sequence against the original."""
     length = next(iter(data.values())).shape[1]
     want = run_reference(original, data, list(lines))
     got, _ = stepped(model, data)
     compared = min(_finite_steps(answers, length) for answers in want.values()) if want else length
     note = "" if compared == length else f"from timestep {compared + 1} on the original's answers are not finite"
     offs = {name: _cut(answers, got[name], compared) for name, answers in want.items()}
-    bad = {name: _first_bad(steps, off, values, tolerance) for name, (steps, off, values) in offs.items()}
-    failed = {name: step for name, step in bad.items() if step is not None}
+    failed = {}
+    for name, (steps, off, values) in offs.items():
+        bad = _beyond(off, values, tolerance).any(axis=tuple(i for i in range(off.ndim) if i != 1))
+        if bad.any():
+            failed[name] = int(steps[int(np.argmax(bad))])
     if failed:
         name = min(failed, key=lambda output: failed[output])
         _check_sensitivity(model, data, got[name], name, failed[name], offs[name])
@@ -130,11 +121,6 @@ def _before(part: _Off, step: int) -> _Off:
     steps, off, values = part
     count = int((steps < step).sum())
     return steps[:count], off[:, :count], values[:, :count]
-
-
-def _first_bad(steps: Array, off: Array, values: Array, tolerance: Tolerance) -> int | None:
-    bad = _beyond(off, values, tolerance).any(axis=tuple(i for i in range(off.ndim) if i != 1))
-    return int(steps[int(np.argmax(bad))]) if bad.any() else None
 
 
 def _beyond(off: Array, values: Array, tolerance: Tolerance) -> Array:

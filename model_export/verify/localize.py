@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,15 +47,7 @@ def localize_layer(
     failure: DifferentAnswerError,
     tolerance: Tolerance,
 ) -> str:
-    """Return a sentence that names the first layer whose output differs at or before the failing timestep.
-
-    Args:
-        probe: What the original's layers give; None: the front end cannot find out.
-        proto: The step graph.
-        manifest: What it takes, carries and gives.
-        failure: The sequence and timestep at which the answers differ.
-        tolerance: What counts as a difference.
-    """
+    """Return a sentence that names the first layer whose output differs at or before the failing timestep."""
     if probe is None:
         return "Which layer it is cannot be told: the original's layers cannot be looked into here."
     try:
@@ -89,8 +82,7 @@ def _run(
     """Return the step graph's own values by layer, shape `(1, T, ...)`; layers that it does not have are left out."""
     import onnx
 
-    graph = onnx.ModelProto()
-    graph.CopyFrom(proto)
+    graph = copy.deepcopy(proto)
     made = {name for node in graph.graph.node for name in node.output}
     kept = [a for a in activations if a.tensor in made]
     if not kept:

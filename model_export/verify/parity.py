@@ -1,4 +1,4 @@
-"""Verification: the original on whole sequences against the step graph, step by step. Knows no framework.
+"""Verification: the original on whole sequences against the step graph, step by step, whatever the framework.
 
 What is compared, for each kind of sequence (drawn at random, with masked timesteps, the user's own):
 
@@ -22,13 +22,13 @@ import numpy as np
 from model_export.errors import ParityError
 from model_export.manifest import Array, DataReference, Parity
 from model_export.runtime.distribution import data_reference
-from model_export.step_model import StepModel
+from model_export.step_model import StepModel, stacked
 from model_export.verify import error_growth
 from model_export.verify.error_growth import long_run
 from model_export.verify.evidence import Evidence
 from model_export.verify.reference import PrefixAnswers, Progress, ReferenceModel, run_reference
 from model_export.verify.report import ParityReport, Skipped, is_weak
-from model_export.verify.runners import Run, Sequences, chunked, joined, only, rows_alone, stepped
+from model_export.verify.runners import Run, Sequences, chunked, rows_alone, stepped
 from model_export.verify.samplers import Sampler, random_sampler
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
@@ -50,6 +50,9 @@ STEPS = 64
 SEEDS = (0, 1, 2)
 ATOL = 1e-5
 RTOL = 1e-4
+DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
+"""What is allowed unless set otherwise."""
+
 USER = "user"
 ODD_LENGTHS = (1, 7, 2, 13)
 _NO_MORE = "the original was asked for no more"
@@ -76,13 +79,13 @@ def verify_parity(
     model: StepModel,
     *,
     against: str,
+    tolerance: Tolerance = DEFAULT,
     samplers: Mapping[str, Sampler] | None = None,
     user_data: Mapping[str, Array] | None = None,
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
     long_steps: int = error_growth.STEPS,
-    atol: float | None = None,
-    rtol: float | None = None,
+    shortened: str = "",
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare the original with the step graph.
@@ -91,13 +94,13 @@ def verify_parity(
         original: The model as it was trained.
         model: The step graph, in the class that will serve it.
         against: The original and its version, for example `keras 3.15.1`.
+        tolerance: What is allowed of every output.
         samplers: What to draw, by the name of its kind; one without structure by default.
         user_data: One array per input, shape `(N, T, *shape)`; see `read_user_data`.
         seeds: One batch of three rows is drawn for each.
         steps: Timesteps of each drawn sequence.
         long_steps: Timesteps of the long run; none where it is not above `steps`.
-        atol: Absolute tolerance of every output; by default `ATOL` of the largest value of each.
-        rtol: Tolerance relative to the original's value; `RTOL` by default.
+        shortened: Why the long run has fewer timesteps than usual.
         progress: Called as parts are done.
 
     Raises:
@@ -105,36 +108,11 @@ def verify_parity(
             is the original's answer that differs.
     """
     samplers = samplers or {"random": random_sampler(model.manifest)}
-    tolerance = Tolerance(ATOL if atol is None else atol, RTOL if rtol is None else rtol, scaled=atol is None)
-    return verify(
-        original, model, tolerance, against=against, samplers=samplers, user_data=user_data, seeds=seeds, steps=steps,
-        long_steps=long_steps, progress=progress,
-    )  # fmt: skip
-
-
-def verify(
-    original: ReferenceModel,
-    model: StepModel,
-    tolerance: Tolerance,
-    *,
-    against: str,
-    samplers: Mapping[str, Sampler],
-    user_data: Mapping[str, Array] | None,
-    seeds: Sequence[int] = SEEDS,
-    steps: int = STEPS,
-    long_steps: int = error_growth.STEPS,
-    shortened: str = "",
-    progress: Progress | None = None,
-) -> ParityReport:
-    """Do what `verify_parity` does, within a tolerance that may follow the size of each output.
-
-    `shortened` is the reason for a long run of fewer timesteps than usual.
-
-    Raises:
-        ParityError: As `verify_parity`.
-    """
     check = _Check(original, model, tolerance, progress or (lambda *_: None))
-    kinds = [(kind, _drawn(sampler, seeds, steps)) for kind, sampler in samplers.items()]
+    kinds = [
+        (kind, stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]))
+        for kind, sampler in samplers.items()
+    ]
     if user_data is not None:
         kinds.append((USER, dict(user_data)))
     longest = 0
@@ -202,11 +180,7 @@ class _Check:
             self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))
 
     def sequences(self, kind: str, data: Sequences) -> None:
-        """Compare all sequences of a kind.
-
-        Raises:
-            ParityError: Something differs.
-        """
+        """Compare all sequences of a kind."""
         rows = len(next(iter(data.values())))
         judged = list(self.outputs)
         self.progress(f"{kind}: the original", 0, rows)
@@ -217,26 +191,16 @@ class _Check:
             together = stepped(self.model, batch)
             parts.append(together[0])
             if start == 0:
-                self._rows_alone(kind, only(together[0], judged), rows_alone(self.model, batch))
+                self._rows_alone(kind, {name: together[0][name] for name in judged}, rows_alone(self.model, batch))
                 self._chunks(kind, batch, together)
             self.progress(f"{kind}: step by step", min(start + ROWS, rows), rows)
-        outputs = joined(parts)
+        outputs = stacked(parts)
         self._against_original(kind, data, want, outputs)
         if kind == USER:
             self.reference = data_reference(self.model.manifest, data, outputs)
 
     def long(self, draw: Sampler, steps: int, wanted: int, shortened: str = "") -> None:
-        """Compare one long run.
-
-        Args:
-            draw: What is run.
-            steps: Timesteps of the short sequences.
-            wanted: Timesteps of the long one.
-            shortened: Why they are fewer than usual.
-
-        Raises:
-            ParityError: It drifts away.
-        """
+        """Compare one long run."""
         if wanted <= steps:
             self.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
             return
@@ -340,7 +304,3 @@ def _advice(value: float) -> str:
         "Nothing was written. A difference far above the tolerance means that the model does something "
         "over time that a step cannot do; one just above it is rounding, and `--tolerance` may be raised."
     )
-
-
-def _drawn(sampler: Sampler, seeds: Sequence[int], steps: int) -> dict[str, Array]:
-    return joined([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds])

@@ -1,12 +1,18 @@
-"""What a trained model looks like to the verification: whole sequences in, answers out."""
+"""`ReferenceModel`: a trained model as the verification runs it, on whole sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from model_export.errors import ParityError, StepwellError
+import numpy as np
+
+from model_export.errors import ModelLoadError, ParityError, RefusedModelError, StepwellError
 from model_export.manifest import Array
+
+PREFIXES = (1, 2, 3, 5, 17)
+"""Lengths at which an answer for a whole sequence is computed, besides the full one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +36,42 @@ Progress = Callable[[str, int, int], None]
 """What is being done, and how many of how many parts are done."""
 
 
+def prefix_answers(  # one run, in its parts
+    run: Callable[[int], Mapping[str, Array]],
+    whole: Mapping[str, Array],
+    names: Sequence[str],
+    length: int,
+    beginnings: Sequence[int] = PREFIXES,
+) -> dict[str, PrefixAnswers]:
+    """Return the answers of outputs that have one for a whole sequence, for some of its beginnings too.
+
+    Args:
+        run: Runs the original on so many of the first timesteps, and returns the answers by output. A beginning may be
+            too short for it.
+        whole: The answers for all timesteps.
+        names: The outputs, shape `(batch, *shape)` each.
+        length: How many timesteps there are.
+        beginnings: Numbers of timesteps, ascending.
+    """
+    runs: dict[int, Mapping[str, Array]] = {}
+    for steps in (steps for steps in beginnings if steps < length):
+        with suppress(ModelLoadError, RefusedModelError):
+            found = run(steps)
+            if all(found[name].shape == whole[name].shape for name in names):
+                runs[steps] = found
+    runs[length] = whole
+    return {
+        name: PrefixAnswers(list(runs), np.stack([found[name] for found in runs.values()], axis=1)) for name in names
+    }
+
+
 def run_reference(
     original: ReferenceModel, data: Mapping[str, Array], judged: Sequence[str]
 ) -> dict[str, PrefixAnswers]:
     """Return the original's answers of these outputs, for those timesteps for which it gives any.
 
     Raises:
-        ParityError: It has no such output, or another number of answers than it was asked for.
+        ParityError: It has no such output, or another number of answers than timesteps.
     """
     rows, length = next(iter(data.values())).shape[:2]
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from model_export.manifest import Array
-from model_export.step_model import StepModel
+from model_export.step_model import StepModel, stacked
 
 Sequences = Mapping[str, Array]
 """One array per input, shape `(rows, T, *shape)`."""
@@ -38,7 +38,7 @@ def stepped(model: StepModel, data: Sequences, *, stored: bool = True) -> Run:
 def rows_alone(model: StepModel, data: Sequences) -> dict[str, Array]:
     """Run each sequence by itself, step by step."""
     rows = len(next(iter(data.values())))
-    return joined([stepped(model, {name: array[r : r + 1] for name, array in data.items()})[0] for r in range(rows)])
+    return stacked([stepped(model, {name: array[r : r + 1] for name, array in data.items()})[0] for r in range(rows)])
 
 
 def chunked(model: StepModel, data: Sequences, lengths: Sequence[int]) -> Run:
@@ -53,13 +53,3 @@ def chunked(model: StepModel, data: Sequences, lengths: Sequence[int]) -> Run:
         outputs.append(out)
         at = until
     return {name: np.concatenate([out[name] for out in outputs], axis=1) for name in outputs[0]}, states
-
-
-def joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Return sequences that were run one after another as one batch."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def only(outputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-    """Return some of the outputs."""
-    return {name: outputs[name] for name in names}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from model_export.errors import TensorError
 from model_export.manifest import Array, Manifest
+from model_export.runtime.batch_independence import random_rows
 
 Sampler = Callable[[np.random.Generator, int, int], dict[str, Array]]
 """`(rng, rows, steps)` to `{input: (rows, steps, *shape)}`."""
@@ -49,22 +50,26 @@ def read_user_data(path: Path, manifest: Manifest) -> dict[str, Array]:
     return data
 
 
-def random_sampler(manifest: Manifest, vocabularies: Mapping[str, int] | None = None) -> Sampler:
+def random_sampler(
+    manifest: Manifest, vocabularies: Mapping[str, int] | None = None, *, constant: Collection[str] = ()
+) -> Sampler:
     """Return a sampler of normal floats; integers are 0 or 1, which are valid in every vocabulary and flag.
 
     Args:
         manifest: What the model takes.
         vocabularies: By input, how many ids it may have; those are drawn from all of them, also where they are floats.
+        constant: Inputs that stay the same over a sequence.
     """
     known = vocabularies or {}
 
     def draw(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
         drawn = {}
         for spec in manifest.inputs:
-            shape = (rows, steps, *spec.shape)
-            is_number = np.dtype(spec.dtype).kind == "f" and spec.name not in known
-            values = rng.standard_normal(shape) if is_number else rng.integers(0, known.get(spec.name, 2), shape)
-            drawn[spec.name] = values.astype(spec.dtype)
+            if spec.name in known:
+                values = rng.integers(0, known[spec.name], (rows, steps, *spec.shape)).astype(spec.dtype)
+            else:
+                values = random_rows(rng, spec, (rows, steps))
+            drawn[spec.name] = np.repeat(values[:, :1], steps, axis=1) if spec.name in constant else values
         return drawn
 
     return draw

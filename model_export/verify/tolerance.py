@@ -40,7 +40,7 @@ class Tolerance(NamedTuple):
         return found
 
     def holds(self, found: Array, want: Array) -> bool:
-        """Say whether no number is too far off."""
+        """Return whether no number is too far off."""
         plain = self.on(want)
         return not bool(plain.beyond(difference(found, want), want.reshape(found.shape)).any())
 

@@ -15,9 +15,10 @@ from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelE
 from model_export.graph.nodes import attributes
 from model_export.graph.operators import STATEFUL
 from model_export.manifest import DTYPES
-from model_export.streaming.axes.inputs import Declared, SequenceInput, SequenceInputs
+from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session, trial_lengths
 from model_export.streaming.axes.state_inputs import find_slot
+from model_export.streaming.normal_form.load import Declared
 
 _TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
 _BATCH = re.compile(r"batch|^[bBnN]$|^bs$", re.IGNORECASE)
@@ -43,8 +44,8 @@ def find_inputs(
     Args:
         proto: As `load_graph` returns it.
         declared: The declared size of every axis of every input: a number, a name or nothing.
-        time_axes: What the user said of time, by input; None: it has none.
-        batch_axes: What the user said of the batch, in the same way.
+        time_axes: The time axis that the user gave, by input; None: it has none.
+        batch_axes: The batch axis that the user gave, in the same way.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
 
     Raises:
@@ -146,11 +147,7 @@ class _Search:
                 self.best, self.votes, self._score = doors, votes, score
 
     def _values(self, doors: SequenceInputs) -> dict[str, Any]:
-        """Run a reading with two sizes and return every tensor of the first.
-
-        Raises:
-            ModelLoadError: It does not run.
-        """
+        """Run a reading with two sizes and return every tensor of the first."""
         runs = []
         for rows, steps in zip(ROWS, self._lengths, strict=True):
             fitted = doors.with_length(self._proto, steps)
@@ -160,7 +157,7 @@ class _Search:
 
 
 def _checked(flag: str, name: str, axis: int | None, rank: int) -> int | None:
-    """Return an axis that a person said, counted from 0.
+    """Return an axis that the user gave, counted from 0.
 
     Raises:
         UnclearModelError: The input has no such axis.
@@ -239,7 +236,7 @@ def _together(choices: list[list[SequenceInput]], declared: Declared) -> list[tu
 
 
 def _prior(doors: SequenceInputs, declared: Declared) -> float:
-    """Say how likely a reading is by what is declared."""
+    """Return how likely a reading is by what is declared."""
     score = 0.0
     roles: dict[str, set[str]] = {}
     for door in doors.inputs:
@@ -266,7 +263,7 @@ def _prior(doors: SequenceInputs, declared: Declared) -> float:
 
 
 def _place_prior(door: SequenceInput, rank: int, *, floats: bool) -> float:
-    """Say how usual the places of batch and time are: batch first, time second, features last."""
+    """Return how usual the places of batch and time are: batch first, time second, features last."""
     if door.time is None:
         return 0.5 if rank <= 2 else -1.0
     usual = {(0, 1): 3.0, (0, 2): 2.0, (1, 0): 1.5, (0, 3): 1.0, (None, 0): 1.0}.get((door.batch, door.time), 0.0)

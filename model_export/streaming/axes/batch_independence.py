@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from model_export.runtime.batch_independence import nearly_equal
-from model_export.streaming.axes.inputs import Declared, SequenceInputs
+from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import run, session
+from model_export.streaming.normal_form.load import Declared
 
 
 def is_for_one_row(doors: SequenceInputs, declared: Declared) -> bool:

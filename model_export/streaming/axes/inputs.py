@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +10,7 @@ import numpy as np
 from model_export.manifest import Array
 from model_export.streaming.axes.relength import with_length
 from model_export.streaming.axes.runs import LENGTHS, perturbed_step, trial_lengths
-
-Declared = Mapping[str, Sequence[int | str | None]]
-"""The declared size of every axis of every input: a number, a name or nothing."""
+from model_export.streaming.normal_form.load import Declared
 
 Role = Literal["external", "state", "length"]
 
@@ -48,7 +45,7 @@ class SequenceInput:
         return tuple(shape)
 
     def fixed(self, rows: int, steps: int) -> Array | None:
-        """Return what an input that is not asked for is fed with; None: it is asked for."""
+        """Return what an input that the caller does not send is fed with; None: the caller sends it."""
         if self.role == "external":
             return None
         return np.full(self.shape(rows, steps), steps if self.role == "length" else 0, self.dtype)

@@ -9,14 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
 
 from model_export.errors import RefusedModelError
+from model_export.graph.onnx_file import with_outputs
 from model_export.manifest import Array
-from model_export.streaming.axes.runs import LENGTHS, ROWS, perturbed_step
+from model_export.streaming.axes.inputs import SequenceInputs
+from model_export.streaming.axes.runs import LENGTHS, ROWS, perturbed_step, run, session
 
 Values = Mapping[str, Any]
 
@@ -58,7 +63,7 @@ class Dim:
 
 
 class MeasuredShapes:
-    """What four runs and a fifth with one timestep changed tell about every tensor."""
+    """What four runs, and a fifth with one timestep changed, show of every tensor."""
 
     def __init__(
         self,
@@ -166,7 +171,7 @@ class MeasuredShapes:
     def earliest_change(self, name: str) -> int | None:
         """Return where, on its time axis, a tensor first changes when timestep `perturbed` of the inputs does.
 
-        None: it never does, or its time axis holds the rows too, in an order that cannot be told.
+        None: it never does, or its time axis holds the rows too, in an order that cannot be measured.
         """
         before, after = self.value(name), self._touched.get(name)
         if after is None or not isinstance(before, np.ndarray) or before.dtype.kind not in "fiub":
@@ -176,29 +181,16 @@ class MeasuredShapes:
         if axis is None or not changed.any():
             return None
         dim = self.dims(name)[axis]
-        changed = np.asarray(changed.any(axis=tuple(i for i in range(changed.ndim) if i != axis)))
-        if not dim.both:
-            return int(np.argmax(changed)) // int(dim.steps)
-        starts = [int(np.argmax(self.unfolded(changed, 0, order).any(axis=0))) for order in ("BT", "TB")]
-        return max(starts) // int(dim.both)
+        if dim.both:
+            return max(_first_changes(changed, axis).values()) // int(dim.both)
+        return int(np.argmax(_along(changed, axis))) // int(dim.steps)
 
     def order(self, name: str) -> str:
         """Return how a folded axis holds rows and timesteps: `BT` row by row, `TB` timestep by timestep."""
         axis = self.time_axis(name)
         assert axis is not None
-        changed = _differs(self.value(name), self._touched[name])
-        changed = np.asarray(changed.any(axis=tuple(i for i in range(changed.ndim) if i != axis)))
-        starts = {order: int(np.argmax(self.unfolded(changed, 0, order).any(axis=0))) for order in ("BT", "TB")}
+        starts = _first_changes(_differs(self.value(name), self._touched[name]), axis)
         return max(starts, key=starts.__getitem__)
-
-    def unfolded(self, value: Array, axis: int, order: str, rows: int | None = None) -> Array:
-        """Return a tensor with a folded axis as `(rows, timesteps)` on two axes in its place."""
-        rows = rows or ROWS[0]
-        steps = value.shape[axis] // rows
-        lead, tail = value.shape[:axis], value.shape[axis + 1 :]
-        if order == "BT":
-            return value.reshape(*lead, rows, steps, *tail)
-        return np.swapaxes(value.reshape(*lead, steps, rows, *tail), axis, axis + 1)
 
     def before_start(self, name: str, first: int, count: int) -> Array | None:
         """Return a tensor's elements `first` to `first + count` on its time axis; those below 0 are zeros.
@@ -257,6 +249,45 @@ class MeasuredShapes:
         per_row = Fraction(c - a, rows) - both * first
         fixed = a - per_row * ROWS[0] - steps * first - both * ROWS[0] * first
         return Dim(fixed, per_row, steps, both)
+
+
+def measure_shapes(graph: onnx.ModelProto, doors: SequenceInputs) -> MeasuredShapes:
+    """Run a graph for two numbers of rows and two of timesteps, and once more with one timestep changed."""
+    shortest = doors.with_length(graph, doors.lengths[0])
+
+    @cache
+    def loaded(steps: int) -> ort.InferenceSession:
+        return session(doors.with_length(graph, steps), every_tensor=True)
+
+    def at_length(tensor: str) -> Array:
+        assert doors.length is not None
+        only = with_outputs(graph, [tensor])
+        del only.graph.output[: len(graph.graph.output)]
+        feeds = doors.feeds(doors.only_rows or ROWS[0], doors.length, 0)
+        return np.asarray(run(session(only), feeds)[tensor])
+
+    counts = ROWS if doors.only_rows is None else (doors.only_rows,)
+    # one session does where the graph takes any number of timesteps
+    sizes = (doors.lengths[0],) * 2 if doors.only_steps is None else doors.lengths
+    runs = {
+        (i, j): run(loaded(sizes[j]), doors.feeds(rows, steps, 10 * (i + j)))
+        for i, rows in enumerate(counts)
+        for j, steps in enumerate(doors.lengths)
+    }
+    touched = run(loaded(sizes[0]), doors.feeds(counts[0], doors.lengths[0], 1))
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in shortest.graph.initializer}
+    return MeasuredShapes(runs, touched, weights, doors.lengths, at_length if doors.length else None)
+
+
+def _along(changed: Array, axis: int) -> Array:
+    return np.asarray(changed.any(axis=tuple(other for other in range(changed.ndim) if other != axis)))
+
+
+def _first_changes(changed: Array, axis: int) -> dict[str, int]:
+    """Return the first timestep with a change, by the order in which an axis may hold rows and timesteps."""
+    along = _along(changed, axis)
+    folds = {"BT": along.reshape(ROWS[0], -1), "TB": along.reshape(-1, ROWS[0]).T}
+    return {order: int(np.argmax(fold.any(axis=0))) for order, fold in folds.items()}
 
 
 def _first_of(value: Array, axis: int) -> Array:

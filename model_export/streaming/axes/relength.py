@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,8 @@ _MOST = 8
 
 
 def with_length(model: onnx.ModelProto, *, old: int, new: int, rows: int) -> onnx.ModelProto:
-    """Return the model with `new` timesteps in its shapes, wherever there were `old`.
-
-    Args:
-        model: The graph.
-        old: The length that it was exported for.
-        new: The length that is wanted.
-        rows: The number of rows that it was exported for.
-    """
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    """Return the model with `new` timesteps in its shapes, wherever there were `old`."""
+    made = copy.deepcopy(model)
     _change(made.graph, {old: new, **({old * rows: new * rows} if rows > 1 else {})}, {old - 1: new - 1})
     return made
 

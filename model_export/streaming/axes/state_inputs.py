@@ -14,7 +14,7 @@ _ROUTES = RESHAPING | PICKING | {"Cast"}
 
 
 def find_slot(graph: Any, name: str) -> str:
-    """Say what an input is that goes nowhere but into recurrences: a `length`, or a state by where its batch is."""
+    """Return what an input is that goes nowhere but into recurrences: a `length`, or a state by where its batch is."""
     slots = _slots_of(graph, name, depth=0)
     if not slots or None in slots:
         return ""

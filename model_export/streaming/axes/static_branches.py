@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import onnx
 
-from model_export.graph.nodes import mapped, read_opset, renamed, uses
+from model_export.graph.nodes import mapped, read_opset, renamed, replace_items, uses
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session
 
@@ -28,8 +29,7 @@ def with_squeeze_axes(model: onnx.ModelProto, doors: SequenceInputs) -> onnx.Mod
     bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _axes(node)]
     if not bare:
         return model
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = copy.deepcopy(model)
     rows, steps = doors.only_rows or ROWS[0], doors.lengths[0]
     values = run(session(doors.with_length(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))
     for node in made.graph.node:
@@ -83,10 +83,8 @@ def _inlined(model: onnx.ModelProto, taken: dict[str, bool]) -> onnx.ModelProto:
         wanted = "then_branch" if taken[node.input[0]] else "else_branch"
         body = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
         nodes += _body(model.graph, node, body)
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
+    made = copy.deepcopy(model)
+    replace_items(made.graph.node, nodes)
     made.graph.initializer.extend(model.graph.initializer[len(made.graph.initializer) :])
     return made
 
@@ -96,10 +94,8 @@ def _body(graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto) -
     names: dict[str, str] = {}
     for tensor in body.initializer:
         names[tensor.name] = f"{node.name}/{tensor.name}"
-        kept = onnx.TensorProto()
-        kept.CopyFrom(tensor)
-        kept.name = names[tensor.name]
-        graph.initializer.append(kept)
+        graph.initializer.append(tensor)  # a copy
+        graph.initializer[-1].name = names[tensor.name]
     nodes = []
     for index, inner in enumerate(body.node):
         names |= {name: f"{node.name}/{name}" for name in inner.output if name}

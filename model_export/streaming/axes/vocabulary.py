@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from model_export.graph.nodes import constants
 from model_export.graph.operators import RESHAPING
 from model_export.manifest import Array
 
@@ -21,13 +22,7 @@ def vocabularies(graph: onnx.GraphProto) -> dict[str, int]:
 
     An input that is looked up in several tables has the ids of the smallest.
     """
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    weights |= {
-        node.output[0]: numpy_helper.to_array(a.t)
-        for node in graph.node
-        for a in node.attribute
-        if node.op_type == "Constant" and a.name == "value"
-    }
+    weights = {name: numpy_helper.to_array(tensor) for name, tensor in constants(graph).items()}
     origin = {value.name: value.name for value in graph.input}
     sizes: dict[str, int] = {}
     for node in graph.node:

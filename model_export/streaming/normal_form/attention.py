@@ -1,4 +1,4 @@
-"""Writes the operator Attention out where it has a mask: what that lets through can be read off the softmax then."""
+"""Writes the operator Attention out where it has a mask or is causal: its softmax then shows which timesteps count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def with_attention_written_out(model: Any) -> Any:
-    """Return a graph with MatMul and Softmax in the place of every Attention that has a mask, and nothing special.
+    """Return a graph with MatMul and Softmax in the place of every Attention that is masked, and nothing special.
 
     Those with past keys, or with fewer heads for keys than for queries, stay as they are.
     """
@@ -30,7 +30,7 @@ def with_attention_written_out(model: Any) -> Any:
     types |= {tensor.name: (tensor.data_type, len(tensor.dims)) for tensor in graph.initializer}
     del model.graph.node[:]
     for node in nodes:
-        is_open = _is_masked(node) and all(name in types for name in (node.input[0], node.input[3]))
+        is_open = _is_masked(node) and all(name in types for name in (node.input[0], *filter(None, node.input[3:4])))
         if is_open:
             written = _written_out(node, types)
             model.graph.node.extend(written.nodes)
@@ -41,9 +41,11 @@ def with_attention_written_out(model: Any) -> Any:
 
 
 def _is_masked(node: Any) -> bool:
-    if node.op_type != "Attention" or node.domain not in {"", "ai.onnx"} or not any(node.input[3:4]):
+    if node.op_type != "Attention" or node.domain not in {"", "ai.onnx"}:
         return False
     given = attributes(node)
+    if not any(node.input[3:4]) and not given.get("is_causal"):
+        return False
     heads = {given[name] for name in ("q_num_heads", "kv_num_heads") if name in given}
     return len(heads) < 2 and not given.get("softcap") and not any(node.input[4:]) and not any(node.output[1:])
 
@@ -55,7 +57,7 @@ def _written_out(node: Any, types: dict[str, tuple[int, int]]) -> NodeBuilder:
     from model_export.graph.builder import NodeBuilder
 
     given = attributes(node)
-    query, key, value, mask = node.input[:4]
+    query, key, value, mask = [*node.input, ""][:4]
     kind, rank = types[query]
     real = helper.tensor_dtype_to_np_dtype(kind)
     stem = node.name or node.output[0]
@@ -81,8 +83,10 @@ def _written_out(node: Any, types: dict[str, tuple[int, int]]) -> NodeBuilder:
         both = op("Slice", op("Shape", scores), constant(np.array([2])), constant(np.array([4])))
         ones = op("ConstantOfShape", both, value=helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0]))
         scores = op("Where", op("Cast", op("Trilu", ones, upper=0), to=TensorProto.BOOL), scores, lowest)
-    is_bool = types[mask][0] == TensorProto.BOOL
-    scores = op("Where", mask, scores, lowest) if is_bool else op("Add", scores, mask)
+    if mask and types[mask][0] == TensorProto.BOOL:
+        scores = op("Where", mask, scores, lowest)
+    elif mask:
+        scores = op("Add", scores, mask)
     answer = ["MatMul", op("Softmax", scores, axis=-1), value]
     if rank == 3:
         answer = ["Reshape", op("Transpose", op(*answer), perm=[0, 2, 1, 3]), constant(np.array([0, 0, -1]))]

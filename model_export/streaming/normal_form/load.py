@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import attributes, replace_items, subgraphs
+from model_export.graph.nodes import all_graphs, attributes, constants, replace_items, subgraphs
+from model_export.graph.onnx_file import read_model, require_onnx, without_functions
 from model_export.graph.operators import RNN, STATEFUL
 from model_export.manifest import METADATA_KEY, Array
 from model_export.streaming.normal_form.attention import with_attention_written_out
 
+Declared = dict[str, list[int | str | None]]
+"""The declared size of every axis of every input: a number, a name or nothing."""
 
-def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
+
+def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[Any, Declared]:
     """Return a sequence graph without functions, declared shapes or batch-first recurrences.
 
     Args:
         source: An ONNX file, or an `onnx.ModelProto`, which is left alone.
-        constants: Inputs that are given once and for all.
+        given: Inputs that are given once and for all.
 
     Returns:
         A new `onnx.ModelProto`: functions inlined, every node named, recurrent operators in the layout that
-        onnxruntime runs (time, batch, features), the ranks of the inputs alone declared: shapes may lie.
+        onnxruntime runs (time, batch, features), the ranks of the inputs alone declared: shapes may lie. And what was
+        declared.
 
     Raises:
         MissingExtraError: The onnx package is not installed.
@@ -35,17 +41,14 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
         UnclearModelError: A constant is no input.
     """
     onnx = require_onnx()
-    model = _read(onnx, Path(source)) if isinstance(source, str | Path) else source
+    model = read_model(Path(source), weights=True) if isinstance(source, str | Path) else source
     if any(entry.key == METADATA_KEY for entry in model.metadata_props):
         raise RefusedModelError(
             f"{model.graph.name!r} is a step graph with its manifest already; expected a graph over whole sequences.",
             fix="Serve it as it is, or export the model that it was made of; `stepwell inspect` shows it.",
         )
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
-    if plain.functions:
-        plain = onnx.inliner.inline_local_functions(plain)
-    _give(onnx, plain.graph, constants)
+    plain = without_functions(copy.deepcopy(model))
+    _give(onnx, plain.graph, given)
     weights = {tensor.name for tensor in plain.graph.initializer}
     inputs = [value for value in plain.graph.input if value.name not in weights]
     replace_items(plain.graph.input, inputs)
@@ -56,41 +59,19 @@ def load_graph(source: Any, constants: Mapping[str, Array]) -> Any:
     _name_states(plain.graph)
     replace_items(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
     _drop_idle_inputs(onnx, plain.graph)
+    declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
     _forget_shapes(plain.graph)
-    return plain
+    return plain, declared
 
 
-def require_onnx() -> Any:
-    """Return the onnx package, with what this front end uses of it.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
-    try:
-        import onnx
-        import onnx.inliner
-        import onnx.numpy_helper
-    except ImportError as exc:
-        raise MissingExtraError(
-            f"Exporting a sequence graph needs the onnx package, which cannot be imported: {exc}.",
-            fix="Install it: pip install 'stepwell[onnx]'; from a clone: STEPWELL_EXTRAS=onnx ./stepwell export ...",
-        ) from exc
-    return onnx
+def _size(dim: Any) -> int | str | None:
+    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else str(dim.dim_param) or None
 
 
-def _read(onnx: Any, path: Path) -> Any:
-    if not path.is_file():
-        raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
-    try:
-        return onnx.load(str(path))
-    except Exception as exc:
-        raise ModelLoadError(f"{path} is not an ONNX model: {exc}.", fix="Give the path of an .onnx file.") from exc
-
-
-def _give(onnx: Any, graph: Any, constants: Mapping[str, Array]) -> None:
+def _give(onnx: Any, graph: Any, given: Mapping[str, Array]) -> None:
     """Make inputs weights."""
     inputs = {value.name: value for value in graph.input}
-    for name, value in constants.items():
+    for name, value in given.items():
         if name not in inputs:
             raise UnclearModelError(
                 f"The graph has no input {name!r}; its inputs are {sorted(inputs)}.", fix="Check the name."
@@ -128,10 +109,7 @@ def _time_first(onnx: Any, nodes: list[Any]) -> list[Any]:
 def _drop_idle_inputs(onnx: Any, graph: Any) -> None:
     """Leave out initial states of zeros and lengths as declared: they often fix the exporter's batch size."""
     declared = {dim.dim_value for value in graph.input for dim in value.type.tensor_type.shape.dim}
-    fixed = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            fixed[node.output[0]] = node.attribute[0].t
+    fixed = constants(graph)
     for node in graph.node:
         for place in range(4, min(len(node.input), 7)) if node.op_type in RNN else ():
             if node.input[place] in fixed:
@@ -180,33 +158,20 @@ def _name_states(graph: Any) -> None:
     """Give operators an output for a state that they have along time: its shape is measured there."""
     for node in graph.node:
         operator = STATEFUL.get(node.op_type)
-        if operator is None or operator.time_axis is None or node.op_type in RNN:
+        if operator is None or operator.time_axis is None:
             continue
         for place in operator.states.values():
             node.output.extend([""] * (place + 1 - len(node.output)))
-            node.output[place] = node.output[place] or f"{node.name}/state"
+            node.output[place] = node.output[place] or f"{node.name}/state_{place}"
 
 
 def _forget_shapes(graph: Any) -> None:
-    """Keep types and, of the model's inputs, ranks."""
-    del graph.value_info[:]
-    for value in graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            dim.Clear()
+    """Keep types and ranks: onnxruntime has to see that a Loop's counter is a scalar. Ranks of outputs are measured."""
     for value in graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
-    for node in graph.node:
-        for body in subgraphs(node):
-            _forget_shapes_of_body(body)
-
-
-def _forget_shapes_of_body(graph: Any) -> None:
-    """Keep ranks too: onnxruntime needs to see that a Loop's counter is a scalar."""
-    del graph.value_info[:]
-    for value in (*graph.input, *graph.output):
-        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
-            dim.Clear()
-    for node in graph.node:
-        for body in subgraphs(node):
-            _forget_shapes_of_body(body)
+    for inner in all_graphs(graph):
+        del inner.value_info[:]
+        for value in (*inner.input, *inner.output):
+            for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+                dim.Clear()

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from model_export.graph.nodes import attributes, renamed
+from model_export.graph.nodes import attributes, constants, renamed
 from model_export.streaming.normal_form.time_slices import TimeSlice
 
 
@@ -71,12 +71,7 @@ class ScanBody:
         found = attributes(node).get("axes")
         if found is not None:
             return [int(axis) for axis in found]
-        tensors = {tensor.name: tensor for tensor in self._model.graph.initializer}
-        tensors |= {
-            other.output[0]: other.attribute[0].t
-            for other in self._model.graph.node
-            if other.op_type == "Constant" and other.attribute[0].HasField("t")
-        }
+        tensors = constants(self._model.graph)
         if len(node.input) < 2 or node.input[1] not in tensors:
             return None
         return [int(axis) for axis in numpy_helper.to_array(tensors[node.input[1]]).reshape(-1)]

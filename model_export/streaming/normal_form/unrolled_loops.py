@@ -6,6 +6,7 @@ sequence at places 0 to T - 1; what a copy uses of the one before it is carried.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import attributes, captures, read_opset, replace_items, uses
+from model_export.graph.nodes import attributes, captures, constants, read_opset, replace_items, uses
 from model_export.manifest import Array
 from model_export.streaming.normal_form.scan_body import ScanBody
 from model_export.streaming.normal_form.time_slices import FEWEST, live_nodes, time_slices
@@ -65,13 +66,10 @@ class _Unrolled:
         self._nodes = live_nodes(model.graph)
         self._makers = {name: at for at, node in enumerate(self._nodes) for name in node.output if name}
         self._constants: dict[str, Array] = {
-            tensor.name: numpy_helper.to_array(tensor)
-            for tensor in model.graph.initializer
-            if np.prod(tensor.dims) < 64
+            name: numpy_helper.to_array(tensor)
+            for name, tensor in constants(model.graph).items()
+            if name in self._makers or np.prod(tensor.dims) < 64
         }
-        for node in self._nodes:
-            if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-                self._constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         self._slices = dict(time_slices(self._nodes, self._constants))
         self._ages: dict[str, int] = {}
 
@@ -264,14 +262,9 @@ class _Unrolled:
     # ---------------------------------------------------------------- the Scan
 
     def _with_scan(self, body: _Body, steps: int, count: int) -> onnx.ModelProto:
-        """Return the model with the Scan in the place of the copies.
-
-        Raises:
-            _NoLoopError: Something else uses what a copy in the middle makes.
-        """
+        """Return the model with the Scan in the place of the copies."""
         at, label = steps // 2, f"loop_{count + 1}" if count else "loop"
-        made = onnx.ModelProto()
-        made.CopyFrom(self._model)
+        made = copy.deepcopy(self._model)
         gone = body.matched | {self._makers[node.output[0]] for node in body.joined.values()}
         states, finals = list(body.carried), self._finals(body, steps, gone)
         scanned = list(

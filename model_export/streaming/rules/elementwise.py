@@ -5,21 +5,17 @@ from __future__ import annotations
 import onnx
 
 from model_export.graph.nodes import attributes, uses
+from model_export.streaming.constants import shape_at_one_step
 from model_export.streaming.walk import StreamingWalk
 
 _REFOLDING = {"Reshape", "Flatten"}
 
 
 def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Emit a node as it is.
-
-    Raises:
-        RefusedModelError: It takes several timesteps together, or changes how many there are.
-    """
+    """Emit a node as it is."""
     offset = joint_offset(walk, node)
     _check_tables(walk, node)
-    walk.emit_like(node, offset)
-    resolve_fixed(walk, node, offset)
+    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset))
 
 
 def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
@@ -36,21 +32,13 @@ def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
     return min(offsets, default=None)
 
 
-def resolve_fixed(
-    walk: StreamingWalk, node: onnx.NodeProto, offset: int | None, names: dict[str, str] | None = None
-) -> None:
-    """Say what became of the outputs of a node that was emitted as it is.
-
-    Args:
-        walk: The walk.
-        node: The node of the sequence graph.
-        offset: The offset at which it took its timed inputs.
-        names: The outputs' tensors in the step graph, where a rule chose them.
-    """
+def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None, made: onnx.NodeProto) -> None:
+    """Set the outputs of a node that was emitted as it is, as `made`, on inputs at an offset."""
     kinds = {walk.tensors[name].kind for name in uses(node)}
     position = any(walk.tensors[name].position for name in uses(node))
-    for name in filter(None, node.output):
-        step = (names or {}).get(name) or walk.emitted(node, name)
+    for name, step in zip(node.output, made.output, strict=True):
+        if not name:
+            continue
         if isinstance(walk.facts.value(name), list):
             walk.set_output(node, name, step, "per_step", offset)
             continue
@@ -88,9 +76,8 @@ def reshape(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if node.op_type == "Reshape" and len(per_row) == 1:
         shape = walk.graph.ints([-1 if rows else fixed for fixed, rows in sizes])
     else:
-        shape = walk.shape(dims)
-    walk.emit_like(node, offset, i1=shape)
-    resolve_fixed(walk, node, offset)
+        shape = shape_at_one_step(walk.graph, dims)
+    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, i1=shape))
 
 
 def count_up(walk: StreamingWalk, node: onnx.NodeProto) -> None:

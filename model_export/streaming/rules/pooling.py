@@ -117,13 +117,6 @@ def _pooled(
 
     Scores may be large, so all exponentials are relative to the largest score so far; when that grows, what was summed
     up before is scaled down.
-
-    Args:
-        walk: The walk.
-        node: The node that sums over time.
-        weights: The scores.
-        dims: Of the sum.
-        weigh: Returns what a weight makes of this timestep's values.
     """
     graph, label, dtype = walk.graph, plain(node.name), walk.dtype(weights.name)
     of_scores = list(walk.facts.dims(weights.name))

@@ -19,59 +19,37 @@ from model_export.streaming.walk import StreamingWalk
 _ONE = Dim(Fraction(1))
 
 
-def rnn(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """LSTM, GRU, RNN.
+def stateful_op(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """An operator of the table with states along its time axis: they become states of the step graph.
 
     Raises:
-        RefusedModelError: They run backwards over time, or over sequences of different lengths.
+        RefusedModelError: It runs backwards over time, or over sequences of different lengths.
     """
-    name = node.input[0]
-    if walk.facts.time_axis(name) != 0 or not walk.timed(node, [name]):
-        pointwise(walk, node)
-        return
-    direction = attributes(node).get("direction", "forward")
-    if direction != "forward":
-        raise walk.refuse(node, f"is {direction} over time")
-    _check_lengths(walk, node, node.input[4] if len(node.input) > 4 else "", name)
-    offset = _start(walk, node, [name])
-    hidden = Dim(Fraction(walk.facts.value(node.input[2]).shape[2]))
-    dims = [_ONE, walk.facts.dims(name)[1], hidden]
-    kinds = ("h", "c")[: len(STATEFUL[node.op_type].states)]
-    made = walk.emit_like(node, offset)
-    made.input.extend([""] * (5 + len(kinds) - len(made.input)))
-    made.output.extend([""] * (1 + len(kinds) - len(made.output)))
-    made.input[4] = ""
-    for place, kind in enumerate(kinds):
-        given = node.input[5 + place] if len(node.input) > 5 + place else ""
-        out = made.output[1 + place] = made.output[1 + place] or walk.graph.unique(f"{node.name}/{kind}")
-        made.input[5 + place] = carried(walk, node, kind, dims, given=given, out=out, offset=offset)
-        if len(node.output) > 1 + place and node.output[1 + place]:
-            _give_final(walk, node, node.output[1 + place], out, source=name, offset=offset)
-    if node.output[0]:
-        walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
-
-
-def stateful_op(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """An operator of the table with one state along its time axis: that becomes the step graph's."""
     operator = STATEFUL[node.op_type]
-    ((past, after),) = operator.states.items()
     names = [node.input[place] for place in operator.timed if place < len(node.input) and node.input[place]]
     timed = walk.timed(node, names)
     if not timed or any(walk.facts.time_axis(name) != operator.time_axis for name in timed):
         pointwise(walk, node)
         return
-    offset = _start(walk, node, names)
+    direction = attributes(node).get("direction", "forward")
+    if direction != "forward":
+        raise walk.refuse(node, f"is {direction} over time")
+    if operator.lengths is not None and len(node.input) > operator.lengths:
+        _check_lengths(walk, node, node.input[operator.lengths], timed[0])
+    offset = _start(walk, names)
     made = walk.emit_like(node, offset)
-    made.input.extend([""] * (past + 1 - len(made.input)))
-    dims = walk.facts.dims(node.output[after])
-    if all(dim.fixed or dim.has_batch for dim in dims):  # a kernel of one timestep looks at nothing before
-        given = node.input[past] if len(node.input) > past else ""
-        dtype = walk.dtype(node.output[0])
-        made.input[past] = carried(
-            walk, node, "state", dims, given=given, out=made.output[after], offset=offset, dtype=dtype
-        )
-    _give_final(walk, node, node.output[after], made.output[after], source=timed[0], offset=offset)
-    walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
+    made.input.extend([""] * (max(operator.states) + 1 - len(made.input)))
+    if operator.lengths is not None:
+        made.input[operator.lengths] = ""
+    for label, (past, after) in zip(operator.labels, operator.states.items(), strict=True):
+        dims, out = walk.facts.dims(node.output[after]), made.output[after]
+        if all(dim.fixed or dim.has_batch for dim in dims):  # a kernel of one timestep looks at nothing before
+            given = node.input[past] if len(node.input) > past else ""
+            dtype = walk.dtype(node.output[after])
+            made.input[past] = carried(walk, node, label, dims, given=given, out=out, offset=offset, dtype=dtype)
+        _give_final(walk, node, node.output[after], out, source=timed[0], offset=offset)
+    if node.output[0]:
+        walk.set_output(node, node.output[0], made.output[0], "per_step", offset)
 
 
 def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -96,7 +74,7 @@ def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if old:
         _check_lengths(walk, node, node.input[0], scanned[0])
     timed = [name for name in scanned if walk.timed(node, [name])]
-    offset = _start(walk, node, timed)
+    offset = _start(walk, timed)
     made = walk.emit_like(node, offset)
     if old:
         made.input[0] = ""
@@ -117,7 +95,7 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         pointwise(walk, node)
         return
     timed = walk.timed(node)
-    offset = _start(walk, node, timed)
+    offset = _start(walk, timed)
     if offset != 0:
         raise walk.refuse(node, "runs over a sequence that was cut in front")
     made = walk.emit_like(node, 0)
@@ -163,7 +141,7 @@ def cumsum(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         init = walk.facts.before_start(out, offset - (not attrs.get("exclusive")), 1)
         if init is None:
             raise walk.refuse(node, "sums what stands before the first timestep, which depends on the input")
-    state, spec = walk.graph.state_like(f"{_label(node)}.sum", dims, walk.dtype(name), init)
+    state, spec = walk.graph.state_like(f"{plain(node.name)}.sum", dims, walk.dtype(name), init)
     value = walk.started(walk.operand(name, offset, node), name, offset, 0)
     total = walk.graph.op("Add", state, value)
     walk.graph.next_state_like(spec, total, dims)
@@ -205,7 +183,7 @@ def carried(
             f"starts from {given!r} of shape {list(init.shape)}; one row of what it carries is {list(row)}",
             "Export the model for one row, or with an initial state that is expanded to the batch.",
         )
-    tensor, spec = graph.state_like(f"{_label(node)}.{label}", dims, dtype, init)
+    tensor, spec = graph.state_like(f"{plain(node.name)}.{label}", dims, dtype, init)
     if kind == "static":  # computed from another input: it counts at the first timestep alone
         tensor = graph.op("Where", walk.has_seen(1 - min(offset, 0), dims), tensor, walk.operand(given))
     kept = graph.op("Where", walk.has_seen(-offset, dims), out, tensor) if offset < 0 else out
@@ -227,39 +205,24 @@ def _carry(
         walk.set_output(node, out, step, "final")
 
 
-def _label(node: onnx.NodeProto) -> str:
-    return plain(node.name)
-
-
-def _start(walk: StreamingWalk, node: onnx.NodeProto, names: Sequence[str]) -> int:
-    """Return the offset at which a recurrence takes its inputs: it begins with their first element.
-
-    Raises:
-        RefusedModelError: They have more timesteps than the sequence, so some come before its first.
-    """
-    offsets = [offset for name in names if (offset := walk.tensors[name].offset) is not None]
-    lasts = [name for name in names if walk.tensors[name].kind == "final"]
-    if lasts:
-        raise walk.refuse(node, f"runs over {lasts[0]!r}, which is known after the last timestep only")
-    return min([0, *offsets])
+def _start(walk: StreamingWalk, names: Sequence[str]) -> int:
+    """Return the offset at which a recurrence takes its inputs: it begins with their first element."""
+    return min([0, *(offset for name in names if (offset := walk.tensors[name].offset) is not None)])
 
 
 def _give_final(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str, *, source: str, offset: int) -> None:
     """Give what a recurrence carries at its end."""
     tensor = walk.tensors[source]
     extra = offset if tensor.offset is None else walk.facts.length_delta(source)
-    if extra != offset and _is_used(walk, name):
+    graph = walk.model.graph
+    used = {given for inner in graph.node for given in uses(inner)} | {output.name for output in graph.output}
+    if extra != offset and name in used:
         raise walk.refuse(
             node,
             f"ends {abs(extra - offset)} timestep(s) {'after' if extra > offset else 'before'} the sequence, "
             "and its final state is used",
         )
     walk.set_output(node, name, step, "final")
-
-
-def _is_used(walk: StreamingWalk, name: str) -> bool:
-    graph = walk.model.graph
-    return any(name in uses(node) for node in graph.node) or any(output.name == name for output in graph.output)
 
 
 def _check_lengths(walk: StreamingWalk, node: onnx.NodeProto, name: str, source: str) -> None:

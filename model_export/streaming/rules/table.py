@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from model_export.graph.operators import RNN, STATEFUL
+from model_export.graph.operators import STATEFUL
 from model_export.streaming.rules.attention import attention, matmul
 from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
 from model_export.streaming.rules.pooling import WEIGHTED, softmax, with_weights
-from model_export.streaming.rules.recurrent import cumsum, loop, rnn, scan, stateful_op
+from model_export.streaming.rules.recurrent import cumsum, loop, scan, stateful_op
 from model_export.streaming.rules.reductions import REDUCTIONS, reduction
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
 from model_export.streaming.rules.window import convolution, transposed
@@ -14,7 +14,7 @@ from model_export.streaming.walk import Rule
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, reduction),
-    **{name: rnn if name in RNN else stateful_op for name, op in STATEFUL.items() if op.time_axis is not None},
+    **{name: stateful_op for name, operator in STATEFUL.items() if operator.time_axis is not None},
     "Attention": attention,
     "AveragePool": convolution,
     "Concat": concat,

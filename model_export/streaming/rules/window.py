@@ -57,7 +57,7 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         window = walk.graph.op("Slice", window, *cut)
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
-    walk.set_output(node, out, walk.emitted(node, out), "per_step", offset + left - past)
+    walk.set_output(node, out, made.output[0], "per_step", offset + left - past)
 
 
 def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -82,8 +82,8 @@ def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     window = _window(walk, node, past=past, left=past, offset=offset, fill=0.0)
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
-    whole, first = walk.emitted(node, out), past * each * stride
-    step = walk.graph.op("Gather", whole, walk.graph.ints(range(first, first + each * stride)), axis=axis)
+    first = past * each * stride
+    step = walk.graph.op("Gather", made.output[0], walk.graph.ints(range(first, first + each * stride)), axis=axis)
     walk.set_output(node, out, step, "per_step", offset - left // (each * stride))
 
 

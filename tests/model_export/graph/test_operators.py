@@ -30,4 +30,4 @@ def test_each_of_them_is_stepped_by_the_rule_for_all() -> None:
     from model_export.streaming.rules.table import RULES
 
     assert ALONG_TIME
-    assert {RULES[name] for name in ALONG_TIME} == {stateful_op}
+    assert {RULES[name] for name in (*ALONG_TIME, *RNN)} == {stateful_op}

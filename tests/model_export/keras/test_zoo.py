@@ -8,6 +8,7 @@ import pytest
 from model_export.keras import convert
 from model_export.step_model import StepModel
 from model_export.verify.parity import STEPS, verify_parity
+from model_export.verify.tolerance import Tolerance
 from tests.model_export.keras import zoo
 
 
@@ -24,8 +25,7 @@ def test_a_model_of_the_zoo_equals_keras_step_by_step(name: str) -> None:
         samplers=made.samplers,
         steps=made.only_length or STEPS,
         long_steps=0,
-        atol=allowed,
-        rtol=10 * allowed,
+        tolerance=Tolerance(allowed, 10 * allowed),
     )
 
     assert made.rounding in {0, allowed}, "a model that computes in float32 is held to the common tolerance"

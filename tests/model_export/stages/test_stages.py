@@ -185,6 +185,31 @@ def test_models_are_joined_one_behind_the_other(tmp_path: Path) -> None:
     np.testing.assert_allclose(outputs_of(joined, x), want, rtol=1e-5, atol=1e-5)
 
 
+def test_a_second_model_may_have_inputs_of_its_own(tmp_path: Path) -> None:
+    second = tmp_path / "second.onnx"
+    text = """(float[b, t, 5] y, float[b, t, 5] more) => (float[b, t, 5] z) { s = Add (y, more) z = CumSum (s, a) }"""
+    onnx.save(graph(text, a=np.int64(1)), second)
+
+    whole = converted(lstm(tmp_path), second)
+
+    assert [spec.name for spec in whole.manifest.inputs] == ["x", "more"]
+    content, report = verify_model(whole, long_steps=128)
+    assert not report.weak
+    inputs = {"x": np.ones((2, 40, 4), np.float32), "more": np.ones((2, 40, 5), np.float32)}
+    assert stepped(StepModel(content), inputs)[0]["z"].shape == (2, 40, 5)
+
+
+def test_models_with_one_name_for_two_inputs_are_not_joined(tmp_path: Path) -> None:
+    second = tmp_path / "second.onnx"
+    text = """(float[b, t, 5] y, float[b, t, 4] x) => (float[b, t, 5] z) {
+        p = MatMul (x, W) s = Add (p, y) z = CumSum (s, a)
+    }"""
+    onnx.save(graph(text, a=np.int64(1), W=(4, 5)), second)
+
+    with pytest.raises(UnclearModelError, match="Both models have an input 'x'"):
+        converted(lstm(tmp_path), second)
+
+
 def test_files_before_and_after_are_part_of_the_written_graph(tmp_path: Path) -> None:
     rows, whole = tmp_path / "rows.onnx", tmp_path / "whole.onnx"
     onnx.save(graph("(float[n, 3] raw) => (float[n, 4] x) { x = MatMul (raw, D) }", D=(3, 4)), rows)

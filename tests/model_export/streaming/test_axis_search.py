@@ -11,7 +11,6 @@ import pytest
 from model_export.errors import UnclearModelError
 from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.normal_form.load import load_graph
-from model_export.streaming.step import read_declarations
 from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 
 ONE: dict[str, Any] = {"one": np.int64(1)}
@@ -21,8 +20,8 @@ RNN_OVER_0 = "{ y = GRU <hidden_size = 5> (x, W, R, B) }"
 
 def read(model: onnx.ModelProto, **time_axes: int) -> dict[str, tuple[int | None, int | None, str]]:
     """Return batch axis, time axis and role by input."""
-    plain = load_graph(model, {})
-    found = find_inputs(plain, read_declarations(model, plain), time_axes=time_axes)
+    plain, declared = load_graph(model, {})
+    found = find_inputs(plain, declared, time_axes=time_axes)
     return {door.name: (door.batch, door.time, door.role) for door in found.inputs}
 
 
@@ -65,9 +64,9 @@ def test_what_the_user_says_wins() -> None:
 
 def test_the_batch_axis_that_the_user_says_wins_too() -> None:
     model = graph(f"(float[batch, time, 4] x) => (float[a, b, 4] y) {SUM}", **ONE)
-    plain = load_graph(model, {})
+    plain, declared = load_graph(model, {})
 
-    [door] = find_inputs(plain, read_declarations(model, plain), time_axes={"x": 1}, batch_axes={"x": 2}).inputs
+    [door] = find_inputs(plain, declared, time_axes={"x": 1}, batch_axes={"x": 2}).inputs
 
     assert (door.batch, door.time) == (2, 1)
 

@@ -56,6 +56,31 @@ def test_attention_without_a_window_covers_the_declared_length(length: int) -> N
     assert all(length - 1 in shape for shape in windows)
 
 
+def causal_operator() -> onnx.ModelProto:
+    """Return the operator Attention without a mask, causal, as PyTorch's exporter writes it from opset 23 on."""
+    return graph(
+        """(float[batch, time, 4] x) => (float[batch, time, 4] y) {
+            k = MatMul (x, W)
+            y = Attention <is_causal = 1, q_num_heads = 2, kv_num_heads = 2> (x, k, k)
+        }""",
+        opset=23, W=(4, 4),
+    )  # fmt: skip
+
+
+def test_the_causal_attention_operator_covers_the_declared_length() -> None:
+    _, report = verify_model(convert(causal_operator(), name="m", length=LENGTH))
+
+    assert report.parity.steps == LENGTH
+    assert not report.weak
+
+
+def test_the_causal_attention_operator_is_refused_without_a_declared_length() -> None:
+    with pytest.raises(RefusedModelError, match="attends to all timesteps before") as caught:
+        convert(causal_operator(), name="m")
+
+    assert "--length N" in caught.value.fix
+
+
 def test_a_table_of_positions_gives_no_number_after_its_end() -> None:
     graph_bytes, _ = verify_model(convert(positions(), name="m", length=LENGTH))
     values = np.random.default_rng(0).standard_normal((2, LENGTH + 1, 4)).astype(np.float32)

@@ -114,7 +114,7 @@ def test_a_case_that_cannot_be_stepped_is_refused_for_the_right_reason(name: str
 def test_the_plain_form_of_a_case_gives_its_answers(name: str) -> None:
     """That form is what the step graph is held against: layout 1 turned round, shapes forgotten."""
     case = CASES[name]
-    plain = load_graph(case.model, given(case))
+    plain, _ = load_graph(case.model, given(case))
     names = [value.name for value in case.model.graph.input]
     feeds = dict(zip(names, arrays(case.data_sets[0][0]), strict=True))
     values = run(session(plain), {name: value for name, value in feeds.items() if name not in GIVEN})

@@ -192,4 +192,19 @@ REFUSED: dict[str, Refused] = {
         lambda: channels("[pool] y = AveragePool <kernel_shape = [3], pads = [2, 0]> (x)"),
         "'pool' (AveragePool) averages over fewer timesteps at the beginning",
     ),
+    "two_sequences_in_time": Refused(
+        lambda: graph(f"({X}) => (float[N, twice, 4] y) {{ c = CumSum (x, one) [join] y = Concat <axis = 1> (c, x) }}",
+                      one=np.int64(1)),
+        "'join' (Concat) puts 2 sequences one behind the other in time",
+    ),
+    "picked_by_values": Refused(
+        lambda: per_timestep("s = ReduceSum <keepdims = 0> (x) n = Mul (s, nil) r = Cast <to = 7> (n) "
+                             "i = Reshape (r, one) [pick] p = Gather <axis = 1> (c, i) y = Sub (c, p)",
+                             nil=np.float32(0), one=ints(1)),
+        "'pick' (Gather) picks timesteps by values that are computed on the way",
+    ),
+    "mean_for_every_timestep": Refused(
+        lambda: per_timestep("m = ReduceMean <axes = [1]> (c) s = Shape (x) [spread] y = Expand (m, s)"),
+        "'spread' (Expand) spreads what is known after the last timestep only over all timesteps",
+    ),
 }  # fmt: skip

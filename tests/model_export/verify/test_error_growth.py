@@ -13,7 +13,8 @@ from model_export.errors import ParityError
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.verify.error_growth import steps_for
-from model_export.verify.parity import PrefixAnswers, verify_parity
+from model_export.verify.parity import RTOL, PrefixAnswers, verify_parity
+from model_export.verify.tolerance import Tolerance
 from tests import graphs
 
 Sequences = Mapping[str, Array]
@@ -60,7 +61,7 @@ def test_a_difference_that_grows_with_every_timestep_is_refused() -> None:
         return {"y": running_sum(inputs)["y"] + 1e-5 * np.arange(inputs["x"].shape[1])[:, None]}
 
     with pytest.raises(ParityError) as caught:
-        verify_parity(too_large, StepModel(*graphs.total()), against="numpy", atol=1e-3, rtol=0)
+        verify_parity(too_large, StepModel(*graphs.total()), against="numpy", tolerance=Tolerance(1e-3, 0))
 
     assert "'y' drifts away from the original: over 2000 timesteps" in caught.value.problem
     assert "so it is not rounding" in caught.value.problem
@@ -82,7 +83,7 @@ def test_the_long_run_is_compared_as_long_as_the_original_is_finite() -> None:
         answers[:, 700:] = np.inf
         return {"y": answers}
 
-    report = verify_parity(overflows, StepModel(*graphs.total()), against="numpy", atol=1e-3)
+    report = verify_parity(overflows, StepModel(*graphs.total()), against="numpy", tolerance=Tolerance(1e-3, RTOL))
 
     assert report.drift is not None
     assert (report.drift.steps, report.drift.compared) == (2000, 700)
@@ -96,7 +97,9 @@ def test_the_beginning_and_the_end_are_told_apart() -> None:
         answers[:, 1990:] += np.float32(0.01)
         return {"y": answers}
 
-    drift = verify_parity(off_at_the_end, StepModel(*graphs.total()), against="numpy", atol=0.1).drift
+    drift = verify_parity(
+        off_at_the_end, StepModel(*graphs.total()), against="numpy", tolerance=Tolerance(0.1, RTOL)
+    ).drift
 
     assert drift is not None
     assert drift.first < 1e-3
@@ -108,7 +111,7 @@ def test_an_answer_for_the_end_alone_is_compared_there() -> None:
     def last(inputs: Sequences) -> dict[str, PrefixAnswers]:
         return {"y": PrefixAnswers([inputs["x"].shape[1]], running_sum(inputs)["y"][:, -1:] + np.float32(1e-4))}
 
-    drift = verify_parity(last, StepModel(*graphs.total()), against="numpy", atol=1e-3).drift
+    drift = verify_parity(last, StepModel(*graphs.total()), against="numpy", tolerance=Tolerance(1e-3, RTOL)).drift
 
     assert drift is not None
     assert (drift.at_step, drift.first) == (2000, 0.0)

@@ -15,7 +15,7 @@ from model_export.errors import ParityError
 from model_export.manifest import Array
 from model_export.precision import narrow_store
 from model_export.step_model import StepModel
-from model_export.verify.parity import verify_parity
+from model_export.verify.parity import RTOL, verify_parity
 from model_export.verify.tolerance import Tolerance
 from tests import graphs
 from tests.model_export.mutants import MUTANTS, mutated
@@ -127,7 +127,7 @@ def total() -> StepModel:
 
 
 def test_a_tolerance_that_a_person_gave_is_taken_as_it_is_and_the_proof_is_weak_where_it_is_too_large() -> None:
-    report = verify_parity(summed, total(), against="numpy", atol=5.0, rtol=0, long_steps=0)
+    report = verify_parity(summed, total(), against="numpy", tolerance=Tolerance(5.0, 0), long_steps=0)
 
     assert report.parity.atol == 5.0
     assert report.weak
@@ -242,7 +242,7 @@ def test_the_part_of_the_value_is_told_also_where_all_of_it_is_lost() -> None:
     }"""
     model = StepModel(graphs.graph_from_text(text), graphs.total()[1])
 
-    report = verify_parity(tiny, model, against="numpy", atol=1e-5, long_steps=0)
+    report = verify_parity(tiny, model, against="numpy", tolerance=Tolerance(1e-5, RTOL), long_steps=0)
 
     assert report.outputs[0].max_rel == pytest.approx(1.0)
     assert report.weak

@@ -11,8 +11,9 @@ import pytest
 from model_export.errors import ParityError, TensorError
 from model_export.manifest import Array
 from model_export.step_model import StepModel
-from model_export.verify.parity import PrefixAnswers, verify_parity
+from model_export.verify.parity import ATOL, RTOL, PrefixAnswers, verify_parity
 from model_export.verify.samplers import random_sampler, read_user_data
+from model_export.verify.tolerance import Tolerance
 from tests import graphs
 
 Sequences = Mapping[str, Array]
@@ -60,7 +61,7 @@ def test_integers_are_compared_exactly_past_the_53_bits_of_a_float() -> None:
         return {"y": answers}
 
     with pytest.raises(ParityError, match=r"timestep 41 "):
-        verify_parity(one_off, model(graphs.fold), against="python", atol=0.5, rtol=0)
+        verify_parity(one_off, model(graphs.fold), against="python", tolerance=Tolerance(0.5, 0))
 
 
 def test_several_inputs_and_outputs_of_different_dtypes_pass() -> None:
@@ -132,15 +133,19 @@ def test_tolerance_is_absolute_plus_relative() -> None:
     def near(inputs: Sequences) -> dict[str, Array]:
         return {"y": running_sum(inputs)["y"] + np.float32(0.05)}
 
-    assert verify_parity(near, model(), against="numpy", atol=0.1).parity.max_abs == pytest.approx(0.05, abs=1e-4)
+    assert verify_parity(
+        near, model(), against="numpy", tolerance=Tolerance(0.1, RTOL)
+    ).parity.max_abs == pytest.approx(0.05, abs=1e-4)
     with pytest.raises(ParityError):
-        verify_parity(near, model(), against="numpy", atol=0.01, rtol=0)
+        verify_parity(near, model(), against="numpy", tolerance=Tolerance(0.01, 0))
 
 
 def test_states_pass_through_their_packed_form_after_every_timestep() -> None:
     """A state that is stored as float16 loses digits, so the answers from the second on do not hold 1e-5."""
     with pytest.raises(ParityError) as caught:
-        verify_parity(running_sum, model(graphs.total_half), against="numpy", steps=10, rtol=0)
+        verify_parity(
+            running_sum, model(graphs.total_half), against="numpy", steps=10, tolerance=Tolerance(ATOL, 0, scaled=True)
+        )
 
     assert "timestep 2 " in caught.value.problem
 
