@@ -223,7 +223,7 @@ def trace_call(call: Call) -> list[Value]:
     """The rule of a layer without one: its code is traced, for one timestep or else for all that there are."""
     graph = call.graph
     call = _with_masks(call)
-    states, cells = list(graph.states), list(graph.cells)
+    states = list(graph.states)
     try:
         return call.walk.trace(call, _at_inference(call.layer))
     except RefusedModelError as refused:
@@ -231,7 +231,7 @@ def trace_call(call: Call) -> list[Value]:
             raise
         # What the attempt declared goes, but for what all layers share.
         shared = [s for s in graph.states if s not in states and not s.input.startswith(f"{call.path}/")]
-        graph.states[:], graph.cells[:] = states + shared, cells
+        graph.states[:] = states + shared
         try:
             return recompute(call, lambda inner: inner.walk.trace(inner, _at_inference(inner.layer)))
         except RefusedModelError:

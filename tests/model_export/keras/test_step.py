@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.keras.step import ExportedStep, export_keras
 from model_export.step_model import StepModel
 from tests.model_export.keras import zoo
@@ -20,7 +21,7 @@ def export(model: Any) -> ExportedStep:
 
 
 def load(exported: ExportedStep) -> StepModel:
-    return StepModel(exported.proto.SerializeToString(), exported.manifest)
+    return StepModel(decompose_rnn(exported.proto).SerializeToString(), exported.manifest)
 
 
 def test_the_graph_is_opset_20_and_ir_10_with_a_free_batch_axis_and_no_time_axis() -> None:
