@@ -82,6 +82,10 @@ def dynamic_manifest(manifest: Manifest) -> Manifest:
 def _products(reading: StepGraphAnalysis, loops: Sequence[Loop]) -> int:
     """Return how many numbers of weights the loops use in each timestep."""
     sizes = {init.name: math.prod(init.dims) for init in reading.model.graph.initializer}
+    for node in reading.nodes:  # weights that are expanded, cut or without an axis before they are used
+        if reading.fixed.issuperset(filter(None, node.output)):
+            size = max((sizes.get(name, 0) for name in node.input), default=0) // len(node.output)
+            sizes |= dict.fromkeys(node.output, size)
     used = {id(node): node for loop in loops for node in loop.nodes}
     # an operator multiplies the inputs of all timesteps with W, its second input, in one product
     return sum(

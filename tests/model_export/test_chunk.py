@@ -17,6 +17,7 @@ from model_export.manifest import Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify.runners import chunked, stepped
 from model_export.verify.tolerance import Tolerance
+from model_export.weights import Weights, compress_weights
 from tests import graphs
 
 STRICT = Tolerance(1e-5, 1e-5)
@@ -281,9 +282,12 @@ def test_chunks_are_taken_by_the_size_of_the_loops(how: str, products: int, why:
     assert (why or "") in (found or "")
 
 
-def test_a_wide_recurrence_stays_a_step_graph() -> None:
+@pytest.mark.parametrize("weights", [None, "fp16"])
+def test_a_wide_recurrence_stays_a_step_graph(weights: Weights | None) -> None:
+    """However its weights are stored."""
     graph, manifest = graphs.lstm(2, 400)
-    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
+    proto = onnx.load_from_string(graph)
+    _, described, choice = choose_chunk(compress_weights(proto, weights) if weights else proto, manifest, [], STRICT)
 
     assert (described.time.chunk, choice.chunk) == ("step", "step")
     assert "little is gained" in choice.why

@@ -63,11 +63,6 @@ def _trace_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, li
     return y, rest
 
 
-def is_known(cell: Any) -> bool:
-    """Return whether the cell's first state is its output, by a rule of its own."""
-    return _cell_rule(cell) is not None
-
-
 def _cell_rule(cell: Any) -> Cell | None:
     for cls, known in CELLS.items():
         if isinstance(cell, cls) and getattr(type(cell), "call", None) is getattr(cls, "call", None):
