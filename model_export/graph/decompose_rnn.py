@@ -78,6 +78,7 @@ class RnnSteps:
         found = [node for node in _one_timestep_operators(model) if not set(keep).intersection(node.output)]
         self._opset = read_opset(model)
         self._model = model
+        self._at = ""
         self._build = NodeBuilder("rnn", tensor_names(model.graph) if found else ())
         self._weights = {_key(node): self._prepared(node) for node in found}
         self.front, self.constants = self._build.nodes, self._build.constants
@@ -102,7 +103,8 @@ class RnnSteps:
             else:
                 made.append(node)
         constants = {tensor.name: tensor for tensor in (*self._model.graph.initializer, *self.constants)}
-        constants |= {n.output[0]: n.attribute[0].t for n in self._model.graph.node if n.op_type == "Constant"}
+        written = [node for node in self._model.graph.node if node.op_type == "Constant"]
+        constants |= {node.output[0]: node.attribute[0].t for node in written if node.attribute[0].HasField("t")}
         return _without_detours(made, constants, outputs) if self else made
 
     # ---------------------------------------------------------------- one operator
