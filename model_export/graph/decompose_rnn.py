@@ -140,7 +140,7 @@ class RnnSteps:
             after = [self._gru(of_input, h, r, b[1:], kinds)]
         else:
             total = self._product(h, *r, of_input)
-            after = self._lstm(total, *c, kinds) if c else [self._activated(kinds[0], total)]
+            after = self._lstm(total, c[0], kinds) if c else [self._activated(kinds[0], total)]
         for place, name in enumerate(node.output):
             if name:
                 axes = self._build.ints([0] if place else [0, 1])
