@@ -145,6 +145,22 @@ def test_exporting_twice_gives_the_same_bytes(name: str) -> None:
     assert export(model).proto.SerializeToString() == export(model).proto.SerializeToString()
 
 
+RESTING: dict[str, tuple[int, ...]] = {
+    "Dropout": (4,), "SpatialDropout1D": (4,), "SpatialDropout2D": (5, 4), "SpatialDropout3D": (5, 5, 4),
+    "AlphaDropout": (4,), "GaussianDropout": (4,), "GaussianNoise": (4,), "ActivityRegularization": (4,),
+    "Identity": (4,),
+}  # fmt: skip
+"""Layers that do nothing outside training, with a row that each takes."""
+
+
+@pytest.mark.parametrize("layer", RESTING)
+def test_a_layer_that_rests_outside_training_adds_nothing(layer: str) -> None:
+    arguments = [0.5] if "Dropout" in layer or "Noise" in layer else []
+    model = keras.Sequential([keras.Input((None, *RESTING[layer])), getattr(L, layer)(*arguments)])
+
+    assert [node.op_type for node in export(model).proto.graph.node] == ["Identity"]
+
+
 def test_odd_characters_in_names_become_underscores() -> None:
     model = keras.Model(x := keras.Input((None, 2), name="room 1: °C"), L.GRU(2, name="a b")(x))
 
