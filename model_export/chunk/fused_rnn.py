@@ -46,8 +46,13 @@ def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
         return False
     emitter = builder.emitter
     before = _once(builder, loop, first, {})
-    # (1, rows, T, features) to (T, rows, features)
-    sequence = emitter.op("Transpose", emitter.op("Squeeze", builder.sequence(x), emitter.ints([0])), perm=[1, 0, 2])
+    maker = builder.reading.maker.get(x)
+    rows = maker.input[0] if maker is not None and maker.op_type == "Unsqueeze" else x
+    if rows != x and builder.facts[rows].axis == 0 and len(builder.facts[rows].row) == 1:
+        timed_rows = builder.sequence(rows)
+    else:  # (1, rows, T, features)
+        timed_rows = emitter.op("Squeeze", builder.sequence(x), emitter.ints([0]))
+    sequence = emitter.op("Transpose", timed_rows, perm=[1, 0, 2])
     given = attributes(node)
     y, *last = _run(builder, node.op_type, [sequence, *inputs[1:4], "", *before, *peepholes], given)
     outputs = [*node.output, *[""] * 3][: 1 + len(first)]
