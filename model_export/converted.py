@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import onnx
 
     from model_export.chunk.decision import ChunkChoice
-    from model_export.chunk.fused_rnn import FusedCell
 
 UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
 
@@ -35,14 +34,13 @@ class ConvertedModel:
     """What a front end makes of a trained model.
 
     Attributes:
-        proto: The step graph, without manifest.
+        proto: The step graph, without manifest; recurrences may be LSTM, GRU and RNN operators, for chunks run them so.
         manifest: What it takes, carries and gives.
         original: The model as it was trained.
         against: The original and its version, for example `keras 3.15.1 jax`.
         samplers: What to draw for the comparison, by the name of its kind; None: random data.
         only_length: The one number of timesteps that the original takes; None: any.
         longest: The most timesteps that the original can be asked for within reason; None: any.
-        cells: Parts of the step graph that one fused operator can do for a whole chunk.
         probe: What the layers of the original give, to find the one to blame where the answers differ.
         rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
             is taken to be tighter.
@@ -55,7 +53,6 @@ class ConvertedModel:
     samplers: Mapping[str, Sampler] | None = None
     only_length: int | None = None
     longest: int | None = None
-    cells: Sequence[FusedCell] = ()
     probe: LayerOutputs | None = None
     rounding: float = 0.0
 
@@ -165,4 +162,4 @@ def _with_chunks(
     # beyond the one length of the original, the answers are not numbers
     steps = min(candidate.only_length or STEPS, STEPS)
     samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in samplers.values()]
-    return choose_chunk(candidate.proto, candidate.manifest, candidate.cells, samples, tolerance)
+    return choose_chunk(candidate.proto, candidate.manifest, samples, tolerance)

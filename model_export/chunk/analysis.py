@@ -65,6 +65,7 @@ class StepGraphAnalysis:
         fixed: Tensors that are the same in every timestep.
         loops: All states, in loops.
         maker: The node that makes each tensor.
+        users: The nodes that take each tensor.
     """
 
     def __init__(self, model: onnx.ModelProto, manifest: Manifest) -> None:
@@ -76,6 +77,10 @@ class StepGraphAnalysis:
         self.nodes = list(self.model.graph.node)
         self._constants = constants(self.model.graph)
         self.maker = {name: node for node in self.nodes for name in node.output if name}
+        self.users: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in uses(node):
+                self.users.setdefault(name, []).append(node)
         self._follow()
         self.loops = self._find_loops()
         self._facts: dict[str, TensorFact] = {}
@@ -83,6 +88,16 @@ class StepGraphAnalysis:
     def constant(self, name: str) -> Array | None:
         """Return a constant's value; None where it is computed, or no constant."""
         return np.asarray(numpy_helper.to_array(self._constants[name])) if name in self._constants else None
+
+    def wanted_outside(self, loop: Loop) -> list[str]:
+        """Return the tensors of a loop that something outside it takes, in every timestep."""
+        inside = {id(node) for node in loop.nodes}
+        outputs = {spec.name for spec in self.manifest.outputs}
+        made = [name for node in loop.nodes for name in node.output if name]
+        return [
+            name for name in [*loop.states, *made]
+            if name in outputs or any(id(user) not in inside for user in self.users.get(name, []))
+        ]  # fmt: skip
 
     def _check(self) -> None:
         manifest, graph = self.manifest, self.model.graph

@@ -22,15 +22,10 @@ LENGTHS = "chunk/lengths"
 
 
 class ChunkBuilder(NodeBuilder):
-    """Collects the nodes of a branch, and the weights that it has besides the step graph's.
-
-    Attributes:
-        front: Nodes that make weights; they stand before the branches.
-    """
+    """Collects the nodes of a branch."""
 
     def __init__(self) -> None:
         super().__init__("chunk")
-        self.front: list[onnx.NodeProto] = []
         self._shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
 
     def timed_shape(self, before: tuple[int, ...], behind: tuple[int, ...]) -> str:

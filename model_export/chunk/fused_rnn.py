@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from model_export.chunk.analysis import Loop
+from model_export.chunk.analysis import Loop, StepGraphAnalysis
 from model_export.chunk.builder import PREFIX
 from model_export.graph.nodes import attributes, mapped, renamed, uses
 from model_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
@@ -19,76 +18,41 @@ if TYPE_CHECKING:
 _GLUE = (RESHAPING | PICKING | {"Concat"}) - {"Flatten"}
 
 
-@dataclass(frozen=True, slots=True)
-class FusedCell:
-    """A part of the step graph that equals one step of ONNX's LSTM, GRU or RNN.
-
-    Attributes:
-        op: `LSTM`, `GRU` or `RNN`.
-        x: Its input, a tensor of the step graph, `(batch, features)`.
-        states: Its state inputs, h first, `(batch, units)` each.
-        after: The new h, and c.
-        weights: Tensors of the operator's W, R and B; B may be empty.
-        nodes: What makes the weights of constants that the step graph has.
-        attributes: The operator's attributes.
-    """
-
-    op: str
-    x: str
-    states: Sequence[str]
-    after: Sequence[str]
-    weights: Sequence[str]
-    nodes: Sequence[onnx.NodeProto] = ()
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
-def emit_cell(builder: Vectorizer, loop: Loop) -> bool:
-    """Emit a loop that a front end has marked as a cell; return whether it is one."""
-    cell = next((cell for cell in builder.cells if sorted(cell.states) == sorted(loop.states)), None)
-    if cell is None or not set(builder.wanted_outside(loop)) <= {cell.after[0]}:
-        return False
-    if [_source(builder, builder.reading.after[state]) for state in cell.states] != list(cell.after):
-        return False  # for example kept where a timestep is masked
-    known = set(builder.facts) | builder.reading.fixed | {name for node in cell.nodes for name in node.output}
-    if not {cell.x, *(name for node in cell.nodes for name in node.input)} <= known:
-        return False  # a later change of the step graph, for example to smaller weights, has taken them away
-    emitter, states = builder.emitter, list(cell.states)
-    emitter.front.extend(cell.nodes)
-    sequence = emitter.op("Transpose", builder.sequence(cell.x), perm=[1, 0, 2])
-    first = [emitter.op("Unsqueeze", state, emitter.ints([0])) for state in states]
-    y, *last = _run(builder, cell.op, [sequence, *cell.weights, "", *first], cell.attributes)
-    timed = emitter.op("Transpose", emitter.op("Squeeze", y, emitter.ints([1])), perm=[1, 0, 2])
-    builder.know(cell.after[0], emitter.flat(timed, 0, builder.facts[cell.after[0]].row))
-    for state, tensor in zip(states, last, strict=True):
-        builder.last[state] = emitter.op("Squeeze", tensor, emitter.ints([0]))
-    return True
-
-
-def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
-    """Emit a loop of one LSTM, GRU or RNN operator that runs one timestep; return whether it is one."""
+def is_one_operator(reading: StepGraphAnalysis, loop: Loop) -> bool:
+    """Return whether a loop is one LSTM, GRU or RNN operator with its states, but for their layout."""
     found = [node for node in loop.nodes if node.op_type in RNN]
     if len(found) != 1 or any(node.op_type not in _GLUE for node in loop.nodes if node is not found[0]):
         return False
     node = found[0]
     inputs = [*node.input, *[""] * 8][:8]
-    x, lengths, first = inputs[0], inputs[4], inputs[5 : 5 + len(STATEFUL[node.op_type].states)]
+    first = inputs[5 : 5 + len(STATEFUL[node.op_type].states)]
     one_way = all(a.s == b"forward" for a in node.attribute if a.name == "direction")
     made = {name for inner in loop.nodes for name in inner.output}
-    peepholes = [inputs[7]] if node.op_type == "LSTM" else []
-    if (
-        lengths
-        or not all(first)
-        or not one_way
-        or x in made
-        or not {*inputs[1:4], *peepholes, ""} - {""} <= (builder.reading.fixed)
-    ):
+    weights = {*inputs[1:4], inputs[7]} - {""}
+    if inputs[4] or not all(first) or not one_way or inputs[0] in made or not weights <= reading.fixed:
         return False
-    if builder.facts[x].axis != 1 or builder.facts[x].row[0] != 1 or _mixes(builder, loop, node):
+    return not _mixes(reading, loop, node)
+
+
+def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
+    """Emit a loop of one LSTM, GRU or RNN operator that runs one timestep; return whether it is one."""
+    if not is_one_operator(builder.reading, loop):
+        return False
+    node = next(node for node in loop.nodes if node.op_type in RNN)
+    inputs = [*node.input, *[""] * 8][:8]
+    x, first = inputs[0], inputs[5 : 5 + len(STATEFUL[node.op_type].states)]
+    peepholes = [inputs[7]] if node.op_type == "LSTM" else []
+    if builder.facts[x].axis != 1 or builder.facts[x].row[0] != 1:
         return False
     emitter = builder.emitter
     before = _once(builder, loop, first, {})
-    # (1, rows, T, features) to (T, rows, features)
-    sequence = emitter.op("Transpose", emitter.op("Squeeze", builder.sequence(x), emitter.ints([0])), perm=[1, 0, 2])
+    maker = builder.reading.maker.get(x)
+    rows = maker.input[0] if maker is not None and maker.op_type == "Unsqueeze" else x
+    if rows != x and builder.facts[rows].axis == 0 and len(builder.facts[rows].row) == 1:
+        timed_rows = builder.sequence(rows)
+    else:  # (1, rows, T, features)
+        timed_rows = emitter.op("Squeeze", builder.sequence(x), emitter.ints([0]))
+    sequence = emitter.op("Transpose", timed_rows, perm=[1, 0, 2])
     given = attributes(node)
     y, *last = _run(builder, node.op_type, [sequence, *inputs[1:4], "", *before, *peepholes], given)
     outputs = [*node.output, *[""] * 3][: 1 + len(first)]
@@ -106,27 +70,18 @@ def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
     return True
 
 
-def _source(builder: Vectorizer, name: str) -> str:
-    """Return the tensor that this one is a copy of."""
-    node = builder.reading.maker.get(name)
-    while node is not None and node.op_type == "Identity":
-        name = node.input[0]
-        node = builder.reading.maker.get(name)
-    return name
-
-
-def _mixes(builder: Vectorizer, loop: Loop, node: onnx.NodeProto) -> bool:
+def _mixes(reading: StepGraphAnalysis, loop: Loop, node: onnx.NodeProto) -> bool:
     """Whether the glue joins anything but states, or what is wanted outside does not follow from the answers h."""
     made = {name for inner in loop.nodes for name in inner.output}
     for inner in loop.nodes:
         others = {name for name in uses(inner) if name not in made and name not in loop.states}
-        if inner is not node and not others <= builder.reading.fixed:
+        if inner is not node and not others <= reading.fixed:
             return True
     from_h = set(node.output[:2])
     for inner in loop.nodes:
         if from_h.intersection(inner.input) and not (made - from_h).intersection(inner.input):
             from_h.update(inner.output)
-    return not set(builder.wanted_outside(loop)) <= from_h
+    return not set(reading.wanted_outside(loop)) <= from_h
 
 
 def _run(builder: Vectorizer, op: str, inputs: list[str], attributes: dict[str, Any]) -> list[str]:
@@ -149,7 +104,7 @@ def _once(builder: Vectorizer, loop: Loop, names: Sequence[str], known: dict[str
 
 def _glue_of_all_timesteps(builder: Vectorizer, loop: Loop) -> None:
     """Emit the glue behind the operator for all timesteps, as far as something outside uses it."""
-    wanted = set(builder.wanted_outside(loop))
+    wanted = set(builder.reading.wanted_outside(loop))
     for node in loop.nodes:
         if node.op_type in _GLUE and all(builder.knows(name) for name in node.input if name):
             names = {name: builder.flat(name) for name in node.input if name}

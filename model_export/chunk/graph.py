@@ -15,10 +15,12 @@ from onnx import helper
 
 from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis
 from model_export.chunk.builder import LENGTHS, tensors
-from model_export.chunk.fused_rnn import FusedCell
+from model_export.chunk.fused_rnn import is_one_operator
 from model_export.chunk.vectorize import Vectorizer, whole
 from model_export.graph.builder import element_type
+from model_export.graph.decompose_rnn import RnnSteps, decompose_rnn
 from model_export.graph.nodes import mapped, needed_nodes, renamed, uses
+from model_export.graph.operators import RNN
 from model_export.manifest import Manifest, OutputSpec, TensorSpec
 
 TIME, BATCH = "time", "batch"
@@ -29,15 +31,12 @@ _STEP = "step/"
 _CONDITION = ("time/first_row", "time/steps", "time/one", "time/is_step", "time/zero")
 
 
-def dynamic_graphs(
-    proto: onnx.ModelProto, manifest: Manifest, cells: Sequence[FusedCell] = ()
-) -> Iterator[tuple[str, onnx.ModelProto, int]]:
+def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple[str, onnx.ModelProto, int]]:
     """Return graphs that give the same as the step graph, with a time axis of any length.
 
     Args:
         proto: The step graph.
         manifest: What it takes, carries and gives.
-        cells: Parts of it that one fused operator can do.
 
     Returns:
         How chunks are run, the graph, and how many products of weights its loops have in each timestep; the way that
@@ -47,10 +46,15 @@ def dynamic_graphs(
         NoChunkError: The step graph is not one that chunks are made of.
     """
     reading = StepGraphAnalysis(proto, manifest)
+    at_once = {
+        name for loop in reading.loops if is_one_operator(reading, loop) for n in loop.nodes for name in n.output
+    }
+    if (written_out := decompose_rnn(reading.model, at_once - {""})) is not reading.model:
+        reading = StepGraphAnalysis(written_out, manifest)
     reason: NoChunkError | None = None
     found = False
     for loops in (reading.loops, whole(reading)):
-        builder = Vectorizer(reading, cells, loops=loops)
+        builder = Vectorizer(reading, loops)
         try:
             branch = _chunk_branch(builder)
         except NoChunkError as exc:
@@ -78,8 +82,15 @@ def dynamic_manifest(manifest: Manifest) -> Manifest:
 def _products(reading: StepGraphAnalysis, loops: Sequence[Loop]) -> int:
     """Return how many numbers of weights the loops use in each timestep."""
     sizes = {init.name: math.prod(init.dims) for init in reading.model.graph.initializer}
+    for node in reading.nodes:  # weights that are expanded, cut or without an axis before they are used
+        if reading.fixed.issuperset(filter(None, node.output)):
+            size = max((sizes.get(name, 0) for name in node.input), default=0) // len(node.output)
+            sizes |= dict.fromkeys(node.output, size)
     used = {id(node): node for loop in loops for node in loop.nodes}
-    return sum(sizes.get(name, 0) for node in used.values() for name in uses(node))
+    # an operator multiplies the inputs of all timesteps with W, its second input, in one product
+    return sum(
+        sizes.get(n, 0) for node in used.values() for n in uses(node) if node.op_type not in RNN or n != node.input[1]
+    )
 
 
 def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
@@ -87,15 +98,16 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     manifest, graph = reading.manifest, reading.model.graph
     names = [spec.name for spec in manifest.outputs] + [state.output for state in manifest.states]
     first_row, steps, one, is_step, zero = _CONDITION
-    front = [node for node in reading.nodes if node.output[0] in reading.fixed] + builder.emitter.front
+    written_out = RnnSteps(reading.model)
+    front = [node for node in reading.nodes if node.output[0] in reading.fixed] + written_out.front
     condition = [  # of one row's shape, all of which is known where the number of timesteps is
         helper.make_node("Gather", [reading.inputs[0], zero], [first_row], axis=0),
         helper.make_node("Shape", [first_row], [steps], start=0, end=1),
         helper.make_node("Equal", [steps, one], [is_step]),
-        helper.make_node("If", [is_step], names, then_branch=_step_branch(reading), else_branch=branch),
+        helper.make_node("If", [is_step], names, then_branch=_step_branch(reading, written_out), else_branch=branch),
     ]
     constants = [
-        *graph.initializer, *builder.emitter.constants,
+        *graph.initializer, *written_out.constants, *builder.emitter.constants,
         onnx.numpy_helper.from_array(np.array([1], np.int64), one),
         onnx.numpy_helper.from_array(np.array(0, np.int64), zero),
     ]  # fmt: skip
@@ -113,9 +125,11 @@ def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:
     return model
 
 
-def _step_branch(reading: StepGraphAnalysis) -> onnx.GraphProto:
+def _step_branch(reading: StepGraphAnalysis, written_out: RnnSteps) -> onnx.GraphProto:
     manifest = reading.manifest
     moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
+    gives = [*(spec.name for spec in manifest.outputs), *reading.after.values()]
+    moving = needed_nodes(written_out.expand(moving, gives), gives)
     names = {name: f"{_STEP}{name}" for node in moving for name in node.output if name}
     before, behind, gives = [], [], []
     for given in manifest.inputs:

@@ -9,7 +9,7 @@ from onnx import helper
 
 from model_export.chunk.analysis import Loop, NoChunkError
 from model_export.chunk.builder import ranked
-from model_export.chunk.fused_rnn import emit_cell, emit_operator
+from model_export.chunk.fused_rnn import emit_operator
 from model_export.chunk.ring_buffers import emit_window
 from model_export.graph.nodes import mapped, renamed, uses
 
@@ -23,7 +23,7 @@ def emit_loop(builder: Vectorizer, loop: Loop) -> None:
         for state in loop.states:
             _emit_delay(builder, state)
         return
-    for way in (emit_window, emit_cell, emit_operator):
+    for way in (emit_window, emit_operator):
         if way(builder, loop):
             return
     _emit_scan(builder, loop)
@@ -51,7 +51,7 @@ def _emit_scan(builder: Vectorizer, loop: Loop) -> None:
     names = {name: f"{place}/{name}" for node in nodes for name in node.output if name}
     names |= {name: f"{place}/{name}" for name in [*loop.states, *sliced]}
     body = [renamed(node, mapped(names)) for node in nodes]
-    wanted = builder.wanted_outside(loop)
+    wanted = reading.wanted_outside(loop)
     if any(facts[name].axis is None for name in wanted):
         raise NoChunkError("something behind the state has no batch axis")
     gives = []

@@ -90,7 +90,7 @@ def emit_window(builder: Vectorizer, loop: Loop) -> bool:
     ints = emitter.ints
     builder.last[state] = emitter.op("Slice", long, ints([-past]), ints([_LAST]), ints([axis]))
     builder.windows[join.output[0]] = Window(long, axis, past, new, joined.row)
-    for name in builder.wanted_outside(loop):
+    for name in builder.reading.wanted_outside(loop):
         if name == state:
             builder.know(name, Window(long, axis, past, new, joined.row).taps(emitter, np.arange(past)))
         elif name != join.output[0]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from model_export.chunk.analysis import NoChunkError
 from model_export.chunk.decision import ChunkChoice, Timing
-from model_export.chunk.fused_rnn import FusedCell
 from model_export.chunk.graph import AT_ONCE, dynamic_graphs, dynamic_manifest
 from model_export.errors import ModelLoadError
+from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.manifest import Array, Manifest
 from model_export.runtime.batch_independence import random_rows
 from model_export.step_model import StepModel
@@ -40,23 +40,24 @@ _BUDGET_S = 0.05
 def choose_chunk(
     proto: onnx.ModelProto,
     manifest: Manifest,
-    cells: Sequence[FusedCell],
     samples: Sequence[Mapping[str, Array]],
     tolerance: Tolerance,
 ) -> tuple[onnx.ModelProto, Manifest, ChunkChoice]:
     """Return the step graph, or a graph with a time axis that equals it and is worth having.
 
+    In neither are there recurrent operators over a single timestep: see `model_export.graph.decompose_rnn`.
+
     Args:
         proto: The step graph.
         manifest: What it takes, carries and gives.
-        cells: Parts of it that one fused operator can do.
         samples: Sequences `{input: (rows, T, *shape)}` on which a chunk has to equal its steps.
         tolerance: How far it may be from them.
     """
-    step = StepModel(proto.SerializeToString(), manifest)
+    alone = decompose_rnn(proto)
+    step = StepModel(alone.SerializeToString(), manifest)
     refusals = []
     try:
-        for how, graph, products in dynamic_graphs(proto, manifest, cells):
+        for how, graph, products in dynamic_graphs(proto, manifest):
             if (why := too_heavy(how, products)) is not None:
                 refusals.append(ChunkChoice("step", f"{how}: {why}"))
                 break  # the other way has more to run in each timestep
@@ -74,7 +75,7 @@ def choose_chunk(
         refusals.append(ChunkChoice("step", str(exc)))
     except Exception as exc:  # noqa: BLE001  # a graph that is odd in some way is served step by step, not refused
         refusals.append(ChunkChoice("step", f"making a graph with a time axis failed: {type(exc).__name__}: {exc}"))
-    return proto, manifest, refusals[0]
+    return alone, manifest, refusals[0]
 
 
 def _equal(step: StepModel, model: StepModel, sample: Mapping[str, Array], tolerance: Tolerance) -> bool:

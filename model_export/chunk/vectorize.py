@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
@@ -10,7 +9,6 @@ import onnx
 
 from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, TensorFact
 from model_export.chunk.builder import PREFIX, ChunkBuilder
-from model_export.chunk.fused_rnn import FusedCell
 from model_export.chunk.recurrences import emit_loop
 from model_export.chunk.ring_buffers import Window, pick
 from model_export.graph.nodes import mapped, renamed, uses
@@ -31,34 +29,20 @@ class Vectorizer:
     Attributes:
         reading: The step graph.
         emitter: The branch's nodes.
-        cells: Parts of the step graph that one fused operator can do.
         facts: What each tensor is in the step graph.
         windows: Tensors that are a loop's past timesteps with the new one, made only where they are wanted whole.
         last: The tensor of each state after the last timestep, by state input.
     """
 
-    def __init__(
-        self, reading: StepGraphAnalysis, cells: Sequence[FusedCell], *, loops: list[Loop] | None = None
-    ) -> None:
-        """Begin.
-
-        Args:
-            reading: The step graph.
-            cells: See the attribute.
-            loops: The loops to run; those of the reading by default.
-        """
+    def __init__(self, reading: StepGraphAnalysis, loops: list[Loop]) -> None:
+        """Begin, with the loops that are run."""
         self.reading = reading
         self.emitter = ChunkBuilder()
-        self.cells = cells
         self.facts = reading.facts()
         self.windows: dict[str, Window] = {}
         self.last: dict[str, str] = {}
-        self.loops = reading.loops if loops is None else loops
+        self.loops = loops
         self._flat: dict[str, str] = {}
-        self._users: dict[str, list[onnx.NodeProto]] = {}
-        for node in reading.nodes:
-            for name in uses(node):
-                self._users.setdefault(name, []).append(node)
 
     def build(self) -> tuple[list[str], list[str]]:
         """Emit everything.
@@ -111,16 +95,6 @@ class Vectorizer:
         if fact.axis is None:
             raise NoChunkError(f"tensor {name!r} has no batch axis")
         return self.emitter.sequence(self.flat(name), fact)
-
-    def wanted_outside(self, loop: Loop) -> list[str]:
-        """Return the tensors of a loop that something outside it takes, in every timestep."""
-        inside = {id(node) for node in loop.nodes}
-        outputs = {spec.name for spec in self.reading.manifest.outputs}
-        made = [name for node in loop.nodes for name in node.output if name]
-        return [
-            name for name in [*loop.states, *made]
-            if name in outputs or any(id(user) not in inside for user in self._users.get(name, []))
-        ]  # fmt: skip
 
     def _emit(self, node: onnx.NodeProto) -> None:
         if node.op_type in {"Gather", "Slice"} and node.input[0] in self.windows:

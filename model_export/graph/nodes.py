@@ -53,6 +53,15 @@ def all_nodes(graph: Any) -> Iterator[Any]:
     return (node for inner in all_graphs(graph) for node in inner.node)
 
 
+def tensor_names(graph: Any) -> set[str]:
+    """Return the names of all tensors of a graph and of the graphs inside it."""
+    names = {value.name for value in (*graph.input, *graph.output)}
+    for inner in all_graphs(graph):
+        names |= {tensor.name for tensor in inner.initializer}
+        names |= {name for node in inner.node for name in (*node.input, *node.output) if name}
+    return names
+
+
 def captures(node: Any) -> list[str]:
     """Return the outer tensors that a node's bodies take, each once, in order of use."""
     found: dict[str, None] = {}

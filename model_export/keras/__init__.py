@@ -78,7 +78,6 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
         samplers=samplers(exported),
         only_length=original.only_length,
         longest=original.longest,
-        cells=exported.cells,
         probe=layer_outputs(model, exported, original),
         rounding=rounding(model),
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import keras
 import onnx
 
-from model_export.chunk.fused_rnn import FusedCell
 from model_export.errors import RefusedModelError
 from model_export.keras.input_axes import only_looked_up, possible_axes
 from model_export.keras.subclassed import walkable
@@ -32,7 +31,6 @@ class ExportedStep:
         timed: For each output whether the original gives one answer per timestep; else it gives one per sequence,
             and the step graph gives at every timestep the one for the timesteps so far.
         bounded: Whether the original answers for no more timesteps than it declares.
-        cells: Recurrent cells that one operator can run over a whole chunk.
     """
 
     proto: onnx.ModelProto
@@ -40,7 +38,6 @@ class ExportedStep:
     facts: dict[str, InputFacts]
     timed: dict[str, bool]
     bounded: bool = False
-    cells: list[FusedCell] = field(default_factory=list)
 
 
 def export_keras(model: Any, *, name: str) -> ExportedStep:
@@ -59,7 +56,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
     proto = graph.proto(name)
     _check_states(proto, manifest)
-    return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded, graph.cells)
+    return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded)
 
 
 def walk_model(begin: Callable[[], W], model: Any) -> tuple[W, list[tuple[str, Value]]]:

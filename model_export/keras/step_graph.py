@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from model_export.chunk.fused_rnn import FusedCell
 from model_export.graph.builder import GraphBuilder
 from model_export.keras.value import Value
 from model_export.manifest import InputSpec, OutputSpec
@@ -15,13 +14,11 @@ class KerasGraph(GraphBuilder):
     """A step graph whose tensors are `(batch, *row)`, with what is known of some of them.
 
     Attributes:
-        cells: Recurrent cells that one operator can run over a whole chunk.
         uniform_values: Tensors that are one number everywhere, with that number.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.cells: list[FusedCell] = []
         self.uniform_values: dict[str, float] = {}
         self._static: set[str] = set()
 

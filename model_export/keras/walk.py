@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -75,7 +76,10 @@ class KerasWalk:
     def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Emit one call of a layer, a nested model or an operation; an operation on constants is just done."""
         given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
-        call = Call(self, operation, f"{prefix}{operation.name}", args, given)
+        name = operation.name
+        if prefix.endswith("/"):  # of a trace, whose names Keras numbers by what the process did before
+            name = re.sub(r"_\d+$", "", name)
+        call = Call(self, operation, f"{prefix}{name}", args, given)
         call = replace(call, mask=self._mask(call, kwargs))
         if not isinstance(operation, keras.Layer):
             if not any(isinstance(v, Value) for v in keras.tree.flatten((args, kwargs))):
@@ -128,7 +132,7 @@ class KerasWalk:
         masks = self.trace(inner, compute)
         if not masks:
             return None
-        self.note_mask(call.value, 0)
+        self.note_mask(call.value, float(to_array(getattr(call.layer, "mask_value", 0))))
         return _checked_mask(call, masks[0]).name
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
@@ -223,7 +227,7 @@ def trace_call(call: Call) -> list[Value]:
     """The rule of a layer without one: its code is traced, for one timestep or else for all that there are."""
     graph = call.graph
     call = _with_masks(call)
-    states, cells = list(graph.states), list(graph.cells)
+    states = list(graph.states)
     try:
         return call.walk.trace(call, _at_inference(call.layer))
     except RefusedModelError as refused:
@@ -231,7 +235,7 @@ def trace_call(call: Call) -> list[Value]:
             raise
         # What the attempt declared goes, but for what all layers share.
         shared = [s for s in graph.states if s not in states and not s.input.startswith(f"{call.path}/")]
-        graph.states[:], graph.cells[:] = states + shared, cells
+        graph.states[:] = states + shared
         try:
             return recompute(call, lambda inner: inner.walk.trace(inner, _at_inference(inner.layer)))
         except RefusedModelError:

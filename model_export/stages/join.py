@@ -10,11 +10,10 @@ import onnx.inliner
 import onnx.version_converter
 from onnx import helper
 
-from model_export.chunk.fused_rnn import FusedCell
 from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.builder import NodeBuilder
-from model_export.graph.nodes import all_graphs, read_opset
+from model_export.graph.nodes import read_opset, tensor_names
 from model_export.manifest import BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.stages.joined_reference import DrawBefore, JoinedReference, Links, Middle, join_probes, join_samplers
 from model_export.stages.renaming import with_names
@@ -47,7 +46,7 @@ def join(
     """
     _check(first, second, links)
     one, two = _same_versions(first.proto, second.proto)
-    names = _names(one, first.cells), _names(two, second.cells)
+    names = tensor_names(one.graph), tensor_names(two.graph)
     glue = NodeBuilder("joint", sorted(names[0] | names[1]))
     public = {spec.name for spec in first.manifest.inputs}
     inner = {name: glue.unique(f"{name}/in") for name in links.values()}
@@ -75,7 +74,6 @@ def join(
         samplers=join_samplers(first, second, tied, draw_before),
         only_length=next(iter(lengths), None),
         longest=min(limits, default=None),
-        cells=[*first.cells, *second.cells],
         probe=join_probes(first.probe, second.probe, middle),
         rounding=max(first.rounding, second.rounding),
     )
@@ -109,16 +107,6 @@ def _check(first: ConvertedModel, second: ConvertedModel, links: Links) -> None:
 
 def _plain(row: Sequence[int]) -> list[int]:
     return [length for length in row if length != 1]
-
-
-def _names(proto: onnx.ModelProto, cells: Sequence[FusedCell]) -> set[str]:
-    """Return the names of all tensors of a model, those of its fused cells included."""
-    names = {value.name for value in (*proto.graph.input, *proto.graph.output)}
-    names |= {name for cell in cells for node in cell.nodes for name in node.output}
-    for graph in all_graphs(proto.graph):
-        names |= {tensor.name for tensor in graph.initializer}
-        names |= {name for node in graph.node for name in (*node.input, *node.output) if name}
-    return names
 
 
 def _same_versions(one: onnx.ModelProto, two: onnx.ModelProto) -> tuple[onnx.ModelProto, onnx.ModelProto]:

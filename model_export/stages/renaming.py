@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 import onnx
 
-from model_export.chunk.fused_rnn import FusedCell
 from model_export.converted import ConvertedModel
 from model_export.graph.nodes import mapped, renamed, replace_items
 from model_export.manifest import Manifest
@@ -35,21 +34,10 @@ def with_names(part: ConvertedModel, names: Mapping[str, str]) -> ConvertedModel
         manifest=_renamed_manifest(part.manifest, name),
         original=lambda inputs: _keys(original(_keys(inputs, _inverse(names))), name),
         samplers={kind: _renamed_sampler(draw, name) for kind, draw in (part.samplers or {}).items()} or None,
-        cells=[_renamed_cell(cell, name) for cell in part.cells],
         probe=probe and (lambda inputs: [
             Activation(found.layer, name(found.tensor), found.values)
             for found in probe(_keys(inputs, _inverse(names)))
         ]),
-    )  # fmt: skip
-
-
-def _renamed_cell(cell: FusedCell, name: Callable[[str], str]) -> FusedCell:
-    def every(names: Sequence[str]) -> list[str]:
-        return [name(tensor) if tensor else "" for tensor in names]
-
-    return replace(
-        cell, x=name(cell.x), states=every(cell.states), after=every(cell.after), weights=every(cell.weights),
-        nodes=[renamed(node, name) for node in cell.nodes],
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def mutated(candidate: ConvertedModel, mutate: Mutate) -> ConvertedModel:
     proto.CopyFrom(candidate.proto)
     manifest = candidate.manifest.model_copy(deep=True)
     mutate(proto, manifest)
-    return replace(candidate, proto=proto, manifest=manifest, cells=())
+    return replace(candidate, proto=proto, manifest=manifest)
 
 
 def dropped_state(proto: onnx.ModelProto, manifest: Any) -> None:

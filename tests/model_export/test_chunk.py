@@ -12,10 +12,12 @@ import pytest
 from model_export.chunk.analysis import NoChunkError
 from model_export.chunk.graph import AT_ONCE, INSIDE, TIME, dynamic_graphs, dynamic_manifest
 from model_export.chunk.selection import choose_chunk, too_heavy
+from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.manifest import Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify.runners import chunked, stepped
 from model_export.verify.tolerance import Tolerance
+from model_export.weights import Weights, compress_weights
 from tests import graphs
 
 STRICT = Tolerance(1e-5, 1e-5)
@@ -156,7 +158,8 @@ def test_a_chunk_equals_its_steps_however_it_is_run(name: str) -> None:
 def test_a_single_step_is_bit_for_bit_that_of_the_step_graph(name: str) -> None:
     graph, manifest = GRAPHS[name][0]()
     data = sequence(manifest, 2, 5)
-    want, states = stepped(StepModel(graph, manifest), data)
+    alone = decompose_rnn(onnx.load_from_string(graph))
+    want, states = stepped(StepModel(alone.SerializeToString(), manifest), data)
 
     for proto in ways(GRAPHS[name][0]).values():
         got, after = stepped(load(proto, manifest), data)
@@ -230,7 +233,7 @@ def test_an_old_opset_says_why() -> None:
 
 def test_a_graph_that_chunks_are_not_made_of_stays_as_it_is() -> None:
     graph, manifest = graphs.moving_sum()
-    proto, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, (), [], STRICT)
+    proto, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
 
     assert (choice.chunk, choice.why, choice.gain) == ("step", "it has host-side windows", 1.0)
     assert (proto.SerializeToString(), described) == (onnx.load_from_string(graph).SerializeToString(), manifest)
@@ -239,7 +242,7 @@ def test_a_graph_that_chunks_are_not_made_of_stays_as_it_is() -> None:
 def test_a_ring_buffer_is_worth_a_time_axis() -> None:
     graph, manifest = ring()
     data = sequence(manifest, 3, 20)
-    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, (), [data], STRICT)
+    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [data], STRICT)
 
     assert (described.time.chunk, choice.chunk, choice.why) == ("dynamic", "dynamic", AT_ONCE)
     assert choice.gain > 3
@@ -257,9 +260,7 @@ def test_a_chunk_that_differs_from_its_steps_is_not_taken() -> None:
            y = Mul (x, rows)""",
         [2],
     )
-    _, described, choice = choose_chunk(
-        onnx.load_from_string(built[0]), built[1], (), [sequence(built[1], 2, 5)], STRICT
-    )
+    _, described, choice = choose_chunk(onnx.load_from_string(built[0]), built[1], [sequence(built[1], 2, 5)], STRICT)
 
     assert described.time.chunk == choice.chunk
     assert choice.why != AT_ONCE
@@ -281,9 +282,12 @@ def test_chunks_are_taken_by_the_size_of_the_loops(how: str, products: int, why:
     assert (why or "") in (found or "")
 
 
-def test_a_wide_recurrence_stays_a_step_graph() -> None:
+@pytest.mark.parametrize("weights", [None, "fp16"])
+def test_a_wide_recurrence_stays_a_step_graph(weights: Weights | None) -> None:
+    """However its weights are stored."""
     graph, manifest = graphs.lstm(2, 400)
-    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, (), [], STRICT)
+    proto = onnx.load_from_string(graph)
+    _, described, choice = choose_chunk(compress_weights(proto, weights) if weights else proto, manifest, [], STRICT)
 
     assert (described.time.chunk, choice.chunk) == ("step", "step")
     assert "little is gained" in choice.why

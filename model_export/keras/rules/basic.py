@@ -10,22 +10,11 @@ import numpy as np
 
 from model_export.keras.registry import Call, rule, to_array
 from model_export.keras.support.activations import activate
-from model_export.keras.support.deferred import handles_deferred, reordered, shape_only, softmax_over_time
-from model_export.keras.support.window import handles_padding
+from model_export.keras.support.deferred import handles_deferred, reordered, softmax_over_time
 from model_export.keras.value import Value
 
 _OF_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.Dropout)
 """Layers that do the same at each position, however many axes stand in front."""
-
-
-@rule(
-    "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout",
-    "GaussianDropout", "GaussianNoise", "ActivityRegularization", "Identity",
-)  # fmt: skip
-@shape_only
-def nothing(call: Call) -> list[Value]:
-    """Layers that do nothing outside training."""
-    return call.values
 
 
 @rule("Dense")
@@ -63,21 +52,6 @@ def embedding(call: Call) -> Value:
     return x.like(y, row=(*x.row, table.shape[1]), dtype="float32", mask=mask)
 
 
-@rule("Masking", masks=True)
-def masking(call: Call) -> Value:
-    """Marks timesteps whose features all have one value, and sets them to zero."""
-    x = call.value
-    if not x.time or len(x.row) != 1:
-        raise call.refuse(f"it masks timesteps of one feature axis; found row shape {list(x.row)}")
-    value = float(to_array(call.layer.mask_value))
-    differs = call.op("Not", call.op("Equal", x.name, call.constant(value, x.dtype)))
-    counted = call.op("ReduceMax", call.graph.cast(differs, "int32", at=call.path), call.graph.ints([1]), keepdims=0)
-    mask = call.graph.cast(counted, "bool", at=call.path)
-    call.walk.note_mask(x, value)
-    wide = call.op("Unsqueeze", mask, call.graph.ints([1]))
-    return x.like(call.op("Where", wide, x.name, call.constant(0, x.dtype)), mask=mask)
-
-
 @rule("TimeDistributed")
 def time_distributed(call: Call) -> list[Value]:
     """Runs its layer on each timestep; in the step graph that is the layer itself."""
@@ -101,17 +75,6 @@ def _at_each_position(call: Call, x: Value) -> list[Value]:
     rows = [(count, *value.row) for value in results]
     names = [call.graph.reshape(value.name, row, at=call.path) for value, row in zip(results, rows, strict=True)]
     return [value.like(name, row=row) for value, name, row in zip(results, names, rows, strict=True)]
-
-
-@rule("Lambda")
-@handles_deferred
-@handles_padding
-def lambda_layer(call: Call) -> list[Value]:
-    """Python code, traced like a custom layer."""
-    layer = call.layer
-    if layer.mask is not None or (call.mask is not None and layer._fn_expects_mask_arg):
-        raise call.refuse("its Python code takes or makes a mask", "Write a layer class with `compute_mask`.")
-    return call.walk.trace(replace(call, mask=None), layer.call)
 
 
 # ---------------------------------------------------------------- activations
@@ -138,26 +101,12 @@ def relu(call: Call) -> Value:
     return x.like(y)
 
 
-@rule("LeakyReLU")
-def leaky_relu(call: Call) -> Value:
-    """A line with a smaller slope below zero."""
-    x = call.as_float(call.value)
-    return x.like(call.op("LeakyRelu", x.name, alpha=float(call.layer.negative_slope)))
-
-
 @rule("PReLU")
 def prelu(call: Call) -> Value:
     """A line with a learned slope below zero."""
     x = call.as_float(call.value)
     slope = call.constant_beside(x, to_array(call.layer.alpha))
     return x.like(call.op("PRelu", x, slope))
-
-
-@rule("ELU")
-def elu(call: Call) -> Value:
-    """The exponential linear unit."""
-    x = call.as_float(call.value)
-    return x.like(call.op("Elu", x.name, alpha=float(call.layer.alpha)))
 
 
 @rule("Softmax")
@@ -176,36 +125,18 @@ def softmax(call: Call) -> Value:
 # ---------------------------------------------------------------- shapes
 
 
-@rule("Flatten")
-@shape_only
-def flatten(call: Call) -> Value:
-    """One feature axis."""
-    x = call.value
-    if x.time and math.prod(x.row) == 1:  # one number for each timestep stays that
-        return x.like(call.graph.reshape(x.name, [], at=call.path), row=())
-    if x.time:
-        raise call.refuse(
-            "it flattens the time axis into the features, so it needs the whole sequence",
-            "Flatten each timestep: TimeDistributed(Flatten()), or end the recurrent part with return_sequences=False.",
-        )
-    if getattr(call.layer, "data_format", None) == "channels_first" and len(x.row) > 1:
-        raise call.refuse("data_format='channels_first' reorders the axes; expected 'channels_last'")
-    size = math.prod(x.row)
-    return x.like(call.graph.reshape(x.name, [size], at=call.path), row=(size,))
-
-
-@rule("Reshape")
-@shape_only
-def reshape(call: Call) -> Value:
-    """Another shape of the features; the time axis must stay where and as it is."""
-    return reshaped(call, call.value, list(call.layer.target_shape))
-
-
 def reshaped(call: Call, x: Value, target: list[int]) -> Value:
     """Give the original another shape behind the batch axis; the time axis must stay where and as it is."""
     size = math.prod(x.row)
     if not x.time:
         row = _resolved(target, size)
+    elif len(target) == 1 and size == 1:  # one number for each timestep stays that
+        row = []
+    elif len(target) == 1:
+        raise call.refuse(
+            "it flattens the time axis into the features, so it needs the whole sequence",
+            "Flatten each timestep: TimeDistributed(Flatten()), or end the recurrent part with return_sequences=False.",
+        )
     else:
         row = _resolved(target[1:], size) if target else []
         # -1 in the time's place keeps time exactly where the rest is one row. A fixed number of timesteps is

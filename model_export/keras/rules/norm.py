@@ -71,25 +71,6 @@ def _affine(call: Call, x: Value, scale: Array, shift: Array) -> Value:
     return x.like(call.op("Add", scaled, call.constant_beside(x, shift)))
 
 
-@rule("RMSNormalization")
-def rms_normalization(call: Call) -> Value:
-    """Unit root mean square over feature axes."""
-    layer, x = call.layer, call.as_float(call.value)
-    axes = _feature_axes(call, x)
-    square = call.op("ReduceMean", call.op("Mul", x.name, x.name), call.graph.ints(axes), keepdims=1)
-    y = call.op("Div", x.name, call.op("Sqrt", call.op("Add", square, call.constant(layer.epsilon))))
-    return x.like(call.op("Mul", y, call.constant(_along(to_array(layer.scale), x, axes))))
-
-
-@rule("UnitNormalization")
-def unit_normalization(call: Call) -> Value:
-    """Unit length over feature axes."""
-    x = call.as_float(call.value)
-    axes = call.graph.ints(_feature_axes(call, x))
-    length = call.op("ReduceL2", x.name, axes, keepdims=1)
-    return x.like(call.op("Div", x.name, call.op("Max", length, call.constant(1e-12))))  # 1e-12: Keras' own floor
-
-
 @rule("GroupNormalization")
 def group_normalization(call: Call) -> Value:
     """Zero mean and unit variance over the positions and the channels of each group, inside one timestep."""

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.rules.merge import join
 from model_export.keras.support.cells import run_cell, state_names
 from model_export.keras.support.deferred import handles_deferred
 from model_export.keras.value import Value
@@ -30,7 +29,10 @@ def recurrent(call: Call) -> list[Value]:
     if not x.time:
         return _inside(call, layer, x, start)
     if layer.go_backwards:
-        raise call.refuse("go_backwards=True reads the sequence from its end", "Train it forwards.")
+        raise call.refuse(
+            "go_backwards=True reads the sequence from its end, and a live stream has none yet",
+            "Train it forwards; of a bidirectional layer, train the forward one alone.",
+        )
     calls = sum(1 for other in call.graph.states if other.input.startswith(f"{call.path}."))
     if layer.stateful and calls:
         raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")
@@ -176,33 +178,6 @@ def _inside(call: Call, layer: Any, x: Value, start: _Initial) -> list[Value]:
 def _for_each_row(call: Call, x: Value, array: Array) -> Value:
     shape = call.op("Concat", call.op("Shape", x.name, end=1), call.graph.ints(array.shape), axis=0)
     return Value(call.op("Expand", call.constant(array), shape), array.shape)
-
-
-@rule("Bidirectional", masks=True)
-def bidirectional(call: Call) -> list[Value]:
-    """Both directions over an axis inside one timestep; over time there is no end to read from."""
-    layer, x = call.layer, call.as_float(call.value)
-    if x.time:
-        raise call.refuse(
-            "it also reads the sequence from its end, and a live stream has none yet",
-            "Train the forward layer alone, or serve the model on whole sequences.",
-        )
-    if _given_states(call):
-        raise call.refuse("its initial state is computed by the model")
-    forwards, backwards = (
-        call.walk.visit(part, f"{call.path}.", x) for part in (layer.forward_layer, layer.backward_layer)
-    )
-    y, z = forwards[0], backwards[0]
-    if layer.return_sequences:
-        count = y.row[0]
-        z = z.like(call.op("Gather", z.name, call.graph.ints(range(count)[::-1]), axis=1))
-    states = [*forwards[1:], *backwards[1:]]
-    if layer.merge_mode is None:
-        return [y, z, *states]
-    if layer.merge_mode == "concat":
-        row = (*y.row[:-1], y.row[-1] + z.row[-1])
-        return [y.like(call.op("Concat", y.name, z.name, axis=-1), row=row), *states]
-    return [join(call, {"sum": "Add", "ave": "Average", "mul": "Multiply"}[layer.merge_mode], [y, z]), *states]
 
 
 @op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop")

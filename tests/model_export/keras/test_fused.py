@@ -26,7 +26,7 @@ def test_a_chunk_equals_its_steps(name: str, how: str) -> None:
     rng = np.random.default_rng(0)
     data = {spec.name: rng.integers(0, 3, (3, 20, *spec.shape)).astype(spec.dtype) for spec in exported.manifest.inputs}
     want = step.chunk(data, step.initial_states(3))
-    (found_how, proto, _), *_ = dynamic_graphs(exported.proto, exported.manifest, exported.cells)
+    (found_how, proto, _), *_ = dynamic_graphs(exported.proto, exported.manifest)
     model = StepModel(proto.SerializeToString(), dynamic_manifest(exported.manifest))
 
     assert found_how == how

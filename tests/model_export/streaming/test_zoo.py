@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
 from model_export.converted import verify_model
 from model_export.step_model import StepModel
 from model_export.streaming import convert
+from model_export.verify.runners import stepped
 from tests.model_export.streaming.zoo import ZOO
 
 ONE_ROW = {
@@ -29,3 +31,18 @@ def test_a_graph_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
     assert model.batched == (name not in ONE_ROW)
     assert model.manifest.states
     onnx.checker.check_model(onnx.load_model_from_string(content), full_check=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["lstm", "lstm_time_first", "gru", "rnn_relu", "learned_initial_state", "stacked_with_states"]
+)
+def test_a_row_of_a_recurrence_gives_bit_for_bit_what_it_gives_alone(name: str) -> None:
+    """The answers of a stream do not depend on which other streams are in its batch."""
+    content, _ = verify_model(convert(ZOO[name].build(), name=name), long_steps=0)
+    model, rng = StepModel(content), np.random.default_rng(3)
+    inputs = {spec.name: rng.standard_normal((32, 5, *spec.shape)).astype(spec.dtype) for spec in model.manifest.inputs}
+
+    together, _ = stepped(model, inputs)
+    alone, _ = stepped(model, {name: values[7:8] for name, values in inputs.items()})
+
+    assert all(np.array_equal(together[output][7:8], alone[output]) for output in together)

@@ -112,7 +112,7 @@ def test_the_layer_of_a_keras_model_is_named(tmp_path: Path) -> None:
     made = convert(model, name="m")
     for weight in made.proto.graph.initializer:
         array = onnx.numpy_helper.to_array(weight)
-        if array.shape == (4, 15):  # the kernel of `second`
+        if array.shape == (1, 15, 4):  # the kernel of `second`
             weight.CopyFrom(onnx.numpy_helper.from_array(array + np.float32(0.1), weight.name))
     with pytest.raises(ParityError) as caught:
         verify_model(made)
