@@ -130,6 +130,19 @@ DASHBOARD: Final[dict[str, tuple[Panel, ...]]] = {
                 "fell back, in a ramp": f"({_rate('stepwell_release_fell_back_total', where=_MODEL)} or vector(0))",
             },
         ),
+        Panel(
+            "Time since a release ended: promoted, aborted, or aborted by its gate",
+            "s",
+            {
+                "{{model}} {{how}}": "(time() - max by (model, how) "
+                f"(stepwell_release_ended_timestamp_seconds{{{_MODEL}}} > 0) or vector(0))"
+            },
+        ),
+        Panel(
+            "Gates that are not judged yet",
+            "none",
+            {"{{model}}": f"(max by (model) (stepwell_release_gate_waits{{{_MODEL}}}) or vector(0))"},
+        ),
     ),
     "Drift": (
         Panel("PSI of the last hour, the ten greatest", "none", _greatest("stepwell_psi")),

@@ -115,6 +115,12 @@ class Metrics(EngineObserver):
         self._streams = Labelled(
             gauge("streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version")
         )
+        self._releases_ended = Labelled(
+            gauge("release_ended_timestamp_seconds", "When the last release ended so.", "livemax", "model", "how")
+        )
+        self._gates_waiting = Labelled(
+            gauge("release_gate_waits", "1 while the gate of a release is not judged yet.", "livemax", "model")
+        )
         self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
         self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
         self._connections = gauge("connections", "Open connections, those of WebSockets included.", "livesum")
@@ -131,9 +137,10 @@ class Metrics(EngineObserver):
         self._buffered: defaultdict[Counter, float] = defaultdict(float)  # increments since the last `refresh`
         of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
         # The model is the first label of each.
-        self._by_model: list[Labelled[Any]] = [*of_models, self._queue_rows, self._cached_streams, self._streams]
+        gauges = (self._queue_rows, self._cached_streams, self._streams, self._releases_ended, self._gates_waiting)
+        self._by_model: list[Labelled[Any]] = [*of_models, *gauges]
         self._read_models: Callable[[], Collection[str]] | None = None
-        self._read_by_labels: list[tuple[Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], int]]]] = []
+        self._read_by_labels: list[tuple[Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], float]]]] = []
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
         self._read_drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict
 
@@ -146,7 +153,9 @@ class Metrics(EngineObserver):
         websockets: Callable[[], int],
         ready: Callable[[], bool],
         cached_streams: Callable[[], Mapping[str, int]] = dict,
-        streams: Callable[[], Mapping[tuple[str, ...], int]] = dict,
+        streams: Callable[[], Mapping[tuple[str, ...], float]] = dict,
+        releases_ended: Callable[[], Mapping[tuple[str, ...], float]] = dict,
+        gates_waiting: Callable[[], Mapping[tuple[str, ...], float]] = dict,
         connections: Callable[[], int] = int,
         store_reachable: Callable[[], bool] = lambda: True,
         store_safe: Callable[[], bool] = lambda: True,
@@ -165,6 +174,8 @@ class Metrics(EngineObserver):
             ready: Returns whether this worker can serve.
             cached_streams: Returns the number of records in this worker's cache, by model.
             streams: Returns the number of streams in the store, by model and version.
+            releases_ended: Returns when the last release ended, seconds since 1970, by model and how it ended.
+            gates_waiting: Returns whether the gate of a running release is not judged yet, by model.
             connections: Returns the number of open connections of this worker.
             store_reachable: Returns whether the store replied to the last readiness check.
             store_safe: Returns whether the store's settings are safe.
@@ -179,6 +190,8 @@ class Metrics(EngineObserver):
             (self._queue_rows, lambda: {(model,): n for model, n in queue_rows().items()}),
             (self._cached_streams, lambda: {(model,): n for model, n in cached_streams().items()}),
             (self._streams, streams),
+            (self._releases_ended, releases_ended),
+            (self._gates_waiting, gates_waiting),
         ]
         self._read_gauges = {
             self._watchers: watchers,
