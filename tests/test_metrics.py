@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.drift.report import FeatureReport
@@ -245,6 +246,30 @@ def test_a_counter_without_labels_exists_before_its_first_event() -> None:
 
 def test_the_content_type_is_the_prometheus_text_format() -> None:
     assert page_of(Metrics("1"))[1] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_the_format_of_openmetrics_has_the_same_values_and_exemplars() -> None:
+    metrics = filled_metrics()
+    metrics.exemplars.add("pump", 0.004, 0xABC)
+    page = page_of(metrics)[0]
+    body, media_type = metrics.render(as_openmetrics=True)
+    found = [sample for family in openmetrics_families(body.decode()) for sample in family.samples]
+    [marked] = [sample for sample in found if sample.exemplar is not None]
+
+    assert media_type == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found} == samples(page)
+    assert (marked.name, marked.labels) == ("stepwell_step_seconds_bucket", {"model": "pump", "le": "0.005"})
+    assert marked.exemplar.labels == {"trace_id": f"{0xABC:032x}"}
+
+
+def test_a_bucket_keeps_its_newest_exemplar_and_a_bound_belongs_to_its_bucket() -> None:
+    metrics = filled_metrics()
+    for number, seconds in enumerate((0.003, 0.005, 99.0)):
+        metrics.exemplars.add("pump", seconds, number)
+    families = openmetrics_families(metrics.render(as_openmetrics=True)[0].decode())
+    marked = {s.labels["le"]: s.exemplar.value for family in families for s in family.samples if s.exemplar}
+
+    assert marked == {"0.005": 0.005, "+Inf": 99.0}
 
 
 def test_two_services_in_one_process_count_separately() -> None:

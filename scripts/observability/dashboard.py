@@ -13,6 +13,7 @@ _WIDTH: Final = 24  # of Grafana's grid
 _DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 _HERE: Final = 'instance=~"$instance"'
 _MODEL: Final = f'{_HERE},model=~"$model"'
+_WITH_EXEMPLARS: Final = "stepwell_step_seconds_bucket"
 _PROCESS: Final = f'job="{JOB}",{_HERE}'
 
 
@@ -293,6 +294,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
             "expr": query,
             "legendFormat": legend or "__auto",
             **({"instant": True} if panel.kind != "timeseries" else {"range": True}),
+            **({"exemplar": True} if _WITH_EXEMPLARS in query else {}),
         }
         for i, (legend, query) in enumerate(panel.queries.items())
     ]

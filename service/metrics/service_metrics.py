@@ -7,21 +7,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service.drift.metrics import DriftMetrics
 from service.drift.report import FeatureReport
 from service.engine.observer import EngineObserver
-from service.metrics.kinds import BufferedHistogram, Labelled, PublicMetrics
+from service.metrics.exemplars import Exemplars
+from service.metrics.exposition import exposed
+from service.metrics.kinds import BufferedHistogram, Labelled
 from service.metrics.process import ProcessMetrics
 from service.metrics.releases import ReleaseMetrics
 from service.metrics.shared_folder import remove_dead_workers, shared_folder
 from service.models.changes import ModelChange
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Media type of `render`'s text, which every version of Prometheus accepts."""
 
 NO_ROUTE = "none"
 """Label of requests that reached no route."""
@@ -90,6 +89,7 @@ class Metrics(EngineObserver):
             counter("requests_total", "Requests answered, by HTTP status.", "door", "code", "route")
         )
         self._step_s = Labelled(histogram("step_seconds", "Seconds from receipt to response.", "model"))
+        self.exemplars = Exemplars("stepwell_step_seconds", _SECONDS)
         self._refused_s = Labelled(
             Summary("stepwell_oip_refused_seconds", "Seconds from receipt to rejection.", ["model"], registry=registry)
         )
@@ -305,14 +305,18 @@ class Metrics(EngineObserver):
                 by_model.remove([labels for labels in by_model if labels[0] not in served])
             self._releases.keep_models(served)
 
-    def render(self) -> tuple[bytes, str]:
-        """Return the metrics of all workers as of their last `refresh`, in Prometheus' text format, and its media type.
+    def render(self, *, as_openmetrics: bool = False) -> tuple[bytes, str]:
+        """Return the metrics of all workers as of their last `refresh`, and the media type of the text.
 
         With many models and workers this is slow; it may be called in a thread.
+
+        Args:
+            as_openmetrics: In the format of OpenMetrics, with exemplars of this worker's traced requests; else in
+                Prometheus' text format.
         """
         if self._folder is not None:
             remove_dead_workers(self._folder)
-        return generate_latest(PublicMetrics(self._collector())), CONTENT_TYPE
+        return exposed(self._collector(), self.exemplars, as_openmetrics=as_openmetrics)
 
     def counts(self) -> dict[str, ModelCounts]:
         """Return the counts of all workers as of their last `refresh`, by model."""
