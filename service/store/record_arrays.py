@@ -36,6 +36,8 @@ SOURCE_DTYPE: Final = np.dtype([("digest", "V8"), ("at", "<u8")])
 """dtype of one source's position. A record has `MAX_SOURCES` of them, those that it does not use at `NO_POSITION`."""
 NO_POSITION: Final = 2**64 - 1
 
+_EPOCH_AT: Final = slice(8, 16)
+_MOVED_AT: Final = slice(80, 84)
 _CRC_AT: Final = slice(84, 88)
 _GUARD_AT: Final = slice(8, 64)
 
@@ -164,25 +166,68 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
         Headers, `(records,)` of `HEADER_DTYPE`, and states, `(records, state_bytes)` uint8. None if a record is
         missing, has another length or model, or is corrupt; `decode` then gives the error.
     """
-    present = [record for record in records if isinstance(record, bytes)]
-    size = len(present[0]) if present else 0
-    output_bytes = size - HEADER_BYTES - state_bytes
-    if len(present) < len(records) or output_bytes < 0 or any([len(record) != size for record in present]):  # noqa: C419 - see all_finite
+    checked = _checked_table(records)
+    if checked is None:
         return None
-    table = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), size).copy()
+    table, headers = checked
+    is_expected = (headers["state_bytes"] == state_bytes) & (headers["fingerprint"] == np.frombuffer(fingerprint, "V8"))
+    if not is_expected.all():
+        return None
+    return headers, np.ascontiguousarray(table[:, table.shape[1] - state_bytes :])
+
+
+def are_records(values: Sequence[object]) -> bool:
+    """Return whether values are records of equal lengths that `decode` accepts; False: check each by itself."""
+    return _checked_table(values) is not None
+
+
+def with_epochs(records: Sequence[object], epochs: bytes) -> tuple[Array, list[bytes]] | None:
+    """Return records with other epochs, as `record.with_epoch` does, after the checks of `decode`.
+
+    Args:
+        records: Encoded records.
+        epochs: 8 bytes for each.
+
+    Returns:
+        The headers before that, `(records,)` of `HEADER_DTYPE`, and the encoded records. None if a record has another
+        length or positions of sources, or is corrupt.
+    """
+    checked = _checked_table(records)
+    if checked is None:
+        return None
+    table, headers = checked
+    table[:, _EPOCH_AT] = np.frombuffer(epochs, np.uint8).reshape(len(table), 8)
+    table[:, _MOVED_AT] = 0
+    table[:, _CRC_AT] = _checksums(table).view(np.uint8).reshape(len(table), 4)
+    return headers, _rows(table)
+
+
+def _checked_table(values: Sequence[object]) -> tuple[Array, Array] | None:
+    """Return values as an array, `(values, bytes)` uint8 with checksums of zero, and their headers.
+
+    None if they are not all records of format 1, have different lengths or a wrong checksum, or if there are none.
+    """
+    records = [value for value in values if isinstance(value, bytes)]
+    size = len(records[0]) if records else 0
+    if len(records) < len(values) or size < HEADER_BYTES or any([len(record) != size for record in records]):  # noqa: C419 - see all_finite
+        return None
+    table = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), size).copy()
     headers = table[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
     table[:, _CRC_AT] = 0
-    valid = headers["crc"] == _checksums(table)
-    expected = {"magic": MAGIC, "header_bytes": HEADER_BYTES, "output_bytes": output_bytes, "state_bytes": state_bytes}
-    for name, value in expected.items():
-        valid &= headers[name] == value
-    valid &= headers["fingerprint"] == np.frombuffer(fingerprint, "V8")
-    if not valid.all():
+    valid = (headers["magic"] == MAGIC) & (headers["header_bytes"] == HEADER_BYTES)
+    lengths = headers["output_bytes"].astype(np.uint64) + headers["state_bytes"]
+    valid &= lengths == size - HEADER_BYTES
+    if not valid.all() or (headers["crc"] != _checksums(table)).any():
         return None
-    return headers, np.ascontiguousarray(table[:, size - state_bytes :])
+    return table, headers
 
 
 def _checksums(table: Array) -> Array:
     """Return the CRC-32 of each row, `(rows,)` uint32; each row is contiguous."""
-    records = table.view(f"V{table.shape[1]}")[:, 0]
-    return np.array([*map(crc32, records.tolist())], "<u4")
+    return np.array([*map(crc32, _rows(table))], "<u4")
+
+
+def _rows(table: Array) -> list[bytes]:
+    """Return the bytes of each row of an array `(rows, bytes)` uint8; each row is contiguous."""
+    rows: list[bytes] = table.view(f"V{table.shape[1]}")[:, 0].tolist()
+    return rows
