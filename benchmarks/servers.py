@@ -171,25 +171,31 @@ def grpc_targets(workload: Workload) -> list[Target]:
     return targets
 
 
-def full_grpc_targets(workload: Workload) -> list[Target]:
+def full_grpc_targets(workload: Workload, *, streams: int) -> list[Target]:
     """Return the Open Inference Protocol over HTTP with raw bytes, and over gRPC, each at its full rate.
 
-    The clients take little CPU, so that it is the server which limits the rate.
+    The clients take little CPU, so that it is the server which limits the rate. Beside the service there are grpcio's
+    server with empty methods, and the service that submits each request as it comes (see `service.grpc_api.arrivals`).
     """
-    clients = (("ModelInfer", "grpc-wire"), ("ModelStreamInfer, 4 calls", "grpc-stream-wire"))
-    return [
-        Target("HTTP, raw bytes", stepwell(workload), Load(streams=64, client="oip-binary")),
-        *[Target(name, _on_grpc(workload), Load(streams=64, client=client)) for name, client in clients],
-    ]
+    one_by_one = {"PYTHONPATH": str(_TARGETS / "one_by_one")}
+    targets = [Target("HTTP, raw bytes", stepwell(workload), Load(streams=streams, client="oip-binary"))]
+    for name, client in (("ModelInfer", "grpc-wire"), ("ModelStreamInfer, 4 calls", "grpc-stream-wire")):
+        over_grpc = Load(streams=streams, client=client)
+        targets += [
+            Target(f"empty {name}", _python("grpc_empty.py"), replace(over_grpc, is_checked=False)),
+            Target(name, _on_grpc(workload), over_grpc),
+            Target(f"{name}, one by one", _on_grpc(workload, env=one_by_one), over_grpc),
+        ]
+    return targets
 
 
-def _on_grpc(workload: Workload) -> Start:
+def _on_grpc(workload: Workload, *, env: Mapping[str, str] | None = None) -> Start:
     """Return a start of `stepwell serve` whose port is that of gRPC."""
 
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
         port = free_port()
-        with stepwell(workload, "--grpc-port", str(port))(folder) as running:
+        with stepwell(workload, "--grpc-port", str(port), env=env)(folder) as running:
             yield replace(running, port=port)
 
     return start
