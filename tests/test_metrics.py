@@ -8,13 +8,15 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from service.drift.report import FeatureReport
 from service.engine.engine import Engine
@@ -248,17 +250,23 @@ def test_the_content_type_is_the_prometheus_text_format() -> None:
     assert page_of(Metrics("1"))[1] == "text/plain; version=0.0.4; charset=utf-8"
 
 
+def openmetrics_samples(page: bytes) -> list[Sample]:
+    families: Iterable[Metric] = openmetrics_families(page.decode())  # type: ignore[no-untyped-call]  # has no types
+    return [sample for family in families for sample in family.samples]
+
+
 def test_the_format_of_openmetrics_has_the_same_values_and_exemplars() -> None:
     metrics = filled_metrics()
     metrics.exemplars.add("pump", 0.004, 0xABC)
     page = page_of(metrics)[0]
     body, media_type = metrics.render(as_openmetrics=True)
-    found = [sample for family in openmetrics_families(body.decode()) for sample in family.samples]
+    found = openmetrics_samples(body)
     [marked] = [sample for sample in found if sample.exemplar is not None]
 
     assert media_type == "application/openmetrics-text; version=1.0.0; charset=utf-8"
     assert {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found} == samples(page)
     assert (marked.name, marked.labels) == ("stepwell_step_seconds_bucket", {"model": "pump", "le": "0.005"})
+    assert marked.exemplar is not None
     assert marked.exemplar.labels == {"trace_id": f"{0xABC:032x}"}
 
 
@@ -266,8 +274,8 @@ def test_a_bucket_keeps_its_newest_exemplar_and_a_bound_belongs_to_its_bucket() 
     metrics = filled_metrics()
     for number, seconds in enumerate((0.003, 0.005, 99.0)):
         metrics.exemplars.add("pump", seconds, number)
-    families = openmetrics_families(metrics.render(as_openmetrics=True)[0].decode())
-    marked = {s.labels["le"]: s.exemplar.value for family in families for s in family.samples if s.exemplar}
+    found = openmetrics_samples(metrics.render(as_openmetrics=True)[0])
+    marked = {sample.labels["le"]: sample.exemplar.value for sample in found if sample.exemplar}
 
     assert marked == {"0.005": 0.005, "+Inf": 99.0}
 

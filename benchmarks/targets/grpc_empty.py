@@ -16,7 +16,7 @@ from service.grpc_api.messages import SERVICE, ModelInferRequest, ModelInferResp
 
 _RESPONSE = ModelInferResponse(model_name="bench", model_version="1", id="0", raw_output_contents=[bytes(4)])
 _RESPONSE.outputs.add(name="y", datatype="FP32", shape=(1, 1))
-_ENCODED = _RESPONSE.SerializeToString()
+_ENCODED: bytes = _RESPONSE.SerializeToString()
 
 
 async def infer(_request: bytes, _rpc: Any) -> bytes:

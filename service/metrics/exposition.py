@@ -31,7 +31,8 @@ def exposed(collector: Collector, exemplars: Exemplars, *, as_openmetrics: bool)
         as_openmetrics: Which of the two.
     """
     if as_openmetrics:
-        return openmetrics.generate_latest(_PublicMetrics(collector, exemplars)), _OPENMETRICS_1
+        public = _PublicMetrics(collector, exemplars)
+        return openmetrics.generate_latest(public), _OPENMETRICS_1  # type: ignore[no-untyped-call]  # has no types
     return generate_latest(_PublicMetrics(collector)), CONTENT_TYPE
 
 

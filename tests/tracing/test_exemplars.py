@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.samples import Exemplar
 
@@ -43,7 +44,8 @@ def traced(shared_redis: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def exemplars(service: Service) -> list[tuple[str, float, Exemplar]]:
     """Return model, bound and exemplar of each bucket that has one."""
     page = service.http.get("/metrics", headers=OPENMETRICS).text
-    samples = [sample for metric in text_string_to_metric_families(page) for sample in metric.samples]
+    families: Iterable[Metric] = text_string_to_metric_families(page)  # type: ignore[no-untyped-call]  # has no types
+    samples = [sample for metric in families for sample in metric.samples]
     return [
         (sample.labels["model"], float(sample.labels["le"]), sample.exemplar)
         for sample in samples
