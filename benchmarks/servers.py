@@ -25,6 +25,7 @@ from service.store.embedded_server import find_server
 _TARGETS = Path(__file__).parent / "targets"
 _REDIS_CONF = Path(__file__).parents[1] / "docker" / "redis.conf"
 _TIMEOUT_S = 60.0
+_SETTINGS = b"\4"  # kind of the frame that a server of HTTP/2, such as that of gRPC, sends first
 
 _HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\r\n"
 MESSAGE = '{"stream":"r-{stream}","inputs":{"x":{x}},"seq":{seq}}'
@@ -397,5 +398,6 @@ def _listens(port: int) -> bool:
     """Return whether the server accepts and answers requests: some accept connections long before they are ready."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
         probe.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        return probe.recv(12).startswith(b"HTTP/1.1 ")
+        reply = probe.recv(12)
+        return reply.startswith(b"HTTP/1.1 ") or reply[3:4] == _SETTINGS
     return False
