@@ -231,12 +231,8 @@ async def _lifespan(
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        works = (
-            coordinator.watch(),
-            reloads.fleet.run(),
-            *worker_releases.background(),
-            *_background(context, worker_releases.gates),
-        )
+        background = _background(context, worker_releases.gates)
+        works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *background)
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         app.state.grpc = await _start_grpc(context, app.version)
