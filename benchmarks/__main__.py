@@ -118,14 +118,17 @@ def grpc(
     rounds: Rounds = 5,
     seconds: Seconds = 3.0,
     full: Annotated[bool, typer.Option("--full", help="Each at its full rate, by clients that take less CPU.")] = False,
+    streams: Annotated[int, typer.Option(help="With --full: sequences, each with one request in flight.")] = 64,
+    only: Only = "",
     keep: Folder = _KEPT,
     save: Save = None,
 ) -> None:
     """The Open Inference Protocol over gRPC, beside HTTP at the same rate."""
     work = workload.make(keep.resolve(), steps=60_000)
-    lines = _measure((full_grpc_targets if full else grpc_targets)(work), work, rounds=rounds, seconds=seconds)
+    targets = _chosen(full_grpc_targets(work, streams=streams), only) if full else grpc_targets(work)
+    lines = _measure(targets, work, rounds=rounds, seconds=seconds)
     title = "each at its full rate" if full else "HTTP at the same rate"
-    report.show(f"64 streams, every answer checked; {title}", lines)
+    report.show(f"{streams if full else 64} streams, every answer checked; {title}", lines)
     pairs = [(line, lines[0]) for line in lines[1:]] if full else list(zip(lines[::2], lines[1::2], strict=True))
     for grpc_line, http_line in pairs:
         _console.print(f"  {grpc_line.name}: {grpc_line.cpu_us / http_line.cpu_us:.2f} times the CPU of HTTP")
@@ -209,6 +212,16 @@ def tracing(*, rounds: Rounds = 9, seconds: Seconds = 3.0, only: Only = "", keep
     work = workload.make(keep.resolve(), steps=20_000)
     with receiver() as url:
         lines = _measure(_chosen(tracing_targets(work, url), only), work, rounds=rounds, seconds=seconds)
+    report.show("HTTP, 256 connections, every answer checked", lines)
+
+
+@app.command()
+def drift(*, rounds: Rounds = 9, seconds: Seconds = 3.0, keep: Folder = _KEPT) -> None:
+    """What drift costs per step, on a model with a reference."""
+    from benchmarks.drift import drift_targets  # with the graphs of the tests, which need onnx
+
+    work = workload.make(keep.resolve(), steps=20_000)
+    lines = _measure(drift_targets(work), work, rounds=rounds, seconds=seconds)
     report.show("HTTP, 256 connections, every answer checked", lines)
 
 

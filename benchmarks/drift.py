@@ -1,6 +1,7 @@
-"""Cost of drift: CPU time of the engine per timestep with and without it, on a model with a reference.
+"""Cost of drift on a model with a reference: over HTTP, and CPU time of the engine per timestep with and without it.
 
-    python -m benchmarks.drift
+    python -m benchmarks drift      # over HTTP
+    python -m benchmarks.drift      # the engine alone
 
 Engines in one process step 256 streams each in turn, on one private store: in columns, and one timestep at a time. What
 drift does once a second is done after each second of CPU time that the engine without it has used, as at full load of
@@ -15,11 +16,15 @@ import gc
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.engines import MODEL, ROWS, private_store, step
+from benchmarks.load import Load
+from benchmarks.servers import STEP, Target, stepwell
+from benchmarks.workload import FEATURES, Workload
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from service.engine.engine import Engine
@@ -29,12 +34,29 @@ from service.models.registry import ModelRegistry
 from service.store.keys import record_key
 from service.store.state_store import StateStore
 from service.types import Prediction, StreamHandle, StreamKey
-from tests.drift.live import normal, write_reference_model
+from tests.drift.live import normal, referenced, write_reference_model
+from tests.graphs import Built, write_model
 
 SECONDS = 5.0
 """CPU seconds of the engine without drift, in each case."""
 
 Step = Callable[[Engine, str, Array, int], Awaitable[None]]
+
+
+def drift_targets(workload: Workload) -> list[Target]:
+    """Return the service without drift and with it, on the workload's model with a reference of the same inputs."""
+    x = np.fromfile(workload.row_values, np.float32).reshape(32, -1, FEATURES)
+    referenced_workload = replace(workload, folder=workload.folder / "referenced")
+    write_model(referenced_workload.models, MODEL, lambda: referenced(lambda: _built(workload), x))
+    load = Load(STEP, '"y":[')
+    return [
+        Target("without drift", stepwell(referenced_workload, "--no-drift"), load),
+        Target("with drift", stepwell(referenced_workload), load),
+    ]
+
+
+def _built(workload: Workload) -> Built:
+    return workload.model.read_bytes(), StepModel(workload.model).manifest
 
 
 async def step_alone(engine: Engine, tenant: str, xs: Array, seq: int) -> None:

@@ -36,6 +36,7 @@ class Load:
         frame: A msgpack bulk frame, as streams per frame and timesteps per stream; replaces the template.
         client: A kind of `client_load.py`, which then sends the load instead of `load.c`: each stream's next timestep
             follows the answer to the last.
+        is_checked: Whether such a client checks the predictions.
     """
 
     template: str = ""
@@ -48,6 +49,7 @@ class Load:
     shuffle: bool = False
     frame: tuple[int, int] | None = None
     client: str | None = None
+    is_checked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ def _options(workload: Workload, load: Load) -> dict[str, Any]:
     """Return the generator's options, and write the files that they name."""
     options: dict[str, Any] = {"streams": load.streams, "expected": workload.expected}
     if load.client is not None:
-        return options | {"rows": workload.row_values}
+        return options | {"rows": workload.row_values, "check": int(load.is_checked)}
     options |= {
         "connections": load.connections, "classes": CLASSES, "steps": workload.steps,
         "rate": load.rate, "window": load.window, "shuffle": int(load.shuffle),

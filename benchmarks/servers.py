@@ -25,6 +25,7 @@ from service.store.embedded_server import find_server
 _TARGETS = Path(__file__).parent / "targets"
 _REDIS_CONF = Path(__file__).parents[1] / "docker" / "redis.conf"
 _TIMEOUT_S = 60.0
+_SETTINGS = b"\4"  # kind of the frame that a server of HTTP/2, such as that of gRPC, sends first
 
 _HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n\r\n"
 MESSAGE = '{"stream":"r-{stream}","inputs":{"x":{x}},"seq":{seq}}'
@@ -171,25 +172,31 @@ def grpc_targets(workload: Workload) -> list[Target]:
     return targets
 
 
-def full_grpc_targets(workload: Workload) -> list[Target]:
+def full_grpc_targets(workload: Workload, *, streams: int) -> list[Target]:
     """Return the Open Inference Protocol over HTTP with raw bytes, and over gRPC, each at its full rate.
 
-    The clients take little CPU, so that it is the server which limits the rate.
+    The clients take little CPU, so that it is the server which limits the rate. Beside the service there are grpcio's
+    server with empty methods, and the service that submits each request as it comes (see `service.grpc_api.arrivals`).
     """
-    clients = (("ModelInfer", "grpc-wire"), ("ModelStreamInfer, 4 calls", "grpc-stream-wire"))
-    return [
-        Target("HTTP, raw bytes", stepwell(workload), Load(streams=64, client="oip-binary")),
-        *[Target(name, _on_grpc(workload), Load(streams=64, client=client)) for name, client in clients],
-    ]
+    one_by_one = {"PYTHONPATH": str(_TARGETS / "one_by_one")}
+    targets = [Target("HTTP, raw bytes", stepwell(workload), Load(streams=streams, client="oip-binary"))]
+    for name, client in (("ModelInfer", "grpc-wire"), ("ModelStreamInfer, 4 calls", "grpc-stream-wire")):
+        over_grpc = Load(streams=streams, client=client)
+        targets += [
+            Target(f"empty {name}", _python("grpc_empty.py"), replace(over_grpc, is_checked=False)),
+            Target(name, _on_grpc(workload), over_grpc),
+            Target(f"{name}, one by one", _on_grpc(workload, env=one_by_one), over_grpc),
+        ]
+    return targets
 
 
-def _on_grpc(workload: Workload) -> Start:
+def _on_grpc(workload: Workload, *, env: Mapping[str, str] | None = None) -> Start:
     """Return a start of `stepwell serve` whose port is that of gRPC."""
 
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
         port = free_port()
-        with stepwell(workload, "--grpc-port", str(port))(folder) as running:
+        with stepwell(workload, "--grpc-port", str(port), env=env)(folder) as running:
             yield replace(running, port=port)
 
     return start
@@ -391,5 +398,6 @@ def _listens(port: int) -> bool:
     """Return whether the server accepts and answers requests: some accept connections long before they are ready."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
         probe.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-        return probe.recv(12).startswith(b"HTTP/1.1 ")
+        reply = probe.recv(12)
+        return reply.startswith(b"HTTP/1.1 ") or reply[3:4] == _SETTINGS
     return False

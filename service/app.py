@@ -221,6 +221,8 @@ async def _lifespan(
             ready=lambda: context.ready,
             cached_streams=engine.steps.cached_by_model,
             streams=worker_releases.streams,
+            releases_ended=worker_releases.ended,
+            gates_waiting=worker_releases.gates.waiting,
             drift=lambda: engine.drift.reports,
             connections=lambda: len(context.connections),
             store_reachable=lambda: engine.store_reachable,
@@ -229,7 +231,8 @@ async def _lifespan(
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *_background(context))
+        background = _background(context, worker_releases.gates)
+        works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *background)
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
         app.state.grpc = await _start_grpc(context, app.version)
@@ -253,10 +256,9 @@ async def _start_grpc(context: AppContext, version: str) -> GrpcServer | None:
     return server
 
 
-def _background(context: AppContext) -> Iterator[Coroutine[Any, Any, None]]:
+def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, Any, None]]:
     """Yield the background work of the application, each to run in its own task."""
     engine, loop = context.engine, asyncio.get_running_loop()
-    gates = Gates(engine.store, engine.releases, context.releases)
 
     async def refresh() -> None:
         await context.check_readiness()

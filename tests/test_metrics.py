@@ -8,12 +8,15 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from service.drift.report import FeatureReport
 from service.engine.engine import Engine
@@ -47,6 +50,8 @@ PROMISED = {
     "stepwell_release_difference": ("histogram", {"model", "output"}),
     "stepwell_release_lost_total": ("counter", {"model"}),
     "stepwell_release_fell_back_total": ("counter", {"model"}),
+    "stepwell_release_ended_timestamp_seconds": ("gauge", {"model", "how"}),
+    "stepwell_release_gate_waits": ("gauge", {"model"}),
     "stepwell_refusals_total": ("counter", {"code"}),
     "stepwell_store_regressions_total": ("counter", set()),
     "stepwell_cached_streams": ("gauge", {"model"}),
@@ -89,6 +94,8 @@ def filled_metrics() -> Metrics:
         ready=lambda: True,
         cached_streams=lambda: {"pump": 11},
         streams=lambda: {("pump", "2"): 13},
+        releases_ended=lambda: {("pump", "gate"): 1.5e9},
+        gates_waiting=lambda: {("pump",): 1.0},
         connections=lambda: 4,
         store_used_bytes=lambda: 1000,
         store_max_bytes=lambda: 5000,
@@ -208,6 +215,8 @@ def test_a_metric_has_the_documented_labels(name: str) -> None:
         ("release_fell_back_total", {"model": "pump"}, 3),
         ("release_difference_sum", {"model": "pump", "output": "y"}, 1.0),
         ("release_difference_count", {"model": "pump", "output": "y"}, 6),
+        ("release_ended_timestamp_seconds", {"model": "pump", "how": "gate"}, 1.5e9),
+        ("release_gate_waits", {"model": "pump"}, 1),
         ("queue_rows", {"model": "pump"}, 7),
         ("psi", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.31),
         ("outside_ratio", {"model": "pump", "version": "2", "tensor": "x", "feature": "x[0]"}, 0.25),
@@ -239,6 +248,36 @@ def test_a_counter_without_labels_exists_before_its_first_event() -> None:
 
 def test_the_content_type_is_the_prometheus_text_format() -> None:
     assert page_of(Metrics("1"))[1] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def openmetrics_samples(page: bytes) -> list[Sample]:
+    families: Iterable[Metric] = openmetrics_families(page.decode())  # type: ignore[no-untyped-call]  # has no types
+    return [sample for family in families for sample in family.samples]
+
+
+def test_the_format_of_openmetrics_has_the_same_values_and_exemplars() -> None:
+    metrics = filled_metrics()
+    metrics.exemplars.add("pump", 0.004, 0xABC)
+    page = page_of(metrics)[0]
+    body, media_type = metrics.render(as_openmetrics=True)
+    found = openmetrics_samples(body)
+    [marked] = [sample for sample in found if sample.exemplar is not None]
+
+    assert media_type == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    assert {(sample.name, frozenset(sample.labels.items())): sample.value for sample in found} == samples(page)
+    assert (marked.name, marked.labels) == ("stepwell_step_seconds_bucket", {"model": "pump", "le": "0.005"})
+    assert marked.exemplar is not None
+    assert marked.exemplar.labels == {"trace_id": f"{0xABC:032x}"}
+
+
+def test_a_bucket_keeps_its_newest_exemplar_and_a_bound_belongs_to_its_bucket() -> None:
+    metrics = filled_metrics()
+    for number, seconds in enumerate((0.003, 0.005, 99.0)):
+        metrics.exemplars.add("pump", seconds, number)
+    found = openmetrics_samples(metrics.render(as_openmetrics=True)[0])
+    marked = {sample.labels["le"]: sample.exemplar.value for sample in found if sample.exemplar}
+
+    assert marked == {"0.005": 0.005, "+Inf": 99.0}
 
 
 def test_two_services_in_one_process_count_separately() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from model_export.adopt.autoconfigure import Adoption, adopt, write_sidecar
 from model_export.adopt.overrides import Kind, Overrides
+from model_export.adopt.own_data import with_own_data
 from model_export.adopt.rewrite import Change, rewrite, write_new_file
-from model_export.errors import UnclearModelError
+from model_export.errors import FileError, UnclearModelError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file
 from model_export.manifest import Manifest
@@ -50,6 +51,7 @@ def adopt_file(
     feedback: Mapping[str, Any] | None = None,
     store_dtype: StoreDType | None = None,
     changes: Sequence[Change] = (),
+    verify: str | os.PathLike[str] | None = None,
     target: str | os.PathLike[str] | None = None,
     replace: bool = False,
 ) -> Adopted:
@@ -70,6 +72,8 @@ def adopt_file(
         feedback: For rollouts: by input, the output or the rule that makes it.
         store_dtype: The type in which float states are stored; None: their own.
         changes: `fold-context` makes states of the windows, `batchify` rewrites a graph for one row to run batches.
+        verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input, which are run, too; the manifest
+            keeps how they and the predictions are distributed.
         target: The ONNX file to write, if there are changes; None: a manifest is written beside the source.
         replace: Replace a manifest inside the file.
 
@@ -79,11 +83,13 @@ def adopt_file(
         RefusedModelError: The graph is not stepwise, or random operators reach what must not depend on them.
         ModelLoadError: onnxruntime cannot load or run it.
         ParityError: The changed graph gives other values.
-        FileError: The target cannot be written.
+        TensorError: The own sequences do not fit the model.
+        FileError: The target cannot be written, or there is no file of own sequences.
         MissingExtraError: The onnx package is not installed.
     """
     source = Path(source)
     target = None if target is None else Path(target)
+    verify = None if verify is None else Path(verify)
     if bool(changes) != (target is not None):
         raise UnclearModelError(
             f"The changes are {list(changes)} and the target is {target}; each needs the other.",
@@ -91,6 +97,8 @@ def adopt_file(
         )
     if target is not None:
         check_new_file(target, source=source)
+    if verify is not None and not verify.is_file():
+        raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
     hints = Overrides(
         states=states or {},
         constants=constants or {},
@@ -108,6 +116,8 @@ def adopt_file(
         graph, manifest = rewrite(source, manifest, changes)
     if store_dtype:
         manifest, effect = narrow_store(graph, manifest, store_dtype)
+    if verify is not None:
+        manifest = with_own_data(graph, manifest, verify, adoption.notes)
     if target is not None and isinstance(graph, bytes):
         write_new_file(target, graph, manifest)
         return Adopted(target, manifest, adoption, effect)

@@ -189,6 +189,25 @@ ALERTS: Final = (
         "predictions; docs/drift.md has what to do.",
     ),
     Alert(
+        "ReleaseAborted",
+        '(time() - max by (model) (stepwell_release_ended_timestamp_seconds{how="gate"} > 0)'
+        " or Inf + max(stepwell_ready))",
+        "< 900",
+        "0s",
+        "warning",
+        "The release of {{ $labels.model }} was aborted by its gate {{ $value | humanizeDuration }} ago.",
+        "`stepwell release show` has the limit that was broken. All streams continue with the old version.",
+    ),
+    Alert(
+        "ReleaseNotJudged",
+        "(max by (model) (stepwell_release_gate_waits) or 0 * max(stepwell_ready))",
+        "== 1",
+        "1h",
+        "warning",
+        "The gate of the release of {{ $labels.model }} has not been judged for an hour: too little was compared.",
+        "`stepwell release show` has the number of timesteps. Raise the share of the streams, or lower min_compared.",
+    ),
+    Alert(
         "RulesNotEvaluated",
         "(max(stepwell_alert_leads) or 1 + 0 * max(stepwell_ready))",
         "== 0",

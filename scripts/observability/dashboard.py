@@ -13,6 +13,7 @@ _WIDTH: Final = 24  # of Grafana's grid
 _DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 _HERE: Final = 'instance=~"$instance"'
 _MODEL: Final = f'{_HERE},model=~"$model"'
+_WITH_EXEMPLARS: Final = "stepwell_step_seconds_bucket"
 _PROCESS: Final = f'job="{JOB}",{_HERE}'
 
 
@@ -129,6 +130,19 @@ DASHBOARD: Final[dict[str, tuple[Panel, ...]]] = {
                 "lost, in shadow": f"({_rate('stepwell_release_lost_total', where=_MODEL)} or vector(0))",
                 "fell back, in a ramp": f"({_rate('stepwell_release_fell_back_total', where=_MODEL)} or vector(0))",
             },
+        ),
+        Panel(
+            "Time since a release ended: promoted, aborted, or aborted by its gate",
+            "s",
+            {
+                "{{model}} {{how}}": "(time() - max by (model, how) "
+                f"(stepwell_release_ended_timestamp_seconds{{{_MODEL}}} > 0) or vector(0))"
+            },
+        ),
+        Panel(
+            "Gates that are not judged yet",
+            "none",
+            {"{{model}}": f"(max by (model) (stepwell_release_gate_waits{{{_MODEL}}}) or vector(0))"},
         ),
     ),
     "Drift": (
@@ -280,6 +294,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
             "expr": query,
             "legendFormat": legend or "__auto",
             **({"instant": True} if panel.kind != "timeseries" else {"range": True}),
+            **({"exemplar": True} if _WITH_EXEMPLARS in query else {}),
         }
         for i, (legend, query) in enumerate(panel.queries.items())
     ]

@@ -62,6 +62,10 @@ def adopt(
         StoreDType | None, typer.Option(help="Store float states in this type: half the memory per stream.")
     ] = None,
     feedback: Feedback = None,
+    verify: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Also run own sequences, and keep how they are distributed, for drift."),
+    ] = None,
     fold: Annotated[
         bool, typer.Option("--fold-context", help="Fold the windows into the graph as states; needs -o.")
     ] = False,
@@ -95,6 +99,7 @@ def adopt(
         feedback=feedback_of(feedback),
         store_dtype=store_dtype,
         changes=changes,
+        verify=verify,
         target=target,
         replace=replace,
     )
@@ -102,6 +107,7 @@ def adopt(
     arguments += [*(f"--{change}" for change in changes), *(["-o", str(target)] if target else [])]
     arguments += ["--store-dtype", store_dtype] if store_dtype else []
     arguments += [word for text in feedback or [] for word in ("--feedback", text)]
+    arguments += ["--verify", str(verify)] if verify else []
     if as_json:
         typer.echo(json.dumps(_report(adopted), indent=2))
     else:
@@ -133,6 +139,9 @@ def _show(adopted: Adopted, arguments: Sequence[str]) -> None:
     ]
     if manifest.time.chunk == "dynamic":
         lines.append("chunks:  many timesteps in one run")
+    if manifest.reference:
+        n, t = manifest.reference.sequences, manifest.reference.timesteps
+        lines.append(f"reference: the distributions of {n:,} own sequences with {t:,} timesteps, for drift")
     if effect:
         before, after = effect.saved
         lines.append(

@@ -1,18 +1,15 @@
-"""Kinds of metrics: children by their labels, histograms that buffer, and what is shown to Prometheus."""
+"""Kinds of metrics: children by their labels, and histograms that buffer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
 import numpy as np
 from prometheus_client import Histogram
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 _BUFFERED_MAX: Final = 4096  # values that a histogram buffers before it counts them
-_OIP: Final = "stepwell_oip_"  # metrics for the statistics of the Open Inference Protocol only, which are not shown
 
 _M = TypeVar("_M", bound=MetricWrapperBase)
 
@@ -57,21 +54,3 @@ class BufferedHistogram(Histogram):
         counts = np.bincount(np.searchsorted(self._upper_bounds, amounts))  # bounds are inclusive in Prometheus
         for bucket in np.flatnonzero(counts).tolist():
             self._buckets[bucket].inc(int(counts[bucket]))
-
-
-class PublicMetrics(Collector):
-    """The metrics that `render` returns: without those for `counts` only, and without the `_created` series.
-
-    The latter would double the output, and workers that share a folder do not have them.
-    """
-
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the metrics."""
-        for metric in self._collector.collect():
-            if metric.name.startswith(_OIP):
-                continue
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric

@@ -7,21 +7,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service.drift.metrics import DriftMetrics
 from service.drift.report import FeatureReport
 from service.engine.observer import EngineObserver
-from service.metrics.kinds import BufferedHistogram, Labelled, PublicMetrics
+from service.metrics.exemplars import Exemplars
+from service.metrics.exposition import exposed
+from service.metrics.kinds import BufferedHistogram, Labelled
 from service.metrics.process import ProcessMetrics
 from service.metrics.releases import ReleaseMetrics
 from service.metrics.shared_folder import remove_dead_workers, shared_folder
 from service.models.changes import ModelChange
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""Media type of `render`'s text, which every version of Prometheus accepts."""
 
 NO_ROUTE = "none"
 """Label of requests that reached no route."""
@@ -90,6 +89,7 @@ class Metrics(EngineObserver):
             counter("requests_total", "Requests answered, by HTTP status.", "door", "code", "route")
         )
         self._step_s = Labelled(histogram("step_seconds", "Seconds from receipt to response.", "model"))
+        self.exemplars = Exemplars("stepwell_step_seconds", _SECONDS)
         self._refused_s = Labelled(
             Summary("stepwell_oip_refused_seconds", "Seconds from receipt to rejection.", ["model"], registry=registry)
         )
@@ -115,6 +115,12 @@ class Metrics(EngineObserver):
         self._streams = Labelled(
             gauge("streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version")
         )
+        self._releases_ended = Labelled(
+            gauge("release_ended_timestamp_seconds", "When the last release ended so.", "livemax", "model", "how")
+        )
+        self._gates_waiting = Labelled(
+            gauge("release_gate_waits", "1 while the gate of a release is not judged yet.", "livemax", "model")
+        )
         self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
         self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
         self._connections = gauge("connections", "Open connections, those of WebSockets included.", "livesum")
@@ -131,9 +137,10 @@ class Metrics(EngineObserver):
         self._buffered: defaultdict[Counter, float] = defaultdict(float)  # increments since the last `refresh`
         of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
         # The model is the first label of each.
-        self._by_model: list[Labelled[Any]] = [*of_models, self._queue_rows, self._cached_streams, self._streams]
+        gauges = (self._queue_rows, self._cached_streams, self._streams, self._releases_ended, self._gates_waiting)
+        self._by_model: list[Labelled[Any]] = [*of_models, *gauges]
         self._read_models: Callable[[], Collection[str]] | None = None
-        self._read_by_labels: list[tuple[Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], int]]]] = []
+        self._read_by_labels: list[tuple[Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], float]]]] = []
         self._read_gauges: dict[Gauge, Callable[[], float]] = {}
         self._read_drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict
 
@@ -146,7 +153,9 @@ class Metrics(EngineObserver):
         websockets: Callable[[], int],
         ready: Callable[[], bool],
         cached_streams: Callable[[], Mapping[str, int]] = dict,
-        streams: Callable[[], Mapping[tuple[str, ...], int]] = dict,
+        streams: Callable[[], Mapping[tuple[str, ...], float]] = dict,
+        releases_ended: Callable[[], Mapping[tuple[str, ...], float]] = dict,
+        gates_waiting: Callable[[], Mapping[tuple[str, ...], float]] = dict,
         connections: Callable[[], int] = int,
         store_reachable: Callable[[], bool] = lambda: True,
         store_safe: Callable[[], bool] = lambda: True,
@@ -165,6 +174,8 @@ class Metrics(EngineObserver):
             ready: Returns whether this worker can serve.
             cached_streams: Returns the number of records in this worker's cache, by model.
             streams: Returns the number of streams in the store, by model and version.
+            releases_ended: Returns when the last release ended, seconds since 1970, by model and how it ended.
+            gates_waiting: Returns whether the gate of a running release is not judged yet, by model.
             connections: Returns the number of open connections of this worker.
             store_reachable: Returns whether the store replied to the last readiness check.
             store_safe: Returns whether the store's settings are safe.
@@ -179,6 +190,8 @@ class Metrics(EngineObserver):
             (self._queue_rows, lambda: {(model,): n for model, n in queue_rows().items()}),
             (self._cached_streams, lambda: {(model,): n for model, n in cached_streams().items()}),
             (self._streams, streams),
+            (self._releases_ended, releases_ended),
+            (self._gates_waiting, gates_waiting),
         ]
         self._read_gauges = {
             self._watchers: watchers,
@@ -292,14 +305,18 @@ class Metrics(EngineObserver):
                 by_model.remove([labels for labels in by_model if labels[0] not in served])
             self._releases.keep_models(served)
 
-    def render(self) -> tuple[bytes, str]:
-        """Return the metrics of all workers as of their last `refresh`, in Prometheus' text format, and its media type.
+    def render(self, *, as_openmetrics: bool = False) -> tuple[bytes, str]:
+        """Return the metrics of all workers as of their last `refresh`, and the media type of the text.
 
         With many models and workers this is slow; it may be called in a thread.
+
+        Args:
+            as_openmetrics: In the format of OpenMetrics, with exemplars of this worker's traced requests; else in
+                Prometheus' text format.
         """
         if self._folder is not None:
             remove_dead_workers(self._folder)
-        return generate_latest(PublicMetrics(self._collector())), CONTENT_TYPE
+        return exposed(self._collector(), self.exemplars, as_openmetrics=as_openmetrics)
 
     def counts(self) -> dict[str, ModelCounts]:
         """Return the counts of all workers as of their last `refresh`, by model."""

@@ -134,7 +134,7 @@ def set_candidate(
     return _next(document, now, trial=trial)
 
 
-def end(document: ReleaseDocument, how: How, why: str | None, now: float) -> ReleaseDocument:
+def end(document: ReleaseDocument, how: How, why: str | None, now: float, *, by_gate: bool = False) -> ReleaseDocument:
     """Return the document after a promotion or an abort; the document itself if it has ended so before.
 
     Raises:
@@ -153,7 +153,7 @@ def end(document: ReleaseDocument, how: How, why: str | None, now: float) -> Rel
     current = trial.new
     if how == "aborted":  # after a promotion, another version may have been pinned
         current = trial.old if document.current.fingerprint == trial.new.fingerprint else document.current
-    ended = Ended(how, why, now, document.revision + 1)
+    ended = Ended(how, why, now, document.revision + 1, by_gate)
     return _next(document, now, current=current, trial=replace(trial, ended=ended))
 
 

@@ -80,12 +80,14 @@ class Ended(Struct, frozen=True):
         why: The reason, from the request or from the gate; None: no reason was given.
         at: Seconds since 1970, by the store's clock.
         revision: Revision of the document that it made; it moves no stream that was moved by that revision or later.
+        by_gate: A broken limit of the gate has ended it, not a request.
     """
 
     how: How
     why: str | None
     at: float
     revision: int = 0
+    by_gate: bool = False
 
 
 class Trial(Struct, frozen=True):

@@ -31,6 +31,11 @@ class Gates:
         self._store = store
         self._releases = releases
         self._service = service
+        self._waiting: dict[str, bool] = {}
+
+    def waiting(self) -> dict[tuple[str, ...], float]:
+        """Return by model whether its gate is not judged yet, 1 or 0, for the running trials that have a gate."""
+        return {(model,): float(is_waiting) for model, is_waiting in self._waiting.items()}
 
     async def judge(self) -> None:
         """Judge every running trial that has a gate.
@@ -38,15 +43,18 @@ class Gates:
         Raises:
             ServiceError: An error of the store.
         """
+        waiting: dict[str, bool] = {}
         for model in self._releases.models():
             document = self._releases.current(model)
             trial = None if document is None else document.running
             if trial is None or trial.gate is None:
                 continue
             counts = await read_counts(self._store, model, trial.revision, deadline=deadline())
+            waiting[model] = counts.steps < trial.gate.min_compared
             why = broken_limit(trial.gate, counts)
             if why is not None and await self._service.abort_trial(model, trial.revision, why):
                 _log.warning("The release of model %s, candidate %d, was aborted: %s", model, trial.new.number, why)
+        self._waiting = waiting
 
 
 def broken_limit(gate: Gate, counts: TrialCounts) -> str | None:

@@ -151,7 +151,7 @@ class ReleaseService:
             nonlocal aborted
             running = document.running
             aborted = running is not None and running.revision == trial
-            return changes.end(document, "aborted", why, now) if aborted else document
+            return changes.end(document, "aborted", why, now, by_gate=True) if aborted else document
 
         await self._change(model, change)
         return aborted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,15 +79,29 @@ def version_names(document: ReleaseDocument | None, models: ModelRegistry, model
 
 def streams_by_version(
     releases: Releases, models: ModelRegistry, streams: StreamCounts | None
-) -> dict[tuple[str, ...], int]:
+) -> dict[tuple[str, ...], float]:
     """Return the number of streams by model and version, for the models that are served; for metrics."""
-    found: Counter[tuple[str, ...]] = Counter()
+    found: defaultdict[tuple[str, ...], float] = defaultdict(float)
     if streams is None:
         return found
     for model in models.names():
         names = version_names(releases.current(model), models, model)
         for fingerprint, n in streams.of(model).items():
             found[model, str(names.get(fingerprint, "unknown"))] += n
+    return found
+
+
+def ended_by_model(releases: Releases) -> dict[tuple[str, ...], float]:
+    """Return when the last trial of each model ended, seconds since 1970, by model and how; for metrics.
+
+    How it ended is `promoted`, `aborted` (by a request) or `gate` (aborted by its gate).
+    """
+    found: dict[tuple[str, ...], float] = {}
+    for model in releases.models():
+        document = releases.current(model)
+        ended = None if document is None or document.trial is None else document.trial.ended
+        if ended is not None:
+            found[model, "gate" if ended.by_gate else ended.how] = ended.at
     return found
 
 

@@ -11,11 +11,12 @@ from service.background import run_forever
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
 from service.releases.follower import ReleaseFollower
+from service.releases.gate import Gates
 from service.releases.lookup import Releases
 from service.releases.service import ReleaseService
 from service.releases.store import ReleaseStore
 from service.releases.stream_counts import StreamCounter
-from service.releases.view import streams_by_version
+from service.releases.view import ended_by_model, streams_by_version
 from service.store.pubsub import StorePubSub
 from service.store.state_store import StateStore
 
@@ -28,6 +29,7 @@ class WorkerReleases:
 
     Attributes:
         service: Starts, changes and ends releases.
+        gates: Abort releases.
     """
 
     def __init__(self, store: StateStore, models: ModelRegistry, releases: Releases) -> None:
@@ -44,6 +46,7 @@ class WorkerReleases:
         self._counter = StreamCounter(documents, releases)
         self._follower = ReleaseFollower(documents, releases, models, StorePubSub(store.transport))
         self.service = ReleaseService(documents, models, self._follower, self._counter)
+        self.gates = Gates(store, releases, self.service)
 
     async def load(self) -> None:
         """Read the documents for the first time, so that the first request finds them.
@@ -59,6 +62,10 @@ class WorkerReleases:
         yield self._follower.follow()
         yield run_forever(self._counter.refresh, every_s=_COUNT_EVERY_S, name="Counting streams by version")
 
-    def streams(self) -> dict[tuple[str, ...], int]:
+    def ended(self) -> dict[tuple[str, ...], float]:
+        """Return when the last trial of each model ended, seconds since 1970, by model and how it ended."""
+        return ended_by_model(self._releases)
+
+    def streams(self) -> dict[tuple[str, ...], float]:
         """Return the number of streams by model and version, as they were counted last."""
         return streams_by_version(self._releases, self._models, self._counter.counts)

@@ -43,6 +43,8 @@ TABLE_BYTES: Final = 16 * MAX_SOURCES
 _DIGEST: Final = 0
 _AT: Final = 1
 
+_EPOCH_AT: Final = slice(8, 16)
+_MOVED_AT: Final = slice(80, 84)
 _CRC_AT: Final = slice(84, 88)
 _GUARD_AT: Final = slice(8, 64)
 
@@ -213,31 +215,82 @@ def decode_records(records: Sequence[object], fingerprint: bytes, state_bytes: i
         None if a record is missing or corrupt (`decode` then gives the error), or if one has another length, model or
         number of sources than the others.
     """
-    present = [record for record in records if isinstance(record, bytes)]
-    size = len(present[0]) if present else 0
-    header_bytes = max(HEADER_BYTES, int.from_bytes(present[0][4:8], "little")) if size else HEADER_BYTES
-    output_bytes = size - header_bytes - state_bytes
-    if len(present) < len(records) or output_bytes < 0 or any([len(record) != size for record in present]):  # noqa: C419 - see all_finite
+    checked = _checked_table(records)
+    if checked is None:
         return None
-    table = np.frombuffer(b"".join(present), np.uint8).reshape(len(present), size).copy()
+    table, headers = checked
+    is_expected = (headers["state_bytes"] == state_bytes) & (headers["fingerprint"] == np.frombuffer(fingerprint, "V8"))
+    if not is_expected.all():
+        return None
+    sources, header_bytes = None, int(headers["header_bytes"][0])
+    if header_bytes != HEADER_BYTES:
+        sources = decode_sources(table[:, HEADER_BYTES:header_bytes])
+        if sources is None:
+            return None
+        headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
+    return DecodedRecords(headers, np.ascontiguousarray(table[:, table.shape[1] - state_bytes :]), sources)
+
+
+def are_records(values: Sequence[object]) -> bool:
+    """Return whether values are records of equal lengths that `decode` accepts; False: check each by itself."""
+    return _table_without_sources(values) is not None
+
+
+def with_epochs(records: Sequence[object], epochs: bytes) -> tuple[Array, list[bytes]] | None:
+    """Return records with other epochs, as `record.with_epoch` does, after the checks of `decode`.
+
+    Args:
+        records: Encoded records.
+        epochs: 8 bytes for each.
+
+    Returns:
+        The headers before that, `(records,)` of `HEADER_DTYPE`, and the encoded records. None if a record has another
+        length or positions of sources, or is corrupt.
+    """
+    checked = _table_without_sources(records)
+    if checked is None:
+        return None
+    table, headers = checked
+    table[:, _EPOCH_AT] = np.frombuffer(epochs, np.uint8).reshape(len(table), 8)
+    table[:, _MOVED_AT] = 0
+    table[:, _CRC_AT] = _checksums(table).view(np.uint8).reshape(len(table), 4)
+    return headers, _rows(table)
+
+
+def _table_without_sources(values: Sequence[object]) -> tuple[Array, Array] | None:
+    """Return what `_checked_table` does; None, too, if the records have positions of sources."""
+    checked = _checked_table(values)
+    return checked if checked is not None and checked[1]["header_bytes"][0] == HEADER_BYTES else None
+
+
+def _checked_table(values: Sequence[object]) -> tuple[Array, Array] | None:
+    """Return values as an array, `(values, bytes)` uint8 with checksums of zero, and their headers.
+
+    None if they are not all records of one format, have different lengths or a wrong checksum, or if there are none.
+    """
+    records = [value for value in values if isinstance(value, bytes)]
+    size = len(records[0]) if records else 0
+    if len(records) < len(values) or size < HEADER_BYTES or any([len(record) != size for record in records]):  # noqa: C419 - see all_finite
+        return None
+    table = np.frombuffer(b"".join(records), np.uint8).reshape(len(records), size).copy()
     headers = table[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
     table[:, _CRC_AT] = 0
-    valid = headers["crc"] == _checksums(table)
+    header_bytes = max(HEADER_BYTES, int.from_bytes(records[0][4:8], "little"))
     magic = MAGIC if header_bytes == HEADER_BYTES else MAGIC_2
-    expected = {
-        "magic": magic, "header_bytes": header_bytes, "output_bytes": output_bytes, "state_bytes": state_bytes,
-    }  # fmt: skip
-    for name, value in expected.items():
-        valid &= headers[name] == value
-    valid &= headers["fingerprint"] == np.frombuffer(fingerprint, "V8")
-    sources = None if magic == MAGIC else decode_sources(table[:, HEADER_BYTES:header_bytes])
-    if not valid.all() or (sources is None and magic == MAGIC_2):
+    valid = (headers["magic"] == magic) & (headers["header_bytes"] == header_bytes)
+    lengths = headers["output_bytes"].astype(np.uint64) + headers["state_bytes"]
+    valid &= lengths + header_bytes == size
+    if not valid.all() or (headers["crc"] != _checksums(table)).any():
         return None
-    headers["magic"], headers["header_bytes"] = MAGIC, HEADER_BYTES
-    return DecodedRecords(headers, np.ascontiguousarray(table[:, size - state_bytes :]), sources)
+    return table, headers
 
 
 def _checksums(table: Array) -> Array:
     """Return the CRC-32 of each row, `(rows,)` uint32; each row is contiguous."""
-    records = table.view(f"V{table.shape[1]}")[:, 0]
-    return np.array([*map(crc32, records.tolist())], "<u4")
+    return np.array([*map(crc32, _rows(table))], "<u4")
+
+
+def _rows(table: Array) -> list[bytes]:
+    """Return the bytes of each row of an array `(rows, bytes)` uint8; each row is contiguous."""
+    rows: list[bytes] = table.view(f"V{table.shape[1]}")[:, 0].tolist()
+    return rows

@@ -18,6 +18,7 @@ class TracedMetrics(Metrics):
         """
         super().__init__(version)
         self._tracer = tracer
+        tracer.on_request = self.exemplars.add
 
     def batch_started(self, model: str, rows: int) -> None:
         """Note that the current task runs a batch."""

@@ -84,6 +84,8 @@ class Tracer:
 
     Attributes:
         samples_roots: Whether requests without `traceparent` may be traced.
+        on_request: Called with model, seconds and trace id of each traced request that has its response; None: nobody
+            is.
     """
 
     def __init__(self, sampler: TraceSampler, emit: Callable[[Span], None]) -> None:
@@ -96,6 +98,7 @@ class Tracer:
         self.samples_roots = sampler.rate > 0
         self._sampler = sampler
         self._emit = emit
+        self.on_request: Callable[[str, float, int], None] | None = None
         self._n_open = 0  # traced requests without a response
 
     def identify(self, request_id: bytes, traceparent: bytes) -> bytes:
@@ -182,6 +185,8 @@ class Tracer:
     def request_ended(self, trace: RequestTrace, now: float, attributes: dict[str, Any], error: str) -> None:
         """Make the spans of a request that has its response."""
         self._n_open -= 1
+        if self.on_request is not None and trace.submitted_s is not None:
+            self.on_request(attributes["stepwell.model"], now - trace.received_s, trace.trace_id)
         batch = _batch.get()
         is_of_batch = batch is not None and not batch.has_ended and trace.received_s <= batch.started_s
         links: Sequence[tuple[int, int]] = ()

@@ -240,3 +240,13 @@ def test_invalid_feedback_writes_nothing(tmp_path: Path, words: list[str], exit_
 
     assert done.exit_code == exit_code
     assert not sidecar_of(path).exists()
+
+
+def test_own_sequences_give_the_manifest_a_reference_for_drift(tmp_path: Path) -> None:
+    path = write_graph(tmp_path, graphs.lstm)
+    np.savez(tmp_path / "own.npz", x=np.ones((20, 6, 4), np.float32))
+    done = run_stepwell("adopt", path, "--verify", tmp_path / "own.npz")
+
+    assert "20 own sequences with 120 timesteps" in done.stdout
+    assert f"--verify {tmp_path / 'own.npz'}" in done.stdout
+    assert json.loads(sidecar_of(path).read_text())["reference"]["timesteps"] == 120

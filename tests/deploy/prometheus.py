@@ -39,6 +39,13 @@ class Prometheus:
         result = reply["data"]["result"]
         return result if reply["data"]["resultType"] == "vector" else [result]
 
+    def exemplars(self, query: str) -> list[dict[str, Any]]:
+        """Return the exemplars of the last hour."""
+        now = time.time()
+        params: dict[str, Any] = {"query": query, "start": now - 3600, "end": now + 60}
+        found: list[dict[str, Any]] = self._http.get("/api/v1/query_exemplars", params=params).json()["data"]
+        return found
+
     def targets(self) -> list[dict[str, Any]]:
         active: list[dict[str, Any]] = self._http.get("/api/v1/targets").json()["data"]["activeTargets"]
         return active
@@ -77,6 +84,7 @@ def prometheus(folder: Path, targets: Sequence[str], *, key: str = "none") -> It
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_port()
     command = [str(PROMETHEUS), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    command.append("--enable-feature=exemplar-storage")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--web.listen-address=127.0.0.1:{port}"], stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -115,6 +115,10 @@ def test_grafana_gets_the_data_source_and_the_folder_of_the_dashboard() -> None:
 
     assert source["url"] == "http://prometheus:9090"
     assert source["jsonData"]["timeInterval"] == interval
+    [exemplar] = source["jsonData"]["exemplarTraceIdDestinations"]
+    assert (exemplar["name"], exemplar["url"]) == ("trace_id", "${TRACES_URL}$${__value.raw}")
+    assert "TRACES_URL: ${TRACES_URL:-" in compose
+    assert "--enable-feature=exemplar-storage" in compose
     assert f"./docker/observability/grafana/dashboards:{provider['options']['path']}:ro" in compose
 
 

@@ -8,15 +8,18 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.record import Record, SourcePosition, decode
+from service.errors import ServiceError
+from service.store.record import Record, SourcePosition, decode, with_epoch
 from service.store.record_arrays import (
     HEADER_DTYPE,
+    are_records,
     decode_records,
     empty_header,
     encode_records,
     guards,
     read_headers,
     sources_in,
+    with_epochs,
 )
 from tests.store.test_record import RECORDS
 
@@ -119,6 +122,32 @@ def test_a_record_that_is_refused_alone_is_not_decoded_in_arrays(
     for other in others:
         assert decode_records([*whole[:at], other, *whole[at + 1 :]], MODEL, n % 23) is None
     assert decode_records(whole, MODEL, n % 23 + 1) is None
+
+
+@given(st.lists(RECORDS, min_size=1, max_size=5), st.integers(0, 400), st.binary(min_size=40, max_size=40))
+def test_records_get_other_epochs_in_arrays_as_each_alone(records: list[Record], n: int, epochs: bytes) -> None:
+    encoded = [resized(record, n).encode() for record in records]
+    epochs = epochs[: 8 * len(encoded)]
+    found = with_epochs(encoded, epochs)
+
+    assert found is not None
+    assert found[0]["epoch"].tolist() == [record.epoch for record in records]
+    assert found[1] == [with_epoch(raw, epochs[8 * i : 8 * i + 8]) for i, raw in enumerate(encoded)]
+
+
+@given(RECORDS, st.integers(0, 400), st.data())
+def test_records_with_a_damaged_byte_among_them_are_left_to_be_checked_alone(
+    record: Record, n: int, data: st.DataObject
+) -> None:
+    whole = resized(record, n).encode()
+    damaged = bytearray(whole)
+    damaged[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+
+    assert are_records([whole, whole])
+    assert with_epochs([whole, bytes(damaged)], bytes(16)) is None
+    for other in (bytes(damaged), whole + b"x", whole[:60], b"", None, ServiceError("state_corrupt", "", fix="")):
+        assert not are_records([whole, other])
+        assert not are_records([other])
 
 
 def test_a_header_has_the_layout_of_the_record() -> None:

@@ -25,6 +25,7 @@ from service.codec.response_bodies import (
     ReloadResponse,
     ServiceResponse,
 )
+from service.metrics import OPENMETRICS
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
 from service.requests.auth.api_keys import Caller, Scope
@@ -141,10 +142,11 @@ class AdminRoutes:
         return RawResponse(encode(document, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
 
     async def metrics(self, request: Request) -> Response:
-        """Return the metrics in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format, or in that of OpenMetrics if the request accepts it."""
         self._check(request, "metrics")
         self._context.metrics.refresh()
-        body, media_type = await asyncio.to_thread(self._context.metrics.render)
+        as_openmetrics = OPENMETRICS in request.headers.get("accept", "")
+        body, media_type = await asyncio.to_thread(self._context.metrics.render, as_openmetrics=as_openmetrics)
         return RawResponse(body, media_type)
 
     async def openapi(self, request: Request) -> Response:

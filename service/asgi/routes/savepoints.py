@@ -34,7 +34,7 @@ from service.requests.problems import UnreadBodyError, body_timeout
 _log = logging.getLogger(__name__)
 
 _MAX_REFUSED: Final = 1000  # are named in one response
-_COMMITTED_AT_ONCE: Final = 200
+_COMMITTED_AT_ONCE: Final = 500  # streams; the store executes them without a pause, in about two milliseconds
 _STREAMS = "/v1/models/{model}/streams"
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from struct import iter_unpack
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from service.engine.tenant_limits import Reservation
 from service.errors import CorruptRecordError, ServiceError, not_a_record, stream_exists, wrong_state_size
@@ -15,7 +14,7 @@ from service.store import keys
 from service.store.commits import Commit, Outcome
 from service.store.listing import page
 from service.store.record import decode, history_hash_of, op_id_of, step_of, with_epoch
-from service.store.state_store import checked
+from service.store.record_arrays import are_records, with_epochs
 from service.types import StreamKey
 
 if TYPE_CHECKING:
@@ -97,6 +96,8 @@ class Savepoints:
                 exact = await store.load_with_errors([records[i] for i in missing], deadline=deadline, exact=True)
                 for i, raw in zip(missing, exact, strict=True):
                     loaded[i] = raw
+            if are_records(loaded):
+                return RecordPage(list(zip(names, cast("list[bytes]", loaded), strict=True)), [], cursor)
             for name, raw in zip(names, loaded, strict=True):
                 if isinstance(raw, bytes) and _is_record(raw):
                     streams.append((name, raw))
@@ -128,35 +129,61 @@ class Savepoints:
         """
         deadline = self._deps.admission.start()
         refused: list[tuple[str, ServiceError]] = []
-        rows: list[_Row] = []
         found: dict[bytes, ServedModel] = {}
-        epochs = iter_unpack("8s", secrets.token_bytes(8 * len(streams)))
-        for (name, raw), (epoch,) in zip(dict(streams).items(), epochs, strict=False):
-            try:
-                await self._check(model, raw, found)
-            except ServiceError as exc:
-                refused.append((name, exc))
-            else:
-                # A new epoch: idempotency entries of what was applied after the record was saved must not replay.
-                # Revisions of releases may be those of another store.
-                rows.append(_Row(name, keys.record_key(tenant, model, name), with_epoch(raw, epoch)))
+        rows = await self._rows_alike(tenant, model, dict(streams), found)
+        if rows is None:
+            rows = []
+            for name, raw in dict(streams).items():
+                try:
+                    record = decode(raw)
+                    await self._check(model, record.fingerprint, record.state, found)
+                except ServiceError as exc:
+                    refused.append((name, exc))
+                else:
+                    row = _Row(name, keys.record_key(tenant, model, name), with_epoch(raw, secrets.token_bytes(8)))
+                    rows.append(row)
         for fingerprint in found:
             await self._deps.models.keep(model, fingerprint, deadline)
         if rows:
             refused += await self._commit_rows(tenant, model, rows, deadline, overwrite=overwrite)
         return refused
 
-    async def _check(self, model: str, raw: bytes, found: dict[bytes, ServedModel]) -> None:
-        """Check a record, and that its version of the model can be loaded here; that is added to `found`."""
-        record = decode(raw)
-        served = found.get(record.fingerprint)
+    async def _rows_alike(
+        self, tenant: str, model: str, records: Mapping[str, bytes], found: dict[bytes, ServedModel]
+    ) -> list[_Row] | None:
+        """Return the rows to write for records of equal lengths that one version of the model wrote, all at once.
+
+        None if they are not alike, or cannot be loaded here; they are then to be checked one by one.
+        """
+        # A new epoch: idempotency entries of what was applied after the record was saved must not replay. Revisions of
+        # releases may be those of another store.
+        renewed = with_epochs(list(records.values()), secrets.token_bytes(8 * len(records)))
+        if renewed is None:
+            return None
+        headers, encoded = renewed
+        first = headers[0]
+        if any((headers[name] != first[name]).any() for name in ("fingerprint", "state_bytes")):
+            return None
+        state = encoded[0][len(encoded[0]) - int(first["state_bytes"]) :]
+        try:
+            await self._check(model, first["fingerprint"].tobytes(), state, found)
+        except ServiceError:
+            return None
+        return [
+            _Row(name, keys.record_key(tenant, model, name), record)
+            for name, record in zip(records, encoded, strict=True)
+        ]
+
+    async def _check(self, model: str, fingerprint: bytes, state: bytes, found: dict[bytes, ServedModel]) -> None:
+        """Check that the version of the model that wrote a state can be loaded here; it is added to `found`."""
+        served = found.get(fingerprint)
         if served is None:
-            served = await self._deps.models.find(model, record.fingerprint, record.state)
+            served = await self._deps.models.find(model, fingerprint, state)
             if served is None:
-                raise self._deps.models.changed_error(model, record.fingerprint)
-        if len(record.state) != served.step_model.state_bytes:
-            raise wrong_state_size(len(record.state), served.step_model.state_bytes)
-        found[record.fingerprint] = served
+                raise self._deps.models.changed_error(model, fingerprint)
+        if len(state) != served.step_model.state_bytes:
+            raise wrong_state_size(len(state), served.step_model.state_bytes)
+        found[fingerprint] = served
 
     async def _commit_rows(
         self, tenant: str, model: str, rows: Sequence[_Row], deadline: float, *, overwrite: bool
@@ -176,7 +203,7 @@ class Savepoints:
                 reservations = []
                 for row, raw in zip(rows, stored, strict=True):
                     try:
-                        guard = _guard_to_replace(raw, row.record, overwrite=overwrite)
+                        guard = b"" if raw is None else _guard_to_replace(raw, row.record, overwrite=overwrite)
                         if guard is None:
                             continue
                         if quota is not None:
@@ -216,15 +243,15 @@ class _Row(NamedTuple):
     record: bytes
 
 
-def _guard_to_replace(raw: bytes | ServiceError | None, record: bytes, *, overwrite: bool) -> bytes | None:
-    """Return the guard of the stored record that a record may replace, empty if there is none; None: they are equal.
+def _guard_to_replace(raw: bytes | ServiceError, record: bytes, *, overwrite: bool) -> bytes | None:
+    """Return the guard of the stored record that a record may replace; None: they are equal.
 
     Raises:
         ServiceError: `stream_exists`, or the stored record cannot be read.
     """
-    if (found := checked(raw)) is None:
-        return b""
-    stored = decode(found)
+    if isinstance(raw, ServiceError):
+        raise raw
+    stored = decode(raw)
     if (stored.history_hash, stored.op_id, stored.step) == (
         history_hash_of(record), op_id_of(record), step_of(record)
     ):  # fmt: skip

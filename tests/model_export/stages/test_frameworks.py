@@ -171,3 +171,16 @@ def test_a_classifier_of_scikit_learn_stands_behind(sums: Path) -> None:
     content, _ = verify_model(convert_source(Pipeline([sums, from_sklearn(fitted)]), name="m"), long_steps=128)
 
     assert StepModel(content).manifest.answered[0].shape == [3]
+
+
+def test_the_reference_for_drift_is_of_the_values_before_the_stages(sums: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(6).normal(280, 9, (4, 30, 2)).astype(np.float32)
+    x[:, ::3, 0] = np.nan
+    np.savez(tmp_path / "own.npz", x=x)
+    pipeline = Pipeline([Impute(280.0), Standardize(280.0, 9.0), sums])
+    done = export_source(pipeline, tmp_path / "piped.onnx", name="piped", verify=tmp_path / "own.npz")
+    found = StepModel(done.path).manifest.reference
+
+    assert found is not None
+    assert (found.inputs["x[0]"].missing, found.inputs["x[0]"].min) == (pytest.approx(1 / 3), np.nanmin(x[:, :, 0]))
+    assert found.outputs["y[1]"].missing == 0

@@ -63,6 +63,8 @@ def test_a_module_over_whole_sequences_is_written_with_its_report(here: Path) ->
     assert manifest.verified == done.report.parity
     assert done.report.parity.against == f"torch {torch.__version__}"
     assert done.report.parity.sequences == ["random", "user"]
+    assert manifest.reference is not None
+    assert (manifest.reference.timesteps, manifest.reference.inputs["x[2]"].max) == (20, 1.0)
 
 
 def test_a_module_that_gives_no_answer_besides_its_state_is_refused_and_nothing_written(here: Path) -> None:

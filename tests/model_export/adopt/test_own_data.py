@@ -1,0 +1,87 @@
+"""Own sequences that a model is adopted with are run, and their distributions become the reference for drift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx", reason="onnx is not installed")
+
+from model_export.adopt.adopt_file import adopt_file
+from model_export.errors import FileError, TensorError
+from model_export.manifest import Array
+from model_export.step_model import StepModel
+from model_export.verify.runners import stepped
+from tests import graphs
+
+SEQUENCES, STEPS = 70, 9
+
+
+@pytest.fixture
+def own() -> Array:
+    return np.random.default_rng(4).normal(3, 2, (SEQUENCES, STEPS, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """An LSTM without a manifest."""
+    path = tmp_path / "pump.onnx"
+    path.write_bytes(graphs.lstm()[0])
+    return path
+
+
+def test_the_manifest_has_the_distributions_of_the_inputs_and_of_the_predictions(graph: Path, own: Array) -> None:
+    np.savez(graph.with_suffix(".npz"), x=own)
+    adopt_file(graph, verify=graph.with_suffix(".npz"))
+    model = StepModel(graph)
+    found, y = model.manifest.reference, stepped(model, {"x": own})[0]["y"]
+
+    assert found is not None
+    assert (found.sequences, found.timesteps) == (SEQUENCES, SEQUENCES * STEPS)
+    assert [found.inputs[f"x[{i}]"].min for i in range(4)] == own.min(axis=(0, 1)).tolist()
+    assert [found.outputs[f"y[{i}]"].max for i in range(2)] == y.max(axis=(0, 1)).tolist()
+
+
+def test_the_report_names_the_own_sequences(graph: Path, own: Array) -> None:
+    np.savez(graph.with_suffix(".npz"), x=own)
+    verified = adopt_file(graph, verify=graph.with_suffix(".npz")).manifest.verified
+
+    assert verified is not None
+    assert verified.sequences == ["random", "user"]
+
+
+def test_the_reference_of_a_changed_graph_is_in_the_written_file(tmp_path: Path) -> None:
+    path = tmp_path / "sum.onnx"
+    path.write_bytes(graphs.moving_sum()[0])
+    np.savez(tmp_path / "own.npz", x=np.ones((2, 5, 2), np.float32))
+    target = tmp_path / "new" / "sum.onnx"
+    adopt_file(
+        path, windows={"x": 3}, shapes={"x": [2]}, changes=["fold-context"], target=target, verify=tmp_path / "own.npz"
+    )
+    found = StepModel(target).manifest.reference
+
+    assert found is not None
+    assert found.timesteps == 10
+
+
+def test_sequences_of_another_shape_are_refused_and_nothing_is_written(graph: Path) -> None:
+    np.savez(graph.with_suffix(".npz"), x=np.ones((5, 3), np.float32))
+
+    with pytest.raises(TensorError, match=r"shape \[1, 5, 3\]"):
+        adopt_file(graph, verify=graph.with_suffix(".npz"))
+    assert sorted(path.name for path in graph.parent.iterdir()) == ["pump.npz", "pump.onnx"]
+
+
+def test_a_missing_file_is_reported_by_its_name(graph: Path) -> None:
+    with pytest.raises(FileError, match=r"own\.npz is not there"):
+        adopt_file(graph, verify=graph.with_name("own.npz"))
+
+
+def test_a_prediction_that_is_not_finite_is_reported(graph: Path, own: Array) -> None:
+    own[3, 2, 1] = np.nan
+    np.savez(graph.with_suffix(".npz"), x=own)
+    notes = adopt_file(graph, verify=graph.with_suffix(".npz")).adoption.notes
+
+    assert [note for note in notes if "output y is not finite" in note]
