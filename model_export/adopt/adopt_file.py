@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_export.adopt.autoconfigure import Adoption, adopt, write_sidecar
+from model_export.adopt.bound import bound_caches
 from model_export.adopt.overrides import Kind, Overrides
 from model_export.adopt.rewrite import Change, rewrite, write_new_file
 from model_export.errors import UnclearModelError
@@ -50,6 +51,7 @@ def adopt_file(
     feedback: Mapping[str, Any] | None = None,
     store_dtype: StoreDType | None = None,
     changes: Sequence[Change] = (),
+    length: int | None = None,
     target: str | os.PathLike[str] | None = None,
     replace: bool = False,
 ) -> Adopted:
@@ -69,7 +71,9 @@ def adopt_file(
         feedback: For rollouts: by input, the output or the rule that makes it.
         store_dtype: The type in which float states are stored; None: their own.
         changes: `fold-context` makes states of the windows, `batchify` rewrites a graph for one row to run batches.
-        target: The ONNX file to write, if there are changes; None: a manifest is written beside the source.
+        length: Timesteps that caches which grow with every timestep hold, the new one included; needs a target, and
+            no changes besides.
+        target: The ONNX file to write, if there are changes or a length; None: a manifest is written beside the source.
         replace: Replace a manifest inside the file.
 
     Raises:
@@ -83,9 +87,10 @@ def adopt_file(
     """
     source = Path(source)
     target = None if target is None else Path(target)
-    if bool(changes) != (target is not None):
+    if bool(changes or length) != (target is not None) or (changes and length):
         raise UnclearModelError(
-            f"The changes are {list(changes)} and the target is {target}; each needs the other.",
+            f"The changes are {list(changes)}, the length is {length} and the target is {target}; a change or a length "
+            "needs a target, and a target one of them.",
             fix="Give both to write a changed graph, or none to write a manifest beside the graph.",
         )
     if target is not None:
@@ -100,9 +105,13 @@ def adopt_file(
         time_axes=time_axes or {},
         initial=initial or {},
     )
-    adoption = adopt(source, name=name, hints=hints, replace=replace)
-    manifest, effect = with_feedback(adoption.manifest, feedback or {}), None
     graph: Path | bytes = source
+    if length is not None:
+        bounded = bound_caches(source, length, name=name, hints=hints)
+        graph, adoption = bounded.content, bounded.adoption
+    else:
+        adoption = adopt(source, name=name, hints=hints, replace=replace)
+    manifest, effect = with_feedback(adoption.manifest, feedback or {}), None
     if changes:
         graph, manifest = rewrite(source, manifest, changes)
     if store_dtype:

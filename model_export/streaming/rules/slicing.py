@@ -42,12 +42,15 @@ def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             node, f"pads {left} timestep(s) in front with values of the sequence ({mode})", "Pad with zeros."
         )
     each = walk.facts.samples(name)
-    if left % each:
-        raise walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", _WHOLE)
-    left //= each
     others = list(pads)
     others[axis] = others[axis + rank] = 0
     fill = _fill(walk, node)
+    if left % each:
+        error = walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", _WHOLE)
+        padded = (name, left) if left > 0 and not any(others) and not fill else None
+        walk.tensors[out] = StepTensor("unsupported", error=error, padded=padded)
+        return
+    left //= each
     step = walk.operand(name, offset)
     if left > 0:
         step = walk.started(step, name, offset, fill)
