@@ -27,6 +27,9 @@ from model_export.verify.report import is_weak
 SHORTEST = 2
 """Timesteps of the shortest cache: the new one, and one before."""
 
+_STEPS = 16
+"""Timesteps over which rows alone and together are compared."""
+
 _MOST = 64
 """Timesteps that are compared from the beginning; the end of a longer cache is compared from random contents."""
 
@@ -106,20 +109,25 @@ def _verified(
     gone = held | {tensor.name for tensor in (growing.mask, growing.position) if tensor is not None}
     left = {
         what: {key: value for key, value in getattr(hints, what).items() if key not in gone}
-        for what in ("shapes", "batch_axes", "time_axes", "initial")
+        for what in ("shapes", "time_axes", "initial")
     }
+    batches = {key: axis for key, axis in growing.batches.items() if key not in gone}
+    batches |= {cache.state: cache.batch for cache in growing.caches} | {COUNT: 0}
+    known = replace(hints, states=states, batch_axes=batches, **left)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / original.path.name
         path.write_bytes(content)
-        adoption = adopt(path, name=name, hints=replace(hints, states=states, **left), replace=True)
+        adoption = adopt(path, name=name, hints=known, steps=min(_STEPS, original.limit or _STEPS), replace=True)
     model = StepModel(content, adoption.manifest)
     parity = _compare(original, model)
-    declared = {f"{state}={output}" for state, output in states.items()}
-    words = list(zip(adoption.flags[::2], adoption.flags[1::2], strict=True))
-    flags = [word for pair in words if pair[1] not in declared for word in pair]
-    said = [word for pair in hints.states.items() for word in ("--state", "=".join(pair))]
+    words = zip(adoption.flags[::2], adoption.flags[1::2], strict=True)
+    flags = [word for pair in words if pair[0] not in {"--state", "--batch-axis"} for word in pair]
+    said = [("--state", f"{before}={after}") for before, after in hints.states.items()]
+    said += [("--batch-axis", f"{key}={'none' if axis is None else axis}") for key, axis in hints.batch_axes.items()]
+    said += [("--time-axis", f"{key}={axis}") for key, axis in hints.time_axes.items() if key in held]
+    flags = [*(word for pair in said for word in pair), *flags, "--length", str(original.length)]
     manifest = adoption.manifest.model_copy(update={"verified": parity})
-    adoption = replace(adoption, manifest=manifest, flags=[*said, *flags, "--length", str(original.length)])
+    adoption = replace(adoption, manifest=manifest, flags=flags)
     return Bounded(content, adoption)
 
 

@@ -69,6 +69,7 @@ class GrowingGraph:
     Attributes:
         caches: In the order of the inputs.
         states: Output by input of the states that have one size.
+        batches: The batch axis by input; None: it has none.
         mask: The input that shows which timesteps of the caches count, with the new one; None: there is none.
         position: The input that has the position of the timestep; None: there is none.
         positions: How many positions the graph has; None: as many as there are timesteps.
@@ -76,6 +77,7 @@ class GrowingGraph:
 
     caches: Sequence[Cache]
     states: Mapping[str, str]
+    batches: Mapping[str, int | None]
     mask: Declared | None
     position: Declared | None
     positions: int | None = None
@@ -122,7 +124,7 @@ def read_caches(graph: OrtGraph, hints: Overrides) -> GrowingGraph:
             fix="Export the model with such a mask, as Hugging Face's exporter does.",
         )
     position = next((t for t in others if "position" in split_words(t.name.replace("positions", "position"))), None)
-    return GrowingGraph(caches, states, mask, position)
+    return GrowingGraph(caches, states, batches, mask, position)
 
 
 def _follows(before: Declared, after: Declared, hints: Overrides) -> bool:
