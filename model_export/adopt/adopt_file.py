@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_export.adopt.autoconfigure import Adoption, adopt, write_sidecar
-from model_export.adopt.bound import bound_caches
+from model_export.adopt.caches.bound import bound_caches
 from model_export.adopt.overrides import Kind, Overrides
 from model_export.adopt.rewrite import Change, rewrite, write_new_file
 from model_export.errors import UnclearModelError

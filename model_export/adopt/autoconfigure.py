@@ -20,7 +20,7 @@ from model_export.adopt.axes import (
     UnknownLengthError,
     without_ones,
 )
-from model_export.adopt.bounded_caches import check_growing
+from model_export.adopt.caches.bounded_graph import check_growing
 from model_export.adopt.initial import find_initial
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Kind, Overrides, write_flags

@@ -141,16 +141,16 @@ def exported(folder: Path, module: Decoder) -> Path:
     return path
 
 
-def bounded(folder: Path, module: Decoder) -> tuple[Adopted, StepModel]:
-    adopted = adopt_file(exported(folder, module), length=LENGTH, target=folder / "new.onnx")
+def bounded(folder: Path, module: Decoder, length: int = LENGTH) -> tuple[Adopted, StepModel]:
+    adopted = adopt_file(exported(folder, module), length=length, target=folder / "new.onnx")
     return adopted, StepModel(folder / "new.onnx")
 
 
-def whole(module: Decoder, ids: Array) -> Array:
+def whole(module: Decoder, ids: Array, length: int = LENGTH) -> Array:
     """Run the module in PyTorch over whole sequences, each timestep attending to the last ones: `(rows, T, words)`."""
     sent = dict(zip(module.takes, module.example(len(ids), 0, ids.shape[1]), strict=True))
     with torch.no_grad():
-        return np.asarray(module(*{**sent, "input_ids": torch.from_numpy(ids)}.values(), band=LENGTH)[0])
+        return np.asarray(module(*{**sent, "input_ids": torch.from_numpy(ids)}.values(), band=length)[0])
 
 
 def stepped(model: StepModel, ids: Array) -> Array:
@@ -190,6 +190,24 @@ def test_rows_run_together_may_have_had_different_numbers_of_timesteps(tmp_path:
 
     alone = [stepped(model, ids[:1, :4])[0, -1], stepped(model, ids[1:])[0, -1]]
     np.testing.assert_allclose(together["logits"], alone, rtol=0, atol=1e-5)
+
+
+def test_long_caches_are_compared_at_their_end_too(tmp_path: Path) -> None:
+    module, length = decoder("rotary"), 70
+
+    adopted, model = bounded(tmp_path, module, length)
+
+    ids = words(1, length + 10)
+    np.testing.assert_allclose(stepped(model, ids), whole(module, ids, length), rtol=0, atol=1e-4)
+    assert adopted.manifest.verified is not None
+    assert adopted.manifest.verified.steps == 64 + 12
+
+
+def test_more_timesteps_than_there_are_positions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusedModelError, match=f"has {POSITIONS} positions") as caught:
+        bounded(tmp_path, decoder("learned"), POSITIONS + 1)
+
+    assert caught.value.fix == f"Declare at most {POSITIONS}."
 
 
 def test_a_position_without_an_entry_in_the_table_gives_no_number(tmp_path: Path) -> None:

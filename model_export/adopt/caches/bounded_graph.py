@@ -8,7 +8,7 @@ timestep are computed from a count that is one more state.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -223,11 +223,6 @@ def with_bounded_caches(
     replace_items(graph.output, [*outputs, *states[1::2], counts[1]])
     pairs = {cache.state: f"{cache.state}_next" for cache in growing.caches}
     return made, {**growing.states, **pairs, COUNT: f"{COUNT}_next"}
-
-
-def with_positions(growing: GrowingGraph, positions: int | None) -> GrowingGraph:
-    """Return the same with the number of positions that the graph was found to have."""
-    return replace(growing, positions=positions)
 
 
 def _row(cache: Cache, past: int) -> list[int]:

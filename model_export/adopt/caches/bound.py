@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from model_export.adopt.autoconfigure import Adoption, adopt
-from model_export.adopt.bounded_caches import COUNT, GrowingGraph, read_caches, with_bounded_caches, with_positions
+from model_export.adopt.caches.bounded_graph import COUNT, GrowingGraph, read_caches, with_bounded_caches
+from model_export.adopt.caches.growing_model import FAR, GrowingModel
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Overrides
 from model_export.adopt.verify_adopted import ATOL, RTOL, judge_outputs
@@ -20,9 +20,9 @@ from model_export.errors import ModelLoadError, ParityError, RefusedModelError, 
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import Array, InputSpec, Parity
 from model_export.runtime.batch_independence import nearly_equal, random_rows
-from model_export.runtime.session import run_options, trial_session
 from model_export.step_model import StepModel
 from model_export.verify.report import is_weak
+from model_export.verify.tolerance import difference, largest
 
 SHORTEST = 2
 """Timesteps of the shortest cache: the new one, and one before."""
@@ -36,8 +36,8 @@ _MOST = 64
 _BEYOND = 6
 """Timesteps that are compared after the caches are full."""
 
-_FAR = 2**24
-"""A position that no table has."""
+_LARGEST = 2**31 - 1
+"""Bytes of the largest protobuf message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,19 @@ def bound_caches(path: Path, length: int, *, name: str | None, hints: Overrides)
     graph = OrtGraph(path)
     hints.check(graph.inputs, [tensor.name for tensor in graph.outputs])
     growing, model = read_caches(graph, hints), read_model(path, weights=True)
+    if model.ByteSize() > _LARGEST:
+        raise RefusedModelError(
+            f"{path} has more than 2 GiB of weights, which one ONNX file cannot hold.",
+            fix="Export it with weights of half the size.",
+        )
     own = {state.past for state in growing.caches} | growing.states.keys()
-    original = _GrowingModel(graph, path, growing, hints, length, ids=_sizes_of_tables(model, own))
-    growing = with_positions(growing, original.count_positions())
+    original = GrowingModel(graph, path, growing, hints, length, ids=_sizes_of_tables(model, own))
+    growing = replace(growing, positions=original.count_positions())
+    if growing.positions is not None and growing.positions < length:
+        raise RefusedModelError(
+            f"The declared length is {length} timesteps; {path} has {growing.positions} positions.",
+            fix=f"Declare at most {growing.positions}.",
+        )
     problem: StepwellError | None = None
     # without a mask, zeros in front would be attended to; some graphs count positions from the length of their caches
     for by_row in [False, True] if growing.mask is not None else [True]:
@@ -99,7 +109,7 @@ def _sizes_of_tables(model: Any, taken: set[str]) -> dict[str, int]:
 def _verified(
     content: bytes,
     states: Mapping[str, str],
-    original: _GrowingModel,
+    original: GrowingModel,
     growing: GrowingGraph,
     *,
     name: str | None,
@@ -131,123 +141,6 @@ def _verified(
     return Bounded(content, adoption)
 
 
-class _GrowingModel:
-    """The file itself, run timestep by timestep; caches that are full lose their oldest timestep."""
-
-    def __init__(
-        self,
-        graph: OrtGraph,
-        path: Path,
-        growing: GrowingGraph,
-        hints: Overrides,
-        length: int,
-        *,
-        ids: Mapping[str, int],
-    ) -> None:
-        self.path = path
-        self.length = length
-        self.ids = ids
-        self._growing = growing
-        self._session = trial_session(path)
-        self._constants = {name: graph.constant(name, value) for name, value in hints.constants.items()}
-        self._declared = {tensor.name: tensor for tensor in graph.inputs}
-        self._outputs = [tensor.name for tensor in graph.outputs]
-
-    @property
-    def limit(self) -> int | None:
-        """How many timesteps the outputs are defined for; None: any number."""
-        return self._growing.positions if self._growing.position is not None else self.length
-
-    def count_positions(self) -> int | None:
-        """Return how many positions the graph has a value for; None: any number."""
-        position = self._growing.position
-        if position is None:
-            return None
-
-        def runs(place: int) -> bool:
-            sent = {
-                tensor.name: np.zeros([d if isinstance(d, int) else 1 for d in tensor.dims], tensor.dtype)
-                for tensor in self._declared.values()
-            }
-            try:
-                self.step(sent, self.begin(1), place)
-            except ModelLoadError:
-                return False
-            return True
-
-        if not runs(0):
-            raise RefusedModelError(
-                f"{self.path} does not run with empty caches.",
-                fix="Export it so that the first timestep needs no other graph; set other inputs with `--constant`.",
-            )
-        if runs(_FAR):
-            return None
-        low, high = 0, _FAR
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if runs(middle) else (low, middle)
-        self._growing = with_positions(self._growing, high)
-        return high
-
-    def begin(self, rows: int) -> dict[str, Array]:
-        """Return empty caches, and other states of zeros."""
-        empty = {cache.past: np.zeros(cache.shape(rows, 0), cache.dtype) for cache in self._growing.caches}
-        for name in self._growing.states:
-            tensor = self._declared[name]
-            empty[name] = np.zeros([d if isinstance(d, int) else rows for d in tensor.dims], tensor.dtype)
-        return empty
-
-    def full(self, rng: np.random.Generator, steps: int) -> dict[str, Array]:
-        """Return random caches of so many timesteps, for one row."""
-        made = self.begin(1)
-        for cache in self._growing.caches:
-            made[cache.past] = rng.standard_normal(cache.shape(1, steps)).astype(cache.dtype)
-        return made
-
-    def step(
-        self, sent: Mapping[str, Array], states: Mapping[str, Array], count: int
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Run one timestep; return the outputs and the next states.
-
-        Args:
-            sent: What a caller sends, in the graph's shapes.
-            states: From `begin` or the timestep before.
-            count: Timesteps before this one.
-        """
-        growing, first = self._growing, self._growing.caches[0]
-        rows, steps = (states[first.past].shape[axis] for axis in (first.batch, first.axis))
-        feeds = {**sent, **states, **self._constants}
-        if growing.mask is not None:
-            feeds[growing.mask.name] = np.ones((rows, steps + 1), growing.mask.dtype)
-        if growing.position is not None:
-            shape = (rows, 1) if len(growing.position.dims) == 2 else (1,)
-            feeds[growing.position.name] = np.full(shape, count, growing.position.dtype)
-        try:
-            found = dict(zip(self._outputs, self._session.run(None, feeds, run_options()), strict=True))
-        except Exception as exc:
-            raise ModelLoadError(f"onnxruntime {ort.__version__} failed in {self.path}: {str(exc).strip()}.") from exc
-        after = {before: found[output] for before, output in growing.states.items()}
-        for cache in growing.caches:
-            size = found[cache.present].shape[cache.axis]
-            kept = range(max(0, size - self.length + 1), size)
-            after[cache.past] = np.take(found[cache.present], kept, axis=cache.axis)
-        return found, after
-
-    def bounded(self, states: Mapping[str, Array], count: int) -> dict[str, Array]:
-        """Return the same states for the bounded graph, rows in front: zeros stand before what there is."""
-        made = {COUNT: np.full((1, 1), count, np.int64)}
-        for name in self._growing.states:
-            made[name] = states[name]
-        for cache in self._growing.caches:
-            wanted = np.zeros(cache.shape(1, self.length - 1), cache.dtype)
-            there = states[cache.past]
-            place = [slice(None)] * wanted.ndim
-            place[cache.axis] = slice(wanted.shape[cache.axis] - there.shape[cache.axis], None)
-            wanted[tuple(place)] = there
-            made[cache.state] = np.moveaxis(wanted, cache.batch, 0)
-        return made
-
-
 @dataclass(slots=True)
 class _Compared:
     """Outputs of both graphs, and the states in front of each timestep."""
@@ -257,14 +150,14 @@ class _Compared:
     before: list[tuple[dict[str, Array], dict[str, Array]]]
 
 
-def _compare(original: _GrowingModel, model: StepModel) -> Parity:
+def _compare(original: GrowingModel, model: StepModel) -> Parity:
     """Run both over the beginning of a stream and over the end of the caches.
 
     Raises:
         ParityError: They differ.
     """
     rng, length = np.random.default_rng(5), original.length
-    defined = min(original.limit or _FAR, _FAR)
+    defined = original.limit or FAR
     runs = [(original.begin(1), 0, min(length + _BEYOND, _MOST, defined))]
     if length + _BEYOND > min(_MOST, defined):
         first = max(length - _BEYOND, 1)
@@ -281,14 +174,14 @@ def _compare(original: _GrowingModel, model: StepModel) -> Parity:
     floats = [name for name, value in want.items() if value.dtype.kind == "f"]
     return Parity.model_validate({
         "against": f"{original.path.name} with caches that grow", "steps": sum(steps for _, _, steps in runs),
-        "max_abs": max((_largest(got[name] - want[name]) for name in floats), default=0.0),
+        "max_abs": max((largest(difference(got[name], want[name])) for name in floats), default=0.0),
         "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
         "length": length, "weak": is_weak(lines),
     })  # fmt: skip
 
 
 def _run_both(
-    original: _GrowingModel,
+    original: GrowingModel,
     model: StepModel,
     rng: np.random.Generator,
     begin: tuple[dict[str, Array], range],
@@ -307,18 +200,18 @@ def _run_both(
                 compared.got.setdefault(spec.name, []).append(answers[spec.name])
 
 
-def _check_equal(original: _GrowingModel, got: Mapping[str, Array], want: Mapping[str, Array]) -> None:
+def _check_equal(original: GrowingModel, got: Mapping[str, Array], want: Mapping[str, Array]) -> None:
     for name, value in want.items():
         if not nearly_equal(got[name], value):
             raise ParityError(
                 f"{name} with bounded caches differs from that of {original.path} by "
-                f"{_largest(got[name] - value):.3g}.",
+                f"{largest(difference(got[name], value, equal_nan=True)):.3g}.",
                 fix="Nothing was written. The caches may hold something else than one entry for each timestep, or the "
                 "graph may count positions itself: export it with the inputs `attention_mask` and `position_ids`.",
             )
 
 
-def _check_rows(original: _GrowingModel, model: StepModel, compared: _Compared) -> None:
+def _check_rows(original: GrowingModel, model: StepModel, compared: _Compared) -> None:
     """Run rows together that have had different numbers of timesteps."""
     places = range(0, len(compared.before), max(1, len(compared.before) // 4))
     inputs, states = (_together([compared.before[at][part] for at in places]) for part in (0, 1))
@@ -340,7 +233,3 @@ def _drawn(rng: np.random.Generator, spec: InputSpec, ids: Mapping[str, int]) ->
 def _in_graph(spec: InputSpec, row: Array) -> Array:
     inner = row.reshape(spec.graph_row_shape)
     return inner if spec.batch_axis is None else np.expand_dims(inner, spec.batch_axis)
-
-
-def _largest(off: Array) -> float:
-    return float(np.nanmax(np.abs(off.astype(np.float64)), initial=0.0))
