@@ -124,11 +124,11 @@ class GrowingModel:
 
     def bounded(self, states: Mapping[str, Array], count: int) -> dict[str, Array]:
         """Return the same states for the bounded graph, rows in front: zeros stand before what there is."""
-        made = {COUNT: np.full((1, 1), count, np.int64)}
+        made: dict[str, Array] = {COUNT: np.full((1, 1), count, np.int64)}
         for name in self._growing.states:
             made[name] = states[name]
         for cache in self._growing.caches:
-            wanted = np.zeros(cache.shape(1, self.length - 1), cache.dtype)
+            wanted: Array = np.zeros(cache.shape(1, self.length - 1), cache.dtype)
             there = states[cache.past]
             place = [slice(None)] * wanted.ndim
             place[cache.axis] = slice(wanted.shape[cache.axis] - there.shape[cache.axis], None)
