@@ -22,7 +22,7 @@ LENGTH, POSITIONS = 6, 15
 CACHES = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
 
 
-class Layer(nn.Module):  # type: ignore[name-defined]  # torch has no types here
+class Layer(nn.Module):
     """Grouped attention over a cache, and a feed-forward part, as in decoders of Hugging Face's transformers."""
 
     def __init__(self, *, rotary: bool, newest_first: bool = False) -> None:
@@ -57,7 +57,7 @@ def turned(x: Any, angles: Any) -> Any:
     return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
 
 
-class Decoder(nn.Module):  # type: ignore[name-defined]  # torch has no types here
+class Decoder(nn.Module):
     """`(input_ids, attention_mask, position_ids, *past) -> (logits, *present)`; the mask or the positions may lack."""
 
     def __init__(self, positions: str, *, mask: bool = True, newest_first: bool = False) -> None:
@@ -118,7 +118,9 @@ class Decoder(nn.Module):  # type: ignore[name-defined]  # torch has no types he
 
 def decoder(positions: str, **options: bool) -> Decoder:
     torch.manual_seed(7)
-    return Decoder(positions, **options).eval()
+    made = Decoder(positions, **options)
+    made.eval()
+    return made
 
 
 def exported(folder: Path, module: Decoder) -> Path:

@@ -49,7 +49,7 @@ def beatnet(number: int) -> Any:
     return module.eval()
 
 
-class Frame(nn.Module):  # type: ignore[name-defined]  # torch has no types here
+class Frame(nn.Module):
     """The tracker with its states as inputs and outputs, which it keeps as attributes otherwise."""
 
     def __init__(self, tracker: Any) -> None:

@@ -149,7 +149,7 @@ def masked_frames(kernel: int) -> Any:
     return build
 
 
-class Causal(nn.Module):  # type: ignore[name-defined]  # torch has no types here
+class Causal(nn.Module):
     """A convolution of SEANet: padded in front by its kernel without its stride; transposed: cut at the end by as much.
 
     Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression".
@@ -168,7 +168,7 @@ class Causal(nn.Module):  # type: ignore[name-defined]  # torch has no types her
         return y[..., : y.shape[-1] - self.rest]
 
 
-class Bottle(nn.Module):  # type: ignore[name-defined]  # torch has no types here
+class Bottle(nn.Module):
     """The LSTM between the encoder and the decoder, with a residual."""
 
     def __init__(self, width: int) -> None:
@@ -180,7 +180,7 @@ class Bottle(nn.Module):  # type: ignore[name-defined]  # torch has no types her
         return (self.lstm(h)[0] + h).permute(1, 2, 0)
 
 
-class Residual(nn.Module):  # type: ignore[name-defined]  # torch has no types here
+class Residual(nn.Module):
     """A dilated convolution over samples, with a residual."""
 
     def __init__(self, width: int, dilation: int) -> None:
