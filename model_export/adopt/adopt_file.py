@@ -87,11 +87,16 @@ def adopt_file(
     """
     source = Path(source)
     target = None if target is None else Path(target)
-    if bool(changes or length) != (target is not None) or (changes and length):
+    if changes and length is not None:
         raise UnclearModelError(
-            f"The changes are {list(changes)}, the length is {length} and the target is {target}; a change or a length "
-            "needs a target, and a target one of them.",
-            fix="Give both to write a changed graph, or none to write a manifest beside the graph.",
+            f"The changes are {list(changes)} and the length is {length}; expected one of them.",
+            fix="Write the graph with bounded caches, and change that.",
+        )
+    if bool(changes or length) != (target is not None):
+        raise UnclearModelError(
+            f"The changes are {list(changes)}, the length is {length} and the target is {target}; each needs the other.",
+            fix="Give a change or a length, and a target, to write a changed graph; or none of them, to write a manifest "
+            "beside the graph.",
         )
     if target is not None:
         check_new_file(target, source=source)
