@@ -94,9 +94,9 @@ def adopt_file(
         )
     if bool(changes or length) != (target is not None):
         raise UnclearModelError(
-            f"The changes are {list(changes)}, the length is {length} and the target is {target}; each needs the other.",
-            fix="Give a change or a length, and a target, to write a changed graph; or none of them, to write a manifest "
-            "beside the graph.",
+            f"The changes are {list(changes)}, the length {length} and the target {target}; each needs the other.",
+            fix="Give a change or a length, and a target, to write a changed graph; or none of them, to write a "
+            "manifest beside the graph.",
         )
     if target is not None:
         check_new_file(target, source=source)
