@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from model_export.adopt.adopt_file import Adopted, adopt_file
@@ -248,6 +249,26 @@ def test_a_cache_with_its_newest_timestep_in_front_is_refused(tmp_path: Path) ->
         bounded(tmp_path, decoder("rotary", newest_first=True))
 
     assert not (tmp_path / "new.onnx").exists()
+
+
+def test_caches_with_other_names_are_set_by_hand_and_stored_in_half_the_size(tmp_path: Path) -> None:
+    path, new = exported(tmp_path, decoder("rotary")), tmp_path / "new.onnx"
+    model = onnx.load(str(path))
+    names = {f"present.{cache}": f"kept_{at}" for at, cache in enumerate(CACHES)}
+    for field in (name for node in model.graph.node for name in (node.input, node.output)):
+        field[:] = [names.get(tensor, tensor) for tensor in field]
+    for value in model.graph.output:
+        value.name = names.get(value.name, value.name)
+    onnx.save(model, str(path))
+    with pytest.raises(RefusedModelError, match="No cache was found"):
+        adopt_file(path, length=LENGTH, target=new)
+
+    pairs = {f"past_key_values.{cache}": f"kept_{at}" for at, cache in enumerate(CACHES)}
+    adopted = adopt_file(path, length=LENGTH, states=pairs, store_dtype="float16", target=new)
+
+    assert adopted.store is not None
+    assert 0 < adopted.store.max_abs < 1e-2
+    assert {state.store_dtype for state in StepModel(new).manifest.states} == {"float16", "int64"}
 
 
 def test_a_graph_without_caches_is_refused(tmp_path: Path) -> None:
