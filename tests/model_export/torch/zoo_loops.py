@@ -189,7 +189,7 @@ def associative_scan(combine: Any, values: Any, dim: int) -> Any:
     return home.associative_scan(combine, values, dim, combine_mode="generic")
 
 
-def linear_recurrence() -> StepSpec:
+def scanned_recurrence() -> StepSpec:
     """The recurrence of a linear recurrent unit, h = decay * h + x, with a decay that follows from the timestep."""
 
     def run(m: Any, x: Any) -> Any:
@@ -211,8 +211,8 @@ def scanned_maximum() -> StepSpec:
 
 
 ZOO = {
-    "linear_recurrence": ZooModule(
-        linear_recurrence, "a linear recurrence by `associative_scan`", "the products and h, and whether it has begun"
+    "scanned_recurrence": ZooModule(
+        scanned_recurrence, "a linear recurrence by `associative_scan`", "the products and h, and whether it has begun"
     ),
     "scanned_maximum": ZooModule(scanned_maximum, "a maximum by `associative_scan`", "the maximum so far"),
     "moving_average": ZooModule(moving_average, "an exponential moving average in a loop of its own", "the average"),
