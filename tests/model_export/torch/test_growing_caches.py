@@ -23,7 +23,7 @@ LENGTH, POSITIONS = 6, 15
 CACHES = [f"{layer}.{kind}" for layer in range(LAYERS) for kind in ("key", "value")]
 
 
-class Layer(nn.Module):
+class CachedLayer(nn.Module):
     """Grouped attention over a cache, and a feed-forward part, as in decoders of Hugging Face's transformers."""
 
     def __init__(self, *, rotary: bool, newest_first: bool = False) -> None:
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embedding, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
         self.layers = nn.ModuleList(
-            Layer(rotary=positions == "rotary", newest_first=newest_first) for _ in range(LAYERS)
+            CachedLayer(rotary=positions == "rotary", newest_first=newest_first) for _ in range(LAYERS)
         )
         self.table = nn.Embedding(POSITIONS, WIDTH)
         self.register_buffer("frequencies", 10.0 ** -torch.arange(SIZE // 2))

@@ -19,7 +19,7 @@ from tests.model_export.torch.zoo_parts import nn, torch
 lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed (pip install lightning)")
 
 
-class Pump(lightning.LightningModule):  # type: ignore[name-defined]  # a variable for mypy; the tests are skipped without it
+class TrainedPump(lightning.LightningModule):  # type: ignore[name-defined]  # a variable for mypy; the tests are skipped without it
     """A recurrent regression whose width is a hyperparameter."""
 
     def __init__(self, width: int, rate: float = 1e-2) -> None:
@@ -49,7 +49,7 @@ def trained(tmp_path: Path) -> tuple[Any, Path]:
         max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    module = Pump(width=5)
+    module = TrainedPump(width=5)
     trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=4))
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     return module, tmp_path / "last.ckpt"
@@ -64,7 +64,7 @@ def served(module: Any) -> StepModel:
 def test_a_trained_module_and_its_checkpoint_give_one_model(trained: tuple[Any, Path]) -> None:
     module, checkpoint = trained
 
-    attached, loaded = served(module), served(Pump.load_from_checkpoint(checkpoint))
+    attached, loaded = served(module), served(TrainedPump.load_from_checkpoint(checkpoint))
 
     x = np.random.default_rng(0).standard_normal((2, 20, 3)).astype(np.float32)
     found, again = (model.chunk({"x": x}, model.initial_states(2))[0]["wear"] for model in (attached, loaded))

@@ -49,7 +49,7 @@ def beatnet(number: int) -> Any:
     return module.eval()
 
 
-class Frame(nn.Module):
+class TrackerStep(nn.Module):
     """The tracker with its states as inputs and outputs, which it keeps as attributes otherwise."""
 
     def __init__(self, tracker: Any) -> None:
@@ -68,7 +68,10 @@ def test_a_published_beat_tracker_equals_its_own_inference_frame_by_frame(number
     tracker, reference = beatnet(number), beatnet(number)
     zeros = torch.zeros(1, 2, 150)
     spec = StepSpec(
-        Frame(tracker), inputs={"frame": torch.rand(2, 272)}, states={"h": zeros, "c": zeros}, output_names=["beats"]
+        TrackerStep(tracker),
+        inputs={"frame": torch.rand(2, 272)},
+        states={"h": zeros, "c": zeros},
+        output_names=["beats"],
     )
     model = StepModel(verify_model(convert(spec, name="beats"), long_steps=100)[0])
     frames = np.random.default_rng(number).exponential(0.3, (1, 150, 272)).astype(np.float32)
