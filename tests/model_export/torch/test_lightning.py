@@ -19,7 +19,7 @@ from tests.model_export.torch.zoo_parts import nn, torch
 lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed (pip install lightning)")
 
 
-class TrainedPump(lightning.LightningModule):  # type: ignore[name-defined]  # a variable for mypy; the tests are skipped without it
+class TrainedPump(lightning.LightningModule):  # type: ignore[name-defined]  # a variable for mypy
     """A recurrent regression whose width is a hyperparameter."""
 
     def __init__(self, width: int, rate: float = 1e-2) -> None:
