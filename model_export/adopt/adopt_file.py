@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_export.adopt.autoconfigure import Adoption, adopt, write_sidecar
+from model_export.adopt.caches.bound import bound_caches
 from model_export.adopt.overrides import Kind, Overrides
 from model_export.adopt.own_data import with_own_data
 from model_export.adopt.rewrite import Change, rewrite, write_new_file
@@ -52,6 +53,7 @@ def adopt_file(
     store_dtype: StoreDType | None = None,
     changes: Sequence[Change] = (),
     verify: str | os.PathLike[str] | None = None,
+    length: int | None = None,
     target: str | os.PathLike[str] | None = None,
     replace: bool = False,
 ) -> Adopted:
@@ -74,7 +76,9 @@ def adopt_file(
         changes: `fold-context` makes states of the windows, `batchify` rewrites a graph for one row to run batches.
         verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input, which are run, too; the manifest
             keeps how they and the predictions are distributed.
-        target: The ONNX file to write, if there are changes; None: a manifest is written beside the source.
+        length: Timesteps that caches which grow with every timestep hold, the new one included; needs a target, and
+            no changes besides.
+        target: The ONNX file to write, if there are changes or a length; None: a manifest is written beside the source.
         replace: Replace a manifest inside the file.
 
     Raises:
@@ -90,10 +94,16 @@ def adopt_file(
     source = Path(source)
     target = None if target is None else Path(target)
     verify = None if verify is None else Path(verify)
-    if bool(changes) != (target is not None):
+    if changes and length is not None:
         raise UnclearModelError(
-            f"The changes are {list(changes)} and the target is {target}; each needs the other.",
-            fix="Give both to write a changed graph, or none to write a manifest beside the graph.",
+            f"The changes are {list(changes)} and the length is {length}; expected one of them.",
+            fix="Write the graph with bounded caches, and change that.",
+        )
+    if bool(changes or length) != (target is not None):
+        raise UnclearModelError(
+            f"The changes are {list(changes)}, the length {length} and the target {target}; each needs the other.",
+            fix="Give a change or a length, and a target, to write a changed graph; or none of them, to write a "
+            "manifest beside the graph.",
         )
     if target is not None:
         check_new_file(target, source=source)
@@ -109,9 +119,13 @@ def adopt_file(
         time_axes=time_axes or {},
         initial=initial or {},
     )
-    adoption = adopt(source, name=name, hints=hints, replace=replace)
-    manifest, effect = with_feedback(adoption.manifest, feedback or {}), None
     graph: Path | bytes = source
+    if length is not None:
+        bounded = bound_caches(source, length, name=name, hints=hints)
+        graph, adoption = bounded.content, bounded.adoption
+    else:
+        adoption = adopt(source, name=name, hints=hints, replace=replace)
+    manifest, effect = with_feedback(adoption.manifest, feedback or {}), None
     if changes:
         graph, manifest = rewrite(source, manifest, changes)
     if store_dtype:

@@ -20,6 +20,7 @@ from model_export.adopt.axes import (
     UnknownLengthError,
     without_ones,
 )
+from model_export.adopt.caches.bounded_graph import check_growing
 from model_export.adopt.initial import find_initial
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Kind, Overrides, write_flags
@@ -119,6 +120,7 @@ def _pair(
 ) -> Pairing:
     inputs = [ShapedTensor(t.name, t.dtype, rows[t.name].shape(1)) for t in graph.inputs if t.name in rows]
     outputs = [ShapedTensor(t.name, t.dtype, shapes[t.name]) for t in graph.outputs]
+    check_growing(inputs, outputs)
     if hints.states:
         pairing = Pairing(dict(hints.states), dict.fromkeys(hints.states, "said"))
         for before in inputs:

@@ -112,8 +112,9 @@ def _stems(name: str, habit: set[str]) -> set[tuple[str, ...]]:
     """Return the words of a name, and what is left of them without those for before and after.
 
     Without one of them, too: the next value of `n` is `n_next`, where each of the words may be meant so.
+    Hugging Face's `past_key_values.0.key` is followed by `present.0.key`.
     """
-    words = split_words(name)
+    words = split_words(re.sub(r"(?<=_)key_values(?=\.\d)", "", name))
     without_one = {words[:at] + words[at + 1 :] for at, word in enumerate(words) if word in habit}
     return {words, *without_one, tuple(word for word in words if word not in habit)} - {()}
 

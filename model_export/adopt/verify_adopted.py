@@ -61,7 +61,7 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
             notes.append("rows run together do not equal rows run alone: it runs one row at a time")
         single = manifest.batch.model_copy(update={"mode": "single"})
         return manifest.model_copy(update={"batch": single}), False
-    lines = _lines(together, alone)
+    lines = judge_outputs(together, alone)
     notes += [f"the proof of {line.name} is weak: {line.why}" for line in lines if line.weak]
     verified = Parity.model_validate({
         "against": "itself: rows alone and together", "steps": steps,
@@ -72,7 +72,7 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
     return manifest.model_copy(update={"verified": verified}), True
 
 
-def _lines(together: Mapping[str, Array], alone: Mapping[str, Array]) -> list[OutputParity]:
+def judge_outputs(together: Mapping[str, Array], alone: Mapping[str, Array]) -> list[OutputParity]:
     """Return what the proof of each output is worth."""
     lines = []
     for what, want in alone.items():

@@ -41,6 +41,8 @@ class StepTensor:
         blame: The node that made it look ahead.
         edge: Whether its elements before the first timestep equal that of the first timestep.
         window: How many timesteps, the present one included, a square is kept for.
+        padded: What it pads with zeros in front, and by how many samples, where that is no whole number of timesteps; a
+            convolution can have it.
         first: Whether it is the first timestep of a sequence.
         weights: What a sum over time can be made of, where it is a softmax over time, and refused for all other uses.
         error: Why it is refused.
@@ -53,6 +55,7 @@ class StepTensor:
     blame: str = ""
     edge: bool = False
     window: int = 0
+    padded: tuple[str, int] | None = None
     first: bool = False
     weights: TimeWeights | None = None
     error: RefusedModelError | None = None

@@ -266,11 +266,13 @@ class StreamingWalk:
     def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.
 
-        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, or a
-        softmax over time.
+        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, a
+        softmax over time, or samples padded by less than a timestep.
         """
         if node.op_type == "Attention":
             return name in node.input[3:4]
+        if self.tensors[name].padded is not None:
+            return node.op_type == "Conv" and name == node.input[0]
         if self.tensors[name].weights is not None:
             return node.op_type in self.takes_weights
         return node.op_type == "Concat" and self.tensors[name].kind == "unsupported" and bool(self.tensors[name].step)

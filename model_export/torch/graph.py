@@ -20,6 +20,7 @@ from model_export.torch.cells import decomposed, patch_recurrent_layers
 from model_export.torch.checks import first_line, unfused
 from model_export.torch.decompositions import Decomposed
 from model_export.torch.naming import flatten
+from model_export.torch.recurrences import associative_scans_written_out
 
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""
@@ -116,7 +117,7 @@ def _older_graph(
     name: str,
 ) -> onnx.ModelProto:
     file = io.BytesIO()
-    with _tracing(), Decomposed(), attention_written_out():
+    with _tracing(), Decomposed(), attention_written_out(), associative_scans_written_out():
         torch.onnx.export(
             copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
             input_names=names[0], output_names=names[1], dynamic_axes=axes,

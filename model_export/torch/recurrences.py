@@ -5,12 +5,16 @@ A traced loop over time becomes a recurrence of the step graph; see `model_expor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 _LOWEST = -1e30
 """Instead of minus infinity, which a state cannot hold; the logarithm of zero for all purposes."""
@@ -55,6 +59,38 @@ def logcumsumexp(x: Tensor, dim: int) -> Tensor:
         high = higher
         found.append(high + torch.log(total))
     return torch.stack(found, dim)
+
+
+@contextlib.contextmanager
+def associative_scans_written_out() -> Iterator[None]:
+    """While a module is traced: `torch.associative_scan`, which takes log2(T) rounds, is a loop over the timesteps."""
+    try:
+        home: Any = importlib.import_module("torch._higher_order_ops.associative_scan")
+        parallel = home.generic_associative_scan
+    except (ImportError, AttributeError):  # torch's other releases; it is a prototype there
+        yield
+        return
+    home.generic_associative_scan = _scan
+    try:
+        yield
+    finally:
+        home.generic_associative_scan = parallel
+
+
+def _scan(operator: Any, leaves: Sequence[Tensor], dim: int = 0, additional_inputs: Sequence[Any] = ()) -> list[Tensor]:
+    """Return the scan of `leaves` along `dim`; the first timestep is taken as it is, by a mask that is carried."""
+    combine = operator.keywords["combine_fn"].__wrapped__  # the function that `vmap` was made of
+    step = functools.partial(operator.func, **operator.keywords | {"combine_fn": combine})
+    carried = [torch.zeros_like(leaf.select(dim, 0)) for leaf in leaves]
+    seen = [torch.zeros_like(value) for value in carried]
+    found: list[list[Tensor]] = []
+    for values in zip(*(leaf.unbind(dim) for leaf in leaves), strict=True):
+        joined = step(*carried, *values, *additional_inputs)
+        joined, _ = tree_flatten(joined)
+        carried = [torch.where(old > 0, new, value) for old, new, value in zip(seen, joined, values, strict=True)]
+        seen = [torch.ones_like(value) for value in values]
+        found.append(carried)
+    return [torch.stack(parts, dim) for parts in zip(*found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

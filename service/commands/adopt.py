@@ -72,6 +72,10 @@ def adopt(
     batch: Annotated[
         bool, typer.Option("--batchify", help="Rewrite a graph for one row to run batches; needs -o.")
     ] = False,
+    length: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Timesteps that growing key and value caches hold; needs -o."),
+    ] = None,
     target: Annotated[
         Path | None, typer.Option("-o", "--write", metavar="NEW.onnx", help="The file to write the changed graph to.")
     ] = None,
@@ -81,9 +85,10 @@ def adopt(
     """Write the manifest of a step graph to a file beside it; the graph itself is not changed."""
     wanted: list[tuple[Change, bool]] = [("fold-context", fold), ("batchify", batch)]
     changes = [change for change, is_wanted in wanted if is_wanted]
-    if bool(changes) != (target is not None):
+    if bool(changes or length) != (target is not None) or (changes and length):
         raise typer.BadParameter(
-            "use it together with --fold-context or --batchify; each needs the other.", param_hint="-o"
+            "use it together with --fold-context or --batchify, or with --length alone; each needs the other.",
+            param_hint="-o",
         )
     adopted = adopt_file(
         file,
@@ -100,6 +105,7 @@ def adopt(
         store_dtype=store_dtype,
         changes=changes,
         verify=verify,
+        length=length,
         target=target,
         replace=replace,
     )

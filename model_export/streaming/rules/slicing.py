@@ -35,19 +35,22 @@ def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         return
     offset = walk.tensors[name].offset
     assert offset is not None
-    mode = attrs.get("mode", "constant")
-    edge = mode == "edge" and left > 0 and offset == 0
+    mode, each = attrs.get("mode", "constant"), walk.facts.samples(name)
+    edge = mode == "edge" and left > 0 and offset == 0 and each == 1
     if mode != "constant" and left > 0 and not edge:
+        what = "timestep" if each == 1 else "sample"
         raise walk.refuse(
-            node, f"pads {left} timestep(s) in front with values of the sequence ({mode})", "Pad with zeros."
+            node, f"pads {left} {what}(s) in front with values of the sequence ({mode})", "Pad with zeros."
         )
-    each = walk.facts.samples(name)
-    if left % each:
-        raise walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", _WHOLE)
-    left //= each
     others = list(pads)
     others[axis] = others[axis + rank] = 0
     fill = _fill(walk, node)
+    if left % each:
+        error = walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", _WHOLE)
+        padded = (name, left) if left > 0 and not any(others) and not fill else None
+        walk.tensors[out] = StepTensor("unsupported", error=error, padded=padded)
+        return
+    left //= each
     step = walk.operand(name, offset)
     if left > 0:
         step = walk.started(step, name, offset, fill)

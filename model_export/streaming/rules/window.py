@@ -26,6 +26,7 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         RefusedModelError: They stride over time, or average over less at the beginning.
     """
     name, out = node.input[0], node.output[0]
+    name, padded = walk.tensors[name].padded or (name, 0)
     axis = walk.facts.time_axis(name)
     if axis is None or axis < 2 or not walk.timed(node, [name]):
         pointwise(walk, node)
@@ -34,10 +35,14 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     shape = _Sliding(walk, node)
     size, dilation, stride, left, _ = shape.along(axis - 2)
     each, reach = walk.facts.samples(name), (size - 1) * dilation + 1
+    left += padded
     if each % stride:
         raise walk.refuse(
             node, f"has stride {stride} over time: it does not answer every timestep", _HOP.format(n=stride)
         )
+    if left % each and node.op_type == "Conv":
+        _over_samples(walk, node, shape, name, left)
+        return
     if left % each:
         raise walk.refuse(node, f"pads {left} sample(s) in front; a timestep has {each}", "Pad whole timesteps.")
     past, left = -(-(reach - stride) // each), left // each
@@ -58,6 +63,32 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
     walk.set_output(node, out, made.output[0], "per_step", offset + left - past)
+
+
+def _over_samples(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, name: str, left: int) -> None:
+    """Conv whose padding is no whole number of timesteps: its window begins within a timestep.
+
+    Args:
+        walk: The walk.
+        node: The node.
+        shape: Its attributes.
+        name: What it slides over, without padding.
+        left: Samples that are padded in front.
+    """
+    axis, offset = walk.facts.time_axis(name), walk.tensors[name].offset
+    assert axis is not None
+    assert offset is not None
+    size, dilation, stride, _, _ = shape.along(axis - 2)
+    each, span = walk.facts.samples(name), (size - 1) * dilation + 1 - stride
+    ahead = max(0, -(-(span - left) // each))  # timesteps that the answer is late
+    before = ahead * each + left  # samples in front of the newest timestep at which the window begins
+    past = -(-before // each)
+    window = _window(walk, node, past=past, left=past, offset=offset, fill=0.0, name=name)
+    first = past * each - before
+    cut = [walk.graph.ints(values) for values in ([first], [first + span + each], [axis])]
+    made = walk.emit_like(node, offset, i0=walk.graph.op("Slice", window, *cut))
+    shape.without_time(made, axis - 2)
+    walk.set_output(node, node.output[0], walk.emitted(node, node.output[0]), "per_step", offset - ahead)
 
 
 def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -87,9 +118,11 @@ def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     walk.set_output(node, out, step, "per_step", offset - left // (each * stride))
 
 
-def _window(walk: StreamingWalk, node: onnx.NodeProto, *, past: int, left: int, offset: int, fill: float) -> str:
+def _window(
+    walk: StreamingWalk, node: onnx.NodeProto, *, past: int, left: int, offset: int, fill: float, name: str = ""
+) -> str:
     """Return the past timesteps and this one; before its beginning a padded tensor has `fill`."""
-    name = node.input[0]
+    name = name or node.input[0]
     label = f"{node.name}"
     if offset >= 0 or not left or not past:
         return walk.window(name, past, fill, label)

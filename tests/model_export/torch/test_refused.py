@@ -173,6 +173,19 @@ WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "quantised": (quantised, "'0' (Linear) is quantised"),
     "function": (lambda: whole(torch.relu), "expected a torch.nn.Module"),
 }
+
+
+def strided(padding: tuple[int, int], mode: str) -> StepSpec:
+    """Return the spec of a strided convolution over samples, 6 of which are a timestep."""
+
+    def run(m: Any, x: Any) -> Any:
+        samples = x.reshape(x.shape[0], 1, -1)
+        h = m.conv(torch.nn.functional.pad(samples, padding, mode=mode))
+        return h.reshape(x.shape[0], 3, -1, 3).transpose(1, 2)
+
+    return whole(of(run, conv=nn.Conv1d(1, 3, 4, stride=2)), 2, 9, 6)
+
+
 BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "delayed_loop": (
         lambda: whole(of(delayed_loop, w=nn.Linear(4, 4), u=nn.Linear(4, 4))),
@@ -191,6 +204,11 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
         "'/module/decoder/LSTM' (LSTM) starts from",
     ),
     "symmetric": (lambda: whole(nn.Conv1d(4, 4, 3, padding=1), 2, 4, 9, time_axis=2), "'/module/Conv' (Conv)"),
+    "samples_ahead": (lambda: strided((1, 1), "constant"), "'/module/conv/Conv' (Conv) pads or shifts it on the right"),
+    "reflected_samples": (
+        lambda: strided((2, 0), "reflect"),
+        "pads 2 sample(s) in front with values of the sequence (reflect)",
+    ),
     "over_time": (lambda: whole(of(lambda m, x: m.rnn(x)[0].softmax(1), rnn=lstm())), "'/module/Softmax' (Softmax)"),
 }
 STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from model_export import StepSpec
 from model_export.torch import StepLayer
 from tests.model_export.torch.zoo_parts import ZooModule, nn, of, torch, whole
@@ -181,7 +183,38 @@ def running_extremes() -> StepSpec:
     return whole(of(run, head=nn.Linear(14, 2)))
 
 
+def associative_scan(combine: Any, values: Any, dim: int) -> Any:
+    """PyTorch's own, in its form for all devices."""
+    home = pytest.importorskip("torch._higher_order_ops", reason="PyTorch has no associative_scan before release 2.5")
+    return home.associative_scan(combine, values, dim, combine_mode="generic")
+
+
+def scanned_recurrence() -> StepSpec:
+    """The recurrence of a linear recurrent unit, h = decay * h + x, with a decay that follows from the timestep."""
+
+    def run(m: Any, x: Any) -> Any:
+        def combine(left: Any, right: Any) -> Any:
+            return left[0] * right[0], right[0] * left[1] + right[1]
+
+        decay = torch.sigmoid(m.decay(x))
+        _, h = associative_scan(combine, (decay, (1 - decay) * m.input(x)), 1)
+        return m.head(torch.tanh(h))
+
+    return whole(of(run, decay=nn.Linear(4, 6), input=nn.Linear(4, 6), head=nn.Linear(6, 2)))
+
+
+def scanned_maximum() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        return m.head(associative_scan(torch.maximum, m.input(x), 1))
+
+    return whole(of(run, input=nn.Linear(4, 5), head=nn.Linear(5, 2)))
+
+
 ZOO = {
+    "scanned_recurrence": ZooModule(
+        scanned_recurrence, "a linear recurrence by `associative_scan`", "the products and h, and whether it has begun"
+    ),
+    "scanned_maximum": ZooModule(scanned_maximum, "a maximum by `associative_scan`", "the maximum so far"),
     "moving_average": ZooModule(moving_average, "an exponential moving average in a loop of its own", "the average"),
     "final_state": ZooModule(
         final_state, "a recurrence in a loop, its first state from an input without time axis, its last one", "h"

@@ -149,6 +149,108 @@ def masked_frames(kernel: int) -> Any:
     return build
 
 
+class Causal(nn.Module):
+    """A convolution of SEANet: padded in front by its kernel without its stride; transposed: cut at the end by as much.
+
+    Source: Defossez et al. 2022, "High Fidelity Neural Audio Compression".
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = nn.utils.parametrizations.weight_norm(layer)
+        self.transposed = isinstance(layer, nn.ConvTranspose1d)
+        self.rest = (layer.kernel_size[0] - 1) * layer.dilation[0] + 1 - layer.stride[0]
+
+    def forward(self, x: Any) -> Any:
+        if not self.transposed:
+            return self.layer(F.pad(x, (self.rest, 0)))
+        y = self.layer(x)
+        return y[..., : y.shape[-1] - self.rest]
+
+
+class Bottle(nn.Module):
+    """The LSTM between the encoder and the decoder, with a residual."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, 2)
+
+    def forward(self, x: Any) -> Any:
+        h = x.permute(2, 0, 1)
+        return (self.lstm(h)[0] + h).permute(1, 2, 0)
+
+
+class Residual(nn.Module):
+    """A dilated convolution over samples, with a residual."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.ELU(), Causal(nn.Conv1d(width, width // 2, 3, dilation=dilation)), nn.ELU(),
+            Causal(nn.Conv1d(width // 2, width, 1)),
+        )  # fmt: skip
+        self.shortcut = Causal(nn.Conv1d(width, width, 1))
+
+    def forward(self, x: Any) -> Any:
+        return self.shortcut(x) + self.block(x)
+
+
+RATIOS, WIDTH = (2, 3), 4
+HOP = 6
+
+
+def encoder() -> list[Any]:
+    layers: list[Any] = [Causal(nn.Conv1d(1, WIDTH, 7))]
+    width = WIDTH
+    for ratio in RATIOS:
+        down = Causal(nn.Conv1d(width, 2 * width, 2 * ratio, stride=ratio))
+        layers += [Residual(width, 1), Residual(width, 3), nn.ELU(), down]
+        width *= 2
+    return [*layers, Bottle(width), nn.ELU(), Causal(nn.Conv1d(width, 5, 7))]
+
+
+def decoder() -> list[Any]:
+    width = WIDTH * 2 ** len(RATIOS)
+    layers: list[Any] = [Causal(nn.Conv1d(5, width, 7)), Bottle(width)]
+    for ratio in reversed(RATIOS):
+        up = Causal(nn.ConvTranspose1d(width, width // 2, 2 * ratio, stride=ratio))
+        layers += [nn.ELU(), up, Residual(width // 2, 1)]
+        width //= 2
+    return [*layers, nn.ELU(), Causal(nn.Conv1d(width, 1, 7))]
+
+
+def codec_encoder() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        return m.encoder(x.reshape(x.shape[0], 1, -1)).transpose(1, 2)
+
+    return whole(of(run, encoder=nn.Sequential(*encoder())), 2, 9, HOP)
+
+
+def codec_decoder() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        return m.decoder(x.transpose(1, 2)).reshape(x.shape[0], -1, HOP)
+
+    return whole(of(run, decoder=nn.Sequential(*decoder())), 2, 9, 5)
+
+
+def codec() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        return m.decoder(m.encoder(x.reshape(x.shape[0], 1, -1))).reshape(x.shape[0], -1, HOP)
+
+    parts = {"encoder": nn.Sequential(*encoder()), "decoder": nn.Sequential(*decoder())}
+    return whole(of(run, **parts), 2, 9, HOP)
+
+
+def late_samples() -> StepSpec:
+    """A padding that is more than the kernel needs, so that the answer is some samples late."""
+
+    def run(m: Any, x: Any) -> Any:
+        h = m.down(F.pad(x.reshape(x.shape[0], 1, -1), (5, 0)))
+        return h[..., : x.shape[1] * 3].reshape(x.shape[0], 3, -1, 3).transpose(1, 2)
+
+    return whole(of(run, down=nn.Conv1d(1, 3, 4, stride=2)), 2, 9, HOP)
+
+
 ZOO = {
     "padded": ZooModule(padded, "Conv1d behind F.pad on the left, dilated, BatchNorm1d", "the past of each"),
     "pad_layers": ZooModule(pad_layers, "ConstantPad1d and ZeroPad1d before Conv1d", "the past of each, padding first"),
@@ -167,6 +269,18 @@ ZOO = {
     ),
     "overlapping_frames": ZooModule(
         masked_frames(16), "the same with a kernel of 16", "the samples and frames of the timestep before, and h"
+    ),
+    "codec_encoder": ZooModule(
+        codec_encoder,
+        "the encoder of a codec (SEANet): dilated and strided convolutions over samples, an LSTM; 6 samples a timestep",
+        "past samples of each, h and c",
+    ),
+    "codec_decoder": ZooModule(
+        codec_decoder, "its decoder, with transposed convolutions", "past timesteps and samples of each, h and c"
+    ),
+    "codec": ZooModule(codec, "encoder and decoder as one model", "past samples of each, h and c"),
+    "late_samples": ZooModule(
+        late_samples, "a strided convolution, padded by part of a timestep more than it needs", "past samples"
     ),
     "running_mean": ZooModule(running_mean, "cumsum over time", "the sum so far"),
     "selective": ZooModule(

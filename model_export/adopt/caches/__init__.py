@@ -1,0 +1,1 @@
+"""Caches that grow with every timestep, as states of a declared length."""
