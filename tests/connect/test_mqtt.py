@@ -20,6 +20,7 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.connect.skipping import or_skip
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -61,7 +62,7 @@ class MqttTopics:
 
 @pytest.fixture
 def topics(tmp_path: Path) -> Iterator[MqttTopics]:
-    with mosquitto(tmp_path) as broker:
+    with or_skip(mosquitto, tmp_path) as broker:
         one = MqttTopics(broker)
         yield one
         one.client.disconnect()
