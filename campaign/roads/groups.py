@@ -100,8 +100,8 @@ async def _rebalance(
 ) -> None:
     """End and start members again.
 
-    Where the members share the work, one of them leaves and comes back in turn. Where one reads and the other stands by,
-    the one that reads ends, and stands by when it is started again.
+    Where the members share the work, one of them leaves and comes back in turn. Where one reads and the other stands
+    by, the one that reads ends, and stands by when it is started again.
     """
     is_away = False
     while not await is_over(over, plan.rebalance_every_s):

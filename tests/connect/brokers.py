@@ -16,7 +16,6 @@ from pathlib import Path
 
 from tests.processes import free_port
 
-
 _START_S = 180.0  # RabbitMQ on a machine that runs other tests, too
 
 

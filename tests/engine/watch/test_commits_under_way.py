@@ -66,9 +66,9 @@ async def test_a_watch_is_confirmed_after_the_commits_that_another_worker_has_be
         with interests.commits.begin():
             watching = asyncio.create_task(here.add(watcher))
             watching.add_done_callback(lambda _: order.append("confirmed"))
-            while not interests.has_interest("fold") or interests.publish_all:
-                await asyncio.sleep(0)
             with redis_server.client() as client:
+                while not interests.has_interest("fold") or interests.publish_all:
+                    await asyncio.to_thread(client.ping)
                 for _ in range(20):
                     await asyncio.to_thread(client.ping)
             order.append("committed")
