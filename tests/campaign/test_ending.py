@@ -45,7 +45,8 @@ def children(pid: int) -> dict[int, str]:
 def campaign(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Start a campaign; yield its process, and the mark of all processes that it starts."""
     mark = secrets.token_hex(8)
-    command = [sys.executable, "-m", "campaign", *words]
+    in_background = ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")  # a shell's background job ignores SIGINT
+    command = [*in_background, sys.executable, "-m", "campaign", *words]
     with (folder / "campaign.log").open("wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {MARK: mark}
