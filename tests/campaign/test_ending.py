@@ -54,8 +54,10 @@ def campaign(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes
     try:
         yield process, mark
     finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
         process.kill()
-        process.wait()
 
 
 @pytest.mark.slow
