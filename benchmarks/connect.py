@@ -24,7 +24,7 @@ import redis
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from tests.connect.brokers import kafka
+from tests.connect.brokers import BrokerMissingError, kafka
 from tests.graphs import lstm, write_model
 from tests.processes import free_port, service_process
 from tests.servers import server
@@ -127,8 +127,12 @@ def main() -> None:
             for broker in given.brokers:
                 fill = {"redis": redis_streams, "kafka": kafka_topics}[broker]
                 logs = {"one": 1, **{f"in{i}": given.messages for i in range(given.repeats)}}
-                with fill(folder, logs, given.streams) as (bare, port, url):
-                    print(f"{broker}: {measure(bare, port, url, service.url, n=given.messages, repeats=given.repeats)}")
+                try:
+                    with fill(folder, logs, given.streams) as (bare, port, url):
+                        found = measure(bare, port, url, service.url, n=given.messages, repeats=given.repeats)
+                except BrokerMissingError as exc:
+                    sys.exit(str(exc))
+                print(f"{broker}: {found}")
 
 
 def measure(bare: str, port: int, url: str, service: str, *, n: int, repeats: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import signal
 import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +32,9 @@ app.command()(roads)
 @app.callback()
 def main() -> None:
     """Check Stepwell's promises under faults on this machine. Only processes that the campaign started are affected."""
+    # SIGTERM ends the processes that a campaign has started, as Ctrl-C does. A shell's background job ignores SIGINT
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 @app.command()

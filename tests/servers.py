@@ -67,7 +67,7 @@ class Server:
         while True:
             if self._process.poll() is not None:
                 raise RuntimeError((self.folder / "log").read_text()[-2000:])
-            with contextlib.suppress(redis.ConnectionError, redis.BusyLoadingError), self.client() as client:
+            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError), self.client() as client:
                 client.ping()
                 return self
 
@@ -88,8 +88,8 @@ class Server:
 @contextlib.contextmanager
 def server(folder: Path, *options: str, binary: Path | None = None) -> Iterator[Server]:
     """Run a server until the block ends."""
-    one = Server(folder, *options, binary=binary).start()
+    one = Server(folder, *options, binary=binary)
     try:
-        yield one
+        yield one.start()
     finally:
         one.kill()

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import pytest
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -26,6 +25,7 @@ from campaign.roads.history import run_backfill
 from campaign.roads.kill_run import OnProgress, RoadPlan, RoadResult, run_kills
 from campaign.roads.restore import run_restore
 from campaign.roads.road import OpenRoad
+from tests.connect.brokers import BrokerMissingError
 
 ROADS: Final[dict[str, OpenRoad]] = {
     "kafka": kafka_road,
@@ -116,7 +116,7 @@ def _run(run: Run, what: str, name: str, plan: RoadPlan, *, as_json: bool) -> Ro
 
         try:
             result = asyncio.run(_awaited(run(Path(path), ROADS[name], plan, on_progress)))
-        except pytest.skip.Exception as exc:
+        except BrokerMissingError as exc:
             _console.print(f"{name}: {exc}", markup=False)
             return None
     document = {"campaign": f"roads, {what}", "seed": plan.seed, **result.document()}

@@ -64,7 +64,7 @@ async def run_group(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_progre
     async with (
         open_road(folder) as road,
         replicas(folder) as system,
-        connectors(folder, road, system, 3 if road.shares_work else 2) as members,
+        connectors(folder, road, system, 2) as members,
     ):
         await asyncio.gather(*(one.wait_until_reading() for one in members))
         arrivals = Arrivals(load.names, load.expected(system.model), may_double=False)
@@ -100,8 +100,8 @@ async def _rebalance(
 ) -> None:
     """End and start members again.
 
-    Where the members share the work, the last one leaves and comes back in turn. Where one reads and the others stand
-    by, that one ends, and stands by when it is started again.
+    Where the members share the work, one of them leaves and comes back in turn. Where one reads and the other stands
+    by, the one that reads ends, and stands by when it is started again.
     """
     is_away = False
     while not await is_over(over, plan.rebalance_every_s):

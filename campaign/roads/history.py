@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ class Shown(NamedTuple):
 
 
 class BackfillProcess:
-    """`stepwell backfill` on a terminal of its own, whose progress bar is read.
+    """`stepwell backfill` on a terminal of its own, whose progress bar is read; `with` kills it if it still runs.
 
     Attributes:
         shown: What the progress bar showed.
@@ -75,6 +75,12 @@ class BackfillProcess:
     def is_running(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def kill(self) -> None:
         """Kill it with SIGKILL."""
@@ -119,12 +125,14 @@ async def run_backfill(folder: Path, open_road: OpenRoad, plan: RoadPlan, on_pro
     _write(data, history)
     async with open_road(folder) as road, replicas(folder) as system:
         started = time.monotonic()
-        killed_at = await _kill_in_the_middle(BackfillProcess(folder, data, system), system, len(history), on_progress)
-        second, second_at = BackfillProcess(folder, data, system), time.monotonic()
-        while second.is_running:
-            on_progress(second.shown[-1].timesteps if second.shown else 0, len(history))
-            await asyncio.sleep(0.5)
-        code, ended = await second.end(), time.monotonic()
+        with BackfillProcess(folder, data, system) as first:
+            killed_at = await _kill_in_the_middle(first, system, len(history), on_progress)
+        second_at = time.monotonic()
+        with BackfillProcess(folder, data, system) as second:
+            while second.is_running:
+                on_progress(second.shown[-1].timesteps if second.shown else 0, len(history))
+                await asyncio.sleep(0.5)
+            code, ended = await second.end(), time.monotonic()
         xs = np.concatenate([history.xs, live.xs], axis=1)
         expected = fold_of(system.model, xs)[:, plan.steps :]
         arrivals = Arrivals(live.names, expected, may_double=road.may_double, steps_before=plan.steps)

@@ -75,11 +75,11 @@ class RoadConnector:
                 await asyncio.sleep(_POLL_S)
 
     def counts(self) -> dict[str, Any]:
-        """Return its newest counts; empty before the first report."""
+        """Return its newest counts; empty before the first report after a start, and once it was stopped."""
         for line in reversed(self.log.splitlines()):
             with contextlib.suppress(json.JSONDecodeError):
                 document: dict[str, Any] = json.loads(line)
-                return document
+                return {} if document.get("ended") else document
         return {}
 
     def check(self) -> None:

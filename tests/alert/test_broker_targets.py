@@ -14,6 +14,7 @@ from tests.alert.alerts import alerting, webhook
 from tests.alert.test_delivery import STREAMS, hook, in_order, rules_of, step_all
 from tests.connect.brokers import BrokerProcess, kafka, mosquitto, nats, rabbitmq
 from tests.connect.connectors import wait_for
+from tests.connect.skipping import or_skip
 from tests.connect.test_amqp import RabbitQueues
 from tests.connect.test_kafka import KafkaTopics
 from tests.connect.test_mqtt import MqttTopics
@@ -27,14 +28,14 @@ Alarms = Callable[[int], list[dict[str, Any]]]
 
 @contextlib.contextmanager
 def kafka_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
-    with kafka(folder) as broker:
+    with or_skip(kafka, folder) as broker:
         topics = KafkaTopics(broker)
         yield broker, topics.url("out"), lambda n: [alarm for _, alarm in topics.read("out", n)]
 
 
 @contextlib.contextmanager
 def mqtt_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
-    with mosquitto(folder) as broker:
+    with or_skip(mosquitto, folder) as broker:
         topics = MqttTopics(broker)
         try:
             yield broker, topics.url("out/{stream}"), lambda _: list(topics.out)
@@ -44,7 +45,7 @@ def mqtt_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
 
 @contextlib.contextmanager
 def nats_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
-    with nats(folder) as broker:
+    with or_skip(nats, folder) as broker:
         subjects = NatsSubjects(broker)
         subjects.run(subjects.create)
         yield broker, subjects.url("out.{stream}"), lambda _: [alarm for _, alarm in subjects.read("OUT")]
@@ -52,7 +53,7 @@ def nats_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
 
 @contextlib.contextmanager
 def rabbitmq_target(folder: Path) -> Iterator[tuple[BrokerProcess, str, Alarms]]:
-    with rabbitmq(folder) as broker:
+    with or_skip(rabbitmq, folder) as broker:
         queues = RabbitQueues(broker)
         queues.run(queues.create)
         found: list[dict[str, Any]] = []

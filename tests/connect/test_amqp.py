@@ -21,6 +21,7 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.connect.skipping import or_skip
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -81,7 +82,7 @@ class RabbitQueues:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
-    with rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as one:
+    with or_skip(rabbitmq, tmp_path_factory.mktemp("rabbitmq")) as one:
         yield one
 
 

@@ -21,6 +21,7 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.connect.skipping import or_skip
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -87,7 +88,7 @@ class KafkaTopics:
 
 @pytest.fixture
 def topics(tmp_path: Path) -> Iterator[KafkaTopics]:
-    with kafka(tmp_path) as broker:
+    with or_skip(kafka, tmp_path) as broker:
         yield KafkaTopics(broker)
 
 

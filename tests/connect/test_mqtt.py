@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from service.connect.brokers import make_reader
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, mosquitto
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -20,9 +24,11 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.connect.skipping import or_skip
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
+SUBACK = 0x90
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -61,7 +67,7 @@ class MqttTopics:
 
 @pytest.fixture
 def topics(tmp_path: Path) -> Iterator[MqttTopics]:
-    with mosquitto(tmp_path) as broker:
+    with or_skip(mosquitto, tmp_path) as broker:
         one = MqttTopics(broker)
         yield one
         one.client.disconnect()
@@ -178,6 +184,60 @@ def test_a_connector_that_is_taken_over_stands_by(service: ServiceProcess, topic
             wait_for(lambda: topics.n_written() == 3, what=lambda: one.text() + two.text())
 
     assert one.process.wait(60) == two.process.wait(60) == 0
+
+
+async def relay_without_subacks(
+    broker: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: bytes
+) -> None:
+    """Lead a connection to a broker; the packets SUBACK to a client are left out."""
+    from_broker, to_broker = await asyncio.open_connection("127.0.0.1", broker)
+    first = await reader.read(4096)
+    to_broker.write(first)
+
+    async def requests() -> None:
+        while data := await reader.read(4096):
+            to_broker.write(data)
+        to_broker.close()
+
+    sending = asyncio.create_task(requests())
+    with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+        while True:
+            head = await from_broker.readexactly(2)
+            while head[-1] & 0x80:  # the length has another byte
+                head += await from_broker.readexactly(1)
+            length = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(head[1:]))
+            packet = head + await from_broker.readexactly(length)
+            if packet[0] != SUBACK or client not in first:
+                writer.write(packet)
+    writer.close()
+    await sending
+
+
+async def test_a_session_that_the_broker_has_kept_goes_on_before_the_subscription_is_confirmed(
+    topics: MqttTopics,
+) -> None:
+    """The broker sends what it has kept first, which may take longer than a connector waits."""
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await relay_without_subacks(topics.port, reader, writer, b"c9")
+
+    def reader_at(port: int) -> Any:
+        return make_reader(BrokerUrl.parse(f"mqtt://127.0.0.1:{port}/in/{{stream}}?client=c9"), ReaderOptions())
+
+    first = reader_at(topics.port)
+    await first.open()
+    await first.close()
+    await asyncio.to_thread(topics.publish("in/s", {"n": 1}).wait_for_publish)
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    async with server:
+        second = reader_at(server.sockets[0].getsockname()[1])
+        await second.open()
+        found: list[Any] = []
+        while not found:
+            found += await second.poll(10)
+        await second.close()
+
+    assert [one.body for one in found] == [b'{"n": 1}']
 
 
 def test_a_shared_subscription_is_refused(topics: MqttTopics, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.connect.skipping import or_skip
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -80,7 +81,7 @@ class NatsSubjects:
 
 @pytest.fixture
 def subjects(tmp_path: Path) -> Iterator[NatsSubjects]:
-    with nats(tmp_path) as broker:
+    with or_skip(nats, tmp_path) as broker:
         one = NatsSubjects(broker)
         one.run(one.create)
         yield one

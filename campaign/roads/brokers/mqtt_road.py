@@ -14,6 +14,7 @@ from tests.connect.brokers import mosquitto
 
 _WAIT_S: Final = 0.5
 _AT_ONCE: Final = 1000
+_POLL_S: Final = 0.005
 
 
 class MqttRoad:
@@ -75,7 +76,9 @@ class MqttRoad:
         for start in range(0, len(messages), _AT_ONCE):
             part = messages[start : start + _AT_ONCE]
             sent = [self._client.publish(f"in/{one.stream}", one.body, qos=1) for one in part]
-            await asyncio.to_thread(lambda infos: [one.wait_for_publish() for one in infos], sent)
+            for one in sent:  # not in a thread: it would wait forever once the broker has ended
+                while not one.is_published():  # noqa: ASYNC110 - paho calls back in its thread, for each message
+                    await asyncio.sleep(_POLL_S)
 
     async def read(self, place: str) -> list[bytes]:
         """Return the messages that are new in a place."""

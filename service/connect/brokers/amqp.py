@@ -27,6 +27,7 @@ from service.connect.urls import BrokerUrl
 
 _PORTS: Final = {False: 5672, True: 5671}
 _WAIT_S: Final = 0.5
+_STAND_BY_S: Final = 0.2
 _QUIET_S: Final = 2.0
 _TIMEOUT_S: Final = 10.0
 _PREFETCH: Final = 4096
@@ -85,7 +86,7 @@ class AmqpReader:
             if self._options.preview:
                 return await self._get(limit)
             if not await self._consume():
-                await asyncio.sleep(_WAIT_S)
+                await asyncio.sleep(_STAND_BY_S)
                 return []
         found: list[AbstractIncomingMessage] = []
         with contextlib.suppress(TimeoutError):

@@ -23,6 +23,9 @@ _GROUP: Final = "stepwell"
 _WAIT_MS: Final = 500
 _FETCH_BYTES: Final = 8 << 20
 _SESSION_MS: Final = 10_000
+_HEARTBEAT_MS: Final = 250
+"""The reply to a heartbeat has the request to join again, and the whole group waits until each member has joined."""
+
 _HAND_OVER_S: Final = 10.0
 _MAX_REQUEST_BYTES: Final = 4 << 20
 _VALUE, _OFFSET, _KEY = map(attrgetter, ("value", "offset", "key"))
@@ -77,7 +80,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             auto_offset_reset="earliest",
             fetch_max_bytes=_FETCH_BYTES,
             session_timeout_ms=_SESSION_MS,
-            heartbeat_interval_ms=_SESSION_MS // 5,
+            heartbeat_interval_ms=_HEARTBEAT_MS,
         )
         self._idle.set()
         self._ends.clear()

@@ -54,6 +54,7 @@ class MqttSession:
         self._keep = keep
         self._loop = asyncio.get_running_loop()
         self._connected: asyncio.Future[int] = self._loop.create_future()
+        self._is_resumed = False
         self._subscribed: asyncio.Future[Any] = self._loop.create_future()
         self.lost: asyncio.Future[int] = self._loop.create_future()
         self.client = client = mqtt.Client(
@@ -71,7 +72,7 @@ class MqttSession:
             client.tls_set()
         if cleared_at_end is not None:
             client.will_set(cleared_at_end, b"", qos=1, retain=True)
-        client.on_connect = lambda _c, _u, _f, code, _p: self._post(self._connected, code.value)
+        client.on_connect = lambda _c, _u, flags, code, _p: self._call(self._on_connect, (flags, code))
         client.on_subscribe = lambda _c, _u, _m, codes, _p: self._post(self._subscribed, codes)
         client.on_disconnect = lambda _c, _u, _f, code, _p: self._post(self.lost, code.value)
         client.on_message = lambda _c, _u, message: self._call(on_message, message)
@@ -98,22 +99,27 @@ class MqttSession:
             raise ConnectError(f"{self._url.text} refuses the connection: {code}.", fix="Check user and password.")
 
     async def subscribe(self, topic: str, qos: int) -> None:
-        """Subscribe to a filter."""
+        """Subscribe to a filter.
+
+        If the broker has kept the session, its confirmation is not waited for: the broker first sends the messages that
+        it has kept, and would have to send them again after a new connection.
+        """
         self.client.subscribe(topic, qos)
-        await asyncio.wait({self._subscribed, self.lost}, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not self._is_resumed:
+            await asyncio.wait({self._subscribed, self.lost}, timeout=TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         self.check()
-        if not self._subscribed.done():
+        if not self._subscribed.done() and not self._is_resumed:
             raise BrokerUnavailableError(f"{self._url.text} does not confirm the subscription")
-        code = self._subscribed.result()[0]
-        if code.value in _REFUSED:
-            raise ConnectError(f"{self._url.text} refuses to subscribe to {topic!r}: {code}.")
 
     def check(self) -> None:
         """Check that the connection is there.
 
         Raises:
             BrokerUnavailableError: It was lost, or another client has connected with the same name.
+            ConnectError: The broker refuses the subscription.
         """
+        if self._subscribed.done() and (code := self._subscribed.result()[0]).value in _REFUSED:
+            raise ConnectError(f"{self._url.text} refuses the subscription: {code}.", fix="Check its permissions.")
         if not self.lost.done():
             return
         if self.lost.result() == _TAKEN_OVER:
@@ -126,6 +132,12 @@ class MqttSession:
             self.client.disconnect()
         with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
             await asyncio.to_thread(self.client.loop_stop)
+
+    def _on_connect(self, reply: tuple[mqtt.ConnectFlags, mqtt.ReasonCode]) -> None:
+        flags, code = reply
+        self._is_resumed = flags.session_present
+        if not self._connected.done():
+            self._connected.set_result(code.value)
 
     def _post(self, future: asyncio.Future[Any], value: Any) -> None:
         self._call(lambda one: None if future.done() else future.set_result(one), value)

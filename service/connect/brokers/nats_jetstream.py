@@ -21,6 +21,7 @@ from service.connect.urls import BrokerUrl
 _PORT: Final = 4222
 _DURABLE: Final = "stepwell"
 _WAIT_S: Final = 0.5
+_STAND_BY_S: Final = 0.2
 _RETRY_S: Final = 0.2
 _TIMEOUT_S: Final = 10.0
 _BUCKET: Final = "stepwell-connect"
@@ -100,7 +101,7 @@ class NatsReader:
             else:
                 assert self._lease is not None
                 if not await self._lease.acquire():
-                    await asyncio.sleep(_WAIT_S)
+                    await asyncio.sleep(_STAND_BY_S)
                     return []
                 if self._subscription is None:
                     await self._begin()

@@ -30,6 +30,7 @@ _CONSUMER: Final = "stepwell"
 _LEASE_MS: Final = 5000
 _RENEW_EVERY_S: Final = 1.0
 _BLOCK_MS: Final = 500
+_STAND_BY_S: Final = 0.1
 _SEQUENCE_BITS: Final = 20
 _decode_integers = msgspec.json.Decoder(list[int]).decode
 
@@ -120,7 +121,7 @@ class RedisStreamReader:
             if self._options.preview:
                 return self._preview(await self._client.xrange(self._name, min=self._start(), count=limit))
             if not await self._acquire_lease():
-                await asyncio.sleep(_BLOCK_MS / 1000)
+                await asyncio.sleep(_STAND_BY_S)
                 return []
             entries = await self._read(limit)
             await self._update_lag()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -91,6 +92,7 @@ class RolloutService:
         op_id, loop = _op_id(request), asyncio.get_running_loop()
 
         async def roll_out(loaded: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
+            under_way.close()  # the commit before, if any, was in conflict with another one
             record = decoded(loaded.raw)
             plan = RolloutPlan.of(request, op_id, *await self._model_for(request, record))
             if loaded.entry is not None:
@@ -102,10 +104,14 @@ class RolloutService:
             rollout = plan.start(record, time.monotonic() + loaded.deadline - loop.time())
             await self._worker_for(plan.served).run(rollout)
             result = plan.result(record, rollout)
-            return self._write(plan, record, rollout, result) if request.commit else Reply(result, is_replay=False)
+            if not request.commit:
+                return Reply(result, is_replay=False)
+            under_way.enter_context(self._interests.commits.begin())
+            return self._write(plan, record, rollout, result)
 
         idempotency_key = request.idempotency_key if request.commit else None
-        result = await commit_when_decided(self._deps, request.key, roll_out, idempotency_key=idempotency_key)
+        with contextlib.ExitStack() as under_way:
+            result = await commit_when_decided(self._deps, request.key, roll_out, idempotency_key=idempotency_key)
         if result.replayed:
             self._observer.replays(1)
         elif request.commit:

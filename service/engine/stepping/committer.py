@@ -142,6 +142,9 @@ class BatchCommitter:
                     changed[i], rows[i], headers[i], rows[i].kept + packed[i].tobytes(),
                     self._served.fingerprint if responding is None else responding.fingerprints[i],
                 )  # fmt: skip
+        if created or lifecycle in STARTS or any([row.standing is not None for row in rows]):  # noqa: C419 - see all_finite
+            for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
+                await artifact.ensure(deadline)
         notifications: Sequence[Notification] = ()
         if self._interests.has_interest(self._served.name):
             timesteps = [row.applied for row in rows]
@@ -154,9 +157,6 @@ class BatchCommitter:
                 [self._served.version] * len(rows) if responding is None else responding.versions,
                 () if run.beside is None else self._candidates(run.beside, rows[0].timestep.keep),
             )
-        if created or lifecycle in STARTS or any([row.standing is not None for row in rows]):  # noqa: C419 - see all_finite
-            for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
-                await artifact.ensure(deadline)
         results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
         sources = sources_table([row.sources for row in rows]) if with_sources else None
         committed = CommittedRows(
@@ -183,14 +183,18 @@ class BatchCommitter:
         deadline: float,
         notifications: Sequence[Notification] = (),
     ) -> CommitResults:
-        """Commit, and measure the latency; the arguments are those of `StateStore.commit`."""
+        """Commit, and measure the latency; the arguments are those of `StateStore.commit`.
+
+        It is to be awaited at once after the interests were looked up.
+        """
         started = time.perf_counter()
         for artifact in self._artifacts:
             if artifact.check_at < time.monotonic():
                 artifact.check_soon()
-        results = await self._commits.commit(
-            commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
-        )
+        with self._interests.commits.begin():
+            results = await self._commits.commit(
+                commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
+            )
         self._observer.store_latency("commit", time.perf_counter() - started)
         return results
 

@@ -20,7 +20,8 @@ _log = logging.getLogger(__name__)
 
 _RENEW_INTERVAL_S: Final = 5.0
 _INTEREST_TTL_S: Final = 15.0  # after a worker's last announcement its interests expire
-_ACK_TIMEOUT_S: Final = 1.0
+_ACK_TIMEOUT_S: Final = 3.0  # a worker acknowledges once the commits that it has begun have ended
+_UNCOUNTED_ACKS_S: Final = 1.0  # in a Cluster, which does not return how many workers have received a message
 
 
 class _GossipMessage(msgspec.Struct, omit_defaults=True):
@@ -81,14 +82,20 @@ class InterestGossip:
         """Cancel the renewal."""
         await cancel(self._tasks)
 
-    async def announce(self, subscriptions: Sequence[Subscription]) -> None:
-        """Announce additional subscriptions; returns once every worker has acknowledged them, or after 1 s."""
+    async def announce(self, subscriptions: Sequence[Subscription]) -> bool:
+        """Announce additional subscriptions; returns whether from now on no worker commits without publishing to them.
+
+        That is the case once every worker, this one included, has acknowledged them. It is waited for 3 s; in a
+        Cluster, 1 s in any case.
+        """
         self._interests.add(subscriptions, self._expiry(), worker=self.own_topic)
-        if not await self._broadcast_and_wait(_GossipMessage(self.own_topic, subscriptions=list(subscriptions))):
+        is_known = await self._broadcast_and_wait(_GossipMessage(self.own_topic, subscriptions=list(subscriptions)))
+        if not is_known:
             _log.warning(
-                "Not every worker has acknowledged new subscriptions within %g s; watchers may miss events",
+                "Not every worker has acknowledged new subscriptions within %g s; the watcher gets a gap",
                 _ACK_TIMEOUT_S,
             )
+        return is_known
 
     def mark_stale(self) -> None:
         """Note that messages of the other workers are missed, so that this worker publishes all events."""
@@ -106,14 +113,20 @@ class InterestGossip:
         gossip = _decode(message)
         self._interests.add(gossip.subscriptions, self._expiry(), worker=gossip.sender)
         if gossip.wants_ack:
-            own = self._own_subscriptions() if gossip.request_all else []
-            ack = _encode(_GossipMessage(self.own_topic, subscriptions=own, ack=gossip.wants_ack))
-            self._spawn(self._pubsub.publish(gossip.sender, ack))
+            self._spawn(self._acknowledge(gossip))
         if (acks := self._pending_acks.get(gossip.ack)) is not None:
             acks.release()
         return True
 
     # ---------------------------------------------------------------- helpers
+
+    async def _acknowledge(self, gossip: _GossipMessage) -> None:
+        """Acknowledge a message, once no commit is under way that was begun without its subscriptions."""
+        own = self._own_subscriptions() if gossip.request_all else []
+        if gossip.subscriptions:
+            await self._interests.commits.wait()
+        ack = _encode(_GossipMessage(self.own_topic, subscriptions=own, ack=gossip.wants_ack))
+        await self._pubsub.publish(gossip.sender, ack)
 
     async def _request_all(self) -> None:
         self._complete_at = self._expiry()  # by then each worker has announced them in any case
@@ -129,11 +142,11 @@ class InterestGossip:
             async with asyncio.timeout(_ACK_TIMEOUT_S):
                 workers = await self._pubsub.publish(TOPIC, _encode(gossip))
                 if workers is None:
-                    await asyncio.sleep(_ACK_TIMEOUT_S)  # the number of workers is unknown: wait the whole time
+                    await asyncio.sleep(_UNCOUNTED_ACKS_S)
                 for _ in range(workers or 0):
                     await acks.acquire()
         except TimeoutError:
-            return workers is None
+            return False
         finally:
             del self._pending_acks[gossip.wants_ack]
         return workers != 0

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from model_export.manifest import Array, TensorSpec
 from service.engine.watch.commit_events import CandidateOutputs, CommitEvent
+from service.engine.watch.commits_under_way import CommitsUnderWay
 from service.store import keys
 from service.store.commits import Notification
 from service.types import StreamKey, Timestep
@@ -69,6 +70,7 @@ class InterestTable:
 
     Attributes:
         publish_all: The table may be incomplete, so the events of all streams are published.
+        commits: The commits under way. No `await` may be between a look into the table and the begin of its commit.
     """
 
     def __init__(self, log_lengths: Mapping[str, int]) -> None:
@@ -78,6 +80,7 @@ class InterestTable:
             log_lengths: Number of events in the event log of each stream, by model; `*` is for all other models.
         """
         self.publish_all = False
+        self.commits = CommitsUnderWay()
         self._log_lengths = dict(log_lengths)
         self._default_log_length = self._log_lengths.pop("*", 0)
         self._interests: dict[str, _ModelInterest] = {}

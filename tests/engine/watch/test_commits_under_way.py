@@ -1,0 +1,86 @@
+"""A watch is confirmed once no commit is under way that was begun without it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from service.engine.watch.commits_under_way import CommitsUnderWay
+from service.engine.watch.hub import WatchHub
+from service.engine.watch.interests import InterestTable, Subscription
+from service.engine.watch.subscriber import EventGap, Subscriber
+from service.store.pubsub import StorePubSub
+from service.store.state_store import StateStore
+from tests.servers import Server
+
+ONE = Subscription("default", "fold", "a")
+
+
+@contextlib.asynccontextmanager
+async def watch_hub(url: str) -> AsyncIterator[tuple[WatchHub, InterestTable]]:
+    """Run the watch hub of a worker."""
+    store, interests = StateStore(url), InterestTable({})
+    hub = WatchHub(interests, store, StorePubSub(store.transport))
+    await hub.start()
+    try:
+        yield hub, interests
+    finally:
+        await hub.close()
+        await store.close()
+
+
+async def several_iterations() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_commits_that_have_begun_are_waited_for_and_later_ones_are_not() -> None:
+    commits = CommitsUnderWay()
+    with commits.begin():
+        with commits.begin():
+            waiting = asyncio.create_task(commits.wait())
+            await several_iterations()
+        with commits.begin():
+            await several_iterations()
+            assert not waiting.done()
+    with commits.begin():
+        await waiting
+
+
+async def test_everybody_who_waits_waits_for_the_oldest_commit() -> None:
+    commits = CommitsUnderWay()
+    with commits.begin():
+        waiting = [asyncio.create_task(commits.wait()) for _ in range(3)]
+        await several_iterations()
+        assert not any(one.done() for one in waiting)
+    await asyncio.gather(*waiting)
+
+
+async def test_a_watch_is_confirmed_after_the_commits_that_another_worker_has_begun_without_it(
+    redis_server: Server,
+) -> None:
+    order: list[str] = []
+    watcher = Subscriber([ONE], inputs=False)
+    async with watch_hub(redis_server.url) as (here, _), watch_hub(redis_server.url) as (_, interests):
+        with interests.commits.begin():
+            watching = asyncio.create_task(here.add(watcher))
+            watching.add_done_callback(lambda _: order.append("confirmed"))
+            with redis_server.client() as client:
+                while not interests.has_interest("fold") or interests.publish_all:
+                    await asyncio.to_thread(client.ping)
+                for _ in range(20):
+                    await asyncio.to_thread(client.ping)
+            order.append("committed")
+        await watching
+
+    assert order == ["committed", "confirmed"]
+
+
+async def test_a_watch_that_a_worker_does_not_acknowledge_begins_with_a_gap(redis_server: Server) -> None:
+    watcher = Subscriber([ONE], inputs=False)
+    async with watch_hub(redis_server.url) as (here, _), watch_hub(redis_server.url) as (_, interests):
+        with interests.commits.begin():  # it never ends
+            await here.add(watcher)
+
+    assert await watcher.drain() == [EventGap(1)]
