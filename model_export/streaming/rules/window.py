@@ -88,7 +88,7 @@ def _over_samples(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, na
     cut = [walk.graph.ints(values) for values in ([first], [first + span + each], [axis])]
     made = walk.emit_like(node, offset, i0=walk.graph.op("Slice", window, *cut))
     shape.without_time(made, axis - 2)
-    walk.set_output(node, node.output[0], walk.emitted(node, node.output[0]), "per_step", offset - ahead)
+    walk.set_output(node, node.output[0], made.output[0], "per_step", offset - ahead)
 
 
 def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
