@@ -7,10 +7,10 @@ import contextlib
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from websockets.sync.client import ClientConnection, connect
 
@@ -24,11 +24,34 @@ WAIT_S = 60  # a machine under load needs longer than a person would wait
 
 
 def chromium() -> str | None:
-    """Return the path of an installed Chromium, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    """Return the path of an installed Chromium, or None; one without windows is preferred, as it takes less time."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
-class Page:
+class _DevTools:
+    """A connection of the DevTools protocol."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._calls = 0
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._calls += 1
+        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": params}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=WAIT_S + 10))
+            if message.get("id") == self._calls:
+                if "error" in message:
+                    raise AssertionError(f"{method}: {message['error']['message']}")
+                return dict(message["result"])
+            self._record_event(message)
+
+    def _record_event(self, event: dict[str, Any]) -> None:
+        """Record an event; by default none is."""
+
+
+class Page(_DevTools):
     """One tab.
 
     Attributes:
@@ -37,8 +60,7 @@ class Page:
     """
 
     def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
-        self._calls = 0
+        super().__init__(socket)
         self.errors: list[str] = []
         self.requested: list[str] = []
         for domain in _RECORDED:
@@ -136,17 +158,6 @@ class Page:
         held = {"button": "left", "buttons": 1, "clickCount": 1} if kind != "mouseMoved" else {"buttons": 0}
         self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held)
 
-    def _call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._calls += 1
-        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": params}))
-        while True:
-            message = json.loads(self._socket.recv(timeout=WAIT_S + 10))
-            if message.get("id") == self._calls:
-                if "error" in message:
-                    raise AssertionError(f"{method}: {message['error']['message']}")
-                return dict(message["result"])
-            self._record_event(message)
-
     def _record_event(self, event: dict[str, Any]) -> None:
         method, params = event.get("method"), event.get("params", {})
         if method == "Runtime.exceptionThrown":
@@ -161,19 +172,46 @@ class Page:
             self.requested.append(params["url"])
 
 
+class Browser(_DevTools):
+    """A running Chromium, whose tabs share neither cookies, nor storage, nor cache."""
+
+    def __init__(self, address: str, socket: ClientConnection) -> None:
+        super().__init__(socket)
+        self._address = address
+
+    @contextlib.contextmanager
+    def tab(self) -> Iterator[Page]:
+        """Open a tab; it is closed after the block."""
+        context = self._call("Target.createBrowserContext")["browserContextId"]
+        try:
+            target = self._call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+            with _connect(f"{self._address}/devtools/page/{target}") as socket:
+                yield Page(socket)
+        finally:
+            self._call("Target.disposeBrowserContext", browserContextId=context)
+
+
 @contextlib.contextmanager
-def browser(binary: str, folder: Path) -> Iterator[Page]:
-    """Open a tab in a new browser with its profile in `folder`; the browser is closed after the block."""
+def browser(binary: str, folder: Path) -> Iterator[Browser]:
+    """Start a browser with its profile in `folder`; it ends after the block."""
     command = [binary, f"--user-data-dir={folder}", *FLAGS]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as ended,
+    ):
         try:
             assert process.stderr is not None
             said = next(line for line in process.stderr if "DevTools listening on" in line)
-            port = said.split("://")[1].split("/")[0]
-            with urlopen(f"http://{port}/json") as tabs:
-                address = next(tab for tab in json.load(tabs) if tab["type"] == "page")["webSocketDebuggerUrl"]
-            with connect(address, max_size=None, proxy=None, ping_interval=None) as socket:
-                yield Page(socket)
+            url = said.split("listening on ")[1].strip()
+            rest = threading.Thread(target=process.stderr.read)  # a full pipe would stop the browser
+            rest.start()
+            ended.callback(rest.join)
+            with _connect(url) as socket:
+                yield Browser(url.partition("/devtools")[0], socket)
         finally:
             process.terminate()
             process.wait(20)
+
+
+def _connect(url: str) -> ClientConnection:
+    return connect(url, max_size=None, proxy=None, ping_interval=None, open_timeout=WAIT_S)
