@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.environments import add_options, leave_out_passed, write_passed
 from tests.servers import Server, server
 
 TESTS = Path(__file__).parent
@@ -46,6 +47,11 @@ NOT_QUICK = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    write_passed(config)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -56,6 +62,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the files with slow tests first; at the end, the last one would run alone."""
+    leave_out_passed(config, items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if config.getoption("quick"):
