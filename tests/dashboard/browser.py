@@ -147,11 +147,15 @@ class Page(_DevTools):
         file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def _place(self, selector: str, share: float) -> tuple[float, float]:
-        rect = f"document.querySelector({selector!r}).getBoundingClientRect()"
-        self.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
-        left, top, width, height = self.evaluate(
-            f"(({{left, top, width, height}}) => [left, top, width, height])({rect})"
-        )
+        """Scroll to an element, and return where a share of it is after the page's handlers of the scrolling."""
+        left, top, width, height = self.evaluate(f"""new Promise((done) => {{
+            const element = document.querySelector({selector!r});
+            element.scrollIntoView({{block: 'center'}});
+            requestAnimationFrame(() => requestAnimationFrame(() => {{
+                const {{left, top, width, height}} = element.getBoundingClientRect();
+                done([left, top, width, height]);
+            }}));
+        }})""")
         return left + share * width, top + height / 2
 
     def _mouse(self, kind: str, x: float, y: float) -> None:

@@ -100,7 +100,7 @@ def test_an_api_that_is_open_without_keys_is_reported_once_in_the_log_and_on_the
     models: Path, tmp_path: Path, external_store: tuple[str, ...], flags: tuple[str, ...], warnings: int
 ) -> None:
     with service_process(models, tmp_path / "service", *external_store, *flags) as one:
-        page = httpx.get(one.url, trust_env=False).text
+        page = httpx.get(one.url, trust_env=False, timeout=30).text
         lines = [line for line in one.log.read_text().splitlines() if "open without keys" in line]
     [warning] = re.findall(r'<p id="open-warning"[^>]*>', page)
 
