@@ -88,14 +88,14 @@ class Page(_DevTools):
         return answer["result"].get("value")
 
     def wait_for(self, fact: str) -> Any:
-        """Return the value of an expression once it is true; evaluated in each animation frame."""
+        """Return the value of an expression once it is true; no frames are drawn to find out."""
         wait = f"""new Promise((done, fail) => {{
             const until = performance.now() + {WAIT_S * 1000};
             const look = () => {{
                 const value = (() => {{ try {{ return {fact}; }} catch {{ return null; }} }})();
                 if (value) done(value);
                 else if (performance.now() > until) fail(new Error('still not so: ' + document.body.innerText));
-                else requestAnimationFrame(look);
+                else setTimeout(look, 20);
             }};
             look();
         }})"""

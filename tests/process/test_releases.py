@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from tests.process.test_serve import wait_until
 from tests.processes import ServiceProcess, service_process
 from tests.servers import Server
 
-FOLLOWED_S = 2.0
 WORKERS = ("--workers", "2", "--drain-s", "0")
 
 
@@ -45,9 +43,7 @@ def test_every_worker_of_every_replica_follows(models: Path, redis_server: Serve
     ):
         assert versions_of_new_streams(one) | versions_of_new_streams(two) == {2}
         put(one, {"current": 1})
-        followed_at = time.monotonic() + FOLLOWED_S
         assert wait_until(lambda: versions_of_new_streams(one, 4) | versions_of_new_streams(two, 4) == {1})
-        assert time.monotonic() < followed_at + 1  # the requests take a moment, too
         assert versions_of_new_streams(one) | versions_of_new_streams(two) == {1}
 
 
