@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -200,7 +202,9 @@ def browser(binary: str, folder: Path) -> Iterator[Browser]:
     """Start a browser with its profile in `folder`; it ends after the block."""
     command = [binary, f"--user-data-dir={folder}", *FLAGS]
     with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process,
         contextlib.ExitStack() as ended,
     ):
         try:
@@ -213,8 +217,9 @@ def browser(binary: str, folder: Path) -> Iterator[Browser]:
             with _connect(url) as socket:
                 yield Browser(url.partition("/devtools")[0], socket)
         finally:
-            process.terminate()
-            process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # the program may be a script that has started the browser
+            process.wait(WAIT_S)
 
 
 def _connect(url: str) -> ClientConnection:
