@@ -19,7 +19,7 @@ from service.app import create_app
 from service.process import server
 from service.settings import Settings
 
-PATIENCE_S = 30  # a machine on which other tests run keeps a process waiting for seconds
+PATIENCE_S = 60  # a machine on which other tests run keeps a process waiting for seconds
 _LIMITS = {"request_timeout_s": PATIENCE_S, "run_timeout_s": PATIENCE_S, "receive_timeout_s": PATIENCE_S}
 
 

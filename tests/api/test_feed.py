@@ -95,10 +95,13 @@ def test_a_reply_carries_the_id_of_its_message(service: Service, stream: str) ->
 
 def test_replies_come_in_the_order_of_their_messages(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        for n in range(1, 1001):
+        for n in range(1, 501):  # more than the 256 replies that may wait
             send(feed, inputs=[n], seq=n)
 
-        assert [receive(feed)["outputs"]["y"][0] for _ in range(1000)] == fold_reference(range(1, 1001))
+        answers = [receive(feed) for _ in range(500)]
+        problems = [answer for answer in answers if "outputs" not in answer]
+        assert not problems
+        assert [answer["outputs"]["y"][0] for answer in answers] == fold_reference(range(1, 501))
 
 
 def test_a_chunk_has_a_time_axis_in_and_out(service: Service, stream: str) -> None:
@@ -608,6 +611,7 @@ def test_a_client_that_does_not_read_is_closed(
     for module in ("service.asgi.websocket", "service.protocols.fast_feed"):
         monkeypatch.setattr(f"{module}._CLOSE_TIMEOUT_S", 60)  # the client reads again, however late
     with restart_with() as own:
+        own.config.ws_ping_interval = 600.0  # nor does it answer a ping
         slow = open_unread_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
         send_until_closed(slow, own)
         slow.settimeout(30)
@@ -616,7 +620,7 @@ def test_a_client_that_does_not_read_is_closed(
             received += data
         slow.close()
 
-        assert received.endswith(GIVEN_UP)
+        assert received[-4:] == GIVEN_UP
 
 
 @pytest.mark.usefixtures("short_timeouts")
