@@ -20,7 +20,8 @@ from service.process import server
 from service.settings import Settings
 
 PATIENCE_S = 60  # a machine on which other tests run keeps a process waiting for seconds
-_LIMITS = {"request_timeout_s": PATIENCE_S, "run_timeout_s": PATIENCE_S, "receive_timeout_s": PATIENCE_S}
+# Timesteps that would wait for a fifth of a request's time are refused: 250 of them, where ten are processed a second.
+_LIMITS = {"request_timeout_s": 10 * PATIENCE_S, "run_timeout_s": PATIENCE_S, "receive_timeout_s": PATIENCE_S}
 
 
 class Service:
