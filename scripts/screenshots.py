@@ -31,7 +31,7 @@ def main() -> None:
         sys.exit("Chromium is not installed: apt-get install chromium")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with browser(binary, folder / "browser") as page:
+        with browser(binary, folder / "browser") as chrome, chrome.tab() as page:
             page.emulate_screen(1360, 940, mobile=False)
             take_demo(page)
             take_release(page, folder)

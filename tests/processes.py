@@ -65,7 +65,7 @@ class ServiceProcess:
         return self
 
     def wait_ready(self) -> None:
-        with httpx.Client(base_url=self.url, trust_env=False) as http:
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=30) as http:
             while True:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")

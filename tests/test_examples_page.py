@@ -99,7 +99,7 @@ def test_the_javascript_example_prints_in_node_what_the_page_shows(
 def test_the_javascript_example_prints_in_a_browser_what_the_page_shows(one: ServiceProcess, tmp_path: Path) -> None:
     before, after = program("js", one).split("for (const name of")
     code = f"{before}\n{block('browser')}\nfor (const name of{after}"
-    with browser(str(chromium()), tmp_path) as tab:
+    with browser(str(chromium()), tmp_path) as one_browser, one_browser.tab() as tab:
         tab.open(f"{one.url}/docs/errors")
         printed = tab.evaluate(f"""(async () => {{
             const printed = [];

@@ -21,7 +21,5 @@ def service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> I
         half=lambda: latest("float16"),
         double=lambda: latest("float64"),
     )
-    with running_service(
-        shared_redis.url, folder, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1
-    ) as one:
+    with running_service(shared_redis.url, folder, max_body_bytes=1_000_000, max_chunk_steps=64) as one:
         yield one

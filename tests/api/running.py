@@ -19,6 +19,10 @@ from service.app import create_app
 from service.process import server
 from service.settings import Settings
 
+PATIENCE_S = 60  # a machine on which other tests run keeps a process waiting for seconds
+# Timesteps that would wait for a fifth of a request's time are refused: 250 of them, where ten are processed a second.
+_LIMITS = {"request_timeout_s": 10 * PATIENCE_S, "run_timeout_s": PATIENCE_S, "receive_timeout_s": PATIENCE_S}
+
 
 class Service:
     """A service that runs in a thread of this process.
@@ -37,7 +41,7 @@ class Service:
         self.config = uvicorn_server.config
         self._server = uvicorn_server
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=2 * PATIENCE_S)
 
     def path(self, model: str, stream: str, what: str = "") -> str:
         return f"/v1/models/{model}/streams/{stream}" + (f"/{what}" if what else "")
@@ -51,14 +55,14 @@ class Service:
 
     def websocket(self, path: str, **more: Any) -> ClientConnection:
         url = f"ws://127.0.0.1:{self.port}{path}"
-        opened: ClientConnection = connect(url, compression=None, max_size=None, **more)
+        opened: ClientConnection = connect(url, compression=None, max_size=None, open_timeout=PATIENCE_S, **more)
         return opened
 
     def wait_for_websockets(self, n: int) -> None:
         """Wait until the service has exactly `n` open WebSockets."""
 
         async def poll() -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while self.app.state.context.websockets != n:  # noqa: ASYNC110 - no event is published
                     await asyncio.sleep(0.005)
 
@@ -68,7 +72,7 @@ class Service:
         """Wait until the service has exactly `n` open connections, those of WebSockets included."""
 
         async def poll() -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 while len(self.connections()) != n:  # noqa: ASYNC110 - no event is published
                     await asyncio.sleep(0.005)
 
@@ -77,7 +81,7 @@ class Service:
     def run_in_loop(self, work: Callable[[], Any]) -> Any:
         """Run a coroutine function on the event loop of the service and return its result."""
         assert self._loop is not None
-        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work(), self._loop).result(2 * PATIENCE_S)
 
     def connections(self) -> list[Any]:
         """Return uvicorn's protocol objects of the open connections."""
@@ -85,13 +89,16 @@ class Service:
 
     def open_connection(self) -> socket.socket:
         """Return a bare TCP connection to the service."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=2 * PATIENCE_S)
 
 
 @contextlib.contextmanager
 def running_service(redis: str, models: Path, *, lane: bool | None = None, **settings: Any) -> Iterator[Service]:
-    """Run a service until the block ends; `lane=None`: the fast path is on unless the environment switches it off."""
-    defaults = {"port": 0, "drain_s": 0.0, "model_probe_s": 0, "fast_lane": lane}
+    """Run a service until the block ends, with limits of time that a busy machine keeps unless `settings` has others.
+
+    `lane=None`: the fast path is on unless the environment switches it off.
+    """
+    defaults = {"port": 0, "drain_s": 0.0, "model_probe_s": 0, "fast_lane": lane, **_LIMITS}
     chosen = Settings.load(redis=redis, models=[models], **(defaults | settings))
     app = create_app(chosen)
     listening = server.listen(chosen)
@@ -113,11 +120,11 @@ def running_service(redis: str, models: Path, *, lane: bool | None = None, **set
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    assert started.wait(30)
+    assert started.wait(2 * PATIENCE_S)
     assert uvicorn_server.started, "the application did not start; see its log"
     try:
         yield service
     finally:
         service.http.close()
         uvicorn_server.should_exit = True
-        thread.join(30)
+        thread.join(2 * PATIENCE_S)

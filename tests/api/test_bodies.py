@@ -5,16 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-import time
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.api.running import Service
+from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.codec.test_codec import BAD_INPUT, BAD_JSON, BAD_MSGPACK, BAD_REQUEST, body_of
+from tests.servers import Server
 
 LIMIT = 1_000_000
 
@@ -46,13 +46,11 @@ def test_a_body_over_the_limit_is_rejected_by_its_content_length(service: Servic
     """The response arrives although no byte of the body was sent."""
     with service.open_connection() as connection:
         connection.sendall(head(service, service.path("fold", stream, "step"), f"content-length: {LIMIT + 1}"))
-        began = time.monotonic()
         status, _, problem, closed = read_response(connection)
 
     assert (status, problem["code"], problem["applied"]) == (413, "too_large", "no")
     assert f"{LIMIT + 1} bytes; at most {LIMIT}" in problem["detail"]
     assert closed
-    assert time.monotonic() - began < 1.9  # at most one second of draining
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "BR", "identity, gzip", "utf-8"])
@@ -134,9 +132,10 @@ def test_a_client_that_waits_for_100_continue_gets_the_rejection_instead(service
         assert read_response(connection)[0] == 413
 
 
-def test_a_body_that_never_arrives_times_out(service: Service, stream: str) -> None:
-    with service.open_connection() as connection:
-        connection.sendall(head(service, service.path("fold", stream, "step"), "content-length: 15"))
+def test_a_body_that_never_arrives_times_out(service: Service, shared_redis: Server, stream: str) -> None:
+    folder = service.app.state.context.settings.models[0]
+    with running_service(shared_redis.url, folder, receive_timeout_s=1) as hasty, hasty.open_connection() as connection:
+        connection.sendall(head(hasty, hasty.path("fold", stream, "step"), "content-length: 15"))
         connection.sendall(b'{"inputs"')
         status, _, problem, closed = read_response(connection)
 

@@ -36,7 +36,7 @@ def service(
     """A running service whose feeds are served by the fast lane, or by the application."""
     folder = write_models(tmp_path_factory.mktemp("models"), fold, lstm)
     with running_service(
-        shared_redis.url, folder, lane=request.param, max_body_bytes=1_000_000, max_chunk_steps=64, receive_timeout_s=1
+        shared_redis.url, folder, lane=request.param, max_body_bytes=1_000_000, max_chunk_steps=64
     ) as one:
         yield one
 
@@ -95,10 +95,13 @@ def test_a_reply_carries_the_id_of_its_message(service: Service, stream: str) ->
 
 def test_replies_come_in_the_order_of_their_messages(service: Service, stream: str) -> None:
     with service.feed("fold", stream) as feed:
-        for n in range(1, 1001):
+        for n in range(1, 501):  # more than the 256 replies that may wait
             send(feed, inputs=[n], seq=n)
 
-        assert [receive(feed)["outputs"]["y"][0] for _ in range(1000)] == fold_reference(range(1, 1001))
+        answers = [receive(feed) for _ in range(500)]
+        problems = [answer for answer in answers if "outputs" not in answer]
+        assert not problems
+        assert [answer["outputs"]["y"][0] for answer in answers] == fold_reference(range(1, 501))
 
 
 def test_a_chunk_has_a_time_axis_in_and_out(service: Service, stream: str) -> None:
@@ -576,9 +579,10 @@ async def _task_names() -> set[str]:
 
 
 def is_closing(service: Service) -> bool:
-    """Return whether the service has started to close its only feed."""
+    """Return whether the service has started to close its only feed, or has closed it."""
     if service.lane:
-        return any(getattr(connection, "close_sent", False) for connection in service.connections())
+        sent = any(getattr(connection, "close_sent", False) for connection in service.connections())
+        return sent or service.app.state.context.websockets == 0
     return "feed-writer" not in service.run_in_loop(_task_names)
 
 
@@ -587,8 +591,9 @@ def send_until_closed(slow: socket.socket, service: Service) -> None:
     chunk = json.dumps({"inputs": [[0.1, 0.2, 0.3, 0.4]] * 60, "chunk": True}).encode()
     frames, sent = memoryview(frame(chunk) * 5_000), 0
     slow.settimeout(0.05)
+    service.wait_for_websockets(1)
     while not is_closing(service):
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ConnectionError):  # it may be closed since the last look
             sent += slow.send(frames[sent : sent + 100_000])
 
 
@@ -600,8 +605,13 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_timeouts")
-def test_a_client_that_does_not_read_is_closed(restart_with: Again, stream: str) -> None:
+def test_a_client_that_does_not_read_is_closed(
+    restart_with: Again, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("service.asgi.websocket", "service.protocols.fast_feed"):
+        monkeypatch.setattr(f"{module}._CLOSE_TIMEOUT_S", 60)  # the client reads again, however late
     with restart_with() as own:
+        own.config.ws_ping_interval = 600.0  # nor does it answer a ping
         slow = open_unread_feed(own, own.path("lstm", stream, "feed"), receive_buffer=4096)
         send_until_closed(slow, own)
         slow.settimeout(30)
@@ -610,7 +620,7 @@ def test_a_client_that_does_not_read_is_closed(restart_with: Again, stream: str)
             received += data
         slow.close()
 
-        assert received.endswith(GIVEN_UP)
+        assert received[-4:] == GIVEN_UP
 
 
 @pytest.mark.usefixtures("short_timeouts")

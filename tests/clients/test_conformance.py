@@ -35,7 +35,7 @@ def cases(section: str) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def http(one: ServiceProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=one.url) as client:
+    with httpx.Client(base_url=one.url, timeout=30) as client:
         yield client
 
 

@@ -642,7 +642,7 @@ def test_the_types_of_the_api_are_those_of_the_service(one: ServiceProcess, node
 @pytest.mark.skipif(chromium() is None, reason="needs Chromium: apt-get install chromium")
 def test_the_client_runs_in_a_browser(one: ServiceProcess, tmp_path: Path, stream: str) -> None:
     sources = {file.name: file.read_text() for file in SOURCES}
-    with browser(str(chromium()), tmp_path) as tab:
+    with browser(str(chromium()), tmp_path) as one_browser, one_browser.tab() as tab:
         tab.open(f"{one.url}/healthz")  # a page of the service's address, without a policy for scripts
         found = tab.evaluate(f"""(async () => {{
             const sources = {json.dumps(sources)};

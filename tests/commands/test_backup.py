@@ -113,7 +113,7 @@ def test_streams_that_go_back_beneath_a_worker_are_counted(short_path: Path) -> 
         store.stop()
         store.start()
         gap = send(service, "a", 3)
-        metrics = httpx.get(f"{service.url}/metrics", trust_env=False).text
+        metrics = httpx.get(f"{service.url}/metrics", trust_env=False, timeout=30).text
         service.stop()
 
     assert (gap["code"], gap["expected"]) == ("seq_gap", 2)

@@ -64,12 +64,12 @@ def make_streams(service: ServiceProcess, prefix: str, n: int) -> None:
     streams = [f"{prefix}{i}" for i in range(n)]
     for x in (3, 4):
         body = {"streams": streams, "inputs": {"x": [[x + i] for i in range(n)]}}
-        assert not httpx.post(f"{service.url}/v1/models/fold/step", json=body).json().get("errors")
+        assert not httpx.post(f"{service.url}/v1/models/fold/step", json=body, timeout=30).json().get("errors")
 
 
 def step(service: ServiceProcess, stream: str, x: int) -> int:
     body = {"inputs": [x], "create": "never"}
-    answer = httpx.post(f"{service.url}/v1/models/fold/streams/{stream}/step", json=body).json()
+    answer = httpx.post(f"{service.url}/v1/models/fold/streams/{stream}/step", json=body, timeout=30).json()
     return int(answer["outputs"]["y"][0])
 
 
@@ -306,7 +306,10 @@ def test_a_flipped_byte_is_found_by_load(
 
     assert result.exit_code == 1
     assert "is not a whole savepoint" in str(result.exception)
-    assert httpx.get(f"{other.url}/v1/models/fold/streams", params={"prefix": "flipped."}).json()["streams"] == []
+    assert (
+        httpx.get(f"{other.url}/v1/models/fold/streams", params={"prefix": "flipped."}, timeout=30).json()["streams"]
+        == []
+    )
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"", "ends after 0 bytes"), (b"PK\3\4 a zip file", "does not begin")])

@@ -209,7 +209,7 @@ def test_a_reset_stream_is_written_again_from_step_1(
     for x in (1, 2):
         broker.client.xadd("in", {"stream": "reset", "x": x})
         run_once(tmp_path, *words)
-        httpx.post(f"{service.url}/v1/models/fold/streams/reset/reset", json={})
+        httpx.post(f"{service.url}/v1/models/fold/streams/reset/reset", json={}, timeout=30)
 
     assert [(one["step"], one["outputs"]["y"]) for one in broker.entries("out")] == [(1, [2]), (1, [3])]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 from websockets.sync.client import ClientConnection, connect
 
@@ -24,11 +26,34 @@ WAIT_S = 60  # a machine under load needs longer than a person would wait
 
 
 def chromium() -> str | None:
-    """Return the path of an installed Chromium, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    """Return the path of an installed Chromium, or None; one without windows is preferred, as it takes less time."""
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
-class Page:
+class _DevTools:
+    """A connection of the DevTools protocol."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._calls = 0
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._calls += 1
+        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": params}))
+        while True:
+            message = json.loads(self._socket.recv(timeout=WAIT_S + 10))
+            if message.get("id") == self._calls:
+                if "error" in message:
+                    raise AssertionError(f"{method}: {message['error']['message']}")
+                return dict(message["result"])
+            self._record_event(message)
+
+    def _record_event(self, event: dict[str, Any]) -> None:
+        """Record an event; by default none is."""
+
+
+class Page(_DevTools):
     """One tab.
 
     Attributes:
@@ -37,8 +62,7 @@ class Page:
     """
 
     def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
-        self._calls = 0
+        super().__init__(socket)
         self.errors: list[str] = []
         self.requested: list[str] = []
         for domain in _RECORDED:
@@ -66,14 +90,14 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, fact: str) -> Any:
-        """Return the value of an expression once it is true; evaluated in each animation frame."""
+        """Return the value of an expression once it is true; no frames are drawn to find out."""
         wait = f"""new Promise((done, fail) => {{
             const until = performance.now() + {WAIT_S * 1000};
             const look = () => {{
                 const value = (() => {{ try {{ return {fact}; }} catch {{ return null; }} }})();
                 if (value) done(value);
                 else if (performance.now() > until) fail(new Error('still not so: ' + document.body.innerText));
-                else requestAnimationFrame(look);
+                else setTimeout(look, 20);
             }};
             look();
         }})"""
@@ -125,27 +149,20 @@ class Page:
         file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
     def _place(self, selector: str, share: float) -> tuple[float, float]:
-        rect = f"document.querySelector({selector!r}).getBoundingClientRect()"
-        self.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
-        left, top, width, height = self.evaluate(
-            f"(({{left, top, width, height}}) => [left, top, width, height])({rect})"
-        )
+        """Scroll to an element, and return where a share of it is after the page's handlers of the scrolling."""
+        left, top, width, height = self.evaluate(f"""new Promise((done) => {{
+            const element = document.querySelector({selector!r});
+            element.scrollIntoView({{block: 'center'}});
+            requestAnimationFrame(() => requestAnimationFrame(() => {{
+                const {{left, top, width, height}} = element.getBoundingClientRect();
+                done([left, top, width, height]);
+            }}));
+        }})""")
         return left + share * width, top + height / 2
 
     def _mouse(self, kind: str, x: float, y: float) -> None:
         held = {"button": "left", "buttons": 1, "clickCount": 1} if kind != "mouseMoved" else {"buttons": 0}
         self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held)
-
-    def _call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._calls += 1
-        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": params}))
-        while True:
-            message = json.loads(self._socket.recv(timeout=WAIT_S + 10))
-            if message.get("id") == self._calls:
-                if "error" in message:
-                    raise AssertionError(f"{method}: {message['error']['message']}")
-                return dict(message["result"])
-            self._record_event(message)
 
     def _record_event(self, event: dict[str, Any]) -> None:
         method, params = event.get("method"), event.get("params", {})
@@ -161,19 +178,49 @@ class Page:
             self.requested.append(params["url"])
 
 
+class Browser(_DevTools):
+    """A running Chromium, whose tabs share neither cookies, nor storage, nor cache."""
+
+    def __init__(self, address: str, socket: ClientConnection) -> None:
+        super().__init__(socket)
+        self._address = address
+
+    @contextlib.contextmanager
+    def tab(self) -> Iterator[Page]:
+        """Open a tab; it is closed after the block."""
+        context = self._call("Target.createBrowserContext")["browserContextId"]
+        try:
+            target = self._call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+            with _connect(f"{self._address}/devtools/page/{target}") as socket:
+                yield Page(socket)
+        finally:
+            self._call("Target.disposeBrowserContext", browserContextId=context)
+
+
 @contextlib.contextmanager
-def browser(binary: str, folder: Path) -> Iterator[Page]:
-    """Open a tab in a new browser with its profile in `folder`; the browser is closed after the block."""
+def browser(binary: str, folder: Path) -> Iterator[Browser]:
+    """Start a browser with its profile in `folder`; it ends after the block."""
     command = [binary, f"--user-data-dir={folder}", *FLAGS]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process,
+        contextlib.ExitStack() as ended,
+    ):
         try:
             assert process.stderr is not None
             said = next(line for line in process.stderr if "DevTools listening on" in line)
-            port = said.split("://")[1].split("/")[0]
-            with urlopen(f"http://{port}/json") as tabs:
-                address = next(tab for tab in json.load(tabs) if tab["type"] == "page")["webSocketDebuggerUrl"]
-            with connect(address, max_size=None, proxy=None, ping_interval=None) as socket:
-                yield Page(socket)
+            url = said.split("listening on ")[1].strip()
+            rest = threading.Thread(target=process.stderr.read)  # a full pipe would stop the browser
+            rest.start()
+            ended.callback(rest.join)
+            with _connect(url) as socket:
+                yield Browser(url.partition("/devtools")[0], socket)
         finally:
-            process.terminate()
-            process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # the program may be a script that has started the browser
+            process.wait(WAIT_S)
+
+
+def _connect(url: str) -> ClientConnection:
+    return connect(url, max_size=None, proxy=None, ping_interval=None, open_timeout=WAIT_S)

@@ -10,18 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.dashboard.browser import Page, browser, chromium
+from tests.dashboard.browser import Browser, Page, browser, chromium
 
 FILES = Path(__file__).parents[2] / "service" / "asgi" / "static" / "dashboard"
 
 
-@pytest.fixture
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """A tab of a new browser."""
+@pytest.fixture(scope="session")
+def chromium_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests: starting it takes longer than most of them."""
     binary = chromium()
     if binary is None:
         pytest.skip("needs Chromium: apt-get install chromium")
-    with browser(binary, tmp_path_factory.mktemp("profile")) as tab:
+    with browser(binary, tmp_path_factory.mktemp("profile")) as one:
+        yield one
+
+
+@pytest.fixture
+def page(chromium_browser: Browser) -> Iterator[Page]:
+    """A tab for one test alone, with nothing stored."""
+    with chromium_browser.tab() as tab:
         yield tab
 
 

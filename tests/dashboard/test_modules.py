@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.dashboard.browser import Page, browser, chromium
+from tests.dashboard.browser import Browser, Page
 
 pytestmark = pytest.mark.browser
 Evaluate = Callable[[str], Any]
@@ -35,12 +35,9 @@ TWO = "[{name: 'y', shape: [2], labels: ['sit', 'stand']}]"
 
 
 @pytest.fixture(scope="module")
-def evaluate(files: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evaluate]:
+def evaluate(files: str, chromium_browser: Browser) -> Iterator[Evaluate]:
     """Evaluates an expression with the modules imported."""
-    binary = chromium()
-    if binary is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with browser(binary, tmp_path_factory.mktemp("profile")) as tab:
+    with chromium_browser.tab() as tab:
         tab.open(f"{files}/icon.svg")
         for module, path in MODULES.items():
             tab.evaluate(f"import('/{path}.js').then((found) => {{ globalThis.{module} = found; }})")

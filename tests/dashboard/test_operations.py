@@ -53,7 +53,7 @@ def advance(
 
 
 def get(live: ServiceProcess, path: str) -> Any:
-    response = httpx.get(f"{live.url}/v1/models/{path}", trust_env=False)
+    response = httpx.get(f"{live.url}/v1/models/{path}", trust_env=False, timeout=30)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -275,7 +275,10 @@ def test_a_stream_can_be_reset_to_a_snapshot_taken_on_the_page(page: Page, live:
 def test_a_snapshot_is_not_replaced_without_confirmation(page: Page, live: ServiceProcess, stream: str) -> None:
     advance(live, stream, to=2)
     httpx.put(
-        f"{live.url}/v1/models/wave/streams/{stream}/snapshots/s", headers={"idempotency-key": stream}, trust_env=False
+        f"{live.url}/v1/models/wave/streams/{stream}/snapshots/s",
+        headers={"idempotency-key": stream},
+        trust_env=False,
+        timeout=30,
     )
     advance(live, stream, since=2, to=3)
     open_at(page, live, stream, 3)
@@ -316,6 +319,7 @@ def test_a_read_only_key_can_forecast_and_is_told_what_it_may_not_do(
             json={"inputs": [0.5]},
             headers={"authorization": "Bearer sesame"},
             trust_env=False,
+            timeout=30,
         ).raise_for_status()
         page.open(f"{one.url}/#model=wave&stream=a")
         page.wait_for("!document.getElementById('key-form').hidden")

@@ -45,7 +45,7 @@ def test_recordings_are_sent_as_streams_also_after_somebody_has_reset_one(short_
 
         def reset() -> None:  # whatever its position is
             httpx.post(
-                f"{one.url}/v1/models/{FORECAST_MODEL}/streams/wrist-3/reset", json={}, trust_env=False
+                f"{one.url}/v1/models/{FORECAST_MODEL}/streams/wrist-3/reset", json={}, trust_env=False, timeout=30
             ).raise_for_status()
 
         async def send() -> None:

@@ -59,7 +59,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             stack.callback(replica.stop)
             replica.start()
         trial = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100}
-        httpx.put(f"{replicas[0].url}/v1/models/sum/release", json=trial, trust_env=False).raise_for_status()
+        httpx.put(
+            f"{replicas[0].url}/v1/models/sum/release", json=trial, trust_env=False, timeout=30
+        ).raise_for_status()
         targets = [f"127.0.0.1:{replica.port}" for replica in replicas]
         one = Observed(store, replicas, stack.enter_context(prometheus(folder / "prometheus", targets)))
         load = threading.Thread(target=keep_loading, args=(one, finished))

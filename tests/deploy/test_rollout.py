@@ -233,15 +233,15 @@ def test_prometheus_scrapes_each_replica(deployment: Deployment) -> None:
 
     def up() -> list[str]:
         url = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query"
-        reply = httpx.get(url, params={"query": 'up{job="stepwell"}'}, trust_env=False).json()
+        reply = httpx.get(url, params={"query": 'up{job="stepwell"}'}, trust_env=False, timeout=30).json()
         return [sample["value"][1] for sample in reply["data"]["result"]]
 
     deadline = time.monotonic() + 60
     while up() != ["1", "1"]:
         assert time.monotonic() < deadline
         time.sleep(0.5)  # noqa: TID251 - Prometheus reports nothing by itself
-    grafana = httpx.get(f"http://127.0.0.1:{ports['GRAFANA_PORT']}/api/health", trust_env=False)
-    alertmanager = httpx.get(f"http://127.0.0.1:{ports['ALERTMANAGER_PORT']}/-/ready", trust_env=False)
+    grafana = httpx.get(f"http://127.0.0.1:{ports['GRAFANA_PORT']}/api/health", trust_env=False, timeout=30)
+    alertmanager = httpx.get(f"http://127.0.0.1:{ports['ALERTMANAGER_PORT']}/-/ready", trust_env=False, timeout=30)
     assert (grafana.status_code, alertmanager.status_code) == (200, 200)
 
 

@@ -60,7 +60,7 @@ def test_a_full_disk_rejects_steps_until_there_is_space(disk: Path, tmp_path: Pa
         told.append(answer.json())
         one.kill()
         one.start()
-        status = httpx.get(f"{one.url}/v1/models/fold/streams/a", trust_env=False).json()
+        status = httpx.get(f"{one.url}/v1/models/fold/streams/a", trust_env=False, timeout=30).json()
 
     assert (refused["code"], refused["retry"]) in (("store_unavailable", "same"), ("outcome_unknown", "same"))
     assert [answer["outputs"]["y"][0] for answer in told] == fold_reference(range(1, len(told) + 1))

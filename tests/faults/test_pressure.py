@@ -64,7 +64,7 @@ def test_two_hundred_slow_clients_of_four_kinds_are_disconnected(one: ServicePro
             return await asyncio.gather(*(held(one.port, KINDS[n % len(KINDS)]) for n in range(200)))
 
     assert max(asyncio.run(run())) >= RECEIVE_S
-    assert httpx.get(one.url + "/readyz", trust_env=False).status_code == 200
+    assert httpx.get(one.url + "/readyz", trust_env=False, timeout=30).status_code == 200
 
 
 # ------------------------------------------------------------------- malformed bodies

@@ -210,8 +210,10 @@ def test_numbers_and_texts_name_the_same_stream_as_over_http(
     service: GrpcService, client: GrpcClient, stream: str, typed: bool
 ) -> None:
     number = 7_000_000 + typed
-    httpx.post(f"{service.url}/v1/models/fold/streams/{number}/step", json={"inputs": {"x": [1]}}).raise_for_status()
+    httpx.post(
+        f"{service.url}/v1/models/fold/streams/{number}/step", json={"inputs": {"x": [1]}}, timeout=30
+    ).raise_for_status()
     for sequence in (number, str(number)):
         client.infer(infer_request("fold", {"x": ONE}, typed=typed, sequence_id=sequence))
 
-    assert httpx.get(f"{service.url}/v1/models/fold/streams/{number}").json()["step"] == 3
+    assert httpx.get(f"{service.url}/v1/models/fold/streams/{number}", timeout=30).json()["step"] == 3

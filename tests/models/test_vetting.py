@@ -69,7 +69,7 @@ def test_a_model_that_never_finishes_is_refused_after_a_timeout(tmp_path: Path) 
 
     with pytest.raises(ModelLoadError, match=r"endless\.onnx was not loaded and run once within 2 s"):
         admission(model_probe_s=2).load(file)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_a_model_that_exceeds_the_memory_limit_is_refused_and_this_process_survives(tmp_path: Path) -> None:

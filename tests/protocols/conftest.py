@@ -17,7 +17,7 @@ from tests.protocols.both_paths import BothPaths
 from tests.requests.test_api_keys import key, write_keys_file
 from tests.servers import server
 
-WITHIN_S = 0.5
+WITHIN_S = 0.5  # in the services of `hasty`
 MAX_BODY = 100_000
 
 
@@ -43,6 +43,13 @@ def keyed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
         yield both
 
 
+@pytest.fixture(scope="session")
+def hasty(folder: Path) -> Iterator[BothPaths]:
+    """Both services, which wait for the rest of a request for `WITHIN_S`."""
+    with two(folder, receive_timeout_s=WITHIN_S) as both:
+        yield both
+
+
 @pytest.fixture
 def stream(request: pytest.FixtureRequest) -> str:
     """A stream id that only this test uses."""
@@ -51,7 +58,7 @@ def stream(request: pytest.FixtureRequest) -> str:
 
 @contextlib.contextmanager
 def two(folder: Path, **settings: Any) -> Iterator[BothPaths]:
-    limits = {"receive_timeout_s": WITHIN_S, "max_body_bytes": MAX_BODY, "max_chunk_steps": 64, "queue_limit": 500}
+    limits = {"max_body_bytes": MAX_BODY, "max_chunk_steps": 64, "queue_limit": 500}
     with contextlib.ExitStack() as stack:
         ours = []
         for lane in (True, False):

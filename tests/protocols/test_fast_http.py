@@ -45,6 +45,12 @@ def either(request: pytest.FixtureRequest, both_paths: BothPaths) -> Service:
     return service
 
 
+@pytest.fixture(params=["lane", "declared"])
+def hasty_one(request: pytest.FixtureRequest, hasty: BothPaths) -> Service:
+    service: Service = getattr(hasty, request.param)
+    return service
+
+
 @pytest.fixture
 def closed_app(fast: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the application by one that always returns 418: a request with another status used the fast path."""
@@ -192,30 +198,29 @@ def test_invalid_http_is_answered_after_earlier_requests(fast: Service, stream: 
 # ------------------------------------------------------------------- bounds
 
 
-def test_a_body_that_never_arrives_times_out(either: Service, stream: str) -> None:
+def test_a_body_that_never_arrives_times_out(hasty_one: Service, stream: str) -> None:
     began = time.monotonic()
-    with connected(either) as sock:
+    with connected(hasty_one) as sock:
         sock.sendall(request(GOOD, path(stream))[:-1])
         text = read_to_end(sock)
 
     assert statuses(text) == [400]
     assert b"The body did not arrive within 0.5 s" in text
     assert b"\r\nconnection: close\r\n" in text
-    assert WITHIN_S * 0.9 < time.monotonic() - began < 10
+    assert time.monotonic() - began > WITHIN_S * 0.9
 
 
-def test_a_body_that_arrives_byte_by_byte_times_out(either: Service, stream: str) -> None:
-    with connected(either) as sock:
+def test_a_body_that_arrives_byte_by_byte_times_out(hasty_one: Service, stream: str) -> None:
+    text = b""
+    with connected(hasty_one) as sock:
         sock.sendall(request(b" " * 1000, path(stream))[:-1000])
         sock.settimeout(0.1)
-        text = b""
-        began = time.monotonic()
-        while not text and time.monotonic() - began < 10:
-            sock.sendall(b" ")
-            try:
+        for _ in range(999):  # the last byte never comes
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
                 text = sock.recv(65536)
-            except TimeoutError:
-                continue
+                break
 
     assert statuses(text) == [400]
 
@@ -223,11 +228,9 @@ def test_a_body_that_arrives_byte_by_byte_times_out(either: Service, stream: str
 def test_a_rejected_head_is_answered_before_its_body_arrives(fast: Service) -> None:
     with connected(fast) as sock:
         sock.sendall(request(GOOD, "/v1/models/none/streams/s/step")[:-1])
-        began = time.monotonic()
         answer = sock.recv(65536)
 
     assert statuses(answer) == [404]
-    assert time.monotonic() - began < WITHIN_S * 0.9
 
 
 def test_a_client_that_does_not_read_is_paused(fast: Service, stream: str) -> None:
@@ -309,16 +312,17 @@ def test_a_websocket_upgrade_behind_a_pending_request_is_rejected(fast: Service,
 def test_an_idle_connection_is_closed_and_a_busy_one_is_kept(
     fast: Service, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast.config, "timeout_keep_alive", 1)
-    began = time.monotonic()
+    monkeypatch.setattr(fast.config, "timeout_keep_alive", 3)
     with connected(fast) as sock:
-        while time.monotonic() - began < 1.5:  # longer than the idle timeout
+        for _ in range(4):  # longer than the idle timeout in all
+            sock.settimeout(60)
             sock.sendall(request(GOOD, path(stream)))
             assert statuses(sock.recv(65536)) == [200]
-        quiet = time.monotonic()
+            sock.settimeout(1)
+            with pytest.raises(TimeoutError):
+                sock.recv(65536)
+        sock.settimeout(60)
         assert sock.recv(65536) == b""
-
-    assert 0.9 < time.monotonic() - quiet < 10
 
 
 def test_the_last_response_before_a_shutdown_closes_the_connection(folder: Path, redis_server: Server) -> None:
@@ -517,7 +521,7 @@ def test_rejected_rows_of_a_bulk_step_are_counted(fast: Service, stream: str) ->
 
 
 def test_httpx_works_with_the_fast_path(fast: Service, stream: str) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{fast.port}") as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{fast.port}", timeout=30) as client:
         answers = [client.post(path(stream), json={"inputs": [x]}).json()["outputs"]["y"][0] for x in range(5)]
 
     assert answers == fold_reference(range(5))

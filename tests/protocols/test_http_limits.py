@@ -13,23 +13,36 @@ import httpx
 import pytest
 
 from service.protocols.http_limits import HEAD_LIMIT
-from tests.graphs import fold, write_model
+from tests.api.running import Service, running_service
+from tests.graphs import fold, write_model, write_models
 from tests.processes import ServiceProcess, service_process
-from tests.servers import Server
+from tests.servers import Server, server
 
 GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
-WITHIN_S = 0.5
+WITHIN_S = 0.5  # of `hasty_service`
+PATIENCE_S = 60
 MOST = 8
 
 
 @pytest.fixture(scope="module")
 def limited_service(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """A service with short timeouts and few connections."""
+    """A service with few connections."""
     folder = tmp_path_factory.mktemp("small")
     write_model(folder / "models", "fold", fold)
-    flags = ["--redis", shared_redis.url, "--drain-s", "0"]
-    flags += ["--receive-timeout-s", str(WITHIN_S), "--max-connections", str(MOST)]
+    flags = ["--redis", shared_redis.url, "--drain-s", "0", "--max-connections", str(MOST)]
+    flags += ["--receive-timeout-s", str(PATIENCE_S)]
     with service_process(folder / "models", folder / "one", *flags) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def hasty_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with a short timeout; it runs in this process, as its limits are those of any."""
+    folder = tmp_path_factory.mktemp("hasty")
+    with (
+        server(folder) as store,
+        running_service(store.url, write_models(folder, fold), receive_timeout_s=WITHIN_S) as one,
+    ):
         yield one
 
 
@@ -42,8 +55,8 @@ def idle_service(limited_service: ServiceProcess) -> ServiceProcess:
 
 
 @contextlib.contextmanager
-def connection(one: ServiceProcess) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", one.port), timeout=20) as sock:
+def connection(one: ServiceProcess | Service) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", one.port), timeout=PATIENCE_S) as sock:
         yield sock
 
 
@@ -96,23 +109,23 @@ def seconds_until_closed(sock: socket.socket, parts: Sequence[bytes] = (), *, ev
     ids=["silent", "half a head", "a dripped head", "empty lines", "empty lines after an answer", "half a second head"],
 )
 def test_a_connection_without_a_complete_head_is_closed(
-    idle_service: ServiceProcess, first: bytes, then: tuple[bytes, ...]
+    hasty_service: Service, first: bytes, then: tuple[bytes, ...]
 ) -> None:
-    with connection(idle_service) as sock:
+    with connection(hasty_service) as sock:
         sock.sendall(first)
         took = seconds_until_closed(sock, then)
 
-    assert WITHIN_S * 0.9 < took < 10
+    assert took > WITHIN_S * 0.9
 
 
-def test_an_idle_connection_is_kept_after_a_response(idle_service: ServiceProcess) -> None:
-    with connection(idle_service) as sock:
+def test_an_idle_connection_is_kept_after_a_response(hasty_service: Service) -> None:
+    with connection(hasty_service) as sock:
         sock.sendall(GET + b"\r\n")
         read_response(sock)
         sock.settimeout(3 * WITHIN_S)
         with pytest.raises(TimeoutError):
             sock.recv(1)
-        sock.settimeout(20)
+        sock.settimeout(PATIENCE_S)
         sock.sendall(GET + b"\r\n")
 
         assert read_response(sock).startswith("HTTP/1.1 200")
@@ -221,6 +234,6 @@ def test_rejections_are_counted(idle_service: ServiceProcess) -> None:
 
 
 def rejections(one: ServiceProcess) -> float:
-    page = httpx.get(one.url + "/metrics", trust_env=False).text
+    page = httpx.get(one.url + "/metrics", trust_env=False, timeout=30).text
     lines = [line for line in page.splitlines() if line.startswith('stepwell_refusals_total{code="bad_request"}')]
     return float(lines[0].split()[1]) if lines else 0.0

@@ -116,7 +116,7 @@ class Fleet:
         return response.json()
 
 
-def wait_until(is_true: Callable[[], bool], within_s: float = 20.0) -> None:
+def wait_until(is_true: Callable[[], bool], within_s: float = 60.0) -> None:
     """Wait for a fact."""
     deadline, pause = time.monotonic() + within_s, threading.Event()
     while not is_true():

@@ -70,7 +70,7 @@ def test_a_run_of_the_candidate_that_does_not_end_is_ended(
 
     assert compared["lost"] + compared["fell_back"] == 1
     assert [answer["outputs"]["y"] for answer in (first, hung, after)] == [[1], [10**12 + 1], [10**12 + 2]]
-    assert seconds < 5
+    assert seconds < 20  # and not the 60 that other runs may take
 
 
 def test_a_stream_that_has_left_stays_out_until_the_next_release(redis_server: Server, tmp_path: Path) -> None:

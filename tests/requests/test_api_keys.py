@@ -54,9 +54,8 @@ def keyed(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
         key("none", scopes=[]),
         *(key(f"only-{scope}", scopes=[scope]) for scope in ALL),
     )
-    with running_service(
-        shared_redis.url, write_models(folder / "models", fold, spare=fold), api_keys_file=file, receive_timeout_s=1
-    ) as one:
+    models = write_models(folder / "models", fold, spare=fold)
+    with running_service(shared_redis.url, models, api_keys_file=file) as one:
         yield one
 
 
@@ -406,8 +405,14 @@ def test_a_browser_without_a_valid_key_gets_a_problem_and_is_closed(keyed: Servi
     assert closed.value.rcvd.code == 1008
 
 
-def test_a_browser_that_sends_no_key_is_closed(keyed: Service) -> None:
-    with keyed.feed("fold", "s") as feed:
+def test_a_browser_that_sends_no_key_is_closed(keyed: Service, shared_redis: Server) -> None:
+    its = keyed.app.state.context.settings
+    with (
+        running_service(
+            shared_redis.url, its.models[0], api_keys_file=its.api_keys_file, receive_timeout_s=0.2
+        ) as hasty,
+        hasty.feed("fold", "s") as feed,
+    ):
         assert json.loads(feed.recv())["error"]["code"] == "unauthenticated"
 
 

@@ -410,7 +410,6 @@ def both(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         jwt_keys=str(key_set(folder / "jwks.json")),
         jwt_issuer=ISSUER,
         jwt_audience=AUDIENCE,
-        receive_timeout_s=1,
     ) as one:
         yield one
 

@@ -322,8 +322,8 @@ def test_a_receiver_that_is_away_delays_no_request_and_not_the_end(
             longest = max(longest, time.monotonic() - started)
             assert answer.status_code == 200
         ending = time.monotonic()
-    assert longest < 5
-    assert time.monotonic() - ending < 8
+    assert longest < 10  # for which the exporter waits
+    assert time.monotonic() - ending < 20
 
 
 def test_sampled_requests_of_one_batch_share_its_span(traced: Traced, spans: Receiver, stream: str) -> None:
