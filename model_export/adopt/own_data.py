@@ -10,9 +10,9 @@ import numpy as np
 from model_export.manifest import Array, Manifest
 from model_export.runtime.batch_independence import nearly_equal
 from model_export.runtime.distribution import data_reference
-from model_export.step_model import StepModel
+from model_export.step_model import StepModel, stacked
 from model_export.verify.parity import USER
-from model_export.verify.runners import joined, rows_alone, stepped
+from model_export.verify.runners import rows_alone, stepped
 from model_export.verify.samplers import read_user_data
 
 _ROWS: Final = 64  # sequences that are run together
@@ -40,7 +40,7 @@ def with_own_data(graph: Path | bytes, manifest: Manifest, file: Path, notes: li
     model = StepModel(graph, manifest)
     n_rows = len(next(iter(data.values())))
     batches = [{name: array[at : at + _ROWS] for name, array in data.items()} for at in range(0, n_rows, _ROWS)]
-    outputs = joined([stepped(model, batch)[0] for batch in batches])
+    outputs = stacked([stepped(model, batch)[0] for batch in batches])
     exact = [spec.name for spec in manifest.answered if spec.kind == "value"]
     notes += [
         f"output {name} is not finite (NaN or infinite) on {file.name}: such a step is refused when it is served"
