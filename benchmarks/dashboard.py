@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import httpx
+import httpx2
 import typer
 
 from benchmarks.processes import processes_of
@@ -45,7 +45,7 @@ def main(
             sender.start()
             try:
                 for view, address in _VIEWS.items():
-                    with browser(binary, folder / view) as page:
+                    with browser(binary, folder / view) as chrome, chrome.tab() as page:
                         _measure(page, f"{service.url}/{address}", view, streams, seconds)
             finally:
                 stop.set()
@@ -55,9 +55,9 @@ def main(
 def _step_streams(service: ServiceProcess, streams: int, every: float, stop: threading.Event) -> None:
     """Send every stream a timestep each `every` seconds, evenly over that time, until `stop` is set."""
     names = [f"dev-{i:05}" for i in range(streams)]
-    shape = httpx.get(f"{service.url}/v1/models/pump", trust_env=False).json()["inputs"][0]["shape"]
+    shape = httpx2.get(f"{service.url}/v1/models/pump", trust_env=False).json()["inputs"][0]["shape"]
     size = shape[0] if shape else 1
-    with httpx.Client(base_url=service.url, timeout=30, trust_env=False) as http:
+    with httpx2.Client(base_url=service.url, timeout=30, trust_env=False) as http:
         due = time.monotonic()
         while not stop.is_set():
             for start in range(0, streams, _CHUNK):

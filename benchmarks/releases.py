@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import onnx
 from onnx import numpy_helper
@@ -64,7 +64,7 @@ def _released(workload: Workload, mode: str, percent: float) -> Start:
         with stepwell(versions)(folder) as running:
             body = {"current": 1, "candidate": 2, "mode": mode, "percent": percent, "salt": "s"}
             url = f"http://127.0.0.1:{running.port}{_RELEASE}"
-            httpx.put(url, json=body, trust_env=False, timeout=30).raise_for_status()
+            httpx2.put(url, json=body, trust_env=False, timeout=30).raise_for_status()
             yield running
 
     return start

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from benchmarks.processes import processes_of
@@ -117,7 +117,7 @@ def check(live: LiveStreams, loaded: ServiceProcess) -> int:
         RuntimeError: Some differ.
     """
     n, equal, found = len(live.steps), 0, dict[str, int]()
-    with httpx.Client(base_url=loaded.url, timeout=60) as http:
+    with httpx2.Client(base_url=loaded.url, timeout=60) as http:
         cursor: str | None = ""
         while cursor is not None:
             page = http.get("/v1/models/lstm/streams", params={"limit": 1000} | ({"cursor": cursor} if cursor else {}))
@@ -140,7 +140,7 @@ def step_all(url: str, steps: Mapping[int, int]) -> list[list[float]]:
         "inputs": {"x": xs.astype(np.float32).tolist()},
         "seq": list(steps.values()),
     }
-    answer = httpx.post(f"{url}/v1/models/lstm/step", json=body, timeout=60).json()
+    answer = httpx2.post(f"{url}/v1/models/lstm/step", json=body, timeout=60).json()
     if answer.get("errors"):
         raise RuntimeError(f"streams could not be stepped: {list(answer['errors'].items())[:1]}")
     outputs: list[list[float]] = answer["outputs"]["y"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 
 from tests.alert.alerts import SECRET, AlertProcess, WebhookReceiver, alerting, webhook
@@ -97,7 +97,7 @@ class _SilenceRun:
         silent_at = {f"s.{i}": self.rng.uniform(1, seconds) for i in range(streams)}
         stepped: dict[str, float] = {}
         started, kills = time.monotonic(), 0
-        with httpx.Client(base_url=self.service.url, timeout=60) as http:
+        with httpx2.Client(base_url=self.service.url, timeout=60) as http:
             while (now := time.monotonic() - started) < seconds:
                 alive = [stream for stream, at in silent_at.items() if at > now]
                 if alive:

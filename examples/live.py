@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
+import httpx2
 import numpy as np
 
 import stepwell
@@ -30,7 +30,7 @@ _LOOKS = 1200
 @contextlib.contextmanager
 def live(
     model: keras.Model | stepwell.StepSpec, name: str = "", *, feedback: Mapping[str, Any] | None = None
-) -> Iterator[httpx.Client]:
+) -> Iterator[httpx2.Client]:
     """Export a model to a verified step graph, and serve it with an embedded store.
 
     All files are in a temporary folder, which is deleted after the block. The equivalent commands:
@@ -60,10 +60,10 @@ def live(
 
 
 @contextlib.contextmanager
-def serving(root: Path) -> Iterator[httpx.Client]:
+def serving(root: Path) -> Iterator[httpx2.Client]:
     """Serve the models of a folder, `root/models`, until the block ends; yields a client as `live` does."""
     hooks = {"response": [_check_status]}
-    with _served(root) as url, httpx.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
+    with _served(root) as url, httpx2.Client(base_url=url, event_hooks=hooks, timeout=30, trust_env=False) as http:
         yield http
 
 
@@ -107,8 +107,8 @@ def _served(root: Path) -> Iterator[str]:
 
 def _wait_ready(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(_LOOKS):
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", trust_env=False).is_success:
+        with contextlib.suppress(httpx2.TransportError):
+            if httpx2.get(f"{url}/readyz", trust_env=False).is_success:
                 return
         with contextlib.suppress(subprocess.TimeoutExpired):
             service.wait(_LOOK_EVERY_S)
@@ -116,7 +116,7 @@ def _wait_ready(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
     sys.exit(f"the service did not start:\n{log.read_text()}")
 
 
-def _check_status(answer: httpx.Response) -> None:
+def _check_status(answer: httpx2.Response) -> None:
     if not answer.is_success:
         answer.read()
         sys.exit(f"{answer.request.method} {answer.request.url.path} was answered {answer.status_code}: {answer.text}")

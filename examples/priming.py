@@ -11,7 +11,7 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import httpx
+import httpx2
 import keras
 import numpy as np
 from live import compare, live
@@ -35,7 +35,7 @@ def waves(count: int, rng: np.random.Generator) -> np.ndarray:
     return wave[..., None].astype(np.float32)
 
 
-def forecast(http: httpx.Client, stream: str, value: list[float]) -> list[list[float]]:
+def forecast(http: httpx2.Client, stream: str, value: list[float]) -> list[list[float]]:
     """Return AHEAD predictions of a stream, starting from its next value; each prediction is the next input."""
     predictions = []
     for _ in range(AHEAD):

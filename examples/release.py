@@ -17,7 +17,7 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import httpx
+import httpx2
 import keras
 import numpy as np
 from activity.train import build, vary
@@ -92,7 +92,7 @@ def backtest(root: Path, recordings: np.ndarray, plot: str) -> None:
 
 
 def step_all(
-    http: httpx.Client, recordings: np.ndarray, start: int, end: int, versions: np.ndarray | None = None
+    http: httpx2.Client, recordings: np.ndarray, start: int, end: int, versions: np.ndarray | None = None
 ) -> np.ndarray:
     """Step all streams from one timestep to another, and return the predictions (stream, timestep, class).
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import httpx
+import httpx2
 import keras
 import numpy as np
 from live import compare, live
@@ -69,7 +69,7 @@ def main() -> None:
     compare(storm, model.predict([rain[None, : NOW + AHEAD], given[None]], verbose=0)[0, NOW:])
 
 
-def forecast(http: httpx.Client, fork: str, rain: np.ndarray, flow: np.ndarray) -> np.ndarray:
+def forecast(http: httpx2.Client, fork: str, rain: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Return the flows of the coming hours, (AHEAD, 1), from a fork of the stream that gets this rain."""
     http.post(f"{STREAM}/fork", json={"to": fork})
     flows = []

@@ -11,7 +11,7 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import httpx
+import httpx2
 import keras
 import numpy as np
 from live import compare, live
@@ -56,7 +56,7 @@ def draw(probabilities: np.ndarray, temperature: float, rng: np.random.Generator
     return int(rng.choice(len(weights), p=weights / weights.sum()))
 
 
-def generate(http: httpx.Client, temperature: float, rng: np.random.Generator) -> tuple[str, list[list[float]]]:
+def generate(http: httpx2.Client, temperature: float, rng: np.random.Generator) -> tuple[str, list[list[float]]]:
     """Return a text, and the service's answers to each of its characters except the last."""
     text, answers = START, []
     for position in range(LENGTH):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from benchmarks.releases import write_next_version
 from service.demo.recordings import MODEL, MODELS, Recordings
@@ -78,7 +78,7 @@ def take_release(page: Page, folder: Path) -> None:
     page.emulate_screen(1360, 1160, mobile=False)
     with service_process(models, folder / "data") as service:
         body = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 50, "salt": "picture"}
-        httpx.put(f"{service.url}/v1/models/{MODEL}/release", json=body, trust_env=False).raise_for_status()
+        httpx2.put(f"{service.url}/v1/models/{MODEL}/release", json=body, trust_env=False).raise_for_status()
         page.open(f"{service.url}/#model={MODEL}")  # it shows the first stream as soon as there is one
         page.wait_for("!document.getElementById('release').hidden")
         with _stepping(service.url):
@@ -96,7 +96,7 @@ def _stepping(url: str) -> Iterator[None]:
 
     def run() -> None:
         streams = [f"watch-{n + 1}" for n in range(40)]
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+        with httpx2.Client(base_url=url, trust_env=False, timeout=30) as http:
             for t in count():
                 if stop.wait(0.2):
                     return

@@ -20,7 +20,7 @@ log = logging.getLogger(__package__)
 LogFormat = Literal["text", "json"]
 
 _UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
-_VERBOSE = ("httpx", "httpcore")  # they log each request; in the demo these are its own
+_VERBOSE = ("httpx2", "httpcore2")  # they log each request; in the demo these are its own
 _MAX_FRAMES = 6  # logged frames of each exception, the innermost first
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 

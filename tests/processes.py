@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-import httpx
+import httpx2
 
 KEPT = {
     "STEPWELL_REDIS_SERVER",
@@ -65,11 +65,11 @@ class ServiceProcess:
         return self
 
     def wait_ready(self) -> None:
-        with httpx.Client(base_url=self.url, trust_env=False, timeout=30) as http:
+        with httpx2.Client(base_url=self.url, trust_env=False, timeout=30) as http:
             while True:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
-                with contextlib.suppress(httpx.TransportError):
+                with contextlib.suppress(httpx2.TransportError):
                     if http.get("/readyz").status_code == 200:
                         return
                 time.sleep(0.02)  # noqa: TID251 - another process gives no event, and it needs the processor to start

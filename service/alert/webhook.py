@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from service.alert.errors import TargetUnavailableError
 from service.alert.rules import AlarmTarget
@@ -36,7 +36,7 @@ class Webhook:
         self._url = target.url
         self._secret = target.secret
         self._clock = clock
-        self._http = httpx.AsyncClient(timeout=_TIMEOUT_S)
+        self._http = httpx2.AsyncClient(timeout=_TIMEOUT_S)
 
     async def post(self, body: bytes) -> bool:
         """Post one alarm; returns whether the receiver has accepted it with a status from 200 to 299.
@@ -49,7 +49,7 @@ class Webhook:
             headers[SIGNATURE_HEADER] = signature(self._secret, int(self._clock()), body)
         try:
             response = await self._http.post(self._url, content=body, headers=headers)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as exc:
             raise TargetUnavailableError(str(exc) or type(exc).__name__) from exc
         if response.status_code >= 500 or response.status_code in _UNAVAILABLE:
             raise TargetUnavailableError(f"status {response.status_code}")

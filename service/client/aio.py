@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 
-import httpx
+import httpx2
 
 from service.client import http_transport, memory
 from service.client.feed import Feed
@@ -67,9 +67,9 @@ class AsyncClient:
         """
         self._engine = memory.start(url, models, settings)
         self.url = url if self._engine is None else self._engine.url
-        transport = http_transport.transport_of(self.url, httpx.AsyncHTTPTransport)
-        self._http = httpx.AsyncClient(**http_transport.options(self.url, key), transport=transport)
-        # httpx is slow when many requests wait for its connection pool
+        transport = http_transport.transport_of(self.url, httpx2.AsyncHTTPTransport)
+        self._http = httpx2.AsyncClient(**http_transport.options(self.url, key), transport=transport)
+        # a request that waits here was certainly not sent; one that waits in httpx2's pool might have been
         self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)
         self._timeout = timeout
         self._keep_streams = keep_streams
@@ -115,7 +115,7 @@ class AsyncClient:
             async with asyncio.timeout(request.timeout), self._request_slots:
                 sent = True
                 return http_transport.reply(await self._http.request(**http_transport.request_options(request)))
-        except (httpx.RequestError, TimeoutError) as exc:
+        except (httpx2.RequestError, TimeoutError) as exc:
             return http_transport.no_reply(exc, self._http.base_url, sent=sent)
 
 

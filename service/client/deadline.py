@@ -1,8 +1,8 @@
 """A total time limit for one HTTP request of a thread.
 
-httpx limits each read and each write separately, so a response that arrives byte by byte could block a caller without
-limit. Asyncio has `asyncio.timeout` for this; for threads the limit is enforced in the streams of httpx's network
-backend, where httpx waits.
+httpx2 limits each read and each write separately, so a response that arrives byte by byte could block a caller without
+limit. Asyncio has `asyncio.timeout` for this; for threads the limit is enforced in the streams of httpx2's network
+backend, where httpx2 waits.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import httpcore
-import httpx
+import httpcore2
+import httpx2
 
 _PIECE = 16 * 1024
 """Bytes per write: the deadline is checked before each, so a slow peer can exceed it by one write."""
@@ -42,19 +42,19 @@ class Deadline(threading.local):
         return left
 
 
-def limit(client: httpx.Client, deadline: Deadline) -> None:
+def limit(client: httpx2.Client, deadline: Deadline) -> None:
     """Apply a deadline, set by each thread for its own request, to all requests of a client."""
-    # httpx has no option for the network backend of its pools; a test with a byte-by-byte response covers this
+    # httpx2 has no option for the network backend of its pools; a test with a byte-by-byte response covers this
     for transport in (client._transport, *client._mounts.values()):
         if transport is not None:  # None: an address that the environment excludes from proxying
             pool: Any = transport._pool  # type: ignore[attr-defined]
             pool._network_backend = _Backend(pool._network_backend, deadline)
 
 
-class _Backend(httpcore.NetworkBackend):
+class _Backend(httpcore2.NetworkBackend):
     """Opens connections whose operations end at the deadline."""
 
-    def __init__(self, backend: httpcore.NetworkBackend, deadline: Deadline) -> None:
+    def __init__(self, backend: httpcore2.NetworkBackend, deadline: Deadline) -> None:
         self._backend = backend
         self._deadline = deadline
 
@@ -65,13 +65,13 @@ class _Backend(httpcore.NetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.NetworkStream:
+    ) -> httpcore2.NetworkStream:
         refused: Exception | None = None
-        for address in _addresses(host, port):  # one at a time: httpcore would give each address the whole timeout
-            left = self._deadline.left(httpcore.ConnectTimeout)
+        for address in _addresses(host, port):  # one at a time: httpcore2 would give each address the whole timeout
+            left = self._deadline.left(httpcore2.ConnectTimeout)
             try:
                 opened = self._backend.connect_tcp(address, port, left, local_address, socket_options)
-            except httpcore.ConnectError as exc:
+            except httpcore2.ConnectError as exc:
                 refused = exc
             else:
                 return _Stream(opened, self._deadline)
@@ -80,33 +80,33 @@ class _Backend(httpcore.NetworkBackend):
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> httpcore.NetworkStream:
-        left = self._deadline.left(httpcore.ConnectTimeout)
+    ) -> httpcore2.NetworkStream:
+        left = self._deadline.left(httpcore2.ConnectTimeout)
         return _Stream(self._backend.connect_unix_socket(path, left, socket_options), self._deadline)
 
     def sleep(self, seconds: float) -> None:
         self._backend.sleep(seconds)
 
 
-class _Stream(httpcore.NetworkStream):
-    """A connection whose operations all end at the deadline; it replaces httpx's own timeouts."""
+class _Stream(httpcore2.NetworkStream):
+    """A connection whose operations all end at the deadline; it replaces httpx2's own timeouts."""
 
-    def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream, deadline: Deadline) -> None:
         self._stream = stream
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._deadline.left(httpcore.ReadTimeout))
+        return self._stream.read(max_bytes, self._deadline.left(httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), _PIECE):
-            self._stream.write(buffer[start : start + _PIECE], self._deadline.left(httpcore.WriteTimeout))
+            self._stream.write(buffer[start : start + _PIECE], self._deadline.left(httpcore2.WriteTimeout))
 
     def close(self) -> None:
         self._stream.close()
 
     def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Any:
-        left = self._deadline.left(httpcore.ConnectTimeout)
+        left = self._deadline.left(httpcore2.ConnectTimeout)
         return _Stream(self._stream.start_tls(ssl_context, server_hostname, left), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
@@ -114,7 +114,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 def _addresses(host: str, port: int) -> list[str]:
-    """Return a host's addresses, or the host itself if it does not resolve, so that connecting raises httpx's error."""
+    """Return a host's addresses, or the host itself if it does not resolve: connecting then raises httpx2's error."""
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import httpx
+import httpx2
 
 from service.client.protocol.decoding import NoReply, RawReply, seconds
 from service.client.protocol.requests import ClientRequest
@@ -19,15 +19,15 @@ MAX_CONNECTIONS = 32
 _SCHEMES = {"http": "ws", "https": "wss"}
 _UNIX = "unix://"
 _LOCAL = "http://localhost"  # of requests to a unix socket
-_LIMITS = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+_LIMITS = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
+_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
 
-T = TypeVar("T", httpx.HTTPTransport, httpx.AsyncHTTPTransport)
+T = TypeVar("T", httpx2.HTTPTransport, httpx2.AsyncHTTPTransport)
 
 
 def options(url: str, key: str | None) -> dict[str, Any]:
-    """Return the constructor arguments of an httpx client, except its transport to a unix socket.
+    """Return the constructor arguments of an httpx2 client, except its transport to a unix socket.
 
     Args:
         url: `http://HOST:PORT`, `https://HOST`, or `unix://PATH`, the socket of an engine in this process.
@@ -40,8 +40,8 @@ def options(url: str, key: str | None) -> dict[str, Any]:
     if socket_of(url):
         return {"base_url": _LOCAL, "headers": headers}
     try:
-        address = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as exc:
+        address = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError) as exc:
         raise _bad_url(url) from exc
     if address.scheme not in _SCHEMES or not address.host:
         raise _bad_url(url)
@@ -54,7 +54,7 @@ def socket_of(url: str) -> str | None:
 
 
 def transport_of(url: str, kind: type[T]) -> T | None:
-    """Return the transport of an httpx client to a `unix://PATH` URL; None for other URLs, which need none."""
+    """Return the transport of an httpx2 client to a `unix://PATH` URL; None for other URLs, which need none."""
     path = socket_of(url)
     return None if path is None else kind(uds=path, limits=_LIMITS)
 
@@ -74,7 +74,7 @@ class FeedAddress:
     socket: str | None = None
 
 
-def feed_address(client: httpx.AsyncClient | httpx.Client, path: str, socket: str | None = None) -> FeedAddress:
+def feed_address(client: httpx2.AsyncClient | httpx2.Client, path: str, socket: str | None = None) -> FeedAddress:
     """Return the WebSocket address of a path of the client's service, which may be at a unix socket."""
     base = client.base_url
     url = str(base.copy_with(scheme=_SCHEMES[base.scheme])).rstrip("/") + path
@@ -83,7 +83,7 @@ def feed_address(client: httpx.AsyncClient | httpx.Client, path: str, socket: st
 
 
 def request_options(request: ClientRequest) -> dict[str, Any]:
-    """Return the arguments of `httpx.Client.request` for a request."""
+    """Return the arguments of `httpx2.Client.request` for a request."""
     headers = {} if request.key is None else {"Idempotency-Key": request.key}
     content = None
     if request.document is not None:
@@ -98,8 +98,8 @@ def request_options(request: ClientRequest) -> dict[str, Any]:
     }
 
 
-def reply(response: httpx.Response) -> RawReply:
-    """Return an httpx response as a reply."""
+def reply(response: httpx2.Response) -> RawReply:
+    """Return an httpx2 response as a reply."""
     content_type = format_of_body(response.headers.get("content-type"))
     return RawReply(response.status_code, response.content, content_type, seconds(response.headers.get("retry-after")))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self, TypeVar
 
-import httpx
+import httpx2
 
 from service.client import http_transport, memory
 from service.client.deadline import Deadline, limit
@@ -69,8 +69,8 @@ class Client:
         """
         self._engine = memory.start(url, models, settings)
         self.url = url if self._engine is None else self._engine.url
-        transport = http_transport.transport_of(self.url, httpx.HTTPTransport)
-        self._http = httpx.Client(**http_transport.options(self.url, key), transport=transport)
+        transport = http_transport.transport_of(self.url, httpx2.HTTPTransport)
+        self._http = httpx2.Client(**http_transport.options(self.url, key), transport=transport)
         self._deadline = Deadline()
         limit(self._http, self._deadline)
         self._timeout = timeout
@@ -119,7 +119,7 @@ class Client:
         self._deadline.at = time.monotonic() + request.timeout
         try:
             return http_transport.reply(self._http.request(**http_transport.request_options(request)))
-        except httpx.RequestError as exc:
+        except httpx2.RequestError as exc:
             return http_transport.no_reply(exc, self._http.base_url)
 
 

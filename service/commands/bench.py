@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import typer
 import uvloop
 from rich.console import Console
@@ -73,7 +73,7 @@ def bench(
     load = LoadPlan(count, batch_size, seconds, warmup, rate)
     recorder = LatencyRecorder()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False) as http:
+    with httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False) as http:
         workload = Workload.of(_model(http, url, model))
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -122,7 +122,7 @@ def _opener(transport: Transport, url: str, workload: Workload, key: str | None)
     return lambda: FeedDriver.open(url, workload, key, columns=transport is Transport.COLUMNS)
 
 
-def _model(http: httpx.Client, url: str, name: str | None) -> Any:
+def _model(http: httpx2.Client, url: str, name: str | None) -> Any:
     """Return the service's description of the model.
 
     Raises:
@@ -139,11 +139,11 @@ def _model(http: httpx.Client, url: str, name: str | None) -> Any:
     return _get(http, url, f"/v1/models/{quote(name, safe='')}")
 
 
-def _get(http: httpx.Client, url: str, path: str) -> Any:
+def _get(http: httpx2.Client, url: str, path: str) -> Any:
     try:
         response = http.get(path)
         body = response.json()
-    except (httpx.HTTPError, ValueError) as exc:
+    except (httpx2.HTTPError, ValueError) as exc:
         raise BenchError(
             f"No Stepwell service responds at {url}: {exc}.",
             fix="Start it with `stepwell serve`, or give its address with --url or STEPWELL_URL.",
@@ -155,13 +155,13 @@ def _get(http: httpx.Client, url: str, path: str) -> Any:
     return body
 
 
-def _delete(http: httpx.Client, model: str, streams: list[BenchStream]) -> None:
+def _delete(http: httpx2.Client, model: str, streams: list[BenchStream]) -> None:
     """Delete the benchmark's streams; errors of a service that has stopped are ignored."""
     try:
         for stream in streams:
             if stream.step:
                 http.delete(f"/v1/models/{quote(model, safe='')}/streams/{stream.name}")
-    except httpx.HTTPError:
+    except httpx2.HTTPError:
         return
 
 

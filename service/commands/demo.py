@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
+import httpx2
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -126,12 +126,12 @@ async def _is_ready(process: subprocess.Popen[bytes], url: str, is_listening: Ca
 
     `is_listening` returns whether the service's log has the address: before that, another program may respond there.
     """
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False) as http:
         for _ in range(int(_READY_WITHIN_S / 0.05)):
             if process.poll() is not None:
                 return False
-            with contextlib.suppress(httpx.TransportError):
-                if is_listening() and (await http.get("/readyz")).status_code == httpx.codes.OK:
+            with contextlib.suppress(httpx2.TransportError):
+                if is_listening() and (await http.get("/readyz")).status_code == httpx2.codes.OK:
                     return True
             await asyncio.sleep(0.05)
     return False

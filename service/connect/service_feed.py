@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-import httpx
+import httpx2
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from model_export.manifest import InputSpec
@@ -83,7 +83,7 @@ class ServiceFeed:
             ClientError: `bad_url`.
         """
         self.n_retries = 0
-        self._http = httpx.AsyncClient(**http_transport.options(url, key))
+        self._http = httpx2.AsyncClient(**http_transport.options(url, key))
         self._path = f"/v1/models/{quote(model, safe='')}"
         self._query = "" if version is None else f"?version={version}"
         address = http_transport.feed_address(self._http, f"{self._path}/feed{self._query}")
@@ -188,7 +188,7 @@ class ServiceFeed:
             reply: RawReply | NoReply
             try:
                 reply = http_transport.reply(await self._http.get(path, timeout=ATTEMPT_S))
-            except httpx.RequestError as exc:
+            except httpx2.RequestError as exc:
                 reply = http_transport.no_reply(exc, self._http.base_url)
             error = decoding.error_in(reply, mutates=False)
             if error is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Self
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
@@ -62,7 +62,7 @@ async def replay(
         DemoError: The service does not respond, rejects a timestep, or does not have the model.
     """
     recordings = recordings or Recordings.load()
-    async with httpx.AsyncClient(base_url=base_url, timeout=_TIMEOUT_S, trust_env=False) as http:
+    async with httpx2.AsyncClient(base_url=base_url, timeout=_TIMEOUT_S, trust_env=False) as http:
         model = await _call(http, "GET", f"/v1/models/{MODEL}")
         parity = model["parity"]
         report = Report(streams=len(recordings), atol=parity["atol"], rtol=parity["rtol"])
@@ -92,7 +92,7 @@ class _ReplaySession:
     recordings: Recordings
     report: Report
     feed: _DemoFeed
-    http: httpx.AsyncClient
+    http: httpx2.AsyncClient
     input: str
     output: str
 
@@ -195,11 +195,11 @@ class _DemoFeed:
         return DemoError(f"The service closed the connection ({reason}).", fix=_CHECK_LOG)
 
 
-async def _call(http: httpx.AsyncClient, method: str, path: str) -> Any:
+async def _call(http: httpx2.AsyncClient, method: str, path: str) -> Any:
     """Return the body of a successful response."""
     try:
         response = await http.request(method, path)
-    except httpx.TransportError as exc:
+    except httpx2.TransportError as exc:
         raise DemoError(
             f"{http.base_url} does not respond: {exc!r}.", fix="Start the service first: stepwell serve."
         ) from exc

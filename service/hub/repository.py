@@ -152,7 +152,7 @@ def _hub() -> Any:
 @contextmanager
 def _hub_errors(hub: Any, repository: str) -> Iterator[None]:
     """Report the errors of the Hub's client as `HubError`."""
-    import httpx
+    import httpx2
 
     try:
         yield
@@ -166,7 +166,7 @@ def _hub_errors(hub: Any, repository: str) -> Iterator[None]:
         raise HubError(
             f"{repository} is not there, or not for you: {_first_line(exc)}", fix="Check its name, and HF_TOKEN."
         ) from exc
-    except (hub.errors.HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as exc:  # the last: no JSON
+    except (hub.errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as exc:  # the last: no JSON
         raise HubError(
             f"The Hub did not do it: {_first_line(exc)}", fix="Check HF_TOKEN and HF_ENDPOINT, and try again."
         ) from exc

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy.typing as npt
 
 from tests.connect.connectors import ConnectorProcess
@@ -158,7 +158,7 @@ def webhook() -> Iterator[WebhookReceiver]:
         one.stop()
 
 
-def step_streams(http: httpx.Client, model: str, streams: list[str], inputs: dict[str, Any]) -> dict[str, Any]:
+def step_streams(http: httpx2.Client, model: str, streams: list[str], inputs: dict[str, Any]) -> dict[str, Any]:
     """Step streams once, in columns; sent again while the service is too busy. Returns the outputs."""
     while True:
         response = http.post(f"/v1/models/{model}/step", json={"streams": streams, "inputs": inputs})

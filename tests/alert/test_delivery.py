@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import redis
@@ -33,7 +33,7 @@ def step_all(service: ServiceProcess, name: str, n: int, seed: int) -> int:
     streams = [f"{name}.{i}" for i in range(STREAMS)]
     xs = np.random.default_rng(seed).normal(size=(STREAMS, n, 4))
     body = {"streams": streams, "inputs": {"x": xs.tolist()}}
-    answer = httpx.post(f"{service.url}/v1/models/lstm/steps", json=body, timeout=60).json()
+    answer = httpx2.post(f"{service.url}/v1/models/lstm/steps", json=body, timeout=60).json()
     high = np.array(answer["outputs"]["y"])[:, :, 0] > 0.1
     return int(np.count_nonzero(high[:, 1:] != high[:, :-1]) + np.count_nonzero(high[:, 0]))
 

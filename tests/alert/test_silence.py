@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.alert.alerts import SECRET, AlertProcess, WebhookReceiver, alerting, step_streams, webhook
@@ -37,7 +37,7 @@ def rules_of(service: ServiceProcess, receiver: WebhookReceiver, rule: str) -> s
     )
 
 
-def step(http: httpx.Client, streams: list[str]) -> None:
+def step(http: httpx2.Client, streams: list[str]) -> None:
     step_streams(http, "lstm", streams, {"x": [[0.1, 0.2, 0.3, 0.4]] * len(streams)})
 
 
@@ -62,7 +62,7 @@ def test_every_silent_stream_raises_one_alarm_while_the_leading_process_is_kille
         alerting(
             tmp_path, rules_of(service, receiver, rule), "--data-dir", service.folder / "data", processes=2
         ) as two,
-        httpx.Client(base_url=service.url, timeout=60) as http,
+        httpx2.Client(base_url=service.url, timeout=60) as http,
     ):
         wait_for(lambda: len(leading(two)) == 1)
         kill_at = [2 * N // 3, N // 3]
@@ -92,7 +92,7 @@ def test_a_stream_of_which_every_timestep_is_refused_falls_silent(service: Servi
     with (
         webhook() as receiver,
         alerting(tmp_path, rules_of(service, receiver, rule), "--data-dir", service.folder / "data"),
-        httpx.Client(base_url=service.url, timeout=60) as http,
+        httpx2.Client(base_url=service.url, timeout=60) as http,
     ):
         step(http, ["refused.1"])
 
@@ -118,7 +118,7 @@ def test_an_expired_stream_raises_an_alarm_and_a_deleted_one_does_not(
         alerting(
             tmp_path, rules_of(short_lived, receiver, rule), "--data-dir", short_lived.folder / "data"
         ) as processes,
-        httpx.Client(base_url=short_lived.url, timeout=60) as http,
+        httpx2.Client(base_url=short_lived.url, timeout=60) as http,
     ):
         wait_for(lambda: len(leading(processes)) == 1)
         step(http, ["kept", "deleted", "back"])
@@ -139,7 +139,7 @@ def test_streams_that_fell_silent_while_no_process_ran_raise_alarms_at_the_start
 ) -> None:
     rule = 'name = "quiet"\nmodel = "two_inputs"\nsilent_s = 1\nprefix = "o."'
     one = {"a": [1, 2], "b": 3}
-    with webhook() as receiver, httpx.Client(base_url=service.url, timeout=60) as http:
+    with webhook() as receiver, httpx2.Client(base_url=service.url, timeout=60) as http:
         http.post("/v1/models/two_inputs/streams/o.before/step", json={"inputs": one}).raise_for_status()
         rules = rules_of(service, receiver, rule)
         with alerting(tmp_path, rules, "--data-dir", service.folder / "data"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import numpy.typing as npt
 
@@ -24,7 +24,7 @@ def send(service: ServiceProcess, prefix: str, xs: npt.NDArray[np.float32]) -> n
     """Step streams, `(streams, steps, features)`, in chunks of different lengths; returns their outputs."""
     names = [f"{prefix}{i}" for i in range(len(xs))]
     outputs, at, rng = [], 0, np.random.default_rng(5)
-    with httpx.Client(base_url=service.url, timeout=60) as http:
+    with httpx2.Client(base_url=service.url, timeout=60) as http:
         while at < xs.shape[1]:
             n = int(rng.integers(1, 6))
             part = xs[:, at : at + n].tolist()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -145,7 +145,7 @@ def test_a_store_that_no_service_uses_is_refused(service: ServiceProcess, tmp_pa
 
 def test_check_shows_what_the_rules_would_have_raised(service: ServiceProcess, tmp_path: Path) -> None:
     body = {"streams": ["c.1", "c.2"], "inputs": {"a": [[[1, 1], [9, 9]], [[0, 0], [0, 0]]], "b": [[1, 1], [1, 1]]}}
-    httpx.post(f"{service.url}/v1/models/two_inputs/steps", json=body, timeout=30).raise_for_status()
+    httpx2.post(f"{service.url}/v1/models/two_inputs/steps", json=body, timeout=30).raise_for_status()
     rule = '[[rule]]\nname = "sum"\nmodel = "two_inputs"\nprefix = "c."\nwhen = "outputs.total[0] > 5"\n'
     rules = write_rules(tmp_path, f'url = "{service.url}"\n{rule}')
 
@@ -156,7 +156,7 @@ def test_check_shows_what_the_rules_would_have_raised(service: ServiceProcess, t
     alarm = {"state": "raised", "kind": "when", "stream": "c.1", "step": 2, "outputs": {"total": [12, 12], "last": 1}}
     assert row == {"rule": "sum", "model": "two_inputs", "streams": 2, "timesteps": 4, "alarms": [alarm]}
     assert "raised (when): c.1, step 2" in printed.stdout
-    assert httpx.get(f"{service.url}/v1/alerts?model=two_inputs", timeout=30).json()["alerts"] == []
+    assert httpx2.get(f"{service.url}/v1/alerts?model=two_inputs", timeout=30).json()["alerts"] == []
 
 
 def test_raised_alarms_are_listed_page_by_page(service: ServiceProcess, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_raised_alarms_are_listed_page_by_page(service: ServiceProcess, tmp_path
     rules = f'url = "{service.url}"\ngroup = "pages"\n{rule}'
     with (
         alerting(tmp_path, rules, "--data-dir", service.folder / "data") as [process],
-        httpx.Client(base_url=service.url, timeout=60) as http,
+        httpx2.Client(base_url=service.url, timeout=60) as http,
     ):
         wait_for(lambda: process.leads, what=process.text)
         step_streams(http, "lstm", streams, {"x": [[0.0, 0.0, 0.0, 0.0]] * 7})
@@ -188,4 +188,4 @@ def test_metrics_are_served(service: ServiceProcess, tmp_path: Path) -> None:
     with alerting(tmp_path, rules, "--data-dir", service.folder / "data", "--metrics-port", 0) as [process]:
         wait_for(lambda: process.leads, what=process.text)
         [address] = [line.partition(" ")[2] for line in process.text().splitlines() if line.startswith("metrics:")]
-        assert "stepwell_alert_leads 1.0" in httpx.get(address, timeout=30).text
+        assert "stepwell_alert_leads 1.0" in httpx2.get(address, timeout=30).text

@@ -1,1 +1,1 @@
-"""The API over real sockets: uvicorn, httpx and websockets, with a real store and real models."""
+"""The API over real sockets: uvicorn, httpx2 and websockets, with a real store and real models."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from model_export.manifest import Array
@@ -47,13 +47,13 @@ class InferClient:
         self.http = service.http
         self.model = model
 
-    def post(self, document: Mapping[str, Any] | bytes, *, version: str = "", **more: Any) -> httpx.Response:
+    def post(self, document: Mapping[str, Any] | bytes, *, version: str = "", **more: Any) -> httpx2.Response:
         content = document if isinstance(document, bytes) else json.dumps(document).encode()
         return self.http.post(f"/v2/models/{self.model}{version}/infer", content=content, **more)
 
     def send(
         self, x: int, sequence: int | str | None, *, headers: dict[str, str] | None = None, **parameters: Any
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """Send one timestep of an integer model with one input `x` of shape `(1,)`."""
         given: dict[str, Any] = {} if sequence is None else {"sequence_id": sequence}
         send = document(tensor("x", np.array([[x]], np.int64)), **given, **parameters)
@@ -67,7 +67,7 @@ class InferClient:
         return int(predict)
 
 
-def error_message(answer: httpx.Response) -> str:
+def error_message(answer: httpx2.Response) -> str:
     """Return the message of an error response; asserts that it contains nothing else."""
     document = answer.json()
     assert answer.status_code >= 400
@@ -75,7 +75,7 @@ def error_message(answer: httpx.Response) -> str:
     return str(document["error"])
 
 
-def output_array(answer: httpx.Response, name: str) -> Array:
+def output_array(answer: httpx2.Response, name: str) -> Array:
     """Return an output of a response as an array, whether it came as JSON or as binary data."""
     dtypes = {datatype: dtype for dtype, datatype in DATATYPES.items()}
     length = answer.headers.get(LENGTH)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import uvicorn
 from fastapi import FastAPI
 from websockets.sync.client import ClientConnection, connect
@@ -41,12 +41,12 @@ class Service:
         self.config = uvicorn_server.config
         self._server = uvicorn_server
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=2 * PATIENCE_S)
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=2 * PATIENCE_S)
 
     def path(self, model: str, stream: str, what: str = "") -> str:
         return f"/v1/models/{model}/streams/{stream}" + (f"/{what}" if what else "")
 
-    def step(self, model: str, stream: str, inputs: Any, **more: Any) -> httpx.Response:
+    def step(self, model: str, stream: str, inputs: Any, **more: Any) -> httpx2.Response:
         return self.http.post(self.path(model, stream, "step"), json={"inputs": inputs, **more})
 
     def feed(self, model: str, stream: str | None = None, *, query: str = "", **more: Any) -> ClientConnection:

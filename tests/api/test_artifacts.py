@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.api.running import Service, running_service
@@ -24,7 +24,7 @@ def factor(n: int) -> Build:
     return lambda: fold(factor=n)
 
 
-def y_of(response: httpx.Response) -> int:
+def y_of(response: httpx2.Response) -> int:
     assert response.status_code == 200, response.text
     return int(response.json()["outputs"]["y"][0])
 

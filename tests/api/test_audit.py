@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from service.errors import OutcomeUnknownError
@@ -49,7 +49,7 @@ def own(redis_server: Server, tmp_path: Path, keys: Path) -> Iterator[Service]:
         yield one
 
 
-def send(own: Service, method: str, path: str, body: Any = None, **headers: str) -> httpx.Response:
+def send(own: Service, method: str, path: str, body: Any = None, **headers: str) -> httpx2.Response:
     found = own.http.request(method, path, json=body, headers=headers)
     assert found.is_success, found.text
     return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -47,7 +47,7 @@ def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield one
 
 
-def post(service: Service, tenant: str, path: str, body: Any) -> httpx.Response:
+def post(service: Service, tenant: str, path: str, body: Any) -> httpx2.Response:
     return service.http.post(f"/v1/models/fold/{path}", json=body, headers=bearer(tenant))
 
 

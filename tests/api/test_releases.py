@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.api.running import Service, running_service
@@ -43,10 +43,10 @@ class Replicas:
         found: dict[str, Any] = (replica or self.first).http.get(self.path).json()
         return found
 
-    def put(self, body: Any, replica: Service | None = None) -> httpx.Response:
+    def put(self, body: Any, replica: Service | None = None) -> httpx2.Response:
         return (replica or self.first).http.put(self.path, json=body)
 
-    def post(self, what: str, body: Any = None, replica: Service | None = None) -> httpx.Response:
+    def post(self, what: str, body: Any = None, replica: Service | None = None) -> httpx2.Response:
         return (replica or self.first).http.post(f"{self.path}/{what}", json=body)
 
     def started(self, **more: Any) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def until(fact: Callable[[], object], within_s: float) -> bool:
     return True
 
 
-def code_of(response: httpx.Response) -> tuple[int, str]:
+def code_of(response: httpx2.Response) -> tuple[int, str]:
     return response.status_code, response.json()["code"]
 
 
@@ -249,7 +249,7 @@ def test_a_change_of_an_older_revision_is_rejected_with_the_newer_one(replicas: 
 def test_of_concurrent_changes_of_one_revision_one_is_applied(replicas: Replicas) -> None:
     replicas.started()
 
-    def change(i: int) -> httpx.Response:
+    def change(i: int) -> httpx2.Response:
         return replicas.put({"percent": 10 + i, "revision": 1}, (replicas.first, replicas.second)[i % 2])
 
     with ThreadPoolExecutor(8) as pool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 import pytest
@@ -23,13 +23,13 @@ def source(*at: int, log: str = "orders/3") -> dict[str, Any]:
     return {"id": log, "at": list(at)}
 
 
-def chunk(service: Service, stream: str, first: int, end: int, **more: Any) -> httpx.Response:
+def chunk(service: Service, stream: str, first: int, end: int, **more: Any) -> httpx2.Response:
     """Send a part of `XS`, whose positions are ten times their indices."""
     body = {"inputs": [[x] for x in XS[first:end]], "source": source(*(10 * i for i in range(first, end)))}
     return service.http.post(service.path("fold", stream, "steps"), json={**body, **more})
 
 
-def ys(answer: httpx.Response) -> list[int | None]:
+def ys(answer: httpx2.Response) -> list[int | None]:
     assert answer.status_code == 200, answer.text
     return [y and y[0] for y in answer.json()["outputs"]["y"]]
 

@@ -6,7 +6,7 @@ import asyncio
 import base64
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from tests.servers import Server
 MSGPACK = {"content-type": "application/msgpack", "accept": "application/msgpack"}
 
 
-def code_of(answer: httpx.Response) -> str:
+def code_of(answer: httpx2.Response) -> str:
     """Return the code of a problem, after checking the fields that every problem has."""
     problem = answer.json()
     assert answer.headers["content-type"] == "application/problem+json"
@@ -547,7 +547,7 @@ def test_while_draining_steps_are_refused_and_readiness_is_false(
 
 def test_concurrent_steps_of_one_stream_are_each_applied_once(service: Service, stream: str) -> None:
     async def all_at_once() -> list[int]:
-        async with httpx.AsyncClient(base_url=service.http.base_url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=service.http.base_url, timeout=30) as client:
             path = service.path("fold", stream, "step")
             answers = await asyncio.gather(*(client.post(path, json={"inputs": [1]}) for _ in range(50)))
             return sorted(answer.json()["step"] for answer in answers)

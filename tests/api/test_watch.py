@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def replicas(shared_redis: Server, folder: Path) -> Iterator[tuple[Service, Serv
 class EventReader:
     """An open SSE response, read line by line."""
 
-    def __init__(self, answer: httpx.Response) -> None:
+    def __init__(self, answer: httpx2.Response) -> None:
         self.answer = answer
         self._lines = answer.iter_lines()
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -80,7 +80,7 @@ def events() -> Iterator[Callable[..., EventReader]]:
 
     def open_stream(service_process: Service, model: str, stream: str, **more: Any) -> EventReader:
         url = f"http://127.0.0.1:{service_process.port}" + service_process.path(model, stream, "events")
-        answer = httpx.stream("GET", url, timeout=20, trust_env=False, **more)
+        answer = httpx2.stream("GET", url, timeout=20, trust_env=False, **more)
         opened.append(answer)
         return EventReader(answer.__enter__())
 
@@ -355,7 +355,7 @@ def test_a_stopping_service_ends_its_watchers(folder: Path, short_path: Path) ->
     path = "/v1/models/fold/streams/a/events"
     with (
         process(folder, short_path) as one,
-        httpx.stream("GET", one.url + path, timeout=20, trust_env=False) as answer,
+        httpx2.stream("GET", one.url + path, timeout=20, trust_env=False) as answer,
         connect(f"ws://127.0.0.1:{one.port}/v1/watch") as ws,
     ):
         text = answer.iter_text()

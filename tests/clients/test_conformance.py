@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 import pytest
@@ -34,13 +34,13 @@ def cases(section: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture(scope="module")
-def http(one: ServiceProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=one.url, timeout=30) as client:
+def http(one: ServiceProcess) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=one.url, timeout=30) as client:
         yield client
 
 
 @cases("http")
-def test_the_service_answers_requests_as_the_case_expects(http: httpx.Client, case: dict[str, Any]) -> None:
+def test_the_service_answers_requests_as_the_case_expects(http: httpx2.Client, case: dict[str, Any]) -> None:
     run = Case(case)
     for action in case["do"]:
         method, path, body, key = run.request(action)

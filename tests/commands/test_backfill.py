@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import typer
@@ -49,13 +49,13 @@ def report_of(result: Result) -> dict[str, Any]:
 
 
 def status(service: ServiceProcess, stream: str, model: str = "fold") -> dict[str, Any]:
-    document: dict[str, Any] = httpx.get(f"{service.url}/v1/models/{model}/streams/{stream}", timeout=30).json()
+    document: dict[str, Any] = httpx2.get(f"{service.url}/v1/models/{model}/streams/{stream}", timeout=30).json()
     return document
 
 
 def next_prediction(service: ServiceProcess, stream: str, x: int) -> int:
     path = f"{service.url}/v1/models/fold/streams/{stream}/step"
-    answer = httpx.post(path, json={"inputs": [x], "create": "never"}, timeout=30).json()
+    answer = httpx2.post(path, json={"inputs": [x], "create": "never"}, timeout=30).json()
     return int(answer["outputs"]["y"][0])
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import redis
 import typer
@@ -56,7 +56,7 @@ def run(*words: object, **env: str) -> Result:
 def send(service: ServiceProcess, stream: str, seq: int) -> dict[str, Any]:
     """Send the timestep `seq` of a stream, whose value is `seq`."""
     path = f"{service.url}/v1/models/fold/streams/{stream}/step"
-    reply: dict[str, Any] = httpx.post(path, json={"inputs": [seq], "seq": seq}, trust_env=False, timeout=20).json()
+    reply: dict[str, Any] = httpx2.post(path, json={"inputs": [seq], "seq": seq}, trust_env=False, timeout=20).json()
     return reply
 
 
@@ -113,7 +113,7 @@ def test_streams_that_go_back_beneath_a_worker_are_counted(short_path: Path) -> 
         store.stop()
         store.start()
         gap = send(service, "a", 3)
-        metrics = httpx.get(f"{service.url}/metrics", trust_env=False, timeout=30).text
+        metrics = httpx2.get(f"{service.url}/metrics", trust_env=False, timeout=30).text
         service.stop()
 
     assert (gap["code"], gap["expected"]) == ("seq_gap", 2)

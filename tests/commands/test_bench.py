@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import typer
 from typer.testing import Result
@@ -77,7 +77,7 @@ def test_a_load_that_only_fails_names_the_errors_and_exits_with_an_error(
 
 def test_its_streams_are_deleted_at_the_end(running: ServiceProcess) -> None:
     run_bench(running.url, "fold")
-    assert httpx.get(f"{running.url}/v1/models/fold/streams", timeout=30).json()["streams"] == []
+    assert httpx2.get(f"{running.url}/v1/models/fold/streams", timeout=30).json()["streams"] == []
 
 
 def test_a_feasible_rate_is_kept(running: ServiceProcess) -> None:

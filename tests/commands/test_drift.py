@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-import httpx
+import httpx2
 import pytest
 import typer
 from typer.testing import Result
@@ -38,7 +38,7 @@ def test_the_features_that_drifted_most_are_first(running: ServiceProcess) -> No
     xs = normal(20, 30, 3)
     xs[:, :, 1] += 1
     body = {"streams": [f"s{i}" for i in range(20)], "inputs": {"x": xs.tolist()}}
-    assert httpx.post(f"{running.url}/v1/models/pump/steps", json=body, trust_env=False, timeout=30).is_success
+    assert httpx2.post(f"{running.url}/v1/models/pump/steps", json=body, trust_env=False, timeout=30).is_success
 
     def as_json() -> dict[str, dict[str, float]]:
         result = run_drift(running, ["--model", "pump", "--json"])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from typer.testing import Result
 
@@ -150,7 +150,9 @@ def test_watching_prints_the_release_again_when_it_changes(running: ServiceProce
         assert watching.stdout is not None
         first = json.loads(watching.stdout.readline())
         body = {"current": 1, "candidate": 2, "mode": "ramp", "percent": 5}
-        httpx.put(f"{running.url}/v1/models/{model}/release", json=body, trust_env=False, timeout=30).raise_for_status()
+        httpx2.put(
+            f"{running.url}/v1/models/{model}/release", json=body, trust_env=False, timeout=30
+        ).raise_for_status()
         while (found := json.loads(watching.stdout.readline()))["candidate"] is None:
             assert found["revision"] == 0
         watching.send_signal(signal.SIGINT)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import typer
 from typer.testing import Result
@@ -64,12 +64,12 @@ def make_streams(service: ServiceProcess, prefix: str, n: int) -> None:
     streams = [f"{prefix}{i}" for i in range(n)]
     for x in (3, 4):
         body = {"streams": streams, "inputs": {"x": [[x + i] for i in range(n)]}}
-        assert not httpx.post(f"{service.url}/v1/models/fold/step", json=body, timeout=30).json().get("errors")
+        assert not httpx2.post(f"{service.url}/v1/models/fold/step", json=body, timeout=30).json().get("errors")
 
 
 def step(service: ServiceProcess, stream: str, x: int) -> int:
     body = {"inputs": [x], "create": "never"}
-    answer = httpx.post(f"{service.url}/v1/models/fold/streams/{stream}/step", json=body, timeout=30).json()
+    answer = httpx2.post(f"{service.url}/v1/models/fold/streams/{stream}/step", json=body, timeout=30).json()
     return int(answer["outputs"]["y"][0])
 
 
@@ -263,7 +263,7 @@ def test_streams_that_are_stepped_while_they_are_saved_continue_alike(
     def step_all(service: ServiceProcess, steps: Sequence[int]) -> list[int]:
         body = {"streams": [f"busy.{i}" for i in range(n)], "seq": [at + 1 for at in steps]}
         body |= {"inputs": {"x": [[i + at + 1] for i, at in enumerate(steps)]}}
-        answer = httpx.post(f"{service.url}/v1/models/fold/step", json=body, timeout=60).json()
+        answer = httpx2.post(f"{service.url}/v1/models/fold/step", json=body, timeout=60).json()
         assert not answer.get("errors")
         return [int(row[0]) for row in answer["outputs"]["y"]]
 
@@ -307,7 +307,7 @@ def test_a_flipped_byte_is_found_by_load(
     assert result.exit_code == 1
     assert "is not a whole savepoint" in str(result.exception)
     assert (
-        httpx.get(f"{other.url}/v1/models/fold/streams", params={"prefix": "flipped."}, timeout=30).json()["streams"]
+        httpx2.get(f"{other.url}/v1/models/fold/streams", params={"prefix": "flipped."}, timeout=30).json()["streams"]
         == []
     )
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import typer
 
@@ -128,7 +128,7 @@ def test_streams_take_the_memory_that_was_computed_or_less(redis_server: Server,
     with (
         service_process(folder, tmp_path / "one", "--redis", redis_server.url) as service,
         redis_server.client() as client,
-        httpx.Client(base_url=service.url, timeout=60, trust_env=False) as http,
+        httpx2.Client(base_url=service.url, timeout=60, trust_env=False) as http,
     ):
         before = client.info("memory")["used_memory"]
         for start in range(0, n_streams, 1000):

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import redis
 from typer.testing import Result
@@ -62,14 +62,14 @@ def advance(running: ServiceProcess, stream: str, times: int = 1, model: str = "
     """Step a stream and return its state id."""
     state_id = ""
     for _ in range(times):
-        answer = httpx.post(f"{running.url}/v1/models/{model}/streams/{stream}/step", json={"inputs": [1]}, timeout=30)
+        answer = httpx2.post(f"{running.url}/v1/models/{model}/streams/{stream}/step", json={"inputs": [1]}, timeout=30)
         state_id = answer.raise_for_status().json()["state_id"]
     return state_id
 
 
 def step_of(running: ServiceProcess, stream: str) -> int | None:
     """Return the step of a stream, or None if it does not exist."""
-    answer = httpx.get(f"{running.url}/v1/models/fold/streams/{stream}", timeout=30)
+    answer = httpx2.get(f"{running.url}/v1/models/fold/streams/{stream}", timeout=30)
     return None if answer.status_code == 404 else answer.json()["step"]
 
 
@@ -145,7 +145,7 @@ def test_ls_reads_all_pages(running: ServiceProcess) -> None:
     names = [f"many-{n}" for n in range(1500)]  # a page has 1000
     for part in (names[:750], names[750:]):
         body = {"streams": part, "inputs": {"x": [[1]] * len(part)}}
-        httpx.post(f"{running.url}/v1/models/fold/step", json=body, timeout=30).raise_for_status()
+        httpx2.post(f"{running.url}/v1/models/fold/step", json=body, timeout=30).raise_for_status()
     found = [
         stream for _, stream, _ in listed_streams(run_streams(running.url, "ls", "fold", "--prefix", "many-", "--json"))
     ]
@@ -239,7 +239,7 @@ class _StepBeforeReset(http.server.BaseHTTPRequestHandler):
         if self.command == "POST":
             advance(self.running, "overtaken")
         headers = {"content-type": "application/json"}
-        answer = httpx.request(self.command, self.running.url + self.path, content=body, headers=headers, timeout=30)
+        answer = httpx2.request(self.command, self.running.url + self.path, content=body, headers=headers, timeout=30)
         self.send_response(answer.status_code)
         self.send_header("content-length", str(len(answer.content)))
         self.end_headers()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.graphs import fold_reference
 
@@ -123,7 +123,7 @@ def streams_equal_the_fold(url: str, readings: Readings) -> bool:
     """Whether every stream has all of its timesteps, and in one more step gives the prediction of the fold."""
     names = list(readings.xs)
     body = {"streams": names, "inputs": {"x": [[7]] * len(names)}}
-    answer = httpx.post(f"{url}/v1/models/fold/step", json=body, timeout=30).json()
+    answer = httpx2.post(f"{url}/v1/models/fold/step", json=body, timeout=30).json()
     return bool(answer["outputs"]["y"] == [[fold_reference([*readings.xs[name], 7])[-1]] for name in names])
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -62,7 +62,7 @@ def test_a_message_out_has_the_documented_fields(service: ServiceProcess, tmp_pa
     run_once(tmp_path, source, *flags(service, tmp_path / "out.jsonl"))
 
     first, last = lines_of(tmp_path / "out.jsonl")
-    state_id = httpx.get(f"{service.url}/v1/models/fold/streams/fields", timeout=30).json()["state_id"]
+    state_id = httpx2.get(f"{service.url}/v1/models/fold/streams/fields", timeout=30).json()["state_id"]
     place = {"id": f"file:{tmp_path}/in.jsonl", "at": 0}
     assert first == {
         "stream": "fields", "step": 1, "outputs": {"y": [2]}, "state_id": None, "source": place, "model": "fold",
@@ -183,7 +183,7 @@ def test_a_toml_file_maps_fields_constants_and_names(service: ServiceProcess, tm
 
     [out] = lines_of(tmp_path / "out.jsonl")
     peek = {"inputs": [1.5, 2, 3.5, 4]}
-    expected = httpx.post(f"{service.url}/v1/models/lstm/streams/other/peek", json=peek, timeout=30).json()["outputs"][
+    expected = httpx2.post(f"{service.url}/v1/models/lstm/streams/other/peek", json=peek, timeout=30).json()["outputs"][
         "y"
     ]
     assert np.allclose(out["outputs"]["y"], expected, atol=1e-6)
@@ -200,7 +200,7 @@ def test_check_shows_what_would_be_sent_and_changes_nothing(service: ServiceProc
 
     rows = [json.loads(line) for line in one.text().splitlines()]
     assert [row["inputs"] for row in rows] == [{"x": [i]} for i in range(10)]
-    assert httpx.get(f"{service.url}/v1/models/fold/streams/shown", timeout=30).status_code == 404
+    assert httpx2.get(f"{service.url}/v1/models/fold/streams/shown", timeout=30).status_code == 404
 
 
 def test_a_connector_waits_for_a_service_that_is_not_there_yet(models: Path, short_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_sigterm_hands_over_what_is_open_and_ends_with_0(service: ServiceProcess
     assert one.stop() == 0, one.text()
 
     applied = sum(
-        httpx.get(f"{service.url}/v1/models/fold/streams/{name}", timeout=30).json().get("step", 0)
+        httpx2.get(f"{service.url}/v1/models/fold/streams/{name}", timeout=30).json().get("step", 0)
         for name in readings.xs
     )
     assert n_lines(out) == applied
@@ -256,7 +256,7 @@ def test_the_metrics_are_served_for_prometheus(service: ServiceProcess, tmp_path
     with connector(tmp_path, source, *flags(service, tmp_path / "out.jsonl"), "--metrics-port", 0) as one:
         wait_for(lambda: n_lines(tmp_path / "out.jsonl") == 1 and "/metrics" in one.text(), what=one.text)
         address = one.text().split("metrics: ")[1].split()[0]
-        text = httpx.get(address, timeout=30).text
+        text = httpx2.get(address, timeout=30).text
 
     assert "stepwell_connect_messages_total 2.0" in text
     assert 'stepwell_connect_dead_letters_total{code="bad_json"} 1.0' in text

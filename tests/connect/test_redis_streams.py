@@ -203,13 +203,13 @@ def test_an_entry_that_is_added_while_a_reader_waits_is_returned(broker: RedisBr
 def test_a_reset_stream_is_written_again_from_step_1(
     service: ServiceProcess, broker: RedisBroker, tmp_path: Path
 ) -> None:
-    import httpx
+    import httpx2
 
     words = (broker.url("in", "g"), *flags(service, broker))
     for x in (1, 2):
         broker.client.xadd("in", {"stream": "reset", "x": x})
         run_once(tmp_path, *words)
-        httpx.post(f"{service.url}/v1/models/fold/streams/reset/reset", json={}, timeout=30)
+        httpx2.post(f"{service.url}/v1/models/fold/streams/reset/reset", json={}, timeout=30)
 
     assert [(one["step"], one["outputs"]["y"]) for one in broker.entries("out")] == [(1, [2]), (1, [3])]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from service.demo.recordings import MODELS, Recordings
@@ -57,7 +57,7 @@ def result(page: Page) -> str:
 
 
 def outputs(live: ServiceProcess, stream: str) -> Any:
-    response = httpx.get(f"{live.url}/v1/models/activity/streams/{stream}?outputs=true", trust_env=False, timeout=30)
+    response = httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}?outputs=true", trust_env=False, timeout=30)
     return response.json()["outputs"]["activity"]
 
 
@@ -98,7 +98,7 @@ def test_rows_can_be_sent_at_a_pace_and_stopped(page: Page, live: ServiceProcess
 
     assert result(page).startswith("Stopped: ")
     assert (
-        httpx.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).json()["step"] < 100
+        httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).json()["step"] < 100
     )
 
 
@@ -119,4 +119,4 @@ def test_a_bad_cell_is_named_before_anything_is_sent(page: Page, live: ServicePr
     click(page, "#csv-send")
 
     assert result(page) == "Row 2, column accel z: “oops” is not a number."
-    assert httpx.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).status_code == 404
+    assert httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).status_code == 404

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.dashboard.browser import Page
@@ -141,14 +141,14 @@ def test_a_deleted_stream_is_gone_and_no_other_is_opened(page: Page, live: Servi
     confirm(page, "#remove")
 
     assert missing(page).startswith("There is no stream gone-1")
-    assert httpx.get(f"{live.url}/v1/models/wave/streams/gone-1", trust_env=False, timeout=30).status_code == 404
+    assert httpx2.get(f"{live.url}/v1/models/wave/streams/gone-1", trust_env=False, timeout=30).status_code == 404
 
 
 def test_a_stream_that_is_deleted_elsewhere_is_no_longer_shown(page: Page, live: ServiceProcess) -> None:
     post(live, "total/streams/gone-2/step", {"inputs": {"x": [1, 2]}})
     open_page(page, live, "gone-2", model="total")
     wait_for_step(page, "gone-2", 1)
-    httpx.delete(f"{live.url}/v1/models/total/streams/gone-2", trust_env=False, timeout=30).raise_for_status()
+    httpx2.delete(f"{live.url}/v1/models/total/streams/gone-2", trust_env=False, timeout=30).raise_for_status()
 
     assert missing(page).startswith("There is no stream gone-2")
 
@@ -156,7 +156,7 @@ def test_a_stream_that_is_deleted_elsewhere_is_no_longer_shown(page: Page, live:
 def test_a_snapshot_can_be_deleted(page: Page, live: ServiceProcess) -> None:
     post(live, "wave/streams/kept-1/step", {"inputs": [0.5]})
     path = f"{live.url}/v1/models/wave/streams/kept-1/snapshots"
-    httpx.put(f"{path}/s", trust_env=False, timeout=30).raise_for_status()
+    httpx2.put(f"{path}/s", trust_env=False, timeout=30).raise_for_status()
     open_page(page, live, "kept-1", model="wave")
     wait_for_step(page, "kept-1", 1)
     click(page, "#snapshots")
@@ -166,7 +166,7 @@ def test_a_snapshot_can_be_deleted(page: Page, live: ServiceProcess) -> None:
     click(page, "#ask-yes")
 
     shown_message(page, "was deleted")
-    assert httpx.get(path, trust_env=False, timeout=30).json() == {"snapshots": []}
+    assert httpx2.get(path, trust_env=False, timeout=30).json() == {"snapshots": []}
 
 
 def test_a_tap_on_a_phone_scrolls_to_the_stream(page: Page, live: ServiceProcess) -> None:
@@ -182,7 +182,7 @@ def test_a_tap_on_a_phone_scrolls_to_the_stream(page: Page, live: ServiceProcess
 def test_rejected_requests_are_shown_with_their_reason(page: Page, live: ServiceProcess) -> None:
     open_page(page, live, "dev-0003", model="wave")
     page.wait_for("document.getElementById('replays').textContent !== '–'")
-    refused = httpx.post(
+    refused = httpx2.post(
         f"{live.url}/v1/models/wave/streams/x/step", json={"inputs": [1, 2, 3]}, trust_env=False, timeout=30
     )
     assert refused.status_code == 422
@@ -196,7 +196,7 @@ def test_what_the_page_requests_of_a_missing_stream_is_no_rejected_request(page:
     missing(page)
     page.wait_for("performance.getEntriesByType('resource').filter(e => e.name.endsWith('/dev-9998')).length >= 3")
     before = page.evaluate("performance.now()")
-    refused = httpx.post(f"{live.url}/v1/models/wave/streams/x/step", json={"inputs": [1, 2, 3]}, trust_env=False)
+    refused = httpx2.post(f"{live.url}/v1/models/wave/streams/x/step", json={"inputs": [1, 2, 3]}, trust_env=False)
     assert refused.status_code == 422
     page.wait_for(
         f"performance.getEntriesByType('resource').some(e => e.name.endsWith('/metrics') && e.startTime > {before})"

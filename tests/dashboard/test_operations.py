@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -53,7 +53,7 @@ def advance(
 
 
 def get(live: ServiceProcess, path: str) -> Any:
-    response = httpx.get(f"{live.url}/v1/models/{path}", trust_env=False, timeout=30)
+    response = httpx2.get(f"{live.url}/v1/models/{path}", trust_env=False, timeout=30)
     assert response.status_code == 200, response.text
     return response.json()
 
@@ -274,7 +274,7 @@ def test_a_stream_can_be_reset_to_a_snapshot_taken_on_the_page(page: Page, live:
 
 def test_a_snapshot_is_not_replaced_without_confirmation(page: Page, live: ServiceProcess, stream: str) -> None:
     advance(live, stream, to=2)
-    httpx.put(
+    httpx2.put(
         f"{live.url}/v1/models/wave/streams/{stream}/snapshots/s",
         headers={"idempotency-key": stream},
         trust_env=False,
@@ -314,7 +314,7 @@ def test_a_read_only_key_can_forecast_and_is_told_what_it_may_not_do(
     scopes = ["step", "read"]
     keys.write_text(json.dumps({"keys": [{"id": "me", "sha256": digest, "tenant": "t", "scopes": scopes}]}))
     with service_process(models, short_path, "--api-keys-file", str(keys)) as one:
-        httpx.post(
+        httpx2.post(
             f"{one.url}/v1/models/wave/streams/a/step",
             json={"inputs": [0.5]},
             headers={"authorization": "Bearer sesame"},

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -61,7 +61,7 @@ def send(live: ServiceProcess, stream: str, timesteps: int = 1, *, recording: in
 
 
 def post(live: ServiceProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    answer = httpx.post(f"{live.url}/v1/models/{path}", json=body, trust_env=False, timeout=30)
+    answer = httpx2.post(f"{live.url}/v1/models/{path}", json=body, trust_env=False, timeout=30)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
@@ -188,7 +188,7 @@ def test_the_command_of_the_empty_page_creates_the_first_stream(page: Page, own:
     open_page(page, own)
     page.wait_for("!document.getElementById('empty').hidden")
     _, url, _, header, _, body = shlex.split(page.text("#curl-line").replace("\\\n", " "))
-    answer = httpx.post(url, content=body, headers=dict([header.split(": ")]), trust_env=False, timeout=30)
+    answer = httpx2.post(url, content=body, headers=dict([header.split(": ")]), trust_env=False, timeout=30)
 
     assert answer.status_code == 200, answer.text
     assert shown(page, "first")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.dashboard.browser import Page
@@ -39,13 +39,13 @@ def model() -> str:
 def start(live: ServiceProcess, model: str, **more: Any) -> dict[str, Any]:
     """Pin version 1 and try version 2."""
     body = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100, **more}
-    response = httpx.put(f"{live.url}/v1/models/{model}/release", json=body, trust_env=False, timeout=30)
+    response = httpx2.put(f"{live.url}/v1/models/{model}/release", json=body, trust_env=False, timeout=30)
     assert response.status_code == 200, response.text
     return dict(response.json())
 
 
 def release(live: ServiceProcess, model: str) -> dict[str, Any]:
-    return dict(httpx.get(f"{live.url}/v1/models/{model}/release", trust_env=False, timeout=30).json())
+    return dict(httpx2.get(f"{live.url}/v1/models/{model}/release", trust_env=False, timeout=30).json())
 
 
 def step(live: ServiceProcess, model: str, stream: str, x: int = 1) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -44,7 +44,7 @@ def test_recordings_are_sent_as_streams_also_after_somebody_has_reset_one(short_
         stream = client.model(FORECAST_MODEL).stream("wrist-3")
 
         def reset() -> None:  # whatever its position is
-            httpx.post(
+            httpx2.post(
                 f"{one.url}/v1/models/{FORECAST_MODEL}/streams/wrist-3/reset", json={}, trust_env=False, timeout=30
             ).raise_for_status()
 

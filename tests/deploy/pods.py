@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.deploy.stack import docker
 from tests.processes import free_port
@@ -136,8 +136,8 @@ class Pod:
             command = ["docker", "exec", self.name, *probe["exec"]["command"]]
             return subprocess.run(command, capture_output=True).returncode == 0
         url = f"http://127.0.0.1:{self.port}{probe['httpGet']['path']}"
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(url, timeout=probe["timeoutSeconds"], trust_env=False).is_success
+        with contextlib.suppress(httpx2.TransportError):
+            return httpx2.get(url, timeout=probe["timeoutSeconds"], trust_env=False).is_success
         return False
 
     def delete(self, in_hook: Callable[[], None]) -> int:

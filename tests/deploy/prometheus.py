@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
 from tests.processes import free_port
@@ -25,7 +25,7 @@ WINDOW = "10s"
 class Prometheus:
     """A running Prometheus."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: httpx2.Client) -> None:
         self._http = http
 
     def query(self, expr: str) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def prometheus(folder: Path, targets: Sequence[str], *, key: str = "none") -> It
             [*command, f"--web.listen-address=127.0.0.1:{port}"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as http:
             while not is_ready(http):
                 assert process.poll() is None, (folder / "log").read_text()
                 time.sleep(0.05)  # noqa: TID251 - nothing reports what another process does
@@ -105,7 +105,7 @@ def hastened(rules: str) -> str:
     return re.sub(r"for: \w+", "for: 1s", re.sub(r"\[\w+\]", f"[{WINDOW}]", rules))
 
 
-def is_ready(http: httpx.Client) -> bool:
-    with contextlib.suppress(httpx.TransportError):
+def is_ready(http: httpx2.Client) -> bool:
+    with contextlib.suppress(httpx2.TransportError):
         return http.get("/-/ready").status_code == 200
     return False

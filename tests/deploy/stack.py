@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -73,9 +73,9 @@ class Stack:
             "volumes": docker("volume", "ls", "--quiet", "--filter", label).split(),
         }
 
-    def client(self) -> httpx.Client:
+    def client(self) -> httpx2.Client:
         """Return a client that opens a new connection for each request, so that any replica may get it."""
-        return httpx.Client(base_url=f"http://{self.address}", timeout=20, headers={"Connection": "close"})
+        return httpx2.Client(base_url=f"http://{self.address}", timeout=20, headers={"Connection": "close"})
 
     def requests_served(self, container: str) -> int:
         """Return the number of HTTP requests that a replica has counted."""

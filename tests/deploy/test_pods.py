@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.deploy.manifests import needs_kubectl, of_overlay
@@ -135,7 +135,7 @@ def cluster(redis: Pod, image: str, network: str, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def row(cluster: Cluster) -> list[Any]:
     """One timestep of the demo's model."""
-    with httpx.Client(base_url=cluster.balancer.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as client:
+    with httpx2.Client(base_url=cluster.balancer.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30) as client:
         [spec] = client.get("/v1/models/activity").json()["inputs"]
     row: Any = 0.5
     for length in reversed(spec["shape"]):
@@ -153,7 +153,7 @@ class Sender(threading.Thread):
         self.failed: list[str] = []
         self.finished = threading.Event()
         headers = {"Authorization": f"Bearer {KEY}"} | ({} if keep_alive else {"Connection": "close"})
-        self._client = httpx.Client(base_url=url, timeout=20, trust_env=False, headers=headers)
+        self._client = httpx2.Client(base_url=url, timeout=20, trust_env=False, headers=headers)
         self._path, self._row = f"/v1/models/activity/streams/{stream}/step", row
 
     def run(self) -> None:
@@ -163,7 +163,7 @@ class Sender(threading.Thread):
                     reply = client.post(self._path, json={"inputs": self._row, "seq": len(self.steps) + 1})
                     reply.raise_for_status()
                     self.steps.append(reply.json()["step"])
-                except httpx.HTTPError as exc:
+                except httpx2.HTTPError as exc:
                     self.failed.append(repr(exc))
 
 
@@ -183,7 +183,7 @@ def test_a_pod_cannot_write_to_its_image(cluster: Cluster) -> None:
 
 
 def test_a_pod_needs_the_keys_of_its_secret(cluster: Cluster, row: list[Any]) -> None:
-    reply = httpx.post(f"{cluster.balancer.url}/v1/models/activity/streams/s/step", json={"inputs": row}, timeout=30)
+    reply = httpx2.post(f"{cluster.balancer.url}/v1/models/activity/streams/s/step", json={"inputs": row}, timeout=30)
 
     assert (reply.status_code, reply.json()["code"]) == (401, "unauthenticated")
 
@@ -214,13 +214,13 @@ def test_a_pod_is_not_ready_while_its_store_is_away(cluster: Cluster, redis: Pod
     [probe] = {pod.port for pod in cluster.pods[:1]}
     docker("pause", redis.name)
     try:
-        wait_until(lambda: httpx.get(f"http://127.0.0.1:{probe}/readyz", timeout=30).status_code == 503)
-        alive = httpx.get(f"http://127.0.0.1:{probe}/healthz", timeout=30).status_code
+        wait_until(lambda: httpx2.get(f"http://127.0.0.1:{probe}/readyz", timeout=30).status_code == 503)
+        alive = httpx2.get(f"http://127.0.0.1:{probe}/healthz", timeout=30).status_code
     finally:
         docker("unpause", redis.name)
 
     assert alive == 200
-    wait_until(lambda: httpx.get(f"http://127.0.0.1:{probe}/readyz", timeout=30).status_code == 200)
+    wait_until(lambda: httpx2.get(f"http://127.0.0.1:{probe}/readyz", timeout=30).status_code == 200)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from websockets.sync.client import connect
 
@@ -59,7 +59,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             stack.callback(replica.stop)
             replica.start()
         trial = {"current": 1, "candidate": 2, "mode": "shadow", "percent": 100}
-        httpx.put(
+        httpx2.put(
             f"{replicas[0].url}/v1/models/sum/release", json=trial, trust_env=False, timeout=30
         ).raise_for_status()
         targets = [f"127.0.0.1:{replica.port}" for replica in replicas]
@@ -73,7 +73,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
 
 def keep_loading(observed: Observed, finished: threading.Event) -> None:
     """Send all kinds of requests, some of them invalid, until the event is set."""
-    a, b = (httpx.Client(base_url=replica.url, timeout=20, trust_env=False) for replica in observed.replicas)
+    a, b = (httpx2.Client(base_url=replica.url, timeout=20, trust_env=False) for replica in observed.replicas)
     chunk = normal(25, 2).tolist()
     feed_url = observed.replicas[0].url.replace("http", "ws") + "/v1/models/fold/streams/fed/feed"
     with a, b, connect(feed_url) as feed, a.stream("GET", "/v1/models/fold/streams/s/events"):
@@ -147,7 +147,7 @@ def test_the_alerts_of_a_killed_store_fire_and_clear(observed: Observed) -> None
 
 
 def test_a_store_that_comes_back_empty_raises_the_alert_for_lost_timesteps(observed: Observed) -> None:
-    with httpx.Client(base_url=observed.replicas[0].url, timeout=20, trust_env=False) as http:
+    with httpx2.Client(base_url=observed.replicas[0].url, timeout=20, trust_env=False) as http:
 
         def step(seq: int) -> int:
             body = {"inputs": [1], "seq": seq}

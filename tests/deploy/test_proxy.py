@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from websockets.sync.client import connect
 
@@ -28,7 +28,7 @@ PASS = "proxy_pass http://replicas;"
 STEP = "/v1/models/fold/streams/{}/step"
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt install nginx-light)")
-StartNginx = Callable[..., AbstractContextManager[httpx.Client]]
+StartNginx = Callable[..., AbstractContextManager[httpx2.Client]]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def nginx(tmp_path: Path) -> StartNginx:
     """Starts nginx in front of services at some ports; the result is a client with one connection to it."""
 
     @contextlib.contextmanager
-    def start(*upstreams: int) -> Iterator[httpx.Client]:
+    def start(*upstreams: int) -> Iterator[httpx2.Client]:
         port = free_port()
         servers = "".join(f"server 127.0.0.1:{upstream} max_fails=0; " for upstream in upstreams)
         text, replaced = re.subn(r"(?s)set \$replicas service;\s+proxy_pass http://\$replicas:8000;", PASS, TEMPLATE)
@@ -67,8 +67,8 @@ def nginx(tmp_path: Path) -> StartNginx:
         with (tmp_path / "nginx.log").open("wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            limits = httpx.Limits(max_connections=1)
-            with httpx.Client(
+            limits = httpx2.Limits(max_connections=1)
+            with httpx2.Client(
                 base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=20, trust_env=False
             ) as client:
                 wait_until_it_responds(client, process, tmp_path / "nginx.log")
@@ -80,9 +80,9 @@ def nginx(tmp_path: Path) -> StartNginx:
     return start
 
 
-def wait_until_it_responds(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_it_responds(client: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
     while process.poll() is None:
-        with contextlib.suppress(httpx.ConnectError):
+        with contextlib.suppress(httpx2.ConnectError):
             client.get("/")
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -90,7 +90,7 @@ def wait_until_it_responds(client: httpx.Client, process: subprocess.Popen[bytes
     raise AssertionError(f"nginx ended:\n{log.read_text()}")
 
 
-def step(client: httpx.Client, stream: str, x: int, **more: Any) -> httpx.Response:
+def step(client: httpx2.Client, stream: str, x: int, **more: Any) -> httpx2.Response:
     return client.post(STEP.format(stream), json={"inputs": [x], **more})
 
 

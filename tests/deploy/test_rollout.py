@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.deploy.stack import REPOSITORY, Stack, docker
@@ -101,7 +101,7 @@ class Deployment:
                 reply = client.post(f"/v1/models/activity/streams/{time.time_ns()}/step", json=body)
                 if reply.status_code != 200:
                     outcome.failed.append(f"{i}: {reply.status_code} {reply.text[:200]}")
-            except httpx.HTTPError as exc:
+            except httpx2.HTTPError as exc:
                 outcome.failed.append(f"{i}: {exc!r}")
             outcome.longest_s = max(outcome.longest_s, time.monotonic() - started)
 
@@ -111,7 +111,7 @@ class Deployment:
                 outcome.sent += 1
 
         with (
-            httpx.Client(base_url=f"http://{self.stack.address}", timeout=20) as client,
+            httpx2.Client(base_url=f"http://{self.stack.address}", timeout=20) as client,
             ThreadPoolExecutor(16) as senders,
         ):
             sending = threading.Thread(target=keep_sending)
@@ -233,15 +233,15 @@ def test_prometheus_scrapes_each_replica(deployment: Deployment) -> None:
 
     def up() -> list[str]:
         url = f"http://127.0.0.1:{ports['PROMETHEUS_PORT']}/api/v1/query"
-        reply = httpx.get(url, params={"query": 'up{job="stepwell"}'}, trust_env=False, timeout=30).json()
+        reply = httpx2.get(url, params={"query": 'up{job="stepwell"}'}, trust_env=False, timeout=30).json()
         return [sample["value"][1] for sample in reply["data"]["result"]]
 
     deadline = time.monotonic() + 60
     while up() != ["1", "1"]:
         assert time.monotonic() < deadline
         time.sleep(0.5)  # noqa: TID251 - Prometheus reports nothing by itself
-    grafana = httpx.get(f"http://127.0.0.1:{ports['GRAFANA_PORT']}/api/health", trust_env=False, timeout=30)
-    alertmanager = httpx.get(f"http://127.0.0.1:{ports['ALERTMANAGER_PORT']}/-/ready", trust_env=False, timeout=30)
+    grafana = httpx2.get(f"http://127.0.0.1:{ports['GRAFANA_PORT']}/api/health", trust_env=False, timeout=30)
+    alertmanager = httpx2.get(f"http://127.0.0.1:{ports['ALERTMANAGER_PORT']}/-/ready", trust_env=False, timeout=30)
     assert (grafana.status_code, alertmanager.status_code) == (200, 200)
 
 

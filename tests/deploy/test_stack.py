@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from websockets.sync.client import connect
 
@@ -40,7 +40,7 @@ def stack() -> Iterator[Stack]:
 
 
 @pytest.fixture
-def client(stack: Stack) -> Iterator[httpx.Client]:
+def client(stack: Stack) -> Iterator[httpx2.Client]:
     with stack.client() as one:
         yield one
 
@@ -57,7 +57,7 @@ def row(stack: Stack) -> list[Any]:
     return row
 
 
-def send(client: httpx.Client, stream: str, row: list[Any], **more: Any) -> httpx.Response:
+def send(client: httpx2.Client, stream: str, row: list[Any], **more: Any) -> httpx2.Response:
     return client.post(f"/v1/models/activity/streams/{stream}/step", json={"inputs": row, **more})
 
 
@@ -70,22 +70,22 @@ def run_script(name: str, stack: Stack, file: Path, *, succeeds: bool = True) ->
     return done.stderr
 
 
-def test_the_stack_is_ready_behind_the_proxy(client: httpx.Client) -> None:
+def test_the_stack_is_ready_behind_the_proxy(client: httpx2.Client) -> None:
     assert client.get("/readyz").status_code == 200
 
 
-def test_a_fresh_clone_serves_the_model_of_the_demo(client: httpx.Client) -> None:
+def test_a_fresh_clone_serves_the_model_of_the_demo(client: httpx2.Client) -> None:
     assert "activity" in [model["name"] for model in client.get("/v1/models").json()["models"]]
 
 
-def test_a_step_passes_the_proxy(client: httpx.Client, row: list[Any]) -> None:
+def test_a_step_passes_the_proxy(client: httpx2.Client, row: list[Any]) -> None:
     answer = send(client, "first", row, seq=1)
 
     assert answer.status_code == 200
     assert answer.json()["step"] == 1
 
 
-def test_requests_are_spread_over_the_replicas(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_requests_are_spread_over_the_replicas(stack: Stack, client: httpx2.Client, row: list[Any]) -> None:
     before = {replica: stack.requests_served(replica) for replica in stack.containers()}
     for seq in range(1, 41):
         assert send(client, "turns", row, seq=seq).status_code == 200
@@ -96,7 +96,7 @@ def test_requests_are_spread_over_the_replicas(stack: Stack, client: httpx.Clien
     assert min(taken.values()) >= 5
 
 
-def test_a_stream_continues_when_a_replica_is_killed(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_a_stream_continues_when_a_replica_is_killed(stack: Stack, client: httpx2.Client, row: list[Any]) -> None:
     steps = [send(client, "survivor", row, seq=seq).json()["step"] for seq in range(1, 11)]
     docker("kill", stack.containers()[0])
     answers = [send(client, "survivor", row, seq=seq) for seq in range(11, 31)]
@@ -106,7 +106,7 @@ def test_a_stream_continues_when_a_replica_is_killed(stack: Stack, client: httpx
     assert steps + [answer.json()["step"] for answer in answers] == list(range(1, 31))
 
 
-def test_a_rolling_restart_of_the_replicas_fails_no_step(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_a_rolling_restart_of_the_replicas_fails_no_step(stack: Stack, client: httpx2.Client, row: list[Any]) -> None:
     """A client that repeats a request when the answer has `"retry": "same"` sees no failure."""
     finished = threading.Event()
     steps: list[int] = []
@@ -135,7 +135,7 @@ def test_a_rolling_restart_of_the_replicas_fails_no_step(stack: Stack, client: h
     assert len(steps) > 50
 
 
-def test_a_third_replica_gets_requests_without_a_reload(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_a_third_replica_gets_requests_without_a_reload(stack: Stack, client: httpx2.Client, row: list[Any]) -> None:
     known = set(stack.containers())
     stack.up("--scale", "service=3", "--no-recreate")
     [third] = set(stack.containers()) - known
@@ -161,7 +161,7 @@ def test_a_feed_passes_the_proxy(stack: Stack, row: list[Any]) -> None:
     assert steps == list(range(1, 21))
 
 
-def test_a_feed_continues_a_stream_of_http(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_a_feed_continues_a_stream_of_http(stack: Stack, client: httpx2.Client, row: list[Any]) -> None:
     send(client, "both", row, seq=1)
     with connect(f"ws://{stack.address}/v1/models/activity/streams/both/feed") as feed:
         feed.send(json.dumps({"inputs": row, "seq": 2}))
@@ -170,7 +170,7 @@ def test_a_feed_continues_a_stream_of_http(stack: Stack, client: httpx.Client, r
     assert answer["step"] == 2
 
 
-def test_streams_outlive_a_killed_redis(stack: Stack, client: httpx.Client, row: list[Any]) -> None:
+def test_streams_outlive_a_killed_redis(stack: Stack, client: httpx2.Client, row: list[Any]) -> None:
     send(client, "kept", row, seq=1)
     docker("kill", *stack.containers("redis"))
     stack.up()
@@ -178,7 +178,7 @@ def test_streams_outlive_a_killed_redis(stack: Stack, client: httpx.Client, row:
     assert send(client, "kept", row, seq=2).json()["step"] == 2
 
 
-def test_an_oversized_body_gets_the_problem_of_the_service(client: httpx.Client) -> None:
+def test_an_oversized_body_gets_the_problem_of_the_service(client: httpx2.Client) -> None:
     answer = client.post("/v1/models/activity/streams/large/step", content=b" " * (8 * 2**20 + 1))
 
     assert answer.status_code == 413
@@ -187,7 +187,7 @@ def test_an_oversized_body_gets_the_problem_of_the_service(client: httpx.Client)
 
 
 def test_without_a_replica_the_answer_reports_that_nothing_was_applied(
-    stack: Stack, client: httpx.Client, row: list[Any]
+    stack: Stack, client: httpx2.Client, row: list[Any]
 ) -> None:
     send(client, "alone", row, seq=1)
     docker("kill", *stack.containers())
@@ -241,7 +241,7 @@ def test_the_exporter_runs_on_mounted_folders(stack: Stack, tmp_path: Path) -> N
     assert [(path.name, path.stat().st_uid) for path in models.iterdir()] == [("tiny.onnx", os.getuid())]
 
 
-def test_a_backup_under_load_is_restored(stack: Stack, client: httpx.Client, row: list[Any], tmp_path: Path) -> None:
+def test_a_backup_under_load_is_restored(stack: Stack, client: httpx2.Client, row: list[Any], tmp_path: Path) -> None:
     """Streams go back to the step that they had then; the client reads from the response where to continue."""
     finished = threading.Event()
     n_stepped = 0
@@ -270,7 +270,7 @@ def test_a_backup_under_load_is_restored(stack: Stack, client: httpx.Client, row
     assert [newest[key] for key in ("outputs", "state_id")] == [answers[-1][key] for key in ("outputs", "state_id")]
 
 
-def test_a_damaged_backup_changes_nothing(stack: Stack, client: httpx.Client, row: list[Any], tmp_path: Path) -> None:
+def test_a_damaged_backup_changes_nothing(stack: Stack, client: httpx2.Client, row: list[Any], tmp_path: Path) -> None:
     run_script("docker/backup", stack, tmp_path / "backup.rdb")
     data = (tmp_path / "backup.rdb").read_bytes()
     (tmp_path / "damaged.rdb").write_bytes(data[: len(data) // 2])

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.engine.harness import worker
 from tests.faults.balancer import Balancer
@@ -147,7 +147,7 @@ def recovery(folder: Path) -> Found:
         alive = _status(two.port, "/healthz")
         began = time.monotonic()
         body = {"inputs": [seq + 1], "seq": seq + 1}
-        refused = httpx.post(_step_url(two.port), json=body, timeout=15, trust_env=False)
+        refused = httpx2.post(_step_url(two.port), json=body, timeout=15, trust_env=False)
         refused_in = time.monotonic() - began
         way.heal()
         healed = _took(lambda: step(two.port))
@@ -208,15 +208,15 @@ def _insist(ports: tuple[int, ...], seq: int) -> int:
         port = ports[turn % len(ports)]
         turn += 1
         try:
-            answer = httpx.post(_step_url(port), json={"inputs": [seq], "seq": seq}, timeout=0.5, trust_env=False)
-        except httpx.TransportError:
+            answer = httpx2.post(_step_url(port), json={"inputs": [seq], "seq": seq}, timeout=0.5, trust_env=False)
+        except httpx2.TransportError:
             continue
         if answer.status_code == 200:
             return seq
 
 
 def _status(port: int, path: str) -> int:
-    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5, trust_env=False).status_code
+    return httpx2.get(f"http://127.0.0.1:{port}{path}", timeout=5, trust_env=False).status_code
 
 
 def _until_status(port: int, path: str, status: int) -> None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.graphs import fold, fold_reference, write_model
@@ -38,9 +38,9 @@ def fill(file: Path) -> None:
             out.write(b"x" * 4096)
 
 
-def step(one: ServiceProcess, seq: int) -> httpx.Response:
+def step(one: ServiceProcess, seq: int) -> httpx2.Response:
     body = {"inputs": [seq], "seq": seq}
-    return httpx.post(f"{one.url}/v1/models/fold/streams/a/step", json=body, timeout=30, trust_env=False)
+    return httpx2.post(f"{one.url}/v1/models/fold/streams/a/step", json=body, timeout=30, trust_env=False)
 
 
 @pytest.mark.parametrize("durability", ["memory", "fsync"])
@@ -60,7 +60,7 @@ def test_a_full_disk_rejects_steps_until_there_is_space(disk: Path, tmp_path: Pa
         told.append(answer.json())
         one.kill()
         one.start()
-        status = httpx.get(f"{one.url}/v1/models/fold/streams/a", trust_env=False, timeout=30).json()
+        status = httpx2.get(f"{one.url}/v1/models/fold/streams/a", trust_env=False, timeout=30).json()
 
     assert (refused["code"], refused["retry"]) in (("store_unavailable", "same"), ("outcome_unknown", "same"))
     assert [answer["outputs"]["y"][0] for answer in told] == fold_reference(range(1, len(told) + 1))

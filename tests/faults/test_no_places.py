@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.graphs import fold, write_model
@@ -29,7 +29,7 @@ def test_the_error_of_an_unavailable_store_does_not_contain_its_address(
     flags = ("--redis", redis_server.url, "--request-timeout-s", "1", "--drain-s", "0")
     with service_process(folder, tmp_path / "one", *flags) as one:
         redis_server.kill() if how == "killed" else redis_server.send(signal.SIGSTOP)
-        answers = [httpx.request(method, one.url + path, json=body, timeout=20) for method, path, body in ASKED]
+        answers = [httpx2.request(method, one.url + path, json=body, timeout=20) for method, path, body in ASKED]
         if how == "frozen":
             redis_server.send(signal.SIGCONT)
         log = one.log.read_text()

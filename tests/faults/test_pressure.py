@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -64,7 +64,7 @@ def test_two_hundred_slow_clients_of_four_kinds_are_disconnected(one: ServicePro
             return await asyncio.gather(*(held(one.port, KINDS[n % len(KINDS)]) for n in range(200)))
 
     assert max(asyncio.run(run())) >= RECEIVE_S
-    assert httpx.get(one.url + "/readyz", trust_env=False, timeout=30).status_code == 200
+    assert httpx2.get(one.url + "/readyz", trust_env=False, timeout=30).status_code == 200
 
 
 # ------------------------------------------------------------------- malformed bodies
@@ -155,7 +155,7 @@ def test_malformed_bodies_cause_no_500_and_no_leak_and_the_service_keeps_working
     rng = random.Random(7)
     sent = [(body, "application/json") for body in json_bodies(rng)]
     sent += [(body, "application/msgpack") for body in msgpack_bodies(rng)]
-    with httpx.Client(base_url=one.url, timeout=30, trust_env=False) as http:
+    with httpx2.Client(base_url=one.url, timeout=30, trust_env=False) as http:
         http.post("/v1/models/fold/streams/h/step", json={"inputs": [1]})
         before = rss(one)
         worst: list[tuple[Any, ...]] = []
@@ -191,7 +191,7 @@ def test_malformed_feed_messages_get_a_problem(one: ServiceProcess) -> None:
 
 def test_the_log_contains_neither_keys_nor_inputs(one: ServiceProcess) -> None:
     secrets = ("canary-of-a-key", "canary-of-an-input", "4242424242")
-    with httpx.Client(base_url=one.url, timeout=30, trust_env=False) as http:
+    with httpx2.Client(base_url=one.url, timeout=30, trust_env=False) as http:
         for method, path in (*ROUTES, ("GET", "/v1/models/canary-of-an-input%0aERROR%20forged")):
             for body in ('{"inputs": ["canary-of-an-input"]}', '{"inputs": [4242424242, 1]}', '{"inputs": [4242424242'):
                 http.request(method, path, content=body, headers={"authorization": f"Bearer {secrets[0]}"})

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.faults.balancer import Balancer
@@ -56,7 +56,7 @@ class Steps(threading.Thread):
         self.stopped = threading.Event()
 
     def run(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=20, trust_env=False) as http:
+        with httpx2.Client(base_url=self.url, timeout=20, trust_env=False) as http:
             while not self.stopped.is_set() and not self.problems:
                 self.sent += 1
                 names, alone = self.streams[1:], self.streams[0]
@@ -65,7 +65,7 @@ class Steps(threading.Thread):
                     bulk = http.post("/v1/models/m/step", json=body).raise_for_status().json()
                     one = {"inputs": [self.sent], "seq": self.sent}
                     single = http.post(f"/v1/models/m/streams/{alone}/step", json=one).raise_for_status().json()
-                except httpx.HTTPError as exc:
+                except httpx2.HTTPError as exc:
                     self.problems.append(repr(exc))
                     return
                 self.problems += bulk.get("errors", {}).values()

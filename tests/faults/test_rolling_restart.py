@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from service.client import Client
@@ -75,7 +75,7 @@ class ThroughTheClient(Writer):
 class WithoutRetries(Writer):
     def send(self, x: int) -> tuple[int, int]:
         if not hasattr(self, "http"):
-            self.http = httpx.Client(base_url=self.url, timeout=20, trust_env=False)
+            self.http = httpx2.Client(base_url=self.url, timeout=20, trust_env=False)
         answer = self.http.post(f"/v1/models/fold/streams/{self.stream}/step", json={"inputs": [x], "seq": x})
         answer.raise_for_status()
         return answer.json()["step"], answer.json()["outputs"]["y"][0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -37,7 +37,7 @@ def test_ids_above_the_range_of_int64_are_those_of_http(service: GrpcService, cl
     request.parameters["sequence_id"].uint64_param = sequence
 
     assert parameters_of(client.infer(request))["sequence_id"] == sequence
-    assert httpx.get(f"{service.url}/v1/models/fold/streams/{sequence}", timeout=30).json()["step"] == 2
+    assert httpx2.get(f"{service.url}/v1/models/fold/streams/{sequence}", timeout=30).json()["step"] == 2
 
 
 def test_a_number_and_the_same_text_are_one_stream_of_the_native_api(
@@ -46,7 +46,7 @@ def test_a_number_and_the_same_text_are_one_stream_of_the_native_api(
     number = int.from_bytes(stream.encode()[-6:])
     found = [client.predict(1, number, sequence_start=True), client.predict(2, str(number))]
     path = f"{service.url}/v1/models/fold/streams/{number}/step"
-    found += httpx.post(path, json={"inputs": [3], "seq": 3}, timeout=30).json()["outputs"]["y"]
+    found += httpx2.post(path, json={"inputs": [3], "seq": 3}, timeout=30).json()["outputs"]["y"]
     found.append(client.predict(4, number, step=4))
 
     assert found == fold_reference([1, 2, 3, 4])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.graphs import fold, write_models
@@ -33,7 +33,7 @@ def test_a_model_is_ready_if_it_is_served(client: GrpcClient, name: str, version
 
 
 def test_metadata_config_and_index_are_those_of_http(service: GrpcService, client: GrpcClient) -> None:
-    with httpx.Client(base_url=service.url, timeout=30) as http:
+    with httpx2.Client(base_url=service.url, timeout=30) as http:
         about, model, config = (http.get(path).json() for path in ("/v2", "/v2/models/lstm", "/v2/models/lstm/config"))
         index = http.post("/v2/repository/index").json()
     server, metadata = client.call("ServerMetadata"), client.call("ModelMetadata", name="lstm")
@@ -94,7 +94,7 @@ def test_methods_that_the_service_does_not_have_are_unimplemented(client: GrpcCl
 
 def test_requests_are_counted_by_method_and_status(service: GrpcService, client: GrpcClient, stream: str) -> None:
     def lines() -> dict[str, float]:
-        text = httpx.get(f"{service.url}/metrics", timeout=30).text
+        text = httpx2.get(f"{service.url}/metrics", timeout=30).text
         return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
 
     before = lines()

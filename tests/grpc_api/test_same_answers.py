@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -34,7 +34,7 @@ class BothClients:
     """Sends each request in every form over both transports; each form has sequences of its own."""
 
     def __init__(self, service: GrpcService, client: GrpcClient, stream: str) -> None:
-        self._http = httpx.Client(base_url=service.url, timeout=60, trust_env=False)
+        self._http = httpx2.Client(base_url=service.url, timeout=60, trust_env=False)
         self._grpc = client
         self._stream = stream
 
@@ -210,10 +210,10 @@ def test_numbers_and_texts_name_the_same_stream_as_over_http(
     service: GrpcService, client: GrpcClient, stream: str, typed: bool
 ) -> None:
     number = 7_000_000 + typed
-    httpx.post(
+    httpx2.post(
         f"{service.url}/v1/models/fold/streams/{number}/step", json={"inputs": {"x": [1]}}, timeout=30
     ).raise_for_status()
     for sequence in (number, str(number)):
         client.infer(infer_request("fold", {"x": ONE}, typed=typed, sequence_id=sequence))
 
-    assert httpx.get(f"{service.url}/v1/models/fold/streams/{number}", timeout=30).json()["step"] == 3
+    assert httpx2.get(f"{service.url}/v1/models/fold/streams/{number}", timeout=30).json()["step"] == 3

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.graphs import fold, fold_reference, write_models
@@ -120,7 +120,7 @@ def test_a_client_that_does_not_read_bounds_what_is_accepted(
 
 def test_requests_on_their_way_share_batches(service: GrpcService, client: GrpcClient, stream: str) -> None:
     def runs() -> float:
-        text = httpx.get(f"{service.url}/metrics", timeout=30).text
+        text = httpx2.get(f"{service.url}/metrics", timeout=30).text
         found = re.search(r'stepwell_batch_rows_count{model="fold"} (\S+)', text)
         return float(found[1]) if found else 0.0
 

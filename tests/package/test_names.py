@@ -12,7 +12,7 @@ import pytest
 import stepwell
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"fastapi", "httpx", "jax", "keras", "numpy", "onnx", "onnxruntime", "redis", "torch"}
+HEAVY = {"fastapi", "httpx2", "jax", "keras", "numpy", "onnx", "onnxruntime", "redis", "torch"}
 CONTRACT = ("Client", "AsyncClient", "export", "adopt", "StepSpec", "Pipeline", "register_step_rule", "StepModel")
 
 
@@ -27,7 +27,7 @@ def test_importing_stepwell_loads_nothing_else() -> None:
 
 
 def test_the_client_loads_nothing_of_the_server_or_the_exporter() -> None:
-    assert loaded_by("import stepwell; stepwell.Client") & HEAVY == {"httpx", "numpy"}
+    assert loaded_by("import stepwell; stepwell.Client") & HEAVY == {"httpx2", "numpy"}
 
 
 def test_a_spec_loads_no_framework() -> None:

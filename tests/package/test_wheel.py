@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.graphs import fold, fold_reference, write_model
@@ -167,7 +167,7 @@ def test_the_program_has_no_tests_and_says_so(installed: Environment) -> None:
 
 
 def test_the_service_answers_a_step(serving: ServiceProcess) -> None:
-    with httpx.Client(base_url=serving.url, trust_env=False, timeout=30) as http:
+    with httpx2.Client(base_url=serving.url, trust_env=False, timeout=30) as http:
         answer = http.post("/v1/models/fold/streams/a/step", json={"inputs": [7]}).json()
 
     assert (answer["step"], answer["outputs"]["y"]) == (1, fold_reference([7]))
@@ -175,7 +175,7 @@ def test_the_service_answers_a_step(serving: ServiceProcess) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/asyncapi.json", "/dashboard/app.js"])
 def test_the_service_has_its_pages(serving: ServiceProcess, path: str) -> None:
-    assert httpx.get(serving.url + path, trust_env=False, timeout=30).status_code == 200
+    assert httpx2.get(serving.url + path, trust_env=False, timeout=30).status_code == 200
 
 
 def test_the_client_steps_a_stream(installed: Environment, serving: ServiceProcess) -> None:

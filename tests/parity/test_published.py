@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def served() -> Iterator[ServiceProcess]:
 def test_every_timestep_equals_the_authors_result(served: ServiceProcess, name: str) -> None:
     one = published(name)
     found = []
-    with httpx.Client(base_url=served.url, trust_env=False, timeout=30) as http:
+    with httpx2.Client(base_url=served.url, trust_env=False, timeout=30) as http:
         for seq, x in enumerate(one.xs, 1):
             body = msgspec.msgpack.encode({"inputs": {one.given: packed(x)}, "seq": seq})
             answer = http.post(f"/v1/models/{one.file.stem}/streams/one/step", content=body, headers=MSGPACK)
@@ -53,7 +53,7 @@ def test_every_timestep_equals_the_authors_result(served: ServiceProcess, name: 
 def test_a_whole_recording_in_one_request_equals_the_authors_results(served: ServiceProcess, name: str) -> None:
     one = published(name)
     body = msgspec.msgpack.encode({"inputs": {one.given: packed(one.xs)}})
-    with httpx.Client(base_url=served.url, trust_env=False, timeout=30) as http:
+    with httpx2.Client(base_url=served.url, trust_env=False, timeout=30) as http:
         answer = http.post(f"/v1/models/{one.file.stem}/streams/whole/steps", content=body, headers=MSGPACK)
     found = unpacked(msgspec.msgpack.decode(answer.content)["outputs"][one.answered])
 

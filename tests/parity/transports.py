@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ def unpacked(tensor: dict[str, Any]) -> Sequences:
     return np.frombuffer(tensor["b"], tensor["d"]).reshape(tensor["s"])
 
 
-async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any], *, msgpack: bool = False) -> dict[str, Any]:
+async def post(http: httpx2.AsyncClient, path: str, body: dict[str, Any], *, msgpack: bool = False) -> dict[str, Any]:
     if msgpack:
         response = await http.post(path, content=msgspec.msgpack.encode(body), headers=MSGPACK)
         assert response.status_code == 200, response.content
@@ -58,7 +58,7 @@ async def post(http: httpx.AsyncClient, path: str, body: dict[str, Any], *, msgp
 async def http_steps(url: str, model: str, sequences: Sequences, *, msgpack: bool = False) -> Sequences:
     """Send one POST per timestep, all streams concurrently."""
 
-    async def run_stream(http: httpx.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
+    async def run_stream(http: httpx2.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
         path = f"/v1/models/{model}/streams/{stream}/step"
         answers = []
         for seq, x in enumerate(sequence, 1):
@@ -68,7 +68,7 @@ async def http_steps(url: str, model: str, sequences: Sequences, *, msgpack: boo
             answers.append(unpacked(answer["outputs"][OUTPUT]) if msgpack else answer["outputs"][OUTPUT])
         return answers
 
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         found = [run_stream(http, s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
         return np.array(await asyncio.gather(*found), np.float32)
 
@@ -80,7 +80,7 @@ async def http_steps_msgpack(url: str, model: str, sequences: Sequences) -> Sequ
 async def infer(url: str, model: str, sequences: Sequences, *, binary: bool = False) -> Sequences:
     """Send one infer request of the Open Inference Protocol per timestep, all streams concurrently."""
 
-    async def run_stream(http: httpx.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
+    async def run_stream(http: httpx2.AsyncClient, stream: str, sequence: Sequences) -> list[Any]:
         answers = []
         for step, x in enumerate(sequence, 1):
             about = {"size": {"parameters": {"binary_data_size": x.nbytes}}, "data": {"data": x.tolist()}}
@@ -98,7 +98,7 @@ async def infer(url: str, model: str, sequences: Sequences, *, binary: bool = Fa
             answers.append(np.frombuffer(response.content[at:], np.float32) if binary else output["data"])
         return answers
 
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         found = [run_stream(http, s, x) for s, x in zip(streams_for(sequences), sequences, strict=True)]
         return np.array(await asyncio.gather(*found), np.float32)
 
@@ -110,7 +110,7 @@ async def infer_binary(url: str, model: str, sequences: Sequences) -> Sequences:
 async def http_chunks(url: str, model: str, sequences: Sequences) -> Sequences:
     """Send chunks of 7 timesteps, one stream after the other."""
     found = []
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         for stream, sequence in zip(streams_for(sequences), sequences, strict=True):
             rows: list[Any] = []
             for piece in chunk_slices(len(sequence), 7):
@@ -124,7 +124,7 @@ async def http_chunks(url: str, model: str, sequences: Sequences) -> Sequences:
 async def bulk_steps(url: str, model: str, sequences: Sequences) -> Sequences:
     """Send one bulk POST per timestep for all streams."""
     streams, found = streams_for(sequences), []
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         for t in range(sequences.shape[1]):
             body = {"streams": streams, "inputs": {INPUT: sequences[:, t].tolist()}, "seq": [t + 1] * len(streams)}
             answer = await post(http, f"/v1/models/{model}/step", body)
@@ -136,7 +136,7 @@ async def bulk_steps(url: str, model: str, sequences: Sequences) -> Sequences:
 async def bulk_chunks_msgpack(url: str, model: str, sequences: Sequences) -> Sequences:
     """Send bulk chunks of 6 timesteps, as packed tensors."""
     streams, found = streams_for(sequences), []
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
+    async with httpx2.AsyncClient(base_url=url, trust_env=False, timeout=30) as http:
         for piece in chunk_slices(sequences.shape[1], 6):
             inputs = {INPUT: packed(np.ascontiguousarray(sequences[:, piece]))}
             answer = await post(http, f"/v1/models/{model}/steps", {"streams": streams, "inputs": inputs}, msgpack=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.graphs import fold, write_model
@@ -27,12 +27,12 @@ def versions_of_new_streams(one: ServiceProcess, n: int = 12) -> set[int]:
     """Return the default versions that `n` new connections find, which reach both workers."""
     found = set()
     for _ in range(n):
-        found.add(httpx.get(f"{one.url}/v1/models/fold", trust_env=False, timeout=30).json()["version"])
+        found.add(httpx2.get(f"{one.url}/v1/models/fold", trust_env=False, timeout=30).json()["version"])
     return found
 
 
 def put(one: ServiceProcess, body: Any) -> None:
-    httpx.put(f"{one.url}/v1/models/fold/release", json=body, trust_env=False, timeout=30).raise_for_status()
+    httpx2.put(f"{one.url}/v1/models/fold/release", json=body, trust_env=False, timeout=30).raise_for_status()
 
 
 def test_every_worker_of_every_replica_follows(models: Path, redis_server: Server, short_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_release_outlives_every_process(models: Path, redis_server: Server, sh
         put(one, {"current": 1, "candidate": 2, "mode": "ramp", "percent": 5})
     with service_process(models, short_path / "two", *flags) as two:
         assert versions_of_new_streams(two) == {1}
-        found = httpx.get(f"{two.url}/v1/models/fold/release", trust_env=False, timeout=30).json()
+        found = httpx2.get(f"{two.url}/v1/models/fold/release", trust_env=False, timeout=30).json()
 
     assert (found["revision"], found["candidate"], found["percent"]) == (1, 2, 5)
 
@@ -62,10 +62,10 @@ def test_the_metric_has_the_streams_of_each_version(models: Path, redis_server: 
     with service_process(models, short_path / "one", "--redis", redis_server.url, *WORKERS) as one:
         for i in range(3):
             path = f"{one.url}/v1/models/fold/streams/s{i}/step"
-            httpx.post(path, json={"inputs": [1]}, trust_env=False, timeout=30).raise_for_status()
+            httpx2.post(path, json={"inputs": [1]}, trust_env=False, timeout=30).raise_for_status()
 
         def counted() -> bool:
-            page = httpx.get(f"{one.url}/metrics", trust_env=False, timeout=30).text
+            page = httpx2.get(f"{one.url}/metrics", trust_env=False, timeout=30).text
             return 'stepwell_streams{model="fold",version="2"} 3.0' in page
 
         assert wait_until(counted)

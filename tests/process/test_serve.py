@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -100,7 +100,7 @@ def test_an_api_that_is_open_without_keys_is_reported_once_in_the_log_and_on_the
     models: Path, tmp_path: Path, external_store: tuple[str, ...], flags: tuple[str, ...], warnings: int
 ) -> None:
     with service_process(models, tmp_path / "service", *external_store, *flags) as one:
-        page = httpx.get(one.url, trust_env=False, timeout=30).text
+        page = httpx2.get(one.url, trust_env=False, timeout=30).text
         lines = [line for line in one.log.read_text().splitlines() if "open without keys" in line]
     [warning] = re.findall(r'<p id="open-warning"[^>]*>', page)
 
@@ -119,9 +119,9 @@ def wait_until(fact: Callable[[], bool], within: float = 30) -> bool:
     return True
 
 
-def call(one: ServiceProcess, method: str, path: str, body: Any = None) -> httpx.Response:
+def call(one: ServiceProcess, method: str, path: str, body: Any = None) -> httpx2.Response:
     """Send one request on a new connection."""
-    return httpx.request(method, one.url + path, json=body, timeout=20, trust_env=False)
+    return httpx2.request(method, one.url + path, json=body, timeout=20, trust_env=False)
 
 
 def step(one: ServiceProcess, x: int, **more: Any) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def step(one: ServiceProcess, x: int, **more: Any) -> dict[str, Any]:
 
 
 def is_answering(one: ServiceProcess) -> bool:
-    with contextlib.suppress(httpx.TransportError):
+    with contextlib.suppress(httpx2.TransportError):
         return call(one, "GET", "/readyz").status_code == 200
     return False
 
@@ -324,8 +324,8 @@ async def test_accepted_requests_are_answered_and_later_ones_are_sent_elsewhere(
     flags = ("--redis", redis_server.url, "--max-wait-ms", "2000", "--workers", workers)
     async with contextlib.AsyncExitStack() as stack:
         one = stack.enter_context(service_process(models, tmp_path / "one", *flags))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=one.url, timeout=20, trust_env=False))
-        other = await stack.enter_async_context(httpx.AsyncClient(base_url=one.url, timeout=20, trust_env=False))
+        http = await stack.enter_async_context(httpx2.AsyncClient(base_url=one.url, timeout=20, trust_env=False))
+        other = await stack.enter_async_context(httpx2.AsyncClient(base_url=one.url, timeout=20, trust_env=False))
         await other.get("/healthz")
         accepted = asyncio.create_task(http.post(STEP, json={"inputs": [7]}))
         while 'queue_rows{model="fold"} 1' not in (await other.get("/metrics")).text:  # noqa: ASYNC110 - a process

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.api.running import Service, running_service
@@ -521,7 +521,7 @@ def test_rejected_rows_of_a_bulk_step_are_counted(fast: Service, stream: str) ->
 
 
 def test_httpx_works_with_the_fast_path(fast: Service, stream: str) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{fast.port}", timeout=30) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{fast.port}", timeout=30) as client:
         answers = [client.post(path(stream), json={"inputs": [x]}).json()["outputs"]["y"][0] for x in range(5)]
 
     assert answers == fold_reference(range(5))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-import httpx
+import httpx2
 import pytest
 
 from service.protocols.http_limits import HEAD_LIMIT
@@ -234,6 +234,6 @@ def test_rejections_are_counted(idle_service: ServiceProcess) -> None:
 
 
 def rejections(one: ServiceProcess) -> float:
-    page = httpx.get(one.url + "/metrics", trust_env=False, timeout=30).text
+    page = httpx2.get(one.url + "/metrics", trust_env=False, timeout=30).text
     lines = [line for line in page.splitlines() if line.startswith('stepwell_refusals_total{code="bad_request"}')]
     return float(lines[0].split()[1]) if lines else 0.0

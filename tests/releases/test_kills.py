@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
@@ -31,7 +31,7 @@ class Replica:
     def __init__(self, process: ServiceProcess, proxy: Proxy) -> None:
         self.process = process
         self.proxy = proxy
-        self.http = httpx.Client(base_url=process.url, timeout=30, trust_env=False)
+        self.http = httpx2.Client(base_url=process.url, timeout=30, trust_env=False)
 
     def step(self, stream: str, x: int, *, by_feed: bool, **more: Any) -> dict[str, Any]:
         """Step a stream by POST, or over its feed."""
@@ -91,7 +91,7 @@ def test_a_replica_that_is_killed_while_it_takes_a_stream_over_leaves_both_halve
     change(replicas, "PUT", RAMP, version=2)
 
     def step_until_killed() -> None:
-        with contextlib.suppress(httpx.TransportError, WebSocketException):
+        with contextlib.suppress(httpx2.TransportError, WebSocketException):
             killed.step("s", 3, by_feed=by_feed, seq=3)
 
     if is_committed:
@@ -132,7 +132,7 @@ def test_a_replica_that_is_killed_while_it_settles_a_pair_loses_nothing(
     change(replicas, "POST", {}, version=1, what="/abort")
 
     def step_until_killed() -> None:
-        with contextlib.suppress(httpx.TransportError, WebSocketException):
+        with contextlib.suppress(httpx2.TransportError, WebSocketException):
             killed.step("s", 3, by_feed=by_feed, seq=3)
 
     killed.proxy.lose_reply(to=b"EVALSHA")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.graphs import fold
@@ -22,7 +22,7 @@ def folds(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path) 
         yield running
 
 
-def request(releases: Fleet, method: str, stream: str, what: str, **body: Any) -> httpx.Response:
+def request(releases: Fleet, method: str, stream: str, what: str, **body: Any) -> httpx2.Response:
     service = releases.replica
     return service.http.request(method, service.path("fold", stream, what), json=body or None)
 

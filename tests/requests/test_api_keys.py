@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -63,7 +63,7 @@ def bearer(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {name}"}
 
 
-def step(service: Service, name: str, stream: str, x: int = 1, **more: Any) -> httpx.Response:
+def step(service: Service, name: str, stream: str, x: int = 1, **more: Any) -> httpx2.Response:
     body = {"inputs": [x], **more}
     return service.http.post(service.path("fold", stream, "step"), json=body, headers=bearer(name))
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed
 
@@ -422,7 +422,7 @@ def test_keys_and_tokens_of_a_tenant_reach_the_same_streams(both: Service, strea
 
 
 def test_a_token_without_the_scope_is_forbidden(both: Service) -> None:
-    answers: list[httpx.Response] = [
+    answers: list[httpx2.Response] = [
         both.http.get("/v1/info", headers=bearer(token(scope="step"))),
         both.http.get("/v1/info", headers=bearer(token(exp=1))),
         both.http.get(f"/v1/info?access_token={token()}"),

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -81,7 +81,7 @@ def test_every_answer_over_grpc_equals_onnxruntime_bit_for_bit(
     with GrpcService(models, tmp_path, *flags).running() as own:
         data = tmp_path / "data.json"
         done = run_perf_analyzer(own.grpc_port, data, *calls, streams=STREAMS, steps=steps, protocol="grpc")
-        applied = httpx.get(f"{own.url}/metrics", timeout=30).text
+        applied = httpx2.get(f"{own.url}/metrics", timeout=30).text
 
     assert "Throughput: " in done.stdout, done.stdout + done.stderr
     assert not done.stderr.strip()

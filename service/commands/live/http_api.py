@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import typer
 
 from model_export.errors import StepwellError
@@ -54,8 +54,8 @@ class HttpApi:
         self._url = url.rstrip("/")
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         try:
-            self._http = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
-        except (httpx.InvalidURL, ValueError) as exc:
+            self._http = httpx2.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
+        except (httpx2.InvalidURL, ValueError) as exc:
             raise typer.BadParameter(f"{url!r} is not a URL: {exc}.", param_hint="--url") from exc
 
     def __enter__(self) -> HttpApi:
@@ -94,7 +94,7 @@ class HttpApi:
         """
         try:
             response = self._http.request(method, path, **options)
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
             raise self._unreachable(str(exc) or type(exc).__name__) from exc
         return self._body(response)
 
@@ -107,10 +107,10 @@ class HttpApi:
                     response.read()
                     self._body(response)
                 yield response.iter_bytes()
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
             raise self._unreachable(str(exc) or type(exc).__name__) from exc
 
-    def _body(self, response: httpx.Response) -> Any:
+    def _body(self, response: httpx2.Response) -> Any:
         try:
             body = response.json() if response.content else None
         except ValueError as exc:

@@ -167,7 +167,7 @@ class _RemoteJwkSet:
     """The provider's keys, from a URL: fetched at the start and then by a thread, so that no request waits."""
 
     def __init__(self, url: str, algorithms: Sequence[str]) -> None:
-        import httpx  # here and below: it would add a tenth to each start, and few services use a URL
+        import httpx2  # here and below: it would add a tenth to each start, and few services use a URL
         from jwt import PyJWKClient
 
         self._algorithms = algorithms
@@ -177,7 +177,7 @@ class _RemoteJwkSet:
             cache_jwk_set=False,  # a cache would drop old keys even if no newer ones can be fetched
             headers={"User-Agent": "stepwell"},
             timeout=_FETCH_TIMEOUT_S,
-            ssl_context=httpx.create_ssl_context(),
+            ssl_context=httpx2.create_ssl_context(),
         )
         self._requested = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="jwt-keys", daemon=True)
@@ -211,9 +211,9 @@ class _RemoteJwkSet:
 def _jwk_set(location: str, algorithms: Sequence[str]) -> _FileJwkSet | _RemoteJwkSet:
     if "://" not in location:
         return _FileJwkSet(Path(location), algorithms)
-    import httpx
+    import httpx2
 
-    url = httpx.URL(location)
+    url = httpx2.URL(location)
     if url.scheme == "https" or (url.scheme == "http" and url.host in ("127.0.0.1", "localhost")):
         return _RemoteJwkSet(location, algorithms)
     raise KeysFileError(

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import redis
 
@@ -176,7 +176,7 @@ def test_an_eviction_policy_that_is_set_later_ends_readiness(
     assert (metric, alive) == (True, 200)
 
 
-def wait_for_readiness(http: httpx.Client, status: int) -> list[str]:
+def wait_for_readiness(http: httpx2.Client, status: int) -> list[str]:
     """Wait until readiness has a status, and return its reasons."""
     while (answer := http.get("/readyz")).status_code != status:
         pass
