@@ -32,7 +32,8 @@ app.command()(roads)
 @app.callback()
 def main() -> None:
     """Check Stepwell's promises under faults on this machine. Only processes that the campaign started are affected."""
-    # SIGTERM ends the processes that a campaign has started, as Ctrl-C does. A shell's background job ignores SIGINT
+    # SIGTERM ends the processes that a campaign has started, as Ctrl-C does, also in a background job of a shell, which
+    # ignores SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 

@@ -69,7 +69,7 @@ class AsyncClient:
         self.url = url if self._engine is None else self._engine.url
         transport = http_transport.transport_of(self.url, httpx2.AsyncHTTPTransport)
         self._http = httpx2.AsyncClient(**http_transport.options(self.url, key), transport=transport)
-        # a request that waits here was certainly not sent; one that waits in httpx2's pool might have been
+        # a request that times out here was certainly not sent; of one that times out in httpx2 that is not known
         self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)
         self._timeout = timeout
         self._keep_streams = keep_streams

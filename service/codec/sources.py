@@ -125,21 +125,25 @@ def _positions(source: SourceField) -> tuple[int, ...]:
 
 
 def _digests(ids: str | list[str], count: int) -> Array:
-    """Return the digests of the ids of so many streams, `(streams,)` uint64."""
+    """Return the digest of the log of each of `count` streams, `(streams,)` uint64."""
     digest_of = {one: source_digest(one) for one in ({ids} if isinstance(ids, str) else set(ids))}
     digests = digest_of[ids] * count if isinstance(ids, str) else b"".join([digest_of[one] for one in ids])
     return np.frombuffer(digests, "<u8")
 
 
 def _fits(rows: Any, *, chunk: bool) -> bool:
-    """Whether the positions of streams have a time axis, or have none, as the inputs."""
+    """Whether the positions have a time axis if they are of chunks, and none if they are not."""
     if isinstance(rows, np.ndarray):
         return (rows.ndim > 1) == chunk
     return not any(isinstance(row, list) != chunk for row in rows)
 
 
 def _columns(rows: Any, length: int, *, chunk: bool) -> Array:
-    """Return positions as columns, `(streams, T)` uint64; they are checked for all streams at once."""
+    """Return positions as columns, `(streams, T)` uint64, after a check of all streams at once.
+
+    Raises:
+        ServiceError: `bad_request`, for the first stream whose positions are wrong.
+    """
     if not chunk or isinstance(rows, np.ndarray) or all(len(row) == length for row in rows):
         at: Array = np.array(rows, np.uint64).reshape(len(rows), -1)
         if at.shape[1] == length and (at[:, 1:] > at[:, :-1]).all():
@@ -153,7 +157,8 @@ def _unpacked(packed: PackedPositions, body_format: Format) -> Array:
     size = math.prod(packed.s)
     if body_format is Format.JSON or len(packed.b) != 8 * size:
         bad_request(
-            f"`source.at` is a packed array of {len(packed.b)} bytes; expected a list, or in msgpack {packed.s}."
+            f"`source.at` is a packed array of {len(packed.b)} bytes; expected a list, or in msgpack {8 * size} bytes "
+            f"for the shape {packed.s}."
         )
     rows = np.frombuffer(packed.b, "<i8")
     if size and rows.min() < 0:

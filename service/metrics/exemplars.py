@@ -12,9 +12,9 @@ from prometheus_client.utils import floatToGoString
 
 
 class Exemplars:
-    """Exemplars of a histogram with the label `model`, of the traced requests of this worker.
+    """Exemplars of a histogram with the label `model`, from the traced requests of this worker.
 
-    A bucket keeps one of them, so their number is limited.
+    Each bucket of each model has one at most, so they need little memory.
     """
 
     def __init__(self, name: str, bounds: Sequence[float]) -> None:
@@ -41,7 +41,7 @@ class Exemplars:
         self._newest[model, bucket] = Exemplar({"trace_id": f"{trace_id:032x}"}, seconds, time.time())
 
     def attach(self, metric: Metric) -> None:
-        """Add the exemplars to the buckets of the histogram; other metrics stay as they are."""
+        """Add the exemplars to the buckets of a metric that is the histogram; any other metric stays as it is."""
         if metric.name == self._name and self._newest:
             metric.samples = [
                 sample._replace(exemplar=self._newest.get((sample.labels["model"], sample.labels.get("le", ""))))

@@ -19,7 +19,7 @@ OPENMETRICS: Final = "application/openmetrics-text"
 """Media type of the format of OpenMetrics, without its parameters."""
 
 _OPENMETRICS_1: Final = f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
-_OIP: Final = "stepwell_oip_"  # metrics for the statistics of the Open Inference Protocol only, which are not shown
+_OIP: Final = "stepwell_oip_"  # metrics for the statistics of the Open Inference Protocol alone: not exposed
 
 
 def exposed(collector: Collector, exemplars: Exemplars, *, as_openmetrics: bool) -> tuple[bytes, str]:
@@ -27,8 +27,8 @@ def exposed(collector: Collector, exemplars: Exemplars, *, as_openmetrics: bool)
 
     Args:
         collector: Yields all metrics.
-        exemplars: Are in the format of OpenMetrics only; the text format has none.
-        as_openmetrics: Which of the two.
+        exemplars: What is added in the format of OpenMetrics; the text format has no exemplars.
+        as_openmetrics: In the format of OpenMetrics; else in Prometheus' text format.
     """
     if as_openmetrics:
         public = _PublicMetrics(collector, exemplars)
@@ -37,7 +37,7 @@ def exposed(collector: Collector, exemplars: Exemplars, *, as_openmetrics: bool)
 
 
 class _PublicMetrics(Collector):
-    """The metrics without those for `counts` only, and without the `_created` series.
+    """The metrics without those that only `Metrics.counts` reads, and without the `_created` series.
 
     The latter would double the output, and workers that share a folder do not have them.
     """

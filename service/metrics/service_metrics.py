@@ -116,7 +116,9 @@ class Metrics(EngineObserver):
             gauge("streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version")
         )
         self._releases_ended = Labelled(
-            gauge("release_ended_timestamp_seconds", "When the last release ended so.", "livemax", "model", "how")
+            gauge(
+                "release_ended_timestamp_seconds", "When a release last ended in this way.", "livemax", "model", "how"
+            )
         )
         self._gates_waiting = Labelled(
             gauge("release_gate_waits", "1 while the gate of a release is not judged yet.", "livemax", "model")

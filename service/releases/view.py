@@ -94,7 +94,8 @@ def streams_by_version(
 def ended_by_model(releases: Releases) -> dict[tuple[str, ...], float]:
     """Return when the last trial of each model ended, seconds since 1970, by model and how; for metrics.
 
-    How it ended is `promoted`, `aborted` (by a request) or `gate` (aborted by its gate).
+    How it ended is `promoted`, `aborted` (by a request) or `gate` (aborted by its gate). A model whose last trial is
+    still running has no entry.
     """
     found: dict[tuple[str, ...], float] = {}
     for model in releases.models():

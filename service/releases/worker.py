@@ -29,7 +29,7 @@ class WorkerReleases:
 
     Attributes:
         service: Starts, changes and ends releases.
-        gates: Abort releases.
+        gates: Judge the releases that have a gate, and abort those above a limit.
     """
 
     def __init__(self, store: StateStore, models: ModelRegistry, releases: Releases) -> None:

@@ -84,8 +84,8 @@ class Tracer:
 
     Attributes:
         samples_roots: Whether requests without `traceparent` may be traced.
-        on_request: Called with model, seconds and trace id of each traced request that has its response; None: nobody
-            is.
+        on_request: Called with model, seconds and trace id of each traced request once it has its response; None: there
+            is nothing to call.
     """
 
     def __init__(self, sampler: TraceSampler, emit: Callable[[Span], None]) -> None:

@@ -26,7 +26,7 @@ class Source(NamedTuple):
     at: tuple[int, ...]
 
     def encode(self) -> bytes:
-        """Return what op ids cover of it: a mark, the digest and the positions, `14 + 8 T` bytes."""
+        """Return the bytes that an op id covers: a mark, the digest and the positions, `14 + 8 T` bytes."""
         return _MARK + self.digest + struct.pack(f"<{len(self.at)}Q", *self.at)
 
 

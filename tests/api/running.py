@@ -19,8 +19,9 @@ from service.app import create_app
 from service.process import server
 from service.settings import Settings
 
-PATIENCE_S = 60  # a machine on which other tests run keeps a process waiting for seconds
-# Timesteps that would wait for a fifth of a request's time are refused: 250 of them, where ten are processed a second.
+PATIENCE_S = 60  # on a machine that runs other tests, a process may get no processor for seconds
+# A timestep is refused if it would wait longer than a fifth of `request_timeout_s`. A busy machine may process ten a
+# second; the last of the 256 that a feed may have open then waits for half a minute.
 _LIMITS = {"request_timeout_s": 10 * PATIENCE_S, "run_timeout_s": PATIENCE_S, "receive_timeout_s": PATIENCE_S}
 
 

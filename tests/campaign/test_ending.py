@@ -62,7 +62,7 @@ def campaign(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="Linux only: /proc lists the processes")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux: /proc lists the processes")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_everything_that_a_campaign_has_started(tmp_path: Path, how: signal.Signals) -> None:
     words = ("roads", "--road", "redis", "--streams", "20", "--steps", "20000", "--seed", "1")

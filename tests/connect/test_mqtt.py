@@ -189,7 +189,14 @@ def test_a_connector_that_is_taken_over_stands_by(service: ServiceProcess, topic
 async def relay_without_subacks(
     broker: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: bytes
 ) -> None:
-    """Lead a connection to a broker; the packets SUBACK to a client are left out."""
+    """Relay a connection to a broker, without the SUBACK packets for one client.
+
+    Args:
+        broker: The broker's port.
+        reader: What the client sends.
+        writer: What the client receives.
+        client: The client's name, which is in its first packet.
+    """
     from_broker, to_broker = await asyncio.open_connection("127.0.0.1", broker)
     first = await reader.read(4096)
     to_broker.write(first)
@@ -203,7 +210,7 @@ async def relay_without_subacks(
     with contextlib.suppress(asyncio.IncompleteReadError, OSError):
         while True:
             head = await from_broker.readexactly(2)
-            while head[-1] & 0x80:  # the length has another byte
+            while head[-1] & 0x80:  # another byte of the length follows
                 head += await from_broker.readexactly(1)
             length = sum((byte & 0x7F) << 7 * i for i, byte in enumerate(head[1:]))
             packet = head + await from_broker.readexactly(length)

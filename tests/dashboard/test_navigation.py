@@ -196,7 +196,9 @@ def test_what_the_page_requests_of_a_missing_stream_is_no_rejected_request(page:
     missing(page)
     page.wait_for("performance.getEntriesByType('resource').filter(e => e.name.endsWith('/dev-9998')).length >= 3")
     before = page.evaluate("performance.now()")
-    refused = httpx2.post(f"{live.url}/v1/models/wave/streams/x/step", json={"inputs": [1, 2, 3]}, trust_env=False)
+    refused = httpx2.post(
+        f"{live.url}/v1/models/wave/streams/x/step", json={"inputs": [1, 2, 3]}, trust_env=False, timeout=30
+    )
     assert refused.status_code == 422
     page.wait_for(
         f"performance.getEntriesByType('resource').some(e => e.name.endsWith('/metrics') && e.startTime > {before})"

@@ -520,7 +520,7 @@ def test_rejected_rows_of_a_bulk_step_are_counted(fast: Service, stream: str) ->
     assert metrics(fast, line) == [before + 1]
 
 
-def test_httpx_works_with_the_fast_path(fast: Service, stream: str) -> None:
+def test_httpx2_works_with_the_fast_path(fast: Service, stream: str) -> None:
     with httpx2.Client(base_url=f"http://127.0.0.1:{fast.port}", timeout=30) as client:
         answers = [client.post(path(stream), json={"inputs": [x]}).json()["outputs"]["y"][0] for x in range(5)]
 

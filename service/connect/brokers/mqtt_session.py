@@ -112,14 +112,16 @@ class MqttSession:
             raise BrokerUnavailableError(f"{self._url.text} does not confirm the subscription")
 
     def check(self) -> None:
-        """Check that the connection is there.
+        """Check that the connection is there, and that the broker has not refused the subscription.
 
         Raises:
             BrokerUnavailableError: It was lost, or another client has connected with the same name.
             ConnectError: The broker refuses the subscription.
         """
         if self._subscribed.done() and (code := self._subscribed.result()[0]).value in _REFUSED:
-            raise ConnectError(f"{self._url.text} refuses the subscription: {code}.", fix="Check its permissions.")
+            raise ConnectError(
+                f"{self._url.text} refuses the subscription: {code}.", fix="Check the user's permissions."
+            )
         if not self.lost.done():
             return
         if self.lost.result() == _TAKEN_OVER:

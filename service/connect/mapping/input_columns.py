@@ -105,7 +105,7 @@ class InputColumn:
             OverflowError, ValueError, TypeError: A value does not fit the dtype.
         """
         is_flat = len(self.spec.shape) == 1 and self.size > 1 and not self.may_be_missing
-        if is_flat and rows and type(rows[0]) is not np.ndarray:  # half of the time: no shape has to be found
+        if is_flat and rows and type(rows[0]) is not np.ndarray:  # in half of the time, as NumPy looks for no shape
             return np.fromiter(chain.from_iterable(rows), self.dtype, self.size * len(rows))
         return np.array(rows, dtype=self.dtype)
 

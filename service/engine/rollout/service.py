@@ -92,7 +92,7 @@ class RolloutService:
         op_id, loop = _op_id(request), asyncio.get_running_loop()
 
         async def roll_out(loaded: Loaded) -> Reply[RolloutResult] | Write[RolloutResult]:
-            under_way.close()  # the commit before, if any, was in conflict with another one
+            under_way.close()  # of the commit before, if there was one: another writer had changed the record
             record = decoded(loaded.raw)
             plan = RolloutPlan.of(request, op_id, *await self._model_for(request, record))
             if loaded.entry is not None:

@@ -185,7 +185,7 @@ class BatchCommitter:
     ) -> CommitResults:
         """Commit, and measure the latency; the arguments are those of `StateStore.commit`.
 
-        It is to be awaited at once after the interests were looked up.
+        Await it right after the look-up of the interests, with no `await` in between: see `InterestTable.commits`.
         """
         started = time.perf_counter()
         for artifact in self._artifacts:

@@ -1,4 +1,4 @@
-"""`CommitsUnderWay`: waits for the commits that were sent before the interests of a new watcher were known."""
+"""`CommitsUnderWay`: the commits that were sent and have no reply yet, so that a new watch can wait for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ class CommitsUnderWay:
         self._groups = {self._newest}
 
     def begin(self) -> CommitGroup:
-        """Return a context for one commit: entered when its events are decided, left when the store has replied."""
+        """Return a context for one commit: enter it when its events are decided, leave it when the store has replied.
+
+        Enter it at once: a context that is entered after a later `wait` has begun is not waited for.
+        """
         return self._newest
 
     async def wait(self) -> None:

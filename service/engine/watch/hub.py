@@ -95,7 +95,7 @@ class WatchHub:
         catch_ups = watcher.begin_catch_up()  # from here on, live events are delivered after the missed ones
         await self._pubsub.subscribe(topics)
         if not await self._gossip.announce(watcher.subscriptions):
-            watcher.record_gap(1)
+            watcher.record_gap(1)  # a worker may have committed without publishing to it
         await asyncio.gather(*(self._catch_up(watcher, key, catch_up) for key, catch_up in catch_ups.items()))
         if self._channels is not None and watcher in self._subscribers:
             self._channels.add(subscription.key for subscription in watcher.subscriptions if subscription.key)

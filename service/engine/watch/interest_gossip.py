@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _RENEW_INTERVAL_S: Final = 5.0
 _INTEREST_TTL_S: Final = 15.0  # after a worker's last announcement its interests expire
 _ACK_TIMEOUT_S: Final = 3.0  # a worker acknowledges once the commits that it has begun have ended
-_UNCOUNTED_ACKS_S: Final = 1.0  # in a Cluster, which does not return how many workers have received a message
+_UNCOUNTED_ACKS_S: Final = 1.0  # the pause in a Cluster, which does not return how many workers have got a message
 
 
 class _GossipMessage(msgspec.Struct, omit_defaults=True):
@@ -30,7 +30,7 @@ class _GossipMessage(msgspec.Struct, omit_defaults=True):
     Attributes:
         sender: The topic on which the sender receives acknowledgements.
         subscriptions: Subscriptions of the sender.
-        wants_ack: Id of the requested acknowledgement, to be sent once `subscriptions` are in the table; empty: none.
+        wants_ack: Id of the requested acknowledgement, sent once each commit publishes to `subscriptions`; empty: none.
         request_all: The acknowledgement is to contain all subscriptions of its sender.
         ack: The id in `wants_ack` of the message that this one acknowledges; empty: none.
     """
@@ -83,19 +83,19 @@ class InterestGossip:
         await cancel(self._tasks)
 
     async def announce(self, subscriptions: Sequence[Subscription]) -> bool:
-        """Announce additional subscriptions; returns whether from now on no worker commits without publishing to them.
+        """Announce additional subscriptions; returns whether every worker publishes to them from now on.
 
-        That is the case once every worker, this one included, has acknowledged them. It is waited for 3 s; in a
-        Cluster, 1 s in any case.
+        True once every worker, this one included, has acknowledged them; False if one has not within 3 s. A Cluster
+        does not return the number of workers: there it is True after 1 s, although one may not have received them.
         """
         self._interests.add(subscriptions, self._expiry(), worker=self.own_topic)
-        is_known = await self._broadcast_and_wait(_GossipMessage(self.own_topic, subscriptions=list(subscriptions)))
-        if not is_known:
+        has_all = await self._broadcast_and_wait(_GossipMessage(self.own_topic, subscriptions=list(subscriptions)))
+        if not has_all:
             _log.warning(
                 "Not every worker has acknowledged new subscriptions within %g s; the watcher gets a gap",
                 _ACK_TIMEOUT_S,
             )
-        return is_known
+        return has_all
 
     def mark_stale(self) -> None:
         """Note that messages of the other workers are missed, so that this worker publishes all events."""
@@ -121,7 +121,7 @@ class InterestGossip:
     # ---------------------------------------------------------------- helpers
 
     async def _acknowledge(self, gossip: _GossipMessage) -> None:
-        """Acknowledge a message, once no commit is under way that was begun without its subscriptions."""
+        """Acknowledge a message once the commits that were begun without its subscriptions have ended."""
         own = self._own_subscriptions() if gossip.request_all else []
         if gossip.subscriptions:
             await self._interests.commits.wait()
@@ -134,7 +134,10 @@ class InterestGossip:
             self._interests.publish_all = False
 
     async def _broadcast_and_wait(self, gossip: _GossipMessage) -> bool:
-        """Publish a message and wait for an acknowledgement from each worker; returns whether all arrived in time."""
+        """Publish a message and wait for an acknowledgement from each worker; returns whether all arrived in time.
+
+        In a Cluster, which does not return the number of workers: wait for 1 s, and return True.
+        """
         gossip.wants_ack = secrets.token_bytes(8)
         acks = self._pending_acks[gossip.wants_ack] = asyncio.Semaphore(0)
         workers: int | None = 0

@@ -70,7 +70,8 @@ class InterestTable:
 
     Attributes:
         publish_all: The table may be incomplete, so the events of all streams are published.
-        commits: The commits under way. No `await` may be between a look into the table and the begin of its commit.
+        commits: The commits under way. Between a look-up in the table and the start of the commit there must be no
+            `await`; else a watcher that is added meanwhile misses the commit.
     """
 
     def __init__(self, log_lengths: Mapping[str, int]) -> None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+
+from service.engine.engine import Engine
 from service.engine.watch.commits_under_way import CommitsUnderWay
 from service.engine.watch.hub import WatchHub
 from service.engine.watch.interests import InterestTable, Subscription
 from service.engine.watch.subscriber import EventGap, Subscriber
+from service.errors import ServiceError
+from service.store.keys import record_key
 from service.store.pubsub import StorePubSub
 from service.store.state_store import StateStore
+from service.types import RolloutRequest, StreamKey
+from tests.engine.harness import step, worker
+from tests.graphs import fold, write_models
 from tests.servers import Server
 
 ONE = Subscription("default", "fold", "a")
@@ -28,6 +39,15 @@ async def watch_hub(url: str) -> AsyncIterator[tuple[WatchHub, InterestTable]]:
     finally:
         await hub.close()
         await store.close()
+
+
+def stepped(engine: Engine) -> Coroutine[Any, Any, object]:
+    return engine.steps.advance(step("a", 1))
+
+
+def rolled_out(engine: Engine) -> Coroutine[Any, Any, object]:
+    key, inputs = StreamKey("default", "fold", "a"), {"x": np.array([1], np.int64)}
+    return engine.rollouts.run(RolloutRequest(key, 2, inputs, feedback={"x": "y"}, commit=True))
 
 
 async def several_iterations() -> None:
@@ -75,6 +95,29 @@ async def test_a_watch_is_confirmed_after_the_commits_that_another_worker_has_be
         await watching
 
     assert order == ["committed", "confirmed"]
+
+
+@pytest.mark.parametrize("begin", [stepped, rolled_out])
+async def test_a_watch_is_confirmed_after_the_commit_of_a_step_or_rollout_that_has_begun_without_it(
+    redis_server: Server, tmp_path: Path, begin: Callable[[Engine], Coroutine[Any, Any, object]]
+) -> None:
+    """The commit is applied, and then waits for a replica, of which there is none."""
+    folder = write_models(tmp_path, fold=fold)
+    async with (
+        worker(redis_server.url, folder, durability="replica", timeout=3) as engine,
+        watch_hub(redis_server.url) as (here, _),
+    ):
+        await engine.watch.start()
+        committing = asyncio.create_task(begin(engine))
+        with redis_server.client() as client:
+            while not await asyncio.to_thread(client.exists, record_key("default", "fold", "a")):
+                assert not committing.done()
+        await here.add(Subscriber([ONE], inputs=False))
+
+        assert committing.done()
+        with pytest.raises(ServiceError) as refused:
+            await committing
+        assert (refused.value.code, refused.value.applied) == ("not_durable", "yes")
 
 
 async def test_a_watch_that_a_worker_does_not_acknowledge_begins_with_a_gap(redis_server: Server) -> None:

@@ -150,7 +150,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
         return (seq is None or seq == step + 1) and (after is None or after == history_hash)
 
     def sources_after(self, sources: tuple[SourcePosition, ...]) -> tuple[SourcePosition, ...] | None:
-        """Return the positions of sources after a batch of one row; None: it does not apply without further decisions.
+        """Return the positions of sources after a batch of one row; None: it has to be decided row by row.
 
         Args:
             sources: The positions in the stream's record before it.

@@ -78,7 +78,7 @@ class ColumnarPipeline(BatchPipeline):
         run = await self._runner.run(inputs, state)
         # Interest is checked after the run, as late as possible, so that no event is missed.
         if run.rows is not None or self._interests.has_interest(served.name):
-            headers = read_headers([header]).copy()  # of its own: it is overwritten
+            headers = read_headers([header])
             expiry = np.array([expiry_set_at])
             [row] = batch
             row.cached_sources = sources_before

@@ -1,11 +1,11 @@
-// The requests of others that the service rejected since the page was opened, by reason.
+// The requests that the service rejected since the page was opened, by reason, but the page's look-ups of a stream.
 
 import { get } from "../service.js";
 import { ago, number } from "../shapes.js";
 
 export class RefusalsCard {
   #byCode = new Map(); // code -> {count, at}
-  #own = new Map(); // code -> rejected requests of this page that are not in the counts yet
+  #own = new Map(); // code -> rejected look-ups that the counts of the service do not contain yet
   #titles = null; // code -> what happened, from the page of errors
 
   /** @param {{panel: HTMLElement, facts: HTMLElement, body: HTMLElement}} parts */
@@ -16,7 +16,7 @@ export class RefusalsCard {
     this.facts.textContent = "since this page was opened, of all models";
   }
 
-  /** Leave a rejected request of this page out of the counts. */
+  /** Leave a rejected look-up of this page out of the counts. */
   addOwn(code) {
     this.#own.set(code, (this.#own.get(code) ?? 0) + 1);
   }

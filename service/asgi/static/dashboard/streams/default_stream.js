@@ -1,4 +1,4 @@
-// The stream that the page shows until somebody has chosen one.
+// The stream that the page shows until the user has chosen one.
 
 const OPENING_MS = 5000; // after a model is opened, the default is replaced once a stream is live
 
@@ -10,7 +10,7 @@ export class DefaultStream {
     this.#until = performance.now() + OPENING_MS;
   }
 
-  /** Somebody has chosen a stream: it is kept. */
+  /** The user has chosen a stream: it is kept. */
   end() {
     this.#until = -Infinity;
   }
