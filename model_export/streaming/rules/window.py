@@ -56,7 +56,7 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     assert offset is not None
     # a state holds finite numbers only, so the padding of a maximum is the lowest of them
     fill = float(np.finfo(walk.dtype(name)).min) if node.op_type == "MaxPool" else 0.0
-    window = _window(walk, node, past=past, left=left, offset=offset, fill=fill)
+    window = _window(walk, node, name, past=past, left=left, offset=offset, fill=fill)
     if each > 1:  # the last samples of the window are for the next timestep
         cut = [walk.graph.ints(values) for values in ([0], [each - stride + reach], [axis])]
         window = walk.graph.op("Slice", window, *cut)
@@ -83,7 +83,7 @@ def _over_samples(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, na
     ahead = max(0, -(-(span - left) // each))  # timesteps that the answer is late
     before = ahead * each + left  # samples in front of the newest timestep at which the window begins
     past = -(-before // each)
-    window = _window(walk, node, past=past, left=past, offset=offset, fill=0.0, name=name)
+    window = _window(walk, node, name, past=past, left=past, offset=offset, fill=0.0)
     first = past * each - before
     cut = [walk.graph.ints(values) for values in ([first], [first + span + each], [axis])]
     made = walk.emit_like(node, offset, i0=walk.graph.op("Slice", window, *cut))
@@ -110,7 +110,7 @@ def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, f"cuts {left} sample(s) in front; a timestep has {each * stride}", "Cut at the end.")
     offset = walk.tensors[name].offset
     assert offset is not None
-    window = _window(walk, node, past=past, left=past, offset=offset, fill=0.0)
+    window = _window(walk, node, name, past=past, left=past, offset=offset, fill=0.0)
     made = walk.emit_like(node, offset, i0=window)
     shape.without_time(made, axis - 2)
     first = past * each * stride
@@ -119,15 +119,13 @@ def transposed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 
 def _window(
-    walk: StreamingWalk, node: onnx.NodeProto, *, past: int, left: int, offset: int, fill: float, name: str = ""
+    walk: StreamingWalk, node: onnx.NodeProto, name: str, *, past: int, left: int, offset: int, fill: float
 ) -> str:
-    """Return the past timesteps and this one; before its beginning a padded tensor has `fill`."""
-    name = name or node.input[0]
-    label = f"{node.name}"
+    """Return the past timesteps of a tensor and this one; before its beginning a padded one has `fill`."""
     if offset >= 0 or not left or not past:
-        return walk.window(name, past, fill, label)
+        return walk.window(name, past, fill, node.name)
     started = walk.started(walk.operand(name, offset), name, offset, fill)
-    return walk.window_for(started, name, past, fill, label)
+    return walk.window_for(started, name, past, fill, node.name)
 
 
 class _Sliding:

@@ -58,6 +58,13 @@ FORMS: dict[str, Build] = {
         }""",
         opset=9,
     ),
+    "samples_padded_in_two_parts": lambda: graph(
+        """(float[batch, time, 2] x) => (float[batch, time, 3] y) {
+            s = Reshape (x, flat) a = Pad (s, pads)
+            c = Conv <strides = [2], pads = [1, 0]> (a, W) y = Transpose <perm = [0, 2, 1]> (c)
+        }""",
+        flat=ints(0, 1, -1), pads=ints(0, 0, 1, 0, 0, 0), W=(3, 1, 4),
+    ),
     "same_lower": lambda: channels('y = Conv <auto_pad = "SAME_LOWER"> (x, W)', W=(3, 4, 2)),
     "sum_over_features": lambda: summed("y = CumSum (c, features)", features=np.int64(2)),
     "sum_behind_a_pad": lambda: graph(
