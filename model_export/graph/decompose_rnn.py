@@ -6,6 +6,7 @@ run up to twice as fast in batches. Source of the formulas: the operators' speci
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from model_export.graph.builder import NodeBuilder
 from model_export.graph.dataflow import in_order
 from model_export.graph.nodes import (
     attributes,
+    constants,
     mapped,
     needed_nodes,
     read_opset,
@@ -56,8 +58,7 @@ def decompose_rnn(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.Mo
         return model
     outputs = [value.name for value in model.graph.output]
     nodes = needed_nodes(in_order([*steps.front, *steps.expand(model.graph.node, outputs)]), outputs)
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
+    made = copy.deepcopy(model)
     replace_items(made.graph.node, nodes)
     used = {name for node in nodes for name in uses(node)}.union(outputs, (value.name for value in model.graph.input))
     weights = [tensor for tensor in (*model.graph.initializer, *steps.constants) if tensor.name in used]
@@ -102,10 +103,8 @@ class RnnSteps:
                 made += self._build.nodes
             else:
                 made.append(node)
-        constants = {tensor.name: tensor for tensor in (*self._model.graph.initializer, *self.constants)}
-        written = [node for node in self._model.graph.node if node.op_type == "Constant"]
-        constants |= {node.output[0]: node.attribute[0].t for node in written if node.attribute[0].HasField("t")}
-        return _without_detours(made, constants, outputs) if self else made
+        known = constants(self._model.graph) | {tensor.name: tensor for tensor in self.constants}
+        return _without_detours(made, known, outputs) if self else made
 
     # ---------------------------------------------------------------- one operator
 
@@ -233,12 +232,13 @@ def _sequences(model: onnx.ModelProto, names: Collection[str]) -> set[str]:
     types = {value.name: value.type.tensor_type for value in (*inferred.value_info, *inferred.input)}
     return {
         name for name in names & types.keys()
-        if types[name].elem_type == onnx.TensorProto.FLOAT and types[name].shape.dim[0].dim_value == 1
+        if types[name].elem_type == onnx.TensorProto.FLOAT
+        and [dim.dim_value for dim in types[name].shape.dim][:1] == [1]  # there are none where the rank is not inferred
     }  # fmt: skip
 
 
 def _key(node: onnx.NodeProto) -> str:
-    """Return what one of these operators is told apart by; empty for others."""
+    """Return the first output of an LSTM, GRU or RNN, which identifies it; empty for other operators."""
     return next(filter(None, node.output), "") if node.op_type in RNN else ""
 
 
@@ -247,7 +247,7 @@ def _place(node: onnx.NodeProto) -> str:
 
 
 def _without_detours(
-    nodes: Iterable[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto], outputs: Collection[str]
+    nodes: Iterable[onnx.NodeProto], known: Mapping[str, onnx.TensorProto], outputs: Collection[str]
 ) -> list[onnx.NodeProto]:
     """Return nodes without those that take away an axis which was just put in."""
     put_in: dict[tuple[str, str], str] = {}
@@ -255,8 +255,8 @@ def _without_detours(
     kept = []
     for node in nodes:
         made = renamed(node, mapped(names), name=node.name) if names.keys() & set(uses(node)) else node
-        if made.op_type in {"Squeeze", "Unsqueeze"} and len(made.input) > 1 and made.input[1] in constants:
-            axes = str(numpy_helper.to_array(constants[made.input[1]]).tolist())
+        if made.op_type in {"Squeeze", "Unsqueeze"} and len(made.input) > 1 and made.input[1] in known:
+            axes = str(numpy_helper.to_array(known[made.input[1]]).tolist())
             if made.op_type == "Unsqueeze":
                 put_in[made.output[0], axes] = made.input[0]
             elif made.output[0] not in outputs and (made.input[0], axes) in put_in:

@@ -97,6 +97,13 @@ def test_other_operators_stay_as_they_are(name: str) -> None:
     assert decompose_rnn(STAY[name]) is STAY[name]
 
 
+def test_an_operator_whose_input_has_an_unknown_rank_stays_as_it_is() -> None:
+    model = operator(*CASES["lstm"])
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+
+    assert decompose_rnn(model) is model
+
+
 def test_an_operator_that_is_to_stay_does() -> None:
     model = operator(*CASES["lstm"])
 
