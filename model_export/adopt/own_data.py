@@ -7,7 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from model_export.manifest import Array, Manifest
+from model_export.adopt.verify_adopted import largest_difference
+from model_export.manifest import Manifest
 from model_export.runtime.batch_independence import nearly_equal
 from model_export.runtime.distribution import data_reference
 from model_export.step_model import StepModel, stacked
@@ -52,23 +53,17 @@ def with_own_data(graph: Path | bytes, manifest: Manifest, file: Path, notes: li
         alone = rows_alone(model, {name: array[:_ROWS_ALONE] for name, array in data.items()})
         together = {name: outputs[name][:_ROWS_ALONE] for name in exact}
         if all(nearly_equal(together[name], alone[name]) for name in exact):
-            changes |= _verified(manifest, [np.abs(_numbers(together[n]) - _numbers(alone[n])) for n in exact])
+            changes |= _verified(manifest, [largest_difference(together[name], alone[name]) for name in exact])
         else:
             notes.append(f"rows of {file.name} run together do not equal rows run alone: it runs one row at a time")
             changes |= {"batch": manifest.batch.model_copy(update={"mode": "single"}), "verified": None}
     return manifest.model_copy(update=changes)
 
 
-def _verified(manifest: Manifest, differences: list[Array]) -> dict[str, object]:
+def _verified(manifest: Manifest, differences: list[float]) -> dict[str, object]:
     """Return the report with the largest difference of the own sequences; empty if there is no report."""
     parity = manifest.verified
     if parity is None:
         return {}
-    largest = max([parity.max_abs, *(float(np.nanmax(one, initial=0.0)) for one in differences)])
-    return {
-        "verified": parity.model_copy(update={"max_abs": largest, "sequences": [*parity.sequences, USER]}),
-    }
-
-
-def _numbers(array: Array) -> Array:
-    return array.astype(np.float64)
+    update = {"max_abs": max([parity.max_abs, *differences]), "sequences": [*parity.sequences, USER]}
+    return {"verified": parity.model_copy(update=update)}

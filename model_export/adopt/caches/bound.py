@@ -15,14 +15,13 @@ from model_export.adopt.caches.bounded_graph import COUNT, GrowingGraph, read_ca
 from model_export.adopt.caches.growing_model import FAR, GrowingModel
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Overrides
-from model_export.adopt.verify_adopted import ATOL, RTOL, judge_outputs
+from model_export.adopt.verify_adopted import ATOL, RTOL, judge_outputs, largest_difference
 from model_export.errors import ModelLoadError, ParityError, RefusedModelError, StepwellError
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import Array, InputSpec, Parity
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel
 from model_export.verify.report import is_weak
-from model_export.verify.tolerance import difference, largest
 
 SHORTEST = 2
 """Timesteps of the shortest cache: the new one, and one before."""
@@ -171,10 +170,9 @@ def _compare(original: GrowingModel, model: StepModel) -> Parity:
     if model.batched:
         _check_rows(original, model, compared)
     lines = judge_outputs(got, want)
-    floats = [name for name, value in want.items() if value.dtype.kind == "f"]
     return Parity.model_validate({
         "against": f"{original.path.name} with caches that grow", "steps": sum(steps for _, _, steps in runs),
-        "max_abs": max((largest(difference(got[name], want[name])) for name in floats), default=0.0),
+        "max_abs": max((largest_difference(got[name], want[name]) for name in want), default=0.0),
         "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
         "length": length, "weak": is_weak(lines),
     })  # fmt: skip
@@ -205,7 +203,7 @@ def _check_equal(original: GrowingModel, got: Mapping[str, Array], want: Mapping
         if not nearly_equal(got[name], value):
             raise ParityError(
                 f"{name} with bounded caches differs from that of {original.path} by "
-                f"{largest(difference(got[name], value, equal_nan=True)):.3g}.",
+                f"{largest_difference(got[name], value):.3g}.",
                 fix="Nothing was written. The caches may hold something else than one entry for each timestep, or the "
                 "graph may count positions itself: export it with the inputs `attention_mask` and `position_ids`.",
             )

@@ -7,6 +7,7 @@ timestep are computed from a count that is one more state.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from model_export.adopt.overrides import Overrides
 from model_export.adopt.pairing import related, split_words
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.builder import NodeBuilder, declared, element_type
-from model_export.graph.nodes import all_nodes, mapped, read_opset, renamed, replace_items
+from model_export.graph.nodes import mapped, read_opset, renamed, replace_items, tensor_names
 
 if TYPE_CHECKING:
     import onnx
@@ -179,10 +180,8 @@ def with_bounded_caches(
             f"The graph uses opset {opset}; expected {_OPSET} or later.",
             fix="Convert it with onnx.version_converter, or export it again.",
         )
-    made = type(model)()
-    made.CopyFrom(model)
-    graph, past = made.graph, length - 1
-    taken = {name for node in all_nodes(graph) for name in (*node.input, *node.output)}
+    made = copy.deepcopy(model)
+    graph, past, taken = made.graph, length - 1, tensor_names(model.graph)
     front, behind = NodeBuilder("bounded", taken), NodeBuilder("bounded/next", taken)
     count = front.op("Min", front.op("Reshape", COUNT, front.ints([1])), front.ints([past])) if by_row else ""
     held = {cache.past: cache for cache in growing.caches}
