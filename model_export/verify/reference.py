@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 """What is being done, and how many of how many parts are done."""
 
 
-def prefix_answers(  # one run, in its parts
+def prefix_answers(
     run: Callable[[int], Mapping[str, Array]],
     whole: Mapping[str, Array],
     names: Sequence[str],
