@@ -17,19 +17,20 @@ from tests.model_export.keras import (
     zoo_recurrent,
 )
 from tests.model_export.keras.zoo_parts import ZooModel, randomise
+from tests.model_export.merging import merged
 
-ZOO: dict[str, ZooModel] = {
-    **zoo_recurrent.ZOO,
-    **zoo_masks.ZOO,
-    **zoo_models.ZOO,
-    **zoo_layers.ZOO,
-    **zoo_conv.ZOO,
-    **zoo_ops.ZOO,
-    **zoo_precision.ZOO,
-    **zoo_attention.ZOO,
-    **zoo_pooling.ZOO,
-    **zoo_preprocessing.ZOO,
-}
+ZOO: dict[str, ZooModel] = merged(
+    zoo_recurrent.ZOO,
+    zoo_masks.ZOO,
+    zoo_models.ZOO,
+    zoo_layers.ZOO,
+    zoo_conv.ZOO,
+    zoo_ops.ZOO,
+    zoo_precision.ZOO,
+    zoo_attention.ZOO,
+    zoo_pooling.ZOO,
+    zoo_preprocessing.ZOO,
+)
 
 
 def build(name: str) -> Any:

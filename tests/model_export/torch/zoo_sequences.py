@@ -264,7 +264,7 @@ ZOO = {
     "attention_pooled_by_bmm": ZooModule(
         attention_pooled_by_bmm, "the same by `bmm`, of differences from the first timestep", "the first timestep, too"
     ),
-    "frames": ZooModule(
+    "masked_frames": ZooModule(
         masked_frames(8), "Conv1d and ConvTranspose1d with stride 8 over samples, 8 of which are a timestep", "h"
     ),
     "overlapping_frames": ZooModule(
