@@ -145,13 +145,15 @@ def _check_names(graph: Any) -> None:
 
 
 def _name_nodes(graph: Any) -> None:
-    taken = {node.name for node in graph.node}
+    """Give every node a name of its own: states are named after nodes."""
+    taken, seen = {node.name for node in graph.node}, {""}
     for index, node in enumerate(graph.node):
         name = node.name or f"{node.op_type}_{index}"
-        while not node.name and name in taken:
+        while node.name in seen and name in taken:
             name += "_"
         node.name = name
         taken.add(name)
+        seen.add(name)
 
 
 def _name_states(graph: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from model_export.converted import verify_model
 from model_export.streaming import convert
-from tests.model_export.streaming.zoo_parts import GRU, X, channels, graph, ints
+from tests.model_export.streaming.zoo_parts import GRU, X, batch_first, channels, graph, ints
 
 Build = Callable[[], onnx.ModelProto]
 
@@ -66,6 +66,11 @@ FORMS: dict[str, Build] = {
         flat=ints(0, 1, -1), pads=ints(0, 0, 1, 0, 0, 0), W=(3, 1, 4),
     ),
     "same_lower": lambda: channels('y = Conv <auto_pad = "SAME_LOWER"> (x, W)', W=(3, 4, 2)),
+    "two_nodes_of_one_name": lambda: batch_first(
+        """[gru] a = GRU <hidden_size = 5> (xt, W, R, B) s = Squeeze (a, one)
+        [gru] yt = GRU <hidden_size = 5> (s, V, R, B)""",
+        **GRU, V=(1, 15, 5),
+    ),
     "sum_over_features": lambda: summed("y = CumSum (c, features)", features=np.int64(2)),
     "sum_behind_a_pad": lambda: graph(
         f"""({X}) => (float[batch, time, 4] y) {{
