@@ -173,7 +173,7 @@ def with_bounded_caches(
         The graph, and the output by input of every state.
 
     Raises:
-        RefusedModelError: The graph's operators are too old.
+        RefusedModelError: The graph's operators are too old, or no output could show that its positions have ended.
     """
     if (opset := read_opset(model)) < _OPSET:
         raise RefusedModelError(
@@ -260,4 +260,10 @@ def _without_late(behind: NodeBuilder, outputs: Sequence[Any], growing: GrowingG
         rank = max(len(tensor.shape.dim), 1)
         rows = behind.op("Reshape", late, behind.ints([-1, *[1] * (rank - 1)]))
         behind.add("Where", [rows, behind.constant(np.array(np.nan, kind)), names[value.name]], [value.name])
+    if not names:
+        raise RefusedModelError(
+            f"The graph is defined for {last} timesteps, and no output is of floating-point numbers; expected one that "
+            "can be NaN after them.",
+            fix="Export the model with its logits as an output.",
+        )
     return names

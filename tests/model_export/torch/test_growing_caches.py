@@ -117,6 +117,14 @@ class Decoder(nn.Module):
         return [sent[n] if n in sent else torch.randn(rows, KEYS, before, SIZE) for n in self.takes]
 
 
+class GreedyDecoder(Decoder):
+    """A decoder whose answer is the likeliest word."""
+
+    def forward(self, *given: Any, band: int | None = None) -> tuple[Any, ...]:
+        logits, *present = super().forward(*given, band=band)
+        return logits.argmax(-1), *present
+
+
 def decoder(positions: str, **options: bool) -> Decoder:
     torch.manual_seed(7)
     made = Decoder(positions, **options)
@@ -235,6 +243,14 @@ def test_positions_that_are_counted_from_the_cache_end_with_the_declared_length(
     np.testing.assert_allclose(logits[:, :LENGTH], whole(module, ids)[:, :LENGTH], rtol=0, atol=1e-4)
     assert np.isnan(logits[:, LENGTH:]).all()
     assert not model.batched
+
+
+@pytest.mark.parametrize("positions", ["learned", "counted"])
+def test_a_decoder_that_returns_no_floats_is_refused_where_its_positions_end(tmp_path: Path, positions: str) -> None:
+    with pytest.raises(RefusedModelError, match="no output is of floating-point numbers") as caught:
+        bounded(tmp_path, GreedyDecoder(positions).eval())
+
+    assert "logits" in caught.value.fix
 
 
 def test_without_a_length_the_flag_that_declares_it_is_named(tmp_path: Path) -> None:
