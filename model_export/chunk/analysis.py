@@ -52,6 +52,11 @@ class Loop:
     states: list[str]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
 
+    @property
+    def made(self) -> list[str]:
+        """The outputs of its nodes."""
+        return [name for node in self.nodes for name in node.output if name]
+
 
 class StepGraphAnalysis:
     """A step graph, read.
@@ -93,9 +98,8 @@ class StepGraphAnalysis:
         """Return the tensors of a loop that something outside it takes, in every timestep."""
         inside = {id(node) for node in loop.nodes}
         outputs = {spec.name for spec in self.manifest.outputs}
-        made = [name for node in loop.nodes for name in node.output if name]
         return [
-            name for name in [*loop.states, *made]
+            name for name in [*loop.states, *loop.made]
             if name in outputs or any(id(user) not in inside for user in self.users.get(name, []))
         ]  # fmt: skip
 

@@ -1,9 +1,9 @@
-"""Recurrent cells that one operator runs over all timesteps: told by a front end, or an operator of the step graph."""
+"""Loops that are one LSTM, GRU or RNN operator: a chunk runs the operator over all of its timesteps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -27,9 +27,8 @@ def is_one_operator(reading: StepGraphAnalysis, loop: Loop) -> bool:
     inputs = [*node.input, *[""] * 8][:8]
     first = inputs[5 : 5 + len(STATEFUL[node.op_type].states)]
     one_way = all(a.s == b"forward" for a in node.attribute if a.name == "direction")
-    made = {name for inner in loop.nodes for name in inner.output}
     weights = {*inputs[1:4], inputs[7]} - {""}
-    if inputs[4] or not all(first) or not one_way or inputs[0] in made or not weights <= reading.fixed:
+    if inputs[4] or not all(first) or not one_way or inputs[0] in loop.made or not weights <= reading.fixed:
         return False
     return not _mixes(reading, loop, node)
 
@@ -53,16 +52,16 @@ def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
     else:  # (1, rows, T, features)
         timed_rows = emitter.op("Squeeze", builder.sequence(x), emitter.ints([0]))
     sequence = emitter.op("Transpose", timed_rows, perm=[1, 0, 2])
-    given = attributes(node)
-    y, *last = _run(builder, node.op_type, [sequence, *inputs[1:4], "", *before, *peepholes], given)
+    given = [sequence, *inputs[1:4], "", *before, *peepholes]
+    y, *last = emitter.split_op(node.op_type, *given, outputs=1 + len(first), **attributes(node))
     outputs = [*node.output, *[""] * 3][: 1 + len(first)]
     timed = emitter.op("Transpose", y, perm=[1, 2, 0, 3])  # (1, rows, T, units)
     after = {}
     if outputs[0]:
-        builder.know(outputs[0], emitter.flat(timed, 2, builder.facts[outputs[0]].row))
+        builder.set_flat(outputs[0], emitter.flat(timed, 2, builder.facts[outputs[0]].row))
         after[outputs[0]] = emitter.op("Unsqueeze", last[0], emitter.ints([0]))
     if outputs[1]:
-        builder.know(outputs[1], emitter.flat(timed, 1, builder.facts[outputs[1]].row))
+        builder.set_flat(outputs[1], emitter.flat(timed, 1, builder.facts[outputs[1]].row))
     after |= {name: tensor for name, tensor in zip(outputs[1:], last, strict=True) if name}
     ends = _once(builder, loop, [builder.reading.after[state] for state in loop.states], after)
     builder.last.update(zip(loop.states, ends, strict=True))
@@ -72,28 +71,23 @@ def emit_operator(builder: Vectorizer, loop: Loop) -> bool:
 
 def _mixes(reading: StepGraphAnalysis, loop: Loop, node: onnx.NodeProto) -> bool:
     """Whether the glue joins anything but states, or what is wanted outside does not follow from the answers h."""
-    made = {name for inner in loop.nodes for name in inner.output}
+    made = set(loop.made)
     for inner in loop.nodes:
         others = {name for name in uses(inner) if name not in made and name not in loop.states}
         if inner is not node and not others <= reading.fixed:
             return True
-    from_h = set(node.output[:2])
+    from_h = set(filter(None, node.output[:2]))
     for inner in loop.nodes:
         if from_h.intersection(inner.input) and not (made - from_h).intersection(inner.input):
             from_h.update(inner.output)
     return not set(reading.wanted_outside(loop)) <= from_h
 
 
-def _run(builder: Vectorizer, op: str, inputs: list[str], attributes: dict[str, Any]) -> list[str]:
-    return builder.emitter.split_op(op, *inputs, outputs=1 + len(STATEFUL[op].states), **attributes)
-
-
 def _once(builder: Vectorizer, loop: Loop, names: Sequence[str], known: dict[str, str]) -> list[str]:
     """Emit the glue that leads to these tensors, for one timestep alone, from the states or from `known`."""
-    known = dict(known)
+    known, made = dict(known), set(loop.made)
     place = builder.emitter.fresh("once")
     for node in loop.nodes:
-        made = {name for inner in loop.nodes for name in inner.output}
         if node.op_type in _GLUE and all(name in known or name not in made for name in node.input):
             new = {name: f"{place}/{name}" for name in node.output if name not in known}
             names_of = {**known, **new}
@@ -106,10 +100,10 @@ def _glue_of_all_timesteps(builder: Vectorizer, loop: Loop) -> None:
     """Emit the glue behind the operator for all timesteps, as far as something outside uses it."""
     wanted = set(builder.reading.wanted_outside(loop))
     for node in loop.nodes:
-        if node.op_type in _GLUE and all(builder.knows(name) for name in node.input if name):
+        if node.op_type in _GLUE and all(builder.has_flat(name) for name in node.input if name):
             names = {name: builder.flat(name) for name in node.input if name}
             for name in node.output:
                 names[name] = f"{PREFIX}{name}"
-                builder.know(name, names[name])
+                builder.set_flat(name, names[name])
             builder.emitter.nodes.append(renamed(node, mapped(names)))
-    assert all(builder.knows(name) for name in wanted)
+    assert all(builder.has_flat(name) for name in wanted)

@@ -46,10 +46,8 @@ def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple
         NoChunkError: The step graph is not one that chunks are made of.
     """
     reading = StepGraphAnalysis(proto, manifest)
-    at_once = {
-        name for loop in reading.loops if is_one_operator(reading, loop) for n in loop.nodes for name in n.output
-    }
-    if (written_out := decompose_rnn(reading.model, at_once - {""})) is not reading.model:
+    at_once = {name for loop in reading.loops if is_one_operator(reading, loop) for name in loop.made}
+    if (written_out := decompose_rnn(reading.model, at_once)) is not reading.model:
         reading = StepGraphAnalysis(written_out, manifest)
     reason: NoChunkError | None = None
     found = False

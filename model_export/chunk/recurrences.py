@@ -39,7 +39,7 @@ def _emit_delay(builder: Vectorizer, state: str) -> None:
     builder.last[state] = emitter.last(timed, fact.axis)
     before = emitter.op("Slice", timed, ints([0]), ints([-1]), ints([time]))
     first = emitter.op("Unsqueeze", state, ints([time]))
-    builder.know(state, emitter.flat(emitter.op("Concat", first, before, axis=time), fact.axis, fact.row))
+    builder.set_flat(state, emitter.flat(emitter.op("Concat", first, before, axis=time), fact.axis, fact.row))
 
 
 def _emit_scan(builder: Vectorizer, loop: Loop) -> None:
@@ -74,7 +74,7 @@ def _emit_scan(builder: Vectorizer, loop: Loop) -> None:
     emitter.nodes.append(node)
     builder.last.update(zip(loop.states, ends, strict=True))
     for name, tensor in zip(wanted, timed, strict=True):
-        builder.know(name, emitter.flat(tensor, _axis(builder, name), facts[name].row))
+        builder.set_flat(name, emitter.flat(tensor, _axis(builder, name), facts[name].row))
 
 
 def _body(builder: Vectorizer, loop: Loop) -> tuple[list[onnx.NodeProto], list[str]]:
@@ -87,7 +87,7 @@ def _body(builder: Vectorizer, loop: Loop) -> tuple[list[onnx.NodeProto], list[s
     """
     reading = builder.reading
     inside = {id(node): node for node in loop.nodes}
-    others = {name for other in builder.loops if other is not loop for node in other.nodes for name in node.output}
+    others = {name for other in builder.loops if other is not loop for name in other.made}
     others |= {state for state in reading.after if state not in loop.states}
     while True:
         made = {name for node in inside.values() for name in node.output} | set(loop.states)

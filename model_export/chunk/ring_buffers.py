@@ -92,9 +92,9 @@ def emit_window(builder: Vectorizer, loop: Loop) -> bool:
     builder.windows[join.output[0]] = Window(long, axis, past, new, joined.row)
     for name in builder.reading.wanted_outside(loop):
         if name == state:
-            builder.know(name, Window(long, axis, past, new, joined.row).taps(emitter, np.arange(past)))
+            builder.set_flat(name, Window(long, axis, past, new, joined.row).taps(emitter, np.arange(past)))
         elif name != join.output[0]:
-            builder.know(name, Window(long, axis, past, new, joined.row).taps(emitter, np.arange(new, past + new)))
+            builder.set_flat(name, Window(long, axis, past, new, joined.row).taps(emitter, np.arange(new, past + new)))
     return True
 
 

@@ -77,12 +77,12 @@ class Vectorizer:
             raise NoChunkError(f"tensor {name!r} is known of the last timestep alone")
         return self._flat[name]
 
-    def knows(self, name: str) -> bool:
-        """Say whether `flat` has an answer."""
+    def has_flat(self, name: str) -> bool:
+        """Return whether `flat` has a tensor for this one."""
         return name in self.reading.fixed or name in self._flat or name in self.windows
 
-    def know(self, name: str, flat: str) -> None:
-        """Say which tensor is the flat form of one of the step graph's."""
+    def set_flat(self, name: str, flat: str) -> None:
+        """Set the flat form of a tensor of the step graph."""
         self._flat[name] = flat
 
     def sequence(self, name: str) -> str:
@@ -114,7 +114,7 @@ class Vectorizer:
         owner: dict[str, int] = {}
         in_loops = {id(node) for loop in self.loops for node in loop.nodes}
         for loop in self.loops:
-            made = {name for node in loop.nodes for name in node.output} | set(loop.states)
+            made = {*loop.made, *loop.states}
             needs = [name for node in loop.nodes for name in uses(node) if name not in made]
             needs += [self.reading.after[state] for state in loop.states if not loop.nodes]
             owner.update(dict.fromkeys(made, len(units)))
