@@ -40,7 +40,7 @@ class ConvertedModel:
         against: The original and its version, for example `keras 3.15.1 jax`.
         samplers: What to draw for the comparison, by the name of its kind; None: random data.
         only_length: The one number of timesteps that the original takes; None: any.
-        longest: The most timesteps that the original can be asked for within reason; None: any.
+        longest: The most timesteps that the original runs within reason; None: any.
         probe: What the layers of the original give, to find the one to blame where the answers differ.
         rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
             is taken to be tighter.

@@ -55,7 +55,7 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one input is made of a prediction, held against a model.
+    """How one input is made of a prediction, checked against a model.
 
     Attributes:
         input: The input.
@@ -113,7 +113,7 @@ class FeedbackError(ValueError):
 
 
 def rules_of(feedback: Mapping[str, Any], manifest: Manifest) -> list[Rule]:
-    """Return the rules of a manifest or a request, held against a model.
+    """Return the rules of a manifest or a request, checked against a model.
 
     Raises:
         FeedbackError: A rule does not fit.

@@ -49,7 +49,7 @@ class Precision:
         return max(self.atol, RTOL)
 
     def lower(self, candidate: ConvertedModel) -> ConvertedModel:
-        """Return the candidate with fewer bits, still to be held against its original.
+        """Return the candidate with fewer bits, not yet verified against its original.
 
         Raises:
             RefusedModelError: It has nothing to store in fewer bits.

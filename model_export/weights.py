@@ -99,7 +99,7 @@ def _int8(name: str, values: Array) -> tuple[list[Any], list[Any]] | None:
 
 
 def _scale(values: Array, axis: int) -> Array:
-    """Return what 1 in int8 stands for, one for each slice along an axis."""
+    """Return the scale of int8, one for each slice along an axis."""
     others = tuple(other for other in range(values.ndim) if other != axis)
     largest = np.abs(values).max(axis=others, keepdims=True)
     return np.where(largest == 0, np.float32(1), largest / np.float32(127)).astype(np.float32)

@@ -65,7 +65,7 @@ def adopt(
 
     Raises:
         UnclearModelError: Something is open; the message names the flag that sets it.
-        RefusedModelError: The graph is not stepwise, or chance reaches what must not depend on it.
+        RefusedModelError: The graph is not stepwise, or random operators reach what must not depend on them.
         ModelLoadError: onnxruntime cannot load or run it.
         MissingExtraError: The onnx package is not installed.
     """

@@ -176,7 +176,7 @@ def _by_shape(
 
 
 def _likely(rivals: Sequence[str], options: Sequence[str], *, others: bool) -> dict[str, str]:
-    """Return pairs in order, for an example: what is sent and answered stands in front of the states."""
+    """Return pairs in order, for an example: what is sent and answered comes before the states."""
     count = min(len(rivals), len(options))
     if count == len(rivals) > 1 and not others:
         count -= 1  # not every input is a state
@@ -184,7 +184,7 @@ def _likely(rivals: Sequence[str], options: Sequence[str], *, others: bool) -> d
 
 
 def _check_names(by_shape: dict[str, str], inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> None:
-    """Hold pairs of which only the shapes fit against the names.
+    """Check pairs of which only the shapes fit by their names.
 
     Raises:
         UnclearModelError: By its name, the output follows another input, whose shape does not fit.

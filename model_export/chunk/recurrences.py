@@ -1,4 +1,4 @@
-"""How a loop is run over a chunk: as a window or one fused operator where it is one, else by Scan."""
+"""How a loop is run over a chunk: as a window or one operator where it is one, else by Scan."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def to_step_model(model: Any) -> Any:
 
 
 def _require() -> None:
-    """Import what this front end stands on.
+    """Import what this front end needs.
 
     Raises:
         MissingExtraError: A package is not installed.

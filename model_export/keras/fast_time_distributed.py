@@ -33,7 +33,7 @@ def may_spread_timesteps(model: Any, inputs: Any) -> bool:
         want = keras.tree.flatten(model.call(inputs, training=False))
         with timesteps_as_rows(model):
             found = keras.tree.flatten(model.call(inputs, training=False))
-    except Exception:  # noqa: BLE001  # whatever the reason, Keras' own way will tell
+    except Exception:  # noqa: BLE001  # whatever the reason, Keras' own way will report it
         return False
     return all(np.allclose(to_array(a), to_array(b), rtol=1e-4, atol=1e-5) for a, b in zip(want, found, strict=True))
 

@@ -28,7 +28,7 @@ Not every length: each costs a compilation on the JAX backend.
 """
 
 LONG = 200
-"""Sequences of this length or more are asked for their end alone, and run without compiling for their length."""
+"""Of sequences of this length or more, the end alone is computed; they run without compiling for their length."""
 
 TIME_DISTRIBUTED = 400
 UNROLLED = 64
@@ -39,7 +39,7 @@ class KerasReference:
     """Runs a Keras model on whole sequences, from zero states, whatever its declared batch and length.
 
     Attributes:
-        only_length: The one number of timesteps that the model takes, or can be asked for; None: any.
+        only_length: The one number of timesteps that the model takes, or runs within reason; None: any.
     """
 
     def __init__(self, model: Any, exported: ExportedStep) -> None:
@@ -54,7 +54,7 @@ class KerasReference:
         self._spreads_timesteps = False
         self._spreads_timesteps = any(self._may_spread(length) for length in dict.fromkeys((2, *lengths)))
         self._any_length = self._length_is_free or self._runs_with(3)
-        # An unrolled layer is run operation by operation: it is not asked for more than it was made for.
+        # An unrolled layer is run operation by operation: it is not run on more than it was made for.
         unrolled = any(getattr(layer, "unroll", False) for layer in model._flatten_layers())
         fixed = exported.bounded or unrolled or not self._any_length
         self.only_length = int(lengths.pop()) if lengths and fixed else None
@@ -95,7 +95,7 @@ class KerasReference:
 
     @property
     def longest(self) -> int | None:
-        """The most timesteps that can be asked for within reason; None: any."""
+        """The most timesteps that the model runs within reason; None: any."""
         if any(getattr(layer, "unroll", False) for layer in self._model._flatten_layers()):
             return UNROLLED
         return TIME_DISTRIBUTED if find_wrappers(self._model) and not self._spreads_timesteps else None
@@ -111,7 +111,7 @@ class KerasReference:
         logging.disable(logging.CRITICAL)  # a refusal is an answer here; JAX would also log it
         try:
             self._run({spec.name: np.zeros((1, length, *spec.shape), spec.dtype) for spec in specs}, length)
-        except Exception:  # noqa: BLE001  # whatever the reason, this length cannot be asked
+        except Exception:  # noqa: BLE001  # whatever the reason, the model does not run with this length
             return False
         finally:
             logging.disable(before)

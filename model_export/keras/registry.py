@@ -28,12 +28,12 @@ POSITION = "stepwell.position"
 
 
 class Walker(Protocol):
-    """What a rule may ask of the walk that met its layer.
+    """What a rule needs of the walk through the model.
 
     Attributes:
         graph: The step graph under construction.
         length: The number of timesteps that the model declares; None: any.
-        bounded: Whether the original's answers depend on that number, so that it can be asked for no more.
+        bounded: Whether the original's answers depend on that number, so that it is run on no more.
     """
 
     graph: KerasGraph
@@ -130,7 +130,7 @@ class Call:
         return Value(spec.input, spec.row_shape, dtype)
 
     def next_state(self, state: Value, value: Value | str) -> None:
-        """Say what a state is after this timestep."""
+        """Set what a state is after this timestep."""
         spec = next(spec for spec in self.graph.states if spec.input == state.name)
         self.graph.next_state(spec, _name(value))
 
@@ -191,7 +191,7 @@ class Call:
         timestep that it knows it is NaN, so that such a row fails alone and not its batch.
 
         Args:
-            value: The value it stands beside.
+            value: The value that it is combined with.
             array: It broadcasts against `(batch, time, *row)`, or `(batch, *row)` where there is no time axis.
             dtype: NumPy name.
 

@@ -39,7 +39,7 @@ class KerasGraph(GraphBuilder):
         return super().constant(array, dtype, what=what, at=at)
 
     def mark_static(self, tensor: str) -> None:
-        """Say that a tensor never changes after the first timestep, whatever it is computed from."""
+        """Note that a tensor never changes after the first timestep, whatever it is computed from."""
         self._static.add(tensor)
 
     def is_static(self, tensor: str) -> bool:

@@ -48,7 +48,7 @@ class KerasWalk:
         graph: The step graph under construction.
         facts: What is known about each input, by its name in the graph.
         length: The number of timesteps that the model declares; None: any.
-        bounded: Whether the original's answers depend on that number, so that it can be asked for no more.
+        bounded: Whether the original's answers depend on that number, so that it is run on no more.
     """
 
     graph: KerasGraph = field(default_factory=KerasGraph)
@@ -264,5 +264,5 @@ def _with_masks(call: Call) -> Call:
 
 
 def _at_inference(layer: Any) -> Callable[..., Any]:
-    """Return a layer's code as it runs outside training, whatever it would do if it was not told."""
+    """Return a layer's code as it runs outside training, whatever its default is."""
     return partial(layer.call, training=False) if layer._call_has_training_arg else layer.call

@@ -1,4 +1,4 @@
-"""Where a tensor's axes stand in the graph, and where in the arrays that `StepModel` takes and gives."""
+"""Where a tensor's axes are in the graph, and where in the arrays that `StepModel` takes and gives."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def opened(source: Path | bytes) -> Iterator[memoryview]:
     """Give a model file's bytes.
 
     Raises:
-        ModelLoadError: It cannot be read, or its bytes, as far as `fields` was asked for them, are no ONNX model.
+        ModelLoadError: It cannot be read, or the bytes that are parsed are no protocol buffer.
     """
     name = "The given bytes" if isinstance(source, bytes) else source.name
     try:

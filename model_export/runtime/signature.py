@@ -16,7 +16,7 @@ ORT_TYPES = {
 
 
 def check_signature(manifest: Manifest, session: ort.InferenceSession, where: str) -> None:
-    """Hold names and dtypes of the manifest against the graph's own (declared shapes may lie).
+    """Compare names and dtypes of the manifest with the graph's own (declared shapes may lie).
 
     Args:
         manifest: What is declared.

@@ -28,7 +28,7 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Conv
     """Make one step graph of a pipeline, not yet verified.
 
     Raises:
-        UnclearModelError: A stage does not fit what it stands next to, or it is unclear which input it belongs to.
+        UnclearModelError: A stage does not fit its neighbour, or it is unclear which input it belongs to.
         RefusedModelError: A model cannot be stepped.
     """
     parts = pipeline.parts

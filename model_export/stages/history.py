@@ -111,7 +111,7 @@ class _History(Stage):
     """A stage with states.
 
     Attributes:
-        append: Whether the result stands behind the numbers of the row, along its last axis, instead of replacing them.
+        append: Whether the result is appended to the row, along its last axis, instead of replacing it.
     """
 
     append: bool = field(default=False, kw_only=True)

@@ -36,7 +36,7 @@ HALF = 5e-3
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A node whose output stands in the step graph as it does in the sequence graph, timestep by timestep.
+    """A node whose output in the step graph equals that in the sequence graph, timestep by timestep.
 
     Attributes:
         layer: The node, for people.
@@ -208,7 +208,7 @@ def _one_row(walk: StreamingWalk, doors: SequenceInputs) -> bool:
 
 
 def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredShapes) -> SequenceInputs:
-    """Read inputs that do nothing but stand in front of a sequence as what a step carries over."""
+    """Read inputs that are only joined in front of a sequence as initial states."""
 
     def is_front(node: onnx.NodeProto, name: str) -> bool:
         axis = facts.time_axis(node.output[0]) if node.op_type == "Concat" else None

@@ -135,13 +135,13 @@ class StreamingWalk:
         Args:
             name: A timed tensor.
             past: How many timesteps before this one.
-            fill: What stands before the tensor's first element.
+            fill: The value before the tensor's first element.
             label: What the state is named after; the tensor by default.
         """
         return self.window_for(self.tensors[name].step, name, past, fill, label)
 
     def window_for(self, step: str, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
-        """Return the same for another tensor of the step graph that stands for `name`."""
+        """Return the same for another tensor of the step graph, in the place of `name`."""
         if not past:
             return step
         if (step, past, fill) not in self._windows:

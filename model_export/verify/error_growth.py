@@ -62,7 +62,7 @@ def steps_for(numbers: int) -> int:
     return int(np.clip(_MOST_NUMBERS // max(numbers, 1), FEWEST, STEPS))
 
 
-def long_run(  # noqa: PLR0917  # what it is held against, and what notes the result
+def long_run(  # noqa: PLR0917  # what it is compared with, and what notes the result
     original: ReferenceModel,
     model: StepModel,
     data: Sequences,
@@ -70,7 +70,7 @@ def long_run(  # noqa: PLR0917  # what it is held against, and what notes the re
     worth: Mapping[str, Evidence],
     tolerance: Tolerance,
 ) -> ErrorGrowth:
-    """Hold one long sequence against the original."""
+    """Compare one long sequence with the original."""
     length = next(iter(data.values())).shape[1]
     want = run_reference(original, data, list(lines))
     got, _ = stepped(model, data)

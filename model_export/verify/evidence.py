@@ -18,7 +18,7 @@ _KEPT = 65_536
 """Values of one kind of sequence that the median and the share of distinct ones are taken from."""
 
 _MOST_NUMBERS = 4096
-"""Numbers of a row that are each held against their own size; in a larger row all are held against the row's."""
+"""Numbers of a row that are each compared with their own size; in a larger row all are compared with the row's."""
 
 _NOISE = 2.0
 """In units of the last place of the output's largest value: numbers that never exceed this are rounding alone."""
@@ -84,7 +84,7 @@ class Evidence:
         return bool(self._loose), self._loose
 
     def _hold_tightly(self, off: Array, want: Array) -> None:
-        """Hold differences against a tenth of the median magnitude of each number of a row, too.
+        """Compare differences with a tenth of the median magnitude of each number of a row, too.
 
         What was demanded follows the largest value of the tensor; numbers that are much smaller need less.
         """

@@ -214,7 +214,7 @@ class _Check:
     def _against_original(
         self, kind: str, data: Sequences, want: Mapping[str, PrefixAnswers], got: Mapping[str, Array]
     ) -> None:
-        """Hold all sequences of a kind against the original's answers.
+        """Compare all sequences of a kind with the original's answers.
 
         Raises:
             DifferentAnswerError: They differ; the message has the first timestep and output at which they do.
@@ -270,7 +270,7 @@ class _Check:
                 )
 
     def _chunks(self, kind: str, batch: Sequences, saved: Run) -> None:
-        """Hold chunks of the whole length, and of odd lengths, against single steps; see what saving states does."""
+        """Compare chunks of the whole length, and of odd lengths, with single steps; see what saving states does."""
         plain = stepped(self.model, batch, stored=False)
         for name in self.outputs:
             self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))

@@ -123,7 +123,7 @@ class GrowingModel:
         return found, after
 
     def bounded(self, states: Mapping[str, Array], count: int) -> dict[str, Array]:
-        """Return the same states for the bounded graph, rows in front: zeros stand before what there is."""
+        """Return the same states for the bounded graph, rows in front: zeros are before what there is."""
         made: dict[str, Array] = {COUNT: np.full((1, 1), count, np.int64)}
         for name in self._growing.states:
             made[name] = states[name]

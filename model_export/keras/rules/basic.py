@@ -14,7 +14,7 @@ from model_export.keras.support.deferred import handles_deferred, reordered, sof
 from model_export.keras.value import Value
 
 _OF_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.Dropout)
-"""Layers that do the same at each position, however many axes stand in front."""
+"""Layers that do the same at each position, however many axes are in front."""
 
 
 @rule("Dense")
@@ -140,7 +140,7 @@ def reshaped(call: Call, x: Value, target: list[int]) -> Value:
     else:
         row = _resolved(target[1:], size) if target else []
         # -1 in the time's place keeps time exactly where the rest is one row. A fixed number of timesteps is
-        # taken at its word; verification on whole sequences would tell.
+        # taken as declared; the verification on whole sequences would find a fault.
         if not target or math.prod(row) != size or (target[0] == -1 and -1 in target[1:]):
             raise call.refuse(
                 f"its target shape {target} mixes timesteps; one timestep has shape {list(x.row)}",

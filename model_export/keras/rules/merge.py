@@ -44,7 +44,7 @@ def join(call: Call, kind: str, values: list[Value]) -> Value:
 @rule("Concatenate", masks=True)
 @handles_padding
 def concatenate(call: Call) -> Value:
-    """Side by side along one feature axis; over time what stands in front of a sequence."""
+    """Side by side along one feature axis; over time, constants in front of a sequence."""
     return concat(call, call.values, call.layer.axis)
 
 

@@ -35,7 +35,7 @@ def reshape(call: Call) -> Value:
 @op_rule("Concatenate", "Append", "Hstack")
 @handles_padding
 def concatenate(call: Call) -> Value:
-    """Side by side along one feature axis; over time what stands in front of a sequence."""
+    """Side by side along one feature axis; over time, constants in front of a sequence."""
     kind = call.kind(["Concatenate", "Append", "Hstack"])
     parts = call.args[:2] if kind == "Append" else call.args[0]
     axis = 1 if kind == "Hstack" else call.layer.axis
@@ -76,7 +76,7 @@ def stack(call: Call) -> Value:
 def repeat_vector(call: Call) -> Value:
     """One vector several times, as positions inside a timestep, for example the hours that an answer is about."""
     x, count = call.value, call.layer.n
-    if x.time:  # of one number for each timestep: then it is time that stands last
+    if x.time:  # of one number for each timestep: then time is the last axis
         columns = call.op("Unsqueeze", x, call.graph.ints([1]))
         name = call.op("Expand", columns, call.graph.ints([1, count]))
         refusal = call.refuse("it puts the time axis behind the features", "Put it back: Permute((2, 1)).")

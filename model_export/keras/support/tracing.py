@@ -83,7 +83,7 @@ def _attempt(make: Callable[[], Traced]) -> Traced | None:
         return make()
     except RandomNumbersError:
         raise
-    except Exception:  # noqa: BLE001  # the first attempt's reason is the one to tell
+    except Exception:  # noqa: BLE001  # the first attempt's reason is the one to report
         return None
 
 
@@ -134,7 +134,7 @@ def _no_random_numbers(layer: Any) -> Iterator[None]:
 
 
 def _shared_seed() -> list[int]:
-    """Return where the seed generator stands that random functions use if they are given none."""
+    """Return the state of the seed generator that random functions use if they are given none."""
     generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
     return [] if generator is None else [int(part) for part in to_array(generator.state)]
 

@@ -61,7 +61,7 @@ def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
         call: The layer.
         x: A value of each timestep.
         span: How many timesteps it looks back.
-        causal: The layer pads with zeros itself; otherwise the padding has to stand in front already.
+        causal: The layer pads with zeros itself; otherwise the padding has to be in front already.
 
     Returns:
         A value of one timestep with row `(span + 1, *x.row)`. Its margin is the one of the layer's result.
@@ -72,7 +72,7 @@ def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
     front, back = (x.padding.front, x.padding.back) if x.padding else (0, 0)
     fill = x.padding.pad_value if x.padding else np.zeros(x.row)
     if causal:
-        if front < 0:  # what the layer itself pads with stands there
+        if front < 0:  # there is what the layer itself pads with
             x = put_in_front(call, x, [call.constant(np.zeros(x.row), x.dtype)] * -front, 0)
         if front > 0 and fill.any():
             raise call.refuse("it pads with zeros a sequence that was padded with something else", "Pad once.")

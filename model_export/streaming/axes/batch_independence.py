@@ -13,7 +13,7 @@ from model_export.streaming.normal_form.load import Declared
 
 
 def is_for_one_row(doors: SequenceInputs, declared: Declared) -> bool:
-    """Whether rows of a graph may be run together only because nothing in it minds."""
+    """Whether a graph declares one row, and runs several only because none of its nodes fails."""
     rows = {declared[door.name][door.batch] for door in doors.external if door.batch is not None}
     return doors.only_rows is None and rows == {1}
 

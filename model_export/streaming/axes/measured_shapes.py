@@ -195,7 +195,7 @@ class MeasuredShapes:
     def before_start(self, name: str, first: int, count: int) -> Array | None:
         """Return a tensor's elements `first` to `first + count` on its time axis; those below 0 are zeros.
 
-        They stand before the first timestep of the inputs, so they must be equal for all inputs.
+        They come before the first timestep of the inputs, so they must be equal for all inputs.
 
         Returns:
             With the batch axis, if any, reduced to one row; None where they differ from run to run.

@@ -58,7 +58,7 @@ class ScanBody:
         return squeezed
 
     def graph(self, outs: list[str]) -> onnx.GraphProto:
-        """Return the body; an output that is an input, or stands twice, is passed through an Identity."""
+        """Return the body; an output that is an input, or is there twice, is passed through an Identity."""
         given: list[str] = []
         for place, name in enumerate(outs):
             made = f"{self._label}/out/{place}"

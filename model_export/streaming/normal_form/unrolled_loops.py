@@ -31,7 +31,7 @@ class _Body:
     """What was found out of a loop.
 
     Attributes:
-        nodes: Indices of the nodes of the copy that stands for all, by order of the graph.
+        nodes: Indices of the nodes of the copy that becomes the body, by order of the graph.
         carried: By the tensor that this copy uses of the one before: the tensor of each copy, the initial one first.
         joined: The node that joins the results of all copies, by the result of this copy.
         matched: Indices of all nodes of all copies.

@@ -117,7 +117,7 @@ def _axis(walk: StreamingWalk, node: onnx.NodeProto) -> int:
 
 
 def _is_table(walk: StreamingWalk, name: str) -> bool:
-    """Whether a tensor holds a number for every timestep against every other, from sizes alone."""
+    """Whether a tensor has a number for every pair of timesteps, by its sizes alone."""
     return name in walk.sized and sum(dim.has_time for dim in walk.facts.dims(name)) == 2
 
 
@@ -159,7 +159,7 @@ def _band(table: Array, size: int, front: int) -> Array | None:
 
 
 def _started(walk: StreamingWalk, name: str) -> str:
-    """Return scores with the lowest number for what would stand before the first of the keys."""
+    """Return scores with the lowest number for places before the first of the keys."""
     graph, dtype, square = walk.graph, walk.dtype(name), walk.tensors[name]
     front = _offset(walk, name)
     if square.window <= front + 1:
