@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -16,13 +16,14 @@ from model_export.keras.registry import to_array
 from model_export.keras.step import ExportedStep
 from model_export.keras.walk import functional
 from model_export.manifest import Array, Manifest
-from model_export.verify.parity import PrefixAnswers, Sampler
+from model_export.verify.reference import PrefixAnswers, prefix_answers
+from model_export.verify.samplers import Sampler
 
 ROUNDING = {"float16": 5e-3, "bfloat16": 5e-2}
 """How far a model that computes in these may be from the same one in float32, measured on 64 timesteps."""
 
 PREFIXES = (1, 2, 3, 17)
-"""Lengths at which an answer for a whole sequence is asked of Keras, besides the full one.
+"""Lengths at which an answer for a whole sequence is computed, besides the full one.
 
 Not every length: each costs a compilation on the JAX backend.
 """
@@ -66,8 +67,8 @@ class KerasReference:
             inputs: One array per input, shape `(batch, T, *shape)`.
 
         Returns:
-            `(batch, T, *shape)` for an output of every timestep; an output of the whole sequence is asked
-            for some of its beginnings.
+            `(batch, T, *shape)` for an output of every timestep; an output of the whole sequence has
+            answers for some of its beginnings.
 
         Raises:
             TensorError: The model takes one length only, and it is not this one.
@@ -84,13 +85,7 @@ class KerasReference:
         answers: dict[str, Array | PrefixAnswers] = {name: array for name, array in whole.items() if timed[name]}
         if last := [name for name, carries in timed.items() if not carries]:
             beginnings = PREFIXES if self._any_length and length < LONG else ()
-            runs = {length: whole}
-            for n in beginnings:
-                with suppress(Exception):  # some models take no sequence as short as this
-                    runs |= {n: self._run(inputs, n)} if n < length else {}
-            steps = sorted(runs)
-            for name in last:
-                answers[name] = PrefixAnswers(steps, np.stack([runs[n][name] for n in steps], axis=1))
+            answers |= prefix_answers(lambda steps: self._run(inputs, steps), whole, last, length, beginnings)
         return answers
 
     @property

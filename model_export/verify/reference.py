@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model_export.errors import ModelLoadError, ParityError, RefusedModelError, StepwellError
+from model_export.errors import ParityError, StepwellError
 from model_export.manifest import Array
 
 PREFIXES = (1, 2, 3, 5, 17)
@@ -55,7 +55,7 @@ def prefix_answers(
     """
     runs: dict[int, Mapping[str, Array]] = {}
     for steps in (steps for steps in beginnings if steps < length):
-        with suppress(ModelLoadError, RefusedModelError):
+        with suppress(Exception):  # whatever a framework raises where a beginning is too short
             found = run(steps)
             if all(found[name].shape == whole[name].shape for name in names):
                 runs[steps] = found
