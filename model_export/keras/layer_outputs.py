@@ -29,11 +29,10 @@ def layer_outputs(model: Any, exported: ExportedStep, original: KerasReference) 
         function = functional(model)
         length = next(iter(sequences.values())).shape[1]
         found = [
-            (layer, tensor, layer.output)
+            (layer, tensor, keras.tree.flatten(layer.output)[0])
             for layer in function.layers
             if len(layer._inbound_nodes) == 1 and (tensor := _tensor_of(layer, exported.proto)) is not None
         ]
-        found = [(layer, tensor, _first(output)) for layer, tensor, output in found]
         found = [part for part in found if _has_time(part[2].shape, length)]
         looked_at = keras.Model(_flat(function.inputs), [output for _, _, output in found])
         with original.stateless():
@@ -58,10 +57,6 @@ def _flat(inputs: Any) -> Any:
     """Return a model's inputs as a functional model of the same tensors takes them."""
     arrays = keras.tree.flatten(inputs)
     return arrays if len(arrays) > 1 else arrays[0]
-
-
-def _first(output: Any) -> Any:
-    return keras.tree.flatten(output)[0]
 
 
 def _has_time(shape: tuple[int | None, ...], length: int) -> bool:

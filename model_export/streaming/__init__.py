@@ -65,14 +65,15 @@ def convert(
     if original is None:
         original = reference = SequenceReference(step)
         probe, only_length = reference.activations, length or step.doors.only_steps
-    constant = [door.name for door in step.doors.external if door.time is None]
-    drawn = random_sampler(step.manifest, vocabularies(step.graph.graph), constant=constant)
+    if not samplers:
+        constant = [door.name for door in step.doors.external if door.time is None]
+        samplers = {"random": random_sampler(step.manifest, vocabularies(step.graph.graph), constant=constant)}
     return ConvertedModel(
         step.proto,
         step.manifest,
         original,
         against=against or f"onnxruntime {onnxruntime.__version__}",
-        samplers=samplers or {"random": drawn},
+        samplers=samplers,
         probe=probe,
         only_length=only_length,
         rounding=step.rounding,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from model_export.errors import ModelLoadError, ParityError, RefusedModelError, 
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import Array, InputSpec, Parity
 from model_export.runtime.batch_independence import nearly_equal, random_rows
-from model_export.step_model import StepModel
+from model_export.step_model import StepModel, stacked
 from model_export.verify.report import is_weak
 
 SHORTEST = 2
@@ -212,14 +212,10 @@ def _check_equal(original: GrowingModel, got: Mapping[str, Array], want: Mapping
 def _check_rows(original: GrowingModel, model: StepModel, compared: _Compared) -> None:
     """Run rows together that have had different numbers of timesteps."""
     places = range(0, len(compared.before), max(1, len(compared.before) // 4))
-    inputs, states = (_together([compared.before[at][part] for at in places]) for part in (0, 1))
+    inputs, states = (stacked([compared.before[at][part] for at in places]) for part in (0, 1))
     answers, _ = model.step(inputs, states)
     alone = {name: np.concatenate([values[at] for at in places]) for name, values in compared.want.items()}
     _check_equal(original, {name: answers[name] for name in alone}, alone)
-
-
-def _together(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def _drawn(rng: np.random.Generator, spec: InputSpec, ids: Mapping[str, int]) -> Array:

@@ -16,7 +16,7 @@ def layer_normalization(call: Call) -> Value:
     layer, x = call.layer, call.as_float(call.value)
     if layer.rms_scaling:
         raise call.refuse("rms_scaling=True is deprecated", "Use keras.layers.RMSNormalization.")
-    axes = _feature_axes(call, x)
+    axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(layer.axis))
     if axes == list(range(axes[0], len(x.row) + 1)):  # in one operator each row comes out as it does alone
         scale = np.ones(x.row[axes[0] - 1 :]) if layer.gamma is None else layer.gamma
         weights = [call.constant(w) for w in (scale, layer.beta) if w is not None]
@@ -94,10 +94,6 @@ def group_normalization(call: Call) -> Value:
         if weights is not None:
             y = call.op(kind, y, call.constant(_along(to_array(weights), x, [axis])))
     return x.like(y)
-
-
-def _feature_axes(call: Call, x: Value) -> list[int]:
-    return sorted(call.axis(x, axis) for axis in keras.tree.flatten(call.layer.axis))
 
 
 def _along(weights: Array, x: Value, axes: list[int]) -> Array:

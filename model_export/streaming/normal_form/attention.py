@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def with_attention_written_out(model: Any) -> Any:
-    """Return a graph with MatMul and Softmax in the place of every Attention that is masked, and nothing special.
+    """Return a graph with MatMul and Softmax in the place of every Attention that has a mask or is causal.
 
-    Those with past keys, or with fewer heads for keys than for queries, stay as they are.
+    Those with past keys, with a softcap, or with fewer heads for keys than for queries stay as they are.
     """
     import onnx
     import onnx.shape_inference
