@@ -132,7 +132,8 @@ class KerasWalk:
         masks = self.trace(inner, compute)
         if not masks:
             return None
-        self.note_mask(call.value, float(to_array(getattr(call.layer, "mask_value", 0))))
+        masked = to_array(call.layer.mask_value) if isinstance(call.layer, keras.layers.Masking) else 0
+        self.note_mask(call.value, float(masked))
         return _checked_mask(call, masks[0]).name
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:

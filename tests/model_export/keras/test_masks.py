@@ -14,7 +14,7 @@ from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.verify.parity import verify_parity
 from tests.model_export.keras import zoo
-from tests.model_export.keras.zoo_parts import RS, L, randomise, sequence
+from tests.model_export.keras.zoo_parts import RS, L, SkipZeros, randomise, sequence
 
 
 def pair() -> tuple[Any, Any]:
@@ -92,3 +92,12 @@ def test_a_model_with_masks_is_verified_with_masked_timesteps(name: str) -> None
     masked = (drawn[spec.name] == exported.facts[spec.name].mask_value).reshape(3, 64, -1).all(axis=-1)
     assert 0.1 < masked.mean() < 0.6
     assert masked[0, 0]
+
+
+def test_an_attribute_of_a_custom_layer_is_not_read_as_the_value_that_masks() -> None:
+    layer = SkipZeros()
+    layer.mask_value = "the first feature is zero"
+
+    exported = export_keras(sequence(layer, L.GRU(3, **RS)), name="m")
+
+    assert exported.facts["x"].mask_value == 0
