@@ -25,8 +25,8 @@ from model_export.graph.nodes import mapped, read_opset, renamed, replace_items,
 if TYPE_CHECKING:
     import onnx
 
-COUNT = "timesteps"
-"""The state that counts them."""
+COUNT = "caches.timesteps"
+"""The state that counts timesteps; `timesteps` alone is an input of Decision Transformers."""
 
 _OPSET = 13
 _HOW = "Declare how many timesteps they hold: `--length N -o NEW.onnx`, the number that the model was trained with."
@@ -89,7 +89,7 @@ def read_caches(graph: OrtGraph, hints: Overrides) -> GrowingGraph:
 
     Raises:
         RefusedModelError: It has none, or its mask has an unusual form.
-        UnclearModelError: More than one axis of a cache may be the one that grows.
+        UnclearModelError: More than one axis of a cache may be the one that grows, or an initial value was given.
     """
     changing = [tensor for tensor in graph.inputs if tensor.name not in hints.constants]
     batches = find_batch_axes(changing, hints.batch_axes)
@@ -108,6 +108,11 @@ def read_caches(graph: OrtGraph, hints: Overrides) -> GrowingGraph:
             raise UnclearModelError(
                 f"Cache {before.name!r} is declared {shown(before.dims)}; one axis is the batch, and one grows.",
                 fix=f"Set both: `--batch-axis {before.name}=0 --time-axis {before.name}=AXIS`, for each cache.",
+            )
+        if before.name in hints.initial:
+            raise UnclearModelError(
+                f"Cache {before.name!r} has an initial value; expected none: a stream begins with empty caches.",
+                fix=f"Leave out the initial value of {before.name!r}.",
             )
         caches.append(Cache(before.name, after.name, before.dtype, before.dims, batch, axes[0]))
     if not caches:

@@ -186,7 +186,7 @@ def test_a_decoder_with_bounded_caches_attends_to_the_last_timesteps(tmp_path: P
     assert adopted.manifest.verified.against == "decoder.onnx with caches that grow"
     assert [spec.name for spec in adopted.manifest.inputs] == ["input_ids"]
     shapes = {state.input: state.shape for state in adopted.manifest.states}
-    assert shapes["timesteps"] == [1]
+    assert shapes["caches.timesteps"] == [1]
     assert shapes["past_key_values.1.value.window"] == [KEYS, LENGTH - 1, SIZE]
 
 
@@ -251,6 +251,13 @@ def test_a_decoder_that_returns_no_floats_is_refused_where_its_positions_end(tmp
         bounded(tmp_path, GreedyDecoder(positions).eval())
 
     assert "logits" in caught.value.fix
+
+
+def test_an_initial_value_of_a_growing_cache_is_refused(tmp_path: Path) -> None:
+    path = exported(tmp_path, decoder("rotary"))
+
+    with pytest.raises(UnclearModelError, match=r"'past_key_values\.0\.key' has an initial value"):
+        adopt_file(path, length=LENGTH, initial={"past_key_values.0.key": 1.0}, target=tmp_path / "new.onnx")
 
 
 def test_without_a_length_the_flag_that_declares_it_is_named(tmp_path: Path) -> None:
