@@ -85,7 +85,8 @@ def _half(name: str, values: Array) -> tuple[list[Any], list[Any]] | None:
 def _int8(name: str, values: Array) -> tuple[list[Any], list[Any]] | None:
     from onnx import TensorProto, helper, numpy_helper
 
-    if values.ndim < 2 or not np.isfinite(values).all():
+    is_vector = max(values.shape) == values.size  # such as the biases of an LSTM, (1, 8 * units)
+    if is_vector or not np.isfinite(values).all():
         return None
     scales = [_scale(values, axis) for axis in range(values.ndim) if values.size >= _SLICE * values.shape[axis]]
     scale = min(scales, key=lambda scale: float(np.square(np.rint(values / scale) * scale - values).sum(dtype=float)))

@@ -113,9 +113,10 @@ def test_a_weight_that_a_caller_may_replace_stays_as_it_is() -> None:
     assert initializers(compress_weights(model, "fp16")) == {"W": "float32"}
 
 
-def test_a_vector_is_halved_but_never_int8() -> None:
+@pytest.mark.parametrize("shape", [(300,), (1, 300)])
+def test_a_vector_is_halved_but_never_int8(shape: tuple[int, ...]) -> None:
     text = "g (float[B,300] x) => (float[B,300] y) { y = Add (x, b) }"
-    model = onnx.load_model_from_string(graphs.graph_from_text(text, {"b": normal(300)}))
+    model = onnx.load_model_from_string(graphs.graph_from_text(text, {"b": normal(*shape)}))
 
     assert initializers(compress_weights(model, "fp16")) == {"b.float16": "float16"}
     assert initializers(compress_weights(model, "int8")) == {"b": "float32"}
