@@ -96,7 +96,7 @@ _TRAINER = ("_trainer", "_fabric")
 
 
 class _Detached:
-    """Takes the place, in the copy of a module, of an attribute that cannot be copied, as a trainer with its locks."""
+    """Replaces, in the copy of a module, an attribute that cannot be copied, such as a trainer with its locks."""
 
     def __init__(self, name: str) -> None:
         self._called = name
