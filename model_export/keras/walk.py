@@ -77,7 +77,8 @@ class KerasWalk:
         """Emit one call of a layer, a nested model or an operation; an operation on constants is just done."""
         given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
         name = operation.name
-        if prefix.endswith("/"):  # of a trace, whose names Keras numbers by what the process did before
+        # The operations of a trace are numbered by what the process did before; a layer may have its name from a person.
+        if prefix.endswith("/") and not isinstance(operation, keras.Layer):
             name = re.sub(r"_\d+$", "", name)
         call = Call(self, operation, f"{prefix}{name}", args, given)
         call = replace(call, mask=self._mask(call, kwargs))

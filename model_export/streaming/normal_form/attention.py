@@ -27,10 +27,12 @@ def with_attention_written_out(model: Any) -> Any:
     graph = onnx.shape_inference.infer_shapes(model).graph
     values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
     types = {name: (kind.elem_type, len(kind.shape.dim)) for name, kind in values.items() if kind.HasField("shape")}
+    heads = {name: kind.shape.dim[1].dim_value for name, kind in values.items() if len(kind.shape.dim) == 4}
     types |= {tensor.name: (tensor.data_type, len(tensor.dims)) for tensor in graph.initializer}
     del model.graph.node[:]
     for node in nodes:
         is_open = _is_masked(node) and all(name in types for name in (node.input[0], *filter(None, node.input[3:4])))
+        is_open = is_open and len({heads.get(name) for name in node.input[:3]}) == 1
         if is_open:
             written = _written_out(node, types)
             model.graph.node.extend(written.nodes)

@@ -52,6 +52,25 @@ def test_states_of_nested_models_carry_the_path() -> None:
     assert all(name.endswith((".rnn.h", ".rnn.c")) for name in names)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Two(keras.layers.Layer):  # type: ignore[misc]
+    """Two recurrent layers with numbered names of a person's choice."""
+
+    def __init__(self) -> None:
+        super().__init__(name="two")
+        self.first = L.LSTM(3, name="encoder_1", **RS)
+        self.second = L.LSTM(3, name="encoder_2", **RS)
+
+    def call(self, x: Any) -> Any:
+        return self.second(self.first(x))
+
+
+def test_numbered_layers_in_the_code_of_another_keep_their_names() -> None:
+    names = [state.input for state in export(sequence(Two())).manifest.states]
+
+    assert names == [f"two/encoder_{n}.{state}" for n in (1, 2) for state in "hc"]
+
+
 def test_a_layer_called_twice_has_two_states() -> None:
     assert [s.input for s in export(zoo.build("shared_layer")).manifest.states] == [
         "twin.h", "twin.c", "twin.h_2", "twin.c_2",

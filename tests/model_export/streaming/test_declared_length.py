@@ -81,6 +81,24 @@ def test_the_causal_attention_operator_is_refused_without_a_declared_length() ->
     assert "--length N" in caught.value.fix
 
 
+def test_the_operator_with_fewer_heads_for_keys_is_refused_by_its_name() -> None:
+    grouped = graph(
+        """(float[batch, time, 8] x) => (float[batch, time, 8] y) {
+            qs = Reshape (x, four)
+            q = Transpose <perm = [0, 2, 1, 3]> (qs)
+            half = MatMul (x, W)
+            ks = Reshape (half, two)
+            k = Transpose <perm = [0, 2, 1, 3]> (ks)
+            a = Attention <is_causal = 1> (q, k, k)
+            back = Transpose <perm = [0, 2, 1, 3]> (a)
+            y = Reshape (back, flat)
+        }""",
+        opset=23, four=np.array([0, 0, 4, 2]), two=np.array([0, 0, 2, 2]), flat=np.array([0, 0, 8]), W=(8, 4),
+    )  # fmt: skip
+    with pytest.raises(RefusedModelError, match="Attention"):
+        convert(grouped, name="m", length=LENGTH)
+
+
 def test_a_table_of_positions_gives_no_number_after_its_end() -> None:
     graph_bytes, _ = verify_model(convert(positions(), name="m", length=LENGTH))
     values = np.random.default_rng(0).standard_normal((2, LENGTH + 1, 4)).astype(np.float32)
