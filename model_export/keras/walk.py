@@ -77,7 +77,7 @@ class KerasWalk:
         """Emit one call of a layer, a nested model or an operation; an operation on constants is just done."""
         given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
         name = operation.name
-        # The operations of a trace are numbered by what the process did before; a layer may have its name from a person.
+        # Operations of a trace are numbered by what the process did before; a layer may have its name from a person.
         if prefix.endswith("/") and not isinstance(operation, keras.Layer):
             name = re.sub(r"_\d+$", "", name)
         call = Call(self, operation, f"{prefix}{name}", args, given)
