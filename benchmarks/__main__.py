@@ -288,7 +288,7 @@ def startup(
     """CPU from the launch of `stepwell serve` until it is ready: at the first start with a model, and later."""
     work = workload.make(keep.resolve(), steps=100)
     with _console.status(f"{rounds} rounds of two starts"):
-        starts = startups(tree or [Path.cwd()], work.models, rounds=rounds)
+        starts = startups(tree or [Path()], work.models, rounds=rounds)
     report.show_starts(starts)
     if save:
         report.save(save, "startup", [], {"rounds": rounds, "starts": rows_of(starts)})
