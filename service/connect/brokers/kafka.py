@@ -24,7 +24,7 @@ _WAIT_MS: Final = 500
 _FETCH_BYTES: Final = 8 << 20
 _SESSION_MS: Final = 10_000
 _HEARTBEAT_MS: Final = 250
-"""A member is asked to join again in the reply to a heartbeat, and the whole group waits until all have joined."""
+"""The response to a heartbeat has the request to rejoin, and a rebalance ends once all members have rejoined."""
 
 _HAND_OVER_S: Final = 10.0
 _MAX_REQUEST_BYTES: Final = 4 << 20
