@@ -1,4 +1,4 @@
-"""Engines in this process without a transport, on a private store: what `pairs` and `drift` step."""
+"""Engines in this process without a transport, on a private store: what `pairs` and `engine_drift` step."""
 
 from __future__ import annotations
 

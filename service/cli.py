@@ -54,7 +54,7 @@ _COMMANDS = {
     "streams": ("service.commands.live.streams", "streams_app", "List, show, reset, copy and delete live streams."),
 }
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
-_BAD_USAGE = {"bad_setting", "bad_columns"}
+_BAD_USAGE = {"bad_setting", "bad_columns", "bad_key"}
 _REFUSED_TO_START = {
     "missing_extra",
     "cannot_start",

@@ -72,6 +72,24 @@ def test_a_failure_is_exit_code_1_with_an_instruction(tmp_path: Path) -> None:
     assert second.startswith("  ")
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("revoke", "nope"), 1),
+        (("add", "one"), 1),  # a second time
+        (("add", "two", "--scopes", "all"), 2),
+        (("add", "a b"), 2),
+    ],
+)
+def test_a_key_that_cannot_be_changed_is_a_failure_or_wrong_usage(
+    words: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    env = {"STEPWELL_API_KEYS_FILE": str(tmp_path / "keys.json")}
+    assert run_stepwell("keys", "add", "one", **env).returncode == 0
+
+    assert run_stepwell("keys", *words, **env).returncode == code
+
+
 def test_an_unsafe_start_is_exit_code_3(tmp_path: Path) -> None:
     done = run_stepwell("serve", "--host", "0.0.0.0", cwd=tmp_path)
 

@@ -23,7 +23,8 @@ MODULES = sorted(
 
 
 def test_a_module_has_at_most_350_lines_or_a_reason() -> None:
-    lines = {str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in MODULES}
+    scripts = [path for path in (REPOSITORY / "service").rglob("*.js") if path.parent.name != "vendor"]
+    lines = {str(path.relative_to(REPOSITORY)): len(path.read_text().splitlines()) for path in (*MODULES, *scripts)}
 
     assert {name: n for name, n in lines.items() if n > MAX_LINES and name not in LONGER} == {}
 

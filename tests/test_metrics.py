@@ -280,6 +280,21 @@ def test_a_bucket_keeps_its_newest_exemplar_and_a_bound_belongs_to_its_bucket() 
     assert marked == {"0.005": 0.005, "+Inf": 99.0}
 
 
+def test_the_exemplars_of_a_model_that_is_gone_are_removed() -> None:
+    metrics, there = filled_metrics(), ["pump"]
+    reads: dict[str, Any] = {"queue_rows": dict, "watchers": int, "websockets": int, "ready": bool}
+    metrics.bind_gauges(models=lambda: there, **reads)
+    metrics.exemplars.add("pump", 0.004, 0xABC)
+    there.clear()
+    metrics.refresh()
+    there.append("pump")
+    metrics.replied("pump", [0.004])
+    metrics.refresh()
+    found = openmetrics_samples(metrics.render(as_openmetrics=True)[0])
+
+    assert [sample for sample in found if sample.exemplar] == []
+
+
 def test_two_services_in_one_process_count_separately() -> None:
     here, there = filled_metrics(), filled_metrics()
     here.conflicts(5)

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Coroutine, Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import httpx2
 import typer
@@ -33,6 +33,9 @@ from service.store.embedded_server import end_with_parent
 _HOST = "127.0.0.1"
 _PORT = 8000
 _READY_WITHIN_S = 60.0
+_ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: a closed terminal also stops the service
+
+_T = TypeVar("_T")
 
 
 def demo(
@@ -51,7 +54,7 @@ def demo(
     Starts the service with an embedded store in a temporary folder, which is deleted at the end. Runs until Ctrl-C;
     exits with 1 if a prediction differs from the original model's by more than the model's tolerance.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: a closed terminal also stops the service
+    for number in _ENDING:
         signal.signal(number, _exit)
     console = Console(stderr=True)
     recordings = Recordings.load()
@@ -70,7 +73,7 @@ def demo(
             run = replay(
                 url, seconds=seconds if once else None, speed=speed, on_progress=progress, recordings=recordings
             )  # fmt: skip
-            report = asyncio.run(run if once else _beside(run, send_motion(url, recordings, speed=speed)))
+            report = _run(run if once else _beside(run, send_motion(url, recordings, speed=speed)))
     if as_json:
         typer.echo(json.dumps(_report_json(report), indent=2))
     else:
@@ -110,7 +113,7 @@ def _service(port: int, workers: int) -> Iterator[str]:
                 preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - before any thread
             )
         try:
-            if not asyncio.run(_is_ready(process, url, lambda: url in log.read_text(errors="replace"))):
+            if not _run(_is_ready(process, url, lambda: url in log.read_text(errors="replace"))):
                 raise StartError(
                     f"The service did not become ready. Its log:\n{log.read_text(errors='replace')[-2000:]}",
                     fix="Fix the problem in the log, or use another --port.",
@@ -135,6 +138,37 @@ async def _is_ready(process: subprocess.Popen[bytes], url: str, is_listening: Ca
                     return True
             await asyncio.sleep(0.05)
     return False
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run work on an event loop; SIGTERM and SIGHUP cancel it, and the program ends with exit code 1.
+
+    An exception that a signal handler raises inside a task would be logged as one that was never retrieved.
+    """
+    is_ended = False
+
+    async def run() -> _T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def end(_number: int, _frame: types.FrameType | None) -> None:
+            nonlocal is_ended
+            is_ended = True
+            loop.call_soon_threadsafe(task.cancel)
+
+        previous = [(number, signal.signal(number, end)) for number in _ENDING]
+        try:
+            return await work
+        finally:
+            for number, handler in previous:
+                signal.signal(number, handler)
+
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError:
+        if is_ended:
+            raise SystemExit(1) from None
+        raise
 
 
 def _exit(_number: int, _frame: types.FrameType | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
@@ -39,6 +39,10 @@ class Exemplars:
         """
         bucket = self._bounds_as_text[bisect_left(self._bounds, seconds)]
         self._newest[model, bucket] = Exemplar({"trace_id": f"{trace_id:032x}"}, seconds, time.time())
+
+    def keep_models(self, models: Collection[str]) -> None:
+        """Remove the exemplars of all other models."""
+        self._newest = {place: one for place, one in self._newest.items() if place[0] in models}
 
     def attach(self, metric: Metric) -> None:
         """Add the exemplars to the buckets of a metric that is the histogram; any other metric stays as it is."""

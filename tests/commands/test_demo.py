@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
+
+from tests.releases.fleet import wait_until
 
 STEPWELL = [sys.executable, "-P", "-m", "service", "demo"]
 
@@ -77,6 +81,17 @@ def test_a_signal_stops_the_demo_and_every_process_it_started(
     assert "Traceback" not in out + err
     assert processes_of(demo_folder) == []
     assert list(demo_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_replay_prints_nothing(demo_folder: Path, how: signal.Signals) -> None:
+    with running_demo() as one:
+        [url] = re.findall(r"http://127\.0\.0\.1:\d+", first_line(one))[:1]
+        wait_until(lambda: len(httpx2.get(f"{url}/v1/models/activity/streams").json()["streams"]) > 10, within_s=60.0)
+        one.send_signal(how)
+        out, err = one.communicate(timeout=60)
+
+    assert (one.returncode, out, err.removeprefix("Ctrl-C stops the demo.\n")) == (1, "", "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie the life of the service to that of the demo")

@@ -153,13 +153,16 @@ def test_ls_reads_all_pages(running: ServiceProcess) -> None:
     assert sorted(found) == sorted(names)
 
 
-def test_ls_stops_at_the_limit(running: ServiceProcess) -> None:
-    for n in range(5):
-        advance(running, f"few-{n}")
+def test_ls_with_a_limit_lists_the_first_by_model_and_id(running: ServiceProcess) -> None:
+    body = {"streams": [f"few-{n:02}" for n in reversed(range(40))], "inputs": {"x": [[1]] * 40}}
+    httpx2.post(f"{running.url}/v1/models/fold/step", json=body, timeout=30).raise_for_status()
+    advance(running, "few-99", model="count")
 
-    assert (
-        len(listed_streams(run_streams(running.url, "ls", "fold", "--prefix", "few-", "--limit", "3", "--json"))) == 3
-    )
+    assert listed_streams(run_streams(running.url, "ls", "--prefix", "few-", "--limit", "3", "--json")) == [
+        ("count", "few-99", 1),
+        ("fold", "few-00", 1),
+        ("fold", "few-01", 1),
+    ]
 
 
 def test_ls_of_no_streams_is_an_empty_list(running: ServiceProcess) -> None:

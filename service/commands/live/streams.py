@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
-from itertools import islice
+from collections.abc import Iterable
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -44,7 +45,9 @@ def ls(
     filter_: Annotated[
         str, typer.Option("--filter", metavar="TEXT", help="Only streams whose id contains this text.")
     ] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of streams; by default all.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first streams by model and id; by default all.")
+    ] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
@@ -53,8 +56,8 @@ def ls(
     with HttpApi(url, key) as service:
         models = [model] if model is not None else [entry["name"] for entry in service.get("/v1/models")["models"]]
         streams = ((name, stream) for name in models for stream in service.streams(name, prefix))
-        found = islice(((name, one) for name, one in streams if filter_.lower() in one["stream"].lower()), limit)
-        matches = sorted(found, key=lambda each: (each[0], each[1]["stream"]))  # the store lists them in no order
+        found = ((name, one) for name, one in streams if filter_.lower() in one["stream"].lower())
+        matches = _first(found, limit)  # the store lists them in no order
         if as_json:
             typer.echo(json.dumps({"streams": [{"model": name, **stream} for name, stream in matches]}, indent=2))
             return
@@ -204,6 +207,15 @@ def delete_snapshot(
             "DELETE", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=idempotency_header()
         )
     typer.echo(f"{name} deleted")
+
+
+def _first(streams: Iterable[tuple[str, dict[str, Any]]], limit: int | None) -> list[tuple[str, dict[str, Any]]]:
+    """Return streams with their models, sorted by model and id: all of them, or the first ones."""
+
+    def place(each: tuple[str, dict[str, Any]]) -> tuple[str, str]:
+        return each[0], each[1]["stream"]
+
+    return sorted(streams, key=place) if limit is None else heapq.nsmallest(limit, streams, key=place)
 
 
 def _step_text(step: int | None) -> str:

@@ -22,6 +22,18 @@ PREFIX: Final = "swk_"
 _KEY_BYTES: Final = 32  # 256 random bits cannot be guessed, so one plain SHA-256 is enough
 
 
+class KeyChangeError(KeysFileError):
+    """A key cannot be created or revoked as requested; the file is as it was."""
+
+    code = "key_unchanged"
+
+
+class KeyRequestError(KeyChangeError):
+    """A key is requested with an id, a tenant or a scope that is not valid."""
+
+    code = "bad_key"
+
+
 def add_key(file: Path, key_id: str, tenant: str, scopes: Collection[Scope]) -> str:
     """Create a key, add its hash to the file, and return the key, which is stored nowhere.
 
@@ -35,21 +47,22 @@ def add_key(file: Path, key_id: str, tenant: str, scopes: Collection[Scope]) -> 
         scopes: The scopes of the key.
 
     Raises:
-        KeysFileError: The file is not a keys file or cannot be written, the id is already used, or the id, the tenant
-            or a scope is not valid.
+        KeyRequestError: The id, the tenant or a scope is not valid.
+        KeyChangeError: The id is already used, or the file cannot be written.
+        KeysFileError: The file is not a keys file.
     """
     for what, name in (("id", key_id), ("tenant", tenant)):
         if not NAME.fullmatch(name):
-            raise KeysFileError(f"The {what} is {name[:80]!r}; expected {NAME.pattern}.", fix="Choose another.")
+            raise KeyRequestError(f"The {what} is {name[:80]!r}; expected {NAME.pattern}.", fix="Choose another.")
     if not scopes or not SCOPES.issuperset(scopes):
-        raise KeysFileError(
+        raise KeyRequestError(
             f"The scopes are {', '.join(scopes) or 'none'}; expected some of {', '.join(sorted(SCOPES))}.",
             fix="Name them with --scopes, separated by commas.",
         )
     key = PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     with _update_keys(file, create=True) as keys:
         if any(entry["id"] == key_id for entry in keys):
-            raise KeysFileError(
+            raise KeyChangeError(
                 f"There is a key {key_id!r} already.", fix="Choose another id, or revoke that one first."
             )
         digest = sha256(key.encode()).hexdigest()
@@ -70,7 +83,8 @@ def revoke_key(file: Path, key_id: str) -> None:
     """Remove a key from the file; services that use the file reject the key from their next request on.
 
     Raises:
-        KeysFileError: The file is not a keys file or cannot be written, or it has no such key.
+        KeyChangeError: The file has no such key, or cannot be written.
+        KeysFileError: The file is not a keys file.
     """
     with _update_keys(file) as keys:
         _check_known(key_id, [entry["id"] for entry in keys])
@@ -81,7 +95,8 @@ def check_key(file: Path, key_id: str) -> None:
     """Check that a file has a key.
 
     Raises:
-        KeysFileError: It has not, or it cannot be read, or is not a keys file.
+        KeyChangeError: It has not.
+        KeysFileError: It cannot be read, or is not a keys file.
     """
     _check_known(key_id, [caller.key_id for caller in list_keys(file)])
 
@@ -89,7 +104,7 @@ def check_key(file: Path, key_id: str) -> None:
 def _check_known(key_id: str, known: list[str]) -> None:
     if key_id not in known:
         shown = ", ".join(known[:20]) or "none"
-        raise KeysFileError(f"There is no key {key_id[:80]!r}; keys are: {shown}.", fix="Name one of them.")
+        raise KeyChangeError(f"There is no key {key_id[:80]!r}; keys are: {shown}.", fix="Name one of them.")
 
 
 @contextlib.contextmanager
@@ -105,7 +120,7 @@ def _update_keys(file: Path, *, create: bool = False) -> Iterator[list[dict[str,
             yield document["keys"]
             _replace(file, json.dumps(document, indent=1) + "\n")
     except OSError as exc:
-        raise KeysFileError(
+        raise KeyChangeError(
             f"The keys file {file.name} cannot be written: {exc.strerror}.", fix="Check its folder and your rights."
         ) from exc
 

@@ -8,7 +8,9 @@ import { Forecast } from "./charts/forecast.js";
 import { showNoModel, showWaiting } from "./empty.js";
 import { listenForKeys } from "./keyboard.js";
 import { LiveFeed } from "./live_feed.js";
-import { read, Replicas } from "./metrics.js";
+import { read } from "./metrics.js";
+import { ModelPicker } from "./model_picker.js";
+import { PageState } from "./page_state.js";
 import { showPanels } from "./panels.js";
 import { Recording } from "./recording/recording.js";
 import { get, getJson, modelOf, streamsPath } from "./service.js";
@@ -22,7 +24,6 @@ import { Search } from "./streams/search.js";
 import { StreamList } from "./streams/stream_list.js";
 import { StreamStatus } from "./streams/stream_status.js";
 import { StreamView } from "./streams/stream_view.js";
-import { Streams } from "./streams/streams.js";
 import { Tiles } from "./tiles.js";
 
 const LISTED = 500; // streams of the service's list that are loaded without a search
@@ -30,22 +31,15 @@ const SURVIVES = { memory: "the service", fsync: "the service and of the store",
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
 
-const page = {
-  models: null,
-  model: null,
-  limits: {}, // the service's limits by setting name
-  streams: new Streams(),
-  chosen: null, // the name of the stream that is shown; there may be no such stream
-  isMissing: false, // whether the service has no such stream
-  isReading: false, // whether a request for the models is on its way
-  paused: false,
-  fresh: false, // whether the chosen stream has changed since it was drawn
-  replicas: new Replicas(),
-  refreshes: 0,
-  skipped: 0, // messages that the service dropped because this page read too slowly
-};
-
+const page = new PageState();
 const status = new ServiceStatus({ onKey: () => (Object.assign(page, { models: null, isReading: false }), refresh()), onDown: () => tiles.showNone() });
+const picker = new ModelPicker({
+  select: $("model"),
+  choose(name) {
+    writeAddress({ model: name, stream: "", search: "" });
+    openAddress();
+  },
+});
 const tiles = new Tiles();
 const live = new LiveFeed({
   hasCandidate: () => cards.release.hasCandidate,
@@ -134,7 +128,8 @@ async function list(model) {
 async function openService(models) {
   page.models = models;
   status.open();
-  fillPicker();
+  picker.fill(models);
+  openAddress(page.model?.name);
   const { version, durability, limits } = await getJson("v1/info");
   page.limits = limits;
   text("about", `version ${version} · confirmed steps survive a crash of ${SURVIVES[durability]}`);
@@ -153,13 +148,6 @@ function showMetrics(scrape) {
 
 // ---- model and stream ----------------------------------------------------------------------------------------
 
-function fillPicker() {
-  const title = ({ name, version }) => (version > 1 ? `${name} · ${version}` : name);
-  $("model").replaceChildren(...page.models.map((model) => new Option(title(model), model.name)));
-  $("model").disabled = page.models.length < 2;
-  openAddress(page.model?.name);
-}
-
 /** Open what the address names, and nothing else in its place; by default the model `name`, else the first. */
 function openAddress(name = page.models[0]?.name) {
   const address = readAddress();
@@ -169,24 +157,16 @@ function openAddress(name = page.models[0]?.name) {
   if (model) return openModel(model, address.stream || null);
   live.close();
   page.model = null;
-  $("model").value = "";
-  $("model").disabled = !page.models.length;
+  picker.showNone();
   showNoModel(wanted, page.models.length > 0);
 }
-
-$("model").addEventListener("change", () => {
-  writeAddress({ model: $("model").value, stream: "", search: "" });
-  openAddress();
-});
 
 window.addEventListener("hashchange", () => page.models && openAddress());
 
 function openModel(model, stream) {
-  $("model").value = model.name;
+  picker.show(model.name);
   if (JSON.stringify(model) === JSON.stringify(page.model?.description)) return choose(stream);
-  page.model = { ...model, outputs: model.outputs.filter(({ kind }) => kind !== "ignore"), description: model };
-  page.streams = new Streams();
-  page.replicas = new Replicas();
+  page.openModel(model);
   tiles.clear();
   search.clear();
   showWaiting(page.model);
@@ -196,7 +176,6 @@ function openModel(model, stream) {
   comparison.setModel(page.model);
   live.close();
   cards.setModel(page.model);
-  page.chosen = null;
   byDefault.restart();
   choose(stream);
   live.open(page.model.name);

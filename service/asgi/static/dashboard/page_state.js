@@ -1,0 +1,27 @@
+// What the page holds: the service's models, the opened model with its streams, and the chosen stream.
+
+import { Replicas } from "./metrics.js";
+import { Streams } from "./streams/streams.js";
+
+export class PageState {
+  models = null; // of the service; null until it has sent them
+  model = null; // the opened one
+  limits = {}; // the service's limits by setting name
+  streams = new Streams();
+  chosen = null; // the name of the stream that is shown; there may be no such stream
+  isMissing = false; // whether the service has no such stream
+  isReading = false; // whether a request for the models is on its way
+  paused = false;
+  fresh = false; // whether the chosen stream has changed since it was drawn
+  replicas = new Replicas();
+  refreshes = 0;
+  skipped = 0; // messages that the service dropped because this page read too slowly
+
+  /** Open a model of the service, without streams and without a chosen one. */
+  openModel(model) {
+    this.model = { ...model, outputs: model.outputs.filter(({ kind }) => kind !== "ignore"), description: model };
+    this.streams = new Streams();
+    this.replicas = new Replicas();
+    this.chosen = null;
+  }
+}
