@@ -90,6 +90,34 @@ def test_a_key_that_cannot_be_changed_is_a_failure_or_wrong_usage(
     assert run_stepwell("keys", *words, **env).returncode == code
 
 
+def test_a_store_that_is_not_there_is_named_in_one_sentence(tmp_path: Path) -> None:
+    done = run_stepwell(
+        "serve", "--models", str(tmp_path), "--redis", "redis://127.0.0.1:1", "--request-timeout-s", "0.1", cwd=tmp_path
+    )
+    [problem] = [line for line in done.stderr.splitlines() if line.startswith("stepwell: ")]
+
+    assert done.returncode == 3
+    assert problem.startswith("stepwell: The store cannot be used: ")
+    assert problem.endswith(".")
+    assert not problem.endswith("..")
+
+
+def test_a_keys_file_that_is_not_there_can_be_created_by_the_command_that_is_named(tmp_path: Path) -> None:
+    done = run_stepwell("serve", "--models", str(tmp_path), "--api-keys-file", "no.json", cwd=tmp_path)
+
+    assert done.returncode == 3
+    assert "The keys file no.json cannot be read: No such file or directory." in done.stderr
+    assert "stepwell keys add ID --file FILE" in done.stderr
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost", "8000"])
+def test_an_address_that_is_no_url_is_wrong_usage(url: str) -> None:
+    done = run_stepwell("streams", "ls", "--url", url, COLUMNS="200")
+
+    assert done.returncode == 2
+    assert f"{url!r} is not the address of a service: expected http://127.0.0.1:8000, for example." in done.stderr
+
+
 def test_an_unsafe_start_is_exit_code_3(tmp_path: Path) -> None:
     done = run_stepwell("serve", "--host", "0.0.0.0", cwd=tmp_path)
 

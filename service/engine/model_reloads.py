@@ -128,7 +128,7 @@ class ModelReloads:
         """Log failures, models without an artifact and ignored files, unless the previous reload had the same."""
         failed, not_kept, ignored = self._logged
         for problem in report.failed if report.failed != failed else ():
-            _log.error("A model file cannot be loaded: %s", problem)
+            _log.error("Not loaded: %s", problem)
         for reason in report.not_kept if report.not_kept != not_kept else ():
             _log.warning("A model's artifact is not kept, so its streams need its file: %s", reason)
         for file in report.ignored if report.ignored != ignored else ():

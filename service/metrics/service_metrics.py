@@ -301,11 +301,10 @@ class Metrics(EngineObserver):
             gauge.set(read())
         self._process.refresh()
         self._drift.refresh(self._read_drift())
-        if self._read_models is None:
-            return
-        served = self._read_models()
-        self.exemplars.keep_models(served)
-        if self._folder is None:  # with shared files, labels cannot be removed
+        served = None if self._read_models is None else self._read_models()
+        if served is not None:
+            self.exemplars.keep_models(served)
+        if served is not None and self._folder is None:  # with shared files, labels cannot be removed
             for by_model in self._by_model:
                 by_model.remove([labels for labels in by_model if labels[0] not in served])
             self._releases.keep_models(served)

@@ -27,7 +27,9 @@ def find(
     for folder in folders:
         try:
             if not folder.is_dir():
-                report.failed.append(f"{folder}: there is no such folder ({folder.absolute()})")
+                report.failed.append(
+                    f"{folder}: there is no such folder ({folder.absolute()}); create it, or name another"
+                )
                 continue
             entries = sorted(folder.iterdir())
         except OSError as exc:

@@ -52,6 +52,10 @@ class HttpApi:
         """
         self._fixes = {**_FIXES, **(fixes or {})}
         self._url = url.rstrip("/")
+        if not self._url.startswith(("http://", "https://")):
+            raise typer.BadParameter(
+                f"{url!r} is not the address of a service: expected {DEFAULT_URL}, for example.", param_hint="--url"
+            )
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         try:
             self._http = httpx2.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
@@ -129,7 +133,7 @@ class HttpApi:
 
     def _unreachable(self, reason: str) -> ServiceUnavailableError:
         return ServiceUnavailableError(
-            f"No Stepwell service responds at {self._url}: {reason}.",
+            f"No Stepwell service responds at {self._url}: {reason.rstrip('.')}.",
             fix="Start it with `stepwell serve`, or give its address with --url or STEPWELL_URL.",
         )
 

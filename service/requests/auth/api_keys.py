@@ -232,6 +232,13 @@ def unauthenticated(problem: str) -> ServiceError:
     return ServiceError("unauthenticated", problem, fix="Send a valid key.")
 
 
+def _unreadable(file: Path, error: OSError) -> KeysFileError:
+    return KeysFileError(
+        f"The keys file {file.name} cannot be read: {error.strerror}.",
+        fix="Check its path and its rights; `stepwell keys add ID --file FILE` creates a file of API keys.",
+    )
+
+
 def file_signature(file: Path) -> tuple[int, ...]:
     """Return modification time, size and inode of a keys file: a change of the file changes one of them.
 
@@ -241,9 +248,7 @@ def file_signature(file: Path) -> tuple[int, ...]:
     try:
         stat = os.stat(file)  # noqa: PTH116 - pathlib needs twice the time, and this runs for each request
     except OSError as exc:
-        raise KeysFileError(
-            f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
-        ) from exc
+        raise _unreadable(file, exc) from exc
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
@@ -256,9 +261,7 @@ def read_keys(file: Path) -> dict[bytes, Caller]:
     try:
         content = _KeysFile.model_validate_json(file.read_bytes())
     except OSError as exc:
-        raise KeysFileError(
-            f"The keys file {file.name} cannot be read: {exc.strerror}.", fix="Check `api_keys_file` and its rights."
-        ) from exc
+        raise _unreadable(file, exc) from exc
     except ValidationError as exc:
         first = exc.errors(include_input=False)[0]  # the input may be a key, and must not be logged
         location = ".".join(map(str, first["loc"])) or "the document"

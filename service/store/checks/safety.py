@@ -79,7 +79,7 @@ async def read_server_info(store: StateStore, *, timeout: float) -> ServerInfo:
             is_permanent = isinstance(exc, NotSentError) and exc.is_permanent
             if is_permanent or not is_transient or loop.time() >= deadline:
                 raise UnsafeStoreError(
-                    f"The store cannot be used: {exc}.",
+                    f"The store cannot be used: {str(exc).rstrip('.')}.",
                     fix="Check that the server runs, that `redis` is its URL, and the user's password and permissions.",
                 ) from exc
             await asyncio.sleep(0.05)
