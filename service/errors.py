@@ -62,6 +62,17 @@ CODES: dict[str, Retry] = {
 """Every error code in responses, and what the client may do next with the same request."""
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, in the plural unless it is 1.
+
+    Args:
+        number: How many.
+        noun: The singular.
+        plural: The plural; by default the singular with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 class ServiceError(StepwellError):
     """A request that was rejected, or whose outcome is unknown.
 

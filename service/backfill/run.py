@@ -14,6 +14,7 @@ import numpy as np
 from service.backfill.predictions import PredictionSlots
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ChunksResult, ColumnChunks
+from service.errors import counted
 from service.recorded import Block, Group, RecordedData, gathered
 from service.recorded.blocks import CHUNK
 
@@ -139,10 +140,10 @@ class Backfill:
 def failures_in_words(failures: dict[str, ClientError], most: int) -> str:
     """Return how many streams failed with which code, and the first of them with its reason."""
     codes = Counter(error.code for error in failures.values())
-    counted = ", ".join(f"{code}: {n}" for code, n in codes.items())
+    by_code = ", ".join(f"{code}: {n}" for code, n in codes.items())
     stream, error = next(iter(failures.items()))
     named = ", ".join(list(failures)[:most]) + (" .." if len(failures) > most else "")
-    return f"{len(failures)} streams failed ({counted}): {named}. Stream {stream!r}: {error.problem}"
+    return f"{counted(len(failures), 'stream')} failed ({by_code}): {named}. Stream {stream!r}: {error.problem}"
 
 
 def _run_all(threads: ThreadPoolExecutor, work: Callable[[Group], None], groups: Iterable[Group]) -> None:

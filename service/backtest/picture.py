@@ -9,6 +9,7 @@ from html import escape
 from service.backtest.differences import OutputDifferences
 from service.backtest.histogram import StepSpan
 from service.backtest.run import Comparison
+from service.errors import counted
 
 _WIDTH, _CHART, _BAR = 860, 220, 20
 _LEFT, _RIGHT = 76, 24
@@ -29,7 +30,7 @@ def picture(comparison: Comparison, title: str, limits: dict[str, float]) -> str
         limits: The largest difference that is allowed, by output; drawn as a line.
     """
     parts, y = [_text(16, 30, title, size=17, weight=600)], 44
-    subtitle = f"{comparison.timesteps:,} timesteps of {len(comparison.streams):,} streams"
+    subtitle = f"{counted(comparison.timesteps, 'timestep')} of {counted(len(comparison.streams), 'stream')}"
     parts.append(_text(16, y + 6, subtitle, color="#5b6770"))
     y += 34
     for each in comparison.outputs:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from service.client.protocol.decoding import TensorInfo
 from service.client.results import ClientError
+from service.errors import counted
 
 T = TypeVar("T")
 
@@ -86,7 +87,8 @@ def _checked(each: TensorInfo, available: Sequence[Any], names: Sequence[str]) -
         raise _unclear(f"The table has no column {_some(missing)}; it has {_some(available)}", "Check the names.")
     if len(names) != math.prod(each.shape):
         raise _unclear(
-            f"Input {each.name!r} is made of {len(names)} columns; it has {math.prod(each.shape)} numbers",
+            f"Input {each.name!r} is made of {counted(len(names), 'column')}; it has "
+            f"{counted(math.prod(each.shape), 'number')}",
             "Give one column for each number.",
         )
     return list(names)

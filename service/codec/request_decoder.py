@@ -43,7 +43,7 @@ from service.codec.typed_decoder import (
     TypedStepDecoder,
     reject_duplicate_keys,
 )
-from service.errors import ServiceError
+from service.errors import ServiceError, counted
 from service.ids import bad_stream_id, is_stream_id
 
 B = TypeVar("B", bound=StepOptions)
@@ -224,7 +224,10 @@ class RequestDecoder:
             )
         for name, column in (("seq", body.seq), ("after", body.after)):
             if column is not UNSET and len(column) != count:
-                _reject_columns(f"`{name}` has {len(column)} entries for {count} streams; expected one for each.")
+                _reject_columns(
+                    f"`{name}` has {counted(len(column), 'entry', 'entries')} for {counted(count, 'stream')}; "
+                    "expected one for each."
+                )
         bulk.sources = sources_of(body.source, count, body_format, bulk.length, chunk=bulk.chunk)
         if self.stream_lists.has(streams):
             return bulk

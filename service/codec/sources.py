@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from model_export.manifest import Array
 from service.codec.formats import Format
 from service.codec.strict.parse import bad_request
+from service.errors import counted
 from service.ids import POSITION_LIMIT
 from service.types import BatchSources, Source
 
@@ -102,7 +103,10 @@ def sources_of(
     rows: Any = at if isinstance(at, list) else _unpacked(at, body_format)
     for name, given in (("id", count if isinstance(ids, str) else len(ids)), ("at", len(rows))):
         if given != count:
-            bad_request(f"`source.{name}` has {given} entries for {count} streams; expected one for each.")
+            bad_request(
+                f"`source.{name}` has {counted(given, 'entry', 'entries')} for {counted(count, 'stream')}; "
+                "expected one for each."
+            )
     if not _fits(rows, chunk=chunk):
         expected = "a list of positions for each stream" if chunk else "a position for each stream"
         bad_request(f"`source.at` does not fit the columns; expected {expected}.")
@@ -168,7 +172,9 @@ def _unpacked(packed: PackedPositions, body_format: Format) -> Array:
 
 def _check_positions(at: Sequence[int], length: int, name: str) -> None:
     if len(at) != length:
-        bad_request(f"{name} has {len(at)} positions for {length} timesteps; expected one for each.")
+        bad_request(
+            f"{name} has {counted(len(at), 'position')} for {counted(length, 'timestep')}; expected one for each."
+        )
     for before, after in itertools.pairwise(at):
         if after <= before:
             bad_request(f"{name} has {after} behind {before}; expected strictly growing positions.")

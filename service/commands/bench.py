@@ -22,6 +22,7 @@ from service.bench.run import LoadPlan, run
 from service.bench.workload import BenchStream, Workload
 from service.commands.live.http_api import DEFAULT_URL, Json, Key, Url
 from service.commands.tables import key_value_table, show
+from service.errors import counted
 
 _TIMEOUT_S = 30.0
 
@@ -132,7 +133,7 @@ def _model(http: httpx2.Client, url: str, name: str | None) -> Any:
         names = [model["name"] for model in _get(http, url, "/v1/models")["models"]]
         if len(names) != 1:
             raise BenchError(
-                f"{url} serves {len(names)} models{': ' if names else ''}{', '.join(names)}; expected one.",
+                f"{url} serves {counted(len(names), 'model')}{': ' if names else ''}{', '.join(names)}; expected one.",
                 fix="Name the model: stepwell bench MODEL." if names else "Add a model to the service first.",
             )
         [name] = names
@@ -172,7 +173,8 @@ def _table(result: dict[str, Any]) -> Any:
     return key_value_table(
         f"{result['model']} at {result['url']}",
         {
-            "transport": f"{result['transport']}, {result['connections']} connections, {result['streams']} streams",
+            "transport": f"{result['transport']}, {counted(result['connections'], 'connection')}, "
+            f"{counted(result['streams'], 'stream')}",
             "steps": f"{result['steps']:,} in {result['seconds']:.1f} s",
             "steps/s": f"{result['steps_per_s']:,.0f}",
             "latency": times or "no successful requests",

@@ -28,6 +28,7 @@ from service.connect.brokers.protocol import ReaderOptions
 from service.connect.config import ConnectConfig, config_of, read_config
 from service.connect.messages import ConnectUsageError
 from service.connect.session import ConnectSession
+from service.errors import counted
 
 _OBJECTS_OF_A_POLL = 200_000  # at most: none of them is garbage before the poll ends, so no collection interrupts it
 
@@ -138,8 +139,9 @@ async def _carry(session: ConnectSession, *, as_json: bool) -> None:
 def _sentence(counts: dict[str, Any]) -> str:
     lag = "" if counts["lag"] is None else f"; {counts['lag']} not read yet"
     return (
-        f"{counts['messages']} messages ({counts['messages_per_s']:g}/s), {counts['timesteps']} timesteps applied, "
-        f"{counts['predictions']} predictions written, {counts['dead_letters']} dead letters{lag}"
+        f"{counted(counts['messages'], 'message')} ({counts['messages_per_s']:g}/s), "
+        f"{counted(counts['timesteps'], 'timestep')} applied, "
+        f"{counted(counts['predictions'], 'prediction')} written, {counted(counts['dead_letters'], 'dead letter')}{lag}"
     )
 
 

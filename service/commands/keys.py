@@ -8,7 +8,8 @@ from typing import Annotated, get_args
 
 import typer
 
-from service.commands.tables import counted, show, table
+from service.commands.tables import show, table
+from service.errors import counted
 from service.requests.auth.api_keys import Scope
 from service.requests.auth.api_keys_file import add_key, check_key, list_keys, revoke_key
 from service.settings import PREFIX

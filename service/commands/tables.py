@@ -56,11 +56,6 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
     return table
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is 1."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def parity_lines(parity: Mapping[str, Any] | None) -> str:
     """Return a one-line summary of a model's verification."""
     if parity is None:

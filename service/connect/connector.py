@@ -18,6 +18,7 @@ from service.connect.mapping.poll_mapper import MappedPoll, PollMapper
 from service.connect.messages import BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
 from service.connect.polls import PollLimits, rounds_of
 from service.connect.service_feed import ModelFacts
+from service.errors import counted
 
 DRAIN_S: Final = 10.0
 """Seconds in which an open poll must be finished after `stop`."""
@@ -209,8 +210,8 @@ class Connector:
             return
         first = letters[0].document
         self._report(
-            f"{len(letters)} messages cannot be used, and there is no dead letter: the first one ({first['source']}) "
-            f"because {first['reason']}"
+            f"{counted(len(letters), 'message')} cannot be used, and there is no dead letter: the first one "
+            f"({first['source']}) because {first['reason']}"
         )
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 
-from service.errors import ServiceError
+from service.errors import ServiceError, counted
 
 _MAX_BUCKETS = 10_000  # stored buckets; a full bucket can be dropped, since a new one is full too
 
@@ -122,7 +122,7 @@ class StreamQuota:
         if n_streams >= self._max_streams:
             raise ServiceError(
                 "stream_quota",
-                f"The tenant has {n_streams} streams; at most {self._max_streams} are allowed.",
+                f"The tenant has {counted(n_streams, 'stream')}; at most {self._max_streams} are allowed.",
                 fix="Delete streams, or wait until idle ones have expired.",
             )
         self._reserved[tenant] += 1

@@ -22,6 +22,7 @@ from service.charts import line_chart, lines_of
 from service.client import Client, Model, StepResult
 from service.client.protocol.inputs import Inputs
 from service.client.tables import Columns
+from service.errors import counted
 
 _KEPT_STEPS = 512
 _SHOWN_STREAMS = 4
@@ -131,7 +132,7 @@ class LiveModel:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<LiveModel {self.model.name}: {len(self._recent)} streams>"
+        return f"<LiveModel {self.model.name}: {counted(len(self._recent), 'stream')}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from model_export.manifest import InputSpec
+from service.errors import counted
 from service.recorded.errors import ColumnsError, listed
 
 
@@ -73,7 +74,8 @@ def _columns_of(spec: InputSpec, named: Sequence[str] | None, available: Sequenc
         )
     if len(named) != spec.row_size:
         raise ColumnsError(
-            f"Input {spec.name!r} has {spec.row_size} numbers and was given {len(named)} columns ({listed(named)}).",
+            f"Input {spec.name!r} has {counted(spec.row_size, 'number')} and was given "
+            f"{counted(len(named), 'column')} ({listed(named)}).",
             fix=f"Name one column for each number: --input {spec.name}=COLUMN,COLUMN.",
         )
     return list(named)

@@ -366,8 +366,8 @@ def test_an_infer_request_needs_both_parameters_of_a_source(
         ({"id": "l", "at": 1.5}, '`source` is {"id": "l", "at": 1.5};'),
         ({"id": "l", "at": True}, '`source` is {"id": "l", "at": true};'),
         ({"id": "l", "at": 1, "to": 2}, "`source`"),
-        ({"id": "l", "at": [1, 2]}, "`source.at` has 2 positions for 1 timesteps"),
-        ({"id": "l", "at": []}, "`source.at` has 0 positions for 1 timesteps"),
+        ({"id": "l", "at": [1, 2]}, "`source.at` has 2 positions for 1 timestep"),
+        ({"id": "l", "at": []}, "`source.at` has 0 positions for 1 timestep"),
     ],
 )
 def test_a_bad_source_is_refused_with_what_was_expected(service: Service, stream: str, bad: Any, what: str) -> None:

@@ -242,7 +242,7 @@ def test_a_stream_that_is_rejected_fails_alone_and_nothing_follows_its_gap(
     result = run(running, file, "--model", "nan_at", *FOLD[2:4], *FOLD[6:], "--predictions", out)
 
     assert result.exit_code == 1
-    assert "1 streams failed (non_finite_state: 1): g.long" in str(result.exception)
+    assert "1 stream failed (non_finite_state: 1): g.long" in str(result.exception)
     assert not out.exists()
     assert status(running, "g.short", "nan_at")["step"] == 4
     assert status(running, "g.long", "nan_at").get("step", 0) <= 4

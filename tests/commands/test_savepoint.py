@@ -99,7 +99,7 @@ def test_live_streams_are_refused_by_name_unless_they_may_be_replaced(running: S
     replaced = run(running.url, "load", file, "--overwrite", "--json")
 
     assert refused.exit_code == 1
-    assert "1 streams were refused (stream_exists: 1): live.1" in str(refused.exception)
+    assert "1 stream refused (stream_exists: 1): live.1" in str(refused.exception)
     assert report(replaced)["loaded"] == 3
     assert step(running, "live.1", 5) == fold_reference([4, 5, 5])[-1]
 

@@ -392,6 +392,19 @@ def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files
     assert high[1] is None
 
 
+@pytest.mark.parametrize(("seconds", "first"), [(6, 60), (20, 0), (90, 0)])
+def test_the_line_of_steps_per_second_fills_its_width_after_twelve_seconds(
+    page: Page, files: str, seconds: int, first: float
+) -> None:
+    page.open(f"{files}/index.html")
+    script = f"""import('/tiles.js').then(({{Tiles}}) => {{ const tiles = new Tiles();
+        for (let second = 0; second <= {seconds}; second += 1) {{ tiles.count(second); tiles.drawRate(true); }}
+        return document.getElementById('rate-line').getAttribute('points').split(' ').map((at) => at.split(',')[0]); }})"""
+    places = [float(place) for place in page.evaluate(script)]
+
+    assert (round(places[0]), places[-1], len(places)) == (first, 120, min(seconds, 60))
+
+
 def test_a_trend_keeps_the_newest_predictions_in_order(evaluate: Evaluate) -> None:
     script = """(() => { const t = new globalThis.trend.Trend();
         for (let i = 0; i < 70; i += 1) t.add({y: [i]}); return t.lines[0]; })()"""

@@ -209,7 +209,7 @@ def test_unknown_columns_are_refused_with_those_that_are_there(tmp_path: Path) -
         assert "a.csv" in error_of(file, **choice).problem
         assert "p, q" in error_of(file, **choice).problem
     assert "the model's inputs are x" in error_of(file, inputs={"y": PQ}).problem
-    assert "has 2 numbers and was given 1 columns" in error_of(file, inputs={"x": ["p"]}).problem
+    assert "has 2 numbers and was given 1 column" in error_of(file, inputs={"x": ["p"]}).problem
 
 
 @pytest.mark.parametrize("times", [("1", "2", "1.5"), ("2026-01-01", "2026-01-01T10:00:00Z", "2026-01-01 09:00")])

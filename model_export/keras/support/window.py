@@ -160,7 +160,7 @@ def resolve_padding(call: Call, x: Value, front: int, back: int, fill: Any) -> V
         return replace(x, padding=None)
     if front < 0 and refusal is None:
         refusal = call.refuse(
-            f"it drops {-front} timesteps, so the answers no longer belong to the timesteps that came",
+            f"it drops {-front} timestep(s), so the answers no longer belong to the timesteps that came",
             "A stream has one answer for each timestep: pad the sequence in front before it is cut, or put as many "
             "timesteps in front again.",
         )

@@ -14,7 +14,7 @@ import numpy as np
 
 from model_export.manifest import Array, InputSpec, TensorSpec
 from service.codec.strict.parse import json_type, preview
-from service.errors import ServiceError
+from service.errors import ServiceError, counted
 
 Dims = tuple[int | None, ...]
 
@@ -123,7 +123,7 @@ def read_column(
     if not isinstance(value, list):
         _reject(f"{what} is {preview(value)}; expected a list of one per stream, {rows} in all.")
     if len(value) != rows:
-        _reject(f"{what} has {len(value)} rows for {rows} streams; expected one for each.")
+        _reject(f"{what} has {counted(len(value), 'row')} for {counted(rows, 'stream')}; expected one for each.")
     parts: dict[int, Array] = {}
     absent = [i for i, item in enumerate(value) if item is None and may_be_missing(spec)]
     for i, item in enumerate(value):
@@ -145,7 +145,9 @@ def read_column(
         if part.shape == shape:
             column[i] = part
         else:
-            faults[i] = _bad_input(f"{what} of stream {i} has {len(part)} timesteps; the other rows have {shape[0]}.")
+            faults[i] = _bad_input(
+                f"{what} of stream {i} has {counted(len(part), 'timestep')}; the other rows have {shape[0]}."
+            )
     return column, faults
 
 

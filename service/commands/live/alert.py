@@ -23,6 +23,7 @@ from service.commands.live.until_stopped import (
     show_counts,
     stop_event,
 )
+from service.errors import counted
 from service.store.embedded_server import EmbeddedStore
 
 _SHOWN = 10
@@ -87,10 +88,11 @@ async def _follow(session: AlertSession, *, as_json: bool) -> None:
 def _sentence(counts: dict[str, Any]) -> str:
     if not counts["leads"] and "ended" not in counts:
         return "standing by"
-    missed = f"; {counts['missed']} timesteps were not in the history any more" if counts["missed"] else ""
+    missed = f"; {counted(counts['missed'], 'timestep')} not in the history any more" if counts["missed"] else ""
     return (
-        f"{counts['streams']} streams, {counts['timesteps']} timesteps evaluated, {counts['raised']} alarms raised, "
-        f"{counts['cleared']} cleared, {counts['delivered']} delivered, {counts['undelivered']} being delivered{missed}"
+        f"{counted(counts['streams'], 'stream')}, {counted(counts['timesteps'], 'timestep')} evaluated, "
+        f"{counted(counts['raised'], 'alarm')} raised, {counts['cleared']} cleared, "
+        f"{counts['delivered']} delivered, {counts['undelivered']} being delivered{missed}"
     )
 
 
@@ -100,8 +102,8 @@ def _print_preview(rows: list[dict[str, Any]], *, as_json: bool) -> None:
             typer.echo(json.dumps(row))
             continue
         typer.echo(
-            f"{row['rule']}: {row['streams']} streams of {row['model']}; in the {row['timesteps']} timesteps of their "
-            f"history {len(row['alarms'])} alarms"
+            f"{row['rule']}: {counted(row['streams'], 'stream')} of {row['model']}; in the "
+            f"{counted(row['timesteps'], 'timestep')} of their history {counted(len(row['alarms']), 'alarm')}"
         )
         for alarm in row["alarms"][:_SHOWN]:
             typer.echo(f"  {alarm['state']} ({alarm['kind']}): {alarm['stream']}, step {alarm['step']}")

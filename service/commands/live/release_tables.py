@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from service.commands.tables import table
+from service.errors import counted
 
 _BAR_WIDTH: Final = 16  # the table then fits into 80 columns
 
@@ -48,7 +49,7 @@ def _lines(release: Mapping[str, Any]) -> list[str]:
         limits = ", ".join(f"{name} {_limit(limit)}" for name, limit in release["gate"].items())
         lines.append(f"gate: {limits}")
     if release["moved"] or release["left"]:
-        lines.append(f"sweep: {release['moved']:,} streams moved, {release['left']:,} left")
+        lines.append(f"sweep: {counted(release['moved'], 'stream')} moved, {release['left']:,} left")
     return lines
 
 
@@ -78,7 +79,7 @@ def _differences(release: Mapping[str, Any]) -> RenderableType:
         )
         for name, found in compared["outputs"].items()
     ]
-    title = f"{compared['steps']:,} timesteps compared; streams: {left}"
+    title = f"{counted(compared['steps'], 'timestep')} compared; streams: {left}"
     return table(title, ("output", "max difference", "mean", "p99", "arg max differs"), rows)
 
 

@@ -22,6 +22,7 @@ from model_export.errors import StepwellError
 from service.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, ServiceUnavailableError, Url
 from service.commands.tables import key_value_table, show
+from service.errors import counted
 
 _READ_BYTES = 1 << 20
 _SENT_AT_ONCE = 2  # pages, so that the service and its store work at the same time
@@ -80,8 +81,8 @@ def save(
     _print(report, as_json=as_json)
     if written.unreadable:
         raise SavepointError(
-            f"{len(written.unreadable)} streams are not in {file}, because the store's values cannot be read: "
-            f"{_some(written.unreadable)}.",
+            f"{counted(len(written.unreadable), 'stream')} could not be saved to {file}, because the store's values "
+            f"cannot be read: {_some(written.unreadable)}.",
             fix="Reset or delete those streams; all others are saved.",
         )
 
@@ -114,7 +115,7 @@ def load(
     if refused:
         codes = Counter(one["code"] for one in refused)
         raise SavepointError(
-            f"{len(refused)} streams were refused ({', '.join(f'{code}: {n}' for code, n in codes.items())}): "
+            f"{counted(len(refused), 'stream')} refused ({', '.join(f'{code}: {n}' for code, n in codes.items())}): "
             f"{_some([one['stream'] for one in refused])}.",
             fix="`--overwrite` replaces live streams." if codes["stream_exists"] else "All others are loaded.",
         )

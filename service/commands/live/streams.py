@@ -25,7 +25,8 @@ from service.commands.live.http_api import (
     idempotency_header,
     path_of,
 )
-from service.commands.tables import counted, key_value_table, show, table
+from service.commands.tables import key_value_table, show, table
+from service.errors import counted
 
 streams_app = typer.Typer(no_args_is_help=True)
 snapshot_app = typer.Typer(no_args_is_help=True)

@@ -26,6 +26,7 @@ from service.commands.recorded.flags import (
     data_progress,
 )
 from service.commands.tables import key_value_table, show
+from service.errors import counted
 from service.ids import is_stream_id
 from service.recorded import RecordedData, RecordedDataError, open_data
 
@@ -113,7 +114,7 @@ def _run(run: Backfill) -> None:
         run.run()
     except ClientError as exc:
         raise BackfillError(
-            f"{exc.problem} {run.applied:,} timesteps were applied.",
+            f"{exc.problem} Applied before that: {counted(run.applied, 'timestep')}.",
             fix="Run the same command again: it goes on where it stopped, and applies no row twice.",
         ) from exc
 

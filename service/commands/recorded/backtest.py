@@ -24,7 +24,8 @@ from service.commands.recorded.flags import (
     column_choice,
     data_progress,
 )
-from service.commands.tables import counted, show, table
+from service.commands.tables import show, table
+from service.errors import counted
 from service.recorded import open_data
 
 _LISTED = 10

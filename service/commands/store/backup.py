@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from service.commands.tables import format_bytes
+from service.errors import counted
 from service.settings import Settings
 from service.store.backup import BackupError, write_backup
 from service.store.backup import restore as restore_store
@@ -74,7 +75,7 @@ def restore(
         )
     folder = settings.data_dir
     n_keys = restore_store(folder, file)
-    _print({"data_dir": str(folder), "keys": n_keys}, f"{folder}: {n_keys:,} keys", as_json=as_json)
+    _print({"data_dir": str(folder), "keys": n_keys}, f"{folder}: {counted(n_keys, 'key')}", as_json=as_json)
 
 
 def _print(report: dict[str, Any], text: str, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from model_export.manifest import Array, InputSpec
 from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.messages import BadMessageError, ConnectUsageError
+from service.errors import counted
 
 _NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
 _NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}
@@ -48,7 +49,7 @@ class InputColumn:
             raise ConnectUsageError(f"Input {spec.name!r} has no fields.", fix="Give it at least one path.")
         self.parts = [FieldPath(one) if isinstance(one, str) else one for one in given]
         if any(not isinstance(one, FieldPath) for one in self.parts) and len(self.parts) > self.size:
-            raise ConnectUsageError(f"Input {spec.name!r} has {len(given)} values; it takes {self.size}.")
+            raise ConnectUsageError(f"Input {spec.name!r} has {counted(len(given), 'value')}; it takes {self.size}.")
         self.may_be_missing = spec.missing == "nan"
         self.types = _NUMBERS[self.dtype.kind]
 
@@ -124,7 +125,7 @@ class InputColumn:
     def _check(self, value: Any, shape: Sequence[int]) -> None:
         if shape:
             if type(value) is not list or len(value) != shape[0]:
-                found = f"{len(value)} values" if type(value) is list else repr(value)[:_PREVIEW]
+                found = counted(len(value), "value") if type(value) is list else repr(value)[:_PREVIEW]
                 raise BadMessageError(
                     "bad_input",
                     f"input {self.spec.name!r} has {found} where shape {[*self.spec.shape]} needs {shape[0]}",

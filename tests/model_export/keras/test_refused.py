@@ -226,21 +226,21 @@ REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "max_over_everything": (lambda: of(lambda x: x / ops.max(x)), "Max", "mixes streams"),
     "softmax_over_time": (lambda: of(lambda x: ops.softmax(x, axis=1)), "Softmax", "along the time axis"),
     "second_timestep": (lambda: of(lambda x: x[:, 1]), "GetItem", "only has the newest one"),
-    "shifted": (lambda: of(lambda x: x[:, 1:]), "GetItem", "drops 1 timesteps"),
+    "shifted": (lambda: of(lambda x: x[:, 1:]), "GetItem", "drops 1 timestep(s)"),
     "shorter_than_the_stream": (
         lambda: of(lambda x: L.GRU(3, **RS)(x[:, 1:] - x[:, :-1])),
         "GetItem",
-        "drops 1 timesteps",
+        "drops 1 timestep(s)",
     ),
-    "newest_of_what_was_cut": (lambda: of(lambda x: x[:, 1:][:, -1]), "GetItem", "drops 1 timesteps"),
-    "ahead": (lambda: of(lambda x: ops.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0)))), "GetItem", "drops 1 timesteps"),
+    "newest_of_what_was_cut": (lambda: of(lambda x: x[:, 1:][:, -1]), "GetItem", "drops 1 timestep(s)"),
+    "ahead": (lambda: of(lambda x: ops.pad(x[:, 1:], ((0, 0), (0, 1), (0, 0)))), "GetItem", "drops 1 timestep(s)"),
     "end_in_front": (
         lambda: of(lambda x: ops.concatenate([x[:, -1:], x[:, :-1]], axis=1)),
         "Concatenate",
         "the whole sequence",
     ),
     "one_row": (lambda: of(lambda x: x[0]), "GetItem", "picks rows of the batch"),
-    "differences": (lambda: of(lambda x: ops.diff(x, axis=1)), "Diff", "drops 1 timesteps"),
+    "differences": (lambda: of(lambda x: ops.diff(x, axis=1)), "Diff", "drops 1 timestep(s)"),
     "scan": (
         lambda: of(
             lambda x: ops.scan(lambda h, v: (h + v, h), ops.zeros_like(x[:, 0]), ops.transpose(x, (1, 0, 2)))[0]
@@ -251,7 +251,7 @@ REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "reversed": (lambda: of(lambda x: ops.flip(x, axis=1)), "Flip", "along the time axis"),
     "rolled": (lambda: of(lambda x: ops.roll(x, 1, axis=1)), "Roll", "along the time axis"),
     "sorted": (lambda: of(lambda x: ops.sort(x, axis=1)), "Sort", "along the time axis"),
-    "cut_at_the_end": (lambda: of(lambda x: x[:, :-1]), "GetItem", "drops 1 timesteps"),
+    "cut_at_the_end": (lambda: of(lambda x: x[:, :-1]), "GetItem", "drops 1 timestep(s)"),
     "every_second": (lambda: of(lambda x: x[:, ::2]), "GetItem", "only has the newest one"),
     "variance_over_time": (lambda: of(lambda x: ops.var(x, axis=1)), "Var", "along the time axis"),
     "sum_of_the_batch": (lambda: of(lambda x: ops.einsum("btf->tf", x)), "Einsum", "mixes streams"),

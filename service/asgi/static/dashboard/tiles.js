@@ -3,7 +3,8 @@
 import { quantile } from "./metrics.js";
 import { number } from "./shapes.js";
 
-const SPARK_S = 60;
+const SPARK_S = 60; // seconds in the line of steps per second
+const SPARK_MIN_S = 12; // fewer do not fill the width
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
 
@@ -55,7 +56,8 @@ export class Tiles {
     const recent = whole.slice(-3);
     if (recent.length && isKnown) text("rate", number(Math.round(recent.reduce((a, b) => a + b, 0) / recent.length)));
     const max = Math.max(1, ...whole);
-    const points = whole.map((n, i) => `${(120 * (i + SPARK_S - whole.length)) / (SPARK_S - 1)},${30 - (27 * n) / max}`);
+    const width = Math.max(whole.length, SPARK_MIN_S);
+    const points = whole.map((n, i) => `${(120 * (i + width - whole.length)) / (width - 1)},${30 - (27 * n) / max}`);
     $("rate-line").setAttribute("points", points.join(" "));
     const floor = points.length ? ` 120,32 ${points[0].split(",")[0]},32` : "";
     $("rate-area").setAttribute("points", points.join(" ") + floor);
