@@ -135,7 +135,8 @@ def check_head(data: bytes) -> None:
     """
     if not data.startswith(_MAGIC):
         raise BackupError(
-            f"The data begins with {data[:9]!r}, which is no RDB file.",
+            f"The data is no RDB file: it begins with {data[:9].decode('ascii', 'backslashreplace')!r}; expected REDIS "
+            "or VALKEY.",
             fix="Use a file that `stepwell backup` has made.",
         )
 
@@ -154,7 +155,9 @@ def restore(data_dir: Path, backup: Path) -> int:
         with backup.open("rb") as file:
             check_head(file.read(9))
     except OSError as exc:
-        raise BackupError(f"{backup} cannot be read: {exc.strerror}.") from exc
+        raise BackupError(
+            f"{backup} cannot be read: {exc.strerror}.", fix="Check the path; `stepwell backup` writes such a file."
+        ) from exc
     store = EmbeddedStore(data_dir)
     try:
         store.take_folder()

@@ -162,8 +162,16 @@ def test_what_is_no_backup_is_refused(short_path: Path) -> None:
     result = run("restore", short_path / "text", "--data-dir", short_path / "data")
 
     assert isinstance(result.exception, BackupError)
-    assert "no RDB file" in result.exception.problem
+    assert "no RDB file: it begins with 'streams'; expected REDIS or VALKEY" in result.exception.problem
     assert not (short_path / "data").exists()
+
+
+def test_a_backup_that_is_not_there_is_reported_with_what_to_do(short_path: Path) -> None:
+    result = run("restore", short_path / "no.rdb", "--data-dir", short_path / "data")
+
+    assert isinstance(result.exception, BackupError)
+    assert "No such file" in result.exception.problem
+    assert "stepwell backup" in str(result.exception.fix)
 
 
 def test_a_store_that_is_in_use_is_not_replaced(running: ServiceProcess, short_path: Path) -> None:

@@ -306,6 +306,7 @@ def test_a_flipped_byte_is_found_by_load(
 
     assert result.exit_code == 1
     assert "is not a whole savepoint" in str(result.exception)
+    assert "stepwell save" in str(result.exception)
     assert (
         httpx2.get(f"{other.url}/v1/models/fold/streams", params={"prefix": "flipped."}, timeout=30).json()["streams"]
         == []

@@ -215,10 +215,13 @@ def _pages(file: Path) -> Iterator[tuple[dict[str, Any], list[tuple[str, bytes]]
                     end = page.end
         reader.close()
     except OSError as exc:
-        raise SavepointError(f"{file} cannot be read: {exc.strerror}.") from exc
+        raise SavepointError(
+            f"{file} cannot be read: {exc.strerror}.", fix="Check the path; `stepwell save` writes such a file."
+        ) from exc
     except SavepointFormatError as exc:
         raise SavepointError(
-            f"{file} is not a whole savepoint: {exc}.", fix="Whole pages before that can be loaded; save again."
+            f"{file} is not a whole savepoint: {exc}.",
+            fix="Use a file that `stepwell save` has written. Of a file that was cut, the pages before can be loaded.",
         ) from exc
 
 
