@@ -399,8 +399,8 @@ def test_the_line_of_steps_per_second_fills_its_width_after_twelve_seconds(
     page.open(f"{files}/index.html")
     script = f"""import('/tiles.js').then(({{Tiles}}) => {{ const tiles = new Tiles();
         for (let second = 0; second <= {seconds}; second += 1) {{ tiles.count(second); tiles.drawRate(true); }}
-        return document.getElementById('rate-line').getAttribute('points').split(' ').map((at) => at.split(',')[0]); }})"""
-    places = [float(place) for place in page.evaluate(script)]
+        return document.getElementById('rate-line').getAttribute('points'); }})"""
+    places = [float(point.split(",")[0]) for point in page.evaluate(script).split(" ")]
 
     assert (round(places[0]), places[-1], len(places)) == (first, 120, min(seconds, 60))
 
