@@ -392,7 +392,7 @@ def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files
     assert high[1] is None
 
 
-@pytest.mark.parametrize(("seconds", "first"), [(6, 60), (20, 0), (90, 0)])
+@pytest.mark.parametrize(("seconds", "first"), [(6, 65), (20, 0), (90, 0)])
 def test_the_line_of_steps_per_second_fills_its_width_after_twelve_seconds(
     page: Page, files: str, seconds: int, first: float
 ) -> None:
