@@ -18,7 +18,7 @@ ADVICE: dict[str, str] = {
     "seq_gap": "Send the timesteps from `expected` on, then this one.",
     "seq_passed": "Nothing: this position was applied before. Go on with the next timestep.",
     "seq_conflict": "Read the stream, then decide which of the two inputs is right. Let only one writer step a stream.",
-    "source_passed": "Nothing: these timesteps were applied before. Go on behind `at`.",
+    "source_passed": "Nothing: these timesteps were applied before. Continue after `at`.",
     "state_changed": "Read the stream, then decide again: another writer has moved it, or the store was rolled back.",
     "stream_exists": "Use another id, or leave `create` out to continue the stream.",
     "model_changed": "Leave `version` out. If the request has none, `detail` names the missing model, and what to do.",

@@ -392,6 +392,23 @@ def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files
     assert high[1] is None
 
 
+def test_a_service_that_has_not_listed_its_streams_yet_is_not_reported_as_empty(page: Page, files: str) -> None:
+    page.open(f"{files}/index.html")
+    script = """Promise.all(['stream_list', 'streams'].map((name) => import(`/streams/${name}.js`))).then(
+        ([{StreamList}, {Streams}]) => {
+            const part = () => document.createElement('div');
+            const list = new StreamList({list: part(), note: part(), more: part(), search: {text: ''}});
+            const streams = new Streams(), notes = [];
+            for (const page of [null, {streams: [], cursor: null}, {streams: [{stream: 'a', step: 1}], cursor: null}]) {
+                if (page) streams.list(page);
+                list.render(streams, [], null);
+                notes.push(list.note.textContent);
+            }
+            return notes; })"""
+
+    assert page.evaluate(script) == ["Loading the streams …", "No streams yet.", ""]
+
+
 @pytest.mark.parametrize(("seconds", "first"), [(6, 65), (20, 0), (90, 0)])
 def test_the_line_of_steps_per_second_fills_its_width_after_twelve_seconds(
     page: Page, files: str, seconds: int, first: float

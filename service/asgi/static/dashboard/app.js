@@ -296,11 +296,11 @@ function renderList() {
   const shown = byDefault.of(streams, page.chosen);
   if (shown !== page.chosen) return choose(shown, { byUser: false });
   live.adapt(nLive);
-  const hasStreams = streams.byName.size > 0 || search.text !== "";
+  const hasStreams = streams.byName.size > 0 || search.text !== "" || !streams.isListed; // or may have some
   showPanels({ view: $("show").value, name: page.chosen, isKnown: Boolean(chosen()), isMissing: page.isMissing, hasStreams });
   const { skipped } = page;
   text("skipped", skipped ? `${counted(skipped, "message")} skipped: this page receives them too slowly.` : "");
-  if (!status.isDown) tiles.showStreams(nLive, streams.byName.size, streams.isMore);
+  if (!status.isDown) tiles.showStreams(nLive, streams);
 }
 
 keepInAddress($("show"), "view", () => {

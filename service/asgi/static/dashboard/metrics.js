@@ -47,7 +47,7 @@ export function since(now, before) {
 const RECENT_S = 30; // a replica that was not read for so long is not part of the current latency
 
 /**
- * The replicas behind one address, told apart by their start time: a load balancer sends each request to any of them, so
+ * The replicas behind one address, distinguished by their start time: a load balancer sends each request to any of them, so
  * their numbers must be added, not shown in turn.
  */
 export class Replicas {

@@ -21,10 +21,10 @@ export class Tiles {
     this.#perSecond[this.#perSecond.length - 1] += timesteps;
   }
 
-  /** Show how many streams are live, of how many that are known; `isMore`: the service has others. */
-  showStreams(live, known, isMore) {
-    text("live", number(live));
-    text("stored", `of ${isMore ? "more than " : ""}${number(known)} stored`);
+  /** Show how many streams are live, and of how many, once the service has listed them. */
+  showStreams(live, { byName, isListed, isMore }) {
+    text("live", live || isListed ? number(live) : "–");
+    text("stored", isListed ? `of ${isMore ? "more than " : ""}${number(byName.size)} stored` : "");
     document.title = live ? `${live} live · Stepwell` : "Stepwell";
   }
 

@@ -43,7 +43,7 @@ export class Search {
     this.#type();
   }
 
-  /** Record the cursor behind the start of the service's list, unless further pages of it were read. */
+  /** Record the cursor after the start of the service's list, unless further pages of it were read. */
   listed(cursor) {
     if (this.text || (this.#requested === "" && this.#cursor !== null)) return;
     [this.#requested, this.#cursor] = ["", cursor];

@@ -45,7 +45,7 @@ export class StreamList {
     const id = this.#rows.get(chosen)?.item.id;
     if (id && this.#shown.includes(chosen)) this.list.setAttribute("aria-activedescendant", id);
     else this.list.removeAttribute("aria-activedescendant");
-    const text = this.#noteText(matches.length, streams.byName.size);
+    const text = this.#noteText(matches.length, streams);
     if (this.note.textContent !== text) this.note.textContent = text;
     this.more.hidden = matches.length <= this.#max && !this.search.hasMore;
     return live;
@@ -63,11 +63,12 @@ export class StreamList {
     this.#rows.get(name)?.item.scrollIntoView({ block: "nearest" });
   }
 
-  #noteText(count, known) {
+  #noteText(count, { byName, isListed }) {
     const { text, isBusy, problem, hasMore } = this.search;
     if (problem) return `The service could not search: ${problem}`;
     if (!count && isBusy) return "Searching …";
-    if (!count) return text ? `No stream's id begins with “${text}”, and none of the ${number(known)} loaded ids contains it.` : "No streams yet.";
+    if (!count && text) return `No stream's id begins with “${text}”, and none of the ${number(byName.size)} loaded ids contains it.`;
+    if (!count) return isListed ? "No streams yet." : "Loading the streams …";
     if (hasMore || count > this.#max) return `${number(Math.min(count, this.#max))} are shown; the service has more.`;
     return "";
   }

@@ -83,6 +83,7 @@ function whatHappened(last, first) {
 /** All known streams of one model. */
 export class Streams {
   byName = new Map();
+  isListed = false; // whether the service has listed its streams
   isMore = false; // whether the service has streams that are not here
   #sorted = null;
 
@@ -128,6 +129,7 @@ export class Streams {
 
   /** Apply the start of the service's list; if it is all of it, streams that are not in it are removed, unless live. */
   list({ streams, cursor }) {
+    this.isListed = true;
     this.isMore = cursor != null;
     this.add(streams);
     if (this.isMore) return;
