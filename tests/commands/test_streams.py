@@ -409,6 +409,16 @@ def test_fork_creates_another_stream(running: ServiceProcess) -> None:
     assert "stream_exists" in str(run_streams(running.url, "fork", "fold", "forked", "taken").exception)
 
 
+def test_a_snapshot_that_is_not_there_is_reported_with_how_to_list_them(running: ServiceProcess) -> None:
+    advance(running, "bare")
+
+    result = run_streams(running.url, "reset", "fold", "bare", "--to", "nope", "--yes")
+
+    assert isinstance(result.exception, StepwellError)
+    assert "has no snapshot 'nope'" in result.exception.problem
+    assert result.exception.fix == "List the stream's snapshots with `stepwell streams snapshot ls`."
+
+
 def test_snapshots_can_be_created_listed_restored_and_deleted(running: ServiceProcess) -> None:
     advance(running, "copied", 2)
     assert run_streams(running.url, "snapshot", "put", "fold", "copied", "two").stdout == "two is copied at step 2\n"

@@ -164,6 +164,7 @@ def path_of(model: str, stream: str, resource: str = "") -> str:
 
 _FIXES: dict[int | str, str] = {
     "model_not_found": "",  # its detail has the names and what to do
+    "snapshot_not_found": "List the stream's snapshots with `stepwell streams snapshot ls`.",
     401: "Give a key with --key, or in the environment as STEPWELL_KEY.",
     403: "Use a key that has this scope.",
     404: "List the streams with `stepwell streams ls`.",
