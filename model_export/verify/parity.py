@@ -147,6 +147,18 @@ class _Failure(NamedTuple):
     found: float
     allowed: float
 
+    @property
+    def fault(self) -> str:
+        """What is wrong with the output, as a verb: the original itself may give no number."""
+        return "differs" if np.isfinite(self.want) else "is not finite"
+
+    @property
+    def limit(self) -> str:
+        """How far both are apart, and how far they may be; nothing if there is no such distance."""
+        if not np.isfinite(self.want):
+            return ""
+        return f"; they differ by {abs(self.found - self.want):.3g}, and {self.allowed:.3g} is allowed"
+
 
 @dataclass(slots=True)
 class _Check:
@@ -246,9 +258,9 @@ class _Check:
             first = min(failures, key=lambda failure: failure.step)
             where = f", element {first.place}" if first.place else ""
             raise DifferentAnswerError(
-                f"Output {first.output!r} first differs at timestep {first.step} ({kind} data, sequence "
-                f"{first.row + 1}{where}): the original gives {first.want:.9g}, the step graph {first.found:.9g}; they "
-                f"differ by {abs(first.found - first.want):.3g}, and {first.allowed:.3g} is allowed.",
+                f"Output {first.output!r} first {first.fault} at timestep {first.step} ({kind} data, sequence "
+                f"{first.row + 1}{where}): the original gives {first.want:.9g}, the step graph {first.found:.9g}"
+                f"{first.limit}.",
                 fix=_advice(first.want),
                 sequence={key: array[first.row : first.row + 1] for key, array in data.items()},
                 step=first.step,
@@ -297,8 +309,8 @@ class _Check:
 def _advice(value: float) -> str:
     if not np.isfinite(value):
         return (
-            "Nothing was written. The original itself gives that, and no stream could be served it; look at its "
-            "weights, and at what it takes."
+            "Nothing was written. A stream cannot be served values that are not finite. Check the weights of the "
+            "original, and the range of its inputs."
         )
     return (
         "Nothing was written. A difference far above the tolerance means that the model does something "

@@ -148,6 +148,8 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
         export_source(model, tmp_path / "pump.onnx")
 
     assert "batch" not in caught.value.problem
+    assert "is not finite at timestep 1" in caught.value.problem
+    assert "allowed" not in caught.value.problem  # there is no distance between two NaN
 
 
 def test_a_missing_own_file_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
