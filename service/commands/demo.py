@@ -73,7 +73,7 @@ def demo(
             run = replay(
                 url, seconds=seconds if once else None, speed=speed, on_progress=progress, recordings=recordings
             )  # fmt: skip
-            report = _run(run if once else _beside(run, send_motion(url, recordings, speed=speed)))
+            report = _run(run if once else _with_other(run, send_motion(url, recordings, speed=speed)))
     if as_json:
         typer.echo(json.dumps(_report_json(report), indent=2))
     else:
@@ -82,8 +82,8 @@ def demo(
         raise typer.Exit(1)
 
 
-async def _beside(run: Coroutine[Any, Any, Report], other: Coroutine[Any, Any, None]) -> Report:
-    """Run the replay, and beside it what the dashboard shows of the other model; if that fails, the replay goes on."""
+async def _with_other(run: Coroutine[Any, Any, Report], other: Coroutine[Any, Any, None]) -> Report:
+    """Run the replay and, meanwhile, what sends timesteps to the other model; if that fails, the replay continues."""
     task = asyncio.create_task(other)
     try:
         return await run
