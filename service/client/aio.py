@@ -21,7 +21,7 @@ from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
-from service.client.tables import Columns, columns_by_input, is_table, rows_of_table, with_bar
+from service.client.tables import Columns, columns_by_input, rows_of_table, table_of, with_bar
 from service.client.watch import OpenAsyncWatches, WatchCursor, follow_async
 from service.types import ReturnMode
 
@@ -210,10 +210,10 @@ class AsyncStream:
         self, rows: Any, *, columns: Columns | None = None, progress: bool = False
     ) -> AsyncIterator[StepResult]:
         """Step through recorded timesteps; as `Stream.replay`, for `async for`."""
-        timesteps = rows
-        if is_table(rows):
+        timesteps, table = rows, table_of(rows)
+        if table is not None:
             inputs = (await self._model.describe()).inputs
-            timesteps = rows_of_table(rows, columns_by_input(inputs, list(rows.columns), columns), inputs)
+            timesteps = rows_of_table(table, columns_by_input(inputs, list(table.columns), columns), inputs)
         for n, x in enumerate(with_bar(timesteps, self.name) if progress else timesteps):
             try:
                 result = await self.step(x)

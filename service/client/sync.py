@@ -22,7 +22,7 @@ from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
-from service.client.tables import Columns, columns_by_input, is_table, rows_of_table, with_bar
+from service.client.tables import Columns, columns_by_input, rows_of_table, table_of, with_bar
 from service.client.watch import OpenWatches, WatchCursor, follow
 from service.types import ReturnMode
 
@@ -265,10 +265,11 @@ class Stream:
 
     def timesteps_of(self, rows: Any, *, columns: Columns | None = None) -> Iterable[Any]:
         """Return what `replay` steps: an array per input for each row of a DataFrame, any other iterable as it is."""
-        if not is_table(rows):
+        table = table_of(rows)
+        if table is None:
             return rows  # type: ignore[no-any-return]  # each element is checked when it is sent
         inputs = self._model.describe().inputs
-        return rows_of_table(rows, columns_by_input(inputs, list(rows.columns), columns), inputs)
+        return rows_of_table(table, columns_by_input(inputs, list(table.columns), columns), inputs)
 
     def peek(self, x: Inputs, *, chunk: bool = False) -> StepResult:
         """Return the result that a step (or a chunk) would have from the current state; nothing is committed.

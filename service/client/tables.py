@@ -19,9 +19,11 @@ Columns = Sequence[str] | Mapping[str, Sequence[str]]
 _SHOWN = 12
 
 
-def is_table(rows: Any) -> bool:
-    """Return whether rows are a pandas DataFrame."""
-    return hasattr(rows, "columns") and hasattr(rows, "to_numpy")
+def table_of(rows: Any) -> Any | None:
+    """Return a pandas DataFrame as it is, a Series as one of one column, and None for anything else."""
+    if hasattr(rows, "columns") and hasattr(rows, "to_numpy"):
+        return rows
+    return rows.to_frame() if hasattr(rows, "to_frame") else None
 
 
 def rows_of_table(

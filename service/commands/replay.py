@@ -198,4 +198,6 @@ def _show(report: dict[str, Any]) -> None:
         "time": f"{report['seconds']:.1f} s, {report['rows_per_s']:,.0f} rows/s",
     }
     facts |= {name: report[name] for name in ("output", "plot") if report[name]}
+    if not report["output"] and not report["plot"]:
+        facts["predictions"] = "not kept; -o FILE.csv writes them, --plot FILE.svg draws them"
     show(key_value_table(f"replayed through {report['model']}", facts))

@@ -82,6 +82,14 @@ async def test_both_clients_replay_a_table_by_names(url: str) -> None:
     np.testing.assert_allclose([found, also], [expected] * 2, atol=1e-6)
 
 
+def test_a_series_is_a_table_of_one_column(url: str) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas")
+    with Client(url) as client:
+        handle = client.model("lstm").stream("series")
+        with pytest.raises(ClientError, match=r"the columns x\[0\], x\[1\], x\[2\], x\[3\]; the table has temperature"):
+            next(handle.replay(pandas.Series([1.0, 2.0], name="temperature")))
+
+
 def test_an_error_of_a_row_names_the_row(url: str) -> None:
     with Client(url) as client, pytest.raises(ClientError) as caught:
         list(client.model("lstm").stream("nan").replay([[0.0] * 4, [0.0, 0.0, np.nan, 0.0]]))
