@@ -33,7 +33,7 @@ def with_labels(
         for name in names:
             if name not in known:
                 raise UnclearModelError(
-                    f"`{flag}` names {name!r}; the model has {sorted(known)}.",
+                    f"`{flag}` names {name!r}; the model has {', '.join(sorted(known))}.",
                     fix="Use the name of an input or output.",
                 )
     for name, given in labels.items():

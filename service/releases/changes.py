@@ -142,7 +142,9 @@ def end(document: ReleaseDocument, how: How, why: str | None, now: float, *, by_
     """
     trial = document.trial
     if trial is None:
-        bad_release("The model has no release with a candidate.", "Start one with PUT.")
+        bad_release(
+            "The model has no release with a candidate.", "Start one with PUT, or with `stepwell release start`."
+        )
     if trial.ended is not None and trial.ended.how == how:
         return document
     if trial.ended is not None and not (how == "aborted" and trial.keeps_pairs(now)):

@@ -81,7 +81,10 @@ class ReleaseService:
         self._models.get(model)  # raises if there is none
         document = (await self._store.read(model)).document
         if document is None:
-            bad_release("The model has no release, so that every stream is where it is to be.", "Start one with PUT.")
+            bad_release(
+                "The model has no release, so that every stream is where it is to be.",
+                "Start one with PUT, or with `stepwell release start`.",
+            )
         streams = await self._counter.read()
         counted = {} if streams is None else streams.of(model)
         left = sum(n for name, n in counted.items() if document.promoted_from(bytes.fromhex(name)) is not None)

@@ -26,7 +26,7 @@ def test_labels_and_units_are_kept_through_json() -> None:
 @pytest.mark.parametrize(
     ("labels", "units", "told"),
     [
-        ({"z": ["a", "b"]}, {}, "`--labels` names 'z'; the model has ['x', 'y']"),
+        ({"z": ["a", "b"]}, {}, "`--labels` names 'z'; the model has x, y"),
         ({}, {"z": "mm"}, "`--units` names 'z'"),
         ({"x": ["a"]}, {}, "gives 'x' 1 labels; a row of it has 2 numbers"),
         ({"x": ["a", "a"]}, {}, "expected texts that differ"),
