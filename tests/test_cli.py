@@ -84,10 +84,10 @@ def test_a_failure_is_exit_code_1_with_an_instruction(tmp_path: Path) -> None:
 def test_a_key_that_cannot_be_changed_is_a_failure_or_wrong_usage(
     words: tuple[str, ...], code: int, tmp_path: Path
 ) -> None:
-    env = {"STEPWELL_API_KEYS_FILE": str(tmp_path / "keys.json")}
-    assert run_stepwell("keys", "add", "one", **env).returncode == 0
+    file = str(tmp_path / "keys.json")
+    assert run_stepwell("keys", "add", "one", STEPWELL_API_KEYS_FILE=file).returncode == 0
 
-    assert run_stepwell("keys", *words, **env).returncode == code
+    assert run_stepwell("keys", *words, STEPWELL_API_KEYS_FILE=file).returncode == code
 
 
 def test_a_store_that_is_not_there_is_named_in_one_sentence(tmp_path: Path) -> None:
