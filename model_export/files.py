@@ -22,7 +22,9 @@ def check_target(path: Path) -> None:
         FileError: It is a folder, is not named `.onnx`, or its folder cannot be written to.
     """
     if path.suffix != ".onnx":
-        raise FileError(f"{path} is to be written; expected a name that ends in .onnx.", fix=f"Say {path}.onnx.")
+        raise FileError(
+            f"The output is {path}; expected a name that ends in .onnx.", fix=f"Name it {path.with_suffix('.onnx')}."
+        )
     if path.is_dir():
         raise FileError(f"{path} is a folder; expected a file.", fix="Give the name of a file in it.")
     there = next((folder for folder in path.parents if folder.exists()), path.parent)

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ _EXPORTED = (
     "stepwell.StepSpec."
 )
 _NOT_YET = {
-    ".pt": "a file of PyTorch weights, which does not say what the module is",
-    ".pth": "a file of PyTorch weights, which does not say what the module is",
-    ".ckpt": "a checkpoint of weights, as PyTorch Lightning writes it, which does not say what the module is",
+    ".pt": "a file of PyTorch weights, which does not describe the module",
+    ".pth": "a file of PyTorch weights, which does not describe the module",
+    ".ckpt": "a checkpoint of weights, as PyTorch Lightning writes it, which does not describe the module",
     ".pt2": "a PyTorch program, traced already",
     ".tflite": "a TensorFlow Lite file",
     ".pb": "a TensorFlow graph",
@@ -145,8 +146,10 @@ def named_object(source: str, module_name: str, name: str) -> Any:
         raise _failed(source, exc) from exc
     for part in name.split("."):
         if not hasattr(found, part):
+            like = get_close_matches(part, dir(found), 1)
             raise RefusedModelError(
-                f"{module_name} has no {name!r}, which {source!r} names.", fix="Name a function that it has."
+                f"{module_name} has no {name!r}, which {source!r} names.",
+                fix=f"Did you mean {like[0]!r}?" if like else "Name a function that it has.",
             )
         found = getattr(found, part)
     return found

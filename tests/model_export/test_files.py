@@ -68,6 +68,7 @@ def test_a_target_is_named_as_the_model_folder_wants_it(tmp_path: Path) -> None:
         check_target(tmp_path / "pump")
 
     assert "ends in .onnx" in caught.value.problem
+    assert "pump.onnx" in caught.value.fix
 
 
 def test_a_folder_is_no_target(tmp_path: Path) -> None:

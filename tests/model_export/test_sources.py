@@ -143,6 +143,10 @@ def test_what_cannot_be_found_is_told(here: Path, source: str, told: str) -> Non
     assert told in refusal(source).problem
 
 
+def test_a_misspelled_function_is_reported_with_the_one_that_is_there(here: Path) -> None:
+    assert refusal("zoo_of_tests:smal").fix == "Did you mean 'small'?"
+
+
 def test_a_module_that_fails_is_told_with_its_line(here: Path) -> None:
     (here / "fails_early.py").write_text("\nraise ValueError('too early')\n")
     problem = refusal("fails_early:small").problem

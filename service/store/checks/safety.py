@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from model_export.errors import StepwellError
-from service.errors import ServiceError
+from service.errors import ServiceError, counted
 from service.store.state_store import Durability, StateStore
 from service.store.transport.connection import CommandError, NoReplyError, NotSentError
 
@@ -36,7 +36,7 @@ class ServerInfo:
         appendfsync: When it flushes that file; None if we are not allowed to read the setting.
         replicas: Number of connected replicas.
         evicted: Number of keys that it evicted because its memory was full.
-        history: Replication ids, which change with a restart or a failover.
+        history: Ids of the processes and of their data, which change with a restart or a failover.
         used_memory: Bytes of memory that it uses.
         max_memory: Bytes of memory that it may use; 0: there is no limit.
     """
@@ -186,7 +186,8 @@ def _log_changes(before: ServerInfo, after: ServerInfo) -> None:
     if after.history != before.history:
         _log.warning("The store restarted or failed over: it may have lost the newest timesteps of streams")
     if after.evicted > before.evicted:
-        _log.error("The store evicted %d live keys because its memory is full", after.evicted - before.evicted)
+        n_evicted = counted(after.evicted - before.evicted, "live key")
+        _log.error("The store evicted %s because its memory is full", n_evicted)
 
 
 def _server_info(info: Any, fsync: Any) -> ServerInfo:
@@ -209,10 +210,20 @@ def _server_info(info: Any, fsync: Any) -> ServerInfo:
         appendfsync=fsync[1].decode() if is_readable else None,
         replicas=int(fields.get("connected_slaves", 0)),
         evicted=int(fields.get("evicted_keys", 0)),
-        history=fields.get("master_replid", ""),
+        history=_history(fields),
         used_memory=int(fields.get("used_memory", 0)),
         max_memory=int(fields.get("maxmemory", 0)),
     )
+
+
+def _history(fields: Mapping[str, str]) -> str:
+    """Return ids of a server's process and of its data: a restart or a failover changes them.
+
+    The replication id alone also changes when the first replica connects, and `stepwell backup` is one. Only a server
+    that has taken over from another one has a second replication id.
+    """
+    process, has_taken_over = fields.get("run_id", ""), fields.get("master_replid2", "").strip("0") != ""
+    return f"{process} {fields.get('master_replid', '')}" if has_taken_over or not process else process
 
 
 def _worst_of(servers: Sequence[ServerInfo]) -> ServerInfo:

@@ -111,7 +111,7 @@ def test_a_checkpoint_is_refused_with_the_function_to_write(tmp_path: Path) -> N
     path = tmp_path / "last.ckpt"
     path.write_bytes(b"")
 
-    with pytest.raises(RefusedModelError, match="does not say what the module is") as caught:
+    with pytest.raises(RefusedModelError, match="does not describe the module") as caught:
         load_source(str(path))
 
     assert "load_from_checkpoint" in caught.value.fix

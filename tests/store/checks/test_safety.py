@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import secrets
 from pathlib import Path
@@ -13,6 +14,7 @@ import redis
 
 from service import app
 from service.errors import ServiceError
+from service.store.backup import write_backup
 from service.store.checks.permissions import check_permissions
 from service.store.checks.safety import SafetyMonitor, UnsafeStoreError, check_safe, read_server_info
 from service.store.state_store import StateStore
@@ -152,8 +154,22 @@ async def test_evicted_keys_and_a_changed_replication_history_are_logged(
     await watch.check()
     await store.close()
 
-    assert "evicted 1 live keys" in caplog.text
+    assert "evicted 1 live key " in caplog.text
     assert "restarted or failed over" in caplog.text
+
+
+async def test_a_backup_is_not_logged_as_a_restart(redis_server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    store = StateStore(redis_server.url)
+    watch = SafetyMonitor(store, "memory", allow_eviction=True)
+    await watch.check()
+    with redis_server.client() as client:
+        before = client.info("replication")["master_replid"]
+        await write_backup(redis_server.url, io.BytesIO())
+        assert client.info("replication")["master_replid"] != before  # the server's first replica
+    await watch.check()
+    await store.close()
+
+    assert "restarted or failed over" not in caplog.text
 
 
 def test_an_eviction_policy_that_is_set_later_ends_readiness(
