@@ -100,7 +100,7 @@ def main() -> None:
     try:
         with collector_paused():
             app = make_app(wanted)
-        app()
+        app(prog_name="stepwell")  # also where it is run as a module
     except StepwellError as exc:
         _report(exc)
         sys.exit(2 if exc.code in _BAD_USAGE else 3 if exc.code in _REFUSED_TO_START else 1)

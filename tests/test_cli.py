@@ -31,7 +31,7 @@ def test_each_command_has_help(name: str) -> None:
     done = run_stepwell(name, "--help")
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("Usage: ")
+    assert done.stdout.startswith(f"Usage: stepwell {name} ")
 
 
 def test_serve_has_a_flag_for_every_setting() -> None:
