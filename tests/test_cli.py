@@ -91,9 +91,8 @@ def test_a_key_that_cannot_be_changed_is_a_failure_or_wrong_usage(
 
 
 def test_a_store_that_is_not_there_is_named_in_one_sentence(tmp_path: Path) -> None:
-    done = run_stepwell(
-        "serve", "--models", str(tmp_path), "--redis", "redis://127.0.0.1:1", "--request-timeout-s", "0.1", cwd=tmp_path
-    )
+    words = ("--port", "0", "--redis", "redis://127.0.0.1:1", "--request-timeout-s", "0.1")
+    done = run_stepwell("serve", "--models", str(tmp_path), *words, cwd=tmp_path)
     [problem] = [line for line in done.stderr.splitlines() if line.startswith("stepwell: ")]
 
     assert done.returncode == 3
@@ -103,7 +102,8 @@ def test_a_store_that_is_not_there_is_named_in_one_sentence(tmp_path: Path) -> N
 
 
 def test_a_keys_file_that_is_not_there_can_be_created_by_the_command_that_is_named(tmp_path: Path) -> None:
-    done = run_stepwell("serve", "--models", str(tmp_path), "--api-keys-file", "no.json", cwd=tmp_path)
+    words = ("--port", "0", "--api-keys-file", "no.json")
+    done = run_stepwell("serve", "--models", str(tmp_path), *words, cwd=tmp_path)
 
     assert done.returncode == 3
     assert "The keys file no.json cannot be read: No such file or directory." in done.stderr
