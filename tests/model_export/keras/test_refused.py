@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: of(lambda x: L.ZeroPadding1D((1, 0), name="odd")(L.Activation("sigmoid")(L.ZeroPadding1D((1, 0))(x)))),
         "ZeroPadding1D", "padded with something else before",
     ),
-    "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "drops 2 timesteps"),
+    "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "drops 2 timestep(s)"),
     "conv_lstm_backwards": (
         lambda: frames(L.ConvLSTM2D(2, 3, go_backwards=True, name="odd")), "ConvLSTM2D", "go_backwards",
     ),
