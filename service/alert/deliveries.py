@@ -1,4 +1,4 @@
-"""`Delivery`: sends the alarms that wait for one target, in order for each stream, until the target has them."""
+"""`WebhookDelivery`, `BrokerDelivery`: send the alarms that wait for one target, until the target has them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -52,16 +52,6 @@ class WaitingAlarm(NamedTuple):
         """Return an entry of an outbox."""
         alarm = msgspec.json.decode(body)
         return cls(entry, body, alarm["stream"], (alarm["model"], alarm["stream"]))
-
-
-class Delivery(Protocol):
-    """Sends what waits for one target."""
-
-    def wake(self) -> None:
-        """Check the outbox now."""
-
-    async def run(self) -> None:
-        """Deliver until it is cancelled."""
 
 
 class DeliveryOptions(NamedTuple):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
@@ -23,7 +22,7 @@ from service.commands.serve import (
     check_providers,
     open_store,
 )
-from service.commands.tables import format_bytes, key_value_table, parity_lines, show, table
+from service.commands.tables import Json, format_bytes, key_value_table, parity_lines, print_json, show, table
 from service.models.artifacts.keeper import not_kept_reason
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
@@ -63,14 +62,14 @@ class Checked:
 
 
 @with_setting_flags
-def check(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, **flags: Any) -> None:
+def check(*, as_json: Json = False, **flags: Any) -> None:
     """Load every model and run one step each, check the store, and report what `serve` would refuse.
 
     Accepts the settings of `serve`. An embedded store is started for the duration of the check.
     """
     checked = examine(Settings.load(**flags))
     if as_json:
-        typer.echo(json.dumps({**asdict(checked), "ok": not checked.exit_code}, indent=2))
+        print_json({**asdict(checked), "ok": not checked.exit_code})
     else:
         _show(checked)
     raise typer.Exit(checked.exit_code)

@@ -27,7 +27,6 @@ class FeatureReport:
     Attributes:
         tensor: The input or output.
         name: The feature, such as `x[0]`.
-        label: What people call it; the name if it has no label.
         is_output: Whether it is of an output.
         count: Sampled values that were there.
         missing: Share of the sampled values that were missing.
@@ -42,7 +41,6 @@ class FeatureReport:
 
     tensor: str
     name: str
-    label: str
     is_output: bool
     count: int
     missing: float
@@ -60,13 +58,13 @@ def feature_reports(features: ModelFeatures, sketch: FeatureSketch) -> list[Feat
     reports = []
     for is_output, tensors in ((False, features.inputs), (True, features.outputs)):
         for tensor in tensors:
-            for i, (name, label) in enumerate(zip(tensor.names, tensor.labels, strict=True), tensor.start):
-                reports.append(_report(features, sketch, i, tensor.name, name, label, is_output=is_output))
+            for i, name in enumerate(tensor.names, tensor.start):
+                reports.append(_report(features, sketch, i, tensor.name, name, is_output=is_output))
     return reports
 
 
-def _report(  # noqa: PLR0917 - a feature and its names
-    features: ModelFeatures, sketch: FeatureSketch, i: int, tensor: str, name: str, label: str, *, is_output: bool
+def _report(
+    features: ModelFeatures, sketch: FeatureSketch, i: int, tensor: str, name: str, *, is_output: bool
 ) -> FeatureReport:
     count, missing = int(sketch.count[i]), int(sketch.missing[i])
     reference, origin = features.references[i], float(features.origins[i])
@@ -79,7 +77,6 @@ def _report(  # noqa: PLR0917 - a feature and its names
     return FeatureReport(
         tensor=tensor,
         name=name,
-        label=label,
         is_output=is_output,
         count=count,
         missing=missing / (count + missing) if count + missing else 0.0,

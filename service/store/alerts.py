@@ -140,10 +140,6 @@ class AlertStore:
         entries = await self._store.execute(_deadline(), "XRANGE", self._outbox(target), start, "+", "COUNT", count)
         return [(entry.decode(), fields[1]) for entry, fields in entries]
 
-    async def n_unsent(self, target: str) -> int:
-        """Return the number of alarms that wait for a target; raises as `acquire` does."""
-        return int(await self._store.execute(_deadline(), "XLEN", self._outbox(target)))
-
     async def mark_sent(self, target: str, entries: Sequence[str]) -> None:
         """Delete alarms that a target has received; raises as `acquire` does."""
         await self._store.execute(_deadline(), "XDEL", self._outbox(target), *entries)

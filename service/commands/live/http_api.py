@@ -16,10 +16,12 @@ from service.ids import is_stream_id
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(envvar="STEPWELL_URL", help="The service's address.")]
+OptionalUrl = Annotated[
+    str | None, typer.Option(envvar="STEPWELL_URL", help=f"The service's address. Default: {DEFAULT_URL}.")
+]
 Key = Annotated[
     str | None, typer.Option(envvar="STEPWELL_KEY", help="API key; safer in the environment than on the command line.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 Stream = Annotated[str, typer.Argument(metavar="STREAM", help="The stream's id.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]

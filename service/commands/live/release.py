@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Model, ServiceUnavailableError, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url
 from service.commands.live.release_tables import release_view
+from service.commands.tables import Json, print_json
 
 release_app = typer.Typer(no_args_is_help=True)
 
@@ -181,7 +182,7 @@ def _change(
 def _print(service: HttpApi, model: str, release: dict[str, Any], *, watch: bool, as_json: bool) -> None:
     """Print a release once, or until Ctrl-C: redrawn in place, or as one JSON document a line."""
     if not watch and as_json:
-        typer.echo(json.dumps(release, indent=2))
+        print_json(release)
     elif not watch:
         Console(highlight=False, markup=False).print(release_view(release))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter, deque
@@ -15,13 +14,12 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from model_export.errors import StepwellError
 from service.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, ServiceUnavailableError, Url
-from service.commands.tables import key_value_table, show
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url
+from service.commands.tables import Json, key_value_table, print_json, progress_bar, show
 
 _READ_BYTES = 1 << 20
 _SENT_AT_ONCE = 2  # pages, so that the service and its store work at the same time
@@ -250,18 +248,14 @@ def _retry(send: Callable[[], _T], progress: Callable[[], int] = lambda: 0) -> _
 @contextmanager
 def _progress(total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal; yields a function that takes the bytes that were transferred."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
+    with progress_bar(DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn()) as bars:
         task = bars.add_task("streams", total=total)
         yield lambda n_bytes: bars.advance(task, n_bytes)
 
 
 def _print(report: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     texts = {
         name: f"{value:,}" if isinstance(value, int) else str(len(value)) if isinstance(value, list) else f"{value}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from service.backfill.run import Backfill, failures_in_words
 from service.backfill.writers import writer_of
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ColumnChunks
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url
 from service.commands.recorded.flags import (
     DataFiles,
     InputColumns,
@@ -25,7 +24,7 @@ from service.commands.recorded.flags import (
     column_choice,
     data_progress,
 )
-from service.commands.tables import key_value_table, show
+from service.commands.tables import Json, key_value_table, print_json, show
 from service.ids import is_stream_id
 from service.recorded import RecordedData, RecordedDataError, open_data
 
@@ -144,7 +143,7 @@ def _raise_if_incomplete(run: Backfill, predictions: Path | None, n_unknown: int
 
 def _print(report: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     facts = {
         "streams": f"{report['streams']:,}",

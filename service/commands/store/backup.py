@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands.tables import format_bytes
+from service.commands.tables import Json, format_bytes
 from service.settings import Settings
 from service.store.backup import BackupError, write_backup
 from service.store.backup import restore as restore_store
@@ -21,7 +21,6 @@ Redis = Annotated[str | None, typer.Option("--redis", metavar="URL", help="The s
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="FOLDER", help="Folder of the embedded store's data.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def backup(
