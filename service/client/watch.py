@@ -18,8 +18,8 @@ from websockets.typing import Subprotocol
 from service.client.http_transport import FeedAddress
 from service.client.protocol import decoding
 from service.client.results import Event, Gap
-from service.client.websockets import open_async_socket, open_socket
-from service.codec.formats import MSGPACK, encode, format_of_body
+from service.client.websockets import open_async_socket, open_socket, rejected_handshake
+from service.codec.formats import MSGPACK, encode
 
 _PROTOCOL: Final = [Subprotocol("stepwell.msgpack")]
 _FIRST_PAUSE_S: Final = 0.1
@@ -88,10 +88,7 @@ class WatchCursor:
             ClientError: The service rejected the handshake.
         """
         if isinstance(error, InvalidStatus):
-            response = error.response
-            content_type = format_of_body(response.headers.get("content-type"))
-            reply = decoding.RawReply(response.status_code, bytes(response.body or b""), content_type)
-            rejection = decoding.error_in(reply, mutates=False)
+            rejection = decoding.error_in(rejected_handshake(error), mutates=False)
             if rejection is not None and rejection.retry != "same":
                 raise rejection
         self._failures += 1

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import httpx2
 import typer
@@ -17,7 +16,7 @@ from service.bench.drivers import BenchError, FeedDriver, HttpDriver, LoadDriver
 from service.bench.latency import LatencyRecorder
 from service.bench.run import LoadPlan, run
 from service.bench.workload import BenchStream, Workload
-from service.commands.live.http_api import DEFAULT_URL, Key, Url
+from service.commands.live.http_api import DEFAULT_URL, Key, Url, model_path, path_of
 from service.commands.tables import Json, key_value_table, print_json, progress_bar, show
 from service.sizing import Sending
 
@@ -124,7 +123,7 @@ def _model(http: httpx2.Client, url: str, name: str | None) -> Any:
                 fix="Name the model: stepwell bench MODEL." if names else "Add a model to the service first.",
             )
         [name] = names
-    return _get(http, url, f"/v1/models/{quote(name, safe='')}")
+    return _get(http, url, model_path(name))
 
 
 def _get(http: httpx2.Client, url: str, path: str) -> Any:
@@ -148,7 +147,7 @@ def _delete(http: httpx2.Client, model: str, streams: list[BenchStream]) -> None
     try:
         for stream in streams:
             if stream.step:
-                http.delete(f"/v1/models/{quote(model, safe='')}/streams/{stream.name}")
+                http.delete(path_of(model, stream.name))
     except httpx2.HTTPError:
         return
 

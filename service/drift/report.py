@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from model_export.runtime.distribution import BINS, FLOOR, MIN_VALUES, psi, quantile_keys
+from service.codec.drift_responses import FeatureDrift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,37 +20,18 @@ _MIN_OF_TENTH: Final = 30
 _SIGNIFICANT: Final = 35.0  # chi-squared with 9 degrees of freedom exceeds it once in 17,000 times
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureReport:
+class FeatureReport(FeatureDrift, kw_only=True):
     """A feature in a window.
 
     Attributes:
         tensor: The input or output.
         name: The feature, such as `x[0]`.
         is_output: Whether it is of an output.
-        count: Sampled values that were there.
-        missing: Share of the sampled values that were missing.
-        min: The smallest value; None: there was none.
-        max: The largest value.
-        quantiles: Quantiles by their share; empty: there was no value.
-        outside: Share of the values outside the reference's range; None: no value, or no reference.
-        psi: The greater of the two below; None: both are None.
-        psi_all: The PSI of all values against the reference; None: no reference, or too few values.
-        psi_tenth: The same of the tenth of the tracked streams that deviates most.
     """
 
     tensor: str
     name: str
     is_output: bool
-    count: int
-    missing: float
-    min: float | None
-    max: float | None
-    quantiles: dict[str, float]
-    outside: float | None
-    psi: float | None
-    psi_all: float | None
-    psi_tenth: float | None
 
 
 def feature_reports(features: ModelFeatures, sketch: FeatureSketch) -> list[FeatureReport]:

@@ -40,13 +40,7 @@ class CallHead:
     __slots__ = ("_idempotency_key", "authorization", "request_id", "route")
 
     def __init__(self, context: AppContext, method: str, rpc: Any) -> None:
-        """Read the metadata of a call; of several entries with one name the first counts.
-
-        Args:
-            context: The dependencies of every route.
-            method: The name of the method.
-            rpc: The call.
-        """
+        """Read the metadata of a call; of several entries with one name the first counts."""
         found: dict[str, str] = {}
         for name, value in rpc.invocation_metadata() or ():
             if name in _TEXT:

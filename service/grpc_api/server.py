@@ -30,12 +30,7 @@ class GrpcServer:
     """
 
     def __init__(self, context: AppContext, version: str) -> None:
-        """Create a server that does not listen yet; needs a running loop.
-
-        Args:
-            context: The dependencies of every route.
-            version: The version of the service.
-        """
+        """Create a server that does not listen yet; needs a running loop."""
         settings = context.settings
         assert settings.grpc_port is not None
         self.port = settings.grpc_port

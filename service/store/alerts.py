@@ -67,13 +67,7 @@ class AlertStore:
     """The state of one group of alert processes; one of them at a time has the lease, and writes."""
 
     def __init__(self, store: StateStore, tenant: str, group: str) -> None:
-        """Create it.
-
-        Args:
-            store: The store of the service.
-            tenant: The tenant whose streams are followed.
-            group: The name of the group.
-        """
+        """Create it."""
         self._store = store
         self._keys = f"{_prefix(tenant)}:{group}"
         self._tenant = _prefix(tenant)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
@@ -15,7 +14,7 @@ from service.backfill.run import Backfill, failures_in_words
 from service.backfill.writers import writer_of
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ColumnChunks
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
 from service.commands.recorded.flags import (
     DataFiles,
     InputColumns,
@@ -56,7 +55,7 @@ def backfill(
     write = None if predictions is None else writer_of(predictions)
     choice = column_choice(stream_column, time_column, inputs)
     with HttpApi(url, key) as service:
-        described = service.get(f"/v1/models/{quote(model, safe='')}")
+        described = service.get(model_path(model))
         limits = service.get("/v1/info")["limits"]
     specs = [InputSpec.model_validate(each) for each in described["inputs"]]
     outputs = [OutputSpec.model_validate(each) for each in described["outputs"]]
