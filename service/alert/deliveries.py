@@ -171,7 +171,7 @@ class WebhookDelivery(_OutboxDelivery):
         try:
             return await self._options.store.unsent(self._id, last, _AT_ONCE)
         except ServiceError:
-            return ()  # the store is away: the outbox is read again
+            return ()  # the store does not respond: the outbox is read again later
 
     def _start(self, alarm: WaitingAlarm) -> None:
         waiting = self._pending.get(alarm.key)

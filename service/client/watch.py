@@ -171,9 +171,9 @@ def follow(watch: WatchCursor, open_watches: OpenWatches) -> Iterator[Event | Ga
                     return
                 socket.send(watch.subscribe_message())
                 for message in socket:
-                    news = watch.on_message(message)
-                    if news is not None:
-                        yield news
+                    event = watch.on_message(message)
+                    if event is not None:
+                        yield event
                     elif is_back:
                         yield from watch.gap()
             closed.wait(watch.pause())
@@ -194,9 +194,9 @@ async def follow_async(watch: WatchCursor, open_watches: OpenAsyncWatches) -> As
                         return
                     await socket.send(watch.subscribe_message())
                     async for message in socket:
-                        news = watch.on_message(message)
-                        if news is not None:
-                            yield news
+                        event = watch.on_message(message)
+                        if event is not None:
+                            yield event
                         elif is_back:
                             for gap in watch.gap():
                                 yield gap

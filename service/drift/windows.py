@@ -114,7 +114,7 @@ class SketchWindows:
             if bucket not in written.sketches:
                 written.due_at = 0.0  # the bucket before is complete: it is written now
                 written.sketches[bucket] = FeatureSketch.empty(self._name.n_features)
-                while len(written.sketches) > 2:  # the store is away for long: the oldest is given up
+                while len(written.sketches) > 2:  # the store has not responded for long
                     del written.sketches[min(written.sketches)]
             written.sketches[bucket].merge(sketch)
             written.has_changed = True

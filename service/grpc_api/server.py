@@ -45,7 +45,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 1),  # the workers share the port, and their parent holds it
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.keepalive_time_ms", 60_000),  # a client that is gone without a word is found
+                ("grpc.keepalive_time_ms", 60_000),  # finds clients that ended without closing the connection
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],

@@ -60,11 +60,11 @@ class StartError(StepwellError):
 class Server(uvicorn.Server):
     """uvicorn's server with a drain before its shutdown.
 
-    On SIGTERM or SIGINT readiness goes false, and for a second all is served as before, but each answer makes its
-    client come back over another connection. Then new connections are stopped, pending ones accepted, and the port is
-    closed, so that none is reset (ADR 0042); what was accepted is answered, within `drain_s`, and WebSockets
-    are closed. A second Ctrl-C ends it without waiting; a second SIGTERM does not: `timeout` and some inits
-    send it to the process and again to its group.
+    On SIGTERM or SIGINT readiness goes false. For a second all requests are served as before, but each response asks
+    its client to close the connection. Then the port is closed after the connections that wait on it were accepted, so
+    that none is reset (ADR 0042). Accepted requests get their responses within `drain_s`, and WebSockets are closed. A
+    second Ctrl-C ends the process at once. A second SIGTERM does not, because `timeout` and some init processes send it
+    both to the process and to its group.
     """
 
     def __init__(
