@@ -7,6 +7,7 @@ NAME` runs one with atheris, guided by coverage, for as long as needed.
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from service.codec.step_bodies import guess_correlation
 from service.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
 from service.engine.protocol.replay import replay_prediction
 from service.errors import ServiceError
-from service.ids import decode_state_id, is_state_id
+from service.ids import decode_state_id
 from service.protocols.header_cache import HeaderCache
 from service.protocols.ws_frames import encode_frames, next_frame
 from service.store.idempotency_entry import IdempotencyEntry
@@ -97,7 +98,7 @@ def manifest(data: bytes) -> None:
 def state_id(data: bytes) -> None:
     """A state id."""
     text = data.decode("latin-1")
-    if is_state_id(text):
+    if re.fullmatch(r"[A-Za-z0-9_-]{22}", text):
         assert len(decode_state_id(text)) == 16
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import logging
@@ -140,21 +141,11 @@ def _build_engine(settings: Settings, metrics: Metrics, folders: SharedFolders) 
         idempotency_ttl_s=settings.idempotency_ttl_s,
         durability=settings.durability,
     )
+    same = {field.name for field in dataclasses.fields(EngineOptions)} & Settings.model_fields.keys() - {"history"}
     options = EngineOptions(
-        max_batch_size=settings.max_batch_size,
+        **{name: getattr(settings, name) for name in same},
         max_wait_s=settings.max_wait_ms / 1000,
-        queue_limit=settings.queue_limit,
-        queue_bytes=settings.queue_bytes,
-        request_timeout_s=settings.request_timeout_s,
-        run_timeout_s=settings.run_timeout_s,
-        cache_bytes=settings.cache_bytes,
-        tenant_rate=settings.tenant_rate,
-        tenant_max_streams=settings.tenant_max_streams,
-        snapshot_ttl_s=settings.snapshot_ttl_s,
-        max_snapshots=settings.max_snapshots,
         history=settings.kept_history,
-        drift=settings.drift,
-        drift_max_features=settings.drift_max_features,
     )
     vetting = ModelVetting(settings, folders.verdicts)
     artifacts = ArtifactKeeper(

@@ -1,4 +1,4 @@
-"""The garbage collector of long-lived processes: it does not walk again and again over what is never freed."""
+"""Garbage collection without the objects that are never freed, such as modules and routes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pause the garbage collector, and exempt what is there afterwards: modules are no garbage, and never become any.
+    """Pause the garbage collector during imports, and exclude what was imported from later collections.
 
-    Importing what `stepwell serve` needs makes some 200,000 objects; walking them was a tenth of the start's CPU.
+    `stepwell serve` imports some 200,000 objects; traversing them was a tenth of the start's CPU.
     """
     gc.disable()
     try:
@@ -22,11 +22,10 @@ def collector_paused() -> Iterator[None]:
 
 
 def freeze_startup_objects(*, threshold: int = 50_000) -> None:
-    """Exclude the objects of the start from garbage collection, and make collections rare.
+    """Exclude all objects that exist from garbage collection, and make collections rare.
 
-    Imports and routes are some hundred thousand objects that are never freed; traversing them was visible in the
-    slowest responses of a service under load, and in the CPU of a connector. Later objects are traversed rarely, but
-    often enough that closed connections, which are reference cycles, do not accumulate.
+    Traversing them was visible in the slowest responses of a service under load. Later objects are traversed rarely,
+    but often enough that closed connections, which are reference cycles, do not accumulate.
 
     Args:
         threshold: Number of new objects after which the young ones are traversed.

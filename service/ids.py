@@ -18,7 +18,6 @@ POSITION_LIMIT = 2**63
 
 _PADDING = bytes(2)
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
-_STATE_ID = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
 def is_stream_id(text: str) -> bool:
@@ -69,11 +68,6 @@ def _encode_all(state_ids: Sequence[bytes]) -> bytes:
     return b2a_base64(_PADDING.join(state_ids) + _PADDING, newline=False).translate(_URL_SAFE)
 
 
-def is_state_id(text: str) -> bool:
-    """Whether a text has the form of a state id."""
-    return _STATE_ID.fullmatch(text) is not None
-
-
 def decode_state_id(text: str) -> bytes:
-    """Decode the text of a state id, which must be checked with `is_state_id` first."""
+    """Decode the text of a state id, which must be 22 characters of base64url."""
     return urlsafe_b64decode(text + "==")

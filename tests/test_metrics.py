@@ -79,7 +79,7 @@ PROMISED = {
 def drifted(name: str, psi: float | None) -> FeatureReport:
     """A feature of 1,000 values, of which a tenth is missing and a quarter out of range."""
     return FeatureReport(
-        tensor=name.partition("[")[0], name=name, label=name, is_output=False, count=900, missing=0.1, min=-1.0,
+        tensor=name.partition("[")[0], name=name, is_output=False, count=900, missing=0.1, min=-1.0,
         max=2.0, quantiles={"0.5": 0.5}, outside=0.25, psi=psi, psi_all=psi, psi_tenth=None,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`Delivery`: sends the alarms that wait for one target, in order for each stream, until the target has them."""
+"""`WebhookDelivery`, `BrokerDelivery`: send the alarms that wait for one target, until the target has them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -52,16 +52,6 @@ class WaitingAlarm(NamedTuple):
         """Return an entry of an outbox."""
         alarm = msgspec.json.decode(body)
         return cls(entry, body, alarm["stream"], (alarm["model"], alarm["stream"]))
-
-
-class Delivery(Protocol):
-    """Sends what waits for one target."""
-
-    def wake(self) -> None:
-        """Check the outbox now."""
-
-    async def run(self) -> None:
-        """Deliver until it is cancelled."""
 
 
 class DeliveryOptions(NamedTuple):
@@ -131,27 +121,35 @@ def pause_after(failures: int) -> float:
     return longest * (0.75 + random.random() / 4)  # noqa: S311 - jitter
 
 
-class WebhookDelivery:
+class _OutboxDelivery:
+    """What every delivery has: the outbox of its target, and its pauses."""
+
+    def __init__(self, target: AlarmTarget, name: str, options: DeliveryOptions) -> None:
+        self._id = target_id(target)
+        self._name = name
+        self._options = options
+        self._pauses = _Pauses(name, options.report)
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Check the outbox now."""
+        self._woken.set()
+
+
+class WebhookDelivery(_OutboxDelivery):
     """Posts alarms to a webhook: those of one stream one after the other, of some streams at the same time."""
 
     def __init__(self, target: AlarmTarget, options: DeliveryOptions) -> None:
         """Use `make_delivery`."""
         self._webhook = Webhook(target)
-        self._id = target_id(target)
-        self._options = options
+        super().__init__(target, self._webhook.name, options)
         self._pending: dict[tuple[str, str], deque[WaitingAlarm]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_CONCURRENT)
-        self._pauses = _Pauses(self._webhook.name, options.report)
-        self._woken = asyncio.Event()
 
     def __len__(self) -> int:
         """Return the number of alarms that are being delivered."""
         return sum(map(len, self._pending.values()))
-
-    def wake(self) -> None:
-        """Check the outbox now."""
-        self._woken.set()
 
     async def run(self) -> None:
         """Deliver until it is cancelled."""
@@ -173,7 +171,7 @@ class WebhookDelivery:
         try:
             return await self._options.store.unsent(self._id, last, _AT_ONCE)
         except ServiceError:
-            return ()  # the store is away: the outbox is read again
+            return ()  # the store does not respond: the outbox is read again later
 
     def _start(self, alarm: WaitingAlarm) -> None:
         waiting = self._pending.get(alarm.key)
@@ -210,33 +208,25 @@ class WebhookDelivery:
             else:
                 if accepted:
                     self._pauses.worked()
-            self._options.counters.add_delivery(self._webhook.name, delivered=accepted, failed=not accepted)
+            self._options.counters.add_delivery(self._name, delivered=accepted, failed=not accepted)
         if accepted:
             await _mark_sent(self._options.store, self._id, [alarm.entry])
         return accepted
 
 
-class BrokerDelivery:
+class BrokerDelivery(_OutboxDelivery):
     """Writes alarms to a topic, stream, queue or file, in the order of the outbox."""
 
     def __init__(self, target: AlarmTarget, options: DeliveryOptions) -> None:
         """Use `make_delivery`."""
         url = BrokerUrl.parse(target.url)
-        self._name = url.text
+        super().__init__(target, url.text, options)
         self._writer = make_writer(url, "json")
-        self._id = target_id(target)
-        self._options = options
-        self._pauses = _Pauses(self._name, options.report)
-        self._woken = asyncio.Event()
         self._n_pending = 0
 
     def __len__(self) -> int:
         """Return the number of alarms that are being delivered."""
         return self._n_pending
-
-    def wake(self) -> None:
-        """Check the outbox now."""
-        self._woken.set()
 
     async def run(self) -> None:
         """Deliver until it is cancelled."""

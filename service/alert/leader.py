@@ -59,18 +59,7 @@ class AlertLeader:
         counters: AlertCounters,
         group: str,
     ) -> None:
-        """Create it.
-
-        Args:
-            models: What is followed.
-            evaluations: The rules of each model.
-            logs: The event logs of each model.
-            lease: The lease, which was acquired.
-            store: The store of the group.
-            deliveries: The targets and what delivers to them.
-            counters: Counts what is done.
-            group: The name of the group.
-        """
+        """Create it."""
         self._lease = lease
         self._store = store
         self._deliveries = [delivery for _, delivery in deliveries]

@@ -8,7 +8,7 @@ from service.asgi.http import RawRoute
 from service.requests.context import AppContext
 from service.requests.handlers import RequestHandler, run
 from service.requests.request_ids import request_id_of
-from service.requests.traced import SCOPE_KEY, DeclaredRoute, submit_traced
+from service.requests.traced import SCOPE_KEY, submit_traced
 
 
 async def run_handler(handler: RequestHandler, body: bytes, request: Request, context: AppContext) -> bytes:
@@ -22,7 +22,10 @@ async def run_handler(handler: RequestHandler, body: bytes, request: Request, co
     request_id = tracer.sample(request_id_of(request.scope["headers"], tracer))
     request.scope[SCOPE_KEY] = request_id
     declared: RawRoute = request.scope["route"]
-    route = DeclaredRoute(declared.name_for_metrics, declared.error_format)
+    route, status_of = declared.name_for_metrics, declared.error_format.status
     return await run(
-        lambda done: submit_traced(tracer, handler, body, done, request_id=request_id, route=route), handler
+        lambda done: submit_traced(
+            tracer, handler, body, done, request_id=request_id, route=route, status_of=status_of
+        ),
+        handler,
     )

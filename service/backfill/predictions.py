@@ -109,10 +109,6 @@ class PredictionSlots:
     def finish(self, streams: Sequence[str], write: Callable[[Path, PredictionSlots, Array], None]) -> int:
         """Write the file and remove the slots; return the number of rows whose prediction is not known.
 
-        Args:
-            streams: The stream ids by their codes.
-            write: Writes a file from these predictions and an array of the stream ids.
-
         Raises:
             BackfillError: The file cannot be written.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import httptools
@@ -22,22 +22,6 @@ class BenchError(StepwellError):
     """The service does not respond, or closed a connection."""
 
     code = "bench_failed"
-
-
-class LoadDriver(Protocol):
-    """One connection to a service."""
-
-    async def step(self, streams: Sequence[BenchStream]) -> list[str | None]:
-        """Step each stream once and return its error code, or None for success.
-
-        Raises:
-            BenchError: The connection was closed.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Close the connection."""
-        ...
 
 
 class HttpDriver(asyncio.Protocol):
@@ -75,7 +59,11 @@ class HttpDriver(asyncio.Protocol):
         return driver
 
     async def step(self, streams: Sequence[BenchStream]) -> list[str | None]:
-        """Step one stream."""
+        """Step one stream and return its error code, or None for success.
+
+        Raises:
+            BenchError: The connection was closed.
+        """
         [stream] = streams
         if self._transport is None or self._transport.is_closing():
             raise _ended("the service closed it")
@@ -147,7 +135,7 @@ class FeedDriver:
         return cls(socket, workload, columns=columns)
 
     async def step(self, streams: Sequence[BenchStream]) -> list[str | None]:
-        """Step each stream once."""
+        """Step each stream once and return its error code, or None for success; otherwise as `HttpDriver.step`."""
         try:
             if self._columns:
                 await self._socket.send(self._workload.columns(streams))
@@ -163,6 +151,10 @@ class FeedDriver:
     async def close(self) -> None:
         """Close the socket."""
         await self._socket.close()
+
+
+LoadDriver = HttpDriver | FeedDriver
+"""One connection to a service."""
 
 
 def _codes_of_columns(raw: str | bytes, count: int) -> list[str | None]:

@@ -13,13 +13,13 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.typing import Subprotocol
 
 from service.client.http_transport import FeedAddress, no_reply
-from service.client.protocol.decoding import NoReply, RawReply, seconds
+from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Send
 from service.client.protocol.inputs import Inputs, Source
 from service.client.protocol.requests import ClientRequest
 from service.client.results import ClientError, StepResult
-from service.client.websockets import open_async_socket
-from service.codec.formats import MSGPACK, encode, format_of_body
+from service.client.websockets import open_async_socket, rejected_handshake
+from service.codec.formats import MSGPACK, encode
 
 _PROTOCOL = Subprotocol("stepwell.msgpack")
 _CLOSE_WITHIN_S = 2.0
@@ -109,14 +109,6 @@ class Feed:
             if self._connection is None or self._connection.ended:
                 self._connection = await ClientFeedConnection.open(self._address)
             return self._connection
-
-
-def rejected_handshake(error: InvalidStatus) -> RawReply:
-    """Return the response to a handshake that was rejected: a problem document."""
-    response = error.response
-    content_type = format_of_body(response.headers.get("content-type"))
-    retry_after = seconds(response.headers.get("retry-after"))
-    return RawReply(response.status_code, bytes(response.body), content_type, retry_after)
 
 
 class _ReplyEnvelope(msgspec.Struct):

@@ -18,8 +18,8 @@ from websockets.typing import Subprotocol
 from service.client.http_transport import FeedAddress
 from service.client.protocol import decoding
 from service.client.results import Event, Gap
-from service.client.websockets import open_async_socket, open_socket
-from service.codec.formats import MSGPACK, encode, format_of_body
+from service.client.websockets import open_async_socket, open_socket, rejected_handshake
+from service.codec.formats import MSGPACK, encode
 
 _PROTOCOL: Final = [Subprotocol("stepwell.msgpack")]
 _FIRST_PAUSE_S: Final = 0.1
@@ -88,10 +88,7 @@ class WatchCursor:
             ClientError: The service rejected the handshake.
         """
         if isinstance(error, InvalidStatus):
-            response = error.response
-            content_type = format_of_body(response.headers.get("content-type"))
-            reply = decoding.RawReply(response.status_code, bytes(response.body or b""), content_type)
-            rejection = decoding.error_in(reply, mutates=False)
+            rejection = decoding.error_in(rejected_handshake(error), mutates=False)
             if rejection is not None and rejection.retry != "same":
                 raise rejection
         self._failures += 1
@@ -174,9 +171,9 @@ def follow(watch: WatchCursor, open_watches: OpenWatches) -> Iterator[Event | Ga
                     return
                 socket.send(watch.subscribe_message())
                 for message in socket:
-                    news = watch.on_message(message)
-                    if news is not None:
-                        yield news
+                    event = watch.on_message(message)
+                    if event is not None:
+                        yield event
                     elif is_back:
                         yield from watch.gap()
             closed.wait(watch.pause())
@@ -197,9 +194,9 @@ async def follow_async(watch: WatchCursor, open_watches: OpenAsyncWatches) -> As
                         return
                     await socket.send(watch.subscribe_message())
                     async for message in socket:
-                        news = watch.on_message(message)
-                        if news is not None:
-                            yield news
+                        event = watch.on_message(message)
+                        if event is not None:
+                            yield event
                         elif is_back:
                             for gap in watch.gap():
                                 yield gap

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from model_export.manifest import NAME, Array, TensorSpec
+from model_export.runtime.state_packing import StateField
 from service.codec.formats import Format
 from service.codec.step_bodies import TENSORS, StateId
 from service.codec.strict.bodies import check_envelope
@@ -94,25 +94,6 @@ class StateBody(SnapshotBody, kw_only=True, forbid_unknown_fields=True):
         return None if self.fingerprint is None else bytes.fromhex(self.fingerprint)
 
 
-class StateSpec(Protocol):
-    """A model's declaration of a state, as in `model_export.runtime.state_packing.StateField`."""
-
-    @property
-    def name(self) -> str:
-        """The state's name."""
-        ...
-
-    @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Its dtype in request bodies."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one row."""
-        ...
-
-
 def read_reset(body: bytes, body_format: Format) -> tuple[bytes | None, str | None]:
     """Decode a reset's body, which may be empty: `after`, and the snapshot's name or None for the initial state.
 
@@ -151,13 +132,13 @@ def read_state(body: bytes, body_format: Format) -> StateBody:
     return _read(body, body_format, StateBody)
 
 
-def states_of(states: dict[str, Any], specs: Sequence[StateSpec]) -> dict[str, Array]:
+def states_of(states: dict[str, Any], fields: Sequence[StateField]) -> dict[str, Array]:
     """Decode the tensors of an imported state: one row per state, its declared shape and dtype, every value finite.
 
     Raises:
         ServiceError: `bad_input`: names, shape or dtype differ; `non_finite`.
     """
-    names = [spec.name for spec in specs]
+    names = [field.name for field in fields]
     if states.keys() != set(names):
         raise ServiceError(
             "bad_input",
@@ -166,13 +147,13 @@ def states_of(states: dict[str, Any], specs: Sequence[StateSpec]) -> dict[str, A
             fix="Send each state of the model once, and no other.",
         )
     return {
-        spec.name: read_tensor(
-            states[spec.name],
-            TensorSpec(name=spec.name, dtype=spec.dtype.name, shape=list(spec.shape)),
+        field.name: read_tensor(
+            states[field.name],
+            TensorSpec(name=field.name, dtype=field.dtype.name, shape=list(field.shape)),
             (),
-            f"State {spec.name!r}",
+            f"State {field.name!r}",
         )
-        for spec in specs
+        for field in fields
     }
 
 

@@ -17,7 +17,7 @@ from model_export.adopt.overrides import Kind
 from model_export.adopt.rewrite import Change
 from model_export.precision import StoreDType
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
-from service.commands.tables import format_bytes, parity_lines, show, tensors_table
+from service.commands.tables import Json, format_bytes, parity_lines, print_json, show, tensors_table
 
 
 def adopt(
@@ -80,7 +80,7 @@ def adopt(
         Path | None, typer.Option("-o", "--write", metavar="NEW.onnx", help="The file to write the changed graph to.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a manifest inside the file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the manifest of a step graph to a file beside it; the graph itself is not changed."""
     wanted: list[tuple[Change, bool]] = [("fold-context", fold), ("batchify", batch)]
@@ -115,7 +115,7 @@ def adopt(
     arguments += [word for text in feedback or [] for word in ("--feedback", text)]
     arguments += ["--verify", str(verify)] if verify else []
     if as_json:
-        typer.echo(json.dumps(_report(adopted), indent=2))
+        print_json(_report(adopted))
     else:
         _show(adopted, arguments)
 

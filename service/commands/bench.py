@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import httpx2
 import typer
 import uvloop
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 
 from service.bench.drivers import BenchError, FeedDriver, HttpDriver, LoadDriver
 from service.bench.latency import LatencyRecorder
 from service.bench.run import LoadPlan, run
 from service.bench.workload import BenchStream, Workload
-from service.commands.live.http_api import DEFAULT_URL, Json, Key, Url
-from service.commands.tables import key_value_table, show
+from service.commands.live.http_api import DEFAULT_URL, Key, Url, model_path, path_of
+from service.commands.tables import Json, key_value_table, print_json, progress_bar, show
 from service.errors import counted
+from service.sizing import Sending
 
 _TIMEOUT_S = 30.0
-
-
-class Transport(StrEnum):
-    """How timesteps are sent."""
-
-    HTTP = "http"
-    WEBSOCKET = "websocket"
-    COLUMNS = "columns"
 
 
 def bench(
@@ -43,11 +32,11 @@ def bench(
     url: Url = DEFAULT_URL,
     key: Key = None,
     transport: Annotated[
-        Transport,
+        Sending,
         typer.Option(
             help="How to send timesteps: a POST each, a WebSocket message each, or msgpack columns of many streams."
         ),
-    ] = Transport.HTTP,
+    ] = Sending.HTTP,
     streams: Annotated[int, typer.Option(min=1, help="Number of streams; deleted at the end.")] = 256,
     connections: Annotated[
         int | None,
@@ -67,10 +56,10 @@ def bench(
 
     The load comes from a single process, which needs a CPU core of its own: without one, it limits the result.
     """
-    count = min(connections or (4 if transport is Transport.COLUMNS else 64), streams)
+    count = min(connections or (4 if transport is Sending.COLUMNS else 64), streams)
     run_id = secrets.token_hex(3)
     bench_streams = [BenchStream(f"bench-{run_id}-{i}") for i in range(streams)]
-    batch_size = 1 if transport is Transport.HTTP else -(-streams // count)
+    batch_size = 1 if transport is Sending.HTTP else -(-streams // count)
     load = LoadPlan(count, batch_size, seconds, warmup, rate)
     recorder = LatencyRecorder()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -91,7 +80,7 @@ def bench(
         "connections": count,
     }
     result |= recorder.result()
-    typer.echo(json.dumps(result, indent=2)) if as_json else show(_table(result))
+    print_json(result) if as_json else show(_table(result))
     if not recorder.steps:
         raise BenchError(
             f"No timestep succeeded in {seconds:g} s; errors: {dict(recorder.errors) or 'none'}.",
@@ -105,9 +94,7 @@ async def _measure(
     open_driver: Callable[[], Awaitable[LoadDriver]],
     recorder: LatencyRecorder,
 ) -> None:
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with progress_bar(TimeRemainingColumn()) as bars:
         task = bars.add_task("warming up", total=load.seconds)
 
         def progress(measured: float) -> None:
@@ -117,10 +104,10 @@ async def _measure(
         await run(load, streams, open_driver, recorder, progress)
 
 
-def _opener(transport: Transport, url: str, workload: Workload, key: str | None) -> Callable[[], Awaitable[LoadDriver]]:
-    if transport is Transport.HTTP:
+def _opener(transport: Sending, url: str, workload: Workload, key: str | None) -> Callable[[], Awaitable[LoadDriver]]:
+    if transport is Sending.HTTP:
         return lambda: HttpDriver.open(url, workload, key)
-    return lambda: FeedDriver.open(url, workload, key, columns=transport is Transport.COLUMNS)
+    return lambda: FeedDriver.open(url, workload, key, columns=transport is Sending.COLUMNS)
 
 
 def _model(http: httpx2.Client, url: str, name: str | None) -> Any:
@@ -137,7 +124,7 @@ def _model(http: httpx2.Client, url: str, name: str | None) -> Any:
                 fix="Name the model: stepwell bench MODEL." if names else "Add a model to the service first.",
             )
         [name] = names
-    return _get(http, url, f"/v1/models/{quote(name, safe='')}")
+    return _get(http, url, model_path(name))
 
 
 def _get(http: httpx2.Client, url: str, path: str) -> Any:
@@ -161,7 +148,7 @@ def _delete(http: httpx2.Client, model: str, streams: list[BenchStream]) -> None
     try:
         for stream in streams:
             if stream.step:
-                http.delete(f"/v1/models/{quote(model, safe='')}/streams/{stream.name}")
+                http.delete(path_of(model, stream.name))
     except httpx2.HTTPError:
         return
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
@@ -16,22 +14,14 @@ import typer
 from model_export.errors import ManifestError, StepwellError
 from model_export.feedback import fault_of
 from service.commands.flags import with_setting_flags
-from service.commands.serve import (
-    check_artifacts,
-    check_bind_address,
-    check_model_folders,
-    check_providers,
-    open_store,
-)
-from service.commands.tables import format_bytes, key_value_table, parity_lines, show, table
+from service.commands.serve import START_CHECKS, open_store
+from service.commands.tables import Json, format_bytes, key_value_table, parity_lines, print_json, show, table
 from service.models.artifacts.keeper import not_kept_reason
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
 from service.models.vetting import ModelVetting
 from service.process import server
-from service.requests.auth.jwt import load_api_keys
 from service.settings import Settings
-from service.tracing.otel import check_tracing
 
 _FAILED, _REFUSED = 1, 3
 
@@ -63,14 +53,14 @@ class Checked:
 
 
 @with_setting_flags
-def check(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, **flags: Any) -> None:
+def check(*, as_json: Json = False, **flags: Any) -> None:
     """Load every model and run one step each, check the store, and report what `serve` would refuse.
 
     Accepts the settings of `serve`. An embedded store is started for the duration of the check.
     """
     checked = examine(Settings.load(**flags))
     if as_json:
-        typer.echo(json.dumps({**asdict(checked), "ok": not checked.exit_code}, indent=2))
+        print_json({**asdict(checked), "ok": not checked.exit_code})
     else:
         _show(checked)
     raise typer.Exit(checked.exit_code)
@@ -79,18 +69,9 @@ def check(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")
 def examine(settings: Settings) -> Checked:
     """Check everything that the service needs to start."""
     checked = Checked()
-    with _refusals_in(checked):
-        check_bind_address(settings)
-    with _refusals_in(checked):
-        check_providers(settings)
-    with _refusals_in(checked):
-        check_model_folders(settings)
-    with _refusals_in(checked):
-        check_artifacts(settings)
-    with _refusals_in(checked):
-        load_api_keys(settings)
-    with _refusals_in(checked):
-        check_tracing(os.environ)
+    for check_one in START_CHECKS:
+        with _refusals_in(checked):
+            check_one(settings)
     with _refusals_in(checked):
         server.listen(settings).close()
     with _refusals_in(checked), open_store(settings) as (_, store_info):

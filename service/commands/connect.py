@@ -10,20 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from service.background import until
+from service.background import cancel, until
 from service.collector import freeze_startup_objects
 from service.commands.flags import named_values
-from service.commands.live.http_api import DEFAULT_URL, Json, Key
+from service.commands.live.http_api import DEFAULT_URL, Key, OptionalUrl
 from service.commands.live.until_stopped import (
     MetricsHost,
     MetricsPort,
-    print_counts,
+    counts_shown,
     report_of,
     run_on_loop,
     serve_metrics,
-    show_counts,
     stop_event,
 )
+from service.commands.tables import Json
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.config import ConnectConfig, config_of, read_config
 from service.connect.messages import ConnectUsageError
@@ -69,9 +69,7 @@ def connect(
     once: Annotated[bool, typer.Option("--once", help="End at what was there at the start.")] = False,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
-    url: Annotated[
-        str | None, typer.Option(envvar="STEPWELL_URL", help=f"The service's address. Default: {DEFAULT_URL}.")
-    ] = None,
+    url: OptionalUrl = None,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
@@ -115,7 +113,6 @@ async def _check(session: ConnectSession) -> list[dict[str, Any]]:
 async def _carry(session: ConnectSession, *, as_json: bool) -> None:
     """Run the connector until SIGTERM or Ctrl-C, with its counts shown meanwhile and at the end."""
     stopped = stop_event()
-    report = session.counters.report
     async with session:
         starting = asyncio.create_task(session.connector())
         if not await until(starting, stopped):
@@ -123,17 +120,13 @@ async def _carry(session: ConnectSession, *, as_json: bool) -> None:
         connector = starting.result()
         freeze_startup_objects(threshold=_OBJECTS_OF_A_POLL)
         running = asyncio.create_task(connector.run())
-        shown = asyncio.create_task(show_counts(report, _sentence, as_json=as_json))
-        try:
-            if not await until(running, stopped, cancel=False):
-                connector.stop()
-            await running
-        finally:
-            shown.cancel()
-            await asyncio.gather(shown, return_exceptions=True)
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            print_counts(report() | {"ended": True}, _sentence, as_json=as_json)
+        async with counts_shown(session.counters.report, _sentence, as_json=as_json):
+            try:
+                if not await until(running, stopped, cancel=False):
+                    connector.stop()
+                await running
+            finally:
+                await cancel([running])
 
 
 def _sentence(counts: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from service.commands.tables import Json, print_json
 from service.demo.forecasts import send_motion
 from service.demo.recordings import Recordings
 from service.demo.replay import replay
@@ -47,7 +47,7 @@ def demo(
         int | None, typer.Option(min=1, max=65535, help="Port. Default: 8000 if it is free, else any free port.")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Replay real smartwatch recordings as live streams through the service, and check every prediction.
 
@@ -75,7 +75,7 @@ def demo(
             )  # fmt: skip
             report = _run(run if once else _with_other(run, send_motion(url, recordings, speed=speed)))
     if as_json:
-        typer.echo(json.dumps(_report_json(report), indent=2))
+        print_json(_report_json(report))
     else:
         print_report(report)
     if report.beyond or (once and not report.ok):

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
 from model_export.chunk.decision import ChunkChoice
@@ -25,7 +24,7 @@ from model_export.verify.report import ParityReport
 from model_export.verify.tolerance import OutputParity
 from model_export.weights import Weights
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
-from service.commands.tables import format_bytes, parity_lines, saved_lines, show, table
+from service.commands.tables import Json, format_bytes, parity_lines, print_json, progress_bar, saved_lines, show, table
 
 _LONGEST_EXAMPLE = 300  # characters of a body that is printed
 
@@ -107,22 +106,12 @@ def export(
             help="With --replaces: makes the graph that computes the new states from the old ones.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Export a trained model as a step graph and verify it against the original; if that fails, no file is written."""
     if translate is not None and replaces is None:
         raise typer.BadParameter("--translate needs --replaces OLD.onnx.", param_hint="--translate")
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bars:
+    with progress_bar(MofNCompleteColumn(), TimeElapsedColumn()) as bars:
         task = bars.add_task("loading the model", total=None)
 
         def progress(phase: str, done: int, total: int) -> None:
@@ -151,7 +140,7 @@ def export(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(_report(exported, written=weakness is None), indent=2))
+        print_json(_report(exported, written=weakness is None))
     else:
         _show(exported, written=weakness is None)
     if weakness is not None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from service.commands.live.http_api import Json
-from service.commands.tables import key_value_table, parity_lines, show
+from service.commands.tables import Json, key_value_table, parity_lines, print_json, show
 from service.hub import repository as hub
 
 Repository = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository.")]
@@ -31,7 +29,7 @@ def push(
     """Upload a step graph to the Hugging Face Hub, with the report of its verification as the model card."""
     done = hub.push(file, repository, private=private, message=message, token=token)
     if as_json:
-        typer.echo(json.dumps(asdict(done), indent=2))
+        print_json(asdict(done))
         return
     facts = {"page": done.url, "commit": done.revision, "files": ", ".join(done.files)}
     show(key_value_table(f"pushed to {repository}", facts))
@@ -52,7 +50,7 @@ def pull(
     """Download a step graph from the Hugging Face Hub into the models folder; it is checked first."""
     done = hub.pull(repository, output, revision=revision, file=file, token=token, overwrite=overwrite)
     if as_json:
-        typer.echo(json.dumps({**asdict(done), "path": str(done.path)}, indent=2))
+        print_json({**asdict(done), "path": str(done.path)})
         return
     facts = {
         "file": str(done.path),

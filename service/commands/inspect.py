@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from model_export.describe import describe, load
-from service.commands.tables import format_bytes, key_value_table, parity_lines, show, tensors_table
+from service.commands.tables import Json, format_bytes, key_value_table, parity_lines, print_json, show, tensors_table
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="A model with a manifest, inside or beside it.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show a model's inputs, outputs, states, bytes per stream, parity report and graph size."""
     model = load(file)
     description = describe(file, model)
     if as_json:
-        typer.echo(json.dumps(description, indent=2))
+        print_json(description)
         return
     batch, graph = description["batch"], description["graph"]
     opset = ", ".join(f"{domain} {version}".strip() for domain, version in graph["opset"].items())

@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from service.commands.tables import show, table
+from service.commands.tables import Json, print_json, show, table
 from service.errors import counted
 from service.requests.auth.api_keys import Scope
 from service.requests.auth.api_keys_file import add_key, check_key, list_keys, revoke_key
@@ -18,7 +18,6 @@ File = Annotated[
     Path,
     typer.Option("--file", envvar=f"{PREFIX}API_KEYS_FILE", metavar="FILE", help="The API key file of `serve`."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The key's name: whose key it is, or its purpose.")]
 
 keys_app = typer.Typer(no_args_is_help=True)
@@ -39,7 +38,7 @@ def add(
     requested = list(dict.fromkeys(scope.strip() for scope in scopes.split(",") if scope.strip()))
     key = add_key(file, key_id, tenant, requested)  # type: ignore[arg-type]  # `add_key` checks the scopes
     if as_json:
-        typer.echo(json.dumps({"id": key_id, "tenant": tenant, "scopes": sorted(requested), "key": key}, indent=2))
+        print_json({"id": key_id, "tenant": tenant, "scopes": sorted(requested), "key": key})
         return
     typer.echo(key)
     typer.echo(f"Key {key_id!r} of tenant {tenant!r}: {', '.join(requested)}. It is not shown again.", err=True)
@@ -51,7 +50,7 @@ def ls(*, file: File, as_json: Json = False) -> None:
     keys = list_keys(file)
     if as_json:
         documents = [{"id": key.key_id, "tenant": key.tenant, "scopes": sorted(key.scopes)} for key in keys]
-        typer.echo(json.dumps({"keys": documents}, indent=2))
+        print_json({"keys": documents})
         return
     rows = [(key.key_id, key.tenant, ", ".join(sorted(key.scopes))) for key in keys]
     show(table("", ("id", "tenant", "scopes"), rows), counted(len(rows), "key"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import secrets
 import shutil
 import tempfile
@@ -12,7 +11,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import numpy as np
 import typer
@@ -23,9 +21,9 @@ from service.charts import line_chart, lines_of, stacked
 from service.client import Client, Model
 from service.client.memory import MEMORY
 from service.client.protocol.decoding import ModelInfo
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
 from service.commands.recorded.flags import InputColumns, column_choice, data_progress
-from service.commands.tables import key_value_table, show
+from service.commands.tables import Json, key_value_table, print_json, show
 from service.ids import is_stream_id
 from service.recorded import open_data
 from service.replay.session import Predictions, ReplayError, ReplaySession, header_of
@@ -93,7 +91,7 @@ def replay(
         "plot": None if plot is None else str(plot),
     }
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _show(report)
 
@@ -116,7 +114,7 @@ def _model(model: str, url: str, key: str | None) -> Iterator[Model]:
     """Yield a model of a running service; or of an engine in this process, if a model file is given."""
     if not model.endswith(".onnx"):
         with HttpApi(url, key) as api:  # fails at once if nothing responds; the client would wait for it
-            api.get(f"/v1/models/{quote(model, safe='')}")
+            api.get(model_path(model))
         with Client(url, key) as client:
             yield client.model(model)
         return

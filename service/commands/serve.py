@@ -9,9 +9,9 @@ import resource
 import signal
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import typer
 
@@ -53,19 +53,14 @@ def run(settings: Settings) -> int:
         UnsafeStoreError: The store does not give the configured durability, or cannot be reached.
     """
     logs.configure(settings.log_format)
-    check_bind_address(settings)
+    for check in START_CHECKS:
+        check(settings)
     if (address := settings.open_address) is not None:
         logs.log.warning(
             "The API is open without keys: whoever reaches %s may read, change and delete every stream. Set "
             "api_keys_file, or let only this machine reach it",
             address,
         )
-    check_model_folders(settings)
-    check_providers(settings)
-    check_artifacts(settings)
-    load_api_keys(settings)
-    check_tracing(os.environ)
-    check_grpc(settings)
     for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
         signal.signal(number, _exit)
     _allow_open_files(settings)
@@ -177,6 +172,25 @@ def check_artifacts(settings: Settings) -> None:
             f"`artifacts` is {settings.artifacts!r}, and no file can be created in that folder: {exc.strerror or exc}.",
             fix="Set it to store, off, or a folder that can be written, which all replicas share.",
         ) from exc
+
+
+def check_traces(_settings: Settings) -> None:
+    """Check that the traces that the environment requests can be sent; as `check_tracing`."""
+    check_tracing(os.environ)
+
+
+START_CHECKS: Final[Sequence[Callable[[Settings], object]]] = (
+    *(
+        check_bind_address,
+        check_model_folders,
+        check_providers,
+        check_artifacts,
+        load_api_keys,
+        check_traces,
+        check_grpc,
+    ),
+)
+"""Each refuses settings with which the service must not start, by raising a `StepwellError`."""
 
 
 @contextlib.contextmanager

@@ -1,16 +1,21 @@
-"""Tables and lines that commands print."""
+"""Tables, lines, JSON documents and progress bars that commands print."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Table
 
 from model_export.manifest import Manifest
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+"""Type of a command's `as_json` parameter."""
 
 
 def tensors_table(manifest: Manifest) -> Table:
@@ -91,6 +96,18 @@ def show(*parts: Table | str) -> None:
     for part in parts:
         # Lines are not wrapped, so that a command in a line can be copied.
         console.print(part, soft_wrap=isinstance(part, str))
+
+
+def print_json(document: object) -> None:
+    """Print a document as JSON, indented."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """Return a progress bar with a description and these columns; it is drawn if standard error is a terminal."""
+    console = Console(stderr=True)
+    shown = TextColumn("{task.description}"), BarColumn(), *columns
+    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _table(title: str, *columns: str) -> Table:

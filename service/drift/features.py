@@ -28,13 +28,11 @@ class ObservedTensor:
         name: The tensor.
         names: The names of its first features, in C order.
         start: Index of the first of them among the features of the model.
-        labels: What people call them; the names themselves if the manifest has no labels.
     """
 
     name: str
     names: list[str]
     start: int
-    labels: list[str]
 
     @property
     def columns(self) -> slice:
@@ -114,7 +112,6 @@ class ModelFeatures:
 def _observed(specs: Sequence[TensorSpec], start: int, limit: int) -> Iterator[ObservedTensor]:
     for spec in specs:
         names = feature_names(spec, limit)
-        labels = [str(label) for label in getattr(spec, "labels", None) or names]
         if names:
-            yield ObservedTensor(spec.name, names, start, labels[: len(names)])
+            yield ObservedTensor(spec.name, names, start)
         start, limit = start + len(names), limit - len(names)

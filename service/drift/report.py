@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from model_export.runtime.distribution import BINS, FLOOR, MIN_VALUES, psi, quantile_keys
+from service.codec.drift_responses import FeatureDrift
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,39 +20,18 @@ _MIN_OF_TENTH: Final = 30
 _SIGNIFICANT: Final = 35.0  # chi-squared with 9 degrees of freedom exceeds it once in 17,000 times
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureReport:
+class FeatureReport(FeatureDrift, kw_only=True):
     """A feature in a window.
 
     Attributes:
         tensor: The input or output.
         name: The feature, such as `x[0]`.
-        label: What people call it; the name if it has no label.
         is_output: Whether it is of an output.
-        count: Sampled values that were there.
-        missing: Share of the sampled values that were missing.
-        min: The smallest value; None: there was none.
-        max: The largest value.
-        quantiles: Quantiles by their share; empty: there was no value.
-        outside: Share of the values outside the reference's range; None: no value, or no reference.
-        psi: The greater of the two below; None: both are None.
-        psi_all: The PSI of all values against the reference; None: no reference, or too few values.
-        psi_tenth: The same of the tenth of the tracked streams that deviates most.
     """
 
     tensor: str
     name: str
-    label: str
     is_output: bool
-    count: int
-    missing: float
-    min: float | None
-    max: float | None
-    quantiles: dict[str, float]
-    outside: float | None
-    psi: float | None
-    psi_all: float | None
-    psi_tenth: float | None
 
 
 def feature_reports(features: ModelFeatures, sketch: FeatureSketch) -> list[FeatureReport]:
@@ -60,13 +39,13 @@ def feature_reports(features: ModelFeatures, sketch: FeatureSketch) -> list[Feat
     reports = []
     for is_output, tensors in ((False, features.inputs), (True, features.outputs)):
         for tensor in tensors:
-            for i, (name, label) in enumerate(zip(tensor.names, tensor.labels, strict=True), tensor.start):
-                reports.append(_report(features, sketch, i, tensor.name, name, label, is_output=is_output))
+            for i, name in enumerate(tensor.names, tensor.start):
+                reports.append(_report(features, sketch, i, tensor.name, name, is_output=is_output))
     return reports
 
 
-def _report(  # noqa: PLR0917 - a feature and its names
-    features: ModelFeatures, sketch: FeatureSketch, i: int, tensor: str, name: str, label: str, *, is_output: bool
+def _report(
+    features: ModelFeatures, sketch: FeatureSketch, i: int, tensor: str, name: str, *, is_output: bool
 ) -> FeatureReport:
     count, missing = int(sketch.count[i]), int(sketch.missing[i])
     reference, origin = features.references[i], float(features.origins[i])
@@ -79,7 +58,6 @@ def _report(  # noqa: PLR0917 - a feature and its names
     return FeatureReport(
         tensor=tensor,
         name=name,
-        label=label,
         is_output=is_output,
         count=count,
         missing=missing / (count + missing) if count + missing else 0.0,

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from service.drift.sketch import FeatureSketch
-from service.errors import ServiceError
 from service.store import keys
 from service.store.state_store import StateStore
 from service.store.transport.connection import Argument
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import replies_of
 
 _BUCKETS: Final = 12  # of a window
 _TIMEOUT_S: Final = 2.0
@@ -115,7 +114,7 @@ class SketchWindows:
             if bucket not in written.sketches:
                 written.due_at = 0.0  # the bucket before is complete: it is written now
                 written.sketches[bucket] = FeatureSketch.empty(self._name.n_features)
-                while len(written.sketches) > 2:  # the store is away for long: the oldest is given up
+                while len(written.sketches) > 2:  # the store has not responded for long
                     del written.sketches[min(written.sketches)]
             written.sketches[bucket].merge(sketch)
             written.has_changed = True
@@ -156,8 +155,4 @@ async def read_window(store: StateStore, name: SketchName, window: TimeWindow, n
 
 async def _execute(store: StateStore, commands: Sequence[Sequence[Argument]]) -> list[Any]:
     deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
-    replies = await execute_with_retry(store.transport, commands, deadline=deadline)
-    for reply in replies:
-        if isinstance(reply, ServiceError):
-            raise reply
-    return replies
+    return await replies_of(store.transport, commands, deadline=deadline)

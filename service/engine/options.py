@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Options of the engine; the defaults are those of the settings.
+    """Options of the engine; those that have the name of a setting have its meaning and its default.
 
     Attributes:
         max_batch_size: Maximum number of rows in one run.

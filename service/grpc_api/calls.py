@@ -17,12 +17,12 @@ from service.grpc_api.arrivals import Arrivals
 from service.grpc_api.messages import SERVICE, Message, ModelInferResponse
 from service.models.served import ServedModel
 from service.requests.context import AppContext
-from service.requests.error_formats import OIP, oip_status
+from service.requests.error_formats import oip_status
 from service.requests.hot_routes import KEY_LIMIT
 from service.requests.infer_handler import InferHandler, model_for_oip
 from service.requests.problems import internal_error
 from service.requests.request_ids import log_fields, request_id_of
-from service.requests.traced import DeclaredRoute, submit_traced
+from service.requests.traced import submit_traced
 
 _log = logging.getLogger(__name__)
 _TEXT: Final = ("authorization", "idempotency-key", "x-request-id", "traceparent")
@@ -40,13 +40,7 @@ class CallHead:
     __slots__ = ("_idempotency_key", "authorization", "request_id", "route")
 
     def __init__(self, context: AppContext, method: str, rpc: Any) -> None:
-        """Read the metadata of a call; of several entries with one name the first counts.
-
-        Args:
-            context: The dependencies of every route.
-            method: The name of the method.
-            rpc: The call.
-        """
+        """Read the metadata of a call; of several entries with one name the first counts."""
         found: dict[str, str] = {}
         for name, value in rpc.invocation_metadata() or ():
             if name in _TEXT:
@@ -130,7 +124,8 @@ class InferCall:
                 b"",
                 done,
                 request_id=tracer.sample(head.request_id),
-                route=DeclaredRoute(head.route, OIP),
+                route=head.route,
+                status_of=oip_status,
                 stream=infer_codec.stream_of(self._message),
                 received_s=self._received_s,
             )

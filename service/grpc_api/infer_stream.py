@@ -31,15 +31,7 @@ class InferStream:
     """
 
     def __init__(self, context: AppContext, head: CallHead, rpc: Any, auth: SocketAuth, arrivals: Arrivals) -> None:
-        """Create a call without pending requests.
-
-        Args:
-            context: The dependencies of every route.
-            head: The metadata of the call.
-            rpc: Reads and writes its messages.
-            auth: Its caller.
-            arrivals: Submits its requests together with those of other calls.
-        """
+        """Create a call without pending requests."""
         self._context = context
         self._head = head
         self._rpc = rpc

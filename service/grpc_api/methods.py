@@ -34,12 +34,7 @@ class InferenceMethods:
     """The methods of the service, as functions that grpcio calls."""
 
     def __init__(self, context: AppContext, version: str) -> None:
-        """Create them.
-
-        Args:
-            context: The dependencies of every route.
-            version: The version of the service.
-        """
+        """Create them."""
         self.stopping = asyncio.Event()
         self.n_open = 0
         self.idle = asyncio.Event()

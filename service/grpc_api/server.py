@@ -30,12 +30,7 @@ class GrpcServer:
     """
 
     def __init__(self, context: AppContext, version: str) -> None:
-        """Create a server that does not listen yet; needs a running loop.
-
-        Args:
-            context: The dependencies of every route.
-            version: The version of the service.
-        """
+        """Create a server that does not listen yet; needs a running loop."""
         settings = context.settings
         assert settings.grpc_port is not None
         self.port = settings.grpc_port
@@ -50,7 +45,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 1),  # the workers share the port, and their parent holds it
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.keepalive_time_ms", 60_000),  # a client that is gone without a word is found
+                ("grpc.keepalive_time_ms", 60_000),  # finds clients that ended without closing the connection
                 ("grpc.keepalive_timeout_ms", 20_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],

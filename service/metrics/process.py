@@ -18,11 +18,7 @@ class ProcessMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Create the metrics.
-
-        Args:
-            registry: The registry of the service's metrics.
-        """
+        """Create the metrics."""
         # `min` and the counter include workers that ended: the start does not change, and CPU time never decreases.
         self._started = Gauge(
             "process_start_time_seconds",

@@ -108,103 +108,65 @@ class Metrics(EngineObserver):
         self._releases = ReleaseMetrics(registry)
         self._drift = DriftMetrics(registry, is_shared=self._folder is not None)
         self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
-        self._queue_rows = Labelled(gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"))
-        self._cached_streams = Labelled(
-            gauge("cached_streams", "Streams whose records the workers have cached.", "livesum", "model")
-        )
-        self._streams = Labelled(
-            gauge("streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version")
-        )
-        self._releases_ended = Labelled(
-            gauge(
+        labelled_gauges = {
+            "queue_rows": gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"),
+            "cached_streams": gauge(
+                "cached_streams", "Streams whose records the workers have cached.", "livesum", "model"
+            ),
+            "streams": gauge(
+                "streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version"
+            ),
+            "releases_ended": gauge(
                 "release_ended_timestamp_seconds", "When a release last ended in this way.", "livemax", "model", "how"
-            )
-        )
-        self._gates_waiting = Labelled(
-            gauge("release_gate_waits", "1 while the gate of a release is not judged yet.", "livemax", "model")
-        )
-        self._watchers = gauge("watchers", "Watchers of committed predictions.", "livesum")
-        self._websockets = gauge("websockets", "Open WebSockets.", "livesum")
-        self._connections = gauge("connections", "Open connections, those of WebSockets included.", "livesum")
-        self._ready = gauge("ready", "1 when every worker can serve, else 0.", "livemin")
-        self._store_reachable = gauge(
-            "store_reachable", "1 when every worker reached the store at its last check, else 0.", "livemin"
-        )
-        self._store_safe = gauge("store_safe", "1 when the store's settings are safe, else 0.", "livemin")
-        self._store_used = gauge("store_used_memory_bytes", "Memory that the store uses.", "livemax")
-        self._store_max = gauge("store_max_memory_bytes", "The store's maxmemory; 0: no limit.", "livemax")
+            ),
+            "gates_waiting": gauge(
+                "release_gate_waits", "1 while the gate of a release is not judged yet.", "livemax", "model"
+            ),
+        }
+        self._labelled_gauges = {name: Labelled(one) for name, one in labelled_gauges.items()}
+        self._gauges = {
+            "watchers": gauge("watchers", "Watchers of committed predictions.", "livesum"),
+            "websockets": gauge("websockets", "Open WebSockets.", "livesum"),
+            "connections": gauge("connections", "Open connections, those of WebSockets included.", "livesum"),
+            "ready": gauge("ready", "1 when every worker can serve, else 0.", "livemin"),
+            "store_reachable": gauge(
+                "store_reachable", "1 when every worker reached the store at its last check, else 0.", "livemin"
+            ),
+            "store_safe": gauge("store_safe", "1 when the store's settings are safe, else 0.", "livemin"),
+            "store_used_bytes": gauge("store_used_memory_bytes", "Memory that the store uses.", "livemax"),
+            "store_max_bytes": gauge("store_max_memory_bytes", "The store's maxmemory; 0: no limit.", "livemax"),
+        }
         self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
         gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
         self._process = ProcessMetrics(registry)
         self._buffered: defaultdict[Counter, float] = defaultdict(float)  # increments since the last `refresh`
         of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
         # The model is the first label of each.
-        gauges = (self._queue_rows, self._cached_streams, self._streams, self._releases_ended, self._gates_waiting)
-        self._by_model: list[Labelled[Any]] = [*of_models, *gauges]
+        self._by_model: list[Labelled[Any]] = [*of_models, *self._labelled_gauges.values()]
         self._read_models: Callable[[], Collection[str]] | None = None
-        self._read_by_labels: list[tuple[Labelled[Gauge], Callable[[], Mapping[tuple[str, ...], float]]]] = []
-        self._read_gauges: dict[Gauge, Callable[[], float]] = {}
+        self._read_gauges: Mapping[str, Callable[[], Any]] = {}
         self._read_drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict
 
     def bind_gauges(
         self,
         *,
         models: Callable[[], Collection[str]] | None = None,
-        queue_rows: Callable[[], Mapping[str, int]],
-        watchers: Callable[[], int],
-        websockets: Callable[[], int],
-        ready: Callable[[], bool],
-        cached_streams: Callable[[], Mapping[str, int]] = dict,
-        streams: Callable[[], Mapping[tuple[str, ...], float]] = dict,
-        releases_ended: Callable[[], Mapping[tuple[str, ...], float]] = dict,
-        gates_waiting: Callable[[], Mapping[tuple[str, ...], float]] = dict,
-        connections: Callable[[], int] = int,
-        store_reachable: Callable[[], bool] = lambda: True,
-        store_safe: Callable[[], bool] = lambda: True,
-        store_used_bytes: Callable[[], int] = int,
-        store_max_bytes: Callable[[], int] = int,
         durability: str = "memory",
         drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict,
+        **gauges: Callable[[], Any],
     ) -> None:
         """Set the functions that `refresh` reads the gauges' values from.
 
         Args:
             models: Returns the served models; the series of others are removed. None: none is removed.
-            queue_rows: Returns the number of waiting timesteps by model.
-            watchers: Returns the number of watchers of this worker.
-            websockets: Returns the number of open WebSockets of this worker.
-            ready: Returns whether this worker can serve.
-            cached_streams: Returns the number of records in this worker's cache, by model.
-            streams: Returns the number of streams in the store, by model and version.
-            releases_ended: Returns when the last release ended, seconds since 1970, by model and how it ended.
-            gates_waiting: Returns whether the gate of a running release is not judged yet, by model.
-            connections: Returns the number of open connections of this worker.
-            store_reachable: Returns whether the store replied to the last readiness check.
-            store_safe: Returns whether the store's settings are safe.
-            store_used_bytes: Returns the memory that the store uses.
-            store_max_bytes: Returns the store's limit on it; 0: none.
             durability: The configured durability level.
             drift: Returns what the features showed in the last hour, by model and version.
+            gauges: By the gauge's name in `__init__`, what returns its value in this worker; of a gauge with labels,
+                the values by label, or by a tuple of its labels. A gauge that is not named stays as it is.
         """
         self._read_drift = drift
         self._read_models = models
-        self._read_by_labels = [
-            (self._queue_rows, lambda: {(model,): n for model, n in queue_rows().items()}),
-            (self._cached_streams, lambda: {(model,): n for model, n in cached_streams().items()}),
-            (self._streams, streams),
-            (self._releases_ended, releases_ended),
-            (self._gates_waiting, gates_waiting),
-        ]
-        self._read_gauges = {
-            self._watchers: watchers,
-            self._websockets: websockets,
-            self._connections: connections,
-            self._ready: ready,
-            self._store_reachable: store_reachable,
-            self._store_safe: store_safe,
-            self._store_used: store_used_bytes,
-            self._store_max: store_max_bytes,
-        }
+        self._read_gauges = gauges
         self._durability.labels(durability).set(1)
         self.refresh()
 
@@ -293,12 +255,14 @@ class Metrics(EngineObserver):
         for histograms in (self._step_s, self._run_s, self._store_s, self._batch_rows):
             for histogram in histograms.values():
                 histogram.flush()
-        for gauges, read_all in self._read_by_labels:
-            found = read_all()
+        for name, read in self._read_gauges.items():
+            if name in self._gauges:
+                self._gauges[name].set(read())
+                continue
+            gauges = self._labelled_gauges[name]
+            found = {key if isinstance(key, tuple) else (key,): value for key, value in read().items()}
             for labels in {*found, *gauges}:
                 gauges[labels].set(found.get(labels, 0))
-        for gauge, read in self._read_gauges.items():
-            gauge.set(read())
         self._process.refresh()
         self._drift.refresh(self._read_drift())
         served = None if self._read_models is None else self._read_models()

@@ -12,14 +12,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from mlflow.deployments import BaseDeploymentClient
 
 from model_export.files import write_atomically
 from model_export.manifest import NAME
 from service.client import Client
-from service.commands.live.http_api import HttpApi
+from service.commands.live.http_api import HttpApi, model_path
 from service.mlflow.flavor import FLAVOR, MlflowModelError, model_file
 
 _RELEASE: Final = {"mode": str, "percent": float, "take": str, "warm_steps": int, "why": str}
@@ -82,7 +81,7 @@ class StepwellDeployments(BaseDeploymentClient):
             if name in self._names(api):
                 raise MlflowModelError(f"There is a model {name} already.", fix="Use `mlflow deployments update`.")
             self._add(api, name, 1, file, folder)
-            return {"name": name, "flavor": FLAVOR, **_described(api.get(_path(name)))}
+            return {"name": name, "flavor": FLAVOR, **_described(api.get(model_path(name)))}
 
     def update_deployment(
         self,
@@ -104,10 +103,10 @@ class StepwellDeployments(BaseDeploymentClient):
                 self._add_next(api, name, model_file(model_uri), _models_folder(config))
                 self._release(api, name, {"why": f"MLflow: {model_uri}", **options})
             elif options := {each: value for each, value in options.items() if each != "why"}:
-                release = api.get(f"{_path(name)}/release")
+                release = api.get(f"{model_path(name)}/release")
                 trial = {each: release[each] for each in ("candidate", "mode", "percent")} | options
-                api.call("PUT", f"{_path(name)}/release", json=trial)
-            return {"name": name, "flavor": FLAVOR, **_described(api.get(_path(name)))}
+                api.call("PUT", f"{model_path(name)}/release", json=trial)
+            return {"name": name, "flavor": FLAVOR, **_described(api.get(model_path(name)))}
 
     def delete_deployment(self, name: str, config: Any = None, endpoint: str | None = None) -> None:
         """Remove a model's files, and let the service stop serving it; nothing happens if there is no such model."""
@@ -133,8 +132,8 @@ class StepwellDeployments(BaseDeploymentClient):
         """
         _check(name, None, endpoint)
         with self._api() as api:
-            described = {"name": name, **_described(api.get(_path(name)))}
-            return {**described, "release": api.get(f"{_path(name)}/release")}
+            described = {"name": name, **_described(api.get(model_path(name)))}
+            return {**described, "release": api.get(f"{model_path(name)}/release")}
 
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
         """Step streams by the rows of a table, each by one timestep, and return a row of predictions for each.
@@ -182,18 +181,18 @@ class StepwellDeployments(BaseDeploymentClient):
 
     def _add_next(self, api: HttpApi, name: str, file: Path, folder: Path) -> None:
         """Add a model's next version, which is not current yet; nothing happens if the newest one has this file."""
-        described = api.get(_path(name))
+        described = api.get(model_path(name))
         newest = max(described["versions"])
         path = folder / name / str(newest) / "model.onnx"
         if path.is_file() and _digest(path.read_bytes()) == _digest(file.read_bytes()):
             return
-        api.call("PUT", f"{_path(name)}/release", json={"current": described["version"]})  # else the newest one is
+        api.call("PUT", f"{model_path(name)}/release", json={"current": described["version"]})  # else the newest one is
         self._add(api, name, newest + 1, file, folder)
 
     @staticmethod
     def _release(api: HttpApi, name: str, options: dict[str, Any]) -> None:
         """Release a model's newest version: start a trial if a mode is given, else move all streams to it."""
-        release, newest = f"{_path(name)}/release", max(api.get(_path(name))["versions"])
+        release, newest = f"{model_path(name)}/release", max(api.get(model_path(name))["versions"])
         if newest == api.get(release)["current"]:
             return
         why = options.pop("why")
@@ -260,10 +259,6 @@ def _release_options(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _described(model: Mapping[str, Any]) -> dict[str, Any]:
     return {name: model[name] for name in ("version", "versions", "inputs", "outputs", "bytes_per_stream")}
-
-
-def _path(name: str) -> str:
-    return f"/v1/models/{quote(name, safe='')}"
 
 
 def _digest(content: bytes) -> bytes:

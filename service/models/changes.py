@@ -97,7 +97,7 @@ class ModelHistory:
             del self._changes[next(iter(self._changes))]
 
     def missing(self, name: str, fingerprint: bytes, why: str) -> tuple[str, str]:
-        """Return problem and fix for a state whose model is not to be had.
+        """Return problem and fix for a state whose model cannot be loaded.
 
         Args:
             name: The model's name.

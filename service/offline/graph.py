@@ -123,6 +123,12 @@ class OfflineModel:
         }
         return pd.DataFrame({**frame, **flat})
 
+    def predictions(self, frame: Any) -> Any:
+        """Return what `answers` does, for all rows of a stream in any order."""
+        rows = self.sorted(frame)
+        answered, _ = self.advance(self.inputs_of(rows), None)
+        return self.answers(rows, answered, 0)
+
     def state_after(self, frame: Any) -> Any:
         """Return a DataFrame of one row, `stream`, `step` and `state`, for all rows of a stream in any order."""
         import pandas as pd

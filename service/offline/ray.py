@@ -32,14 +32,8 @@ def predictions(
         ColumnsError: A column is missing.
         StepwellError: The file is no step graph.
     """
-    offline = _offline(dataset, model, stream, time, inputs)
-
-    def run(frame: Any) -> Any:
-        rows = offline.sorted(frame)
-        answered, _ = offline.advance(offline.inputs_of(rows), None)
-        return offline.answers(rows, answered, 0)
-
-    return dataset.groupby(stream).map_groups(run, batch_format="pandas")
+    offline = OfflineModel(model, dataset.columns(), stream, time, inputs or {})
+    return dataset.groupby(stream).map_groups(offline.predictions, batch_format="pandas")
 
 
 def states(
@@ -50,29 +44,11 @@ def states(
     Returns:
         A dataset with `stream`, `step`, the number of its rows, and `state`, packed; for `save_states`.
     """
-    offline = _offline(dataset, model, stream, time, inputs)
+    offline = OfflineModel(model, dataset.columns(), stream, time, inputs or {})
     return dataset.groupby(stream).map_groups(offline.state_after, batch_format="pandas")
 
 
 def save_states(computed: Any, path: str | Path, model: str | Path, *, name: str | None = None) -> int:
-    """Write states as a savepoint, which `stepwell load` loads into a running service, and return their number.
-
-    Args:
-        computed: What `states` returns.
-        path: The file to write.
-        model: The model file that computed them.
-        name: The model's name in the service; None: that of the model file.
-
-    Raises:
-        OSError: The file cannot be written.
-        ServiceError: `bad_request`: a stream's name is not a valid stream id.
-        StepwellError: The model file is no step graph.
-    """
+    """Write what `states` returns as a savepoint, and return the number of states; as `write_savepoint`."""
     rows = (ComputedState(row["stream"], row["step"], bytes(row["state"])) for row in computed.iter_rows())
     return write_savepoint(Path(path), Path(model), rows, name)
-
-
-def _offline(
-    dataset: Any, model: str | Path, stream: str, time: str, inputs: Mapping[str, Sequence[str]] | None
-) -> OfflineModel:
-    return OfflineModel(model, dataset.columns(), stream, time, inputs or {})

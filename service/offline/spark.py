@@ -61,10 +61,8 @@ def predictions(
             _SteppedStreams(offline), outputStructType=schema, outputMode="Append", timeMode="None"
         )
 
-    def run(frame: Any) -> Any:
-        rows = offline.sorted(frame)
-        answered, _ = offline.advance(offline.inputs_of(rows), None)
-        return offline.answers(rows, answered, 0)
+    def run(frame: Any) -> Any:  # Spark counts the parameters of a bound method with `self`
+        return offline.predictions(frame)
 
     return grouped.applyInPandas(run, schema)
 
@@ -72,44 +70,21 @@ def predictions(
 def states(
     table: Any, model: str | Path, *, stream: str, time: str, inputs: Mapping[str, Sequence[str]] | None = None
 ) -> Any:
-    """Return the state of each stream behind its rows.
-
-    Args:
-        table: A Spark DataFrame that is not streaming.
-        model: As for `predictions`.
-        stream: As for `predictions`.
-        time: As for `predictions`.
-        inputs: As for `predictions`.
+    """Return the state of each stream behind its rows, of a table that is not streaming; otherwise as `predictions`.
 
     Returns:
         A DataFrame with `stream`, `step`, the number of its rows, and `state`, packed; for `save_states`.
-
-    Raises:
-        ColumnsError: A column is missing.
-        StepwellError: The file is no step graph.
     """
     offline = OfflineModel(model, table.columns, stream, time, inputs or {})
 
-    def run(frame: Any) -> Any:  # Spark counts the parameters of a bound method with `self`
+    def run(frame: Any) -> Any:  # as in `predictions`
         return offline.state_after(frame)
 
     return table.groupBy(stream).applyInPandas(run, _STATES)
 
 
 def save_states(computed: Any, path: str | Path, model: str | Path, *, name: str | None = None) -> int:
-    """Write states as a savepoint, which `stepwell load` loads into a running service, and return their number.
-
-    Args:
-        computed: What `states` returns.
-        path: The file to write.
-        model: The model file that computed them.
-        name: The model's name in the service; None: that of the model file.
-
-    Raises:
-        OSError: The file cannot be written.
-        ServiceError: `bad_request`: a stream's name is not a valid stream id.
-        StepwellError: The model file is no step graph.
-    """
+    """Write what `states` returns as a savepoint, and return the number of states; as `write_savepoint`."""
     rows = (ComputedState(row["stream"], row["step"], bytes(row["state"])) for row in computed.toLocalIterator())
     return write_savepoint(Path(path), Path(model), rows, name)
 

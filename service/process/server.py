@@ -60,11 +60,11 @@ class StartError(StepwellError):
 class Server(uvicorn.Server):
     """uvicorn's server with a drain before its shutdown.
 
-    On SIGTERM or SIGINT readiness goes false, and for a second all is served as before, but each answer makes its
-    client come back over another connection. Then new connections are stopped, pending ones accepted, and the port is
-    closed, so that none is reset (ADR 0042); what was accepted is answered, within `drain_s`, and WebSockets
-    are closed. A second Ctrl-C ends it without waiting; a second SIGTERM does not: `timeout` and some inits
-    send it to the process and again to its group.
+    On SIGTERM or SIGINT readiness goes false. For a second all requests are served as before, but each response asks
+    its client to close the connection. Then the port is closed after the connections that wait on it were accepted, so
+    that none is reset (ADR 0042). Accepted requests get their responses within `drain_s`, and WebSockets are closed. A
+    second Ctrl-C ends the process at once. A second SIGTERM does not, because `timeout` and some init processes send it
+    both to the process and to its group.
     """
 
     def __init__(
@@ -293,19 +293,19 @@ def import_app() -> None:
         importlib.import_module("service.app")
 
 
-def _greet(settings: Settings, shelf: ModelRegistry, store: str) -> None:
+def _greet(settings: Settings, models: ModelRegistry, store: str) -> None:
     """Print what is served, for the operator's terminal; where log lines are JSON, log it."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
     grpc = "" if settings.grpc_port is None else f", gRPC {host}:{settings.grpc_port}"
-    models = [f"{name} ({', '.join(f'v{version}' for version in shelf.versions(name))})" for name in shelf.names()]
+    served = [f"{name} ({', '.join(f'v{version}' for version in models.versions(name))})" for name in models.names()]
     if settings.log_format == "json":
         fields = {"url": url, "store": store, "durability": settings.durability, "workers": settings.workers}
         fields |= {} if settings.grpc_port is None else {"grpc": f"{host}:{settings.grpc_port}"}
-        _log.info("Serving %s", ", ".join(models) or "no model yet", extra=fields)
+        _log.info("Serving %s", ", ".join(served) or "no model yet", extra=fields)
         return
     print(  # noqa: T201
-        f"Stepwell serves {', '.join(models) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs{grpc} ); "
+        f"Stepwell serves {', '.join(served) or 'no model yet'} on {url} (dashboard {url}/ , API {url}/docs{grpc} ); "
         f"{store}, durability {settings.durability}, workers {settings.workers}",
         file=sys.stderr,
         flush=True,

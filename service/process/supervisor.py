@@ -101,7 +101,7 @@ class Supervisor:
         for worker in self._workers:
             worker.join(max(until - time.monotonic(), 0))
         server.stop_new_connections(self._sock)  # the workers wait for this before they close it
-        self._sock.close()  # with the workers' own: else who connects now would wait for nobody
+        self._sock.close()  # with the workers' own: a connection that is made now would never be accepted
         for worker in self._workers:
             worker.join(self._settings.drain_s + 10)
             if worker.is_alive():

@@ -59,7 +59,11 @@ class InFlightRequest:
                 handler.submit(body, self.on_result)
             else:
                 self._request_id = request_id
-                submit_traced(tracer, handler, body, self.on_result, request_id=request_id, route=self._route)
+                route = self._route
+                submit_traced(
+                    tracer, handler, body, self.on_result,
+                    request_id=request_id, route=route.name, status_of=route.error_format.status,
+                )  # fmt: skip
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
             self.fail(exc)
 
@@ -170,7 +174,11 @@ class ResponsePipeline:
                 handler.submit(body, self._is_done)
             else:
                 self._request_id = request_id
-                submit_traced(tracer, handler, body, self._is_done, request_id=request_id, route=self._route)
+                route = self._route
+                submit_traced(
+                    tracer, handler, body, self._is_done,
+                    request_id=request_id, route=route.name, status_of=route.error_format.status,
+                )  # fmt: skip
         except Exception as exc:  # noqa: BLE001 - a failed request must not end its connection; it is logged
             self._fail(exc, handler)
         return True

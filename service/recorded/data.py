@@ -14,10 +14,10 @@ from service.recorded.blocks import Rows
 from service.recorded.columns import ColumnChoice, input_columns
 from service.recorded.errors import RecordedDataError
 from service.recorded.npz import NpzRecording
-from service.recorded.tables import CsvFile, Kind, ParquetFile, Table
+from service.recorded.tables import CsvFile, Kind, ParquetFile
 from service.recorded.values import Categories, cast, integers, numbers, times
 
-_TABLES: dict[str, Callable[[Path], Table]] = {".csv": CsvFile, ".parquet": ParquetFile, ".pq": ParquetFile}
+_TABLES: dict[str, type[CsvFile | ParquetFile]] = {".csv": CsvFile, ".parquet": ParquetFile, ".pq": ParquetFile}
 _ENDINGS = (*_TABLES, ".npz")
 
 

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
@@ -25,29 +25,6 @@ Kind = Literal["f8", "i8", "U"]
 
 _LONGEST_TEXT = 160
 """Characters of a text that are read at once; more than a stream id has."""
-
-
-class Table(Protocol):
-    """A file with named columns.
-
-    Attributes:
-        path: The file.
-        columns: The names of its columns.
-    """
-
-    path: Path
-    columns: Sequence[str]
-
-    def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
-        """Yield some columns of consecutive rows, at most about `PIECE_ROWS` at a time.
-
-        Args:
-            columns: What is expected in each column; cells that are something else are returned as texts.
-
-        Raises:
-            RecordedDataError: The file cannot be read.
-        """
-        ...
 
 
 class CsvFile:
@@ -76,7 +53,14 @@ class CsvFile:
             )
 
     def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
-        """Yield some columns of consecutive rows; see `Table`."""
+        """Yield some columns of consecutive rows, at most about `PIECE_ROWS` at a time.
+
+        Args:
+            columns: What is expected in each column; cells that are something else are returned as texts.
+
+        Raises:
+            RecordedDataError: The file cannot be read.
+        """
         first = 0
         with self._reading(), self.path.open(newline="", encoding="utf-8-sig") as file:
             next(self._rows(file), None)
@@ -146,7 +130,7 @@ class ParquetFile:
             self.columns: Sequence[str] = self._parquet.read_schema(path).names
 
     def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
-        """Yield some columns of consecutive rows; see `Table`."""
+        """Yield some columns of consecutive rows; as `CsvFile.pieces`."""
         with self._reading(), self._parquet.ParquetFile(self.path) as file:
             for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
                 yield {name: _arrow_cells(batch.column(name), kind) for name, kind in columns.items()}

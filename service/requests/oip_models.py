@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from service.codec.oip import TritonError, config_of, metadata_of, quote, unknown_model
-from service.codec.oip.response_bodies import IndexEntry, ModelMetadata, ModelStats, ServerMetadata
+from model_export.manifest import TensorSpec
+from service.codec.oip import DATATYPES, TritonError, quote, unknown_model
+from service.codec.oip.response_bodies import IndexEntry, ModelMetadata, ModelStats, ServerMetadata, TensorMetadata
 from service.metrics import ModelCounts
 from service.models.served import ServedModel
 from service.requests.auth.api_keys import Caller
@@ -25,27 +26,46 @@ def server_metadata(version: str) -> ServerMetadata:
 
 
 def model_metadata(context: AppContext, served: ServedModel, *, one_version: bool) -> ModelMetadata:
-    """Return the inputs and outputs of a model.
+    """Return the inputs and outputs of a model; `one_version`: that was requested, so the others are not listed."""
 
-    Args:
-        context: The dependencies of every route.
-        served: The model.
-        one_version: A version was requested, so the others are not listed.
-    """
+    def tensors(specs: Sequence[TensorSpec]) -> list[TensorMetadata]:
+        return [TensorMetadata(spec.name, DATATYPES[spec.dtype], [-1, *spec.shape]) for spec in specs]
+
     versions = [served.version] if one_version else context.engine.models.versions(served.name)
-    return metadata_of(served.name, versions, served.manifest)
+    inputs, outputs = tensors(served.manifest.inputs), tensors(served.manifest.answered)
+    return ModelMetadata(served.name, [str(version) for version in versions], "onnx_onnxv1", inputs, outputs)
 
 
 def model_config(context: AppContext, served: ServedModel) -> dict[str, Any]:
-    """Return the parts of a model's configuration that apply to this service."""
-    settings = context.settings
-    return config_of(
-        served.name,
-        served.manifest,
-        max_rows=settings.max_batch_size,
-        idle_s=settings.stream_ttl_s,
-        stateful=served.stateful,
-    )
+    """Return the parts of a model's configuration that apply to this service, as Triton's clients expect them."""
+    config: dict[str, Any] = {
+        "name": served.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": context.settings.max_batch_size,
+        "input": [_config_tensor(spec) for spec in served.manifest.inputs],
+        "output": [_config_tensor(spec) for spec in served.manifest.answered],
+        "model_transaction_policy": {"decoupled": False},
+    }
+    if served.stateful:
+        config["sequence_batching"] = {
+            "max_sequence_idle_microseconds": int(context.settings.stream_ttl_s * 1_000_000),
+            "direct": {},
+            "state": [
+                {
+                    "input_name": state.input,
+                    "output_name": state.output,
+                    "data_type": f"TYPE_{DATATYPES[state.dtype]}",
+                    "dims": state.shape,
+                }
+                for state in served.manifest.states
+            ],
+        }
+    return config
+
+
+def _config_tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": spec.shape}
 
 
 async def model_stats(context: AppContext, served: Iterable[ServedModel] | None = None) -> ModelStats:
@@ -72,13 +92,6 @@ async def load_model(
 ) -> None:
     """Read the models folders again, in every worker; the model, also if it was unloaded, must be served then.
 
-    Args:
-        context: The dependencies of every route.
-        name: The model's name.
-        caller: Who sent the request, for the audit log.
-        request_id: The request's id, for the audit log.
-        has_parameters: The request has parameters, which Triton accepts instead of files.
-
     Raises:
         TritonError: The model is not served, or there were parameters.
     """
@@ -99,12 +112,6 @@ async def load_model(
 
 async def unload_model(context: AppContext, name: str, caller: Caller, request_id: bytes) -> None:
     """Stop serving a model in every worker of every replica, until it is loaded; its streams are kept.
-
-    Args:
-        context: The dependencies of every route.
-        name: The model's name.
-        caller: Who sent the request, for the audit log.
-        request_id: The request's id, for the audit log.
 
     Raises:
         TritonError: There is no such model, or files that are in the folders are served (`watch_models`).

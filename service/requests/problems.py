@@ -80,14 +80,9 @@ def problem_document(error: ServiceError) -> dict[str, Any]:
         "applied": error.applied,
         "retry": error.retry,
     }
-    if error.step is not None:
-        document["step"] = error.step
-    if error.expected is not None:
-        document["expected"] = error.expected
-    if error.at is not None:
-        document["at"] = error.at
-    if error.revision is not None:
-        document["revision"] = error.revision
+    for name in ("step", "expected", "at", "revision"):
+        if (value := getattr(error, name)) is not None:
+            document[name] = value
     if error.state_id is not None:
         document["state_id"] = encode_state_id(error.state_id)
     return document

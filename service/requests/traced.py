@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from service.tracing.tracer import Tracer
+from service.tracing.tracer import StatusOf, Tracer
 
 if TYPE_CHECKING:
-    from service.requests.error_formats import ErrorFormat
     from service.requests.handlers import RequestHandler
 
 SCOPE_KEY: Final = "stepwell.request_id"
 """Where the scope of a declared route's request has its id, if traces are on."""
-
-
-class TracedRoute(Protocol):
-    """What a trace has of a route."""
-
-    @property
-    def name(self) -> str:
-        """Method and path of the declared route."""
-        ...
-
-    @property
-    def error_format(self) -> ErrorFormat:
-        """Has the status of an error."""
-        ...
-
-
-class DeclaredRoute(NamedTuple):
-    """What a trace has of a route that has no fast path; attributes as in `TracedRoute`."""
-
-    name: str
-    error_format: ErrorFormat
 
 
 def submit_traced(
@@ -43,7 +21,8 @@ def submit_traced(
     done: Callable[[Any], None],
     *,
     request_id: bytes,
-    route: TracedRoute,
+    route: str,
+    status_of: StatusOf,
     stream: str | None = None,
     received_s: float | None = None,
 ) -> None:
@@ -55,7 +34,8 @@ def submit_traced(
         body: The body.
         done: Gets the result.
         request_id: The result of `Tracer.sample`.
-        route: Its route.
+        route: Method and path of its route.
+        status_of: Returns the HTTP status of an error.
         stream: The stream; None: that of the handler, if it has one.
         received_s: When it was received, on the monotonic clock; None: now.
 
@@ -66,8 +46,8 @@ def submit_traced(
         stream = getattr(getattr(handler, "key", None), "stream", None)  # a bulk request has several
     trace = tracer.start(
         request_id,
-        route.name,
-        route.error_format.status,
+        route,
+        status_of,
         model=handler.served.name,
         stream=stream,
         received_s=received_s,

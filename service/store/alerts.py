@@ -67,13 +67,7 @@ class AlertStore:
     """The state of one group of alert processes; one of them at a time has the lease, and writes."""
 
     def __init__(self, store: StateStore, tenant: str, group: str) -> None:
-        """Create it.
-
-        Args:
-            store: The store of the service.
-            tenant: The tenant whose streams are followed.
-            group: The name of the group.
-        """
+        """Create it."""
         self._store = store
         self._keys = f"{_prefix(tenant)}:{group}"
         self._tenant = _prefix(tenant)
@@ -139,10 +133,6 @@ class AlertStore:
         start = f"({after}" if after else "-"
         entries = await self._store.execute(_deadline(), "XRANGE", self._outbox(target), start, "+", "COUNT", count)
         return [(entry.decode(), fields[1]) for entry, fields in entries]
-
-    async def n_unsent(self, target: str) -> int:
-        """Return the number of alarms that wait for a target; raises as `acquire` does."""
-        return int(await self._store.execute(_deadline(), "XLEN", self._outbox(target)))
 
     async def mark_sent(self, target: str, entries: Sequence[str]) -> None:
         """Delete alarms that a target has received; raises as `acquire` does."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from service.errors import ServiceError
 from service.store import keys
 from service.store.record import blake2b_128
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import replies_of
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
@@ -50,9 +50,7 @@ class StoredArtifacts:
         """
         key = keys.artifact_key(name, fingerprint)
         commands = [("HGET", key, _COUNT_FIELD), ("PTTL", key)]
-        count, ttl = [
-            _checked(reply) for reply in await execute_with_retry(self._store.transport, commands, deadline=deadline)
-        ]
+        count, ttl = map(_checked, await replies_of(self._store.transport, commands, deadline=deadline))
         if count is None:
             return False
         if ttl < self._renew_below_ms:
@@ -103,9 +101,7 @@ class StoredArtifacts:
 
 
 def _checked(reply: Any) -> Any:
-    """Return a reply unless it is an error, which it also is if the key holds a value of another type."""
-    if isinstance(reply, ServiceError):
-        raise reply
+    """Return a reply unless it is an error: the key may hold a value of another type."""
     if isinstance(reply, Exception):
         raise OSError(f"its key cannot be read or written: {reply}")
     return reply

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from service.errors import ServiceError
 from service.store import keys
 from service.store.listing import page
 from service.store.state_store import StateStore
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import replies_of
 
 _TIMEOUT_S: Final = 5.0
 _AT_ONCE: Final = 500
@@ -92,11 +91,7 @@ class EventLogs:
         return logs
 
     async def _replies(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        replies = await execute_with_retry(self._store.transport, commands, deadline=_deadline())
-        for reply in replies:
-            if isinstance(reply, ServiceError):
-                raise reply
-        return replies
+        return await replies_of(self._store.transport, commands, deadline=_deadline())
 
 
 def _deadline() -> float:

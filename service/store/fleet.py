@@ -60,12 +60,7 @@ class FleetReloads:
     """
 
     def __init__(self, store: StateStore, follow: Callable[[Announcement], Awaitable[None]]) -> None:
-        """Create it; `start` reads the store for the first time.
-
-        Args:
-            store: The store that all workers share.
-            follow: Reloads the models of this worker.
-        """
+        """Create it; `start` reads the store for the first time."""
         self.lost_at: float | None = None
         self._store = store
         self._follow = follow

@@ -14,7 +14,7 @@ from service.errors import ServiceError, StoreUnavailableError
 from service.ids import is_stream_id
 from service.store import keys
 from service.store.transport.connection import NotSentError
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import replies_of
 from service.store.transport.transport import RedisTransport
 
 _MIN_SCAN: Final = 100  # fewest keys that one SCAN inspects
@@ -131,10 +131,7 @@ async def _scan(
         raise StoreUnavailableError(f"The store did not reply: {exc.public_reason}.") from exc
     scan = _ScanCursor.read(position, layout, len(servers))
     command = ("SCAN", scan.cursor, "MATCH", pattern, "COUNT", count)
-    [reply] = await execute_with_retry(servers[scan.server], [command], deadline=deadline)
-    if isinstance(reply, ServiceError):
-        raise reply
-    cursor, batch = reply
+    [(cursor, batch)] = await replies_of(servers[scan.server], [command], deadline=deadline)
     return scan.following(cursor.decode(), len(servers)), [key.decode() for key in batch]
 
 

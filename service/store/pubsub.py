@@ -36,11 +36,7 @@ class StorePubSub:
     """Publishes on topics and subscribes to them, with the store's PUBLISH and SUBSCRIBE."""
 
     def __init__(self, transport: RedisTransport) -> None:
-        """Create it unconnected; `start` connects.
-
-        Args:
-            transport: The store transport.
-        """
+        """Create it unconnected; `start` connects."""
         self._transport = transport
         self._listener: PubSubListener
         self._topics: set[str] = set()

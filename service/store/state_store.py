@@ -29,7 +29,7 @@ from service.store.commits import (
 from service.store.record import HEADER_BYTES, Record, decode, is_header, step_of
 from service.store.scripts import Script
 from service.store.transport.connection import Argument, CommandError, NotSentError
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import execute_with_retry, replies_of
 from service.store.transport.server import NotReplicated
 from service.store.transport.transport import RedisTransport, open_transport
 
@@ -131,9 +131,7 @@ class StateStore:
 
     async def load_with_ttl(self, name: str, *, deadline: float) -> tuple[bytes | None, int]:
         """Return a record and the milliseconds until it expires if its stream stays idle."""
-        record, ttl = _raise_first_error(
-            await execute_with_retry(self._transport, [("GET", name), ("PTTL", name)], deadline=deadline)
-        )
+        record, ttl = await replies_of(self._transport, [("GET", name), ("PTTL", name)], deadline=deadline)
         if isinstance(record, CommandError):
             raise not_a_record()
         return record, ttl
@@ -283,7 +281,7 @@ class StateStore:
         if not names:
             return {}
         reads = [("GETRANGE", name, 0, HEADER_BYTES - 1) for name in names]
-        headers = _raise_first_error(await execute_with_retry(self._transport, reads, deadline=deadline))
+        headers = await replies_of(self._transport, reads, deadline=deadline)
         steps = {
             name: step_of(header) if is_header(header) else None for name, header in zip(names, headers, strict=True)
         }

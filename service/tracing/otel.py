@@ -33,10 +33,6 @@ def make_tracer(version: str, environment: Mapping[str, str]) -> tuple[Tracer, C
 
     They are on if an OTLP endpoint is configured, or the exporter `otlp`.
 
-    Args:
-        version: The service's version, for the resource.
-        environment: The environment variables.
-
     Raises:
         MissingExtraError, TracingError: As for `check_tracing`.
     """

@@ -89,12 +89,7 @@ class Tracer:
     """
 
     def __init__(self, sampler: TraceSampler, emit: Callable[[Span], None]) -> None:
-        """Start without open traces.
-
-        Args:
-            sampler: Decides which requests are traced.
-            emit: Called with each span.
-        """
+        """Start without open traces."""
         self.samples_roots = sampler.rate > 0
         self._sampler = sampler
         self._emit = emit

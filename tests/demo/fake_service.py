@@ -9,12 +9,21 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, WebSocket
+from fastapi.responses import JSONResponse
 
 from model_export.step_model import StepModel
+from service.codec.formats import MSGPACK
+from service.codec.responses import encode_tensors
 from service.demo.recordings import MODEL, MODELS
+
+
+def problem(code: str, detail: str) -> dict[str, Any]:
+    """Return a problem that a retry does not solve."""
+    return {"code": code, "detail": detail, "applied": "no", "retry": "never"}
 
 
 @dataclass
@@ -23,7 +32,6 @@ class FakeService:
 
     shift: float = 0.0
     refuses: bool = False
-    hangs_up: bool = False
     resets: list[str] = field(default_factory=list)
     steps: dict[str, list[int]] = field(default_factory=dict)
 
@@ -34,32 +42,44 @@ class FakeService:
 
         @app.get(f"/v1/models/{MODEL}")
         def describe() -> dict[str, Any]:
-            manifest = model.manifest.model_dump(mode="json")
-            return {"inputs": manifest["inputs"], "outputs": manifest["outputs"], "parity": manifest["verified"]}
+            return model.manifest.model_dump(mode="json") | {"version": 1, "fingerprint": model.fingerprint.hex()}
+
+        @app.get("/v1/info")
+        def info() -> dict[str, Any]:
+            return {"durability": "replica"}
+
+        @app.get(f"/v1/models/{MODEL}/streams/{{stream}}")
+        def status(stream: str) -> JSONResponse:
+            return JSONResponse(problem("stream_not_found", f"there is no {stream}"), 404)
+
+        @app.post(f"/v1/models/{MODEL}/streams/{{stream}}/peek")
+        def peek(stream: str) -> dict[str, Any]:
+            return {"step": 1, "outputs": {}}
 
         @app.post(f"/v1/models/{MODEL}/streams/{{stream}}/reset")
         def reset(stream: str) -> dict[str, Any]:
             states[stream] = model.initial_states(1)
             self.resets.append(stream)
-            return {"step": 0}
+            return {"step": 0, "state_id": "0" * 32}
 
         @app.websocket(f"/v1/models/{MODEL}/feed")
         async def feed(websocket: WebSocket) -> None:
-            await websocket.accept("stepwell.json")
-            async for message in websocket.iter_json():
+            await websocket.accept("stepwell.msgpack")
+            async for body in websocket.iter_bytes():
+                message = msgspec.msgpack.decode(body)
                 stream, seq = message["stream"], message["seq"]
-                if self.hangs_up:
-                    await websocket.close(1012, "draining")
-                    break
                 self.steps.setdefault(stream, []).append(seq)
                 if self.refuses:
-                    answer: dict[str, Any] = {"error": {"code": "bad_input", "detail": "motion has 5 elements"}}
+                    answer: dict[str, Any] = {"error": problem("bad_input", "motion has 5 elements")}
                 else:
-                    rows = {name: np.asarray([row], np.float32) for name, row in message["inputs"].items()}
+                    rows = {
+                        name: np.frombuffer(row["b"], row["d"]).reshape(1, *row["s"])
+                        for name, row in message["inputs"].items()
+                    }
                     outputs, states[stream] = model.step(rows, states[stream])
-                    given = {name: (row[0] + self.shift).tolist() for name, row in outputs.items()}
-                    answer = {"outputs": given, "step": seq}
-                await websocket.send_json({"stream": stream, "id": message["id"], **answer})
+                    given = {name: row[0] + np.float32(self.shift) for name, row in outputs.items()}
+                    answer = {"outputs": encode_tensors(given, MSGPACK), "step": seq, "state_id": f"{seq:032x}"}
+                await websocket.send_bytes(msgspec.msgpack.encode({"stream": stream, "id": message["id"], **answer}))
 
         return app
 

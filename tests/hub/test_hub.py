@@ -95,7 +95,7 @@ def test_another_file_is_replaced_only_if_that_is_said(hub: StandInHub, tmp_path
         (("pull", "me/absent"), TOKEN, "me/absent is not there, or not for you"),
         (("pull", "me/wear", "--file", "other.onnx"), TOKEN, "has no such file"),
         (("pull", "a/b/c"), TOKEN, "expected OWNER/NAME"),
-        (("push", "fold.onnx", "me/new"), "hf_wrong", "The Hub did not do it"),
+        (("push", "fold.onnx", "me/new"), "hf_wrong", "The Hub failed"),
         (("push", "absent.onnx", "me/new"), TOKEN, "is not there"),
     ],
 )

@@ -148,7 +148,7 @@ def test_an_expired_token_is_rejected(redis_server: Server, folder: Path) -> Non
 
     tokens = Tokens()
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
-        service.app.state.context.api_keys = ApiKeys(None, tokens)
+        service.app.state.context.api_keys = ApiKeys(None, tokens.caller)
         before = [asked_again(sock), asked_again(sock)]
         tokens.over = True
 

@@ -95,11 +95,7 @@ _SOCKETS: Final = {
 
 
 def document(version: str) -> dict[str, Any]:
-    """Return the AsyncAPI document.
-
-    Args:
-        version: The service's version.
-    """
+    """Return the AsyncAPI document."""
     messages = sorted({one for socket in _SOCKETS.values() for one in _messages(socket)}, key=lambda one: one.__name__)
     _, schemas = msgspec.json.schema_components(messages, ref_template="#/components/schemas/{name}")
     return {

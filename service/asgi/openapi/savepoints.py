@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.asgi.openapi.schemas import STREAM_READ, STREAM_WRITE, Schema, route
+from service.asgi.openapi.schemas import STREAM_READ, STREAM_WRITE, Schema, query, route
 from service.codec.response_bodies import ImportResponse
 from service.codec.savepoint import MEDIA_TYPE
 
@@ -17,8 +17,8 @@ EXPORT = route(
     "many streams",
     path=["model"],
     parameters=[
-        {"name": "prefix", "in": "query", "schema": _TEXT},
-        {"name": "cursor", "in": "query", "schema": {**_TEXT, "description": "Of a page: go on behind it."}},
+        query("prefix", _TEXT),
+        query("cursor", {**_TEXT, "description": "Of a page: go on behind it."}),
     ],
     problems=(*STREAM_READ, "overloaded"),
 )
@@ -27,7 +27,7 @@ EXPORT["responses"][200] = {"description": "A savepoint", "content": _FILE}
 IMPORT = route(
     "many streams",
     path=["model"],
-    parameters=[{"name": "overwrite", "in": "query", "schema": {"type": "boolean", "default": False}}],
+    parameters=[query("overwrite", {"type": "boolean", "default": False})],
     answer=ImportResponse,
     problems=(*STREAM_WRITE, "overloaded"),
 )

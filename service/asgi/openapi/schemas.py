@@ -36,19 +36,12 @@ def components() -> dict[str, Schema]:
 
 
 PATH = {
-    "model": {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}},
-    "stream": {
-        "name": "stream",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "pattern": f"^{STREAM_ID.pattern}$"},
-    },
-    "name": {
-        "name": "name",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", "pattern": f"^{NAME.pattern}$"},
-    },
+    name: {"name": name, "in": "path", "required": True, "schema": {"type": "string"} | pattern}
+    for name, pattern in (
+        ("model", {}),
+        ("stream", {"pattern": f"^{STREAM_ID.pattern}$"}),
+        ("name", {"pattern": f"^{NAME.pattern}$"}),
+    )
 }
 VERSION: Schema = {
     "name": "version",

@@ -28,7 +28,6 @@ from service.codec.response_bodies import (
 from service.metrics import OPENMETRICS
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
-from service.requests.auth.api_keys import Caller, Scope
 from service.requests.context import AppContext
 from service.requests.problems import RETRY_AFTER_S
 
@@ -84,13 +83,13 @@ class AdminRoutes:
 
     async def models(self, request: Request) -> Response:
         """Describe every model."""
-        self._check(request, "read")
+        authorize(request, self._context, "read")
         models = self._context.engine.models
         return respond(ModelsResponse(models=[describe(models.get(name), models) for name in models.names()]), request)
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
-        self._check(request, "read")
+        authorize(request, self._context, "read")
         return respond(describe(model_of(request, self._context), self._context.engine.models), request)
 
     async def reload(self, request: Request) -> Response:
@@ -109,7 +108,7 @@ class AdminRoutes:
 
     async def info(self, request: Request) -> Response:
         """Return version, durability, information about the store, limits, history, and the caller's tenant."""
-        caller = self._check(request, "read")
+        caller = authorize(request, self._context, "read")
         settings = self._context.settings
         names = (
             *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "queue_bytes", "max_websockets"),
@@ -143,7 +142,7 @@ class AdminRoutes:
 
     async def metrics(self, request: Request) -> Response:
         """Return the metrics in Prometheus' text format, or in that of OpenMetrics if the request accepts it."""
-        self._check(request, "metrics")
+        authorize(request, self._context, "metrics")
         self._context.metrics.refresh()
         as_openmetrics = OPENMETRICS in request.headers.get("accept", "")
         body, media_type = await asyncio.to_thread(self._context.metrics.render, as_openmetrics=as_openmetrics)
@@ -151,12 +150,12 @@ class AdminRoutes:
 
     async def openapi(self, request: Request) -> Response:
         """Return the OpenAPI document."""
-        self._check(request, "read")
+        authorize(request, self._context, "read")
         return RawResponse(await asyncio.to_thread(self._openapi), JSON.value)
 
     async def asyncapi(self, request: Request) -> Response:
         """Return the AsyncAPI document, which describes the WebSockets."""
-        self._check(request, "read")
+        authorize(request, self._context, "read")
         return RawResponse(await asyncio.to_thread(self._asyncapi), JSON.value)
 
     async def docs(self, _request: Request) -> Response:
@@ -174,9 +173,6 @@ class AdminRoutes:
             return FileResponse(page, headers={**_PAGE_HEADERS, **_NOSNIFF})
         with_warning = page.read_bytes().replace(_HIDDEN_WARNING, _HIDDEN_WARNING.removesuffix(b" hidden"))
         return RawResponse(with_warning, "text/html; charset=utf-8", headers=_PAGE_HEADERS)
-
-    def _check(self, request: Request, scope: Scope) -> Caller:
-        return self._context.authenticate_and_count(request.headers.get("authorization"), scope)
 
 
 class PageFiles(StaticFiles):

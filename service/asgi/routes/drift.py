@@ -8,10 +8,18 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from service.asgi.http import authorize, format_of, model_of, respond
-from service.asgi.openapi import drift as openapi
+from service.asgi.openapi.schemas import COMMON_PROBLEMS, VERSION, route
 from service.codec.drift_responses import DriftResponse, DriftWindow, FeatureDrift
 from service.drift.report import FeatureReport
 from service.requests.context import AppContext
+
+_DOCUMENTATION = route(
+    "models",
+    path=["model"],
+    parameters=[VERSION | {"description": "A model version; by default the one of new streams."}],
+    answer=DriftResponse,
+    problems=(*COMMON_PROBLEMS, "store_unavailable", "bad_request", "model_not_found"),
+)
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -29,7 +37,7 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
         )
         return respond(document, request, format_of(request))
 
-    app.add_api_route("/v1/models/{model}/drift", drift, methods=["GET"], **openapi.DRIFT)
+    app.add_api_route("/v1/models/{model}/drift", drift, methods=["GET"], **_DOCUMENTATION)
 
 
 def _window(reports: Iterable[FeatureReport]) -> DriftWindow:

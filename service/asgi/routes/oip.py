@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from service.asgi.http import RawResponse, body_of, encoding_of, idempotency_key_of
+from service.asgi.http import RawResponse, authorize, body_of, encoding_of, idempotency_key_of
 from service.asgi.openapi import oip as openapi
 from service.asgi.run_handler import run_handler
 from service.codec.formats import JSON, encode
@@ -26,7 +26,6 @@ from service.codec.strict.parse import parse
 from service.errors import ServiceError
 from service.models.served import ServedModel
 from service.requests import oip_models
-from service.requests.auth.api_keys import Caller, Scope
 from service.requests.context import AppContext
 from service.requests.hot_routes import RequestHeaders, is_byte_count, make_infer_handler
 from service.requests.infer_handler import model_for_oip
@@ -90,7 +89,7 @@ class OipRoutes:
 
     async def server(self, request: Request) -> Response:
         """Return the server's name, its version, and the supported extensions of the protocol."""
-        self._check(request, "read")
+        authorize(request, self._context, "read")
         return _document(oip_models.server_metadata(self._app.version))
 
     async def live(self, _request: Request) -> Response:
@@ -123,14 +122,14 @@ class OipRoutes:
 
     async def all_stats(self, request: Request) -> Response:
         """Return the statistics of every model."""
-        self._check(request, "read")
+        authorize(request, self._context, "read")
         return _document(await oip_models.model_stats(self._context))
 
     # ---------------------------------------------------------------- the repository
 
     async def index(self, request: Request) -> Response:
         """List the models that are served, and unless the body has `"ready": true`, those that were unloaded."""
-        self._check(request, "read")
+        authorize(request, self._context, "read")
         body = await body_of(request, self._context)
         document = parse(body, JSON) if body.strip() else {}
         ready_only = isinstance(document, dict) and document.get("ready") is True
@@ -138,7 +137,7 @@ class OipRoutes:
 
     async def load(self, request: Request) -> Response:
         """Reload the model folders, in every worker; an error if the model is not served afterwards."""
-        caller = self._check(request, "models")
+        caller = authorize(request, self._context, "models")
         body = await body_of(request, self._context)
         document = parse(body, JSON) if body.strip() else {}
         has_parameters = isinstance(document, dict) and bool(document.get("parameters"))
@@ -149,19 +148,16 @@ class OipRoutes:
 
     async def unload(self, request: Request) -> Response:
         """Stop serving a model, in every worker of every replica, until it is loaded; its streams are kept."""
-        caller = self._check(request, "models")
+        caller = authorize(request, self._context, "models")
         request_id = request_id_of(request.scope["headers"])
         await oip_models.unload_model(self._context, request.path_params["model"], caller, request_id)
         return RawResponse(b"", JSON.value)
 
     # ---------------------------------------------------------------- helpers
 
-    def _check(self, request: Request, scope: Scope) -> Caller:
-        return self._context.authenticate_and_count(request.headers.get("authorization"), scope)
-
     def _model(self, request: Request) -> ServedModel:
         """Return the model in the path, after checking that the caller may read."""
-        self._check(request, "read")
+        authorize(request, self._context, "read")
         return model_for_oip(self._context, request.path_params["model"], request.path_params.get("version"))
 
 

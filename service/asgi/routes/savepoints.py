@@ -54,7 +54,7 @@ class SavepointRoutes:
     async def export_streams(self, request: Request) -> Response:
         """Return every live stream of a model that belongs to the caller's tenant, as a savepoint."""
         context, query = self._context, request.query_params
-        caller = context.authenticate_and_count(request.headers.get("authorization"), "read")
+        caller = authorize(request, context, "read")
         model, prefix = model_of(request, context).name, prefix_of(query)
         pages = context.engine.streams.savepoints.pages(
             caller.tenant, model, prefix=prefix, cursor=query.get("cursor") or None

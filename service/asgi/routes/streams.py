@@ -136,7 +136,7 @@ class StreamRoutes:
 
     async def list_streams(self, request: Request) -> Response:
         """List a model's streams, page by page."""
-        caller = self._context.authenticate_and_count(request.headers.get("authorization"), "read")
+        caller = authorize(request, self._context, "read")
         model = model_of(request, self._context)
         query = request.query_params
         page = await self._context.engine.streams.list(

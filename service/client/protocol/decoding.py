@@ -299,12 +299,7 @@ def bulk_results(bulk: BulkReply) -> list[StepResult | ClientError]:
 
 
 def error_in(reply: RawReply | NoReply, *, mutates: bool) -> ClientError | None:
-    """Return the error of a failed request, or None for a successful reply.
-
-    Args:
-        reply: The response, or its absence.
-        mutates: The request can change streams.
-    """
+    """Return the error of a failed request, or None for a successful reply."""
     applied: Applied = "unknown" if mutates else "no"
     if isinstance(reply, NoReply):
         fix = "Check that the service is running, then repeat the same call: it is applied at most once."

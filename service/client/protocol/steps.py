@@ -137,15 +137,6 @@ class ModelProtocol:
         return (yield from self._apply_from_source(cursor, request, policy))
 
     @timed
-    def reset(self, policy: RetryPolicy, cursor: StreamCursor) -> Exchange[StepResult]:
-        """Reset a stream to its initial state, if its position is still the known one."""
-        yield from self._ensure_cursor(cursor, policy)
-        document = {} if cursor.state_id is None else {"after": cursor.state_id}
-        request = ClientRequest("POST", f"{self._stream_path(cursor)}/reset", document, key=uuid.uuid4().hex)
-        reply = yield from self._send_with_retry(request, policy)
-        return self._restart_at(cursor, decoding.read(reply, decoding.StepReply).result())
-
-    @timed
     def resume(self, policy: RetryPolicy, cursor: StreamCursor) -> Exchange[int]:
         """Read a stream's position again and return its step; 0 if the stream does not exist."""
         self._forget_position(cursor)
@@ -273,6 +264,10 @@ class ModelProtocol:
             policy.in_doubt |= error.applied != "no"
             request = replace(request, wait=pause)
 
+    def _fetch(self, request: ClientRequest, policy: RetryPolicy, kind: type[T]) -> Exchange[T]:
+        """Send a request as `_send_with_retry` does, and return its decoded response."""
+        return decoding.read((yield from self._send_with_retry(request, policy)), kind)
+
     def _ensure_cursor(self, cursor: StreamCursor, policy: RetryPolicy) -> Exchange[None]:
         """Read a stream's position, unless it is known."""
         if cursor.known:
@@ -287,8 +282,7 @@ class ModelProtocol:
             cursor.set(status.step, status.state_id)
 
     def _status(self, cursor: StreamCursor, policy: RetryPolicy) -> Exchange[Status]:
-        reply = yield from self._send_with_retry(ClientRequest("GET", self._stream_path(cursor)), policy)
-        return decoding.read(reply, Status)
+        return (yield from self._fetch(ClientRequest("GET", self._stream_path(cursor)), policy, Status))
 
     def _prepare_inputs(self, x: Inputs, policy: RetryPolicy) -> Exchange[dict[str, Array]]:
         """Return the inputs as arrays of the model's dtypes, which are read from the service once."""
@@ -300,8 +294,7 @@ class ModelProtocol:
         return cast_inputs(x, self._dtypes)
 
     def _describe(self, policy: RetryPolicy) -> Exchange[decoding.ModelInfo]:
-        reply = yield from self._send_with_retry(ClientRequest("GET", self.path), policy)
-        return decoding.read(reply, decoding.ModelInfo)
+        return (yield from self._fetch(ClientRequest("GET", self.path), policy, decoding.ModelInfo))
 
     def _survives_failover(self, policy: RetryPolicy) -> Exchange[bool]:
         """Return whether a confirmed step survives a failover of the store."""

@@ -24,10 +24,8 @@ class StreamOps(BulkSteps):
         policy = self._retry_policy()
         inputs = yield from self._prepare_inputs(x, policy)
         document = {"inputs": packed(inputs)} | ({"chunk": True} if chunk else {})
-        reply = yield from self._send_with_retry(
-            ClientRequest("POST", f"{self._stream_path(cursor)}/peek", document, mutates=False), policy
-        )
-        return decoding.read(reply, decoding.PeekReply).result()
+        request = ClientRequest("POST", f"{self._stream_path(cursor)}/peek", document, mutates=False)
+        return (yield from self._fetch(request, policy, decoding.PeekReply)).result()
 
     @timed
     def rollout(
@@ -46,8 +44,8 @@ class StreamOps(BulkSteps):
             document["inputs"] = packed((yield from self._prepare_inputs(x, policy)))
         path = f"{self._stream_path(cursor)}/rollout"
         if not commit:
-            reply = yield from self._send_with_retry(ClientRequest("POST", path, document, mutates=False), policy)
-            return decoding.read(reply, decoding.RolloutReply).rollout()
+            request = ClientRequest("POST", path, document, mutates=False)
+            return (yield from self._fetch(request, policy, decoding.RolloutReply)).rollout()
         yield from self._ensure_cursor(cursor, policy)
         document |= {"commit": True, "seq": cursor.step + 1}
         if cursor.state_id is not None:
@@ -62,34 +60,30 @@ class StreamOps(BulkSteps):
         document: dict[str, Any] = {"to": to.stream}
         if snapshot is not None:
             document["from"] = {"snapshot": snapshot}
-        reply = yield from self._send_with_retry(self._idempotent("POST", cursor, "fork", document), policy)
-        forked = decoding.read(reply, decoding.StepReply)
+        request = self._idempotent("POST", cursor, "fork", document)
+        forked = yield from self._fetch(request, policy, decoding.StepReply)
         to.set(forked.step, forked.state_id)
         return to
 
     @timed
-    def reset_to(self, policy: RetryPolicy, cursor: StreamCursor, snapshot: str) -> Exchange[StepResult]:
-        """Reset a stream to one of its snapshots."""
+    def reset(self, policy: RetryPolicy, cursor: StreamCursor, snapshot: str | None) -> Exchange[StepResult]:
+        """Reset a stream to its initial state or to a snapshot, if its position is still the known one."""
         yield from self._ensure_cursor(cursor, policy)
-        document: dict[str, Any] = {"to": {"snapshot": snapshot}}
+        document: dict[str, Any] = {} if snapshot is None else {"to": {"snapshot": snapshot}}
         if cursor.state_id is not None:
             document["after"] = cursor.state_id
-        reply = yield from self._send_with_retry(self._idempotent("POST", cursor, "reset", document), policy)
-        return self._restart_at(cursor, decoding.read(reply, decoding.StepReply).result())
+        request = self._idempotent("POST", cursor, "reset", document)
+        return self._restart_at(cursor, (yield from self._fetch(request, policy, decoding.StepReply)).result())
 
     def snapshots(self, cursor: StreamCursor) -> Exchange[list[Snapshot]]:
         """List a stream's snapshots."""
-        reply = yield from self._send_with_retry(
-            ClientRequest("GET", f"{self._stream_path(cursor)}/snapshots"), self._retry_policy()
-        )
-        return decoding.read(reply, decoding.SnapshotsReply).snapshots
+        request = ClientRequest("GET", f"{self._stream_path(cursor)}/snapshots")
+        return (yield from self._fetch(request, self._retry_policy(), decoding.SnapshotsReply)).snapshots
 
     def take_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[StepResult]:
         """Save a named copy of a stream's current state."""
-        reply = yield from self._send_with_retry(
-            self._idempotent("PUT", cursor, f"snapshots/{name}", {}), self._retry_policy()
-        )
-        return decoding.read(reply, decoding.StepReply).result()
+        request = self._idempotent("PUT", cursor, f"snapshots/{name}", {})
+        return (yield from self._fetch(request, self._retry_policy(), decoding.StepReply)).result()
 
     def forget_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[None]:
         """Delete a snapshot."""
@@ -99,22 +93,17 @@ class StreamOps(BulkSteps):
 
     def state(self, cursor: StreamCursor) -> Exchange[State]:
         """Read a stream's state."""
-        reply = yield from self._send_with_retry(
-            ClientRequest("GET", f"{self._stream_path(cursor)}/state"), self._retry_policy()
-        )
-        return decoding.read(reply, decoding.StateReply).state()
+        request = ClientRequest("GET", f"{self._stream_path(cursor)}/state")
+        return (yield from self._fetch(request, self._retry_policy(), decoding.StateReply)).state()
 
     @timed
     def put_state(self, policy: RetryPolicy, cursor: StreamCursor, state: State) -> Exchange[StepResult]:
         """Replace a stream's state."""
-        document: dict[str, Any] = {
-            "states": packed(state.states),
-            "step": state.step,
-        }
+        document: dict[str, Any] = {"states": packed(state.states), "step": state.step}
         if state.fingerprint:
             document["fingerprint"] = state.fingerprint
-        reply = yield from self._send_with_retry(self._idempotent("PUT", cursor, "state", document), policy)
-        return self._restart_at(cursor, decoding.read(reply, decoding.StepReply).result())
+        request = self._idempotent("PUT", cursor, "state", document)
+        return self._restart_at(cursor, (yield from self._fetch(request, policy, decoding.StepReply)).result())
 
     def _idempotent(
         self, method: str, cursor: StreamCursor, resource: str, document: Mapping[str, Any] | None

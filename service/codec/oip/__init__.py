@@ -2,7 +2,6 @@
 
 from service.codec.oip.errors import TritonError, missing_start_flag, quote, unknown_model
 from service.codec.oip.infer import InferCodec, InferRequest
-from service.codec.oip.metadata import config_of, metadata_of
 from service.codec.oip.tensors import DATATYPES
 
 __all__ = [
@@ -10,8 +9,6 @@ __all__ = [
     "InferCodec",
     "InferRequest",
     "TritonError",
-    "config_of",
-    "metadata_of",
     "missing_start_flag",
     "quote",
     "unknown_model",

@@ -61,12 +61,7 @@ class DeclaredTensor:
     )
 
     def __init__(self, spec: TensorSpec, model: str) -> None:
-        """Precompute the checks of a tensor.
-
-        Args:
-            spec: The tensor's declaration in the manifest.
-            model: The model's name, for messages.
-        """
+        """Precompute the checks of a tensor."""
         self.name = spec.name
         self.datatype = DATATYPES[spec.dtype]
         self._spec = spec

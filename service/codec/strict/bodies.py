@@ -22,10 +22,6 @@ class _FieldCheck(NamedTuple):
 def check_envelope(document: Any, body_type: type[msgspec.Struct]) -> dict[str, Any]:
     """Return a body's document after checking its keys, and all its values but the tensors.
 
-    Args:
-        document: The body as plain values.
-        body_type: The body's struct.
-
     Raises:
         ServiceError: `bad_request`.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +11,17 @@ import typer
 from service.alert.preview import preview
 from service.alert.rules import read_rules
 from service.alert.session import AlertSession
-from service.commands.live.http_api import DEFAULT_URL, Json, Key
+from service.commands.live.http_api import DEFAULT_URL, Key, OptionalUrl
 from service.commands.live.until_stopped import (
     MetricsHost,
     MetricsPort,
-    print_counts,
+    counts_shown,
     report_of,
     run_on_loop,
     serve_metrics,
-    show_counts,
     stop_event,
 )
+from service.commands.tables import Json
 from service.errors import counted
 from service.store.embedded_server import EmbeddedStore
 
@@ -37,9 +36,7 @@ def alert(
     ] = False,
     metrics_port: MetricsPort = None,
     metrics_host: MetricsHost = "127.0.0.1",
-    url: Annotated[
-        str | None, typer.Option(envvar="STEPWELL_URL", help=f"The service's address. Default: {DEFAULT_URL}.")
-    ] = None,
+    url: OptionalUrl = None,
     key: Key = None,
     data_dir: Annotated[
         Path,
@@ -74,15 +71,8 @@ async def _check(session: AlertSession) -> list[dict[str, Any]]:
 async def _follow(session: AlertSession, *, as_json: bool) -> None:
     """Run until SIGTERM or Ctrl-C, with the counts shown meanwhile and at the end."""
     stopped = stop_event()
-    report = session.counters.report
-    async with session:
-        shown = asyncio.create_task(show_counts(report, _sentence, as_json=as_json))
-        try:
-            await session.run(stopped)
-        finally:
-            shown.cancel()
-            await asyncio.gather(shown, return_exceptions=True)
-            print_counts(report() | {"ended": True}, _sentence, as_json=as_json)
+    async with session, counts_shown(session.counters.report, _sentence, as_json=as_json):
+        await session.run(stopped)
 
 
 def _sentence(counts: dict[str, Any]) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final
-from urllib.parse import quote
 
 import typer
 from rich.console import Console
 
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
-from service.commands.tables import table
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
+from service.commands.tables import Json, print_json, table
 
 _COLUMNS: Final = ("", "feature", "values 1h", "missing", "min", "median", "max")
 _OF_REFERENCE: Final = ("", "feature", "PSI 1h", "PSI 24h", "values 1h", "missing", "outside", "min", "median", "max")
@@ -33,9 +31,9 @@ def drift(
     """Show each number of the inputs and outputs over the last hour, the ones that drifted most first."""
     with HttpApi(url, key, {"version_not_found": "List the versions with `stepwell release show`."}) as service:
         query = {} if version is None else {"version": version}
-        found = service.get(f"/v1/models/{quote(model, safe='')}/drift", **query)
+        found = service.get(model_path(model, "drift"), **query)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
     console = Console(highlight=False, markup=False)
     columns = _OF_REFERENCE if found["reference"] else _COLUMNS

@@ -16,10 +16,12 @@ from service.ids import is_stream_id
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(envvar="STEPWELL_URL", help="The service's address.")]
+OptionalUrl = Annotated[
+    str | None, typer.Option(envvar="STEPWELL_URL", help=f"The service's address. Default: {DEFAULT_URL}.")
+]
 Key = Annotated[
     str | None, typer.Option(envvar="STEPWELL_KEY", help="API key; safer in the environment than on the command line.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model's name.")]
 Stream = Annotated[str, typer.Argument(metavar="STREAM", help="The stream's id.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
@@ -77,7 +79,7 @@ class HttpApi:
         cursor, seen = None, set[str]()  # a store that grows meanwhile may list a stream twice
         while True:
             page = self.get(
-                f"/v1/models/{quote(model, safe='')}/streams",
+                model_path(model, "streams"),
                 limit=_PAGE,
                 **({"prefix": prefix} if prefix else {}),
                 **({} if cursor is None else {"cursor": cursor}),
@@ -149,6 +151,11 @@ def idempotency_header() -> dict[str, str]:
     return {"Idempotency-Key": str(uuid.uuid4())}
 
 
+def model_path(model: str, resource: str = "") -> str:
+    """Return the path of a model, or of one of its resources."""
+    return f"/v1/models/{quote(model, safe='')}" + (f"/{resource}" if resource else "")
+
+
 def path_of(model: str, stream: str, resource: str = "") -> str:
     """Return the path of a stream, or of one of its resources.
 
@@ -159,7 +166,7 @@ def path_of(model: str, stream: str, resource: str = "") -> str:
         raise typer.BadParameter(
             f"{stream!r} is not a stream id: expected 1 to 128 of A-Z a-z 0-9 . _ : @ -.", param_hint="STREAM"
         )
-    return f"/v1/models/{quote(model, safe='')}/streams/{quote(stream, safe='')}" + (f"/{resource}" if resource else "")
+    return model_path(model, f"streams/{quote(stream, safe='')}" + (f"/{resource}" if resource else ""))
 
 
 _FIXES: dict[int | str, str] = {

@@ -7,14 +7,14 @@ import json
 import threading
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.live import Live
 
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Model, ServiceUnavailableError, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Model, ServiceUnavailableError, Url, model_path
 from service.commands.live.release_tables import release_view
+from service.commands.tables import Json, print_json
 
 release_app = typer.Typer(no_args_is_help=True)
 
@@ -39,7 +39,7 @@ def show_release(
 ) -> None:
     """Show versions and their streams, the ramp, and the comparison."""
     with HttpApi(url, key, _FIXES) as service:
-        _print(service, model, service.get(_path(model)), watch=watch, as_json=as_json)
+        _print(service, model, service.get(model_path(model, "release")), watch=watch, as_json=as_json)
 
 
 @release_app.command()
@@ -174,14 +174,14 @@ def _change(
 ) -> None:
     """Send a change and print the release after it."""
     with HttpApi(url, key, _FIXES) as service:
-        release = service.call(method, _path(model) + what, json=body)
+        release = service.call(method, model_path(model, f"release{what}"), json=body)
         _print(service, model, release, watch=watch, as_json=as_json)
 
 
 def _print(service: HttpApi, model: str, release: dict[str, Any], *, watch: bool, as_json: bool) -> None:
     """Print a release once, or until Ctrl-C: redrawn in place, or as one JSON document a line."""
     if not watch and as_json:
-        typer.echo(json.dumps(release, indent=2))
+        print_json(release)
     elif not watch:
         Console(highlight=False, markup=False).print(release_view(release))
     else:
@@ -204,14 +204,10 @@ def _next(service: HttpApi, model: str, release: dict[str, Any]) -> dict[str, An
     """Return the release a second later; the one before while the service does not respond."""
     threading.Event().wait(_EVERY_S)
     try:
-        found: dict[str, Any] = service.get(_path(model))
+        found: dict[str, Any] = service.get(model_path(model, "release"))
     except ServiceUnavailableError:
         return release
     return found
-
-
-def _path(model: str) -> str:
-    return f"/v1/models/{quote(model, safe='')}/release"
 
 
 def _share(percent: float | None, schedule: str | None) -> float | list[list[float]]:

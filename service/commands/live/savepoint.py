@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter, deque
@@ -12,23 +11,21 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
-from urllib.parse import quote
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from model_export.errors import StepwellError
 from service.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, ServiceUnavailableError, Url
-from service.commands.tables import key_value_table, show
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url, model_path
+from service.commands.tables import Json, key_value_table, print_json, progress_bar, show
 from service.errors import counted
+from service.recorded.errors import listed
 
 _READ_BYTES = 1 << 20
 _SENT_AT_ONCE = 2  # pages, so that the service and its store work at the same time
 _ATTEMPTS = 6  # without any progress
 _PAUSE_S = 1.0
-_NAMED = 10
 
 _T = TypeVar("_T")
 
@@ -82,7 +79,7 @@ def save(
     if written.unreadable:
         raise SavepointError(
             f"{counted(len(written.unreadable), 'stream')} could not be saved to {file}, because the store's values "
-            f"cannot be read: {_some(written.unreadable)}.",
+            f"cannot be read: {listed(written.unreadable)}.",
             fix="Reset or delete those streams; all others are saved.",
         )
 
@@ -116,7 +113,7 @@ def load(
         codes = Counter(one["code"] for one in refused)
         raise SavepointError(
             f"{counted(len(refused), 'stream')} refused ({', '.join(f'{code}: {n}' for code, n in codes.items())}): "
-            f"{_some([one['stream'] for one in refused])}.",
+            f"{listed([one['stream'] for one in refused])}.",
             fix="`--overwrite` replaces live streams." if codes["stream_exists"] else "All others are loaded.",
         )
 
@@ -129,7 +126,7 @@ def _import_pages(
     sent: deque[tuple[Future[Any], int]] = deque()
     with ThreadPoolExecutor(_SENT_AT_ONCE) as senders:
         for header, streams, n_bytes in _pages(file):
-            path = f"/v1/models/{quote(model or header['model'], safe='')}/streams/import"
+            path = model_path(model or header["model"], "streams/import")
             body = encode_page(encode_header(header["model"], "", ""), streams, None, [])
             options = {"content": body, "headers": {"Content-Type": MEDIA_TYPE}, "params": params}
             sent.append((senders.submit(_retry, partial(service.call, "POST", path, **options)), n_bytes))
@@ -148,7 +145,7 @@ class _Written:
         self.n_bytes = 0
         self.unreadable: list[str] = []
         self._out = out
-        self._path = f"/v1/models/{quote(model, safe='')}/streams/export"
+        self._path = model_path(model, "streams/export")
         self._prefix = prefix
         self._cursor: str | None = None
         self._is_complete = False
@@ -254,26 +251,17 @@ def _retry(send: Callable[[], _T], progress: Callable[[], int] = lambda: 0) -> _
 @contextmanager
 def _progress(total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on a terminal; yields a function that takes the bytes that were transferred."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
-    ) as bars:
+    with progress_bar(DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn()) as bars:
         task = bars.add_task("streams", total=total)
         yield lambda n_bytes: bars.advance(task, n_bytes)
 
 
 def _print(report: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     texts = {
         name: f"{value:,}" if isinstance(value, int) else str(len(value)) if isinstance(value, list) else f"{value}"
         for name, value in report.items()
     }
     show(key_value_table("", texts))
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -15,7 +15,6 @@ from rich.table import Table
 from service.commands.live.http_api import (
     DEFAULT_URL,
     HttpApi,
-    Json,
     Key,
     Model,
     Stream,
@@ -25,7 +24,7 @@ from service.commands.live.http_api import (
     idempotency_header,
     path_of,
 )
-from service.commands.tables import key_value_table, show, table
+from service.commands.tables import Json, key_value_table, print_json, show, table
 from service.errors import counted
 
 streams_app = typer.Typer(no_args_is_help=True)
@@ -60,7 +59,7 @@ def ls(
         found = ((name, one) for name, one in streams if filter_.lower() in one["stream"].lower())
         matches = _first(found, limit)  # the store lists them in no order
         if as_json:
-            typer.echo(json.dumps({"streams": [{"model": name, **stream} for name, stream in matches]}, indent=2))
+            print_json({"streams": [{"model": name, **stream} for name, stream in matches]})
             return
         rows = [(name, stream["stream"], _step_text(stream["step"])) for name, stream in matches]
     show(table("", ("model", "stream", "step"), rows), counted(len(rows), "stream"))
@@ -77,7 +76,7 @@ def show_stream(
     status["state_norms"] = {
         name: float(np.linalg.norm(np.ravel(value).astype(float))) for name, value in states.items()
     }
-    typer.echo(json.dumps(status, indent=2)) if as_json else show(_status_table(status))
+    print_json(status) if as_json else show(_status_table(status))
 
 
 @streams_app.command()
@@ -145,7 +144,7 @@ def rollout(
     with HttpApi(url, key) as service:
         result = service.call("POST", path_of(model, stream, "rollout"), json={"horizon": horizon, **options})
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     first = result["step"] - horizon + 1
     rows = [(f"{first + i:,}", *(_numbers(column[i]) for column in result["outputs"].values())) for i in range(horizon)]
@@ -179,7 +178,7 @@ def list_snapshots(
     with HttpApi(url, key) as service:
         result = service.get(path_of(model, stream, "snapshots"))
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
         return
     rows = [(snapshot["name"], f"{snapshot['step']:,}", snapshot["taken_at"]) for snapshot in result["snapshots"]]
     show(table("", ("snapshot", "step", "taken at"), rows), counted(len(rows), "snapshot"))

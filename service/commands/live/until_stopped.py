@@ -7,7 +7,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.status import Status
 
 from model_export.errors import StepwellError
+from service.background import cancel
 
 _REPORT_EVERY_S = 5.0
 _LIVE_EVERY_S = 0.5
@@ -62,7 +63,20 @@ def stop_event() -> asyncio.Event:
     return stopped
 
 
-async def show_counts(
+@contextlib.asynccontextmanager
+async def counts_shown(
+    report: Callable[[], dict[str, Any]], sentence: Callable[[dict[str, Any]], str], *, as_json: bool
+) -> AsyncIterator[None]:
+    """Print counts during the block, and at its end once more with `ended`."""
+    showing = asyncio.create_task(_show_counts(report, sentence, as_json=as_json))
+    try:
+        yield
+    finally:
+        await cancel([showing])
+        _print_counts(report() | {"ended": True}, sentence, as_json=as_json)
+
+
+async def _show_counts(
     report: Callable[[], dict[str, Any]], sentence: Callable[[dict[str, Any]], str], *, as_json: bool
 ) -> None:
     """Print counts until it is cancelled: on a terminal as one line that changes, else a line every 5 s."""
@@ -75,10 +89,10 @@ async def show_counts(
             if isinstance(status, Status):
                 status.update(sentence(counts))
             else:
-                print_counts(counts, sentence, as_json=as_json)
+                _print_counts(counts, sentence, as_json=as_json)
 
 
-def print_counts(counts: dict[str, Any], sentence: Callable[[dict[str, Any]], str], *, as_json: bool) -> None:
+def _print_counts(counts: dict[str, Any], sentence: Callable[[dict[str, Any]], str], *, as_json: bool) -> None:
     """Print counts once: as JSON on standard output, or as a sentence on standard error."""
     if as_json:
         typer.echo(json.dumps(counts))

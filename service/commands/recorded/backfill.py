@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
@@ -16,7 +14,7 @@ from service.backfill.run import Backfill, failures_in_words
 from service.backfill.writers import writer_of
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ColumnChunks
-from service.commands.live.http_api import DEFAULT_URL, HttpApi, Json, Key, Url
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
 from service.commands.recorded.flags import (
     DataFiles,
     InputColumns,
@@ -25,7 +23,7 @@ from service.commands.recorded.flags import (
     column_choice,
     data_progress,
 )
-from service.commands.tables import key_value_table, show
+from service.commands.tables import Json, key_value_table, print_json, show
 from service.errors import counted
 from service.ids import is_stream_id
 from service.recorded import RecordedData, RecordedDataError, open_data
@@ -58,7 +56,7 @@ def backfill(
     write = None if predictions is None else writer_of(predictions)
     choice = column_choice(stream_column, time_column, inputs)
     with HttpApi(url, key) as service:
-        described = service.get(f"/v1/models/{quote(model, safe='')}")
+        described = service.get(model_path(model))
         limits = service.get("/v1/info")["limits"]
     specs = [InputSpec.model_validate(each) for each in described["inputs"]]
     outputs = [OutputSpec.model_validate(each) for each in described["outputs"]]
@@ -145,7 +143,7 @@ def _raise_if_incomplete(run: Backfill, predictions: Path | None, n_unknown: int
 
 def _print(report: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        print_json(report)
         return
     facts = {
         "streams": f"{report['streams']:,}",

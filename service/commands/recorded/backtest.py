@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from service.backtest.differences import OutputDifferences
 from service.backtest.picture import picture
 from service.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
 from service.commands.flags import named_values
-from service.commands.live.http_api import Json
 from service.commands.recorded.flags import (
     DataFiles,
     InputColumns,
@@ -24,7 +22,7 @@ from service.commands.recorded.flags import (
     column_choice,
     data_progress,
 )
-from service.commands.tables import show, table
+from service.commands.tables import Json, print_json, show, table
 from service.errors import counted
 from service.recorded import open_data
 
@@ -73,7 +71,7 @@ def backtest(
         write_atomically(plot, picture(comparison, title, limits).encode())
     beyond = [each for each in comparison.outputs if each.largest[0] > limits.get(each.name, math.inf)]
     if as_json:
-        typer.echo(json.dumps(_report(comparison, new, against, limits, ok=not beyond), indent=2))
+        print_json(_report(comparison, new, against, limits, ok=not beyond))
     else:
         show(*_tables(comparison, title, limits), *([f"plot: {plot}"] if plot else []))
     if beyond:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from service.commands.flags import named_values
+from service.commands.tables import progress_bar
 from service.recorded.columns import ColumnChoice
 
 DataFiles = Annotated[
@@ -65,15 +65,5 @@ class DataProgress:
 @contextmanager
 def data_progress() -> Iterator[DataProgress]:
     """Show a progress bar on standard error, if that is a terminal."""
-    console = Console(stderr=True)
-    bars = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} timesteps"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bars:
+    with progress_bar(TextColumn("{task.completed:,.0f} timesteps"), TimeRemainingColumn()) as bars:
         yield DataProgress(bars, bars.add_task("reading", total=None))

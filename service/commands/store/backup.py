@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from service.commands.tables import format_bytes
+from service.commands.tables import Json, format_bytes
 from service.errors import counted
 from service.settings import Settings
 from service.store.backup import BackupError, write_backup
@@ -22,7 +22,6 @@ Redis = Annotated[str | None, typer.Option("--redis", metavar="URL", help="The s
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", metavar="FOLDER", help="Folder of the embedded store's data.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def backup(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from model_export.describe import load as load_model
 from model_export.step_model import StepModel
-from service.commands.tables import format_bytes, key_value_table, show, table
+from service.commands.tables import format_bytes, key_value_table, print_json, show, table
 from service.sizing import CONSTANTS, Load, Sending, Size
 from service.sizing import size as size_of
 
@@ -50,7 +49,7 @@ def size(
     needed = size_of(load, max_primary_bytes=int(primary_gib * 2**30))
     if as_json:
         used = {name: asdict(constant) for name, constant in CONSTANTS.items()}
-        typer.echo(json.dumps({"load": asdict(load), "size": asdict(needed), "constants": used}, indent=2))
+        print_json({"load": asdict(load), "size": asdict(needed), "constants": used})
         return
     show(key_value_table("", _rows(load, needed)))
     if constants:

@@ -109,11 +109,6 @@ def applies_without_store(step: int, history_hash: bytes, timestep: Timestep) ->
     This is never certain for a request with an idempotency key. Without one, an op id that covers a position or a
     history cannot be that of the record's newest operation if this position or history is the next one, and an op id
     that covers neither is unique. The positions of sources are compared elsewhere.
-
-    Args:
-        step: The record's step.
-        history_hash: The record's history hash.
-        timestep: The request.
     """
     return (
         (timestep.seq is None or timestep.seq == step + 1)

@@ -48,12 +48,7 @@ class ModelRunner:
     """Runs batches of one model; a bad row fails alone."""
 
     def __init__(self, served: ServedModel, observer: EngineObserver) -> None:
-        """Start the model's thread.
-
-        Args:
-            served: The model version.
-            observer: Counts the runs.
-        """
+        """Start the model's thread."""
         self._served = served
         self._model = served.step_model
         self._observer = observer

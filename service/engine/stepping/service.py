@@ -151,11 +151,6 @@ class StepService:
     def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], served: ServedModel) -> bool:
         """Step many streams in one batch, if nothing about the request is unusual; otherwise as `submit`.
 
-        Args:
-            bulk: The request.
-            done: Called with the results.
-            served: The model version for the request's model and version.
-
         Returns:
             False: It was not accepted; its timesteps have to be submitted one by one, which may reject some of them.
         """

@@ -42,10 +42,6 @@ class VersionBatchers:
         If several have timesteps of it, those in one of them are moved on to another, one by one: later timesteps
         follow those that have not been moved yet. A stream that none has is submitted to the one that has its record;
         if there is none, what steps it is decided when the record is loaded.
-
-        Args:
-            name: Key of the stream's record.
-            requested: The batcher of the version that the request leads to.
         """
         chosen = next((batcher for batcher, names in self._submitted.items() if name in names), None)
         if chosen is None or not chosen.queue.holds(name):
@@ -74,10 +70,6 @@ class VersionBatchers:
         """Queue a timestep after an older one of its stream, if there is one; whether there was.
 
         Timesteps can be in another order when they were moved between batchers by more than one change of a release.
-
-        Args:
-            row: A timestep that is about to run.
-            batcher: Its batcher.
         """
         waiting = batcher.queue.next_waiting(row.name)
         if waiting is not None and is_older(waiting, row):

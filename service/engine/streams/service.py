@@ -36,13 +36,7 @@ class StreamService:
     """
 
     def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
-        """Create the service.
-
-        Args:
-            deps: Store, models, admission and quota.
-            snapshots: Stores snapshots.
-            plans: Where streams move by a release.
-        """
+        """Create the service."""
         self._deps = deps
         self._sources = StateSources(deps.store, deps.models, snapshots)
         self.copies = StreamCopies(deps, snapshots, self._sources)

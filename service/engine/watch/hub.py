@@ -35,13 +35,7 @@ class WatchHub:
     """The watchers of this worker."""
 
     def __init__(self, interests: InterestTable, store: StateStore, pubsub: StorePubSub) -> None:
-        """Create it without watchers.
-
-        Args:
-            interests: The table of the interests of all workers.
-            store: Reads the event logs of streams.
-            pubsub: Messages between the workers, and events from the store.
-        """
+        """Create it without watchers."""
         self._pubsub = pubsub
         self._gossip = InterestGossip(interests, pubsub, self._own_subscriptions)
         self._reader = LogReader(store, self._gossip.own_topic)

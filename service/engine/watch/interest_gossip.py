@@ -56,13 +56,7 @@ class InterestGossip:
     def __init__(
         self, interests: InterestTable, pubsub: StorePubSub, own_subscriptions: Callable[[], list[Subscription]]
     ) -> None:
-        """Create it; `start` subscribes.
-
-        Args:
-            interests: The table of the interests of all workers.
-            pubsub: Messages between the workers.
-            own_subscriptions: Returns the subscriptions of this worker.
-        """
+        """Create it; `start` subscribes."""
         self.own_topic = f"{TOPIC}:{secrets.token_hex(8)}"
         self._interests = interests
         self._pubsub = pubsub

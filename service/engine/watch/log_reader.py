@@ -28,12 +28,7 @@ class LogReader:
     """Reads event logs."""
 
     def __init__(self, store: StateStore, topic: str) -> None:
-        """Create it.
-
-        Args:
-            store: Has the event logs.
-            topic: The topic of this worker, on which it receives marks.
-        """
+        """Create it."""
         self._store = store
         self._topic = topic
         self._marks: dict[bytes, _Mark] = {}

@@ -49,10 +49,6 @@ def files_of(path: Path, weights: Iterable[Path]) -> dict[str, Path]:
 def pack(files: Mapping[str, Path], version: int) -> bytes:
     """Return files as an artifact.
 
-    Args:
-        files: By their names in the artifact.
-        version: The version under which the model is served.
-
     Raises:
         OSError: A file cannot be read.
     """

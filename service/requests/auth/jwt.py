@@ -145,7 +145,7 @@ def load_api_keys(settings: Settings) -> ApiKeys:
     Raises:
         KeysFileError: One of them cannot be loaded.
     """
-    return ApiKeys(settings.api_keys_file, JwtVerifier(settings) if settings.jwt_keys else None)
+    return ApiKeys(settings.api_keys_file, JwtVerifier(settings).caller if settings.jwt_keys else None)
 
 
 class _FileJwkSet:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from service.errors import OutcomeUnknownError, StoreFullError, StoreUnavailableError
+from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
 from service.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError
 
 if TYPE_CHECKING:
@@ -22,6 +22,21 @@ _REDIRECTS: Final = frozenset(("MOVED", "ASK"))  # errors that contain the addre
 _SCRIPT_ERRORS: Final = frozenset(("WRONGTYPE",))  # errors about the key: a result, not a failure
 
 _Sent = tuple[int, Sequence[Argument], bool]  # index, command, and whether an earlier send may have been executed
+
+
+async def replies_of(
+    transport: RedisTransport, commands: Sequence[Sequence[Argument]], *, deadline: float
+) -> list[Any]:
+    """Return a reply per command; as `execute_with_retry`, but a command without a reply is an error of all.
+
+    Raises:
+        ServiceError: The first error among them; an error reply about a key is returned.
+    """
+    replies = await execute_with_retry(transport, commands, deadline=deadline)
+    for reply in replies:
+        if isinstance(reply, ServiceError):
+            raise reply
+    return replies
 
 
 async def execute_with_retry(

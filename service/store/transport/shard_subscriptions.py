@@ -47,12 +47,7 @@ class ShardSubscriptions:
     """
 
     def __init__(self, transport: ClusterTransport, listener: ShardListener) -> None:
-        """Create it without subscriptions; `start` has to be called first.
-
-        Args:
-            transport: The store transport.
-            listener: Receives the messages.
-        """
+        """Create it without subscriptions; `start` has to be called first."""
         self._transport = transport
         self._listener = listener
         self._wanted: set[str] = set()

@@ -32,11 +32,7 @@ class SharedCommits:
     """
 
     def __init__(self, store: StateStore) -> None:
-        """Create it; it is off.
-
-        Args:
-            store: The store.
-        """
+        """Create it; it is off."""
         self.is_on = False
         self._store = store
         self._parts: list[_Part] = []  # those that are sent in the next iteration of the loop
