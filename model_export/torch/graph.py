@@ -117,7 +117,13 @@ def _older_graph(
     name: str,
 ) -> onnx.ModelProto:
     file = io.BytesIO()
-    with _tracing(), Decomposed(), attention_written_out(), associative_scans_written_out():
+    rows = next(
+        value.shape[axis]
+        for tensor, value in zip(names[0], values, strict=True)
+        for axis, what in axes[tensor].items()
+        if what == "batch"
+    )
+    with _tracing(), Decomposed(), attention_written_out(), associative_scans_written_out(rows):
         torch.onnx.export(
             copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
             input_names=names[0], output_names=names[1], dynamic_axes=axes,
