@@ -18,6 +18,9 @@ from model_export.verify.tolerance import OutputParity, Tolerance, difference, l
 
 ATOL, RTOL = 1e-5, 1e-4
 
+ITSELF = "itself: rows alone and together"
+"""What a graph is compared with that is adopted as it is."""
+
 
 def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple[Manifest, bool]:
     """Run three different streams, twice together and each alone.
@@ -64,7 +67,7 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
     lines = judge_outputs(together, alone)
     notes += [f"the proof of {line.name} is weak: {line.why}" for line in lines if line.weak]
     verified = Parity.model_validate({
-        "against": "itself: rows alone and together", "steps": steps,
+        "against": ITSELF, "steps": steps,
         "max_abs": max(largest_difference(together[name], alone[name]) for name in together),
         "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
         "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines},
