@@ -214,9 +214,7 @@ def _give_final(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str,
     """Give what a recurrence carries at its end."""
     tensor = walk.tensors[source]
     extra = offset if tensor.offset is None else walk.facts.length_delta(source)
-    graph = walk.model.graph
-    used = {given for inner in graph.node for given in uses(inner)} | {output.name for output in graph.output}
-    if extra != offset and name in used:
+    if extra != offset and name in walk.used:
         raise walk.refuse(
             node,
             f"ends {abs(extra - offset)} timestep(s) {'after' if extra > offset else 'before'} the sequence, "
