@@ -13,7 +13,7 @@ import onnx
 
 from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.graph.nodes import attributes
-from model_export.graph.operators import STATEFUL
+from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.manifest import DTYPES
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session, trial_lengths
@@ -298,7 +298,7 @@ def _run_over(node: Any, values: Mapping[str, Any]) -> Iterator[tuple[int, float
     elif node.op_type == "Scan":
         axes = attrs.get("scan_input_axes") or [0] * int(attrs["num_scan_inputs"])
         yield (1 if not node.input[0] else axes[-1]), 2
-    elif node.op_type == "CumSum" and node.input[1] in values:
+    elif node.op_type in RUNNING and node.input[1] in values:
         yield int(np.reshape(values[node.input[1]], -1)[0]), 1
     elif node.op_type in {"Conv", "MaxPool", "AveragePool"}:
         yield from ((axis, 1 / (rank - 2)) for axis in range(2, rank))
