@@ -15,7 +15,7 @@ from model_export.adopt.overrides import Overrides
 from model_export.errors import ModelLoadError, ParityError, RefusedModelError
 from model_export.manifest import Array
 from model_export.runtime.batch_independence import nearly_equal
-from model_export.runtime.session import run_options, trial_session
+from model_export.runtime.session import open_session, run_options
 
 FAR = 2**24
 """A position that no table has."""
@@ -38,7 +38,7 @@ class GrowingModel:
         self.length = length
         self.ids = ids
         self._growing = growing
-        self._session = trial_session(path)
+        self._session = open_session(path, where=str(path))
         self._constants = {name: graph.constant(name, value) for name, value in hints.constants.items()}
         self._declared = {tensor.name: tensor for tensor in graph.inputs}
         self._outputs = [tensor.name for tensor in graph.outputs]

@@ -262,7 +262,8 @@ ZOO: dict[str, Entry] = {
     ),
     "cumprod": Entry(
         lambda: graph(f"({X}) => (float[batch, time, 4] y, float[batch, time, 4] z) {{ small = Mul (x, tenth) "
-                      "near_one = Exp (small) y = CumProd (near_one, one) z = CumProd <exclusive = 1> (near_one, one) }",
+                      "around_one = Exp (small) y = CumProd (around_one, one) "
+                      "z = CumProd <exclusive = 1> (around_one, one) }",
                       opset=26, one=np.int64(1), tenth=np.float32(0.1)),
         "running products, of opset 26", "the product as a state",
     ),
