@@ -60,7 +60,7 @@ def dropped_state(proto: onnx.ModelProto, manifest: Any) -> None:
 
 def swapped_states(proto: onnx.ModelProto, manifest: Any) -> None:
     """The first two states of one shape take each other's next value."""
-    shapes = [tuple(state.shape) for state in manifest.states]
+    shapes = [(state.dtype, *state.shape) for state in manifest.states]
     pairs = [(i, j) for j in range(len(shapes)) for i in range(j) if shapes[i] == shapes[j]]
     one, other = pairs[0]
     names = manifest.states[one].output, manifest.states[other].output

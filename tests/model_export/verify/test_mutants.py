@@ -51,6 +51,13 @@ def keras_model(name: str) -> ConvertedModel:
     return convert_keras(build(name), name=name)
 
 
+def running_product() -> ConvertedModel:
+    from tests.model_export.streaming.zoo_parts import X, graph
+
+    text = f"({X}) => (float[batch, time, 4] y) {{ s = Mul (x, tenth) e = Exp (s) y = CumProd (e, one) }}"
+    return convert(graph(text, opset=26, tenth=np.float32(0.1), one=np.int64(1)), name="product")
+
+
 def in_onnx(name: str) -> ConvertedModel:
     """A sequence graph of the zoo."""
     return convert(zoo.ZOO[name].build(), name=name)
@@ -62,17 +69,13 @@ def of_a_declared_length() -> ConvertedModel:
     return convert(causal_operator(), name="attention", length=LENGTH)
 
 
-def of_stages(*stages: Stage) -> ConvertedModel:
-    return convert_source(Pipeline(stages), name="stages")
-
-
-def with_stages(folder: Path) -> ConvertedModel:
+def with_stages(folder: Path, *stages: Stage) -> ConvertedModel:
     """Stages in front of an LSTM."""
     from tests.model_export.streaming.zoo_parts import LSTM, batch_first
 
     path = folder / "lstm.onnx"
     onnx.save(batch_first("yl = LSTM <hidden_size = 5> (xt, W, R, B)\nyt = Add (yl, E)", E=(5,), **LSTM), path)
-    return convert_source(Pipeline((Impute("last"), Standardize(2.0, 3.0), EWMA(0.3), path)), name="stages")
+    return convert_source(Pipeline((*stages, path)), name="stages")
 
 
 def wide() -> ConvertedModel:
@@ -95,9 +98,9 @@ WAYS: dict[str, tuple[Callable[[Path], ConvertedModel], Precision]] = {
     "keras: attention over a declared length": (lambda _: keras_model("small_gpt"), FULL),
     "onnx: a declared length": (lambda _: of_a_declared_length(), FULL),
     "onnx: a window": (lambda _: in_onnx("windowed_attention"), FULL),
-    "onnx: a running product": (lambda _: in_onnx("cumprod"), FULL),
-    "stages alone": (lambda _: of_stages(RollingMean(5), Lag([1, 3]), Diff()), FULL),
-    "stages and a model": (with_stages, FULL),
+    "onnx: a running product": (lambda _: running_product(), FULL),
+    "stages with a history": (lambda folder: with_stages(folder, RollingMean(5), Lag(2), Diff()), FULL),
+    "stages with a state": (lambda folder: with_stages(folder, Impute("last"), Standardize(2.0, 3.0), EWMA(0.3)), FULL),
     "weights as fp16": (lambda _: wide(), FP16),
     "weights as int8": (lambda _: wide(), INT8),
     "states as float16": (lambda _: wide(), STORED),
