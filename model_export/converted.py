@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
 from model_export.verify.localize import LayerOutputs, localize_layer
-from model_export.verify.parity import DEFAULT, ROWS, STEPS, DifferentAnswerError, verify_parity
+from model_export.verify.parity import DEFAULT, ROWS, SEEDS, STEPS, DifferentAnswerError, verify_parity
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.report import ParityReport
 from model_export.verify.samplers import Sampler, random_sampler
@@ -95,7 +96,7 @@ def verify_model(
     given = user_data(candidate.manifest) if callable(user_data) else user_data
     proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
     lengths = _long_lengths(candidate)
-    try:
+    with _blaming(candidate, tolerance):
         report = verify_parity(
             candidate.original,
             StepModel(proto.SerializeToString(), manifest),
@@ -108,15 +109,46 @@ def verify_model(
             shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
             progress=progress,
         )
+    manifest.verified, manifest.reference = report.parity, report.reference
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, manifest.to_json()
+    return proto.SerializeToString(), replace(report, chunk=chunk)
+
+
+def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None:
+    """Compare a step graph with its original on few sequences, before its bits are fewer and more is allowed.
+
+    Args:
+        candidate: The step graph and its original.
+        atol: As `verify_model` takes it.
+
+    Raises:
+        ParityError: Step by step and whole sequence differ; names the first timestep and output.
+    """
+    tolerance = _tolerance(atol, None, DEFAULT, candidate.rounding)
+    with _blaming(candidate, tolerance):
+        verify_parity(
+            candidate.original,
+            StepModel(candidate.proto.SerializeToString(), candidate.manifest),
+            against=candidate.against,
+            tolerance=tolerance,
+            samplers=candidate.kinds,
+            seeds=SEEDS[:1],
+            steps=candidate.only_length or STEPS,
+            long_steps=0,
+        )
+
+
+@contextlib.contextmanager
+def _blaming(candidate: ConvertedModel, tolerance: Tolerance) -> Iterator[None]:
+    """Name the layer or the weights where the answers differ."""
+    try:
+        yield
     except DifferentAnswerError as exc:
         suspect = (not np.isfinite(exc.want) and _not_finite(candidate.proto)) or localize_layer(
             candidate.probe, candidate.proto, candidate.manifest, exc, tolerance
         )
         raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
-    manifest.verified, manifest.reference = report.parity, report.reference
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, manifest.to_json()
-    return proto.SerializeToString(), replace(report, chunk=chunk)
 
 
 def _tolerance(atol: float | None, rtol: float | None, default: Tolerance, rounding: float) -> Tolerance:

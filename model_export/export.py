@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from model_export.converted import ConvertedModel, verify_model
+from model_export.converted import ConvertedModel, check_model, verify_model
 from model_export.errors import FileError, UnclearModelError, WeakProofError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file, write_atomically
@@ -122,7 +122,8 @@ def export_source(
     known = {**_own_labels(found, full.manifest), **(labels or {})}
     manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
     full = replace(full, manifest=manifest)
-    candidate = precision.lower(full)
+    if (candidate := precision.lower(full)) is not full:
+        check_model(full, atol=tolerance)
     content, report = verify_model(
         candidate,
         atol=tolerance,

@@ -49,11 +49,13 @@ class Precision:
         return max(self.atol, RTOL)
 
     def lower(self, candidate: ConvertedModel) -> ConvertedModel:
-        """Return the candidate with fewer bits, not yet verified against its original.
+        """Return the candidate with fewer bits, not yet verified against its original; itself if nothing is lowered.
 
         Raises:
             RefusedModelError: It has nothing to store in fewer bits.
         """
+        if self == FULL:
+            return candidate
         proto, manifest = candidate.proto, candidate.manifest
         if self.weights:
             proto = compress_weights(proto, self.weights)

@@ -127,7 +127,7 @@ def adopt_file(
         adoption = adopt(source, name=name, hints=hints, replace=replace)
     manifest, effect = with_feedback(adoption.manifest, feedback or {}), None
     if changes:
-        graph, manifest = rewrite(source, manifest, changes)
+        graph, manifest = rewrite(source, manifest, changes, adoption.notes)
     if store_dtype:
         manifest, effect = narrow_store(graph, manifest, store_dtype)
     if verify is not None:

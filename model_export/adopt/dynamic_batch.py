@@ -18,7 +18,7 @@ import numpy as np
 from model_export.errors import ModelLoadError, RefusedModelError
 from model_export.graph.nodes import constants, needed_nodes, replace_items
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
-from model_export.runtime.session import trial_session
+from model_export.runtime.session import open_session
 from model_export.step_model import StepModel
 
 if TYPE_CHECKING:
@@ -207,9 +207,9 @@ class _Opened:
         for name, tensor in self.given.items():
             shape = [rows if axis == self.axes[name] else length for axis, length in enumerate(tensor.shape)]
             feeds[name] = np.zeros(shape, tensor.dtype)
+        session = open_session(model.SerializeToString(), where="the graph")
+        names = [value.name for value in session.get_outputs()]
         try:
-            session = trial_session(model.SerializeToString())
-            names = [value.name for value in session.get_outputs()]
             return dict(zip(names, session.run(names, feeds), strict=True))
         except Exception as exc:
             raise ModelLoadError(f"onnxruntime fails on {rows} rows: {str(exc).strip()}.") from exc

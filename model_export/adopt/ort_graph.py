@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from model_export.adopt.axes import Declared, Row
 from model_export.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import DTYPES, METADATA_KEY, Array, ConstantSpec
-from model_export.runtime.session import trial_session
+from model_export.runtime.session import open_session, run_options
 from model_export.runtime.signature import ORT_TYPES
 
 
@@ -36,13 +35,7 @@ class OrtGraph:
         """
         if not path.is_file():
             raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
-        try:
-            self._session = trial_session(path)
-        except Exception as exc:
-            raise ModelLoadError(
-                f"onnxruntime {ort.__version__} cannot load {path}: {str(exc).strip()}.",
-                fix="Check that the file is a complete ONNX model.",
-            ) from exc
+        self._session = open_session(path, where=str(path))
         self.path = path
         self.inputs = [_declared(value) for value in self._session.get_inputs()]
         self.outputs = [_declared(value) for value in self._session.get_outputs()]
@@ -91,10 +84,8 @@ class OrtGraph:
             ModelLoadError: onnxruntime failed.
         """
         feeds = {t.name: np.zeros(rows[t.name].shape(count), t.dtype) for t in self.inputs if t.name in rows}
-        options = ort.RunOptions()
-        options.log_severity_level = 4
         try:
-            values = self._session.run(None, {**feeds, **constants}, options)
+            values = self._session.run(None, {**feeds, **constants}, run_options())
         except Exception as exc:
             given = ", ".join(f"{name} {list(value.shape)}" for name, value in {**feeds, **constants}.items())
             raise ModelLoadError(

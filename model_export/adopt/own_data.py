@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from model_export.adopt.verify_adopted import largest_difference
+from model_export.adopt.verify_adopted import ITSELF, largest_difference
 from model_export.manifest import Manifest
 from model_export.runtime.batch_independence import nearly_equal
 from model_export.runtime.distribution import data_reference
@@ -56,7 +56,9 @@ def with_own_data(graph: Path | bytes, manifest: Manifest, file: Path, notes: li
             changes |= _verified(manifest, [largest_difference(together[name], alone[name]) for name in exact])
         else:
             notes.append(f"rows of {file.name} run together do not equal rows run alone: it runs one row at a time")
-            changes |= {"batch": manifest.batch.model_copy(update={"mode": "single"}), "verified": None}
+            changes["batch"] = manifest.batch.model_copy(update={"mode": "single"})
+            if manifest.verified is not None and manifest.verified.against == ITSELF:
+                changes["verified"] = None
     return manifest.model_copy(update=changes)
 
 

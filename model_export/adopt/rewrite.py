@@ -10,11 +10,11 @@ import numpy as np
 
 from model_export.adopt.dynamic_batch import batchify
 from model_export.adopt.inline_window import fold_context
-from model_export.adopt.verify_adopted import ATOL, RTOL, largest_difference, run_chunk
+from model_export.adopt.verify_adopted import largest_difference, report_comparison, run_chunk
 from model_export.errors import ParityError, UnclearModelError
 from model_export.files import write_atomically
 from model_export.graph.onnx_file import read_model
-from model_export.manifest import METADATA_KEY, Manifest, Parity
+from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel
 
@@ -23,8 +23,17 @@ Change = Literal["fold-context", "batchify"]
 _ROWS = (1, 2, 3)
 
 
-def rewrite(path: Path, manifest: Manifest, changes: Sequence[Change], *, steps: int = 100) -> tuple[bytes, Manifest]:
+def rewrite(
+    path: Path, manifest: Manifest, changes: Sequence[Change], notes: list[str], *, steps: int = 100
+) -> tuple[bytes, Manifest]:
     """Return a changed model, proven to do the same; writes nothing.
+
+    Args:
+        path: The ONNX file.
+        manifest: Its manifest.
+        changes: What to change.
+        notes: What people should read is added here.
+        steps: Timesteps of the sequences that both are compared on.
 
     Returns:
         The ONNX file's bytes without manifest, and the manifest with the report of the comparison.
@@ -50,14 +59,9 @@ def rewrite(path: Path, manifest: Manifest, changes: Sequence[Change], *, steps:
             raise UnclearModelError(f"{path} runs rows together already.", fix="Leave out `--batchify`.")
         model, described = batchify(model, described)
     content = model.SerializeToString()
-    verified = Parity(
-        against=f"{path.name} as it was",
-        steps=steps,
-        max_abs=_largest_difference(before, StepModel(content, described), steps),
-        atol=ATOL,
-        rtol=RTOL,
-        sequences=["random"],
-    )
+    got, want = _compare(before, StepModel(content, described), steps)
+    verified, weak = report_comparison(f"{path.name} as it was", steps, got, want)
+    notes += weak
     return content, described.model_copy(update={"verified": verified})
 
 
@@ -71,24 +75,25 @@ def write_new_file(target: Path, content: bytes, manifest: Manifest) -> None:
     write_atomically(target, model.SerializeToString())
 
 
-def _largest_difference(before: StepModel, after: StepModel, steps: int) -> float:
-    """Run the same sequences through both, one row and several together, and return the largest difference.
+def _compare(before: StepModel, after: StepModel, steps: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Run the same sequences through both, one row and several together; return what the second and the first give.
 
     Raises:
         ParityError: Some value differs by more than rounding.
     """
     rng = np.random.default_rng(3)
-    largest = 0.0
+    found: tuple[list[dict[str, Array]], list[dict[str, Array]]] = ([], [])
     for rows in _ROWS:
         inputs = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in before.manifest.inputs}
         want, got = (run_chunk(model, inputs) for model in (before, after))
         for name, value in want.items():
-            off = largest_difference(got[name], value)
             if not nearly_equal(got[name], value):
                 raise ParityError(
                     f"{name} of the rewritten graph differs from that of the file in {rows} rows and {steps} "
-                    f"timesteps: by {off:.3g}.",
+                    f"timesteps: by {largest_difference(got[name], value):.3g}.",
                     fix="Nothing was written. Leave out the flag; the file can be served as it is.",
                 )
-            largest = max(largest, off)
-    return largest
+        found[0].append({name: got[name] for name in want})
+        found[1].append(want)
+    got, want = ({name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in found)
+    return got, want

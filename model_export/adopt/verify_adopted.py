@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from model_export.verify.report import is_weak
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
 ATOL, RTOL = 1e-5, 1e-4
+
+ITSELF = "itself: rows alone and together"
+"""What a graph is compared with that is adopted as it is."""
 
 
 def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple[Manifest, bool]:
@@ -61,18 +65,34 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
             notes.append("rows run together do not equal rows run alone: it runs one row at a time")
         single = manifest.batch.model_copy(update={"mode": "single"})
         return manifest.model_copy(update={"batch": single}), False
-    lines = judge_outputs(together, alone)
-    notes += [f"the proof of {line.name} is weak: {line.why}" for line in lines if line.weak]
-    verified = Parity.model_validate({
-        "against": "itself: rows alone and together", "steps": steps,
-        "max_abs": max(largest_difference(together[name], alone[name]) for name in together),
-        "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
-        "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines},
-    })  # fmt: skip
+    verified, weak = report_comparison(ITSELF, steps, together, alone)
+    notes += weak
     return manifest.model_copy(update={"verified": verified}), True
 
 
-def judge_outputs(together: Mapping[str, Array], alone: Mapping[str, Array]) -> list[OutputParity]:
+def report_comparison(
+    against: str, steps: int, found: Mapping[str, Array], expected: Mapping[str, Array], **more: Any
+) -> tuple[Parity, list[str]]:
+    """Return the report of a comparison of what `run_chunk` returns, and a note for each output whose proof is weak.
+
+    Args:
+        against: What the graph was compared with.
+        steps: Timesteps that were compared.
+        found: Of the graph.
+        expected: Of what it was compared with.
+        more: Other fields of the report.
+    """
+    lines = _judge_outputs(found, expected)
+    report = Parity.model_validate({
+        "against": against, "steps": steps,
+        "max_abs": max((largest_difference(found[name], expected[name]) for name in expected), default=0.0),
+        "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
+        "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines}, **more,
+    })  # fmt: skip
+    return report, [f"the proof of {line.name} is weak: {line.why}" for line in lines if line.weak]
+
+
+def _judge_outputs(together: Mapping[str, Array], alone: Mapping[str, Array]) -> list[OutputParity]:
     """Return what the proof of each output is worth."""
     lines = []
     for what, want in alone.items():

@@ -16,7 +16,7 @@ from model_export.graph.nodes import all_nodes, constants, read_opset, uses
 from model_export.graph.onnx_file import with_outputs, without_functions
 from model_export.manifest import Array, Manifest
 from model_export.runtime.random_ops import RANDOM
-from model_export.runtime.session import trial_session
+from model_export.runtime.session import open_session
 
 OLDEST_OPSET = 15  # Shape with a start and an end
 _ROWS = (3, 5)  # a tensor's batch axis is the one that follows these
@@ -189,7 +189,7 @@ class StepGraphAnalysis:
         wanted = [name for name in self.maker if name not in self.fixed]
         model = with_outputs(self.model, wanted)
         try:
-            session = trial_session(model.SerializeToString(), threads=1, as_written=True)
+            session = open_session(model.SerializeToString(), where="it", threads=1, as_written=True)
             made = dict(zip(wanted, session.run(wanted, feeds), strict=True))
         except Exception as exc:
             raise NoChunkError(f"its tensors cannot be looked at with {rows} rows") from exc

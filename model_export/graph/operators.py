@@ -1,7 +1,7 @@
 """The ONNX operators that carry states, and those that only move data: the one table of both.
 
 A new operator with a state needs an entry here and nothing else, or a rule in `model_export/streaming/rules/` if
-`stateful_op` there does not fit.
+`stateful_op` and `running` there do not fit.
 """
 
 from __future__ import annotations
@@ -43,6 +43,28 @@ STATEFUL: Final[Mapping[str, StatefulOperator]] = {
     "MultiHeadAttention": StatefulOperator({6: 1, 7: 2}),
 }
 """Source: the specifications; the last two are onnxruntime's own. Scan and Loop have theirs in their bodies."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningOperator:
+    """What an operator makes of all timesteps so far.
+
+    Attributes:
+        combine: The operator that adds one timestep to what the ones before it make.
+        start: What none make.
+        label: What the state is called behind the node's name.
+    """
+
+    combine: str
+    start: float
+    label: str
+
+
+RUNNING: Final[Mapping[str, RunningOperator]] = {
+    "CumSum": RunningOperator("Add", 0, "sum"),
+    "CumProd": RunningOperator("Mul", 1, "product"),
+}
+"""Operators whose second input is the axis that they run along, with the attributes `exclusive` and `reverse`."""
 
 RNN: Final = frozenset(name for name, operator in STATEFUL.items() if operator.lengths is not None)
 """LSTM, GRU and RNN, which have the same inputs and outputs."""

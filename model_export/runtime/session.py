@@ -14,24 +14,30 @@ def open_session(
     source: Path | bytes,
     *,
     where: str,
-    threads: int,
-    providers: Sequence[str],
+    threads: int = 0,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
     lengths: Mapping[str, int] | None = None,
+    as_written: bool = False,
 ) -> ort.InferenceSession:
     """Open a graph.
 
     Args:
         source: The ONNX file, or its bytes.
         where: What it was read from, for the message.
-        threads: Threads that onnxruntime may use inside one run.
+        threads: Threads that onnxruntime may use inside one run; 0: as many as it likes.
         providers: onnxruntime execution providers, best first.
         lengths: Lengths of axes that the graph leaves open, by symbol; the graph is made simpler for them.
+        as_written: Whether every node is run as it is, so that every tensor can be an output.
 
     Raises:
         ModelLoadError: onnxruntime refuses the graph.
     """
-    options = _quiet(threads)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what fails is raised; the log would repeat it
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for symbol, length in (lengths or {}).items():
         options.add_free_dimension_override_by_name(symbol, length)
     try:
@@ -40,30 +46,8 @@ def open_session(
     except Exception as exc:
         raise ModelLoadError(
             f"onnxruntime {ort.__version__} cannot load {where}: {str(exc).strip()}.",
-            fix="Export the model again, or check that the file is complete.",
+            fix="Export the model again, or check that the file is a complete ONNX model.",
         ) from exc
-
-
-def trial_session(source: Path | bytes, *, threads: int = 0, as_written: bool = False) -> ort.InferenceSession:
-    """Open a graph to try it; what onnxruntime raises is left as it is.
-
-    Args:
-        source: The ONNX file, or its bytes.
-        threads: Threads that onnxruntime may use inside one run; 0: as many as it likes.
-        as_written: Whether every node is run as it is, so that every tensor can be an output.
-    """
-    options = _quiet(threads)
-    if as_written:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    graph = str(source) if isinstance(source, Path) else source
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-def _quiet(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what fails is raised; the log would repeat it
-    return options
 
 
 def run_options() -> ort.RunOptions:

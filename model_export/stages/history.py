@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from model_export.errors import ManifestError, UnclearModelError
 from model_export.manifest import Array
-from model_export.stages.stage import Numbers, Row, Stage, check_row, count, numbers, training_data
+from model_export.stages.stage import FittableStage, Numbers, Row, Stage, check_row, count, numbers
 
 if TYPE_CHECKING:
     from model_export.graph.builder import GraphBuilder
@@ -22,7 +22,7 @@ _MISSING = 0.15
 
 
 @dataclass(frozen=True, eq=False)
-class Impute(Stage):
+class Impute(FittableStage):
     """Replaces missing values (NaN).
 
     Attributes:
@@ -55,20 +55,10 @@ class Impute(Stage):
         """Whether the last value is kept."""
         return isinstance(self.by, str) and self.by == "last"
 
-    def fit(self, data: Any) -> Self:
-        """Return the stage with the means of data: the replacement for `mean`, the first value for `last`.
-
-        Args:
-            data: `(n, features)`, `(N, T, features)`, or a data frame.
-
-        Raises:
-            ManifestError: It is not numbers, or a column has no value.
-        """
-        found = training_data(self.title, data)
-        mean = np.nanmean(found.values, axis=0)
-        return replace(
-            self, mean=mean, initial=mean if self.has_memory else self.initial, labels=found.labels or self.labels
-        )
+    def parameters_from(self, values: Array) -> dict[str, Array]:
+        """Return the means: the replacement for `mean`, the first value for `last`."""
+        mean = np.nanmean(values, axis=0)
+        return {"mean": mean, "initial": mean} if self.has_memory else {"mean": mean}
 
     def _value(self) -> Array:
         if self.has_memory:

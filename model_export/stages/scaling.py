@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from model_export.errors import ManifestError
 from model_export.manifest import Array
-from model_export.stages.stage import Numbers, Row, Stage, check_row, numbers, training_data
+from model_export.stages.stage import FittableStage, Numbers, Row, Stage, check_row, numbers
 
 if TYPE_CHECKING:
     from model_export.graph.builder import GraphBuilder
@@ -60,7 +60,7 @@ class _Scale(_Invertible):
 
 
 @dataclass(frozen=True, eq=False)
-class Standardize(_Scale):
+class Standardize(_Scale, FittableStage):
     """`(x - mean) / std`.
 
     Attributes:
@@ -86,19 +86,10 @@ class Standardize(_Scale):
     def offset_and_scale(self) -> tuple[Array, Array]:
         return numbers("mean", self.mean), numbers("std", self.std)
 
-    def fit(self, data: Any) -> Self:
-        """Return the stage with mean and standard deviation of data, NaN left out; 1 if an element never changes.
-
-        Args:
-            data: `(n, features)`, `(N, T, features)`, or a data frame.
-
-        Raises:
-            ManifestError: It is not numbers, or a column has no value.
-        """
-        found = training_data(self.title, data)
-        std = np.nanstd(found.values, axis=0)
-        mean = np.nanmean(found.values, axis=0)
-        return replace(self, mean=mean, std=np.where(std > 0, std, 1.0), labels=found.labels or self.labels)
+    def parameters_from(self, values: Array) -> dict[str, Array]:
+        """Return mean and standard deviation; 1 if an element never changes."""
+        std = np.nanstd(values, axis=0)
+        return {"mean": np.nanmean(values, axis=0), "std": np.where(std > 0, std, 1.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +118,7 @@ class _Limits(Stage):
 
 
 @dataclass(frozen=True, eq=False)
-class MinMax(_Scale, _Limits):
+class MinMax(_Scale, _Limits, FittableStage):
     """`(x - low) / (high - low)`: 0 at `low`, 1 at `high`; values outside are not clipped.
 
     Attributes:
@@ -139,18 +130,10 @@ class MinMax(_Scale, _Limits):
         low, high = self.limits()
         return low, np.asarray(high - low)
 
-    def fit(self, data: Any) -> Self:
-        """Return the stage with the smallest and largest values of data; the range is 1 if an element never changes.
-
-        Args:
-            data: `(n, features)`, `(N, T, features)`, or a data frame.
-
-        Raises:
-            ManifestError: It is not numbers, or a column has no value.
-        """
-        found = training_data(self.title, data)
-        low, high = np.nanmin(found.values, axis=0), np.nanmax(found.values, axis=0)
-        return replace(self, low=low, high=np.where(high > low, high, low + 1), labels=found.labels or self.labels)
+    def parameters_from(self, values: Array) -> dict[str, Array]:
+        """Return the smallest and largest values; the range is 1 if an element never changes."""
+        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+        return {"low": low, "high": np.where(high > low, high, low + 1)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -122,6 +122,28 @@ class Stage(ABC):
         )
 
 
+class FittableStage(Stage):
+    """A stage whose parameters can be computed from data."""
+
+    @abstractmethod
+    def parameters_from(self, values: Array) -> dict[str, Array]:
+        """Return parameters by name, computed from data `(n, features)`, float64; NaN where a value is missing."""
+
+    def fit(self, data: Any) -> Self:
+        """Return the stage with its parameters computed from data; missing values are left out.
+
+        Args:
+            data: `(n, features)`, `(N, T, features)`, or a data frame, whose columns are the labels.
+
+        Raises:
+            ManifestError: It is not numbers, has no rows, or a column has no finite value.
+        """
+        from model_export.labels import read_columns
+
+        parameters: dict[str, Any] = {**self.parameters_from(_training_data(self.title, data))}
+        return replace(self, **parameters, labels=tuple(read_columns(data)) or self.labels)
+
+
 def numbers(name: str, value: Any) -> Array:
     """Return a stage's parameter as float64: a number, or one for each element of a row.
 
@@ -167,31 +189,8 @@ def check_row(stage: Stage, row: Row, **parameters: Array) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Fitted:
-    """What a stage learns from data.
-
-    Attributes:
-        values: Shape `(n, *row)`, float64; NaN where a value is missing.
-        labels: The columns' names, where the data is a data frame.
-    """
-
-    values: Array
-    labels: tuple[str, ...] = field(default=())
-
-
-def training_data(stage: str, data: Any) -> Fitted:
-    """Return data for fitting a stage.
-
-    Args:
-        stage: The stage, for messages.
-        data: An array `(n, features)`, one of sequences `(N, T, features)`, or a data frame.
-
-    Raises:
-        ManifestError: It is not numbers, has no rows, or an element has no value at all.
-    """
-    from model_export.labels import read_columns
-
+def _training_data(stage: str, data: Any) -> Array:
+    """Return data for fitting a stage, shape `(n, features)`, float64; NaN where a value is missing."""
     try:
         values = np.asarray(data, np.float64)
     except (TypeError, ValueError) as exc:
@@ -205,4 +204,4 @@ def training_data(stage: str, data: Any) -> Fitted:
             f"{stage}.fit got data of shape {list(np.shape(data))} without any finite value in column {int(empty[0])}.",
             fix="Give data with at least one finite value in each column.",
         )
-    return Fitted(np.where(np.isfinite(values), values, np.nan), tuple(read_columns(data)))
+    return np.where(np.isfinite(values), values, np.nan)

@@ -64,9 +64,9 @@ def convert(
     probe, only_length = None, length
     if original is None:
         original = reference = SequenceReference(step)
-        probe, only_length = reference.activations, length or step.doors.only_steps
+        probe, only_length = reference.activations, length or step.inputs.only_steps
     if not samplers:
-        constant = [door.name for door in step.doors.external if door.time is None]
+        constant = [one.name for one in step.inputs.external if one.time is None]
         samplers = {"random": random_sampler(step.manifest, vocabularies(step.graph.graph), constant=constant)}
     return ConvertedModel(
         step.proto,

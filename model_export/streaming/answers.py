@@ -31,25 +31,25 @@ class OutputLayout:
     order: str = ""
 
 
-def declare_outputs(walk: StreamingWalk, doors: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
+def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
     """Declare the answers; leave out what a recurrence carries where its initial value was an input too."""
     walk.need(*(value.name for value in walk.model.graph.output))
     answers, outputs = [], {}
     dropped: list[str] = []
-    bound = [door for door in doors.inputs if door.role == "state"]
+    bound = [one for one in inputs.inputs if one.role == "state"]
     flow = read_flow(walk.model.graph)
     for value in walk.model.graph.output:
         tensor = walk.tensors[value.name]
         if tensor.kind not in {"per_step", "final", "static"} or not walk.facts.value(value.name).size:
             continue
-        if tensor.kind == "final" and any(_carries_on(walk, flow, value.name, door) for door in bound):
+        if tensor.kind == "final" and any(_carries_on(walk, flow, value.name, one) for one in bound):
             dropped.append(value.name)
             continue
-        spec, facts = _answer(walk, value.name, doors)
+        spec, facts = _answer(walk, value.name, inputs)
         answers.append(spec)
         outputs[value.name] = facts
     for name in dropped if not answers else []:
-        spec, facts = _answer(walk, name, doors)
+        spec, facts = _answer(walk, name, inputs)
         answers.append(spec)
         outputs[name] = facts
     if not answers:
@@ -61,7 +61,7 @@ def declare_outputs(walk: StreamingWalk, doors: SequenceInputs) -> tuple[list[Ou
     return answers, outputs
 
 
-def _carries_on(walk: StreamingWalk, flow: Flow, name: str, door: SequenceInput) -> bool:
+def _carries_on(walk: StreamingWalk, flow: Flow, name: str, one: SequenceInput) -> bool:
     """Whether an output is, but for its layout, the next value of what an input starts from.
 
     It is what a recurrence carries, or the end of a sequence that the input was joined to. The shape alone is no proof:
@@ -69,18 +69,18 @@ def _carries_on(walk: StreamingWalk, flow: Flow, name: str, door: SequenceInput)
     """
     dims = walk.facts.dims(name)
     shape = [3 if dim.has_batch else int(dim.fixed) for dim in dims]
-    if shape != list(door.shape(3, 1)) or walk.dtype(name) != door.dtype:
+    if shape != list(one.shape(3, 1)) or walk.dtype(name) != one.dtype:
         return False
-    return name in flow.carried.get(door.name, ()) or door.name in laid_out_from(walk.model.graph, name)
+    return name in flow.carried.get(one.name, ()) or one.name in laid_out_from(walk.model.graph, name)
 
 
-def _answer(walk: StreamingWalk, name: str, doors: SequenceInputs) -> tuple[OutputSpec, OutputLayout]:
+def _answer(walk: StreamingWalk, name: str, inputs: SequenceInputs) -> tuple[OutputSpec, OutputLayout]:
     tensor, dims = walk.tensors[name], walk.facts.dims(name)
     time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
     if any(dim.has_batch for axis, dim in enumerate(dims) if axis != batch):
         raise RefusedModelError(f"Output {name!r} has the rows of the batch on two axes.", fix="Give one row a stream.")
-    if batch is None and doors.only_rows == 1:
-        batch = _axis_of_one(dims, doors)
+    if batch is None and inputs.only_rows == 1:
+        batch = _axis_of_one(dims, inputs)
     if walk.resampled is not None and time is not None and time != batch and walk.facts.samples(name) > 1:
         raise walk.resampled
     step = walk.aligned(name)[0] if tensor.kind == "per_step" else tensor.step
@@ -100,10 +100,10 @@ def _answer(walk: StreamingWalk, name: str, doors: SequenceInputs) -> tuple[Outp
     return spec, OutputLayout(time, batch, extra, walk.facts.order(name) if folded else "")
 
 
-def _axis_of_one(dims: Sequence[Dim], doors: SequenceInputs) -> int | None:
+def _axis_of_one(dims: Sequence[Dim], inputs: SequenceInputs) -> int | None:
     """Return the batch axis of an answer for one row: where the inputs have it, or the first of length 1."""
     ones = [axis for axis, dim in enumerate(dims) if not dim.has_time and dim.fixed == 1]
-    usual = next((door.batch for door in doors.external if door.time is not None), None)
+    usual = next((one.batch for one in inputs.external if one.time is not None), None)
     return usual if usual in ones else next(iter(ones), None)
 
 

@@ -57,8 +57,8 @@ class SequenceReference:
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         """Run beginnings of the sequences; return `(batch, T or nothing, *shape)` by output."""
         rows = len(next(iter(inputs.values())))
-        has_rows = all(door.batch is not None for door in self._step.doors.external)
-        most = self._step.doors.only_rows or (rows if has_rows else 1)
+        has_rows = all(one.batch is not None for one in self._step.inputs.external)
+        most = self._step.inputs.only_rows or (rows if has_rows else 1)
         parts = [self._run_rows(inputs, list(range(start, start + most)), length) for start in range(0, rows, most)]
         return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
 
@@ -68,18 +68,18 @@ class SequenceReference:
 
     def _feeds(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
         feeds = {}
-        for door in self._step.doors.inputs:
-            fixed = door.fixed(len(rows), length)
+        for one in self._step.inputs.inputs:
+            fixed = one.fixed(len(rows), length)
             if fixed is not None:
-                feeds[door.name] = fixed
+                feeds[one.name] = fixed
                 continue
-            data = inputs[door.name]
+            data = inputs[one.name]
             data = data[np.minimum(rows, len(data) - 1)]  # a graph for several rows only: the last one again
-            data = data[:, :length] if door.time is not None else data[:, 0]
-            if door.batch is None:
+            data = data[:, :length] if one.time is not None else data[:, 0]
+            if one.batch is None:
                 data = data[0]
-            axes = [axis for axis in (door.batch, door.time) if axis is not None]
-            feeds[door.name] = np.ascontiguousarray(np.moveaxis(data, list(range(len(axes))), axes))
+            axes = [axis for axis in (one.batch, one.time) if axis is not None]
+            feeds[one.name] = np.ascontiguousarray(np.moveaxis(data, list(range(len(axes))), axes))
         return feeds
 
 

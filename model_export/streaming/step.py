@@ -59,7 +59,7 @@ class SequenceStep:
         proto: The step graph, without manifest.
         manifest: What it takes, carries and gives.
         graph: The sequence graph, in its plain form.
-        doors: What the sequence graph takes.
+        inputs: What the sequence graph takes.
         outputs: Where its answers have their axes.
         watched: Nodes to compare where the answers differ, in order.
         rounding: How far the graph is from exact, where it computes in float16.
@@ -68,7 +68,7 @@ class SequenceStep:
     proto: onnx.ModelProto
     manifest: Manifest
     graph: onnx.ModelProto
-    doors: SequenceInputs
+    inputs: SequenceInputs
     outputs: dict[str, OutputLayout]
     watched: list[Watched]
     rounding: float = 0.0
@@ -110,44 +110,44 @@ def _step_of(
     length: int | None,
 ) -> SequenceStep:
     try:
-        doors = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
+        inputs = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
     except UnclearModelError as exc:
         raise _written_rows(graph) or exc from exc
-    if is_for_one_row(doors, declared) and not rows_are_independent(graph, doors):
-        doors = replace(doors, only_rows=1)
-    graph = with_squeeze_axes(without_known_branches(graph, doors), doors)
-    if doors.only_rows not in {None, 1}:
+    if is_for_one_row(inputs, declared) and not rows_are_independent(graph, inputs):
+        inputs = replace(inputs, only_rows=1)
+    graph = with_squeeze_axes(without_known_branches(graph, inputs), inputs)
+    if inputs.only_rows not in {None, 1}:
         raise _written_rows(graph) or RefusedModelError(
-            f"The graph takes {doors.only_rows} rows at once and no other number; a stream is one row.",
+            f"The graph takes {inputs.only_rows} rows at once and no other number; a stream is one row.",
             fix="Export it with a dynamic batch axis, or for one row.",
         )
-    facts = measure_shapes(graph, doors)
-    if (cached := _with_caches(graph, doors, facts)) != doors:
-        doors, facts = cached, measure_shapes(graph, cached)
-    walk = StreamingWalk(doors.with_length(graph, doors.lengths[0]), facts, length)
+    facts = measure_shapes(graph, inputs)
+    if (cached := _with_caches(graph, inputs, facts)) != inputs:
+        inputs, facts = cached, measure_shapes(graph, cached)
+    walk = StreamingWalk(inputs.with_length(graph, inputs.lengths[0]), facts, length)
     walk.takes_weights = WEIGHTED
-    inputs = [_take(walk, door) for door in doors.inputs]
+    specs = [_take(walk, one) for one in inputs.inputs]
     walk.run(RULES, pointwise, attention_scores)
-    answers, outputs = declare_outputs(walk, doors)
+    answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
-    if not walk.graph.states and not doors.is_certain and not loops:
-        times = [f"axis {door.time} of {door.name!r}" for door in doors.external if door.time is not None]
+    if not walk.graph.states and not inputs.is_certain and not loops:
+        times = [f"axis {one.time} of {one.name!r}" for one in inputs.external if one.time is not None]
         raise UnclearModelError(
             f"Nothing is carried from timestep to timestep when {' and '.join(times)} is read as time.",
             fix="Say where time is: `--time-axis INPUT=AXIS`.",
         )
     manifest = Manifest(
         name=name,
-        inputs=[spec for spec in inputs if spec is not None],
+        inputs=[spec for spec in specs if spec is not None],
         states=walk.graph.states,
         outputs=answers,
-        batch=BatchSpec(mode="single" if _one_row(walk, doors) else "stack"),
+        batch=BatchSpec(mode="single" if _one_row(walk, inputs) else "stack"),
     )
     proto = walk.graph.step_proto(name, graph)
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
-    return SequenceStep(proto, manifest, graph, doors, outputs, _watched(walk), HALF if is_half else 0.0)
+    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk), HALF if is_half else 0.0)
 
 
 def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
@@ -198,16 +198,16 @@ def _watched(walk: StreamingWalk) -> list[Watched]:
     return found
 
 
-def _one_row(walk: StreamingWalk, doors: SequenceInputs) -> bool:
+def _one_row(walk: StreamingWalk, inputs: SequenceInputs) -> bool:
     """Whether rows cannot be run together."""
     return (
-        doors.only_rows is not None
-        or any(door.batch is None for door in doors.external)
+        inputs.only_rows is not None
+        or any(one.batch is None for one in inputs.external)
         or any(state.batch_axis is None for state in walk.graph.states)
     )
 
 
-def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredShapes) -> SequenceInputs:
+def _with_caches(graph: onnx.ModelProto, inputs: SequenceInputs, facts: MeasuredShapes) -> SequenceInputs:
     """Read inputs that are only joined in front of a sequence as initial states."""
 
     def is_front(node: onnx.NodeProto, name: str) -> bool:
@@ -215,24 +215,24 @@ def _with_caches(graph: onnx.ModelProto, doors: SequenceInputs, facts: MeasuredS
         place = next((a.i for a in node.attribute if a.name == "axis"), 0)
         return axis is not None and place % len(facts.dims(node.output[0])) == axis and node.input[0] == name
 
-    def is_cache(door: SequenceInput) -> bool:
-        users = [node for node in graph.graph.node if door.name in uses(node)]
-        return door.role == "external" and door.time is None and all(is_front(node, door.name) for node in users)
+    def is_cache(one: SequenceInput) -> bool:
+        users = [node for node in graph.graph.node if one.name in uses(node)]
+        return one.role == "external" and one.time is None and all(is_front(node, one.name) for node in users)
 
-    read = tuple(replace(door, role="state") if is_cache(door) else door for door in doors.inputs)
-    return replace(doors, inputs=read) if any(door.role == "external" for door in read) else doors
+    read = tuple(replace(one, role="state") if is_cache(one) else one for one in inputs.inputs)
+    return replace(inputs, inputs=read) if any(one.role == "external" for one in read) else inputs
 
 
-def _take(walk: StreamingWalk, door: SequenceInput) -> InputSpec | None:
+def _take(walk: StreamingWalk, one: SequenceInput) -> InputSpec | None:
     """Let the walk begin with an input; return its spec where the caller sends it."""
-    if door.role != "external":
-        walk.tensors[door.name] = StepTensor("constant")
+    if one.role != "external":
+        walk.tensors[one.name] = StepTensor("constant")
         return None
-    axes = [axis for axis in range(len(door.sizes)) if axis not in {door.batch, door.time}]
-    row = [door.sizes[axis] for axis in axes]
-    spec: InputSpec = row_spec(InputSpec, door.name, door.dtype, row, batch=door.batch, time=door.time)
+    axes = [axis for axis in range(len(one.sizes)) if axis not in {one.batch, one.time}]
+    row = [one.sizes[axis] for axis in axes]
+    spec: InputSpec = row_spec(InputSpec, one.name, one.dtype, row, batch=one.batch, time=one.time)
     spec, perm = rows_in_front(spec)
     walk.graph.add_input(spec)
-    step = walk.graph.op("Transpose", door.name, perm=list(np.argsort(perm))) if perm else door.name
-    walk.tensors[door.name] = StepTensor("static", step) if door.time is None else StepTensor("per_step", step, 0)
+    step = walk.graph.op("Transpose", one.name, perm=list(np.argsort(perm))) if perm else one.name
+    walk.tensors[one.name] = StepTensor("static", step) if one.time is None else StepTensor("per_step", step, 0)
     return spec

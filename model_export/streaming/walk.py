@@ -46,6 +46,7 @@ class StreamingWalk:
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, float], str] = {}
         self._outputs = {value.name for value in model.graph.output}
+        self.used = self._outputs.union(*map(uses, model.graph.node))
         self.takes_weights: Collection[str] = ()
         self.resampled: RefusedModelError | None = None
 

@@ -38,6 +38,12 @@ def _unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
     return torch.stack(parts, dim=-1)
 
 
+def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """Source: torch.unflatten, of which the exporter keeps the number of rows of the example."""
+    at = dim % x.dim()
+    return x.reshape(*x.shape[:at], *sizes, *x.shape[at + 1 :])
+
+
 def _rms_norm(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
@@ -57,6 +63,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "expm1": lambda x: torch.exp(x) - 1,
     "logaddexp": log_add,
     "logcumsumexp": logcumsumexp,
+    "unflatten": _unflatten,
 }
 """Operations that are functions of torch and methods of tensors."""
 

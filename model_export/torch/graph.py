@@ -26,6 +26,10 @@ OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""
 
 
+class _ExporterError(RefusedModelError):
+    """One of torch's exporters fails; another may not."""
+
+
 def step_graph(
     module: Any, values: Sequence[Tensor], axes: Sequence[int], names: tuple[Sequence[str], Sequence[str]], *, name: str
 ) -> onnx.ModelProto:
@@ -97,13 +101,14 @@ def _first(*ways: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
     """Return the graph by the first exporter that makes one.
 
     Raises:
-        RefusedModelError: None does; the error of the first.
+        RefusedModelError: None does; the error of the first. Or a refusal from within the module, for which no other
+            exporter is tried.
     """
-    errors: list[RefusedModelError] = []
+    errors: list[_ExporterError] = []
     for way in ways:
         try:
             return way()
-        except RefusedModelError as exc:
+        except _ExporterError as exc:
             errors.append(exc)
     raise errors[0]
 
@@ -117,7 +122,13 @@ def _older_graph(
     name: str,
 ) -> onnx.ModelProto:
     file = io.BytesIO()
-    with _tracing(), Decomposed(), attention_written_out(), associative_scans_written_out():
+    rows = next(
+        value.shape[axis]
+        for tensor, value in zip(names[0], values, strict=True)
+        for axis, what in axes[tensor].items()
+        if what == "batch"
+    )
+    with _tracing(), Decomposed(), attention_written_out(), associative_scans_written_out(rows):
         torch.onnx.export(
             copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
             input_names=names[0], output_names=names[1], dynamic_axes=axes,
@@ -130,7 +141,8 @@ def _tracing() -> Iterator[None]:
     """Run an exporter of torch.
 
     Raises:
-        RefusedModelError: It fails.
+        RefusedModelError: The module is refused from within.
+        _ExporterError: The exporter fails.
     """
     try:
         with quiet(), unfused(), torch.no_grad():
@@ -195,17 +207,17 @@ def quiet() -> Iterator[None]:
         switch(True)
 
 
-def _refused(exc: Exception) -> RefusedModelError:
+def _refused(exc: Exception) -> _ExporterError:
     causes = [exc]
     while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
         causes.append(cause)
     text = " ".join(str(one) for one in causes)
     if "specialized it to be a constant" in text:
-        return RefusedModelError(
+        return _ExporterError(
             "The module fixes the number of rows: it works for the batch size of its example alone.",
             fix="Take the batch size from the input, x.shape[0], instead of writing a number.",
         )
-    return RefusedModelError(
+    return _ExporterError(
         f"torch {torch.__version__} cannot export the module: {first_line(causes[-1])}.",
         fix="Write the part that it names with other operations, and try again.",
     )

@@ -62,35 +62,49 @@ def logcumsumexp(x: Tensor, dim: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def associative_scans_written_out() -> Iterator[None]:
-    """While a module is traced: `torch.associative_scan`, which takes log2(T) rounds, is a loop over the timesteps."""
+def associative_scans_written_out(rows: int) -> Iterator[None]:
+    """While a module is traced: `torch.associative_scan`, which takes log2(T) rounds, is a loop over the timesteps.
+
+    Args:
+        rows: The number of rows in the trace; axes of this size, or a multiple of it, may hold rows.
+    """
     try:
         home: Any = importlib.import_module("torch._higher_order_ops.associative_scan")
         parallel = home.generic_associative_scan
     except (ImportError, AttributeError):  # torch's other releases; it is a prototype there
         yield
         return
-    home.generic_associative_scan = _scan
+    home.generic_associative_scan = functools.partial(_scan, rows)
     try:
         yield
     finally:
         home.generic_associative_scan = parallel
 
 
-def _scan(operator: Any, leaves: Sequence[Tensor], dim: int = 0, additional_inputs: Sequence[Any] = ()) -> list[Tensor]:
-    """Return the scan of `leaves` along `dim`; the first timestep is taken as it is, by a mask that is carried."""
+def _scan(
+    rows: int, operator: Any, leaves: Sequence[Tensor], dim: int = 0, additional_inputs: Sequence[Any] = ()
+) -> list[Tensor]:
+    """Return the scan of `leaves` along `dim`; the first timestep is taken as it is, by masks that are carried."""
     combine = operator.keywords["combine_fn"].__wrapped__  # the function that `vmap` was made of
     step = functools.partial(operator.func, **operator.keywords | {"combine_fn": combine})
     carried = [torch.zeros_like(leaf.select(dim, 0)) for leaf in leaves]
-    seen = [torch.zeros_like(value) for value in carried]
+    seen = [_one_per_row(value, rows) for value in carried]
     found: list[list[Tensor]] = []
     for values in zip(*(leaf.unbind(dim) for leaf in leaves), strict=True):
         joined = step(*carried, *values, *additional_inputs)
         joined, _ = tree_flatten(joined)
         carried = [torch.where(old > 0, new, value) for old, new, value in zip(seen, joined, values, strict=True)]
-        seen = [torch.ones_like(value) for value in values]
+        seen = [_one_per_row(torch.ones_like(value), rows) for value in values]
         found.append(carried)
     return [torch.stack(parts, dim) for parts in zip(*found, strict=True)]
+
+
+def _one_per_row(mask: Tensor, rows: int) -> Tensor:
+    """Return the first element of a mask on each axis that holds no rows, so that a stream carries few of them."""
+    for axis in range(mask.dim()):
+        if int(mask.shape[axis]) % rows:
+            mask = mask.narrow(axis, 0, 1)
+    return mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,9 @@ from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answer
 _STEPPED = (StepLayer, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 """Layers that take one timestep at a time."""
 
+_TRACED_ROWS = 17
+"""Rows of the example that is traced: no layer's width is a multiple, so an axis of rows is told from others."""
+
 _ATOL, _RTOL = 1e-4, 1e-3
 """How near a stepped module must come to itself to be exported that way; the export's own proof is stricter."""
 
@@ -165,7 +168,7 @@ def _by_its_graph(whole: Sequences, reason: RefusedModelError, spec: StepSpec, *
         **{gives[at]: one.time is not None for at, one in enumerate(whole.outputs)},
     }
     axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
-    drawn = whole.draw.tensors(0, ROWS, whole.lengths[0])
+    drawn = whole.draw.tensors(0, _TRACED_ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
     proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length)
     if whole.loops:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from model_export.converted import ConvertedModel
-from model_export.manifest import StateSpec
+from model_export.manifest import Array, StateSpec
+from model_export.verify.reference import PrefixAnswers
 
 Mutate = Callable[[onnx.ModelProto, Any], None]
 """Changes a graph and its manifest in place."""
@@ -26,6 +28,30 @@ def mutated(candidate: ConvertedModel, mutate: Mutate) -> ConvertedModel:
     return replace(candidate, proto=proto, manifest=manifest)
 
 
+def scaled(candidate: ConvertedModel, factor: float) -> ConvertedModel:
+    """Return a candidate whose float answers are larger or smaller by a factor, as are those of its original."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(candidate.proto)
+    names = [spec.name for spec in candidate.manifest.outputs if spec.dtype == "float32"]
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "scale"))
+    for name in names:
+        proto.graph.node.append(helper.make_node("Mul", [_hide(proto, name), "scale"], [name]))
+
+    def original(inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
+        return {
+            name: found if name not in names else _times(found, factor)
+            for name, found in candidate.original(inputs).items()
+        }
+
+    return replace(candidate, proto=proto, original=original, manifest=candidate.manifest.model_copy(deep=True))
+
+
+def _times(found: Array | PrefixAnswers, factor: float) -> Array | PrefixAnswers:
+    if isinstance(found, PrefixAnswers):
+        return replace(found, values=found.values * np.float32(factor))
+    return found * np.float32(factor)
+
+
 def dropped_state(proto: onnx.ModelProto, manifest: Any) -> None:
     """The last state is never written: each timestep begins with what it was at first."""
     state = manifest.states[-1]
@@ -34,8 +60,9 @@ def dropped_state(proto: onnx.ModelProto, manifest: Any) -> None:
 
 def swapped_states(proto: onnx.ModelProto, manifest: Any) -> None:
     """The first two states of one shape take each other's next value."""
-    shapes = [tuple(state.shape) for state in manifest.states]
-    one, other = next((i, j) for j in range(len(shapes)) for i in range(j) if shapes[i] == shapes[j])
+    shapes = [(state.dtype, *state.shape) for state in manifest.states]
+    pairs = [(i, j) for j in range(len(shapes)) for i in range(j) if shapes[i] == shapes[j]]
+    one, other = pairs[0]
     names = manifest.states[one].output, manifest.states[other].output
     for node in proto.graph.node:
         node.output[:] = [{names[0]: names[1], names[1]: names[0]}.get(name, name) for name in node.output]
@@ -45,10 +72,7 @@ def swapped_states(proto: onnx.ModelProto, manifest: Any) -> None:
 def late(proto: onnx.ModelProto, manifest: Any) -> None:
     """Every answer is that of the timestep before: off by one."""
     answer = manifest.outputs[0]
-    hidden = f"{answer.name}/true"
-    for node in proto.graph.node:
-        node.output[:] = [hidden if name == answer.name else name for name in node.output]
-        node.input[:] = [hidden if name == answer.name else name for name in node.input]
+    hidden = _hide(proto, answer.name)
     declared = next(value for value in proto.graph.output if value.name == answer.name)
     for values, name in ((proto.graph.input, "late"), (proto.graph.output, "late_next")):
         value = values.add()
@@ -63,14 +87,14 @@ def late(proto: onnx.ModelProto, manifest: Any) -> None:
 def lost_bias(proto: onnx.ModelProto, manifest: Any) -> None:
     """The largest vector of weights is zero."""
     vectors = [init for init in proto.graph.initializer if _is_vector(init)]
-    lost = max(vectors, key=lambda init: np.abs(numpy_helper.to_array(init)).sum())
+    lost = sorted(vectors, key=lambda init: np.abs(numpy_helper.to_array(init)).sum())[-1]
     lost.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(lost)), lost.name))
 
 
 def wrong_gate(proto: onnx.ModelProto, manifest: Any) -> None:
     """The gates of the widest matrix stand in another order."""
     matrices = [init for init in proto.graph.initializer if len(init.dims) >= 2 and init.data_type == 1]
-    widest = max(matrices, key=lambda init: max(init.dims))
+    widest = sorted(matrices, key=lambda init: max(init.dims))[-1]
     array = numpy_helper.to_array(widest)
     axis = int(np.argmax(array.shape))
     moved = np.ascontiguousarray(np.roll(array, array.shape[axis] // 3, axis=axis))
@@ -78,19 +102,30 @@ def wrong_gate(proto: onnx.ModelProto, manifest: Any) -> None:
 
 
 def forgets(proto: onnx.ModelProto, manifest: Any) -> None:
-    """The last state loses a hundredth in each timestep."""
-    state = manifest.states[-1]
-    kept = f"{state.output}/kept"
-    for node in proto.graph.node:
-        node.output[:] = [kept if name == state.output else name for name in node.output]
-        node.input[:] = [kept if name == state.output else name for name in node.input]
+    """The last state of floats loses a hundredth in each timestep."""
+    state = [state for state in manifest.states if state.dtype == "float32"][-1]
+    kept = _hide(proto, state.output)
     proto.graph.initializer.append(numpy_helper.from_array(np.array(0.99, np.float32), "forgets"))
     proto.graph.node.append(helper.make_node("Mul", [kept, "forgets"], [state.output]))
 
 
+def shifted(proto: onnx.ModelProto, manifest: Any) -> None:
+    """Everything in the largest state stands one place too far along its longest axis: off by one timestep."""
+    state = sorted((one for one in manifest.states if math.prod(one.shape) > 1), key=lambda one: math.prod(one.shape))[
+        -1
+    ]
+    size = max(state.shape)
+    axis = list(state.shape).index(size)
+    axis += axis >= state.batch_axis  # of the graph
+    place = _hide(proto, state.output)
+    order = np.roll(np.arange(size, dtype=np.int64), 1)
+    proto.graph.initializer.append(numpy_helper.from_array(order, "shifted/order"))
+    proto.graph.node.append(helper.make_node("Gather", [place, "shifted/order"], [state.output], axis=axis))
+
+
 MUTANTS: dict[str, Mutate] = {
     "dropped state": dropped_state, "swapped states": swapped_states, "late": late, "lost bias": lost_bias,
-    "wrong gate": wrong_gate, "forgets": forgets,
+    "wrong gate": wrong_gate, "forgets": forgets, "shifted": shifted,
 }  # fmt: skip
 
 
@@ -101,8 +136,16 @@ def _is_vector(init: Any) -> bool:
 
 def _redirect(proto: onnx.ModelProto, output: str, source: str) -> None:
     """Let a graph output be another tensor; what read it inside goes on reading the true one."""
+    _hide(proto, output)
+    proto.graph.node.append(helper.make_node("Identity", [source], [output]))
+
+
+def _hide(proto: onnx.ModelProto, output: str) -> str:
+    """Give the tensor of a graph output another name, so that something else can be the output; return the name."""
     hidden = f"{output}/true"
+    while any(hidden in node.output for node in proto.graph.node):
+        hidden += "/true"
     for node in proto.graph.node:
         node.output[:] = [hidden if name == output else name for name in node.output]
         node.input[:] = [hidden if name == output else name for name in node.input]
-    proto.graph.node.append(helper.make_node("Identity", [source], [output]))
+    return hidden

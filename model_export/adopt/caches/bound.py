@@ -15,13 +15,12 @@ from model_export.adopt.caches.bounded_graph import COUNT, GrowingGraph, read_ca
 from model_export.adopt.caches.growing_model import FAR, GrowingModel
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Overrides
-from model_export.adopt.verify_adopted import ATOL, RTOL, judge_outputs, largest_difference
+from model_export.adopt.verify_adopted import largest_difference, report_comparison
 from model_export.errors import ModelLoadError, ParityError, RefusedModelError, StepwellError
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import Array, InputSpec, Parity
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel, stacked
-from model_export.verify.report import is_weak
 
 SHORTEST = 2
 """Timesteps of the shortest cache: the new one, and one before."""
@@ -128,7 +127,7 @@ def _verified(
         path.write_bytes(content)
         adoption = adopt(path, name=name, hints=known, steps=min(_STEPS, original.limit or _STEPS), replace=True)
     model = StepModel(content, adoption.manifest)
-    parity = _compare(original, model)
+    parity, weak = _compare(original, model)
     words = zip(adoption.flags[::2], adoption.flags[1::2], strict=True)
     flags = [word for pair in words if pair[0] not in {"--state", "--batch-axis"} for word in pair]
     said = [("--state", f"{before}={after}") for before, after in hints.states.items()]
@@ -136,7 +135,7 @@ def _verified(
     said += [("--time-axis", f"{key}={axis}") for key, axis in hints.time_axes.items() if key in held]
     flags = [*(word for pair in said for word in pair), *flags, "--length", str(original.length)]
     manifest = adoption.manifest.model_copy(update={"verified": parity})
-    adoption = replace(adoption, manifest=manifest, flags=flags)
+    adoption = replace(adoption, manifest=manifest, flags=flags, notes=list(dict.fromkeys([*adoption.notes, *weak])))
     return Bounded(content, adoption)
 
 
@@ -149,7 +148,7 @@ class _Compared:
     before: list[tuple[dict[str, Array], dict[str, Array]]]
 
 
-def _compare(original: GrowingModel, model: StepModel) -> Parity:
+def _compare(original: GrowingModel, model: StepModel) -> tuple[Parity, list[str]]:
     """Run both over the beginning of a stream and over the end of the caches.
 
     Raises:
@@ -169,13 +168,8 @@ def _compare(original: GrowingModel, model: StepModel) -> Parity:
     _check_equal(original, got, want)
     if model.batched:
         _check_rows(original, model, compared)
-    lines = judge_outputs(got, want)
-    return Parity.model_validate({
-        "against": f"{original.path.name} with caches that grow", "steps": sum(steps for _, _, steps in runs),
-        "max_abs": max((largest_difference(got[name], want[name]) for name in want), default=0.0),
-        "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
-        "length": length, "weak": is_weak(lines),
-    })  # fmt: skip
+    steps = sum(steps for _, _, steps in runs)
+    return report_comparison(f"{original.path.name} with caches that grow", steps, got, want, length=length)
 
 
 def _run_both(

@@ -12,9 +12,10 @@ import onnxruntime as ort
 from model_export.adopt.caches.bounded_graph import COUNT, GrowingGraph
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Overrides
-from model_export.errors import ModelLoadError, RefusedModelError
+from model_export.errors import ModelLoadError, ParityError, RefusedModelError
 from model_export.manifest import Array
-from model_export.runtime.session import run_options, trial_session
+from model_export.runtime.batch_independence import nearly_equal
+from model_export.runtime.session import open_session, run_options
 
 FAR = 2**24
 """A position that no table has."""
@@ -37,7 +38,7 @@ class GrowingModel:
         self.length = length
         self.ids = ids
         self._growing = growing
-        self._session = trial_session(path)
+        self._session = open_session(path, where=str(path))
         self._constants = {name: graph.constant(name, value) for name, value in hints.constants.items()}
         self._declared = {tensor.name: tensor for tensor in graph.inputs}
         self._outputs = [tensor.name for tensor in graph.outputs]
@@ -102,6 +103,10 @@ class GrowingModel:
             sent: What a caller sends, in the graph's shapes.
             states: From `begin` or the timestep before.
             count: Timesteps before this one.
+
+        Raises:
+            ModelLoadError: The graph fails.
+            ParityError: A cache is not what it was with the new timestep behind it.
         """
         growing, first = self._growing, self._growing.caches[0]
         rows, steps = (states[first.past].shape[axis] for axis in (first.batch, first.axis))
@@ -117,9 +122,16 @@ class GrowingModel:
             raise ModelLoadError(f"onnxruntime {ort.__version__} failed in {self.path}: {str(exc).strip()}.") from exc
         after = {before: found[output] for before, output in growing.states.items()}
         for cache in growing.caches:
-            size = found[cache.present].shape[cache.axis]
+            before, present = states[cache.past], found[cache.present]
+            size = present.shape[cache.axis]
+            if size != steps + 1 or not nearly_equal(np.take(present, range(steps), axis=cache.axis), before):
+                raise ParityError(
+                    f"{cache.present!r} of {self.path} does not begin with what it was, {cache.past!r}, or is not one "
+                    "timestep longer.",
+                    fix="Nothing was written. Export a model that adds the new timestep behind those before it.",
+                )
             kept = range(max(0, size - self.length + 1), size)
-            after[cache.past] = np.take(found[cache.present], kept, axis=cache.axis)
+            after[cache.past] = np.take(present, kept, axis=cache.axis)
         return found, after
 
     def bounded(self, states: Mapping[str, Array], count: int) -> dict[str, Array]:

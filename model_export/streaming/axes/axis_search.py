@@ -13,7 +13,7 @@ import onnx
 
 from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.graph.nodes import attributes
-from model_export.graph.operators import STATEFUL
+from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.manifest import DTYPES
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session, trial_lengths
@@ -69,9 +69,9 @@ def find_inputs(
         if name in batch_axes:
             batch = _checked("--batch-axis", name, batch_axes[name], len(dims))
             choices[-1] = (
-                [replace(door, batch=batch) for door in choices[-1][:1]]
+                [replace(one, batch=batch) for one in choices[-1][:1]]
                 if slot
-                else [door for door in choices[-1] if door.batch == batch]
+                else [one for one in choices[-1] if one.batch == batch]
             )
     search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes), length=length)
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
@@ -88,12 +88,10 @@ def find_inputs(
     )
 
 
-def _is_single(doors: SequenceInputs, declared: Declared) -> bool:
+def _is_single(inputs: SequenceInputs, declared: Declared) -> bool:
     """Whether what is read as time was declared with one timestep, or without a batch beside more axes."""
-    timed = [door for door in doors.external if door.time is not None]
-    return any(
-        declared[door.name][door.time or 0] == 1 or (door.batch is None and len(door.sizes) > 2) for door in timed
-    )
+    timed = [one for one in inputs.external if one.time is not None]
+    return any(declared[one.name][one.time or 0] == 1 or (one.batch is None and len(one.sizes) > 2) for one in timed)
 
 
 class _Search:
@@ -131,28 +129,28 @@ class _Search:
         """Try the likeliest readings of one kind: free or fixed in rows and timesteps."""
         readings = _combined(self._readings, self._declared, any_rows=any_rows, any_steps=any_steps)
         for found in islice(readings, _TRIES):
-            doors = replace(found, length=self._length)
-            if self.best is not None and not doors.matches_declared(self._declared):
+            inputs = replace(found, length=self._length)
+            if self.best is not None and not inputs.matches_declared(self._declared):
                 continue  # it was declared free, and it is
             try:
-                values = self._values(doors)
+                values = self._values(inputs)
             except ModelLoadError as exc:
                 self.problem = self.problem or exc.problem[:200]
                 continue
-            votes = _votes(self._proto, values, doors.only_rows or ROWS[0], self._lengths[0])
-            if votes <= 0 and not self._told and _is_single(doors, self._declared):
+            votes = _votes(self._proto, values, inputs.only_rows or ROWS[0], self._lengths[0])
+            if votes <= 0 and not self._told and _is_single(inputs, self._declared):
                 continue
-            score = 10 * votes + _prior(doors, self._declared) - 4 * (not any_rows) - 4 * (not any_steps)
+            score = 10 * votes + _prior(inputs, self._declared) - 4 * (not any_rows) - 4 * (not any_steps)
             if score > self._score:
-                self.best, self.votes, self._score = doors, votes, score
+                self.best, self.votes, self._score = inputs, votes, score
 
-    def _values(self, doors: SequenceInputs) -> dict[str, Any]:
+    def _values(self, inputs: SequenceInputs) -> dict[str, Any]:
         """Run a reading with two sizes and return every tensor of the first."""
         runs = []
         for rows, steps in zip(ROWS, self._lengths, strict=True):
-            fitted = doors.with_length(self._proto, steps)
+            fitted = inputs.with_length(self._proto, steps)
             loaded = self._loaded if fitted is self._proto else session(fitted, every_tensor=True)
-            runs.append(run(loaded, doors.feeds(doors.only_rows or rows, steps, 0)))
+            runs.append(run(loaded, inputs.feeds(inputs.only_rows or rows, steps, 0)))
         return runs[0]
 
 
@@ -202,21 +200,21 @@ def _combined(
     readings: list[tuple[SequenceInput, ...]], declared: Declared, *, any_rows: bool, any_steps: bool
 ) -> Iterator[SequenceInputs]:
     """Yield readings of one kind, in order."""
-    for doors in readings:
-        if not any(door.time is not None for door in doors):
+    for inputs in readings:
+        if not any(one.time is not None for one in inputs):
             continue
         rows = steps = None
         if not any_steps:
-            lengths = {declared[door.name][door.time] for door in doors if door.time is not None}
+            lengths = {declared[one.name][one.time] for one in inputs if one.time is not None}
             length = lengths.pop()
             if lengths or not isinstance(length, int):
                 continue
             steps = length
         if not any_rows:
-            sizes = {door.sizes[door.batch] for door in doors if door.batch is not None}
+            sizes = {one.sizes[one.batch] for one in inputs if one.batch is not None}
             sizes -= {2} if len(sizes) > 1 else set()
             rows = min(sizes, default=1)
-        yield SequenceInputs(doors, rows, steps)
+        yield SequenceInputs(inputs, rows, steps)
 
 
 def _together(choices: list[list[SequenceInput]], declared: Declared) -> list[tuple[SequenceInput, ...]]:
@@ -225,51 +223,51 @@ def _together(choices: list[list[SequenceInput]], declared: Declared) -> list[tu
     One input is added after another, and the best so far are kept: all of them are too many to be looked at.
     """
 
-    def likely(doors: tuple[SequenceInput, ...]) -> float:
-        return -_prior(SequenceInputs(doors), declared)
+    def likely(inputs: tuple[SequenceInput, ...]) -> float:
+        return -_prior(SequenceInputs(inputs), declared)
 
     found: list[tuple[SequenceInput, ...]] = [()]
     for options in choices:
-        best = sorted(options, key=lambda door: likely((door,)))[:8]
-        found = sorted(((*doors, door) for doors in found for door in best), key=likely)[:_KEPT]
+        best = sorted(options, key=lambda one: likely((one,)))[:8]
+        found = sorted(((*inputs, one) for inputs in found for one in best), key=likely)[:_KEPT]
     return found
 
 
-def _prior(doors: SequenceInputs, declared: Declared) -> float:
+def _prior(inputs: SequenceInputs, declared: Declared) -> float:
     """Return how likely a reading is by what is declared."""
     score = 0.0
     roles: dict[str, set[str]] = {}
-    for door in doors.inputs:
-        dims = declared[door.name]
+    for one in inputs.inputs:
+        dims = declared[one.name]
         for axis, dim in enumerate(dims):
-            role = "time" if axis == door.time else "batch" if axis == door.batch else ""
+            role = "time" if axis == one.time else "batch" if axis == one.batch else ""
             if isinstance(dim, str):
                 roles.setdefault(dim, set()).add(role)
                 score += 6 * ((role == "time") - (role == "batch")) * bool(_TIME.search(dim))
                 score += 6 * ((role == "batch") - (role == "time")) * bool(_BATCH.search(dim))
             if not isinstance(dim, int):
                 score += 4 if role else -4
-        if door.role != "external":
+        if one.role != "external":
             continue
-        floats = door.dtype.startswith("float")
-        score += _place_prior(door, len(dims), floats=floats)
+        floats = one.dtype.startswith("float")
+        score += _place_prior(one, len(dims), floats=floats)
     score -= 8 * sum(len(found) > 1 for found in roles.values())
-    asked = doors.external
-    score -= 2 * len({(door.batch, door.time) for door in asked if door.time is not None})
-    lengths = [declared[door.name][door.time] for door in asked if door.time is not None]
+    asked = inputs.external
+    score -= 2 * len({(one.batch, one.time) for one in asked if one.time is not None})
+    lengths = [declared[one.name][one.time] for one in asked if one.time is not None]
     numbers = {length for length in lengths if isinstance(length, int)}
     mixed = len(numbers) > 0 and any(not isinstance(length, int) for length in lengths)
     return score - 2 * len(numbers) - 6 * mixed
 
 
-def _place_prior(door: SequenceInput, rank: int, *, floats: bool) -> float:
+def _place_prior(one: SequenceInput, rank: int, *, floats: bool) -> float:
     """Return how usual the places of batch and time are: batch first, time second, features last."""
-    if door.time is None:
+    if one.time is None:
         return 0.5 if rank <= 2 else -1.0
-    usual = {(0, 1): 3.0, (0, 2): 2.0, (1, 0): 1.5, (0, 3): 1.0, (None, 0): 1.0}.get((door.batch, door.time), 0.0)
-    if rank == 2 and door.batch is not None and (floats or door.batch):
+    usual = {(0, 1): 3.0, (0, 2): 2.0, (1, 0): 1.5, (0, 3): 1.0, (None, 0): 1.0}.get((one.batch, one.time), 0.0)
+    if rank == 2 and one.batch is not None and (floats or one.batch):
         usual -= 2.2
-    last = rank > 2 and door.time == rank - 1
+    last = rank > 2 and one.time == rank - 1
     return usual - (0.5 if last else 0.0)
 
 
@@ -300,7 +298,7 @@ def _run_over(node: Any, values: Mapping[str, Any]) -> Iterator[tuple[int, float
     elif node.op_type == "Scan":
         axes = attrs.get("scan_input_axes") or [0] * int(attrs["num_scan_inputs"])
         yield (1 if not node.input[0] else axes[-1]), 2
-    elif node.op_type == "CumSum" and node.input[1] in values:
+    elif node.op_type in RUNNING and node.input[1] in values:
         yield int(np.reshape(values[node.input[1]], -1)[0]), 1
     elif node.op_type in {"Conv", "MaxPool", "AveragePool"}:
         yield from ((axis, 1 / (rank - 2)) for axis in range(2, rank))

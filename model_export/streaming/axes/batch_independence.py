@@ -12,17 +12,17 @@ from model_export.streaming.axes.runs import run, session
 from model_export.streaming.normal_form.load import Declared
 
 
-def is_for_one_row(doors: SequenceInputs, declared: Declared) -> bool:
+def is_for_one_row(inputs: SequenceInputs, declared: Declared) -> bool:
     """Whether a graph declares one row, and runs several only because none of its nodes fails."""
-    rows = {declared[door.name][door.batch] for door in doors.external if door.batch is not None}
-    return doors.only_rows is None and rows == {1}
+    rows = {declared[one.name][one.batch] for one in inputs.external if one.batch is not None}
+    return inputs.only_rows is None and rows == {1}
 
 
-def rows_are_independent(graph: Any, doors: SequenceInputs) -> bool:
+def rows_are_independent(graph: Any, inputs: SequenceInputs) -> bool:
     """Whether two rows run together equal each alone."""
-    loaded = session(doors.with_length(graph, doors.lengths[0]))
-    feeds = doors.feeds(2, doors.lengths[0], 0)
-    places = {door.name: door.batch for door in doors.inputs}
+    loaded = session(inputs.with_length(graph, inputs.lengths[0]))
+    feeds = inputs.feeds(2, inputs.lengths[0], 0)
+    places = {one.name: one.batch for one in inputs.inputs}
     both = run(loaded, feeds)
     for row in range(2):
         alone = run(

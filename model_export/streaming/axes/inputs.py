@@ -89,7 +89,7 @@ class SequenceInputs:
 
     def matches_declared(self, declared: Declared) -> bool:
         """Whether the number of rows, where it is fixed in this reading, was declared with a number."""
-        declared_rows = [declared[door.name][door.batch] for door in self.external if door.batch is not None]
+        declared_rows = [declared[one.name][one.batch] for one in self.external if one.batch is not None]
         return self.only_rows is None or all(isinstance(rows, int) for rows in declared_rows)
 
     def with_length(self, proto: Any, steps: int) -> Any:
@@ -101,12 +101,12 @@ class SequenceInputs:
     def feeds(self, rows: int, steps: int, seed: int) -> dict[str, Array]:
         """Return drawn data for every input; seeds that differ by one differ at one timestep alone."""
         changed = perturbed_step(self.lengths)
-        return {door.name: door.drawn(rows, steps, seed, changed) for door in self.inputs}
+        return {one.name: one.drawn(rows, steps, seed, changed) for one in self.inputs}
 
     @property
     def external(self) -> list[SequenceInput]:
         """The inputs that a caller sends."""
-        return [door for door in self.inputs if door.role == "external"]
+        return [one for one in self.inputs if one.role == "external"]
 
 
 def _draw(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -251,32 +251,32 @@ class MeasuredShapes:
         return Dim(fixed, per_row, steps, both)
 
 
-def measure_shapes(graph: onnx.ModelProto, doors: SequenceInputs) -> MeasuredShapes:
+def measure_shapes(graph: onnx.ModelProto, inputs: SequenceInputs) -> MeasuredShapes:
     """Run a graph for two numbers of rows and two of timesteps, and once more with one timestep changed."""
-    shortest = doors.with_length(graph, doors.lengths[0])
+    shortest = inputs.with_length(graph, inputs.lengths[0])
 
     @cache
     def loaded(steps: int) -> ort.InferenceSession:
-        return session(doors.with_length(graph, steps), every_tensor=True)
+        return session(inputs.with_length(graph, steps), every_tensor=True)
 
     def at_length(tensor: str) -> Array:
-        assert doors.length is not None
+        assert inputs.length is not None
         only = with_outputs(graph, [tensor])
         del only.graph.output[: len(graph.graph.output)]
-        feeds = doors.feeds(doors.only_rows or ROWS[0], doors.length, 0)
+        feeds = inputs.feeds(inputs.only_rows or ROWS[0], inputs.length, 0)
         return np.asarray(run(session(only), feeds)[tensor])
 
-    counts = ROWS if doors.only_rows is None else (doors.only_rows,)
+    counts = ROWS if inputs.only_rows is None else (inputs.only_rows,)
     # one session does where the graph takes any number of timesteps
-    sizes = (doors.lengths[0],) * 2 if doors.only_steps is None else doors.lengths
+    sizes = (inputs.lengths[0],) * 2 if inputs.only_steps is None else inputs.lengths
     runs = {
-        (i, j): run(loaded(sizes[j]), doors.feeds(rows, steps, 10 * (i + j)))
+        (i, j): run(loaded(sizes[j]), inputs.feeds(rows, steps, 10 * (i + j)))
         for i, rows in enumerate(counts)
-        for j, steps in enumerate(doors.lengths)
+        for j, steps in enumerate(inputs.lengths)
     }
-    touched = run(loaded(sizes[0]), doors.feeds(counts[0], doors.lengths[0], 1))
+    touched = run(loaded(sizes[0]), inputs.feeds(counts[0], inputs.lengths[0], 1))
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in shortest.graph.initializer}
-    return MeasuredShapes(runs, touched, weights, doors.lengths, at_length if doors.length else None)
+    return MeasuredShapes(runs, touched, weights, inputs.lengths, at_length if inputs.length else None)
 
 
 def _along(changed: Array, axis: int) -> Array:

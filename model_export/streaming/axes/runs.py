@@ -10,7 +10,7 @@ import onnxruntime as ort
 from model_export.errors import ModelLoadError, RefusedModelError
 from model_export.graph.onnx_file import with_outputs
 from model_export.manifest import Array
-from model_export.runtime.session import run_options, trial_session
+from model_export.runtime.session import open_session, run_options
 
 ROWS = (3, 5)
 LENGTHS = (47, 53)
@@ -50,13 +50,7 @@ def session(proto: Any, *, every_tensor: bool = False) -> ort.InferenceSession:
     """
     if every_tensor:
         proto = with_outputs(proto, [name for node in proto.graph.node for name in node.output if name])
-    try:
-        return trial_session(proto.SerializeToString(), threads=1, as_written=every_tensor)
-    except Exception as exc:
-        raise ModelLoadError(
-            f"onnxruntime {ort.__version__} cannot load the graph: {str(exc).strip()}.",
-            fix="Check that it is a complete ONNX model.",
-        ) from exc
+    return open_session(proto.SerializeToString(), where="the graph", threads=1, as_written=every_tensor)
 
 
 def run(loaded: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Any]:

@@ -13,25 +13,25 @@ from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session
 
 
-def without_known_branches(model: onnx.ModelProto, doors: SequenceInputs) -> onnx.ModelProto:
+def without_known_branches(model: onnx.ModelProto, inputs: SequenceInputs) -> onnx.ModelProto:
     """Return the model with the branch that is taken in the place of each such `If`."""
     while True:
-        known = _from_sizes(model.graph, doors)
+        known = _from_sizes(model.graph, inputs)
         found = [node for node in model.graph.node if node.op_type == "If" and node.input[0] in known]
-        taken = _decided(model, doors, [node.input[0] for node in found])
+        taken = _decided(model, inputs, [node.input[0] for node in found])
         if not taken:
             return model
         model = _inlined(model, taken)
 
 
-def with_squeeze_axes(model: onnx.ModelProto, doors: SequenceInputs) -> onnx.ModelProto:
+def with_squeeze_axes(model: onnx.ModelProto, inputs: SequenceInputs) -> onnx.ModelProto:
     """Return the model with axes for each Squeeze without: it would drop the batch of one row, or one timestep."""
     bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _axes(node)]
     if not bare:
         return model
     made = copy.deepcopy(model)
-    rows, steps = doors.only_rows or ROWS[0], doors.lengths[0]
-    values = run(session(doors.with_length(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))
+    rows, steps = inputs.only_rows or ROWS[0], inputs.lengths[0]
+    values = run(session(inputs.with_length(model, steps), every_tensor=True), inputs.feeds(rows, steps, 0))
     for node in made.graph.node:
         if node.op_type != "Squeeze" or _axes(node):
             continue
@@ -49,26 +49,26 @@ def _axes(node: onnx.NodeProto) -> bool:
     return len(node.attribute) > 0 or (len(node.input) > 1 and bool(node.input[1]))
 
 
-def _from_sizes(graph: onnx.GraphProto, doors: SequenceInputs) -> set[str]:
+def _from_sizes(graph: onnx.GraphProto, inputs: SequenceInputs) -> set[str]:
     """Return the tensors that follow from weights and sizes."""
     known = {tensor.name for tensor in graph.initializer}
-    known |= {door.name for door in doors.inputs if door.role != "external"}
+    known |= {one.name for one in inputs.inputs if one.role != "external"}
     for node in graph.node:
         if known.issuperset(uses(node)) or node.op_type in {"Shape", "Size"}:
             known |= set(node.output)
     return known
 
 
-def _decided(model: onnx.ModelProto, doors: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
+def _decided(model: onnx.ModelProto, inputs: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
     """Return the conditions that are the same for all sizes."""
     if not conditions:
         return {}
     given = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    counts = ROWS if doors.only_rows is None else (doors.only_rows,)
+    counts = ROWS if inputs.only_rows is None else (inputs.only_rows,)
     runs = [
-        {**given, **run(session(doors.with_length(model, steps), every_tensor=True), doors.feeds(rows, steps, 0))}
+        {**given, **run(session(inputs.with_length(model, steps), every_tensor=True), inputs.feeds(rows, steps, 0))}
         for rows in counts
-        for steps in doors.lengths
+        for steps in inputs.lengths
     ]
     found = {name: {bool(np.reshape(values[name], ())) for values in runs} for name in conditions}
     return {name: seen.pop() for name, seen in found.items() if len(seen) == 1}

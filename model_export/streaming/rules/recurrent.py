@@ -1,4 +1,4 @@
-"""Recurrences: LSTM, GRU, RNN, Scan, Loop, CumSum and the operators that have a state of their own."""
+"""Recurrences: LSTM, GRU, RNN, Scan, Loop, running sums and the operators that have a state of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from model_export.graph.nodes import attributes, subgraphs, uses
-from model_export.graph.operators import STATEFUL
+from model_export.graph.operators import RUNNING, STATEFUL
+from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.constants import initial_row
 from model_export.streaming.rules.elementwise import pointwise
@@ -115,35 +116,33 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             _give_collected(walk, node, node.output[place], made.output[place])
 
 
-def cumsum(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """CumSum over time: a running sum.
+def running(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """A running sum or product over time: what the timesteps so far make is a state.
 
     Raises:
-        RefusedModelError: It sums from the end.
+        RefusedModelError: It runs from the end.
     """
+    operator = RUNNING[node.op_type]
     name, out = node.input[0], node.output[0]
     known = walk.known(node.input[1])
-    rank = len(walk.facts.dims(name))
-    if known is None or walk.facts.time_axis(name) != int(np.reshape(known[0], ())) % rank:
+    axis = walk.facts.time_axis(name)
+    if known is None or axis is None or axis != int(np.reshape(known[0], ())) % len(walk.facts.dims(name)):
         pointwise(walk, node)
         return
     attrs = attributes(node)
     if attrs.get("reverse"):
-        raise walk.refuse(node, "sums from the end of the sequence (reverse)")
-    axis = walk.facts.time_axis(name)
-    tensor = walk.tensors[name]
-    offset = 0 if tensor.offset is None else tensor.offset
+        raise walk.refuse(node, "runs from the end of the sequence (reverse)")
+    offset = walk.tensors[name].offset or 0
     dims = list(walk.facts.dims(name))
-    assert axis is not None
     dims[axis] = _ONE
-    init = None
+    init: Array | None = np.full(_row(dims), operator.start, walk.dtype(name)) if operator.start else None
     if offset > 0:
         init = walk.facts.before_start(out, offset - (not attrs.get("exclusive")), 1)
         if init is None:
-            raise walk.refuse(node, "sums what stands before the first timestep, which depends on the input")
-    state, spec = walk.graph.state_like(f"{plain(node.name)}.sum", dims, walk.dtype(name), init)
-    value = walk.started(walk.operand(name, offset, node), name, offset, 0)
-    total = walk.graph.op("Add", state, value)
+            raise walk.refuse(node, "takes what stands before the first timestep, which depends on the input")
+    state, spec = walk.graph.state_like(f"{plain(node.name)}.{operator.label}", dims, walk.dtype(name), init)
+    value = walk.started(walk.operand(name, offset, node), name, offset, operator.start)
+    total = walk.graph.op(operator.combine, state, value)
     walk.graph.next_state_like(spec, total, dims)
     walk.set_output(node, out, state if attrs.get("exclusive") else total, "per_step", offset)
 
@@ -177,7 +176,7 @@ def carried(
     if kind in {"per_step", "final"}:
         raise walk.refuse(node, f"starts from {given!r}, which the sequence decides")
     init = initial_row(walk, given, node) if kind == "constant" else None
-    if init is not None and init.shape != (row := tuple(max(dim.at_one_step()) for dim in dims)):
+    if init is not None and init.shape != (row := _row(dims)):
         raise walk.refuse(
             node,
             f"starts from {given!r} of shape {list(init.shape)}; one row of what it carries is {list(row)}",
@@ -205,6 +204,11 @@ def _carry(
         walk.set_output(node, out, step, "final")
 
 
+def _row(dims: Sequence[Dim]) -> tuple[int, ...]:
+    """Return the shape for one row and one timestep."""
+    return tuple(max(dim.at_one_step()) for dim in dims)
+
+
 def _start(walk: StreamingWalk, names: Sequence[str]) -> int:
     """Return the offset at which a recurrence takes its inputs: it begins with their first element."""
     return min([0, *(offset for name in names if (offset := walk.tensors[name].offset) is not None)])
@@ -214,9 +218,7 @@ def _give_final(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str,
     """Give what a recurrence carries at its end."""
     tensor = walk.tensors[source]
     extra = offset if tensor.offset is None else walk.facts.length_delta(source)
-    graph = walk.model.graph
-    used = {given for inner in graph.node for given in uses(inner)} | {output.name for output in graph.output}
-    if extra != offset and name in used:
+    if extra != offset and name in walk.used:
         raise walk.refuse(
             node,
             f"ends {abs(extra - offset)} timestep(s) {'after' if extra > offset else 'before'} the sequence, "

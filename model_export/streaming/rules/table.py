@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from model_export.graph.operators import STATEFUL
+from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.streaming.rules.attention import attention, matmul
 from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
 from model_export.streaming.rules.pooling import WEIGHTED, softmax, with_weights
-from model_export.streaming.rules.recurrent import cumsum, loop, scan, stateful_op
+from model_export.streaming.rules.recurrent import loop, running, scan, stateful_op
 from model_export.streaming.rules.reductions import REDUCTIONS, reduction
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
 from model_export.streaming.rules.window import convolution, transposed
@@ -15,12 +15,12 @@ from model_export.streaming.walk import Rule
 RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, reduction),
     **{name: stateful_op for name, operator in STATEFUL.items() if operator.time_axis is not None},
+    **dict.fromkeys(RUNNING, running),
     "Attention": attention,
     "AveragePool": convolution,
     "Concat": concat,
     "Conv": convolution,
     "ConvTranspose": transposed,
-    "CumSum": cumsum,
     "Expand": reshape,
     "GroupQueryAttention": attention,
     "Gather": gather,

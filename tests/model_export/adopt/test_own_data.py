@@ -85,3 +85,30 @@ def test_a_prediction_that_is_not_finite_is_reported(graph: Path, own: Array) ->
     notes = adopt_file(graph, verify=graph.with_suffix(".npz")).adoption.notes
 
     assert [note for note in notes if "output y is not finite" in note]
+
+
+def test_rows_that_own_sequences_show_to_mix_leave_the_comparison_with_the_original_graph(tmp_path: Path) -> None:
+    """It was made row by row too, and still holds where rows run one at a time."""
+    path = tmp_path / "sum.onnx"
+    path.write_bytes(
+        graphs.graph_from_text("""
+        sum (float[B,N] x) => (float[B,1] y) {
+            axis = Constant <value = int64[1] {1}> ()
+            limit = Constant <value = float {50.0}> ()
+            none = Constant <value = float {0.0}> ()
+            sum = ReduceSum <keepdims = 1> (x, axis)
+            largest = ReduceMax <keepdims = 0> (x)
+            large = Greater (largest, limit)
+            more = Where (large, largest, none)
+            y = Add (sum, more)
+        }""")
+    )
+    np.savez(tmp_path / "own.npz", x=100 * np.arange(1, 21, dtype=np.float32).reshape(2, 5, 2))
+    adopted = adopt_file(
+        path, windows={"x": 3}, shapes={"x": [2]}, changes=["fold-context"], target=tmp_path / "new.onnx",
+        verify=tmp_path / "own.npz",
+    )  # fmt: skip
+
+    assert adopted.manifest.batch.mode == "single"
+    assert adopted.manifest.verified is not None
+    assert adopted.manifest.verified.against == "sum.onnx as it was"

@@ -28,7 +28,7 @@ def rewritten(
     path = folder / "found.onnx"
     path.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
     manifest = adopt(path, hints=hints, steps=5).manifest
-    content, described = rewrite(path, manifest, [change], steps=20)
+    content, described = rewrite(path, manifest, [change], [], steps=20)
     write_new_file(folder / "new.onnx", content, described)
     return StepModel(path, manifest), StepModel(folder / "new.onnx")
 
@@ -299,7 +299,7 @@ def test_a_sidecar_that_would_win_over_the_new_files_manifest_is_told(tmp_path: 
 
 def test_a_manifest_inside_the_old_file_is_replaced_in_the_new_one(tmp_path: Path) -> None:
     path = graphs.write_model(tmp_path, "found", graphs.lying_batch)
-    content, described = rewrite(path, adopt(path, replace=True).manifest, ["batchify"], steps=5)
+    content, described = rewrite(path, adopt(path, replace=True).manifest, ["batchify"], [], steps=5)
     write_new_file(tmp_path / "new.onnx", content, described)
 
     assert StepModel(tmp_path / "new.onnx").manifest.batch.mode == "stack"

@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed (the extra `onn
 from model_export.graph.builder import GraphBuilder, declared  # noqa: E402
 from model_export.graph.decompose_rnn import decompose_rnn  # noqa: E402
 from model_export.manifest import Array  # noqa: E402
-from model_export.runtime.session import trial_session  # noqa: E402
+from model_export.runtime.session import open_session  # noqa: E402
 
 UNITS, FEATURES = 5, 3
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -55,7 +55,7 @@ def feeds(model: Any, rows: int) -> dict[str, Array]:
 
 
 def run(model: Any, given: dict[str, Array]) -> list[Array]:
-    return [np.asarray(value) for value in trial_session(model.SerializeToString(), threads=1).run(None, given)]
+    return [np.asarray(value) for value in open_session(model.SerializeToString(), where="it").run(None, given)]
 
 
 @pytest.mark.parametrize("bias", [True, False])

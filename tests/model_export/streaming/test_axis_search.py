@@ -22,7 +22,7 @@ def read(model: onnx.ModelProto, **time_axes: int) -> dict[str, tuple[int | None
     """Return batch axis, time axis and role by input."""
     plain, declared = load_graph(model, {})
     found = find_inputs(plain, declared, time_axes=time_axes)
-    return {door.name: (door.batch, door.time, door.role) for door in found.inputs}
+    return {one.name: (one.batch, one.time, one.role) for one in found.inputs}
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_the_batch_axis_that_the_user_says_wins_too() -> None:
     model = graph(f"(float[batch, time, 4] x) => (float[a, b, 4] y) {SUM}", **ONE)
     plain, declared = load_graph(model, {})
 
-    [door] = find_inputs(plain, declared, time_axes={"x": 1}, batch_axes={"x": 2}).inputs
+    [one] = find_inputs(plain, declared, time_axes={"x": 1}, batch_axes={"x": 2}).inputs
 
-    assert (door.batch, door.time) == (2, 1)
+    assert (one.batch, one.time) == (2, 1)
 
 
 @pytest.mark.parametrize(("axes", "told"), [({"x": 3}, "the input has 3 axes"), ({"z": 1}, "no input ['z']")])

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
+from model_export.graph import nodes
 from model_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import GRU, LSTM, batch_first, graph, ints
 
@@ -137,3 +139,27 @@ def test_an_initial_state_of_three_rows_is_refused_by_its_node(
 
     with pytest.raises(RefusedModelError, match=rf"\({operator}\) starts from 'h0', which holds 3 rows"):
         convert(model, name="three")
+
+
+def test_how_often_nodes_are_looked_at_grows_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a recurrence's final state is used is not searched for in the whole graph again."""
+    looks, captures = 0, nodes.captures
+
+    def counted(node: onnx.NodeProto) -> Any:
+        nonlocal looks
+        looks += 1
+        return captures(node)
+
+    monkeypatch.setattr(nodes, "captures", counted)
+    found = []
+    for layers in (8, 16, 32):
+        looks = 0
+        lines = [
+            f"a{k}, h{k} = GRU <hidden_size = 5> (s{k}, W, R, B) s{k + 1} = Squeeze (a{k}, one)" for k in range(layers)
+        ]
+        text = f"s0 = Identity (x) {' '.join(lines)} y = Identity (s{layers})"
+        header = "(float[time, batch, 5] x) => (float[time, batch, 5] y)"
+        convert(graph(f"{header} {{ {text} }}", one=ints(1), W=(1, 15, 5), R=(1, 15, 5), B=(1, 30)), name="deep")
+        found.append(looks)
+
+    assert found[2] - found[1] < 2.5 * (found[1] - found[0])

@@ -260,6 +260,13 @@ ZOO: dict[str, Entry] = {
                       "z = CumSum <exclusive = 1> (x, one) }", one=np.int64(1)),
         "running sums", "the sum as a state",
     ),
+    "cumprod": Entry(
+        lambda: graph(f"({X}) => (float[batch, time, 4] y, float[batch, time, 4] z) {{ small = Mul (x, tenth) "
+                      "around_one = Exp (small) y = CumProd (around_one, one) "
+                      "z = CumProd <exclusive = 1> (around_one, one) }",
+                      opset=26, one=np.int64(1), tenth=np.float32(0.1)),
+        "running products, of opset 26", "the product as a state",
+    ),
     "scan": Entry(
         lambda: graph("(float[T, N, 4] x, float[N, 5] h0) => (float[N, 5] hn, float[T, N, 5] y) { "
                       f"hn, y = Scan <num_scan_inputs = 1, body = {SCAN_BODY}> (h0, x) }}", Wx=(4, 5), Wh=(5, 5)),

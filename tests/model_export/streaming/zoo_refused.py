@@ -69,7 +69,7 @@ REFUSED: dict[str, Refused] = {
     ),
     "reverse_sum": Refused(
         lambda: graph(f"({X}) => (float[N, T, 4] y) {{ [sum] y = CumSum <reverse = 1> (x, axis) }}", axis=np.int64(1)),
-        "'sum' (CumSum) sums from the end of the sequence",
+        "'sum' (CumSum) runs from the end of the sequence",
     ),
     "scan_backwards": Refused(
         lambda: graph("(float[T, N, 4] x, float[N, 4] s) => (float[T, N, 4] y) { [scan] sn, y = Scan "

@@ -15,6 +15,7 @@ from model_export.errors import RefusedModelError
 from model_export.export import export_source
 from model_export.step_model import StepModel
 from model_export.torch import convert
+from tests.model_export.torch.zoo_loops import associative_scan
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch
@@ -121,3 +122,31 @@ def test_the_columns_of_a_data_frame_are_the_labels_of_the_input(tmp_path: Path)
 
     [spec] = StepModel(done.path).manifest.model_dump()["inputs"]
     assert (spec["name"], spec["labels"]) == ("x", ["up", "down", "wind"])
+
+
+def test_the_mask_of_an_associative_scan_has_one_element_for_each_stream() -> None:
+    """It shows whether the stream has begun, however much the scan itself carries."""
+
+    def run(m: Any, x: Any) -> Any:
+        def combine(left: Any, right: Any) -> Any:
+            return left[0] * right[0], right[0] * left[1] + right[1]
+
+        keep = torch.sigmoid(m.keep(x)).unflatten(-1, (12, 8))
+        return associative_scan(combine, (keep, m.input(x).unflatten(-1, (12, 8))), 1)[1].flatten(2)
+
+    made = convert(whole(of(run, keep=nn.Linear(4, 96), input=nn.Linear(4, 96))), name="scan")
+
+    assert sorted(state.shape for state in made.manifest.states) == [[1, 1], [12, 8]]
+    assert not verify_model(made, long_steps=100)[1].weak
+
+
+def test_a_refusal_from_within_a_module_ends_the_export() -> None:
+    """It is no failure of the exporter that traces the module, so no other one is tried."""
+
+    def run(m: Any, x: Any) -> Any:
+        if torch.jit.is_tracing():
+            raise RefusedModelError("The module cannot be traced.", fix="Give another.")
+        return (m.conv(x.mT).mT).cumsum(1)
+
+    with pytest.raises(RefusedModelError, match="cannot be traced"):
+        convert(whole(of(run, conv=nn.Conv1d(4, 4, 1))), name="refuses")

@@ -1,0 +1,224 @@
+"""Wrong graphs of every way to a step graph, with tiny and with huge outputs: caught, or called weak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from model_export.adopt.adopt_file import adopt_file
+from model_export.adopt.caches.bounded_graph import with_bounded_caches
+from model_export.adopt.inline_window import fold_context
+from model_export.converted import ConvertedModel, check_model
+from model_export.errors import ParityError
+from model_export.export import convert_source
+from model_export.manifest import Manifest
+from model_export.precision import Precision
+from model_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, Stage, Standardize
+from model_export.step_model import StepModel
+from model_export.streaming import convert
+from model_export.verify.parity import STEPS, verify_parity
+from model_export.verify.tolerance import Tolerance
+from tests import graphs
+from tests.model_export.mutants import MUTANTS, mutated, scaled
+from tests.model_export.streaming import zoo
+
+FULL, FP16, INT8, STORED = Precision(), Precision("fp16"), Precision("int8"), Precision(store_dtype="float16")
+
+
+def torch_module(name: str) -> ConvertedModel:
+    """A module of the zoo."""
+    pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed (the extra `torch`)")
+    from tests.model_export.torch.zoo import made
+
+    return made(name)
+
+
+def keras_model(name: str) -> ConvertedModel:
+    """A model of the zoo."""
+    pytest.importorskip("keras", reason="Keras is not installed (the extra `keras`)")
+    from model_export.keras import convert as convert_keras
+    from tests.model_export.keras.zoo import build
+
+    return convert_keras(build(name), name=name)
+
+
+def running_product() -> ConvertedModel:
+    from tests.model_export.streaming.zoo_parts import X, graph
+
+    text = f"({X}) => (float[batch, time, 4] y) {{ s = Mul (x, tenth) e = Exp (s) y = CumProd (e, one) }}"
+    return convert(graph(text, opset=26, tenth=np.float32(0.1), one=np.int64(1)), name="product")
+
+
+def in_onnx(name: str) -> ConvertedModel:
+    """A sequence graph of the zoo."""
+    return convert(zoo.ZOO[name].build(), name=name)
+
+
+def of_a_declared_length() -> ConvertedModel:
+    from tests.model_export.streaming.test_declared_length import LENGTH, causal_operator
+
+    return convert(causal_operator(), name="attention", length=LENGTH)
+
+
+def with_stages(folder: Path, *stages: Stage) -> ConvertedModel:
+    """Stages in front of an LSTM."""
+    from tests.model_export.streaming.zoo_parts import LSTM, batch_first
+
+    path = folder / "lstm.onnx"
+    onnx.save(batch_first("yl = LSTM <hidden_size = 5> (xt, W, R, B)\nyt = Add (yl, E)", E=(5,), **LSTM), path)
+    return convert_source(Pipeline((*stages, path)), name="stages")
+
+
+def wide() -> ConvertedModel:
+    """A GRU of 64, whose weights are large enough for fewer bits."""
+    from tests.model_export.streaming.zoo_parts import batch_first
+
+    model = batch_first(
+        "y64 = GRU <hidden_size = 64> (xt, W, R, B)\nyt = MatMul (y64, D)",
+        W=(1, 192, 4), R=(1, 192, 64), B=(1, 384), D=(64, 5),
+    )  # fmt: skip
+    return convert(model, name="wide")
+
+
+WAYS: dict[str, tuple[Callable[[Path], ConvertedModel], Precision]] = {
+    "torch: an associative scan": (lambda _: torch_module("scanned_recurrence"), FULL),
+    "torch: SEANet": (lambda _: torch_module("codec_decoder"), FULL),
+    "torch: Mamba": (lambda _: torch_module("mamba"), FULL),
+    "torch: minGRU": (lambda _: torch_module("min_gru"), FULL),
+    "torch: a transformer": (lambda _: torch_module("banded_encoder"), FULL),
+    "keras: attention over a declared length": (lambda _: keras_model("attention_decoder"), FULL),
+    "onnx: a declared length": (lambda _: of_a_declared_length(), FULL),
+    "onnx: a window": (lambda _: in_onnx("windowed_attention"), FULL),
+    "onnx: a running product": (lambda _: running_product(), FULL),
+    "stages with a history": (lambda folder: with_stages(folder, RollingMean(5), Lag(2), Diff()), FULL),
+    "stages with a state": (lambda folder: with_stages(folder, Impute("last"), Standardize(2.0, 3.0), EWMA(0.3)), FULL),
+    "weights as fp16": (lambda _: wide(), FP16),
+    "weights as int8": (lambda _: wide(), INT8),
+    "states as float16": (lambda _: wide(), STORED),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ConvertedModel]:
+    """A candidate by the way that it was made, made once."""
+    return cache(lambda way: WAYS[way][0](tmp_path_factory.mktemp("models")))
+
+
+def outcome(candidate: ConvertedModel, precision: Precision) -> str:
+    """Compare a candidate with its original as an export does; return `equal`, `weak` or `caught`."""
+    try:
+        if (lowered := precision.lower(candidate)) is not candidate:
+            check_model(candidate)
+        report = verify_parity(
+            candidate.original,
+            StepModel(lowered.proto.SerializeToString(), lowered.manifest),
+            against="itself",
+            tolerance=Tolerance(max(precision.atol, candidate.rounding), precision.rtol, scaled=True),
+            samplers=candidate.kinds,
+            seeds=(0,),
+            steps=candidate.only_length or STEPS,
+            long_steps=0,
+        )
+    except ParityError:
+        return "caught"
+    return "weak" if report.weak else "equal"
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e7])
+@pytest.mark.parametrize("way", WAYS)
+def test_only_the_right_graph_passes(made: Callable[[str], ConvertedModel], way: str, scale: float) -> None:
+    """Each mutant that can be made of it is caught or called weak."""
+    right, precision = scaled(made(way), scale), WAYS[way][1]
+    assert outcome(right, precision) == "equal"
+
+    found = {}
+    for name, mutate in MUTANTS.items():
+        try:
+            wrong = mutated(right, mutate)
+        except LookupError:  # it has no two states of one shape, no bias, no matrix
+            continue
+        found[name] = outcome(wrong, precision)
+
+    assert len(found) >= 3
+    assert {name for name, how in found.items() if how == "equal"} == set()
+
+
+# -------------------------------------------------------------------- graphs that adopt writes
+
+
+def cut(folder: Path) -> Path:
+    """A graph with a window: sums of the last timesteps, a large number and a small one."""
+    path = folder / "sums.onnx"
+    path.write_bytes(
+        graphs.graph_from_text(
+            """sums (float[B,N] x) => (float[B,2] y) {
+                axis = Constant <value = int64[1] {1}> ()
+                sum = ReduceSum <keepdims = 1> (x, axis)
+                y = Mul (sum, sizes)
+            }""",
+            {"sizes": np.array([1e3, 1e-3], np.float32)},
+        )
+    )
+    return path
+
+
+def lost_small_number(model: onnx.ModelProto) -> None:
+    """The second number of a row is 0, a millionth of the first."""
+    sizes = next(tensor for tensor in model.graph.initializer if tensor.name == "sizes")
+    sizes.CopyFrom(numpy_helper.from_array(np.array([1e3, 0.0], np.float32), "sizes"))
+
+
+@pytest.mark.parametrize(("wrong", "how"), [(False, "equal"), (True, "weak")])
+def test_a_rewritten_graph_that_loses_a_small_number_is_called_weak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: bool, how: str
+) -> None:
+    def folded(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
+        made = fold_context(model, manifest)
+        if wrong:
+            lost_small_number(made[0])
+        return made
+
+    monkeypatch.setattr("model_export.adopt.rewrite.fold_context", folded)
+    adopted = adopt_file(
+        cut(tmp_path), windows={"x": 3}, shapes={"x": [2]}, changes=["fold-context"], target=tmp_path / "new.onnx"
+    )
+
+    assert adopted.manifest.verified is not None
+    assert adopted.manifest.verified.model_dump()["weak"] == (how == "weak")
+    assert any("the proof of y is weak" in note for note in adopted.adoption.notes) == (how == "weak")
+
+
+@pytest.mark.parametrize("mutant", ["dropped state", "swapped states", "lost bias", "wrong gate", "shifted"])
+@pytest.mark.parametrize("length", [2, 6])
+def test_a_wrong_graph_with_bounded_caches_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, mutant: str
+) -> None:
+    """The states are the caches, and the count of timesteps."""
+    pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
+    from tests.model_export.torch.test_growing_caches import decoder, exported
+
+    def wrong(*args: Any, **options: Any) -> tuple[onnx.ModelProto, dict[str, str]]:
+        model, pairs = with_bounded_caches(*args, **options)
+        declared = {value.name: value for value in model.graph.input}
+        states = [
+            SimpleNamespace(
+                input=before, output=after, dtype="float32", batch_axis=0,
+                shape=[dim.dim_value for dim in declared[before].type.tensor_type.shape.dim[1:]],
+            )
+            for before, after in pairs.items()
+        ]  # fmt: skip
+        MUTANTS[mutant](model, SimpleNamespace(states=states))
+        return model, pairs
+
+    monkeypatch.setattr("model_export.adopt.caches.bound.with_bounded_caches", wrong)
+    with pytest.raises(ParityError, match="with bounded caches differs"):
+        adopt_file(exported(tmp_path, decoder("rotary")), length=length, target=tmp_path / "new.onnx")
