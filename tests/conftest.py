@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.environments import add_options, leave_out_passed, write_passed
+from tests.programs.start import forked_starts, real_starts
 from tests.servers import Server, server
 
 TESTS = Path(__file__).parent
@@ -46,6 +48,11 @@ NOT_QUICK = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    write_passed(config)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -56,6 +63,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the files with slow tests first; at the end, the last one would run alone."""
+    leave_out_passed(config, items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if config.getoption("quick"):
@@ -70,6 +78,20 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_programs() -> Iterator[None]:
+    """Fork the programs that tests start from one process that has imported Stepwell."""
+    with forked_starts():
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_programs() -> Iterator[None]:
+    """Start each program of a file with an interpreter of its own: its tests are about starts or memory."""
+    with real_starts():
+        yield
 
 
 @pytest.fixture
