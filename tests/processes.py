@@ -75,7 +75,8 @@ class ServiceProcess:
         return self
 
     def wait_ready(self) -> None:
-        with httpx2.Client(base_url=self.url, trust_env=False, verify=False, timeout=30) as http:  # loads no certificates
+        # Loading certificates, which no test needs, would take longer than the requests.
+        with httpx2.Client(base_url=self.url, trust_env=False, verify=False, timeout=30) as http:
             while True:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
