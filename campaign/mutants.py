@@ -5,6 +5,7 @@ The product has no switches for this: a mutant is a text in one file and its rep
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,9 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.programs.start import Program, WarmProcess
+
 ROOT = Path(__file__).resolve().parent.parent
 _TESTED = ("service", "model_export", "tests", "campaign")
 _NOT_NEEDED = ("cacheprovider", "xdist", "schemathesis", "pytest_cov")  # slow to load and not needed
+LOADED = (
+    *("pytest", "pytest_asyncio.plugin", "pytest_timeout", "_hypothesis_pytestplugin", "anyio.pytest_plugin"),
+    *("hypothesis.stateful", "hypothesis.extra.numpy", "numpy", "onnx.compose", "onnx.helper", "onnxruntime"),
+    *("fastapi", "httpx2", "msgspec", "prometheus_client", "pydantic_settings", "redis.asyncio", "typer.testing"),
+    *("uvicorn", "websockets.sync.client"),
+)
+"""Imported once for all mutants: what their tests import of other packages, and nothing of the packages under test."""
 _IGNORED = shutil.ignore_patterns("*.npz")  # byte code is copied: it is valid for each file that is as it was
 
 
@@ -394,17 +404,29 @@ NEEDS_RELEASES = "both-halves"
 def broken_copy(mutant: Mutant, folder: Path, packages: tuple[str, ...] = ("service", "model_export")) -> Path:
     """Copy packages into a folder, break one line, and return the folder.
 
+    The copies of all other files are links to the originals: nothing may write into them.
+
     Raises:
         MutantError: The text does not occur exactly once.
     """
     check_originals([mutant])
     for package in packages:
-        shutil.copytree(ROOT / package, folder / package, ignore=_IGNORED)
+        shutil.copytree(ROOT / package, folder / package, ignore=_IGNORED, copy_function=_link)
     path = folder / mutant.file
-    path.write_text(path.read_text().replace(mutant.original, mutant.replacement))
+    text = path.read_text().replace(mutant.original, mutant.replacement)
+    path.unlink()  # the original has the same bytes on disk
+    path.write_text(text)
     for old in path.parent.glob(f"__pycache__/{path.stem}.*"):
         old.unlink()  # it would count as valid if the broken file had the same size and second
     return folder
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file; copy it if the target is on another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def check_originals(mutants: Iterable[Mutant]) -> None:
@@ -427,29 +449,37 @@ def environment(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-def survives(mutant: Mutant, folder: Path, tests: tuple[str, ...] = ()) -> str:
+def survives(mutant: Mutant, folder: Path, tests: tuple[str, ...] = (), *, warm: WarmProcess | None = None) -> str:
     """Run the tests of a mutant; return their output if they pass, or an empty string if they fail, as they should.
+
+    Args:
+        mutant: The broken line.
+        folder: For the copy; it is not there yet.
+        tests: Other tests than those of the mutant, as pytest arguments.
+        warm: A process that has imported pytest and what the packages need, to fork from; None: a new interpreter.
 
     Raises:
         MutantError: The mutant cannot be created, or its tests cannot be run.
     """
     broken_copy(mutant, folder, _TESTED)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "--hypothesis-seed=0"]
-    command += [part for plugin in _NOT_NEEDED for part in ("-p", f"no:{plugin}")]
-    ran = subprocess.run(
-        [*command, *(tests or mutant.tests)],
-        cwd=folder,
-        env={**os.environ, **environment(folder)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if ran.returncode not in (0, 1):
-        raise MutantError(f"the tests of {mutant.name!r} cannot be run:\n{ran.stdout[-2000:]}")
-    return ran.stdout if ran.returncode == 0 else ""
+    words = ["-q", "-x", "--hypothesis-seed=0"]
+    words += [part for plugin in _NOT_NEEDED for part in ("-p", f"no:{plugin}")]
+    words += tests or mutant.tests
+    env = {**os.environ, **environment(folder)}
+    log = folder / "log"
+    with log.open("wb") as out, Path(os.devnull).open("rb") as nothing:
+        process: Program
+        if warm is None:
+            command = [sys.executable, "-P", "-m", "pytest", *words]
+            process = subprocess.Popen(command, cwd=folder, env=env, stdin=nothing, stdout=out, stderr=out)
+        else:
+            process = warm.fork(words, env=env, streams=(nothing, out, out), folder=folder, path=[folder])
+        code = process.wait()
+    printed = log.read_text()
+    if code not in (0, 1):
+        raise MutantError(f"the tests of {mutant.name!r} cannot be run:\n{printed[-2000:]}")
+    return printed if code == 0 else ""
 
 
 def survivors(folder: Path, *, at_once: int = 2, tests: tuple[str, ...] = ()) -> dict[str, str]:
@@ -459,6 +489,9 @@ def survivors(folder: Path, *, at_once: int = 2, tests: tuple[str, ...] = ()) ->
         MutantError: A mutant cannot be created, or its tests cannot be run.
     """
     check_originals(MUTANTS)
-    with ThreadPoolExecutor(at_once) as pool:
-        printed = pool.map(lambda each: survives(each[1], folder / str(each[0]), tests), enumerate(MUTANTS))
+    with ThreadPoolExecutor(at_once) as pool, contextlib.ExitStack() as stack:
+        warm = None
+        if sys.platform == "linux":
+            warm = stack.enter_context(contextlib.closing(WarmProcess("pytest", LOADED)))
+        printed = pool.map(lambda each: survives(each[1], folder / str(each[0]), tests, warm=warm), enumerate(MUTANTS))
         return {mutant.name: text for mutant, text in zip(MUTANTS, printed, strict=True) if text}

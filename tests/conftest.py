@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.environments import add_options, leave_out_passed, write_passed
+from tests.programs.start import forked_starts, real_starts
+from tests.quick import is_left_out, is_long
 from tests.servers import Server, server
 
 TESTS = Path(__file__).parent
@@ -32,36 +35,28 @@ settings.load_profile("patient")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it starts with `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else the programs that tests start would inherit it
 
-NOT_QUICK = {
-    *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
-    *("notebook", "offline", "parity", "process", "site", "triton"),
-    *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
-    *("package/test_wheel.py", "test_cli.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
-    *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
-    *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
-    "model_export/verify/test_evidence.py",
-}
-"""What `--quick` leaves out: what needs a training framework or a browser, or starts one program after the other."""
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    write_passed(config)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the slow files, unless they are named on the command line."""
-    is_left_out = collection_path.is_relative_to(TESTS) and collection_path.relative_to(TESTS).as_posix() in NOT_QUICK
-    return True if is_left_out and config.getoption("quick") else None
+    return True if config.getoption("quick") and is_left_out(collection_path, config) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the files with slow tests first; at the end, the last one would run alone."""
+    leave_out_passed(config, items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if config.getoption("quick"):
-        long = [item for item in items if any(map(item.get_closest_marker, ("slow", "browser", "compose")))]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=[item for item in items if is_long(item)])
+        items[:] = [item for item in items if not is_long(item)]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -70,6 +65,20 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_programs() -> Iterator[None]:
+    """Fork the programs that tests start from one process that has imported Stepwell."""
+    with forked_starts():
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_programs() -> Iterator[None]:
+    """Start each program of a file with an interpreter of its own: its tests are about starts or memory."""
+    with real_starts():
+        yield
 
 
 @pytest.fixture

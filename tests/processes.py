@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +12,13 @@ from typing import Self
 
 import httpx2
 
+from tests.programs import start
+
 KEPT = {
     "STEPWELL_REDIS_SERVER",
     "STEPWELL_FAST_LANE",
 }  # kept from the environment; tests set every other setting themselves
-LAUNCH = [sys.executable, "-P", "-m", "service", "serve"]
+LAUNCH = [*start.LAUNCH, "serve"]
 
 
 class ServiceProcess:
@@ -31,20 +31,30 @@ class ServiceProcess:
         *flags: str,
         port: int | None = None,
         env: Mapping[str, str] | None = None,
-        launch: Sequence[str] = LAUNCH,
+        launch: Sequence[str] | None = None,
     ) -> None:
+        """Create it; it is not started.
+
+        Args:
+            models: The folder of the models.
+            folder: For its data and its log.
+            flags: Of `stepwell serve`.
+            port: None: a free one.
+            env: Further environment variables.
+            launch: Another command than `LAUNCH`, which is always run by a new interpreter.
+        """
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"serve-{self.port}.log"
-        self._command = [*launch, "--models", str(models), "--port", str(self.port)]
-        self._command += ["--data-dir", str(folder / "data"), *flags]
+        self._launch = launch
+        self._flags = ["--models", str(models), "--port", str(self.port), "--data-dir", str(folder / "data"), *flags]
         self._env = env or {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: start.Program | None = None
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> start.Program:
         assert self._process is not None
         return self._process
 
@@ -56,7 +66,7 @@ class ServiceProcess:
         )
         env |= self._env
         with self.log.open("ab") as out:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
+            self._process = start.start_program(["serve", *self._flags], env=env, out=out, launch=self._launch)
 
     def start(self) -> Self:
         """Start the process and wait until it is ready."""
@@ -65,7 +75,8 @@ class ServiceProcess:
         return self
 
     def wait_ready(self) -> None:
-        with httpx2.Client(base_url=self.url, trust_env=False, timeout=30) as http:
+        # Loading certificates, which no test needs, would take longer than the requests.
+        with httpx2.Client(base_url=self.url, trust_env=False, verify=False, timeout=30) as http:
             while True:
                 if self.process.poll() is not None:
                     raise RuntimeError(f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")

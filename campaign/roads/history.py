@@ -21,7 +21,7 @@ from campaign.roads.load import Load, fold_of
 from campaign.roads.processes import connectors
 from campaign.roads.replicas import MODEL, Replicas, replicas
 from campaign.roads.road import OpenRoad
-from tests.connect.connectors import LAUNCH
+from tests.programs.start import LAUNCH
 
 _FILES: Final = 10
 _LIVE_STEPS: Final = 3

@@ -544,6 +544,17 @@ def open_unread_feed(service: Service, path: str, *, receive_buffer: int) -> soc
     return one
 
 
+def hold_little(service: Service, slow: socket.socket) -> None:
+    """Give the service's side of a connection a small send buffer; the kernel else holds megabytes of replies."""
+    for connection in service.connections():
+        if connection.transport.get_extra_info("peername") == slow.getsockname():
+            number = connection.transport.get_extra_info("socket").fileno()
+            with socket.fromfd(number, socket.AF_INET, socket.SOCK_STREAM) as theirs:
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+            return
+    raise AssertionError("the service does not have the connection")
+
+
 def frame(text: bytes) -> bytes:
     """Return a text frame, masked with zeros."""
     length = bytes([0x80 | len(text)]) if len(text) < 126 else b"\xfe" + struct.pack("!H", len(text))
@@ -592,6 +603,7 @@ def send_until_closed(slow: socket.socket, service: Service) -> None:
     frames, sent = memoryview(frame(chunk) * 5_000), 0
     slow.settimeout(0.05)
     service.wait_for_websockets(1)
+    hold_little(service, slow)
     while not is_closing(service):
         with contextlib.suppress(TimeoutError, ConnectionError):  # it may be closed since the last look
             sent += slow.send(frames[sent : sent + 100_000])
@@ -651,6 +663,7 @@ def test_a_watcher_that_never_reads_is_disconnected(
         slow = open_unread_feed(own, "/v1/watch", receive_buffer=4096)
         slow.sendall(frame(json.dumps({"watch": [{"model": "lstm"}], "inputs": True}).encode()))
         own.wait_for_websockets(1)
+        hold_little(own, slow)
         while own.app.state.context.websockets:
             assert own.http.post(own.path("lstm", stream, "steps"), json=chunk).status_code == 200
         slow.close()

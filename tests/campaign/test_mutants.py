@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 import pytest
 
-from campaign.mutants import MUTANTS, MutantError, broken_copy, check_originals, survivors
+from campaign.mutants import LOADED, MUTANTS, ROOT, MutantError, broken_copy, check_originals, survives, survivors
+from tests.programs.start import WarmProcess
 
 
 def test_every_line_to_break_is_in_its_file() -> None:
@@ -26,6 +28,23 @@ def test_a_mutant_whose_line_is_missing_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(MutantError, match="expected once"):
         broken_copy(gone, tmp_path)
+
+
+def test_the_tests_of_a_mutant_pass_where_its_line_is_whole(tmp_path: Path) -> None:
+    """Else they would fail on each mutant, whatever it breaks."""
+    some = next(each for each in MUTANTS if "test_decide" in each.tests[0])
+    whole = dataclasses.replace(some, replacement=some.original)
+
+    with contextlib.closing(WarmProcess("pytest", LOADED)) as warm:
+        assert " passed" in survives(whole, tmp_path / "copy", warm=warm)
+
+
+def test_the_original_of_a_broken_file_stays_as_it_is(tmp_path: Path) -> None:
+    original = (ROOT / MUTANTS[0].file).read_text()
+    broken = broken_copy(MUTANTS[0], tmp_path) / MUTANTS[0].file
+
+    assert broken.read_text() != original
+    assert (ROOT / MUTANTS[0].file).read_text() == original
 
 
 def test_no_byte_code_of_the_broken_file_is_copied(tmp_path: Path) -> None:

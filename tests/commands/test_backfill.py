@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +23,7 @@ from service.commands.recorded.backfill import backfill
 from tests.commands.program import invoke
 from tests.graphs import fold, fold_reference, last_seen, nan_at, write_models
 from tests.processes import ServiceProcess, service_process
+from tests.programs.start import Program, start_program
 from tests.recorded.files import write_csv, write_fold_csv
 
 app = typer.Typer()
@@ -126,25 +127,26 @@ def test_after_kills_no_row_is_missing_doubled_or_torn(running: ServiceProcess, 
         pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
     streams = write_streams(tmp_path / "data.csv", f"{ending}.", 400, 100, seed=4)
     out = tmp_path / f"out.{ending}"
-    command = [sys.executable, "-P", "-m", "service", "backfill", str(tmp_path / "data.csv"), *FOLD]
-    command += ["--predictions", str(out), "--url", running.url, "--json"]
+    words = ["backfill", str(tmp_path / "data.csv"), *FOLD, "--predictions", str(out), "--url", running.url, "--json"]
+    log = tmp_path / "log"
     kills = 0
 
     for _ in range(4):
         known = _n_marked(out)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = _start(words, log)
         while process.poll() is None and _n_marked(out) <= known + 3_000:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.02)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
-        process.communicate()
-    done = subprocess.run(command, capture_output=True, text=True, check=False) if not out.exists() else None
+        process.wait()
+    was_finished = out.exists()
+    code = _start(words, log).wait()
 
     assert kills >= 2
-    assert done is not None
-    assert done.returncode == 0, done.stderr
+    assert not was_finished
+    assert code == 0, log.read_text()
     found = _read(out)
     assert found == expected_of(streams)
     name = f"{ending}.s5"
@@ -159,8 +161,8 @@ def test_a_service_that_is_killed_meanwhile_and_starts_again_has_every_row_once(
     with tempfile.TemporaryDirectory(prefix="sw") as name:
         models = write_models(Path(name) / "models", fold)
         with service_process(models, Path(name) / "one", "--drain-s", "0") as service:
-            command = [sys.executable, "-P", "-m", "service", "backfill", str(tmp_path / "data.csv"), *FOLD]
-            process = subprocess.Popen([*command, "--predictions", str(out), "--url", service.url])
+            words = ["backfill", str(tmp_path / "data.csv"), *FOLD, "--predictions", str(out), "--url", service.url]
+            process = _start(words, tmp_path / "log")
             while process.poll() is None and _n_marked(out) == 0:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.02)
@@ -172,6 +174,11 @@ def test_a_service_that_is_killed_meanwhile_and_starts_again_has_every_row_once(
             assert was_running
             assert predictions_of(out) == expected_of(streams)
             assert next_prediction(service, "k.s7", 5) == fold_reference([*streams["k.s7"], 5])[-1]
+
+
+def _start(words: list[str], log: Path) -> Program:
+    with log.open("wb") as file:
+        return start_program(words, env=os.environ, out=file)
 
 
 def _n_marked(out: Path) -> int:

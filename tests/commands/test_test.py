@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import LEFT_OUT, LONG, OF_THESE
+
 REPOSITORY = Path(__file__).parents[2]
 STEPWELL = [sys.executable, "-P", "-m", "service", "test"]
 
@@ -62,8 +64,16 @@ def test_a_quick_run_is_a_part_of_the_tests() -> None:
     folders = {line.split("/")[1] for line in done.stdout.splitlines() if "::" in line}
 
     assert done.returncode == 0
-    assert folders > {"api", "engine", "protocols", "model_export", "store"}
-    assert folders.isdisjoint({"campaign", "dashboard", "examples", "faults"})
+    assert folders > {"alert", "api", "commands", "connect", "engine", "protocols", "model_export", "store"}
+    assert folders.isdisjoint({"dashboard", "examples", "faults"})
+
+
+def test_each_path_of_the_quick_run_is_there() -> None:
+    for name in (*LEFT_OUT, *OF_THESE, *LONG):
+        file, _, test = name.partition("::")
+
+        assert (REPOSITORY / "tests" / file).exists()
+        assert not test or f"def {test}(" in (REPOSITORY / "tests" / file).read_text()
 
 
 def test_a_slow_test_is_not_quick_and_runs_where_it_is_named_without_the_option() -> None:

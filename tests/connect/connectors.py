@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,8 +16,8 @@ from typing import Any
 import httpx2
 
 from tests.graphs import fold_reference
+from tests.programs.start import Program, start_program
 
-LAUNCH = [sys.executable, "-P", "-m", "service"]
 WAIT_S = 120.0
 
 
@@ -30,20 +28,18 @@ class ConnectorProcess:
 
     def __init__(self, folder: Path, *words: object, env: dict[str, str] | None = None) -> None:
         self.log = folder / f"{self.command}-{random.randrange(1 << 30)}.log"
-        self._command = [*LAUNCH, self.command, *map(str, words)]
+        self._words = [self.command, *map(str, words)]
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_")} | (env or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Program | None = None
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Program:
         assert self._process is not None
         return self._process
 
     def start(self) -> ConnectorProcess:
         with self.log.open("ab") as out:
-            self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._env
-            )
+            self._process = start_program(self._words, env=self._env, out=out)
         return self
 
     def kill(self) -> None:

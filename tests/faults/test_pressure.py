@@ -22,6 +22,7 @@ from tests.faults.pressure import KINDS, held, overload, under_pressure
 from tests.graphs import fold_reference
 from tests.processes import ServiceProcess
 
+pytestmark = pytest.mark.usefixtures("real_programs")
 RECEIVE_S = 1
 GROWTH = 50 * 2**20
 CANARIES = (b"Traceback", b"site-packages", b'.py"', b"/service/", b"redis://", b"unix://", b"File \\")

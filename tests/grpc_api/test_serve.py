@@ -62,7 +62,8 @@ def test_a_call_that_was_accepted_before_a_drain_is_answered(redis_server: Serve
     from tests.grpc_api.conftest import GrpcService
 
     models = write_models(tmp_path / "models", slow, fold)
-    with GrpcService(models, tmp_path, "--redis", redis_server.url).running() as one:
+    patient = ("--run-timeout-s", "60", "--request-timeout-s", "600", "--drain-s", "60")
+    with GrpcService(models, tmp_path, "--redis", redis_server.url, *patient).running() as one:
         client = GrpcClient(one.grpc_port)
         request = infer_request("slow", {"x": integer(400_000)}, sequence_id="s", sequence_start=True)
         send = client.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")

@@ -26,6 +26,7 @@ from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import LAUNCH, ServiceProcess, is_running, service_process
 from tests.servers import Server
 
+pytestmark = pytest.mark.usefixtures("real_programs")
 STEP = "/v1/models/fold/streams/a/step"
 QUICK = ("--drain-s", "0")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

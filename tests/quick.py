@@ -1,0 +1,54 @@
+"""Which tests `--quick` runs, by the processor time that they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+LEFT_OUT = {
+    *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
+    *("notebook", "offline", "parity", "process", "site", "triton"),
+    *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
+    *("grpc_api/test_serve.py", "package/test_wheel.py", "test_cli.py"),
+    *("test_environments.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
+    *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
+    *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
+    "model_export/verify/test_evidence.py",
+}
+"""Folders and files that need a training framework or a browser, or start one program after the other."""
+OF_THESE = {
+    *("alert/test_thresholds.py", "campaign/test_arrivals.py", "campaign/test_checker.py", "campaign/test_folds.py"),
+    *("commands/test_check.py", "commands/test_inspect.py", "commands/test_keys.py", "commands/test_streams.py"),
+    *("connect/test_mapping.py", "demo/test_model.py"),
+}
+"""Files of these folders that take seconds, and run."""
+LONG = (
+    "asgi/test_asyncapi.py::test_the_parser_of_asyncapi_finds_no_fault",
+    "client/test_client.py::test_the_examples_in_the_docs_print_what_they_show",
+    "deploy/test_observability.py::test_every_alert_fires_on_its_fault_and_none_without",
+    "hub/test_hub.py::test_a_repository_that_is_there_gets_another_commit",
+    "hub/test_hub.py::test_another_file_is_replaced_only_if_that_is_said",
+    "hub/test_hub.py::test_what_cannot_be_done_is_said_without_a_traceback",
+    "model_export/runtime/test_random_ops.py::test_functions_that_multiply_without_end_are_refused",
+)
+"""Tests of other files that take seconds each."""
+
+
+def is_left_out(path: Path, config: pytest.Config) -> bool:
+    """Whether `--quick` leaves a whole file out; it leaves out none in a folder that is named on the command line."""
+    if not path.is_relative_to(TESTS) or path.is_dir():
+        return False
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    if any(TESTS in folder.parents and folder in path.parents for folder in named):
+        return False
+    inside = path.relative_to(TESTS)
+    parts = {part.as_posix() for part in (inside, *inside.parents)}
+    return inside.as_posix() not in OF_THESE and not parts.isdisjoint(LEFT_OUT)
+
+
+def is_long(item: pytest.Item) -> bool:
+    """Whether `--quick` leaves one test out."""
+    marked = any(map(item.get_closest_marker, ("slow", "browser", "compose")))
+    return marked or item.nodeid.removeprefix("tests/").startswith(LONG)
