@@ -136,8 +136,7 @@ class KerasWalk:
         if not masks:
             return None
         if not any(keras.tree.flatten(previous)):
-            masked = to_array(call.layer.mask_value) if isinstance(call.layer, keras.layers.Masking) else 0
-            self.note_mask(call.value, float(masked))
+            self.note_mask(call.value, 0)
         return _checked_mask(call, masks[0]).name
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:

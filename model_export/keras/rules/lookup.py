@@ -1,4 +1,4 @@
-"""Rules of `keras.ops` that look entries up by their places, or make a one at the place of a class."""
+"""Rules that look entries up by their places, mask by a value, or make a one at the place of a class."""
 
 from __future__ import annotations
 
@@ -66,6 +66,21 @@ def embedding(call: Call) -> Value:
         raise call.refuse(f"mask_zero=True on row shape {list(x.row)} masks parts of a timestep")
     call.walk.note_mask(x, 0)
     return replace(y, mask=call.op("Not", call.op("Equal", x, call.constant(0, x.dtype))))
+
+
+@rule("Masking", masks=True)
+def masking(call: Call) -> Value:
+    """Zeros where no feature differs from a value; up to Keras 3.14 the layer's code calls the backend."""
+    x = call.value
+    if not x.time or len(x.row) != 1:
+        raise call.refuse(f"it masks timesteps of one feature axis; found row shape {list(x.row)}")
+    value = float(to_array(call.layer.mask_value))
+    differs = call.op("Not", call.op("Equal", x, call.constant(value, x.dtype)))
+    counted = call.op("ReduceMax", call.graph.cast(differs, "int32", at=call.path), call.graph.ints([1]), keepdims=0)
+    mask = call.graph.cast(counted, "bool", at=call.path)
+    call.walk.note_mask(x, value)
+    wide = call.op("Unsqueeze", mask, call.graph.ints([1]))
+    return x.like(call.op("Where", wide, x, call.constant(0, x.dtype)), mask=mask)
 
 
 @op_rule("OneHot")

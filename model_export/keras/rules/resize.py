@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from model_export.keras.registry import Call, op_rule, rule
 from model_export.keras.rules.slicing import pad
@@ -64,8 +65,9 @@ def _transposed(call: Call, x: Value, shape: Geometry, kernel: Array, reach: int
 
 
 def _asked(call: Call, axis: int) -> int | None:
-    asked = call.layer.output_padding
-    return asked[axis] if isinstance(asked, list | tuple) else asked
+    asked: Any = call.layer.output_padding
+    padding: int | None = asked[axis] if isinstance(asked, list | tuple) else asked
+    return padding
 
 
 def _cut_ends(call: Call, shape: Geometry, axis: int) -> tuple[int, int]:

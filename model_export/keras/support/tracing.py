@@ -33,7 +33,7 @@ class Traced:
     Attributes:
         function: From its arguments and weights to its results; None where no result depends on those.
         inputs: The values and weights that it starts from, in the function's order.
-        results: Its flat results: True for one that the function gives, an array for one that it does not compute.
+        results: Its flat results: True for one that the function gives, a value or an array for one that it does not.
     """
 
     function: Any
@@ -105,13 +105,32 @@ def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: 
     args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
     with _symbolic_attributes(call.layer) as weights, _no_random_numbers(call.layer), _grouped_convolutions():
         results = keras.tree.flatten(function(*args, **kwargs))
-    used = [*symbols, *(tensor for tensor, _ in weights)]
-    computed = [result for result in results if keras.backend.is_keras_tensor(result)]
+    given = [*zip(symbols, values, strict=True), *weights]
+    same = {id(tensor): what for tensor, what in given}  # returned as it came in
+    symbolic = [keras.backend.is_keras_tensor(result) for result in results]
+    computed = [
+        result for result, is_symbol in zip(results, symbolic, strict=True) if is_symbol and id(result) not in same
+    ]
+    reached = _reached(computed)
+    used = [(tensor, what) for tensor, what in given if id(tensor) in reached]
     return Traced(
-        keras.Function(used, computed) if computed else None,
-        [*values, *(array for _, array in weights)],
-        [keras.backend.is_keras_tensor(result) or to_array(result) for result in results],
+        keras.Function([tensor for tensor, _ in used], computed) if computed else None,
+        [what for _, what in used],
+        [same.get(id(r), True) if is_symbol else to_array(r) for r, is_symbol in zip(results, symbolic, strict=True)],
     )
+
+
+def _reached(results: list[Any]) -> set[int]:
+    """Return the ids of the tensors that results are computed from; Keras 3.12 refuses a function of others."""
+    found: set[int] = set()
+    waiting = list(results)
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in found:
+            found.add(id(tensor))
+            operation, node, _ = tensor._keras_history
+            waiting += operation._inbound_nodes[node].input_tensors
+    return found
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def bias_in_one_of_two(x: Any, kernel: Any, bias: Any) -> Any:
 def in_maps(x: Any) -> Any:
     """Two-dimensional maps inside each timestep: channels first, with a bias for each channel."""
     rng = np.random.default_rng(3)
-    kernel, bias = rng.standard_normal((2, 2, 1, 3)).astype("float32"), np.float32([0.5, -1.0, 2.0])
+    kernel, bias = rng.standard_normal((2, 2, 1, 3)).astype("float32"), np.array([0.5, -1.0, 2.0], "float32")
     maps = ops.reshape(x, (-1, 1, 2, 2))
     found = ops.conv(maps, kernel, padding="same", data_format="channels_first") + ops.reshape(bias, (1, 3, 1, 1))
     return ops.reshape(ops.max_pool(found, 2, strides=2, data_format="channels_first"), (-1, 3))
