@@ -27,6 +27,18 @@ Rule = Callable[["Call"], "Value | list[Value]"]
 POSITION = "stepwell.position"
 
 
+class RefusedCallError(RefusedModelError):
+    """A layer or operation that cannot be stepped.
+
+    Attributes:
+        path: Its name, behind the names of the models and layers it is nested in.
+    """
+
+    def __init__(self, problem: str, *, fix: str, path: str) -> None:
+        super().__init__(problem, fix=fix)
+        self.path = path
+
+
 class Walker(Protocol):
     """What a rule needs of the walk through the model.
 
@@ -67,6 +79,7 @@ class Call:
         args: Positional arguments, nested as in the original.
         kwargs: Keyword arguments that are not None, without `training` and `mask`.
         mask: Explicit or carried mask, shape `(batch,)` bool; None: never masked.
+        owner: The layer of Keras whose code calls the operation: a refusal names the layer; None: other code.
     """
 
     walk: Walker
@@ -75,6 +88,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     mask: str | None = None
+    owner: Any = None
 
     @property
     def graph(self) -> KerasGraph:
@@ -91,12 +105,29 @@ class Call:
         """The first tensor of the first argument."""
         return self.values[0]
 
-    def refuse(self, why: str, fix: str = "") -> RefusedModelError:
+    def weights(self, place: int) -> Array:
+        """Return an argument of an operation that has to be constant.
+
+        Raises:
+            RefusedModelError: The model computes it.
+        """
+        if isinstance(self.args[place], Value):
+            raise self.refuse("its weights are computed by the model; expected constants")
+        return to_array(self.args[place])
+
+    def optional_weights(self, place: int, name: str) -> Array | None:
+        """Return an argument of an operation that is constant or left out."""
+        given = self.kwargs.get(name, self.args[place] if len(self.args) > place else None)
+        return None if given is None else replace(self, args=(given,)).weights(0)
+
+    def refuse(self, why: str, fix: str = "") -> RefusedCallError:
         """Return the error that names this layer, its class and the reason."""
-        what = "Layer" if isinstance(self.layer, keras.Layer) else "Operation"
-        return RefusedModelError(
-            f"{what} {self.path!r} ({type(self.layer).__name__}) cannot be stepped: {why}.",
+        named = self.owner or self.layer
+        what = "Layer" if isinstance(named, keras.Layer) else "Operation"
+        return RefusedCallError(
+            f"{what} {self.path!r} ({type(named).__name__}) cannot be stepped: {why}.",
             fix=fix or "Take it out of the model, or replace it by something that looks at one timestep at a time.",
+            path=self.path,
         )
 
     def kind(self, names: Iterable[str]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from model_export.graph.builder import GraphBuilder
 from model_export.keras.value import Value
-from model_export.manifest import InputSpec, OutputSpec
+from model_export.manifest import Array, InputSpec, OutputSpec
 
 
 class KerasGraph(GraphBuilder):
@@ -21,6 +24,7 @@ class KerasGraph(GraphBuilder):
         super().__init__()
         self.uniform_values: dict[str, float] = {}
         self._static: set[str] = set()
+        self._biasable: dict[str, tuple[Callable[..., str], tuple[int, ...]]] = {}
 
     def input(self, name: str, row: tuple[int, ...], dtype: str, *, time: bool) -> Value:
         """Declare an input of one timestep, or without time axis one that is the same in every timestep."""
@@ -37,6 +41,28 @@ class KerasGraph(GraphBuilder):
     def constant(self, array: Any, dtype: str | None = "float32", *, what: str = "const", at: str = "") -> str:
         """Return the name of a constant tensor, float32 by default."""
         return super().constant(array, dtype, what=what, at=at)
+
+    def biasable(self, emit: Callable[..., str], bias: Sequence[int]) -> str:
+        """Emit a product whose operator can add a bias itself, for `with_bias`.
+
+        Args:
+            emit: Emits it, with the tensor of a bias or without, and returns its result.
+            bias: The shape in which a bias is added to a row of the result; it has one axis that is not 1.
+        """
+        name = emit()
+        self._biasable[name] = (emit, tuple(bias))
+        return name
+
+    def with_bias(self, tensor: str, bias: Array, *, at: str) -> str | None:
+        """Return a product with a bias, which its operator adds; None: it is no product, or that is no bias.
+
+        What `biasable` emitted without one is left out of the finished graph, unless something else uses it.
+        """
+        emit, shape = self._biasable.get(tensor, (None, ()))
+        size = int(np.prod(shape))
+        if emit is None or bias.size != size or bias.shape[-len(shape) :] != shape:
+            return None
+        return emit(self.constant(bias.reshape(size), at=at))
 
     def mark_static(self, tensor: str) -> None:
         """Note that a tensor never changes after the first timestep, whatever it is computed from."""

@@ -16,7 +16,7 @@ class TimePadding:
         front: How many come before the first timestep of the stream; negative: it has no place for so many of the
             stream's first, and what the step graph gives there is used by nobody.
         back: How many come after the newest one; nobody may look at them.
-        fill: What each of those in front is, one row.
+        pad_value: What each of those in front is, one row.
         refusal: The error to raise where something needs the timesteps that are cut off in front.
     """
 
@@ -54,9 +54,10 @@ class Value:
         dtype: NumPy name.
         time: Whether the original carries a time axis (axis 1) here.
         mask: Tensor of shape `(batch,)` bool: False where this timestep is masked; None: never masked.
-        margin: Timesteps that the original has in front and behind; None: exactly those of the stream.
-        pending: What a sum over time, or another order of axes, has to settle first; None: nothing.
-        even: The row's first axis has the same in all its places; beside a sequence it can stand for every timestep.
+        padding: Timesteps that the original has in front and behind; None: exactly those of the stream.
+        deferred: What a sum over time, or another order of axes, has to settle first; None: nothing.
+        constant_over_time: The row's first axis has the same in all its places; beside a sequence it can stand for
+            every timestep.
     """
 
     name: str

@@ -13,7 +13,7 @@ import keras
 
 from model_export.errors import RefusedModelError
 from model_export.keras import rules  # noqa: F401  # registers them
-from model_export.keras.registry import Call, find_op_rule, find_rule, to_array
+from model_export.keras.registry import Call, RefusedCallError, find_op_rule, find_rule, to_array
 from model_export.keras.step_graph import KerasGraph
 from model_export.keras.support.deferred import handles_deferred
 from model_export.keras.support.recompute import can_recompute, recompute
@@ -49,12 +49,14 @@ class KerasWalk:
         facts: What is known about each input, by its name in the graph.
         length: The number of timesteps that the model declares; None: any.
         bounded: Whether the original's answers depend on that number, so that it is run on no more.
+        owners: The layers of Keras whose code was traced, by their paths.
     """
 
     graph: KerasGraph = field(default_factory=KerasGraph)
     facts: dict[str, InputFacts] = field(default_factory=dict)
     length: int | None = None
     bounded: bool = False
+    owners: dict[str, Any] = field(default_factory=dict)
 
     def run(self, function: Any, inputs: list[Any], prefix: str = "") -> list[Value]:
         """Walk a functional model or a traced function.
@@ -62,7 +64,8 @@ class KerasWalk:
         Args:
             function: A functional `keras.Model` or a `keras.Function`.
             inputs: One value per flat input; in a traced function also arrays, for weights.
-            prefix: Put in front of each layer's name.
+            prefix: Put in front of each layer's name. Without a separator at its end it is the path of a layer of
+                Keras, whose operations are named as the layer is.
 
         Returns:
             One value per flat output.
@@ -76,20 +79,18 @@ class KerasWalk:
     def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Emit one call of a layer, a nested model or an operation; an operation on constants is just done."""
         given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
-        name = operation.name
-        # Operations of a trace are numbered by what the process did before; a layer may have its name from a person.
-        if prefix.endswith("/") and not isinstance(operation, keras.Layer):
-            name = re.sub(r"_\d+$", "", name)
-        call = Call(self, operation, f"{prefix}{name}", args, given)
+        call = Call(self, operation, _path(operation, prefix), args, given)
         call = replace(call, mask=self._mask(call, kwargs))
         if not isinstance(operation, keras.Layer):
+            call = replace(call, owner=self.owners.get(prefix))
             if not any(isinstance(v, Value) for v in keras.tree.flatten((args, kwargs))):
                 if type(operation).__name__ == "BroadcastTo":  # to a batch whose size is open; what meets it broadcasts
                     return [args[0]]
                 return [to_array(result) for result in keras.tree.flatten(operation(*args, **kwargs))]
             rule = find_op_rule(operation)
             if rule is None:
-                raise call.refuse("there is no rule for it", "Write it with layers or the common `keras.ops`.")
+                what = f"its operation {type(operation).__name__}" if call.owner else "it"
+                raise call.refuse(f"there is no rule for {what}", "Write it with layers or the common `keras.ops`.")
             return apply(call, rule)
         if kwargs.get("training") is True and not _trains_by_default(operation):
             raise call.refuse(
@@ -123,8 +124,9 @@ class KerasWalk:
 
     def _own_mask(self, call: Call) -> str | None:
         """Return the mask that a custom layer's `compute_mask` makes."""
-        previous = Value(call.mask, (), "bool", time=True) if call.mask else None
-        inner = replace(call, args=(call.args[0], previous), kwargs={}, mask=None)
+        first = replace(call.args[0], mask=call.mask) if isinstance(call.args[0], Value) else call.args[0]
+        previous = keras.tree.map_structure(_mask_of, first)
+        inner = replace(call, args=(first, previous), kwargs={}, mask=None)
 
         def compute(inputs: Any, mask: Any) -> Any:
             made = call.layer.compute_mask(inputs, mask)
@@ -133,8 +135,8 @@ class KerasWalk:
         masks = self.trace(inner, compute)
         if not masks:
             return None
-        masked = to_array(call.layer.mask_value) if isinstance(call.layer, keras.layers.Masking) else 0
-        self.note_mask(call.value, float(masked))
+        if not any(keras.tree.flatten(previous)):
+            self.note_mask(call.value, 0)
         return _checked_mask(call, masks[0]).name
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
@@ -157,9 +159,15 @@ class KerasWalk:
                 f"there is no rule for it, and its code cannot be traced: {describe_cause(exc)}",
                 "Write its `call` with `keras.ops`, or write a rule for it: stepwell.register_step_rule.",
             ) from exc
+        prefix = f"{call.path}/"
+        if _is_code_of_keras(call.layer):
+            prefix = call.path
+            self.owners[prefix] = call.layer
         try:
-            results = recorded.replay(lambda traced, inputs: self.run(traced, inputs, f"{call.path}/"))
-        except RefusedModelError as exc:
+            results = recorded.replay(lambda traced, inputs: self.run(traced, inputs, prefix))
+        except RefusedCallError as exc:
+            if not exc.path.startswith(f"{call.path}/"):  # this layer, or the one that made what comes in
+                raise
             rule = f" Or write a step rule for {type(call.layer).__name__}: stepwell.register_step_rule."
             fix = exc.fix + (rule if isinstance(call.layer, keras.Layer) else "")
             raise call.refuse(exc.problem.rstrip("."), fix) from exc
@@ -207,6 +215,25 @@ def _trains_by_default(layer: Any) -> bool:
     """Whether a layer's `call` has training=True by default; a model passes False when it predicts."""
     parameter = inspect.signature(layer.call).parameters.get("training")
     return parameter is not None and parameter.default is True
+
+
+def _is_code_of_keras(layer: Any) -> bool:
+    """Whether a layer's code comes with Keras: which operations it calls is a detail then."""
+    if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
+        return False
+    return str(type(layer).call.__module__).startswith("keras.")
+
+
+def _path(operation: Any, prefix: str) -> str:
+    """Return the name of a layer or operation behind those of what it is in, as `KerasWalk.run` defines it."""
+    is_layer, separated = isinstance(operation, keras.Layer), prefix[-1:] in {"", ".", "/"}
+    if not separated and not is_layer:
+        return prefix
+    name = operation.name
+    # Operations of a trace are numbered by what the process did before; a layer may have its name from a person.
+    if prefix.endswith("/") and not is_layer:
+        name = re.sub(r"_\d+$", "", name)
+    return f"{prefix}{'' if separated else '/'}{name}"
 
 
 def functional(model: Any) -> Any:
@@ -258,11 +285,11 @@ def _with_masks(call: Call) -> Call:
         )
     if isinstance(first, Value):
         first = replace(first, mask=call.mask)  # it may have got an explicit one
+    return replace(call, kwargs={**call.kwargs, "mask": keras.tree.map_structure(_mask_of, first)})
 
-    def read_mask(value: Any) -> Value | None:
-        return Value(value.mask, (), "bool", time=True) if isinstance(value, Value) and value.mask else None
 
-    return replace(call, kwargs={**call.kwargs, "mask": keras.tree.map_structure(read_mask, first)})
+def _mask_of(value: Any) -> Value | None:
+    return Value(value.mask, (), "bool", time=True) if isinstance(value, Value) and value.mask else None
 
 
 def _at_inference(layer: Any) -> Callable[..., Any]:

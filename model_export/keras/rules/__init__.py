@@ -1,39 +1,9 @@
-"""The rules of Keras' layers and operations; importing this package registers them all."""
+"""The rules of Keras' layers and operations; importing this package registers those of all its modules."""
 
 from __future__ import annotations
 
-from model_export.keras.rules import (
-    attention,
-    basic,
-    conv,
-    lookup,
-    matmul,
-    merge,
-    norm,
-    ops,
-    pad,
-    pool,
-    preprocessing,
-    recurrent,
-    reductions,
-    resize,
-    shapes,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "attention",
-    "basic",
-    "conv",
-    "lookup",
-    "matmul",
-    "merge",
-    "norm",
-    "ops",
-    "pad",
-    "pool",
-    "preprocessing",
-    "recurrent",
-    "reductions",
-    "resize",
-    "shapes",
-]
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

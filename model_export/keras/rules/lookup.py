@@ -1,13 +1,15 @@
-"""Rules of `keras.ops` that look entries up by their places, or make a one at the place of a class."""
+"""Rules that look entries up by their places, mask by a value, or make a one at the place of a class."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from model_export.keras.registry import Call, op_rule, to_array
+from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.value import Value
+from model_export.manifest import Array
 
 
 @op_rule("Take")
@@ -33,11 +35,52 @@ def _look_up(call: Call, table: Any, places: Value, axis: int | None) -> Value:
     if isinstance(table, Value) or axis not in {0, None} or (axis is None and to_array(table).ndim != 1):
         raise call.refuse("its places are computed; expected constants, or a constant table looked up along axis 0")
     array = to_array(table)
-    index = call.graph.cast(places.name, "int64", at=call.path)
-    dtype = "float32" if array.dtype.kind == "f" else array.dtype.name
-    name = call.op("Gather", call.constant(array, dtype), index, axis=0)
-    call.walk.note_vocabulary(places, len(array))
-    return places.like(name, row=(*places.row, *array.shape[1:]), dtype=dtype)
+    return _entries(call, array, places, least=-len(array))
+
+
+def _entries(call: Call, table: Array, places: Value, *, least: int) -> Value:
+    """Return entries of a table. Of numbers, a place outside it has NaN, so that its row fails alone, not its batch."""
+    call.walk.note_vocabulary(places, len(table))
+    ids = call.graph.cast(places.name, "int64", at=call.path)
+    row = (*places.row, *table.shape[1:])
+    if table.dtype.kind != "f":
+        return places.like(
+            call.op("Gather", call.constant(table, table.dtype.name), ids, axis=0), row=row, dtype=table.dtype.name
+        )
+    inside = call.op("Clip", ids, call.constant(least, "int64"), call.constant(len(table) - 1, "int64"))
+    found = call.op("Gather", call.constant(table), inside, axis=0)
+    known = call.op("Equal", ids, inside)
+    if table.ndim > 1:
+        known = call.op("Unsqueeze", known, call.graph.ints([-axis for axis in range(1, table.ndim)]))
+    return places.like(call.op("Where", known, found, call.constant(np.nan)), row=row, dtype="float32")
+
+
+@rule("Embedding", masks=True)
+def embedding(call: Call) -> Value:
+    """A table look-up by ids as they come in, whatever they are cast to; those that are 0 may be masked."""
+    layer, x = call.layer, call.value
+    y = _entries(call, to_array(layer.embeddings), x, least=0)
+    if not (layer.mask_zero and x.time):
+        return y
+    if x.row:
+        raise call.refuse(f"mask_zero=True on row shape {list(x.row)} masks parts of a timestep")
+    call.walk.note_mask(x, 0)
+    return replace(y, mask=call.op("Not", call.op("Equal", x, call.constant(0, x.dtype))))
+
+
+@rule("Masking", masks=True)
+def masking(call: Call) -> Value:
+    """Zeros where no feature differs from a value; up to Keras 3.14 the layer's code calls the backend."""
+    x = call.value
+    if not x.time or len(x.row) != 1:
+        raise call.refuse(f"it masks timesteps of one feature axis; found row shape {list(x.row)}")
+    value = float(to_array(call.layer.mask_value))
+    differs = call.op("Not", call.op("Equal", x, call.constant(value, x.dtype)))
+    counted = call.op("ReduceMax", call.graph.cast(differs, "int32", at=call.path), call.graph.ints([1]), keepdims=0)
+    mask = call.graph.cast(counted, "bool", at=call.path)
+    call.walk.note_mask(x, value)
+    wide = call.op("Unsqueeze", mask, call.graph.ints([1]))
+    return x.like(call.op("Where", wide, x, call.constant(0, x.dtype)), mask=mask)
 
 
 @op_rule("OneHot")

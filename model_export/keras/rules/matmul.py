@@ -10,7 +10,6 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.support.activations import activate
 from model_export.keras.support.deferred import handles_deferred, read_order, summed_over_time
 from model_export.keras.value import Value
 from model_export.manifest import Array
@@ -27,10 +26,18 @@ _OVER_TIME = (
 def matmul(call: Call) -> Value:
     """A matrix product of two values, or of one and a constant."""
     left, right = call.args[:2]
-    if isinstance(left, Value) and not isinstance(right, Value) and to_array(right).ndim == 2 and left.row:
+    if (
+        isinstance(left, Value)
+        and not isinstance(right, Value)
+        and to_array(right).ndim == 2
+        and left.row
+        and not left.deferred
+    ):
         x, weights = call.as_float(left), to_array(right)
-        kind = "Gemm" if len(x.row) == 1 else "MatMul"
-        return x.like(call.op(kind, x, call.constant(weights)), row=(*x.row[:-1], weights.shape[1]))
+        matrix, row = call.constant(weights), (*x.row[:-1], weights.shape[1])
+        if len(x.row) > 1:
+            return x.like(call.op("MatMul", x, matrix), row=row)
+        return x.like(call.graph.biasable(lambda *bias: call.op("Gemm", x, matrix, *bias), row), row=row)
     ranks = [operand.rank if isinstance(operand, Value) else to_array(operand).ndim for operand in (left, right)]
     if min(ranks) < 2 or (max(ranks) > 2 and min(ranks) not in {2, max(ranks)}):
         raise call.refuse(f"it multiplies operands of {ranks[0]} and {ranks[1]} axes; expected matrices")
@@ -77,16 +84,6 @@ def tensordot(call: Call) -> Value:
 def einsum(call: Call) -> Value:
     """`ops.einsum`: the batch and the time axis stay in front."""
     return einstein(call, call.layer.subscripts, list(call.args))
-
-
-@rule("EinsumDense")
-def einsum_dense(call: Call) -> Value:
-    """An Einstein sum with a weight, a bias and an activation."""
-    layer = call.layer
-    y = einstein(call, layer.equation, [call.value, to_array(layer.kernel)])
-    if layer.bias is not None:
-        y = y.like(call.op("Add", y, call.constant_beside(y, to_array(layer.bias))))
-    return activate(call, layer.activation, y)
 
 
 @op_rule("RFFT")

@@ -1,51 +1,112 @@
-"""Rules of layers that normalise or scale, in every timestep by itself."""
+"""Rules that normalise or scale, in every timestep by itself."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from model_export.keras.registry import Call, rule, to_array
+from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
 
 @rule("LayerNormalization")
 def layer_normalization(call: Call) -> Value:
-    """Zero mean and unit variance over feature axes, in every timestep by itself."""
-    layer, x = call.layer, call.as_float(call.value)
+    """`ops.layer_normalization`, which the layer calls since Keras 3.11."""
+    layer = call.layer
     if layer.rms_scaling:
         raise call.refuse("rms_scaling=True is deprecated", "Use keras.layers.RMSNormalization.")
-    axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(layer.axis))
+    return _standardized(call, layer.axis, layer.epsilon, layer.gamma, layer.beta)
+
+
+@op_rule("LayerNorm")
+def layer_norm(call: Call) -> Value:
+    """Zero mean and unit variance over feature axes."""
+    epsilon = keras.config.epsilon() if call.layer.epsilon is None else float(call.layer.epsilon)
+    scale, offset = (call.optional_weights(place, name) for place, name in ((1, "gamma"), (2, "beta")))
+    return _standardized(call, call.layer.axis, epsilon, scale, offset)
+
+
+def _standardized(call: Call, axis: Any, epsilon: float, scale: Any, offset: Any) -> Value:
+    x = call.as_float(call.value)
+    axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(axis))
     if axes == list(range(axes[0], len(x.row) + 1)):  # in one operator each row comes out as it does alone
-        scale = np.ones(x.row[axes[0] - 1 :]) if layer.gamma is None else layer.gamma
-        weights = [call.constant(w) for w in (scale, layer.beta) if w is not None]
-        return x.like(call.op("LayerNormalization", x, *weights, axis=axes[0], epsilon=layer.epsilon))
-    at = call.graph.ints(axes)
-    centred = call.op("Sub", x.name, call.op("ReduceMean", x.name, at, keepdims=1))
-    variance = call.op("ReduceMean", call.op("Mul", centred, centred), at, keepdims=1)
-    y = call.op("Div", centred, call.op("Sqrt", call.op("Add", variance, call.constant(layer.epsilon))))
-    if layer.gamma is not None:
-        y = call.op("Mul", y, call.constant(_along(to_array(layer.gamma), x, axes)))
-    if layer.beta is not None:
-        y = call.op("Add", y, call.constant(_along(to_array(layer.beta), x, axes)))
+        shape = x.row[axes[0] - 1 :]
+        scale = np.ones(shape) if scale is None else scale
+        weights = [call.constant(np.broadcast_to(to_array(w), shape)) for w in (scale, offset) if w is not None]
+        return x.like(call.op("LayerNormalization", x, *weights, axis=axes[0], epsilon=epsilon))
+    y = _divided_by_deviation(call, x, axes, epsilon)
+    for kind, weights in (("Mul", scale), ("Add", offset)):
+        if weights is not None:
+            y = call.op(kind, y, call.constant(_along(to_array(weights), x, axes)))
     return x.like(y)
+
+
+def _divided_by_deviation(call: Call, x: Value, axes: list[int], epsilon: float) -> str:
+    _, centred, variance = centred_over(call, x, axes)
+    return call.op("Div", centred, call.op("Sqrt", call.op("Add", variance, call.constant(epsilon))))
+
+
+def centred_over(call: Call, x: Value, axes: list[int]) -> tuple[str, str, str]:
+    """Return the mean over axes of the step graph, the values without it, and the variance; all keep their axes."""
+    at = call.graph.ints(axes)
+    mean = call.op("ReduceMean", x, at, keepdims=1)
+    centred = call.op("Sub", x, mean)
+    return mean, centred, call.op("ReduceMean", call.op("Mul", centred, centred), at, keepdims=1)
+
+
+@op_rule("Moments")
+def moments(call: Call) -> list[Value]:
+    """The mean and the variance over feature axes."""
+    x, layer = call.as_float(call.value), call.layer
+    axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(layer.axes))
+    row = [1 if i in axes else dim for i, dim in enumerate(x.row, 1) if layer.keepdims or i not in axes]
+    mean, _, variance = centred_over(call, x, axes)
+    return [
+        x.like(name if layer.keepdims else call.graph.reshape(name, row, at=call.path), row=tuple(row))
+        for name in (mean, variance)
+    ]
+
+
+@op_rule("RMSNorm")
+def rms_norm(call: Call) -> Value:
+    """A mean square of one over feature axes."""
+    x, layer = call.as_float(call.value), call.layer
+    axes = call.graph.ints(sorted(call.axis(x, axis) for axis in keras.tree.flatten(layer.axis)))
+    epsilon, scale = float(layer.epsilon or keras.config.epsilon()), call.optional_weights(1, "scale")
+    square = call.op("ReduceMean", call.op("Mul", x, x), axes, keepdims=1)
+    y = call.op("Div", x, call.op("Sqrt", call.op("Add", square, call.constant(epsilon))))
+    return x.like(y if scale is None else call.op("Mul", y, call.constant(scale)))
 
 
 @rule("BatchNormalization")
 def batch_normalization(call: Call) -> Value:
-    """Scales by the moving statistics of the training."""
-    layer, x = call.layer, call.as_float(call.value)
-    axis = call.axis(x, layer.axis)
-    renorm = bool(getattr(layer, "renorm", False))
-    spread = to_array(layer.moving_stddev) ** 2 if renorm else to_array(layer.moving_variance)
-    scale = 1 / np.sqrt(spread.astype(np.float64) + layer.epsilon)
-    if layer.gamma is not None:
-        scale *= to_array(layer.gamma)
-    shift = -to_array(layer.moving_mean) * scale
-    if layer.beta is not None:
-        shift += to_array(layer.beta)
-    return _affine(call, x, _along(scale, x, [axis]), _along(shift, x, [axis]))
+    """`ops.batch_normalization`, which cannot be traced with an offset and without a scale."""
+    layer = call.layer
+    return _by_statistics(call, layer.axis, [layer.moving_mean, layer.moving_variance], layer.gamma, layer.beta)
+
+
+@op_rule("BatchNorm")
+def batch_norm(call: Call) -> Value:
+    """Scales by the moving statistics of the training, along one feature axis."""
+    offset, scale = (call.optional_weights(place, name) for place, name in ((3, "offset"), (4, "scale")))
+    return _by_statistics(call, call.layer.axis, [call.weights(1), call.weights(2)], scale, offset)
+
+
+def _by_statistics(call: Call, axis: int, statistics: Sequence[Any], factor: Any, offset: Any) -> Value:
+    x = call.as_float(call.value)
+    mean, variance = map(to_array, statistics)
+    place = call.axis(x, axis)
+    scale = 1 / np.sqrt(variance.astype(np.float64) + call.layer.epsilon)
+    if factor is not None:
+        scale *= to_array(factor)
+    shift = -mean * scale
+    if offset is not None:
+        shift += to_array(offset)
+    return _affine(call, x, _along(scale, x, [place]), _along(shift, x, [place]))
 
 
 @rule("Rescaling")
@@ -84,12 +145,9 @@ def group_normalization(call: Call) -> Value:
     channels = x.row[axis - 1]
     groups = channels if layer.groups == -1 else layer.groups
     split = [*x.row[: axis - 1], groups, channels // groups, *x.row[axis:]]
-    axes = call.graph.ints([place for place in range(1, len(split) + 1) if place != axis])
-    grouped = call.graph.reshape(x.name, split, at=call.path)
-    centred = call.op("Sub", grouped, call.op("ReduceMean", grouped, axes, keepdims=1))
-    variance = call.op("ReduceMean", call.op("Mul", centred, centred), axes, keepdims=1)
-    y = call.op("Div", centred, call.op("Sqrt", call.op("Add", variance, call.constant(layer.epsilon))))
-    y = call.graph.reshape(y, x.row, at=call.path)
+    grouped = x.like(call.graph.reshape(x.name, split, at=call.path), row=tuple(split))
+    axes = [place for place in range(1, len(split) + 1) if place != axis]
+    y = call.graph.reshape(_divided_by_deviation(call, grouped, axes, layer.epsilon), x.row, at=call.path)
     for kind, weights in (("Mul", layer.gamma if layer.scale else None), ("Add", layer.beta if layer.center else None)):
         if weights is not None:
             y = call.op(kind, y, call.constant(_along(to_array(weights), x, [axis])))

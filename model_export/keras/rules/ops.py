@@ -9,7 +9,6 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, to_array
-from model_export.keras.support.activations import ACTIVATIONS
 from model_export.keras.support.broadcast import broadcast, joined
 from model_export.keras.support.deferred import deferred_scale, shape_only
 from model_export.keras.value import Value
@@ -27,11 +26,6 @@ _COMPARISONS = {
     "LessEqual": "LessOrEqual",
 }  # fmt: skip
 _LOGIC = {"LogicalAnd": "And", "LogicalOr": "Or", "LogicalXor": "Xor"}
-_ACTIVATIONS = {
-    "Relu": "relu", "Relu6": "relu6", "Sigmoid": "sigmoid", "Tanh": "tanh", "Silu": "silu", "Softplus": "softplus",
-    "Softsign": "softsign", "HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu", "HardTanh": "hard_tanh",
-    "LogSigmoid": "log_sigmoid", "Selu": "selu",
-}  # fmt: skip
 
 
 @op_rule("StopGradient", "ConvertToTensor", "Copy", "Array", "Real", "Conjugate")
@@ -69,23 +63,6 @@ def unary_float(call: Call) -> Value:
     """One operand, as a float."""
     x = call.as_float(call.value)
     return x.like(call.op(_UNARY_FLOAT[call.kind(_UNARY_FLOAT)], x))
-
-
-@op_rule(*_ACTIVATIONS)
-def activation(call: Call) -> Value:
-    """An activation without parameters."""
-    x = call.as_float(call.value)
-    return x.like(ACTIVATIONS[_ACTIVATIONS[call.kind(_ACTIVATIONS)]](call, x.name))
-
-
-@op_rule("Elu", "Celu", "LeakyRelu", "Gelu")
-def shaped_activation(call: Call) -> Value:
-    """An activation with one parameter."""
-    x, layer = call.as_float(call.value), call.layer
-    kind = call.kind(["Elu", "Celu", "LeakyRelu", "Gelu"])
-    if kind == "Gelu":
-        return x.like(call.op("Gelu", x, approximate="tanh" if layer.approximate else "none"))
-    return x.like(call.op(kind, x, alpha=float(layer.negative_slope if kind == "LeakyRelu" else layer.alpha)))
 
 
 def _where_above(call: Call, x: str, bound: float, above: str, other: str) -> str:
@@ -243,12 +220,23 @@ def binary(call: Call) -> Value:
     name = call.kind(known)
     if known[name] in {"Mul", "Div"} and (result := deferred_scale(call, known[name], list(call.args[:2]))) is not None:
         return result
+    if name == "Add" and (sum_with_bias := _with_bias(call)) is not None:
+        return sum_with_bias
     values = broadcast(call, call.args[:2])
     if name in _BINARY_FLOAT:
         values = [call.as_float(value) for value in values]
     elif known[name] != "Equal" and all(value.dtype == "bool" for value in values):
         values = [_counted(call, value) for value in values]
     return joined(values, call.op(known[name], *values), dtype="bool" if name in _COMPARISONS else None)
+
+
+def _with_bias(call: Call) -> Value | None:
+    """Return the sum of a product and its bias in the product's operator; None: the operands are something else."""
+    x, bias = call.args[:2] if isinstance(call.args[0], Value) else call.args[1::-1]
+    if isinstance(bias, Value):
+        return None
+    name = call.graph.with_bias(x.name, to_array(bias), at=call.path)
+    return None if name is None else x.like(name)
 
 
 def _counted(call: Call, value: Value) -> Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import keras
@@ -178,6 +178,38 @@ def _inside(call: Call, layer: Any, x: Value, start: _Initial) -> list[Value]:
 def _for_each_row(call: Call, x: Value, array: Array) -> Value:
     shape = call.op("Concat", call.op("Shape", x.name, end=1), call.graph.ints(array.shape), axis=0)
     return Value(call.op("Expand", call.constant(array), shape), array.shape)
+
+
+# ---------------------------------------------------------------- wrappers and loops
+
+
+_OF_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.Dropout)
+"""Layers that do the same at each position, however many axes are in front."""
+
+
+@rule("TimeDistributed")
+def time_distributed(call: Call) -> list[Value]:
+    """Runs its layer on each timestep; in the step graph that is the layer itself."""
+    x = call.value
+    if not x.time:
+        return _at_each_position(call, x)
+    results = call.walk.visit(call.layer.layer, f"{call.path}.", replace(x, time=False, mask=None))
+    return [replace(value, time=True) for value in results]
+
+
+def _at_each_position(call: Call, x: Value) -> list[Value]:
+    """Run a layer on each position inside one timestep: as rows of a batch."""
+    layer, count = call.layer.layer, x.row[0]
+    if isinstance(layer, _OF_LAST_AXIS):
+        return call.walk.visit(layer, f"{call.path}.", x)
+    states = len(call.graph.states)
+    flat = call.graph.reshape(x.name, x.row[1:], at=call.path)
+    results = call.walk.visit(layer, f"{call.path}.", x.like(flat, row=x.row[1:]))
+    if len(call.graph.states) > states:
+        raise call.refuse("its layer carries something from timestep to timestep, which a position has not")
+    rows = [(count, *value.row) for value in results]
+    names = [call.graph.reshape(value.name, row, at=call.path) for value, row in zip(results, rows, strict=True)]
+    return [value.like(name, row=row) for value, name, row in zip(results, names, rows, strict=True)]
 
 
 @op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop")

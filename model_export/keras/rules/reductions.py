@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import keras
-import numpy as np
 
 from model_export.keras.registry import Call, op_rule, to_array
-from model_export.keras.support.deferred import handles_deferred, read_order, softmax_over_time, summed_over_time
+from model_export.keras.support.deferred import handles_deferred, read_order, summed_over_time
 from model_export.keras.support.running_reductions import accumulated, running
 from model_export.keras.value import Value
 
@@ -138,25 +137,6 @@ def place(call: Call) -> Value:
     return x.like(call.graph.cast(found, "int32", at=call.path), row=row, dtype="int32")
 
 
-@op_rule("Softmax", "LogSoftmax")
-def softmax(call: Call) -> Value:
-    """Probabilities along one feature axis; over time they are weights that wait for a sum."""
-    x = call.as_float(call.value)
-    if call.kind(["LogSoftmax", "Softmax"]) == "Softmax" and x.time and call.layer.axis % x.rank == 1:
-        return softmax_over_time(call, x)
-    return x.like(call.op(call.kind(["LogSoftmax", "Softmax"]), x, axis=call.axis(x, call.layer.axis)))
-
-
-@op_rule("Glu")
-def glu(call: Call) -> Value:
-    """One half of a feature axis, gated by the other."""
-    x = call.as_float(call.value)
-    axis = call.axis(x, call.layer.axis)
-    row = tuple(dim // 2 if i == axis else dim for i, dim in enumerate(x.row, 1))
-    half, gate = call.graph.split_op("Split", x.name, outputs=2, at=call.path, axis=axis, num_outputs=2)
-    return x.like(call.op("Mul", half, call.op("Sigmoid", gate)), row=row)
-
-
 @op_rule("Normalize")
 def normalize(call: Call) -> Value:
     """Unit length along one feature axis."""
@@ -208,26 +188,3 @@ def _top(call: Call, x: Value, count: int, axis: int, *, largest: int) -> tuple[
         "TopK", x.name, call.graph.ints([count]), outputs=2, at=call.path, axis=axis, largest=largest, sorted=1
     )
     return x.like(values, row=row), x.like(call.graph.cast(places, "int32", at=call.path), row=row, dtype="int32")
-
-
-@op_rule("LayerNorm", "RMSNorm")
-def norm_operation(call: Call) -> Value:
-    """`ops.layer_normalization` and `ops.rms_normalization` over feature axes."""
-    x, layer = call.as_float(call.value), call.layer
-    axes = call.graph.ints(_axes(call, x))
-    epsilon = call.constant(1e-3 if layer.epsilon is None else float(layer.epsilon))
-    names = ["gamma", "beta"]
-    if call.kind(["LayerNorm", "RMSNorm"]) == "RMSNorm":
-        epsilon, names = call.constant(float(layer.epsilon or keras.config.epsilon())), ["scale"]
-        centred = x.name
-    else:
-        centred = call.op("Sub", x, call.op("ReduceMean", x, axes, keepdims=1))
-    square = call.op("ReduceMean", call.op("Mul", centred, centred), axes, keepdims=1)
-    y = x.like(call.op("Div", centred, call.op("Sqrt", call.op("Add", square, epsilon))))
-    given = [call.kwargs.get(name, more) for name, more in zip(names, (*call.args[1:], None, None), strict=False)]
-    if any(isinstance(weights, Value) for weights in given):
-        raise call.refuse("its scale is computed; expected weights")
-    for kind, weights in zip(("Mul", "Add"), given, strict=False):
-        if weights is not None:
-            y = y.like(call.op(kind, y, call.constant(np.asarray(to_array(weights)))))
-    return y

@@ -2,81 +2,83 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from model_export.keras.registry import Call, rule, to_array
-from model_export.keras.rules.conv import activated
+from model_export.keras.registry import Call, op_rule, rule
+from model_export.keras.rules.slicing import pad
+from model_export.keras.support.sliding import Geometry, geometry
 from model_export.keras.support.window import check_over_time, handles_padding, moved, window
 from model_export.keras.value import Value
+from model_export.manifest import Array
 
 
-@rule("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+@op_rule("ConvTranspose")
 @handles_padding
 def conv_transpose(call: Call) -> Value:
     """Over time: with padding='valid' each answer comes of the timesteps so far. Inside a timestep: any."""
-    layer, x = call.layer, call.as_float(call.value)
+    x, kernel = call.as_float(call.value), call.weights(1)
+    shape = geometry(call.layer, kernel.shape[:-2])
     if not x.time:
-        return activated(call, _transposed(call, x, over_time=False))
-    span = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
-    check_over_time(call, layer.kernel_size[0], layer.strides[0])
-    if layer.output_padding and layer.output_padding[0]:
-        raise call.refuse(f"output_padding={layer.output_padding} adds timesteps behind the newest one")
-    seen = window(call, x, span, causal=True)
-    y = _transposed(call, seen, over_time=True)
+        return _transposed(call, x, shape, kernel)
+    span = (shape.sizes[0] - 1) * shape.dilations[0]
+    check_over_time(call, shape.sizes[0], shape.strides[0])
+    if _asked(call, 0):
+        raise call.refuse(f"output_padding={call.layer.output_padding} adds timesteps behind the newest one")
+    before = pad(call, x, [(0, 0), (span, 0), *((0, 0) for _ in x.row)], 0)
+    y = _transposed(call, window(call, before, span), shape, kernel, reach=span)
     front, back = (x.padding.front, x.padding.back) if x.padding else (0, 0)
-    flat = y.like(
-        call.graph.reshape(y.name, y.row[1:], at=call.path),
-        row=y.row[1:],
-        time=True,
-        padding=moved(call, x, front, back + span),
-    )
-    return activated(call, flat)
+    return replace(y, time=True, padding=moved(call, x, front, back + span))
 
 
-def _transposed(call: Call, x: Value, *, over_time: bool) -> Value:
-    """Run the operator; over time it keeps the one answer that the whole window reaches."""
-    layer = call.layer
-    count = len(layer.kernel_size)
-    first = layer.data_format == "channels_first"
-    kernel = to_array(layer.kernel)
-    inputs = [call.constant(kernel.transpose(count + 1, count, *range(count)))]
-    inputs += [call.constant(layer.bias)] if layer.use_bias else []
-    front, behind, extra = [], [], []
-    for axis in range(count):
-        low, high = _cut_ends(layer, axis)
-        if over_time and axis == 0:
-            low = high = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
-        front.append(low)
-        behind.append(max(high, 0))
-        extra.append(max(-high, 0))
-    name = x.name if first else call.op("Transpose", x.name, perm=[0, count + 1, *range(1, count + 1)])
-    y = call.op(
-        "ConvTranspose", name, *inputs, strides=list(layer.strides), dilations=list(layer.dilation_rate),
-        pads=front + behind, output_padding=extra, group=getattr(layer, "groups", 1),
-    )  # fmt: skip
+def _transposed(call: Call, x: Value, shape: Geometry, kernel: Array, reach: int | None = None) -> Value:
+    """Run the operator; over time it keeps the one answer that the whole window reaches, so far from both ends."""
+    count, first = len(shape.sizes), call.layer.data_format == "channels_first"
+    weights = call.constant(kernel.transpose(count + 1, count, *range(count)))
+    cuts = [_cut_ends(call, shape, axis) for axis in range(count)]
+    if reach is not None:
+        cuts[0] = (reach, reach)
+    moves = {
+        "strides": list(shape.strides),
+        "dilations": list(shape.dilations),
+        "pads": [low for low, _ in cuts] + [max(high, 0) for _, high in cuts],
+        "output_padding": [max(-high, 0) for _, high in cuts],
+    }
     positions = x.row[1:] if first else x.row[:-1]
     sizes = [
-        (n - 1) * stride + (size - 1) * dilation + 1 - low - high + more
-        for n, stride, size, dilation, low, high, more in zip(
-            positions, layer.strides, layer.kernel_size, layer.dilation_rate, front, behind, extra, strict=True
+        (n - 1) * stride + (size - 1) * dilation + 1 - low - high
+        for n, stride, size, dilation, (low, high) in zip(
+            positions, shape.strides, shape.sizes, shape.dilations, cuts, strict=True
         )
     ]
-    if first:
-        return x.like(y, row=(layer.filters, *sizes))
-    return x.like(call.op("Transpose", y, perm=[0, *range(2, count + 2), 1]), row=(*sizes, layer.filters))
+    filters = kernel.shape[-2]
+    row = ((filters, *sizes) if first else (*sizes, filters))[reach is not None :]
+    name = x.name if first else call.op("Transpose", x.name, perm=[0, count + 1, *range(1, count + 1)])
+
+    def emit(*bias: str) -> str:
+        y = call.op("ConvTranspose", name, weights, *bias, **moves)
+        y = y if first else call.op("Transpose", y, perm=[0, *range(2, count + 2), 1])
+        return y if reach is None else call.graph.reshape(y, row, at=call.path)
+
+    bias = (filters, *(1 for _ in sizes)) if first else (filters,)
+    return x.like(call.graph.biasable(emit, bias), row=row)
 
 
-def _cut_ends(layer: Any, axis: int) -> tuple[int, int]:
+def _asked(call: Call, axis: int) -> int | None:
+    asked: Any = call.layer.output_padding
+    padding: int | None = asked[axis] if isinstance(asked, list | tuple) else asked
+    return padding
+
+
+def _cut_ends(call: Call, shape: Geometry, axis: int) -> tuple[int, int]:
     """Return how much of the full result is cut off in front and behind; negative: zeros are added.
 
     Source: keras.src.backend.common.backend_utils, the padding of JAX.
     """
-    size = (layer.kernel_size[axis] - 1) * layer.dilation_rate[axis] + 1
-    stride = layer.strides[axis]
-    asked = layer.output_padding
-    if layer.padding == "valid":
-        return 0, -(max(stride - size, 0) if asked is None else asked[axis])
-    whole = stride + size - 2 if asked is None else size + size % 2 - 2 + asked[axis]
+    size, stride, asked = (shape.sizes[axis] - 1) * shape.dilations[axis] + 1, shape.strides[axis], _asked(call, axis)
+    if shape.padding == "valid":
+        return 0, -(max(stride - size, 0) if asked is None else asked)
+    whole = stride + size - 2 if asked is None else size + size % 2 - 2 + asked
     left = min(whole // 2 + whole % 2, size - 1)
     return size - 1 - left, size - 1 - (whole - left)
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.rules.basic import reshaped
-from model_export.keras.rules.merge import concat
-from model_export.keras.rules.pad import cut_time
+from model_export.keras.rules.slicing import cut_time, sliced
 from model_export.keras.support.broadcast import broadcast
 from model_export.keras.support.deferred import handles_deferred, reordered, shape_only
-from model_export.keras.support.shifts import first_timestep
 from model_export.keras.support.window import handles_padding
 from model_export.keras.value import DeferredSum, Value
 
@@ -29,19 +25,36 @@ def reshape(call: Call) -> Value:
     batch, *target = (-1 if dim is None else int(dim) for dim in call.layer.newshape)
     if batch not in {-1, 1}:
         raise call.refuse(f"its shape {list(call.layer.newshape)} fixes the number of rows in the batch")
-    return reshaped(call, x, target)
+    return _reshaped(call, x, target)
 
 
-@op_rule("Concatenate", "Append", "Hstack")
-@handles_padding
-def concatenate(call: Call) -> Value:
-    """Side by side along one feature axis; over time, constants in front of a sequence."""
-    kind = call.kind(["Concatenate", "Append", "Hstack"])
-    parts = call.args[:2] if kind == "Append" else call.args[0]
-    axis = 1 if kind == "Hstack" else call.layer.axis
-    if axis is None:
-        raise call.refuse("it flattens batch and time", "Name a feature axis.")
-    return concat(call, list(parts), axis)
+def _reshaped(call: Call, x: Value, target: list[int]) -> Value:
+    """Give the original another shape behind the batch axis; the time axis must stay where and as it is."""
+    size = math.prod(x.row)
+    if not x.time:
+        row = _resolved(target, size)
+    elif len(target) == 1 and size == 1:  # one number for each timestep stays that
+        row = []
+    elif len(target) == 1:
+        raise call.refuse(
+            "it flattens the time axis into the features, so it needs the whole sequence",
+            "Flatten each timestep: TimeDistributed(Flatten()), or end the recurrent part with return_sequences=False.",
+        )
+    else:
+        row = _resolved(target[1:], size) if target else []
+        # -1 in the time's place keeps time exactly where the rest is one row. A fixed number of timesteps is
+        # taken as declared; the verification on whole sequences would find a fault.
+        if not target or math.prod(row) != size or (target[0] == -1 and -1 in target[1:]):
+            raise call.refuse(
+                f"its target shape {target} mixes timesteps; one timestep has shape {list(x.row)}",
+                f"Keep time in front: Reshape((-1, ...)) with {size} elements behind it.",
+            )
+    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
+
+
+def _resolved(target: list[int], size: int) -> list[int]:
+    known = math.prod(dim for dim in target if dim != -1)
+    return [size // known if dim == -1 else dim for dim in target]
 
 
 @op_rule("Diff")
@@ -98,7 +111,7 @@ def split(call: Call) -> list[Value]:
         ends = [0, *np.cumsum([len(part) for part in parts]).tolist()]
     else:
         ends = [0, *(int(cut) for cut in to_array(cuts)), size]
-    return [_slice(call, x, axis, slice(start, end)) for start, end in pairwise(ends)]
+    return [sliced(call, x, {axis: slice(start, end)}) for start, end in pairwise(ends)]
 
 
 @op_rule("Unstack")
@@ -106,7 +119,7 @@ def unstack(call: Call) -> list[Value]:
     """The parts along one feature axis, without that axis."""
     x = call.value
     axis = call.axis(x, call.layer.axis)
-    parts = [_slice(call, x, axis, slice(i, i + 1)) for i in range(x.row[axis - 1])]
+    parts = [sliced(call, x, {axis: slice(i, i + 1)}) for i in range(x.row[axis - 1])]
     row = tuple(dim for i, dim in enumerate(x.row, 1) if i != axis)
     return [part.like(call.graph.reshape(part.name, row, at=call.path), row=row) for part in parts]
 
@@ -223,97 +236,3 @@ def broadcast_to(call: Call) -> Value:
     return x.like(
         call.op("Expand", x, call.graph.ints([1, *target])), row=tuple(target), constant_over_time=_is_even(x)
     )
-
-
-# ---------------------------------------------------------------- x[...]
-
-
-@op_rule("GetItem")
-@shape_only
-@handles_padding
-def get_item(call: Call) -> Value:
-    """A part of the features, the last timestep, or padding over time taken off.
-
-    `x[:, -1]` is the answer for the timesteps so far, so it becomes the value of this timestep.
-    """
-    x, key = call.value, call.args[1]
-    keys = _keys(call, x, key)
-    if keys.pop(0) != slice(None):
-        raise call.refuse("it picks rows of the batch, which mixes streams")
-    if x.time:
-        x, more = _timesteps(call, x, keys.pop(0))
-        keys = more + keys
-    if x.padding is None:
-        return _features(call, x, keys)
-    if any(k != slice(None) for k in keys):
-        fill = np.broadcast_to(x.padding.pad_value, x.row)[tuple(keys)]
-        y = _features(call, x, keys)
-        return replace(y, padding=replace(x.padding, pad_value=fill))
-    return x
-
-
-def _keys(call: Call, x: Value, key: Any) -> list[Any]:
-    """Return one key for each axis; new axes are None among them."""
-    keys = list(key) if isinstance(key, tuple | list) else [key]
-    if any(not isinstance(k, int | np.integer | slice) and k is not None and k is not Ellipsis for k in keys):
-        raise call.refuse(f"its index {key} is not made of numbers and slices")
-    at = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))
-    named = [k for k in keys if k is not Ellipsis and k is not None]
-    return keys[:at] + [slice(None)] * (x.rank - len(named)) + keys[at + 1 :]
-
-
-def _timesteps(call: Call, x: Value, key: Any) -> tuple[Value, list[Any]]:
-    """Return what is picked over time, and keys for axes that this adds to the row."""
-    if key == slice(None):
-        return x, []
-    back = x.padding.back if x.padding else 0
-    if x.padding and x.padding.refusal and key in (-1, slice(-1, None)):
-        raise x.padding.refusal
-    if x.padding is None and key in (0, slice(None, 1), slice(0, 1)):
-        row = (1, *x.row) if isinstance(key, slice) else x.row
-        name = first_timestep(call, x)
-        name = call.graph.reshape(name, row, at=call.path) if isinstance(key, slice) else name
-        return x.like(name, row=row, time=False), [slice(None)] * isinstance(key, slice)
-    if back == 0 and isinstance(key, int) and key == -1:
-        return x.like(x.name, time=False), []
-    if back == 0 and key == slice(-1, None):
-        row = (1, *x.row)
-        return x.like(call.graph.reshape(x.name, row, at=call.path), row=row, time=False), [slice(None)]
-    start, stop = (getattr(key, end, None) for end in ("start", "stop"))
-    cuts = isinstance(key, slice) and key.step in {None, 1} and (start or 0) >= 0 and (stop is None or stop < 0)
-    if cuts:
-        return cut_time(call, x, start or 0, -(stop or 0)), []
-    raise call.refuse(
-        f"it picks timesteps ({key}); a stream only has the newest one", "Use x[:, -1], or x[:, 0] for the first."
-    )
-
-
-def _features(call: Call, x: Value, keys: Sequence[Any]) -> Value:
-    row: list[int] = []
-    axis = 1
-    for k in keys:
-        if k is None:
-            row.append(1)
-            continue
-        if isinstance(k, slice):
-            if k != slice(None):
-                x = replace(_slice(call, x, axis, k), padding=x.padding)
-            row.append(x.row[axis - 1])
-        else:
-            index = int(k) % x.row[axis - 1]
-            x = replace(_slice(call, x, axis, slice(index, index + 1)), padding=x.padding)
-        axis += 1
-    if tuple(row) == x.row:
-        return x.like(x.name)
-    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
-
-
-def _slice(call: Call, x: Value, axis: int, part: slice) -> Value:
-    row = list(x.row)
-    places = range(row[axis - 1])[part]
-    row[axis - 1] = len(places)
-    if places.step < 0:
-        return x.like(call.op("Gather", x, call.graph.ints(places), axis=axis), row=tuple(row))
-    ints = call.graph.ints
-    name = call.op("Slice", x, ints([places.start]), ints([places.stop]), ints([axis]), ints([places.step]))
-    return x.like(name, row=tuple(row))

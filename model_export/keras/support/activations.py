@@ -9,6 +9,7 @@ import keras
 
 from model_export.keras.registry import Call
 from model_export.keras.support.deferred import softmax_over_time
+from model_export.keras.support.tracing import is_activation
 from model_export.keras.value import Value
 
 Emit = Callable[[Call, str], str]
@@ -78,7 +79,7 @@ def activate(call: Call, function: Any, value: Value) -> Value:
     if function is None:
         return value
     name = getattr(function, "__name__", "")
-    if name in ACTIVATIONS and getattr(keras.activations, name, None) is function:
+    if name in ACTIVATIONS and is_activation(function):
         if not value.row and value.time and name == "softmax":
             return softmax_over_time(call, value)
         if not value.row and name.endswith("max"):

@@ -19,7 +19,7 @@ class Geometry:
         sizes: Positions that the kernel covers.
         strides: Positions from one answer to the next.
         dilations: Positions between two that the kernel sees.
-        same: Whether the positions are padded so that there is an answer at each.
+        padding: `same` if the positions are padded so that there is an answer at each, or `valid`.
     """
 
     sizes: tuple[int, ...]
@@ -35,8 +35,6 @@ class Geometry:
             whole = max((-(-n // stride) - 1) * stride + reach - n, 0) if self.padding == "same" else 0
             front.append(whole // 2)
             behind.append(whole - whole // 2)
-        if self.padding == "causal":
-            front[0] = (self.sizes[0] - 1) * self.dilations[0]
         return front + behind
 
     def reach(self, positions: Sequence[int]) -> tuple[int, ...]:
@@ -47,20 +45,27 @@ class Geometry:
         return tuple((n - (size - 1) * dilation - 1) // stride + 1 for n, size, stride, dilation in facts)
 
 
-def geometry(layer: Any, sizes: tuple[int, ...]) -> Geometry:
-    """Return a layer's geometry; a pooling has no dilation."""
-    dilations = getattr(layer, "dilation_rate", 1)
-    strides, dilations = (
-        tuple(n) if isinstance(n, list | tuple) else (n,) * len(sizes) for n in (layer.strides, dilations)
-    )
-    return Geometry(tuple(sizes), strides, dilations, layer.padding)
+def geometry(operation: Any, sizes: tuple[int, ...]) -> Geometry:
+    """Return the geometry of a convolution or pooling, which has no dilation and moves by its size if nothing else."""
+    strides = sizes if operation.strides is None else spread(operation.strides, len(sizes))
+    return Geometry(sizes, strides, spread(getattr(operation, "dilation_rate", 1), len(sizes)), operation.padding)
 
 
-Slide = Callable[[str, Geometry, Sequence[int]], str]
-"""`(tensor, geometry, pads)` to the tensor of answers; channels first, as ONNX has them."""
+def spread(amount: Any, count: int) -> tuple[int, ...]:
+    """Return one number for each axis, as Keras takes them: one for all, or one for each."""
+    return tuple(amount) if isinstance(amount, list | tuple) else (amount,) * count
 
 
-def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:
+def channels(call: Call, x: Value) -> int:
+    """Return how many channels a value has; beside time they are its last axis."""
+    return x.row[0 if call.layer.data_format == "channels_first" and not x.time else -1]
+
+
+Slide = Callable[..., str]
+"""`(tensor, geometry, pads)` to the tensor of answers; channels first, as ONNX has them. A bias may follow."""
+
+
+def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide, *, takes_bias: bool = False) -> Value:
     """Move a kernel over a value's positions; time is one of them where the value carries it.
 
     Args:
@@ -69,19 +74,25 @@ def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> V
         shape: How the kernel moves.
         channels: Channels of the result.
         run: Emits the operator.
+        takes_bias: Whether the operator can add a bias.
 
     Returns:
-        The result, with the margin that it has over time.
+        The result, with the padding that it has over time.
     """
-    if not x.time:
-        return slide_inside(call, x, shape, channels, run)
-    check_over_time(call, shape.sizes[0], shape.strides[0])
-    seen = window(call, x, (shape.sizes[0] - 1) * shape.dilations[0], causal=shape.padding == "causal")
-    if shape.padding == "causal":  # the window has the padding already
-        shape = Geometry(shape.sizes, shape.strides, shape.dilations, "valid")
-    y = slide_inside(call, seen, shape, channels, run)
-    row = y.row[1:]
-    return y.like(call.graph.reshape(y.name, row, at=call.path), row=row, time=True, padding=seen.padding)
+    seen = x
+    if x.time:
+        check_over_time(call, shape.sizes[0], shape.strides[0])
+        seen = window(call, x, (shape.sizes[0] - 1) * shape.dilations[0])
+    inside = slide_inside(call, seen, shape, channels, run)
+    row = inside.row[x.time :]
+
+    def emit(*bias: str) -> str:
+        y = inside if not bias else slide_inside(call, seen, shape, channels, lambda *of: run(*of, *bias))
+        return call.graph.reshape(y.name, row, at=call.path) if x.time else y.name
+
+    beside = row[1:] if call.layer.data_format == "channels_first" else ()
+    name = call.graph.biasable(emit, (channels, *(1 for _ in beside))) if takes_bias else emit()
+    return x.like(name, row=row, padding=seen.padding)
 
 
 def slide_inside(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras.src.backend.common.global_state import get_global_attribute
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from keras.src.ops import nn
 
 from model_export.keras.registry import Call, to_array
 from model_export.keras.support.deferred import read_order
@@ -33,7 +33,7 @@ class Traced:
     Attributes:
         function: From its arguments and weights to its results; None where no result depends on those.
         inputs: The values and weights that it starts from, in the function's order.
-        results: Its flat results: True for one that the function gives, an array for one that it does not compute.
+        results: Its flat results: True for one that the function gives, a value or an array for one that it does not.
     """
 
     function: Any
@@ -94,22 +94,43 @@ def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: 
     def symbol(value: Any) -> Any:
         if not isinstance(value, Value):
             return value
-        shape = (batch, *([length] if value.time else []), *value.row)
+        padded = value.padding.front + value.padding.back if value.padding else 0
+        steps = [max(length + padded, 1) if length else None] if value.time else []
+        shape = (batch, *steps, *value.row)
         shape = tuple(shape[axis] for axis in read_order(value))
         symbols.append(keras.Input(batch_shape=shape, dtype=value.dtype))
         values.append(value)
         return symbols[-1]
 
     args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
-    with _symbolic_weights(call.layer) as weights, _no_random_numbers(call.layer):
+    with _symbolic_attributes(call.layer) as weights, _no_random_numbers(call.layer), _grouped_convolutions():
         results = keras.tree.flatten(function(*args, **kwargs))
-    used = [*symbols, *(tensor for tensor, _ in weights)]
-    computed = [result for result in results if keras.backend.is_keras_tensor(result)]
+    given = [*zip(symbols, values, strict=True), *weights]
+    same = {id(tensor): what for tensor, what in given}  # returned as it came in
+    symbolic = [keras.backend.is_keras_tensor(result) for result in results]
+    computed = [
+        result for result, is_symbol in zip(results, symbolic, strict=True) if is_symbol and id(result) not in same
+    ]
+    reached = _reached(computed)
+    used = [(tensor, what) for tensor, what in given if id(tensor) in reached]
     return Traced(
-        keras.Function(used, computed) if computed else None,
-        [*values, *(array for _, array in weights)],
-        [keras.backend.is_keras_tensor(result) or to_array(result) for result in results],
+        keras.Function([tensor for tensor, _ in used], computed) if computed else None,
+        [what for _, what in used],
+        [same.get(id(r), True) if is_symbol else to_array(r) for r, is_symbol in zip(results, symbolic, strict=True)],
     )
+
+
+def _reached(results: list[Any]) -> set[int]:
+    """Return the ids of the tensors that results are computed from; Keras 3.12 refuses a function of others."""
+    found: set[int] = set()
+    waiting = list(results)
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in found:
+            found.add(id(tensor))
+            operation, node, _ = tensor._keras_history
+            waiting += operation._inbound_nodes[node].input_tensors
+    return found
 
 
 @contextmanager
@@ -135,21 +156,63 @@ def _no_random_numbers(layer: Any) -> Iterator[None]:
 
 def _shared_seed() -> list[int]:
     """Return the state of the seed generator that random functions use if they are given none."""
-    generator = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    generator = get_global_attribute("global_seed_generator")
     return [] if generator is None else [int(part) for part in to_array(generator.state)]
 
 
 @contextmanager
-def _symbolic_weights(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
-    """Let a layer's own weights be symbolic tensors while its code is traced.
+def _grouped_convolutions() -> Iterator[None]:
+    """Let convolutions by groups be traced: Keras 3.15 checks their channels as if there were one group."""
+    check = getattr(nn, "check_conv_input_channels", None)
+    if check is not None:
+        nn.check_conv_input_channels = lambda *_: None
+    try:
+        yield
+    finally:
+        if check is not None:
+            nn.check_conv_input_channels = check
+
+
+class ActivationFunction(keras.Operation):  # type: ignore[misc]  # Keras has no types
+    """An activation of Keras as one operation: the code of some goes past `keras.ops`.
+
+    Args:
+        function: A function of `keras.activations`.
+    """
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(name=function.__name__)
+        self.function = function
+
+    def call(self, x: Any) -> Any:
+        """Return what the function gives."""
+        return self.function(x)
+
+    def compute_output_spec(self, x: Any) -> Any:
+        """Return the result's shape, which is that of the operand."""
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@contextmanager
+def _symbolic_attributes(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
+    """Let a layer's own weights be symbolic tensors, and its activations operations, while its code is traced.
 
     `self.gain * x` would go past `keras.ops` otherwise: a variable calls the backend directly.
     """
     attributes = vars(layer) if isinstance(layer, keras.Layer) else {}
+    functions = {name: value for name, value in attributes.items() if is_activation(value)}
     weights = {name: weight for name, weight in attributes.items() if isinstance(weight, keras.Variable)}
     symbols = {name: keras.Input(batch_shape=weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
     attributes.update(symbols)
+    attributes.update({name: ActivationFunction(function) for name, function in functions.items()})
     try:
         yield [(symbols[name], to_array(weight)) for name, weight in weights.items()]
     finally:
         attributes.update(weights)
+        attributes.update(functions)
+
+
+def is_activation(value: Any) -> bool:
+    """Return whether something is a function of `keras.activations`."""
+    name = getattr(value, "__name__", None)
+    return isinstance(name, str) and callable(value) and getattr(keras.activations, name, None) is value

@@ -54,44 +54,33 @@ def check_over_time(call: Call, size: int, stride: int) -> None:
         raise call.refuse("data_format='channels_first' puts the channels where time belongs; expected 'channels_last'")
 
 
-def window(call: Call, x: Value, span: int, *, causal: bool) -> Value:
+def window(call: Call, x: Value, span: int) -> Value:
     """Return the newest timesteps together, oldest first, and remember the ones to come back.
 
     Args:
         call: The layer.
         x: A value of each timestep.
         span: How many timesteps it looks back.
-        causal: The layer pads with zeros itself; otherwise the padding has to be in front already.
 
     Returns:
-        A value of one timestep with row `(span + 1, *x.row)`. Its margin is the one of the layer's result.
-
-    Raises:
-        RefusedModelError: The sequence would become shorter, so that answers belong to later timesteps.
+        A value of one timestep with row `(span + 1, *x.row)`. Its padding is that of the layer's result, which has as
+        many timesteps less in front; where it lacks some of the stream's own, nothing can be made of it unless as many
+        are put in front again.
     """
     front, back = (x.padding.front, x.padding.back) if x.padding else (0, 0)
-    fill = x.padding.pad_value if x.padding else np.zeros(x.row)
-    if causal:
-        if front < 0:  # there is what the layer itself pads with
-            x = put_in_front(call, x, [call.constant(np.zeros(x.row), x.dtype)] * -front, 0)
-        if front > 0 and fill.any():
-            raise call.refuse("it pads with zeros a sequence that was padded with something else", "Pad once.")
-        fill = np.zeros(x.row)
-    elif front < span and span:
-        if x.padding and x.padding.refusal:
-            raise x.padding.refusal
-        raise call.refuse(
+    padding = moved(call, x, front - span, back)
+    if padding and padding.front < 0 and padding.refusal is None:
+        refusal = call.refuse(
             f"with padding={call.layer.padding!r} it looks at {span + 1} timesteps, and {front} are padded in front of "
             f"the first one; expected at least {span}, or it shortens the sequence",
             _CAUSAL,
         )
-    margin = moved(call, x, front if causal else front - span, back)
+        padding = replace(padding, refusal=refusal)
     if span == 0:
-        return x.like(
-            call.graph.reshape(x.name, [1, *x.row], at=call.path), row=(1, *x.row), time=False, padding=margin
-        )
-    joined = _with_past(call, x, span, fill)
-    return x.like(joined, row=(span + 1, *x.row), time=False, padding=margin)
+        name = call.graph.reshape(x.name, [1, *x.row], at=call.path)
+    else:
+        name = _with_past(call, x, span, x.padding.pad_value if x.padding else np.zeros(x.row))
+    return x.like(name, row=(span + 1, *x.row), time=False, padding=padding)
 
 
 def moved(call: Call, x: Value, front: int, back: int) -> TimePadding | None:
@@ -102,13 +91,14 @@ def moved(call: Call, x: Value, front: int, back: int) -> TimePadding | None:
         return replace(x.padding, front=front, back=back, pad_value=np.zeros(()))
     if not front or not x.padding:
         return TimePadding(front, back, np.zeros(()))
-    return TimePadding(front, back, steady(call.layer, x.padding))
+    return TimePadding(front, back, _steady(call, x.padding))
 
 
-def steady(layer: Any, margin: TimePadding) -> Array:
-    """Return what a layer or operation gives for the timesteps in front, one row; there are enough of them."""
-    fills = np.broadcast_to(margin.pad_value, (1, margin.front, *margin.pad_value.shape)).astype("float32")
-    result: Array = to_array(layer(fills))[0, -1]
+def _steady(call: Call, margin: TimePadding) -> Array:
+    """Return what an operation gives for the timesteps in front, one row; there are enough of them."""
+    fills = np.broadcast_to(margin.pad_value, (1, margin.front, *margin.pad_value.shape))
+    weights = [to_array(more).astype("float32") for more in call.args[1:]]
+    result: Array = to_array(call.layer(fills.astype("float32"), *weights))[0, -1]
     return result
 
 

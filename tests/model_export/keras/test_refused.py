@@ -116,10 +116,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "pooling_same": (
         lambda: sequence(L.MaxPooling1D(3, strides=1, padding="same", name="odd")), "MaxPooling1D", "padding='same'",
     ),
-    "global_pooling_channels_first": (
-        lambda: sequence(L.GlobalMaxPooling1D(data_format="channels_first", name="odd")),
-        "GlobalMaxPooling1D", "leaves time",
-    ),
     "flatten": (lambda: fixed(L.Flatten(name="odd")), "Flatten", "flattens the time axis"),
     "softmax": (lambda: sequence(L.Softmax(axis=1, name="odd")), "Softmax", "along the time axis"),
     "layer_norm": (lambda: fixed(L.LayerNormalization(axis=[1, 2], name="odd")), "LayerNormalization", "time axis"),
@@ -173,7 +169,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "reshape_time": (lambda: fixed(L.Reshape((3, 8), name="odd")), "Reshape", "mixes timesteps"),
     "reshape_unknown": (lambda: sequence(L.Reshape((-1, 2), name="odd")), "Reshape", "mixes timesteps"),
-    "permute_time": (lambda: fixed(L.Permute((2, 1), name="odd")), "Permute", "moves the time axis"),
+    "permute_time": (lambda: fixed(L.Permute((2, 1), name="odd")), "Permute", "moves the batch or time axis"),
     "concatenate_time": (
         lambda: of(lambda x: L.Concatenate(axis=1, name="odd")([x, x])), "Concatenate", "along the time axis",
     ),

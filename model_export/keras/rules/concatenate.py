@@ -1,4 +1,4 @@
-"""Rules of layers that join several values: sums, products, concatenation."""
+"""Rules of concatenation: of features, and of timesteps in front of a sequence."""
 
 from __future__ import annotations
 
@@ -7,48 +7,34 @@ from typing import Any
 
 import keras
 
-from model_export.keras.registry import Call, rule
+from model_export.keras.registry import Call, op_rule, rule
 from model_export.keras.support import time_padding
-from model_export.keras.support.broadcast import broadcast, joined
-from model_export.keras.support.deferred import deferred_scale
+from model_export.keras.support.broadcast import broadcast
 from model_export.keras.support.shifts import concat_over_time
 from model_export.keras.support.window import handles_padding
 from model_export.keras.value import Value
-
-_ONNX = {
-    "Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Average": "Add", "Maximum": "Max", "Minimum": "Min",
-}  # fmt: skip
-
-
-@rule(*_ONNX, masks=True)
-def merge(call: Call) -> Value:
-    """Element by element, the smaller one broadcast."""
-    values = call.values
-    if call.kind(_ONNX) == "Multiply" and len(values) == 2 and (y := deferred_scale(call, "Mul", values)) is not None:
-        return y
-    y = join(call, call.kind(_ONNX), values)
-    return y.like(y.name, mask=_any_unmasked(call))
-
-
-def join(call: Call, kind: str, values: list[Value]) -> Value:
-    """Join values element by element, as the merge layer of that name does."""
-    values = broadcast(call, values)
-    if kind == "Average":
-        values = [call.as_float(value) for value in values]
-    total = reduce(lambda left, right: call.op(_ONNX[kind], left, right), [value.name for value in values])
-    if kind == "Average":
-        total = call.op("Div", total, call.constant(len(values)))
-    return joined(values, total)
 
 
 @rule("Concatenate", masks=True)
 @handles_padding
 def concatenate(call: Call) -> Value:
     """Side by side along one feature axis; over time, constants in front of a sequence."""
-    return concat(call, call.values, call.layer.axis)
+    return _concatenated(call, call.values, call.layer.axis)
 
 
-def concat(call: Call, parts: list[Any], axis: int) -> Value:
+@op_rule("Concatenate", "Append", "Hstack")
+@handles_padding
+def concatenate_operation(call: Call) -> Value:
+    """Side by side along one feature axis; over time, constants in front of a sequence."""
+    kind = call.kind(["Concatenate", "Append", "Hstack"])
+    parts = call.args[:2] if kind == "Append" else call.args[0]
+    axis = 1 if kind == "Hstack" else call.layer.axis
+    if axis is None:
+        raise call.refuse("it flattens batch and time", "Name a feature axis.")
+    return _concatenated(call, list(parts), axis)
+
+
+def _concatenated(call: Call, parts: list[Any], axis: int) -> Value:
     """Join values and constants along an axis of the original."""
     timed = [part for part in parts if isinstance(part, Value) and part.time]
     if timed and axis % timed[0].rank == 1:

@@ -1,0 +1,173 @@
+"""Layers of one's own that call the operations of `keras.ops` that Keras' layers are made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import pytest
+
+from model_export.errors import RefusedModelError
+from model_export.keras import export_model
+from model_export.keras.step import export_keras
+from model_export.step_model import StepModel
+from tests.model_export.keras.zoo_parts import L, of, ops, randomise
+
+
+class Own(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A layer with weights whose code is a function.
+
+    Args:
+        shapes: The shape of each weight.
+        code: Takes the input and the weights.
+    """
+
+    def __init__(self, shapes: list[tuple[int, ...]], code: Callable[..., Any], **kwargs: Any) -> None:
+        super().__init__(name="own", **kwargs)
+        self.code = code
+        for place, shape in enumerate(shapes):
+            setattr(self, f"weight{place}", self.add_weight(shape=shape, name=f"variance{place}"))
+        self.count = len(shapes)
+
+    def call(self, x: Any) -> Any:
+        return self.code(x, *(getattr(self, f"weight{place}") for place in range(self.count)))
+
+
+def padded(x: Any, steps: int) -> Any:
+    """Return a sequence with zeros in front."""
+    return ops.pad(x, [(0, 0), (steps, 0), (0, 0)])
+
+
+def residual(x: Any, kernel: Any, bias: Any) -> Any:
+    convolved = ops.conv(padded(x, 4), kernel, padding="valid", dilation_rate=2)
+    return x + keras.activations.relu(convolved + bias, negative_slope=0.1, max_value=1.0, threshold=0.2)
+
+
+def bias_in_one_of_two(x: Any, kernel: Any, bias: Any) -> Any:
+    product = ops.matmul(x, kernel)
+    return ops.concatenate([product, product + bias], axis=-1)
+
+
+def in_maps(x: Any) -> Any:
+    """Two-dimensional maps inside each timestep: channels first, with a bias for each channel."""
+    rng = np.random.default_rng(3)
+    kernel, bias = rng.standard_normal((2, 2, 1, 3)).astype("float32"), np.array([0.5, -1.0, 2.0], "float32")
+    maps = ops.reshape(x, (-1, 1, 2, 2))
+    found = ops.conv(maps, kernel, padding="same", data_format="channels_first") + ops.reshape(bias, (1, 3, 1, 1))
+    return ops.reshape(ops.max_pool(found, 2, strides=2, data_format="channels_first"), (-1, 3))
+
+
+def standardised(x: Any) -> Any:
+    mean, variance = ops.moments(x, axes=[-1], keepdims=True)
+    return (x - mean) / ops.sqrt(variance + 1e-3)
+
+
+LAYERS: dict[str, tuple[list[tuple[int, ...]], Callable[..., Any]]] = {
+    "causal convolution": ([(3, 4, 4), (4,)], residual),
+    "depthwise convolution": ([(2, 4, 2)], lambda x, k: ops.depthwise_conv(padded(x, 1), k)),
+    "separable convolution": ([(2, 4, 2), (1, 8, 3)], lambda x, d, p: ops.separable_conv(padded(x, 1), d, p)),
+    "convolution by groups": ([(2, 2, 6)], lambda x, k: ops.conv(padded(x, 1), k)),
+    "transposed convolution": (
+        [(2, 3, 4), (3,)], lambda x, k, b: ops.conv_transpose(x, k, padding="valid")[:, :-1] + b,
+    ),
+    "maximum of a window": ([], lambda x: ops.max_pool(ops.pad(x, [(0, 0), (2, 0), (0, 0)]), 3, strides=1)),
+    "mean of a window": ([], lambda x: ops.average_pool(padded(x, 2), 3, strides=1)),
+    "batch normalization": (
+        [(4,)] * 4, lambda x, m, v, o, s: ops.batch_normalization(x, m, v, -1, offset=o, scale=s),
+    ),
+    "batch normalization without scale": ([(4,)] * 2, lambda x, m, v: ops.batch_normalization(x, m, v, -1)),
+    "layer normalization": (
+        [(4,), (4,)], lambda x, g, b: ops.layer_normalization(x, g, b) if hasattr(ops, "layer_normalization") else x,
+    ),
+    "moments": ([], standardised),
+    "a product with and without bias": ([(4, 3), (3,)], bias_in_one_of_two),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_of_ones_own_equals_keras(name: str) -> None:
+    """Compared are whole sequences, and rows in a batch with rows alone."""
+    shapes, code = LAYERS[name]
+    model = of(Own(shapes, code))
+    randomise(model)
+
+    _, report = export_model(model, name="m")
+
+    assert report.parity.max_abs < 1e-5
+    assert report.max_abs_alone == 0
+
+
+def test_maps_with_their_channels_in_front_equal_keras() -> None:
+    model = of(L.TimeDistributed(L.Lambda(in_maps, output_shape=(3,))))
+
+    assert export_model(model, name="m")[1].parity.max_abs < 1e-5
+    assert nodes(model)["Add"] == 0
+
+
+def nodes(model: Any) -> Counter[str]:
+    return Counter(node.op_type for node in export_keras(model, name="m").proto.graph.node)
+
+
+def test_the_operator_of_a_product_adds_its_bias() -> None:
+    code = lambda x, kernel, bias: ops.conv(padded(x, 2), kernel) + bias  # noqa: E731  # a layer's code
+
+    own, keras_own = of(Own([(3, 4, 5), (5,)], code)), of(L.Conv1D(5, 3, padding="causal"))
+
+    assert nodes(own) == nodes(keras_own)
+    assert nodes(own)["Gemm"] == 1
+    assert nodes(own)["Add"] == 0
+
+
+def test_a_state_is_named_after_the_layer_and_in_ones_own_code_after_its_operation_too() -> None:
+    def names(layer: Any) -> list[str]:
+        return [state.input for state in export_keras(of(layer), name="m").manifest.states]
+
+    assert names(L.Conv1D(5, 3, padding="causal", name="tap")) == ["tap.past"]
+    assert names(Own([(3, 4, 5)], lambda x, kernel: ops.conv(padded(x, 2), kernel))) == ["own/conv.past"]
+
+
+def test_a_refusal_names_the_layer_and_the_operation_in_it() -> None:
+    with pytest.raises(RefusedModelError) as caught:
+        export_keras(of(Own([(3, 4, 5)], lambda x, kernel: ops.conv(x, kernel, padding="same"))), name="m")
+
+    assert "Layer 'own' (Own) cannot be stepped: Operation 'own/conv' (Conv)" in caught.value.problem
+    assert "padding='same' over the time axis" in caught.value.problem
+
+
+def test_timesteps_that_a_convolution_drops_may_be_put_in_front_again() -> None:
+    model = of(lambda x: L.ZeroPadding1D((2, 0))(L.Conv1D(4, 3, activation="tanh")(x)) + x)
+    randomise(model)
+
+    assert export_model(model, name="m")[1].parity.max_abs < 1e-5
+
+
+def test_weights_that_the_model_computes_are_refused_by_name() -> None:
+    def computed(x: Any) -> Any:
+        return ops.conv(x, ops.reshape(x[:, -1], (1, 4, -1)))
+
+    with pytest.raises(RefusedModelError, match="'own'"):
+        export_keras(of(Own([], computed)), name="m")
+
+
+def test_an_id_outside_a_table_gives_nan_in_its_own_row_alone() -> None:
+    ids = keras.Input((None,), dtype="int32", name="ids")
+    model = keras.Model(ids, Own([(5, 3)], lambda x, table: ops.take(table, x, axis=0))(ids))
+    exported = export_keras(model, name="m")
+    step = StepModel(exported.proto.SerializeToString(), exported.manifest)
+
+    outputs, _ = step.step({"ids": np.array([2, 7, -1], np.int32)}, step.initial_states(3))
+
+    rows = next(iter(outputs.values()))
+    assert np.isnan(rows).all(axis=1).tolist() == [False, True, False]
+
+
+def test_features_may_be_pooled_over_time_alone() -> None:
+    """With the channels in front the layer takes the largest feature of each timestep."""
+    model = of(L.GlobalMaxPooling1D(data_format="channels_first"))
+
+    assert export_model(model, name="m")[1].parity.max_abs == 0
+    onnx.checker.check_model(export_keras(model, name="m").proto)
