@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 
 from service.background import cancel
@@ -14,13 +15,14 @@ from service.engine.protocol.decide import expected_previous_step
 from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.stepping.batch_queue import BatchQueue
 from service.engine.stepping.columns.batch import BulkBatch, BulkOutcomes, CoalescedBatch, ColumnarBatch
+from service.engine.stepping.columns.mixed import MixedPipeline
 from service.engine.stepping.columns.pipeline import ColumnarPipeline
 from service.engine.stepping.dry_runs import DryRunPipeline, StatelessPipeline
 from service.engine.stepping.overload import QueueAdmission
 from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import failed, service_ended
-from service.engine.stepping.version_batchers import VersionBatchers, is_older
+from service.engine.stepping.version_batchers import MAX_COALESCED_ROWS, VersionBatchers, is_older
 from service.engine.trials.plans import BatchPlans
 from service.errors import ServiceError
 from service.store import keys
@@ -30,7 +32,6 @@ _log = logging.getLogger(__name__)
 
 _NAME = attrgetter("name")
 _MIN_COLUMNAR_ROWS = 16  # a bulk request of fewer rows is cheaper in a batch with other timesteps
-_MAX_COALESCED_ROWS = 160  # so that the model runs the next batch while the store commits this one
 _MAX_BATCHES_IN_FLIGHT = 4  # while one batch waits for the store, the model runs the next one
 _MIN_CONCURRENT_ROWS = 32  # with fewer rows, a batch waits for the one in flight, since fewer batches cost less
 _MAX_CONCURRENT_DELAY_S = 0.005  # upper limit of that wait: the batch in flight may wait for a node that is down
@@ -40,6 +41,7 @@ class Batcher:
     """The queue and the running batches of one model version.
 
     Attributes:
+        deps: The model version, and what its batches share.
         served: The model version.
         timestep_bytes: Bytes of the inputs of one timestep.
         cache: The worker's recently used records of this model version.
@@ -57,6 +59,7 @@ class Batcher:
             max_wait: Seconds that a timestep may wait for others; 0: none.
             on_plan: Called when the model's release plan has changed.
         """
+        self.deps = deps
         served = self.served = deps.served
         self.timestep_bytes = served.timestep_bytes
         self.cache = deps.cache
@@ -64,11 +67,11 @@ class Batcher:
         self._observer = deps.observer
         self._runner = deps.runner
         self._pipeline = BatchPipeline(deps)
-        self._columnar = ColumnarPipeline(deps)
+        self._columnar = ColumnarPipeline(deps, self._mixed)
         self._dry_run = DryRunPipeline(deps)
         self._stateless = StatelessPipeline(deps)
         self._max_batch = min(max_batch, served.manifest.batch.max)
-        self._max_coalesced = min(self._max_batch, _MAX_COALESCED_ROWS)
+        self._max_coalesced = min(self._max_batch, MAX_COALESCED_ROWS)
         self._max_wait = max_wait
         self.queue: BatchQueue[QueuedStep] = BatchQueue()
         # The open batches, to which single timesteps are added: without and with sources.
@@ -80,6 +83,7 @@ class Batcher:
         # From this many waiting rows on, `submit` schedules a flush. Infinite: one is scheduled at once already, or too
         # many batches are in flight.
         self._wake_threshold: float = 0
+        self._n_lending = 0  # batches of another batcher that use records of this one
         self._processed = 0
         self._on_answered = deps.on_answered
         self._is_stopped = False
@@ -101,7 +105,7 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         """Whether no timestep waits and no batch runs."""
-        return not self._tasks and not self.queue.rows
+        return not (self._tasks or self.queue.rows or self._n_lending)
 
     def submit(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
         """Queue a timestep."""
@@ -127,7 +131,8 @@ class Batcher:
     ) -> None:
         """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
         if self.versions is not None and stream.version is None:
-            self.versions.batcher_of(stream.name, self).coalesce(stream, inputs, seq, after, source, done, received)
+            batcher = self.versions.coalescing_batcher_of(stream.name, self)
+            batcher.coalesce(stream, inputs, seq, after, source, done, received)
         else:
             self.coalesce(stream, inputs, seq, after, source, done, received)
 
@@ -199,6 +204,27 @@ class Batcher:
     def fits(self, rows: int) -> bool:
         """Whether so many rows can be one batch."""
         return rows <= self._max_batch
+
+    @contextlib.contextmanager
+    def lend_records(self) -> Iterator[list[str]]:
+        """Let a batch of another batcher step streams by the cached records of this one.
+
+        The result is a list, to which the batch adds the keys of the records. They are dropped if the streams may have
+        to move at their next step, or their records in the store are not known.
+        """
+        self._batch_number += 1
+        number, names = self._batch_number, list[str]()
+        self._n_lending += 1
+        self._batch_plans.started(number)
+        is_known = False
+        try:
+            yield names
+            is_known = True
+        finally:
+            self._n_lending -= 1
+            if not is_known or self._batch_plans.is_outdated(number):
+                for name in names:
+                    self.cache.drop(name)
 
     def close(self) -> None:
         """End the model's thread; no timestep may wait or run."""
@@ -324,6 +350,9 @@ class Batcher:
         for name in names:
             self.cache.drop(name)
 
+    def _mixed(self) -> MixedPipeline | None:
+        return None if self.versions is None else self.versions.mixed(self)
+
     def _pipeline_for(self, first: QueuedStep) -> BatchPipeline:
         if first.dry_run:
             return self._dry_run
@@ -334,7 +363,7 @@ class Batcher:
         plan = self._batch_plans.started(number)
         names = columnar.names if columnar is not None else list(map(_NAME, batch))
         if self.versions is not None and columnar is None:
-            batch = [row for row in batch if not self.versions.follows_older(row, self)]
+            batch = [row for row in batch if not self.versions.requeues(row, self)]
         self._observer.batch_started(self.served.name, len(batch))
         try:
             if batch:

@@ -28,7 +28,7 @@ from service.engine.stepping.replies import Replies, failed
 from service.engine.stepping.responding import responding_versions
 from service.engine.tenant_limits import Reservation
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
-from service.models.paired import PAIR_BYTES
+from service.models.pair_state import PAIR_BYTES
 from service.releases.moves import Standing
 from service.releases.takeover import NoTranslationError, TakeOverError, VersionNotLoadedError
 from service.store.record_arrays import read_headers

@@ -21,6 +21,7 @@ from service.store.record import CHANGED_VERSION, Record, changed_version_of
 from service.types import BatchOutput, Prediction
 
 if TYPE_CHECKING:
+    from service.engine.stepping.columns.batch import ColumnarBatch
     from service.engine.stepping.pipeline import PipelineDeps
     from service.engine.stepping.responding import Responding
 
@@ -84,6 +85,21 @@ class Replies:
         now = self._time()
         self._observer.replied(self._served.name, [now - row.received for row in rows])
         self.count_applied(rows)
+
+    def reply_columnar(self, batch: ColumnarBatch, output: BatchOutput, versions: Sequence[int] | None = None) -> None:
+        """Reply to a batch of which every row was applied to a stream that existed, and count it.
+
+        Args:
+            batch: The batch.
+            output: Its predictions.
+            versions: The version that responded to each row; None: that of the model.
+        """
+        served, n_rows = self._served, len(batch)
+        batch.reply(output, served.version, versions)
+        self.on_answered(n_rows, n_rows * batch.length * self._timestep_bytes)
+        self._observer.replied(served.name, batch.latencies(self._time()))
+        for transport, rows in batch.rows_by_transport.items():
+            self._observer.steps_applied(served.name, transport, rows * batch.length)
 
     def _with_skipped(self, row: QueuedStep, prediction: Prediction) -> Prediction:
         """Return the response to a row with a source: with the answers of the timesteps that were skipped."""

@@ -20,6 +20,7 @@ from service.engine.protocol.positions import advanced, passed_timesteps
 from service.engine.stepping.queued import QueuedStep
 from service.errors import ServiceError
 from service.store.record import SourcePosition
+from service.store.record_arrays import advance_sources, empty_sources, encode_sources
 from service.types import (
     BatchOutput,
     BatchSources,
@@ -103,8 +104,14 @@ class ColumnarBatch(Sequence[QueuedStep]):
         """
 
     @abstractmethod
-    def reply(self, output: BatchOutput, version: int) -> None:
-        """Reply to all rows: they were applied now, to streams that existed. Raises nothing."""
+    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
+        """Reply to all rows: they were applied now, to streams that existed. Raises nothing.
+
+        Args:
+            output: Their predictions.
+            version: The version that computed them.
+            versions: That of each row, if not all have the same.
+        """
 
     @abstractmethod
     def reject(self, error: ServiceError) -> None:
@@ -161,6 +168,22 @@ class ColumnarBatch(Sequence[QueuedStep]):
         after, is_replaced = advanced(sources, source)
         return None if is_replaced or passed_timesteps(sources, source) else after
 
+    def advance_sources(self, sources: Array | None) -> tuple[Array, Array] | None:
+        """Return the positions of sources after the batch, and the same as bytes of the records.
+
+        Args:
+            sources: The table of the positions before it; None: no record has any.
+
+        Returns:
+            None: The rows have to be processed one by one.
+        """
+        if self.sources is None:
+            return None
+        before = empty_sources(len(self)) if sources is None else sources
+        digests, at = self.sources
+        after = advance_sources(before, digests, at)
+        return None if after is None else (after, encode_sources(after, at if self.keep == "all" else at[:, -1:]))
+
     @abstractmethod
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""
@@ -214,7 +237,7 @@ class BulkBatch(ColumnarBatch):
         """Return the request's arrays unchanged."""
         return self._bulk.inputs
 
-    def reply(self, output: BatchOutput, version: int) -> None:
+    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
         """Reply with columns."""
         self.answered = True
         try:
@@ -289,12 +312,12 @@ class CoalescedBatch(ColumnarBatch):
         """Return the rows' bytes, joined."""
         return join(self._packed, 1)
 
-    def reply(self, output: BatchOutput, version: int) -> None:
+    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
         """Reply to each row."""
         self.answered = True
         for i, done in enumerate(self._dones):
             try:
-                done(Prediction(output, i, False, False, version))
+                done(Prediction(output, i, False, False, version if versions is None else versions[i]))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 key = self._streams[i].key
                 _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)
