@@ -313,6 +313,7 @@ class BatchPipeline:
     def _reroute(self, row: QueuedStep, fingerprint: bytes) -> bool:
         """Submit a row to another model, which replies to it; False: that model is not there."""
         row.answered = self._replies.reroute(row, fingerprint)
+        self._cache.drop(row.name)  # what is cached here is not the stream's record any more
         return row.answered
 
     def _reserve_stream(self, row: QueuedStep) -> None:

@@ -136,6 +136,7 @@ class Replies:
         other_version = stored.fingerprint != self._served.fingerprint
         if other_version and self.reroute(row, stored.fingerprint):
             row.answered = True
+            self._cache.drop(row.name)
             return
         outputs = b"" if other_version else stored.outputs
         manifest, timestep = self._served.manifest, row.timestep
