@@ -134,9 +134,7 @@ class PairedModel:
             call(self.old, inputs, self.old.unpack(packed[:, :old_bytes]))
             self.run_s[0] += time.perf_counter() - started
         new_states, pair_state = self.new.unpack(packed[:, old_bytes:-PAIR_BYTES]), packed[:, -PAIR_BYTES:]
-        outputs, new_next, pair = self._run_beside(
-            call, inputs, new_states, pair_state, old_outputs, is_timed=is_timed
-        )
+        outputs, new_next, pair = self._run_beside(call, inputs, new_states, pair_state, old_outputs, is_timed=is_timed)
         return outputs, np.concatenate([old_packed, self.new.pack(new_next, rows=len(packed)), pair], axis=1)
 
     def initial_states(self, rows: int) -> dict[str, Array]:
@@ -193,30 +191,27 @@ class PairedModel:
         if is_timed:
             self.run_s[1] += time.perf_counter() - started
         rows, length = next(iter(inputs.values())).shape[:2]
-        warm, had_failed = pair["warm_steps"].astype(np.int64), pair["failed"] > 0
-        failed = (failure > 0) | had_failed
-        is_usual = not (failed.any() or warm.any())
-        if is_usual:
-            compared = np.ones((rows, length), bool)
-        else:
+        outputs, others = dict(old_outputs), new_outputs
+        compared, warm_now = np.ones((rows, length), bool), np.zeros(rows, bool)
+        if failure.any() or pair["failed"].any() or pair["warm_steps"].any():
+            warm, had_failed = pair["warm_steps"].astype(np.int64), pair["failed"] > 0
+            failed = (failure > 0) | had_failed
             for field in self.new.fields:
                 new_next[field.name] = _chosen(failed, new_states[field.name], new_next[field.name])
             for name, array in old_outputs.items():
                 new_outputs[name] = _chosen(failed, np.zeros_like(array), new_outputs[name])
             compared = ~failed[:, None] & (np.arange(length) >= warm[:, None])
-        outputs, others = dict(old_outputs), new_outputs
-        if self.mode == "ramp":
-            outputs, others = others, outputs
-            if not is_usual:
-                outputs = {name: _chosen(compared, outputs[name], others[name]) for name in outputs}
-                others = {name: _chosen(compared, others[name], new_outputs[name]) for name in others}
-        pair["responded"] = compared[:, -1] if self.mode == "ramp" else 0
-        if not is_usual:
+            if self.mode == "ramp":
+                outputs = {name: _chosen(compared, new_outputs[name], old) for name, old in old_outputs.items()}
+                others = {name: _chosen(compared, old, new_outputs[name]) for name, old in old_outputs.items()}
             pair["failed"], pair["warm_steps"] = failed, np.maximum(warm - length, 0)
-        newly = np.where(had_failed, 0, failure).astype(np.uint8)
+            failure = np.where(had_failed, 0, failure).astype(np.uint8)
+            warm_now = (warm > 0) & (warm <= length)
+        elif self.mode == "ramp":
+            outputs, others = others, outputs
+        pair["responded"] = compared[:, -1] if self.mode == "ramp" else 0
         beside = {OTHER + name: array for name, array in others.items()}
-        warm_now = (warm > 0) & (warm <= length)
-        beside |= {COMPARED: compared, FAILED: newly[:, None], WARM_NOW: warm_now[:, None]}
+        beside |= {COMPARED: compared, FAILED: failure[:, None], WARM_NOW: warm_now[:, None]}
         return outputs | beside, new_next, packed
 
     def _run_candidate(
