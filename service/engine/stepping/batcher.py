@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
 from service.background import cancel
 from service.engine.protocol.decide import expected_previous_step
 from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.stepping.batch_queue import BatchQueue
-from service.engine.stepping.columns.batch import BulkBatch, BulkOutcomes, CoalescedBatch, ColumnarBatch
-from service.engine.stepping.columns.mixed import MixedPipeline
+from service.engine.stepping.columns.batch import BulkBatch, CoalescedBatch, ColumnarBatch
+from service.engine.stepping.columns.outcomes import BulkOutcomes
 from service.engine.stepping.columns.pipeline import ColumnarPipeline
 from service.engine.stepping.dry_runs import DryRunPipeline, StatelessPipeline
 from service.engine.stepping.overload import QueueAdmission
 from service.engine.stepping.pipeline import BatchPipeline, PipelineDeps
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import failed, service_ended
-from service.engine.stepping.version_batchers import MAX_COALESCED_ROWS, VersionBatchers, is_older
+from service.engine.stepping.version_batchers import VersionBatchers, is_older
 from service.engine.trials.plans import BatchPlans
 from service.errors import ServiceError
 from service.store import keys
@@ -32,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _NAME = attrgetter("name")
 _MIN_COLUMNAR_ROWS = 16  # a bulk request of fewer rows is cheaper in a batch with other timesteps
+_MAX_COALESCED_ROWS = 160  # so that the model runs the next batch while the store commits this one
 _MAX_BATCHES_IN_FLIGHT = 4  # while one batch waits for the store, the model runs the next one
 _MIN_CONCURRENT_ROWS = 32  # with fewer rows, a batch waits for the one in flight, since fewer batches cost less
 _MAX_CONCURRENT_DELAY_S = 0.005  # upper limit of that wait: the batch in flight may wait for a node that is down
@@ -41,12 +41,12 @@ class Batcher:
     """The queue and the running batches of one model version.
 
     Attributes:
-        deps: The model version, and what its batches share.
-        served: The model version.
+        deps, served: What the batches of the model version share, and the model version.
         timestep_bytes: Bytes of the inputs of one timestep.
         cache: The worker's recently used records of this model version.
         queue: The timesteps that wait.
         admission: Limits how many timesteps may wait.
+        n_lent: Mixed batches of another batcher that use records of this one.
         versions: The batchers of all versions and pairs of the model while it has a release; else None.
     """
 
@@ -65,13 +65,12 @@ class Batcher:
         self.cache = deps.cache
         self._op_ids = OpIdHasher(served.manifest)
         self._observer = deps.observer
-        self._runner = deps.runner
         self._pipeline = BatchPipeline(deps)
-        self._columnar = ColumnarPipeline(deps, self._mixed)
+        self._columnar = ColumnarPipeline(deps, lambda: None if self.versions is None else self.versions.mixed(self))
         self._dry_run = DryRunPipeline(deps)
         self._stateless = StatelessPipeline(deps)
         self._max_batch = min(max_batch, served.manifest.batch.max)
-        self._max_coalesced = min(self._max_batch, MAX_COALESCED_ROWS)
+        self._max_coalesced = min(self._max_batch, _MAX_COALESCED_ROWS)
         self._max_wait = max_wait
         self.queue: BatchQueue[QueuedStep] = BatchQueue()
         # The open batches, to which single timesteps are added: without and with sources.
@@ -80,12 +79,9 @@ class Batcher:
         self._batch_number = 0  # of the last batch
         self._flush_due: asyncio.Handle | None = None
         self._is_due_now = False  # the flush is due in this iteration of the loop
-        # From this many waiting rows on, `submit` schedules a flush. Infinite: one is scheduled at once already, or too
-        # many batches are in flight.
+        # From this many waiting rows on, `submit` schedules a flush. Infinite: one is due, or too many batches run.
         self._wake_threshold: float = 0
-        self._n_lending = 0  # batches of another batcher that use records of this one
-        self._processed = 0
-        self._on_answered = deps.on_answered
+        self.n_lent, self._processed = 0, 0
         self._is_stopped = False
         self._batch_plans = BatchPlans(deps.plans, served.name, self._on_new_plan)
         self._on_plan = on_plan
@@ -105,7 +101,7 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         """Whether no timestep waits and no batch runs."""
-        return not (self._tasks or self.queue.rows or self._n_lending)
+        return not (self._tasks or self.queue.rows or self.n_lent)
 
     def submit(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
         """Queue a timestep."""
@@ -131,8 +127,7 @@ class Batcher:
     ) -> None:
         """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
         if self.versions is not None and stream.version is None:
-            batcher = self.versions.coalescing_batcher_of(stream.name, self)
-            batcher.coalesce(stream, inputs, seq, after, source, done, received)
+            self.versions.coalescing(stream.name, self).coalesce(stream, inputs, seq, after, source, done, received)
         else:
             self.coalesce(stream, inputs, seq, after, source, done, received)
 
@@ -205,30 +200,9 @@ class Batcher:
         """Whether so many rows can be one batch."""
         return rows <= self._max_batch
 
-    @contextlib.contextmanager
-    def lend_records(self) -> Iterator[list[str]]:
-        """Let a batch of another batcher step streams by the cached records of this one.
-
-        The result is a list, to which the batch adds the keys of the records. They are dropped if the streams may have
-        to move at their next step, or their records in the store are not known.
-        """
-        self._batch_number += 1
-        number, names = self._batch_number, list[str]()
-        self._n_lending += 1
-        self._batch_plans.started(number)
-        is_known = False
-        try:
-            yield names
-            is_known = True
-        finally:
-            self._n_lending -= 1
-            if not is_known or self._batch_plans.is_outdated(number):
-                for name in names:
-                    self.cache.drop(name)
-
     def close(self) -> None:
         """End the model's thread; no timestep may wait or run."""
-        self._runner.close()
+        self.deps.runner.close()
 
     async def stop(self) -> None:
         """Cancel running batches, reject waiting timesteps, and end the model's thread."""
@@ -316,7 +290,7 @@ class Batcher:
                 row.done(error)
         self._release(names)
         length = batch.length if isinstance(batch, ColumnarBatch) else batch[0].timestep.length
-        self._on_answered(len(batch), len(batch) * length * self.timestep_bytes)
+        self.deps.on_answered(len(batch), len(batch) * length * self.timestep_bytes)
 
     def _release(self, names: Sequence[str]) -> None:
         self.queue.release(names)
@@ -349,9 +323,6 @@ class Batcher:
             names = [row.name for row in batch if row.timestep.version is not None]
         for name in names:
             self.cache.drop(name)
-
-    def _mixed(self) -> MixedPipeline | None:
-        return None if self.versions is None else self.versions.mixed(self)
 
     def _pipeline_for(self, first: QueuedStep) -> BatchPipeline:
         if first.dry_run:

@@ -90,10 +90,7 @@ class PipelineDeps:
 
 
 class BatchPipeline:
-    """Processes batches of one model version.
-
-    The rows of a batch are of different streams, have the same length, and return the same of their predictions.
-    """
+    """Processes batches of one model version: rows of different streams, of one length, that return as much."""
 
     def __init__(self, deps: PipelineDeps) -> None:
         self._served = deps.served
@@ -311,9 +308,9 @@ class BatchPipeline:
         return True
 
     def _reroute(self, row: QueuedStep, fingerprint: bytes) -> bool:
-        """Submit a row to another model, which replies to it; False: that model is not there."""
+        """Submit a row to another model, which has the stream's record and replies; False: that model is not there."""
         row.answered = self._replies.reroute(row, fingerprint)
-        self._cache.drop(row.name)  # what is cached here is not the stream's record any more
+        self._cache.drop(row.name)
         return row.answered
 
     def _reserve_stream(self, row: QueuedStep) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from service.engine.stepping.batcher import Batcher
-from service.engine.stepping.columns.batch import BulkOutcomes
+from service.engine.stepping.columns.outcomes import BulkOutcomes
 from service.engine.stepping.columns.shared_commits import SharedCommits
 from service.engine.stepping.columns.split import JoinedOutcomes, rows_of
 from service.engine.stepping.model_runner import ModelRunner
@@ -170,7 +170,7 @@ class StepService:
             return False
         parts = [(batcher, bulk)]
         if batcher.versions is not None and bulk.version is None:
-            split = batcher.versions.split(bulk.names, bulk.length, batcher)
+            split = batcher.versions.split(bulk.names, batcher)
             if split is None:
                 return False
             parts = [(one, bulk if len(split) == 1 else rows_of(bulk, indices)) for one, indices in split]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from service.engine.stepping.columns.mixed import MixedPipeline
 
 if TYPE_CHECKING:
     from service.engine.stepping.batcher import Batcher
     from service.engine.stepping.queued import QueuedStep
-
-MAX_COALESCED_ROWS: Final = 160
-"""Rows of a coalesced batch: so few that the model runs the next batch while the store commits this one."""
 
 
 def is_older(one: QueuedStep, other: QueuedStep) -> bool:
@@ -67,13 +64,13 @@ class VersionBatchers:
         self.on_submitted((name,), chosen)
         return chosen
 
-    def coalescing_batcher_of(self, name: str, requested: Batcher) -> Batcher:
+    def coalescing(self, name: str, requested: Batcher) -> Batcher:
         """Return the batcher whose coalesced batch a timestep joins; otherwise as `batcher_of`."""
         chosen = self.batcher_of(name, requested)
         if chosen is requested or chosen.queue.holds(name):
             return chosen
         mixed = self.mixed(requested)
-        if mixed is None or chosen is not mixed.pairs or not mixed.accepts(MAX_COALESCED_ROWS):
+        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible:
             return chosen
         self.on_submitted((name,), requested)
         return requested
@@ -129,14 +126,11 @@ class VersionBatchers:
                 return True
         return False
 
-    def split(
-        self, names: Sequence[str], length: int, requested: Batcher
-    ) -> list[tuple[Batcher, Sequence[int]]] | None:
+    def split(self, names: Sequence[str], requested: Batcher) -> list[tuple[Batcher, Sequence[int]]] | None:
         """Return which batchers have the records of streams, each with the indices of its streams in `names`.
 
         Args:
             names: Keys of the streams' records; in the queue of `requested` they can be reserved.
-            length: Timesteps of each.
             requested: The batcher of the version that the request leads to.
 
         Returns:
@@ -149,7 +143,7 @@ class VersionBatchers:
         parts: list[tuple[Batcher, Sequence[int]]] = []
         left: Sequence[int] = range(len(names))
         mixed = self.mixed(requested)
-        if mixed is not None and mixed.accepts(len(names) * length):
+        if mixed is not None and mixed.is_possible:
             missing = requested.cache.missing_of(names)
             if len(missing) < len(names) and not mixed.pairs.cache.missing_of(missing):
                 return [(requested, left)]

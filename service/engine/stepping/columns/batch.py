@@ -17,6 +17,7 @@ from model_export.manifest import Array
 from service.engine.protocol.decide import expected_previous_step
 from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.protocol.positions import advanced, passed_timesteps
+from service.engine.stepping.columns.outcomes import BulkOutcomes, ResultGatherer
 from service.engine.stepping.queued import QueuedStep
 from service.errors import ServiceError
 from service.store.record import SourcePosition
@@ -31,7 +32,6 @@ from service.types import (
     ReturnMode,
     Source,
     StreamHandle,
-    Timestep,
     Transport,
 )
 
@@ -39,35 +39,6 @@ _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)
 
 _Single = tuple[StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float]
-StepOutcome = Prediction | ServiceError
-BulkOutcomes = BulkPrediction | list[StepOutcome]
-"""The results of a bulk request: as columns if all rows were applied in one commit, else one by one."""
-
-
-class ResultGatherer:
-    """Collects the results of timesteps that are stepped one by one, and calls back once when all are there."""
-
-    __slots__ = ("_done", "_n_missing", "_results")
-
-    def __init__(self, timesteps: Sequence[Timestep | ServiceError], done: Callable[[list[StepOutcome]], None]) -> None:
-        """Wait for the timesteps' results; if every request is an error, `done` is called at once.
-
-        Args:
-            timesteps: The requests, or the errors in them.
-            done: Called with the results, in the same order.
-        """
-        self._results: list[StepOutcome] = list(timesteps)  # type: ignore[arg-type]  # until the results are there
-        self._n_missing = sum([not isinstance(timestep, ServiceError) for timestep in timesteps])
-        self._done = done
-        if not self._n_missing:
-            done(self._results)
-
-    def receive(self, i: int, result: StepOutcome) -> None:
-        """Store the result of timestep `i`."""
-        self._results[i] = result
-        self._n_missing -= 1
-        if not self._n_missing:
-            self._done(self._results)
 
 
 class ColumnarBatch(Sequence[QueuedStep]):

@@ -6,8 +6,8 @@ runs once, for all rows, the candidate runs for the pairs, and all records are c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -15,9 +15,10 @@ import numpy as np
 from model_export.manifest import Array
 from service.engine.packing import all_true, pack_outputs, select_returned
 from service.engine.stepping.committer import BatchCommitter, CommittedRows, set_next
-from service.engine.stepping.record_cache import EMPTY_SLOT
+from service.engine.stepping.record_cache import EMPTY_SLOT, RecordCache
 from service.engine.stepping.replies import Replies
 from service.engine.stepping.responding import is_uniform
+from service.engine.trials.plans import BatchPlans
 from service.models.paired import PairedModel
 from service.store.commits import ColumnarCommits, JoinedCommits
 from service.store.record import HEADER_BYTES
@@ -25,8 +26,6 @@ from service.store.record_arrays import HEADER_DTYPE, OPAQUE_HEADER, empty_sourc
 from service.types import BatchOutput
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from service.engine.stepping.columns.batch import ColumnarBatch
     from service.engine.stepping.pipeline import PipelineDeps
     from service.engine.stepping.queued import QueuedStep
@@ -35,15 +34,20 @@ if TYPE_CHECKING:
 
 
 class PairBatcher(Protocol):
-    """What mixed batches need of the batcher of their pairs."""
+    """What mixed batches need of the batcher of their pairs.
 
-    @property
-    def deps(self) -> PipelineDeps:
-        """The pair, and what its batches share."""
-        ...
+    Attributes:
+        deps: The pair, and what its batches share.
+        cache: Its cached records.
+        n_lent: Mixed batches that use them; it is not closed meanwhile.
+    """
 
-    def lend_records(self) -> AbstractContextManager[list[str]]:
-        """Return a context in which its cached records are used elsewhere; it has a list to add their keys to."""
+    deps: PipelineDeps
+    cache: RecordCache
+    n_lent: int
+
+    def requeue(self, queued: QueuedStep) -> None:
+        """Queue a timestep."""
         ...
 
 
@@ -109,25 +113,27 @@ class MixedPipeline:
         self._committer = BatchCommitter(deps, self._replies)
         self._pair_committer = BatchCommitter(pairs.deps, Replies(pairs.deps))
         model = pairs.deps.served.step_model
+        self._batch_plans = BatchPlans(deps.plans, deps.served.name, pairs.cache.clear)
+        self._numbers = itertools.count(1)
         self._pair_timesteps = 1  # in the batch before
         self._is_ramp = isinstance(model, PairedModel) and model.mode == "ramp"
 
-    def accepts(self, timesteps: int) -> bool:
-        """Whether a batch of so many timesteps may be mixed, if as many of them are of pairs as in the one before.
+    @property
+    def is_possible(self) -> bool:
+        """Whether batches may be mixed now, if as many of their timesteps are of pairs as in the one before.
 
-        Both versions have to be so quick that they run on the event loop, since streams outside the trial must not wait
-        for a slow candidate. Commits that are published are built row by row.
+        The candidate has to be so quick that it runs on the event loop: streams outside the trial do not wait for a
+        slow one. Commits that are published are built row by row.
         """
         return (
-            self._deps.served.step_model.batched
-            and self._deps.runner.is_short(timesteps)
-            and self._pair_deps.runner.is_short(self._pair_timesteps)
+            self._pair_deps.runner.is_short(self._pair_timesteps)
+            and self._deps.served.step_model.batched
             and not self._deps.interests.has_interest(self._deps.served.name)
         )
 
     def holds(self, row: QueuedStep) -> bool:
         """Whether the cached record of a row's stream is that of a pair."""
-        return row.name in self._pair_deps.cache and row.timestep.version is None and not row.dry_run
+        return row.name in self.pairs.cache and row.timestep.version is None and not row.dry_run
 
     async def attempt(self, batch: ColumnarBatch, deadline: float) -> Sequence[QueuedStep] | None:
         """Process a batch if each row certainly applies to its cached record; else submit the pairs to their batcher.
@@ -135,11 +141,15 @@ class MixedPipeline:
         Returns:
             The rows that are still to be processed by the version; None: no cached record is that of a pair.
         """
-        with self.pairs.lend_records() as lent:
+        number = next(self._numbers)
+        self._batch_plans.started(number)
+        self.pairs.n_lent += 1
+        names: list[str] = []
+        try:
             slots = self._deps.cache.slots_for(batch.names)
             uncached = np.flatnonzero(slots == EMPTY_SLOT)
-            lent += [batch.names[i] for i in uncached.tolist()]
-            pair_slots = self._pair_deps.cache.slots_for(lent)
+            names = [batch.names[i] for i in uncached.tolist()]
+            pair_slots = self.pairs.cache.slots_for(names)
             if not pair_slots.any():
                 return None
             self._pair_timesteps = len(pair_slots) * batch.length
@@ -150,10 +160,23 @@ class MixedPipeline:
             rows = list(batch)
             self._submit_to_pair([rows[i] for i in uncached[pair_slots != EMPTY_SLOT].tolist()])
             return [row for row in rows if not row.answered]
+        except BaseException:
+            self._drop(names)
+            raise
+        finally:
+            self.pairs.n_lent -= 1
+            if self._batch_plans.is_outdated(number):
+                self._drop(names)  # the streams may have to move at their next step
+
+    def _drop(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.pairs.cache.drop(name)
 
     def _submit_to_pair(self, rows: Sequence[QueuedStep]) -> None:
+        """Submit rows to the pair's batcher; those whose request names a version are decided by that one."""
         for row in rows:
-            row.answered = self._replies.reroute(row, self._pair_deps.served.fingerprint)
+            if row.timestep.version is None:
+                row.answered = self._replies.reroute(row, self._pair_deps.served.fingerprint)
 
     def _records(self, batch: ColumnarBatch, slots: Array, paired: Array, pair_slots: Array) -> _Records | None:
         """Return the records of a batch; None: the rows have to be decided one by one.
@@ -164,9 +187,9 @@ class MixedPipeline:
             paired: The indices of the pairs in the batch, `(pairs,)`.
             pair_slots: Their slots in the pair's cache, `(pairs,)`.
         """
-        if not self.accepts(len(batch) * batch.length) or batch.names_with_version():
+        if not self.is_possible or batch.names_with_version():
             return None
-        cache, pair_cache = self._deps.cache, self._pair_deps.cache
+        cache, pair_cache = self._deps.cache, self.pairs.cache
         headers = cache.headers(slots)
         headers.view(OPAQUE_HEADER)[paired] = pair_cache.headers(pair_slots).view(OPAQUE_HEADER)
         pair_states = pair_cache.states(pair_slots)
@@ -248,25 +271,18 @@ class MixedPipeline:
             commits = ColumnarCommits(names[rows], header_bytes + packed.shape[1] + states.shape[1])
             commits.guards[:] = guards(headers[rows])  # of the old headers
             columns.append(commits)
-        hashes = headers["history_hash"].tolist()
-        hashes = [*chain.from_iterable(part.committer.extend(hashes[part.rows], op_ids[part.rows]) for part in parts)]
+        before, hashes = headers["history_hash"].tolist(), list[bytes]()
+        for committer, rows, _, _ in parts:
+            hashes += committer.extend(before[rows], op_ids[rows])
         set_next(headers, op_ids, batch.length, hashes)
         committed = []
         for (_, rows, states, beside), commits in zip(parts, columns, strict=True):
             own = headers[rows]
             encode_records(commits.records, own, packed[rows], states, None if section is None else section[rows])
             sources = None if records.sources is None else records.sources[rows]
+            expiry_set_at, predictions = records.expiry_set_at[rows], _rows_of(outputs, rows)
             committed.append(
-                CommittedRows(
-                    commits.names,
-                    own,
-                    states,
-                    records.expiry_set_at[rows],
-                    _rows_of(outputs, rows),
-                    hashes[rows],
-                    sources,
-                    beside,
-                )
+                CommittedRows(commits.names, own, states, expiry_set_at, predictions, hashes[rows], sources, beside)
             )
         return committed, JoinedCommits(columns)
 
@@ -276,7 +292,7 @@ class MixedPipeline:
         """Reply to all rows, in the order of the batch."""
         position = np.empty_like(records.order)
         position[records.order] = np.arange(len(position))
-        at, hashes = position.tolist(), [*chain.from_iterable(rows.history_hashes for rows in committed)]
+        at, hashes = position.tolist(), [*itertools.chain.from_iterable(rows.history_hashes for rows in committed)]
         steps = records.headers["step"].take(position).tolist()
         output = BatchOutput(_rows_of(outputs, position), steps, [*map(hashes.__getitem__, at)])
         versions = None
