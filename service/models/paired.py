@@ -35,7 +35,7 @@ OTHER, COMPARED, FAILED, WARM_NOW = "other/", "pair/compared", "pair/failed", "p
 timesteps can be compared, bool; per row whether the candidate failed now: 1 by an error, 2 by a value that is not
 finite; and whether it has consumed the last of its `warm_steps` now."""
 
-_TIMED_EVERY: Final = 32  # runs of the candidate alone for one that is timed, beside the old version
+_TIMED_EVERY: Final = 16  # runs of the candidate alone for one that is timed, as the old version on its rows
 
 _Outcome = tuple[dict[str, Array], dict[str, Array]]
 _Call = Callable[[StepModel, Mapping[str, Array], Mapping[str, Array]], _Outcome]
@@ -52,7 +52,8 @@ class PairedModel:
         fields: The states of both, prefixed, and the state that describes the pair.
         state_bytes: Bytes of one packed state row.
         fingerprint: 8 bytes, of both fingerprints and the mode.
-        run_s: Seconds of the runs so far that were timed, of the old version and of the candidate on as many rows.
+        run_s: CPU seconds of the runs so far, of the old version and of the candidate on as many rows: an estimate, as of
+            the runs beside the old version only some are timed.
     """
 
     def __init__(self, old: StepModel, new: StepModel, mode: PairMode) -> None:
@@ -128,13 +129,13 @@ class PairedModel:
         """
         old_bytes = self.old.state_bytes
         call = StepModel.chunk if next(iter(inputs.values())).shape[1] > 1 else _step_as_chunk
-        is_timed = next(self._runs_beside) % _TIMED_EVERY == 0
-        if is_timed:  # the candidate's time is compared with that of the old version on as many rows
-            started = time.perf_counter()
-            call(self.old, inputs, self.old.unpack(packed[:, :old_bytes]))
-            self.run_s[0] += time.perf_counter() - started
+        weight = 0 if next(self._runs_beside) % _TIMED_EVERY else _TIMED_EVERY
+        if weight:  # the candidate's time is compared with that of the old version on as many rows
+            old_states, started = self.old.unpack(packed[:, :old_bytes]), time.thread_time()
+            call(self.old, inputs, old_states)
+            self.run_s[0] += weight * (time.thread_time() - started)
         new_states, pair_state = self.new.unpack(packed[:, old_bytes:-PAIR_BYTES]), packed[:, -PAIR_BYTES:]
-        outputs, new_next, pair = self._run_beside(call, inputs, new_states, pair_state, old_outputs, is_timed=is_timed)
+        outputs, new_next, pair = self._run_beside(call, inputs, new_states, pair_state, old_outputs, weight=weight)
         return outputs, np.concatenate([old_packed, self.new.pack(new_next, rows=len(packed)), pair], axis=1)
 
     def initial_states(self, rows: int) -> dict[str, Array]:
@@ -160,9 +161,9 @@ class PairedModel:
         """Run both halves on `(rows, T, *row)` inputs."""
         old_states = {field.name: states[OLD + field.name] for field in self.old.fields}
         new_states = {field.name: states[NEW + field.name] for field in self.new.fields}
-        started = time.perf_counter()
+        started = time.thread_time()
         old_outputs, old_next = call(self.old, inputs, old_states)
-        self.run_s[0] += time.perf_counter() - started
+        self.run_s[0] += time.thread_time() - started
         outputs, new_next, packed = self._run_beside(call, inputs, new_states, states[PAIR], old_outputs)
         next_states = {OLD + name: array for name, array in old_next.items()}
         next_states |= {NEW + name: array for name, array in new_next.items()}
@@ -177,19 +178,18 @@ class PairedModel:
         pair_state: Array,
         old_outputs: Mapping[str, Array],
         *,
-        is_timed: bool = True,
+        weight: int = 1,
     ) -> tuple[dict[str, Array], dict[str, Array], Array]:
-        """Run the candidate on rows of which the old version has run.
+        """Run the candidate on rows of which the old version has run; its time counts `weight` times.
 
         Returns:
             The outputs of `step`, the candidate's states, and the states that describe the pairs.
         """
         packed = pair_state.copy()  # as bytes: of a structured array, NumPy copies field by field
         pair = packed.view(PAIR_DTYPE)[:, 0]
-        started = time.perf_counter()
+        started = time.thread_time()
         new_outputs, new_next, failure = self._run_candidate(call, inputs, new_states, old_outputs)
-        if is_timed:
-            self.run_s[1] += time.perf_counter() - started
+        self.run_s[1] += weight * (time.thread_time() - started)
         rows, length = next(iter(inputs.values())).shape[:2]
         outputs, others = dict(old_outputs), new_outputs
         compared, warm_now = np.ones((rows, length), bool), np.zeros(rows, bool)

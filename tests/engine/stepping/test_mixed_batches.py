@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from model_export.step_model import StepModel
 from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.models.pair_state import PAIR_BYTES, pair_state_of
+from service.models.paired import PairedModel
 from service.models.registry import ModelRegistry
 from service.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
 from service.releases.lookup import Releases
@@ -147,6 +149,22 @@ async def test_a_mixed_batch_runs_the_old_version_once_and_commits_once(
     xs = [*range(1, seq + 1), 9]
     old, new = (fold_reference(xs, factor=factor)[-1] for factor in (OLD_FACTOR, NEW_FACTOR))
     assert answers == {name: new if mode == "ramp" and name in PAIRED else old for name in MANY}
+
+
+async def test_the_versions_are_timed_on_as_many_rows(folder: Path, redis_server: Server) -> None:
+    """A gate compares their times, and mixed batches run the old version on more rows than the candidate."""
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        seq = await begin_mixed(engine, counts)
+        [paired] = {one.step_model for one in engine.steps.models if isinstance(one.step_model, PairedModel)}
+        timed = [list(paired.run_s)]
+        while len(timed) < 3 and seq < 500:
+            seq += 1
+            await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
+            if list(paired.run_s) != timed[-1]:
+                timed.append(list(paired.run_s))
+
+    assert all(one[0] < other[0] and one[1] < other[1] for one, other in pairwise(timed))
 
 
 async def test_each_answer_of_a_mixed_batch_has_the_version_that_responded(folder: Path, redis_server: Server) -> None:
