@@ -52,7 +52,7 @@ class PairedModel:
         fields: The states of both, prefixed, and the state that describes the pair.
         state_bytes: Bytes of one packed state row.
         fingerprint: 8 bytes, of both fingerprints and the mode.
-        run_s: CPU seconds of the runs so far, of the old version and of the candidate on as many rows: an estimate, as of
+        run_s: CPU seconds of the runs so far, of the old version and of the candidate on as many rows: estimated, as of
             the runs beside the old version only some are timed.
     """
 
