@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.engines import private_store
 from benchmarks.processes import processes_of
-from service.models.paired import PairState
+from service.models.pair_state import PairState
 from service.releases.document import ReleaseDocument, ReleaseVersion
 from service.releases.lookup import Releases
 from service.releases.store import ReleaseStore, deadline

@@ -64,6 +64,7 @@ _LAWS = "tests/store/test_laws.py::"
 _TOGETHER = "tests/engine/stepping/test_columnar_pipeline.py::"
 _SINGLE = "tests/engine/stepping/test_single_timestep.py::"
 _PAIRS = "tests/releases/test_pairs.py::"
+_MIXED = "tests/engine/stepping/test_mixed_batches.py::"
 _LIVES = "tests/engine/stepping/test_lifecycle.py::"
 
 NO_COMPARE_AND_SET = Mutant(
@@ -114,6 +115,20 @@ MUTANTS = (
         ("tests/engine/stepping/test_shared_commits.py::test_each_batch_gets_its_own_conflicts",),
     ),
     Mutant(
+        "pairs of a mixed batch get the results of other rows' commits",
+        "service/engine/stepping/columns/mixed.py",
+        "found = results.part(part.rows.start, part.rows.stop)",
+        "found = results.part(0, part.rows.stop - part.rows.start)",
+        (f"{_MIXED}test_a_stream_that_another_worker_stepped_is_rejected_alone",),
+    ),
+    Mutant(
+        "a mixed batch continues from any cached record",
+        "service/engine/stepping/columns/mixed.py",
+        "if not all_true(batch.matches_expected_position(headers)):",
+        "if False:",
+        (f"{_MIXED}test_rows_that_were_applied_before_are_replayed",),
+    ),
+    Mutant(
         "a worker with an older release moves streams back",
         "service/releases/moves.py",
         "while standing.moved_by <= self.document.revision and len(moves) < _MAX_MOVES:",
@@ -122,9 +137,9 @@ MUTANTS = (
     ),
     Mutant(
         "records that have to move stay cached",
-        "service/engine/stepping/batcher.py",
-        "        self.cache.clear()",
-        "        pass",
+        "service/engine/trials/plans.py",
+        "            self._on_change()",
+        "            pass",
         (f"{_PAIRS}test_after_a_promotion_the_candidate_goes_on_from_where_it_joined",),
     ),
     Mutant(

@@ -148,17 +148,30 @@ def _keep(found: dict[tuple[object, ...], Folds], folds: Folds) -> bool:
     return True
 
 
-def _reachable(start: Folds, operation: Operation, log: ReleaseLog, record: str) -> list[Folds]:
-    """Return where a stream may be placed when a worker steps it: where it is, or after one or more moves."""
+def _reachable(
+    start: Folds, operation: Operation, log: ReleaseLog, record: str, *, is_swept: bool = False
+) -> list[Folds]:
+    """Return where a stream may be placed when a worker steps it: where it is, or after one or more moves.
+
+    Args:
+        start: Where it is.
+        operation: The operation for which a worker steps it.
+        log: The releases.
+        record: Key of the stream's record.
+        is_swept: Whether sweeps may have moved it while it slept.
+    """
+    switched_from = log.first_trial(log.sweeps[0]) if is_swept else len(log.trials)
     found: dict[tuple[object, ...], Folds] = {}
     _keep(found, start)
     waiting = [start]
     while waiting:
-        waiting += [folds for folds in _moves(waiting.pop(), operation, log, record) if _keep(found, folds)]
+        waiting += [
+            folds for folds in _moves(waiting.pop(), operation, log, record, switched_from) if _keep(found, folds)
+        ]
     return list(found.values())
 
 
-def _moves(folds: Folds, operation: Operation, log: ReleaseLog, record: str) -> Iterator[Folds]:
+def _moves(folds: Folds, operation: Operation, log: ReleaseLog, record: str, switched_from: int) -> Iterator[Folds]:
     if folds.is_pair:
         trial, then = log.trials[folds.trial], folds.trial + 1
         if trial.ended <= operation.answered:
@@ -178,8 +191,12 @@ def _moves(folds: Folds, operation: Operation, log: ReleaseLog, record: str) -> 
         if trial.how == "promote" and trial.ended <= operation.answered:
             yield folds.moved_to(trial.new, index + 1)
         is_asked = trial.existing or folds.last == NEW_STREAM
-        if is_asked and index >= log.first_trial(operation.sent) and trial.takes_part(record):
+        if not is_asked or not trial.takes_part(record):
+            continue
+        if index >= log.first_trial(operation.sent):
             yield from _joined(folds, index, trial, operation)
+        elif index >= switched_from and trial.has_mode("switch", operation.answered):
+            yield folds.moved_to(trial.new, index + 1)  # for good; from a pair, the trial's end has moved it since
 
 
 def _joined(folds: Folds, index: int, trial: LoggedTrial, operation: Operation) -> Iterator[Folds]:
@@ -209,11 +226,15 @@ def _is_announced(before: int, version: int, announced: int | None) -> bool:
 
 
 def _swept(start: Folds, operation: Operation, log: ReleaseLog, record: str) -> Iterator[Folds]:
-    """Yield where a stream may be before an operation: where it was, or where a sweep has moved it meanwhile."""
+    """Yield where a stream may be before an operation: where it was, or where a sweep has moved it meanwhile.
+
+    The sweep may have done so at any time since the first one was requested. So a stream that sleeps may have switched
+    to the candidate of a trial that ended long before the operation.
+    """
     yield start
     if start.last == NEW_STREAM or not log.may_sweep(operation.answered):
         return
-    for folds in _reachable(start, operation, log, record):
+    for folds in _reachable(start, operation, log, record, is_swept=True):
         if not folds.is_pair:
             yield folds._replace(last=folds.version)
         elif not start.is_pair or folds.trial != start.trial:

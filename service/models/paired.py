@@ -8,42 +8,25 @@ A packed state row has the old version's row, the candidate's row, and 32 bytes 
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from model_export.errors import ModelTimeoutError
-from model_export.manifest import Array, Manifest
+from model_export.manifest import Array
 from model_export.runtime.state_packing import StateField, initial_states, pack, unpack
 from model_export.step_model import StepModel
+from service.models.pair_state import PAIR_BYTES, PAIR_DTYPE, PairMode, PairState, pair_fingerprint
+from service.models.version_differences import tensors_differ
 
 _log = logging.getLogger(__name__)
 
-PairMode = Literal["shadow", "ramp"]
-"""Which half responds: in `shadow` the old version, in `ramp` the candidate."""
-
-PAIR_DTYPE: Final = np.dtype(
-    [
-        ("magic", "S4"),
-        ("mode", "u1"),  # 0 shadow, 1 ramp
-        ("failed", "u1"),  # 1: the candidate failed, so its half is not to be used any more
-        ("responded", "u1"),  # which half responded to the newest timestep: 0 the old one, 1 the candidate
-        ("reserved", "u1"),
-        ("warm_steps", "<u4"),  # timesteps that the candidate still has to consume before it responds
-        ("trial", "<u4"),  # revision that identifies the trial
-        ("old", "V8"),  # fingerprints
-        ("new", "V8"),
-    ]
-)
-"""dtype of the last bytes of a pair's packed state row."""
-
-PAIR_BYTES: Final = PAIR_DTYPE.itemsize
 OLD, NEW, PAIR = "old.", "new.", "pair"
 """Prefixes of the halves' state names, and the name of the state that describes the pair."""
 
@@ -52,86 +35,10 @@ OTHER, COMPARED, FAILED, WARM_NOW = "other/", "pair/compared", "pair/failed", "p
 timesteps can be compared, bool; per row whether the candidate failed now: 1 by an error, 2 by a value that is not
 finite; and whether it has consumed the last of its `warm_steps` now."""
 
-_MAGIC: Final = b"SWP1"
-_MODES: Final[tuple[PairMode, ...]] = ("shadow", "ramp")
+_TIMED_EVERY: Final = 16  # runs of the candidate alone for one that is timed, as the old version on its rows
 
 _Outcome = tuple[dict[str, Array], dict[str, Array]]
 _Call = Callable[[StepModel, Mapping[str, Array], Mapping[str, Array]], _Outcome]
-
-
-def pair_fingerprint(old: bytes, new: bytes, mode: PairMode) -> bytes:
-    """Return the fingerprint of records that hold the states of two versions, 8 bytes."""
-    return hashlib.blake2b(b"pair\0" + old + new + mode.encode(), digest_size=8).digest()
-
-
-class PairState(NamedTuple):
-    """What a record of a pair holds beside the states of both halves.
-
-    Attributes:
-        old: Fingerprint of the old version, 8 bytes.
-        new: Fingerprint of the candidate, 8 bytes.
-        mode: Which half responds.
-        trial: Revision that identifies the trial.
-        warm_steps: Timesteps that the candidate still has to consume before it responds.
-        failed: The candidate has failed.
-        responded: The candidate responded to the newest timestep.
-    """
-
-    old: bytes
-    new: bytes
-    mode: PairMode
-    trial: int
-    warm_steps: int = 0
-    failed: bool = False
-    responded: bool = False
-
-    @property
-    def fingerprint(self) -> bytes:
-        """The fingerprint of the record."""
-        return pair_fingerprint(self.old, self.new, self.mode)
-
-    @property
-    def responding(self) -> bytes:
-        """Fingerprint of the version that responded to the newest timestep."""
-        return self.new if self.responded else self.old
-
-    def encode(self) -> bytes:
-        """Return the last `PAIR_BYTES` of the packed state row."""
-        row = np.zeros(1, PAIR_DTYPE)
-        row[0] = (
-            _MAGIC, _MODES.index(self.mode), self.failed, self.responded, 0, self.warm_steps, self.trial,
-            np.void(self.old), np.void(self.new),
-        )  # fmt: skip
-        return row.tobytes()
-
-
-def pair_state_of(fingerprint: bytes, state: bytes) -> PairState | None:
-    """Return what a record holds beside the states of its two halves; None: it is the record of one version.
-
-    Args:
-        fingerprint: The record's fingerprint, 8 bytes.
-        state: Its packed state row.
-    """
-    if len(state) < PAIR_BYTES or not state.startswith(_MAGIC, len(state) - PAIR_BYTES):
-        return None
-    row = np.frombuffer(state, PAIR_DTYPE, offset=len(state) - PAIR_BYTES)[0]
-    if row["mode"] >= len(_MODES):
-        return None
-    pair = PairState(
-        row["old"].tobytes(),
-        row["new"].tobytes(),
-        _MODES[row["mode"]],
-        int(row["trial"]),
-        int(row["warm_steps"]),
-        bool(row["failed"]),
-        bool(row["responded"]),
-    )
-    return pair if pair.fingerprint == fingerprint else None
-
-
-def pair_rows(packed: Array) -> Array:
-    """Return what packed rows of a pair, `(rows, bytes)` uint8, hold beside the states, `(rows,)` of `PAIR_DTYPE`."""
-    return np.ascontiguousarray(packed[:, -PAIR_BYTES:]).view(PAIR_DTYPE)[:, 0]
 
 
 class PairedModel:
@@ -145,7 +52,8 @@ class PairedModel:
         fields: The states of both, prefixed, and the state that describes the pair.
         state_bytes: Bytes of one packed state row.
         fingerprint: 8 bytes, of both fingerprints and the mode.
-        run_s: Seconds of the runs so far, of the old version and of the candidate.
+        run_s: CPU seconds of the runs so far, of the old version and of the candidate on as many rows: estimated, as of
+            the runs beside the old version only some are timed.
     """
 
     def __init__(self, old: StepModel, new: StepModel, mode: PairMode) -> None:
@@ -173,6 +81,7 @@ class PairedModel:
         self.state_bytes = old.state_bytes + new.state_bytes + PAIR_BYTES
         self.initial_state = pack(self.fields, self.initial_states(1), 1)[0].tobytes()
         self.run_s = [0.0, 0.0]
+        self._runs_beside = itertools.count()
         self._has_logged = False
 
     def _pair_field(self, offset: int) -> StateField:
@@ -204,6 +113,31 @@ class PairedModel:
         """Consume T timesteps of every row; otherwise as `step`."""
         return self._run_both(StepModel.chunk, inputs, states)
 
+    def run_beside(
+        self, inputs: Mapping[str, Array], packed: Array, old_outputs: Mapping[str, Array], old_packed: Array
+    ) -> tuple[dict[str, Array], Array]:
+        """Consume the timesteps that the old version has consumed already, with other rows; otherwise as `chunk`.
+
+        Args:
+            inputs: `(rows, T, *row)` by input.
+            packed: The packed states before the timesteps, `(rows, state_bytes)` uint8.
+            old_outputs: The old version's outputs, `(rows, T, *row)`.
+            old_packed: The old version's packed states after them, `(rows, bytes)` uint8.
+
+        Returns:
+            The outputs, and the packed states.
+        """
+        old_bytes = self.old.state_bytes
+        call = StepModel.chunk if next(iter(inputs.values())).shape[1] > 1 else _step_as_chunk
+        weight = 0 if next(self._runs_beside) % _TIMED_EVERY else _TIMED_EVERY
+        if weight:  # the candidate's time is compared with that of the old version on as many rows
+            old_states, started = self.old.unpack(packed[:, :old_bytes]), time.thread_time()
+            call(self.old, inputs, old_states)
+            self.run_s[0] += weight * (time.thread_time() - started)
+        new_states, pair_state = self.new.unpack(packed[:, old_bytes:-PAIR_BYTES]), packed[:, -PAIR_BYTES:]
+        outputs, new_next, pair = self._run_beside(call, inputs, new_states, pair_state, old_outputs, weight=weight)
+        return outputs, np.concatenate([old_packed, self.new.pack(new_next, rows=len(packed)), pair], axis=1)
+
     def initial_states(self, rows: int) -> dict[str, Array]:
         """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
         return initial_states(self.fields, rows)
@@ -225,45 +159,60 @@ class PairedModel:
 
     def _run_both(self, call: _Call, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
         """Run both halves on `(rows, T, *row)` inputs."""
-        packed = states[PAIR].copy()  # as bytes: of a structured array, NumPy copies field by field
-        pair = packed.view(PAIR_DTYPE)[:, 0]
         old_states = {field.name: states[OLD + field.name] for field in self.old.fields}
         new_states = {field.name: states[NEW + field.name] for field in self.new.fields}
-        started = time.perf_counter()
+        started = time.thread_time()
         old_outputs, old_next = call(self.old, inputs, old_states)
-        middle = time.perf_counter()
+        self.run_s[0] += time.thread_time() - started
+        outputs, new_next, packed = self._run_beside(call, inputs, new_states, states[PAIR], old_outputs)
+        next_states = {OLD + name: array for name, array in old_next.items()}
+        next_states |= {NEW + name: array for name, array in new_next.items()}
+        next_states[PAIR] = packed
+        return outputs, next_states
+
+    def _run_beside(
+        self,
+        call: _Call,
+        inputs: Mapping[str, Array],
+        new_states: Mapping[str, Array],
+        pair_state: Array,
+        old_outputs: Mapping[str, Array],
+        *,
+        weight: int = 1,
+    ) -> tuple[dict[str, Array], dict[str, Array], Array]:
+        """Run the candidate on rows of which the old version has run; its time counts `weight` times.
+
+        Returns:
+            The outputs of `step`, the candidate's states, and the states that describe the pairs.
+        """
+        packed = pair_state.copy()  # as bytes: of a structured array, NumPy copies field by field
+        pair = packed.view(PAIR_DTYPE)[:, 0]
+        started = time.thread_time()
         new_outputs, new_next, failure = self._run_candidate(call, inputs, new_states, old_outputs)
-        self.run_s[0] += middle - started
-        self.run_s[1] += time.perf_counter() - middle
+        self.run_s[1] += weight * (time.thread_time() - started)
         rows, length = next(iter(inputs.values())).shape[:2]
-        warm, had_failed = pair["warm_steps"].astype(np.int64), pair["failed"] > 0
-        failed = (failure > 0) | had_failed
-        is_usual = not (failed.any() or warm.any())
-        if is_usual:
-            compared = np.ones((rows, length), bool)
-        else:
+        outputs, others = dict(old_outputs), new_outputs
+        compared, warm_now = np.ones((rows, length), bool), np.zeros(rows, bool)
+        if failure.any() or pair["failed"].any() or pair["warm_steps"].any():
+            warm, had_failed = pair["warm_steps"].astype(np.int64), pair["failed"] > 0
+            failed = (failure > 0) | had_failed
             for field in self.new.fields:
                 new_next[field.name] = _chosen(failed, new_states[field.name], new_next[field.name])
             for name, array in old_outputs.items():
                 new_outputs[name] = _chosen(failed, np.zeros_like(array), new_outputs[name])
             compared = ~failed[:, None] & (np.arange(length) >= warm[:, None])
-        outputs, others = old_outputs, new_outputs
-        if self.mode == "ramp":
-            outputs, others = others, outputs
-            if not is_usual:
-                outputs = {name: _chosen(compared, outputs[name], others[name]) for name in outputs}
-                others = {name: _chosen(compared, others[name], new_outputs[name]) for name in others}
-        pair["responded"] = compared[:, -1] if self.mode == "ramp" else 0
-        if not is_usual:
+            if self.mode == "ramp":
+                outputs = {name: _chosen(compared, new_outputs[name], old) for name, old in old_outputs.items()}
+                others = {name: _chosen(compared, old, new_outputs[name]) for name, old in old_outputs.items()}
             pair["failed"], pair["warm_steps"] = failed, np.maximum(warm - length, 0)
-        newly = np.where(had_failed, 0, failure).astype(np.uint8)
+            failure = np.where(had_failed, 0, failure).astype(np.uint8)
+            warm_now = (warm > 0) & (warm <= length)
+        elif self.mode == "ramp":
+            outputs, others = others, outputs
+        pair["responded"] = compared[:, -1] if self.mode == "ramp" else 0
         beside = {OTHER + name: array for name, array in others.items()}
-        warm_now = (warm > 0) & (warm <= length)
-        beside |= {COMPARED: compared, FAILED: newly[:, None], WARM_NOW: warm_now[:, None]}
-        next_states = {OLD + name: array for name, array in old_next.items()}
-        next_states |= {NEW + name: array for name, array in new_next.items()}
-        next_states[PAIR] = packed
-        return outputs | beside, next_states
+        beside |= {COMPARED: compared, FAILED: failure[:, None], WARM_NOW: warm_now[:, None]}
+        return outputs | beside, new_next, packed
 
     def _run_candidate(
         self, call: _Call, inputs: Mapping[str, Array], states: Mapping[str, Array], like: Mapping[str, Array]
@@ -311,28 +260,6 @@ class PairedModel:
                 "The candidate %s failed beside %s; its streams go on without it: %s",
                 self.new.fingerprint.hex(), self.old.fingerprint.hex(), exc,
             )  # fmt: skip
-
-
-def tensors_differ(old: Manifest, new: Manifest) -> str | None:
-    """Return in which input or output two versions differ; None: a stream can go from one to the other."""
-    for what, ours, theirs in (("input", old.inputs, new.inputs), ("output", old.answered, new.answered)):
-        mine = {spec.name: f"{spec.dtype}{list(spec.row_shape)}" for spec in ours}
-        other = {spec.name: f"{spec.dtype}{list(spec.row_shape)}" for spec in theirs}
-        for name in sorted(mine.keys() | other.keys()):
-            if mine.get(name) != other.get(name):
-                return f"{what} {name!r} is {other.get(name, 'missing')} and was {mine.get(name, 'missing')}"
-    names = [[spec.name for spec in manifest.answered] for manifest in (old, new)]
-    return None if names[0] == names[1] else f"the order of the outputs is {names[1]} and was {names[0]}"
-
-
-def same_states(old: Sequence[StateField], new: Sequence[StateField]) -> str | None:
-    """Return in which state two versions differ by name, shape or dtype; None: a state can be kept."""
-    mine = {field.name: f"{field.dtype}{list(field.shape)}" for field in old}
-    other = {field.name: f"{field.dtype}{list(field.shape)}" for field in new}
-    for name in sorted(mine.keys() | other.keys()):
-        if mine.get(name) != other.get(name):
-            return f"state {name!r} is {other.get(name, 'missing')} and was {mine.get(name, 'missing')}"
-    return None
 
 
 def _step_as_chunk(model: StepModel, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:

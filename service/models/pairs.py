@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from model_export.step_model import StepModel
-from service.models.paired import PairedModel, PairMode, pair_fingerprint, pair_state_of
+from service.models.pair_state import PairMode, pair_fingerprint, pair_state_of
+from service.models.paired import PairedModel
 
 if TYPE_CHECKING:
     from service.models.served import ServedModel

@@ -8,10 +8,10 @@ from typing import Final
 from model_export.errors import StepwellError
 from service.codec.releases import bad_release
 from service.errors import ServiceError
-from service.models.paired import same_states, tensors_differ
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
 from service.models.translations import translation_file
+from service.models.version_differences import same_states, tensors_differ
 from service.releases.document import Gate, Take
 
 _MOST_NAMED: Final = 5

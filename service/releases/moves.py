@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from service.models.paired import PairMode, PairState, pair_fingerprint, pair_state_of
+from service.models.pair_state import PairMode, PairState, pair_fingerprint, pair_state_of
 from service.releases.document import ReleaseDocument, Trial
 from service.store.record import Record
 

@@ -10,7 +10,8 @@ import numpy as np
 from model_export.errors import StepwellError
 from model_export.manifest import Array
 from model_export.step_model import StepModel
-from service.models.paired import PAIR_BYTES, same_states
+from service.models.pair_state import PAIR_BYTES
+from service.models.version_differences import same_states
 
 if TYPE_CHECKING:
     from service.models.registry import ModelRegistry

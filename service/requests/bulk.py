@@ -15,7 +15,7 @@ from service.codec.stream_lists import StreamListCache, StreamNames
 from service.codec.strict.tensors import pack_inputs, pack_rows
 from service.codec.typed_decoder import TypedStep
 from service.engine.engine import Engine
-from service.engine.stepping.columns.batch import BulkOutcomes, ResultGatherer, StepOutcome
+from service.engine.stepping.columns.outcomes import BulkOutcomes, ResultGatherer, StepOutcome
 from service.errors import ServiceError
 from service.ids import decode_state_id
 from service.models.served import ServedModel

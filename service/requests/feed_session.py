@@ -14,7 +14,7 @@ from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
 from service.codec.step_bodies import StreamMessage, guess_correlation
 from service.codec.typed_decoder import DECODE_ERRORS, TypedStep
-from service.engine.stepping.columns.batch import BulkOutcomes
+from service.engine.stepping.columns.outcomes import BulkOutcomes
 from service.errors import ServiceError
 from service.ids import check_stream_id
 from service.models.served import ServedModel

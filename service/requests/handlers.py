@@ -15,7 +15,7 @@ from service.codec.formats import encode
 from service.codec.request_decoder import ReadStep
 from service.codec.responses import encode_json_step, encode_step
 from service.codec.typed_decoder import DECODE_ERRORS
-from service.engine.stepping.columns.batch import BulkOutcomes, StepOutcome
+from service.engine.stepping.columns.outcomes import BulkOutcomes, StepOutcome
 from service.errors import ServiceError
 from service.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
 from service.store.keys import record_key

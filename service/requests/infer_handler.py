@@ -13,7 +13,7 @@ from model_export.manifest import Array
 from service.codec import Format
 from service.codec.oip import InferRequest, TritonError, missing_start_flag, unknown_model
 from service.codec.strict.tensors import pack_inputs, pack_rows
-from service.engine.stepping.columns.batch import StepOutcome
+from service.engine.stepping.columns.outcomes import StepOutcome
 from service.errors import ServiceError
 from service.requests.bulk import submit_rows
 from service.types import Lifecycle, Prediction, StreamKey, Timestep, Transport

@@ -32,6 +32,9 @@ HEADER_DTYPE: Final = np.dtype(
 )
 """dtype of a record's header."""
 
+OPAQUE_HEADER: Final = np.dtype(f"V{HEADER_DTYPE.itemsize}")
+"""dtype of a header that is copied as a whole: field by field, NumPy takes ten times as long."""
+
 NO_POSITION: Final = 2**64 - 1
 """The position of an entry of a table of sources that is not used.
 

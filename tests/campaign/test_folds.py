@@ -105,6 +105,17 @@ def test_a_sweep_moves_a_stream_without_an_answer() -> None:
     assert not after([pair], step, log("ramp"), RECORD)
 
 
+def test_a_stream_that_sleeps_long_after_a_sweep_has_moved_it_is_where_the_sweep_left_it() -> None:
+    """The candidate was aborted long before the stream's next answer, but a `switch` moves a stream for good."""
+    swept = dataclasses.replace(log("switch"), sweeps=[START])
+    [y] = fold_reference([1], start=5, factor=FACTORS[2])
+    step = Operation((1,), 2, (y,), 100, 100.5)
+    before = [Folds((5, None), 0, 1)]
+
+    assert {folds.values for folds in after(before, step, swept, RECORD)} == {(None, y)}
+    assert not after(before, step, log("switch"), RECORD)
+
+
 @pytest.mark.parametrize(("mode", "follows"), [("switch", True), ("ramp", False)])
 def test_a_stream_that_is_moved_back_by_hand_after_a_switch_follows_the_promotion(mode: Mode, *, follows: bool) -> None:
     """It was moved to the candidate by the trial, so a promotion without a switch had moved it for good."""

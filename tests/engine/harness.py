@@ -14,7 +14,7 @@ from model_export.step_model import StepModel
 from service.engine.engine import Engine
 from service.engine.observer import EngineObserver
 from service.engine.options import EngineOptions
-from service.engine.stepping.columns.batch import BulkOutcomes
+from service.engine.stepping.columns.outcomes import BulkOutcomes
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
 from service.store.keys import record_key

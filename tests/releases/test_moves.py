@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from service.models.paired import PairState
+from service.models.pair_state import PairState
 from service.releases.document import ROLLBACK_S, Ended, ReleaseDocument, ReleaseVersion, Trial
 from service.releases.moves import Assignment, ReleasePlan, Standing
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.models.paired import PairState
+from service.models.pair_state import PairState
 from service.releases.document import ReleaseDocument, ReleaseVersion
 from service.releases.lookup import Releases
 from service.releases.store import ReleaseStore

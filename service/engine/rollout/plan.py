@@ -16,7 +16,7 @@ from service.engine.protocol.decide import StepIntent
 from service.engine.rollout.feedback import FeedbackInputs
 from service.engine.rollout.worker import ActiveRollout
 from service.errors import CorruptRecordError, ServiceError, wrong_state_size
-from service.models.paired import PAIR_BYTES
+from service.models.pair_state import PAIR_BYTES
 from service.models.served import ServedModel
 from service.releases.moves import Standing
 from service.store.idempotency_entry import IdempotencyEntry

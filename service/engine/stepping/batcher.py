@@ -13,7 +13,8 @@ from service.background import cancel
 from service.engine.protocol.decide import expected_previous_step
 from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.stepping.batch_queue import BatchQueue
-from service.engine.stepping.columns.batch import BulkBatch, BulkOutcomes, CoalescedBatch, ColumnarBatch
+from service.engine.stepping.columns.batch import BulkBatch, CoalescedBatch, ColumnarBatch
+from service.engine.stepping.columns.outcomes import BulkOutcomes
 from service.engine.stepping.columns.pipeline import ColumnarPipeline
 from service.engine.stepping.dry_runs import DryRunPipeline, StatelessPipeline
 from service.engine.stepping.overload import QueueAdmission
@@ -40,11 +41,12 @@ class Batcher:
     """The queue and the running batches of one model version.
 
     Attributes:
-        served: The model version.
+        deps, served: What the batches of the model version share, and the model version.
         timestep_bytes: Bytes of the inputs of one timestep.
         cache: The worker's recently used records of this model version.
         queue: The timesteps that wait.
         admission: Limits how many timesteps may wait.
+        n_lent: Mixed batches of another batcher that use records of this one.
         versions: The batchers of all versions and pairs of the model while it has a release; else None.
     """
 
@@ -57,14 +59,14 @@ class Batcher:
             max_wait: Seconds that a timestep may wait for others; 0: none.
             on_plan: Called when the model's release plan has changed.
         """
+        self.deps = deps
         served = self.served = deps.served
         self.timestep_bytes = served.timestep_bytes
         self.cache = deps.cache
         self._op_ids = OpIdHasher(served.manifest)
         self._observer = deps.observer
-        self._runner = deps.runner
         self._pipeline = BatchPipeline(deps)
-        self._columnar = ColumnarPipeline(deps)
+        self._columnar = ColumnarPipeline(deps, lambda: None if self.versions is None else self.versions.mixed(self))
         self._dry_run = DryRunPipeline(deps)
         self._stateless = StatelessPipeline(deps)
         self._max_batch = min(max_batch, served.manifest.batch.max)
@@ -77,11 +79,9 @@ class Batcher:
         self._batch_number = 0  # of the last batch
         self._flush_due: asyncio.Handle | None = None
         self._is_due_now = False  # the flush is due in this iteration of the loop
-        # From this many waiting rows on, `submit` schedules a flush. Infinite: one is scheduled at once already, or too
-        # many batches are in flight.
+        # From this many waiting rows on, `submit` schedules a flush. Infinite: one is due, or too many batches run.
         self._wake_threshold: float = 0
-        self._processed = 0
-        self._on_answered = deps.on_answered
+        self.n_lent, self._processed = 0, 0
         self._is_stopped = False
         self._batch_plans = BatchPlans(deps.plans, served.name, self._on_new_plan)
         self._on_plan = on_plan
@@ -101,7 +101,7 @@ class Batcher:
     @property
     def is_idle(self) -> bool:
         """Whether no timestep waits and no batch runs."""
-        return not self._tasks and not self.queue.rows
+        return not (self._tasks or self.queue.rows or self.n_lent)
 
     def submit(self, timestep: Timestep, done: ReplyCallback, received: float) -> None:
         """Queue a timestep."""
@@ -127,7 +127,7 @@ class Batcher:
     ) -> None:
         """Submit a timestep: it joins the open coalesced batch, unless another one of its stream waits or runs."""
         if self.versions is not None and stream.version is None:
-            self.versions.batcher_of(stream.name, self).coalesce(stream, inputs, seq, after, source, done, received)
+            self.versions.coalescing(stream.name, self).coalesce(stream, inputs, seq, after, source, done, received)
         else:
             self.coalesce(stream, inputs, seq, after, source, done, received)
 
@@ -202,7 +202,7 @@ class Batcher:
 
     def close(self) -> None:
         """End the model's thread; no timestep may wait or run."""
-        self._runner.close()
+        self.deps.runner.close()
 
     async def stop(self) -> None:
         """Cancel running batches, reject waiting timesteps, and end the model's thread."""
@@ -290,7 +290,7 @@ class Batcher:
                 row.done(error)
         self._release(names)
         length = batch.length if isinstance(batch, ColumnarBatch) else batch[0].timestep.length
-        self._on_answered(len(batch), len(batch) * length * self.timestep_bytes)
+        self.deps.on_answered(len(batch), len(batch) * length * self.timestep_bytes)
 
     def _release(self, names: Sequence[str]) -> None:
         self.queue.release(names)
@@ -334,7 +334,7 @@ class Batcher:
         plan = self._batch_plans.started(number)
         names = columnar.names if columnar is not None else list(map(_NAME, batch))
         if self.versions is not None and columnar is None:
-            batch = [row for row in batch if not self.versions.follows_older(row, self)]
+            batch = [row for row in batch if not self.versions.requeues(row, self)]
         self._observer.batch_started(self.served.name, len(batch))
         try:
             if batch:

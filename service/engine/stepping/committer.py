@@ -15,7 +15,8 @@ from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import Replies
 from service.engine.watch.commit_events import CandidateOutputs
 from service.errors import ServiceError, not_a_record
-from service.models.paired import PairedModel, pair_rows
+from service.models.pair_state import pair_rows
+from service.models.paired import PairedModel
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, changed_to, decode, extend_history
@@ -188,15 +189,19 @@ class BatchCommitter:
         Await it right after the look-up of the interests, with no `await` in between: see `InterestTable.commits`.
         """
         started = time.perf_counter()
-        for artifact in self._artifacts:
-            if artifact.check_at < time.monotonic():
-                artifact.check_soon()
+        self.check_artifacts()
         with self._interests.commits.begin():
             results = await self._commits.commit(
                 commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
             )
         self._observer.store_latency("commit", time.perf_counter() - started)
         return results
+
+    def check_artifacts(self) -> None:
+        """Have the model's artifacts checked, if that is due."""
+        for artifact in self._artifacts:
+            if artifact.check_at < time.monotonic():
+                artifact.check_soon()
 
     def handle_results(
         self, rows: Sequence[QueuedStep], committed: CommittedRows, created: list[int], results: CommitResults
@@ -280,16 +285,15 @@ class BatchCommitter:
             headers: `(rows,)` of `HEADER_DTYPE`.
             keyed: Indices of the rows that have an idempotency key.
         """
-        history_hashes = extend_history(headers["history_hash"].tolist(), Kind.STEP, op_ids, self._served.fingerprint)
-        headers["step"] += length
-        headers["length"] = length
-        headers["flags"] = Kind.STEP
+        history_hashes = self.extend(headers["history_hash"].tolist(), op_ids)
+        set_next(headers, op_ids, length, history_hashes)
         if keyed:
             headers["flags"][keyed] = Kind.STEP | HAD_KEY
-        headers["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
-        headers["history_hash"] = np.frombuffer(b"".join(history_hashes), "V16")
-        headers["updated_ms"] = int(time.time() * 1000)
         return history_hashes
+
+    def extend(self, history_hashes: Sequence[bytes], op_ids: Sequence[bytes]) -> list[bytes]:
+        """Return the history hashes after a step or chunk of this model, 16 bytes each."""
+        return extend_history(history_hashes, Kind.STEP, op_ids, self._served.fingerprint)
 
     def _handle_conflict(self, row: QueuedStep, result: CommitResult, header: Array) -> bool:
         """Handle a commit that was not applied; True: the row has to be decided again, else it has its reply."""
@@ -319,6 +323,23 @@ class BatchCommitter:
             self._observer.regressions(1)
         row.set_stored(result.stored, current)
         return True
+
+
+def set_next(headers: Array, op_ids: Sequence[bytes], length: int, history_hashes: Sequence[bytes]) -> None:
+    """Advance headers in place by one step or chunk.
+
+    Args:
+        headers: `(rows,)` of `HEADER_DTYPE`.
+        op_ids: Op ids, 16 bytes each.
+        length: Timesteps of each row.
+        history_hashes: The new history hashes, 16 bytes each.
+    """
+    headers["step"] += length
+    headers["length"] = length
+    headers["flags"] = Kind.STEP
+    headers["op_id"] = np.frombuffer(b"".join(op_ids), "V16")
+    headers["history_hash"] = np.frombuffer(b"".join(history_hashes), "V16")
+    headers["updated_ms"] = int(time.time() * 1000)
 
 
 def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes, fingerprint: bytes) -> Commit:

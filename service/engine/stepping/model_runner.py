@@ -17,6 +17,7 @@ from model_export.manifest import Array
 from service.engine.packing import all_finite, finite_rows
 from service.engine.trials.comparison import Beside
 from service.errors import ServiceError
+from service.models.paired import PairedModel
 
 if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
@@ -95,6 +96,30 @@ class ModelRunner:
         outputs, beside = Beside.split(result.outputs)
         return replace(result, outputs=outputs, beside=beside)
 
+    def is_short(self, timesteps: int) -> bool:
+        """Whether a run of so many timesteps of all rows is short enough for the event loop."""
+        return self._row_s * timesteps < MAX_INLINE_S
+
+    def run_beside(
+        self, inputs: Mapping[str, Array], states: Array, old_outputs: Mapping[str, Array], old_states: Array
+    ) -> RunResult:
+        """Run the candidate of a pair on rows of which the old version has run, on the event loop.
+
+        Args:
+            inputs: `(rows, T, *row)` of the declared dtype, by input.
+            states: Packed states of the pairs before the run, `(rows, bytes)` uint8.
+            old_outputs: What the old version returned, `(rows, T, *row)` by output; all of them finite.
+            old_states: The old version's packed states after its run, `(rows, bytes)` uint8; all of them finite.
+        """
+        model = self._served.step_model
+        assert isinstance(model, PairedModel)
+        rows, length = next(iter(inputs.values())).shape[:2]
+        started = time.thread_time()
+        outputs, new_states = model.run_beside(inputs, states, old_outputs, old_states)
+        self._record_duration((time.thread_time() - started) / (rows * length))
+        answers, beside = Beside.split(outputs)
+        return RunResult(answers, new_states, beside=beside)
+
     async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
         try:
             outputs, new_states = await self._run(inputs, states)
@@ -112,7 +137,7 @@ class ModelRunner:
     async def _run(self, inputs: Mapping[str, Array], states: Array) -> tuple[dict[str, Array], Array]:
         rows, length = next(iter(inputs.values())).shape[:2]
         started = time.perf_counter()
-        if self._row_s * rows * length < MAX_INLINE_S:
+        if self.is_short(rows * length):
             result = self._execute(inputs, states, length)
             seconds = run_s = time.perf_counter() - started
         else:

@@ -28,7 +28,7 @@ from service.engine.stepping.replies import Replies, failed
 from service.engine.stepping.responding import responding_versions
 from service.engine.tenant_limits import Reservation
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
-from service.models.paired import PAIR_BYTES
+from service.models.pair_state import PAIR_BYTES
 from service.releases.moves import Standing
 from service.releases.takeover import NoTranslationError, TakeOverError, VersionNotLoadedError
 from service.store.record_arrays import read_headers
@@ -90,10 +90,7 @@ class PipelineDeps:
 
 
 class BatchPipeline:
-    """Processes batches of one model version.
-
-    The rows of a batch are of different streams, have the same length, and return the same of their predictions.
-    """
+    """Processes batches of one model version: rows of different streams, of one length, that return as much."""
 
     def __init__(self, deps: PipelineDeps) -> None:
         self._served = deps.served
@@ -311,8 +308,9 @@ class BatchPipeline:
         return True
 
     def _reroute(self, row: QueuedStep, fingerprint: bytes) -> bool:
-        """Submit a row to another model, which replies to it; False: that model is not there."""
+        """Submit a row to another model, which has the stream's record and replies; False: that model is not there."""
         row.answered = self._replies.reroute(row, fingerprint)
+        self._cache.drop(row.name)
         return row.answered
 
     def _reserve_stream(self, row: QueuedStep) -> None:

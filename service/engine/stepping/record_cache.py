@@ -13,6 +13,7 @@ from model_export.manifest import Array
 from service.store.record import SourcePosition
 from service.store.record_arrays import (
     HEADER_DTYPE,
+    OPAQUE_HEADER,
     TABLE_BYTES,
     empty_sources,
     have_sources,
@@ -21,7 +22,6 @@ from service.store.record_arrays import (
 )
 
 EMPTY_SLOT = 0  # the slot of streams that are not cached; it holds the header and state of a new stream
-_OPAQUE = np.dtype(f"V{HEADER_DTYPE.itemsize}")  # copied as a whole: field by field, NumPy takes ten times as long
 _OVERHEAD = 260  # bytes of Python objects per record: its name, a dict entry, two list slots
 
 
@@ -101,7 +101,7 @@ class RecordCache:
             on_full: Called when the cache becomes full, once after each `limit` that left it free slots.
         """
         self._row_bytes = HEADER_DTYPE.itemsize + len(state) + 8 + _OVERHEAD
-        self._headers = header.view(_OPAQUE)
+        self._headers = header.view(OPAQUE_HEADER)
         self._states = np.frombuffer(state, np.uint8)[None]
         self._expiry_set_at = np.full(1, -np.inf)
         self._sources: Array | None = None  # allocated with the first record that has any
@@ -204,7 +204,7 @@ class RecordCache:
             table = sources_table([sources]) if sources else None
             self.put([name], np.frombuffer(header, HEADER_DTYPE), state, expiry_set_at, table)
             return
-        self._headers[slot] = np.frombuffer(header, _OPAQUE)[0]
+        self._headers[slot] = np.frombuffer(header, OPAQUE_HEADER)[0]
         self._states[slot] = state[0]
         self._expiry_set_at[slot] = expiry_set_at
         if self._sources is not None:
@@ -225,7 +225,7 @@ class RecordCache:
             self._sources = empty_sources(len(self._headers))
         slot_of = self._slot_of.get
         slots = np.array([slot_of(name) or self._allocate_slot(name) for name in names], np.intp)
-        self._headers[slots] = headers.view(_OPAQUE)
+        self._headers[slots] = headers.view(OPAQUE_HEADER)
         self._states[slots] = states
         self._expiry_set_at[slots] = expiry_set_at
         if self._sources is not None:
@@ -251,6 +251,11 @@ class RecordCache:
             return []
         is_cached = [*map(slot_of.__contains__, names)]
         return [i for i in indices if is_cached[i]]
+
+    def missing_of(self, names: Sequence[str]) -> list[str]:
+        """Return those of some streams whose records are not cached."""
+        slot_of = self._slot_of
+        return [name for name in names if name not in slot_of]
 
     def __contains__(self, name: str) -> bool:
         """Whether a stream's record is cached."""

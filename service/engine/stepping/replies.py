@@ -21,6 +21,7 @@ from service.store.record import CHANGED_VERSION, Record, changed_version_of
 from service.types import BatchOutput, Prediction
 
 if TYPE_CHECKING:
+    from service.engine.stepping.columns.batch import ColumnarBatch
     from service.engine.stepping.pipeline import PipelineDeps
     from service.engine.stepping.responding import Responding
 
@@ -85,6 +86,21 @@ class Replies:
         self._observer.replied(self._served.name, [now - row.received for row in rows])
         self.count_applied(rows)
 
+    def reply_columnar(self, batch: ColumnarBatch, output: BatchOutput, versions: Sequence[int] | None = None) -> None:
+        """Reply to a batch of which every row was applied to a stream that existed, and count it.
+
+        Args:
+            batch: The batch.
+            output: Its predictions.
+            versions: The version that responded to each row; None: that of the model.
+        """
+        served, n_rows = self._served, len(batch)
+        batch.reply(output, served.version, versions)
+        self.on_answered(n_rows, n_rows * batch.length * self._timestep_bytes)
+        self._observer.replied(served.name, batch.latencies(self._time()))
+        for transport, rows in batch.rows_by_transport.items():
+            self._observer.steps_applied(served.name, transport, rows * batch.length)
+
     def _with_skipped(self, row: QueuedStep, prediction: Prediction) -> Prediction:
         """Return the response to a row with a source: with the answers of the timesteps that were skipped."""
         if row.skipped and row.timestep.keep == "all":
@@ -120,6 +136,7 @@ class Replies:
         other_version = stored.fingerprint != self._served.fingerprint
         if other_version and self.reroute(row, stored.fingerprint):
             row.answered = True
+            self._cache.drop(row.name)
             return
         outputs = b"" if other_version else stored.outputs
         manifest, timestep = self._served.manifest, row.timestep

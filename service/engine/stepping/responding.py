@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from model_export.manifest import Array
-from service.models.paired import PairedModel, pair_rows
+from service.models.pair_state import pair_rows
+from service.models.paired import PairedModel
 from service.types import STARTS
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from service.engine.stepping.batcher import Batcher
-from service.engine.stepping.columns.batch import BulkOutcomes
+from service.engine.stepping.columns.outcomes import BulkOutcomes
 from service.engine.stepping.columns.shared_commits import SharedCommits
 from service.engine.stepping.columns.split import JoinedOutcomes, rows_of
 from service.engine.stepping.model_runner import ModelRunner

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from service.engine.stepping.columns.mixed import MixedPipeline
+
 if TYPE_CHECKING:
     from service.engine.stepping.batcher import Batcher
     from service.engine.stepping.queued import QueuedStep
@@ -21,6 +23,7 @@ class VersionBatchers:
     def __init__(self) -> None:
         """Create it; `link` gives it the batchers."""
         self._batchers: Sequence[Batcher] = ()
+        self._mixed: dict[Batcher, list[MixedPipeline]] = {}  # by the batcher of the old version of the pairs
         self._submitted: dict[Batcher, set[str]] = {}  # whose timesteps wait where no batcher has moved them on
 
     @classmethod
@@ -32,7 +35,12 @@ class VersionBatchers:
             moves: Whether streams may move between its versions.
         """
         versions = next((batcher.versions for batcher in batchers if batcher.versions is not None), None) or cls()
-        versions._batchers = batchers
+        versions._batchers, versions._mixed = batchers, {}
+        for pairs in batchers if moves else ():
+            if pairs.served.halves is not None:
+                for batcher in batchers:
+                    if batcher.served is pairs.served.halves[0]:
+                        versions._mixed.setdefault(batcher, []).append(MixedPipeline(batcher.deps, pairs))
         for batcher in batchers:
             batcher.versions = versions if moves and len(batchers) > 1 else None
 
@@ -52,6 +60,25 @@ class VersionBatchers:
         self.on_submitted((name,), chosen)
         return chosen
 
+    def coalescing(self, name: str, requested: Batcher) -> Batcher:
+        """Return the batcher whose coalesced batch a timestep joins; otherwise as `batcher_of`."""
+        chosen = self.batcher_of(name, requested)
+        if chosen is requested or chosen.queue.holds(name):
+            return chosen
+        mixed = self.mixed(requested)
+        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible:
+            return chosen
+        self.on_submitted((name,), requested)
+        return requested
+
+    def mixed(self, batcher: Batcher) -> MixedPipeline | None:
+        """Return what steps streams of a version together with the pairs that have it as their old version.
+
+        None: No record of such pairs is cached, or there are records of several kinds, while the mode is changed.
+        """
+        found = [mixed for mixed in self._mixed.get(batcher, ()) if len(mixed.pairs.cache)]
+        return found[0] if len(found) == 1 else None
+
     def on_submitted(self, names: Sequence[str], batcher: Batcher) -> None:
         """Note that timesteps of streams were submitted to a batcher."""
         for other, submitted in self._submitted.items():
@@ -65,6 +92,15 @@ class VersionBatchers:
             submitted.difference_update(batcher.queue.without_items(names))
             if not submitted:
                 del self._submitted[batcher]
+
+    def requeues(self, row: QueuedStep, batcher: Batcher) -> bool:
+        """Queue a timestep after an older one, or at the batcher of the pair that has its record; whether it was."""
+        if self.follows_older(row, batcher):
+            return True
+        if (mixed := self.mixed(batcher)) is None or not mixed.holds(row):
+            return False
+        mixed.pairs.requeue(row)
+        return True
 
     def follows_older(self, row: QueuedStep, batcher: Batcher) -> bool:
         """Queue a timestep after an older one of its stream, if there is one; whether there was.
@@ -90,13 +126,19 @@ class VersionBatchers:
             requested: The batcher of the version that the request leads to.
 
         Returns:
-            The streams that no other batcher has are of `requested`. None: one of them has a timestep that waits or
+            The streams that no other batcher has are of `requested`, and so are those of pairs that can be in a mixed
+            batch with them. None: one of them has a timestep that waits or
             runs.
         """
         if not all(other.queue.can_reserve(names) for other in self._others(requested)):
             return None
         parts: list[tuple[Batcher, Sequence[int]]] = []
         left: Sequence[int] = range(len(names))
+        mixed = self.mixed(requested)
+        if mixed is not None and mixed.is_possible:
+            missing = requested.cache.missing_of(names)
+            if len(missing) < len(names) and not mixed.pairs.cache.missing_of(missing):
+                return [(requested, left)]
         for other in self._others(requested):
             if own := other.cache.indices_of(names, left):
                 parts.append((other, own))

@@ -12,7 +12,7 @@ from service.engine.streams.resets import replay_position
 from service.engine.streams.sources import StateSources, no_stream, responding_half
 from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import ServiceError, state_changed
-from service.models.paired import PAIR_BYTES
+from service.models.pair_state import PAIR_BYTES
 from service.releases.takeover import TakeOverError
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from service.engine.packing import prediction_bytes
 from service.errors import ServiceError, wrong_state_size
-from service.models.paired import PAIR_BYTES
+from service.models.pair_state import PAIR_BYTES
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
 from service.releases.moves import Standing

@@ -14,7 +14,8 @@ import numpy as np
 from model_export.manifest import Array
 from service.engine.packing import all_true
 from service.errors import ServiceError
-from service.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel, pair_rows
+from service.models.pair_state import pair_rows
+from service.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel
 from service.releases.counters import TrialCounts, add_counts
 
 if TYPE_CHECKING:

@@ -17,9 +17,11 @@ from model_export.manifest import Array
 from service.engine.protocol.decide import expected_previous_step
 from service.engine.protocol.op_ids import OpIdHasher
 from service.engine.protocol.positions import advanced, passed_timesteps
+from service.engine.stepping.columns.outcomes import BulkOutcomes, ResultGatherer
 from service.engine.stepping.queued import QueuedStep
 from service.errors import ServiceError
 from service.store.record import SourcePosition
+from service.store.record_arrays import advance_sources, empty_sources, encode_sources
 from service.types import (
     BatchOutput,
     BatchSources,
@@ -30,7 +32,6 @@ from service.types import (
     ReturnMode,
     Source,
     StreamHandle,
-    Timestep,
     Transport,
 )
 
@@ -38,35 +39,6 @@ _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)
 
 _Single = tuple[StreamHandle, str, int | None, bytes | None, Source | None, tuple[bytes, ...], ReplyCallback, float]
-StepOutcome = Prediction | ServiceError
-BulkOutcomes = BulkPrediction | list[StepOutcome]
-"""The results of a bulk request: as columns if all rows were applied in one commit, else one by one."""
-
-
-class ResultGatherer:
-    """Collects the results of timesteps that are stepped one by one, and calls back once when all are there."""
-
-    __slots__ = ("_done", "_n_missing", "_results")
-
-    def __init__(self, timesteps: Sequence[Timestep | ServiceError], done: Callable[[list[StepOutcome]], None]) -> None:
-        """Wait for the timesteps' results; if every request is an error, `done` is called at once.
-
-        Args:
-            timesteps: The requests, or the errors in them.
-            done: Called with the results, in the same order.
-        """
-        self._results: list[StepOutcome] = list(timesteps)  # type: ignore[arg-type]  # until the results are there
-        self._n_missing = sum([not isinstance(timestep, ServiceError) for timestep in timesteps])
-        self._done = done
-        if not self._n_missing:
-            done(self._results)
-
-    def receive(self, i: int, result: StepOutcome) -> None:
-        """Store the result of timestep `i`."""
-        self._results[i] = result
-        self._n_missing -= 1
-        if not self._n_missing:
-            self._done(self._results)
 
 
 class ColumnarBatch(Sequence[QueuedStep]):
@@ -103,8 +75,14 @@ class ColumnarBatch(Sequence[QueuedStep]):
         """
 
     @abstractmethod
-    def reply(self, output: BatchOutput, version: int) -> None:
-        """Reply to all rows: they were applied now, to streams that existed. Raises nothing."""
+    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
+        """Reply to all rows: they were applied now, to streams that existed. Raises nothing.
+
+        Args:
+            output: Their predictions.
+            version: The version that computed them.
+            versions: That of each row, if not all have the same.
+        """
 
     @abstractmethod
     def reject(self, error: ServiceError) -> None:
@@ -161,6 +139,22 @@ class ColumnarBatch(Sequence[QueuedStep]):
         after, is_replaced = advanced(sources, source)
         return None if is_replaced or passed_timesteps(sources, source) else after
 
+    def advance_sources(self, sources: Array | None) -> tuple[Array, Array] | None:
+        """Return the positions of sources after the batch, and the same as bytes of the records.
+
+        Args:
+            sources: The table of the positions before it; None: no record has any.
+
+        Returns:
+            None: The rows have to be processed one by one.
+        """
+        if self.sources is None:
+            return None
+        before = empty_sources(len(self)) if sources is None else sources
+        digests, at = self.sources
+        after = advance_sources(before, digests, at)
+        return None if after is None else (after, encode_sources(after, at if self.keep == "all" else at[:, -1:]))
+
     @abstractmethod
     def names_with_version(self) -> Sequence[str]:
         """Return the keys of the records of rows whose request names a version."""
@@ -214,7 +208,7 @@ class BulkBatch(ColumnarBatch):
         """Return the request's arrays unchanged."""
         return self._bulk.inputs
 
-    def reply(self, output: BatchOutput, version: int) -> None:
+    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
         """Reply with columns."""
         self.answered = True
         try:
@@ -289,12 +283,12 @@ class CoalescedBatch(ColumnarBatch):
         """Return the rows' bytes, joined."""
         return join(self._packed, 1)
 
-    def reply(self, output: BatchOutput, version: int) -> None:
+    def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
         """Reply to each row."""
         self.answered = True
         for i, done in enumerate(self._dones):
             try:
-                done(Prediction(output, i, False, False, version))
+                done(Prediction(output, i, False, False, version if versions is None else versions[i]))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 key = self._streams[i].key
                 _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -28,24 +28,32 @@ from service.store.record import (
 )
 from service.store.record_arrays import (
     DecodedRecords,
-    advance_sources,
     decode_records,
     empty_sources,
     encode_records,
-    encode_sources,
     guards,
     read_headers,
     sources_in,
 )
 from service.types import BatchOutput
 
+if TYPE_CHECKING:
+    from service.engine.stepping.columns.mixed import MixedPipeline
+
 
 class ColumnarPipeline(BatchPipeline):
     """Processes a `ColumnarBatch` as a whole if every row certainly applies; any other batch row by row."""
 
-    def __init__(self, deps: PipelineDeps) -> None:
+    def __init__(self, deps: PipelineDeps, mixed: Callable[[], MixedPipeline | None]) -> None:
+        """Create it.
+
+        Args:
+            deps: What all batches of the model version share.
+            mixed: Returns what processes batches with streams of a trial; None: the version has no trial.
+        """
         super().__init__(deps)
         self._sampler = deps.sampler
+        self._mixed = mixed
 
     # The rows that remain of a batch are attempted again as a list. `isinstance(rows, list)` is cheap, unlike a check
     # for `ColumnarBatch`, which is an abstract class.
@@ -62,6 +70,8 @@ class ColumnarPipeline(BatchPipeline):
             header, sources = cached.header, batch.sources_after(cached.sources)
             if sources is not None and batch.certainly_continues(step_of(header), history_hash_of(header)):
                 return await self._process_single(batch, cached, sources, deadline)
+        if (mixed := self._mixed()) is not None and (remaining := await mixed.attempt(batch, deadline)) is not None:
+            return remaining
         return await self._process_columnar(batch, deadline)
 
     async def _process_single(
@@ -95,7 +105,7 @@ class ColumnarPipeline(BatchPipeline):
             return self._committer.handle_results(list(batch), committed, [], results)
         new_expiry = expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
         self._cache.put_one(names[0], CachedRecord(header_of(record), run.states, new_expiry, sources))
-        self._reply_applied(batch, BatchOutput(run.outputs, [step], [history_hash]))
+        self._replies.reply_columnar(batch, BatchOutput(run.outputs, [step], [history_hash]))
         if self._sampler is not None and not self._sampler.skips():
             self._sampler.add(names, inputs, run.outputs)
         return []
@@ -131,7 +141,7 @@ class ColumnarPipeline(BatchPipeline):
                 return list(batch)  # decided row by row, with the records that the store has then
         before, section = sources, None
         if sources is not None or batch.sources is not None:
-            advanced = self._advance_sources(batch, sources)
+            advanced = batch.advance_sources(sources)
             if advanced is None:
                 return list(batch)
             sources, section = advanced
@@ -154,7 +164,7 @@ class ColumnarPipeline(BatchPipeline):
         if results.not_applied:
             return self._committer.handle_results(list(batch), committed, [], results)
         self._committer.cache_committed(committed, results)
-        self._reply_applied(batch, BatchOutput(outputs, headers["step"].tolist(), history_hashes))
+        self._replies.reply_columnar(batch, BatchOutput(outputs, headers["step"].tolist(), history_hashes))
         if self._sampler is not None and not self._sampler.skips():
             self._sampler.add(names, inputs, outputs)
         return []
@@ -165,33 +175,6 @@ class ColumnarPipeline(BatchPipeline):
             return True
         plan, fingerprint = self._plans.plan(self._served.name), self._served.fingerprint
         return plan is not None and any(plan.may_move(fingerprint, name) for name in names)
-
-    @staticmethod
-    def _advance_sources(batch: ColumnarBatch, sources: Array | None) -> tuple[Array, Array] | None:
-        """Return the positions of sources after a batch, and the same as bytes of the records.
-
-        Args:
-            batch: The batch.
-            sources: The table of the positions before it; None: no record has any.
-
-        Returns:
-            None: The rows have to be processed one by one.
-        """
-        if batch.sources is None:
-            return None
-        before = empty_sources(len(batch)) if sources is None else sources
-        digests, at = batch.sources
-        after = advance_sources(before, digests, at)
-        return None if after is None else (after, encode_sources(after, at if batch.keep == "all" else at[:, -1:]))
-
-    def _reply_applied(self, batch: ColumnarBatch, output: BatchOutput) -> None:
-        """Reply to a batch of which every row was applied, and count it."""
-        served, n_rows = self._served, len(batch)
-        batch.reply(output, served.version)
-        self._replies.on_answered(n_rows, n_rows * batch.length * served.timestep_bytes)
-        self._observer.replied(served.name, batch.latencies(self._time()))
-        for transport, rows in batch.rows_by_transport.items():
-            self._observer.steps_applied(served.name, transport, rows * batch.length)
 
     async def _load_columnar(
         self, batch: ColumnarBatch, indices: Sequence[int], deadline: float

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from msgspec.structs import replace
 
-from service.engine.stepping.columns.batch import BulkOutcomes, StepOutcome
+from service.engine.stepping.columns.outcomes import BulkOutcomes, StepOutcome
 from service.types import BatchOutput, BulkPrediction, BulkTimesteps, Prediction
 
 _ItemT = TypeVar("_ItemT")

@@ -1,0 +1,335 @@
+"""Batches with streams of a trial and others: the answers and records are those of batches of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export.manifest import Array
+from model_export.step_model import StepModel
+from service.engine.engine import Engine
+from service.errors import ServiceError
+from service.models.pair_state import PAIR_BYTES, pair_state_of
+from service.models.paired import PairedModel
+from service.models.registry import ModelRegistry
+from service.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
+from service.releases.lookup import Releases
+from service.store.keys import record_key
+from service.store.record import Record, decode
+from service.store.state_store import StateStore
+from service.types import BatchSources, BulkTimesteps, Prediction, Source, StreamKey
+from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
+from tests.graphs import fold, fold_reference, lstm, write_model
+from tests.releases.builds import raising_at
+from tests.servers import Server
+
+MANY = [f"s{n}" for n in range(40)]
+PERCENT, SALT = 40.0, "salt"
+OLD_FACTOR, NEW_FACTOR = 1_000_003, 31
+
+PAIRED = [name for name in MANY if takes_part(record_key("default", FOLD, name), SALT, PERCENT)]
+OTHERS = [name for name in MANY if name not in PAIRED]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for version, factor in ((1, OLD_FACTOR), (2, NEW_FACTOR)):
+        write_model(tmp_path, FOLD, lambda factor=factor: fold(factor), version=version)  # type: ignore[misc]
+    return tmp_path
+
+
+@asynccontextmanager
+async def trial(
+    url: str,
+    folder: Path,
+    mode: str = "shadow",
+    percent: float | None = PERCENT,
+    counts: CountingObserver | None = None,
+) -> AsyncIterator[Engine]:
+    """Run a worker that tries version 2 on a share of the streams; `percent` None: there is no release."""
+    models, releases = ModelRegistry([folder], StepModel), Releases()
+    assert not (await models.reload()).failed
+    old, new = (ReleaseVersion(n, models.get(FOLD, n).fingerprint) for n in (1, 2))
+    running = Trial(old, new, 1, 0.0, mode, ((0.0, percent or 0.0),), 0.0, salt=SALT)  # type: ignore[arg-type]  # a mode
+    releases.put(FOLD, ReleaseDocument(FOLD, 1, old, 0.0, None if percent is None else running))
+    engine = Engine(StateStore(url), models, None, counts, releases=releases)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def columns(
+    engine: Engine, names: Sequence[str], xs: Array, seq: int, *, sources: Sequence[Source] = (), **more: Any
+) -> list[Prediction | ServiceError]:
+    """Send one row of each stream in columns; `xs` is `(streams, T, *row)`."""
+    keys = [StreamKey("default", FOLD, name) for name in names]
+    bulk = BulkTimesteps(
+        keys=keys, names=[record_key(*key) for key in keys], inputs={"x": xs}, packed=[(row.tobytes(),) for row in xs],
+        length=xs.shape[1], seqs=[seq] * len(keys), afters=[None] * len(keys),
+        sources=BatchSources.of(sources) if sources else None, **more,
+    )  # fmt: skip
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    assert engine.steps.submit_columnar(bulk, done.set_result, engine.models.get(FOLD, 1))
+    found = await done
+    return found if isinstance(found, list) else [Prediction(found.batch, i) for i in range(len(names))]
+
+
+async def singles(engine: Engine, names: Sequence[str], xs: Sequence[int], seq: int, **more: Any) -> list[Prediction]:
+    """Send one timestep of each stream, one by one, without waiting."""
+    served = engine.models.get(FOLD, 1)
+    done = [asyncio.get_running_loop().create_future() for _ in names]
+    for name, x, future in zip(names, xs, done, strict=True):
+        engine.steps.submit(step(name, x, seq=seq, **more), future.set_result, served)
+    return await asyncio.gather(*done)
+
+
+async def begin(engine: Engine, n: int = 4) -> None:
+    """Step every stream, so that its record is cached; timestep t is t."""
+    for seq in range(1, n + 1):
+        await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
+
+
+async def begin_mixed(engine: Engine, counts: CountingObserver) -> int:
+    """Step every stream until its batch is mixed, and return the step; on a busy machine, runs are slow at first."""
+    for seq in range(1, 500):
+        counts.batches.clear()
+        await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
+        if counts.batches == [len(MANY)]:
+            return seq
+    raise AssertionError("no batch was mixed")
+
+
+def numbers(xs: Sequence[int]) -> Array:
+    return np.array(xs, np.int64)[:, None, None]
+
+
+async def records(engine: Engine, names: Sequence[str] = MANY) -> dict[str, Record]:
+    """Return the streams' records in the store."""
+    deadline = asyncio.get_running_loop().time() + 30
+    stored = await engine.store.load([record_key("default", FOLD, name) for name in names], deadline=deadline)
+    return {name: decode(one) for name, one in zip(names, stored, strict=True) if one is not None}
+
+
+def values(record: Record) -> tuple[int, ...]:
+    """Return the state of a fold's record: of a pair, those of both versions."""
+    pair = pair_state_of(record.fingerprint, record.state)
+    return tuple(np.frombuffer(record.state if pair is None else record.state[:-PAIR_BYTES], np.int64).tolist())
+
+
+Send = Callable[[Engine, Sequence[str], Sequence[int], int], Any]
+
+
+async def by_columns(engine: Engine, names: Sequence[str], xs: Sequence[int], seq: int) -> Any:
+    return await columns(engine, names, numbers(xs), seq)
+
+
+@pytest.mark.parametrize("mode", ["shadow", "ramp"])
+@pytest.mark.parametrize("send", [by_columns, singles])
+async def test_a_mixed_batch_runs_the_old_version_once_and_commits_once(
+    folder: Path, redis_server: Server, send: Send, mode: str
+) -> None:
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, mode, counts=counts) as engine:
+        seq = await begin_mixed(engine, counts)
+        counts.batches.clear()
+        counts.store_ops.clear()
+        found = await send(engine, MANY, [9] * len(MANY), seq + 1)
+
+    assert (counts.batches, counts.store_ops) == ([len(MANY)], ["commit"])
+    answers = {name: ys(one)[0] for name, one in zip(MANY, found, strict=True)}
+    xs = [*range(1, seq + 1), 9]
+    old, new = (fold_reference(xs, factor=factor)[-1] for factor in (OLD_FACTOR, NEW_FACTOR))
+    assert answers == {name: new if mode == "ramp" and name in PAIRED else old for name in MANY}
+
+
+async def test_the_versions_are_timed_on_as_many_rows(folder: Path, redis_server: Server) -> None:
+    """A gate compares their times, and mixed batches run the old version on more rows than the candidate."""
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        seq = await begin_mixed(engine, counts)
+        [paired] = {one.step_model for one in engine.steps.models if isinstance(one.step_model, PairedModel)}
+        timed = [list(paired.run_s)]
+        while len(timed) < 3 and seq < 500:
+            seq += 1
+            await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
+            if list(paired.run_s) != timed[-1]:
+                timed.append(list(paired.run_s))
+
+    assert all(one[0] < other[0] and one[1] < other[1] for one, other in pairwise(timed))
+
+
+async def test_each_answer_of_a_mixed_batch_has_the_version_that_responded(folder: Path, redis_server: Server) -> None:
+    async with trial(redis_server.url, folder, "ramp") as engine:
+        await begin(engine)
+        found = await singles(engine, MANY, range(40), 5)
+
+    assert {name: one.version for name, one in zip(MANY, found, strict=True)} == {
+        name: 2 if name in PAIRED else 1 for name in MANY
+    }
+
+
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("mode", ["shadow", "ramp"])
+async def test_records_and_answers_are_bit_for_bit_those_of_batches_of_their_own(
+    redis_server: Server, tmp_path: Path, mode: str, length: int
+) -> None:
+    """A float model: of streams outside the trial as without a release, of pairs as if all streams were pairs."""
+    for version in (1, 2):
+        write_model(tmp_path, FOLD, lambda v=version: lstm(seed=v), version=version)  # type: ignore[misc]
+    rng, inputs = np.random.default_rng(7), list[Array]()
+    seen: list[tuple[dict[str, Any], dict[str, Record]]] = []
+    for percent in (PERCENT, None, 100.0):
+        counts = CountingObserver()
+        async with trial(redis_server.url, tmp_path, mode, percent, counts) as engine:
+            while len(inputs) < 500 and not seen and (counts.batches != [len(MANY)] or len(inputs) < 6):
+                counts.batches.clear()
+                inputs.append(rng.normal(size=(len(MANY), length, 4)).astype(np.float32))
+                found = await columns(engine, MANY, inputs[-1], len(inputs) * length - length + 1)
+            for i, xs in enumerate(inputs if seen else ()):
+                found = await columns(engine, MANY, xs, i * length + 1)
+            seen.append(({n: one.outputs["y"] for n, one in zip(MANY, found, strict=True)}, await records(engine)))
+        with redis_server.client() as client:
+            client.flushall()
+    assert len(inputs) < 500, "no batch was mixed"
+    (answers, mixed), (plain_answers, plain), (pair_answers, pairs) = seen
+
+    assert {n: answers[n].tobytes() for n in MANY} == {
+        n: (pair_answers if n in PAIRED else plain_answers)[n].tobytes() for n in MANY
+    }
+    for name in MANY:
+        same = (pairs if name in PAIRED else plain)[name]
+        for field in ("step", "history_hash", "op_id", "fingerprint", "outputs", "state", "flags"):
+            assert getattr(mixed[name], field) == getattr(same, field), (name, field)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_any_mix_of_requests_and_workers_steps_both_halves(folder: Path, redis_server: Server, seed: int) -> None:
+    rng, sent = random.Random(seed), {name: list[int]() for name in MANY}
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(trial(redis_server.url, folder, "ramp")) for _ in range(2)]
+        for _ in range(40):
+            engine, kind, x = (
+                rng.choice(workers),
+                rng.choice(["columns", "columns", "singles", "chunks"]),
+                rng.randrange(99),
+            )
+            some = [name for name in MANY if len(sent[name]) == max(map(len, sent.values()))]
+            names = rng.sample(some, rng.randint(min(20, len(some)), len(some))) if rng.random() < 0.3 else some
+            seq, xs = len(sent[names[0]]) + 1, [x, x + 1] if kind == "chunks" else [x]
+            again = rng.choice([0, 0, 1])
+            for one in [engine, rng.choice(workers)][: 1 + again]:
+                if kind == "columns":
+                    found = await columns(one, names, numbers([x] * len(names)), seq)
+                elif kind == "singles":
+                    found = await singles(one, names, [x] * len(names), seq)  # type: ignore[assignment]
+                else:
+                    found = await asyncio.gather(*(one.steps.advance(chunk(n, xs, seq=seq)) for n in names))
+            for name in names:
+                sent[name] += xs
+            wanted = {
+                name: fold_reference(sent[name], factor=NEW_FACTOR if name in PAIRED else OLD_FACTOR)[-len(xs) :]
+                for name in names
+            }
+            assert {name: ys(one) for name, one in zip(names, found, strict=True)} == wanted  # type: ignore[arg-type]
+            for name in [name for name in MANY if len(sent[name]) < max(map(len, sent.values()))]:
+                missing = len(sent[names[0]]) - len(sent[name])
+                await engine.steps.advance(chunk(name, [5] * missing, seq=len(sent[name]) + 1))
+                sent[name] += [5] * missing
+        stored = await records(workers[0])
+
+    assert {name: values(record) for name, record in stored.items()} == {
+        name: tuple(fold_reference(sent[name], factor=f)[-1] for f in (OLD_FACTOR, NEW_FACTOR)[: 1 + (name in PAIRED)])
+        for name in MANY
+    }
+
+
+async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Path, redis_server: Server) -> None:
+    stepped = [PAIRED[1], OTHERS[1]]
+    async with trial(redis_server.url, folder) as one, trial(redis_server.url, folder) as two:
+        await begin(one)
+        for name in stepped:
+            await two.steps.advance(step(name, 8, seq=5))
+        found = dict(zip(MANY, await columns(one, MANY, numbers([9] * len(MANY)), 5), strict=True))
+
+    assert [(n, found[n].code) for n in MANY if isinstance(found[n], ServiceError)] == [  # type: ignore[union-attr]
+        (name, "seq_conflict") for name in MANY if name in stepped
+    ]
+    [*_, last] = fold_reference([1, 2, 3, 4, 9], factor=OLD_FACTOR)
+    assert {ys(found[name])[0] for name in MANY if name not in stepped} == {last}  # type: ignore[arg-type]
+
+
+async def test_rows_that_were_applied_before_are_replayed(folder: Path, redis_server: Server) -> None:
+    async with trial(redis_server.url, folder) as engine:
+        await begin(engine)
+        sent_before = [PAIRED[0], OTHERS[0]]
+        first = await singles(engine, sent_before, [9, 9], 5)
+        found = dict(zip(MANY, await columns(engine, MANY, numbers([9] * len(MANY)), 5), strict=True))
+
+    replayed = {name: one for name, one in found.items() if isinstance(one, Prediction) and one.replayed}
+    assert sorted(replayed) == sorted(sent_before)
+    assert [replayed[name].state_id for name in sent_before] == [one.state_id for one in first]
+    assert len({ys(one)[0] for one in found.values() if isinstance(one, Prediction)}) == 1
+
+
+@pytest.mark.parametrize("mode", ["shadow", "ramp"])
+async def test_a_stream_on_which_the_candidate_fails_goes_on_by_the_old_version(
+    redis_server: Server, tmp_path: Path, mode: str
+) -> None:
+    write_model(tmp_path, FOLD, lambda: raising_at(100), version=1)
+    write_model(tmp_path, FOLD, lambda: raising_at(50), version=2)
+    bad = PAIRED[2]
+    async with trial(redis_server.url, tmp_path, mode) as engine:
+        await begin(engine)
+        xs = [60 if name == bad else 5 for name in MANY]
+        found = [await columns(engine, MANY, numbers(xs), 5), await columns(engine, MANY, numbers([1] * len(MANY)), 6)]
+        stored = await records(engine)
+
+    answers = [{n: ys(one)[0] for n, one in zip(MANY, each, strict=True)} for each in found]  # type: ignore[arg-type]
+    assert answers == [{n: 70 if n == bad else 15 for n in MANY}, {n: 71 if n == bad else 16 for n in MANY}]
+    assert {n for n in MANY if pair_state_of(stored[n].fingerprint, stored[n].state)} == {*PAIRED} - {bad}
+
+
+async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one_responds(
+    folder: Path, redis_server: Server
+) -> None:
+    async with trial(redis_server.url, folder, "ramp") as engine:
+        await begin(engine)
+        found = await singles(engine, MANY, [9] * len(MANY), 5, version=1)
+
+    assert {name: getattr(one, "code", None) for name, one in zip(MANY, found, strict=True)} == {
+        name: "model_changed" if name in PAIRED else None for name in MANY
+    }
+
+
+async def test_positions_of_sources_are_kept(folder: Path, redis_server: Server) -> None:
+    async with trial(redis_server.url, folder) as engine:
+        await begin(engine)
+        for seq in (5, 6):
+            sources = [Source(n.to_bytes(8, "little"), (seq,)) for n in range(1, len(MANY) + 1)]
+            found = await columns(engine, MANY, numbers([9] * len(MANY)), seq, sources=sources)
+        stored = await records(engine)
+
+    assert not [one for one in found if isinstance(one, ServiceError)]
+    assert {[at for _, at in record.sources] == [6] for record in stored.values()} == {True}
+
+
+async def test_after_the_end_of_a_release_the_streams_of_a_mixed_batch_move(folder: Path, redis_server: Server) -> None:
+    async with trial(redis_server.url, folder) as engine:
+        await begin(engine)
+        document = engine.releases.current(FOLD)
+        assert document is not None
+        engine.releases.put(FOLD, ReleaseDocument(FOLD, 2, document.current, 1.0, None))
+        for seq in (5, 6):
+            found = await columns(engine, MANY, numbers([9] * len(MANY)), seq)
+
+    [*_, last] = fold_reference([1, 2, 3, 4, 9, 9], factor=OLD_FACTOR)
+    assert [ys(one)[0] for one in found if isinstance(one, Prediction)] == [last] * len(MANY)
