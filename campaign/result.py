@@ -29,6 +29,7 @@ def document(plan: ChaosPlan, tally: Tally, *, lacks: str | None, ended_early: b
     return {
         "campaign": "chaos",
         "transport": plan.transport,
+        "client": plan.client,
         "on": datetime.now(UTC).date().isoformat(),
         "seed": plan.seed,
         "minutes": round(plan.seconds / 60, 2),

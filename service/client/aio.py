@@ -202,9 +202,7 @@ class AsyncStream:
 
     async def reset(self, to: str | None = None) -> StepResult:
         """Reset the stream to its initial state or to a snapshot; as `Stream.reset`."""
-        if to is not None:
-            return await self._run(self._operations.reset_to(self._cursor, to))
-        return await self._run(self._operations.reset(self._cursor))
+        return await self._run(self._operations.reset(self._cursor, to))
 
     async def replay(
         self, rows: Any, *, columns: Columns | None = None, progress: bool = False

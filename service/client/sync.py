@@ -339,9 +339,7 @@ class Stream:
         Raises:
             ClientError: As for `step`; `snapshot_not_found`.
         """
-        if to is not None:
-            return self._run(self._operations.reset_to(self._cursor, to))
-        return self._run(self._operations.reset(self._cursor))
+        return self._run(self._operations.reset(self._cursor, to))
 
     def resume(self) -> int:
         """Read the stream's position from the service, continue from it, and return the step; 0 without a stream.

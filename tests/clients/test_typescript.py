@@ -96,6 +96,18 @@ def url_of(proxy: Proxy) -> str:
     return f"http://127.0.0.1:{proxy.port}"
 
 
+def losing_or_healing(proxy: Proxy) -> Callable[[], None]:
+    """Return a function that loses all replies to POST when it is called first, and none when it is called again."""
+
+    def lose_or_heal() -> None:
+        if proxy.lost:
+            proxy.heal()
+        else:
+            proxy.lose_reply(to=b"POST ", times=1000)
+
+    return lose_or_heal
+
+
 # -------------------------------------------------------------------- the README
 
 
@@ -260,6 +272,27 @@ def test_after_an_unknown_outcome_the_same_call_is_applied_once(js: Js, proxy: P
     )
 
     assert found == [["no_answer", "unknown", "same"], 2, [11]]
+
+
+@pytest.mark.parametrize("to", ["{}", '{ to: "s" }'])
+def test_a_reset_whose_outcome_is_unknown_can_be_repeated(js: Js, proxy: Proxy, to: str) -> None:
+    found = js(
+        f"""
+        await stream.step([1]);
+        await stream.takeSnapshot("s");
+        await stream.step([2]);
+        await turn();
+        const error = await failed(stream.reset({{ ...{to}, timeoutMs: 300 }}));
+        await turn();
+        const again = await stream.reset({to});
+        return [error, again.step, again.replayed, (await stream.step([3])).step];
+        """,
+        url=url_of(proxy),
+        between=losing_or_healing(proxy),
+    )
+
+    step = 0 if to == "{}" else 1
+    assert found == [["no_answer", "unknown", "same"], step, True, step + 1]
 
 
 def test_a_call_ends_at_its_deadline(js: Js) -> None:
@@ -512,12 +545,6 @@ def test_a_mistake_is_named(js: Js, code: str, expected: str) -> None:
 
 
 def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:
-    def lose_or_heal() -> None:
-        if proxy.lost:
-            proxy.heal()
-        else:
-            proxy.lose_reply(to=b"POST ", times=1000)
-
     found = js(
         """
         const id = `${stream.id}-x`;
@@ -534,7 +561,7 @@ def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:
         url=url_of(proxy),
         options="{ keepStreams: 2 }",
         flags=["--expose-gc"],
-        between=lose_or_heal,
+        between=losing_or_healing(proxy),
     )
 
     assert found == [["no_answer", "unknown", "same"], 2, [4]]

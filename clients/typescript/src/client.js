@@ -6,11 +6,11 @@ import { bulkStep } from "./bulk.js";
 import { Transport, within } from "./transport.js";
 import { watch } from "./watch.js";
 
-/** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
+/** @import { CallOptions, ClientOptions, Request, Send } from "./options.js" */
 /** @import { Inputs, Source } from "./inputs.js" */
-/** @import { Event, Gap, WatchOptions } from "./watch.js" */
+/** @import { Event, Gap, WatchOptions } from "./events.js" */
 /**
- * @import { ForkResponse, ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
+ * @import { ForkResponse, ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
  *   ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
  */
 
@@ -236,9 +236,20 @@ export class Stream {
   reset(options) {
     const to = options?.to === undefined ? undefined : { snapshot: options.to };
     return this.exclusive(this.#deadline(options), async (deadline) => {
-      const { state_id } = await this.position(deadline);
-      return this.moveTo(await this.#send(this.#post("reset", { to, after: state_id ?? undefined }, newKey()), deadline));
+      const after = (await this.position(deadline)).state_id ?? undefined;
+      // `after` identifies it, also if the same call is made again; a new key would make that another request
+      return this.moveTo(await this.#send(this.#post("reset", { to, after }, after ? undefined : newKey()), deadline));
     });
+  }
+
+  /**
+   * Save a named copy of the stream's state, in the place of an earlier one of that name; `reset` can return to it.
+   * @param {string} name
+   * @param {CallOptions} [options]
+   * @returns {Promise<NewSnapshotResponse>}
+   */
+  takeSnapshot(name, options) {
+    return this.#read({ method: "PUT", path: `${this.path}/snapshots/${name}`, body: {}, key: newKey() }, options);
   }
 
   /**

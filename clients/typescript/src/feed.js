@@ -4,7 +4,7 @@ import { noAnswer, within } from "./transport.js";
 
 /** @import { Model } from "./client.js" */
 /** @import { Inputs, Source } from "./inputs.js" */
-/** @import { CallOptions, Request } from "./transport.js" */
+/** @import { CallOptions, Request } from "./options.js" */
 /** @import { StepResponse } from "./api.js" */
 
 /** Larger timesteps are sent over HTTP: the service closes a feed on a message above its limit. */

@@ -1,39 +1,7 @@
 import { StepwellError, closedError, problemError } from "./errors.js";
 import { JSON_FORMAT, msgpackFormat } from "./formats.js";
 
-/** @import { Format, Msgpack } from "./formats.js" */
-
-/**
- * @typedef {object} ClientOptions
- * @property {string} [key] API key, if the service requires one.
- * @property {number} [timeoutMs] Milliseconds that one call may take, including its retries and its wait for earlier
- *   calls of the stream; 60,000 by default.
- * @property {number} [keepStreams] Unreferenced stream handles that a model keeps; 65,536 by default.
- * @property {Msgpack} [msgpack] A msgpack library; JSON is sent without one.
- * @property {typeof fetch} [fetch] Sends HTTP requests in place of the platform's `fetch`.
- * @property {any} [WebSocket] The constructor to use in place of the platform's `WebSocket`; Node before 22 has none.
- */
-
-/**
- * @typedef {object} CallOptions
- * @property {number} [timeoutMs] Milliseconds that this call may take; the client's `timeoutMs` by default.
- */
-
-/**
- * A request to send.
- * @typedef {object} Request
- * @property {string} method
- * @property {string} path Below the service's address.
- * @property {any} [body]
- * @property {string} [key] The `Idempotency-Key`.
- * @property {string} [stream] For a step of one timestep, the stream's id: a feed may carry it.
- * @property {boolean} [mutates] Whether the request can change a stream; by default, unless its method is GET.
- */
-
-/**
- * Sends one attempt of a request. Resolves with the decoded response body, rejects with a `StepwellError`.
- * @typedef {(request: Request, timeoutMs: number) => Promise<any>} Send
- */
+/** @import { CallOptions, ClientOptions, Format, Request, Send } from "./options.js" */
 
 /** Milliseconds to wait for one response: longer than the service's default limit for a request. */
 const ATTEMPT_MS = 15_000;

@@ -1,26 +1,8 @@
 import { StepwellError, problemError } from "./errors.js";
 import { openSocket } from "./socket.js";
 
+/** @import { Event, Gap, WatchOptions } from "./events.js" */
 /** @import { Transport } from "./transport.js" */
-
-/**
- * @typedef {object} WatchOptions
- * @property {string} [stream] Watch only this stream; by default, all streams of the model.
- * @property {string} [prefix] Watch only streams whose id begins with it.
- * @property {number} [since] With `stream`, the last step already known; later steps are yielded first.
- * @property {boolean} [inputs] Include the inputs in each event.
- * @property {boolean} [candidate] Include what the candidate of a release computed.
- * @property {AbortSignal} [signal] Ends the watch, also while it waits for an event.
- * @property {(retryMs?: number) => void} [onConnection] Called when the connection is ready, and with the milliseconds
- *   until the next attempt when it is lost or could not be opened.
- *
- * A committed step or chunk; a chunk's tensors have a leading time axis.
- * @typedef {{ model: string, stream: string, step: number, state_id: string, outputs: Record<string, any>,
- *   inputs?: Record<string, any>, candidate?: { version: number, outputs: Record<string, any> }, gap?: undefined }} Event
- *
- * Events that a watch has missed: `gap` is the minimum number of timesteps whose predictions were missed.
- * @typedef {{ gap: number }} Gap
- */
 
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;

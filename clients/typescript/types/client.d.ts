@@ -1,15 +1,15 @@
 import { StepwellError } from "./errors.js";
 import { Feed } from "./feed.js";
 import { Transport } from "./transport.js";
-import type { CallOptions, ClientOptions, Request } from "./transport.js";
+import type { CallOptions, ClientOptions, Request } from "./options.js";
 import type { Inputs, Source } from "./inputs.js";
-import type { Event, Gap, WatchOptions } from "./watch.js";
-import type { ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
-/** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
+import type { Event, Gap, WatchOptions } from "./events.js";
+import type { ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
+/** @import { CallOptions, ClientOptions, Request, Send } from "./options.js" */
 /** @import { Inputs, Source } from "./inputs.js" */
-/** @import { Event, Gap, WatchOptions } from "./watch.js" */
+/** @import { Event, Gap, WatchOptions } from "./events.js" */
 /**
- * @import { ForkResponse, ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
+ * @import { ForkResponse, ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
  *   ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
  */
 /** A connection to a service, in browsers and Node. */
@@ -173,6 +173,13 @@ export declare class Stream {
     reset(options?: CallOptions & {
         to?: string;
     }): Promise<PositionResponse>;
+    /**
+     * Save a named copy of the stream's state, in the place of an earlier one of that name; `reset` can return to it.
+     * @param {string} name
+     * @param {CallOptions} [options]
+     * @returns {Promise<NewSnapshotResponse>}
+     */
+    takeSnapshot(name: string, options?: CallOptions): Promise<NewSnapshotResponse>;
     /**
      * Return the stream's position and times. The handle keeps its own position; `resume` replaces it.
      * @param {CallOptions} [options]

@@ -1,6 +1,6 @@
 import type { Model } from "./client.js";
 import type { Inputs, Source } from "./inputs.js";
-import type { CallOptions } from "./transport.js";
+import type { CallOptions } from "./options.js";
 import type { StepResponse } from "./api.js";
 /**
  * A live feed of one model. Use `Model.feed`.

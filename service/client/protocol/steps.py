@@ -137,11 +137,18 @@ class ModelProtocol:
         return (yield from self._apply_from_source(cursor, request, policy))
 
     @timed
-    def reset(self, policy: RetryPolicy, cursor: StreamCursor) -> Exchange[StepResult]:
-        """Reset a stream to its initial state, if its position is still the known one."""
+    def reset(self, policy: RetryPolicy, cursor: StreamCursor, snapshot: str | None = None) -> Exchange[StepResult]:
+        """Reset a stream to its initial state or to a snapshot, if its position is still the known one.
+
+        The position identifies the request, so the same call can also be repeated after a timeout. Without one, the
+        stream is missing.
+        """
         yield from self._ensure_cursor(cursor, policy)
-        document = {} if cursor.state_id is None else {"after": cursor.state_id}
-        request = ClientRequest("POST", f"{self._stream_path(cursor)}/reset", document, key=uuid.uuid4().hex)
+        document: dict[str, Any] = {} if snapshot is None else {"to": {"snapshot": snapshot}}
+        if cursor.state_id is not None:
+            document["after"] = cursor.state_id
+        key = uuid.uuid4().hex if cursor.state_id is None else None
+        request = ClientRequest("POST", f"{self._stream_path(cursor)}/reset", document, key=key)
         reply = yield from self._send_with_retry(request, policy)
         return self._restart_at(cursor, decoding.read(reply, decoding.StepReply).result())
 

@@ -67,16 +67,6 @@ class StreamOps(BulkSteps):
         to.set(forked.step, forked.state_id)
         return to
 
-    @timed
-    def reset_to(self, policy: RetryPolicy, cursor: StreamCursor, snapshot: str) -> Exchange[StepResult]:
-        """Reset a stream to one of its snapshots."""
-        yield from self._ensure_cursor(cursor, policy)
-        document: dict[str, Any] = {"to": {"snapshot": snapshot}}
-        if cursor.state_id is not None:
-            document["after"] = cursor.state_id
-        reply = yield from self._send_with_retry(self._idempotent("POST", cursor, "reset", document), policy)
-        return self._restart_at(cursor, decoding.read(reply, decoding.StepReply).result())
-
     def snapshots(self, cursor: StreamCursor) -> Exchange[list[Snapshot]]:
         """List a stream's snapshots."""
         reply = yield from self._send_with_retry(
