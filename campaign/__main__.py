@@ -17,6 +17,7 @@ from rich.progress import Progress
 from campaign import mutants, result, soak
 from campaign.alerts import run_silence
 from campaign.chaos import ChaosPlan, Client, run
+from campaign.clients import conformance
 from campaign.fuzz import TARGETS
 from campaign.releases import ramp
 from campaign.roads.command import roads
@@ -101,6 +102,34 @@ def chaos(
     if ended_early and not tally.violations:
         raise typer.Exit(_INTERRUPTED)
     raise typer.Exit(bool(tally.violations) != (without is not None))
+
+
+@app.command(name="conformance")
+def run_conformance(
+    *,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long cases are begun.")] = 5.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the faults; random by default, and printed.")] = None,
+    fault_every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults, on average.")] = 2.0,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
+) -> None:
+    """Run the cases of clients/conformance.json by the clients of both languages while faults are injected.
+
+    Exits with 0 if every case passed each time, else with 1. Without Node only the Python client runs them.
+    """
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    _console.print(f"seed {seed}")
+    found = conformance.KitResult()
+    with tempfile.TemporaryDirectory(prefix="sw") as path:
+        try:
+            running = conformance.run(Path(path), found, seconds=minutes * 60, seed=seed, fault_every_s=fault_every_s)
+            asyncio.run(running)
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+    outcome = result.kit_document(found, seed, minutes)
+    _console.print_json(data=outcome)
+    if save is not None:
+        result.save(save, outcome)
+    raise typer.Exit(bool(found.violations))
 
 
 @app.command(name="soak")

@@ -22,7 +22,12 @@ export type ClientOptions = {
 export type CallOptions = {
   /** Milliseconds that this call may take; the client's `timeoutMs` by default. */
   timeoutMs?: number;
+  /** Ends the call, also while it waits for a response or for earlier calls; it then fails with `aborted`. */
+  signal?: AbortSignal;
 };
+
+/** When a call ends at the latest, on the clock of `performance.now()`, and the caller's signal. */
+export type Limits = { deadline: number; signal?: AbortSignal };
 
 /** A request to send. */
 export type Request = {
@@ -39,7 +44,7 @@ export type Request = {
 };
 
 /** Sends one attempt of a request. Resolves with the decoded response body, rejects with a `StepwellError`. */
-export type Send = (request: Request, timeoutMs: number) => Promise<any>;
+export type Send = (request: Request, timeoutMs: number, signal?: AbortSignal) => Promise<any>;
 
 /** How documents are encoded as bodies and messages. */
 export type Format = {

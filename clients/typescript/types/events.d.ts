@@ -30,5 +30,9 @@ export type Event = {
   gap?: undefined;
 };
 
-/** Events that a watch has missed: `gap` is the minimum number of timesteps whose predictions were missed. */
+/**
+ * Events that a watch has missed: `gap` is the minimum number of timesteps whose predictions were missed. After a lost
+ * connection, a watch of one stream continues after the last event that it yielded, and has a gap for steps that the
+ * service no longer keeps; a watch of several streams has a gap after each reconnection.
+ */
 export type Gap = { gap: number };

@@ -25,6 +25,8 @@ export declare class Feed {
     step(stream: string, inputs: Inputs, options?: CallOptions & {
         source?: Source;
     }): Promise<StepResponse>;
+    /** The number of steps without a response yet, sent or not. */
+    get waiting(): number;
     /** Close the connection; pending steps fail with `closed`. */
     close(): void;
 }
