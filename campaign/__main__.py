@@ -16,12 +16,14 @@ from rich.progress import Progress
 
 from campaign import mutants, result, soak
 from campaign.alerts import run_silence
-from campaign.chaos import ChaosPlan, run
+from campaign.chaos import ChaosPlan, Client, run
+from campaign.clients import conformance
 from campaign.fuzz import TARGETS
 from campaign.releases import ramp
 from campaign.roads.command import roads
 from campaign.tally import Tally
 from service.process.grpc_port import missing_packages
+from tests.npm import NEEDS_NODE, node_command
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _console = Console(stderr=True)
@@ -56,6 +58,10 @@ def chaos(
     transport: Annotated[
         Literal["http", "grpc"], typer.Option(help="Step over HTTP and WebSockets, or over gRPC.")
     ] = "http",
+    client: Annotated[
+        Client,
+        typer.Option(help="What steps the streams: the campaign's own client, the TypeScript one, or the Python one."),
+    ] = "own",
     save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
     without: Annotated[
         str | None,
@@ -77,10 +83,15 @@ def chaos(
             markup=False,
         )
         raise typer.Exit(3)
+    if client != "own" and (transport == "grpc" or releases or without == mutants.NEEDS_RELEASES):
+        raise typer.BadParameter(f"{client}; over http and without releases only", param_hint="--client")
+    if client == "typescript" and node_command() is None:
+        _console.print(f"The TypeScript client {NEEDS_NODE}", markup=False)
+        raise typer.Exit(3)
     seed = secrets.randbelow(10**6) if seed is None else seed
     release_every_s = release_every_s if releases or without == mutants.NEEDS_RELEASES else 0.0
     stop_when_broken = without is not None
-    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, release_every_s, stop_when_broken, transport)
+    plan = ChaosPlan(minutes * 60, seed, streams, fault_every_s, release_every_s, stop_when_broken, transport, client)
     _console.print(f"seed {seed}")
     tally = Tally()
     ended_early = not _run_with_progress(plan, tally, without)
@@ -91,6 +102,34 @@ def chaos(
     if ended_early and not tally.violations:
         raise typer.Exit(_INTERRUPTED)
     raise typer.Exit(bool(tally.violations) != (without is not None))
+
+
+@app.command(name="conformance")
+def run_conformance(
+    *,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long cases are begun.")] = 5.0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the faults; random by default, and printed.")] = None,
+    fault_every_s: Annotated[float, typer.Option(min=0.1, help="Seconds between two faults, on average.")] = 2.0,
+    save: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the result there.")] = None,
+) -> None:
+    """Run the cases of clients/conformance.json by the clients of both languages while faults are injected.
+
+    Exits with 0 if every case passed each time, else with 1. Without Node only the Python client runs them.
+    """
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    _console.print(f"seed {seed}")
+    found = conformance.KitResult()
+    with tempfile.TemporaryDirectory(prefix="sw") as path:
+        try:
+            running = conformance.run(Path(path), found, seconds=minutes * 60, seed=seed, fault_every_s=fault_every_s)
+            asyncio.run(running)
+        except KeyboardInterrupt:
+            raise typer.Exit(_INTERRUPTED) from None
+    outcome = result.kit_document(found, seed, minutes)
+    _console.print_json(data=outcome)
+    if save is not None:
+        result.save(save, outcome)
+    raise typer.Exit(bool(found.violations))
 
 
 @app.command(name="soak")

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from campaign import soak
 from campaign.chaos import ChaosPlan
+from campaign.clients.conformance import KitResult
 from campaign.tally import Tally
 from tests.servers import servers
 
@@ -29,6 +30,7 @@ def document(plan: ChaosPlan, tally: Tally, *, lacks: str | None, ended_early: b
     return {
         "campaign": "chaos",
         "transport": plan.transport,
+        "client": plan.client,
         "on": datetime.now(UTC).date().isoformat(),
         "seed": plan.seed,
         "minutes": round(plan.seconds / 60, 2),
@@ -68,6 +70,23 @@ def soak_document(plan: soak.SoakPlan, tally: Tally, samples: Sequence[soak.Samp
         "grew": soak.describe_growth(samples),
         "violations": tally.by_kind(),
         "examples": tally.examples(),
+    }
+
+
+def kit_document(found: KitResult, seed: int, minutes: float) -> dict[str, Any]:
+    """Return the result of the conformance cases under faults as a document."""
+    return {
+        "campaign": "conformance",
+        "on": datetime.now(UTC).date().isoformat(),
+        "seed": seed,
+        "minutes": round(minutes, 2),
+        "versions": _versions(),
+        "passed": dict(found.passed),
+        "skipped": found.skipped,
+        "faults": dict(sorted(found.tally.faults.items())),
+        "clients_on_purpose": dict(sorted(found.tally.deliberate.items())),
+        "violations": len(found.violations),
+        "examples": found.violations[:20],
     }
 
 

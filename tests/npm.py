@@ -1,4 +1,4 @@
-"""`npm_install`: packages of npm for a test, which is skipped without npm or a network."""
+"""Node and packages of npm for a test, which is skipped without them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+NEEDS_NODE = "needs Node 20.10 or later: apt-get install nodejs"
+
+
+def node_command() -> list[str] | None:
+    """Return the command of a Node that can run the TypeScript client, with its WebSocket; None without one."""
+    node = shutil.which("node")
+    if node is None:
+        return None
+    for flags in ([], ["--experimental-websocket"]):
+        command = [node, *flags]
+        look = [*command, "-e", "process.exit(Number(typeof WebSocket === 'undefined'))"]
+        if subprocess.run(look, capture_output=True).returncode == 0:
+            return command
+    return None
 
 
 def npm_install(folder: Path, *packages: str) -> Path:

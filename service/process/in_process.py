@@ -54,7 +54,7 @@ class InProcessService:
                 )
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepwell-")))
-            store = EmbeddedStore(folder / "data")
+            store = EmbeddedStore(folder / "data", fsync_always=(settings or {}).get("durability") == "fsync")
             chosen = _settings(models, folder, store.url, settings or {})
             store.start()
             stack.callback(store.stop)

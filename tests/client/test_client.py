@@ -633,6 +633,24 @@ def test_a_call_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str)
     assert (again.replayed, again.step) == (True, 2)
 
 
+@pytest.mark.parametrize("to", [None, "s"])
+def test_a_reset_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str, to: str | None) -> None:
+    with Client(proxy.url, timeout=1) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([7])
+        handle.take_snapshot("s")
+        handle.step([-3])
+        proxy.cut_answer()
+        proxy.close()
+
+        lost = error_of(handle.reset, to)
+        proxy.open()
+        again = handle.reset(to)
+
+    assert (lost.code, lost.applied) == ("no_answer", "unknown")
+    assert (again.replayed, again.step) == (True, 0 if to is None else 1)
+
+
 async def test_a_step_on_a_feed_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:
     async with AsyncClient(proxy.url, timeout=1) as client, client.model("fold").feed() as feed:
         await feed.step(stream, [7])

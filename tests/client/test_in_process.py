@@ -74,6 +74,11 @@ def test_the_models_are_in_the_folder_models_by_default(models: Path, monkeypatc
         assert client.model("fold").stream("a").step([7]).step == 1
 
 
+def test_the_store_has_the_durability_of_the_settings(models: Path) -> None:
+    with engine_in_process(models, durability="fsync") as engine:
+        assert engine.model("fold").stream("a").step([7]).step == 1
+
+
 def test_two_engines_share_nothing(models: Path) -> None:
     with engine_in_process(models) as one, engine_in_process(models) as other:
         one.model("fold").stream("a").step([7])

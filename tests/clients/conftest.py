@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from tests.clients.model import doubling
 from tests.graphs import fold, two_inputs, write_models
-from tests.npm import npm_install
+from tests.npm import NEEDS_NODE, node_command, npm_install
 from tests.processes import ServiceProcess, service_process
 
 
@@ -26,12 +25,10 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
 @pytest.fixture(scope="session")
 def node() -> list[str]:
     """The command of a Node that can run the TypeScript client, with its WebSocket."""
-    for flags in ([], ["--experimental-websocket"]):
-        command = [shutil.which("node") or "false", *flags]
-        look = [*command, "-e", "process.exit(Number(typeof WebSocket === 'undefined'))"]
-        if subprocess.run(look, capture_output=True).returncode == 0:
-            return command
-    pytest.skip("needs Node 20.10 or later: apt-get install nodejs")
+    command = node_command()
+    if command is None:
+        pytest.skip(NEEDS_NODE)
+    return command
 
 
 @pytest.fixture(scope="session")

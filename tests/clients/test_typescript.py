@@ -96,6 +96,17 @@ def url_of(proxy: Proxy) -> str:
     return f"http://127.0.0.1:{proxy.port}"
 
 
+def losing_or_healing(proxy: Proxy) -> Callable[[], None]:
+    """Return a function that loses all replies to POST when it is called first, and none when it is called again."""
+
+    turns = iter([lambda: proxy.lose_reply(to=b"POST ", times=1000), proxy.heal])
+
+    def lose_or_heal() -> None:
+        next(turns)()
+
+    return lose_or_heal
+
+
 # -------------------------------------------------------------------- the README
 
 
@@ -262,6 +273,27 @@ def test_after_an_unknown_outcome_the_same_call_is_applied_once(js: Js, proxy: P
     assert found == [["no_answer", "unknown", "same"], 2, [11]]
 
 
+@pytest.mark.parametrize("to", ["{}", '{ to: "s" }'])
+def test_a_reset_whose_outcome_is_unknown_can_be_repeated(js: Js, proxy: Proxy, to: str) -> None:
+    found = js(
+        f"""
+        await stream.step([1]);
+        await stream.takeSnapshot("s");
+        await stream.step([2]);
+        await turn();
+        const error = await failed(stream.reset({{ ...{to}, timeoutMs: 2000 }}));
+        await turn();
+        const again = await stream.reset({to});
+        return [error, again.step, again.replayed, (await stream.step([3])).step];
+        """,
+        url=url_of(proxy),
+        between=losing_or_healing(proxy),
+    )
+
+    step = 0 if to == "{}" else 1
+    assert found == [["no_answer", "unknown", "same"], step, True, step + 1]
+
+
 def test_a_call_ends_at_its_deadline(js: Js) -> None:
     error, tries, elapsed_ms = js(
         """
@@ -274,7 +306,7 @@ def test_a_call_ends_at_its_deadline(js: Js) -> None:
 
     assert error == ["no_answer", "no", "same"]
     assert tries > 1
-    assert elapsed_ms <= 1000
+    assert elapsed_ms < 30_000  # by default it would have a minute
 
 
 def test_the_outcome_stays_unknown_if_only_the_first_attempt_reached_the_service(js: Js) -> None:
@@ -297,6 +329,104 @@ def test_the_outcome_stays_unknown_if_only_the_first_attempt_reached_the_service
     )
 
     assert found == [["no_answer", "unknown", "same"], 1]
+
+
+def test_a_feed_gives_up_a_connection_on_which_nothing_arrives_any_more(js: Js) -> None:
+    """As after a change of the network: nothing is delivered, nothing is closed. Time runs 20 times as fast."""
+    found = js(
+        """
+        const feed = model.feed();
+        const first = await feed.step(stream.id, [1]);
+        globalThis.dead = globalThis.opened.at(-1);
+        const both = await Promise.all([feed.step(stream.id, [2]), feed.step(`${stream.id}-2`, [5])]);
+        return [first.step, both.map(({ step, outputs }) => [step, outputs.y]), globalThis.opened.length, feed.waiting];
+        """,
+        options="""{
+            WebSocket: class extends WebSocket {
+              constructor(...given) {
+                super(...given);
+                (globalThis.opened ??= []).push(this);
+              }
+              send(message) {
+                if (globalThis.dead !== this) super.send(message);
+              }
+            },
+            fetch: ((delay, now) => {
+              globalThis.setTimeout = (act, ms, ...given) => delay(act, ms / 20, ...given);
+              performance.now = () => 20 * now();
+              return fetch;
+            })(setTimeout, performance.now.bind(performance)),
+            timeoutMs: 1_200_000,
+        }""",
+    )
+
+    assert found == [1, [[2, [4]], [1, [5]]], 2, 0]
+
+
+@pytest.mark.parametrize("call", ["stream.step([2], by)", "feed.step(stream.id, [2], by)", "stream.steps([[2]], by)"])
+def test_an_aborted_call_can_be_repeated_and_is_applied_once(js: Js, proxy: Proxy, call: str) -> None:
+    def hold_or_heal() -> None:
+        proxy.blackhole = not proxy.blackhole
+
+    found = js(
+        f"""
+        const feed = model.feed();
+        let by = {{}};
+        await feed.step(stream.id, [1]);
+        await turn();
+        const control = new AbortController();
+        by = {{ signal: control.signal }};
+        const calls = [{call}, stream.step([3], by)].map(failed);
+        setTimeout(() => control.abort());
+        const errors = await Promise.all(calls);
+        const before = await failed({call});
+        await turn();
+        by = {{}};
+        const again = await {call};
+        return [errors, before, again.step, (await stream.step([3])).outputs.y];
+        """,
+        url=url_of(proxy),
+        between=hold_or_heal,
+    )
+
+    aborted = ["aborted", "unknown", "same"], ["aborted", "no", "same"]
+    assert found == [list(aborted), aborted[1], 2, [11]]
+
+
+def test_many_calls_at_once_print_no_warning(js: Js) -> None:
+    """Node warns of more than ten listeners of one signal."""
+    found = js("""
+        const warnings = [];
+        process.on("warning", ({ message }) => warnings.push(message));
+        const { signal } = new AbortController();
+        const feed = model.feed();
+        const names = Array.from({ length: 30 }, (_, i) => `${stream.id}-${i}`);
+        await Promise.all(names.map((name) => model.stream(name).step([1], { signal })));
+        await Promise.all(names.map((name) => feed.step(name, [1], { signal })));
+        const watches = names.map((name) => model.stream(name).watch({ since: 0, signal }).next());
+        await Promise.all(watches);
+        return warnings;
+    """)
+
+    assert found == []
+
+
+def test_a_stream_has_snapshots_and_its_state_can_be_moved(js: Js) -> None:
+    found = js("""
+        await stream.prime([[1], [2]]);
+        const taken = await stream.takeSnapshot("monday");
+        await stream.step([3]);
+        const names = (await stream.snapshots()).map(({ name, step }) => [name, step]);
+        const state = await stream.state();
+        const moved = model.stream(`${stream.id}-moved`);
+        const put = await moved.putState(state);
+        const next = await moved.step([0]);
+        const back = await stream.reset({ to: "monday" });
+        await stream.forgetSnapshot("monday");
+        return [taken.step, names, state.states, put.step, next.outputs.y, back.step, await stream.snapshots()];
+    """)
+
+    assert found == [2, [["monday", 2]], {"s": [11]}, 3, [22], 2, []]
 
 
 def test_a_feed_sends_steps_over_http_while_it_cannot_be_opened(js: Js) -> None:
@@ -512,18 +642,12 @@ def test_a_mistake_is_named(js: Js, code: str, expected: str) -> None:
 
 
 def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:
-    def lose_or_heal() -> None:
-        if proxy.lost:
-            proxy.heal()
-        else:
-            proxy.lose_reply(to=b"POST ", times=1000)
-
     found = js(
         """
         const id = `${stream.id}-x`;
         await model.stream(id).step([1]);
         await turn();
-        const error = await failed(model.stream(id).step([2], { timeoutMs: 200 }));
+        const error = await failed(model.stream(id).step([2], { timeoutMs: 2000 }));
         await turn();
         for (let i = 0; i < 20; i++) model.stream(`${stream.id}-${i}`);
         await new Promise((resolve) => setTimeout(resolve)); // until then weak references are kept
@@ -534,7 +658,7 @@ def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:
         url=url_of(proxy),
         options="{ keepStreams: 2 }",
         flags=["--expose-gc"],
-        between=lose_or_heal,
+        between=losing_or_healing(proxy),
     )
 
     assert found == [["no_answer", "unknown", "same"], 2, [4]]

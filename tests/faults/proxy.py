@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 import threading
@@ -25,6 +26,9 @@ from types import TracebackType
 
 _POLL_S = 0.002  # interval at which a held direction checks whether it is released
 _PIECE = 65536
+
+Target = Path | str | tuple[str, int]
+"""Where a proxy connects to: a unix socket, or host and port."""
 
 
 class Proxy:
@@ -39,11 +43,11 @@ class Proxy:
         lost: Number of lost replies.
     """
 
-    def __init__(self, target: Path | str | tuple[str, int], *, port: int = 0) -> None:
+    def __init__(self, target: Target | list[Target], *, port: int = 0) -> None:
         """Create the proxy; entering the context opens the port.
 
         Args:
-            target: A unix socket, or host and port.
+            target: A unix socket, or host and port; of a list, each connection has a random one.
             port: The port to listen on; 0 for a free port.
         """
         self.delay = 0.0
@@ -53,7 +57,7 @@ class Proxy:
         self.held = 0
         self.lost = 0
         self.port = port
-        self._target = target
+        self._targets = target if isinstance(target, list) else [target]
         self._pattern = b""
         self._to_lose = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -144,10 +148,11 @@ class Proxy:
             _reset(writer)
             return
         try:
-            if isinstance(self._target, tuple):
-                from_server, to_server = await asyncio.open_connection(*self._target)
+            target = random.choice(self._targets)
+            if isinstance(target, tuple):
+                from_server, to_server = await asyncio.open_connection(*target)
             else:
-                from_server, to_server = await asyncio.open_unix_connection(str(self._target))
+                from_server, to_server = await asyncio.open_unix_connection(str(target))
         except OSError:
             _reset(writer)
             return

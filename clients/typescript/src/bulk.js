@@ -2,17 +2,19 @@ import { StepwellError, problemError } from "./errors.js";
 import { Retries } from "./transport.js";
 
 /** @import { Model, Stream } from "./client.js" */
-/** @import { Inputs } from "./inputs.js" */
+/** @import { InputsByStream } from "./inputs.js" */
+/** @import { Limits } from "./options.js" */
+/** @import { Position, StepResults } from "./results.js" */
 /** @import { BulkResponse, StepResponse } from "./api.js" */
 
 /**
  * Step many streams by one timestep each; streams with a transient error are retried.
  * @param {Model} model
- * @param {{ readonly [stream: string]: Inputs }} inputs
- * @param {number} deadline
- * @returns {Promise<Record<string, StepResponse | StepwellError>>}
+ * @param {InputsByStream} inputs
+ * @param {Limits} limits
+ * @returns {Promise<StepResults>}
  */
-export async function bulkStep(model, inputs, deadline) {
+export async function bulkStep(model, inputs, limits) {
   const streams = Object.keys(inputs).map((id) => model.stream(id));
   /** @type {() => void} */
   let release = () => {};
@@ -21,12 +23,12 @@ export async function bulkStep(model, inputs, deadline) {
   const queued = streams.map(
     (stream) =>
       new Promise((resolve, reject) => {
-        stream.exclusive(deadline, async () => (resolve(undefined), released)).catch(reject);
+        stream.exclusive(limits, async () => (resolve(undefined), released)).catch(reject);
       }),
   );
   try {
     await Promise.all(queued);
-    return await stepAll(model, streams, inputs, deadline);
+    return await stepAll(model, streams, inputs, limits);
   } finally {
     release();
   }
@@ -35,21 +37,21 @@ export async function bulkStep(model, inputs, deadline) {
 /**
  * @param {Model} model
  * @param {Stream[]} streams
- * @param {{ readonly [stream: string]: Inputs }} inputs
- * @param {number} deadline
+ * @param {InputsByStream} inputs
+ * @param {Limits} limits
  */
-async function stepAll(model, streams, inputs, deadline) {
+async function stepAll(model, streams, inputs, limits) {
   const { transport } = model.client;
-  const retries = new Retries(deadline);
-  /** @type {Record<string, StepResponse | StepwellError>} */
+  const retries = new Retries(limits.deadline);
+  /** @type {StepResults} */
   const results = {};
   const positions = new Map(
-    await Promise.all(streams.map(async (stream) => /** @type {const} */ ([stream, await stream.position(deadline)]))),
+    await Promise.all(streams.map(async (stream) => /** @type {const} */ ([stream, await stream.position(limits)]))),
   );
   for (let waiting = streams; waiting.length; ) {
     const rows = waiting.map((stream) => results[stream.id]);
     try {
-      const response = await transport.send(bulkRequest(model, waiting, inputs, positions), deadline);
+      const response = await transport.send(bulkRequest(model, waiting, inputs, positions), limits);
       waiting.forEach((stream, row) => (results[stream.id] = readRow(response, row)));
     } catch (error) {
       if (waiting === streams || !(error instanceof StepwellError)) {
@@ -61,7 +63,11 @@ async function stepAll(model, streams, inputs, deadline) {
     waiting = waiting.filter((stream, i) => settle(stream, results[stream.id], rows[i]));
     const again = waiting.length ? pauseAfter(retries, results[waiting[0].id]) : undefined;
     if (again === undefined) break;
-    await transport.wait(again);
+    try {
+      await transport.wait(again, limits.signal);
+    } catch {
+      break; // closed or aborted: the errors stay the streams' results
+    }
   }
   return results;
 }
@@ -69,8 +75,8 @@ async function stepAll(model, streams, inputs, deadline) {
 /**
  * @param {Model} model
  * @param {Stream[]} streams
- * @param {{ readonly [stream: string]: Inputs }} inputs
- * @param {Map<Stream, { step: number, state_id?: string | null }>} positions
+ * @param {InputsByStream} inputs
+ * @param {Map<Stream, Position>} positions
  */
 function bulkRequest(model, streams, inputs, positions) {
   const seen = streams.map((stream) => positions.get(stream));

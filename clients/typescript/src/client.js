@@ -6,12 +6,14 @@ import { bulkStep } from "./bulk.js";
 import { Transport, within } from "./transport.js";
 import { watch } from "./watch.js";
 
-/** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
-/** @import { Inputs, Source } from "./inputs.js" */
-/** @import { Event, Gap, WatchOptions } from "./watch.js" */
+/** @import { CallOptions, ClientOptions, Limits, Request, Send } from "./options.js" */
+/** @import { Inputs, InputsByStream, Source } from "./inputs.js" */
+/** @import { Position, StepResults } from "./results.js" */
+/** @import { Event, Gap, WatchOptions } from "./events.js" */
 /**
- * @import { ForkResponse, ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
- *   ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
+ * @import { ForkResponse, ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody,
+ *   RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse,
+ *   StepsBody } from "./api.js"
  */
 
 /** A connection to a service, in browsers and Node. */
@@ -56,7 +58,7 @@ export class Client {
    * @returns {Promise<any>}
    */
   request(request, options) {
-    return this.transport.send({ ...request, body: plain(request.body) }, this.transport.deadline(options));
+    return this.transport.send({ ...request, body: plain(request.body) }, this.transport.limits(options));
   }
 
   /** Close all connections, including those of feeds and active watches; calls that wait fail with `closed`. */
@@ -105,13 +107,13 @@ export class Model {
   /**
    * Step many streams by one timestep each, in one request. Return a response per stream, or its error; a failed stream
    * does not affect the others.
-   * @param {{ readonly [stream: string]: Inputs }} inputs By stream id.
+   * @param {InputsByStream} inputs By stream id.
    * @param {CallOptions} [options]
-   * @returns {Promise<Record<string, StepResponse | StepwellError>>}
+   * @returns {Promise<StepResults>}
    * @throws {StepwellError} The whole request failed: no stream was stepped, or the outcome of all is unknown.
    */
   stepMany(inputs, options) {
-    return bulkStep(this, plain(inputs), this.client.transport.deadline(options));
+    return bulkStep(this, plain(inputs), this.client.transport.limits(options));
   }
 
   /** Open a live feed: steps of many streams over one WebSocket. */
@@ -121,9 +123,7 @@ export class Model {
 
   /**
    * Yield predictions as they are committed, from any sender, until the client is closed, the loop is left, or `signal`
-   * is aborted. A lost connection is opened again. A watch of one stream then continues after the last event that it
-   * yielded; steps that the service no longer keeps are reported as a gap. A watch of several streams reports each
-   * reconnection as a gap.
+   * is aborted. A lost connection is opened again.
    * @param {WatchOptions} [options]
    * @returns {AsyncGenerator<Event | Gap, void, void>}
    * @throws {StepwellError} The service rejected the watch.
@@ -136,15 +136,14 @@ export class Model {
 /**
  * A stream's handle, which keeps the stream's position and sends it with each step. Use `Model.stream`.
  *
- * The first call reads the position from the service; later calls use the handle's own last result. If another writer
- * changes the stream, the next call fails with `state_changed`, and `resume` reads the position again. After an error
- * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the
- * order in which they were made, each after the response to the one before.
+ * The first call reads the position from the service. If another writer changes the stream, the next call fails with
+ * `state_changed`, and `resume` reads the position again. After an error with `applied: "unknown"`, repeat the same call:
+ * it is applied at most once. Calls of one stream are sent in their order, each after the response to the one before.
  */
 export class Stream {
   /** @type {Promise<unknown>} */
   #last = Promise.resolve();
-  /** @type {{ step: number, state_id?: string | null } | undefined} */
+  /** @type {Position | undefined} */
   #position;
 
   /**
@@ -161,14 +160,9 @@ export class Stream {
 
   /**
    * Step the stream by one timestep and return the response, with the prediction in `outputs`.
-   *
-   * With a `source`, the timestep is identified by its position in that log, instead of the handle's position: if it is
-   * at or before the newest one that was applied, it is not applied again, however long ago that was. The response then
-   * has `skipped`, and `null` for outputs that are not known any more.
    * @param {Inputs} inputs
    * @param {CallOptions & { source?: Source }} [options]
    * @returns {Promise<StepResponse>}
-   * @throws {StepwellError} `source_passed`: it was applied before, and its prediction is not known any more.
    */
   step(inputs, options) {
     return this.stepBy(inputs, options);
@@ -177,14 +171,22 @@ export class Stream {
   /**
    * Step the stream by a chunk of timesteps; all are applied, or none.
    * @param {Inputs} inputs With a leading time axis.
-   * @param {CallOptions & Pick<StepsBody, "return" | "create"> & { source?: Source }} [options] `return`: `all`
-   *   predictions, `last`, or `none`; `create`: `must` fails if the stream exists, `never` if it does not; `source`: as
-   *   for `step`, with a position for each timestep.
+   * @param {CallOptions & Pick<StepsBody, "return" | "create"> & { source?: Source }} [options]
    * @returns {Promise<StepResponse>}
    */
   steps(inputs, options) {
     const { source, return: returned, create } = options ?? {};
-    return this.#commit("steps", { inputs, source, return: returned, create }, this.#deadline(options));
+    return this.#commit("steps", { inputs, source, return: returned, create }, this.#limits(options));
+  }
+
+  /**
+   * Feed the stream past timesteps; no predictions are returned.
+   * @param {Inputs} inputs With a leading time axis.
+   * @param {CallOptions} [options]
+   * @returns {Promise<StepResponse>}
+   */
+  prime(inputs, options) {
+    return this.steps(inputs, { ...options, return: "none" });
   }
 
   /**
@@ -205,9 +207,9 @@ export class Stream {
    * @returns {Promise<RolloutResponse>}
    */
   rollout(horizon, options = {}) {
-    const { timeoutMs, ...rest } = options;
+    const { timeoutMs, signal, ...rest } = options;
     const body = { horizon, ...rest };
-    if (options.commit) return this.#commit("rollout", body, this.#deadline(options));
+    if (options.commit) return this.#commit("rollout", body, this.#limits(options));
     return this.#read({ ...this.#post("rollout", body), mutates: false }, options);
   }
 
@@ -220,9 +222,9 @@ export class Stream {
     const other = this.model.stream(to);
     const from = options?.snapshot === undefined ? undefined : { snapshot: options.snapshot };
     const request = this.#post("fork", { to, from }, newKey());
-    return other.exclusive(this.#deadline(options), async (deadline) => {
+    return other.exclusive(this.#limits(options), async (limits) => {
       /** @type {ForkResponse} */
-      const { step, state_id } = await this.#send(request, deadline);
+      const { step, state_id } = await this.#send(request, limits);
       other.moveTo({ step, state_id });
       return other;
     });
@@ -235,10 +237,60 @@ export class Stream {
    */
   reset(options) {
     const to = options?.to === undefined ? undefined : { snapshot: options.to };
-    return this.exclusive(this.#deadline(options), async (deadline) => {
-      const { state_id } = await this.position(deadline);
-      return this.moveTo(await this.#send(this.#post("reset", { to, after: state_id ?? undefined }, newKey()), deadline));
+    return this.exclusive(this.#limits(options), async (limits) => {
+      const after = (await this.position(limits)).state_id ?? undefined;
+      // a new key would make the same call another request
+      return this.moveTo(await this.#send(this.#post("reset", { to, after }, after ? undefined : newKey()), limits));
     });
+  }
+
+  /**
+   * List the stream's snapshots.
+   * @param {CallOptions} [options]
+   * @returns {Promise<SnapshotEntry[]>}
+   */
+  async snapshots(options) {
+    return (await this.#read({ method: "GET", path: `${this.path}/snapshots` }, options)).snapshots;
+  }
+
+  /**
+   * Save a named copy of the stream's state, in place of an earlier one of that name; `reset` returns to it.
+   * @param {string} name
+   * @param {CallOptions} [options]
+   * @returns {Promise<NewSnapshotResponse>}
+   */
+  takeSnapshot(name, options) {
+    return this.#read({ method: "PUT", path: `${this.path}/snapshots/${name}`, body: {}, key: newKey() }, options);
+  }
+
+  /**
+   * Delete a snapshot.
+   * @param {string} name
+   * @param {CallOptions} [options]
+   * @returns {Promise<void>}
+   */
+  forgetSnapshot(name, options) {
+    return this.#read({ method: "DELETE", path: `${this.path}/snapshots/${name}`, key: newKey() }, options);
+  }
+
+  /**
+   * Return the stream's state.
+   * @param {CallOptions} [options]
+   * @returns {Promise<StateResponse>}
+   */
+  state(options) {
+    return this.#read({ method: "GET", path: `${this.path}/state` }, options);
+  }
+
+  /**
+   * Replace the stream's state, and continue from it.
+   * @param {Pick<StateBody, "states" | "step" | "fingerprint">} state As `state` returns it.
+   * @param {CallOptions} [options]
+   * @returns {Promise<PositionResponse>}
+   */
+  putState(state, options) {
+    const request = { method: "PUT", path: `${this.path}/state`, body: plain(state), key: newKey() };
+    return this.exclusive(this.#limits(options), async (limits) => this.moveTo(await this.#send(request, limits)));
   }
 
   /**
@@ -256,10 +308,10 @@ export class Stream {
    * @param {CallOptions} [options]
    */
   resume(options) {
-    return this.exclusive(this.#deadline(options), async (deadline) => {
+    return this.exclusive(this.#limits(options), async (limits) => {
       this.#position = undefined;
       this.inDoubt = false;
-      return (await this.position(deadline)).step;
+      return (await this.position(limits)).step;
     });
   }
 
@@ -269,8 +321,8 @@ export class Stream {
    * @returns {Promise<void>}
    */
   delete(options) {
-    return this.exclusive(this.#deadline(options), async (deadline) => {
-      await this.#send({ method: "DELETE", path: this.path, key: newKey() }, deadline);
+    return this.exclusive(this.#limits(options), async (limits) => {
+      await this.#send({ method: "DELETE", path: this.path, key: newKey() }, limits);
       this.moveTo({ step: 0 });
     });
   }
@@ -294,21 +346,21 @@ export class Stream {
    * @returns {Promise<StepResponse>}
    */
   stepBy(inputs, options, attempt) {
-    return this.#commit("step", { inputs, source: options?.source }, this.#deadline(options), attempt);
+    return this.#commit("step", { inputs, source: options?.source }, this.#limits(options), attempt);
   }
 
   /**
    * Run an action that changes this handle, after the handle's earlier calls.
    * @internal
    * @template T
-   * @param {number} deadline
-   * @param {(deadline: number) => Promise<T>} action
+   * @param {Limits} limits
+   * @param {(limits: Limits) => Promise<T>} action
    * @returns {Promise<T>}
    */
-  exclusive(deadline, action) {
+  exclusive(limits, action) {
     const earlier = this.#last;
-    const turn = within(earlier, deadline - performance.now(), () => busy(this.id));
-    const result = turn.then(() => action(deadline));
+    const turn = within(earlier, limits.deadline - performance.now(), () => busy(this.id), limits.signal);
+    const result = turn.then(() => action(limits));
     this.#last = Promise.allSettled([earlier, result]).then(() => undefined);
     return result;
   }
@@ -316,15 +368,15 @@ export class Stream {
   /**
    * Return the stream's position, which is read from the service unless it is known.
    * @internal
-   * @param {number} deadline
-   * @returns {Promise<{ step: number, state_id?: string | null }>}
+   * @param {Limits} limits
+   * @returns {Promise<Position>}
    */
-  async position(deadline) {
+  async position(limits) {
     if (this.#position) return this.#position;
-    /** @type {{ step: number, state_id?: string | null }} */
+    /** @type {Position} */
     let found = { step: 0 };
     try {
-      found = await this.#send({ method: "GET", path: this.path }, deadline);
+      found = await this.#send({ method: "GET", path: this.path }, limits);
     } catch (error) {
       if (!(error instanceof StepwellError && error.code === "stream_not_found")) throw error;
     }
@@ -334,7 +386,7 @@ export class Stream {
   /**
    * Continue from a response's position, and return the response.
    * @internal
-   * @template {{ step: number, state_id?: string | null }} T
+   * @template {Position} T
    * @param {T} response
    */
   moveTo(response) {
@@ -348,17 +400,17 @@ export class Stream {
   /**
    * @param {string} resource
    * @param {Record<string, unknown>} body
-   * @param {number} deadline
+   * @param {Limits} limits
    * @param {Send} [attempt]
    */
-  #commit(resource, body, deadline, attempt) {
+  #commit(resource, body, limits, attempt) {
     const fixed = plain(body);
-    return this.exclusive(deadline, async () => {
-      const request = this.#post(resource, fixed.source ? fixed : { ...fixed, ...(await this.#expected(deadline)) });
+    return this.exclusive(limits, async () => {
+      const request = this.#post(resource, fixed.source ? fixed : { ...fixed, ...(await this.#expected(limits)) });
       if (resource === "step") request.stream = this.id;
       if (fixed.source) this.#position = undefined; // until a response has the newest one
       try {
-        const response = await this.model.client.transport.send(request, deadline, attempt);
+        const response = await this.model.client.transport.send(request, limits, attempt);
         return fixed.source && response.state_id == null ? response : this.moveTo(response);
       } catch (error) {
         if (fixed.source) throw error; // repeated at any time, it is applied once
@@ -368,9 +420,9 @@ export class Stream {
     });
   }
 
-  /** Return the position that a request expects. @param {number} deadline */
-  async #expected(deadline) {
-    const { step, state_id } = await this.position(deadline);
+  /** Return the position that a request expects. @param {Limits} limits */
+  async #expected(limits) {
+    const { step, state_id } = await this.position(limits);
     return { seq: step + 1, after: state_id ?? undefined };
   }
 
@@ -379,19 +431,19 @@ export class Stream {
     return { method: "POST", path: `${this.path}/${resource}`, body: plain(body), key };
   }
 
-  /** @param {Request} request @param {number} deadline */
-  #send(request, deadline) {
-    return this.model.client.transport.send(request, deadline);
+  /** @param {Request} request @param {Limits} limits */
+  #send(request, limits) {
+    return this.model.client.transport.send(request, limits);
   }
 
   /** @param {Request} request @param {CallOptions} [options] */
   #read(request, options) {
-    return this.#send(request, this.#deadline(options));
+    return this.#send(request, this.#limits(options));
   }
 
   /** @param {CallOptions} [options] */
-  #deadline(options) {
-    return this.model.client.transport.deadline(options);
+  #limits(options) {
+    return this.model.client.transport.limits(options);
   }
 }
 

@@ -12,8 +12,8 @@ export class StepwellError extends Error {
     super(message, { cause: more.cause });
     this.name = "StepwellError";
     /**
-     * One of the service's codes, or of the client's own: `no_answer`, `unreadable_answer`, `closed`, `bad_url`,
-     * `no_websocket`.
+     * One of the service's codes, or of the client's own: `no_answer`, `unreadable_answer`, `aborted`,
+     * `closed`, `bad_url`, `no_websocket`.
      */
     this.code = code;
     /** Whether the call, or one of its retries, changed the stream; "unknown" if any attempt may have. */
@@ -40,6 +40,12 @@ export class StepwellError extends Error {
  */
 export function problemError(problem, retryAfterMs) {
   return new StepwellError(problem.code, problem.detail, { ...problem, retryAfterMs });
+}
+
+/** @param {AbortSignal} [signal] @param {"no" | "unknown"} [applied] */
+export function abortedError(signal, applied) {
+  const message = "The call was aborted by its signal. Repeat the same call: it is applied at most once.";
+  return new StepwellError("aborted", message, { applied, retry: "same", cause: signal?.reason });
 }
 
 /** Return the error of a call on a client or feed that was closed before or during the call. */

@@ -1,4 +1,5 @@
 import { StepwellError } from "./errors.js";
+import { onAbort } from "./transport.js";
 
 /** @import { Transport } from "./transport.js" */
 
@@ -27,7 +28,7 @@ export function openSocket(transport, path, onMessage, onClose) {
   return new Promise((resolve, reject) => {
     let isOpen = false;
     const close = () => socket.close(1000);
-    closing.signal.addEventListener("abort", close, { once: true });
+    const off = onAbort(closing.signal, close);
     const timer = setTimeout(close, OPEN_MS);
     socket.onopen = () => {
       isOpen = true;
@@ -38,7 +39,7 @@ export function openSocket(transport, path, onMessage, onClose) {
     socket.onerror = () => reject(new Error("the connection failed"));
     socket.onclose = ({ code, reason }) => {
       clearTimeout(timer);
-      closing.signal.removeEventListener("abort", close);
+      off();
       const words = `the connection was closed with ${code}${reason && `: ${reason}`}`;
       if (isOpen) onClose(words);
       else reject(new Error(words));

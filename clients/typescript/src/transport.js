@@ -1,39 +1,7 @@
-import { StepwellError, closedError, problemError } from "./errors.js";
+import { StepwellError, abortedError, closedError, problemError } from "./errors.js";
 import { JSON_FORMAT, msgpackFormat } from "./formats.js";
 
-/** @import { Format, Msgpack } from "./formats.js" */
-
-/**
- * @typedef {object} ClientOptions
- * @property {string} [key] API key, if the service requires one.
- * @property {number} [timeoutMs] Milliseconds that one call may take, including its retries and its wait for earlier
- *   calls of the stream; 60,000 by default.
- * @property {number} [keepStreams] Unreferenced stream handles that a model keeps; 65,536 by default.
- * @property {Msgpack} [msgpack] A msgpack library; JSON is sent without one.
- * @property {typeof fetch} [fetch] Sends HTTP requests in place of the platform's `fetch`.
- * @property {any} [WebSocket] The constructor to use in place of the platform's `WebSocket`; Node before 22 has none.
- */
-
-/**
- * @typedef {object} CallOptions
- * @property {number} [timeoutMs] Milliseconds that this call may take; the client's `timeoutMs` by default.
- */
-
-/**
- * A request to send.
- * @typedef {object} Request
- * @property {string} method
- * @property {string} path Below the service's address.
- * @property {any} [body]
- * @property {string} [key] The `Idempotency-Key`.
- * @property {string} [stream] For a step of one timestep, the stream's id: a feed may carry it.
- * @property {boolean} [mutates] Whether the request can change a stream; by default, unless its method is GET.
- */
-
-/**
- * Sends one attempt of a request. Resolves with the decoded response body, rejects with a `StepwellError`.
- * @typedef {(request: Request, timeoutMs: number) => Promise<any>} Send
- */
+/** @import { CallOptions, ClientOptions, Format, Limits, Request, Send } from "./options.js" */
 
 /** Milliseconds to wait for one response: longer than the service's default limit for a request. */
 const ATTEMPT_MS = 15_000;
@@ -41,6 +9,8 @@ const FIRST_PAUSE_MS = 50;
 const LONGEST_PAUSE_MS = 2_000;
 /** Statuses of a proxy whose backend is temporarily unavailable. */
 const TRANSIENT = [429, 502, 503, 504];
+/** The caller ended these calls. */
+const ENDED = ["closed", "aborted"];
 /** Errors of Node's `fetch` for a connection that was never opened; browsers do not tell these apart. */
 const NEVER_SENT = ["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "UND_ERR_CONNECT_TIMEOUT"];
 
@@ -60,68 +30,76 @@ export class Transport {
     this.closing = new AbortController();
     this.fetch = options.fetch ?? globalThis.fetch.bind(globalThis);
     /** @type {Send} */
-    this.attempt = (request, timeoutMs) => this.#attempt(request, timeoutMs);
+    this.attempt = (request, timeoutMs, signal) => this.#attempt(request, timeoutMs, signal);
   }
 
-  /** @param {CallOptions} [options] @returns {number} The time at which a call that begins now fails. */
-  deadline(options) {
-    return performance.now() + (options?.timeoutMs ?? this.timeoutMs);
+  /** @param {CallOptions} [options] @returns {Limits} The limits of a call that begins now. */
+  limits(options) {
+    return { deadline: performance.now() + (options?.timeoutMs ?? this.timeoutMs), signal: options?.signal };
   }
 
   /**
-   * Send a request until it succeeds, fails for good, or the time is over. The same bytes are sent each time, so the
+   * Send a request until it succeeds, fails for good, or is at its limits. The same bytes are sent each time, so the
    * service recognizes a repetition by its `seq` and `after`, or by its key.
    * @param {Request} request
-   * @param {number} deadline
+   * @param {Limits} limits
    * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
    */
-  async send(request, deadline, attempt = this.attempt) {
+  async send(request, { deadline, signal }, attempt = this.attempt) {
     const retries = new Retries(deadline);
     for (;;) {
+      if (signal?.aborted) throw retries.final(abortedError(signal));
       try {
-        return await attempt(request, Math.max(1, Math.min(ATTEMPT_MS, deadline - performance.now())));
+        return await attempt(request, Math.max(1, Math.min(ATTEMPT_MS, deadline - performance.now())), signal);
       } catch (error) {
-        await this.wait(retries.pause(error));
+        const pause = retries.pause(error);
+        await this.wait(pause, signal).catch((ended) => Promise.reject(retries.final(ended)));
       }
     }
   }
 
-  /**
-   * @param {number} ms
-   * @param {AbortSignal} [signal] Rejects with `closed` as soon as it is aborted; by default, when the client is closed.
-   */
-  wait(ms, signal = this.closing.signal) {
+  /** Wait; reject as soon as the call is over. @param {number} ms @param {AbortSignal} [signal] */
+  wait(ms, signal) {
+    let off = () => {};
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    let timer;
     return new Promise((resolve, reject) => {
-      if (signal.aborted) return reject(closedError());
-      const onClose = () => {
-        clearTimeout(timer);
-        reject(closedError());
-      };
-      const timer = setTimeout(() => {
-        signal.removeEventListener("abort", onClose);
-        resolve(undefined);
-      }, ms);
-      signal.addEventListener("abort", onClose, { once: true });
+      timer = setTimeout(resolve, ms);
+      off = this.onEnd(signal, () => reject(this.#ended(signal)));
+    }).finally(() => {
+      clearTimeout(timer);
+      off();
     });
   }
 
-  /** @param {Request} request @param {number} timeoutMs */
-  async #attempt(request, timeoutMs) {
+  /** As `onAbort`, also when the client is closed. @param {AbortSignal | undefined} signal @param {() => void} act */
+  onEnd(signal, act) {
+    const offs = [onAbort(this.closing.signal, act), onAbort(signal, act)];
+    return () => offs.forEach((off) => off());
+  }
+
+  /** @param {AbortSignal} [signal] @param {boolean} [mutates] */
+  #ended(signal, mutates) {
+    return this.closing.signal.aborted ? closedError() : abortedError(signal, mutates ? "unknown" : "no");
+  }
+
+  /** @param {Request} request @param {number} timeoutMs @param {AbortSignal} [signal] */
+  async #attempt(request, timeoutMs, signal) {
     if (this.closing.signal.aborted) throw closedError();
     const abort = new AbortController();
-    const onClose = () => abort.abort();
-    const timer = setTimeout(onClose, timeoutMs);
-    this.closing.signal.addEventListener("abort", onClose, { once: true });
+    const stop = () => abort.abort();
+    const timer = setTimeout(stop, timeoutMs);
+    const off = this.onEnd(signal, stop);
     let response, body;
     try {
       response = await this.fetch(this.base + request.path, { ...this.#init(request), signal: abort.signal });
       body = new Uint8Array(await response.arrayBuffer());
     } catch (error) {
-      if (this.closing.signal.aborted) throw closedError();
+      if (this.closing.signal.aborted || signal?.aborted) throw this.#ended(signal, mutates(request));
       throw noAnswer(this.base, abort.signal.aborted ? `none within ${Math.round(timeoutMs)} ms` : error, request);
     } finally {
       clearTimeout(timer);
-      this.closing.signal.removeEventListener("abort", onClose);
+      off();
     }
     return this.#read(response, body, request);
   }
@@ -170,7 +148,7 @@ export class Retries {
    */
   pause(error) {
     if (!(error instanceof StepwellError)) throw error;
-    if (error.retry === "same" && error.code !== "closed") {
+    if (error.retry === "same" && !ENDED.includes(error.code)) {
       const longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** this.failures++);
       const pause = (error.retryAfterMs ?? 0) + longest * Math.random();
       if (performance.now() + pause < this.deadline) {
@@ -191,22 +169,50 @@ export class Retries {
   }
 }
 
+/** @type {WeakMap<AbortSignal, Set<() => void>>} */
+const actions = new WeakMap();
+
 /**
- * Return a promise's result, or reject after some milliseconds.
+ * Run an action as soon as a signal is aborted. A signal has one listener for all actions: Node warns of more than ten.
+ * @param {AbortSignal | undefined} signal
+ * @param {() => void} act
+ * @returns {() => void} Leaves it undone.
+ */
+export function onAbort(signal, act) {
+  if (signal?.aborted) act();
+  if (!signal || signal.aborted) return () => {};
+  const all = actions.get(signal) ?? new Set();
+  if (!actions.has(signal)) {
+    actions.set(signal, all);
+    signal.addEventListener("abort", () => all.forEach((one) => one()), { once: true });
+  }
+  all.add(act);
+  return () => all.delete(act);
+}
+
+/**
+ * Return a promise's result, or reject after some milliseconds or when a signal is aborted.
  * @template T
  * @param {Promise<T>} promise
  * @param {number} ms
  * @param {() => Error} late
+ * @param {AbortSignal} [signal]
+ * @param {"no" | "unknown"} [applied] Of a call that is aborted meanwhile.
  * @returns {Promise<T>}
  */
-export async function within(promise, ms, late) {
+export async function within(promise, ms, late, signal, applied) {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
-  const limit = new Promise((_, reject) => (timer = setTimeout(() => reject(late()), Math.max(0, ms))));
+  let off = () => {};
+  const limit = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(late()), Math.max(0, ms));
+    off = onAbort(signal, () => reject(abortedError(signal, applied)));
+  });
   try {
     return /** @type {T} */ (await Promise.race([promise, limit]));
   } finally {
     clearTimeout(timer);
+    off();
   }
 }
 

@@ -1,26 +1,8 @@
 import { StepwellError, problemError } from "./errors.js";
 import { openSocket } from "./socket.js";
 
+/** @import { Event, Gap, WatchOptions } from "./events.js" */
 /** @import { Transport } from "./transport.js" */
-
-/**
- * @typedef {object} WatchOptions
- * @property {string} [stream] Watch only this stream; by default, all streams of the model.
- * @property {string} [prefix] Watch only streams whose id begins with it.
- * @property {number} [since] With `stream`, the last step already known; later steps are yielded first.
- * @property {boolean} [inputs] Include the inputs in each event.
- * @property {boolean} [candidate] Include what the candidate of a release computed.
- * @property {AbortSignal} [signal] Ends the watch, also while it waits for an event.
- * @property {(retryMs?: number) => void} [onConnection] Called when the connection is ready, and with the milliseconds
- *   until the next attempt when it is lost or could not be opened.
- *
- * A committed step or chunk; a chunk's tensors have a leading time axis.
- * @typedef {{ model: string, stream: string, step: number, state_id: string, outputs: Record<string, any>,
- *   inputs?: Record<string, any>, candidate?: { version: number, outputs: Record<string, any> }, gap?: undefined }} Event
- *
- * Events that a watch has missed: `gap` is the minimum number of timesteps whose predictions were missed.
- * @typedef {{ gap: number }} Gap
- */
 
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
@@ -33,13 +15,13 @@ const MAX_UNREAD = 10_000;
  * @returns {AsyncGenerator<Event | Gap, void, void>}
  */
 export async function* watch(transport, model, options = {}) {
-  const { stream, prefix, inputs = false, candidate, onConnection } = options;
+  const { stream, prefix, inputs = false, candidate, onConnection, signal } = options;
   let { since } = options;
-  const signal = either(transport.closing.signal, options.signal);
-  for (let failures = 0, isBack = false; !signal.aborted; ) {
+  const isOver = () => transport.closing.signal.aborted || signal?.aborted;
+  for (let failures = 0, isBack = false; !isOver(); ) {
     const inbox = new Inbox();
     const stop = () => inbox.end();
-    signal.addEventListener("abort", stop, { once: true });
+    const off = transport.onEnd(signal, stop);
     /** @type {WebSocket | undefined} */
     let socket;
     try {
@@ -56,13 +38,13 @@ export async function* watch(transport, model, options = {}) {
       }
     } catch (error) {
       if (error instanceof StepwellError && error.retry !== "same") throw error;
-      if (!socket) await explain(transport, model);
+      if (!socket) await explain(transport, model, signal);
     } finally {
-      signal.removeEventListener("abort", stop);
+      off();
       socket?.close(1000);
     }
     isBack = true;
-    if (signal.aborted) return;
+    if (isOver()) return;
     const longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(++failures, 10));
     const pause = longest * (0.5 + Math.random() / 2);
     onConnection?.(pause);
@@ -71,29 +53,15 @@ export async function* watch(transport, model, options = {}) {
 }
 
 /**
- * Return a signal that is aborted as soon as one of two is.
- * @param {AbortSignal} first
- * @param {AbortSignal} [second]
- */
-function either(first, second) {
-  if (!second) return first;
-  const both = new AbortController();
-  for (const one of [first, second]) {
-    if (one.aborted) both.abort();
-    one.addEventListener("abort", () => both.abort(), { once: true, signal: both.signal });
-  }
-  return both.signal;
-}
-
-/**
  * Find out over HTTP why a WebSocket could not be opened: the platform does not give the response to its handshake.
  * @param {Transport} transport
  * @param {string} model
+ * @param {AbortSignal} [signal]
  * @throws {StepwellError} The service rejects requests of this model.
  */
-async function explain(transport, model) {
+async function explain(transport, model, signal) {
   try {
-    await transport.attempt({ method: "GET", path: `/v1/models/${model}` }, LONGEST_PAUSE_MS);
+    await transport.attempt({ method: "GET", path: `/v1/models/${model}` }, LONGEST_PAUSE_MS, signal);
   } catch (error) {
     if (!(error instanceof StepwellError) || (error.retry !== "same" && error.code !== "closed")) throw error;
   }

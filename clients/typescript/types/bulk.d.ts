@@ -1,17 +1,17 @@
-import { StepwellError } from "./errors.js";
 import type { Model } from "./client.js";
-import type { Inputs } from "./inputs.js";
-import type { StepResponse } from "./api.js";
+import type { InputsByStream } from "./inputs.js";
+import type { Limits } from "./options.js";
+import type { StepResults } from "./results.js";
 /** @import { Model, Stream } from "./client.js" */
-/** @import { Inputs } from "./inputs.js" */
+/** @import { InputsByStream } from "./inputs.js" */
+/** @import { Limits } from "./options.js" */
+/** @import { Position, StepResults } from "./results.js" */
 /** @import { BulkResponse, StepResponse } from "./api.js" */
 /**
  * Step many streams by one timestep each; streams with a transient error are retried.
  * @param {Model} model
- * @param {{ readonly [stream: string]: Inputs }} inputs
- * @param {number} deadline
- * @returns {Promise<Record<string, StepResponse | StepwellError>>}
+ * @param {InputsByStream} inputs
+ * @param {Limits} limits
+ * @returns {Promise<StepResults>}
  */
-export declare function bulkStep(model: Model, inputs: {
-    readonly [stream: string]: Inputs;
-}, deadline: number): Promise<Record<string, StepResponse | StepwellError>>;
+export declare function bulkStep(model: Model, inputs: InputsByStream, limits: Limits): Promise<StepResults>;

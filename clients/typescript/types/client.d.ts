@@ -1,16 +1,18 @@
-import { StepwellError } from "./errors.js";
 import { Feed } from "./feed.js";
 import { Transport } from "./transport.js";
-import type { CallOptions, ClientOptions, Request } from "./transport.js";
-import type { Inputs, Source } from "./inputs.js";
-import type { Event, Gap, WatchOptions } from "./watch.js";
-import type { ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
-/** @import { CallOptions, ClientOptions, Request, Send } from "./transport.js" */
-/** @import { Inputs, Source } from "./inputs.js" */
-/** @import { Event, Gap, WatchOptions } from "./watch.js" */
+import type { CallOptions, ClientOptions, Request } from "./options.js";
+import type { Inputs, InputsByStream, Source } from "./inputs.js";
+import type { StepResults } from "./results.js";
+import type { Event, Gap, WatchOptions } from "./events.js";
+import type { ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
+/** @import { CallOptions, ClientOptions, Limits, Request, Send } from "./options.js" */
+/** @import { Inputs, InputsByStream, Source } from "./inputs.js" */
+/** @import { Position, StepResults } from "./results.js" */
+/** @import { Event, Gap, WatchOptions } from "./events.js" */
 /**
- * @import { ForkResponse, ModelDescription, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
- *   ServiceResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
+ * @import { ForkResponse, ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody,
+ *   RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse,
+ *   StepsBody } from "./api.js"
  */
 /** A connection to a service, in browsers and Node. */
 export declare class Client {
@@ -72,21 +74,17 @@ export declare class Model {
     /**
      * Step many streams by one timestep each, in one request. Return a response per stream, or its error; a failed stream
      * does not affect the others.
-     * @param {{ readonly [stream: string]: Inputs }} inputs By stream id.
+     * @param {InputsByStream} inputs By stream id.
      * @param {CallOptions} [options]
-     * @returns {Promise<Record<string, StepResponse | StepwellError>>}
+     * @returns {Promise<StepResults>}
      * @throws {StepwellError} The whole request failed: no stream was stepped, or the outcome of all is unknown.
      */
-    stepMany(inputs: {
-        readonly [stream: string]: Inputs;
-    }, options?: CallOptions): Promise<Record<string, StepResponse | StepwellError>>;
+    stepMany(inputs: InputsByStream, options?: CallOptions): Promise<StepResults>;
     /** Open a live feed: steps of many streams over one WebSocket. */
     feed(): Feed;
     /**
      * Yield predictions as they are committed, from any sender, until the client is closed, the loop is left, or `signal`
-     * is aborted. A lost connection is opened again. A watch of one stream then continues after the last event that it
-     * yielded; steps that the service no longer keeps are reported as a gap. A watch of several streams reports each
-     * reconnection as a gap.
+     * is aborted. A lost connection is opened again.
      * @param {WatchOptions} [options]
      * @returns {AsyncGenerator<Event | Gap, void, void>}
      * @throws {StepwellError} The service rejected the watch.
@@ -96,10 +94,9 @@ export declare class Model {
 /**
  * A stream's handle, which keeps the stream's position and sends it with each step. Use `Model.stream`.
  *
- * The first call reads the position from the service; later calls use the handle's own last result. If another writer
- * changes the stream, the next call fails with `state_changed`, and `resume` reads the position again. After an error
- * with `applied: "unknown"`, repeat the same call: it is applied at most once. Calls of one stream are sent in the
- * order in which they were made, each after the response to the one before.
+ * The first call reads the position from the service. If another writer changes the stream, the next call fails with
+ * `state_changed`, and `resume` reads the position again. After an error with `applied: "unknown"`, repeat the same call:
+ * it is applied at most once. Calls of one stream are sent in their order, each after the response to the one before.
  */
 export declare class Stream {
     #private;
@@ -115,14 +112,9 @@ export declare class Stream {
     constructor(model: Model, id: string);
     /**
      * Step the stream by one timestep and return the response, with the prediction in `outputs`.
-     *
-     * With a `source`, the timestep is identified by its position in that log, instead of the handle's position: if it is
-     * at or before the newest one that was applied, it is not applied again, however long ago that was. The response then
-     * has `skipped`, and `null` for outputs that are not known any more.
      * @param {Inputs} inputs
      * @param {CallOptions & { source?: Source }} [options]
      * @returns {Promise<StepResponse>}
-     * @throws {StepwellError} `source_passed`: it was applied before, and its prediction is not known any more.
      */
     step(inputs: Inputs, options?: CallOptions & {
         source?: Source;
@@ -130,14 +122,19 @@ export declare class Stream {
     /**
      * Step the stream by a chunk of timesteps; all are applied, or none.
      * @param {Inputs} inputs With a leading time axis.
-     * @param {CallOptions & Pick<StepsBody, "return" | "create"> & { source?: Source }} [options] `return`: `all`
-     *   predictions, `last`, or `none`; `create`: `must` fails if the stream exists, `never` if it does not; `source`: as
-     *   for `step`, with a position for each timestep.
+     * @param {CallOptions & Pick<StepsBody, "return" | "create"> & { source?: Source }} [options]
      * @returns {Promise<StepResponse>}
      */
     steps(inputs: Inputs, options?: CallOptions & Pick<StepsBody, "return" | "create"> & {
         source?: Source;
     }): Promise<StepResponse>;
+    /**
+     * Feed the stream past timesteps; no predictions are returned.
+     * @param {Inputs} inputs With a leading time axis.
+     * @param {CallOptions} [options]
+     * @returns {Promise<StepResponse>}
+     */
+    prime(inputs: Inputs, options?: CallOptions): Promise<StepResponse>;
     /**
      * Return the result that a step would have from the current state; nothing is committed.
      * @param {Inputs} inputs
@@ -173,6 +170,39 @@ export declare class Stream {
     reset(options?: CallOptions & {
         to?: string;
     }): Promise<PositionResponse>;
+    /**
+     * List the stream's snapshots.
+     * @param {CallOptions} [options]
+     * @returns {Promise<SnapshotEntry[]>}
+     */
+    snapshots(options?: CallOptions): Promise<SnapshotEntry[]>;
+    /**
+     * Save a named copy of the stream's state, in place of an earlier one of that name; `reset` returns to it.
+     * @param {string} name
+     * @param {CallOptions} [options]
+     * @returns {Promise<NewSnapshotResponse>}
+     */
+    takeSnapshot(name: string, options?: CallOptions): Promise<NewSnapshotResponse>;
+    /**
+     * Delete a snapshot.
+     * @param {string} name
+     * @param {CallOptions} [options]
+     * @returns {Promise<void>}
+     */
+    forgetSnapshot(name: string, options?: CallOptions): Promise<void>;
+    /**
+     * Return the stream's state.
+     * @param {CallOptions} [options]
+     * @returns {Promise<StateResponse>}
+     */
+    state(options?: CallOptions): Promise<StateResponse>;
+    /**
+     * Replace the stream's state, and continue from it.
+     * @param {Pick<StateBody, "states" | "step" | "fingerprint">} state As `state` returns it.
+     * @param {CallOptions} [options]
+     * @returns {Promise<PositionResponse>}
+     */
+    putState(state: Pick<StateBody, "states" | "step" | "fingerprint">, options?: CallOptions): Promise<PositionResponse>;
     /**
      * Return the stream's position and times. The handle keeps its own position; `resume` replaces it.
      * @param {CallOptions} [options]

@@ -3,8 +3,8 @@ import type { Problem } from "./api.js";
 /** A call that was rejected, that got no response in time, or whose outcome is unknown. */
 export declare class StepwellError extends Error {
     /**
-     * One of the service's codes, or of the client's own: `no_answer`, `unreadable_answer`, `closed`, `bad_url`,
-     * `no_websocket`.
+     * One of the service's codes, or of the client's own: `no_answer`, `unreadable_answer`, `aborted`,
+     * `closed`, `bad_url`, `no_websocket`.
      */
     code: string;
     /** Whether the call, or one of its retries, changed the stream; "unknown" if any attempt may have. */
@@ -44,5 +44,7 @@ export declare class StepwellError extends Error {
  * @param {number} [retryAfterMs]
  */
 export declare function problemError(problem: Problem, retryAfterMs?: number): StepwellError;
+/** @param {AbortSignal} [signal] @param {"no" | "unknown"} [applied] */
+export declare function abortedError(signal?: AbortSignal, applied?: "no" | "unknown"): StepwellError;
 /** Return the error of a call on a client or feed that was closed before or during the call. */
 export declare function closedError(): StepwellError;

@@ -1,6 +1,6 @@
 import type { Model } from "./client.js";
 import type { Inputs, Source } from "./inputs.js";
-import type { CallOptions } from "./transport.js";
+import type { CallOptions } from "./options.js";
 import type { StepResponse } from "./api.js";
 /**
  * A live feed of one model. Use `Model.feed`.
@@ -25,6 +25,8 @@ export declare class Feed {
     step(stream: string, inputs: Inputs, options?: CallOptions & {
         source?: Source;
     }): Promise<StepResponse>;
+    /** The number of steps without a response yet, sent or not. */
+    get waiting(): number;
     /** Close the connection; pending steps fail with `closed`. */
     close(): void;
 }

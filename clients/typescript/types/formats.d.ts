@@ -1,23 +1,9 @@
 /**
  * The two formats of bodies and messages. Tensors are nested arrays in both; integers that a double cannot hold
  * exactly are `bigint`.
- *
- * @typedef {{ encode: (value: any) => Uint8Array, decode: (bytes: Uint8Array) => any }} Msgpack
- *   A msgpack library, for example `@msgpack/msgpack`.
- *
- * @typedef {{ type: string, protocol: string, encode: (document: unknown) => string | Uint8Array<ArrayBuffer>,
- *   decode: (body: Uint8Array | string) => any }} Format
  */
-export type Msgpack = {
-    encode: (value: any) => Uint8Array;
-    decode: (bytes: Uint8Array) => any;
-};
-export type Format = {
-    type: string;
-    protocol: string;
-    encode: (document: unknown) => string | Uint8Array<ArrayBuffer>;
-    decode: (body: Uint8Array | string) => any;
-};
+/** @import { Format, Msgpack } from "./options.js" */
+import type { Format, Msgpack } from "./options.js";
 /** @type {Format} */
 export declare const JSON_FORMAT: Format;
 /**

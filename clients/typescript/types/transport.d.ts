@@ -1,59 +1,5 @@
 import { StepwellError } from "./errors.js";
-import type { Format, Msgpack } from "./formats.js";
-export type ClientOptions = {
-    /**
-     * API key, if the service requires one.
-     */
-    key?: string;
-    /**
-     * Milliseconds that one call may take, including its retries and its wait for earlier
-     * calls of the stream; 60,000 by default.
-     */
-    timeoutMs?: number;
-    /**
-     * Unreferenced stream handles that a model keeps; 65,536 by default.
-     */
-    keepStreams?: number;
-    /**
-     * A msgpack library; JSON is sent without one.
-     */
-    msgpack?: Msgpack;
-    /**
-     * Sends HTTP requests in place of the platform's `fetch`.
-     */
-    fetch?: typeof fetch;
-    /**
-     * The constructor to use in place of the platform's `WebSocket`; Node before 22 has none.
-     */
-    WebSocket?: any;
-};
-export type CallOptions = {
-    /**
-     * Milliseconds that this call may take; the client's `timeoutMs` by default.
-     */
-    timeoutMs?: number;
-};
-export type Request = {
-    method: string;
-    /**
-     * Below the service's address.
-     */
-    path: string;
-    body?: any;
-    /**
-     * The `Idempotency-Key`.
-     */
-    key?: string;
-    /**
-     * For a step of one timestep, the stream's id: a feed may carry it.
-     */
-    stream?: string;
-    /**
-     * Whether the request can change a stream; by default, unless its method is GET.
-     */
-    mutates?: boolean;
-};
-export type Send = (request: Request, timeoutMs: number) => Promise<any>;
+import type { CallOptions, ClientOptions, Format, Limits, Request, Send } from "./options.js";
 /** Requests and responses over HTTP, with retries. */
 export declare class Transport {
     #private;
@@ -72,21 +18,20 @@ export declare class Transport {
      * @param {ClientOptions} options
      */
     constructor(url: string | URL, options: ClientOptions);
-    /** @param {CallOptions} [options] @returns {number} The time at which a call that begins now fails. */
-    deadline(options?: CallOptions): number;
+    /** @param {CallOptions} [options] @returns {Limits} The limits of a call that begins now. */
+    limits(options?: CallOptions): Limits;
     /**
-     * Send a request until it succeeds, fails for good, or the time is over. The same bytes are sent each time, so the
+     * Send a request until it succeeds, fails for good, or is at its limits. The same bytes are sent each time, so the
      * service recognizes a repetition by its `seq` and `after`, or by its key.
      * @param {Request} request
-     * @param {number} deadline
+     * @param {Limits} limits
      * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
      */
-    send(request: Request, deadline: number, attempt?: Send): Promise<any>;
-    /**
-     * @param {number} ms
-     * @param {AbortSignal} [signal] Rejects with `closed` as soon as it is aborted; by default, when the client is closed.
-     */
+    send(request: Request, { deadline, signal }: Limits, attempt?: Send): Promise<any>;
+    /** Wait; reject as soon as the call is over. @param {number} ms @param {AbortSignal} [signal] */
     wait(ms: number, signal?: AbortSignal): Promise<any>;
+    /** As `onAbort`, also when the client is closed. @param {AbortSignal | undefined} signal @param {() => void} act */
+    onEnd(signal: AbortSignal | undefined, act: () => void): () => void;
 }
 /** The retries of one call: growing pauses with jitter, so that clients retry at different times. */
 export declare class Retries {
@@ -109,14 +54,23 @@ export declare class Retries {
     final(error: StepwellError): StepwellError;
 }
 /**
- * Return a promise's result, or reject after some milliseconds.
+ * Run an action as soon as a signal is aborted. A signal has one listener for all actions: Node warns of more than ten.
+ * @param {AbortSignal | undefined} signal
+ * @param {() => void} act
+ * @returns {() => void} Leaves it undone.
+ */
+export declare function onAbort(signal: AbortSignal | undefined, act: () => void): () => void;
+/**
+ * Return a promise's result, or reject after some milliseconds or when a signal is aborted.
  * @template T
  * @param {Promise<T>} promise
  * @param {number} ms
  * @param {() => Error} late
+ * @param {AbortSignal} [signal]
+ * @param {"no" | "unknown"} [applied] Of a call that is aborted meanwhile.
  * @returns {Promise<T>}
  */
-export declare function within<T>(promise: Promise<T>, ms: number, late: () => Error): Promise<T>;
+export declare function within<T>(promise: Promise<T>, ms: number, late: () => Error, signal?: AbortSignal, applied?: "no" | "unknown"): Promise<T>;
 /**
  * Return the error of an attempt without a response.
  * @param {string} url

@@ -67,12 +67,17 @@ class StreamOps(BulkSteps):
 
     @timed
     def reset(self, policy: RetryPolicy, cursor: StreamCursor, snapshot: str | None) -> Exchange[StepResult]:
-        """Reset a stream to its initial state or to a snapshot, if its position is still the known one."""
+        """Reset a stream to its initial state or to a snapshot, if its position is still the known one.
+
+        The position identifies the request, so the same call can also be repeated after a timeout. Without one, the
+        stream is missing.
+        """
         yield from self._ensure_cursor(cursor, policy)
         document: dict[str, Any] = {} if snapshot is None else {"to": {"snapshot": snapshot}}
         if cursor.state_id is not None:
             document["after"] = cursor.state_id
-        request = self._idempotent("POST", cursor, "reset", document)
+        key = uuid.uuid4().hex if cursor.state_id is None else None
+        request = ClientRequest("POST", f"{self._stream_path(cursor)}/reset", document, key=key)
         return self._restart_at(cursor, (yield from self._fetch(request, policy, decoding.StepReply)).result())
 
     def snapshots(self, cursor: StreamCursor) -> Exchange[list[Snapshot]]:

@@ -1,0 +1,1 @@
+"""The chaos campaign through the clients that users have."""
