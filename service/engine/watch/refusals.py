@@ -1,8 +1,8 @@
 """`RefusalLog`: which streams had timesteps that were refused, kept in the store for `stepwell alert`.
 
-A refused timestep is not committed, so neither a watch nor an event log has it. Each worker collects what it refuses and
-writes it a few times a second, so a client that sends nothing but wrong timesteps costs the store no more than these
-writes. What a worker has collected is lost if it is killed before the next write.
+A refused timestep is not committed, so neither a watch nor an event log has it. Each worker collects what it refuses
+and writes it a few times a second, so a client that sends nothing but wrong timesteps costs the store no more than
+these writes. What a worker has collected is lost if it is killed before the next write.
 """
 
 from __future__ import annotations
