@@ -110,7 +110,7 @@ class RuleEvaluation:
             if rule.refused is None or state.raised(rule.name, "refused"):
                 continue
             own = state.condition(rule.name, "refused")
-            own.count += refusals.count
+            own.count += refusals.n
             if own.count >= rule.refused:
                 alarms.append(make.raised(rule, "refused", own, state.step, {}, refusals.code))
                 if is_passed:

@@ -145,8 +145,9 @@ def _columns(rows: Any, length: int, *, chunk: bool) -> Array:
         ServiceError: `bad_request`, for the first stream whose positions are wrong.
     """
     if not chunk or isinstance(rows, np.ndarray) or all(len(row) == length for row in rows):
-        at: Array = np.array(rows, np.uint64).reshape(len(rows), -1)
-        if at.shape[1] == length and (at[:, 1:] > at[:, :-1]).all():
+        at: Array = rows.view("<u8") if isinstance(rows, np.ndarray) else np.array(rows, np.uint64)
+        at = at.reshape(len(rows), -1)
+        if at.shape[1] == length and (length == 1 or (at[:, 1:] > at[:, :-1]).all()):
             return at
     for i, row in enumerate(rows):
         _check_positions(row if chunk else (row,), length, f"`source.at[{i}]`")

@@ -39,13 +39,13 @@ class Refusals(NamedTuple):
 
     Attributes:
         stream: The stream's id.
-        count: How many.
+        n: How many.
         code: The error's code, of the newest one.
         at_ms: When the newest one was refused, milliseconds since 1970 by the store's clock.
     """
 
     stream: str
-    count: int
+    n: int
     code: str
     at_ms: int
 
@@ -54,7 +54,7 @@ class _Collected(msgspec.Struct, array_like=True):
     """As `Refusals`; `at` is on the monotonic clock until it is written, and the age in milliseconds from then on."""
 
     stream: str
-    count: int
+    n: int
     code: str
     at: float
 
