@@ -300,7 +300,9 @@ class RaisedAlarm(Document, kw_only=True):
     state: Annotated[str, Meta(description="`raised`.")]
     model: str
     stream: StreamId
-    step: Annotated[int, Meta(ge=0, description="Where it was raised; for silence, expiry and refusals, the last step.")]
+    step: Annotated[
+        int, Meta(ge=0, description="Where it was raised; for silence, expiry and refusals, the last step.")
+    ]
     at: Annotated[float, Meta(description="When it was raised, seconds since 1970, by the store's clock.")]
     outputs: Annotated[dict[str, Any], Meta(description="The outputs of that step.")]
     kind: Annotated[
