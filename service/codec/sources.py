@@ -117,7 +117,8 @@ def source_digest(source_id: str) -> bytes:
 
 def source_of(source: SourceField) -> Source:
     """Return the source of a body that steps one stream."""
-    return Source(source_digest(source.id), _positions(source))
+    at = source.at
+    return Source(source_digest(source.id), (at,) if type(at) is int else _positions(source))
 
 
 def _positions(source: SourceField) -> tuple[int, ...]:
