@@ -104,7 +104,7 @@ class RefusalLog:
             if len(streams) >= _MAX_STREAMS:
                 return
             one = streams[stream] = _Collected(stream, 0, "", 0.0)
-        one.count, one.code, one.at = one.count + 1, error.code, self._clock()
+        one.n, one.code, one.at = one.n + 1, error.code, self._clock()
 
     async def run(self) -> None:
         """Write a few times a second, until the task is cancelled; return at once if no history is kept."""
@@ -129,7 +129,7 @@ class RefusalLog:
                 streams = self._collected.setdefault(owner, {})
                 for stream, one in written.items():
                     if (newer := streams.setdefault(stream, one)) is not one:
-                        newer.count += one.count
+                        newer.n += one.n
                 raise
 
     async def _execute(self, *command: Any) -> Any:
@@ -174,9 +174,7 @@ class RefusalReader:
             for entry_id, fields in entries:
                 position = entry_id.decode()
                 written_ms = int(position.partition("-")[0])
-                found += [
-                    Refusals(one.stream, one.count, one.code, written_ms - int(one.at)) for one in _DECODE(fields[1])
-                ]
+                found += [Refusals(one.stream, one.n, one.code, written_ms - int(one.at)) for one in _DECODE(fields[1])]
         self.position = position
         return found
 
