@@ -276,6 +276,7 @@ def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, An
 
     yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
     yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
+    yield engine.refusals.run()
     yield run_forever(compare, every_s=_HOUSEKEEPING_S, name="Comparing the versions of releases")
     yield run_forever(engine.sweeper.run, every_s=_HOUSEKEEPING_S, name="Moving streams that sleep")
     if context.settings.drift:

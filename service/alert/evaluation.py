@@ -1,4 +1,4 @@
-"""`RuleEvaluation`: applies the rules of one model to commits, silences and ends of streams; no input or output."""
+"""`RuleEvaluation`: applies the rules of a model to commits, refusals, silences and ends of streams; does no I/O."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from service.alert.stream_state import (
     ConditionState,
     StreamUpdate,
 )
+from service.engine.watch.refusals import Refusals
 
 
 class RuleEvaluation:
@@ -60,10 +61,12 @@ class RuleEvaluation:
         make = _AlarmMaker(self._model, stream, now_ms, self._new_id)
         was_reset = update.step_before < state.step
         for rule in self.rules_of(stream):
-            for kind in ("silent", "expired"):
+            for kind in ("silent", "expired", "refused"):
                 if state.raised(rule.name, kind):
                     own = state.condition(rule.name, kind)
                     alarms.append(make.cleared(rule, kind, own, update.step, update.last_outputs()))
+            if rule.refused is not None:
+                state.condition(rule.name, "refused").count = 0
             if rule.when is not None:
                 own = state.condition(rule.name, "when")
                 if was_reset:
@@ -90,6 +93,31 @@ class RuleEvaluation:
             and now_ms - state.seen_ms >= rule.silent_s * 1000
             and not state.raised(rule.name, "silent")
         ]
+
+    def refuse(self, stream: str, state: AlertState, refusals: Refusals, now_ms: int) -> list[Alarm]:
+        """Evaluate timesteps of a stream that were refused, after all commits that are known.
+
+        Args:
+            stream: The stream.
+            state: Its state.
+            refusals: The refused timesteps.
+            now_ms: The store's clock.
+        """
+        alarms: list[Alarm] = []
+        make = _AlarmMaker(self._model, stream, now_ms, self._new_id)
+        is_passed = refusals.at_ms < state.seen_ms  # a timestep that came after them was evaluated already
+        for rule in self.rules_of(stream):
+            if rule.refused is None or state.raised(rule.name, "refused"):
+                continue
+            own = state.condition(rule.name, "refused")
+            own.count += refusals.n
+            if own.count >= rule.refused:
+                alarms.append(make.raised(rule, "refused", own, state.step, {}, refusals.code))
+                if is_passed:
+                    alarms.append(make.cleared(rule, "refused", own, state.step, {}))
+            elif is_passed:
+                own.count = 0
+        return alarms
 
     def end(self, stream: str, state: AlertState, now_ms: int, *, expired: bool) -> list[Alarm]:
         """Clear the alarms of a stream that does not exist any more, and raise those for its expiry.
@@ -128,10 +156,16 @@ class _AlarmMaker:
         self._at = now_ms / 1000
         self._new_id = new_id
 
-    def raised(
-        self, rule: AlarmRule, kind: AlarmKind, own: ConditionState, step: int, outputs: dict[str, Any]
+    def raised(  # noqa: PLR0917 - the parts of an alarm
+        self,
+        rule: AlarmRule,
+        kind: AlarmKind,
+        own: ConditionState,
+        step: int,
+        outputs: dict[str, Any],
+        code: str | None = None,
     ) -> Alarm:
-        alarm = self._alarm(rule, kind, "raised", step, outputs, None)
+        alarm = self._alarm(rule, kind, "raised", step, outputs, None, code)
         own.count, own.alarm = 0, alarm.id
         return alarm
 
@@ -150,6 +184,7 @@ class _AlarmMaker:
         step: int,
         outputs: dict[str, Any],
         clears: str | None,
+        code: str | None = None,
     ) -> Alarm:
         return Alarm(
             id=self._new_id(),
@@ -162,6 +197,7 @@ class _AlarmMaker:
             outputs=outputs,
             kind=kind,
             clears=clears,
+            code=code,
         )
 
 

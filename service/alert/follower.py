@@ -20,11 +20,13 @@ from service.alert.evaluation import RuleEvaluation
 from service.alert.rules import AlarmRule
 from service.alert.stream_state import ALARM_KINDS, Alarm, AlertState, StreamUpdate
 from service.alert.updates import newest_event, update_of, updates_after
+from service.engine.watch.refusals import RefusalReader
 from service.store.alerts import AlertWrites, raised_member
 from service.store.event_logs import EventLogs, StreamTail
 
 _log = logging.getLogger(__name__)
 _FOLLOWED: Final = ""  # the entry of the states of a model that was followed before; no stream has this id
+_REFUSALS: Final = "/"  # the entry with the position in the log of refusals; no stream has this id
 _LATE_MS: Final = 5000  # a message may arrive so late; larger differences are a change of `stream_ttl_s`
 _BEFORE_EXPIRY_MS: Final = 1000  # so long before its expiry a stream is checked: if it is gone then, it was deleted
 _CLOCK_MS: Final = 50  # the store's clock is known so exactly
@@ -63,6 +65,7 @@ class StreamFollower:
         self,
         model: FollowedModel,
         logs: EventLogs,
+        refusals: RefusalReader,
         evaluation: RuleEvaluation,
         now_ms: Callable[[], int],
         counters: AlertCounters,
@@ -73,6 +76,7 @@ class StreamFollower:
         Args:
             model: What is followed.
             logs: The event logs of its streams.
+            refusals: The log of their refused timesteps.
             evaluation: Its rules.
             now_ms: The store's clock.
             counters: Counts what is done.
@@ -80,6 +84,7 @@ class StreamFollower:
         """
         self.model = model
         self._logs = logs
+        self._refusals = refusals
         self._evaluation = evaluation
         self._now_ms = now_ms
         self._counters = counters
@@ -113,6 +118,7 @@ class StreamFollower:
     def load(self, states: dict[str, bytes]) -> None:
         """Set what was evaluated before, as the store has it."""
         self._was_followed = states.pop(_FOLLOWED, None) is not None
+        self._refusals.position = states.pop(_REFUSALS, b"").decode()
         kinds = {f"{kind}:{rule.name}" for rule in self.model.rules for kind in ALARM_KINDS}
         for stream, encoded in states.items():
             try:
@@ -169,6 +175,20 @@ class StreamFollower:
                 if state is not None and position == (state.step, state.state_id):
                     self._synced.add(stream)
 
+    async def follow_refusals(self) -> None:
+        """Evaluate what was refused since the last call; raises as `catch_up` does."""
+        if all(rule.refused is None for rule in self.model.rules):
+            return
+        before = self._refusals.position
+        for one in await self._refusals.read():
+            state = self._states.get(one.stream)
+            if state is not None and not state.expired_ms:
+                self._alarms += self._evaluation.refuse(one.stream, state, one, self._now_ms())
+                self._dirty[one.stream] = True
+                self._schedule(one.stream, state)
+        if self._refusals.position != before:
+            self._dirty[_REFUSALS] = True
+
     async def check_due(self) -> None:
         """Evaluate the silences and ends of streams that are due; raises as `catch_up` does."""
         now, due = self._now_ms(), []
@@ -194,9 +214,10 @@ class StreamFollower:
     def take_writes(self) -> AlertWrites:
         """Return what has to be written to the store, and regard it as written."""
         states: dict[str, bytes] = {}
+        entries = {_FOLLOWED: b"1", _REFUSALS: self._refusals.position.encode()}
         for stream in self._dirty:
             state = self._states.get(stream)
-            states[stream] = b"1" if stream == _FOLLOWED else b"" if state is None else state.encode()
+            states[stream] = entries.get(stream, b"") if state is None else state.encode()
         raised = dict.fromkeys(self._removed, b"")
         for alarm in self._alarms:
             member = raised_member(self.model.name, alarm.stream, self._group, alarm.rule, alarm.kind)

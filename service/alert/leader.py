@@ -28,6 +28,7 @@ from service.client import http_transport
 from service.client.results import ClientError, Event
 from service.client.watch import WatchCursor
 from service.client.websockets import open_async_socket
+from service.engine.watch.refusals import RefusalReader
 from service.errors import ServiceError
 from service.store.alerts import AlertStore
 from service.store.event_logs import EventLogs
@@ -52,20 +53,31 @@ class AlertLeader:
         self,
         models: Sequence[FollowedModel],
         evaluations: Mapping[str, RuleEvaluation],
-        logs: Mapping[str, EventLogs],
+        logs: Mapping[str, tuple[EventLogs, RefusalReader]],
         lease: GroupLease,
         store: AlertStore,
         deliveries: Sequence[tuple[AlarmTarget, WebhookDelivery | BrokerDelivery]],
         counters: AlertCounters,
         group: str,
     ) -> None:
-        """Create it."""
+        """Create it.
+
+        Args:
+            models: What is followed.
+            evaluations: The rules of each model.
+            logs: The event logs and the log of refusals of each model.
+            lease: The lease, which was acquired.
+            store: The store of the group.
+            deliveries: The targets and what delivers to them.
+            counters: Counts what is done.
+            group: The name of the group.
+        """
         self._lease = lease
         self._store = store
         self._deliveries = [delivery for _, delivery in deliveries]
         self._targets = [target_id(target) for target, _ in deliveries]
         self._followers = [
-            StreamFollower(model, logs[model.name], evaluations[model.name], lease.now_ms, counters, group)
+            StreamFollower(model, *logs[model.name], evaluations[model.name], lease.now_ms, counters, group)
             for model in models
         ]
         counters.bind(
@@ -130,11 +142,12 @@ class AlertLeader:
         for follower in self._followers:
             follower.load(await _retried(partial(self._store.load, follower.model.name)))
             await _retried(follower.catch_up)
+            await _retried(follower.follow_refusals)
             await self._write(follower)
 
     async def _evaluate(self, follower: StreamFollower, queue: asyncio.Queue[_Item]) -> None:
         """Evaluate what arrives and what is due, and write the results."""
-        written_at = time.monotonic()
+        written_at = refusals_at = time.monotonic()
         # Commits that were under way when a watch began are not sent to it: the event logs are read again after them
         catch_up_at: list[float] = []
         while True:
@@ -150,6 +163,9 @@ class AlertLeader:
                     await follower.catch_up()
                     catch_up_at = [at for at in catch_up_at if at > now]
                 await follower.follow([(stream, update) for stream, update in items if update is not None])
+                if now >= refusals_at + _TICK_S:
+                    refusals_at = now
+                    await follower.follow_refusals()
                 await follower.check_due()
             except ServiceError:
                 await asyncio.sleep(_STORE_PAUSE_S)

@@ -34,6 +34,7 @@ class RuleTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     clear: str | int | float | None = None
     silent_s: Annotated[float, Meta(gt=0)] | None = None
     expired: bool = False
+    refused: Annotated[int, Meta(ge=1)] | None = None
 
 
 class TargetTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -85,6 +86,7 @@ class AlarmRule:
         clear: The condition that clears it; None: it is cleared by the first timestep in which `when` does not hold.
         silent_s: Seconds without a timestep that raise an alarm; None: any silence is allowed.
         expired: Whether the expiry of a stream raises an alarm.
+        refused: Refused timesteps since the last one that was applied that raise an alarm; None: none do.
     """
 
     name: str
@@ -95,6 +97,7 @@ class AlarmRule:
     clear: AlarmCondition | None
     silent_s: float | None
     expired: bool
+    refused: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +225,9 @@ def _rule(table: RuleTable, index: int, where: _Places) -> AlarmRule:
         raise error("model", f"found {table.model!r}; expected the name of a model")
     if table.prefix and not STREAM_ID.fullmatch(table.prefix):
         raise error("prefix", f"found {table.prefix!r}; expected the start of a stream id, of A-Z a-z 0-9 . _ : @ -")
-    if table.when is None and table.silent_s is None and not table.expired:
-        raise error("name", f"the rule {table.name!r} never raises an alarm; expected when, silent_s or expired")
+    if table.when is None and table.silent_s is None and not table.expired and table.refused is None:
+        expected = "expected when, silent_s, expired or refused"
+        raise error("name", f"the rule {table.name!r} never raises an alarm; {expected}")
     if table.when is None:
         for key in ("for_steps", "clear"):
             if getattr(table, key) is not None:
@@ -239,7 +243,15 @@ def _rule(table: RuleTable, index: int, where: _Places) -> AlarmRule:
     except ConditionError as exc:
         raise error("clear", str(exc)) from exc
     return AlarmRule(
-        table.name, table.model, table.prefix, when, table.for_steps or 1, clear, table.silent_s, table.expired
+        table.name,
+        table.model,
+        table.prefix,
+        when,
+        table.for_steps or 1,
+        clear,
+        table.silent_s,
+        table.expired,
+        table.refused,
     )
 
 

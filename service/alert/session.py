@@ -21,6 +21,7 @@ from service.alert.lease import GroupLease
 from service.alert.rules import AlertRules
 from service.background import until
 from service.connect.service_feed import ServiceFeed
+from service.engine.watch.refusals import RefusalReader
 from service.errors import ServiceError
 from service.store import keys
 from service.store.alerts import AlertStore
@@ -48,6 +49,10 @@ class FollowedService:
     def logs(self, model: str) -> EventLogs:
         """Return the event logs of a model's streams."""
         return EventLogs(self.store, self.tenant, model)
+
+    def refusals(self, model: str) -> RefusalReader:
+        """Return a reader of the refused timesteps of a model's streams."""
+        return RefusalReader(self.store, self.tenant, model)
 
 
 class AlertSession:
@@ -155,7 +160,7 @@ class AlertSession:
                 model.name: RuleEvaluation(model.name, model.rules, lambda: secrets.token_hex(16))
                 for model in service.models
             },
-            {model.name: service.logs(model.name) for model in service.models},
+            {model.name: (service.logs(model.name), service.refusals(model.name)) for model in service.models},
             lease,
             store,
             [(target, make_delivery(target, options)) for target in self._rules.targets],

@@ -11,8 +11,8 @@ from msgspec import Struct
 from model_export.manifest import Array
 
 AlarmState = Literal["raised", "cleared"]
-AlarmKind = Literal["when", "silent", "expired"]
-ALARM_KINDS: Final[tuple[AlarmKind, ...]] = ("when", "silent", "expired")
+AlarmKind = Literal["when", "silent", "expired", "refused"]
+ALARM_KINDS: Final[tuple[AlarmKind, ...]] = ("when", "silent", "expired", "refused")
 
 
 class Alarm(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -24,11 +24,12 @@ class Alarm(Struct, frozen=True, kw_only=True, omit_defaults=True):
         state: `raised` or `cleared`.
         model: The model.
         stream: The stream.
-        step: The stream's step where it was raised or cleared; for silence and expiry, its last one.
+        step: The stream's step where it was raised or cleared; for silence, expiry and refusals, its last one.
         at: When, seconds since 1970 by the clock of the store.
         outputs: The outputs of that step.
-        kind: The key of the rule that raised it: `when`, `silent` (`silent_s`) or `expired`.
+        kind: The key of the rule that raised it: `when`, `silent` (`silent_s`), `expired` or `refused`.
         clears: Only of an alarm that is cleared: the id with which it was raised.
+        code: Only of an alarm that refusals have raised: the error's code of the newest one.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Alarm(Struct, frozen=True, kw_only=True, omit_defaults=True):
     outputs: dict[str, Any]
     kind: AlarmKind
     clears: str | None = None
+    code: str | None = None
 
     def encode(self) -> bytes:
         """Return it as JSON; numbers that are not finite are null."""
@@ -51,7 +53,7 @@ class ConditionState(Struct, array_like=True):
     """The state of one condition of a rule for one stream.
 
     Attributes:
-        count: Timesteps in a row in which `when` held; 0 while an alarm is raised.
+        count: Timesteps in a row in which `when` held, or that were refused; 0 while an alarm is raised.
         alarm: The id of the alarm that is raised; empty: none is.
     """
 

@@ -300,10 +300,15 @@ class RaisedAlarm(Document, kw_only=True):
     state: Annotated[str, Meta(description="`raised`.")]
     model: str
     stream: StreamId
-    step: Annotated[int, Meta(ge=0, description="Where it was raised; for silence and expiry, the last step.")]
+    step: Annotated[
+        int, Meta(ge=0, description="Where it was raised; for silence, expiry and refusals, the last step.")
+    ]
     at: Annotated[float, Meta(description="When it was raised, seconds since 1970, by the store's clock.")]
     outputs: Annotated[dict[str, Any], Meta(description="The outputs of that step.")]
-    kind: Annotated[str, Meta(description="`when`, `silent` or `expired`: the key of the rule that raised it.")]
+    kind: Annotated[
+        str, Meta(description="`when`, `silent`, `expired` or `refused`: the key of the rule that raised it.")
+    ]
+    code: Annotated[str, Meta(description="Of refused timesteps: the error's code.")] | UnsetType = UNSET
 
 
 class AlertsResponse(Document, kw_only=True):

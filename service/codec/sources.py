@@ -121,7 +121,8 @@ def source_digest(source_id: str) -> bytes:
 
 def source_of(source: SourceField) -> Source:
     """Return the source of a body that steps one stream."""
-    return Source(source_digest(source.id), _positions(source))
+    at = source.at
+    return Source(source_digest(source.id), (at,) if type(at) is int else _positions(source))
 
 
 def _positions(source: SourceField) -> tuple[int, ...]:
@@ -149,8 +150,9 @@ def _columns(rows: Any, length: int, *, chunk: bool) -> Array:
         ServiceError: `bad_request`, for the first stream whose positions are wrong.
     """
     if not chunk or isinstance(rows, np.ndarray) or all(len(row) == length for row in rows):
-        at: Array = np.array(rows, np.uint64).reshape(len(rows), -1)
-        if at.shape[1] == length and (at[:, 1:] > at[:, :-1]).all():
+        at: Array = rows.view("<u8") if isinstance(rows, np.ndarray) else np.array(rows, np.uint64)
+        at = at.reshape(len(rows), -1)
+        if at.shape[1] == length and (length == 1 or (at[:, 1:] > at[:, :-1]).all()):
             return at
     for i, row in enumerate(rows):
         _check_positions(row if chunk else (row,), length, f"`source.at[{i}]`")

@@ -155,7 +155,7 @@ class TypedStepDecoder:
         if self._is_message and step.id is not UNSET:
             colons += 1 + bytes(step.id).count(b":")
         if step.source is not UNSET:
-            if type(step.source.at) is not int or b"\\" in body:
+            if type(step.source.at) is not int or (not self._may_hide_colons and b"\\" in body):
                 raise NotTypedError  # a list of one, or an error; or an id that may hide a colon by an escape
             colons += 3 + step.source.id.count(":")
         is_plain = body.count(b":") == colons

@@ -28,7 +28,7 @@ _USUAL_POLL: Final = 4096
 _LARGEST_POLL: Final = 16_384
 """Messages: enough of each of a thousand streams that a message to the service has many of them."""
 _POLL_BYTES: Final = 8 << 20
-_POLL_S: Final = 1.0
+_POLL_S: Final = 0.5
 """Seconds that a large poll may take before the next ones get smaller: a rebalance and `stop` wait for its end."""
 
 _FIRST_PAUSE_S: Final = 0.1

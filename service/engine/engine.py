@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from service.drift.monitor import DriftMonitor
 from service.engine.admission import RequestAdmission
 from service.engine.observer import EngineObserver
@@ -17,6 +19,7 @@ from service.engine.trials.comparison import TrialComparison
 from service.engine.trials.plans import ReleasePlans
 from service.engine.watch.hub import WatchHub
 from service.engine.watch.interests import InterestTable
+from service.engine.watch.refusals import RefusalLog
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
 from service.releases.lookup import Releases
@@ -36,6 +39,7 @@ class Engine:
         rollouts: Runs streams by the model's own predictions.
         streams: Operations on whole streams: status, reset, fork, snapshots, deletion.
         watch: The watchers of this worker.
+        refusals: The timesteps that this worker has refused.
         admission: Accepts or rejects requests; rejects all while a drain is in progress.
         store: Loads and commits records.
         releases: The release documents of the models.
@@ -71,6 +75,7 @@ class Engine:
         self.releases = Releases() if releases is None else releases
         self.store_reachable = False
         self.watch = WatchHub(interests, store, StorePubSub(store.transport))
+        self.refusals = RefusalLog(store, options.history)
         self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
         self.plans = ReleasePlans(self.releases, models)
         self.comparison = TrialComparison(store, self.plans, observer)
@@ -81,6 +86,7 @@ class Engine:
             self.admission,
             observer,
             interests,
+            refusals=self.refusals,
             quota=quota,
             options=options,
             plans=self.plans,
@@ -120,6 +126,8 @@ class Engine:
     async def drain(self, timeout: float) -> None:
         """Reject new requests, and wait until the accepted ones have their response, at most `timeout` seconds."""
         await self.admission.drain(timeout)
+        with contextlib.suppress(ServiceError):  # the store does not reply
+            await self.refusals.flush()
         self.watch.end_all()
 
     async def close(self) -> None:

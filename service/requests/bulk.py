@@ -115,6 +115,7 @@ def submit_columns(
         return
     timesteps: list[Timestep | ServiceError] = [*rows.rows()]
     for i, fault in bulk.faults.items():
+        engine.refusals.add(*keys[i], fault)
         timesteps[i] = fault
     submit_rows(engine, timesteps, done, served)
 

@@ -114,6 +114,7 @@ class FeedSession:
             try:
                 self._decode_and_submit(message, tenant, correlation)
             except ServiceError as exc:
+                self._context.engine.refusals.add(tenant, self._model, self._stream or correlation.get("stream"), exc)
                 self.reject(exc, correlation)
                 if exc.code == "bad_json":
                     self.close_after_replies(UNREADABLE)

@@ -110,6 +110,13 @@ class StepHandler:
 
     def submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
         """Submit the timestep or chunk, or raise what is wrong with the body."""
+        try:
+            self._submit(body, done)
+        except ServiceError as exc:
+            self._engine.refusals.add(*self.key, exc)
+            raise
+
+    def _submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
         decoder, request_format = self._decoder, self.request_format
         if self._read is not None:  # the most frequent kind
             try:

@@ -48,6 +48,11 @@ def event_log_key(record: str) -> str:
     return f"{record}:h"
 
 
+def refusals_key(tenant: str, model: str) -> str:
+    """Return the key of the log of refused timesteps of a tenant's streams of a model."""
+    return f"swl:refused:{{{tenant}/{model}}}:log"
+
+
 def shard_channel(record: str) -> str:
     """Return the channel of a stream's events in a Cluster, in the stream's slot; `commit.lua` builds the same name."""
     return f"{record}:w"

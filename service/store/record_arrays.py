@@ -105,14 +105,14 @@ def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
         digests: The digests of the chunks' sources, `(rows,)` uint64.
         at: Their positions, `(rows, T)` uint64.
     """
-    newest_at = table[:, 0, _AT]
+    newest_at, others_at = table[:, 0, _AT], table[:, 1:, _AT]
     is_behind = (table[:, 0, _DIGEST] == digests) & (newest_at < at[:, 0])
-    if not (is_behind | (newest_at == NO_POSITION)).all():
+    if not is_behind.all() and not (is_behind | (newest_at == NO_POSITION)).all():
         return None
-    is_used = table[..., _AT] != NO_POSITION
-    is_used[:, 0] = True  # from now on
-    if not (is_used == is_used[0]).all():
-        return None
+    if not (others_at == NO_POSITION).all():
+        is_used = others_at != NO_POSITION
+        if not (is_used == is_used[0]).all():
+            return None
     advanced = table.copy()
     advanced[:, 0, _DIGEST], advanced[:, 0, _AT] = digests, at[:, -1]
     return advanced

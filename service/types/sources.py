@@ -53,13 +53,23 @@ class BatchSources(NamedTuple):
         digests = self.digests.astype("<u8", copy=False).view("V8").tolist()
         return [*map(Source, digests, map(tuple, self.at.tolist()))]
 
-    def encode(self) -> list[bytes]:
-        """Return for each row what `Source.encode` returns."""
-        rows, start = len(self.at), len(_MARK)
-        table = np.empty((rows, start + 8 + 8 * self.at.shape[1]), np.uint8)
-        table[:, :start] = np.frombuffer(_MARK, np.uint8)
-        table[:, start : start + 8] = self.digests.astype("<u8", copy=False).view(np.uint8).reshape(rows, 8)
-        table[:, start + 8 :] = self.at.astype("<u8", copy=False).view(np.uint8).reshape(rows, -1)
+    def encode_behind(self, first: bytes, packed: Sequence[tuple[bytes, ...]]) -> list[bytes]:
+        """Return for each row what `Source.encode` returns, behind other bytes.
+
+        Args:
+            first: What each row begins with.
+            packed: What follows in each row, before its source; equally many bytes in all rows.
+        """
+        rows = len(self.at)
+        own = np.frombuffer(b"".join([*chain.from_iterable(packed)]), np.uint8).reshape(rows, -1)
+        head, mark_at = len(first), len(first) + own.shape[1]
+        digest_at = mark_at + len(_MARK)
+        table = np.empty((rows, digest_at + 8 + 8 * self.at.shape[1]), np.uint8)
+        table[:, :head] = np.frombuffer(first, np.uint8)
+        table[:, head:mark_at] = own
+        table[:, mark_at:digest_at] = np.frombuffer(_MARK, np.uint8)
+        table[:, digest_at : digest_at + 8] = self.digests.astype("<u8", copy=False).view(np.uint8).reshape(rows, 8)
+        table[:, digest_at + 8 :] = self.at.astype("<u8", copy=False).view(np.uint8).reshape(rows, -1)
         return table.view(f"V{table.shape[1]}")[:, 0].tolist()  # type: ignore[no-any-return]  # NumPy's lists
 
     def select(self, rows: Sequence[int]) -> Self:

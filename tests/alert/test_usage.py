@@ -33,6 +33,7 @@ GOOD = '[[rule]]\nname = "a"\nmodel = "lstm"\nwhen = "outputs.y[0] > 1"\n'
         (GOOD + "silent_s = -1\n", "line 5: silent_s of [[rule]]"),
         (GOOD + 'prefix = "a/b"\n', "line 5: prefix of [[rule]]"),
         ('[[rule]]\nname = "a"\nmodel = "m"\n', "never raises an alarm"),
+        (GOOD + "refused = 0\n", "line 5: refused of [[rule]]"),
         ('[[rule]]\nname = "a"\nmodel = "m"\nsilent_s = 1\nfor_steps = 2\n', "line 5: for_steps"),
         (GOOD + GOOD, "line 6: name of [[rule]]: the name 'a' is used twice"),
         (GOOD + "[[to]]\nsecret = 's'\n", "line 5: webhook of [[to]]: found neither"),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.connect.brokers import make_reader
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import BrokerMessage
+from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, kafka
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -47,9 +52,9 @@ class KafkaTopics:
         await admin.close()
 
     def add(self, messages: list[tuple[str, Any]]) -> None:
-        asyncio.run(self._add(messages))
+        asyncio.run(self.add_now(messages))
 
-    async def _add(self, messages: list[tuple[str, Any]]) -> None:
+    async def add_now(self, messages: list[tuple[str, Any]]) -> None:
         from aiokafka import AIOKafkaProducer
 
         producer = AIOKafkaProducer(bootstrap_servers=self.address, acks="all")
@@ -171,6 +176,56 @@ def test_a_static_member_that_was_killed_goes_on_under_its_name(
         wait_for(lambda: topics.n_written() == 2, what=one.text)
 
     assert one.process.wait(60) == 0, one.text()
+
+
+def revocation_of(reader: Any) -> asyncio.Event:
+    """Return an event that is set once the broker has asked for the reader's partitions."""
+    began, give_up = asyncio.Event(), reader.on_partitions_revoked
+
+    async def on_partitions_revoked(revoked: Collection[Any]) -> None:
+        if revoked:
+            began.set()
+        await give_up(revoked)
+
+    reader.on_partitions_revoked = on_partitions_revoked
+    return began
+
+
+def test_a_poll_that_outlives_a_rebalance_loses_nothing(topics: KafkaTopics) -> None:
+    """The poll begins while the partitions are given up, and returns what the new assignment has."""
+    read: list[bytes] = []
+
+    async def read_on(reader: Any, found: Sequence[BrokerMessage] = ()) -> None:
+        while True:
+            if found:
+                read.extend(one.body for one in found)
+                await reader.acknowledge(found)
+            found = await reader.poll(1000)
+
+    async def rebalance() -> None:
+        first, second = (make_reader(BrokerUrl.parse(topics.url("in", "?group=g")), ReaderOptions()) for _ in "12")
+        revoking = revocation_of(first)
+        await first.open()
+        while not (found := await first.poll(1000)):
+            pass
+        await second.open()
+        async with asyncio.timeout(60):
+            await revoking.wait()
+            await topics.add_now([(f"k{i}", i) for i in range(40, 80)])
+            reading = [asyncio.create_task(read_on(first, found)), asyncio.create_task(read_on(second))]
+            while len(read) < 80:
+                await asyncio.wait(reading, timeout=0.1)
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        await first.close()
+        await second.close()
+
+    topics.add([(f"k{i}", i) for i in range(40)])
+    with contextlib.suppress(TimeoutError):
+        asyncio.run(rebalance())
+
+    assert sorted(map(int, read)) == list(range(80))
 
 
 def test_check_joins_no_group_and_shows_the_oldest_messages(

@@ -365,6 +365,12 @@ def test_silences_are_drawn_as_parts_of_the_longest_one(evaluate: Evaluate) -> N
     assert evaluate("alerts.silences([], 100)") == []
 
 
+def test_an_alarm_about_refused_timesteps_has_the_code_of_the_error(evaluate: Evaluate) -> None:
+    alarm = "{kind: 'refused', step: 4, code: 'non_finite'}"
+
+    assert evaluate(f"alerts.sentence({alarm})") == "refused after step 4: non_finite"
+
+
 def test_a_raised_alarm_is_listed_and_only_a_silence_has_a_bar(page: Page, files: str) -> None:
     page.open(f"{files}/index.html")
     page.evaluate("import('/cards/alerts.js').then((found) => { globalThis.alerts = found; })")

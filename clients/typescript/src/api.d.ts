@@ -263,14 +263,16 @@ export type RaisedAlarm = {
   state: string;
   model: string;
   stream: string;
-  /** Where it was raised; for silence and expiry, the last step. */
+  /** Where it was raised; for silence, expiry and refusals, the last step. */
   step: number;
   /** When it was raised, seconds since 1970, by the store's clock. */
   at: number;
   /** The outputs of that step. */
   outputs: { [name: string]: any };
-  /** `when`, `silent` or `expired`: the key of the rule that raised it. */
+  /** `when`, `silent`, `expired` or `refused`: the key of the rule that raised it. */
   kind: string;
+  /** Of refused timesteps: the error's code. */
+  code?: string;
 };
 
 /** A stream that was not imported, and the code of the error. */

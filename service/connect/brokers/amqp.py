@@ -21,6 +21,7 @@ from aiormq.exceptions import (
     ProbableAuthenticationError,
 )
 
+from service.connect.brokers.confirmations import all_confirmed
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
@@ -197,14 +198,13 @@ class AmqpWriter:
         assert self._channel is not None
         exchange = self._channel.default_exchange
         with _amqp_errors(self._url):
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for one in messages:
-                        tasks.create_task(
-                            exchange.publish(self._body(one), self._url.target(one.key), timeout=_TIMEOUT_S)
-                        )
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from errors
+            await all_confirmed(
+                [
+                    asyncio.ensure_future(exchange.publish(self._body(one), self._url.target(one.key)))
+                    for one in messages
+                ],
+                _TIMEOUT_S,
+            )
 
     async def close(self) -> None:
         """Disconnect."""

@@ -107,9 +107,10 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 
     async def poll(self, limit: int) -> Sequence[BrokerMessage]:
         """Return the next messages of all partitions that this connector has."""
-        generation = self._generation
         with _kafka_errors(self._url):
             found = await self._fetched(limit) or await self._consumer.getmany(timeout_ms=_WAIT_MS, max_records=limit)
+            # Not before: a wait that outlives a rebalance returns records of the new assignment
+            generation = self._generation
             if self._options.once or self._options.preview:
                 await self._find_ends()
         if generation != self._generation:

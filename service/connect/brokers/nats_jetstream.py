@@ -14,6 +14,7 @@ from nats.errors import AuthorizationError
 from nats.js import api
 from nats.js import errors as js_errors
 
+from service.connect.brokers.confirmations import all_confirmed
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
@@ -288,8 +289,7 @@ class NatsWriter:
                         self._url.target(one.key), body, wait_stall=_TIMEOUT_S, headers=headers
                     )
                 )
-            async with asyncio.timeout(_TIMEOUT_S):
-                await asyncio.gather(*sent)
+            await all_confirmed(sent, _TIMEOUT_S)
 
     async def close(self) -> None:
         """Disconnect."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from model_export.manifest import Manifest
 from service.store.record import blake2b_128
-from service.types import BulkTimesteps, Timestep
+from service.types import BatchSources, BulkTimesteps, Timestep
 
 _POSITION = struct.Struct("<IQ").pack
 
@@ -52,7 +52,7 @@ class OpIdHasher:
         seqs: Sequence[int | None],
         afters: Sequence[bytes | None],
         packed: Sequence[tuple[bytes, ...]],
-        sources: Sequence[bytes] = (),
+        sources: BatchSources | None = None,
     ) -> list[bytes]:
         """Return the op ids of requests without an idempotency key that continue their streams.
 
@@ -61,9 +61,9 @@ class OpIdHasher:
             seqs: One per request.
             afters: One per request.
             packed: Each request's bytes of each input, sorted by input name.
-            sources: The encoded source of each request; empty: they have none.
+            sources: The source of each request; None: they have none.
         """
-        if sources:
+        if sources is not None:
             return self._for_rows_with_sources(length, seqs, afters, packed, sources)
         new_hash, op_ids = self._sequenced.copy, list[bytes]()
         for seq, after, inputs in zip(seqs, afters, packed, strict=True):
@@ -86,18 +86,20 @@ class OpIdHasher:
         seqs: Sequence[int | None],
         afters: Sequence[bytes | None],
         packed: Sequence[tuple[bytes, ...]],
-        sources: Sequence[bytes],
+        sources: BatchSources,
     ) -> list[bytes]:
-        new_hash, position, op_ids = self._unnumbered.copy, _POSITION(length, 0), list[bytes]()
-        for seq, after, inputs, source in zip(seqs, afters, packed, sources, strict=True):
-            if seq is None and after is None:
+        op_ids = list[bytes]()
+        if seqs.count(None) == afters.count(None) == len(packed):  # most; all that is hashed is joined in one array
+            new_hash = self._unnumbered.copy
+            for covered in sources.encode_behind(_POSITION(length, 0), packed):
                 h = new_hash()
-                h.update(position + (inputs[0] if len(inputs) == 1 else b"".join(inputs)) + source)
+                h.update(covered)
                 op_ids.append(h.digest())
-                continue
+            return op_ids
+        for seq, after, inputs, source in zip(seqs, afters, packed, sources.rows(), strict=True):
             given = False, seq is not None, after is not None
             h = (self._hashers.get(given) or self._start_hash(given)).copy()
-            h.update(b"".join((_POSITION(length, seq or 0), *inputs, after or b"", source)))
+            h.update(b"".join((_POSITION(length, seq or 0), *inputs, after or b"", source.encode())))
             op_ids.append(h.digest())
         return op_ids
 
@@ -105,17 +107,15 @@ class OpIdHasher:
         """Return the op id of each request of a bulk request."""
         if bulk.idempotency_key is not None:
             return [self.for_timestep(timestep) for timestep in bulk.rows()]
-        sources = () if bulk.sources is None else bulk.sources.encode()
-        return self.for_rows(bulk.length, bulk.seqs, bulk.afters, bulk.packed, sources)
+        return self.for_rows(bulk.length, bulk.seqs, bulk.afters, bulk.packed, bulk.sources)
 
     def for_timestep(self, timestep: Timestep) -> bytes:
         """Return the op id of a request, 16 bytes."""
         seq, after, key, source = timestep.seq, timestep.after, timestep.idempotency_key, timestep.source
         if key is None and after is None and seq is None and source is None:
             return self._new_op_id()
-        if key is None and timestep.lifecycle == "on":
-            sources = () if source is None else (source.encode(),)
-            return self.for_rows(timestep.length, [seq], [after], [timestep.inputs], sources)[0]
+        if key is None and source is None and timestep.lifecycle == "on":
+            return self.for_rows(timestep.length, [seq], [after], [timestep.inputs])[0]
         given = key is not None, seq is not None, after is not None
         h = (self._hashers.get(given) or self._start_hash(given)).copy()
         # `given` and the length determine where each part ends, so different requests have different bytes.

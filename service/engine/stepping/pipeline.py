@@ -1,7 +1,6 @@
 """`BatchPipeline`: one batch from the queue to its replies: load the records, decide, run the model, commit, reply.
 
-Rows whose record was changed by another writer are attempted again with the record that the store returned; all others
-get their response in one attempt.
+Rows whose record another writer has changed are attempted again; all others get their response in one attempt.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from service.engine.stepping.record_cache import RecordCache
 from service.engine.stepping.record_loader import RecordLoader
 from service.engine.stepping.replies import Replies, failed
 from service.engine.stepping.responding import responding_versions
-from service.engine.tenant_limits import Reservation
+from service.engine.tenant_limits import Reservation, StreamQuota
 from service.errors import OutcomeUnknownError, ServiceError, wrong_state_size
 from service.models.pair_state import PAIR_BYTES
 from service.releases.moves import Standing
@@ -38,10 +37,10 @@ if TYPE_CHECKING:
     from service.drift.sampler import TimestepSampler
     from service.engine.observer import EngineObserver
     from service.engine.stepping.columns.shared_commits import SharedCommits
-    from service.engine.tenant_limits import StreamQuota
     from service.engine.trials.comparison import TrialComparison
     from service.engine.trials.plans import ReleasePlans
     from service.engine.watch.interests import InterestTable
+    from service.engine.watch.refusals import RefusalLog
     from service.models.served import ServedModel
     from service.releases.moves import Move
     from service.store.record import Record
@@ -61,6 +60,7 @@ class PipelineDeps:
         cache: The worker's recently used records of this model version.
         observer: Counts the work.
         interests: Decides which commits are published.
+        refusals: Notes which timesteps were refused.
         runner: Runs the model.
         timeout: Seconds from receipt to response.
         reroute: Submits a row to the version that its stream's record belongs to; False: that version is not there.
@@ -78,6 +78,7 @@ class PipelineDeps:
     cache: RecordCache
     observer: EngineObserver
     interests: InterestTable
+    refusals: RefusalLog
     runner: ModelRunner
     timeout: float
     reroute: Callable[[QueuedStep, bytes], bool]
@@ -271,8 +272,7 @@ class BatchPipeline:
         if plan is None and record.fingerprint == served.fingerprint:
             return True
         standing = Standing.of(record)
-        moves = [] if plan is None else plan.moves(standing, row.name)
-        if moves:
+        if moves := [] if plan is None else plan.moves(standing, row.name):
             target = self._plans.fingerprint(served.name, moves[-1].assignment)
             if target != served.fingerprint:
                 if self._reroute(row, target):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from service.engine.trials.comparison import TrialComparison
     from service.engine.trials.plans import ReleasePlans
     from service.engine.watch.interests import InterestTable
+    from service.engine.watch.refusals import RefusalLog
     from service.models.registry import ModelRegistry
     from service.store.record import Record
     from service.store.state_store import StateStore
@@ -63,6 +64,7 @@ class StepService:
         observer: EngineObserver,
         interests: InterestTable,
         *,
+        refusals: RefusalLog,
         quota: StreamQuota | None,
         options: EngineOptions,
         plans: ReleasePlans,
@@ -88,6 +90,7 @@ class StepService:
             store=store,
             observer=observer,
             interests=interests,
+            refusals=refusals,
             timeout=options.request_timeout_s,
             on_answered=admission.count_answered,
             quota=quota,

@@ -272,8 +272,7 @@ class CoalescedBatch(ColumnarBatch):
         streams, self.names, self._seqs, self._afters, sources, self._packed, self._dones, self._received = columns
         if self.has_source:
             self.sources = BatchSources.of(sources)
-        encoded = () if self.sources is None else self.sources.encode()
-        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed, encoded)
+        self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed, self.sources)
         self._streams = streams
         self.oldest_received = self._received[0]
         transports = [stream.transport for stream in streams]

@@ -6,9 +6,15 @@ import { ago, number } from "../shapes.js";
 const SHOWN = 20;
 
 /** What an alarm is about, in words: `silent since step 12`. */
-export function sentence({ kind, step }) {
-  const since = `step ${number(step)}`;
-  return { when: `since ${since}`, silent: `silent after ${since}`, expired: `expired after ${since}` }[kind] ?? since;
+export function sentence({ kind, step, code }) {
+  const at = `step ${number(step)}`;
+  const sentences = {
+    when: `since ${at}`,
+    silent: `silent after ${at}`,
+    expired: `expired after ${at}`,
+    refused: `refused after ${at}: ${code}`,
+  };
+  return sentences[kind] ?? at;
 }
 
 /**

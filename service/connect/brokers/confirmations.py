@@ -1,0 +1,34 @@
+"""`all_confirmed`: waits until a broker has confirmed messages, as long as it confirms any."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+
+async def all_confirmed(confirmations: Iterable[asyncio.Future[Any]], timeout_s: float) -> None:
+    """Wait until all messages are confirmed.
+
+    A poll may have thousands of messages, so a slow broker may need long for all of them. If it had a limit for them
+    together, they would be published again and again, and never be confirmed in time.
+
+    Args:
+        confirmations: One for each message.
+        timeout_s: Seconds within which any of them has to arrive.
+
+    Raises:
+        TimeoutError: None arrived for so long; all others are what a confirmation has raised.
+    """
+    pending = set(confirmations)
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+            if not done:
+                raise TimeoutError(f"no message was confirmed within {timeout_s:g} s")
+            for one in done:
+                one.result()
+    finally:
+        for one in pending:
+            one.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
