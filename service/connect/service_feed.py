@@ -17,12 +17,13 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 
 from model_export.manifest import InputSpec
 from service.client import http_transport
-from service.client.feed import ClientFeedConnection, rejected_handshake
+from service.client.feed import ClientFeedConnection
 from service.client.protocol import decoding
 from service.client.protocol.decoding import BulkReply, NoReply, RawReply
 from service.client.protocol.requests import ATTEMPT_S
 from service.client.protocol.retry import RetryPolicy
 from service.client.results import ClientError
+from service.client.websockets import rejected_handshake
 from service.codec.formats import MSGPACK, encode
 from service.connect.messages import ConnectError
 
