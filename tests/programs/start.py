@@ -189,6 +189,17 @@ def start_program(
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 
 
+def can_fork_here() -> bool:
+    """Whether this system has file descriptors of processes, which `warm.py` waits for: Linux, but not each sandbox."""
+    if sys.platform != "linux":
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
 def is_forking() -> bool:
     """Whether programs are forked here."""
     return _Starts.fork
@@ -196,8 +207,8 @@ def is_forking() -> bool:
 
 @contextlib.contextmanager
 def forked_starts() -> Iterator[None]:
-    """Let programs be forked until the block ends, on Linux and without measured coverage."""
-    _Starts.fork = sys.platform == "linux" and not any(name.startswith("COV") for name in os.environ)
+    """Let programs be forked until the block ends, where that is possible and no coverage is measured."""
+    _Starts.fork = can_fork_here() and not any(name.startswith("COV") for name in os.environ)
     try:
         yield
     finally:
