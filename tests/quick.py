@@ -15,22 +15,25 @@ LEFT_OUT = {
     *("test_environments.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
-    "model_export/verify/test_evidence.py",
+    *("engine/watch/test_cluster.py", "model_export/verify/test_evidence.py"),
+    *("releases/test_ramp.py", "releases/test_transitions.py", "tracing/test_grpc_traces.py"),
 }
-"""Folders and files that need a training framework or a browser, or start one program after the other."""
+"""Folders and files that need a training framework or a browser, start one program after the other, or repeat much."""
 OF_THESE = {
     *("alert/test_thresholds.py", "campaign/test_arrivals.py", "campaign/test_checker.py", "campaign/test_folds.py"),
-    *("commands/test_check.py", "commands/test_inspect.py", "commands/test_keys.py", "commands/test_streams.py"),
+    *("commands/test_inspect.py", "commands/test_keys.py", "commands/test_streams.py"),
     *("connect/test_mapping.py", "demo/test_model.py"),
 }
 """Files of these folders that take seconds, and run."""
 LONG = (
+    "api/test_watch.py::test_a_thousand_commits_of_one_replica_are_received_from_another",
     "asgi/test_asyncapi.py::test_the_parser_of_asyncapi_finds_no_fault",
     "client/test_client.py::test_the_examples_in_the_docs_print_what_they_show",
     "deploy/test_observability.py::test_every_alert_fires_on_its_fault_and_none_without",
     "hub/test_hub.py::test_a_repository_that_is_there_gets_another_commit",
     "hub/test_hub.py::test_another_file_is_replaced_only_if_that_is_said",
     "hub/test_hub.py::test_what_cannot_be_done_is_said_without_a_traceback",
+    "mlflow/test_mlflow.py::test_a_logged_model_is_a_verified_step_graph_with_its_signature",
     "model_export/runtime/test_random_ops.py::test_functions_that_multiply_without_end_are_refused",
 )
 """Tests of other files that take seconds each."""
