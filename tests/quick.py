@@ -9,16 +9,19 @@ import pytest
 TESTS = Path(__file__).parent
 LEFT_OUT = {
     *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
-    *("notebook", "offline", "parity", "process", "site", "triton"),
+    *("mlflow", "notebook", "offline", "parity", "process", "site", "triton"),
     *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
     *("grpc_api/test_serve.py", "package/test_wheel.py", "test_cli.py"),
     *("test_environments.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
-    *("engine/watch/test_cluster.py", "model_export/verify/test_evidence.py"),
+    *("engine/watch/test_cluster.py", "model_export/streaming/test_torch.py", "model_export/verify/test_evidence.py"),
     *("releases/test_ramp.py", "releases/test_transitions.py", "tracing/test_grpc_traces.py"),
 }
-"""Folders and files that need a training framework or a browser, start one program after the other, or repeat much."""
+"""Folders and files that need a training framework or a browser, start one program after the other, or repeat much.
+
+A training framework is imported by each worker process that collects its tests.
+"""
 OF_THESE = {
     *("alert/test_thresholds.py", "campaign/test_arrivals.py", "campaign/test_checker.py", "campaign/test_folds.py"),
     *("commands/test_inspect.py", "commands/test_keys.py", "commands/test_streams.py"),
@@ -33,25 +36,33 @@ LONG = (
     "hub/test_hub.py::test_a_repository_that_is_there_gets_another_commit",
     "hub/test_hub.py::test_another_file_is_replaced_only_if_that_is_said",
     "hub/test_hub.py::test_what_cannot_be_done_is_said_without_a_traceback",
-    "mlflow/test_mlflow.py::test_a_logged_model_is_a_verified_step_graph_with_its_signature",
     "model_export/runtime/test_random_ops.py::test_functions_that_multiply_without_end_are_refused",
 )
 """Tests of other files that take seconds each."""
 
 
 def is_left_out(path: Path, config: pytest.Config) -> bool:
-    """Whether `--quick` leaves a whole file out; it leaves out none in a folder that is named on the command line."""
-    if not path.is_relative_to(TESTS) or path.is_dir():
+    """Whether `--quick` leaves a whole file or folder out; it leaves nothing out of one that the command line names."""
+    if not path.is_relative_to(TESTS):
         return False
-    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
-    if any(TESTS in folder.parents and folder in path.parents for folder in named):
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if any(_is_listed(one) and path.is_relative_to(one) for one in named):
         return False
-    inside = path.relative_to(TESTS)
-    parts = {part.as_posix() for part in (inside, *inside.parents)}
-    return inside.as_posix() not in OF_THESE and not parts.isdisjoint(LEFT_OUT)
+    inside = path.relative_to(TESTS).as_posix()
+    if any(other.startswith(f"{inside}/") for other in OF_THESE):
+        return False  # a folder: its files are decided one by one
+    return inside not in OF_THESE and _is_listed(path)
 
 
 def is_long(item: pytest.Item) -> bool:
     """Whether `--quick` leaves one test out."""
     marked = any(map(item.get_closest_marker, ("slow", "browser", "compose")))
     return marked or item.nodeid.removeprefix("tests/").startswith(LONG)
+
+
+def _is_listed(path: Path) -> bool:
+    """Whether a file or folder is in `LEFT_OUT`, or in a folder that is."""
+    if not path.is_relative_to(TESTS):
+        return False
+    inside = path.relative_to(TESTS)
+    return not {part.as_posix() for part in (inside, *inside.parents)}.isdisjoint(LEFT_OUT)
