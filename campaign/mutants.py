@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.programs.start import Program, WarmProcess
+from tests.programs.start import Program, WarmProcess, can_fork_here
 
 ROOT = Path(__file__).resolve().parent.parent
 _TESTED = ("service", "model_export", "tests", "campaign")
@@ -506,7 +506,7 @@ def survivors(folder: Path, *, at_once: int = 2, tests: tuple[str, ...] = ()) ->
     check_originals(MUTANTS)
     with ThreadPoolExecutor(at_once) as pool, contextlib.ExitStack() as stack:
         warm = None
-        if sys.platform == "linux":
+        if can_fork_here():
             warm = stack.enter_context(contextlib.closing(WarmProcess("pytest", LOADED)))
         printed = pool.map(lambda each: survives(each[1], folder / str(each[0]), tests, warm=warm), enumerate(MUTANTS))
         return {mutant.name: text for mutant, text in zip(MUTANTS, printed, strict=True) if text}

@@ -9,22 +9,27 @@ import pytest
 TESTS = Path(__file__).parent
 LEFT_OUT = {
     *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
-    *("notebook", "offline", "parity", "process", "site", "triton"),
+    *("mlflow", "notebook", "offline", "parity", "process", "site", "triton"),
     *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
     *("grpc_api/test_serve.py", "package/test_wheel.py", "test_cli.py"),
     *("test_environments.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
-    "model_export/verify/test_evidence.py",
+    *("engine/watch/test_cluster.py", "model_export/streaming/test_torch.py", "model_export/verify/test_evidence.py"),
+    *("releases/test_ramp.py", "releases/test_transitions.py", "tracing/test_grpc_traces.py"),
 }
-"""Folders and files that need a training framework or a browser, or start one program after the other."""
+"""Folders and files that need a training framework or a browser, start one program after the other, or repeat much.
+
+A training framework is imported by each worker process that collects its tests.
+"""
 OF_THESE = {
     *("alert/test_thresholds.py", "campaign/test_arrivals.py", "campaign/test_checker.py", "campaign/test_folds.py"),
-    *("commands/test_check.py", "commands/test_inspect.py", "commands/test_keys.py", "commands/test_streams.py"),
+    *("commands/test_inspect.py", "commands/test_keys.py", "commands/test_streams.py"),
     *("connect/test_mapping.py", "demo/test_model.py"),
 }
 """Files of these folders that take seconds, and run."""
 LONG = (
+    "api/test_watch.py::test_a_thousand_commits_of_one_replica_are_received_from_another",
     "asgi/test_asyncapi.py::test_the_parser_of_asyncapi_finds_no_fault",
     "client/test_client.py::test_the_examples_in_the_docs_print_what_they_show",
     "deploy/test_observability.py::test_every_alert_fires_on_its_fault_and_none_without",
@@ -37,18 +42,27 @@ LONG = (
 
 
 def is_left_out(path: Path, config: pytest.Config) -> bool:
-    """Whether `--quick` leaves a whole file out; it leaves out none in a folder that is named on the command line."""
-    if not path.is_relative_to(TESTS) or path.is_dir():
+    """Whether `--quick` leaves a whole file or folder out; it leaves nothing out of one that the command line names."""
+    if not path.is_relative_to(TESTS):
         return False
-    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
-    if any(TESTS in folder.parents and folder in path.parents for folder in named):
+    named = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if any(_is_listed(one) and path.is_relative_to(one) for one in named):
         return False
-    inside = path.relative_to(TESTS)
-    parts = {part.as_posix() for part in (inside, *inside.parents)}
-    return inside.as_posix() not in OF_THESE and not parts.isdisjoint(LEFT_OUT)
+    inside = path.relative_to(TESTS).as_posix()
+    if any(other.startswith(f"{inside}/") for other in OF_THESE):
+        return False  # a folder: its files are decided one by one
+    return inside not in OF_THESE and _is_listed(path)
 
 
 def is_long(item: pytest.Item) -> bool:
     """Whether `--quick` leaves one test out."""
     marked = any(map(item.get_closest_marker, ("slow", "browser", "compose")))
     return marked or item.nodeid.removeprefix("tests/").startswith(LONG)
+
+
+def _is_listed(path: Path) -> bool:
+    """Whether a file or folder is in `LEFT_OUT`, or in a folder that is."""
+    if not path.is_relative_to(TESTS):
+        return False
+    inside = path.relative_to(TESTS)
+    return not {part.as_posix() for part in (inside, *inside.parents)}.isdisjoint(LEFT_OUT)

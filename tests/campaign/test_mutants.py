@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from campaign.mutants import LOADED, MUTANTS, ROOT, MutantError, broken_copy, check_originals, survives, survivors
-from tests.programs.start import WarmProcess
+from tests.programs.start import WarmProcess, can_fork_here
 
 
 def test_every_line_to_break_is_in_its_file() -> None:
@@ -30,6 +30,7 @@ def test_a_mutant_whose_line_is_missing_is_an_error(tmp_path: Path) -> None:
         broken_copy(gone, tmp_path)
 
 
+@pytest.mark.skipif(not can_fork_here(), reason="needs Linux, with file descriptors of processes")
 def test_the_tests_of_a_mutant_pass_where_its_line_is_whole(tmp_path: Path) -> None:
     """Else they would fail on each mutant, whatever it breaks."""
     some = next(each for each in MUTANTS if "test_decide" in each.tests[0])

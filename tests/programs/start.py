@@ -34,6 +34,10 @@ _MODULES = (
 _MAY_DIFFER = ("STEPWELL_", "PYTEST_")  # read when a program runs; others may be read by a library as it is imported
 
 
+class CannotForkError(Exception):
+    """The process that programs are forked from has ended, for example because a library starts threads here."""
+
+
 class ForkedProgram:
     """A process that was forked from `WarmProcess`, with the methods of `subprocess.Popen` that the tests use.
 
@@ -132,19 +136,21 @@ class WarmProcess:
             streams: Its standard input, output and error.
             folder: Where it runs; None: in the current folder.
             path: Folders from which it imports first.
+
+        Raises:
+            CannotForkError: The process has ended.
         """
         request = {"words": words, "env": dict(env), "folder": str(folder or Path.cwd()), "path": list(map(str, path))}
+        files = [stream.fileno() for stream in streams]
         status, theirs = os.pipe()
-        with self._lock:
-            try:
-                socket.send_fds(
-                    self._socket, [json.dumps(request).encode()], [*(stream.fileno() for stream in streams), theirs]
-                )
-                answer = self._socket.recv(16)
-            finally:
-                os.close(theirs)
+        answer = b""
+        with self._lock, contextlib.suppress(ConnectionError):
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [*files, theirs])
+            answer = self._socket.recv(16)
+        os.close(theirs)
         if not answer:
-            raise RuntimeError("the process that programs are forked from has ended; it says above why")
+            os.close(status)
+            raise CannotForkError("the process that programs are forked from has ended; it has printed why")
         return ForkedProgram(int(answer), status)
 
     def close(self) -> None:
@@ -183,10 +189,22 @@ def start_program(
         if _Starts.warm is None:
             _Starts.warm = WarmProcess("service", _MODULES)
         if _Starts.warm.can_fork(words, env):
-            with Path(os.devnull).open("rb") as nothing:
+            # Where it cannot be done, tests/programs/test_start.py fails, and no other test.
+            with contextlib.suppress(CannotForkError), Path(os.devnull).open("rb") as nothing:
                 return _Starts.warm.fork(words, env=env, streams=(nothing, out, out))
     command = [*LAUNCH, *words] if launch is None else [*launch, *words[1:]]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
+
+
+def can_fork_here() -> bool:
+    """Whether this system has file descriptors of processes, which `warm.py` waits for: Linux, but not each sandbox."""
+    if sys.platform != "linux":
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
 
 
 def is_forking() -> bool:
@@ -196,8 +214,8 @@ def is_forking() -> bool:
 
 @contextlib.contextmanager
 def forked_starts() -> Iterator[None]:
-    """Let programs be forked until the block ends, on Linux and without measured coverage."""
-    _Starts.fork = sys.platform == "linux" and not any(name.startswith("COV") for name in os.environ)
+    """Let programs be forked until the block ends, where that is possible and no coverage is measured."""
+    _Starts.fork = can_fork_here() and not any(name.startswith("COV") for name in os.environ)
     try:
         yield
     finally:

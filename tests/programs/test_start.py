@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,15 @@ import pytest
 
 from tests.graphs import fold, write_models
 from tests.processes import ServiceProcess
-from tests.programs.start import ForkedProgram, Program, is_forking, real_starts, start_program
+from tests.programs.start import (
+    CannotForkError,
+    ForkedProgram,
+    Program,
+    WarmProcess,
+    is_forking,
+    real_starts,
+    start_program,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +115,13 @@ def test_each_program_has_memory_and_files_of_its_own(running: ServiceProcess, t
 
     assert steps == [1, 1]
     assert running.log not in open_files
+
+
+def test_nothing_is_forked_from_a_process_that_has_ended(tmp_path: Path) -> None:
+    with (
+        contextlib.closing(WarmProcess("service", ["no_such_module"])) as ended_at_once,
+        (tmp_path / "out").open("w+b") as file,
+    ):
+        for _ in range(2):
+            with pytest.raises(CannotForkError):
+                ended_at_once.fork(["--version"], env={}, streams=(file, file, file))
