@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from model_export.adopt.adopt_file import adopt_file
 from model_export.adopt.autoconfigure import adopt
 from model_export.adopt.overrides import Overrides
 from model_export.converted import verify_model
@@ -58,3 +59,27 @@ def test_a_broken_sequence_graph_is_exported_or_refused_in_words(tens: int) -> N
 @pytest.mark.parametrize("tens", range(COUNT // 10))
 def test_a_broken_step_graph_is_adopted_or_refused_in_words(tens: int, tmp_path: Path) -> None:
     assert all(adopted(seed, tmp_path) for seed in range(10 * tens, 10 * tens + 10))
+
+
+@pytest.fixture(scope="module")
+def growing(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    """A decoder whose caches grow."""
+    pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
+    from tests.model_export.torch.test_growing_caches import decoder, exported
+
+    return onnx.load(str(exported(tmp_path_factory.mktemp("decoder"), decoder("rotary"))))
+
+
+@pytest.mark.parametrize("tens", range(COUNT // 30))
+def test_a_broken_graph_with_growing_caches_is_bounded_or_refused_in_words(
+    growing: onnx.ModelProto, tens: int, tmp_path: Path
+) -> None:
+    path, ends = tmp_path / "fuzzed.onnx", []
+    for seed in range(10 * tens, 10 * tens + 10):
+        path.write_bytes(broken(growing, np.random.default_rng(seed)).SerializeToString())
+        try:
+            adopt_file(path, length=5, target=tmp_path / f"bounded_{seed}.onnx")
+        except StepwellError as exc:
+            ends.append(exc.problem.strip())
+
+    assert all(ends)

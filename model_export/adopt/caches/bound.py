@@ -93,7 +93,7 @@ def bound_caches(path: Path, length: int, *, name: str | None, hints: Overrides)
         try:
             return _verified(content.SerializeToString(), states, original, growing, name=name, hints=hints)
         except (ParityError, ModelLoadError) as exc:
-            problem = exc
+            problem = problem if isinstance(problem, ParityError) else exc
     assert problem is not None
     raise problem
 
@@ -126,6 +126,11 @@ def _verified(
         path = Path(folder) / original.path.name
         path.write_bytes(content)
         adoption = adopt(path, name=name, hints=known, steps=min(_STEPS, original.limit or _STEPS), replace=True)
+    if all(spec.name in states.values() for spec in adoption.manifest.answered):
+        raise RefusedModelError(
+            f"{original.path} has no output besides its caches; expected one that could be compared.",
+            fix="Export the model with its logits as an output.",
+        )
     model = StepModel(content, adoption.manifest)
     parity, weak = _compare(original, model)
     words = zip(adoption.flags[::2], adoption.flags[1::2], strict=True)
@@ -188,7 +193,14 @@ def _run_both(
         answers, bounded = model.step(row, bounded)
         for spec in model.manifest.answered:
             if spec.kind == "value":
-                compared.want.setdefault(spec.name, []).append(found[spec.name].reshape(1, *spec.row_shape))
+                want = found[spec.name]
+                if want.size != spec.row_size:
+                    raise ParityError(
+                        f"Output {spec.name!r} has shape {list(want.shape)} at timestep {count + 1}, and "
+                        f"{list(spec.row_shape)} a row with bounded caches; expected as many numbers.",
+                        fix="Nothing was written. Leave the output out of the graph: its size follows the caches.",
+                    )
+                compared.want.setdefault(spec.name, []).append(want.reshape(1, *spec.row_shape))
                 compared.got.setdefault(spec.name, []).append(answers[spec.name])
 
 

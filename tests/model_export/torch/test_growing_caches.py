@@ -296,6 +296,27 @@ def test_caches_with_other_names_are_set_by_hand_and_stored_in_half_the_size(tmp
     assert {state.store_dtype for state in StepModel(new).manifest.states} == {"float16", "int64"}
 
 
+def test_a_graph_that_returns_its_caches_alone_is_refused(tmp_path: Path) -> None:
+    path = exported(tmp_path, decoder("rotary"))
+    model = onnx.load(str(path))
+    model.graph.output.remove(next(value for value in model.graph.output if value.name == "logits"))
+    onnx.save(model, str(path))
+
+    with pytest.raises(RefusedModelError, match="no output besides its caches"):
+        adopt_file(path, length=LENGTH, target=tmp_path / "new.onnx")
+
+
+def test_an_output_that_grows_with_the_caches_is_refused_by_name(tmp_path: Path) -> None:
+    path = exported(tmp_path, decoder("rotary"))
+    model = onnx.load(str(path))
+    model.graph.node.append(onnx.helper.make_node("Abs", ["present.0.key"], ["sizes"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("sizes", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, str(path))
+
+    with pytest.raises(ParityError, match="Output 'sizes' has shape"):
+        adopt_file(path, length=LENGTH, target=tmp_path / "new.onnx")
+
+
 def test_a_graph_without_caches_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cell.onnx"
     with warnings.catch_warnings():

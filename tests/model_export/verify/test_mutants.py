@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,13 @@ from model_export.adopt.inline_window import fold_context
 from model_export.converted import ConvertedModel, check_model
 from model_export.errors import ParityError
 from model_export.export import convert_source
-from model_export.manifest import Manifest
+from model_export.manifest import Array, Manifest
 from model_export.precision import Precision
 from model_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, Stage, Standardize
 from model_export.step_model import StepModel
 from model_export.streaming import convert
 from model_export.verify.parity import STEPS, verify_parity
+from model_export.verify.reference import PrefixAnswers, ReferenceModel
 from model_export.verify.tolerance import Tolerance
 from tests import graphs
 from tests.model_export.mutants import MUTANTS, mutated, scaled
@@ -95,7 +97,7 @@ WAYS: dict[str, tuple[Callable[[Path], ConvertedModel], Precision]] = {
     "torch: Mamba": (lambda _: torch_module("mamba"), FULL),
     "torch: minGRU": (lambda _: torch_module("min_gru"), FULL),
     "torch: a transformer": (lambda _: torch_module("banded_encoder"), FULL),
-    "keras: attention over a declared length": (lambda _: keras_model("attention_decoder"), FULL),
+    "keras: attention over a declared length": (lambda _: keras_model("attention_causal"), FULL),
     "onnx: a declared length": (lambda _: of_a_declared_length(), FULL),
     "onnx: a window": (lambda _: in_onnx("windowed_attention"), FULL),
     "onnx: a running product": (lambda _: running_product(), FULL),
@@ -110,7 +112,25 @@ WAYS: dict[str, tuple[Callable[[Path], ConvertedModel], Precision]] = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ConvertedModel]:
     """A candidate by the way that it was made, made once."""
-    return cache(lambda way: WAYS[way][0](tmp_path_factory.mktemp("models")))
+
+    def make(way: str) -> ConvertedModel:
+        candidate = WAYS[way][0](tmp_path_factory.mktemp("models"))
+        return replace(candidate, original=computed_once(candidate.original))
+
+    return cache(make)
+
+
+def computed_once(original: ReferenceModel) -> ReferenceModel:
+    """Return an original that remembers its answers: all mutants are compared on the same sequences."""
+    known: dict[bytes, Mapping[str, Array | PrefixAnswers]] = {}
+
+    def answers(inputs: Mapping[str, Array]) -> Mapping[str, Array | PrefixAnswers]:
+        key = b"".join(f"{name}{value.shape}".encode() + value.tobytes() for name, value in sorted(inputs.items()))
+        if key not in known:
+            known[key] = original(inputs)
+        return known[key]
+
+    return answers
 
 
 def outcome(candidate: ConvertedModel, precision: Precision) -> str:
