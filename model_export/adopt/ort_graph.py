@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime as ort
 
 from model_export.adopt.axes import Declared, Row
-from model_export.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.describe import check_onnx_file
+from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import DTYPES, METADATA_KEY, Array, ConstantSpec
 from model_export.runtime.session import trial_session
 from model_export.runtime.signature import ORT_TYPES
@@ -30,17 +31,16 @@ class OrtGraph:
         """Load the file.
 
         Raises:
-            FileError: There is no such file.
+            FileError: There is no such file, or it is a folder or a trained model.
             ModelLoadError: onnxruntime cannot load it.
             RefusedModelError: An input is no tensor of numbers.
         """
-        if not path.is_file():
-            raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
+        check_onnx_file(path)
         try:
             self._session = trial_session(path)
         except Exception as exc:
             raise ModelLoadError(
-                f"onnxruntime {ort.__version__} cannot load {path}: {str(exc).strip()}.",
+                f"onnxruntime {ort.__version__} cannot load {path}: {str(exc).strip().rstrip('.')}.",
                 fix="Check that the file is a complete ONNX model.",
             ) from exc
         self.path = path
