@@ -14,14 +14,14 @@ from model_export.step_model import StepModel
 _TRAINED = (".keras", ".h5")
 
 
-def load(path: Path) -> StepModel:
-    """Load a model from a file.
+def check_onnx_file(path: Path) -> None:
+    """Check that a path may be that of an ONNX model, before it is loaded.
 
     Raises:
-        FileError: There is no such file.
-        ManifestError: It has no manifest, or one that does not fit.
-        ModelLoadError: onnxruntime cannot load or run it.
+        FileError: There is no such file, or it is a folder or a trained model.
     """
+    if path.is_dir():
+        raise FileError(f"{path} is a folder; expected an ONNX file.", fix="Give the path of a file in it.")
     if not path.is_file():
         raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
     if path.suffix in _TRAINED:
@@ -30,6 +30,17 @@ def load(path: Path) -> StepModel:
             f"{path} is a trained model, not an exported one; expected an ONNX file.",
             fix=f"Export it first: stepwell export {path} -o {target}; then give {target}.",
         )
+
+
+def load(path: Path) -> StepModel:
+    """Load a model from a file.
+
+    Raises:
+        FileError: There is no such file, or it is a folder or a trained model.
+        ManifestError: It has no manifest, or one that does not fit.
+        ModelLoadError: onnxruntime cannot load or run it.
+    """
+    check_onnx_file(path)
     return StepModel(path)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from model_export.adopt.axes import Declared, Row
-from model_export.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
+from model_export.describe import check_onnx_file
+from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.manifest import DTYPES, METADATA_KEY, Array, ConstantSpec
 from model_export.runtime.session import open_session, run_options
 from model_export.runtime.signature import ORT_TYPES
@@ -29,12 +30,11 @@ class OrtGraph:
         """Load the file.
 
         Raises:
-            FileError: There is no such file.
+            FileError: There is no such file, or it is a folder or a trained model.
             ModelLoadError: onnxruntime cannot load it.
             RefusedModelError: An input is no tensor of numbers.
         """
-        if not path.is_file():
-            raise FileError(f"{path} is not there; expected an ONNX file.", fix="Check the path.")
+        check_onnx_file(path)
         self._session = open_session(path, where=str(path))
         self.path = path
         self.inputs = [_declared(value) for value in self._session.get_inputs()]

@@ -62,9 +62,16 @@ def test_a_missing_file_exits_with_an_error(tmp_path: Path) -> None:
     assert (done.exit_code, type(done.exception)) == (1, FileError)
 
 
-def test_a_trained_model_has_to_be_exported_first(tmp_path: Path) -> None:
+def test_a_folder_is_reported_as_a_folder(tmp_path: Path) -> None:
+    done = run_stepwell("inspect", tmp_path)
+
+    assert "is a folder; expected an ONNX file" in str(done.exception)
+
+
+@pytest.mark.parametrize("command", ["inspect", "adopt"])
+def test_a_trained_model_has_to_be_exported_first(tmp_path: Path, command: str) -> None:
     (tmp_path / "pump.keras").write_bytes(b"")
-    done = run_stepwell("inspect", tmp_path / "pump.keras")
+    done = run_stepwell(command, tmp_path / "pump.keras")
 
     assert done.exit_code == 1
     assert f"stepwell export {tmp_path / 'pump.keras'} -o {tmp_path / 'pump.onnx'}" in str(done.exception)
