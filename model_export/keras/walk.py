@@ -263,7 +263,8 @@ def trace_call(call: Call) -> list[Value]:
         if not can_recompute(call):
             raise
         # What the attempt declared goes, but for what all layers share.
-        shared = [s for s in graph.states if s not in states and not s.input.startswith(f"{call.path}/")]
+        own = (f"{call.path}/", f"{call.path}.")
+        shared = [s for s in graph.states if s not in states and not s.input.startswith(own)]
         graph.states[:] = states + shared
         try:
             return recompute(call, lambda inner: inner.walk.trace(inner, _at_inference(inner.layer)))
