@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.environments import add_options, leave_out_passed, write_passed
 from tests.programs.start import forked_starts, real_starts
 from tests.quick import is_left_out, is_long
 from tests.servers import Server, server
@@ -38,11 +37,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for w
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="a part of Stepwell's tests, in a few minutes")
-    add_options(parser)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    write_passed(config)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -51,7 +45,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run the files with slow tests first; at the end, the last one would run alone."""
-    leave_out_passed(config, items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if config.getoption("quick"):
