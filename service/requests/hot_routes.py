@@ -135,20 +135,32 @@ def _step(context: AppContext, parts: Sequence[str], version: int | None, header
     model, stream, action = parts
     tenant = context.authenticate_and_count(headers.authorization, "step").tenant
     served = context.engine.models.get(model, version)
-    key = StreamKey(tenant, served.name, stream)
-    return StepHandler(context, served, key, action == "steps", *_options(version, headers))
+    return StepHandler(
+        context,
+        served,
+        StreamKey(tenant, served.name, stream),
+        action == "steps",
+        version,
+        headers.idempotency_key,
+        headers.request_format,
+        headers.response_format,
+    )
 
 
 def _bulk(context: AppContext, parts: Sequence[str], version: int | None, headers: RequestHeaders) -> BulkHandler:
     model, action = parts
     tenant = context.authenticate_and_count(headers.authorization, "step").tenant
     served = context.engine.models.get(model, version)
-    return BulkHandler(context, served, tenant, action == "steps", *_options(version, headers))
-
-
-def _options(version: int | None, headers: RequestHeaders) -> tuple[int | None, str | None, Format, Format]:
-    """Return the last arguments of both handlers."""
-    return version, headers.idempotency_key, headers.request_format, headers.response_format
+    return BulkHandler(
+        context,
+        served,
+        tenant,
+        action == "steps",
+        version,
+        headers.idempotency_key,
+        headers.request_format,
+        headers.response_format,
+    )
 
 
 def _infer(context: AppContext, parts: Sequence[str], _version: int | None, headers: RequestHeaders) -> InferHandler:

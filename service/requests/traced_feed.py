@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from service.codec import Format
 from service.requests.context import AppContext
 from service.requests.feed_session import FeedSession
 from service.requests.problems import status_of
@@ -13,23 +14,35 @@ from service.tracing.ids import TracedId
 from service.tracing.tracer import RequestTrace, Tracer
 
 
-def make_feed_session(context: AppContext, *arguments: Any, traceparent: str | None, **options: Any) -> FeedSession:
+def make_feed_session(
+    context: AppContext,
+    message_format: Format,
+    model: str,
+    version: int | None,
+    *,
+    stream: str | None,
+    on_ready: Callable[[], None],
+    traceparent: str | None,
+) -> FeedSession:
     """Return a session without pending messages.
 
     Args:
         context: The dependencies of every route.
-        arguments: The other arguments of `FeedSession`.
+        message_format: The format of messages and replies.
+        model: The model's name.
+        version: The requested version, or None: the default.
+        stream: The stream of this feed; None: every message names its own.
+        on_ready: Called when a reply is ready.
         traceparent: The header of the request that opened the feed, or None. If it is sampled, every message is traced.
-        options: The keyword arguments of `FeedSession`.
     """
     if (tracer := context.tracer) is not None:
         headers = [] if traceparent is None else [(TRACEPARENT, traceparent.encode("latin-1"))]
         request_id = request_id_of(headers, tracer)
         if type(request_id) is TracedId or tracer.samples_roots:
-            session = TracedFeedSession(context, *arguments, **options)
+            session = TracedFeedSession(context, message_format, model, version, stream=stream, on_ready=on_ready)
             session.trace_by(tracer, request_id)
             return session
-    return FeedSession(context, *arguments, **options)
+    return FeedSession(context, message_format, model, version, stream=stream, on_ready=on_ready)
 
 
 class TracedFeedSession(FeedSession):
