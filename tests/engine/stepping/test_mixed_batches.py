@@ -17,6 +17,7 @@ import pytest
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.models.pair_state import PAIR_BYTES, pair_state_of
 from service.models.paired import PairedModel
@@ -29,7 +30,7 @@ from service.store.state_store import StateStore
 from service.types import BatchSources, BulkTimesteps, Prediction, Source, StreamKey
 from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
 from tests.graphs import fold, fold_reference, lstm, write_model
-from tests.releases.builds import raising_at
+from tests.releases.builds import adder, hanging, raising_at
 from tests.servers import Server
 
 MANY = [f"s{n}" for n in range(40)]
@@ -54,6 +55,7 @@ async def trial(
     mode: str = "shadow",
     percent: float | None = PERCENT,
     counts: CountingObserver | None = None,
+    options: EngineOptions | None = None,
 ) -> AsyncIterator[Engine]:
     """Run a worker that tries version 2 on a share of the streams; `percent` None: there is no release."""
     models, releases = ModelRegistry([folder], StepModel), Releases()
@@ -61,7 +63,7 @@ async def trial(
     old, new = (ReleaseVersion(n, models.get(FOLD, n).fingerprint) for n in (1, 2))
     running = Trial(old, new, 1, 0.0, mode, ((0.0, percent or 0.0),), 0.0, salt=SALT)  # type: ignore[arg-type]  # a mode
     releases.put(FOLD, ReleaseDocument(FOLD, 1, old, 0.0, None if percent is None else running))
-    engine = Engine(StateStore(url), models, None, counts, releases=releases)
+    engine = Engine(StateStore(url), models, options, counts, releases=releases)
     try:
         yield engine
     finally:
@@ -305,6 +307,28 @@ async def test_a_stream_on_which_the_candidate_fails_goes_on_by_the_old_version(
     answers = [{n: ys(one)[0] for n, one in zip(MANY, applied(each), strict=True)} for each in found]
     assert answers == [{n: 70 if n == bad else 15 for n in MANY}, {n: 71 if n == bad else 16 for n in MANY}]
     assert {n for n in MANY if pair_state_of(stored[n].fingerprint, stored[n].state)} == {*PAIRED} - {bad}
+
+
+@pytest.mark.parametrize("mode", ["shadow", "ramp"])
+async def test_a_candidate_that_hangs_is_ended_and_every_stream_goes_on_by_the_old_version(
+    redis_server: Server, tmp_path: Path, mode: str
+) -> None:
+    write_model(tmp_path, FOLD, adder, version=1)
+    write_model(tmp_path, FOLD, hanging, version=2)
+    counts, options = CountingObserver(), EngineOptions(run_timeout_s=0.5, request_timeout_s=300)
+    async with trial(redis_server.url, tmp_path, mode, counts=counts, options=options) as engine:
+        seq = await begin_mixed(engine, counts)
+        xs = [10**12 if name == PAIRED[2] else 5 for name in MANY]
+        found = [await columns(engine, MANY, numbers(xs), seq + 1)]
+        found.append(await columns(engine, MANY, numbers([1] * len(MANY)), seq + 2))
+        stored = await records(engine)
+
+    total = sum(range(seq + 1))
+    assert [[ys(one)[0] for one in applied(each)] for each in found] == [
+        [total + x for x in xs],
+        [total + x + 1 for x in xs],
+    ]
+    assert not [one for one in stored.values() if pair_state_of(one.fingerprint, one.state)]
 
 
 async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one_responds(
