@@ -102,14 +102,11 @@ def applied(found: Sequence[Prediction | ServiceError]) -> list[Prediction]:
     return [one for one in found if isinstance(one, Prediction)]
 
 
-async def begin(engine: Engine, n: int = 4) -> None:
-    """Step every stream, so that its record is cached; timestep t is t."""
-    for seq in range(1, n + 1):
-        await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
+async def begin(engine: Engine, counts: CountingObserver) -> int:
+    """Step every stream until its batch is mixed, and return the step; timestep t is t.
 
-
-async def begin_mixed(engine: Engine, counts: CountingObserver) -> int:
-    """Step every stream until its batch is mixed, and return the step; on a busy machine, runs are slow at first."""
+    On a busy machine, the first runs of the candidate are too slow for that.
+    """
     for seq in range(1, 500):
         counts.batches.clear()
         await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
@@ -135,6 +132,11 @@ def values(record: Record) -> tuple[int, ...]:
     return tuple(np.frombuffer(record.state if pair is None else record.state[:-PAIR_BYTES], np.int64).tolist())
 
 
+def totals(seq: int, *more: Sequence[int]) -> list[list[int]]:
+    """Return the sums of all streams after `begin` and each of some more timesteps."""
+    return [[sum(range(seq + 1)) + sum(xs) for xs in zip(*more[: i + 1], strict=True)] for i in range(len(more))]
+
+
 Send = Callable[[Engine, Sequence[str], Sequence[int], int], Any]
 
 
@@ -149,7 +151,7 @@ async def test_a_mixed_batch_runs_the_old_version_once_and_commits_once(
 ) -> None:
     counts = CountingObserver()
     async with trial(redis_server.url, folder, mode, counts=counts) as engine:
-        seq = await begin_mixed(engine, counts)
+        seq = await begin(engine, counts)
         counts.batches.clear()
         counts.store_ops.clear()
         found = await send(engine, MANY, [9] * len(MANY), seq + 1)
@@ -165,7 +167,7 @@ async def test_the_versions_are_timed_on_as_many_rows(folder: Path, redis_server
     """A gate compares their times, and mixed batches run the old version on more rows than the candidate."""
     counts = CountingObserver()
     async with trial(redis_server.url, folder, counts=counts) as engine:
-        seq = await begin_mixed(engine, counts)
+        seq = await begin(engine, counts)
         [paired] = {one.step_model for one in engine.steps.models if isinstance(one.step_model, PairedModel)}
         timed = [list(paired.run_s)]
         while len(timed) < 3 and seq < 500:
@@ -178,9 +180,10 @@ async def test_the_versions_are_timed_on_as_many_rows(folder: Path, redis_server
 
 
 async def test_each_answer_of_a_mixed_batch_has_the_version_that_responded(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder, "ramp") as engine:
-        await begin(engine)
-        found = await singles(engine, MANY, range(40), 5)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, "ramp", counts=counts) as engine:
+        seq = await begin(engine, counts)
+        found = await singles(engine, MANY, range(40), seq + 1)
 
     assert {name: one.version for name, one in zip(MANY, found, strict=True)} == {
         name: 2 if name in PAIRED else 1 for name in MANY
@@ -266,24 +269,26 @@ async def test_any_mix_of_requests_and_workers_steps_both_halves(folder: Path, r
 
 async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Path, redis_server: Server) -> None:
     stepped = [PAIRED[1], OTHERS[1]]
-    async with trial(redis_server.url, folder) as one, trial(redis_server.url, folder) as two:
-        await begin(one)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as one, trial(redis_server.url, folder) as two:
+        seq = await begin(one, counts)
         for name in stepped:
-            await two.steps.advance(step(name, 8, seq=5))
-        found = dict(zip(MANY, await columns(one, MANY, numbers([9] * len(MANY)), 5), strict=True))
+            await two.steps.advance(step(name, 8, seq=seq + 1))
+        found = dict(zip(MANY, await columns(one, MANY, numbers([9] * len(MANY)), seq + 1), strict=True))
 
     refused = {name: one.code for name, one in found.items() if isinstance(one, ServiceError)}
     assert refused == dict.fromkeys(stepped, "seq_conflict")
-    [*_, last] = fold_reference([1, 2, 3, 4, 9], factor=OLD_FACTOR)
+    [*_, last] = fold_reference([*range(1, seq + 1), 9], factor=OLD_FACTOR)
     assert {ys(one)[0] for one in found.values() if isinstance(one, Prediction)} == {last}
 
 
 async def test_rows_that_were_applied_before_are_replayed(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder) as engine:
-        await begin(engine)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        seq = await begin(engine, counts)
         sent_before = [PAIRED[0], OTHERS[0]]
-        first = await singles(engine, sent_before, [9, 9], 5)
-        found = dict(zip(MANY, await columns(engine, MANY, numbers([9] * len(MANY)), 5), strict=True))
+        first = await singles(engine, sent_before, [9, 9], seq + 1)
+        found = dict(zip(MANY, await columns(engine, MANY, numbers([9] * len(MANY)), seq + 1), strict=True))
 
     replayed = {name: one for name, one in found.items() if isinstance(one, Prediction) and one.replayed}
     assert sorted(replayed) == sorted(sent_before)
@@ -295,17 +300,17 @@ async def test_rows_that_were_applied_before_are_replayed(folder: Path, redis_se
 async def test_a_stream_on_which_the_candidate_fails_goes_on_by_the_old_version(
     redis_server: Server, tmp_path: Path, mode: str
 ) -> None:
-    write_model(tmp_path, FOLD, lambda: raising_at(100), version=1)
-    write_model(tmp_path, FOLD, lambda: raising_at(50), version=2)
-    bad = PAIRED[2]
-    async with trial(redis_server.url, tmp_path, mode) as engine:
-        await begin(engine)
-        xs = [60 if name == bad else 5 for name in MANY]
-        found = [await columns(engine, MANY, numbers(xs), 5), await columns(engine, MANY, numbers([1] * len(MANY)), 6)]
+    write_model(tmp_path, FOLD, lambda: raising_at(2000), version=1)
+    write_model(tmp_path, FOLD, lambda: raising_at(1000), version=2)
+    bad, counts = PAIRED[2], CountingObserver()
+    async with trial(redis_server.url, tmp_path, mode, counts=counts) as engine:
+        seq = await begin(engine, counts)
+        xs = [1500 if name == bad else 5 for name in MANY]
+        found = [await columns(engine, MANY, numbers(xs), seq + 1)]
+        found.append(await columns(engine, MANY, numbers([1] * len(MANY)), seq + 2))
         stored = await records(engine)
 
-    answers = [{n: ys(one)[0] for n, one in zip(MANY, applied(each), strict=True)} for each in found]
-    assert answers == [{n: 70 if n == bad else 15 for n in MANY}, {n: 71 if n == bad else 16 for n in MANY}]
+    assert [[ys(one)[0] for one in applied(each)] for each in found] == totals(seq, xs, [1] * len(MANY))
     assert {n for n in MANY if pair_state_of(stored[n].fingerprint, stored[n].state)} == {*PAIRED} - {bad}
 
 
@@ -317,26 +322,23 @@ async def test_a_candidate_that_hangs_is_ended_and_every_stream_goes_on_by_the_o
     write_model(tmp_path, FOLD, hanging, version=2)
     counts, options = CountingObserver(), EngineOptions(run_timeout_s=0.5, request_timeout_s=300)
     async with trial(redis_server.url, tmp_path, mode, counts=counts, options=options) as engine:
-        seq = await begin_mixed(engine, counts)
+        seq = await begin(engine, counts)
         xs = [10**12 if name == PAIRED[2] else 5 for name in MANY]
         found = [await columns(engine, MANY, numbers(xs), seq + 1)]
         found.append(await columns(engine, MANY, numbers([1] * len(MANY)), seq + 2))
         stored = await records(engine)
 
-    total = sum(range(seq + 1))
-    assert [[ys(one)[0] for one in applied(each)] for each in found] == [
-        [total + x for x in xs],
-        [total + x + 1 for x in xs],
-    ]
+    assert [[ys(one)[0] for one in applied(each)] for each in found] == totals(seq, xs, [1] * len(MANY))
     assert not [one for one in stored.values() if pair_state_of(one.fingerprint, one.state)]
 
 
 async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one_responds(
     folder: Path, redis_server: Server
 ) -> None:
-    async with trial(redis_server.url, folder, "ramp") as engine:
-        await begin(engine)
-        found = await singles(engine, MANY, [9] * len(MANY), 5, version=1)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, "ramp", counts=counts) as engine:
+        seq = await begin(engine, counts)
+        found = await singles(engine, MANY, [9] * len(MANY), seq + 1, version=1)
 
     assert {name: getattr(one, "code", None) for name, one in zip(MANY, found, strict=True)} == {
         name: "model_changed" if name in PAIRED else None for name in MANY
@@ -344,25 +346,27 @@ async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one
 
 
 async def test_positions_of_sources_are_kept(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder) as engine:
-        await begin(engine)
-        for seq in (5, 6):
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        start = await begin(engine, counts)
+        for seq in (start + 1, start + 2):
             sources = [Source(n.to_bytes(8, "little"), (seq,)) for n in range(1, len(MANY) + 1)]
             found = await columns(engine, MANY, numbers([9] * len(MANY)), seq, sources=sources)
         stored = await records(engine)
 
     assert not [one for one in found if isinstance(one, ServiceError)]
-    assert {[at for _, at in record.sources] == [6] for record in stored.values()} == {True}
+    assert {[at for _, at in record.sources] == [start + 2] for record in stored.values()} == {True}
 
 
 async def test_after_the_end_of_a_release_the_streams_of_a_mixed_batch_move(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder) as engine:
-        await begin(engine)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        start = await begin(engine, counts)
         document = engine.releases.current(FOLD)
         assert document is not None
         engine.releases.put(FOLD, ReleaseDocument(FOLD, 2, document.current, 1.0, None))
-        for seq in (5, 6):
+        for seq in (start + 1, start + 2):
             found = await columns(engine, MANY, numbers([9] * len(MANY)), seq)
 
-    [*_, last] = fold_reference([1, 2, 3, 4, 9, 9], factor=OLD_FACTOR)
+    [*_, last] = fold_reference([*range(1, start + 1), 9, 9], factor=OLD_FACTOR)
     assert [ys(one)[0] for one in found if isinstance(one, Prediction)] == [last] * len(MANY)
