@@ -268,7 +268,7 @@ async def test_any_mix_of_requests_and_workers_steps_both_halves(folder: Path, r
 
 
 async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Path, redis_server: Server) -> None:
-    stepped = [PAIRED[1], OTHERS[1]]
+    stepped = [PAIRED[1], OTHERS[3]]
     counts = CountingObserver()
     async with trial(redis_server.url, folder, counts=counts) as one, trial(redis_server.url, folder) as two:
         seq = await begin(one, counts)
