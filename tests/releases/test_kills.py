@@ -96,7 +96,7 @@ def test_a_replica_that_is_killed_while_it_takes_a_stream_over_leaves_both_halve
             killed.step("s", 3, by_feed=by_feed, seq=3)
 
     if is_committed:
-        killed.proxy.lose_reply(to=COMMIT.sha.encode())  # not that of a count of streams
+        killed.proxy.lose_reply(to=COMMIT.sha.encode())  # other scripts run, too: counts, for example
         killed.proxy.refuse = True  # the replica cannot find out that it was applied
     else:
         killed.proxy.hold_requests = True
@@ -136,7 +136,7 @@ def test_a_replica_that_is_killed_while_it_settles_a_pair_loses_nothing(
         with contextlib.suppress(httpx2.TransportError, WebSocketException):
             killed.step("s", 3, by_feed=by_feed, seq=3)
 
-    killed.proxy.lose_reply(to=COMMIT.sha.encode())  # not that of a count of streams
+    killed.proxy.lose_reply(to=COMMIT.sha.encode())  # other scripts run, too: counts, for example
     killed.proxy.refuse = True
     stepping = threading.Thread(target=step_until_killed)
     stepping.start()

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from service.engine.engine import Engine
+from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.models.pair_state import PAIR_BYTES, pair_state_of
 from service.models.paired import PairedModel
@@ -28,7 +30,7 @@ from service.store.state_store import StateStore
 from service.types import BatchSources, BulkTimesteps, Prediction, Source, StreamKey
 from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
 from tests.graphs import fold, fold_reference, lstm, write_model
-from tests.releases.builds import raising_at
+from tests.releases.builds import adder, hanging, raising_at
 from tests.servers import Server
 
 MANY = [f"s{n}" for n in range(40)]
@@ -42,7 +44,7 @@ OTHERS = [name for name in MANY if name not in PAIRED]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for version, factor in ((1, OLD_FACTOR), (2, NEW_FACTOR)):
-        write_model(tmp_path, FOLD, lambda factor=factor: fold(factor), version=version)  # type: ignore[misc]
+        write_model(tmp_path, FOLD, partial(fold, factor), version=version)
     return tmp_path
 
 
@@ -53,6 +55,7 @@ async def trial(
     mode: str = "shadow",
     percent: float | None = PERCENT,
     counts: CountingObserver | None = None,
+    options: EngineOptions | None = None,
 ) -> AsyncIterator[Engine]:
     """Run a worker that tries version 2 on a share of the streams; `percent` None: there is no release."""
     models, releases = ModelRegistry([folder], StepModel), Releases()
@@ -60,7 +63,7 @@ async def trial(
     old, new = (ReleaseVersion(n, models.get(FOLD, n).fingerprint) for n in (1, 2))
     running = Trial(old, new, 1, 0.0, mode, ((0.0, percent or 0.0),), 0.0, salt=SALT)  # type: ignore[arg-type]  # a mode
     releases.put(FOLD, ReleaseDocument(FOLD, 1, old, 0.0, None if percent is None else running))
-    engine = Engine(StateStore(url), models, None, counts, releases=releases)
+    engine = Engine(StateStore(url), models, options, counts, releases=releases)
     try:
         yield engine
     finally:
@@ -89,17 +92,21 @@ async def singles(engine: Engine, names: Sequence[str], xs: Sequence[int], seq: 
     done = [asyncio.get_running_loop().create_future() for _ in names]
     for name, x, future in zip(names, xs, done, strict=True):
         engine.steps.submit(step(name, x, seq=seq, **more), future.set_result, served)
-    return await asyncio.gather(*done)
+    found: list[Prediction] = await asyncio.gather(*done)
+    return found
 
 
-async def begin(engine: Engine, n: int = 4) -> None:
-    """Step every stream, so that its record is cached; timestep t is t."""
-    for seq in range(1, n + 1):
-        await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
+def applied(found: Sequence[Prediction | ServiceError]) -> list[Prediction]:
+    """Return the predictions, of which none is an error."""
+    assert not [one for one in found if isinstance(one, ServiceError)]
+    return [one for one in found if isinstance(one, Prediction)]
 
 
-async def begin_mixed(engine: Engine, counts: CountingObserver) -> int:
-    """Step every stream until its batch is mixed, and return the step; on a busy machine, runs are slow at first."""
+async def begin(engine: Engine, counts: CountingObserver) -> int:
+    """Step every stream until its batch is mixed, and return the step; timestep t is t.
+
+    On a busy machine, the first runs of the candidate are too slow for that.
+    """
     for seq in range(1, 500):
         counts.batches.clear()
         await columns(engine, MANY, numbers([seq] * len(MANY)), seq)
@@ -125,6 +132,11 @@ def values(record: Record) -> tuple[int, ...]:
     return tuple(np.frombuffer(record.state if pair is None else record.state[:-PAIR_BYTES], np.int64).tolist())
 
 
+def totals(seq: int, *more: Sequence[int]) -> list[list[int]]:
+    """Return the sums of all streams after `begin` and each of some more timesteps."""
+    return [[sum(range(seq + 1)) + sum(xs) for xs in zip(*more[: i + 1], strict=True)] for i in range(len(more))]
+
+
 Send = Callable[[Engine, Sequence[str], Sequence[int], int], Any]
 
 
@@ -139,7 +151,7 @@ async def test_a_mixed_batch_runs_the_old_version_once_and_commits_once(
 ) -> None:
     counts = CountingObserver()
     async with trial(redis_server.url, folder, mode, counts=counts) as engine:
-        seq = await begin_mixed(engine, counts)
+        seq = await begin(engine, counts)
         counts.batches.clear()
         counts.store_ops.clear()
         found = await send(engine, MANY, [9] * len(MANY), seq + 1)
@@ -155,7 +167,7 @@ async def test_the_versions_are_timed_on_as_many_rows(folder: Path, redis_server
     """A gate compares their times, and mixed batches run the old version on more rows than the candidate."""
     counts = CountingObserver()
     async with trial(redis_server.url, folder, counts=counts) as engine:
-        seq = await begin_mixed(engine, counts)
+        seq = await begin(engine, counts)
         [paired] = {one.step_model for one in engine.steps.models if isinstance(one.step_model, PairedModel)}
         timed = [list(paired.run_s)]
         while len(timed) < 3 and seq < 500:
@@ -168,9 +180,10 @@ async def test_the_versions_are_timed_on_as_many_rows(folder: Path, redis_server
 
 
 async def test_each_answer_of_a_mixed_batch_has_the_version_that_responded(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder, "ramp") as engine:
-        await begin(engine)
-        found = await singles(engine, MANY, range(40), 5)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, "ramp", counts=counts) as engine:
+        seq = await begin(engine, counts)
+        found = await singles(engine, MANY, range(40), seq + 1)
 
     assert {name: one.version for name, one in zip(MANY, found, strict=True)} == {
         name: 2 if name in PAIRED else 1 for name in MANY
@@ -184,7 +197,7 @@ async def test_records_and_answers_are_bit_for_bit_those_of_batches_of_their_own
 ) -> None:
     """A float model: of streams outside the trial as without a release, of pairs as if all streams were pairs."""
     for version in (1, 2):
-        write_model(tmp_path, FOLD, lambda v=version: lstm(seed=v), version=version)  # type: ignore[misc]
+        write_model(tmp_path, FOLD, partial(lstm, seed=version), version=version)
     rng, inputs = np.random.default_rng(7), list[Array]()
     seen: list[tuple[dict[str, Any], dict[str, Record]]] = []
     for percent in (PERCENT, None, 100.0):
@@ -196,7 +209,9 @@ async def test_records_and_answers_are_bit_for_bit_those_of_batches_of_their_own
                 found = await columns(engine, MANY, inputs[-1], len(inputs) * length - length + 1)
             for i, xs in enumerate(inputs if seen else ()):
                 found = await columns(engine, MANY, xs, i * length + 1)
-            seen.append(({n: one.outputs["y"] for n, one in zip(MANY, found, strict=True)}, await records(engine)))
+            seen.append(
+                ({n: one.outputs["y"] for n, one in zip(MANY, applied(found), strict=True)}, await records(engine))
+            )
         with redis_server.client() as client:
             client.flushall()
     assert len(inputs) < 500, "no batch was mixed"
@@ -230,7 +245,7 @@ async def test_any_mix_of_requests_and_workers_steps_both_halves(folder: Path, r
                 if kind == "columns":
                     found = await columns(one, names, numbers([x] * len(names)), seq)
                 elif kind == "singles":
-                    found = await singles(one, names, [x] * len(names), seq)  # type: ignore[assignment]
+                    found = [*await singles(one, names, [x] * len(names), seq)]
                 else:
                     found = await asyncio.gather(*(one.steps.advance(chunk(n, xs, seq=seq)) for n in names))
             for name in names:
@@ -239,7 +254,7 @@ async def test_any_mix_of_requests_and_workers_steps_both_halves(folder: Path, r
                 name: fold_reference(sent[name], factor=NEW_FACTOR if name in PAIRED else OLD_FACTOR)[-len(xs) :]
                 for name in names
             }
-            assert {name: ys(one) for name, one in zip(names, found, strict=True)} == wanted  # type: ignore[arg-type]
+            assert {name: ys(one) for name, one in zip(names, applied(found), strict=True)} == wanted
             for name in [name for name in MANY if len(sent[name]) < max(map(len, sent.values()))]:
                 missing = len(sent[names[0]]) - len(sent[name])
                 await engine.steps.advance(chunk(name, [5] * missing, seq=len(sent[name]) + 1))
@@ -253,26 +268,27 @@ async def test_any_mix_of_requests_and_workers_steps_both_halves(folder: Path, r
 
 
 async def test_a_stream_that_another_worker_stepped_is_rejected_alone(folder: Path, redis_server: Server) -> None:
-    stepped = [PAIRED[1], OTHERS[1]]
-    async with trial(redis_server.url, folder) as one, trial(redis_server.url, folder) as two:
-        await begin(one)
+    stepped = [PAIRED[1], OTHERS[3]]
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as one, trial(redis_server.url, folder) as two:
+        seq = await begin(one, counts)
         for name in stepped:
-            await two.steps.advance(step(name, 8, seq=5))
-        found = dict(zip(MANY, await columns(one, MANY, numbers([9] * len(MANY)), 5), strict=True))
+            await two.steps.advance(step(name, 8, seq=seq + 1))
+        found = dict(zip(MANY, await columns(one, MANY, numbers([9] * len(MANY)), seq + 1), strict=True))
 
-    assert [(n, found[n].code) for n in MANY if isinstance(found[n], ServiceError)] == [  # type: ignore[union-attr]
-        (name, "seq_conflict") for name in MANY if name in stepped
-    ]
-    [*_, last] = fold_reference([1, 2, 3, 4, 9], factor=OLD_FACTOR)
-    assert {ys(found[name])[0] for name in MANY if name not in stepped} == {last}  # type: ignore[arg-type]
+    refused = {name: one.code for name, one in found.items() if isinstance(one, ServiceError)}
+    assert refused == dict.fromkeys(stepped, "seq_conflict")
+    [*_, last] = fold_reference([*range(1, seq + 1), 9], factor=OLD_FACTOR)
+    assert {ys(one)[0] for one in found.values() if isinstance(one, Prediction)} == {last}
 
 
 async def test_rows_that_were_applied_before_are_replayed(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder) as engine:
-        await begin(engine)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        seq = await begin(engine, counts)
         sent_before = [PAIRED[0], OTHERS[0]]
-        first = await singles(engine, sent_before, [9, 9], 5)
-        found = dict(zip(MANY, await columns(engine, MANY, numbers([9] * len(MANY)), 5), strict=True))
+        first = await singles(engine, sent_before, [9, 9], seq + 1)
+        found = dict(zip(MANY, await columns(engine, MANY, numbers([9] * len(MANY)), seq + 1), strict=True))
 
     replayed = {name: one for name, one in found.items() if isinstance(one, Prediction) and one.replayed}
     assert sorted(replayed) == sorted(sent_before)
@@ -284,26 +300,45 @@ async def test_rows_that_were_applied_before_are_replayed(folder: Path, redis_se
 async def test_a_stream_on_which_the_candidate_fails_goes_on_by_the_old_version(
     redis_server: Server, tmp_path: Path, mode: str
 ) -> None:
-    write_model(tmp_path, FOLD, lambda: raising_at(100), version=1)
-    write_model(tmp_path, FOLD, lambda: raising_at(50), version=2)
-    bad = PAIRED[2]
-    async with trial(redis_server.url, tmp_path, mode) as engine:
-        await begin(engine)
-        xs = [60 if name == bad else 5 for name in MANY]
-        found = [await columns(engine, MANY, numbers(xs), 5), await columns(engine, MANY, numbers([1] * len(MANY)), 6)]
+    write_model(tmp_path, FOLD, lambda: raising_at(2000), version=1)
+    write_model(tmp_path, FOLD, lambda: raising_at(1000), version=2)
+    bad, counts = PAIRED[2], CountingObserver()
+    async with trial(redis_server.url, tmp_path, mode, counts=counts) as engine:
+        seq = await begin(engine, counts)
+        xs = [1500 if name == bad else 5 for name in MANY]
+        found = [await columns(engine, MANY, numbers(xs), seq + 1)]
+        found.append(await columns(engine, MANY, numbers([1] * len(MANY)), seq + 2))
         stored = await records(engine)
 
-    answers = [{n: ys(one)[0] for n, one in zip(MANY, each, strict=True)} for each in found]  # type: ignore[arg-type]
-    assert answers == [{n: 70 if n == bad else 15 for n in MANY}, {n: 71 if n == bad else 16 for n in MANY}]
+    assert [[ys(one)[0] for one in applied(each)] for each in found] == totals(seq, xs, [1] * len(MANY))
     assert {n for n in MANY if pair_state_of(stored[n].fingerprint, stored[n].state)} == {*PAIRED} - {bad}
+
+
+@pytest.mark.parametrize("mode", ["shadow", "ramp"])
+async def test_a_candidate_that_hangs_is_ended_and_every_stream_goes_on_by_the_old_version(
+    redis_server: Server, tmp_path: Path, mode: str
+) -> None:
+    write_model(tmp_path, FOLD, adder, version=1)
+    write_model(tmp_path, FOLD, hanging, version=2)
+    counts, options = CountingObserver(), EngineOptions(run_timeout_s=0.5, request_timeout_s=300)
+    async with trial(redis_server.url, tmp_path, mode, counts=counts, options=options) as engine:
+        seq = await begin(engine, counts)
+        xs = [10**12 if name == PAIRED[2] else 5 for name in MANY]
+        found = [await columns(engine, MANY, numbers(xs), seq + 1)]
+        found.append(await columns(engine, MANY, numbers([1] * len(MANY)), seq + 2))
+        stored = await records(engine)
+
+    assert [[ys(one)[0] for one in applied(each)] for each in found] == totals(seq, xs, [1] * len(MANY))
+    assert not [one for one in stored.values() if pair_state_of(one.fingerprint, one.state)]
 
 
 async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one_responds(
     folder: Path, redis_server: Server
 ) -> None:
-    async with trial(redis_server.url, folder, "ramp") as engine:
-        await begin(engine)
-        found = await singles(engine, MANY, [9] * len(MANY), 5, version=1)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, "ramp", counts=counts) as engine:
+        seq = await begin(engine, counts)
+        found = await singles(engine, MANY, [9] * len(MANY), seq + 1, version=1)
 
     assert {name: getattr(one, "code", None) for name, one in zip(MANY, found, strict=True)} == {
         name: "model_changed" if name in PAIRED else None for name in MANY
@@ -311,25 +346,27 @@ async def test_a_request_that_names_a_version_steps_no_pair_of_which_another_one
 
 
 async def test_positions_of_sources_are_kept(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder) as engine:
-        await begin(engine)
-        for seq in (5, 6):
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        start = await begin(engine, counts)
+        for seq in (start + 1, start + 2):
             sources = [Source(n.to_bytes(8, "little"), (seq,)) for n in range(1, len(MANY) + 1)]
             found = await columns(engine, MANY, numbers([9] * len(MANY)), seq, sources=sources)
         stored = await records(engine)
 
     assert not [one for one in found if isinstance(one, ServiceError)]
-    assert {[at for _, at in record.sources] == [6] for record in stored.values()} == {True}
+    assert {[at for _, at in record.sources] == [start + 2] for record in stored.values()} == {True}
 
 
 async def test_after_the_end_of_a_release_the_streams_of_a_mixed_batch_move(folder: Path, redis_server: Server) -> None:
-    async with trial(redis_server.url, folder) as engine:
-        await begin(engine)
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        start = await begin(engine, counts)
         document = engine.releases.current(FOLD)
         assert document is not None
         engine.releases.put(FOLD, ReleaseDocument(FOLD, 2, document.current, 1.0, None))
-        for seq in (5, 6):
+        for seq in (start + 1, start + 2):
             found = await columns(engine, MANY, numbers([9] * len(MANY)), seq)
 
-    [*_, last] = fold_reference([1, 2, 3, 4, 9, 9], factor=OLD_FACTOR)
+    [*_, last] = fold_reference([*range(1, start + 1), 9, 9], factor=OLD_FACTOR)
     assert [ys(one)[0] for one in found if isinstance(one, Prediction)] == [last] * len(MANY)

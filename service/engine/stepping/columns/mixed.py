@@ -249,8 +249,8 @@ class MixedPipeline:
         results = await self._committer.send(commits, float(records.expiry_set_at.min()), deadline)
         if results.not_applied:
             return self._handle_results(batch, records, parts, committed, results)
-        for part, rows in zip(parts, committed, strict=True):
-            part.committer.cache_committed(rows, results)
+        for part, new_records in zip(parts, committed, strict=True):
+            part.committer.cache_committed(new_records, results)
         self._reply(batch, outputs, records, committed)
         for rows, sampler in ((records.others, deps.sampler), (pairs, pair_deps.sampler)):
             if sampler is not None and not sampler.skips():
@@ -264,7 +264,7 @@ class MixedPipeline:
         """Return the new records of each part, and their commits."""
         headers, section, order = records.headers, records.section, records.order.tolist()
         packed = pack_outputs(self._deps.served.manifest.answered, outputs, len(order))
-        names, op_ids = ([*map(column.__getitem__, order)] for column in (batch.names, batch.op_ids))
+        names, op_ids = [*map(batch.names.__getitem__, order)], [*map(batch.op_ids.__getitem__, order)]
         header_bytes = HEADER_BYTES if section is None else HEADER_BYTES + section.shape[1]
         columns = []
         for _, rows, states, _ in parts:
