@@ -39,9 +39,9 @@ _STREAMS_TABLE: Final = "docs/performance.md, Many live streams: a million strea
 _STORED: Final = "python -m benchmarks.stored, in docs/sizing.md"
 
 CONSTANTS: Final = {
-    "step_us_http": Constant(13.0, "us of a worker per step", _HTTP_TABLE),
-    "step_us_websocket": Constant(9.2, "us of a worker per step, 16 messages in flight", _FEED_TABLE),
-    "step_us_columns": Constant(3.0, "us of a worker per step, 256 streams a message", _FEED_TABLE),
+    "step_us_http": Constant(18.6, "us of a worker per step", _HTTP_TABLE),
+    "step_us_websocket": Constant(14.1, "us of a worker per step, 16 messages in flight", _FEED_TABLE),
+    "step_us_columns": Constant(4.6, "us of a worker per step, 256 streams a message", _FEED_TABLE),
     "read_us": Constant(8.6, "us of a worker to read a record that it has not cached", _STREAMS_TABLE),
     "step_us_cluster": Constant(8.0, "us of a worker per step more, in a Cluster", _STORED),
     "commit_us": Constant(5.5, "us of the store per commit", _STORED),
