@@ -111,7 +111,9 @@ async def _running_driver(plan: ChaosPlan, system: System, folder: Path, tally: 
             calls = NodeCalls(url, folder / "node.log") if is_node else PythonCalls(AsyncClient(url))
             through = ThroughClient(transports, calls, rng, tally)
             driver = ClientStreamDriver(through, rng, prefix, requests=is_node)
-            disturbing = asyncio.create_task(disturb(proxy, random.Random(plan.seed), tally, _DISTURB_EVERY_S))
+            disturbing = asyncio.create_task(
+                disturb(proxy, random.Random(plan.seed), tally, _DISTURB_EVERY_S, tally.answers.total)
+            )
             stack.callback(disturbing.cancel)
         stack.push_async_callback(driver.client.close)
         yield driver

@@ -93,7 +93,7 @@ async def run(folder: Path, result: KitResult, *, seconds: float, seed: int, fau
         proxy = stack.enter_context(Proxy([("127.0.0.1", port) for port in system.ports]))
         url = f"http://127.0.0.1:{proxy.port}"
         remote = await stack.enter_async_context(AsyncClient(url))
-        disturbing = asyncio.create_task(disturb(proxy, rng, result.tally, _DISTURB_EVERY_S))
+        disturbing = asyncio.create_task(disturb(proxy, rng, result.tally, _DISTURB_EVERY_S, result.passed.total))
         stack.callback(disturbing.cancel)
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds

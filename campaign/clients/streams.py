@@ -23,6 +23,7 @@ _TIMEOUT_S: Final = 8.0
 _WRITERS: Final = 3  # model objects
 _PATH: Final = f"/v1/models/{MODEL}"
 _COUNTED_AS: Final = {"feed": "feed", "stepMany": "columns", "request": "requests as they are"}
+_ANSWERS_BETWEEN: Final = 4  # two disturbances
 _NO_ANSWER: Final = ("no_answer", "unreadable_answer")
 
 
@@ -288,17 +289,24 @@ class ClientStreamDriver(StreamDriver):
         return True
 
 
-async def disturb(proxy: Proxy, rng: random.Random, tally: Tally, every_s: float) -> None:
+async def disturb(proxy: Proxy, rng: random.Random, tally: Tally, every_s: float, progress: Callable[[], int]) -> None:
     """Reset the connections of clients, and lose answers to them, until cancelled.
+
+    It waits for progress in between: on a machine so busy that no answer arrives in that time, none ever would.
 
     Args:
         proxy: Between the clients and the workers.
         rng: Source of the random choices.
         tally: Counts what is done.
         every_s: Seconds between two of it, on average.
+        progress: Returns the number of answers that have arrived.
     """
+    seen = 0
     while True:
         await asyncio.sleep(rng.uniform(0.5, 1.5) * every_s)
+        if progress() < seen + _ANSWERS_BETWEEN:
+            continue
+        seen = progress()
         if rng.random() < 0.5:
             tally.deliberate["connections of clients reset"] += 1
             await asyncio.to_thread(proxy.reset_all)

@@ -179,7 +179,7 @@ function afterRepetitions(expected, found) {
   const members = Object.entries(expected).filter(([name]) => !OF_ONE_ATTEMPT.includes(name));
   return Object.fromEntries(
     members.map(([name, one]) => {
-      // of an earlier attempt nobody knows whether it was applied
+      // an earlier attempt without an answer may have been applied
       const isInDoubt = name === "applied" && one === "no" && found.applied === "unknown";
       return [name, isInDoubt ? "unknown" : afterRepetitions(one, found[name])];
     }),

@@ -11,6 +11,7 @@ import pytest
 
 from campaign import mutants
 from campaign.chaos import ChaosPlan, Client, run
+from campaign.clients import conformance
 from campaign.clients.calls import ClientCall, ClientEndedError, NodeCalls
 from campaign.faults import FAULTS
 from campaign.tally import Tally
@@ -53,6 +54,16 @@ async def test_the_campaign_through_a_client_fails_on_a_build_without(
     await run(plan(client, seconds=60, stop_when_broken=True), short_path, tally, env=env)
 
     assert tally.violations
+
+
+@pytest.mark.slow
+async def test_the_conformance_cases_pass_under_faults(short_path: Path) -> None:
+    found = conformance.KitResult()
+    await conformance.run(short_path, found, seconds=20, seed=7, fault_every_s=0.8)
+
+    assert found.violations == []
+    assert found.passed.keys() | found.skipped.keys() == set(conformance.CLIENTS)
+    assert sum(found.tally.faults.values()) > 0
 
 
 @needs_node

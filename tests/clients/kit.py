@@ -85,7 +85,7 @@ def _after_repetitions(expected: Any, found: Any) -> Any:
         return expected
     members = {name: one for name, one in expected.items() if name not in _OF_ONE_ATTEMPT}
     if members.get("applied") == "no" and found.get("applied") == "unknown":
-        members["applied"] = "unknown"  # of an earlier attempt nobody knows whether it was applied
+        members["applied"] = "unknown"  # an earlier attempt without an answer may have been applied
     return {name: _after_repetitions(one, found.get(name)) for name, one in members.items()}
 
 

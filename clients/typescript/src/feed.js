@@ -130,7 +130,7 @@ export class Feed {
   /** The steps are sent again over the next connection. @param {WebSocket} socket @param {string} reason */
   #onClose(socket, reason) {
     if (this.#current === socket) this.#socket = this.#current = undefined;
-    socket.close(4000, reason);
+    socket.close(4000); // no effect if it is closed
     for (const pending of this.#pending.values()) {
       if (pending.socket === socket) pending.reject(noAnswer(this.#path, reason, pending.request));
     }
