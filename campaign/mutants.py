@@ -23,7 +23,7 @@ _NOT_NEEDED = ("cacheprovider", "xdist", "schemathesis", "pytest_cov")  # slow t
 LOADED = (
     *("pytest", "pytest_asyncio.plugin", "pytest_timeout", "_hypothesis_pytestplugin", "anyio.pytest_plugin"),
     *("hypothesis.stateful", "hypothesis.extra.numpy", "numpy", "onnx.compose", "onnx.helper", "onnxruntime"),
-    *("fastapi", "httpx2", "msgspec", "prometheus_client", "pydantic_settings", "redis.asyncio", "typer.testing"),
+    *("fastapi", "httpx2", "msgspec", "prometheus_client", "pydantic", "redis.asyncio", "typer.testing"),
     *("uvicorn", "websockets.sync.client"),
 )
 """Imported once for all mutants: what their tests import of other packages, and nothing of the packages under test."""

@@ -12,7 +12,7 @@ LEFT_OUT = {
     *("mlflow", "notebook", "offline", "parity", "process", "site", "triton"),
     *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
     *("grpc_api/test_serve.py", "package/test_wheel.py", "test_cli.py"),
-    *("test_environments.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
+    *("test_examples_page.py", "test_readme.py", "test_tutorial.py"),
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
     *("engine/watch/test_cluster.py", "model_export/streaming/test_torch.py", "model_export/verify/test_evidence.py"),

@@ -143,14 +143,22 @@ class _Memory:
     """The resident memory of a connector before, while and after the service is away."""
 
     def __init__(self, connector: RoadConnector) -> None:
-        self.phase = "before"
+        self._phase = "before"
         self._connector = connector
         self._most: dict[str, int] = {}
 
     async def sample(self, over: asyncio.Event) -> None:
         """Sample until the end of the run."""
         while not await is_over(over, _MEMORY_EVERY_S):
-            self._most[self.phase] = max(self._most.get(self.phase, 0), self._connector.memory_bytes())
+            self._take_sample()
+
+    def begin(self, phase: str) -> None:
+        """Begin the next phase; the last one has a sample, however short it was."""
+        self._take_sample()
+        self._phase = phase
+
+    def _take_sample(self) -> None:
+        self._most[self._phase] = max(self._most.get(self._phase, 0), self._connector.memory_bytes())
 
     def figures(self) -> dict[str, int]:
         """Return the most of each phase, in MiB."""
@@ -172,9 +180,9 @@ async def _end_service(
     while not has_a_part():
         if await is_over(over, 0.1):
             return
-    memory.phase = "away"
+    memory.begin("away")
     await system.kill(system.services, away_s=plan.service_away_s)
-    memory.phase = "after"
+    memory.begin("after")
 
 
 async def _all_letters(road: Road, n: int) -> list[dict[str, Any]]:
