@@ -508,6 +508,7 @@ class CuttingProxy:
     def __init__(self, service_port: int) -> None:
         self._service_port = service_port
         self._cut = threading.Event()
+        self.has_cut = threading.Event()
         self._port = 0
         self.open()
         self.url = f"http://127.0.0.1:{self._port}"
@@ -545,6 +546,7 @@ class CuttingProxy:
             while data := far.recv(65536):
                 if self._cut.is_set():
                     self._cut.clear()
+                    self.has_cut.set()
                     break
                 near.sendall(data)
             near.shutdown(socket.SHUT_RDWR)  # close() alone would wait for the other thread
@@ -649,6 +651,90 @@ def test_a_reset_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str
 
     assert (lost.code, lost.applied) == ("no_answer", "unknown")
     assert (again.replayed, again.step) == (True, 0 if to is None else 1)
+
+
+@pytest.mark.parametrize("snapshot", [None, "s"])
+def test_a_fork_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str, snapshot: str | None) -> None:
+    to = f"{stream}-b"
+    with Client(proxy.url, timeout=1) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([7])
+        handle.take_snapshot("s")
+        proxy.cut_answer()
+        proxy.close()
+
+        lost, refused = (error_of(lambda: handle.fork(to, snapshot=snapshot)) for _ in range(2))
+        proxy.open()
+        fork = handle.fork(to, snapshot=snapshot)
+        done = error_of(lambda: handle.fork(to, snapshot=snapshot))
+
+        assert (lost.code, lost.applied, lost.retry) == ("no_answer", "unknown", "same")
+        assert (refused.code, refused.applied) == ("no_answer", "no")
+        assert ys([fork.step([-3])]) == fold_reference([7, -3])[-1:]
+        assert (done.code, done.applied) == ("stream_exists", "no")
+
+
+@pytest.mark.parametrize("snapshot", [None, "s"])
+def test_a_fork_of_another_position_or_snapshot_is_another_call(
+    proxy: CuttingProxy, stream: str, snapshot: str | None
+) -> None:
+    to = f"{stream}-b"
+    with Client(proxy.url, timeout=1) as client:
+        handle = client.model("fold").stream(stream)
+        handle.step([7])
+        handle.take_snapshot("s")
+        proxy.cut_answer()
+        proxy.close()
+
+        lost = error_of(handle.fork, to)
+        proxy.open()
+        if snapshot is None:
+            handle.step([-3])
+        other = error_of(lambda: handle.fork(to, snapshot=snapshot))
+
+    assert (lost.code, lost.applied) == ("no_answer", "unknown")
+    assert (other.code, other.applied, other.retry) == ("stream_exists", "no", "never")
+
+
+async def test_a_cancelled_fork_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:
+    async with AsyncClient(proxy.url) as client, AsyncClient(proxy.url) as other:
+        handle = client.model("fold").stream(stream)
+        await handle.step([7])
+        proxy.cut_answer()
+        proxy.close()
+        fork = asyncio.create_task(handle.fork(f"{stream}-b"))
+        await asyncio.to_thread(proxy.has_cut.wait)
+        fork.cancel()
+        await asyncio.wait([fork])
+        proxy.open()
+
+        again = await handle.fork(f"{stream}-b")
+
+        assert fork.cancelled()
+        assert ys([await again.step([-3])]) == fold_reference([7, -3])[-1:]
+        assert (await other.model("fold").stream(again.name).resume()) == 2
+
+
+@pytest.mark.parametrize("call", ["reset", "put_state"])
+def test_a_call_that_created_a_stream_can_be_repeated_and_does_not_undo_later_steps(
+    proxy: CuttingProxy, one: ServiceProcess, stream: str, call: str
+) -> None:
+    with Client(proxy.url, timeout=1) as client, Client(one.url) as another:
+        model = client.model("fold")
+        model.stream(f"{stream}-a").reset()
+        state, handle = model.stream(f"{stream}-a").state(), model.stream(stream)
+        handle.resume()
+        arguments = [] if call == "reset" else [state]
+        proxy.cut_answer()
+        proxy.close()
+
+        lost = error_of(getattr(handle, call), *arguments)
+        proxy.open()
+        another.model("fold").stream(stream).step([7])
+        again = getattr(handle, call)(*arguments)
+
+        assert (lost.code, lost.applied) == ("no_answer", "unknown")
+        assert (again.replayed, again.step, handle.status().step) == (True, 0, 1)
 
 
 async def test_a_step_on_a_feed_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:

@@ -298,6 +298,69 @@ def test_a_reset_whose_outcome_is_unknown_can_be_repeated(js: Js, proxy: Proxy, 
     assert found == [["no_answer", "unknown", "same"], step, True, step + 1]
 
 
+@pytest.mark.parametrize("options", ["{}", '{ snapshot: "s" }'])
+def test_a_fork_whose_outcome_is_unknown_can_be_repeated(js: Js, proxy: Proxy, options: str) -> None:
+    found = js(
+        f"""
+        const to = `${{stream.id}}-b`;
+        await stream.step([1]);
+        await stream.takeSnapshot("s");
+        await turn();
+        const error = await failed(stream.fork(to, {{ ...{options}, timeoutMs: 2000 }}));
+        await turn();
+        const fork = await stream.fork(to, {options});
+        return [error, (await fork.step([2])).outputs.y, (await failed(stream.fork(to, {options})))[0]];
+        """,
+        url=url_of(proxy),
+        between=losing_or_healing(proxy),
+    )
+
+    assert found == [["no_answer", "unknown", "same"], [4], "stream_exists"]
+
+
+@pytest.mark.parametrize("call", ["fork(to)", 'fork(to, { snapshot: "s" })'])
+def test_a_fork_of_another_position_or_snapshot_is_another_call(js: Js, proxy: Proxy, call: str) -> None:
+    found = js(
+        f"""
+        const to = `${{stream.id}}-b`;
+        await stream.step([1]);
+        await stream.takeSnapshot("s");
+        await turn();
+        const error = await failed(stream.fork(to, {{ timeoutMs: 2000 }}));
+        await turn();
+        if (!{json.dumps(call)}.includes("snapshot")) await stream.step([2]);
+        return [error, await failed(stream.{call})];
+        """,
+        url=url_of(proxy),
+        between=losing_or_healing(proxy),
+    )
+
+    assert found == [["no_answer", "unknown", "same"], ["stream_exists", "no", "never"]]
+
+
+@pytest.mark.parametrize("call", ["reset", "putState"])
+def test_a_call_that_creates_a_stream_can_be_repeated_and_does_not_undo_later_steps(
+    js: Js, proxy: Proxy, call: str
+) -> None:
+    turns = iter([lambda: proxy.lose_reply(to=b"dempotency-", times=1000), proxy.heal])
+    found = js(
+        f"""
+        const state = {{ states: {{ s: [5] }}, step: 0 }};
+        const call = (options) => stream.{call}(...({json.dumps(call)} === "reset" ? [options] : [state, options]));
+        await turn();
+        const error = await failed(call({{ timeoutMs: 2000 }}));
+        await turn();
+        await client.model("doubling").stream(stream.id).step([1]);
+        const again = await call();
+        return [error, again.step, again.replayed, (await stream.status()).step];
+        """,
+        url=url_of(proxy),
+        between=lambda: next(turns)(),
+    )
+
+    assert found == [["no_answer", "unknown", "same"], 0, True, 1]
+
+
 def test_a_call_ends_at_its_deadline(js: Js) -> None:
     error, tries, elapsed_ms = js(
         """

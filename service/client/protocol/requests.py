@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class StreamCursor:
         known: `step` and `state_id` were received, so the next step follows on them.
         in_doubt: The service may have applied a later step whose response did not arrive.
         past: The buffered requests of the stream, oldest first.
+        keyed: The last call that an idempotency key identifies, unless it has succeeded: the same call has the same key.
     """
 
     stream: str
@@ -37,6 +39,7 @@ class StreamCursor:
     known: bool = False
     in_doubt: bool = False
     past: deque[SentRequest] = field(default_factory=deque)
+    keyed: KeyedCall | None = None
 
     @classmethod
     def of(cls, stream: str) -> StreamCursor:
@@ -53,6 +56,18 @@ class StreamCursor:
     def set(self, step: int, state_id: str | None) -> None:
         """Record the stream's position."""
         self.step, self.state_id, self.known, self.in_doubt = step, state_id, True, False
+        self.keyed = None
+
+    def key_of(self, request: ClientRequest, position: str | None) -> str:
+        """Return the idempotency key of a call: that of the call before, if it was the same and has not succeeded.
+
+        Args:
+            request: The call's request, without a key.
+            position: The state id of the stream that the call reads.
+        """
+        if self.keyed is None or (self.keyed.request, self.keyed.position) != (request, position):
+            self.keyed = KeyedCall(request, position, uuid.uuid4().hex)
+        return self.keyed.key
 
     def advance_to(self, result: R) -> R:
         """Record the position of a result, and return the result."""
@@ -83,6 +98,21 @@ class ClientRequest:
     wait: float = 0.0
     timeout: float = ATTEMPT_S
     mutates: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedCall:
+    """A call that an idempotency key identifies.
+
+    Attributes:
+        request: Its request, without the key.
+        position: The state id of the stream that it reads; None if that is not known.
+        key: The key.
+    """
+
+    request: ClientRequest
+    position: str | None
+    key: str
 
 
 @dataclass(slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from service.client.protocol import decoding
@@ -13,7 +14,7 @@ from service.client.protocol.inputs import Inputs, packed
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import timed
-from service.client.results import Rollout, Snapshot, State, StepResult
+from service.client.results import ClientError, Rollout, Snapshot, State, StepResult
 
 
 class StreamOps(BulkSteps):
@@ -60,25 +61,22 @@ class StreamOps(BulkSteps):
         document: dict[str, Any] = {"to": to.stream}
         if snapshot is not None:
             document["from"] = {"snapshot": snapshot}
-        request = self._idempotent("POST", cursor, "fork", document)
-        forked = yield from self._fetch(request, policy, decoding.StepReply)
-        to.set(forked.step, forked.state_id)
+        request = ClientRequest("POST", f"{self._stream_path(cursor)}/fork", document)
+        yield from self._replace(to, request, policy, position=cursor.state_id)
         return to
 
     @timed
     def reset(self, policy: RetryPolicy, cursor: StreamCursor, snapshot: str | None) -> Exchange[StepResult]:
         """Reset a stream to its initial state or to a snapshot, if its position is still the known one.
 
-        The position identifies the request, so the same call can also be repeated after a timeout. Without one, the
-        stream is missing.
+        A missing stream is created.
         """
         yield from self._ensure_cursor(cursor, policy)
         document: dict[str, Any] = {} if snapshot is None else {"to": {"snapshot": snapshot}}
         if cursor.state_id is not None:
             document["after"] = cursor.state_id
-        key = uuid.uuid4().hex if cursor.state_id is None else None
-        request = ClientRequest("POST", f"{self._stream_path(cursor)}/reset", document, key=key)
-        return self._restart_at(cursor, (yield from self._fetch(request, policy, decoding.StepReply)).result())
+        request = ClientRequest("POST", f"{self._stream_path(cursor)}/reset", document)
+        return (yield from self._replace(cursor, request, policy))
 
     def snapshots(self, cursor: StreamCursor) -> Exchange[list[Snapshot]]:
         """List a stream's snapshots."""
@@ -107,8 +105,28 @@ class StreamOps(BulkSteps):
         document: dict[str, Any] = {"states": packed(state.states), "step": state.step}
         if state.fingerprint:
             document["fingerprint"] = state.fingerprint
-        request = self._idempotent("PUT", cursor, "state", document)
-        return self._restart_at(cursor, (yield from self._fetch(request, policy, decoding.StepReply)).result())
+        request = ClientRequest("PUT", f"{self._stream_path(cursor)}/state", document)
+        return (yield from self._replace(cursor, request, policy))
+
+    def _replace(
+        self, cursor: StreamCursor, request: ClientRequest, policy: RetryPolicy, position: str | None = None
+    ) -> Exchange[StepResult]:
+        """Create a stream, or replace its state, by a request that can be repeated after a timeout, too.
+
+        Args:
+            cursor: The stream that is changed.
+            request: The request, without a key.
+            policy: The retries of this call.
+            position: The state id of the stream that is copied.
+        """
+        request = replace(request, key=cursor.key_of(request, position))
+        was_in_doubt, cursor.in_doubt = cursor.in_doubt, True
+        try:
+            reply = yield from self._fetch(request, policy, decoding.StepReply)
+        except ClientError as error:
+            cursor.in_doubt = was_in_doubt or error.applied != "no"
+            raise
+        return self._restart_at(cursor, reply.result())
 
     def _idempotent(
         self, method: str, cursor: StreamCursor, resource: str, document: Mapping[str, Any] | None
