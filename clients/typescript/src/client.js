@@ -1,6 +1,6 @@
 import { StepwellError } from "./errors.js";
 import { Feed } from "./feed.js";
-import { plain } from "./formats.js";
+import { plain, stringify } from "./formats.js";
 import { Handles } from "./handles.js";
 import { bulkStep } from "./bulk.js";
 import { Transport, within } from "./transport.js";
@@ -11,9 +11,8 @@ import { watch } from "./watch.js";
 /** @import { Position, StepResults } from "./results.js" */
 /** @import { Event, Gap, WatchOptions } from "./events.js" */
 /**
- * @import { ForkResponse, ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody,
- *   RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse,
- *   StepsBody } from "./api.js"
+ * @import { ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
+ *   ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
  */
 
 /** A connection to a service, in browsers and Node. */
@@ -145,6 +144,9 @@ export class Stream {
   #last = Promise.resolve();
   /** @type {Position | undefined} */
   #position;
+  /** The last call with a key, until it succeeds: the same call has the same key. */
+  #keyed = "";
+  #key = "";
 
   /**
    * @param {Model} model
@@ -221,11 +223,9 @@ export class Stream {
   fork(to, options) {
     const other = this.model.stream(to);
     const from = options?.snapshot === undefined ? undefined : { snapshot: options.snapshot };
-    const request = this.#post("fork", { to, from }, newKey());
+    const request = this.#post("fork", { to, from });
     return other.exclusive(this.#limits(options), async (limits) => {
-      /** @type {ForkResponse} */
-      const { step, state_id } = await this.#send(request, limits);
-      other.moveTo({ step, state_id });
+      await other.#replace(request, limits, this.#position);
       return other;
     });
   }
@@ -239,8 +239,7 @@ export class Stream {
     const to = options?.to === undefined ? undefined : { snapshot: options.to };
     return this.exclusive(this.#limits(options), async (limits) => {
       const after = (await this.position(limits)).state_id ?? undefined;
-      // a new key would make the same call another request
-      return this.moveTo(await this.#send(this.#post("reset", { to, after }, after ? undefined : newKey()), limits));
+      return this.#replace(this.#post("reset", { to, after }), limits);
     });
   }
 
@@ -289,8 +288,8 @@ export class Stream {
    * @returns {Promise<PositionResponse>}
    */
   putState(state, options) {
-    const request = { method: "PUT", path: `${this.path}/state`, body: plain(state), key: newKey() };
-    return this.exclusive(this.#limits(options), async (limits) => this.moveTo(await this.#send(request, limits)));
+    const request = { method: "PUT", path: `${this.path}/state`, body: plain(state) };
+    return this.exclusive(this.#limits(options), (limits) => this.#replace(request, limits));
   }
 
   /**
@@ -310,7 +309,6 @@ export class Stream {
   resume(options) {
     return this.exclusive(this.#limits(options), async (limits) => {
       this.#position = undefined;
-      this.inDoubt = false;
       return (await this.position(limits)).step;
     });
   }
@@ -380,7 +378,7 @@ export class Stream {
     } catch (error) {
       if (!(error instanceof StepwellError && error.code === "stream_not_found")) throw error;
     }
-    return (this.#position = { step: found.step, state_id: found.state_id });
+    return this.moveTo(found);
   }
 
   /**
@@ -391,6 +389,7 @@ export class Stream {
    */
   moveTo(response) {
     this.#position = { step: response.step, state_id: response.state_id };
+    this.#keyed = "";
     this.inDoubt = false;
     return response;
   }
@@ -404,36 +403,46 @@ export class Stream {
    * @param {Send} [attempt]
    */
   #commit(resource, body, limits, attempt) {
-    const fixed = plain(body);
+    const request = this.#post(resource, body);
+    if (resource === "step") request.stream = this.id;
     return this.exclusive(limits, async () => {
-      const request = this.#post(resource, fixed.source ? fixed : { ...fixed, ...(await this.#expected(limits)) });
-      if (resource === "step") request.stream = this.id;
-      if (fixed.source) this.#position = undefined; // until a response has the newest one
-      try {
-        const response = await this.model.client.transport.send(request, limits, attempt);
-        return fixed.source && response.state_id == null ? response : this.moveTo(response);
-      } catch (error) {
-        if (fixed.source) throw error; // repeated at any time, it is applied once
-        this.inDoubt ||= !(error instanceof StepwellError) || error.applied !== "no";
-        throw error;
+      if (!request.body.source) {
+        const { step, state_id } = await this.position(limits);
+        Object.assign(request.body, { seq: step + 1, after: state_id ?? undefined });
+        return this.#apply(request, limits, attempt);
       }
+      this.#position = undefined; // until a response has the newest one
+      const response = await this.#send(request, limits, attempt); // repeated at any time, it is applied once
+      return response.state_id == null ? response : this.moveTo(response);
     });
   }
 
-  /** Return the position that a request expects. @param {Limits} limits */
-  async #expected(limits) {
-    const { step, state_id } = await this.position(limits);
-    return { seq: step + 1, after: state_id ?? undefined };
+  /** @param {Request} request @param {Limits} limits @param {Send} [attempt] */
+  async #apply(request, limits, attempt) {
+    try {
+      return this.moveTo(await this.#send(request, limits, attempt));
+    } catch (error) {
+      this.inDoubt ||= !(error instanceof StepwellError) || error.applied !== "no";
+      throw error;
+    }
   }
 
-  /** @param {string} resource @param {unknown} body @param {string} [key] @returns {Request} */
-  #post(resource, body, key) {
-    return { method: "POST", path: `${this.path}/${resource}`, body: plain(body), key };
+  /** Create the stream or replace its state. @param {Request} request @param {Limits} limits @param {Position} [from] */
+  #replace(request, limits, from) {
+    const call = stringify([request, from]);
+    if (call !== this.#keyed) this.#key = newKey();
+    this.#keyed = call;
+    return this.#apply({ ...request, key: this.#key }, limits);
   }
 
-  /** @param {Request} request @param {Limits} limits */
-  #send(request, limits) {
-    return this.model.client.transport.send(request, limits);
+  /** @param {string} resource @param {unknown} body @returns {Request} */
+  #post(resource, body) {
+    return { method: "POST", path: `${this.path}/${resource}`, body: plain(body) };
+  }
+
+  /** @param {Request} request @param {Limits} limits @param {Send} [attempt] */
+  #send(request, limits, attempt) {
+    return this.model.client.transport.send(request, limits, attempt);
   }
 
   /** @param {Request} request @param {CallOptions} [options] */
@@ -464,5 +473,5 @@ function badName(message) {
 
 /** Return an `Idempotency-Key`: it has to be unique, not secret, and `crypto.randomUUID` exists only on https pages. */
 export function newKey() {
-  return Array.from({ length: 4 }, () => Math.floor(Math.random() * 2 ** 32).toString(36)).join("-");
+  return Array.from({ length: 3 }, Math.random).join("-");
 }

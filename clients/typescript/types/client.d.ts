@@ -10,9 +10,8 @@ import type { ModelDescription, NewSnapshotResponse, PeekResponse, PositionRespo
 /** @import { Position, StepResults } from "./results.js" */
 /** @import { Event, Gap, WatchOptions } from "./events.js" */
 /**
- * @import { ForkResponse, ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody,
- *   RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse,
- *   StepsBody } from "./api.js"
+ * @import { ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
+ *   ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
  */
 /** A connection to a service, in browsers and Node. */
 export declare class Client {

@@ -30,7 +30,7 @@ class StreamCursor:
         known: `step` and `state_id` were received, so the next step follows on them.
         in_doubt: The service may have applied a later step whose response did not arrive.
         past: The buffered requests of the stream, oldest first.
-        keyed: The last call that an idempotency key identifies, unless it has succeeded: the same call has the same key.
+        keyed: The last call with an idempotency key, until it succeeds: the same call has the same key.
     """
 
     stream: str

@@ -67,10 +67,7 @@ class StreamOps(BulkSteps):
 
     @timed
     def reset(self, policy: RetryPolicy, cursor: StreamCursor, snapshot: str | None) -> Exchange[StepResult]:
-        """Reset a stream to its initial state or to a snapshot, if its position is still the known one.
-
-        A missing stream is created.
-        """
+        """Reset a stream to its initial state or to a snapshot, if its position is still the known one."""
         yield from self._ensure_cursor(cursor, policy)
         document: dict[str, Any] = {} if snapshot is None else {"to": {"snapshot": snapshot}}
         if cursor.state_id is not None:
