@@ -229,6 +229,23 @@ def test_a_handle_in_doubt_is_kept_so_that_the_same_call_is_applied_once(proxy: 
     assert (again.replayed, again.step) == (True, 2)
 
 
+def test_the_handle_of_a_fork_in_doubt_is_kept_so_that_the_fork_can_be_repeated(
+    proxy: CuttingProxy, stream: str
+) -> None:
+    with Client(proxy.url, timeout=TIMEOUT_S, keep_streams=2) as client:
+        model = client.model("fold")
+        source = model.stream(stream)
+        source.step([7])
+        proxy.cut_answer()
+        proxy.close()
+        assert error_of(source.fork, f"{stream}-b").applied == "unknown"
+        proxy.open()
+        for n in range(10):
+            model.stream(f"{stream}{n}").step([7])
+
+        assert source.fork(f"{stream}-b").step([-3]).step == 2
+
+
 def test_a_stream_in_doubt_among_many_is_kept_too(proxy: CuttingProxy, stream: str) -> None:
     with Client(proxy.url, timeout=TIMEOUT_S, keep_streams=3) as client:
         model = client.model("fold")
