@@ -56,6 +56,8 @@ def demo(
     """
     for number in _ENDING:
         signal.signal(number, _exit)
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = f"{hosts},{_HOST}" if hosts else _HOST  # a proxy does not reach this machine's services
     console = Console(stderr=True)
     recordings = Recordings.load()
     report = Report(streams=len(recordings), atol=0, rtol=0)

@@ -67,6 +67,15 @@ def test_once_replays_checks_and_exits(demo_folder: Path, monkeypatch: pytest.Mo
     assert list(demo_folder.iterdir()) == []
 
 
+def test_a_proxy_of_the_callers_network_is_not_used(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")  # nothing listens there
+    monkeypatch.setenv("no_proxy", "example.org")
+    done = subprocess.run([*STEPWELL, "--once", "--seconds", "5"], capture_output=True, text=True, timeout=90)
+
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 1), (signal.SIGHUP, 1)])
 def test_a_signal_stops_the_demo_and_every_process_it_started(
     demo_folder: Path, how: signal.Signals, code: int

@@ -309,13 +309,13 @@ class Batcher:
         self.cache.clear()  # by this plan, the streams may have to move
         self._on_plan()
 
-    def _drop_stale(self, batch: Sequence[QueuedStep], columnar: ColumnarBatch | None, number: int) -> None:
+    def _drop_stale(self, batch: Sequence[QueuedStep], columnar: ColumnarBatch | None, *, is_outdated: bool) -> None:
         """Drop the records of a batch that may have to move at their next step, although this batch did not move them.
 
         These are all if the plan has changed meanwhile; else those of requests that name a version.
         """
         names: Iterable[str]
-        if self._batch_plans.is_outdated(number):
+        if is_outdated:
             names = map(_NAME, batch) if columnar is None else columnar.names
         elif columnar is not None:
             names = columnar.names_with_version()
@@ -331,7 +331,7 @@ class Batcher:
 
     async def _process(self, batch: Sequence[QueuedStep], number: int) -> None:
         columnar = batch if isinstance(batch, ColumnarBatch) else None
-        plan = self._batch_plans.started(number)
+        plan = self._batch_plans.started()
         names = columnar.names if columnar is not None else list(map(_NAME, batch))
         if self.versions is not None and columnar is None:
             batch = [row for row in batch if not self.versions.requeues(row, self)]
@@ -340,8 +340,9 @@ class Batcher:
             if batch:
                 await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
         finally:
-            if plan is not None or self._batch_plans.is_outdated(number):
-                self._drop_stale(batch, columnar, number)
+            is_outdated = self._batch_plans.is_outdated(plan)
+            if is_outdated or plan is not None:
+                self._drop_stale(batch, columnar, is_outdated=is_outdated)
             self._observer.batch_ended()
             self._processed += len(batch)
             self._release(names)

@@ -102,20 +102,19 @@ class BatchPlans:
         self._model = model
         self._on_change = on_change
         self._plan: ReleasePlan | None = None
-        self._outdated_until = 0  # number of the last batch that began by an earlier plan
 
-    def started(self, number: int) -> ReleasePlan | None:
-        """Return the plan by which a batch begins.
-
-        Args:
-            number: The batch's number; each batch has a greater one than the batch before.
-        """
+    def started(self) -> ReleasePlan | None:
+        """Return the plan by which a batch begins."""
         plan = self._plans.plan(self._model)
         if plan is not self._plan:
-            self._plan, self._outdated_until = plan, number - 1
+            self._plan = plan
             self._on_change()
         return plan
 
-    def is_outdated(self, number: int) -> bool:
-        """Whether a batch began by an earlier plan."""
-        return number <= self._outdated_until
+    def is_outdated(self, plan: ReleasePlan | None) -> bool:
+        """Whether another plan is in force now than the one by which a batch began.
+
+        It is compared with the plan in force and not with that of the newest batch: pairs are stepped by batches of
+        their own and by mixed ones, and neither kind has an object that sees the batches of both.
+        """
+        return self._plans.plan(self._model) is not plan

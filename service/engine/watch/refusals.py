@@ -27,7 +27,7 @@ _CODES: Final = frozenset({"bad_json", "bad_input", "non_finite", "non_finite_st
 """The codes of timesteps that were refused because of what is in them."""
 
 _WRITE_EVERY_S: Final = 0.25
-_MAX_STREAMS: Final = 10_000  # of a model, in one write; those beyond it are left out
+_MAX_STREAMS: Final = 10_000  # of a model, until they are written; those beyond it are left out
 _MAX_WRITES: Final = 1000  # in the log of a model, about: older ones are deleted
 _READ_AT_ONCE: Final = 100
 _TIMEOUT_S: Final = 5.0
@@ -112,13 +112,12 @@ class RefusalLog:
             await run_forever(self.flush, every_s=_WRITE_EVERY_S, name="Storing which timesteps were refused")
 
     async def flush(self) -> None:
-        """Write what was collected; what cannot be written is written by the next call.
+        """Write what was collected until now; what cannot be written is written by the next call.
 
         Raises:
             ServiceError: The store does not reply.
         """
-        while self._collected:
-            owner = next(iter(self._collected))
+        for owner in list(self._collected):  # not those that are collected again meanwhile
             now, written = self._clock(), self._collected.pop(owner)
             body = _ENCODE([replace(one, at=round((now - one.at) * 1000)) for one in written.values()])
             key = keys.refusals_key(*owner)
@@ -128,8 +127,10 @@ class RefusalLog:
             except ServiceError:
                 streams = self._collected.setdefault(owner, {})
                 for stream, one in written.items():
-                    if (newer := streams.setdefault(stream, one)) is not one:
+                    if (newer := streams.get(stream)) is not None:
                         newer.n += one.n
+                    elif len(streams) < _MAX_STREAMS:
+                        streams[stream] = one
                 raise
 
     async def _execute(self, *command: Any) -> Any:

@@ -22,6 +22,7 @@ from service.errors import ServiceError
 from service.models.pair_state import PAIR_BYTES, pair_state_of
 from service.models.paired import PairedModel
 from service.models.registry import ModelRegistry
+from service.releases.changes import end
 from service.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
 from service.releases.lookup import Releases
 from service.store.keys import record_key
@@ -370,3 +371,34 @@ async def test_after_the_end_of_a_release_the_streams_of_a_mixed_batch_move(fold
 
     [*_, last] = fold_reference([*range(1, start + 1), 9, 9], factor=OLD_FACTOR)
     assert [ys(one)[0] for one in found if isinstance(one, Prediction)] == [last] * len(MANY)
+
+
+@pytest.mark.parametrize("ended_in", ["pairs", "mixed"])
+async def test_streams_move_although_their_batch_was_in_flight_when_the_release_ended(
+    folder: Path, redis_server: Server, ended_in: str
+) -> None:
+    """Their records are not cached as those of pairs: neither by a mixed batch, nor by one of pairs alone."""
+    counts = CountingObserver()
+    first, second = (PAIRED[:8] + OTHERS[:12], PAIRED[8:] + OTHERS[12:]) if ended_in == "mixed" else (PAIRED, OTHERS)
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        start = await begin(engine, counts)
+        document = engine.releases.current(FOLD)
+        assert document is not None
+        with redis_server.client() as client:
+            client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+            counts.batches.clear()
+            in_flight = asyncio.create_task(columns(engine, first, numbers([9] * len(first)), start + 1))
+            while not counts.batches:  # noqa: ASYNC110 - there is no event of it
+                await asyncio.sleep(0)
+            engine.releases.put(FOLD, end(document, "aborted", None, 1.0))
+            others = asyncio.create_task(columns(engine, second, numbers([9] * len(second)), start + 1))
+            await asyncio.sleep(0)  # they are submitted
+            while engine.steps.waiting:  # noqa: ASYNC110 - nor of this
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)  # their batch has begun
+            client.execute_command("CLIENT", "UNPAUSE")
+        found = [*await in_flight, *await others, *await columns(engine, MANY, numbers([9] * len(MANY)), start + 2)]
+        stored = await records(engine)
+
+    assert len(applied(found)) == 2 * len(MANY)
+    assert [name for name, one in stored.items() if pair_state_of(one.fingerprint, one.state)] == []

@@ -114,7 +114,6 @@ class MixedPipeline:
         self._pair_committer = BatchCommitter(pairs.deps, Replies(pairs.deps))
         model = pairs.deps.served.step_model
         self._batch_plans = BatchPlans(deps.plans, deps.served.name, pairs.cache.clear)
-        self._numbers = itertools.count(1)
         self._pair_timesteps = 1  # in the batch before
         self._is_ramp = isinstance(model, PairedModel) and model.mode == "ramp"
 
@@ -141,8 +140,7 @@ class MixedPipeline:
         Returns:
             The rows that are still to be processed by the version; None: no cached record is that of a pair.
         """
-        number = next(self._numbers)
-        self._batch_plans.started(number)
+        plan = self._batch_plans.started()
         self.pairs.n_lent += 1
         names: list[str] = []
         try:
@@ -165,7 +163,7 @@ class MixedPipeline:
             raise
         finally:
             self.pairs.n_lent -= 1
-            if self._batch_plans.is_outdated(number):
+            if self._batch_plans.is_outdated(plan):
                 self._drop(names)  # the streams may have to move at their next step
 
     def _drop(self, names: Sequence[str]) -> None:
