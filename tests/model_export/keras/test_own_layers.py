@@ -101,6 +101,24 @@ def test_a_layer_of_ones_own_equals_keras(name: str) -> None:
     assert report.max_abs_alone == 0
 
 
+class Activated(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A layer with activations of Keras as attributes, which its code calls as it likes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.relu, self.softmax, self.glu = keras.activations.relu, keras.activations.softmax, keras.activations.glu
+
+    def call(self, x: Any) -> Any:
+        bounded = self.relu(x, negative_slope=0.2, max_value=0.5)
+        weights = self.softmax(ops.reshape(x, (-1, ops.shape(x)[1], 2, 2)), axis=-2)[:, :, 0]
+        sign = 1 if self.relu is keras.activations.relu else -1
+        return sign * (bounded @ ops.ones((4, 2))) + weights + self.glu(x) @ ops.ones((2, 2))
+
+
+def test_code_of_ones_own_calls_an_activation_with_more_arguments() -> None:
+    assert export_model(of(Activated()), name="m")[1].parity.max_abs < 1e-5
+
+
 def test_maps_with_their_channels_in_front_equal_keras() -> None:
     model = of(L.TimeDistributed(L.Lambda(in_maps, output_shape=(3,))))
 
