@@ -163,6 +163,15 @@ def test_timesteps_that_a_convolution_drops_may_be_put_in_front_again() -> None:
     assert export_model(model, name="m")[1].parity.max_abs < 1e-5
 
 
+def test_a_padded_sequence_may_pass_a_transposed_convolution_before_another() -> None:
+    model = keras.Sequential([
+        keras.Input((None, 4, 2)), L.ZeroPadding2D(((2, 0), (0, 0))), L.Conv2DTranspose(3, (1, 2)), L.Conv2D(2, (3, 1)),
+    ])  # fmt: skip
+    randomise(model)
+
+    assert export_model(model, name="m")[1].parity.max_abs < 1e-5
+
+
 def test_weights_that_the_model_computes_are_refused_by_name() -> None:
     def computed(x: Any) -> Any:
         return ops.conv(x, ops.reshape(x[:, -1], (1, 4, -1)))
