@@ -18,7 +18,7 @@ from model_export.keras.step_graph import KerasGraph
 from model_export.keras.support.deferred import handles_deferred
 from model_export.keras.support.recompute import can_recompute, recompute
 from model_export.keras.support.time_padding import apply
-from model_export.keras.support.tracing import RandomNumbersError, describe_cause, trace
+from model_export.keras.support.tracing import RandomNumbersError, describe_cause, is_code_of_keras, trace
 from model_export.keras.support.window import handles_padding
 from model_export.keras.value import Value
 
@@ -160,7 +160,7 @@ class KerasWalk:
                 "Write its `call` with `keras.ops`, or write a rule for it: stepwell.register_step_rule.",
             ) from exc
         prefix = f"{call.path}/"
-        if _is_code_of_keras(call.layer):
+        if is_code_of_keras(call.layer):
             prefix = call.path
             self.owners[prefix] = call.layer
         try:
@@ -215,13 +215,6 @@ def _trains_by_default(layer: Any) -> bool:
     """Whether a layer's `call` has training=True by default; a model passes False when it predicts."""
     parameter = inspect.signature(layer.call).parameters.get("training")
     return parameter is not None and parameter.default is True
-
-
-def _is_code_of_keras(layer: Any) -> bool:
-    """Whether a layer's code comes with Keras: which operations it calls is a detail then."""
-    if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
-        return False
-    return str(type(layer).call.__module__).startswith("keras.")
 
 
 def _path(operation: Any, prefix: str) -> str:

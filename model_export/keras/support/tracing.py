@@ -195,12 +195,14 @@ class ActivationFunction(keras.Operation):  # type: ignore[misc]  # Keras has no
 
 @contextmanager
 def _symbolic_attributes(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
-    """Let a layer's own weights be symbolic tensors, and its activations operations, while its code is traced.
+    """Let a layer's own weights be symbolic tensors, and activations of Keras' layers operations, for a trace.
 
-    `self.gain * x` would go past `keras.ops` otherwise: a variable calls the backend directly.
+    `self.gain * x` would go past `keras.ops` otherwise: a variable calls the backend directly. Other people's code may
+    call an activation with more arguments, or compare it with another one.
     """
     attributes = vars(layer) if isinstance(layer, keras.Layer) else {}
-    functions = {name: value for name, value in attributes.items() if is_activation(value)}
+    own = attributes.items() if is_code_of_keras(layer) else ()
+    functions = {name: value for name, value in own if is_activation(value)}
     weights = {name: weight for name, weight in attributes.items() if isinstance(weight, keras.Variable)}
     symbols = {name: keras.Input(batch_shape=weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
     attributes.update(symbols)
@@ -210,6 +212,13 @@ def _symbolic_attributes(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
     finally:
         attributes.update(weights)
         attributes.update(functions)
+
+
+def is_code_of_keras(layer: Any) -> bool:
+    """Return whether a layer's code comes with Keras: which operations it calls is a detail then."""
+    if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
+        return False
+    return str(type(layer).call.__module__).startswith("keras.")
 
 
 def is_activation(value: Any) -> bool:

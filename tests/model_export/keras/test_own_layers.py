@@ -101,6 +101,24 @@ def test_a_layer_of_ones_own_equals_keras(name: str) -> None:
     assert report.max_abs_alone == 0
 
 
+class Activated(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A layer with activations of Keras as attributes, which its code calls as it likes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.relu, self.softmax, self.glu = keras.activations.relu, keras.activations.softmax, keras.activations.glu
+
+    def call(self, x: Any) -> Any:
+        bounded = self.relu(x, negative_slope=0.2, max_value=0.5)
+        weights = self.softmax(ops.reshape(x, (-1, ops.shape(x)[1], 2, 2)), axis=-2)[:, :, 0]
+        sign = 1 if self.relu is keras.activations.relu else -1
+        return sign * (bounded @ ops.ones((4, 2))) + weights + self.glu(x) @ ops.ones((2, 2))
+
+
+def test_code_of_ones_own_calls_an_activation_with_more_arguments() -> None:
+    assert export_model(of(Activated()), name="m")[1].parity.max_abs < 1e-5
+
+
 def test_maps_with_their_channels_in_front_equal_keras() -> None:
     model = of(L.TimeDistributed(L.Lambda(in_maps, output_shape=(3,))))
 
@@ -140,6 +158,15 @@ def test_a_refusal_names_the_layer_and_the_operation_in_it() -> None:
 
 def test_timesteps_that_a_convolution_drops_may_be_put_in_front_again() -> None:
     model = of(lambda x: L.ZeroPadding1D((2, 0))(L.Conv1D(4, 3, activation="tanh")(x)) + x)
+    randomise(model)
+
+    assert export_model(model, name="m")[1].parity.max_abs < 1e-5
+
+
+def test_a_padded_sequence_may_pass_a_transposed_convolution_before_another() -> None:
+    model = keras.Sequential([
+        keras.Input((None, 4, 2)), L.ZeroPadding2D(((2, 0), (0, 0))), L.Conv2DTranspose(3, (1, 2)), L.Conv2D(2, (3, 1)),
+    ])  # fmt: skip
     randomise(model)
 
     assert export_model(model, name="m")[1].parity.max_abs < 1e-5
