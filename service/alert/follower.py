@@ -245,7 +245,7 @@ class StreamFollower:
                 if state is not None:
                     self._check_end(stream, state, tail, asked)
             elif state is None and not self._was_followed:
-                state = self._states[stream] = AlertState(event.step, event.state_id, now - (tail.age_ms or 0))
+                state = self._states[stream] = AlertState(event.step, event.state_id, asked - (tail.age_ms or 0))
                 self._dirty[stream] = True
                 self._at_its_end(stream, state, tail, asked, update_of(event))
             elif state is None or (event.step, event.state_id) != (state.step, state.state_id):
@@ -255,9 +255,9 @@ class StreamFollower:
                     state.correct_time(asked - tail.age_ms, now - tail.age_ms)
                 self._at_its_end(stream, state, tail, asked, update_of(event))
         for (stream, tail), log in zip(new.items(), await self._logs.read(list(new)), strict=True):
-            self._evaluate(stream, tail, log, asked, now)
+            self._evaluate(stream, tail, log, asked)
 
-    def _evaluate(self, stream: str, tail: StreamTail, log: list[bytes], asked: int, now: int) -> None:
+    def _evaluate(self, stream: str, tail: StreamTail, log: list[bytes], asked: int) -> None:
         state = self._states.get(stream)
         missed, updates = updates_after(log, None if state is None else (state.step, state.state_id))
         if not updates:  # it was deleted between the two reads; the next check finds that
@@ -268,7 +268,7 @@ class StreamFollower:
             state = self._states[stream] = AlertState(0, b"", 0)
         self._counters.add(missed=missed)
         for update in updates:
-            self._apply(stream, state, update, min(now - (tail.age_ms or 0), now))
+            self._apply(stream, state, update, asked - (tail.age_ms or 0))
         self._at_its_end(stream, state, tail, asked, updates[-1])
 
     def _at_its_end(self, stream: str, state: AlertState, tail: StreamTail, asked: int, newest: StreamUpdate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
@@ -23,7 +24,9 @@ from service.engine.watch.refusals import RefusalLog, RefusalReader
 from service.errors import ServiceError
 from service.store.alerts import AlertStore, StoredLease
 from service.store.event_logs import EventLogs, StreamTail
+from service.store.keys import record_key
 from service.store.state_store import StateStore
+from tests.connect.connectors import wait_for
 from tests.engine.harness import FOLD, step, worker
 from tests.graphs import fold, write_models
 from tests.servers import Server
@@ -71,9 +74,14 @@ def logs(store: StateStore) -> StallingLogs:
 
 
 def follower_of(
-    store: StateStore, logs: StallingLogs, *, silent_s: float | None = None, refused: int | None = None
+    store: StateStore,
+    logs: StallingLogs,
+    *,
+    silent_s: float | None = None,
+    expired: bool = False,
+    refused: int | None = None,
 ) -> StreamFollower:
-    rules = [AlarmRule("rule", FOLD, "", None, 1, None, silent_s, expired=False, refused=refused)]
+    rules = [AlarmRule("rule", FOLD, "", None, 1, None, silent_s, expired, refused)]
     ids = itertools.count(1)
     one = StreamFollower(
         FollowedModel(FOLD, rules, {"x": 1}, int(store.stream_ttl_s * 1000), 10.0),
@@ -132,6 +140,25 @@ async def test_a_refusal_after_a_commit_that_is_evaluated_late_stays_raised(
     await follower.follow([(STREAM, StreamUpdate(2, 1, second.state_id, {}, {}))])
     logs.offset_ms = 0
     await follower.follow_refusals()
+
+    assert states_of(follower) == ["raised"]
+
+
+async def test_a_stream_that_expires_while_the_process_stalls_is_not_taken_as_deleted(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    store = StateStore(redis_server.url, stream_ttl_s=1.0)
+    logs, options = StallingLogs(store, "default", FOLD), EngineOptions(history={FOLD: 16})
+    models = write_models(tmp_path, fold)
+    async with worker(redis_server.url, models, options=options, stream_ttl_s=1.0) as engine:
+        follower = follower_of(store, logs, expired=True)
+        await engine.steps.advance(step(STREAM, 1))
+        logs.stall_ms = 4000
+        await follower.catch_up()
+        logs.stall_ms = logs.offset_ms = 0
+        await asyncio.to_thread(wait_for, lambda: not redis_server.client().exists(record_key("default", FOLD, STREAM)))
+        await follower.catch_up()
+    await store.close()
 
     assert states_of(follower) == ["raised"]
 
