@@ -7,7 +7,6 @@ is evaluated without a read of the log only if it is the next one after that pos
 from __future__ import annotations
 
 import heapq
-import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import msgspec
 
 from service.alert.counters import AlertCounters
 from service.alert.evaluation import RuleEvaluation
-from service.alert.rules import AlarmRule
+from service.alert.rules import AlarmRule, common_start
 from service.alert.stream_state import ALARM_KINDS, Alarm, AlertState, StreamUpdate
 from service.alert.updates import newest_event, update_of, updates_after
 from service.engine.watch.refusals import RefusalReader
@@ -27,7 +26,6 @@ from service.store.event_logs import EventLogs, StreamTail
 _log = logging.getLogger(__name__)
 _FOLLOWED: Final = ""  # the entry of the states of a model that was followed before; no stream has this id
 _REFUSALS: Final = "/"  # the entry with the position in the log of refusals; no stream has this id
-_LATE_MS: Final = 5000  # a message may arrive so late; larger differences are a change of `stream_ttl_s`
 _BEFORE_EXPIRY_MS: Final = 1000  # so long before its expiry a stream is checked: if it is gone then, it was deleted
 _CLOCK_MS: Final = 50  # the store's clock is known so exactly
 _AFTER_EXPIRY_MS: Final = 10
@@ -55,7 +53,7 @@ class FollowedModel:
     prefix: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.prefix = _common_start([rule.prefix for rule in self.rules])
+        self.prefix = common_start([rule.prefix for rule in self.rules])
 
 
 class StreamFollower:
@@ -180,7 +178,13 @@ class StreamFollower:
         if all(rule.refused is None for rule in self.model.rules):
             return
         before = self._refusals.position
-        for one in await self._refusals.read():
+        found = await self._refusals.read()
+        try:  # a message of the watch does not have the time of its commit, with which a refusal is compared
+            await self._read({one.stream for one in found if one.stream in self._states})
+        except BaseException:
+            self._refusals.position = before
+            raise
+        for one in found:
             state = self._states.get(one.stream)
             if state is not None and not state.expired_ms:
                 self._alarms += self._evaluation.refuse(one.stream, state, one, self._now_ms())
@@ -231,7 +235,7 @@ class StreamFollower:
 
     async def _read(self, streams: Collection[str]) -> None:
         """Read the ends of event logs, and the whole logs where there is something new, and evaluate them."""
-        names = list(streams)
+        names, asked = list(streams), self._now_ms()
         tails = await self._logs.tails(names)
         now = self._now_ms()
         new = {}
@@ -239,22 +243,21 @@ class StreamFollower:
             state, event = self._states.get(stream), newest_event(tail.newest)
             if event is None:
                 if state is not None:
-                    self._check_end(stream, state, tail)
+                    self._check_end(stream, state, tail, asked)
             elif state is None and not self._was_followed:
-                state = self._states[stream] = AlertState(event.step, event.state_id, now - (tail.age_ms or 0))
+                state = self._states[stream] = AlertState(event.step, event.state_id, asked - (tail.age_ms or 0))
                 self._dirty[stream] = True
-                self._at_its_end(stream, state, tail, event.step, event.state_id, update_of(event))
+                self._at_its_end(stream, state, tail, asked, update_of(event))
             elif state is None or (event.step, event.state_id) != (state.step, state.state_id):
                 new[stream] = tail
             else:
-                seen = now - (tail.age_ms or 0)
-                if 0 < state.seen_ms - seen <= _LATE_MS:
-                    state.seen_ms = seen
-                self._at_its_end(stream, state, tail, event.step, event.state_id, update_of(event))
+                if tail.age_ms is not None:
+                    state.correct_time(asked - tail.age_ms, now - tail.age_ms)
+                self._at_its_end(stream, state, tail, asked, update_of(event))
         for (stream, tail), log in zip(new.items(), await self._logs.read(list(new)), strict=True):
-            self._evaluate(stream, tail, log, now)
+            self._evaluate(stream, tail, log, asked)
 
-    def _evaluate(self, stream: str, tail: StreamTail, log: list[bytes], now: int) -> None:
+    def _evaluate(self, stream: str, tail: StreamTail, log: list[bytes], asked: int) -> None:
         state = self._states.get(stream)
         missed, updates = updates_after(log, None if state is None else (state.step, state.state_id))
         if not updates:  # it was deleted between the two reads; the next check finds that
@@ -265,30 +268,30 @@ class StreamFollower:
             state = self._states[stream] = AlertState(0, b"", 0)
         self._counters.add(missed=missed)
         for update in updates:
-            self._apply(stream, state, update, min(now - (tail.age_ms or 0), now))
-        newest = newest_event(tail.newest)
-        assert newest is not None
-        self._at_its_end(stream, state, tail, newest.step, newest.state_id, updates[-1])
+            self._apply(stream, state, update, asked - (tail.age_ms or 0))
+        self._at_its_end(stream, state, tail, asked, updates[-1])
 
-    def _at_its_end(  # noqa: PLR0917 - a position, and what was there
-        self, stream: str, state: AlertState, tail: StreamTail, step: int, state_id: bytes, newest: StreamUpdate
-    ) -> None:
-        """Raise what is due because of silence, unless the stream was stepped since its tail was read."""
-        now = self._now_ms()
-        is_newest = (step, state_id) == (state.step, state.state_id)
-        if is_newest and (alarms := self._evaluation.silence(stream, state, now, newest.last_outputs())):
+    def _at_its_end(self, stream: str, state: AlertState, tail: StreamTail, asked: int, newest: StreamUpdate) -> None:
+        """Raise what is due because of silence, unless the stream was stepped since its tail was read.
+
+        The tail shows that nothing was committed until it was requested (`asked`). The response may have waited here
+        for seconds, and the stream may have been stepped meanwhile.
+        """
+        event = newest_event(tail.newest)
+        is_newest = event is not None and (event.step, event.state_id) == (state.step, state.state_id)
+        if is_newest and (alarms := self._evaluation.silence(stream, state, asked, newest.last_outputs())):
             self._alarms += alarms
             self._dirty[stream] = True
-        self._check_end(stream, state, tail)
+        self._check_end(stream, state, tail, asked)
 
-    def _check_end(self, stream: str, state: AlertState, tail: StreamTail) -> None:
+    def _check_end(self, stream: str, state: AlertState, tail: StreamTail, asked: int) -> None:
         """Evaluate the end of a stream that does not exist any more; otherwise schedule its next check."""
-        now = self._now_ms()
         if tail.expires_in_ms is None:
-            self._gone(stream, state, now)
+            self._gone(stream, state, self._now_ms())
         else:
-            self._expires[stream] = now + max(tail.expires_in_ms, 0)
-            self._checked[stream] = now
+            # Not later than it expires: a stream that is gone before then was deleted
+            self._expires[stream] = asked + max(tail.expires_in_ms, 0)
+            self._checked[stream] = asked
             self._schedule(stream, state)
 
     def _gone(self, stream: str, state: AlertState, now: int) -> None:
@@ -341,9 +344,3 @@ class StreamFollower:
         if scheduled is None or due < scheduled:
             self._scheduled[stream] = due
             heapq.heappush(self._due, (due, stream))
-
-
-def _common_start(texts: list[str]) -> str:
-    """Return the longest start that all texts have."""
-    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
-    return "".join(letters[0] for letters in same)

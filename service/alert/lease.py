@@ -66,7 +66,10 @@ class GroupLease:
         lease_ms = int(min(max(_RENEWALS * slowest_ms, _SHORTEST_MS), _LONGEST_MS))
         lease = await self._store.acquire(self._name, lease_ms)
         self.holder = lease.holder
-        self._offset_ms = lease.time_ms - time.monotonic() * 1000
+        # The store read its clock between the request and the response, which may have waited here for seconds: what
+        # is known about it already is kept as far as it agrees with that
+        least, most = (lease.time_ms - at * 1000 for at in (time.monotonic(), sent_at))
+        self._offset_ms = min(max(self._offset_ms, least), most)
         has_it = lease.holder == self._name
         self._renewed_at = time.monotonic() if has_it else None
         self._held_until = sent_at + lease_ms / 1000 if has_it else float("-inf")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import tomllib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -285,3 +286,9 @@ def _target(table: TargetTable, index: int, where: _Places, env: Mapping[str, st
     if secret is not None and not secret:
         raise error("secret", "found an empty secret; expected at least one character")
     return AlarmTarget(table.webhook, True, None if secret is None else secret.encode())
+
+
+def common_start(texts: Sequence[str]) -> str:
+    """Return the longest start that all texts have."""
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in same)

@@ -12,6 +12,7 @@ from model_export.manifest import Array
 
 AlarmState = Literal["raised", "cleared"]
 AlarmKind = Literal["when", "silent", "expired", "refused"]
+_LATE_MS: Final = 5000  # a message may arrive so late; larger differences are a change of `stream_ttl_s`
 ALARM_KINDS: Final[tuple[AlarmKind, ...]] = ("when", "silent", "expired", "refused")
 
 
@@ -91,6 +92,17 @@ class AlertState(Struct, array_like=True):
     def has_raised(self) -> bool:
         """Whether any alarm is raised."""
         return any(one.alarm for one in self.conditions.values())
+
+    def correct_time(self, earliest_ms: int, latest_ms: int) -> None:
+        """Correct `seen_ms`: the store computes the age of the newest event, after the request and before the response.
+
+        Args:
+            earliest_ms: When it was committed if the age is that at the request.
+            latest_ms: When it was committed if the age is that at the response.
+        """
+        seen_ms = min(max(self.seen_ms, earliest_ms), latest_ms)
+        if abs(seen_ms - self.seen_ms) <= _LATE_MS:
+            self.seen_ms = seen_ms
 
     def encode(self) -> bytes:
         """Return it as the store keeps it."""

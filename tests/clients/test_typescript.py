@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -225,6 +226,34 @@ def test_a_watch_reports_its_connection_and_ends_by_its_signal(js: Js, proxy: Pr
     )
 
     assert found == [True, "open"]
+
+
+def test_a_watch_ends_by_its_signal_while_its_connection_is_being_opened(js: Js) -> None:
+    accepted = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts connections, and responds to none
+        found = js(
+            """
+            const control = new AbortController();
+            const seen = [];
+            const run = (async () => {
+              for await (const _ of stream.watch({ signal: control.signal, onConnection: () => seen.push(1) }));
+            })();
+            await turn();
+            control.abort();
+            const given_up = new Promise((done) => setTimeout(() => done("given up"), 9000));  // before the client does
+            return [await Promise.race([run, given_up]), seen];
+            """,
+            url=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            between=lambda: accepted.append(silent.accept()),
+        )
+
+    assert found == [None, []]
+
+
+def test_a_feed_of_a_closed_client_reports_that_it_is_closed(js: Js) -> None:
+    found = js("client.close(); return await failed(model.feed().step(stream.id, [1]));")
+
+    assert found == ["closed", "unknown", "same"]
 
 
 def test_a_chunk_that_must_create_its_stream_does_not_change_another(js: Js) -> None:

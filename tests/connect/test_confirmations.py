@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -42,3 +43,17 @@ async def test_the_error_of_a_message_is_raised_at_once() -> None:
         await all_confirmed(confirmations, 60)
 
     assert confirmations[0].cancelled()
+
+
+async def test_only_one_of_many_errors_is_reported() -> None:
+    reports: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context["message"]))
+
+    async def fail() -> None:
+        raise ConnectionError("lost")
+
+    with pytest.raises(ConnectionError, match="lost"):
+        await all_confirmed([asyncio.ensure_future(fail()) for _ in range(4)], 60)
+    gc.collect()
+
+    assert reports == []

@@ -66,9 +66,10 @@ class ForkedProgram:
             subprocess.TimeoutExpired: It has not ended within `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        ending = select.poll()  # `select` takes no file above the 1,024th
+        ending.register(self._status, select.POLLIN)
         while self.returncode is None:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            is_there = bool(select.select([self._status], [], [], left)[0])
+            is_there = bool(ending.poll(None if deadline is None else 1000 * max(0.0, deadline - time.monotonic())))
             with self._lock:  # several threads may wait
                 if is_there and self.returncode is None:
                     self.returncode = int(os.read(self._status, 16) or self._unknown())
@@ -85,7 +86,8 @@ class ForkedProgram:
     def send_signal(self, number: int) -> None:
         """Send a signal, if the process has not ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Send SIGTERM."""

@@ -103,6 +103,28 @@ def test_waiting_for_a_program_that_runs_times_out(running: ServiceProcess) -> N
         running.process.wait(0.01)
 
 
+def test_a_signal_to_a_program_that_has_just_ended_is_no_error() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(60)
+    reading, writing = os.pipe()  # nothing was reported yet
+    try:
+        ForkedProgram(gone.pid, reading).kill()
+    finally:
+        os.close(writing)
+
+
+def test_a_program_is_waited_for_where_a_thousand_files_are_open(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as files:
+        try:
+            for _ in range(1100):
+                files.enter_context(Path(os.devnull).open("rb"))
+        except OSError:
+            pytest.skip("needs a limit of more than 1,100 open files: ulimit -n 4096")
+        one, _ = ended(tmp_path, "--version")
+
+    assert (type(one), one.returncode) == (ForkedProgram, 0)
+
+
 def test_each_program_has_memory_and_files_of_its_own(running: ServiceProcess, tmp_path: Path) -> None:
     other = ServiceProcess(tmp_path / "models", tmp_path / "other", "--drain-s", "0").start()
     path = "/v1/models/fold/streams/s/step"

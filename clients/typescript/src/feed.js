@@ -22,7 +22,7 @@ const MAX_MESSAGE_BYTES = 65_536;
 export class Feed {
   #closed = false;
   #number = 0;
-  #off;
+  #off = () => {};
   #path;
   /** @type {Promise<WebSocket> | undefined} */
   #socket;
@@ -121,8 +121,10 @@ export class Feed {
 
   /** @param {any} message A message without an `id` is the response to the oldest step. */
   #onMessage({ id, error, stream, ...response }) {
-    this.#silentSince = this.#pending.size > 1 ? performance.now() : undefined;
-    const waiting = this.#pending.get(id ?? this.#pending.keys().next().value);
+    const number = id ?? this.#pending.keys().next().value;
+    const waiting = this.#pending.get(number);
+    this.#pending.delete(number);
+    this.#silentSince = this.#pending.size ? performance.now() : undefined;
     if (error) waiting?.reject(problemError(error));
     else waiting?.resolve(response);
   }

@@ -1,5 +1,4 @@
 import { StepwellError } from "./errors.js";
-import { onAbort } from "./transport.js";
 
 /** @import { Transport } from "./transport.js" */
 
@@ -12,23 +11,24 @@ const OPEN_MS = 10_000;
  * @param {string} path
  * @param {(document: any) => void} onMessage
  * @param {(reason: string) => void} onClose Called once, when an opened socket ends.
+ * @param {AbortSignal} [signal] Ends it, as closing the client does.
  * @returns {Promise<WebSocket>}
  */
-export function openSocket(transport, path, onMessage, onClose) {
+export function openSocket(transport, path, onMessage, onClose, signal) {
   if (!transport.WebSocket) {
     throw new StepwellError(
       "no_websocket",
       "This platform has no WebSocket. Use Node 22 or later, or give the client one: new Client(url, { WebSocket }).",
     );
   }
-  const { format, key, closing } = transport;
+  const { format, key } = transport;
   /** @type {WebSocket} */
   const socket = new transport.WebSocket(transport.base.replace(/^http/, "ws") + path, [format.protocol]);
   socket.binaryType = "arraybuffer";
   return new Promise((resolve, reject) => {
     let isOpen = false;
     const close = () => socket.close(1000);
-    const off = onAbort(closing.signal, close);
+    const off = transport.onEnd(signal, close);
     const timer = setTimeout(close, OPEN_MS);
     socket.onopen = () => {
       isOpen = true;

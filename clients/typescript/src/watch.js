@@ -25,7 +25,7 @@ export async function* watch(transport, model, options = {}) {
     /** @type {WebSocket | undefined} */
     let socket;
     try {
-      socket = await openSocket(transport, "/v1/watch", (message) => inbox.put(message), stop);
+      socket = await openSocket(transport, "/v1/watch", (message) => inbox.put(message), stop, signal);
       const subscription = { model, stream, prefix, since: stream === undefined ? undefined : since };
       socket.send(transport.format.encode({ watch: [subscription], inputs, candidate }));
       for await (const message of inbox) {

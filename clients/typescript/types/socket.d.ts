@@ -6,6 +6,7 @@ import type { Transport } from "./transport.js";
  * @param {string} path
  * @param {(document: any) => void} onMessage
  * @param {(reason: string) => void} onClose Called once, when an opened socket ends.
+ * @param {AbortSignal} [signal] Ends it, as closing the client does.
  * @returns {Promise<WebSocket>}
  */
-export declare function openSocket(transport: Transport, path: string, onMessage: (document: any) => void, onClose: (reason: string) => void): Promise<WebSocket>;
+export declare function openSocket(transport: Transport, path: string, onMessage: (document: any) => void, onClose: (reason: string) => void, signal?: AbortSignal): Promise<WebSocket>;

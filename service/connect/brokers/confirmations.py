@@ -20,7 +20,8 @@ async def all_confirmed(confirmations: Iterable[asyncio.Future[Any]], timeout_s:
     Raises:
         TimeoutError: None arrived for so long; all others are what a confirmation has raised.
     """
-    pending = set(confirmations)
+    every = set(confirmations)
+    pending = every
     try:
         while pending:
             done, pending = await asyncio.wait(pending, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
@@ -31,4 +32,4 @@ async def all_confirmed(confirmations: Iterable[asyncio.Future[Any]], timeout_s:
     finally:
         for one in pending:
             one.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.gather(*every, return_exceptions=True)  # also of those that failed at the same time
