@@ -340,8 +340,7 @@ class Batcher:
             if batch:
                 await (self._columnar if columnar is not None else self._pipeline_for(batch[0])).process(batch)
         finally:
-            is_outdated = self._batch_plans.is_outdated(plan)
-            if is_outdated or plan is not None:
+            if (is_outdated := self._batch_plans.is_outdated(plan)) or plan is not None:
                 self._drop_stale(batch, columnar, is_outdated=is_outdated)
             self._observer.batch_ended()
             self._processed += len(batch)

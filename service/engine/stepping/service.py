@@ -168,7 +168,7 @@ class StepService:
             return False
         parts = [(batcher, bulk)]
         if batcher.versions is not None and bulk.version is None:
-            split = batcher.versions.split(bulk.names, batcher)
+            split = batcher.versions.split(bulk.names, bulk.length, batcher)
             if split is None:
                 return False
             parts = [(one, bulk if len(split) == 1 else rows_of(bulk, indices)) for one, indices in split]

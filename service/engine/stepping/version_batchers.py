@@ -66,7 +66,7 @@ class VersionBatchers:
         if chosen is requested or chosen.queue.holds(name):
             return chosen
         mixed = self.mixed(requested)
-        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible:
+        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible(mixed.n_pairs):
             return chosen
         self.on_submitted((name,), requested)
         return requested
@@ -118,11 +118,14 @@ class VersionBatchers:
                 return True
         return False
 
-    def split(self, names: Sequence[str], requested: Batcher) -> list[tuple[Batcher, Sequence[int]]] | None:
+    def split(
+        self, names: Sequence[str], length: int, requested: Batcher
+    ) -> list[tuple[Batcher, Sequence[int]]] | None:
         """Return which batchers have the records of streams, each with the indices of its streams in `names`.
 
         Args:
             names: Keys of the streams' records; in the queue of `requested` they can be reserved.
+            length: Timesteps of each.
             requested: The batcher of the version that the request leads to.
 
         Returns:
@@ -135,9 +138,10 @@ class VersionBatchers:
         parts: list[tuple[Batcher, Sequence[int]]] = []
         left: Sequence[int] = range(len(names))
         mixed = self.mixed(requested)
-        if mixed is not None and mixed.is_possible:
+        if mixed is not None:
             missing = requested.cache.missing_of(names)
-            if len(missing) < len(names) and not mixed.pairs.cache.missing_of(missing):
+            is_possible = len(missing) < len(names) and mixed.is_possible(len(missing) * length)
+            if is_possible and not mixed.pairs.cache.missing_of(missing):
                 return [(requested, left)]
         for other in self._others(requested):
             if own := other.cache.indices_of(names, left):

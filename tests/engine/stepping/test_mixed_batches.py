@@ -402,3 +402,18 @@ async def test_streams_move_although_their_batch_was_in_flight_when_the_release_
 
     assert len(applied(found)) == 2 * len(MANY)
     assert [name for name, one in stored.items() if pair_state_of(one.fingerprint, one.state)] == []
+
+
+async def test_batches_are_mixed_again_after_chunks_that_were_too_long_for_it(
+    folder: Path, redis_server: Server
+) -> None:
+    counts = CountingObserver()
+    async with trial(redis_server.url, folder, counts=counts) as engine:
+        seq = await begin(engine, counts) + 1
+        applied(await columns(engine, MANY, np.ones((len(MANY), 4096, 1), np.int64), seq))
+        seq, counts.batches = seq + 4096, []
+        while len(MANY) not in counts.batches and len(counts.batches) < 1000:
+            applied(await columns(engine, MANY, numbers([seq] * len(MANY)), seq))
+            seq += 1
+
+    assert len(MANY) in counts.batches

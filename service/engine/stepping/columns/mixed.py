@@ -98,6 +98,7 @@ class MixedPipeline:
 
     Attributes:
         pairs: The batcher of the pairs.
+        n_pairs: How many the newest batch with any had.
     """
 
     def __init__(self, deps: PipelineDeps, pairs: PairBatcher) -> None:
@@ -114,18 +115,17 @@ class MixedPipeline:
         self._pair_committer = BatchCommitter(pairs.deps, Replies(pairs.deps))
         model = pairs.deps.served.step_model
         self._batch_plans = BatchPlans(deps.plans, deps.served.name, pairs.cache.clear)
-        self._pair_timesteps = 1  # in the batch before
+        self.n_pairs = 1
         self._is_ramp = isinstance(model, PairedModel) and model.mode == "ramp"
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether batches may be mixed now, if as many of their timesteps are of pairs as in the one before.
+    def is_possible(self, timesteps: int) -> bool:
+        """Whether a batch with so many timesteps of pairs may be mixed now.
 
         The candidate has to be so quick that it runs on the event loop: streams outside the trial do not wait for a
         slow one. Commits that are published are built row by row.
         """
         return (
-            self._pair_deps.runner.is_short(self._pair_timesteps)
+            self._pair_deps.runner.is_short(timesteps)
             and self._deps.served.step_model.batched
             and not self._deps.interests.has_interest(self._deps.served.name)
         )
@@ -150,7 +150,7 @@ class MixedPipeline:
             pair_slots = self.pairs.cache.slots_for(names)
             if not pair_slots.any():
                 return None
-            self._pair_timesteps = len(pair_slots) * batch.length
+            self.n_pairs = len(pair_slots)
             if all_true(pair_slots != EMPTY_SLOT) and (records := self._records(batch, slots, uncached, pair_slots)):
                 remaining = await self._process(batch, records, deadline)
                 if remaining is not None:
@@ -185,7 +185,7 @@ class MixedPipeline:
             paired: The indices of the pairs in the batch, `(pairs,)`.
             pair_slots: Their slots in the pair's cache, `(pairs,)`.
         """
-        if not self.is_possible or batch.names_with_version():
+        if not self.is_possible(len(paired) * batch.length) or batch.names_with_version():
             return None
         cache, pair_cache = self._deps.cache, self.pairs.cache
         headers = cache.headers(slots)
