@@ -27,7 +27,7 @@ _CODES: Final = frozenset({"bad_json", "bad_input", "non_finite", "non_finite_st
 """The codes of timesteps that were refused because of what is in them."""
 
 _WRITE_EVERY_S: Final = 0.25
-_MAX_STREAMS: Final = 10_000  # of a model, until they are written; those beyond it are left out
+_MAX_STREAMS: Final = 2000  # of a model, until they are written; those beyond it are left out
 _MAX_WRITES: Final = 1000  # in the log of a model, about: older ones are deleted
 _READ_AT_ONCE: Final = 100
 _TIMEOUT_S: Final = 5.0

@@ -15,7 +15,7 @@ from service.store.keys import refusals_key
 from service.store.state_store import StateStore
 from tests.servers import Server
 
-MOST = 10_000  # streams of a model that are kept until they are written
+MOST = 2000  # streams of a model that are kept until they are written
 REFUSED = ServiceError("non_finite", "x is NaN.", fix="Send numbers.")
 
 
