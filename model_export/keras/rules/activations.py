@@ -43,13 +43,17 @@ def relu(call: Call) -> Value:
     """max(x, 0), with slope below a threshold and a ceiling."""
     layer, x = call.layer, call.as_float(call.value)
     slope, threshold = float(layer.negative_slope or 0), float(layer.threshold or 0)
+    most = None if layer.max_value is None else call.constant(float(layer.max_value))
     if threshold == 0:
         y = call.op("LeakyRelu", x.name, alpha=slope) if slope else call.op("Relu", x.name)
-    else:
-        below = call.op("Mul", call.op("Sub", x.name, call.constant(threshold)), call.constant(slope))
-        y = call.op("Where", call.op("GreaterOrEqual", x.name, call.constant(threshold)), x.name, below)
-    if layer.max_value is not None:
-        y = call.op("Min", y, call.constant(float(layer.max_value)))
+        return x.like(y if most is None else call.op("Min", y, most))
+    zero, bound = call.constant(0.0), call.constant(threshold)
+    y = call.op("Where", call.op("Greater", x.name, bound), x.name, zero)
+    if most is not None:
+        y = call.op("Clip", y, zero, most)
+    if slope:
+        below = call.op("Relu", call.op("Sub", bound, x.name))
+        y = call.op("Sub", y, call.op("Mul", below, call.constant(slope)))
     return x.like(y)
 
 
