@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import keras
+
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.support.activations import ACTIVATIONS, activate
-from model_export.keras.support.deferred import softmax_over_time
+from model_export.keras.support.deferred import handles_deferred, softmax_over_time
+from model_export.keras.support.window import handles_padding
 from model_export.keras.value import Value
 
 _PLAIN = (
@@ -63,6 +66,19 @@ def prelu(call: Call) -> Value:
     x = call.as_float(call.value)
     slope = call.constant_beside(x, to_array(call.layer.alpha))
     return x.like(call.op("PRelu", x, slope))
+
+
+@rule("Softmax")
+@handles_padding
+@handles_deferred
+def softmax_layer(call: Call) -> Value:
+    """`ops.softmax` along one axis; over several, or with a mask, the layer's code is not traced."""
+    axes = keras.tree.flatten(call.layer.axis)
+    if len(axes) != 1:
+        raise call.refuse(f"it works over several axes at once ({axes}); expected one")
+    if call.mask is not None or len(call.args) > 1:
+        raise call.refuse("it takes a mask over its features", "Use keras.layers.Activation('softmax').")
+    return call.walk.trace(call, call.layer.call)[0]
 
 
 @op_rule("Softmax", "LogSoftmax")
