@@ -213,7 +213,8 @@ class Call:
         """Return the value as float32."""
         if value.dtype == "float32":
             return value
-        return value.like(self.graph.cast(value.name, "float32", at=self.path), dtype="float32", mask=value.mask)
+        name = self.graph.cast(value.name, "float32", at=self.path)
+        return value.like(name, dtype="float32", mask=value.mask, padding=value.padding)
 
     def constant_beside(self, value: Value, array: Array, dtype: str = "float32") -> Value:
         """Return a constant that broadcasts against a value of the original, as it does against the step's.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 
+import keras
+
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.support.activations import ACTIVATIONS, activate
-from model_export.keras.support.deferred import softmax_over_time
+from model_export.keras.support.deferred import handles_deferred, softmax_over_time
+from model_export.keras.support.window import handles_padding
 from model_export.keras.value import Value
 
 _PLAIN = (
@@ -43,13 +46,17 @@ def relu(call: Call) -> Value:
     """max(x, 0), with slope below a threshold and a ceiling."""
     layer, x = call.layer, call.as_float(call.value)
     slope, threshold = float(layer.negative_slope or 0), float(layer.threshold or 0)
+    most = None if layer.max_value is None else call.constant(float(layer.max_value))
     if threshold == 0:
         y = call.op("LeakyRelu", x.name, alpha=slope) if slope else call.op("Relu", x.name)
-    else:
-        below = call.op("Mul", call.op("Sub", x.name, call.constant(threshold)), call.constant(slope))
-        y = call.op("Where", call.op("GreaterOrEqual", x.name, call.constant(threshold)), x.name, below)
-    if layer.max_value is not None:
-        y = call.op("Min", y, call.constant(float(layer.max_value)))
+        return x.like(y if most is None else call.op("Min", y, most))
+    zero, bound = call.constant(0.0), call.constant(threshold)
+    y = call.op("Where", call.op("Greater", x.name, bound), x.name, zero)
+    if most is not None:
+        y = call.op("Clip", y, zero, most)
+    if slope:
+        below = call.op("Relu", call.op("Sub", bound, x.name))
+        y = call.op("Sub", y, call.op("Mul", below, call.constant(slope)))
     return x.like(y)
 
 
@@ -59,6 +66,19 @@ def prelu(call: Call) -> Value:
     x = call.as_float(call.value)
     slope = call.constant_beside(x, to_array(call.layer.alpha))
     return x.like(call.op("PRelu", x, slope))
+
+
+@rule("Softmax")
+@handles_padding
+@handles_deferred
+def softmax_layer(call: Call) -> Value:
+    """`ops.softmax` along one axis; over several, or with a mask, the layer's code is not traced."""
+    axes = keras.tree.flatten(call.layer.axis)
+    if len(axes) != 1:
+        raise call.refuse(f"it works over several axes at once ({axes}); expected one")
+    if call.mask is not None or len(call.args) > 1:
+        raise call.refuse("it takes a mask over its features", "Use keras.layers.Activation('softmax').")
+    return call.walk.trace(call, call.layer.call)[0]
 
 
 @op_rule("Softmax", "LogSoftmax")

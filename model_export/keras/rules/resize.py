@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
-
-import keras
 
 from model_export.keras.registry import Call, op_rule, rule
 from model_export.keras.rules.slicing import pad
@@ -32,13 +28,7 @@ def conv_transpose(call: Call) -> Value:
     before = pad(call, x, [(0, 0), (span, 0), *((0, 0) for _ in x.row)], 0)
     y = _transposed(call, window(call, before, span), shape, kernel, reach=span)
     front, back = (x.padding.front, x.padding.back) if x.padding else (0, 0)
-    return replace(y, time=True, padding=moved(replace(call, layer=_function(call.layer)), x, front, back + span))
-
-
-def _function(operation: Any) -> Callable[..., Any]:
-    """Return the operation as a function: on numbers its own `call` exchanges two arguments, up to Keras 3.15."""
-    names = ("strides", "padding", "output_padding", "data_format", "dilation_rate")
-    return partial(keras.ops.conv_transpose, **{name: getattr(operation, name) for name in names})
+    return replace(y, time=True, padding=moved(call, x, front, back + span))
 
 
 def _transposed(call: Call, x: Value, shape: Geometry, kernel: Array, reach: int | None = None) -> Value:

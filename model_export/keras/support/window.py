@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+import keras
 import numpy as np
 
 from model_export.keras.registry import Call, Rule, to_array
@@ -98,8 +101,16 @@ def _steady(call: Call, margin: TimePadding) -> Array:
     """Return what an operation gives for the timesteps in front, one row; there are enough of them."""
     fills = np.broadcast_to(margin.pad_value, (1, margin.front, *margin.pad_value.shape))
     weights = [to_array(more).astype("float32") for more in call.args[1:]]
-    result: Array = to_array(call.layer(fills.astype("float32"), *weights))[0, -1]
+    result: Array = to_array(_function(call.layer)(fills.astype("float32"), *weights))[0, -1]
     return result
+
+
+def _function(operation: Any) -> Callable[..., Any]:
+    """Return what runs on numbers: Keras 3.15 exchanges two arguments in an operation of its own."""
+    if type(operation).__name__ != "ConvTranspose":
+        return cast("Callable[..., Any]", operation)
+    names = ("strides", "padding", "output_padding", "data_format", "dilation_rate")
+    return partial(keras.ops.conv_transpose, **{name: getattr(operation, name) for name in names})
 
 
 def delay(call: Call, x: Value, steps: int, fill: Any) -> Value:

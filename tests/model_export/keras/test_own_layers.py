@@ -172,6 +172,21 @@ def test_a_padded_sequence_may_pass_a_transposed_convolution_before_another() ->
     assert export_model(model, name="m")[1].parity.max_abs < 1e-5
 
 
+def test_a_causal_convolution_takes_whole_numbers() -> None:
+    x = keras.Input((None, 4), dtype="int32")
+    model = keras.Model(x, L.Conv1D(3, 2, padding="causal")(x))
+    randomise(model)
+
+    assert export_model(model, name="m")[1].parity.max_abs < 1e-4
+
+
+@pytest.mark.parametrize("options", [{"threshold": 1.0, "negative_slope": 0.1}, {"threshold": -1.0, "max_value": 0.5}])
+def test_a_relu_with_a_threshold_equals_keras_at_the_threshold_and_below_zero(options: dict[str, float]) -> None:
+    model = of(L.Lambda(lambda v: keras.activations.relu(ops.round(2 * v) / 2, **options)))
+
+    assert export_model(model, name="m")[1].parity.max_abs < 1e-5
+
+
 def test_weights_that_the_model_computes_are_refused_by_name() -> None:
     def computed(x: Any) -> Any:
         return ops.conv(x, ops.reshape(x[:, -1], (1, 4, -1)))

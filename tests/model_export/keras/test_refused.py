@@ -118,6 +118,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "flatten": (lambda: fixed(L.Flatten(name="odd")), "Flatten", "flattens the time axis"),
     "softmax": (lambda: sequence(L.Softmax(axis=1, name="odd")), "Softmax", "along the time axis"),
+    "softmax_of_two_axes": (
+        lambda: keras.Sequential([keras.Input((None, 3, 4)), L.Softmax(axis=(-2, -1), name="odd")]),
+        "Softmax", "several axes at once",
+    ),
+    "softmax_masked": (lambda: sequence(L.Masking(), L.Softmax(name="odd")), "Softmax", "takes a mask"),
     "layer_norm": (lambda: fixed(L.LayerNormalization(axis=[1, 2], name="odd")), "LayerNormalization", "time axis"),
     "batch_norm": (lambda: fixed(L.BatchNormalization(axis=1, name="odd")), "BatchNormalization", "time axis"),
     "unit_norm": (lambda: sequence(L.UnitNormalization(axis=1, name="odd")), "UnitNormalization", "time axis"),
