@@ -125,7 +125,7 @@ def test_after_kills_no_row_is_missing_doubled_or_torn(running: ServiceProcess, 
     """The command is killed with -9 in the middle, again and again; a last run ends by itself."""
     if ending == "parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
-    streams = write_streams(tmp_path / "data.csv", f"{ending}.", 400, 100, seed=4)
+    streams = write_streams(tmp_path / "data.csv", f"{ending}.", 800, 100, seed=4)
     out = tmp_path / f"out.{ending}"
     words = ["backfill", str(tmp_path / "data.csv"), *FOLD, "--predictions", str(out), "--url", running.url, "--json"]
     log = tmp_path / "log"
@@ -134,7 +134,7 @@ def test_after_kills_no_row_is_missing_doubled_or_torn(running: ServiceProcess, 
     for _ in range(4):
         known = _n_marked(out)
         process = _start(words, log)
-        while process.poll() is None and _n_marked(out) <= known + 3_000:
+        while process.poll() is None and _n_marked(out) <= known + 1_000:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.02)
         if process.poll() is None:
