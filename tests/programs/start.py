@@ -31,7 +31,8 @@ _MODULES = (
     "service.commands.recorded.backfill",
 )
 """Imported before the first fork, with all that they import."""
-_MAY_DIFFER = ("STEPWELL_", "PYTEST_")  # read when a program runs; others may be read by a library as it is imported
+_MAY_DIFFER = ("STEPWELL_", "PYTEST_", "no_proxy")
+"""Read when a program runs; other variables may be read by a library as it is imported."""
 
 
 class CannotForkError(Exception):

@@ -232,6 +232,7 @@ async def test_a_listing_that_started_before_slots_moved_misses_no_stream(three:
     for slot in {slot_of(record_key("default", "list", name)) for name in list(names)[:20]}:
         source = three.owner(slot)
         await asyncio.to_thread(three.move, slot, three.primaries[three.primaries.index(source) - 1])
+        await asyncio.to_thread(three.wait_agreed)
     await asyncio.sleep(1.1)  # longer than the cached slot table is trusted
     while cursor is not None:
         page, cursor = await listing.page(
