@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, ClassVar, NoReturn
 
 LAUNCH = [sys.executable, "-P", "-m", "service"]
 _MODULES = (
@@ -31,6 +31,7 @@ _MODULES = (
     "service.commands.recorded.backfill",
 )
 """Imported before the first fork, with all that they import."""
+_MOST_WARM = 3
 _MAY_DIFFER = ("STEPWELL_", "PYTEST_", "no_proxy")
 """Read when a program runs; other variables may be read by a library as it is imported."""
 
@@ -119,8 +120,11 @@ class WarmProcess:
 
     def can_fork(self, words: Sequence[str], env: Mapping[str, str]) -> bool:
         """Whether a program would be as one of a new interpreter: no library has read something else meanwhile."""
-        same = _without_settings(env) == _without_settings(self.env)
-        return same and "--workers" not in words and "STEPWELL_WORKERS" not in env
+        return not self.env_differs(env) and "--workers" not in words and "STEPWELL_WORKERS" not in env
+
+    def env_differs(self, env: Mapping[str, str]) -> bool:
+        """Whether an environment has other variables that a library may read as it is imported."""
+        return _without_settings(env) != _without_settings(self.env)
 
     def fork(
         self,
@@ -170,11 +174,12 @@ class _Starts:
 
     Attributes:
         fork: Whether they are forked.
-        warm: The process that they are forked from, once there was one.
+        warm: The processes that they are forked from, each with another environment: a library that a test imports may
+            change the environment of the tests.
     """
 
     fork = False
-    warm: WarmProcess | None = None
+    warm: ClassVar[list[WarmProcess]] = []
 
 
 def start_program(
@@ -189,12 +194,13 @@ def start_program(
         launch: What runs instead of `stepwell` and the command, if it is another program; it is not forked.
     """
     if launch is None and _Starts.fork:
-        if _Starts.warm is None:
-            _Starts.warm = WarmProcess("service", _MODULES)
-        if _Starts.warm.can_fork(words, env):
+        if len(_Starts.warm) < _MOST_WARM and all(one.env_differs(os.environ) for one in _Starts.warm):
+            _Starts.warm.append(WarmProcess("service", _MODULES))
+        warm = next((one for one in _Starts.warm if one.can_fork(words, env)), None)
+        if warm is not None:
             # Where it cannot be done, tests/programs/test_start.py fails, and no other test.
             with contextlib.suppress(CannotForkError), Path(os.devnull).open("rb") as nothing:
-                return _Starts.warm.fork(words, env=env, streams=(nothing, out, out))
+                return warm.fork(words, env=env, streams=(nothing, out, out))
     command = [*LAUNCH, *words] if launch is None else [*launch, *words[1:]]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
 
@@ -223,9 +229,8 @@ def forked_starts() -> Iterator[None]:
         yield
     finally:
         _Starts.fork = False
-        if _Starts.warm is not None:
-            _Starts.warm.close()
-            _Starts.warm = None
+        while _Starts.warm:
+            _Starts.warm.pop().close()
 
 
 @contextlib.contextmanager

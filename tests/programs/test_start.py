@@ -147,3 +147,16 @@ def test_nothing_is_forked_from_a_process_that_has_ended(tmp_path: Path) -> None
         for _ in range(2):
             with pytest.raises(CannotForkError):
                 ended_at_once.fork(["--version"], env={}, streams=(file, file, file))
+
+
+def test_programs_are_forked_also_after_a_library_has_changed_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = ended(tmp_path, "--version")
+    monkeypatch.setenv("READ_BY_A_LIBRARY", "1")
+
+    after, _ = ended(tmp_path, "--version")
+    back, _ = ended(tmp_path, "--version", env={"READ_BY_A_LIBRARY": "2"})
+
+    assert (type(before), type(after)) == (ForkedProgram, ForkedProgram)
+    assert type(back) is subprocess.Popen
