@@ -29,7 +29,7 @@ _STEPPED = (StepLayer, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 """Layers that take one timestep at a time."""
 
 _TRACED_ROWS = 17
-"""Rows of the example that is traced: no layer's width is a multiple, so an axis of rows is told from others."""
+"""Rows of the example that is traced: no width is a multiple of it, so an axis of rows is found by its length."""
 
 _ATOL, _RTOL = 1e-4, 1e-3
 """How near a stepped module must come to itself to be exported that way; the export's own proof is stricter."""

@@ -179,7 +179,7 @@ def test_a_static_member_that_was_killed_goes_on_under_its_name(
 
 
 def revocation_of(reader: Any) -> asyncio.Event:
-    """Return an event that is set once the broker has asked for the reader's partitions."""
+    """Return an event that is set once partitions of the reader are being revoked."""
     began, give_up = asyncio.Event(), reader.on_partitions_revoked
 
     async def on_partitions_revoked(revoked: Collection[Any]) -> None:

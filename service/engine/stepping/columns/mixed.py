@@ -98,7 +98,7 @@ class MixedPipeline:
 
     Attributes:
         pairs: The batcher of the pairs.
-        n_pairs: How many the newest batch with any had.
+        n_pairs: Number of pairs in the newest batch that had any; 1 before the first.
     """
 
     def __init__(self, deps: PipelineDeps, pairs: PairBatcher) -> None:
