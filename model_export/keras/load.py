@@ -12,6 +12,7 @@ import h5py
 import keras
 
 from model_export.errors import ModelLoadError
+from model_export.keras.initial_values import zeros_for_random_values
 
 _BUILD_IT = (
     "Write a function that builds the model and calls `load_weights`, and export `package.module:function` instead."
@@ -30,9 +31,10 @@ def load_keras(path: Path) -> Any:
     if not path.is_file():
         raise ModelLoadError(f"There is no file {path}.", fix="Check the path.")
     try:
-        if h5py.is_hdf5(path):
-            return _load_h5(path)
-        return keras.models.load_model(path, compile=False)
+        with zeros_for_random_values():
+            if h5py.is_hdf5(path):
+                return _load_h5(path)
+            return keras.models.load_model(path, compile=False)
     except ModelLoadError:
         raise
     except Exception as exc:

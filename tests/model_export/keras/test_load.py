@@ -107,6 +107,47 @@ def test_unregistered_layers_of_ones_own_are_refused_with_what_to_do(tmp_path: P
     assert "layers of your own" in caught.value.fix
 
 
+@pytest.mark.parametrize("file", ["m.keras", "m.h5"])
+def test_random_values_that_the_weights_of_the_file_replace_are_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("drawn")
+
+    model = zoo.build("stacked_last")
+    model.save(tmp_path / file)
+    monkeypatch.setattr(keras.initializers.Orthogonal, "__call__", fail)
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", fail)
+
+    loaded = load_keras(tmp_path / file)
+
+    for want, got in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(AssertionError, match="drawn"):  # afterwards they are again what they were
+        keras.initializers.GlorotUniform()((2, 2))
+
+
+@keras.saving.register_keras_serializable("tests")
+class SeededNoise(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Adds values that are the same each time, and are not saved."""
+
+    def build(self, _: object) -> None:
+        self.noise = keras.ops.convert_to_numpy(keras.initializers.RandomNormal(seed=7)((3,)))
+
+    def call(self, x: object) -> object:
+        return x + self.noise
+
+
+def test_values_drawn_with_a_seed_are_drawn_since_a_layer_need_not_save_them(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((None, 3)), SeededNoise(), keras.layers.GRU(2)])
+    model.save(tmp_path / "m.keras")
+
+    loaded = load_keras(tmp_path / "m.keras")
+
+    np.testing.assert_array_equal(loaded.layers[0].noise, model.layers[0].noise)
+    assert loaded.layers[0].noise.any()
+
+
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)  # what Python does for a module that cannot be imported
 
