@@ -51,7 +51,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """The page's model, exported by the page's commands, and served."""
     folder = tmp_path_factory.mktemp("examples")
     (folder / "wave.py").write_text(block("wave"))
-    export = block("export").replace("./stepwell", f"{sys.executable} -P -m service")
+    export = block("export").replace("stepwell", f"{sys.executable} -P -m stepwell")
     run_program(["sh", "-c", f"cd {folder}; {export}"], PYTHONPATH=f"{folder}:{ROOT}")
     with service_process(folder / "models", tmp_path_factory.mktemp("sw"), "--history", "wave=64") as running:
         yield running
