@@ -59,7 +59,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
     models: list[Path] = Field(default_factory=lambda: [Path("models")], min_length=1)
-    """Folders with models; in the environment separated as PATH is. The first that has a name wins."""
+    """Folder of models, in the environment separated as PATH is. Of two models of one name, the first is served."""
     host: str = "127.0.0.1"
     """Address to listen on. Other addresses than loopback need `api_keys_file` or `insecure`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from service.cli import make_app
 
 STEPWELL = [sys.executable, "-P", "-m", "service"]
 COMMANDS = ("demo", "test", "serve", "export", "adopt", "inspect", "check", "keys", "streams")
@@ -32,6 +37,43 @@ def test_each_command_has_help(name: str) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: stepwell {name} ")
+
+
+def leaves() -> Iterator[tuple[str, Any]]:
+    """Yield each command that does something, with its words."""
+    for name in typer.main.get_command(make_app(None)).commands:  # type: ignore[attr-defined]  # it is a group
+        waiting = [(name, typer.main.get_command(make_app(name)).commands[name])]  # type: ignore[attr-defined]  # as above
+        while waiting:
+            words, command = waiting.pop()
+            inner = getattr(command, "commands", None)
+            if inner is None:
+                yield words, command
+            else:
+                waiting += [(f"{words} {each}", one) for each, one in inner.items()]
+
+
+@pytest.mark.parametrize("words", [(), ("keys",), ("release",), ("streams",), ("streams", "snapshot")], ids=" ".join)
+def test_a_list_of_commands_has_whole_sentences(words: tuple[str, ...]) -> None:
+    listed = run_stepwell(*words, "--help").stdout.split("Commands:")[1]
+
+    assert [line for line in listed.splitlines() if line.endswith("...")] == []
+
+
+def test_every_flag_that_may_be_repeated_says_so() -> None:
+    flags = {
+        f"{words} {option.opts[0]}": option.help
+        for words, command in leaves()
+        for option in command.params
+        if option.param_type_name == "option" and option.multiple
+    }
+
+    assert [flag for flag, text in flags.items() if "Repeatable" not in text] == []
+
+
+def test_every_command_on_a_running_service_prints_json_if_asked() -> None:
+    flags = {words: {option for one in command.params for option in one.opts} for words, command in leaves()}
+
+    assert [words for words, names in flags.items() if "--url" in names and "--json" not in names] == []
 
 
 def test_serve_has_a_flag_for_every_setting() -> None:

@@ -211,11 +211,21 @@ def _convert(document: dict[str, Any], where: _Places) -> RulesFile:
         return msgspec.convert(document, RulesFile)
     except msgspec.ValidationError as exc:
         text = str(exc)
+        unknown = re.search(r"unknown field `(\w+)`", text)
         place = re.search(r" - at `\$\.(rule|to)\[(\d+)\](?:\.(\w+))?`", text)
         if place is None:
+            if unknown is not None:
+                text = f"the unknown key {unknown[1]!r}; expected one of {_keys(RulesFile)}"
             raise RulesError(f"{where.path}: {text}.", fix=_FIX) from exc
         key = place[3] or next(iter(re.findall(r"`(\w+)`", text)), "name")
-        raise where.error(place[1], int(place[2]), key, text[: place.start()]) from exc
+        problem = text[: place.start()]
+        if unknown is not None:
+            problem = f"unknown key; expected one of {_keys(RuleTable if place[1] == 'rule' else TargetTable)}"
+        raise where.error(place[1], int(place[2]), key, problem) from exc
+
+
+def _keys(table: type[Struct]) -> str:
+    return ", ".join(table.__struct_encode_fields__)
 
 
 def _rule(table: RuleTable, index: int, where: _Places) -> AlarmRule:

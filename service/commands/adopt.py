@@ -26,22 +26,30 @@ def adopt(
     name: Annotated[str | None, typer.Option(help="The model's name; by default the file's name.")] = None,
     state: Annotated[
         list[str] | None,
-        typer.Option(metavar="IN=OUT", help="A state input and its output. If given, no other states are detected."),
+        typer.Option(
+            metavar="IN=OUT", help="A state input and its output. If given, no other states are detected. Repeatable."
+        ),
     ] = None,
     constant: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An input with a constant value; VALUE as JSON.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An input with a constant value; VALUE as JSON. Repeatable."),
     ] = None,
     output: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=KIND", help="value (returned), random (differs between runs) or ignore."),
+        typer.Option(
+            metavar="NAME=KIND", help="value (returned), random (differs between runs) or ignore. Repeatable."
+        ),
     ] = None,
     window: Annotated[
         list[str] | None,
-        typer.Option(metavar="INPUT=LENGTH", help="Timesteps of past input that the graph expects before the new one."),
+        typer.Option(
+            metavar="INPUT=LENGTH",
+            help="Timesteps of past input that the graph expects before the new one. Repeatable.",
+        ),
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=LENGTHxLENGTH", help="The shape of one row in requests or responses."),
+        typer.Option(metavar="NAME=LENGTHxLENGTH", help="The shape of one row in requests or responses. Repeatable."),
     ] = None,
     batch_axis: Annotated[
         list[str] | None,
@@ -55,7 +63,7 @@ def adopt(
         list[str] | None,
         typer.Option(
             metavar="STATE=VALUE|FILE.npz",
-            help="A state's initial value: one number for all elements, a JSON list, or arrays by state name.",
+            help="A state's initial value: a number for all elements, a JSON list, or arrays by name. Repeatable.",
         ),
     ] = None,
     store_dtype: Annotated[

@@ -97,7 +97,8 @@ def _flag(name: str, description: str) -> inspect.Parameter:
     kind = _plain(field.annotation)
     option = f"--{name.replace('_', '-')}"
     declared = f"{option}/--no-{option[2:]}" if kind is bool else option
-    sentences = [description, _choices(field.annotation), _default(name), f"[{PREFIX}{name.upper()}]"]
+    repeatable = "Repeatable." if get_origin(kind) is list else ""
+    sentences = [description, _choices(field.annotation), repeatable, _default(name), f"[{PREFIX}{name.upper()}]"]
     metavar = _METAVARS.get(name)
     hint = typer.Option(declared, help=" ".join(filter(None, sentences)), show_default=False, metavar=metavar)
     return inspect.Parameter(
@@ -109,7 +110,8 @@ def _default(name: str) -> str:
     default = Settings.model_fields[name].get_default(call_default_factory=True)
     if default is None or default is False or default == []:
         return ""
-    return f"Default: {', '.join(map(str, default)) if isinstance(default, list) else default}."
+    values = default if isinstance(default, list) else ["on" if default is True else default]
+    return f"Default: {', '.join(map(str, values))}."
 
 
 def _choices(annotation: Any) -> str:

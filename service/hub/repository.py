@@ -168,7 +168,7 @@ def _hub_errors(hub: Any, repository: str) -> Iterator[None]:
         ) from exc
     except (hub.errors.HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as exc:  # the last: no JSON
         raise HubError(
-            f"The Hub failed: {_first_line(exc)}", fix="Check HF_TOKEN and HF_ENDPOINT, and try again."
+            f"The Hub failed: {_first_line(exc)}", fix="Check the network, HF_ENDPOINT and HF_TOKEN, and try again."
         ) from exc
 
 

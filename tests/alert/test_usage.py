@@ -25,7 +25,14 @@ GOOD = '[[rule]]\nname = "a"\nmodel = "lstm"\nwhen = "outputs.y[0] > 1"\n'
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (GOOD + "for_step = 2\n", "line 5: for_step of [[rule]]"),
+        (
+            GOOD + "for_step = 2\n",
+            "line 5: for_step of [[rule]]: unknown key; expected one of name, model, prefix, when",
+        ),
+        (
+            GOOD + "[[to]]\nwebhok = 'http://x/'\n",
+            "line 6: webhok of [[to]]: unknown key; expected one of webhook, url",
+        ),
         (GOOD + "for_steps = 0\n", "line 5: for_steps of [[rule]]"),
         (GOOD.replace("> 1", ">> 1"), "line 4: when of [[rule]]"),
         (GOOD + 'clear = "outputs"\n', "line 5: clear of [[rule]]"),
@@ -41,7 +48,7 @@ GOOD = '[[rule]]\nname = "a"\nmodel = "lstm"\nwhen = "outputs.y[0] > 1"\n'
         (GOOD + "[[to]]\nurl = 'file:///x'\nsecret = 's'\n", "found a secret"),
         (GOOD + "[[to]]\nwebhook = 'http://x/'\nsecret_env = 'NOT_THERE'\n", "NOT_THERE"),
         ("key_env = 'NOT_THERE'\n" + GOOD, "NOT_THERE"),
-        ("urls = 'x'\n" + GOOD, "`urls`"),
+        ("urls = 'x'\n" + GOOD, "the unknown key 'urls'; expected one of rule, to, url, key_env, store, group"),
         ("", "`rule`"),
         ("[[rule]\n", "cannot be read"),
     ],

@@ -55,6 +55,13 @@ def test_options_of_pytest_are_passed_on(clone: Path) -> None:
     assert "1 passed, 1 deselected" in done.stdout
 
 
+def test_the_help_ends_with_what_the_command_itself_does(clone: Path) -> None:
+    done = run(clone, "--help", cwd=clone)
+
+    assert done.returncode == 0
+    assert "--quick" in "".join(done.stdout.splitlines()[-2:])
+
+
 def test_a_path_is_relative_to_the_callers_folder(clone: Path) -> None:
     assert "1 passed" in run(clone, "-q", "test_one.py::test_good", cwd=clone / "tests").stdout
 

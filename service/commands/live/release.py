@@ -83,7 +83,7 @@ def start(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Try a version on a share of the streams, or change the mode of the running candidate."""
+    """Try a version on a share of the streams. Run again, it changes mode, share and gate."""
     options = {"current": current, "take": take, "warm_steps": warm_steps, "revision": revision}
     body: dict[str, Any] = {"candidate": candidate, "mode": mode, "percent": _share(percent, schedule)}
     body |= {name: value for name, value in options.items() if value is not None}
@@ -109,7 +109,7 @@ def change_percent(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Change the candidate's share; streams that are in the trial stay in it."""
+    """Change the candidate's share. Streams that are in the trial stay in it."""
     if share is not None and percent is not None:
         raise typer.BadParameter("the share is given twice.", param_hint="--percent")
     body = {"percent": _share(percent if share is None else share, schedule)}
@@ -128,7 +128,7 @@ def promote(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Make the candidate the current version; streams move at their next step."""
+    """Make the candidate the current version. Streams move at their next step."""
     _end("promote", model, why, revision, url=url, key=key, watch=watch, as_json=as_json)
 
 
@@ -143,7 +143,7 @@ def abort(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """End the trial; its streams go back to the current version at their next step, and have lost no timestep."""
+    """End the trial. Its streams go back to the current version at their next step, and have lost no timestep."""
     _end("abort", model, why, revision, url=url, key=key, watch=watch, as_json=as_json)
 
 
@@ -159,7 +159,7 @@ def move(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Move the streams that sleep to where the release places them, in the background."""
+    """Move the streams that sleep to their version, in the background."""
     body = {} if limit_per_s is None else {"limit_per_s": limit_per_s}
     _change("POST", model, "/move", body, url=url, key=key, watch=watch, as_json=as_json)
 

@@ -69,7 +69,7 @@ def ls(
 def show_stream(
     model: Model, stream: Stream, *, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
 ) -> None:
-    """Show a stream's step, the norms of its states, and its last prediction."""
+    """Show a stream's step, norms of its states, last prediction."""
     with HttpApi(url, key) as service:
         status = service.get(path_of(model, stream), outputs="true")
         states = service.get(path_of(model, stream, "state"))["states"]
@@ -94,7 +94,7 @@ def reset(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Reset a stream to its initial state or to a snapshot, unless it is stepped meanwhile."""
+    """Reset a stream to its initial state or to a snapshot. It is refused if the stream is stepped meanwhile."""
     with HttpApi(url, key) as service:
         status = service.get(path_of(model, stream))
         target = "its initial state" if to is None else f"snapshot {to}"
@@ -139,7 +139,7 @@ def rollout(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Run a stream by its own predictions for some timesteps; nothing is committed."""
+    """Run a stream by its own predictions. Nothing is committed."""
     options = {name: value for name, value in (("seed", seed), ("temperature", temperature)) if value is not None}
     with HttpApi(url, key) as service:
         result = service.call("POST", path_of(model, stream, "rollout"), json={"horizon": horizon, **options})
@@ -188,7 +188,7 @@ def list_snapshots(
 def put(
     model: Model, stream: Stream, name: Name, *, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
 ) -> None:
-    """Save a named copy of a stream's current state; an existing snapshot of that name is replaced."""
+    """Save a named copy of a stream's current state. An existing snapshot of that name is replaced."""
     with HttpApi(url, key) as service:
         result = service.call(
             "PUT", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=idempotency_header()
@@ -198,7 +198,14 @@ def put(
 
 @snapshot_app.command(name="rm")
 def delete_snapshot(
-    model: Model, stream: Stream, name: Name, *, yes: Yes = False, url: Url = DEFAULT_URL, key: Key = None
+    model: Model,
+    stream: Stream,
+    name: Name,
+    *,
+    yes: Yes = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
 ) -> None:
     """Delete a snapshot."""
     confirm(f"Delete snapshot {name} of {stream}?", yes=yes)
@@ -206,7 +213,7 @@ def delete_snapshot(
         service.call(
             "DELETE", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=idempotency_header()
         )
-    typer.echo(f"{name} deleted")
+    typer.echo(json.dumps({"deleted": name}, indent=2) if as_json else f"{name} deleted")
 
 
 def _first(streams: Iterable[tuple[str, dict[str, Any]]], limit: int | None) -> list[tuple[str, dict[str, Any]]]:

@@ -18,9 +18,16 @@ from service.store.backup import BackupError, write_backup
 from service.store.backup import restore as restore_store
 from service.store.embedded_server import EmbeddedStore
 
-Redis = Annotated[str | None, typer.Option("--redis", metavar="URL", help="The store. By default the embedded one.")]
+Redis = Annotated[
+    str | None, typer.Option("--redis", metavar="URL", help="The store. Default: the embedded one. [STEPWELL_REDIS]")
+]
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", metavar="FOLDER", help="Folder of the embedded store's data.")
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="FOLDER",
+        help="Folder of the embedded store's data. Default: .stepwell. [STEPWELL_DATA_DIR]",
+    ),
 ]
 
 

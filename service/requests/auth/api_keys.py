@@ -222,7 +222,7 @@ def unauthenticated(problem: str) -> ServiceError:
 
 def _unreadable(file: Path, error: OSError) -> KeysFileError:
     return KeysFileError(
-        f"The keys file {file.name} cannot be read: {error.strerror}.",
+        f"The keys file {file} cannot be read: {error.strerror}.",
         fix="Check its path and its rights; `stepwell keys add ID --file FILE` creates a file of API keys.",
     )
 
@@ -254,7 +254,7 @@ def read_keys(file: Path) -> dict[bytes, Caller]:
         first = exc.errors(include_input=False)[0]  # the input may be a key, and must not be logged
         location = ".".join(map(str, first["loc"])) or "the document"
         raise KeysFileError(
-            f"The keys file {file.name} is wrong at {location}: {first['msg']}.",
+            f"The keys file {file} is wrong at {location}: {first['msg']}.",
             fix='Write {"keys": [{"id": "..", "sha256": "hex of the key", "tenant": "..", "scopes": ["step"]}]}.',
         ) from exc
     return {bytes.fromhex(key.sha256): Caller(key.tenant, frozenset(key.scopes), key.id) for key in content.keys}

@@ -121,7 +121,7 @@ def _update_keys(file: Path, *, create: bool = False) -> Iterator[list[dict[str,
             _replace(file, json.dumps(document, indent=1) + "\n")
     except OSError as exc:
         raise KeyChangeError(
-            f"The keys file {file.name} cannot be written: {exc.strerror}.", fix="Check its folder and your rights."
+            f"The keys file {file} cannot be written: {exc.strerror}.", fix="Check its folder and your rights."
         ) from exc
 
 
