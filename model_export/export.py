@@ -169,7 +169,8 @@ _WEAK_ADVICE = (
 
 def _weakness(report: ParityReport) -> str:
     reasons = [f"output {line.name!r}: {line.why}" for line in report.outputs if line.weak]
-    return f"The proof is weak, a wrong graph might pass it: {'; '.join(reasons) or 'no output could be compared'}."
+    why = "; ".join(reasons) or "no output could be compared"
+    return f"The verification is weak, a wrong graph might pass it: {why}."
 
 
 def convert_source(

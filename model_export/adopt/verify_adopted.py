@@ -89,7 +89,7 @@ def report_comparison(
         "atol": max((line.atol for line in lines), default=ATOL), "rtol": RTOL, "sequences": ["random"],
         "weak": is_weak(lines), "scale": {line.name: asdict(line.scale) for line in lines}, **more,
     })  # fmt: skip
-    return report, [f"the proof of {line.name} is weak: {line.why}" for line in lines if line.weak]
+    return report, [f"the verification of {line.name} is weak: {line.why}" for line in lines if line.weak]
 
 
 def _judge_outputs(together: Mapping[str, Array], alone: Mapping[str, Array]) -> list[OutputParity]:

@@ -85,7 +85,7 @@ def export(
         list[str] | None, typer.Option(metavar="NAME=UNIT", help="The unit of an input or output. Repeatable.")
     ] = None,
     accept_weak: Annotated[
-        bool, typer.Option("--accept-weak", help="Write the file though a wrong graph might have passed the proof.")
+        bool, typer.Option("--accept-weak", help="Write the file even if a wrong graph might have been verified.")
     ] = False,
     before: Annotated[
         list[Path] | None,

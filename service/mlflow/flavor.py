@@ -58,7 +58,7 @@ def save_model(
 
     Raises:
         FileError: The folder cannot be written.
-        StepwellError: As for `stepwell.export`: the model cannot be stepped, or the proof failed.
+        StepwellError: As for `stepwell.export`: the model cannot be stepped, or the verification failed.
     """
     mlflow = imported_mlflow()
     folder = Path(path)

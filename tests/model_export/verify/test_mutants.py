@@ -214,7 +214,7 @@ def test_a_rewritten_graph_that_loses_a_small_number_is_called_weak(
 
     assert adopted.manifest.verified is not None
     assert adopted.manifest.verified.model_dump()["weak"] == (how == "weak")
-    assert any("the proof of y is weak" in note for note in adopted.adoption.notes) == (how == "weak")
+    assert any("the verification of y is weak" in note for note in adopted.adoption.notes) == (how == "weak")
 
 
 @pytest.mark.parametrize("mutant", ["dropped state", "swapped states", "lost bias", "wrong gate", "shifted"])
