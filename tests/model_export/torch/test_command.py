@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from model_export.torch import convert
 from tests.model_export.torch.zoo_parts import torch, whole
 
 pytestmark = pytest.mark.torch
+
+GUIDE = Path(__file__).parents[3] / "docs" / "pytorch.md"
 
 MODULE = """
 import torch
@@ -52,6 +56,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
     sys.modules.pop("pumps_of_tests", None)
+
+
+def test_the_example_of_the_guide_exports(here: Path) -> None:
+    """The module at the top of docs/pytorch.md, with weights that were saved as PyTorch does it."""
+    (module,) = re.findall(r"save this as `pump_model.py`:\n\n```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    (here / "pump_model_of_the_guide.py").write_text(module)
+    sys.path.insert(0, str(here))
+    torch.save(importlib.import_module("pump_model_of_the_guide").Pump().state_dict(), "pump.pt")
+
+    manifest = StepModel(export_source("pump_model_of_the_guide:spec", here / "pump.onnx").path).manifest
+
+    assert [state.input for state in manifest.states] == ["lstm.h", "lstm.c"]
+    assert [output.name for output in manifest.outputs] == ["wear"]
 
 
 def test_a_module_over_whole_sequences_is_written_with_its_report(here: Path) -> None:
