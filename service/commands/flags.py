@@ -6,6 +6,7 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -57,6 +58,16 @@ def named_values(flag: str, texts: Iterable[str], form: str = "NAME=VALUE") -> d
             raise typer.BadParameter(f"{name!r} is given twice.", param_hint=flag)
         values[name] = value
     return values
+
+
+def check_ending(flag: str, file: Path | None, ending: str) -> None:
+    """Check that a file that is written is named as what it is; None: it is not written.
+
+    Raises:
+        typer.BadParameter: It has another ending (exit code 2).
+    """
+    if file is not None and file.suffix.lower() != ending:
+        raise typer.BadParameter(f"{file} would be a {ending[1:].upper()} file: name it {ending}.", param_hint=flag)
 
 
 def axes_of(flag: str, texts: Iterable[str] | None) -> dict[str, int | None]:

@@ -21,6 +21,7 @@ from service.charts import line_chart, lines_of, stacked
 from service.client import Client, Model
 from service.client.memory import MEMORY
 from service.client.protocol.decoding import ModelInfo
+from service.commands.flags import check_ending
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
 from service.commands.recorded.flags import InputColumns, column_choice, data_progress
 from service.commands.tables import Json, key_value_table, print_json, show
@@ -39,7 +40,9 @@ def replay(
         Path, typer.Argument(metavar="DATA", help="The recording: CSV, Parquet or NPZ, a row per timestep.")
     ],
     *,
-    stream: Annotated[str | None, typer.Option(help="The stream's id. Default: a new one, named as the file.")] = None,
+    stream: Annotated[
+        str | None, typer.Option(help="The stream's id. Default: a new one, named after the file.")
+    ] = None,
     stream_column: Annotated[str | None, typer.Option(metavar="C", help="The column with each row's stream.")] = None,
     inputs: InputColumns = None,
     time_column: Annotated[
@@ -61,6 +64,8 @@ def replay(
     Columns are found by name, in any order: the labels of the input, or INPUT[0], INPUT[1] and so on.
     """
     _check_flags(stream, stream_column, time_column, rate, speed)
+    check_ending("--output", output, ".csv")
+    check_ending("--plot", plot, ".svg")
     if reset and append:
         raise typer.BadParameter("a stream is either reset or continued.", param_hint="--reset, --append")
     choice = column_choice(stream_column, time_column, inputs)
@@ -102,7 +107,9 @@ def _check_flags(
     if stream is not None and stream_column is not None:
         raise typer.BadParameter("rows have one stream, or each has its own.", param_hint="--stream, --stream-column")
     if stream is not None and not is_stream_id(stream):
-        raise typer.BadParameter(f"{stream!r} is not a stream id.", param_hint="--stream")
+        raise typer.BadParameter(
+            f"{stream!r} is not a stream id: expected 1 to 128 of A-Z a-z 0-9 . _ : @ -.", param_hint="--stream"
+        )
     if time_column is not None and rate is not None:
         raise typer.BadParameter("the pace is that of the recording or a rate.", param_hint="--time-column, --rate")
     if speed != 1 and time_column is None:

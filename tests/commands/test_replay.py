@@ -185,6 +185,13 @@ def test_a_row_without_a_value_is_named_before_anything_is_sent(
     assert client.model("lstm").stream(stream).resume() == 0
 
 
+def test_the_column_that_is_missing_is_named(service: Service, tmp_path: Path) -> None:
+    done = run(service, "lstm", write(tmp_path / "data.csv", "x[0],x[1],x[3]", [[1, 2, 3]]))
+
+    assert done.exit_code == 1
+    assert "data.csv has no column x[2] for the input 'x'" in str(done.exception)
+
+
 def test_arrays_are_replayed_a_stream_each(service: Service, client: Client, tmp_path: Path, stream: str) -> None:
     data = tmp_path / "data.npz"
     arrays: dict[str, Any] = {"x:x": np.arange(6).reshape(2, 3, 1), "streams": [f"{stream}-a", f"{stream}-b"]}
@@ -205,9 +212,13 @@ def test_arrays_are_replayed_a_stream_each(service: Service, client: Client, tmp
         ("--stream", "a", "--stream-column", "b"),
         ("--stream", "a b"),
         ("--reset", "--append"),
+        ("-o", "predictions.parquet"),
+        ("--plot", "predictions.png"),
     ],
 )
-def test_flags_that_contradict_each_other_are_wrong_usage(service: Service, tmp_path: Path, flags: Any) -> None:
+def test_flags_that_contradict_each_other_or_a_files_name_are_wrong_usage(
+    service: Service, tmp_path: Path, flags: Any
+) -> None:
     assert run(service, "fold", write(tmp_path / "data.csv", "x[0]", [[1]]), *flags).exit_code == 2
 
 

@@ -13,7 +13,7 @@ from model_export.files import write_atomically
 from service.backtest.differences import OutputDifferences
 from service.backtest.picture import picture
 from service.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
-from service.commands.flags import named_values
+from service.commands.flags import check_ending, named_values
 from service.commands.recorded.flags import (
     DataFiles,
     InputColumns,
@@ -51,6 +51,7 @@ def backtest(
     for each input.
     """
     limits = _limits(limit)
+    check_ending("--plot", plot, ".svg")
     choice = column_choice(stream_column, time_column, inputs)
     newer, older = load_models([new, against], threads)
     outputs, _ = compared_outputs(newer, older)
