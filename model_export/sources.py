@@ -69,7 +69,7 @@ def load_source(source: Any) -> Any:
     if suffix in _NOT_YET:
         _check_file(path)
         fix = _CHECKPOINT if suffix == ".ckpt" else _EXPORTED
-        raise RefusedModelError(f"{source} is {_NOT_YET[suffix]}; expected a model to walk.", fix=fix)
+        raise RefusedModelError(f"{source} is {_NOT_YET[suffix]}; expected the model itself.", fix=fix)
     module, colon, name = source.partition(":")
     if colon and module and name and os.sep not in module:
         return _checked(source, _call(source, module, name))

@@ -53,7 +53,7 @@ class StepModel:
 
     def __init__(
         self,
-        source: Path | bytes,
+        source: Path | str | bytes,
         manifest: Manifest | None = None,
         *,
         threads: int = 1,
@@ -72,6 +72,7 @@ class StepModel:
             ModelLoadError: The graph has operators or files that are not taken, a state that is random, onnxruntime
                 refuses it, or it fails on zeros.
         """
+        source = Path(source) if isinstance(source, str) else source
         self._where = str(source) if isinstance(source, Path) else "the given bytes"
         contents = check_operators(source)
         self.weight_files = weight_files(source, contents) if isinstance(source, Path) else []

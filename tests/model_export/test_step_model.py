@@ -60,6 +60,13 @@ def run_alone(model: StepModel, inputs: dict[str, Array]) -> tuple[dict[str, Arr
 # -------------------------------------------------------------------- stepping
 
 
+def test_a_file_may_be_named_by_a_text(tmp_path: Path) -> None:
+    graph, manifest = graphs.fold()
+    (tmp_path / "fold.onnx").write_bytes(graph)
+
+    assert StepModel(str(tmp_path / "fold.onnx"), manifest).weight_files == []
+
+
 def test_the_fold_equals_its_python_reference_past_the_64_bit_wrap() -> None:
     model = load(graphs.fold)
     xs = [3, -5, 0, 2**40, 17, 9, -(2**62), 1]

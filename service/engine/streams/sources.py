@@ -146,7 +146,7 @@ class StateSources:
             raise ServiceError(
                 "snapshot_not_found",
                 f"Stream {key.stream!r} has no snapshot {snapshot_name[:100]!a}.",
-                fix="GET its `snapshots` lists them.",
+                fix="`GET .../snapshots` lists those that it has.",
             )
         self._models.pairs.announce_record(key.model, snapshot.record.fingerprint, snapshot.record.state)
         if renew_ttl:
