@@ -74,7 +74,11 @@ def version_names(document: ReleaseDocument | None, models: ModelRegistry, model
         trials = [*([] if document.trial is None else [document.trial]), *document.earlier]
         parts = [document.current, *document.formerly, *(half for one in trials for half in (one.old, one.new))]
         named = {part.fingerprint.hex(): part.number for part in parts}
-    return named | {models.get(model, number).fingerprint.hex(): number for number in models.versions(model)}
+    served = {number: models.get(model, number).fingerprint for number in models.versions(model)}
+    named |= {fingerprint.hex(): number for number, fingerprint in served.items()}
+    if document is not None and served.get(document.current.number) == document.current.fingerprint:
+        named[document.current.fingerprint.hex()] = document.current.number  # not another number of the same file
+    return named
 
 
 def streams_by_version(

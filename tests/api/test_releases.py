@@ -132,6 +132,13 @@ def test_a_release_has_the_fields_of_its_request(replicas: Replicas) -> None:
     assert replicas.get(replicas.second) | {"counted_at": 0} == found | {"counted_at": 0}
 
 
+def test_of_two_versions_that_are_one_file_the_pinned_one_is_shown(both: tuple[Service, Service]) -> None:
+    same = Replicas(*both, "same")
+    assert same.put({"current": 1}).status_code == 200
+
+    assert [(row["version"], row["status"]) for row in same.get()["versions"]] == [(1, "current")]
+
+
 def test_the_other_replica_follows(replicas: Replicas) -> None:
     replicas.put({"current": 1})
 

@@ -173,7 +173,7 @@ _FIXES: dict[int | str, str] = {
     "model_not_found": "",  # its detail has the names and what to do
     "snapshot_not_found": "List the stream's snapshots with `stepwell streams snapshot ls`.",
     401: "Give a key with --key, or in the environment as STEPWELL_KEY.",
-    403: "Use a key that has this scope.",
+    403: "",  # its detail has the scopes and what to do
     404: "List the streams with `stepwell streams ls`.",
     409: "Check the stream with `stepwell streams show`, then decide.",
     503: "Try again in a moment.",
