@@ -210,8 +210,8 @@ class Connector:
             return
         first = letters[0].document
         self._report(
-            f"{counted(len(letters), 'message')} cannot be used, and there is no dead letter: the first one "
-            f"({first['source']}) because {first['reason']}"
+            f"{counted(len(letters), 'message')} cannot be used, and --dead-letter is not set. The first one, "
+            f"at {first['source']['at']} of {first['source']['id']}: {first['reason']}"
         )
 
 

@@ -96,6 +96,7 @@ def test_bad_messages_are_dead_letters_and_the_others_are_applied(service: Servi
     )
     assert {one["source"]["at"] for one in letters} == {2 * i for i in range(len(bad))}
     assert next(one for one in letters if one["code"] == "bad_json")["message"] == "{oops"
+    assert "the field 'stream' is missing; the message has x" in [one["reason"] for one in letters]
     assert [one["step"] for one in lines_of(tmp_path / "out.jsonl")] == list(range(1, len(bad) + 1))
     assert counts["dead_letters"] == len(bad)
 
@@ -257,7 +258,12 @@ def test_the_metrics_are_served_for_prometheus(service: ServiceProcess, tmp_path
         wait_for(lambda: n_lines(tmp_path / "out.jsonl") == 1 and "/metrics" in one.text(), what=one.text)
         address = one.text().split("metrics: ")[1].split()[0]
         text = httpx2.get(address, timeout=30).text
+        wait_for(lambda: "cannot be used" in one.text(), what=one.text)
 
+    assert (
+        f"--dead-letter is not set. The first one, at 1 of file:{tmp_path}/in.jsonl: the message is not JSON"
+        in one.text()
+    )
     assert "stepwell_connect_messages_total 2.0" in text
     assert 'stepwell_connect_dead_letters_total{code="bad_json"} 1.0' in text
 

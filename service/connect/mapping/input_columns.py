@@ -118,9 +118,7 @@ class InputColumn:
             return value
         if self.may_be_missing:
             return None
-        names = ", ".join(map(str, document))[:_PREVIEW] if type(document) is dict else ""
-        there = f"; the message has {names}" if names else ""
-        raise BadMessageError("bad_input", f"the field {part.text!r} is missing{there}")
+        raise BadMessageError("bad_input", part.missing_in(document))
 
     def _check(self, value: Any, shape: Sequence[int]) -> None:
         if shape:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from service.connect.messages import ConnectUsageError
 
+_PREVIEW: Final = 60
 MISSING: Final = object()
 """The value of a field that is not there."""
 
@@ -34,6 +35,11 @@ class FieldPath:
         self.parts = [] if bare == "$" else _INDEX.sub(r".\1", bare).removeprefix(".").split(".")
         if not all(self.parts) and self.parts:
             raise ConnectUsageError(f"The path {text!r} has an empty part; expected a form such as data.values[2].")
+
+    def missing_in(self, document: Any) -> str:
+        """Return the reason for a dead letter whose message has no such field, with the fields that it has."""
+        names = ", ".join(map(str, document))[:_PREVIEW] if type(document) is dict else ""
+        return f"the field {self.text!r} is missing" + (f"; the message has {names}" if names else "")
 
     def read(self, document: Any) -> Any:
         """Return the value, or `MISSING`. A field whose name has dots is found by its whole name."""

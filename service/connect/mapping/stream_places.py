@@ -46,8 +46,10 @@ class StreamPlace:
         """
         if self.path is not None:
             found = self.path.read(document)
+            if found is MISSING:
+                raise BadMessageError("bad_request", self.path.missing_in(document))
             if type(found) is not int and not isinstance(found, str):
-                shown = "missing" if found is MISSING else repr(found)[:_PREVIEW]
+                shown = repr(found)[:_PREVIEW]
                 raise BadMessageError("bad_request", f"the field {self.path.text!r} is {shown}; expected a stream id")
         elif self._header is not None:
             found = message.headers.get(self._header)
