@@ -28,7 +28,7 @@ from service.demo.recordings import Recordings
 from service.demo.replay import replay
 from service.demo.report import Report, print_report
 from service.process.server import StartError
-from service.store.embedded_server import end_with_parent
+from service.store.embedded_server import ended_with_parent
 
 _HOST = "127.0.0.1"
 _PORT = 8000
@@ -106,13 +106,12 @@ def _service(port: int, workers: int) -> Iterator[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("STEPWELL_") or k == "STEPWELL_REDIS_SERVER"}
         with log.open("wb") as out:
             process = subprocess.Popen(  # noqa: S603 - our own program
-                command,
+                ended_with_parent(command),
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,  # Ctrl-C stops only the replay; the service is stopped after it
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - before any thread
             )
         try:
             if not _run(_is_ready(process, url, lambda: url in log.read_text(errors="replace"))):

@@ -8,7 +8,6 @@ is stopped before a new one starts, so two servers never use one file.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import logging
@@ -35,11 +34,11 @@ _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.5
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
-_PR_SET_PDEATHSIG = 1
 # The server blocks for 20 ms at a rewrite: with its default of 64 MB that is each 3 s at 30,000 steps/s.
 AOF_REWRITE_MIN_SIZE = "256mb"
 _BACKGROUND_NICE = 10  # added to the nice value of the server's background threads
-_LIBC = ctypes.CDLL(None)  # loaded at import: no library may be loaded between fork and exec
+# 1 is PR_SET_PDEATHSIG. In a process of its own, since a `preexec_fn` forks all of Python: libraries with threads warn.
+_END_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 class EmbeddedStoreError(StepwellError):
@@ -252,12 +251,11 @@ class EmbeddedStore:
         for name, value in options.items():
             command += (f"--{name}", value)
         self._process = subprocess.Popen(  # noqa: S603 - our own command
-            command,
+            ended_with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is handled by the service; the store stops after the last response
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - it is one system call
         )
         self._pid_file.write_text(str(self._process.pid))
         if not self._wait_ready():
@@ -335,6 +333,6 @@ def _wait_until(condition: Callable[[], bool], timeout: float) -> bool:
     return True
 
 
-def end_with_parent() -> None:
-    """Request that the kernel (Linux) terminates this process when its parent thread ends; for `preexec_fn`."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def ended_with_parent(command: list[str]) -> list[str]:
+    """Return a command whose process the kernel (Linux) terminates when the thread ends that has started it."""
+    return [sys.executable, "-ISc", _END_WITH_PARENT, *command] if sys.platform == "linux" else command

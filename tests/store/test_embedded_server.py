@@ -173,9 +173,21 @@ def test_a_store_outlives_the_thread_that_asked_for_it(short_path: Path) -> None
     store.stop()
 
 
+def test_the_start_does_not_fork_the_process_that_may_have_threads(short_path: Path) -> None:
+    """JAX warns of that in its process, so every notebook with a model of Keras would show it."""
+    forked: list[bool] = []
+    os.register_at_fork(before=lambda: forked.append(True))
+    store = EmbeddedStore(short_path)
+
+    store.start()
+    store.stop()
+
+    assert forked == []
+
+
 def test_an_orphaned_store_is_stopped_before_the_next_one_starts(short_path: Path) -> None:
     """As after a killed service on a system that cannot tie a child's life to its parent."""
-    untold = "from service.store import embedded_server\nembedded_server.end_with_parent = lambda: None\n"
+    untold = "from service.store import embedded_server\nembedded_server.ended_with_parent = list\n"
     service = subprocess.run(
         [sys.executable, "-c", untold + KILLED_SERVICE, str(short_path)], capture_output=True, text=True, timeout=60
     )
