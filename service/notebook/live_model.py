@@ -34,7 +34,7 @@ def run(source: Any, *, name: str | None = None, **options: Any) -> LiveModel:
     """Export a trained model, verify it, and serve it in this process, for a notebook or a first try.
 
     Args:
-        source: As for `stepwell.export`: a Keras model, a `StepSpec`, a `Pipeline`, or the path of a model file.
+        source: As for `stepwell.export`: a Keras model, a `StepSpec`, a `Pipeline`, or the path of a trained model.
         name: The model's name; None: that of the file or the Keras model, else `model`.
         options: Further arguments of `stepwell.export`, such as `accept_weak`, `feedback` and `labels`.
 
