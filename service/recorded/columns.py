@@ -64,9 +64,9 @@ def _columns_of(spec: InputSpec, named: Sequence[str] | None, available: Sequenc
                 return names
         for names in candidates:
             if set(names) & set(available):  # what is missing is easily overlooked among the others
-                missing = listed([name for name in names if name not in available])
+                absent = listed([name for name in names if name not in available])
                 raise ColumnsError(
-                    f"{where} has no column {missing} for the input {spec.name!r}; it has {listed(available)}.",
+                    f"{where} has no column {absent} for the input {spec.name!r}; it has {listed(available)}.",
                     fix=f"Add it, or name the input's columns, in order: --input {spec.name}=COLUMN,COLUMN.",
                 )
         expected = " or ".join(listed(names) for names in candidates if names)
