@@ -10,6 +10,7 @@ import numpy as np
 from model_export.errors import TensorError
 from model_export.manifest import Array, Manifest
 from model_export.runtime.batch_independence import random_rows
+from model_export.runtime.npz import read_npz
 
 Sampler = Callable[[np.random.Generator, int, int], dict[str, Array]]
 """`(rng, rows, steps)` to `{input: (rows, steps, *shape)}`."""
@@ -28,11 +29,7 @@ def read_user_data(path: Path, manifest: Manifest) -> dict[str, Array]:
     Raises:
         TensorError: The file cannot be read, or an array is missing or does not fit.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as exc:
-        raise TensorError(f"{path} cannot be read as .npz: {exc}.", fix="Write it with numpy.savez.") from exc
+    arrays = read_npz(path)
     names = [spec.name for spec in manifest.inputs]
     if len(names) == 1 and len(arrays) == 1:
         arrays = {names[0]: next(iter(arrays.values()))}

@@ -64,7 +64,7 @@ class Client:
                 resent and the number of requests to resend.
 
         Raises:
-            ClientError: `bad_url`.
+            ClientError: `bad_url`; `bad_request`: no header can have the key.
             StepwellError: The engine in this process does not start.
         """
         self._engine = memory.start(url, models, settings)
@@ -75,7 +75,7 @@ class Client:
         limit(self._http, self._deadline)
         self._timeout = timeout
         self._keep_streams = keep_streams
-        self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes else None
+        self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes > 0 else None
         self._on_resend = on_resend
         self._watches = OpenWatches()
 

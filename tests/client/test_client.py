@@ -256,6 +256,8 @@ def test_an_output_is_an_independent_array(client: Client, stream: str) -> None:
         ("two_inputs", {"a": [1, 2], "b": 2**31}, "int32 holds -2147483648 to 2147483647"),
         ("two_inputs", [1, 2], "one array for the inputs a, b"),
         ("lstm", [[1.0], [1.0, 2.0]], "is not an array"),
+        ("lstm", ["1", None, "2", "3"], "has '1'; expected numbers"),
+        ("lstm", [True, None, 2.0, 3.0], "has True; expected numbers"),
         ("lstm", [1.0, 2.0], "shape"),
         ("lstm", {"z": [0.0] * 4}, '"z"'),
     ],
@@ -392,6 +394,31 @@ def test_handles_and_bulk_steps_share_the_positions_of_streams(client: Client, s
     model.step_many({stream: [-3]})
 
     assert model.stream(stream).step([2**40]).output[0] == fold_reference(XS[:3])[-1]
+
+
+@pytest.mark.parametrize(
+    "source", ["log", ("log",), ("log", 1, 2), ("log", 1.5), ("log", "1"), ("log", -1), ("log", 2**63), ("log", 2**64)]
+)
+def test_a_bad_source_is_rejected(client: Client, stream: str, source: Any) -> None:
+    error = error_of(lambda: client.model("fold").stream(stream).step([1], source=source))
+
+    assert (error.code, error.applied, error.retry) == ("bad_request", "no", "never")
+
+
+def test_a_stream_without_a_source_among_streams_with_one_is_named(client: Client, stream: str) -> None:
+    inputs = {f"{stream}a": [1], f"{stream}b": [1]}
+    error = error_of(lambda: client.model("fold").step_many(inputs, sources={f"{stream}a": ("log", 1)}))
+
+    assert (error.code, error.applied) == ("bad_request", "no")
+    assert f"{stream}b" in error.problem
+
+
+def test_numbers_of_numpy_are_numbers_in_every_argument(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+    handle.step([1], source=("log", np.int64(7)))
+
+    assert handle.rollout(np.int64(3), [1], feedback={"x": "y"}).step == 4  # type: ignore[arg-type]  # what len(array) gives
+    assert error_of(lambda: handle.rollout(3, [1], feedback=object())).code == "bad_request"
 
 
 def test_rows_of_different_shapes_are_rejected(client: Client, stream: str) -> None:
@@ -967,6 +994,14 @@ def test_an_invalid_stream_id_is_rejected_without_a_request(client: Client, name
 @pytest.mark.parametrize("url", ["", "localhost:8000", "redis://localhost", "http://"])
 def test_an_invalid_url_is_rejected_without_a_request(url: str) -> None:
     assert error_of(Client, url).code == "bad_url"
+
+
+@pytest.mark.parametrize("key", ["", "secret\n", "schlüssel"])
+def test_a_key_that_no_header_can_have_is_rejected_without_a_request(key: str) -> None:
+    error = error_of(lambda: Client("http://localhost:8000", key=key))
+
+    assert error.code == "bad_request"
+    assert "secret" not in str(error)
 
 
 def test_a_missing_model_is_not_found(client: Client, stream: str) -> None:

@@ -15,6 +15,9 @@ import { watch } from "./watch.js";
  *   ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
  */
 
+/** The name of a model or of a snapshot. */
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
+
 /** A connection to a service, in browsers and Node. */
 export class Client {
   /**
@@ -34,7 +37,7 @@ export class Client {
    * @param {string} name
    */
   model(name) {
-    if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
+    if (!NAME.test(name)) {
       throw badName(`The model's name is '${name}'; expected letters, digits, '.', '_' and '-', at most 64.`);
     }
     return new Model(this, name);
@@ -258,8 +261,8 @@ export class Stream {
    * @param {CallOptions} [options]
    * @returns {Promise<NewSnapshotResponse>}
    */
-  takeSnapshot(name, options) {
-    return this.#read({ method: "PUT", path: `${this.path}/snapshots/${name}`, body: {}, key: newKey() }, options);
+  async takeSnapshot(name, options) {
+    return this.#read({ method: "PUT", path: this.#snapshotPath(name), body: {}, key: newKey() }, options);
   }
 
   /**
@@ -268,8 +271,8 @@ export class Stream {
    * @param {CallOptions} [options]
    * @returns {Promise<void>}
    */
-  forgetSnapshot(name, options) {
-    return this.#read({ method: "DELETE", path: `${this.path}/snapshots/${name}`, key: newKey() }, options);
+  async forgetSnapshot(name, options) {
+    return this.#read({ method: "DELETE", path: this.#snapshotPath(name), key: newKey() }, options);
   }
 
   /**
@@ -433,6 +436,14 @@ export class Stream {
     if (call !== this.#keyed) this.#key = newKey();
     this.#keyed = call;
     return this.#apply({ ...request, key: this.#key }, limits);
+  }
+
+  /** Return the path of a snapshot; `..` as its name would be the stream itself. @param {string} name */
+  #snapshotPath(name) {
+    if (!NAME.test(name)) {
+      throw badName(`The snapshot's name is '${name}'; expected letters, digits, '.', '_' and '-', at most 64.`);
+    }
+    return `${this.path}/snapshots/${name}`;
   }
 
   /** @param {string} resource @param {unknown} body @returns {Request} */

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import index
+from numbers import Real
 from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -62,16 +63,49 @@ def packed(inputs: Mapping[str, Array]) -> dict[str, Any]:
 
 
 def source_document(source: Source) -> dict[str, Any]:
-    """Return a source as a field of a body."""
+    """Return a source as a field of a body; the service checks what its values are.
+
+    Raises:
+        ClientError: `bad_request`: it is not an id with positions.
+    """
+    if not isinstance(source, tuple | list) or len(source) != 2:
+        raise ClientError(
+            "bad_request",
+            f"The source is {source!r:.80}; expected the id of a log and a position in it, or positions.",
+            fix='Give `source=("orders/3", 1041)`, for a chunk `source=("orders/3", [1041, 1042])`.',
+        )
     source_id, at = source
-    return {"id": source_id, "at": [*map(index, at)] if isinstance(at, Iterable) else index(at)}
+    return {"id": source_id, "at": [*at] if isinstance(at, Iterable) and not isinstance(at, str) else at}
+
+
+def encode_body(document: Mapping[str, Any]) -> bytes:
+    """Encode the document of a request in msgpack; NumPy's scalars are numbers.
+
+    Raises:
+        ClientError: `bad_request`: a value cannot be encoded.
+    """
+    try:
+        return _ENCODER.encode(document)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise ClientError(
+            "bad_request", f"A value of the call cannot be sent: {exc}.", fix="Give plain numbers, texts and arrays."
+        ) from exc
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"it is {type(value).__name__}")
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
 
 
 def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
     try:
         array = np.asarray(value)
-    except ValueError as exc:
-        _fail(f"{what} is not an array: {exc}.", "Give rows of equal length.")
+    except (TypeError, ValueError, RuntimeError) as exc:  # those of PyTorch's tensors are the latter
+        _fail(f"{what} is not an array: {exc}.", "Give what `numpy.asarray` accepts, with rows of equal length.")
     if dtype is None or array.dtype == dtype:
         return array
     if array.dtype == object and dtype.kind == "f" and any(value is None for value in array.flat):
@@ -88,10 +122,10 @@ def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
 
 def _with_missing_values(array: Array, what: str) -> Array:
     """Return an array of numbers and `None`, which stands for a missing value, as floats."""
-    try:
-        return array.astype(np.float64)
-    except (TypeError, ValueError) as exc:
-        _fail(f"{what} is not an array of numbers: {exc}.", "Give numbers, and None for missing values.")
+    for value in array.flat:
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
+            _fail(f"{what} has {value!r:.80}; expected numbers.", "Give numbers, and None for missing values.")
+    return array.astype(np.float64)
 
 
 def _fail(problem: str, fix: str) -> NoReturn:

@@ -15,6 +15,8 @@ from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import timed
 from service.client.results import ClientError, Rollout, Snapshot, State, StepResult
+from service.codec.stream_ops import check_snapshot_name
+from service.errors import ServiceError
 
 
 class StreamOps(BulkSteps):
@@ -82,14 +84,12 @@ class StreamOps(BulkSteps):
 
     def take_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[StepResult]:
         """Save a named copy of a stream's current state."""
-        request = self._idempotent("PUT", cursor, f"snapshots/{name}", {})
+        request = self._of_snapshot("PUT", cursor, name, {})
         return (yield from self._fetch(request, self._retry_policy(), decoding.StepReply)).result()
 
     def forget_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[None]:
         """Delete a snapshot."""
-        yield from self._send_with_retry(
-            self._idempotent("DELETE", cursor, f"snapshots/{name}", None), self._retry_policy()
-        )
+        yield from self._send_with_retry(self._of_snapshot("DELETE", cursor, name, None), self._retry_policy())
 
     def state(self, cursor: StreamCursor) -> Exchange[State]:
         """Read a stream's state."""
@@ -125,10 +125,19 @@ class StreamOps(BulkSteps):
             raise
         return self._restart_at(cursor, reply.result())
 
-    def _idempotent(
-        self, method: str, cursor: StreamCursor, resource: str, document: Mapping[str, Any] | None
+    def _of_snapshot(
+        self, method: str, cursor: StreamCursor, name: str, document: Mapping[str, Any] | None
     ) -> ClientRequest:
-        return ClientRequest(method, f"{self._stream_path(cursor)}/{resource}", document, key=uuid.uuid4().hex)
+        """Return a request for a snapshot.
+
+        Raises:
+            ClientError: `bad_request`: the name is not valid; in a path, `..` would be the stream itself.
+        """
+        try:
+            path = f"{self._stream_path(cursor)}/snapshots/{check_snapshot_name(name)}"
+        except ServiceError as exc:
+            raise ClientError(exc.code, exc.problem, fix=exc.fix) from exc
+        return ClientRequest(method, path, document, key=uuid.uuid4().hex)
 
 
 def _read_rollout(reply: decoding.RawReply) -> Rollout:

@@ -231,8 +231,24 @@ def test_data_that_does_not_fit_is_refused_with_what_was_found(
         read_user_data(tmp_path / "data.npz", model(graphs.two_inputs).manifest)
 
 
-def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "data.npz").write_text("x,y\n1,2\n")
+def _damaged(whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "content_of",
+    [
+        lambda _whole: b"x,y\n1,2\n",
+        lambda _whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        _damaged,
+    ],
+    ids=["text", "empty", "cut off", "damaged"],
+)
+def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path: Path, content_of: Callable[[bytes], bytes]) -> None:
+    np.savez(tmp_path / "data.npz", x=np.arange(600.0).reshape(100, 3, 2))
+    (tmp_path / "data.npz").write_bytes(content_of((tmp_path / "data.npz").read_bytes()))
 
     with pytest.raises(TensorError, match=r"data\.npz cannot be read as \.npz"):
         read_user_data(tmp_path / "data.npz", model().manifest)
