@@ -19,6 +19,7 @@ MAX_CONNECTIONS = 32
 """Maximum open HTTP connections per client."""
 
 _SCHEMES = {"http": "ws", "https": "wss"}
+_LAST_PORT = 65_535
 _UNIX = "unix://"
 _LOCAL = "http://localhost"  # of requests to a unix socket
 _LIMITS = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
@@ -51,7 +52,7 @@ def options(url: str, key: str | None) -> dict[str, Any]:
         address = httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError) as exc:
         raise _bad_url(url) from exc
-    if address.scheme not in _SCHEMES or not address.host:
+    if address.scheme not in _SCHEMES or not address.host or (address.port or 0) > _LAST_PORT:
         raise _bad_url(url)
     return {"base_url": address, "headers": headers, "limits": _LIMITS}
 

@@ -382,7 +382,8 @@ def _locked(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
     deadline = time.monotonic() + timeout
     with ExitStack() as acquired:
         for stream in streams:
-            if not stream._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+            if not stream._lock.acquire(timeout=left):
                 raise busy(stream.name, timeout)
             acquired.callback(stream._lock.release)
         yield

@@ -101,7 +101,7 @@ def test_what_is_no_manifest_is_refused_by_name_of_the_file(text: str | bytes) -
         ({"inputs": [{"name": "x", "dtype": "float32", "shape": [16.0]}]}, "inputs.0.shape.0"),
         ({"inputs": [{"name": "x", "dtype": "float32", "shape": [16], "batch_axis": 2}]}, "batch_axis 2"),
         ({"inputs": [{"name": "x", "dtype": "float32", "shape": [16], "graph_shape": [2, 4]}]}, "same number"),
-        ({"inputs": [{"name": "x", "dtype": "float32", "shape": [1], "labels": 5}]}, "labels 5; expected a list of texts"),
+        ({"inputs": [{"name": "x", "dtype": "float32", "shape": [1], "labels": 5}]}, "labels 5; expected"),
         ({"inputs": [{"name": "x", "dtype": "float32", "shape": [1], "labels": [1]}]}, "labels [1]"),
         ({"outputs": [{"name": "y", "dtype": "float32", "shape": [1], "unit": 5}]}, "unit 5; expected a text"),
         ({"states": [state(), state()]}, "input 'h' is declared 2 times"),

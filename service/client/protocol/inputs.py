@@ -15,8 +15,9 @@ from service.client.results import ClientError
 from service.codec.formats import MSGPACK
 from service.codec.responses import encode_tensors
 
-Inputs = ArrayLike | Mapping[str, ArrayLike]
-"""One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts."""
+Inputs = ArrayLike | Mapping[str, ArrayLike | None]
+"""One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts. None is a
+missing number, or an input that is left out."""
 
 Source = tuple[str, int | Iterable[int]]
 """The id of a log and the position of a timestep in it; for a chunk, a position for each timestep."""
@@ -38,15 +39,19 @@ def cast_inputs(x: Inputs, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, Arr
         if len(dtypes) != 1:
             _fail(f"Found one array for the inputs {', '.join(dtypes)}.", "Give a dict with an array for each input.")
         x = {next(iter(dtypes)): x}
-    return {name: _cast(value, dtypes.get(name), f"Input {name!r}") for name, value in x.items()}
+    given = {name: value for name, value in x.items() if value is not None}  # None is an input that is left out
+    return {name: _cast(value, dtypes.get(name), f"Input {name!r}") for name, value in given.items()}
 
 
 def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Return one array per input, with the streams as axis 0: `(N, *row)`.
+    """Return one array per input, with the streams as axis 0: `(N, *row)`; NaN in a row that leaves an input out.
 
     Raises:
-        ClientError: `bad_input`: the rows differ in input names or shapes.
+        ClientError: `bad_input`: the rows differ in shapes, or an input that some leave out is not of floats.
     """
+    known = {name: array for row in rows for name, array in row.items() if array.dtype.kind == "f"}
+    missing = {name: np.full_like(array, np.nan) for name, array in known.items()}
+    rows = [{**missing, **row} for row in rows]
     shapes = [{name: array.shape for name, array in row.items()} for row in rows]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
     if other is not None:

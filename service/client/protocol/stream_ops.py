@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from service.client.protocol import decoding
 from service.client.protocol.bulk_steps import BulkSteps
 from service.client.protocol.exchange import Exchange
@@ -99,7 +101,8 @@ class StreamOps(BulkSteps):
     @timed
     def put_state(self, policy: RetryPolicy, cursor: StreamCursor, state: State) -> Exchange[StepResult]:
         """Replace a stream's state."""
-        document: dict[str, Any] = {"states": packed(state.states), "step": state.step}
+        states = {name: np.asarray(array) for name, array in state.states.items()}
+        document: dict[str, Any] = {"states": packed(states), "step": state.step}
         if state.fingerprint:
             document["fingerprint"] = state.fingerprint
         request = ClientRequest("PUT", f"{self._stream_path(cursor)}/state", document)
