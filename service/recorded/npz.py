@@ -81,7 +81,7 @@ class NpzRecording:
                         values = readers[spec.name].read(count * spec.row_size).reshape(count, spec.row_size)
                     except NPZ_ERRORS as exc:
                         raise _unreadable(self.path, exc) from exc
-                    names = [f"{self._members[spec.name]}[{n}]" for n in range(spec.row_size)]
+                    names = [f"{self._members[spec.name].removesuffix('.npy')}[{n}]" for n in range(spec.row_size)]
                     rows = cast(values, spec, names, str(self.path), start * self.length)
                     arrays[spec.name] = rows.reshape(len(streams), self.length, *spec.row_shape)
                 yield streams, arrays
