@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from model_export.errors import TensorError
-from model_export.manifest import Array, Manifest
+from model_export.manifest import Array, InputSpec, Manifest
 from model_export.runtime.batch_independence import random_rows
 from model_export.runtime.npz import read_npz
 
@@ -37,7 +37,7 @@ def read_user_data(path: Path, manifest: Manifest) -> dict[str, Array]:
         raise TensorError(
             f"{path} has arrays {sorted(arrays)}; expected {sorted(names)}.", fix="Name one array after each input."
         )
-    data = {spec.name: _sequence(arrays[spec.name], spec.name, spec.row_shape, spec.dtype) for spec in manifest.inputs}
+    data = {spec.name: _sequence(arrays[spec.name], spec) for spec in manifest.inputs}
     lengths = {name: array.shape[:2] for name, array in data.items()}
     if len(set(lengths.values())) != 1 or 0 in next(iter(lengths.values())):
         raise TensorError(
@@ -72,7 +72,8 @@ def random_sampler(
     return draw
 
 
-def _sequence(array: Array, name: str, row: tuple[int, ...], dtype: str) -> Array:
+def _sequence(array: Array, spec: InputSpec) -> Array:
+    name, row, dtype = spec.name, spec.row_shape, spec.dtype
     if array.ndim == len(row) + 1:
         array = array[None]
     if array.ndim != len(row) + 2 or array.shape[2:] != row or not np.can_cast(array.dtype, dtype, "same_kind"):
@@ -81,4 +82,14 @@ def _sequence(array: Array, name: str, row: tuple[int, ...], dtype: str) -> Arra
             f"with rows {list(row)} of {dtype}.",
             fix="Give one row per timestep as the model declares it.",
         )
-    return array.astype(dtype)
+    with np.errstate(over="ignore"):
+        values = array.astype(dtype)
+    usable = ~np.isinf(values) if spec.missing == "nan" else np.isfinite(values)
+    if not usable.all():
+        at = [int(i) for i in np.argwhere(~usable)[0]]
+        raise TensorError(
+            f"Array {name!r} has {array[tuple(at)]} at {at}; expected finite numbers of {dtype}"
+            f"{', or NaN for missing values' if spec.missing == 'nan' else ''}.",
+            fix="Leave such timesteps out, or replace missing values in the model, by the stage Impute.",
+        )
+    return values
