@@ -132,7 +132,7 @@ def test_what_the_service_rejects_is_an_error_with_its_reason(running: ServicePr
         (("percent", "pump", "--schedule", "0:1:2"), "not a schedule"),
         (("percent", "pump", "--schedule", "now"), "not a schedule"),
         (("percent", "pump", "--schedule", "0:nan"), "finite"),
-        (("percent", "pump", "nan"), "finite"),
+        (("percent", "pump", "nan"), "100"),
         (("percent", "pump", "5", "--key", "secret\n"), "line end"),
         (("start", "pump", "--candidate", "2", "--mode", "canary", "--percent", "1"), "canary"),
         (("start", "pump", "--candidate", "2", "--percent", "1"), "--mode"),
