@@ -15,7 +15,6 @@ import { watch } from "./watch.js";
  *   ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
  */
 
-/** The name of a model or of a snapshot. */
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 
 /** A connection to a service, in browsers and Node. */
@@ -37,9 +36,7 @@ export class Client {
    * @param {string} name
    */
   model(name) {
-    if (!NAME.test(name)) {
-      throw badName(`The model's name is '${name}'; expected letters, digits, '.', '_' and '-', at most 64.`);
-    }
+    check("model's name", name, NAME);
     return new Model(this, name);
   }
 
@@ -91,9 +88,7 @@ export class Model {
    * @throws {StepwellError} `bad_request`: the id is not a valid stream id.
    */
   stream(id) {
-    if (!/^[A-Za-z0-9._:@-]{1,128}$/.test(id) || /^\.\.?$/.test(id)) {
-      throw badName(`The stream id is '${id}'; expected letters, digits and '._:@-', at most 128, not '.' or '..'.`);
-    }
+    check("stream id", id, /^(?!\.\.?$)[A-Za-z0-9._:@-]{1,128}$/);
     return this.#handles.get(id);
   }
 
@@ -438,11 +433,9 @@ export class Stream {
     return this.#apply({ ...request, key: this.#key }, limits);
   }
 
-  /** Return the path of a snapshot; `..` as its name would be the stream itself. @param {string} name */
+  /** @param {string} name `..` would be the stream itself */
   #snapshotPath(name) {
-    if (!NAME.test(name)) {
-      throw badName(`The snapshot's name is '${name}'; expected letters, digits, '.', '_' and '-', at most 64.`);
-    }
+    check("snapshot's name", name, NAME);
     return `${this.path}/snapshots/${name}`;
   }
 
@@ -477,9 +470,9 @@ function busy(stream) {
   );
 }
 
-/** @param {string} message */
-function badName(message) {
-  return new StepwellError("bad_request", message);
+/** @param {string} what @param {string} name @param {RegExp} pattern */
+function check(what, name, pattern) {
+  if (!pattern.test(name)) throw new StepwellError("bad_request", `The ${what} is '${name}'; expected ${pattern}.`);
 }
 
 /** Return an `Idempotency-Key`: it has to be unique, not secret, and `crypto.randomUUID` exists only on https pages. */
