@@ -416,9 +416,10 @@ def test_a_stream_without_a_source_among_streams_with_one_is_named(client: Clien
 
 def test_numbers_of_numpy_are_numbers_in_every_argument(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
-    handle.step([1], source=("log", np.int64(7)))
+    seven: Any = np.int64(7)
+    handle.step([1], source=("log", seven))
 
-    assert handle.rollout(np.int64(3), [1], feedback={"x": "y"}).step == 4  # type: ignore[arg-type]  # what len(array) gives
+    assert handle.rollout(seven, [1], feedback={"x": "y"}).step == 8
     assert error_of(lambda: handle.rollout(3, [1], feedback=object())).code == "bad_request"
 
 
@@ -429,8 +430,9 @@ def test_missing_values_are_none_and_inputs_that_are_left_out(client: Client, st
 
     assert handle.step({"a": None, "b": 4}).outputs["y"].tolist() == [1, 2]
     assert handle.step({}).outputs["z"] == 4
-    assert handle.steps({"a": None, "b": [5, None]}).outputs["z"].tolist() == [5, 5]
-    many = model.step_many({f"{stream}a": {"a": [7, None]}, f"{stream}b": {"b": 8}})
+    gaps: Any = {"b": [5, None]}, {"a": [7, None]}
+    assert handle.steps({"a": None, **gaps[0]}).outputs["z"].tolist() == [5, 5]
+    many = model.step_many({f"{stream}a": gaps[1], f"{stream}b": {"b": 8}})
     outputs = [one.outputs for one in many.values() if isinstance(one, StepResult)]
     assert [(one["y"].tolist(), one["z"].tolist()) for one in outputs] == [([7, 2], 5), ([0, 0], 8)]
     assert error_of(model.step_many, {f"{stream}a": {"a": [1, 2]}, f"{stream}b": {"a": [1]}}).code == "bad_input"
