@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any
 
 
@@ -23,6 +24,10 @@ class StepwellError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem} {self.fix}" if self.fix else self.problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes: `Exception` would call the class with the problem alone, and most classes take more.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # not in the stubs
 
 
 class ManifestError(StepwellError):

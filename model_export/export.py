@@ -110,7 +110,7 @@ def export_source(
     name = name or target.stem
     if not NAME.fullmatch(name):
         raise UnclearModelError(f"The model's name would be {name!r}; expected {NAME.pattern}.", fix="Give `--name`.")
-    check_new_file(target, source=Path(source) if isinstance(source, str) else None)
+    check_new_file(target, *([Path(source)] if isinstance(source, str) else []), *before, *after)
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
     found = load_source(source)

@@ -33,14 +33,14 @@ def check_target(path: Path) -> None:
         raise FileError(f"{path} cannot be written: {there} {found}.", fix=_WAY_OUT)
 
 
-def check_new_file(target: Path, *, source: Path | None) -> None:
-    """Look whether a new model file can be written beside the one that it is made of.
+def check_new_file(target: Path, *given: Path) -> None:
+    """Look whether a new model file can be written beside those that it is made of.
 
     Raises:
-        FileError: It cannot, or it is the file that was given, or a manifest beside it would win over its own.
+        FileError: It cannot, or it is one of the files that were given, or a manifest beside it would win over its own.
     """
     check_target(target)
-    if source is not None and target.resolve() == source.resolve():
+    if target.resolve() in [path.resolve() for path in given]:
         raise FileError(f"{target} is the file that was given; it is not touched.", fix="Give another name with `-o`.")
     if (sidecar := sidecar_of(target)).exists():
         raise FileError(

@@ -25,7 +25,7 @@ def with_labels(
 
     Raises:
         UnclearModelError: There is no such input or output, or it has another number of numbers than labels, or a label
-            is empty or given twice.
+            is empty or given twice, or a unit is empty.
     """
     labels, units = labels or {}, units or {}
     known = {spec.name: spec for spec in (*manifest.inputs, *manifest.outputs)}
@@ -46,6 +46,9 @@ def with_labels(
             raise UnclearModelError(
                 f"The labels of {name!r} are {list(given)}; expected texts that differ.", fix="Name each number once."
             )
+
+    if nameless := [name for name, unit in units.items() if not unit.strip()]:
+        raise UnclearModelError(f"The unit of {nameless[0]!r} is empty.", fix="Name it, or leave the flag out.")
 
     def named(spec: Any) -> Any:
         said: dict[str, Any] = {"labels": list(labels[spec.name])} if spec.name in labels else {}

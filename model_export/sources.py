@@ -142,7 +142,7 @@ def named_object(source: str, module_name: str, name: str) -> Any:
                 fix="Run the command in the folder that has it, or set PYTHONPATH.",
             ) from exc
         raise _failed(source, exc) from exc
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _failed(source, exc) from exc
     for part in name.split("."):
         if not hasattr(found, part):
@@ -166,7 +166,7 @@ def _call(source: str, module_name: str, name: str) -> Any:
         return make()
     except StepwellError:
         raise
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:  # of a script that ends itself: with 0, nothing would have been written
         raise _failed(source, exc) from exc
 
 
@@ -193,7 +193,7 @@ def _loaded_parts(pipeline: Any) -> Any:
     return Pipeline([loaded(part) for part in pipeline.parts])
 
 
-def _failed(source: str, exc: Exception) -> StepwellError:
+def _failed(source: str, exc: BaseException) -> StepwellError:
     last = traceback.extract_tb(exc.__traceback__)[-1]
     package = (exc.name or "").partition(".")[0] if isinstance(exc, ModuleNotFoundError) else ""
     if extra := _EXTRAS.get(package):

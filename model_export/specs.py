@@ -121,6 +121,16 @@ class TensorSpec(ManifestPart):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_texts_for_people(self) -> TensorSpec:
+        extra = self.model_extra or {}
+        labels, unit = extra.get("labels") or [], extra.get("unit") or ""
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"{self.name!r} has labels {labels!r}; expected a list of texts")
+        if not isinstance(unit, str):
+            raise ValueError(f"{self.name!r} has unit {unit!r}; expected a text")
+        return self
+
 
 class InputSpec(TensorSpec):
     """A tensor that the caller sends with each timestep.

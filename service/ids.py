@@ -1,4 +1,4 @@
-"""Stream ids, state ids and positions as texts in requests and responses."""
+"""Stream ids, state ids, positions and keys as texts in requests and responses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from service.errors import ServiceError
 
 STREAM_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+API_KEY = re.compile(r"[!-~]([ -~]*[!-~])?")
+"""A key or token that a header can have: printable ASCII, without the line end that a key read from a file may have."""
 SEQ_LIMIT = 2**53
 """`seq` is less than this: every JSON parser represents such integers exactly."""
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
-from service.errors import CODES
+import pytest
+
+from model_export.errors import RefusedModelError, StepwellError, WeakProofError
+from service.client import ClientError
+from service.errors import CODES, ServiceError
 from service.requests.problems import PROBLEMS
 
 DOCS = Path(__file__).parents[1] / "docs" / "errors.md"
@@ -25,3 +30,20 @@ def test_the_docs_have_the_status_of_each_code() -> None:
     assert {code: int(status) for code, status in said.items()} == {
         code: status for code, (status, _) in PROBLEMS.items()
     }
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RefusedModelError("Found 1.", fix="Give 2."),
+        WeakProofError("Found 1.", fix="Give 2.", exported=None),
+        ServiceError("seq_gap", "Found 1.", fix="Give 2.", expected=3),
+        ClientError("seq_gap", "Found 1.", fix="Give 2.", retry="resend_from", expected=3),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_passes_from_one_process_to_another_as_it_is(error: StepwellError) -> None:
+    received = copy.copy(error)  # by `__reduce__`, as pickle does
+
+    assert type(received) is type(error)
+    assert (str(received), vars(received)) == (str(error), vars(error))

@@ -106,7 +106,7 @@ def adopt_file(
             "manifest beside the graph.",
         )
     if target is not None:
-        check_new_file(target, source=source)
+        check_new_file(target, source)
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
     hints = Overrides(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def load_keras(path: Path) -> Any:
     """
     if not path.is_file():
         raise ModelLoadError(f"There is no file {path}.", fix="Check the path.")
+    if not (zipfile.is_zipfile(path) or h5py.is_hdf5(path)):  # Keras reports it as not found
+        raise ModelLoadError(
+            f"Keras cannot load {path}: its bytes are neither those of a `.keras` nor of an `.h5` file.",
+            fix="Save the model again with `model.save`; the file may have been cut off.",
+        )
     try:
         with zeros_for_random_values():
             if h5py.is_hdf5(path):

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from model_export.errors import TensorError
-from model_export.manifest import Array, Manifest
+from model_export.manifest import Array, InputSpec, Manifest
 from model_export.runtime.batch_independence import random_rows
+from model_export.runtime.npz import read_npz
 
 Sampler = Callable[[np.random.Generator, int, int], dict[str, Array]]
 """`(rng, rows, steps)` to `{input: (rows, steps, *shape)}`."""
@@ -28,11 +29,7 @@ def read_user_data(path: Path, manifest: Manifest) -> dict[str, Array]:
     Raises:
         TensorError: The file cannot be read, or an array is missing or does not fit.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as exc:
-        raise TensorError(f"{path} cannot be read as .npz: {exc}.", fix="Write it with numpy.savez.") from exc
+    arrays = read_npz(path)
     names = [spec.name for spec in manifest.inputs]
     if len(names) == 1 and len(arrays) == 1:
         arrays = {names[0]: next(iter(arrays.values()))}
@@ -40,7 +37,7 @@ def read_user_data(path: Path, manifest: Manifest) -> dict[str, Array]:
         raise TensorError(
             f"{path} has arrays {sorted(arrays)}; expected {sorted(names)}.", fix="Name one array after each input."
         )
-    data = {spec.name: _sequence(arrays[spec.name], spec.name, spec.row_shape, spec.dtype) for spec in manifest.inputs}
+    data = {spec.name: _sequence(arrays[spec.name], spec) for spec in manifest.inputs}
     lengths = {name: array.shape[:2] for name, array in data.items()}
     if len(set(lengths.values())) != 1 or 0 in next(iter(lengths.values())):
         raise TensorError(
@@ -75,7 +72,8 @@ def random_sampler(
     return draw
 
 
-def _sequence(array: Array, name: str, row: tuple[int, ...], dtype: str) -> Array:
+def _sequence(array: Array, spec: InputSpec) -> Array:
+    name, row, dtype = spec.name, spec.row_shape, spec.dtype
     if array.ndim == len(row) + 1:
         array = array[None]
     if array.ndim != len(row) + 2 or array.shape[2:] != row or not np.can_cast(array.dtype, dtype, "same_kind"):
@@ -84,4 +82,14 @@ def _sequence(array: Array, name: str, row: tuple[int, ...], dtype: str) -> Arra
             f"with rows {list(row)} of {dtype}.",
             fix="Give one row per timestep as the model declares it.",
         )
-    return array.astype(dtype)
+    with np.errstate(over="ignore"):
+        values = array.astype(dtype)
+    usable = ~np.isinf(values) if spec.missing == "nan" else np.isfinite(values)
+    if not usable.all():
+        at = [int(i) for i in np.argwhere(~usable)[0]]
+        raise TensorError(
+            f"Array {name!r} has {array[tuple(at)]} at {at}; expected finite numbers of {dtype}"
+            f"{', or NaN for missing values' if spec.missing == 'nan' else ''}.",
+            fix="Leave such timesteps out, or replace missing values in the model, by the stage Impute.",
+        )
+    return values

@@ -242,7 +242,7 @@ def _number(node: ast.expr) -> int | float | None:
     """Return the number that a node is; None: it is something else."""
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return value if isinstance(value, float) or abs(value) < _WHOLE else float(value)
+            return value if isinstance(value, float) or abs(value) < _WHOLE else float(str(value))
         case ast.UnaryOp(op=ast.USub(), operand=operand) if (number := _number(operand)) is not None:
             return -number
     return None

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
+import httpx2
 import msgspec
 from msgspec import Meta, Struct
 
@@ -21,6 +23,7 @@ from service.alert.errors import RulesError
 from service.ids import STREAM_ID
 
 _LONGEST_NAME: Final = 64
+_LONGEST_SILENCE_S: Final = 1e9
 _FIX: Final = "docs/alerts.md describes every key."
 
 
@@ -33,7 +36,7 @@ class RuleTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     when: str | None = None
     for_steps: Annotated[int, Meta(ge=1)] | None = None
     clear: str | int | float | None = None
-    silent_s: Annotated[float, Meta(gt=0)] | None = None
+    silent_s: Annotated[float, Meta(gt=0, le=_LONGEST_SILENCE_S)] | None = None
     expired: bool = False
     refused: Annotated[int, Meta(ge=1)] | None = None
 
@@ -288,6 +291,11 @@ def _target(table: TargetTable, index: int, where: _Places, env: Mapping[str, st
         return AlarmTarget(table.url, False, None)
     if not re.match(r"https?://[^/?#]", table.webhook):
         raise error("webhook", f"found {table.webhook!r}; expected http://HOST/PATH or https://HOST/PATH")
+    try:
+        httpx2.URL(table.webhook)
+        urlsplit(table.webhook).port  # noqa: B018 - it is read to be checked, which httpx2 does not do
+    except (httpx2.InvalidURL, ValueError) as exc:
+        raise error("webhook", f"found {table.webhook!r}: {str(exc).rstrip('.')}") from exc
     secret = table.secret
     if table.secret_env is not None:
         if table.secret_env not in env:

@@ -62,7 +62,7 @@ class AsyncClient:
                 resent and the number of requests to resend.
 
         Raises:
-            ClientError: `bad_url`.
+            ClientError: `bad_url`; `bad_request`: no header can have the key.
             StepwellError: The engine in this process does not start.
         """
         self._engine = memory.start(url, models, settings)
@@ -73,7 +73,7 @@ class AsyncClient:
         self._request_slots = asyncio.Semaphore(http_transport.MAX_CONNECTIONS)
         self._timeout = timeout
         self._keep_streams = keep_streams
-        self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes else None
+        self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes > 0 else None
         self._on_resend = on_resend
         self._watches = OpenAsyncWatches()
 

@@ -15,11 +15,11 @@ from websockets.typing import Subprotocol
 from service.client.http_transport import FeedAddress, no_reply
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Send
-from service.client.protocol.inputs import Inputs, Source
+from service.client.protocol.inputs import Inputs, Source, encode_body
 from service.client.protocol.requests import ClientRequest
 from service.client.results import ClientError, StepResult
 from service.client.websockets import open_async_socket, rejected_handshake
-from service.codec.formats import MSGPACK, encode
+from service.codec.formats import MSGPACK
 
 _PROTOCOL = Subprotocol("stepwell.msgpack")
 _CLOSE_WITHIN_S = 2.0
@@ -79,7 +79,7 @@ class Feed:
         if request.stream is None or request.document is None:
             return await self._send_over_http(request)
         number = next(self._numbers)
-        message = encode({"id": number, "stream": request.stream, **request.document}, MSGPACK)
+        message = encode_body({"id": number, "stream": request.stream, **request.document})
         if len(message) > _MAX_MESSAGE_BYTES:
             return await self._send_over_http(request)
         if request.wait:

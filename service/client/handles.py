@@ -39,7 +39,7 @@ class Handles(Generic[H]):
             max_kept: Unreferenced handles to keep.
         """
         self._make = make
-        self._max_kept = max_kept
+        self._max_kept = max(0, max_kept)
         self._recent: OrderedDict[str, H] = OrderedDict()  # the most recently used at the end
         self._alive: WeakValueDictionary[str, H] = WeakValueDictionary()
         self._lock = threading.Lock()

@@ -9,14 +9,17 @@ from typing import Any, TypeVar
 import httpx2
 
 from service.client.protocol.decoding import NoReply, RawReply, seconds
+from service.client.protocol.inputs import encode_body
 from service.client.protocol.requests import ClientRequest
 from service.client.results import ClientError
-from service.codec.formats import MSGPACK, encode, format_of_body
+from service.codec.formats import MSGPACK, format_of_body
+from service.ids import API_KEY
 
 MAX_CONNECTIONS = 32
 """Maximum open HTTP connections per client."""
 
 _SCHEMES = {"http": "ws", "https": "wss"}
+_LAST_PORT = 65_535
 _UNIX = "unix://"
 _LOCAL = "http://localhost"  # of requests to a unix socket
 _LIMITS = httpx2.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
@@ -34,8 +37,14 @@ def options(url: str, key: str | None) -> dict[str, Any]:
         key: The API key, if there is one.
 
     Raises:
-        ClientError: `bad_url`: it is none of these.
+        ClientError: `bad_url`: it is none of these; `bad_request`: no header can have the key.
     """
+    if key is not None and not API_KEY.fullmatch(key):
+        raise ClientError(
+            "bad_request",
+            "The key is empty, or has a line end or characters other than ASCII.",
+            fix="Strip the text that it was read from: `key.strip()`.",
+        )
     headers = {"Accept": MSGPACK.value} | ({} if key is None else {"Authorization": f"Bearer {key}"})
     if socket_of(url):
         return {"base_url": _LOCAL, "headers": headers}
@@ -43,7 +52,7 @@ def options(url: str, key: str | None) -> dict[str, Any]:
         address = httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError) as exc:
         raise _bad_url(url) from exc
-    if address.scheme not in _SCHEMES or not address.host:
+    if address.scheme not in _SCHEMES or not address.host or (address.port or 0) > _LAST_PORT:
         raise _bad_url(url)
     return {"base_url": address, "headers": headers, "limits": _LIMITS}
 
@@ -88,7 +97,7 @@ def request_options(request: ClientRequest) -> dict[str, Any]:
     content = None
     if request.document is not None:
         headers["Content-Type"] = MSGPACK.value
-        content = encode(request.document, MSGPACK)
+        content = encode_body(request.document)
     return {
         "method": request.method,
         "url": request.path,

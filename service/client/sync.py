@@ -64,7 +64,7 @@ class Client:
                 resent and the number of requests to resend.
 
         Raises:
-            ClientError: `bad_url`.
+            ClientError: `bad_url`; `bad_request`: no header can have the key.
             StepwellError: The engine in this process does not start.
         """
         self._engine = memory.start(url, models, settings)
@@ -75,7 +75,7 @@ class Client:
         limit(self._http, self._deadline)
         self._timeout = timeout
         self._keep_streams = keep_streams
-        self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes else None
+        self._resend_buffer = ResendBuffer(keep_bytes) if keep_bytes > 0 else None
         self._on_resend = on_resend
         self._watches = OpenWatches()
 
@@ -382,7 +382,8 @@ def _locked(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
     deadline = time.monotonic() + timeout
     with ExitStack() as acquired:
         for stream in streams:
-            if not stream._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+            if not stream._lock.acquire(timeout=left):
                 raise busy(stream.name, timeout)
             acquired.callback(stream._lock.release)
         yield

@@ -17,9 +17,9 @@ from websockets.typing import Subprotocol
 
 from service.client.http_transport import FeedAddress
 from service.client.protocol import decoding
+from service.client.protocol.inputs import encode_body
 from service.client.results import Event, Gap
 from service.client.websockets import open_async_socket, open_socket, rejected_handshake
-from service.codec.formats import MSGPACK, encode
 
 _PROTOCOL: Final = [Subprotocol("stepwell.msgpack")]
 _FIRST_PAUSE_S: Final = 0.1
@@ -61,7 +61,7 @@ class WatchCursor:
             subscription["stream"] = self._stream
             if self._since is not None:
                 subscription["since"] = self._since
-        return encode({"watch": [subscription], "inputs": self._inputs}, MSGPACK)
+        return encode_body({"watch": [subscription], "inputs": self._inputs})
 
     def on_message(self, message: bytes | str) -> Event | Gap | None:
         """Return a message's event or gap; None for the confirmation of the subscription.

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
-import numpy as np
 import typer
 
 from model_export.adopt.adopt_file import Adopted, adopt_file
 from model_export.adopt.overrides import Kind
 from model_export.adopt.rewrite import Change
+from model_export.errors import TensorError
 from model_export.precision import StoreDType
+from model_export.runtime.npz import read_npz
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
 from service.commands.tables import Json, format_bytes, parity_lines, print_json, show, tensors_table
 
@@ -179,12 +180,9 @@ def _initial(texts: Sequence[str]) -> dict[str, object]:
     }
     for file in files:
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                values |= {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, AttributeError) as exc:
-            raise typer.BadParameter(
-                f"{file!r} is neither STATE=VALUE nor an .npz file: {exc}.", param_hint="--init"
-            ) from exc
+            values |= read_npz(Path(file))
+        except TensorError as exc:
+            raise typer.BadParameter(f"it is not STATE=VALUE, and {exc.problem}", param_hint="--init") from exc
     return values
 
 

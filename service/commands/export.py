@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,8 @@ def export(
     """Export a trained model as a step graph and verify it against the original; if that fails, no file is written."""
     if translate is not None and replaces is None:
         raise typer.BadParameter("--translate needs --replaces OLD.onnx.", param_hint="--translate")
+    if tolerance is not None and not math.isfinite(tolerance):
+        raise typer.BadParameter(f"{tolerance} is not a finite number.", param_hint="--tolerance")
     with progress_bar(MofNCompleteColumn(), TimeElapsedColumn()) as bars:
         task = bars.add_task("loading the model", total=None)
 

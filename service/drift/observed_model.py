@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,11 @@ def _stacked(
     """
     arrays = [side.get(tensor.name) for side in sides]
     width = len(tensor.names)
-    parts = [array.reshape(array.shape[0] * array.shape[1], -1)[:, :width] for array in arrays if array is not None]
+    parts = [
+        array.reshape(math.prod(array.shape[:2]), math.prod(array.shape[2:]))[:, :width]  # there may be no rows
+        for array in arrays
+        if array is not None
+    ]
     if not parts:
         return np.empty((0, width)), np.empty(0, np.int64)
     lengths = [0 if array is None else array.shape[1] for array in arrays]

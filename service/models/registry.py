@@ -253,7 +253,11 @@ class ModelRegistry:
         report = ReloadReport()
         by_name: dict[str, dict[int, ServedModel]] = {}
         for name, version, path in files.find(self._folders, self._models, report):
-            if name in self.unloaded or version in by_name.get(name, {}):
+            if name in self.unloaded:
+                continue
+            if (other := by_name.get(name, {}).get(version)) is not None:
+                if path != other.path:  # else the folder is named twice
+                    report.ignored.append(f"{path}: {name}/{version} is {other.path} already; rename one of them")
                 continue
             model = loaded = self._models.get(name, {}).get(version)
             try:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from model_export.manifest import Array, InputSpec
+from model_export.runtime.npz import NPZ_ERRORS
 from service.recorded.errors import ColumnsError, RecordedDataError, listed
 from service.recorded.tables import PIECE_ROWS
 from service.recorded.values import cast
@@ -48,8 +49,8 @@ class NpzRecording:
                     with archive.open(self._members[spec.name]) as file:
                         leads[spec.name] = _lead(spec, _header(file)[0], path)
                 listed_streams = _read_streams(archive) if _STREAMS in names else None
-        except (OSError, zipfile.BadZipFile, ValueError) as exc:
-            raise RecordedDataError(f"{path} is not an NPZ file: {exc}.", fix="Write it with numpy.savez.") from exc
+        except NPZ_ERRORS as exc:
+            raise _unreadable(path, exc) from exc
         if len(set(leads.values())) != 1:
             raise RecordedDataError(
                 f"The arrays of {path} have {', '.join(f'{name}: N, T = {lead}' for name, lead in leads.items())}; "
@@ -64,7 +65,7 @@ class NpzRecording:
         """Yield some streams and their inputs, `(streams, T, *row)` each.
 
         Raises:
-            RecordedDataError: A value is missing or does not fit.
+            RecordedDataError: A value is missing or does not fit, or the file is damaged.
         """
         at_once = max(1, PIECE_ROWS // max(self.length, 1))
         with zipfile.ZipFile(self.path) as archive, ExitStack() as stack:
@@ -76,8 +77,11 @@ class NpzRecording:
                 count = len(streams) * self.length
                 arrays = {}
                 for spec in self._specs:
-                    values = readers[spec.name].read(count * spec.row_size).reshape(count, spec.row_size)
-                    names = [f"{self._members[spec.name]}[{n}]" for n in range(spec.row_size)]
+                    try:
+                        values = readers[spec.name].read(count * spec.row_size).reshape(count, spec.row_size)
+                    except NPZ_ERRORS as exc:
+                        raise _unreadable(self.path, exc) from exc
+                    names = [f"{self._members[spec.name].removesuffix('.npy')}[{n}]" for n in range(spec.row_size)]
                     rows = cast(values, spec, names, str(self.path), start * self.length)
                     arrays[spec.name] = rows.reshape(len(streams), self.length, *spec.row_shape)
                 yield streams, arrays
@@ -101,6 +105,10 @@ class _RowReader:
             return self._whole[self._at - count : self._at]
         values = np.frombuffer(self._file.read(count * self._dtype.itemsize), self._dtype)
         return values.astype(self._dtype.newbyteorder("="), copy=False)
+
+
+def _unreadable(path: Path, reason: Exception) -> RecordedDataError:
+    return RecordedDataError(f"{path} is not an NPZ file: {reason}.", fix="Write it with numpy.savez.")
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

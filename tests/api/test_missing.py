@@ -118,6 +118,14 @@ def test_missing_values_reach_the_graph_over_the_open_inference_protocol(service
     assert {one["name"]: one["data"] for one in answer.json()["outputs"]} == {"y": [3, 9], "z": [5]}
 
 
+def test_every_input_may_be_left_out_over_the_open_inference_protocol(service: Service, stream: str) -> None:
+    step(service, stream, {"a": [3, 4], "b": 5})
+    answer = service.http.post("/v2/models/last_seen/infer", json={"inputs": [], "parameters": {"sequence_id": stream}})
+
+    assert answer.status_code == 200, answer.text
+    assert {one["name"]: one["data"] for one in answer.json()["outputs"]} == {"y": [3, 4], "z": [5]}
+
+
 def test_the_python_client_takes_none_and_nan(service: Service, stream: str) -> None:
     with Client(f"http://127.0.0.1:{service.port}") as client:
         one = client.model("last_seen").stream(stream)

@@ -14,13 +14,20 @@ import httpx2
 import pytest
 
 from tests.api.running import Service, running_service
-from tests.graphs import Build, fold, lstm, write_model
+from tests.graphs import Build, Built, fold, last_seen, lstm, write_model
 from tests.graphs import count as counting
 from tests.servers import Server
 
 FOLLOWED_S = 30.0  # at most; an idle machine takes less than two seconds
 N_MODELS = 40
 numbers = count()
+
+
+def without_gaps() -> Built:
+    """The model `last_seen`, whose inputs have to be there."""
+    graph, manifest = last_seen()
+    inputs = [spec.model_copy(update={"missing": "refuse"}) for spec in manifest.inputs]
+    return graph, manifest.model_copy(update={"inputs": inputs})
 
 
 class Replicas:
@@ -76,6 +83,7 @@ def both(shared_redis: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     write_versions(folder, "strict", lambda: fold(3), lambda: fold(5), counting)
     write_versions(folder, "sizes", lstm, lambda: lstm(units=16))
     write_versions(folder, "same", fold, fold)
+    write_versions(folder, "gaps", last_seen, without_gaps)
     with running_service(shared_redis.url, folder) as one, running_service(shared_redis.url, folder) as two:
         yield one, two
 
@@ -358,6 +366,15 @@ def test_a_candidate_with_other_inputs_is_refused_and_named(replicas: Replicas) 
     assert code_of(refused) == (409, "release_refused")
     assert "'x'" in refused.json()["detail"]
     assert replicas.get()["revision"] == 0
+
+
+def test_a_candidate_whose_inputs_may_not_be_missing_any_more_is_refused_and_named(replicas: Replicas) -> None:
+    gaps = Replicas(replicas.first, replicas.second, "gaps")
+    refused = gaps.put({"current": 1, "candidate": 2, "mode": "shadow", "percent": 1})
+
+    assert code_of(refused) == (409, "release_refused")
+    assert "input 'a' takes no missing values and did" in refused.json()["detail"]
+    assert gaps.put({"current": 2, "candidate": 1, "mode": "shadow", "percent": 1}).status_code == 200
 
 
 def test_keep_with_other_states_is_refused_and_named(replicas: Replicas) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import re
 import shutil
 import socket
@@ -32,7 +33,7 @@ from service.errors import ServiceError
 from service.requests.problems import problem_body
 from tests.api.running import running_service
 from tests.client.transports import TRANSPORTS, engine_in_process
-from tests.graphs import fold, fold_reference, latch, lstm, two_inputs, write_model, write_models
+from tests.graphs import fold, fold_reference, last_seen, latch, lstm, two_inputs, write_model, write_models
 from tests.processes import ServiceProcess, free_port, service_process
 from tests.servers import Server
 
@@ -43,7 +44,7 @@ XS = [7, -3, 2**40, 0, -(2**50), 11, 5, 1]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model of every kind, and the demo's."""
-    folder = write_models(tmp_path_factory.mktemp("models"), fold, two_inputs, latch, lstm)
+    folder = write_models(tmp_path_factory.mktemp("models"), fold, two_inputs, latch, lstm, last_seen)
     shutil.copy(str(files("service.demo") / "models" / "activity.onnx"), folder)
     return folder
 
@@ -256,6 +257,8 @@ def test_an_output_is_an_independent_array(client: Client, stream: str) -> None:
         ("two_inputs", {"a": [1, 2], "b": 2**31}, "int32 holds -2147483648 to 2147483647"),
         ("two_inputs", [1, 2], "one array for the inputs a, b"),
         ("lstm", [[1.0], [1.0, 2.0]], "is not an array"),
+        ("lstm", ["1", None, "2", "3"], "has '1'; expected numbers"),
+        ("lstm", [True, None, 2.0, 3.0], "has True; expected numbers"),
         ("lstm", [1.0, 2.0], "shape"),
         ("lstm", {"z": [0.0] * 4}, '"z"'),
     ],
@@ -392,6 +395,48 @@ def test_handles_and_bulk_steps_share_the_positions_of_streams(client: Client, s
     model.step_many({stream: [-3]})
 
     assert model.stream(stream).step([2**40]).output[0] == fold_reference(XS[:3])[-1]
+
+
+@pytest.mark.parametrize(
+    "source", ["log", ("log",), ("log", 1, 2), ("log", 1.5), ("log", "1"), ("log", -1), ("log", 2**63), ("log", 2**64)]
+)
+def test_a_bad_source_is_rejected(client: Client, stream: str, source: Any) -> None:
+    error = error_of(lambda: client.model("fold").stream(stream).step([1], source=source))
+
+    assert (error.code, error.applied, error.retry) == ("bad_request", "no", "never")
+
+
+def test_a_stream_without_a_source_among_streams_with_one_is_named(client: Client, stream: str) -> None:
+    inputs = {f"{stream}a": [1], f"{stream}b": [1]}
+    error = error_of(lambda: client.model("fold").step_many(inputs, sources={f"{stream}a": ("log", 1)}))
+
+    assert (error.code, error.applied) == ("bad_request", "no")
+    assert f"{stream}b" in error.problem
+
+
+def test_numbers_of_numpy_are_numbers_in_every_argument(client: Client, stream: str) -> None:
+    handle = client.model("fold").stream(stream)
+    seven: Any = np.int64(7)
+    handle.step([1], source=("log", seven))
+
+    assert handle.rollout(seven, [1], feedback={"x": "y"}).step == 8
+    assert error_of(lambda: handle.rollout(3, [1], feedback=object())).code == "bad_request"
+
+
+def test_missing_values_are_none_and_inputs_that_are_left_out(client: Client, stream: str) -> None:
+    model = client.model("last_seen")
+    handle = model.stream(f"{stream}a")
+    handle.step({"a": [1, 2], "b": 3})
+
+    assert handle.step({"a": None, "b": 4}).outputs["y"].tolist() == [1, 2]
+    assert handle.step({}).outputs["z"] == 4
+    gaps: Any = {"b": [5, None]}, {"a": [7, None]}
+    assert handle.steps({"a": None, **gaps[0]}).outputs["z"].tolist() == [5, 5]
+    many = model.step_many({f"{stream}a": gaps[1], f"{stream}b": {"b": 8}})
+    outputs = [one.outputs for one in many.values() if isinstance(one, StepResult)]
+    assert [(one["y"].tolist(), one["z"].tolist()) for one in outputs] == [([7, 2], 5), ([0, 0], 8)]
+    assert error_of(model.step_many, {f"{stream}a": {"a": [1, 2]}, f"{stream}b": {"a": [1]}}).code == "bad_input"
+    assert error_of(client.model("lstm").stream(stream).step, None).code == "bad_input"
 
 
 def test_rows_of_different_shapes_are_rejected(client: Client, stream: str) -> None:
@@ -964,9 +1009,22 @@ def test_an_invalid_stream_id_is_rejected_without_a_request(client: Client, name
     assert error_of(client.model("fold").stream, name).code == "bad_request"
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "redis://localhost", "http://"])
+@pytest.mark.parametrize("url", ["", "localhost:8000", "redis://localhost", "http://", "http://localhost:99999"])
 def test_an_invalid_url_is_rejected_without_a_request(url: str) -> None:
     assert error_of(Client, url).code == "bad_url"
+
+
+@pytest.mark.parametrize("key", ["", "secret\n", "schlüssel"])
+def test_a_key_that_no_header_can_have_is_rejected_without_a_request(key: str) -> None:
+    error = error_of(lambda: Client("http://localhost:8000", key=key))
+
+    assert error.code == "bad_request"
+    assert "secret" not in str(error)
+
+
+def test_a_client_may_have_no_time_limit_and_keep_nothing(url: str, stream: str) -> None:
+    with Client(url, timeout=math.inf, keep_bytes=-1, keep_streams=-1) as client:
+        assert client.model("fold").stream(stream).step([1]).step == 1
 
 
 def test_a_missing_model_is_not_found(client: Client, stream: str) -> None:

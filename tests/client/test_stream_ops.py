@@ -226,6 +226,20 @@ def test_a_stream_can_be_reset_to_a_snapshot(url: str, stream: str) -> None:
         assert handle.snapshots() == []
 
 
+@pytest.mark.parametrize("name", ["..", "../../{}", "a/b", "a?b", "", "a b", pytest.param("x" * 65, id="long")])
+def test_a_name_that_no_snapshot_can_have_is_rejected_and_changes_nothing(url: str, stream: str, name: str) -> None:
+    with Client(url) as client:
+        handle = client.model("fold").stream(stream)
+        step = handle.step([1]).step
+        for call in (handle.forget_snapshot, handle.take_snapshot):
+            with pytest.raises(ClientError, match="snapshot's name is") as caught:
+                call(name.format(stream))
+            assert (caught.value.code, caught.value.applied) == ("bad_request", "no")
+
+        assert handle.status().step == step
+        assert handle.snapshots() == []
+
+
 def test_a_state_can_be_exported_and_imported(url: str, stream: str) -> None:
     with Client(url) as client:
         handle, other = (client.model("lstm").stream(name) for name in (stream, f"{stream}-moved"))

@@ -724,6 +724,7 @@ def test_a_buffer_can_be_reused_at_once(js: Js) -> None:
         ("new Client('ftp://x')", "bad_url"),
         ("client.model('no/name')", "bad_request"),
         ("model.stream('..')", "bad_request"),
+        ("stream.takeSnapshot('a/b')", "bad_request"),
         ("new Client(client.transport.base + '/nowhere').model('doubling').watch().next()", "not_found"),
         ("client.model('nothing').watch().next()", "model_not_found"),
         ("client.model('nothing').feed().step('a', [1])", "model_not_found"),
@@ -732,6 +733,13 @@ def test_a_buffer_can_be_reused_at_once(js: Js) -> None:
 )
 def test_a_mistake_is_named(js: Js, code: str, expected: str) -> None:
     assert js(f"return failed((async () => {code})());")[0] == expected
+
+
+def test_a_name_that_no_snapshot_can_have_deletes_no_stream(js: Js) -> None:
+    found = js("await stream.step([1]); const errors = await failed(stream.forgetSnapshot('..'));"
+               "return [errors, (await stream.status()).step];")  # fmt: skip
+
+    assert found == [["bad_request", "no", "never"], 1]
 
 
 def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:

@@ -204,6 +204,7 @@ def test_a_refused_rewrite_leaves_no_file(tmp_path: Path) -> None:
         ["--batchify"],
         ["-o", "new.onnx"],
         ["--init", "none.npz"],
+        ["--init", __file__],
         ["--init", "h=much"],
         ["--store-dtype", "int8"],
     ],

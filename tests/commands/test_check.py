@@ -130,6 +130,15 @@ def test_a_trained_model_beside_its_export_is_not_named(models: Path, shared_red
     assert run_check(models, shared_redis).ignored == []
 
 
+def test_a_second_file_of_the_same_version_is_reported(tmp_path: Path, shared_redis: Server) -> None:
+    first = graphs.write_model(tmp_path, "pump", graphs.fold, version=1)
+    second = graphs.write_model(tmp_path, "pump", graphs.fold)
+
+    found = run_check(tmp_path, shared_redis)
+
+    assert found.ignored == [f"{second}: pump/1 is {first} already; rename one of them"]
+
+
 def test_an_evicting_store_is_reported(models: Path, redis_server: Server) -> None:
     with redis_server.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")

@@ -92,6 +92,7 @@ def test_a_refused_source_exits_with_an_error(tmp_path: Path) -> None:
         ["export", "model.keras"],
         ["export", "model.keras", "-o", "a.onnx", "--tolerance", "-1"],
         ["export", "model.keras", "-o", "a.onnx", "--tolerance", "small"],
+        ["export", "model.keras", "-o", "a.onnx", "--tolerance", "inf"],
         ["export", "model.keras", "-o", "a.onnx", "--colour"],
     ],
 )
@@ -173,6 +174,18 @@ def test_graphs_before_and_after_are_joined_with_the_model(tmp_path: Path, sourc
     assert done.exit_code == 0
     assert [spec.name for spec in (*manifest.inputs, *manifest.answered)] == ["raw", "z"]
     assert json.loads(done.stdout)["parity"]["against"].startswith("onnxruntime")
+
+
+@pytest.mark.parametrize("flag", ["--before", "--after"])
+def test_a_graph_that_is_joined_is_not_overwritten(tmp_path: Path, source: Path, flag: str) -> None:
+    halved = "(float[n, 2] raw) => (float[n, 2] x) { half = Constant <value_float = 0.5> () x = Mul (raw, half) }"
+    onnx.save(zoo_parts.graph(halved), tmp_path / "part.onnx")
+    content = (tmp_path / "part.onnx").read_bytes()
+    done = run_stepwell("export", source, "-o", tmp_path / "part.onnx", flag, tmp_path / "part.onnx")
+
+    assert (done.exit_code, type(done.exception)) == (1, FileError)
+    assert "is the file that was given" in str(done.exception)
+    assert (tmp_path / "part.onnx").read_bytes() == content
 
 
 def test_a_graph_that_is_not_there_is_named(tmp_path: Path, source: Path) -> None:

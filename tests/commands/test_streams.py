@@ -419,6 +419,17 @@ def test_a_snapshot_that_is_not_there_is_reported_with_how_to_list_them(running:
     assert result.exception.fix == "List the stream's snapshots with `stepwell streams snapshot ls`."
 
 
+def test_a_name_that_no_snapshot_can_have_is_wrong_usage_and_deletes_no_stream(running: ServiceProcess) -> None:
+    advance(running, "kept")
+    before = step_of(running, "kept")
+    for words in (("put", "fold", "kept", ".."), ("rm", "fold", "kept", "..", "--yes")):
+        result = run_streams(running.url, "snapshot", *words)
+
+        assert result.exit_code == 2
+        assert "snapshot's name is" in result.stderr
+    assert step_of(running, "kept") == before
+
+
 def test_snapshots_can_be_created_listed_restored_and_deleted(running: ServiceProcess) -> None:
     advance(running, "copied", 2)
     assert run_streams(running.url, "snapshot", "put", "fold", "copied", "two").stdout == "two is copied at step 2\n"

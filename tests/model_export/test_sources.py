@@ -155,6 +155,14 @@ def test_a_module_that_fails_is_told_with_its_line(here: Path) -> None:
     assert "fails_early.py, line 2" in problem
 
 
+@pytest.mark.parametrize("script", ["sys.exit(0)", "def build():\n    sys.exit(0)"], ids=["module", "callable"])
+def test_a_script_that_ends_itself_does_not_end_the_command_as_if_all_was_done(here: Path, script: str) -> None:
+    (here / "ends_early.py").write_text(f"import sys\n{script}\n")
+    sys.modules.pop("ends_early", None)
+
+    assert "SystemExit: 0" in refusal("ends_early:build").problem
+
+
 def test_a_module_that_misses_a_package_is_told_by_that_package(here: Path) -> None:
     (here / "needs_more.py").write_text("import no_such_package\n")
 

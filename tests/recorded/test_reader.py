@@ -256,6 +256,15 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
     assert message in error.problem
 
 
+@pytest.mark.parametrize("end", [0.5, 1.0], ids=["cut off", "damaged"])
+def test_a_damaged_npz_file_is_named_with_the_reason(tmp_path: Path, end: float) -> None:
+    content = bytearray(write_npz(tmp_path / "a.npz", x__x=np.ones((2, 300, 2))).read_bytes())
+    content[len(content) // 3] ^= 255
+    (tmp_path / "a.npz").write_bytes(content[: int(end * len(content))])
+
+    assert f"{tmp_path / 'a.npz'} is not an NPZ file" in error_of(tmp_path / "a.npz").problem
+
+
 def test_a_parquet_file_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")

@@ -15,6 +15,8 @@ import { watch } from "./watch.js";
  *   ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
  */
 
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
+
 /** A connection to a service, in browsers and Node. */
 export class Client {
   /**
@@ -34,9 +36,7 @@ export class Client {
    * @param {string} name
    */
   model(name) {
-    if (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name)) {
-      throw badName(`The model's name is '${name}'; expected letters, digits, '.', '_' and '-', at most 64.`);
-    }
+    check("model's name", name, NAME);
     return new Model(this, name);
   }
 
@@ -88,9 +88,7 @@ export class Model {
    * @throws {StepwellError} `bad_request`: the id is not a valid stream id.
    */
   stream(id) {
-    if (!/^[A-Za-z0-9._:@-]{1,128}$/.test(id) || /^\.\.?$/.test(id)) {
-      throw badName(`The stream id is '${id}'; expected letters, digits and '._:@-', at most 128, not '.' or '..'.`);
-    }
+    check("stream id", id, /^(?!\.\.?$)[A-Za-z0-9._:@-]{1,128}$/);
     return this.#handles.get(id);
   }
 
@@ -258,8 +256,8 @@ export class Stream {
    * @param {CallOptions} [options]
    * @returns {Promise<NewSnapshotResponse>}
    */
-  takeSnapshot(name, options) {
-    return this.#read({ method: "PUT", path: `${this.path}/snapshots/${name}`, body: {}, key: newKey() }, options);
+  async takeSnapshot(name, options) {
+    return this.#read({ method: "PUT", path: this.#snapshotPath(name), body: {}, key: newKey() }, options);
   }
 
   /**
@@ -268,8 +266,8 @@ export class Stream {
    * @param {CallOptions} [options]
    * @returns {Promise<void>}
    */
-  forgetSnapshot(name, options) {
-    return this.#read({ method: "DELETE", path: `${this.path}/snapshots/${name}`, key: newKey() }, options);
+  async forgetSnapshot(name, options) {
+    return this.#read({ method: "DELETE", path: this.#snapshotPath(name), key: newKey() }, options);
   }
 
   /**
@@ -435,6 +433,12 @@ export class Stream {
     return this.#apply({ ...request, key: this.#key }, limits);
   }
 
+  /** @param {string} name `..` would be the stream itself */
+  #snapshotPath(name) {
+    check("snapshot's name", name, NAME);
+    return `${this.path}/snapshots/${name}`;
+  }
+
   /** @param {string} resource @param {unknown} body @returns {Request} */
   #post(resource, body) {
     return { method: "POST", path: `${this.path}/${resource}`, body: plain(body) };
@@ -466,9 +470,9 @@ function busy(stream) {
   );
 }
 
-/** @param {string} message */
-function badName(message) {
-  return new StepwellError("bad_request", message);
+/** @param {string} what @param {string} name @param {RegExp} pattern */
+function check(what, name, pattern) {
+  if (!pattern.test(name)) throw new StepwellError("bad_request", `The ${what} is '${name}'; expected ${pattern}.`);
 }
 
 /** Return an `Idempotency-Key`: it has to be unique, not secret, and `crypto.randomUUID` exists only on https pages. */

@@ -5,14 +5,6 @@ import type { Inputs, InputsByStream, Source } from "./inputs.js";
 import type { StepResults } from "./results.js";
 import type { Event, Gap, WatchOptions } from "./events.js";
 import type { ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse, ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js";
-/** @import { CallOptions, ClientOptions, Limits, Request, Send } from "./options.js" */
-/** @import { Inputs, InputsByStream, Source } from "./inputs.js" */
-/** @import { Position, StepResults } from "./results.js" */
-/** @import { Event, Gap, WatchOptions } from "./events.js" */
-/**
- * @import { ModelDescription, NewSnapshotResponse, PeekResponse, PositionResponse, RolloutBody, RolloutResponse,
- *   ServiceResponse, SnapshotEntry, StateBody, StateResponse, StatusResponse, StepResponse, StepsBody } from "./api.js"
- */
 /** A connection to a service, in browsers and Node. */
 export declare class Client {
     transport: Transport;

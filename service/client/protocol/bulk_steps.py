@@ -34,6 +34,12 @@ class BulkSteps(ModelProtocol):
             xs: The inputs by stream id.
             sources: Where each timestep stands in its log, by stream id; None: they are from none.
         """
+        if sources is not None and (missing := xs.keys() - sources.keys()):
+            raise ClientError(
+                "bad_request",
+                f"`sources` has none for stream {min(missing)!r}; expected one for each stream.",
+                fix="Step streams without a source in another call.",
+            )
         rows: dict[str, dict[str, Array]] = {}
         for cursor in cursors:
             rows[cursor.stream] = yield from self._prepare_inputs(xs[cursor.stream], policy)

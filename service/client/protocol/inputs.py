@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import index
+from numbers import Real
 from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -14,8 +15,9 @@ from service.client.results import ClientError
 from service.codec.formats import MSGPACK
 from service.codec.responses import encode_tensors
 
-Inputs = ArrayLike | Mapping[str, ArrayLike]
-"""One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts."""
+Inputs = ArrayLike | Mapping[str, ArrayLike | None]
+"""One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts. None is a
+missing number, or an input that is left out."""
 
 Source = tuple[str, int | Iterable[int]]
 """The id of a log and the position of a timestep in it; for a chunk, a position for each timestep."""
@@ -37,15 +39,19 @@ def cast_inputs(x: Inputs, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, Arr
         if len(dtypes) != 1:
             _fail(f"Found one array for the inputs {', '.join(dtypes)}.", "Give a dict with an array for each input.")
         x = {next(iter(dtypes)): x}
-    return {name: _cast(value, dtypes.get(name), f"Input {name!r}") for name, value in x.items()}
+    given = {name: value for name, value in x.items() if value is not None}  # None is an input that is left out
+    return {name: _cast(value, dtypes.get(name), f"Input {name!r}") for name, value in given.items()}
 
 
 def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Return one array per input, with the streams as axis 0: `(N, *row)`.
+    """Return one array per input, with the streams as axis 0: `(N, *row)`; NaN in a row that leaves an input out.
 
     Raises:
-        ClientError: `bad_input`: the rows differ in input names or shapes.
+        ClientError: `bad_input`: the rows differ in shapes, or an input that some leave out is not of floats.
     """
+    known = {name: array for row in rows for name, array in row.items() if array.dtype.kind == "f"}
+    missing = {name: np.full_like(array, np.nan) for name, array in known.items()}
+    rows = [{**missing, **row} for row in rows]
     shapes = [{name: array.shape for name, array in row.items()} for row in rows]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
     if other is not None:
@@ -62,16 +68,49 @@ def packed(inputs: Mapping[str, Array]) -> dict[str, Any]:
 
 
 def source_document(source: Source) -> dict[str, Any]:
-    """Return a source as a field of a body."""
+    """Return a source as a field of a body; the service checks what its values are.
+
+    Raises:
+        ClientError: `bad_request`: it is not an id with positions.
+    """
+    if not isinstance(source, tuple | list) or len(source) != 2:
+        raise ClientError(
+            "bad_request",
+            f"The source is {source!r:.80}; expected the id of a log and a position in it, or positions.",
+            fix='Give `source=("orders/3", 1041)`, for a chunk `source=("orders/3", [1041, 1042])`.',
+        )
     source_id, at = source
-    return {"id": source_id, "at": [*map(index, at)] if isinstance(at, Iterable) else index(at)}
+    return {"id": source_id, "at": [*at] if isinstance(at, Iterable) and not isinstance(at, str) else at}
+
+
+def encode_body(document: Mapping[str, Any]) -> bytes:
+    """Encode the document of a request in msgpack; NumPy's scalars are numbers.
+
+    Raises:
+        ClientError: `bad_request`: a value cannot be encoded.
+    """
+    try:
+        return _ENCODER.encode(document)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise ClientError(
+            "bad_request", f"A value of the call cannot be sent: {exc}.", fix="Give plain numbers, texts and arrays."
+        ) from exc
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"it is {type(value).__name__}")
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
 
 
 def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
     try:
         array = np.asarray(value)
-    except ValueError as exc:
-        _fail(f"{what} is not an array: {exc}.", "Give rows of equal length.")
+    except (TypeError, ValueError, RuntimeError) as exc:  # those of PyTorch's tensors are the latter
+        _fail(f"{what} is not an array: {exc}.", "Give what `numpy.asarray` accepts, with rows of equal length.")
     if dtype is None or array.dtype == dtype:
         return array
     if array.dtype == object and dtype.kind == "f" and any(value is None for value in array.flat):
@@ -88,10 +127,10 @@ def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
 
 def _with_missing_values(array: Array, what: str) -> Array:
     """Return an array of numbers and `None`, which stands for a missing value, as floats."""
-    try:
-        return array.astype(np.float64)
-    except (TypeError, ValueError) as exc:
-        _fail(f"{what} is not an array of numbers: {exc}.", "Give numbers, and None for missing values.")
+    for value in array.flat:
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
+            _fail(f"{what} has {value!r:.80}; expected numbers.", "Give numbers, and None for missing values.")
+    return array.astype(np.float64)
 
 
 def _fail(problem: str, fix: str) -> NoReturn:

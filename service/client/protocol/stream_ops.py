@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from service.client.protocol import decoding
 from service.client.protocol.bulk_steps import BulkSteps
 from service.client.protocol.exchange import Exchange
@@ -15,6 +17,8 @@ from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import timed
 from service.client.results import ClientError, Rollout, Snapshot, State, StepResult
+from service.codec.stream_ops import check_snapshot_name
+from service.errors import ServiceError
 
 
 class StreamOps(BulkSteps):
@@ -82,14 +86,12 @@ class StreamOps(BulkSteps):
 
     def take_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[StepResult]:
         """Save a named copy of a stream's current state."""
-        request = self._idempotent("PUT", cursor, f"snapshots/{name}", {})
+        request = self._of_snapshot("PUT", cursor, name, {})
         return (yield from self._fetch(request, self._retry_policy(), decoding.StepReply)).result()
 
     def forget_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[None]:
         """Delete a snapshot."""
-        yield from self._send_with_retry(
-            self._idempotent("DELETE", cursor, f"snapshots/{name}", None), self._retry_policy()
-        )
+        yield from self._send_with_retry(self._of_snapshot("DELETE", cursor, name, None), self._retry_policy())
 
     def state(self, cursor: StreamCursor) -> Exchange[State]:
         """Read a stream's state."""
@@ -99,7 +101,8 @@ class StreamOps(BulkSteps):
     @timed
     def put_state(self, policy: RetryPolicy, cursor: StreamCursor, state: State) -> Exchange[StepResult]:
         """Replace a stream's state."""
-        document: dict[str, Any] = {"states": packed(state.states), "step": state.step}
+        states = {name: np.asarray(array) for name, array in state.states.items()}
+        document: dict[str, Any] = {"states": packed(states), "step": state.step}
         if state.fingerprint:
             document["fingerprint"] = state.fingerprint
         request = ClientRequest("PUT", f"{self._stream_path(cursor)}/state", document)
@@ -125,10 +128,19 @@ class StreamOps(BulkSteps):
             raise
         return self._restart_at(cursor, reply.result())
 
-    def _idempotent(
-        self, method: str, cursor: StreamCursor, resource: str, document: Mapping[str, Any] | None
+    def _of_snapshot(
+        self, method: str, cursor: StreamCursor, name: str, document: Mapping[str, Any] | None
     ) -> ClientRequest:
-        return ClientRequest(method, f"{self._stream_path(cursor)}/{resource}", document, key=uuid.uuid4().hex)
+        """Return a request for a snapshot.
+
+        Raises:
+            ClientError: `bad_request`: the name is not valid; in a path, `..` would be the stream itself.
+        """
+        try:
+            path = f"{self._stream_path(cursor)}/snapshots/{check_snapshot_name(name)}"
+        except ServiceError as exc:
+            raise ClientError(exc.code, exc.problem, fix=exc.fix) from exc
+        return ClientRequest(method, path, document, key=uuid.uuid4().hex)
 
 
 def _read_rollout(reply: decoding.RawReply) -> Rollout:

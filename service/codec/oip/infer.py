@@ -206,6 +206,7 @@ class InferCodec:
             else:
                 bad_request(f"Unable to parse 'data': input '{name}' has neither 'data' nor 'binary_data_size'")
         n_given = len(arrays)
+        rows = rows or int(one_row)  # also if every input is left out
         if rows and n_given < len(self._inputs):
             left_out = (declared for name, declared in self._inputs.items() if name not in arrays)
             arrays |= {declared.name: declared.missing(rows) for declared in left_out if declared.may_be_missing}

@@ -12,7 +12,7 @@ import httpx2
 import typer
 
 from model_export.errors import StepwellError
-from service.ids import is_stream_id
+from service.ids import API_KEY, is_stream_id
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(envvar="STEPWELL_URL", help="The service's address.")]
@@ -58,6 +58,10 @@ class HttpApi:
             raise typer.BadParameter(
                 f"{url!r} is not the address of a service: expected {DEFAULT_URL}, for example.", param_hint="--url"
             )
+        if key is not None and not API_KEY.fullmatch(key):
+            raise typer.BadParameter(
+                "it is empty, or has a line end or characters other than ASCII.", param_hint="--key"
+            )
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         try:
             self._http = httpx2.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
@@ -97,11 +101,14 @@ class HttpApi:
 
         Raises:
             StreamsError: No response arrived, or the request was rejected.
+            typer.BadParameter: JSON cannot represent a number of the body.
         """
         try:
             response = self._http.request(method, path, **options)
         except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
             raise self._unreachable(str(exc) or type(exc).__name__) from exc
+        except ValueError as exc:  # JSON has neither NaN nor infinity
+            raise typer.BadParameter(f"a number of the request is not finite: {exc}.") from exc
         return self._body(response)
 
     @contextmanager

@@ -6,12 +6,12 @@ import heapq
 import json
 from collections.abc import Iterable
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import numpy as np
 import typer
 from rich.table import Table
 
+from service.codec.stream_ops import check_snapshot_name
 from service.commands.live.http_api import (
     DEFAULT_URL,
     HttpApi,
@@ -25,7 +25,7 @@ from service.commands.live.http_api import (
     path_of,
 )
 from service.commands.tables import Json, key_value_table, print_json, show, table
-from service.errors import counted
+from service.errors import ServiceError, counted
 
 streams_app = typer.Typer(no_args_is_help=True)
 snapshot_app = typer.Typer(no_args_is_help=True)
@@ -189,10 +189,9 @@ def put(
     model: Model, stream: Stream, name: Name, *, url: Url = DEFAULT_URL, key: Key = None, as_json: Json = False
 ) -> None:
     """Save a named copy of a stream's current state. An existing snapshot of that name is replaced."""
+    path = _snapshot_path(model, stream, name)
     with HttpApi(url, key) as service:
-        result = service.call(
-            "PUT", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=idempotency_header()
-        )
+        result = service.call("PUT", path, headers=idempotency_header())
     typer.echo(json.dumps(result, indent=2) if as_json else f"{name} is {stream} at step {result['step']:,}")
 
 
@@ -208,12 +207,23 @@ def delete_snapshot(
     as_json: Json = False,
 ) -> None:
     """Delete a snapshot."""
+    path = _snapshot_path(model, stream, name)
     confirm(f"Delete snapshot {name} of {stream}?", yes=yes)
     with HttpApi(url, key) as service:
-        service.call(
-            "DELETE", path_of(model, stream, f"snapshots/{quote(name, safe='')}"), headers=idempotency_header()
-        )
+        service.call("DELETE", path, headers=idempotency_header())
     typer.echo(json.dumps({"deleted": name}, indent=2) if as_json else f"{name} deleted")
+
+
+def _snapshot_path(model: str, stream: str, name: str) -> str:
+    """Return the path of a snapshot.
+
+    Raises:
+        typer.BadParameter: The name is not valid; in a path, `..` would be the stream itself.
+    """
+    try:
+        return path_of(model, stream, f"snapshots/{check_snapshot_name(name)}")
+    except ServiceError as exc:
+        raise typer.BadParameter(exc.problem, param_hint="NAME") from exc
 
 
 def _first(streams: Iterable[tuple[str, dict[str, Any]]], limit: int | None) -> list[tuple[str, dict[str, Any]]]:

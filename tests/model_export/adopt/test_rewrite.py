@@ -286,7 +286,7 @@ def test_a_rewriting_that_changes_an_answer_is_not_written(tmp_path: Path, monke
 
 def test_the_file_that_was_given_is_never_the_one_that_is_written(tmp_path: Path) -> None:
     with pytest.raises(FileError) as caught:
-        check_new_file(tmp_path / "a.onnx", source=tmp_path / "." / "a.onnx")
+        check_new_file(tmp_path / "a.onnx", tmp_path / "." / "a.onnx")
 
     assert "is not touched" in caught.value.problem
 
@@ -294,7 +294,7 @@ def test_the_file_that_was_given_is_never_the_one_that_is_written(tmp_path: Path
 def test_a_sidecar_that_would_win_over_the_new_files_manifest_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.onnx.stepwell.json").write_text("{}")
     with pytest.raises(FileError):
-        check_new_file(tmp_path / "b.onnx", source=tmp_path / "a.onnx")
+        check_new_file(tmp_path / "b.onnx", tmp_path / "a.onnx")
 
 
 def test_a_manifest_inside_the_old_file_is_replaced_in_the_new_one(tmp_path: Path) -> None:

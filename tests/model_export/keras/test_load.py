@@ -86,7 +86,7 @@ def test_weights_without_a_model_are_refused_with_what_to_do(tmp_path: Path, nam
 def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "m.keras").write_bytes(b"not a model")
 
-    with pytest.raises(ModelLoadError, match=r"cannot load .*m\.keras"):
+    with pytest.raises(ModelLoadError, match=r"cannot load .*m\.keras: its bytes are neither"):
         load_keras(tmp_path / "m.keras")
 
 

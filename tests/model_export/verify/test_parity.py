@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -231,8 +232,44 @@ def test_data_that_does_not_fit_is_refused_with_what_was_found(
         read_user_data(tmp_path / "data.npz", model(graphs.two_inputs).manifest)
 
 
-def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "data.npz").write_text("x,y\n1,2\n")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_own_data_that_is_not_finite_is_refused_with_its_place(tmp_path: Path, value: float) -> None:
+    x = np.zeros((3, 4, 2))
+    x[1, 2, 0] = value
+    np.savez(tmp_path / "data.npz", x=x)
+
+    with pytest.raises(TensorError, match=rf"'x' has {re.escape(str(value))} at \[1, 2, 0\]; expected finite numbers"):
+        read_user_data(tmp_path / "data.npz", model().manifest)
+
+
+def test_own_data_may_have_missing_values_if_the_model_takes_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", a=np.full((4, 2), np.nan), b=np.zeros(4))
+    manifest = model(graphs.last_seen).manifest
+
+    assert np.isnan(read_user_data(tmp_path / "data.npz", manifest)["a"]).all()
+    np.savez(tmp_path / "data.npz", a=np.full((4, 2), np.inf), b=np.zeros(4))
+    with pytest.raises(TensorError, match="or NaN for missing values"):
+        read_user_data(tmp_path / "data.npz", manifest)
+
+
+def _damaged(whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "content_of",
+    [
+        lambda _whole: b"x,y\n1,2\n",
+        lambda _whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        _damaged,
+    ],
+    ids=["text", "empty", "cut off", "damaged"],
+)
+def test_a_file_that_is_no_npz_is_refused_by_name(tmp_path: Path, content_of: Callable[[bytes], bytes]) -> None:
+    np.savez(tmp_path / "data.npz", x=np.arange(600.0).reshape(100, 3, 2))
+    (tmp_path / "data.npz").write_bytes(content_of((tmp_path / "data.npz").read_bytes()))
 
     with pytest.raises(TensorError, match=r"data\.npz cannot be read as \.npz"):
         read_user_data(tmp_path / "data.npz", model().manifest)
