@@ -78,7 +78,7 @@ def test_every_line_is_json_from_the_first_to_the_last(models: Path, tmp_path: P
 def test_a_refusal_to_start_is_one_line_of_json(
     models: Path, tmp_path: Path, env: dict[str, str], flags: list[str], code: str, exit_code: int
 ) -> None:
-    command = [*LAUNCH, "--models", str(models), "--data-dir", str(tmp_path / "data"), *flags]
+    command = [*LAUNCH, "--models", str(models), "--data-dir", str(tmp_path / "data"), "--port", "0", *flags]
     found = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=60, check=False)
     [line] = json_lines(found.stderr)
 
