@@ -80,14 +80,18 @@ async def run(
         if operator is not None:
             await operator.start()
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(plan.streams):
-                tasks.create_task(driver.run_patterns())
+            patterns = [tasks.create_task(driver.run_patterns()) for _ in range(plan.streams)]
             tasks.create_task(inject_faults(system, random.Random(plan.seed), tally, plan.fault_every_s, over))
             if operator is not None:
                 tasks.create_task(operator.run(plan.release_every_s, over, plan.seconds / 2))
             await _wait(plan, tally, on_progress)
             over.set()
             driver.stop()
+            if is_broken := plan.stop_when_broken and tally.broken.is_set():
+                for pattern in patterns:  # on a broken build some repeat a request until its deadline
+                    pattern.cancel()
+        if is_broken:
+            return
         await driver.verify_final_states()
         if operator is not None:
             await operator.check_settled_streams()

@@ -78,7 +78,7 @@ NO_OPERATION_IDS = Mutant(
     "no operation ids",
     "service/engine/protocol/op_ids.py",
     "new_hash, op_ids = self._sequenced.copy, list[bytes]()",
-    "return [self._new_name() for _ in seqs]",
+    "return [self._new_op_id() for _ in seqs]",
     ("tests/engine/protocol/test_op_ids.py",),
 )
 ONE_HALF_ONLY = Mutant(

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from service.collector import collector_paused
 from tests.programs.start import forked_starts, real_starts
 from tests.quick import is_left_out, is_long
 from tests.servers import Server, server
 
 TESTS = Path(__file__).parent
+_SLOW_UNTIL = 0.5  # of the other files
 os.environ.setdefault("KERAS_BACKEND", "jax")  # the test extra installs JAX, and Keras would default to TensorFlow
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for each other, for long on a busy machine
 # Compiled Keras models are cached: compiling takes two thirds of the time of their tests and examples.
@@ -43,10 +45,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.getoption("quick") and is_left_out(collection_path, config) else None
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without the garbage collector: it would traverse the imported packages again and again, also later."""
+    with collector_paused():
+        return (yield)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the files with slow tests first; at the end, the last one would run alone."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Spread the files with slow tests, which mostly wait, among the others, beginning with those that only compute.
+
+    The last slow ones come long before the end, where one of them would run alone.
+    """
+    slow = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
+    others = dict.fromkeys(item.path for item in items if item.path not in slow)
+    places = {path: _SLOW_UNTIL * len(others) * i / len(slow) for i, path in enumerate(slow)}
+    computing = sorted(others, key=lambda path: not path.is_relative_to(TESTS / "model_export"))
+    places |= {path: i for i, path in enumerate(computing)}
+    items.sort(key=lambda item: places[item.path])
     if config.getoption("quick"):
         config.hook.pytest_deselected(items=[item for item in items if is_long(item)])
         items[:] = [item for item in items if not is_long(item)]

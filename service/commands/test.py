@@ -15,7 +15,7 @@ import service
 from model_export.errors import StepwellError
 
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
-_PARALLEL = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
+_PARALLEL = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
 _EXPECTED = (
     "stepwell: all tests take about a quarter of an hour on two idle cores, and longer beside other work. "
     "The percentage is the share of tests that have run. A part of them, in a few minutes: stepwell test --quick"
@@ -33,7 +33,7 @@ class NoTestsError(StepwellError):
 
 
 def test(context: typer.Context) -> None:
-    """Run all tests in three processes, or a part with `--quick`; arguments, also `--help`, are passed to pytest."""
+    """Run all tests in four processes, or a part with `--quick`; arguments, also `--help`, are passed to pytest."""
     root = _clone()
     # The tests are imported from the clone, whatever the working directory.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}

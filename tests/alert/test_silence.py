@@ -92,12 +92,14 @@ def test_every_silent_stream_raises_one_alarm_while_the_leading_process_is_kille
     # A machine may be so busy that all streams are silent for so long between two steps
     pauses = [after - before for (before, _), (_, after) in itertools.pairwise(times)]
     paused = {number for number, pause in enumerate(pauses, 1) if pause > SILENT_S - 0.5}
-    for stream, alarms in receiver.by_stream().items():
+    for stream, found in receiver.by_stream().items():
+        alarms = [one for one in found if one != ("raised", last[stream] + 1)]  # silent again, after the end
         raised = sorted({number for state, number in alarms if state == "raised"})
         assert alarms == [one for number in raised for one in (("raised", number), ("cleared", number + 1))]
         assert set(raised) <= paused | {last[stream]}
     for alarm in receiver.alarms(state="raised"):
-        assert alarm["at"] >= times[alarm["step"] - 1][0] + SILENT_S - 1
+        if alarm["step"] <= last[alarm["stream"]]:
+            assert alarm["at"] >= times[alarm["step"] - 1][0] + SILENT_S - 1
     assert receiver.unsigned == 0
 
 

@@ -67,24 +67,26 @@ def test_without_grpc_the_campaign_refuses_to_run_over_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("lacks", [name for name in mutants.BROKEN if name != mutants.NEEDS_RELEASES])
 async def test_the_campaign_over_grpc_fails_on_a_build_without(lacks: str, short_path: Path) -> None:
     pytest.importorskip("grpc_reflection", reason=GRPC)
     env = mutants.environment(mutants.broken_copy(mutants.BROKEN[lacks], short_path / "broken"))
     tally = Tally()
-    plan = dataclasses.replace(SHORT, seconds=60, stop_when_broken=True, transport="grpc")
+    plan = dataclasses.replace(SHORT, seconds=240, stop_when_broken=True, transport="grpc")
     await run(plan, short_path, tally, env=env)
 
     assert tally.violations
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("lacks", mutants.BROKEN)
 async def test_the_campaign_fails_on_a_build_without(lacks: str, short_path: Path) -> None:
     env = mutants.environment(mutants.broken_copy(mutants.BROKEN[lacks], short_path / "broken"))
     tally = Tally()
     releases = {"release_every_s": 0.3} if lacks == mutants.NEEDS_RELEASES else {}
-    plan = dataclasses.replace(SHORT, seconds=60, stop_when_broken=True, **releases)  # type: ignore[arg-type]
+    plan = dataclasses.replace(SHORT, seconds=240, stop_when_broken=True, **releases)  # type: ignore[arg-type]
     await run(plan, short_path, tally, env=env)
 
     assert tally.violations

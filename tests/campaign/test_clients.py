@@ -44,6 +44,7 @@ async def test_no_promise_is_broken_through_a_client(client: Client, short_path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("lacks", LACKS)
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_the_campaign_through_a_client_fails_on_a_build_without(
@@ -51,7 +52,7 @@ async def test_the_campaign_through_a_client_fails_on_a_build_without(
 ) -> None:
     env = mutants.environment(mutants.broken_copy(mutants.BROKEN[lacks], short_path / "broken"))
     tally = Tally()
-    await run(plan(client, seconds=60, stop_when_broken=True), short_path, tally, env=env)
+    await run(plan(client, seconds=240, stop_when_broken=True), short_path, tally, env=env)
 
     assert tally.violations
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import dataclasses
+import keyword
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,18 @@ from tests.programs.start import WarmProcess, can_fork_here
 def test_every_line_to_break_is_in_its_file() -> None:
     """Checked first and quickly, so that moving such a line is noticed at once."""
     check_originals(MUTANTS)
+
+
+def test_a_broken_line_has_only_names_of_its_file() -> None:
+    """With another name it would be an error in each request, which any test catches."""
+    unknown = {}
+    for mutant in MUTANTS:
+        known = {*re.findall(r"\w+", (ROOT / mutant.file).read_text()), *dir(builtins), *keyword.kwlist, "_"}
+        code = re.sub(r"'[^']*'|\"[^\"]*\"", "", mutant.replacement)
+        if names := set(re.findall(r"[A-Za-z_]\w*", code)) - known:
+            unknown[mutant.name] = names
+
+    assert unknown == {}
 
 
 @pytest.mark.slow

@@ -101,30 +101,33 @@ def slow(one: Service, request: pytest.FixtureRequest) -> Iterator[SlowProxy]:
     made.close()
 
 
-LARGE = [[n] for n in range(2**18)]  # 2 MiB, more than the buffers on the way hold
+@pytest.fixture(scope="module")
+def large() -> list[list[int]]:
+    """2 MiB of inputs, more than the buffers on the way hold."""
+    return [[n] for n in range(2**18)]
 
 
-def test_a_call_that_drips_ends_in_time(slow: SlowProxy, stream: str) -> None:
+def test_a_call_that_drips_ends_in_time(slow: SlowProxy, large: list[list[int]], stream: str) -> None:
     with Client(slow.url, timeout=TIMEOUT_S) as client:
         handle = client.model("fold").stream(stream)
         handle.step([1])
         slow.slow.set()
 
         began = time.monotonic()
-        error = error_of(handle.steps, LARGE)
+        error = error_of(handle.steps, large)
 
     assert (error.code, error.applied, error.retry) == ("no_answer", "unknown", "same")
     assert time.monotonic() - began < IN_TIME_S
 
 
-async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowProxy, stream: str) -> None:
+async def test_a_call_that_drips_ends_in_time_by_asyncio(slow: SlowProxy, large: list[list[int]], stream: str) -> None:
     async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client, asyncio.timeout(IN_TIME_S):
         handle = client.model("fold").stream(stream)
         await handle.step([1])
         slow.slow.set()
 
         with pytest.raises(ClientError, match="No response"):
-            await handle.steps(LARGE)
+            await handle.steps(large)
 
 
 async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowProxy, stream: str) -> None:
@@ -140,7 +143,7 @@ async def test_a_step_on_a_feed_that_drips_ends_in_time(slow: SlowProxy, stream:
             await feed.step(stream, [1])
 
 
-def test_calls_that_wait_for_one_another_end_in_time_too(slow: SlowProxy, stream: str) -> None:
+def test_calls_that_wait_for_one_another_end_in_time_too(slow: SlowProxy, large: list[list[int]], stream: str) -> None:
     """Or the sixth would take six times as long as it may."""
     errors: list[ClientError] = []
     with Client(slow.url, timeout=TIMEOUT_S) as client:
@@ -149,7 +152,7 @@ def test_calls_that_wait_for_one_another_end_in_time_too(slow: SlowProxy, stream
         slow.slow.set()
 
         began = time.monotonic()
-        threads = [threading.Thread(target=lambda: errors.append(error_of(handle.steps, LARGE))) for _ in range(6)]
+        threads = [threading.Thread(target=lambda: errors.append(error_of(handle.steps, large))) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -159,7 +162,9 @@ def test_calls_that_wait_for_one_another_end_in_time_too(slow: SlowProxy, stream
     assert {error.code for error in errors} == {"no_answer"}
 
 
-async def test_calls_that_wait_for_one_another_end_in_time_by_asyncio(slow: SlowProxy, stream: str) -> None:
+async def test_calls_that_wait_for_one_another_end_in_time_by_asyncio(
+    slow: SlowProxy, large: list[list[int]], stream: str
+) -> None:
     async with AsyncClient(slow.url, timeout=TIMEOUT_S) as client:
         model = client.model("fold")
         handle = model.stream(stream)
@@ -168,7 +173,7 @@ async def test_calls_that_wait_for_one_another_end_in_time_by_asyncio(slow: Slow
 
         async with asyncio.timeout(IN_TIME_S):
             errors = await asyncio.gather(
-                *(handle.steps(LARGE) for _ in range(3)),
+                *(handle.steps(large) for _ in range(3)),
                 *(model.step_many({stream: [1]}) for _ in range(3)),
                 return_exceptions=True,
             )

@@ -28,21 +28,18 @@ def run(clone: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run([*STEPWELL, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
 
-def test_a_failing_test_is_exit_code_1(clone: Path) -> None:
-    done = run(clone, "-q", cwd=clone)
+def test_all_tests_run_from_another_folder_and_a_failing_one_is_exit_code_1(clone: Path, tmp_path: Path) -> None:
+    done = run(clone, "-q", cwd=tmp_path)
 
     assert done.returncode == 1
     assert "1 failed, 1 passed" in done.stdout
-
-
-def test_all_tests_run_from_another_folder(clone: Path, tmp_path: Path) -> None:
-    assert "1 failed, 1 passed" in run(clone, "-q", cwd=tmp_path).stdout
 
 
 def test_all_tests_run_in_parallel_after_a_line_with_the_expected_time_and_selected_ones_do_not(clone: Path) -> None:
     everything, selected = run(clone, cwd=clone), run(clone, "-k", "good", cwd=clone)
 
     assert "workers" in everything.stdout
+    assert "1 failed, 1 passed" in everything.stdout
     assert "a quarter of an hour" in everything.stderr
     assert "workers" not in selected.stdout
     assert "hour" not in selected.stderr

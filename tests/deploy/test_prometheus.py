@@ -77,7 +77,7 @@ def keep_loading(observed: Observed, finished: threading.Event) -> None:
     chunk = normal(25, 2).tolist()
     feed_url = observed.replicas[0].url.replace("http", "ws") + "/v1/models/fold/streams/fed/feed"
     with a, b, connect(feed_url) as feed, a.stream("GET", "/v1/models/fold/streams/s/events"):
-        while not finished.wait(0.02):
+        while not finished.wait(0.1):
             for client in (a, b):
                 client.post("/v1/models/fold/streams/s/step", json={"inputs": [1]})
                 client.post("/v1/models/count/streams/s/step", json={"inputs": [1]}, headers={"Idempotency-Key": "one"})

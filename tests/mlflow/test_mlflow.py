@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import stepwell
 from model_export.errors import StepwellError
 from model_export.step_model import StepModel
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, lstm, write_model
 from tests.servers import Server
 
-mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed (STEPWELL_EXTRAS=mlflow)")
-pd = pytest.importorskip("pandas", reason="pandas is not installed (STEPWELL_EXTRAS=mlflow)")
-
-from mlflow.deployments import get_deploy_client  # noqa: E402
-
-import stepwell  # noqa: E402
-
+pytestmark = [  # each process of the tests would import MLflow, which takes seconds, if this file did
+    pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed (STEPWELL_EXTRAS=mlflow)")
+    for name in ("mlflow", "pandas")
+]
 OLD, NEW = 1_000_003, 31
 
 
 @pytest.fixture(autouse=True)
 def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A tracking store and a model registry in files."""
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     address = (tmp_path / "tracking").as_uri()
     mlflow.set_tracking_uri(address)
@@ -48,21 +49,29 @@ def service(redis_server: Server, tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def deployments(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from mlflow.deployments import get_deploy_client
+
     monkeypatch.setenv("STEPWELL_MODELS", str(tmp_path / "models"))
     return get_deploy_client(f"stepwell:http://127.0.0.1:{service.port}")
 
 
 def log_fold(folder: Path, factor: int, *, registered: str | None = "pump") -> Any:
+    import mlflow
+
     file = write_model(folder, f"fold{factor}", lambda: fold(factor))
     with mlflow.start_run():
         return stepwell.mlflow.log_model(file, "model", registered_model_name=registered)
 
 
-def table(stream: str, xs: list[int]) -> Any:
-    return pd.DataFrame({"x": xs, "stream": stream})
+def table(streams: str | list[str], xs: list[int]) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"x": xs, "stream": streams})
 
 
 def test_a_logged_model_is_a_verified_step_graph_with_its_signature(tmp_path: Path) -> None:
+    import mlflow
+
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((None, 3)), keras.layers.LSTM(4, return_sequences=True)])
 
@@ -129,7 +138,7 @@ def test_the_same_file_again_is_no_new_version(tmp_path: Path, deployments: Any)
 
 def test_rows_of_many_streams_come_back_in_their_order(tmp_path: Path, deployments: Any) -> None:
     deployments.create_deployment("pump", log_fold(tmp_path, OLD).model_uri)
-    rows = pd.DataFrame({"stream": ["a", "b", "a", "b"], "x": [1, 2, 3, 4]}, index=[9, 8, 7, 6])
+    rows = table(["a", "b", "a", "b"], [1, 2, 3, 4]).set_axis([9, 8, 7, 6])
 
     answered = deployments.predict("pump", rows)
 
@@ -176,7 +185,7 @@ def test_the_program_of_mlflow_deploys_too(tmp_path: Path, service: Service, dep
         (lambda d, uri: d.create_deployment("p", uri, config={"models": "/absent"}), "is no folder"),
         (lambda d, uri: d.update_deployment("p", uri, config={"speed": 1}), "'speed' is no option"),
         (lambda d, uri: d.update_deployment("p", uri, config={"percent": "half"}), "expected a number"),
-        (lambda d, _: d.predict("p", pd.DataFrame({"x": [1]})), "no column 'stream'"),
+        (lambda d, _: d.predict("p", table("s", [1])[["x"]]), "no column 'stream'"),
     ],
 )
 def test_what_cannot_be_done_is_said(tmp_path: Path, deployments: Any, call: Any, words: str) -> None:
@@ -197,6 +206,8 @@ def test_a_folder_that_the_service_does_not_read_is_found_out(tmp_path: Path, de
 
 
 def test_a_version_that_cannot_keep_the_states_is_refused_and_streams_stay(tmp_path: Path, deployments: Any) -> None:
+    import mlflow
+
     deployments.create_deployment("pump", log_fold(tmp_path, OLD).model_uri)
     with mlflow.start_run():
         other = stepwell.mlflow.log_model(write_model(tmp_path, "lstm", lstm), "model")
@@ -208,6 +219,8 @@ def test_a_version_that_cannot_keep_the_states_is_refused_and_streams_stay(tmp_p
 
 
 def test_a_model_without_the_flavor_is_refused(tmp_path: Path) -> None:
+    import mlflow
+
     description = mlflow.models.Model()
     description.add_flavor("other", data="x")
     (tmp_path / "folder").mkdir()

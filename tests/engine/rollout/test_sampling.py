@@ -132,7 +132,7 @@ def test_numbers_of_students_distribution_have_its_quartiles(df: float, quartile
 def test_counts_have_the_mean_and_the_variance_of_the_negative_binomial_distribution(
     mean: float, dispersion: float
 ) -> None:
-    points = 20_000 if mean < 100 else 2_000  # the time is proportional to the mean
+    points = 20_000 if mean < 100 else 500  # the time is proportional to the mean
     numbers = (np.arange(points) + 0.5) / points
 
     found = counts(numbers, np.full(numbers.shape, mean), dispersion)
