@@ -19,7 +19,7 @@ from model_export.adopt.adopt_file import adopt_file
 from model_export.adopt.caches.bounded_graph import with_bounded_caches
 from model_export.adopt.dynamic_batch import batchify
 from model_export.adopt.inline_window import fold_context
-from model_export.converted import ConvertedModel, check_model
+from model_export.converted import ConvertedModel, check_model, verify_model
 from model_export.errors import ParityError
 from model_export.export import convert_source
 from model_export.manifest import Array, Manifest
@@ -172,6 +172,15 @@ def test_only_the_right_graph_passes(made: Callable[[str], ConvertedModel], way:
 
     assert len(found) >= 3
     assert {name for name, how in found.items() if how == "equal"} == set()
+
+
+def test_a_graph_that_is_wrong_from_the_fourth_row_on_is_caught(made: Callable[[str], ConvertedModel]) -> None:
+    right = made("weights as int8")
+    wrong = mutated(right, ROW_MUTANTS["fourth row"])
+
+    for candidate, raised in ((right, nullcontext()), (wrong, pytest.raises(ParityError))):
+        with raised:
+            verify_model(candidate, long_steps=0)
 
 
 # -------------------------------------------------------------------- graphs that adopt writes
