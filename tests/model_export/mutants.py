@@ -175,7 +175,8 @@ def fourth_row(proto: onnx.ModelProto, manifest: Any) -> None:
 
 
 ROW_MUTANTS: dict[str, Mutate] = {
-    "neighbours": neighbours, "one row for all": one_row_for_all, "leaking rows": leaking_rows, "fourth row": fourth_row,
+    "neighbours": neighbours, "one row for all": one_row_for_all, "leaking rows": leaking_rows,
+    "fourth row": fourth_row,
 }  # fmt: skip
 """Graphs in which a row depends on others."""
 
