@@ -93,7 +93,7 @@ class _Layers:
         after = []
         for k, weights in enumerate(layer.all_weights):
             given = [state[:, k] for state in states]
-            now = _projected(x, given, weights) if layer.proj_size else _run(layer.mode, x, given, weights)
+            now = _projected(layer, x, given, weights) if layer.proj_size else _run(layer.mode, x, given, weights)
             after.append(now)
             x = now[0]
         return x, tuple(torch.stack(parts, dim=1) for parts in zip(*after, strict=True))
@@ -213,15 +213,22 @@ def _answer(
 
 
 def _run(mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> States:
-    """Return the next states of one layer by torch's own function, of which an exporter makes one operator."""
+    """Return the next states of one layer by torch's own function, of which an exporter makes one operator.
+
+    Onnxruntime has the operators in float32 alone; other numbers go by torch's function for one timestep.
+    """
+    kind = mode.lower()
+    if x.dtype != torch.float32:
+        found = getattr(torch, f"{kind}_cell")(x, states if len(states) > 1 else states[0], *weights)
+        return found if isinstance(found, tuple) else (found,)
     given = [state.unsqueeze(0) for state in states]
-    run: Any = getattr(torch, mode.lower())
     first = given if len(given) > 1 else given[0]
-    _, *after = run(x.unsqueeze(0), first, list(weights), len(weights) > 2, 1, 0.0, False, False, False)
+    has_biases = len(weights) > 2
+    _, *after = getattr(torch, kind)(x.unsqueeze(0), first, list(weights), has_biases, 1, 0.0, False, False, False)
     return tuple(state.squeeze(0) for state in after)
 
 
-def _projected(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> States:
+def _projected(layer: Any, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> States:
     """Return the next states of a layer of an `nn.LSTM` with projections, which ONNX's operator does not have.
 
     Source: torch.nn.LSTM; gates in the order i, f, g, o.
@@ -229,7 +236,7 @@ def _projected(x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -
     w_ih, w_hh, *biases, w_hr = weights
     b_ih, b_hh = biases or (None, None)
     gates = nn.functional.linear(x, w_ih, b_ih) + nn.functional.linear(states[0], w_hh, b_hh)
-    i, f, g, o = gates.chunk(4, dim=-1)
+    i, f, g, o = gates.split(layer.hidden_size, dim=-1)
     c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
     return nn.functional.linear(torch.sigmoid(o) * torch.tanh(c), w_hr), c
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnxscript.optimizer import optimize
 from torch import Tensor
 
 from model_export.converted import ConvertedModel
@@ -116,13 +117,14 @@ def convert_step(
     places = dict.fromkeys([*(one.name for one in step.inputs), *given_names], 0)
     for states in (step.states, next_names):
         places |= dict(zip(states, step.axes, strict=True))
-    proto = trace(
+    traced = trace(
         PlainOutputs(step.module),
         example,
         {tensor: {"batch": axis} for tensor, axis in places.items()},
         (takes, [*given_names, *next_names]),
         name=name,
     )
+    proto = optimize(traced)  # a timestep of length 1 makes much of the shapes constant
     manifest = Manifest(
         name=name,
         inputs=[InputSpec(name=one.name, dtype=one.dtype, shape=list(one.row)) for one in step.inputs],
