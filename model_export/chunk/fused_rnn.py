@@ -62,7 +62,7 @@ def emit_operators(builder: Vectorizer, loop: Loop) -> bool:
 
 def _first_states(node: onnx.NodeProto) -> Sequence[str]:
     """Return the tensors that an operator's states start from; fewer than it has states where some are left out."""
-    return node.input[5 : 5 + len(STATEFUL[node.op_type].states)]
+    return list(node.input[5 : 5 + len(STATEFUL[node.op_type].states)])
 
 
 def _runs_forward(reading: StepGraphAnalysis, node: onnx.NodeProto) -> bool:
