@@ -23,9 +23,8 @@ def emit_loop(builder: Vectorizer, loop: Loop) -> None:
         for state in loop.states:
             _emit_delay(builder, state)
         return
-    for way in (emit_window, emit_operators):
-        if way(builder, loop):
-            return
+    if not loop.is_whole and (emit_window(builder, loop) or emit_operators(builder, loop)):
+        return
     _emit_scan(builder, loop)
 
 

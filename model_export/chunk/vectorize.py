@@ -131,4 +131,4 @@ class Vectorizer:
 def whole(reading: StepGraphAnalysis) -> list[Loop]:
     """Return one loop of everything: each timestep is run as the step graph runs it."""
     moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
-    return [Loop(list(reading.after), moving)]
+    return [Loop(list(reading.after), moving, is_whole=True)]
