@@ -244,7 +244,12 @@ def for_one_row(folder: Path, scale: float) -> Path:
                 z = Gemm (row, D, E)
                 y = Mul (z, scale)
             }""",
-            {**weights, "to_step": np.array([1, 1, 3]), "to_row": np.array([1, 4]), "scale": np.array(scale, np.float32)},
+            {
+                **weights,
+                "to_step": np.array([1, 1, 3]),
+                "to_row": np.array([1, 4]),
+                "scale": np.array(scale, np.float32),
+            },
         )
     )
     return path
