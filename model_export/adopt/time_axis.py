@@ -12,6 +12,7 @@ from model_export.errors import StepwellError
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel
+from model_export.verify.runners import stepped
 
 _ROWS, _STEPS = 2, 7
 
@@ -82,10 +83,7 @@ def _timed(manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manif
 
 def _runs_as(manifest: Manifest, path: Path, single: StepModel, inputs: Mapping[str, Array]) -> bool:
     """Return whether a chunk in one run equals the same timesteps one by one."""
-    steps, want = single.initial_states(_ROWS), []
-    for t in range(_STEPS):
-        answer, steps = single.step({name: value[:, t] for name, value in inputs.items()}, steps)
-        want.append(answer)
+    want, steps = stepped(single, inputs, stored=False)
     try:
         model = StepModel(path, manifest)
         got, states = model.chunk(inputs, model.initial_states(_ROWS))
@@ -94,6 +92,6 @@ def _runs_as(manifest: Manifest, path: Path, single: StepModel, inputs: Mapping[
     sure = [output.name for output in manifest.answered if output.kind == "value"]
     return (
         model.chunked
-        and all(nearly_equal(got[name], np.stack([answer[name] for answer in want], axis=1)) for name in sure)
+        and all(nearly_equal(got[name], want[name]) for name in sure)
         and all(nearly_equal(states[name].reshape(steps[name].shape), steps[name]) for name in steps)
     )

@@ -47,10 +47,12 @@ class Loop:
     Attributes:
         states: State inputs.
         nodes: In graph order: each follows from one of the states, and one of the next states follows from it.
+        is_whole: Whether it is the whole step graph instead, which runs as it is.
     """
 
     states: list[str]
     nodes: list[onnx.NodeProto] = field(default_factory=list)
+    is_whole: bool = False
 
     @property
     def made(self) -> list[str]:

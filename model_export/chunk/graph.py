@@ -15,7 +15,7 @@ from onnx import helper
 
 from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis
 from model_export.chunk.builder import LENGTHS, tensors
-from model_export.chunk.fused_rnn import is_one_operator
+from model_export.chunk.fused_rnn import is_of_operators
 from model_export.chunk.vectorize import Vectorizer, whole
 from model_export.graph.builder import element_type
 from model_export.graph.decompose_rnn import RnnSteps, decompose_rnn
@@ -46,7 +46,7 @@ def dynamic_graphs(proto: onnx.ModelProto, manifest: Manifest) -> Iterator[tuple
         NoChunkError: The step graph is not one that chunks are made of.
     """
     reading = StepGraphAnalysis(proto, manifest)
-    at_once = {name for loop in reading.loops if is_one_operator(reading, loop) for name in loop.made}
+    at_once = {name for loop in reading.loops if is_of_operators(reading, loop) for name in loop.made}
     if (written_out := decompose_rnn(reading.model, at_once)) is not reading.model:
         reading = StepGraphAnalysis(written_out, manifest)
     reason: NoChunkError | None = None

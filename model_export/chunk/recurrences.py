@@ -1,4 +1,4 @@
-"""How a loop is run over a chunk: as a window or one operator where it is one, else by Scan."""
+"""How a loop is run over a chunk: as a window or by operators where it is that, else by Scan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnx import helper
 
 from model_export.chunk.analysis import Loop, NoChunkError
 from model_export.chunk.builder import ranked
-from model_export.chunk.fused_rnn import emit_operator
+from model_export.chunk.fused_rnn import emit_operators
 from model_export.chunk.ring_buffers import emit_window
 from model_export.graph.nodes import mapped, renamed, uses
 
@@ -23,9 +23,8 @@ def emit_loop(builder: Vectorizer, loop: Loop) -> None:
         for state in loop.states:
             _emit_delay(builder, state)
         return
-    for way in (emit_window, emit_operator):
-        if way(builder, loop):
-            return
+    if not loop.is_whole and (emit_window(builder, loop) or emit_operators(builder, loop)):
+        return
     _emit_scan(builder, loop)
 
 

@@ -59,7 +59,7 @@ class Vectorizer:
             if unit.loop is not None:
                 emit_loop(self, unit.loop)
             elif unit.node is not None and unit.node.output[0] not in self.reading.fixed:
-                self._emit(unit.node)
+                self.emit(unit.node)
         outputs = []
         for spec in self.reading.manifest.outputs:
             if self.facts.get(spec.name, TensorFact(0, None, ())).axis != 0:
@@ -96,7 +96,8 @@ class Vectorizer:
             raise NoChunkError(f"tensor {name!r} has no batch axis")
         return self.emitter.sequence(self.flat(name), fact)
 
-    def _emit(self, node: onnx.NodeProto) -> None:
+    def emit(self, node: onnx.NodeProto) -> None:
+        """Emit a node for all timesteps at once."""
         if node.op_type in {"Gather", "Slice"} and node.input[0] in self.windows:
             picked = pick(self, node, self.windows[node.input[0]])
             if picked is not None:
@@ -130,4 +131,4 @@ class Vectorizer:
 def whole(reading: StepGraphAnalysis) -> list[Loop]:
     """Return one loop of everything: each timestep is run as the step graph runs it."""
     moving = [node for node in reading.nodes if node.output[0] not in reading.fixed]
-    return [Loop(list(reading.after), moving)]
+    return [Loop(list(reading.after), moving, is_whole=True)]

@@ -31,13 +31,15 @@ class _Call:
         path: The layer's path in the module.
         initial: What each state begins with, shape `(1, *row)`; a row is that of the layer, with an axis in front
             where the module folds another axis into the layer's batch, and without axes of one layer.
-        inner: Rows as the layer has them.
+        inner: Rows of each state as the layer has them.
+        outer: Rows of each state as the stream has them.
         computed: Whether the module computes the initial states from its inputs.
     """
 
     path: str
     initial: dict[str, Tensor]
     inner: tuple[tuple[int, ...], ...]
+    outer: tuple[tuple[int, ...], ...]
     computed: bool
 
 
@@ -165,12 +167,12 @@ def _fed(feed: _Feed, taken: CellCall) -> tuple[Tensor, States]:
     states, feed.states = feed.states[:count], feed.states[count:]
     if call.computed and feed.started is not None:
         states = [
-            torch.where(feed.started.reshape(-1, *[1] * (old.dim() - 1)) > 0, old, new.reshape(-1, *old.shape[1:]))
-            for old, new in zip(states, taken.begin(), strict=True)
+            torch.where(feed.started.reshape(-1, *[1] * len(row)) > 0, old, new.reshape(-1, *row))
+            for old, new, row in zip(states, taken.begin(), call.outer, strict=True)
         ]
     inner = tuple(value.reshape(-1, *row) for value, row in zip(states, call.inner, strict=True))
     answer, after = taken.how.advance(taken.layer, taken.x, inner)
-    feed.after += [value.reshape(-1, *old.shape[1:]) for value, old in zip(after, states, strict=True)]
+    feed.after += [value.reshape(-1, *row) for value, row in zip(after, call.outer, strict=True)]
     return answer, after
 
 
@@ -189,8 +191,8 @@ def _call(one: CellCall, other: CellCall) -> _Call:
     )
     initial = [value[:1].clone() if fixed else torch.zeros_like(value[:1]) for value in outer]
     kinds = one.how.initial(one.layer)
-    inner = tuple(tuple(value.shape[1:]) for value in begin)
-    return _Call(one.path, dict(zip(kinds, initial, strict=True)), inner, computed=not fixed)
+    inner, rows = (tuple(tuple(value.shape[1:]) for value in values) for values in (begin, outer))
+    return _Call(one.path, dict(zip(kinds, initial, strict=True)), inner, rows, computed=not fixed)
 
 
 def _outer(fold: int, layer: Any, row: Sequence[int]) -> tuple[int, ...]:

@@ -66,7 +66,7 @@ class Output:
             return value.movedim(self.batch, 0)
         if self.folded:
             lead = (-1, steps) if self.batch == 0 else (steps, -1)
-            value = value.reshape(*lead, *value.shape[1:])
+            value = value.reshape(*lead, *map(int, value.shape[1:]))  # numbers, also while it is traced
         return value.movedim((self.batch, self.time), (0, 1))
 
 

@@ -1,7 +1,8 @@
 """One timestep of every recurrent layer: what it was called with, its next states, what it returns.
 
-`nn.LSTM`, `nn.GRU` and `nn.RNN` are written out. So every one exports: onnxruntime refuses what torch makes of
-projections, and rows of a batch come out as they do alone, which is not so with the fused operators.
+Torch's own functions run the timestep, so that its exporter makes operators of them, as chunks need them;
+`model_export.graph.decompose_rnn` writes them out for single steps. Projections are written out here: onnxruntime
+refuses what torch makes of them.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ class _Layers:
     def advance(self, layer: Any, x: Tensor, states: States) -> tuple[Tensor, States]:
         after = []
         for k, weights in enumerate(layer.all_weights):
-            now = _advance(layer, x, [state[:, k] for state in states], weights)
+            given = [state[:, k] for state in states]
+            now = _projected(layer, x, given, weights) if layer.proj_size else _run(layer.mode, x, given, weights)
             after.append(now)
             x = now[0]
         return x, tuple(torch.stack(parts, dim=1) for parts in zip(*after, strict=True))
@@ -99,6 +101,10 @@ class _Layers:
     def give(self, layer: Any, answer: Tensor, states: States) -> Any:
         last = tuple(state.transpose(0, 1).contiguous() for state in states)  # as torch's own, for `h.view`
         return answer.unsqueeze(int(layer.batch_first)), last if isinstance(layer, nn.LSTM) else last[0]
+
+
+_MODES: dict[Any, str] = {nn.LSTMCell.forward: "lstm", nn.GRUCell.forward: "gru", nn.RNNCell.forward: ""}
+"""Torch's function for whole sequences, by the method for one timestep; RNNs have one for each nonlinearity."""
 
 
 class _Cell:
@@ -114,9 +120,15 @@ class _Cell:
         return x, hx if hx is None else tuple(hx) if isinstance(layer, nn.LSTMCell) else (hx,)
 
     def advance(self, layer: Any, x: Tensor, states: States) -> tuple[Tensor, States]:
-        found = type(layer).forward(layer, x, states if isinstance(layer, nn.LSTMCell) else states[0])
-        after = found if isinstance(layer, nn.LSTMCell) else (found,)
-        return after[0], tuple(after)
+        forward = type(layer).forward
+        if forward in _MODES:
+            biases = [layer.bias_ih, layer.bias_hh] if layer.bias else []
+            mode = _MODES[forward] or f"rnn_{layer.nonlinearity}"
+            after = _run(mode, x, states, [layer.weight_ih, layer.weight_hh, *biases])
+        else:  # of the user's own
+            found = forward(layer, x, states if isinstance(layer, nn.LSTMCell) else states[0])
+            after = tuple(found) if isinstance(layer, nn.LSTMCell) else (found,)
+        return after[0], after
 
     def give(self, layer: Any, answer: Tensor, states: States) -> Any:
         return states if isinstance(layer, nn.LSTMCell) else answer
@@ -200,36 +212,33 @@ def _answer(
     return how.give(layer, answer, after)
 
 
-def _advance(layer: Any, x: Tensor, states: list[Tensor], weights: list[Tensor]) -> States:
-    """Return the next states of one layer; the first is its answer.
+def _run(mode: str, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> States:
+    """Return the next states of one layer by torch's own function, of which an exporter makes one operator.
 
-    `weights` are `w_ih`, `w_hh`, then `b_ih`, `b_hh` where there is a bias, then `w_hr` where there is a projection.
+    Onnxruntime has the operators in float32 alone; other numbers go by torch's function for one timestep.
     """
-    w_ih, w_hh, *rest = weights
-    b_ih, b_hh = (rest[0], rest[1]) if layer.bias else (None, None)
-    given, held = nn.functional.linear(x, w_ih, b_ih), nn.functional.linear(states[0], w_hh, b_hh)
-    if isinstance(layer, nn.LSTM):
-        return _lstm(given + held, states[1], rest[-1] if layer.proj_size else None)
-    if isinstance(layer, nn.GRU):
-        return (_gru(given, held, states[0]),)
-    return (torch.relu(given + held) if layer.mode == "RNN_RELU" else torch.tanh(given + held),)
+    kind = mode.lower()
+    if x.dtype != torch.float32:
+        found = getattr(torch, f"{kind}_cell")(x, states if len(states) > 1 else states[0], *weights)
+        return found if isinstance(found, tuple) else (found,)
+    given = [state.unsqueeze(0) for state in states]
+    first = given if len(given) > 1 else given[0]
+    has_biases = len(weights) > 2
+    _, *after = getattr(torch, kind)(x.unsqueeze(0), first, list(weights), has_biases, 1, 0.0, False, False, False)
+    return tuple(state.squeeze(0) for state in after)
 
 
-def _lstm(gates: Tensor, c: Tensor, w_hr: Tensor | None) -> States:
-    """Source: torch.nn.LSTM; gates in the order i, f, g, o."""
-    i, f, g, o = gates.chunk(4, dim=-1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    h = torch.sigmoid(o) * torch.tanh(c)
-    return (h if w_hr is None else nn.functional.linear(h, w_hr)), c
+def _projected(layer: Any, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]) -> States:
+    """Return the next states of a layer of an `nn.LSTM` with projections, which ONNX's operator does not have.
 
-
-def _gru(given: Tensor, held: Tensor, h: Tensor) -> Tensor:
-    """Source: torch.nn.GRU; gates in the order r, z, n."""
-    r_x, z_x, n_x = given.chunk(3, dim=-1)
-    r_h, z_h, n_h = held.chunk(3, dim=-1)
-    r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
-    n = torch.tanh(n_x + r * n_h)
-    return (1 - z) * n + z * h
+    Source: torch.nn.LSTM; gates in the order i, f, g, o.
+    """
+    w_ih, w_hh, *biases, w_hr = weights
+    b_ih, b_hh = biases or (None, None)
+    gates = nn.functional.linear(x, w_ih, b_ih) + nn.functional.linear(states[0], w_hh, b_hh)
+    i, f, g, o = gates.split(layer.hidden_size, dim=-1)
+    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+    return nn.functional.linear(torch.sigmoid(o) * torch.tanh(c), w_hr), c
 
 
 def refuse_packed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

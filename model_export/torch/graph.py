@@ -7,14 +7,16 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
+from model_export.runtime.session import open_session
 from model_export.torch.attention import attention_written_out
 from model_export.torch.cells import decomposed, patch_recurrent_layers
 from model_export.torch.checks import first_line, unfused
@@ -25,115 +27,97 @@ from model_export.torch.recurrences import associative_scans_written_out
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""
 
+_FIXED_ROWS = "The module fixes the number of rows: it works for the batch size of its example alone."
+_FIX_ROWS = "Take the batch size from the input, x.shape[0], instead of writing a number."
+
+_Axes = Mapping[str, Mapping[str, int]]
+_Names = tuple[Sequence[str], Sequence[str]]
+
 
 class _ExporterError(RefusedModelError):
-    """One of torch's exporters fails; another may not."""
+    """One of torch's exporters fails; the other may not."""
 
 
-def step_graph(
-    module: Any, values: Sequence[Tensor], axes: Sequence[int], names: tuple[Sequence[str], Sequence[str]], *, name: str
+def trace(
+    module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, *, name: str, length: int | None = None
 ) -> onnx.ModelProto:
-    """Trace a module that takes one timestep and its states.
+    """Trace a module, with rows and timesteps of any number.
 
-    The older exporter is tried where the newer one fails, which it does over a `view` now and then.
-
-    Args:
-        module: It takes a tuple of tensors and returns one.
-        values: An example of each, of more than one row: one row would be taken for a constant.
-        axes: Where each has its batch axis.
-        names: Of what it takes, and of what it gives.
-        name: The graph's.
-    """
-    batch = torch.export.Dim("batch")
-    dynamic = tuple({axis: batch} for axis in axes)
-
-    def newer() -> onnx.ModelProto:
-        with _tracing():
-            program = torch.export.export(module, (tuple(values),), dynamic_shapes=(dynamic,), strict=False)
-            exported = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, input_names=names[0], output_names=names[1], verbose=False
-            )
-        return _plain(exported, name)
-
-    named_axes = [*zip(names[0], axes, strict=True), *zip(names[1], _next_axes(axes, names), strict=True)]
-    open_axes = {tensor: {axis: "batch"} for tensor, axis in named_axes}
-    return _first(newer, lambda: _older_graph(_SpreadArguments(module), values, open_axes, names, name=name))
-
-
-def sequence_graph(
-    module: Any,
-    values: Sequence[Tensor],
-    axes: Mapping[str, Mapping[int, str]],
-    names: tuple[Sequence[str], Sequence[str]],
-    *,
-    name: str,
-    length: int | None = None,
-) -> onnx.ModelProto:
-    """Trace a module over whole sequences, with batch and time of any length.
-
-    The older exporter is tried first: the newer one fixes the number of timesteps after recurrent layers, and takes
-    longer. The newer one has operations that the older one lacks. The older one gets a copy, for it writes into the
-    weights where it folds a BatchNorm into a convolution.
+    The older exporter is tried first: the newer one fixes the number of timesteps after recurrent layers, writes more
+    nodes for these, and takes longer. The newer one has operations that the older one lacks, and follows what Python
+    computes of sizes.
 
     Args:
         module: It takes tensors and returns a tuple of tensors.
-        values: An example of each.
-        axes: By the name of what it takes or gives: which axes are of any length, and what they are called.
+        values: An example of each, of more than one row: one row would be taken for a constant.
+        axes: By the name of what it takes or gives: where it has `batch` and `time`, which are of any length.
         names: Of what it takes, and of what it gives.
         name: The graph's.
         length: The most timesteps that the module takes; None: any number.
-    """
-    open_axes = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
-    dynamic = tuple({axis: open_axes[what] for axis, what in axes[given].items()} for given in names[0])
-
-    def newer() -> onnx.ModelProto:
-        with _tracing(), attention_written_out():
-            exported = torch.onnx.export(
-                module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
-                input_names=names[0], output_names=names[1], verbose=False,
-            )  # fmt: skip
-        return _plain(exported, name)
-
-    return _first(lambda: _older_graph(module, values, axes, names, name=name), newer)
-
-
-def _first(*ways: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
-    """Return the graph by the first exporter that makes one.
 
     Raises:
-        RefusedModelError: None does; the error of the first. Or a refusal from within the module, for which no other
-            exporter is tried.
+        RefusedModelError: No exporter makes a graph for any number of rows; the error of the first. Or a refusal from
+            within the module, for which the other exporter is not tried.
     """
     errors: list[_ExporterError] = []
-    for way in ways:
+    for export in (_older, _newer):
         try:
-            return way()
+            with _tracing():
+                proto = _plain(export(module, values, axes, names, length), name)
+            _check_rows(proto, values, axes, names)
         except _ExporterError as exc:
             errors.append(exc)
+        else:
+            return proto
     raise errors[0]
 
 
-def _older_graph(
-    module: Any,
-    values: Sequence[Tensor],
-    axes: Mapping[str, Mapping[int, str]],
-    names: tuple[Sequence[str], Sequence[str]],
-    *,
-    name: str,
-) -> onnx.ModelProto:
-    file = io.BytesIO()
-    rows = next(
-        value.shape[axis]
-        for tensor, value in zip(names[0], values, strict=True)
-        for axis, what in axes[tensor].items()
-        if what == "batch"
-    )
-    with _tracing(), Decomposed(), attention_written_out(), associative_scans_written_out(rows):
+def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
+    """Export a copy: the exporter writes into the weights where it folds a BatchNorm into a convolution."""
+    del length  # it keeps no bounds
+    file, rows = io.BytesIO(), values[0].shape[axes[names[0][0]]["batch"]]
+    open_axes = {given: {axis: what for what, axis in places.items()} for given, places in axes.items()}
+    with Decomposed(), attention_written_out(), associative_scans_written_out(rows):
         torch.onnx.export(
             copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
-            input_names=names[0], output_names=names[1], dynamic_axes=axes,
+            input_names=names[0], output_names=names[1], dynamic_axes=open_axes,
         )  # fmt: skip
-    return _plain(onnx.load_model_from_string(file.getvalue()), name)
+    return onnx.load_model_from_string(file.getvalue())
+
+
+def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
+    lengths = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
+    dynamic = tuple({axis: lengths[what] for what, axis in axes[given].items()} for given in names[0])
+    with attention_written_out():
+        return torch.onnx.export(
+            module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
+            input_names=names[0], output_names=names[1], verbose=False,
+        )  # fmt: skip
+
+
+def _check_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: _Axes, names: _Names) -> None:
+    """Run a graph on fewer rows than the example has.
+
+    Raises:
+        _ExporterError: It runs on as many alone.
+    """
+    try:
+        session = open_session(proto.SerializeToString(), where="the graph", threads=1, as_written=True)
+        taken = {tensor.name for tensor in session.get_inputs()}
+        feeds = {given: value.numpy() for given, value in zip(names[0], values, strict=True) if given in taken}
+        session.run(None, feeds)
+    except Exception:  # noqa: BLE001  # whatever it is: the graph is refused, with the reason, where it is loaded
+        return
+    batch = {given: places["batch"] for given, places in axes.items()}
+    fewer = {given: np.delete(value, 0, batch[given]) for given, value in feeds.items()}
+    rows = {value.shape[batch[given]] for given, value in fewer.items()}
+    try:
+        found = dict(zip(names[1], session.run(names[1], fewer), strict=True))
+        fits = {value.shape[batch[given]] for given, value in found.items()} == rows
+    except Exception:  # noqa: BLE001  # it ran on all rows
+        fits = False
+    if not fits:
+        raise _ExporterError(_FIXED_ROWS, fix=_FIX_ROWS)
 
 
 @contextlib.contextmanager
@@ -154,35 +138,16 @@ def _tracing() -> Iterator[None]:
 
 
 class PlainOutputs(nn.Module):
-    """A module from a tuple of tensors to one, with its recurrent layers written out."""
+    """A module whose recurrent layers run by `decomposed`, and which returns a tuple of tensors."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run the module; in one argument, for older exporters stumble over `*values`."""
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Run the module."""
         with patch_recurrent_layers(self.module, decomposed):
             return tuple(tensor for _, tensor in flatten(self.module(*values)))
-
-
-class _SpreadArguments(nn.Module):
-    """A module of one tuple as a module of its parts."""
-
-    def __init__(self, module: Any) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *values: Tensor) -> Any:
-        """Run the module."""
-        return self.module(values)
-
-
-def _next_axes(axes: Sequence[int], names: tuple[Sequence[str], Sequence[str]]) -> list[int]:
-    """Return where each output has its batch axis: the next states as the states, which come last."""
-    takes, gives = names
-    states = sum(f"{name}_next" in gives for name in takes)
-    return [0] * (len(gives) - states) + list(axes[len(axes) - states :])
 
 
 @contextlib.contextmanager
@@ -213,10 +178,7 @@ def _refused(exc: Exception) -> _ExporterError:
         causes.append(cause)
     text = " ".join(str(one) for one in causes)
     if "specialized it to be a constant" in text:
-        return _ExporterError(
-            "The module fixes the number of rows: it works for the batch size of its example alone.",
-            fix="Take the batch size from the input, x.shape[0], instead of writing a number.",
-        )
+        return _ExporterError(_FIXED_ROWS, fix=_FIX_ROWS)
     return _ExporterError(
         f"torch {torch.__version__} cannot export the module: {first_line(causes[-1])}.",
         fix="Write the part that it names with other operations, and try again.",

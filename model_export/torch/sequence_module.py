@@ -18,7 +18,7 @@ from model_export.torch.autostep import AutoStep
 from model_export.torch.axis_inference import ROWS, Sequences
 from model_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
 from model_export.torch.decompositions import Decomposed
-from model_export.torch.graph import sequence_graph
+from model_export.torch.graph import trace
 from model_export.torch.layers import StepLayer
 from model_export.torch.naming import named
 from model_export.torch.sampling import ExampleSampler
@@ -167,10 +167,10 @@ def _by_its_graph(whole: Sequences, reason: RefusedModelError, spec: StepSpec, *
         **{one.name: one.time is not None for one in whole.inputs},
         **{gives[at]: one.time is not None for at, one in enumerate(whole.outputs)},
     }
-    axes = {tensor: {0: "batch", 1: "time"} if has_time else {0: "batch"} for tensor, has_time in timed.items()}
+    axes = {tensor: {"batch": 0, "time": 1} if has_time else {"batch": 0} for tensor, has_time in timed.items()}
     drawn = whole.draw.tensors(0, _TRACED_ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    proto = sequence_graph(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length)
+    proto = trace(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length)
     if whole.loops:
         from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 

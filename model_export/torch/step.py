@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnxscript.optimizer import optimize
 from torch import Tensor
 
 from model_export.converted import ConvertedModel
@@ -15,7 +16,7 @@ from model_export.errors import RefusedModelError
 from model_export.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from model_export.torch.autostep import AutoStep
 from model_export.torch.checks import Watch, check_behaviour, prepared, run
-from model_export.torch.graph import PlainOutputs, step_graph
+from model_export.torch.graph import PlainOutputs, trace
 from model_export.torch.naming import flatten, named, numpy_dtype
 from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 from model_export.verify.parity import ReferenceModel, Sampler
@@ -113,13 +114,17 @@ def convert_step(
     outputs, _ = step(example)
     next_names = [f"{state}_next" for state in step.states]
     given_names = named(step.paths or [path for path, _ in outputs], names, [*takes, *next_names])
-    proto = step_graph(
+    places = dict.fromkeys([*(one.name for one in step.inputs), *given_names], 0)
+    for states in (step.states, next_names):
+        places |= dict(zip(states, step.axes, strict=True))
+    traced = trace(
         PlainOutputs(step.module),
         example,
-        [0] * len(step.inputs) + list(step.axes),
+        {tensor: {"batch": axis} for tensor, axis in places.items()},
         (takes, [*given_names, *next_names]),
         name=name,
     )
+    proto = optimize(traced)  # a timestep of length 1 makes much of the shapes constant
     manifest = Manifest(
         name=name,
         inputs=[InputSpec(name=one.name, dtype=one.dtype, shape=list(one.row)) for one in step.inputs],

@@ -2,9 +2,9 @@
 
 What is compared, for each kind of sequence (drawn at random, with masked timesteps, the user's own):
 
-* three rows together, every answer of every timestep, against the original; after every timestep each state is
-  saved and restored in the packed form that the store keeps;
-* the same rows alone, so that a row never depends on its neighbours in a batch;
+* three rows together, then more, every answer of every timestep, against the original; after every timestep each
+  state is saved and restored in the packed form that the store keeps;
+* the first three rows alone, so that a row never depends on its neighbours in a batch;
 * the same rows in chunks of several lengths, so that a chunk is the same as its steps;
 
 and one long run, for differences that grow. What could not be compared stands in the report with the reason.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +47,8 @@ __all__ = [
 ]  # fmt: skip
 
 ROWS = 3
+MORE_ROWS = 6
+"""Rows that run together behind the first ones: a graph may be right for three, and wrong for more."""
 STEPS = 64
 SEEDS = (0, 1, 2)
 ATOL = 1e-5
@@ -198,14 +201,14 @@ class _Check:
         self.progress(f"{kind}: the original", 0, rows)
         want = run_reference(self.original, data, judged)
         parts = []
-        for start in range(0, rows, ROWS):
-            batch = {name: array[start : start + ROWS] for name, array in data.items()}
+        for start, end in pairwise([0, *range(ROWS, rows, MORE_ROWS), rows]):
+            batch = {name: array[start:end] for name, array in data.items()}
             together = stepped(self.model, batch)
             parts.append(together[0])
             if start == 0:
                 self._rows_alone(kind, {name: together[0][name] for name in judged}, rows_alone(self.model, batch))
                 self._chunks(kind, batch, together)
-            self.progress(f"{kind}: step by step", min(start + ROWS, rows), rows)
+            self.progress(f"{kind}: step by step", end, rows)
         outputs = stacked(parts)
         self._against_original(kind, data, want, outputs)
         if kind == USER:

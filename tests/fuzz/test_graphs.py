@@ -56,6 +56,11 @@ def test_a_broken_sequence_graph_is_exported_or_refused_in_words(tens: int) -> N
     assert all(exported(seed) for seed in range(10 * tens, 10 * tens + 10))
 
 
+@pytest.mark.parametrize("seed", [371])  # Concat without an axis, behind a loop that was written out
+def test_a_broken_sequence_graph_that_failed_once_is_refused_in_words(seed: int) -> None:
+    assert exported(seed)
+
+
 @pytest.mark.parametrize("tens", range(COUNT // 10))
 def test_a_broken_step_graph_is_adopted_or_refused_in_words(tens: int, tmp_path: Path) -> None:
     assert all(adopted(seed, tmp_path) for seed in range(10 * tens, 10 * tens + 10))

@@ -129,6 +129,67 @@ MUTANTS: dict[str, Mutate] = {
 }  # fmt: skip
 
 
+def neighbours(proto: onnx.ModelProto, manifest: Any) -> None:
+    """Each row's last state becomes that of the next row."""
+    state = manifest.states[-1]
+    tensor, at = _hide(proto, state.output), state.batch_axis
+    start, end = (_slice(proto, tensor, at, *bounds) for bounds in ((1, 2**31), (0, 1)))
+    proto.graph.node.append(helper.make_node("Concat", [start, end], [state.output], axis=at))
+
+
+def one_row_for_all(proto: onnx.ModelProto, manifest: Any) -> None:
+    """All rows get the answer of the first one."""
+    answer = manifest.outputs[0]
+    tensor = _hide(proto, answer.name)
+    first = _slice(proto, tensor, answer.batch_axis, 0, 1)
+    proto.graph.node.append(helper.make_node("Shape", [tensor], ["rows/shape"]))
+    proto.graph.node.append(helper.make_node("Expand", [first, "rows/shape"], [answer.name]))
+
+
+def leaking_rows(proto: onnx.ModelProto, manifest: Any) -> None:
+    """A thousandth of the mean of all rows is in each row's last state."""
+    state = manifest.states[-1]
+    tensor = _hide(proto, state.output)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(1e-3, np.float32), "leak"))
+    own = [helper.make_attribute("axes", [state.batch_axis])]
+    mean = helper.make_node("ReduceMean", [tensor], ["rows/mean"])
+    mean.attribute.extend(own)
+    away = helper.make_node("Sub", ["rows/mean", tensor], ["rows/away"])
+    part = helper.make_node("Mul", ["rows/away", "leak"], ["rows/part"])
+    proto.graph.node.extend([mean, away, part, helper.make_node("Add", [tensor, "rows/part"], [state.output])])
+
+
+def fourth_row(proto: onnx.ModelProto, manifest: Any) -> None:
+    """All rows behind the third one get its last state; up to three rows are right."""
+    state = manifest.states[-1]
+    tensor, at = _hide(proto, state.output), state.batch_axis
+    values = {"rows/zero": 0, "rows/one": 1, "rows/most": 2, "rows/axis": at}
+    proto.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), name) for name, v in values.items())
+    proto.graph.node.extend([
+        helper.make_node("Shape", [tensor], ["rows/shape"]),
+        helper.make_node("Gather", ["rows/shape", "rows/axis"], ["rows/count"]),
+        helper.make_node("Range", ["rows/zero", "rows/count", "rows/one"], ["rows/all"]),
+        helper.make_node("Min", ["rows/all", "rows/most"], ["rows/clamped"]),
+        helper.make_node("Gather", [tensor, "rows/clamped"], [state.output], axis=at),
+    ])  # fmt: skip
+
+
+ROW_MUTANTS: dict[str, Mutate] = {
+    "neighbours": neighbours, "one row for all": one_row_for_all, "leaking rows": leaking_rows,
+    "fourth row": fourth_row,
+}  # fmt: skip
+"""Graphs in which a row depends on others."""
+
+
+def _slice(proto: onnx.ModelProto, tensor: str, axis: int, start: int, end: int) -> str:
+    """Add a part of a tensor along an axis; return its name."""
+    names = [f"{tensor}/{start}/{what}" for what in ("start", "end", "axis", "part")]
+    bounds = zip(names, (start, end, axis), strict=False)
+    proto.graph.initializer.extend(numpy_helper.from_array(np.array([value], np.int64), name) for name, value in bounds)
+    proto.graph.node.append(helper.make_node("Slice", [tensor, *names[:3]], [names[3]]))
+    return names[3]
+
+
 def _is_vector(init: Any) -> bool:
     wide = [dim for dim in init.dims if dim != 1]
     return init.data_type == onnx.TensorProto.FLOAT and len(wide) == 1

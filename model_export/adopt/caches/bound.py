@@ -19,8 +19,9 @@ from model_export.adopt.verify_adopted import largest_difference, report_compari
 from model_export.errors import ModelLoadError, ParityError, RefusedModelError, StepwellError
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import Array, InputSpec, Parity
-from model_export.runtime.batch_independence import nearly_equal, random_rows
+from model_export.runtime.batch_independence import nearly_equal
 from model_export.step_model import StepModel, stacked
+from model_export.verify.samplers import random_sampler
 
 SHORTEST = 2
 """Timesteps of the shortest cache: the new one, and one before."""
@@ -186,8 +187,9 @@ def _run_both(
 ) -> None:
     states, counts = begin
     bounded = original.bounded(states, counts.start)
+    draw = random_sampler(model.manifest, original.ids)
     for count in counts:
-        row = {spec.name: _drawn(rng, spec, original.ids) for spec in model.manifest.inputs}
+        row = {name: values[:, 0] for name, values in draw(rng, 1, 1).items()}
         compared.before.append((row, bounded))
         found, states = original.step({s.name: _in_graph(s, row[s.name]) for s in model.manifest.inputs}, states, count)
         answers, bounded = model.step(row, bounded)
@@ -222,12 +224,6 @@ def _check_rows(original: GrowingModel, model: StepModel, compared: _Compared) -
     answers, _ = model.step(inputs, states)
     alone = {name: np.concatenate([values[at] for at in places]) for name, values in compared.want.items()}
     _check_equal(original, {name: answers[name] for name in alone}, alone)
-
-
-def _drawn(rng: np.random.Generator, spec: InputSpec, ids: Mapping[str, int]) -> Array:
-    if spec.name in ids:
-        return rng.integers(0, ids[spec.name], (1, *spec.row_shape)).astype(spec.dtype)
-    return random_rows(rng, spec, (1,))
 
 
 def _in_graph(spec: InputSpec, row: Array) -> Array:

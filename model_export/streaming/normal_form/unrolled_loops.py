@@ -282,7 +282,9 @@ class _Unrolled:
         outs = [scan.inner_name(body.carried[name][at]) for name in states]
         axes, names = [], []
         for result, join in body.joined.items():
-            axis = int(attributes(join)["axis"])
+            axis = attributes(join).get("axis")
+            if axis is None:  # onnxruntime refuses the graph
+                raise _NoLoopError
             outs.append(scan.without_axis(result, axis))
             axes.append(axis)
             names.append(join.output[0])

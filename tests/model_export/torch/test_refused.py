@@ -223,6 +223,10 @@ STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {
         lambda: stepwise(lambda m, x, h: (x, h + 1) if h.max() > 3 else (x, h)),
         "decides by the value of a tensor",
     ),
+    "fixed_rows": (
+        lambda: stepwise(lambda m, x, h: (x + torch.zeros(len(x), 1).expand(-1, 4), h)),
+        "fixes the number of rows",
+    ),
     "mixed_rows": (lambda: stepwise(lambda m, x, h: (x.sum(0, keepdim=True), h)), "expected the batch axis first"),
     "no_axes": (
         lambda: StepSpec(of(lambda m, x, h: (x + h, h)), inputs={"x": 1.0}, states={"h": torch.zeros(1, 4)}),

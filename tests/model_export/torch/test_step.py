@@ -95,6 +95,13 @@ def test_examples_may_be_arrays_and_lists() -> None:
     assert [o.name for o in made.manifest.outputs] == ["sum", "half"]
 
 
+def test_an_operation_that_the_older_exporter_lacks_is_exported_by_the_newer_one() -> None:
+    module = of(lambda m, x, h: (torch.heaviside(x - h, x), x))
+    made = convert(StepSpec(module, {"x": torch.zeros(2, 4)}, {"h": torch.zeros(1, 4)}), name="edge")
+
+    assert verify_model(made, long_steps=100)[1].parity.max_abs == 0.0
+
+
 def test_ids_are_drawn_from_the_whole_table() -> None:
     """An example of zeros would show one row of it."""
     (sampler,) = (zoo.made("cells_in_a_loop").samplers or {}).values()

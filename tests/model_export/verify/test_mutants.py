@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,9 @@ from onnx import numpy_helper
 
 from model_export.adopt.adopt_file import adopt_file
 from model_export.adopt.caches.bounded_graph import with_bounded_caches
+from model_export.adopt.dynamic_batch import batchify
 from model_export.adopt.inline_window import fold_context
-from model_export.converted import ConvertedModel, check_model
+from model_export.converted import ConvertedModel, check_model, verify_model
 from model_export.errors import ParityError
 from model_export.export import convert_source
 from model_export.manifest import Array, Manifest
@@ -29,7 +31,7 @@ from model_export.verify.parity import STEPS, verify_parity
 from model_export.verify.reference import PrefixAnswers, ReferenceModel
 from model_export.verify.tolerance import Tolerance
 from tests import graphs
-from tests.model_export.mutants import MUTANTS, mutated, scaled
+from tests.model_export.mutants import MUTANTS, ROW_MUTANTS, mutated, scaled
 from tests.model_export.streaming import zoo
 
 FULL, FP16, INT8, STORED = Precision(), Precision("fp16"), Precision("int8"), Precision(store_dtype="float16")
@@ -172,6 +174,15 @@ def test_only_the_right_graph_passes(made: Callable[[str], ConvertedModel], way:
     assert {name for name, how in found.items() if how == "equal"} == set()
 
 
+def test_a_graph_that_is_wrong_from_the_fourth_row_on_is_caught(made: Callable[[str], ConvertedModel]) -> None:
+    right = made("weights as int8")
+    wrong = mutated(right, ROW_MUTANTS["fourth row"])
+
+    for candidate, raised in ((right, nullcontext()), (wrong, pytest.raises(ParityError))):
+        with raised:
+            verify_model(candidate, long_steps=0)
+
+
 # -------------------------------------------------------------------- graphs that adopt writes
 
 
@@ -215,6 +226,52 @@ def test_a_rewritten_graph_that_loses_a_small_number_is_called_weak(
     assert adopted.manifest.verified is not None
     assert adopted.manifest.verified.model_dump()["weak"] == (how == "weak")
     assert any("the verification of y is weak" in note for note in adopted.adoption.notes) == (how == "weak")
+
+
+def for_one_row(folder: Path, scale: float) -> Path:
+    """An LSTM whose exporter has written its one row into shapes."""
+    rng = np.random.default_rng(0)
+    shapes = {"W": (1, 16, 3), "R": (1, 16, 4), "B": (1, 32), "D": (4, 2), "E": (2,)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    path = folder / "row.onnx"
+    path.write_bytes(
+        graphs.graph_from_text(
+            """row (float[1,3] x, float[1,1,4] h, float[1,1,4] c)
+                => (float[1,2] y, float[1,1,4] h_next, float[1,1,4] c_next) {
+                step = Reshape (x, to_step)
+                all, h_next, c_next = LSTM <hidden_size = 4> (step, W, R, B, , h, c)
+                row = Reshape (all, to_row)
+                z = Gemm (row, D, E)
+                y = Mul (z, scale)
+            }""",
+            {
+                **weights,
+                "to_step": np.array([1, 1, 3]),
+                "to_row": np.array([1, 4]),
+                "scale": np.array(scale, np.float32),
+            },
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e7])
+@pytest.mark.parametrize("mutant", [None, *MUTANTS, *ROW_MUTANTS])
+def test_a_wrong_graph_that_runs_rows_together_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: str | None, scale: float
+) -> None:
+    def rewritten(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProto, Manifest]:
+        made, described = batchify(model, manifest)
+        described = described.model_copy(deep=True)
+        if mutant is not None:
+            {**MUTANTS, **ROW_MUTANTS}[mutant](made, described)
+        return made, described
+
+    monkeypatch.setattr("model_export.adopt.rewrite.batchify", rewritten)
+    with nullcontext() if mutant is None else pytest.raises(ParityError):
+        adopt_file(for_one_row(tmp_path, scale), changes=["batchify"], target=tmp_path / "new.onnx")
+
+    assert (tmp_path / "new.onnx").exists() == (mutant is None)
 
 
 @pytest.mark.parametrize("mutant", ["dropped state", "swapped states", "lost bias", "wrong gate", "shifted"])
