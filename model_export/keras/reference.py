@@ -185,9 +185,7 @@ def _draw(
         shape = (*lead, *spec.shape)
         if np.dtype(spec.dtype).kind == "f" and fact.vocabulary is None:
             drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-            if fact.vocabulary:  # ids that the model takes as floats
-                drawn[spec.name] = rng.integers(0, fact.vocabulary, shape).astype(spec.dtype)
-        else:  # 0 and 1 are valid in every class list and flag
+        else:  # ids, also as floats; 0 and 1 are valid in every class list and flag
             drawn[spec.name] = rng.integers(0, fact.vocabulary or 2, shape).astype(spec.dtype)
             if not fact.may_begin_masked:
                 drawn[spec.name][:, 0] = np.where(drawn[spec.name][:, 0] == fact.mask_value, 1, drawn[spec.name][:, 0])
