@@ -40,8 +40,9 @@ def apply(call: Call, rule: Rule) -> list[Any]:
     if handles(rule, "shape") and len(values) == 1:
         weight = x.deferred.weight
         assert weight is not None
-        both = [listed(rule(call.changed(lambda _, part=part: part))) for part in (plain(x), weight)]
-        return [replace(y, deferred=_moved(x.deferred, y, plain(its))) for y, its in zip(*both, strict=True)]
+        results = listed(rule(call.changed(lambda _: plain(x))))
+        weights = listed(rule(call.changed(lambda _: weight)))
+        return [replace(y, deferred=_moved(x.deferred, y, plain(its))) for y, its in zip(results, weights, strict=True)]
     if "Multiply" in {cls.__name__ for cls in type(call.layer).__mro__} and sum(bool(v.deferred) for v in values) == 1:
         (y,) = listed(rule(call.changed(lambda v: plain(x) if v is x else v)))
         return [replace(y, deferred=x.deferred)]
