@@ -54,7 +54,6 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
     import keras
 
     from model_export.converted import ConvertedModel
-    from model_export.keras.layer_outputs import layer_outputs
     from model_export.keras.reference import KerasReference, rounding, samplers
     from model_export.keras.step import export_keras
     from model_export.keras.subclassed import walkable
@@ -72,7 +71,7 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
         samplers=samplers(exported),
         only_length=original.only_length,
         longest=original.longest,
-        probe=layer_outputs(model, exported, original),
+        probe=original.activations,
         rounding=rounding(model),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,10 @@ def take(call: Call) -> Value:
     source, places = call.args[0], call.kwargs.get("indices", call.args[1] if len(call.args) > 1 else None)
     axis = call.layer.axis
     if isinstance(places, Value):
-        return _look_up(call, source, places, axis)
+        table = None if isinstance(source, Value) else to_array(source)
+        if table is None or axis not in {0, None} or (axis is None and table.ndim != 1):
+            raise call.refuse("its places are computed; expected constants, or a constant table looked up along axis 0")
+        return _entries(call, table, places, least=-len(table))
     x, index = call.value, to_array(places)
     if x.time and axis is not None and axis % x.rank == 1 and index.size == 1 and int(index.item()) == -1:
         row = (1, *x.row) if index.ndim else x.row
@@ -27,13 +29,6 @@ def take(call: Call) -> Value:
     row = (*x.row[: at - 1], *index.shape, *x.row[at:])
     index = np.where(index < 0, index + x.row[at - 1], index)
     return x.like(call.op("Gather", x, call.constant(index, "int64"), axis=at), row=row)
-
-
-def _look_up(call: Call, table: Any, places: Value, axis: int | None) -> Value:
-    if isinstance(table, Value) or axis not in {0, None} or (axis is None and to_array(table).ndim != 1):
-        raise call.refuse("its places are computed; expected constants, or a constant table looked up along axis 0")
-    array = to_array(table)
-    return _entries(call, array, places, least=-len(array))
 
 
 def _entries(call: Call, table: Array, places: Value, *, least: int) -> Value:

@@ -128,24 +128,11 @@ def _first_timestep(call: Call, x: Value) -> str:
 
 
 def _features(call: Call, x: Value, keys: Sequence[Any]) -> Value:
-    row: list[int] = []
-    parts: dict[int, slice] = {}
-    axis = 1
-    for k in keys:
-        if k is None:
-            row.append(1)
-            continue
-        if isinstance(k, slice):
-            parts[axis] = k
-            row.append(len(range(x.row[axis - 1])[k]))
-        else:
-            index = int(k) % x.row[axis - 1]
-            parts[axis] = slice(index, index + 1)
-        axis += 1
-    x = sliced(call, x, parts)
-    if tuple(row) == x.row:
-        return x.like(x.name)
-    return call.reshaped(x, row)
+    row = np.broadcast_to(0, x.row)[tuple(keys)].shape
+    named = zip((k for k in keys if k is not None), x.row, strict=True)
+    places = [k if isinstance(k, slice) else slice(k % size, k % size + 1) for k, size in named]
+    x = sliced(call, x, dict(enumerate(places, 1)))
+    return x.like(x.name) if row == x.row else call.reshaped(x, row)
 
 
 def sliced(call: Call, x: Value, parts: Mapping[int, slice]) -> Value:

@@ -107,7 +107,7 @@ def attention_cache(
 def _endless(call: Call, query: Value, mask: Array | None, sliding: int | None, *, causal: bool) -> AttentionCache:
     """Return what is looked at for any number of timesteps: so many of the last ones, always.
 
-    A constant mask is one for `record.TRIAL` timesteps here.
+    A constant mask is one for `tracing.TRIAL` timesteps here.
     """
     if query.time and mask is not None:
         past = _cache_of_table(_seen(call, len(mask), mask, sliding, causal=causal))
