@@ -93,16 +93,17 @@ def _train(workload: Workload) -> None:
     os.environ.setdefault("KERAS_BACKEND", "jax")  # the extra installs JAX
     import keras
 
-    from model_export.keras import convert, export_model
+    from model_export.converted import verify_model
+    from model_export.keras import convert
 
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [keras.Input((None, FEATURES), name="x"), keras.layers.LSTM(64, name="lstm"), keras.layers.Dense(1, name="y")]
     )
     model.save(workload.keras_model)
-    graph, _ = export_model(model, name="bench")
-    workload.model.write_bytes(graph)
-    workload.step_graph.write_bytes(convert(model, name="bench").proto.SerializeToString())
+    made = convert(model, name="bench")
+    workload.model.write_bytes(verify_model(made)[0])
+    workload.step_graph.write_bytes(made.proto.SerializeToString())
 
 
 def _predict(model: StepModel, rows: Array, steps: int) -> tuple[Array, float]:

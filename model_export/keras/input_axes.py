@@ -45,17 +45,14 @@ def _has_time(function: Any, tensor: Any) -> bool:
     """Whether axis 1 is time: of three axes or more, of unknown length, of ids, or of numbers made a row each."""
     if len(tensor.shape) != 2 or tensor.shape[1] is None:
         return len(tensor.shape) > 1
-    targets: list[Any] = [getattr(user, "target_shape", ()) for user in _users(function, tensor)]
+    targets: list[Any] = [getattr(node.operation, "target_shape", ()) for node in _users(function, tensor)]
     columns = all(len(target) == 2 and target[1] in {1, -1} and target[0] != 1 for target in targets)
     return columns or only_looked_up(function, tensor) or _becomes_rows(function, tensor)
 
 
 def _becomes_rows(function: Any, tensor: Any) -> bool:
     """Whether each number becomes a row of features, for example in an embedding inside a layer of one's own."""
-    nodes = [node for level in function._nodes_by_depth.values() for node in level]
-    users = [node for node in nodes if any(tensor is other for other in node.input_tensors)]
-    users = [node for node in users if type(node.operation).__name__ != "NotEqual"]  # an embedding's own mask
-    outputs = [(node.operation, output) for node in users for output in node.outputs]
+    outputs = [(node.operation, output) for node in _users(function, tensor) for output in node.outputs]
     return (
         tensor.shape[1] > 1
         and bool(outputs)
@@ -70,21 +67,19 @@ def _becomes_rows(function: Any, tensor: Any) -> bool:
 
 def only_looked_up(function: Any, tensor: Any) -> bool:
     """Whether an input is nothing but ids for embeddings: declared as integers then, whatever Keras' default is."""
-    found = False
-    for user in _users(function, tensor):
-        inner = functional(user)
-        if inner is not None and len(inner.inputs) == 1:
-            looked_up = only_looked_up(inner, inner.inputs[0])
-        else:
-            layer = getattr(user, "layer", user)  # inside TimeDistributed
-            looked_up = isinstance(layer, keras.layers.Embedding)
-        if not looked_up and type(user).__name__ != "NotEqual":  # the embedding's own mask
-            return False
-        found = found or looked_up
-    return found
+    users = [node.operation for node in _users(function, tensor)]
+    return bool(users) and all(_looks_up(user) for user in users)
+
+
+def _looks_up(user: Any) -> bool:
+    inner = functional(user)
+    if inner is not None and len(inner.inputs) == 1:
+        return only_looked_up(inner, inner.inputs[0])
+    return isinstance(getattr(user, "layer", user), keras.layers.Embedding)  # `layer`: inside TimeDistributed
 
 
 def _users(function: Any, tensor: Any) -> list[Any]:
-    """Return the layers and operations that take a tensor."""
+    """Return the calls of layers and operations that take a tensor, without an embedding's own mask."""
     nodes = [node for level in function._nodes_by_depth.values() for node in level]
-    return [node.operation for node in nodes if any(tensor is other for other in node.input_tensors)]
+    users = [node for node in nodes if any(tensor is other for other in node.input_tensors)]
+    return [node for node in users if type(node.operation).__name__ != "NotEqual"]

@@ -9,13 +9,15 @@ from typing import Any
 
 import keras
 import numpy as np
+import onnx
 
 from model_export.errors import TensorError
 from model_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
 from model_export.keras.registry import to_array
 from model_export.keras.step import ExportedStep
 from model_export.keras.walk import functional
-from model_export.manifest import Array, Manifest
+from model_export.manifest import Array
+from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers, prefix_answers
 from model_export.verify.samplers import Sampler
 
@@ -128,6 +130,27 @@ class KerasReference:
         arrays = [inputs[name][:, :length] if facts[name].time else inputs[name][:, 0] for name in facts]
         return keras.tree.pack_sequence_as(functional(self._model)._inputs_struct, arrays)
 
+    def activations(self, sequences: Mapping[str, Array]) -> list[Activation]:
+        """Return what each layer gives, to find the one to blame; a nested model is looked at as one layer.
+
+        Args:
+            sequences: One array per input, shape `(batch, T, *shape)`.
+        """
+        function, length = functional(self._model), next(iter(sequences.values())).shape[1]
+        found = [
+            (layer, tensor, keras.tree.flatten(layer.output)[0])
+            for layer in function.layers
+            if len(layer._inbound_nodes) == 1 and (tensor := _tensor_of(layer, self._exported.proto)) is not None
+        ]
+        found = [part for part in found if _has_time(part[2].shape, length)]
+        looked_at = keras.Model(_flat(function.inputs), [output for _, _, output in found])
+        with self.stateless():
+            values = keras.tree.flatten(looked_at.call(_flat(self.feeds(sequences, length)), training=False))
+        return [
+            Activation(f"{layer.name!r} ({type(layer).__name__})", tensor, to_array(value))
+            for (layer, tensor, _), value in zip(found, values, strict=True)
+        ]
+
     @contextmanager
     def stateless(self) -> Iterator[None]:
         """Let stateful layers start from zeros, and leave their own state and the compiled `predict` alone.
@@ -149,6 +172,24 @@ class KerasReference:
             self._compiled, model.predict_function = model.predict_function, theirs
 
 
+def _tensor_of(layer: Any, proto: onnx.ModelProto) -> str | None:
+    """Return the last tensor that a layer's rule made; None where it made none, as for dropout."""
+    doors = {output.name for output in proto.graph.output}
+    made = [name for node in proto.graph.node for name in node.output if name not in doors]
+    own = [name for name in made if name.startswith((f"{layer.name}/", f"{layer.name}."))]
+    return own[-1] if own else None
+
+
+def _flat(inputs: Any) -> Any:
+    """Return a model's inputs as a functional model of the same tensors takes them."""
+    arrays = keras.tree.flatten(inputs)
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def _has_time(shape: tuple[int | None, ...], length: int) -> bool:
+    return len(shape) > 1 and shape[1] in ({None} if len(shape) == 2 else {None, length})
+
+
 def rounding(model: Any) -> float:
     """Return the rounding of the least precise layer; 0 where all compute in float32."""
     dtypes = {layer.compute_dtype for layer in model._flatten_layers()}
@@ -157,13 +198,13 @@ def rounding(model: Any) -> float:
 
 def samplers(exported: ExportedStep) -> dict[str, Sampler]:
     """Return what to draw for verification: random data and, for a model with masks, data with masked timesteps."""
-    manifest, facts = exported.manifest, exported.facts
+    facts = exported.facts
 
     def random(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
-        return _draw(manifest, exported, rng, (rows, steps))
+        return _draw(exported, rng, (rows, steps))
 
     def masked(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
-        drawn = _draw(manifest, exported, rng, (rows, steps))
+        drawn = _draw(exported, rng, (rows, steps))
         at = rng.random((rows, steps)) < 0.3
         at[:, 0] |= np.arange(rows) % 2 == 0  # some sequences begin masked
         at[:, 0] &= all(fact.may_begin_masked for fact in facts.values())
@@ -176,18 +217,14 @@ def samplers(exported: ExportedStep) -> dict[str, Sampler]:
     return {"random": random, **({"masked": masked} if has_masks else {})}
 
 
-def _draw(
-    manifest: Manifest, exported: ExportedStep, rng: np.random.Generator, lead: tuple[int, int]
-) -> dict[str, Array]:
+def _draw(exported: ExportedStep, rng: np.random.Generator, lead: tuple[int, int]) -> dict[str, Array]:
     drawn: dict[str, Array] = {}
-    for spec in manifest.inputs:
+    for spec in exported.manifest.inputs:
         fact = exported.facts[spec.name]
         shape = (*lead, *spec.shape)
         if np.dtype(spec.dtype).kind == "f" and fact.vocabulary is None:
             drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-            if fact.vocabulary:  # ids that the model takes as floats
-                drawn[spec.name] = rng.integers(0, fact.vocabulary, shape).astype(spec.dtype)
-        else:  # 0 and 1 are valid in every class list and flag
+        else:  # ids, also as floats; 0 and 1 are valid in every class list and flag
             drawn[spec.name] = rng.integers(0, fact.vocabulary or 2, shape).astype(spec.dtype)
             if not fact.may_begin_masked:
                 drawn[spec.name][:, 0] = np.where(drawn[spec.name][:, 0] == fact.mask_value, 1, drawn[spec.name][:, 0])

@@ -5,7 +5,7 @@ To add a layer of Keras, write one function in a module of `rules/`:
     @rule("Rescaling")
     def rescaling(call: Call) -> Value: ...
 
-People's own layers have `stepwell.register_step_rule`, and the same `RequestHandler`.
+People's own layers have `stepwell.register_step_rule`, and the same `Call`.
 """
 
 from __future__ import annotations
@@ -44,28 +44,15 @@ class Walker(Protocol):
 
     Attributes:
         graph: The step graph under construction.
-        length: The number of timesteps that the model declares; None: any.
-        bounded: Whether the original's answers depend on that number, so that it is run on no more.
     """
 
     graph: KerasGraph
-    length: int | None
-    bounded: bool
 
     def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Emit one call of a layer, a nested model or an operation."""
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
         """Run Python code on symbolic tensors and emit the operations that it called."""
-
-    def note_vocabulary(self, value: Value, size: int) -> None:
-        """Remember that an input is looked up in a table of this size."""
-
-    def note_mask(self, value: Value, mask_value: float) -> None:
-        """Remember what masks a timestep."""
-
-    def note_first(self) -> None:
-        """Remember that a sequence must not begin masked: its first answer would be NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +92,18 @@ class Call:
         """The first tensor of the first argument."""
         return self.values[0]
 
+    @property
+    def operands(self) -> list[Value]:
+        """The tensors of all arguments."""
+        return [v for v in keras.tree.flatten((self.args, self.kwargs)) if isinstance(v, Value)]
+
+    def changed(self, change: Callable[[Value], Any]) -> Call:
+        """Return the same call with something else in the place of each of its tensors."""
+        args, kwargs = keras.tree.map_structure(
+            lambda v: change(v) if isinstance(v, Value) else v, (self.args, self.kwargs)
+        )
+        return replace(self, args=args, kwargs=kwargs)
+
     def weights(self, place: int) -> Array:
         """Return an argument of an operation that has to be constant.
 
@@ -140,6 +139,18 @@ class Call:
     def op(self, kind: str, *inputs: str | Value, **attributes: Any) -> str:
         """Add a node named after this layer and return its output tensor."""
         return self.graph.op(kind, *map(_name, inputs), at=self.path, **attributes)
+
+    def cast(self, tensor: str | Value, dtype: str) -> str:
+        """Return a tensor in another dtype, under a name after this layer."""
+        return self.graph.cast(_name(tensor), dtype, at=self.path)
+
+    def reshape(self, tensor: str | Value, row: Sequence[int]) -> str:
+        """Return a tensor with another shape of each row, under a name after this layer."""
+        return self.graph.reshape(_name(tensor), row, at=self.path)
+
+    def reshaped(self, value: Value, row: Sequence[int]) -> Value:
+        """Return a value with another shape of each row, and nothing else of this one but its dtype and time axis."""
+        return value.like(self.reshape(value, row), row=tuple(row))
 
     def constant(self, values: Any, dtype: str = "float32") -> str:
         """Return a constant named after this layer."""
@@ -193,12 +204,14 @@ class Call:
 
     # ---------------------------------------------------------------- from the original's axes to the step's
 
-    def axis(self, value: Value, axis: int) -> int:
+    def axis(self, value: Value, axis: int | None) -> int:
         """Return an axis of the original as an axis of the step graph.
 
         Raises:
-            RefusedModelError: It is the time axis or the batch axis.
+            RefusedModelError: It is the time axis or the batch axis, or None: all axes.
         """
+        if axis is None:
+            raise self.refuse("it works along all axes, batch and time included", "Name a feature axis.")
         absolute = axis % value.rank
         if absolute == 0:
             raise self.refuse("it works along the batch axis, which mixes streams")
@@ -211,65 +224,40 @@ class Call:
 
     def as_float(self, value: Value) -> Value:
         """Return the value as float32."""
-        if value.dtype == "float32":
+        return self._as(value, "float32")
+
+    def as_truth(self, value: Value) -> Value:
+        """Return whether the value is not zero."""
+        return self._as(value, "bool")
+
+    def as_number(self, value: Value) -> Value:
+        """Return the value with truths as 0 and 1."""
+        return self._as(value, "int32") if value.dtype == "bool" else value
+
+    def _as(self, value: Value, dtype: str) -> Value:
+        if value.dtype == dtype:
             return value
-        name = self.graph.cast(value.name, "float32", at=self.path)
-        return value.like(name, dtype="float32", mask=value.mask, padding=value.padding)
-
-    def constant_beside(self, value: Value, array: Array, dtype: str = "float32") -> Value:
-        """Return a constant that broadcasts against a value of the original, as it does against the step's.
-
-        One that differs from timestep to timestep is looked up by the position in the stream. Beyond the last
-        timestep that it knows it is NaN, so that such a row fails alone and not its batch.
-
-        Args:
-            value: The value that it is combined with.
-            array: It broadcasts against `(batch, time, *row)`, or `(batch, *row)` where there is no time axis.
-            dtype: NumPy name.
-
-        Raises:
-            RefusedModelError: It has one entry for each row of the batch, or for another number of timesteps
-                than the model declares.
-        """
-        if array.ndim == value.rank:
-            if array.shape[0] != 1:
-                raise self.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
-            array = array[0]
-        steps = array.shape[0] if value.time and array.ndim == value.rank - 1 else 0
-        if steps > 1:
-            return self._of_this_timestep(array, dtype)
-        array = array[0] if steps else array
-        return Value(self.constant(array, dtype), array.shape, dtype, value.time)
-
-    def _of_this_timestep(self, table: Array, dtype: str) -> Value:
-        steps = len(table)
-        if steps != self.walk.length or np.dtype(dtype).kind != "f":
-            raise self.refuse(
-                f"it has {dtype} weights or constants of its own for each of {steps} timesteps, in a model of "
-                f"{self.walk.length or 'any number of'} timesteps",
-                f"Share them over time, or declare the number of timesteps: keras.Input(({steps}, ...)).",
-            )
-        self.walk.bounded = True
-        known = np.concatenate([table, np.full_like(table[:1], np.nan, dtype)])
-        last = self.constant(steps, "int64")
-        name = self.op("Gather", self.constant(known, dtype), self.op("Min", self.position(), last), axis=0)
-        return Value(name, table.shape[1:], dtype, time=True)
+        return value.like(self.cast(value, dtype), dtype=dtype, mask=value.mask, padding=value.padding)
 
 
 _RULES: dict[type, tuple[Rule, bool]] = {}
 _OPS: dict[str, Rule] = {}
+_HANDLES: dict[Rule, frozenset[str]] = {}
 
 
-def rule(*layers: str | type, masks: bool = False) -> Callable[[Rule], Rule]:
+def rule(*layers: str | type, masks: bool = False, handles: str = "") -> Callable[[Rule], Rule]:
     """Register the rule of these layer classes.
 
     Args:
         layers: Classes, or names in `keras.layers`; names that this Keras does not have are left out.
         masks: The rule sets the masks of its results itself. Otherwise they follow Keras' default: a layer
             that supports masking hands the mask on, any other drops it.
+        handles: What values may have that the walk settles for other rules, words of: `padding` over time,
+            `deferred`; or `shape`: the rule changes that of one value alone, and the same is done to its weight.
     """
 
     def register(function: Rule) -> Rule:
+        _HANDLES[function] = frozenset(handles.split())
         for layer in layers:
             cls = getattr(keras.layers, layer, None) if isinstance(layer, str) else layer
             if cls is not None:
@@ -279,10 +267,11 @@ def rule(*layers: str | type, masks: bool = False) -> Callable[[Rule], Rule]:
     return register
 
 
-def op_rule(*operations: str) -> Callable[[Rule], Rule]:
-    """Register the rule of these `keras.ops` operations, by class name."""
+def op_rule(*operations: str, handles: str = "") -> Callable[[Rule], Rule]:
+    """Register the rule of these `keras.ops` operations, by class name; `handles` is as for `rule`."""
 
     def register(function: Rule) -> Rule:
+        _HANDLES[function] = frozenset(handles.split())
         _OPS.update(dict.fromkeys(operations, function))
         return function
 
@@ -306,6 +295,11 @@ def find_rule(layer: Any) -> tuple[Rule, bool] | None:
 def find_op_rule(operation: Any) -> Rule | None:
     """Return the rule of an operation, by its class name or that of its parents."""
     return next((_OPS[name] for name in _names(type(operation)) if name in _OPS), None)
+
+
+def handles(rule: Rule, what: str) -> bool:
+    """Return whether a rule was registered as handling something itself: see `rule`."""
+    return what in _HANDLES.get(rule, ())
 
 
 def listed(results: Any) -> list[Any]:

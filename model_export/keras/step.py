@@ -12,9 +12,10 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.keras.input_axes import only_looked_up, possible_axes
+from model_export.keras.step_graph import InputFacts
 from model_export.keras.subclassed import walkable
 from model_export.keras.value import Value
-from model_export.keras.walk import InputFacts, KerasWalk, functional
+from model_export.keras.walk import KerasWalk, functional
 from model_export.manifest import DTYPES, Manifest
 
 W = TypeVar("W", bound=KerasWalk)
@@ -56,7 +57,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
     proto = graph.proto(name)
     _check_states(proto, manifest)
-    return ExportedStep(proto, manifest, walk.facts, timed, walk.bounded)
+    return ExportedStep(proto, manifest, graph.facts, timed, graph.bounded)
 
 
 def walk_model(begin: Callable[[], W], model: Any) -> tuple[W, list[tuple[str, Value]]]:
@@ -91,7 +92,7 @@ def _walked(walk: KerasWalk, function: Any, timed: list[bool], name: str) -> lis
             f"No input of model {name!r} has a time axis; found shapes {[t.shape for t in function.inputs]}.",
             fix="A stepwise model takes (batch, time, features), or (batch, time) of ids.",
         )
-    walk.length = _length(function, values)
+    walk.graph.length = _length(function, values)
     found = zip(_output_names(function), walk.run(function, values), function.outputs, strict=True)
     return [(output, _as_declared(walk, value, tensor, output)) for output, value, tensor in found]
 
@@ -129,7 +130,6 @@ def _declare(walk: KerasWalk, function: Any, tensor: Any, *, time: bool) -> Valu
             fix="Move text look-up and other preprocessing in front of the model.",
         )
     value = walk.graph.input(plain(layer.name), row, dtype, time=time)
-    walk.facts[value.name] = InputFacts(time=time)
     if dtype in {"float16", "float64"}:  # as declared on the wire; every float is float32 in the graph
         return value.like(walk.graph.cast(value.name, "float32"), dtype="float32")
     return value
@@ -170,7 +170,7 @@ def _output_names(function: Any) -> list[str]:
 
 
 def _state_name(layer: Any, index: int) -> str:
-    from model_export.keras.support.cells import state_names
+    from model_export.keras.rules.cells import state_names
 
     return state_names(layer.cell, layer.get_initial_state(1))[index]
 

@@ -55,7 +55,8 @@ def _wrapped(model: Any, shapes: dict[str, Any], *, ids: bool, free: bool) -> An
         ids: An input of two axes is one number for each timestep, where it is as long as the others have timesteps.
         free: Leave the time axis open; else it is as long as it was when the model was built.
     """
-    lengths = {shape[1] for _, shape in _named("", shapes) if len(shape) > 2}
+    lengths: set[int | None] = set()
+    _tensors("", shapes, lambda _, shape: lengths.update(shape[1:2] if len(shape) > 2 else ()))
 
     def tensor(name: str, shape: tuple[int | None, ...]) -> Any:
         time = len(shape) > 2 or (len(shape) == 2 and (not lengths or (ids and shape[1] in lengths)))
@@ -74,22 +75,10 @@ def _is_shape(struct: Any) -> bool:
     return isinstance(struct, list | tuple) and all(dim is None or isinstance(dim, int) for dim in struct)
 
 
-def _named(name: str, struct: Any) -> list[tuple[str, tuple[int | None, ...]]]:
-    """Return every shape of a nested structure, with its name."""
-    if _is_shape(struct):
-        return [(name, tuple(struct))]
-    return [pair for key, part in _parts(name, struct) for pair in _named(key, part)]
-
-
 def _tensors(name: str, struct: Any, make: Callable[[str, tuple[int | None, ...]], Any]) -> Any:
-    """Return the same structure with a tensor in place of every shape."""
+    """Return the same structure with a tensor in place of every shape, made of its name and the shape."""
     if _is_shape(struct):
         return make(name, tuple(struct))
-    made = [_tensors(key, part, make) for key, part in _parts(name, struct)]
-    return dict(zip(struct, made, strict=True)) if isinstance(struct, dict) else made
-
-
-def _parts(name: str, struct: Any) -> list[tuple[str, Any]]:
     if isinstance(struct, dict):
-        return [(str(key), part) for key, part in struct.items()]
-    return [(f"{name}_{number}", part) for number, part in enumerate(struct)]
+        return {key: _tensors(str(key), part, make) for key, part in struct.items()}
+    return [_tensors(f"{name}_{number}", part, make) for number, part in enumerate(struct)]

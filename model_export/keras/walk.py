@@ -13,31 +13,13 @@ import keras
 
 from model_export.errors import RefusedModelError
 from model_export.keras import rules  # noqa: F401  # registers them
-from model_export.keras.registry import Call, RefusedCallError, find_op_rule, find_rule, to_array
+from model_export.keras.registry import Call, RefusedCallError, find_op_rule, find_rule, rule, to_array
 from model_export.keras.step_graph import KerasGraph
-from model_export.keras.support.deferred import handles_deferred
+from model_export.keras.support.broadcast import constant_beside
 from model_export.keras.support.recompute import can_recompute, recompute
 from model_export.keras.support.time_padding import apply
 from model_export.keras.support.tracing import RandomNumbersError, describe_cause, is_code_of_keras, trace
-from model_export.keras.support.window import handles_padding
 from model_export.keras.value import Value
-
-
-@dataclass(slots=True)
-class InputFacts:
-    """What the walk learns about an input, for drawing data that reaches every branch of the model.
-
-    Attributes:
-        time: Whether the original's input has a time axis.
-        vocabulary: Integers from 0 to below this are looked up in an embedding; None: no lookup.
-        mask_value: The value that marks a masked timestep; None: nothing is masked by it.
-        may_begin_masked: Whether the original gives a number for a sequence whose first timestep is masked.
-    """
-
-    time: bool
-    vocabulary: int | None = None
-    mask_value: float | None = None
-    may_begin_masked: bool = True
 
 
 @dataclass(slots=True)
@@ -46,16 +28,10 @@ class KerasWalk:
 
     Attributes:
         graph: The step graph under construction.
-        facts: What is known about each input, by its name in the graph.
-        length: The number of timesteps that the model declares; None: any.
-        bounded: Whether the original's answers depend on that number, so that it is run on no more.
         owners: The layers of Keras whose code was traced, by their paths.
     """
 
     graph: KerasGraph = field(default_factory=KerasGraph)
-    facts: dict[str, InputFacts] = field(default_factory=dict)
-    length: int | None = None
-    bounded: bool = False
     owners: dict[str, Any] = field(default_factory=dict)
 
     def run(self, function: Any, inputs: list[Any], prefix: str = "") -> list[Value]:
@@ -83,7 +59,7 @@ class KerasWalk:
         call = replace(call, mask=self._mask(call, kwargs))
         if not isinstance(operation, keras.Layer):
             call = replace(call, owner=self.owners.get(prefix))
-            if not any(isinstance(v, Value) for v in keras.tree.flatten((args, kwargs))):
+            if not call.operands and call.mask is None:
                 if type(operation).__name__ == "BroadcastTo":  # to a batch whose size is open; what meets it broadcasts
                     return [args[0]]
                 return [to_array(result) for result in keras.tree.flatten(operation(*args, **kwargs))]
@@ -136,7 +112,7 @@ class KerasWalk:
         if not masks:
             return None
         if not any(keras.tree.flatten(previous)):
-            self.note_mask(call.value, 0)
+            self.graph.note_mask(call.value, 0)
         return _checked_mask(call, masks[0]).name
 
     def trace(self, call: Call, function: Callable[..., Any]) -> list[Value]:
@@ -148,7 +124,7 @@ class KerasWalk:
             RefusedModelError: The code cannot be run that way, or does something that cannot be stepped.
         """
         try:
-            recorded = trace(call, function, self.length)
+            recorded = trace(call, function, self.graph.length)
         except RandomNumbersError as exc:
             raise call.refuse(
                 "it draws random numbers outside training, so no retry could get the same answer",
@@ -171,25 +147,7 @@ class KerasWalk:
             rule = f" Or write a step rule for {type(call.layer).__name__}: stepwell.register_step_rule."
             fix = exc.fix + (rule if isinstance(call.layer, keras.Layer) else "")
             raise call.refuse(exc.problem.rstrip("."), fix) from exc
-        beside = next(v for v in keras.tree.flatten((call.args, call.kwargs)) if isinstance(v, Value))
-        return [v if isinstance(v, Value) else call.constant_beside(beside, v) for v in results]
-
-    def note_vocabulary(self, value: Value, size: int) -> None:
-        """Remember that an input is looked up in a table of this size."""
-        if value.name in self.facts:
-            facts = self.facts[value.name]
-            facts.vocabulary = min(size, facts.vocabulary or size)
-
-    def note_mask(self, value: Value, mask_value: float) -> None:
-        """Remember what masks a timestep; where it is computed, every input may have to do with it."""
-        for name in [value.name] if value.name in self.facts else list(self.facts):
-            if self.facts[name].time:
-                self.facts[name].mask_value = mask_value
-
-    def note_first(self) -> None:
-        """Remember that a sequence must not begin masked: its first answer would be NaN."""
-        for facts in self.facts.values():
-            facts.may_begin_masked = False
+        return [v if isinstance(v, Value) else constant_beside(call, call.operands[0], v) for v in results]
 
     def _mask(self, call: Call, kwargs: Mapping[str, Any]) -> str | None:
         explicit = kwargs.get("mask")
@@ -243,8 +201,7 @@ def _ordered(function: Any, inputs: Any) -> list[Value]:
     return [v for v in keras.tree.flatten(inputs) if isinstance(v, Value)]
 
 
-@handles_deferred
-@handles_padding
+@rule(handles="padding deferred")
 def trace_call(call: Call) -> list[Value]:
     """The rule of a layer without one: its code is traced, for one timestep or else for all that there are."""
     graph = call.graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,15 +65,33 @@ def multi_head_attention(call: Call) -> Value:
     to_query, to_key, to_value = layer._query_dense, layer._key_dense, layer._value_dense
     heads, width = to_array(to_key.kernel).shape[1:]
     groups, answer = to_array(to_query.kernel).shape[1] // heads, to_array(to_value.kernel).shape[2]
-    q = _by_head(call, _project(call, asked.query, to_query), asked.queries, (heads, groups), width)
-    q = call.op("Mul", q, call.constant(1 / math.sqrt(width)))
-    k = _kept(call, asked, "keys", _project(call, asked.key, to_key), (heads, width))
-    v = _kept(call, asked, "values", _project(call, asked.value, to_value), (heads, answer))
-    scores = call.op("MatMul", q, call.op("Transpose", k, perm=[0, 1, 3, 2]))
-    found = _side_by_side(call, _answer(call, asked, scores, v, groups), asked, (heads, groups), answer)
+    flat = [
+        _project(call, x, dense) for x, dense in ((asked.query, to_query), (asked.key, to_key), (asked.value, to_value))
+    ]
+    found = _attend(call, asked, flat, heads=(heads, groups), widths=(width, answer), scale=1 / math.sqrt(width))
     if getattr(layer, "_use_gate", getattr(layer, "use_gate", False)):
         found = call.op("Mul", found, call.op("Sigmoid", _project(call, asked.query, layer._gate_dense)))
     return _project_out(call, asked.query, found, layer._output_dense)
+
+
+def _attend(
+    call: Call, asked: _Asked, flat: Sequence[str], *, heads: tuple[int, int], widths: tuple[int, int], scale: float
+) -> str:
+    """Return the answers of all heads side by side.
+
+    Args:
+        call: The layer or operation.
+        asked: The call.
+        flat: Queries, keys and values, with the heads side by side.
+        heads: Those of keys and values, and how many of the queries each of them serves.
+        widths: Of one head: that of queries and keys, and that of values.
+        scale: What the scores are multiplied by.
+    """
+    (count, groups), (width, answer), (q, k, v) = heads, widths, flat
+    q = call.op("Mul", _by_head(call, q, asked.queries, heads, width), call.constant(scale))
+    k, v = _kept(call, asked, "keys", k, (count, width)), _kept(call, asked, "values", v, (count, answer))
+    scores = call.op("MatMul", q, call.op("Transpose", k, perm=[0, 1, 3, 2]))
+    return _side_by_side(call, _answer(call, asked, scores, v, groups), asked, heads, answer)
 
 
 def _project(call: Call, x: Value, dense: Any) -> str:
@@ -93,17 +112,17 @@ def _times(call: Call, x: str, axes: int, matrix: Array, bias: Array | None) -> 
 def _by_head(call: Call, x: str, positions: int, heads: tuple[int, int], width: int) -> str:
     """Return `(batch, heads, groups * positions, width)` of what stands side by side."""
     if positions > 1:
-        x = call.graph.reshape(x, [positions, *heads, width], at=call.path)
+        x = call.reshape(x, [positions, *heads, width])
         x = call.op("Transpose", x, perm=[0, 2, 3, 1, 4])
-    return call.graph.reshape(x, [heads[0], heads[1] * positions, width], at=call.path)
+    return call.reshape(x, [heads[0], heads[1] * positions, width])
 
 
 def _side_by_side(call: Call, x: str, asked: _Asked, heads: tuple[int, int], width: int) -> str:
     """Undo `_by_head`, for the answers to the queries."""
     if asked.queries > 1:
-        x = call.graph.reshape(x, [*heads, asked.queries, width], at=call.path)
+        x = call.reshape(x, [*heads, asked.queries, width])
         x = call.op("Transpose", x, perm=[0, 3, 1, 2, 4])
-    return call.graph.reshape(x, [*asked.query.row[:-1], math.prod(heads) * width], at=call.path)
+    return call.reshape(x, [*asked.query.row[:-1], math.prod(heads) * width])
 
 
 def _kept(call: Call, asked: _Asked, name: str, x: str, shape: tuple[int, int]) -> str:
@@ -119,7 +138,7 @@ def _project_out(call: Call, query: Value, found: str, dense: Any) -> Value:
     matrix = kernel.reshape(math.prod(kernel.shape[:2]), -1)
     y = _times(call, found, len(query.row), matrix, None if dense.bias is None else to_array(dense.bias).reshape(-1))
     row = (*query.row[:-1], *kernel.shape[2:])
-    return query.like(y if kernel.ndim == 3 else call.graph.reshape(y, row, at=call.path), row=row)
+    return query.like(y if kernel.ndim == 3 else call.reshape(y, row), row=row)
 
 
 @op_rule("DotProductAttention")
@@ -129,24 +148,18 @@ def dot_product_attention(call: Call) -> Value:
     if given.get("bias") is not None or getattr(call.layer, "attn_logits_soft_cap", None):
         raise call.refuse("it has a bias or a soft cap", "Use MultiHeadAttention.")
     (heads, width), (count, answer) = given["query"].row[-2:], given["value"].row[-2:]
-    flat = {name: _flat_heads(call, given[name]) for name in ("query", "key", "value")}
+    flat = {
+        name: call.reshaped(x, (*x.row[:-2], math.prod(x.row[-2:])))
+        for name, x in given.items()
+        if name in {"query", "key", "value"}
+    }
     causal = {"use_causal_mask": call.layer.is_causal, "attention_mask": given.get("mask")}
     asked = _asked(call, {**flat, **causal}, 1)
-    scale = given.get("scale")
-    q = _by_head(call, asked.query.name, asked.queries, (count, heads // count), width)
-    q = call.op("Mul", q, call.constant(1 / math.sqrt(width) if scale is None else scale))
-    k = _kept(call, asked, "keys", asked.key.name, (count, width))
-    v = _kept(call, asked, "values", asked.value.name, (count, answer))
-    scores = call.op("MatMul", q, call.op("Transpose", k, perm=[0, 1, 3, 2]))
-    found = _answer(call, asked, scores, v, heads // count)
-    found = _side_by_side(call, found, asked, (count, heads // count), answer)
+    scale = 1 / math.sqrt(width) if given.get("scale") is None else given["scale"]
+    names = [value.name for value in (asked.query, asked.key, asked.value)]
+    found = _attend(call, asked, names, heads=(count, heads // count), widths=(width, answer), scale=scale)
     row = (*asked.query.row[:-1], heads, answer)
-    return asked.query.like(call.graph.reshape(found, row, at=call.path), row=row)
-
-
-def _flat_heads(call: Call, x: Value) -> Value:
-    row = (*x.row[:-2], math.prod(x.row[-2:]))
-    return x.like(call.graph.reshape(x.name, row, at=call.path), row=row)
+    return asked.query.like(call.reshape(found, row), row=row)
 
 
 # ---------------------------------------------------------------- one head, without projections
@@ -161,15 +174,15 @@ def attention(call: Call) -> Value:
     query, value, key = inputs[0], inputs[1], inputs[-1]
     asked = _asked(call, {**call.kwargs, "query": query, "value": value, "key": key}, query.rank - 2)
     asked = replace(asked, counts=_counts(call, query, value))
-    q = call.graph.reshape(query.name, [1, asked.queries, query.row[-1]], at=call.path)
+    q = call.reshape(query, [1, asked.queries, query.row[-1]])
     k = v = _kept(call, asked, "keys", key.name, (1, key.row[-1]))
     if value.name != key.name:
         v = _kept(call, asked, "values", value.name, (1, value.row[-1]))
     found = _answer(call, asked, _scores(call, q, k), v)
     row = (*query.row[:-1], value.row[-1])
-    found = call.graph.reshape(found, row, at=call.path)
+    found = call.reshape(found, row)
     if query.mask is not None:
-        mask = call.graph.reshape(query.mask, [1 for _ in row], at=call.path)
+        mask = call.reshape(query.mask, [1 for _ in row])
         found = call.op("Where", mask, found, call.constant(0.0))
     return query.like(found, row=row, mask=query.mask)
 

@@ -1,18 +1,18 @@
-"""Rules of convolutions: causal over time as a window of past timesteps, anything inside one timestep."""
+"""Rules of convolutions and poolings: over time a window or what came so far, anything inside one timestep."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from model_export.keras.registry import Call, op_rule
-from model_export.keras.support.sliding import Geometry, channels, geometry, slide, slide_inside
-from model_export.keras.support.window import check_over_time, handles_padding, window
+from model_export.keras.registry import Call, op_rule, rule
+from model_export.keras.support.running_reductions import running
+from model_export.keras.support.sliding import Geometry, Slide, channels, geometry, slide, slide_inside, spread
+from model_export.keras.support.window import check_over_time, window
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
 
-@op_rule("Conv", "DepthwiseConv")
-@handles_padding
+@op_rule("Conv", "DepthwiseConv", handles="padding")
 def conv(call: Call) -> Value:
     """Over time: causal, with the timesteps it looks back on as a state. Inside a timestep: any."""
     kernel = call.weights(1)
@@ -21,8 +21,7 @@ def conv(call: Call) -> Value:
     return _convolved(call, call.as_float(call.value), kernel)
 
 
-@op_rule("SeparableConv")
-@handles_padding
+@op_rule("SeparableConv", handles="padding")
 def separable(call: Call) -> Value:
     """Each channel by itself, then a mixture of the channels at each position."""
     y = _convolved(call, call.as_float(call.value), _of_each_channel(call.weights(1)))
@@ -30,8 +29,7 @@ def separable(call: Call) -> Value:
     filters = mixing.shape[-1]
     if call.layer.data_format == "channels_first" and not y.time:
         ones = Geometry(*((1,) * (mixing.ndim - 2),) * 3, padding="valid")
-        weights = call.constant(_channels_in_front(mixing))
-        return slide_inside(call, y, ones, filters, lambda name, *_: call.op("Conv", name, weights))
+        return slide_inside(call, y, ones, filters, convolution(call, mixing))
     product = call.op("MatMul", y.name, call.constant(mixing.reshape(mixing.shape[-2:])))
     return y.like(product, row=(*y.row[:-1], filters), padding=y.padding)
 
@@ -41,13 +39,19 @@ def _convolved(call: Call, x: Value, kernel: Array) -> Value:
     shape, groups = geometry(call.layer, tuple(sizes)), channels(call, x) // of_group
     if x.time and len(sizes) == 1 and groups == 1:
         return _dense_over_time(call, x, shape, kernel)
-    weights = call.constant(_channels_in_front(kernel))
+    return slide(call, x, shape, filters, convolution(call, kernel, groups), takes_bias=True)
+
+
+def convolution(call: Call, kernel: Array, groups: int = 1) -> Slide:
+    """Return what emits the operator, for a kernel `(*sizes, in, out)`."""
+    spatial = kernel.ndim - 2
+    weights = call.constant(kernel.transpose(spatial + 1, spatial, *range(spatial)))
 
     def run(name: str, shape: Geometry, pads: Sequence[int], *bias: str) -> str:
         moves = {"strides": list(shape.strides), "dilations": list(shape.dilations), "pads": list(pads)}
         return call.op("Conv", name, weights, *bias, group=groups, **moves)
 
-    return slide(call, x, shape, filters, run, takes_bias=True)
+    return run
 
 
 def _dense_over_time(call: Call, x: Value, shape: Geometry, kernel: Array) -> Value:
@@ -58,7 +62,7 @@ def _dense_over_time(call: Call, x: Value, shape: Geometry, kernel: Array) -> Va
     taps = seen.name
     if dilation > 1 and size > 1:
         taps = call.op("Gather", taps, call.graph.ints(range(0, seen.row[0], dilation)), axis=1)
-    flat = call.graph.reshape(taps, [size * x.row[0]], at=call.path) if size > 1 else x.name
+    flat = call.reshape(taps, [size * x.row[0]]) if size > 1 else x.name
     matrix = call.constant(kernel.reshape(-1, kernel.shape[-1]))
     y = call.graph.biasable(lambda *bias: call.op("Gemm", flat, matrix, *bias), kernel.shape[-1:])
     return x.like(y, row=kernel.shape[-1:], padding=seen.padding)
@@ -69,7 +73,25 @@ def _of_each_channel(kernel: Array) -> Array:
     return kernel.reshape(*kernel.shape[:-2], 1, -1)
 
 
-def _channels_in_front(kernel: Array) -> Array:
-    """Return `(*sizes, in, out)` as `(out, in, *sizes)`."""
-    spatial = kernel.ndim - 2
-    return kernel.transpose(spatial + 1, spatial, *range(spatial))
+@op_rule("MaxPool", "AveragePool", handles="padding")
+def pooling(call: Call) -> Value:
+    """The mean or maximum of neighbouring positions."""
+    x, kind = call.as_float(call.value), call.kind(["MaxPool", "AveragePool"])
+    positions = len(x.row) + x.time - 1
+
+    def run(name: str, shape: Geometry, pads: Sequence[int]) -> str:
+        return call.op(kind, name, kernel_shape=list(shape.sizes), strides=list(shape.strides), pads=list(pads))
+
+    return slide(call, x, geometry(call.layer, spread(call.layer.pool_size, positions)), channels(call, x), run)
+
+
+@rule("GlobalAveragePooling1D")
+def global_average(call: Call) -> Value:
+    """The mean of the unmasked timesteps so far. Its code divides sums, which lose digits in a long stream."""
+    layer, x = call.layer, call.as_float(call.value)
+    if call.mask is None or not x.time:
+        return call.walk.trace(call, layer.call)[0]
+    if layer.data_format == "channels_first":
+        raise call.refuse("data_format='channels_first' pools the features, and the mask is for timesteps")
+    mean = running(call, "Mean", x, call.mask)
+    return call.reshaped(mean, (1, *x.row)) if layer.keepdims else mean

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -18,30 +17,24 @@ def take(call: Call) -> Value:
     source, places = call.args[0], call.kwargs.get("indices", call.args[1] if len(call.args) > 1 else None)
     axis = call.layer.axis
     if isinstance(places, Value):
-        return _look_up(call, source, places, axis)
+        table = None if isinstance(source, Value) else to_array(source)
+        if table is None or axis not in {0, None} or (axis is None and table.ndim != 1):
+            raise call.refuse("its places are computed; expected constants, or a constant table looked up along axis 0")
+        return _entries(call, table, places, least=-len(table))
     x, index = call.value, to_array(places)
-    if axis is None:
-        raise call.refuse("it flattens batch and time", "Name a feature axis.")
-    if x.time and axis % x.rank == 1 and index.size == 1 and int(index.item()) == -1:
+    if x.time and axis is not None and axis % x.rank == 1 and index.size == 1 and int(index.item()) == -1:
         row = (1, *x.row) if index.ndim else x.row
-        return x.like(call.graph.reshape(x.name, row, at=call.path), row=row, time=False)
+        return x.like(call.reshape(x, row), row=row, time=False)
     at = call.axis(x, axis)
     row = (*x.row[: at - 1], *index.shape, *x.row[at:])
     index = np.where(index < 0, index + x.row[at - 1], index)
     return x.like(call.op("Gather", x, call.constant(index, "int64"), axis=at), row=row)
 
 
-def _look_up(call: Call, table: Any, places: Value, axis: int | None) -> Value:
-    if isinstance(table, Value) or axis not in {0, None} or (axis is None and to_array(table).ndim != 1):
-        raise call.refuse("its places are computed; expected constants, or a constant table looked up along axis 0")
-    array = to_array(table)
-    return _entries(call, array, places, least=-len(array))
-
-
 def _entries(call: Call, table: Array, places: Value, *, least: int) -> Value:
     """Return entries of a table. Of numbers, a place outside it has NaN, so that its row fails alone, not its batch."""
-    call.walk.note_vocabulary(places, len(table))
-    ids = call.graph.cast(places.name, "int64", at=call.path)
+    call.graph.note_vocabulary(places, len(table))
+    ids = call.cast(places, "int64")
     row = (*places.row, *table.shape[1:])
     if table.dtype.kind != "f":
         return places.like(
@@ -64,7 +57,7 @@ def embedding(call: Call) -> Value:
         return y
     if x.row:
         raise call.refuse(f"mask_zero=True on row shape {list(x.row)} masks parts of a timestep")
-    call.walk.note_mask(x, 0)
+    call.graph.note_mask(x, 0)
     return replace(y, mask=call.op("Not", call.op("Equal", x, call.constant(0, x.dtype))))
 
 
@@ -76,9 +69,9 @@ def masking(call: Call) -> Value:
         raise call.refuse(f"it masks timesteps of one feature axis; found row shape {list(x.row)}")
     value = float(to_array(call.layer.mask_value))
     differs = call.op("Not", call.op("Equal", x, call.constant(value, x.dtype)))
-    counted = call.op("ReduceMax", call.graph.cast(differs, "int32", at=call.path), call.graph.ints([1]), keepdims=0)
-    mask = call.graph.cast(counted, "bool", at=call.path)
-    call.walk.note_mask(x, value)
+    counted = call.op("ReduceMax", call.cast(differs, "int32"), call.graph.ints([1]), keepdims=0)
+    mask = call.cast(counted, "bool")
+    call.graph.note_mask(x, value)
     wide = call.op("Unsqueeze", mask, call.graph.ints([1]))
     return x.like(call.op("Where", wide, x, call.constant(0, x.dtype)), mask=mask)
 
@@ -89,8 +82,8 @@ def one_hot(call: Call) -> Value:
     x, layer = call.value, call.layer
     if layer.axis not in {-1, x.rank} or layer.sparse:
         raise call.refuse(f"axis={layer.axis} is not the last one, or it is sparse; expected axis=-1")
-    wide = call.op("Unsqueeze", call.graph.cast(x.name, "int64", at=call.path), call.graph.ints([-1]))
+    wide = call.op("Unsqueeze", call.cast(x, "int64"), call.graph.ints([-1]))
     hit = call.op("Equal", wide, call.graph.ints(range(layer.num_classes)))
-    call.walk.note_vocabulary(x, layer.num_classes)
+    call.graph.note_vocabulary(x, layer.num_classes)
     dtype = "float32" if "float" in (layer.dtype or "float32") else layer.dtype
-    return x.like(call.graph.cast(hit, dtype, at=call.path), row=(*x.row, layer.num_classes), dtype=dtype)
+    return x.like(call.cast(hit, dtype), row=(*x.row, layer.num_classes), dtype=dtype)

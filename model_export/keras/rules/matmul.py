@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.support.deferred import handles_deferred, read_order, summed_over_time
+from model_export.keras.support.deferred import read_order, summed_over_time
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -21,8 +21,7 @@ _OVER_TIME = (
 )
 
 
-@op_rule("Matmul")
-@handles_deferred
+@op_rule("Matmul", handles="deferred")
 def matmul(call: Call) -> Value:
     """A matrix product of two values, or of one and a constant."""
     left, right = call.args[:2]
@@ -49,23 +48,18 @@ def matmul(call: Call) -> Value:
 @op_rule("Dot", "Inner")
 def dot(call: Call) -> Value:
     """A product with a constant over the last feature axis."""
-    left, right = call.args[:2]
-    if not isinstance(left, Value) or isinstance(right, Value) or to_array(right).ndim > 2:
-        raise call.refuse("it is a product of two computed values over the batch; expected a value and a weight matrix")
-    weights = to_array(right)
-    if call.kind(["Dot", "Inner"]) == "Inner":
-        weights = weights.T
-    x = call.as_float(left)
+    x, weights = _value_and_weights(call)
+    if weights.ndim > 2:
+        raise call.refuse(f"its weights have {weights.ndim} axes; expected a matrix")
+    weights = weights.T if call.kind(["Dot", "Inner"]) == "Inner" else weights
     return x.like(call.op("MatMul", x, call.constant(weights)), row=(*x.row[:-1], *weights.shape[1:]))
 
 
 @op_rule("Tensordot")
 def tensordot(call: Call) -> Value:
     """A product with a constant over several feature axes."""
-    left, right = call.args[:2]
-    if not isinstance(left, Value) or isinstance(right, Value):
-        raise call.refuse("it is a product of two computed values over the batch; expected a value and constants")
-    axes, weights = call.layer.axes, to_array(right)
+    left, weights = _value_and_weights(call)
+    axes = call.layer.axes
     if isinstance(axes, int):
         axes = (range(left.rank - axes, left.rank), range(axes))
     ours, theirs = (
@@ -76,11 +70,17 @@ def tensordot(call: Call) -> Value:
     for mine, its in zip(ours, theirs, strict=True):
         other[its] = names[mine]
     kept = [n for i, n in enumerate(names) if i not in ours] + [n for i, n in enumerate(other) if i not in theirs]
-    return einstein(call, f"{''.join(names)},{''.join(other)}->{''.join(kept)}", [left, right])
+    return einstein(call, f"{''.join(names)},{''.join(other)}->{''.join(kept)}", [left, weights])
 
 
-@op_rule("Einsum")
-@handles_deferred
+def _value_and_weights(call: Call) -> tuple[Value, Array]:
+    left, right = call.args[:2]
+    if not isinstance(left, Value) or isinstance(right, Value):
+        raise call.refuse("it is a product of two computed values over the batch; expected a value and constants")
+    return call.as_float(left), to_array(right)
+
+
+@op_rule("Einsum", handles="deferred")
 def einsum(call: Call) -> Value:
     """`ops.einsum`: the batch and the time axis stay in front."""
     return einstein(call, call.layer.subscripts, list(call.args))
@@ -90,38 +90,40 @@ def einsum(call: Call) -> Value:
 def real_fourier(call: Call) -> list[Value]:
     """The spectrum of the last feature axis: real and imaginary part, as products with cosines and sines."""
     x = call.as_float(call.value)
-    if not x.row:
-        raise call.refuse(*_OVER_TIME)
-    given, length = x.row[-1], call.layer.fft_length or x.row[-1]
-    angle = 2 * np.pi / length * np.outer(np.arange(min(given, length)), np.arange(length // 2 + 1))
-    waves = [np.pad(wave, ((0, given - len(wave)), (0, 0))) for wave in (np.cos(angle), -np.sin(angle))]
-    row = (*x.row[:-1], length // 2 + 1)
-    return [x.like(_precise_product(call, x, wave), row=row) for wave in waves]
-
-
-def _precise_product(call: Call, x: Value, waves: Array) -> str:
-    """Return a product as precise as a Fourier transform, which adds up in another order."""
-    exact = call.graph.cast(x.name, "float64", at=call.path)
-    return call.graph.cast(call.op("MatMul", exact, call.constant(waves, "float64")), "float32", at=call.path)
+    width = _width(call, x)
+    length = call.layer.fft_length or width
+    angle = 2 * np.pi / length * np.outer(np.arange(min(width, length)), np.arange(length // 2 + 1))
+    return [_in_waves(call, x, wave) for wave in (np.cos(angle), -np.sin(angle))]
 
 
 @op_rule("IRFFT")
 def inverse_real_fourier(call: Call) -> Value:
     """The wave that has a spectrum, given as real and imaginary part."""
-    real, imaginary = (call.as_float(value) for value in call.values)
-    if not real.row:
-        raise call.refuse(*_OVER_TIME)
-    given, length = real.row[-1], call.layer.fft_length or 2 * (real.row[-1] - 1)
-    counted = np.arange(min(given, length // 2 + 1))
+    parts = [call.as_float(value) for value in call.values]
+    width = _width(call, parts[0])
+    length = call.layer.fft_length or 2 * (width - 1)
+    counted = np.arange(min(width, length // 2 + 1))
     angle = 2 * np.pi / length * np.outer(counted, np.arange(length))
     twice = np.where((counted == 0) | (2 * counted == length), 1, 2)[:, None] / length  # and its mirror image
-    waves = [np.pad(wave * twice, ((0, given - len(wave)), (0, 0))) for wave in (np.cos(angle), -np.sin(angle))]
-    parts = [_precise_product(call, x, wave) for x, wave in zip((real, imaginary), waves, strict=True)]
-    return real.like(call.op("Add", *parts), row=(*real.row[:-1], length))
+    waves = [wave * twice for wave in (np.cos(angle), -np.sin(angle))]
+    real, imaginary = (_in_waves(call, x, wave) for x, wave in zip(parts, waves, strict=True))
+    return real.like(call.op("Add", real, imaginary))
 
 
-@rule("Dot", masks=True)
-@handles_deferred
+def _width(call: Call, x: Value) -> int:
+    if not x.row:
+        raise call.refuse(*_OVER_TIME)
+    return x.row[-1]
+
+
+def _in_waves(call: Call, x: Value, waves: Array) -> Value:
+    """Return a product as precise as a Fourier transform, which adds up in another order."""
+    waves = np.pad(waves, ((0, x.row[-1] - len(waves)), (0, 0)))
+    product = call.op("MatMul", call.cast(x, "float64"), call.constant(waves, "float64"))
+    return x.like(call.cast(product, "float32"), row=(*x.row[:-1], waves.shape[1]))
+
+
+@rule("Dot", masks=True, handles="deferred")
 def dot_layer(call: Call) -> Value:
     """The product of two values over one axis each, row by row."""
     layer = call.layer
@@ -137,7 +139,7 @@ def dot_layer(call: Call) -> Value:
     its[b] = mine[a]
     kept = [n for i, n in enumerate(mine) if i != a] + [n for i, n in enumerate(its) if i != b]
     y = einstein(call, f"A{''.join(mine)},A{''.join(its)}->A{''.join(kept)}", [left, right])
-    return y if y.row else y.like(call.graph.reshape(y.name, [1], at=call.path), row=(1,))
+    return y if y.row else call.reshaped(y, [1])
 
 
 def _unit(call: Call, x: Value, axis: int) -> Value:
@@ -239,7 +241,7 @@ def _spread(call: Call, own: str, part: Any, letters: str) -> Value:
     sizes = dict(zip(own, operand.row, strict=True))
     name = operand.name if perm == sorted(perm) else call.op("Transpose", operand, perm=[0, *(p + 1 for p in perm)])
     row = tuple(sizes.get(letter, 1) for letter in letters)
-    return operand.like(call.graph.reshape(name, row, at=call.path), row=row)
+    return operand.like(call.reshape(name, row), row=row)
 
 
 def _spelled_out(call: Call, subscripts: str, operands: list[Any]) -> tuple[list[str], str]:

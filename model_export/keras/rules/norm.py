@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
+from model_export.keras.support.broadcast import constant_beside
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -38,11 +39,15 @@ def _standardized(call: Call, axis: Any, epsilon: float, scale: Any, offset: Any
         scale = np.ones(shape) if scale is None else scale
         weights = [call.constant(np.broadcast_to(to_array(w), shape)) for w in (scale, offset) if w is not None]
         return x.like(call.op("LayerNormalization", x, *weights, axis=axes[0], epsilon=epsilon))
-    y = _divided_by_deviation(call, x, axes, epsilon)
+    return _scaled(call, x.like(_divided_by_deviation(call, x, axes, epsilon)), axes, scale, offset)
+
+
+def _scaled(call: Call, x: Value, axes: list[int], scale: Any, offset: Any) -> Value:
+    """Return values times a scale, plus an offset, along some axes; each may be None."""
     for kind, weights in (("Mul", scale), ("Add", offset)):
         if weights is not None:
-            y = call.op(kind, y, call.constant(_along(to_array(weights), x, axes)))
-    return x.like(y)
+            x = x.like(call.op(kind, x, call.constant(_along(to_array(weights), x, axes))))
+    return x
 
 
 def _divided_by_deviation(call: Call, x: Value, axes: list[int], epsilon: float) -> str:
@@ -65,10 +70,7 @@ def moments(call: Call) -> list[Value]:
     axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(layer.axes))
     row = [1 if i in axes else dim for i, dim in enumerate(x.row, 1) if layer.keepdims or i not in axes]
     mean, _, variance = centred_over(call, x, axes)
-    return [
-        x.like(name if layer.keepdims else call.graph.reshape(name, row, at=call.path), row=tuple(row))
-        for name in (mean, variance)
-    ]
+    return [x.like(name if layer.keepdims else call.reshape(name, row), row=tuple(row)) for name in (mean, variance)]
 
 
 @op_rule("RMSNorm")
@@ -121,15 +123,15 @@ def normalization(call: Call) -> Value:
     layer, x = call.layer, call.as_float(call.value)
     mean, variance = to_array(layer.mean), to_array(layer.variance)
     spread = np.maximum(np.sqrt(variance), keras.config.epsilon())
-    centre, width = call.constant_beside(x, mean), call.constant_beside(x, spread)
+    centre, width = constant_beside(call, x, mean), constant_beside(call, x, spread)
     if layer.invert:
         return x.like(call.op("Add", call.op("Mul", x, width), centre))
     return x.like(call.op("Div", call.op("Sub", x, centre), width))
 
 
 def _affine(call: Call, x: Value, scale: Array, shift: Array) -> Value:
-    scaled = call.op("Mul", x, call.constant_beside(x, scale))
-    return x.like(call.op("Add", scaled, call.constant_beside(x, shift)))
+    scaled = call.op("Mul", x, constant_beside(call, x, scale))
+    return x.like(call.op("Add", scaled, constant_beside(call, x, shift)))
 
 
 @rule("GroupNormalization")
@@ -145,13 +147,10 @@ def group_normalization(call: Call) -> Value:
     channels = x.row[axis - 1]
     groups = channels if layer.groups == -1 else layer.groups
     split = [*x.row[: axis - 1], groups, channels // groups, *x.row[axis:]]
-    grouped = x.like(call.graph.reshape(x.name, split, at=call.path), row=tuple(split))
+    grouped = call.reshaped(x, split)
     axes = [place for place in range(1, len(split) + 1) if place != axis]
-    y = call.graph.reshape(_divided_by_deviation(call, grouped, axes, layer.epsilon), x.row, at=call.path)
-    for kind, weights in (("Mul", layer.gamma if layer.scale else None), ("Add", layer.beta if layer.center else None)):
-        if weights is not None:
-            y = call.op(kind, y, call.constant(_along(to_array(weights), x, [axis])))
-    return x.like(y)
+    y = x.like(call.reshape(_divided_by_deviation(call, grouped, axes, layer.epsilon), x.row))
+    return _scaled(call, y, [axis], layer.gamma if layer.scale else None, layer.beta if layer.center else None)
 
 
 def _along(weights: Array, x: Value, axes: list[int]) -> Array:

@@ -9,16 +9,14 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, to_array
+from model_export.keras.rules.activations import ACTIVATIONS
 from model_export.keras.support.broadcast import broadcast, joined
-from model_export.keras.support.deferred import deferred_scale, shape_only
+from model_export.keras.support.deferred import deferred_scale
 from model_export.keras.value import Value
 
-_UNARY = {"Absolute": "Abs", "Fabs": "Abs", "Ceil": "Ceil", "Floor": "Floor", "Negative": "Neg", "Sign": "Sign"}
-_UNARY_FLOAT = {
-    "Arccos": "Acos", "Arccosh": "Acosh", "Arcsin": "Asin", "Arcsinh": "Asinh", "Arctan": "Atan", "Arctanh": "Atanh",
-    "Cos": "Cos", "Cosh": "Cosh", "Erf": "Erf", "Exp": "Exp", "Log": "Log", "Reciprocal": "Reciprocal", "Sin": "Sin",
-    "Sinh": "Sinh", "Sqrt": "Sqrt", "Tan": "Tan",
-}  # fmt: skip
+_Emit = str | Callable[[Call, str], str]
+"""An ONNX operator, or what emits several for a tensor."""
+
 _BINARY = {"Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Maximum": "Max", "Minimum": "Min"}
 _BINARY_FLOAT = {"Divide": "Div", "TrueDivide": "Div", "Power": "Pow"}
 _COMPARISONS = {
@@ -28,20 +26,18 @@ _COMPARISONS = {
 _LOGIC = {"LogicalAnd": "And", "LogicalOr": "Or", "LogicalXor": "Xor"}
 
 
-@op_rule("StopGradient", "ConvertToTensor", "Copy", "Array", "Real", "Conjugate")
-@shape_only
+@op_rule("StopGradient", "ConvertToTensor", "Copy", "Array", "Real", "Conjugate", handles="shape")
 def same(call: Call) -> Value:
     """Operations that change no value; like all operations, they drop the mask."""
     return call.value.like(call.value.name)
 
 
-@op_rule("Cast", "SaturateCast")
-@shape_only
+@op_rule("Cast", "SaturateCast", handles="shape")
 def cast(call: Call) -> Value:
     """Another dtype; every float is float32 in the graph."""
     dtype = float32_for(keras.backend.standardize_dtype(call.layer.dtype))
     x = call.value
-    return x.like(x.name if x.dtype == dtype else call.graph.cast(x.name, dtype, at=call.path), dtype=dtype)
+    return x.like(x.name if x.dtype == dtype else call.cast(x, dtype), dtype=dtype)
 
 
 def float32_for(dtype: str) -> str:
@@ -50,19 +46,6 @@ def float32_for(dtype: str) -> str:
 
 
 # ---------------------------------------------------------------- one operand
-
-
-@op_rule(*_UNARY)
-def unary(call: Call) -> Value:
-    """One operand of any dtype."""
-    return call.value.like(call.op(_UNARY[call.kind(_UNARY)], call.value))
-
-
-@op_rule(*_UNARY_FLOAT)
-def unary_float(call: Call) -> Value:
-    """One operand, as a float."""
-    x = call.as_float(call.value)
-    return x.like(call.op(_UNARY_FLOAT[call.kind(_UNARY_FLOAT)], x))
 
 
 def _where_above(call: Call, x: str, bound: float, above: str, other: str) -> str:
@@ -97,6 +80,10 @@ def _log_to(base: float) -> Callable[[Call, str], str]:
     return lambda call, x: call.op("Mul", call.op("Log", x), call.constant(1 / np.log(base)))
 
 
+def _alpha(kind: str, attribute: str = "alpha") -> _Emit:
+    return lambda call, x: call.op(kind, x, alpha=float(getattr(call.layer, attribute)))
+
+
 def _round(call: Call, x: str) -> str:
     scale = 10.0 ** int(getattr(call.layer, "decimals", 0))
     if scale == 1:
@@ -128,8 +115,26 @@ def _nan_to_num(call: Call, x: str) -> str:
     return call.op("Where", call.op("IsInf", x, detect_positive=0), call.constant(low), x)
 
 
-# Operations of one float, as ONNX nodes. Source: keras.ops and the ONNX operators of the same names.
-_COMPOSED: dict[str, Callable[[Call, str], str]] = {
+# Source of these tables: keras.ops and the ONNX operators of the same names.
+_OF_ANY_DTYPE: dict[str, _Emit] = {
+    "Absolute": "Abs", "Fabs": "Abs", "Ceil": "Ceil", "Floor": "Floor", "Negative": "Neg", "Sign": "Sign",
+    "Square": lambda call, x: call.op("Mul", x, x),
+}  # fmt: skip
+_TRUTHS: dict[str, _Emit] = {
+    "Isnan": "IsNaN", "Isinf": "IsInf", "Signbit": lambda call, x: call.op("Less", x, call.constant(0.0)),
+    "Isfinite": lambda call, x: call.op("Not", call.op("Or", call.op("IsNaN", x), call.op("IsInf", x))),
+}  # fmt: skip
+_PLAIN = (
+    "relu", "relu6", "sigmoid", "tanh", "silu", "softplus", "softsign", "hard_sigmoid", "hard_silu", "hard_tanh",
+    "log_sigmoid", "selu",
+)  # fmt: skip
+_OF_A_FLOAT: dict[str, _Emit] = {
+    **{name.title().replace("_", ""): ACTIVATIONS[name] for name in _PLAIN},
+    "Celu": _alpha("Celu"), "Elu": _alpha("Elu"), "LeakyRelu": _alpha("LeakyRelu", "negative_slope"),
+    "Gelu": lambda call, x: call.op("Gelu", x, approximate="tanh" if call.layer.approximate else "none"),
+    "Arccos": "Acos", "Arccosh": "Acosh", "Arcsin": "Asin", "Arcsinh": "Asinh", "Arctan": "Atan", "Arctanh": "Atanh",
+    "Cos": "Cos", "Cosh": "Cosh", "Erf": "Erf", "Exp": "Exp", "Log": "Log", "Reciprocal": "Reciprocal", "Sin": "Sin",
+    "Sinh": "Sinh", "Sqrt": "Sqrt", "Tan": "Tan",
     "Cbrt": _cbrt,
     "Deg2rad": _times(np.pi / 180),
     "Erfc": lambda call, x: call.op("Sub", call.constant(1.0), call.op("Erf", x)),
@@ -151,39 +156,24 @@ _COMPOSED: dict[str, Callable[[Call, str], str]] = {
     "TanhShrink": lambda call, x: call.op("Sub", x, call.op("Tanh", x)),
     "Threshold": _threshold,
     "Trunc": _trunc,
-}
+}  # fmt: skip
 
 
-@op_rule(*_COMPOSED)
-def composed(call: Call) -> Value:
-    """One operand, as a float, in more than one node."""
-    x = call.as_float(call.value)
-    return x.like(_COMPOSED[call.kind(_COMPOSED)](call, x.name))
-
-
-@op_rule("Square")
-def square(call: Call) -> Value:
-    """x²."""
-    return call.value.like(call.op("Mul", call.value, call.value))
+@op_rule(*_OF_ANY_DTYPE, *_TRUTHS, *_OF_A_FLOAT)
+def of_one(call: Call) -> Value:
+    """One operand, of any dtype or as a float; some are a truth about it."""
+    table = {**_OF_ANY_DTYPE, **_TRUTHS, **_OF_A_FLOAT}
+    kind = call.kind(table)
+    x, emit = call.value if kind in _OF_ANY_DTYPE else call.as_float(call.value), table[kind]
+    name = call.op(emit, x) if isinstance(emit, str) else emit(call, x.name)
+    return x.like(name, dtype="bool" if kind in _TRUTHS else x.dtype)
 
 
 @op_rule("LogicalNot")
 def logical_not(call: Call) -> Value:
     """The opposite truth."""
-    x = as_truth(call, call.value)
+    x = call.as_truth(call.value)
     return x.like(call.op("Not", x))
-
-
-@op_rule("Isnan", "Isinf", "Isfinite", "Signbit")
-def question(call: Call) -> Value:
-    """A truth about one float."""
-    x = call.as_float(call.value)
-    kind = call.kind(["Isnan", "Isinf", "Isfinite", "Signbit"])
-    if kind == "Signbit":
-        return x.like(call.op("Less", x, call.constant(0.0)), dtype="bool")
-    if kind == "Isfinite":
-        return x.like(call.op("Not", call.op("Or", call.op("IsNaN", x), call.op("IsInf", x))), dtype="bool")
-    return x.like(call.op({"Isnan": "IsNaN", "Isinf": "IsInf"}[kind], x), dtype="bool")
 
 
 @op_rule("Clip")
@@ -226,7 +216,7 @@ def binary(call: Call) -> Value:
     if name in _BINARY_FLOAT:
         values = [call.as_float(value) for value in values]
     elif known[name] != "Equal" and all(value.dtype == "bool" for value in values):
-        values = [_counted(call, value) for value in values]
+        values = [call.as_number(value) for value in values]
     return joined(values, call.op(known[name], *values), dtype="bool" if name in _COMPARISONS else None)
 
 
@@ -239,22 +229,11 @@ def _with_bias(call: Call) -> Value | None:
     return None if name is None else x.like(name)
 
 
-def _counted(call: Call, value: Value) -> Value:
-    return value.like(call.graph.cast(value.name, "int32", at=call.path), dtype="int32")
-
-
 @op_rule(*_LOGIC)
 def logic(call: Call) -> Value:
     """Two truths."""
-    values = [as_truth(call, value) for value in broadcast(call, call.args[:2])]
+    values = [call.as_truth(value) for value in broadcast(call, call.args[:2])]
     return joined(values, call.op(_LOGIC[call.kind(_LOGIC)], *values), dtype="bool")
-
-
-def as_truth(call: Call, value: Value) -> Value:
-    """Return whether a value is not zero."""
-    if value.dtype == "bool":
-        return value
-    return value.like(call.graph.cast(value.name, "bool", at=call.path), dtype="bool")
 
 
 @op_rule("NotEqual")
@@ -288,7 +267,7 @@ def _divide_no_nan(call: Call, x: Value, y: Value) -> str:
 
 
 def _heaviside(call: Call, x: Value, y: Value) -> str:
-    above = call.graph.cast(call.op("Greater", x, call.constant(0.0)), "float32", at=call.path)
+    above = call.cast(call.op("Greater", x, call.constant(0.0)), "float32")
     return call.op("Where", call.op("Equal", x, call.constant(0.0)), y, above)
 
 
@@ -323,7 +302,7 @@ def of_two_floats(call: Call) -> Value:
     result = joined(values, _OF_TWO_FLOATS[call.kind(_OF_TWO_FLOATS)](call, *values))
     dtype = found[0].dtype
     if np.dtype(dtype).kind in "iu" and call.kind(_OF_TWO_FLOATS) in {"FloorDivide", "Fmod", "Mod"}:
-        return result.like(call.graph.cast(result.name, dtype, at=call.path), dtype=dtype)
+        return result.like(call.cast(result, dtype), dtype=dtype)
     return result
 
 
@@ -333,5 +312,5 @@ def where(call: Call) -> Value:
     condition, *choices = broadcast(call, call.args[:3])
     if {value.dtype for value in choices} != {choices[0].dtype}:
         choices = [call.as_float(value) for value in choices]
-    condition = as_truth(call, condition)
+    condition = call.as_truth(condition)
     return joined([condition, *choices], call.op("Where", condition, *choices))

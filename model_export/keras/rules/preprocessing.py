@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -17,6 +18,10 @@ _IMAGE = (
     "it prepares whole images",
     "Send images that are prepared: resize and crop where they come from.",
 )
+_POOLING = (
+    "it changes the number of timesteps",
+    "A stream has one answer for each timestep. For a causal convolution use Conv1D with padding='causal'.",
+)
 _SOUND = (
     "it cuts a waveform into windows of its own",
     "Send one window, or one spectrum, for each timestep.",
@@ -26,6 +31,7 @@ REFUSED: dict[tuple[str, ...], tuple[str, str]] = {
     ("Hashing", "HashedCrossing", "IntegerLookup", "StringLookup", "TextVectorization"): _LOOKUP,
     ("AutoContrast", "CenterCrop", "CLAHE", "MaxNumBoundingBoxes", "RandomCrop", "Resizing"): _IMAGE,
     ("MelSpectrogram", "STFTSpectrogram"): _SOUND,
+    ("AdaptiveAveragePooling1D", "AdaptiveMaxPooling1D"): _POOLING,
 }  # fmt: skip
 
 
@@ -47,7 +53,7 @@ def discretization(call: Call) -> Value:
     layer, x = call.layer, call.as_float(call.value)
     bounds = call.constant(np.asarray(layer.bin_boundaries))
     below = call.op("Less", call.op("Unsqueeze", x, call.graph.ints([-1])), bounds)
-    passed = call.graph.cast(call.op("Not", below), "int32", at=call.path)
+    passed = call.cast(call.op("Not", below), "int32")
     bins = x.like(call.op("ReduceSum", passed, call.graph.ints([-1]), keepdims=0), dtype="int32")
     return bins if layer.output_mode == "int" else _encoded(call, bins, len(layer.bin_boundaries) + 1)
 
@@ -57,7 +63,7 @@ def category_encoding(call: Call) -> Value:
     """A code for each number of a class."""
     if len(call.args) > 1 or "count_weights" in call.kwargs:
         raise call.refuse("it takes count_weights", "Multiply by the weights behind it.")
-    call.walk.note_vocabulary(call.value, call.layer.num_tokens)
+    call.graph.note_vocabulary(call.value, call.layer.num_tokens)
     return _encoded(call, call.value, call.layer.num_tokens)
 
 
@@ -68,10 +74,10 @@ def _encoded(call: Call, x: Value, depth: int) -> Value:
     """
     mode = call.layer.output_mode
     if mode == "one_hot" and x.row and x.row[-1] == 1:
-        x = x.like(call.graph.reshape(x.name, x.row[:-1], at=call.path), row=x.row[:-1])
+        x = call.reshaped(x, x.row[:-1])
     classes = call.constant(np.arange(depth), x.dtype)
     hits = call.op("Equal", call.op("Unsqueeze", x, call.graph.ints([-1])), classes)
-    codes = x.like(call.graph.cast(hits, "float32", at=call.path), row=(*x.row, depth), dtype="float32")
+    codes = x.like(call.cast(hits, "float32"), row=(*x.row, depth), dtype="float32")
     if mode == "one_hot" or x.rank == 1:
         return codes
     if x.time:
@@ -83,11 +89,9 @@ def _encoded(call: Call, x: Value, depth: int) -> Value:
     return codes.like(call.op(kind, codes, call.graph.ints([1]), keepdims=0), row=codes.row[1:])
 
 
-def _register(layers: tuple[str, ...], why: str, fix: str) -> None:
-    @rule(*layers)
-    def refuse(call: Call) -> NoReturn:
-        raise call.refuse(why, fix)
+def _refuse(reason: tuple[str, str], call: Call) -> NoReturn:
+    raise call.refuse(*reason)
 
 
-for _layers, (_why, _fix) in REFUSED.items():
-    _register(_layers, _why, _fix)
+for _layers, _reason in REFUSED.items():
+    rule(*_layers)(partial(_refuse, _reason))

@@ -9,10 +9,9 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.support.cells import run_cell, state_names
-from model_export.keras.support.deferred import handles_deferred
+from model_export.keras.rules.cells import run_cell, state_names
 from model_export.keras.value import Value
-from model_export.manifest import Array, StateSpec
+from model_export.manifest import Array
 
 LONGEST_INSIDE = 512
 """Positions inside one timestep that a recurrent layer may run over: each is a cell of its own in the graph."""
@@ -36,17 +35,14 @@ def recurrent(call: Call) -> list[Value]:
     calls = sum(1 for other in call.graph.states if other.input.startswith(f"{call.path}."))
     if layer.stateful and calls:
         raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")
-    specs = [
-        call.graph.state(f"{call.path}.{name}", array.shape, init=array)
-        for name, array in zip(start.names, start.arrays, strict=True)
-    ]
-    before = _before(call, specs)
+    states = [call.state(name, row.shape, init=row) for name, row in zip(start.names, start.arrays, strict=True)]
+    before = _before(call, states)
     y, after = run_cell(call, layer.cell, Value(x.name, x.row), start.nested(before))
     # Keras hands a layer the mask of its input only where that is the layer's one tensor.
     if call.mask is not None and not (_given_states(call) and call.mask == call.value.mask):
         y, after = _hold_where_masked(call, y, before, after, start)
-    for spec, value in zip(specs, after, strict=True):
-        call.graph.next_state(spec, value.name)
+    for state, value in zip(states, after, strict=True):
+        call.next_state(state, value)
     result = y.like(y.name, time=layer.return_sequences, mask=call.mask if layer.return_sequences else None)
     return [result, *after] if layer.return_state else [result]
 
@@ -69,15 +65,9 @@ def _initial(call: Call) -> _Initial:
     cell = call.layer.cell
     nested = structure if isinstance(cell, keras.layers.StackedRNNCells) else list(structure)
     arrays = [to_array(tensor)[0].astype(np.float32) for tensor in keras.tree.flatten(nested)]
-    if constants := _constant_states(call):
+    if constants := [to_array(one) for one in _given(call) if not isinstance(one, Value)]:
         arrays = [_one_row(call, constant, array) for constant, array in zip(constants, arrays, strict=False)]
     return _Initial(state_names(cell, nested), arrays, nested)
-
-
-def _constant_states(call: Call) -> list[Array]:
-    """Return the initial states that the call gives as tensors of its own, not as values of the model."""
-    more = [call.kwargs.get("initial_state"), call.args[1:2]]
-    return [to_array(one) for one in keras.tree.flatten(more) if one is not None and not isinstance(one, Value)]
 
 
 def _one_row(call: Call, constant: Array, like: Array) -> Array:
@@ -91,9 +81,8 @@ def _one_row(call: Call, constant: Array, like: Array) -> Array:
     return row
 
 
-def _before(call: Call, specs: list[StateSpec]) -> list[Value]:
+def _before(call: Call, carried: list[Value]) -> list[Value]:
     """Return the states before this timestep; before the first one they may be computed by the model."""
-    carried = [Value(spec.input, tuple(spec.shape)) for spec in specs]
     given = _given_states(call)
     if not given:
         return carried
@@ -108,16 +97,20 @@ def _before(call: Call, specs: list[StateSpec]) -> list[Value]:
                 "Compute it from an input without time axis, or export the two parts as two models.",
             )
     started = call.graph.has_started()
-    chosen = []
-    for old, first in zip(carried, given, strict=True):
-        flag = call.graph.reshape(started, [1] * len(old.row), at=call.path)
-        chosen.append(old.like(call.op("Where", flag, old.name, call.as_float(first).name)))
-    return chosen
+    return [
+        old.like(call.op("Where", call.reshape(started, [1] * len(old.row)), old, call.as_float(first)))
+        for old, first in zip(carried, given, strict=True)
+    ]
+
+
+def _given(call: Call) -> list[Any]:
+    """Return the initial states of a call: values of the model, or tensors of its own."""
+    more = [call.kwargs.get("initial_state"), call.args[1:2], call.values[1:]]
+    return [one for one in keras.tree.flatten(more) if one is not None]
 
 
 def _given_states(call: Call) -> list[Value]:
-    more = [call.kwargs.get("initial_state"), call.args[1:2], call.values[1:]]
-    return [value for value in keras.tree.flatten(more) if isinstance(value, Value)]
+    return [value for value in _given(call) if isinstance(value, Value)]
 
 
 def _hold_where_masked(
@@ -136,14 +129,14 @@ def _hold_where_masked(
     mask = call.op("Unsqueeze", call.mask, call.graph.ints([1]))
     held = [new.like(call.op("Where", mask, new.name, old.name)) for old, new in zip(before, after, strict=True)]
     if layer.unroll:
-        spec = call.graph.state(f"{call.path}.output", y.row)
-        result = call.op("Where", mask, y.name, spec.input)
-        call.graph.next_state(spec, result)
-        return y.like(result), held
+        previous = call.state("output", y.row)
+        result = y.like(call.op("Where", mask, y, previous))
+        call.next_state(previous, result)
+        return result, held
     cells = getattr(layer.cell, "cells", None)
     last = len(keras.tree.flatten(start.structure[-1])) if cells else len(before)
-    previous = call.constant(0.0) if layer.zero_output_for_mask else before[-last].name
-    return y.like(call.op("Where", mask, y.name, previous)), held
+    kept = call.constant(0.0) if layer.zero_output_for_mask else before[-last]
+    return y.like(call.op("Where", mask, y, kept)), held
 
 
 # ---------------------------------------------------------------- inside a timestep
@@ -203,17 +196,13 @@ def _at_each_position(call: Call, x: Value) -> list[Value]:
     if isinstance(layer, _OF_LAST_AXIS):
         return call.walk.visit(layer, f"{call.path}.", x)
     states = len(call.graph.states)
-    flat = call.graph.reshape(x.name, x.row[1:], at=call.path)
-    results = call.walk.visit(layer, f"{call.path}.", x.like(flat, row=x.row[1:]))
+    results = call.walk.visit(layer, f"{call.path}.", call.reshaped(x, x.row[1:]))
     if len(call.graph.states) > states:
         raise call.refuse("its layer carries something from timestep to timestep, which a position has not")
-    rows = [(count, *value.row) for value in results]
-    names = [call.graph.reshape(value.name, row, at=call.path) for value, row in zip(results, rows, strict=True)]
-    return [value.like(name, row=row) for value, name, row in zip(results, names, rows, strict=True)]
+    return [call.reshaped(value, (count, *value.row)) for value in results]
 
 
-@op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop")
-@handles_deferred
+@op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop", handles="deferred")
 def loop(call: Call) -> NoReturn:
     """Loops of `keras.ops`: they run a function over the whole sequence, which has no rule for one timestep."""
     raise call.refuse(

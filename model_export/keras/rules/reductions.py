@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from model_export.keras.registry import Call, op_rule, to_array
-from model_export.keras.support.deferred import handles_deferred, read_order, summed_over_time
+from model_export.keras.support.deferred import read_order, summed_over_time
 from model_export.keras.support.running_reductions import accumulated, running
 from model_export.keras.value import Value
 
@@ -14,12 +14,11 @@ _REDUCTIONS = {
 }  # fmt: skip
 
 
-@op_rule(*_REDUCTIONS)
-@handles_deferred
+@op_rule(*_REDUCTIONS, handles="deferred")
 def reduction(call: Call) -> Value:
     """A sum, mean, maximum, minimum or product; over time that of the timesteps so far."""
     kind = _REDUCTIONS[call.kind(_REDUCTIONS)]
-    x = _counted(call, call.value)
+    x = call.as_number(call.value)
     if kind == "Mean":
         x = call.as_float(x)
     axes = _original_axes(call, x)
@@ -35,12 +34,7 @@ def reduction(call: Call) -> Value:
     axes = [axis - 1 for axis in axes if axis != 1]
     if axes:
         x = reduce(call, f"Reduce{kind}", x, axes, keep=keep)
-    row = (1, *x.row)
-    return x.like(call.graph.reshape(x.name, row, at=call.path), row=row) if keep else x
-
-
-def _counted(call: Call, x: Value) -> Value:
-    return x.like(call.graph.cast(x.name, "int32", at=call.path), dtype="int32") if x.dtype == "bool" else x
+    return call.reshaped(x, (1, *x.row)) if keep else x
 
 
 def _original_axes(call: Call, x: Value) -> list[int]:
@@ -91,21 +85,14 @@ def norm(call: Call) -> Value:
     return reduce(call, kind, x, axes, keep=bool(call.layer.keepdims))
 
 
-@op_rule("Any", "All")
+@op_rule("Any", "All", "CountNonzero")
 def truth(call: Call) -> Value:
-    """Whether any, or all, along feature axes."""
-    x = call.value.like(call.graph.cast(call.value.name, "bool", at=call.path), dtype="bool")
-    x = _counted(call, x)
-    kind = "ReduceMax" if call.kind(["Any", "All"]) == "Any" else "ReduceMin"
-    result = reduce(call, kind, x, _axes(call, x), keep=bool(call.layer.keepdims))
-    return result.like(call.graph.cast(result.name, "bool", at=call.path), dtype="bool")
-
-
-@op_rule("CountNonzero")
-def count_nonzero(call: Call) -> Value:
-    """How many are not zero, along feature axes."""
-    x = call.value.like(call.graph.cast(call.value.name, "bool", at=call.path), dtype="bool")
-    return reduce(call, "ReduceSum", _counted(call, x), _axes(call, x), keep=False)
+    """Whether any, or all, or how many are not zero, along feature axes."""
+    kinds = {"Any": "ReduceMax", "All": "ReduceMin", "CountNonzero": "ReduceSum"}
+    kind = call.kind(kinds)
+    x = call.as_number(call.as_truth(call.value))
+    result = reduce(call, kinds[kind], x, _axes(call, x), keep=bool(getattr(call.layer, "keepdims", False)))
+    return result if kind == "CountNonzero" else call.as_truth(result)
 
 
 @op_rule("Average")
@@ -128,13 +115,11 @@ def average(call: Call) -> Value:
 def place(call: Call) -> Value:
     """Where the largest or smallest is along one feature axis."""
     x, layer = call.value, call.layer
-    if layer.axis is None:
-        raise call.refuse("it looks through all axes, batch and time included", "Name a feature axis.")
     axis = call.axis(x, layer.axis)
     kind = "ArgMax" if call.kind(["Argmax", "Argmin"]) == "Argmax" else "ArgMin"
     found = call.op(kind, x, axis=axis, keepdims=int(layer.keepdims))
     row = tuple(1 if i == axis else dim for i, dim in enumerate(x.row, 1) if layer.keepdims or i != axis)
-    return x.like(call.graph.cast(found, "int32", at=call.path), row=row, dtype="int32")
+    return x.like(call.cast(found, "int32"), row=row, dtype="int32")
 
 
 @op_rule("Normalize")
@@ -152,13 +137,11 @@ def normalize(call: Call) -> Value:
 @op_rule("Cumsum", "Cumprod")
 def cumulative(call: Call) -> Value:
     """A running sum or product: over time a state, along a feature axis inside the timestep."""
-    x, layer = call.value, call.layer
-    if layer.axis is None:
-        raise call.refuse("it runs through all axes, batch and time included", "Name the axis.")
+    x, axis = call.value, call.layer.axis
     product = call.kind(["Cumsum", "Cumprod"]) == "Cumprod"
-    if x.time and layer.axis % x.rank == 1:
+    if x.time and axis is not None and axis % x.rank == 1:
         return accumulated(call, "Prod" if product else "Sum", x)
-    axis = call.axis(x, layer.axis)
+    axis = call.axis(x, axis)
     if product:
         raise call.refuse("a running product of features has no rule", "Use exp(cumsum(log(x))).")
     return x.like(call.op("CumSum", x, call.constant(axis, "int32")))
@@ -168,8 +151,6 @@ def cumulative(call: Call) -> Value:
 def sort(call: Call) -> Value:
     """Ascending along one feature axis."""
     x = call.value
-    if call.layer.axis is None:
-        raise call.refuse("it sorts all axes, batch and time included", "Name a feature axis.")
     axis = call.axis(x, call.layer.axis)
     values, places = _top(call, x, x.row[axis - 1], axis, largest=0)
     return values if call.kind(["Sort", "Argsort"]) == "Sort" else places
@@ -187,4 +168,4 @@ def _top(call: Call, x: Value, count: int, axis: int, *, largest: int) -> tuple[
     values, places = call.graph.split_op(
         "TopK", x.name, call.graph.ints([count]), outputs=2, at=call.path, axis=axis, largest=largest, sorted=1
     )
-    return x.like(values, row=row), x.like(call.graph.cast(places, "int32", at=call.path), row=row, dtype="int32")
+    return x.like(values, row=row), x.like(call.cast(places, "int32"), row=row, dtype="int32")

@@ -6,15 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from model_export.keras.registry import Call, op_rule, rule
-from model_export.keras.rules.slicing import pad
+from model_export.keras.rules.slicing import pad, picked
 from model_export.keras.support.sliding import Geometry, geometry
-from model_export.keras.support.window import check_over_time, handles_padding, moved, window
+from model_export.keras.support.window import check_over_time, moved, window
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
 
-@op_rule("ConvTranspose")
-@handles_padding
+@op_rule("ConvTranspose", handles="padding")
 def conv_transpose(call: Call) -> Value:
     """Over time: with padding='valid' each answer comes of the timesteps so far. Inside a timestep: any."""
     x, kernel = call.as_float(call.value), call.weights(1)
@@ -58,7 +57,7 @@ def _transposed(call: Call, x: Value, shape: Geometry, kernel: Array, reach: int
     def emit(*bias: str) -> str:
         y = call.op("ConvTranspose", name, weights, *bias, **moves)
         y = y if first else call.op("Transpose", y, perm=[0, *range(2, count + 2), 1])
-        return y if reach is None else call.graph.reshape(y, row, at=call.path)
+        return y if reach is None else call.reshape(y, row)
 
     bias = (filters, *(1 for _ in sizes)) if first else (filters,)
     return x.like(call.graph.biasable(emit, bias), row=row)
@@ -103,15 +102,10 @@ def up_sampling(call: Call) -> Value:
         raise call.refuse(f"interpolation={how!r} has no rule; expected 'nearest' or 'bilinear'")
     x = call.as_float(x)
     row = tuple(dim * scale for dim, scale in zip(x.row, scales, strict=True))
-    return x.like(_resize(call, x, row, how), row=row)
-
-
-def _resize(call: Call, x: Value, row: tuple[int, ...], how: str) -> str:
     if how == "nearest":
-        name = x.name
         for axis, (size, dim) in enumerate(zip(row, x.row, strict=True), 1):
-            if size != dim:
-                name = call.op("Gather", name, call.graph.ints([i * dim // size for i in range(size)]), axis=axis)
-        return name
+            x = x if size == dim else picked(call, x, axis, [i * dim // size for i in range(size)])
+        return x
     sizes = call.op("Concat", call.op("Shape", x.name, end=1), call.graph.ints(row), axis=0)
-    return call.op("Resize", x.name, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+    y = call.op("Resize", x.name, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+    return x.like(y, row=row)

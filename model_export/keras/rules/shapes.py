@@ -10,15 +10,13 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.rules.slicing import cut_time, sliced
+from model_export.keras.rules.slicing import cut_time, picked, sliced
 from model_export.keras.support.broadcast import broadcast
-from model_export.keras.support.deferred import handles_deferred, reordered, shape_only
-from model_export.keras.support.window import handles_padding
+from model_export.keras.support.deferred import reordered
 from model_export.keras.value import DeferredSum, Value
 
 
-@op_rule("Reshape")
-@shape_only
+@op_rule("Reshape", handles="shape")
 def reshape(call: Call) -> Value:
     """Another shape of the features."""
     x = call.value
@@ -49,7 +47,7 @@ def _reshaped(call: Call, x: Value, target: list[int]) -> Value:
                 f"its target shape {target} mixes timesteps; one timestep has shape {list(x.row)}",
                 f"Keep time in front: Reshape((-1, ...)) with {size} elements behind it.",
             )
-    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
+    return call.reshaped(x, row)
 
 
 def _resolved(target: list[int], size: int) -> list[int]:
@@ -57,8 +55,7 @@ def _resolved(target: list[int], size: int) -> list[int]:
     return [size // known if dim == -1 else dim for dim in target]
 
 
-@op_rule("Diff")
-@handles_padding
+@op_rule("Diff", handles="padding")
 def diff(call: Call) -> Value:
     """Differences from one timestep to the next."""
     x, layer = call.value, call.layer
@@ -84,8 +81,7 @@ def stack(call: Call) -> Value:
     return values[0].like(call.op("Concat", *wide, axis=axis), row=row)
 
 
-@rule("RepeatVector")
-@shape_only
+@rule("RepeatVector", handles="shape")
 def repeat_vector(call: Call) -> Value:
     """One vector several times, as positions inside a timestep, for example the hours that an answer is about."""
     x, count = call.value, call.layer.n
@@ -117,31 +113,26 @@ def split(call: Call) -> list[Value]:
 @op_rule("Unstack")
 def unstack(call: Call) -> list[Value]:
     """The parts along one feature axis, without that axis."""
-    x = call.value
-    axis = call.axis(x, call.layer.axis)
+    x, axis = call.value, call.axis(call.value, call.layer.axis)
+    row = [dim for i, dim in enumerate(x.row, 1) if i != axis]
     parts = [sliced(call, x, {axis: slice(i, i + 1)}) for i in range(x.row[axis - 1])]
-    row = tuple(dim for i, dim in enumerate(x.row, 1) if i != axis)
-    return [part.like(call.graph.reshape(part.name, row, at=call.path), row=row) for part in parts]
+    return [call.reshaped(part, row) for part in parts]
 
 
-@op_rule("ExpandDims")
-@shape_only
+@op_rule("ExpandDims", handles="shape")
 def expand_dims(call: Call) -> Value:
     """New axes of length 1 among the features."""
-    x = call.value
+    x, axes = call.value, keras.tree.flatten(call.layer.axis)
     row = list(x.row)
-    axes = keras.tree.flatten(call.layer.axis)
-    rank = x.rank + len(axes)
-    places = sorted(axis % rank for axis in axes)
+    places = sorted(axis % (x.rank + len(axes)) for axis in axes)
     if places[0] < 1 + x.time:
         raise call.refuse("it puts a new axis before the features, where batch and time belong")
     for place in places:
         row.insert(place - 1 - x.time, 1)
-    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
+    return call.reshaped(x, row)
 
 
-@op_rule("Squeeze")
-@shape_only
+@op_rule("Squeeze", handles="shape")
 def squeeze(call: Call) -> Value:
     """Drops feature axes of length 1."""
     x, axes = call.value, call.layer.axis
@@ -149,11 +140,10 @@ def squeeze(call: Call) -> Value:
         raise call.refuse("it drops every axis of length 1, which may be batch or time", "Name the axis.")
     gone = {call.axis(x, axis) for axis in keras.tree.flatten(axes)}
     row = [dim for i, dim in enumerate(x.row, 1) if i not in gone]
-    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
+    return call.reshaped(x, row)
 
 
-@op_rule("Transpose", "Moveaxis", "Swapaxes")
-@handles_deferred
+@op_rule("Transpose", "Moveaxis", "Swapaxes", handles="deferred")
 def transpose(call: Call) -> Value:
     """Another order of the axes; batch and time have to come back in front."""
     x, layer = call.value, call.layer
@@ -175,10 +165,9 @@ def flip(call: Call) -> Value:
     """The other way round along feature axes."""
     x, axes = call.value, call.layer.axis
     places = [call.axis(x, axis) for axis in (range(x.rank) if axes is None else keras.tree.flatten(axes))]
-    name = x.name
     for place in places:
-        name = call.op("Gather", name, call.graph.ints(range(x.row[place - 1])[::-1]), axis=place)
-    return x.like(name)
+        x = picked(call, x, place, range(x.row[place - 1])[::-1])
+    return x.like(x.name)
 
 
 @op_rule("Roll")
@@ -188,22 +177,15 @@ def roll(call: Call) -> Value:
     if not isinstance(layer.axis, int) or not isinstance(layer.shift, int):
         raise call.refuse("it rolls all axes, or several; expected one feature axis", "Name one feature axis.")
     axis = call.axis(x, layer.axis)
-    order = np.roll(np.arange(x.row[axis - 1]), layer.shift).tolist()
-    return x.like(call.op("Gather", x, call.graph.ints(order), axis=axis))
+    return picked(call, x, axis, np.roll(np.arange(x.row[axis - 1]), layer.shift).tolist())
 
 
-@op_rule("Repeat")
-@shape_only
+@op_rule("Repeat", handles="shape")
 def repeat(call: Call) -> Value:
     """Each feature several times."""
-    x, layer = call.value, call.layer
-    if layer.axis is None:
-        raise call.refuse("it flattens batch and time", "Name a feature axis.")
-    axis = call.axis(x, layer.axis)
-    counts = to_array(layer.repeats)
-    order = np.repeat(np.arange(x.row[axis - 1]), counts if counts.ndim and counts.size > 1 else counts.item()).tolist()
-    row = tuple(len(order) if i == axis else dim for i, dim in enumerate(x.row, 1))
-    return x.like(call.op("Gather", x, call.graph.ints(order), axis=axis), row=row, constant_over_time=_is_even(x))
+    x, axis, counts = call.value, call.axis(call.value, call.layer.axis), to_array(call.layer.repeats)
+    order = np.repeat(np.arange(x.row[axis - 1]), counts if counts.ndim and counts.size > 1 else counts.item())
+    return replace(picked(call, x, axis, order.tolist()), constant_over_time=_is_even(x))
 
 
 def _is_even(x: Value) -> bool:
@@ -224,8 +206,7 @@ def tile(call: Call) -> Value:
     return x.like(call.op("Tile", x, call.graph.ints([1, *own])), row=row, constant_over_time=_is_even(x))
 
 
-@op_rule("BroadcastTo")
-@shape_only
+@op_rule("BroadcastTo", handles="shape")
 def broadcast_to(call: Call) -> Value:
     """Feature axes of length 1 made longer."""
     x, shape = call.value, [None if dim is None else int(dim) for dim in call.layer.shape]

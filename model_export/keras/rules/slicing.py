@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, to_array
-from model_export.keras.support.deferred import shape_only
-from model_export.keras.support.shifts import first_timestep
-from model_export.keras.support.window import handles_padding, put_in_front, resolve_padding
+from model_export.keras.support.window import put_in_front, resolve_padding
 from model_export.keras.value import Value
 
 Pairs = Sequence[tuple[int, int]]
 
 
-@op_rule("Pad")
-@handles_padding
+@op_rule("Pad", handles="padding")
 def pad_operation(call: Call) -> Value:
     """`ops.pad` with a constant."""
     x, layer = call.value, call.layer
@@ -66,9 +63,7 @@ def cut_time(call: Call, x: Value, front: int, back: int) -> Value:
 # ---------------------------------------------------------------- x[...]
 
 
-@op_rule("GetItem")
-@shape_only
-@handles_padding
+@op_rule("GetItem", handles="padding shape")
 def get_item(call: Call) -> Value:
     """A part of the features, the last timestep, or padding over time taken off.
 
@@ -104,21 +99,18 @@ def _timesteps(call: Call, x: Value, key: Any) -> tuple[Value, list[Any]]:
     """Return what is picked over time, and keys for axes that this adds to the row."""
     if key == slice(None):
         return x, []
-    back = x.padding.back if x.padding else 0
-    if x.padding and x.padding.refusal and key in (-1, slice(-1, None)):
+    is_newest, keeps_axis, name = key in (-1, slice(-1, None)), isinstance(key, slice), ""
+    if x.padding and x.padding.refusal and is_newest:
         raise x.padding.refusal
     if x.padding is None and key in (0, slice(None, 1), slice(0, 1)):
-        row = (1, *x.row) if isinstance(key, slice) else x.row
-        name = first_timestep(call, x)
-        name = call.graph.reshape(name, row, at=call.path) if isinstance(key, slice) else name
-        return x.like(name, row=row, time=False), [slice(None)] * isinstance(key, slice)
-    if back == 0 and isinstance(key, int) and key == -1:
-        return x.like(x.name, time=False), []
-    if back == 0 and key == slice(-1, None):
-        row = (1, *x.row)
-        return x.like(call.graph.reshape(x.name, row, at=call.path), row=row, time=False), [slice(None)]
+        name = _first_timestep(call, x)
+    elif is_newest and not (x.padding and x.padding.back):
+        name = x.name
+    if name:
+        y = x.like(name, time=False)
+        return (call.reshaped(y, (1, *x.row)), [slice(None)]) if keeps_axis else (y, [])
     start, stop = (getattr(key, end, None) for end in ("start", "stop"))
-    cuts = isinstance(key, slice) and key.step in {None, 1} and (start or 0) >= 0 and (stop is None or stop < 0)
+    cuts = keeps_axis and key.step in {None, 1} and (start or 0) >= 0 and (stop is None or stop < 0)
     if cuts:
         return cut_time(call, x, start or 0, -(stop or 0)), []
     raise call.refuse(
@@ -126,37 +118,38 @@ def _timesteps(call: Call, x: Value, key: Any) -> tuple[Value, list[Any]]:
     )
 
 
+def _first_timestep(call: Call, x: Value) -> str:
+    """Return what a value of each timestep was at the first one: a state that is kept from then on."""
+    first = call.state("first", x.row, x.dtype)
+    now = put_in_front(call, first, [x.name], 0).name
+    call.next_state(first, now)
+    call.graph.mark_static(now)
+    return now
+
+
 def _features(call: Call, x: Value, keys: Sequence[Any]) -> Value:
-    row: list[int] = []
-    parts: dict[int, slice] = {}
-    axis = 1
-    for k in keys:
-        if k is None:
-            row.append(1)
-            continue
-        if isinstance(k, slice):
-            parts[axis] = k
-            row.append(len(range(x.row[axis - 1])[k]))
-        else:
-            index = int(k) % x.row[axis - 1]
-            parts[axis] = slice(index, index + 1)
-        axis += 1
-    x = sliced(call, x, parts)
-    if tuple(row) == x.row:
-        return x.like(x.name)
-    return x.like(call.graph.reshape(x.name, row, at=call.path), row=tuple(row))
+    row = np.broadcast_to(0, x.row)[tuple(keys)].shape
+    named = zip((k for k in keys if k is not None), x.row, strict=True)
+    places = [k if isinstance(k, slice) else slice(k % size, k % size + 1) for k, size in named]
+    x = sliced(call, x, dict(enumerate(places, 1)))
+    return x.like(x.name) if row == x.row else call.reshaped(x, row)
 
 
 def sliced(call: Call, x: Value, parts: Mapping[int, slice]) -> Value:
     """Return a part of each of some axes of the step graph."""
     every = {axis: range(x.row[axis - 1])[part] for axis, part in parts.items()}
     row = tuple(len(every.get(axis, range(dim))) for axis, dim in enumerate(x.row, 1))
-    name, ints = x.name, call.graph.ints
+    cut = {axis: p for axis, p in every.items() if p.step > 0 and p != range(x.row[axis - 1])}
     for axis, places in every.items():
         if places.step < 0:
-            name = call.op("Gather", name, ints(places), axis=axis)
-    cut = {axis: p for axis, p in every.items() if p.step > 0 and p != range(x.row[axis - 1])}
+            x = picked(call, x, axis, places)
     if cut:
-        ends = [[p.start for p in cut.values()], [p.stop for p in cut.values()], list(cut)]
-        name = call.op("Slice", name, *map(ints, ends), ints([p.step for p in cut.values()]))
-    return x.like(name, row=row)
+        ends = zip(*((p.start, p.stop, axis, p.step) for axis, p in cut.items()), strict=True)
+        x = x.like(call.op("Slice", x, *map(call.graph.ints, ends)))
+    return x.like(x.name, row=row)
+
+
+def picked(call: Call, x: Value, axis: int, places: Sequence[int]) -> Value:
+    """Return what stands at some places of an axis of the step graph, in their order."""
+    row = tuple(len(places) if i == axis else dim for i, dim in enumerate(x.row, 1))
+    return x.like(call.op("Gather", x, call.graph.ints(places), axis=axis), row=row)

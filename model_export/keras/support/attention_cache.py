@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from model_export.keras.registry import Call
+from model_export.keras.support.broadcast import constant_beside
+from model_export.keras.support.window import joined_with
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -38,11 +40,7 @@ class AttentionCache:
         if self.span == 1:
             return new
         heads, width = shape
-        past = call.state(name, (heads, self.span - 1, width))
-        joined = call.op("Concat", past, new, axis=2)
-        ints = call.graph.ints
-        call.next_state(past, call.op("Slice", joined, ints([1]), ints([self.span]), ints([2])))
-        return joined
+        return joined_with(call, call.state(name, (heads, self.span - 1, width)), new, axis=2)
 
     def bias(self, call: Call, counts: str | None = None) -> str:
         """Return what is added to the scores, shape `(batch, 1, 1, span)`: nothing stands before the first timestep.
@@ -53,7 +51,7 @@ class AttentionCache:
         """
         if self.table is not None:
             beside = Value("", (self.span,), time=True)
-            bias = call.constant_beside(beside, np.where(self.table, 0, NEVER)).name
+            bias = constant_beside(call, beside, np.where(self.table, 0, NEVER)).name
         else:
             age = call.constant(np.arange(self.span)[::-1], "int64")
             position = call.op("Unsqueeze", call.position(), call.graph.ints([1]))
@@ -64,11 +62,8 @@ class AttentionCache:
         return call.op("Unsqueeze", bias, call.graph.ints([1, 2]))
 
     def _without_masked(self, call: Call, counts: str) -> str:
-        ints = call.graph.ints
-        past = call.state("counts", (self.span - 1,))
-        now = call.op("Unsqueeze", call.graph.cast(counts, "float32", at=call.path), ints([1]))
-        joined = call.op("Concat", past, now, axis=1)
-        call.next_state(past, call.op("Slice", joined, ints([1]), ints([self.span]), ints([1])))
+        now = call.op("Unsqueeze", call.cast(counts, "float32"), call.graph.ints([1]))
+        joined = joined_with(call, call.state("counts", (self.span - 1,)), now)
         return call.op("Mul", call.op("Sub", joined, call.constant(1.0)), call.constant(-NEVER))
 
 
@@ -88,7 +83,7 @@ def attention_cache(
     Raises:
         RefusedModelError: It looks at timesteps that have not come yet, or at more and more of them.
     """
-    length = call.walk.length
+    length = call.graph.length
     if len(key.row) != 1:
         raise call.refuse(f"it attends over time in rows {list(key.row)}; expected one axis of features")
     if query.time and causal and sliding and mask is None:
@@ -101,7 +96,7 @@ def attention_cache(
         )
     if length is None:
         return _endless(call, query, mask, sliding, causal=causal)
-    call.walk.bounded = True
+    call.graph.bounded = True
     if not query.time:
         if causal or mask is not None or sliding:
             raise call.refuse("its query has no time axis, so a mask over time means something else for each length")
@@ -112,7 +107,7 @@ def attention_cache(
 def _endless(call: Call, query: Value, mask: Array | None, sliding: int | None, *, causal: bool) -> AttentionCache:
     """Return what is looked at for any number of timesteps: so many of the last ones, always.
 
-    A constant mask is one for `record.TRIAL` timesteps here.
+    A constant mask is one for `tracing.TRIAL` timesteps here.
     """
     if query.time and mask is not None:
         past = _cache_of_table(_seen(call, len(mask), mask, sliding, causal=causal))

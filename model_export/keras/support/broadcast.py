@@ -9,6 +9,7 @@ import numpy as np
 
 from model_export.keras.registry import Call, to_array
 from model_export.keras.value import Value
+from model_export.manifest import Array
 
 
 def broadcast(call: Call, operands: Sequence[Any]) -> list[Value]:
@@ -51,7 +52,7 @@ def _common_dtype(operands: Sequence[Any]) -> str:
 
 def _value(call: Call, value: Value, like: Value) -> Value:
     if value.dtype not in {like.dtype, "bool"}:
-        value = value.like(call.graph.cast(value.name, like.dtype, at=call.path), dtype=like.dtype)
+        value = value.like(call.cast(value, like.dtype), dtype=like.dtype)
     if value.rank != like.rank:
         raise call.refuse(
             f"it joins values of {value.rank} and {like.rank} axes, so the batch axis would mix with others"
@@ -75,4 +76,46 @@ def _value(call: Call, value: Value, like: Value) -> Value:
 
 def _constant(call: Call, operand: Any, like: Value) -> Value:
     array = to_array(operand)
-    return call.constant_beside(like, array, "bool" if array.dtype.kind == "b" else like.dtype)
+    return constant_beside(call, like, array, "bool" if array.dtype.kind == "b" else like.dtype)
+
+
+def constant_beside(call: Call, value: Value, array: Array, dtype: str = "float32") -> Value:
+    """Return a constant that broadcasts against a value of the original, as it does against the step's.
+
+    One that differs from timestep to timestep is looked up by the position in the stream. Beyond the last
+    timestep that it knows it is NaN, so that such a row fails alone and not its batch.
+
+    Args:
+        call: The layer or operation.
+        value: The value that it is combined with.
+        array: It broadcasts against `(batch, time, *row)`, or `(batch, *row)` where there is no time axis.
+        dtype: NumPy name.
+
+    Raises:
+        RefusedModelError: It has one entry for each row of the batch, or for another number of timesteps
+            than the model declares.
+    """
+    if array.ndim == value.rank:
+        if array.shape[0] != 1:
+            raise call.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
+        array = array[0]
+    steps = array.shape[0] if value.time and array.ndim == value.rank - 1 else 0
+    if steps > 1:
+        return _of_this_timestep(call, array, dtype)
+    array = array[0] if steps else array
+    return Value(call.constant(array, dtype), array.shape, dtype, value.time)
+
+
+def _of_this_timestep(call: Call, table: Array, dtype: str) -> Value:
+    steps = len(table)
+    if steps != call.graph.length or np.dtype(dtype).kind != "f":
+        raise call.refuse(
+            f"it has {dtype} weights or constants of its own for each of {steps} timesteps, in a model of "
+            f"{call.graph.length or 'any number of'} timesteps",
+            f"Share them over time, or declare the number of timesteps: keras.Input(({steps}, ...)).",
+        )
+    call.graph.bounded = True
+    known = np.concatenate([table, np.full_like(table[:1], np.nan, dtype)])
+    last = call.constant(steps, "int64")
+    name = call.op("Gather", call.constant(known, dtype), call.op("Min", call.position(), last), axis=0)
+    return Value(name, table.shape[1:], dtype, time=True)

@@ -10,15 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import keras
 import numpy as np
 
-from model_export.keras.registry import Call, Rule, listed
+from model_export.keras.registry import Call, Rule, handles, listed
 from model_export.keras.support.running_reductions import running
 from model_export.keras.value import DeferredSum, Value
-
-_HANDLES_DEFERRED: set[Rule] = set()
-_SHAPE_ONLY: set[Rule] = set()
 
 SUM_IT = (
     "Sum over time what it weighs (attention pooling); or use a recurrent layer over time, or work along the feature "
@@ -28,41 +24,27 @@ _SMALLEST = -3e38
 """Below every score; still a number, so that no difference of two is NaN."""
 
 
-def handles_deferred(rule: Rule) -> Rule:
-    """Mark a rule that accepts deferred values."""
-    _HANDLES_DEFERRED.add(rule)
-    return rule
-
-
-def shape_only(rule: Rule) -> Rule:
-    """Mark a rule that only changes the shape of one value: the same is done to its weight."""
-    _SHAPE_ONLY.add(rule)
-    return rule
-
-
-def has_deferred(call: Call) -> bool:
-    """Return whether any value of a call is deferred."""
-    return any(value.deferred for value in _values(call))
-
-
 def apply(call: Call, rule: Rule) -> list[Any]:
     """Run a rule on values of which some are deferred.
 
     Raises:
         RefusedModelError: The rule needs the value as it will be; names the layer that made it pending.
     """
-    values = _values(call)
+    values = call.operands
     x = next(value for value in values if value.deferred)
     assert x.deferred is not None
-    if rule in _HANDLES_DEFERRED:
+    if handles(rule, "deferred"):
         return listed(rule(call))
     if x.deferred.order or any(value.padding for value in values):
         raise x.deferred.refusal
-    if rule in _SHAPE_ONLY and len(values) == 1:
-        pairs = zip(listed(rule(_with(call, x, plain(x)))), listed(rule(_with(call, x, _weight(x)))), strict=True)
-        return [replace(y, deferred=_moved(x.deferred, y, plain(weight))) for y, weight in pairs]
+    if handles(rule, "shape") and len(values) == 1:
+        weight = x.deferred.weight
+        assert weight is not None
+        results = listed(rule(call.changed(lambda _: plain(x))))
+        weights = listed(rule(call.changed(lambda _: weight)))
+        return [replace(y, deferred=_moved(x.deferred, y, plain(its))) for y, its in zip(results, weights, strict=True)]
     if "Multiply" in {cls.__name__ for cls in type(call.layer).__mro__} and sum(bool(v.deferred) for v in values) == 1:
-        (y,) = listed(rule(_with(call, x, plain(x))))
+        (y,) = listed(rule(call.changed(lambda v: plain(x) if v is x else v)))
         return [replace(y, deferred=x.deferred)]
     raise x.deferred.refusal
 
@@ -164,20 +146,5 @@ def plain(x: Value) -> Value:
     return replace(x, deferred=None)
 
 
-def _weight(x: Value) -> Value:
-    assert x.deferred is not None
-    assert x.deferred.weight is not None
-    return x.deferred.weight
-
-
 def _moved(pending: DeferredSum, y: Value, weight: Value) -> DeferredSum:
     return replace(pending, weight=weight, order=y.deferred.order if y.deferred else ())
-
-
-def _values(call: Call) -> list[Value]:
-    return [v for v in keras.tree.flatten((call.args, call.kwargs)) if isinstance(v, Value)]
-
-
-def _with(call: Call, old: Value, new: Value) -> Call:
-    args, kwargs = keras.tree.map_structure(lambda v: new if v is old else v, (call.args, call.kwargs))
-    return replace(call, args=args, kwargs=kwargs)

@@ -6,13 +6,11 @@ Those to come are zeros, so that is right for a layer that is causal. It is slow
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import keras
 import numpy as np
 
-from model_export.keras.registry import Call
+from model_export.keras.registry import Call, to_array
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -23,8 +21,8 @@ def can_recompute(call: Call) -> bool:
     The model has to declare its number of timesteps, and the layer has to be causal: other values in later timesteps
     must leave the answers of earlier ones as they are.
     """
-    length = call.walk.length
-    values = [v for v in keras.tree.flatten((call.args, call.kwargs)) if isinstance(v, Value)]
+    length = call.graph.length
+    values = call.operands
     if not isinstance(call.layer, keras.Layer) or not length or length < 2:
         return False
     if any(value.padding or value.deferred or not value.time for value in values) or call.mask is not None:
@@ -42,17 +40,12 @@ def recompute(call: Call, trace: Callable[[Call], list[Value]]) -> list[Value]:
         call: The layer, for which `can_recompute` is true.
         trace: Emits a call of the layer, all of whose values have the timesteps as an axis of their rows.
     """
-    length = call.walk.length
+    length = call.graph.length
     assert length is not None
-    call.walk.bounded = True
+    call.graph.bounded = True
     place = call.op("Unsqueeze", call.position(), call.graph.ints([1]))
     is_here = call.op("Equal", place, call.constant(np.arange(length), "int64"))
-
-    def with_past(value: Any) -> Any:
-        return _with_past(call, value, is_here, length) if isinstance(value, Value) else value
-
-    args, kwargs = keras.tree.map_structure(with_past, (call.args, call.kwargs))
-    results = trace(replace(call, args=args, kwargs=kwargs))
+    results = trace(call.changed(lambda value: _with_past(call, value, is_here, length)))
     last = call.op("Min", place, call.constant(length - 1, "int64"))
     has_place = call.op("Less", place, call.constant(length, "int64"))
     return [_newest(call, value, last, has_place) for value in results]
@@ -81,16 +74,14 @@ def _draw(rng: np.random.Generator, value: Value, length: int) -> Array:
 
 def _answers(call: Call, arrays: list[Array]) -> list[Array]:
     given = iter(arrays)
-    args, kwargs = keras.tree.map_structure(
-        lambda v: next(given) if isinstance(v, Value) else v, (call.args, call.kwargs)
-    )
-    return [np.asarray(keras.ops.convert_to_numpy(y)) for y in keras.tree.flatten(call.layer(*args, **kwargs))]
+    inner = call.changed(lambda _: next(given))
+    return [to_array(y) for y in keras.tree.flatten(call.layer(*inner.args, **inner.kwargs))]
 
 
 def _with_past(call: Call, value: Value, is_here: str, length: int) -> Value:
     """Return all timesteps so far, each in its place."""
     past = call.state("past", (length, *value.row), value.dtype)
-    here = call.graph.reshape(is_here, [length, *(1 for _ in value.row)], at=call.path)
+    here = call.reshape(is_here, [length, *(1 for _ in value.row)])
     now = call.op("Where", here, call.op("Unsqueeze", value, call.graph.ints([1])), past)
     call.next_state(past, now)
     return past.like(now)
@@ -99,5 +90,5 @@ def _with_past(call: Call, value: Value, is_here: str, length: int) -> Value:
 def _newest(call: Call, value: Value, last: str, has_place: str) -> Value:
     row = value.row[1:]
     newest = call.op("GatherND", value, last, batch_dims=1)
-    known = call.graph.reshape(has_place, [1 for _ in row], at=call.path)
+    known = call.reshape(has_place, [1 for _ in row])
     return Value(call.op("Where", known, newest, call.constant(np.nan)), row, value.dtype, time=True)

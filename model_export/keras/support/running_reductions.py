@@ -32,29 +32,27 @@ def accumulated(call: Call, kind: str, x: Value) -> Value:
     start: float = _START[kind]
     if extreme:
         start = extreme(x.dtype).min if kind == "Max" else extreme(x.dtype).max
-    spec = call.graph.state(f"{call.path}.so_far", x.row, x.dtype, init=np.full(x.row, start))
-    total = call.op(_JOIN[kind], spec.input, x.name)
-    call.graph.next_state(spec, total)
-    return x.like(total)
+    state = call.state("so_far", x.row, x.dtype, np.full(x.row, start))
+    total = x.like(call.op(_JOIN[kind], state, x))
+    call.next_state(state, total)
+    return total
 
 
 def _mean(call: Call, x: Value, mask: str | None) -> Value:
     """Move the mean so far towards the new timestep: a sum would lose digits in a long stream."""
-    mean = call.graph.state(f"{call.path}.mean", x.row)
-    count = call.graph.state(f"{call.path}.count", (1,))
+    mean, count = call.state("mean", x.row), call.state("count", (1,))
     one = call.constant(1.0)
     if mask is not None:
-        one = call.op("Unsqueeze", call.graph.cast(mask, "float32", at=call.path), call.graph.ints([1]))
-    counted = call.op("Add", count.input, one)
+        one = call.op("Unsqueeze", call.cast(mask, "float32"), call.graph.ints([1]))
+    counted = call.op("Add", count, one)
     weight = call.op("Div", one, call.op("Max", counted, call.constant(1.0)))
     if len(x.row) != 1:
-        weight = call.graph.reshape(weight, [1] * len(x.row), at=call.path)
-    step = call.op("Mul", call.op("Sub", x.name, mean.input), weight)
-    result = call.op("Add", mean.input, step)
-    call.graph.next_state(mean, result)
-    call.graph.next_state(count, counted)
+        weight = call.reshape(weight, [1] * len(x.row))
+    result = call.op("Add", mean, call.op("Mul", call.op("Sub", x, mean), weight))
+    call.next_state(mean, result)
+    call.next_state(count, counted)
     if mask is not None:  # the mean of nothing is NaN, as in Keras; the state must not become it
-        some = call.graph.reshape(call.op("Greater", counted, call.constant(0.0)), [1] * len(x.row), at=call.path)
+        some = call.reshape(call.op("Greater", counted, call.constant(0.0)), [1] * len(x.row))
         result = call.op("Where", some, result, call.constant(np.nan))
-        call.walk.note_first()
+        call.graph.note_first()
     return x.like(result, time=False)

@@ -88,7 +88,7 @@ def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide, *, t
 
     def emit(*bias: str) -> str:
         y = inside if not bias else slide_inside(call, seen, shape, channels, lambda *of: run(*of, *bias))
-        return call.graph.reshape(y.name, row, at=call.path) if x.time else y.name
+        return call.reshape(y, row) if x.time else y.name
 
     beside = row[1:] if call.layer.data_format == "channels_first" else ()
     name = call.graph.biasable(emit, (channels, *(1 for _ in beside))) if takes_bias else emit()

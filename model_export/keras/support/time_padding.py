@@ -8,9 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from model_export.keras.registry import Call, Rule, listed, to_array
+from model_export.keras.registry import Call, Rule, handles, listed, to_array
 from model_export.keras.support import deferred
-from model_export.keras.support.window import is_padding_aware
 from model_export.keras.value import TimePadding, Value
 
 
@@ -26,14 +25,13 @@ def apply(call: Call, rule: Rule) -> list[Any]:
     Raises:
         RefusedModelError: The layer carries something through the padded timesteps, or joins different paddings.
     """
-    if deferred.has_deferred(call):
+    if any(value.deferred for value in call.operands):
         return deferred.apply(call, rule)
-    margin = next((v.padding for v in keras.tree.flatten((call.args, call.kwargs)) if _has_padding(v)), None)
-    if margin is None or is_padding_aware(rule):
+    margin = next((value.padding for value in call.operands if value.padding), None)
+    if margin is None or handles(rule, "padding"):
         return listed(rule(call))
     states = len(call.graph.states)
-    args, kwargs = keras.tree.map_structure(lambda v: _without(call, v, margin), (call.args, call.kwargs))
-    results = listed(rule(replace(call, args=args, kwargs=kwargs)))
+    results = listed(rule(call.changed(lambda value: _without(call, value, margin))))
     if len(call.graph.states) > states or not all(isinstance(r, Value) and r.time for r in results):
         if margin.refusal:
             raise margin.refusal
@@ -42,21 +40,17 @@ def apply(call: Call, rule: Rule) -> list[Any]:
             "timesteps of the stream",
             "Pad right in front of a convolution or pooling with padding='valid', as much as that takes away.",
         )
-    fills = (
-        keras.tree.map_structure(lambda v: _pad_value(call, v), (call.args, call.kwargs)) if margin.front > 0 else None
-    )
-    said = call.layer(*fills[0], **fills[1]) if fills else [np.zeros((1, 1))] * len(results)
-    fronts = [to_array(array)[0, 0] for array in keras.tree.flatten(said)]
-    return [replace(y, padding=replace(margin, pad_value=fill)) for y, fill in zip(results, fronts, strict=True)]
+    fronts: list[Any] = [np.zeros((1, 1))] * len(results)
+    if margin.front > 0:
+        padded = call.changed(_pad_value)
+        fronts = keras.tree.flatten(call.layer(*padded.args, **padded.kwargs))
+    return [
+        replace(y, padding=replace(margin, pad_value=to_array(front)[0, 0]))
+        for y, front in zip(results, fronts, strict=True)
+    ]
 
 
-def _has_padding(value: Any) -> bool:
-    return isinstance(value, Value) and value.padding is not None
-
-
-def _without(call: Call, value: Any, margin: TimePadding) -> Any:
-    if not isinstance(value, Value):
-        return value
+def _without(call: Call, value: Value, margin: TimePadding) -> Value:
     found = (value.padding.front, value.padding.back) if value.padding else (0, 0)
     if not value.time and margin.front < 0:
         return value  # the same at every timestep, wherever it begins
@@ -71,8 +65,8 @@ def _without(call: Call, value: Any, margin: TimePadding) -> Any:
     return replace(value, padding=None)
 
 
-def _pad_value(call: Call, value: Any) -> Any:
+def _pad_value(value: Value) -> Any:
     """Return one padded timestep in place of a value."""
-    if not isinstance(value, Value) or value.padding is None:
+    if value.padding is None:
         return value
     return np.broadcast_to(value.padding.pad_value, (1, 1, *value.row)).astype(value.dtype)

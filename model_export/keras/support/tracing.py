@@ -58,16 +58,17 @@ def trace(call: Call, function: Callable[..., Any], length: int | None) -> Trace
         RandomNumbersError: The code drew random numbers.
         Exception: What the code raises.
     """
-    try:
-        return _trace(call, function, None, length)
-    except RandomNumbersError:
-        raise
-    except Exception:
-        # Code that makes a tensor of the batch's size, or of the sequence's, cannot do so with an open one.
-        closed = _attempt(lambda: _trace(call, function, 1, length or TRIAL))
-        if closed is None:
+    failure: Exception | None = None
+    # Code that makes a tensor of the batch's size, or of the sequence's, cannot do so with an open one.
+    for sizes in ((None, length), (1, length or TRIAL)):
+        try:
+            return _trace(call, function, *sizes)
+        except RandomNumbersError:
             raise
-        return closed
+        except Exception as exc:  # noqa: BLE001  # whatever people's code raises
+            failure = failure or exc
+    assert failure is not None
+    raise failure
 
 
 def describe_cause(failure: BaseException | None) -> str:
@@ -76,15 +77,6 @@ def describe_cause(failure: BaseException | None) -> str:
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith("Exception encountered when calling")]
     return f"{type(failure).__name__}: {(said or [''])[0].rstrip('.')}"
-
-
-def _attempt(make: Callable[[], Traced]) -> Traced | None:
-    try:
-        return make()
-    except RandomNumbersError:
-        raise
-    except Exception:  # noqa: BLE001  # the first attempt's reason is the one to report
-        return None
 
 
 def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: int | None) -> Traced:

@@ -10,26 +10,14 @@ from typing import Any, cast
 import keras
 import numpy as np
 
-from model_export.keras.registry import Call, Rule, to_array
+from model_export.keras.registry import Call, to_array
 from model_export.keras.value import TimePadding, Value
 from model_export.manifest import Array
 
-_HANDLES_PADDING: set[Rule] = set()
 _CAUSAL = (
     "Use padding='causal' (Conv1D), or put ZeroPadding1D((k - 1) * dilation, 0) in front and padding='valid'; over "
     "(time, frequency) ZeroPadding2D(((k - 1) * dilation, 0), ...)."
 )
-
-
-def handles_padding(rule: Rule) -> Rule:
-    """Mark a rule that handles padding over time itself; for other rules the walk handles it."""
-    _HANDLES_PADDING.add(rule)
-    return rule
-
-
-def is_padding_aware(rule: Rule) -> bool:
-    """Return whether `handles_padding` marked it."""
-    return rule in _HANDLES_PADDING
 
 
 def check_over_time(call: Call, size: int, stride: int) -> None:
@@ -80,7 +68,7 @@ def window(call: Call, x: Value, span: int) -> Value:
         )
         padding = replace(padding, refusal=refusal)
     if span == 0:
-        name = call.graph.reshape(x.name, [1, *x.row], at=call.path)
+        name = call.reshape(x, [1, *x.row])
     else:
         name = _with_past(call, x, span, x.padding.pad_value if x.padding else np.zeros(x.row))
     return x.like(name, row=(span + 1, *x.row), time=False, padding=padding)
@@ -131,16 +119,20 @@ def put_in_front(call: Call, x: Value, rows: list[str], start: int) -> Value:
     name = x.name
     for place, row in enumerate(rows, start):
         is_here = call.op("Equal", call.position(), call.constant(place, "int64"))
-        name = call.op("Where", call.graph.reshape(is_here, [1] * len(x.row), at=call.path), row, name)
+        name = call.op("Where", call.reshape(is_here, [1] * len(x.row)), row, name)
     return replace(x, name=name)
 
 
 def _with_past(call: Call, x: Value, span: int, fill: Array) -> str:
     """Return the last timesteps and this one, `(batch, span + 1, *row)`; they come back as a state."""
-    past = call.graph.state(f"{call.path}.past", (span, *x.row), x.dtype, init=fill)
-    ints = call.graph.ints
-    joined = call.op("Concat", past.input, call.op("Unsqueeze", x.name, ints([1])), axis=1)
-    call.graph.next_state(past, call.op("Slice", joined, ints([1]), ints([span + 1]), ints([1])))
+    past = call.state("past", (span, *x.row), x.dtype, fill)
+    return joined_with(call, past, call.op("Unsqueeze", x.name, call.graph.ints([1])))
+
+
+def joined_with(call: Call, past: Value, now: str, axis: int = 1) -> str:
+    """Return a state's timesteps, oldest first, and one more; all but the oldest are what the state becomes."""
+    joined, ints = call.op("Concat", past, now, axis=axis), call.graph.ints
+    call.next_state(past, call.op("Slice", joined, ints([1]), ints([past.row[axis - 1] + 1]), ints([axis])))
     return joined
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from model_export.errors import RefusedModelError
-from model_export.keras import export_model
 from model_export.keras.step import export_keras
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from tests.model_export.keras import zoo
+from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_attention import BANDED, PositionTable, T, block, causal, over
 from tests.model_export.keras.zoo_parts import RS, L, randomise
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.keras import export_model
 from model_export.step_model import StepModel
 from tests.model_export.keras import dtln
+from tests.model_export.keras.proven import export_model
 
 pytestmark = pytest.mark.skipif(not dtln.FOLDER.is_dir(), reason="the published DTLN model is not on this machine")
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from model_export.errors import MissingExtraError, ModelLoadError
-from model_export.keras import export_model, load_keras
+from model_export.keras import load_keras
 from tests.model_export.keras import zoo
+from tests.model_export.keras.proven import export_model
 
 
 @pytest.mark.parametrize(

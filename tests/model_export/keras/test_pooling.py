@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import pytest
 
-from model_export.keras import export_model
+from tests.model_export.keras.proven import export_model
 
 
 class TemporalPool(keras.layers.MaxPooling1D):  # type: ignore[misc]  # Keras has no types

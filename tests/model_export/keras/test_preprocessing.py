@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from model_export.errors import RefusedModelError
-from model_export.keras import export_model
 from model_export.keras.step import export_keras
 from model_export.manifest import Array
 from model_export.step_model import StepModel
+from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import L
 from tests.model_export.keras.zoo_preprocessing import BOUNDS, over
 

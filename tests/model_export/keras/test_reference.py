@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from model_export.errors import ParityError, RefusedModelError, TensorError
-from model_export.keras import export_model
 from model_export.keras.fast_time_distributed import may_spread_timesteps
 from model_export.keras.reference import KerasReference
 from model_export.keras.step import export_keras
 from model_export.verify.parity import PrefixAnswers
 from tests.model_export.keras import zoo
+from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import L
 
 

@@ -15,11 +15,12 @@ import pytest
 
 from model_export.errors import RefusedModelError
 from model_export.export import export_source
-from model_export.keras import export_model, register_step_rule
+from model_export.keras import register_step_rule
 from model_export.keras.registry import Call
 from model_export.keras.step_rules import STEP_RULES
 from model_export.keras.value import Value
 from model_export.step_model import StepModel
+from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import L, of, ops
 
 GUIDE = Path(__file__).parents[3] / "docs" / "step-rules.md"

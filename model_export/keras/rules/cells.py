@@ -1,0 +1,161 @@
+"""One step of a recurrent cell: an operator of ONNX, convolutions, or what the cell's code calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
+
+from model_export.keras.registry import Call, find_rule, to_array
+from model_export.keras.rules.activations import activate
+from model_export.keras.rules.conv import convolution
+from model_export.keras.support.sliding import Geometry
+from model_export.keras.value import Value
+from model_export.manifest import Array
+
+_ACTIVATIONS: dict[str, tuple[str, float | None, float | None]] = {
+    "tanh": ("Tanh", None, None), "sigmoid": ("Sigmoid", None, None), "relu": ("Relu", None, None),
+    "hard_sigmoid": ("HardSigmoid", 1 / 6, 0.5), "linear": ("Affine", 1.0, 0.0),
+    "softsign": ("Softsign", None, None), "softplus": ("Softplus", None, None), "elu": ("Elu", 1.0, None),
+}  # fmt: skip
+"""ONNX's name, alpha and beta by Keras' name."""
+
+_OPERATORS: dict[type, tuple[str, list[int], list[str]]] = {
+    keras.layers.LSTMCell: ("LSTM", [0, 3, 1, 2], ["recurrent_activation", "activation", "activation"]),
+    keras.layers.GRUCell: ("GRU", [0, 1, 2], ["recurrent_activation", "activation"]),
+    keras.layers.SimpleRNNCell: ("RNN", [0], ["activation"]),
+}
+"""The operator, its gates by their place in Keras, and its activations."""
+
+_KNOWN = (*_OPERATORS, ConvLSTMCell)
+
+
+def state_names(cell: Any, states: Any) -> list[str]:
+    """Return a name for each state of a cell, in flat order.
+
+    Args:
+        cell: The cell, or several on top of each other.
+        states: Its states, nested as Keras has them.
+    """
+    if isinstance(cell, keras.layers.StackedRNNCells):
+        pairs = zip(cell.cells, states, strict=True)
+        return [f"{i}.{name}" for i, (c, own) in enumerate(pairs) for name in state_names(c, own)]
+    count = len(keras.tree.flatten(states))
+    return {1: ["h"], 2: ["h", "c"]}[count] if _is_known(cell) else [f"state{i}" for i in range(count)]
+
+
+def run_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, list[Value]]:
+    """Run one step of a cell.
+
+    Args:
+        call: The recurrent layer.
+        cell: Its cell, or one of those on top of each other.
+        x: The input of this timestep.
+        states: The cell's states, nested as Keras has them.
+
+    Returns:
+        The output, and the next states in flat order.
+    """
+    if isinstance(cell, keras.layers.StackedRNNCells):
+        after: list[Value] = []
+        for inner, its in zip(cell.cells, states, strict=True):
+            x, new = run_cell(call, inner, x, its)
+            after += new
+        return x, after
+    if _is_known(cell):
+        emit = _conv_lstm_cell if isinstance(cell, ConvLSTMCell) else _operator_cell
+        if known := emit(call, cell, x, keras.tree.flatten(states)):
+            return known[0], known
+    given = list(states) if keras.tree.is_nested(states) else [states]
+    inner_call = Call(call.walk, cell, f"{call.path}.{cell.name}", (x, given), {})
+    own = find_rule(cell)
+    results = own[0](inner_call) if own else call.walk.trace(inner_call, cell.call)
+    y, *rest = results if isinstance(results, list) else [results]
+    return y, rest
+
+
+def _is_known(cell: Any) -> bool:
+    """Whether a cell computes as one of Keras' own that need no tracing."""
+    return any(isinstance(cell, cls) and getattr(type(cell), "call", None) is cls.call for cls in _KNOWN)
+
+
+def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> list[Value] | None:
+    """Emit one step of a cell as an operator over one timestep; `model_export.graph.decompose_rnn` writes it out.
+
+    Args:
+        call: The layer's call.
+        cell: One of Keras' own cells.
+        x: Its input, row `(features,)`.
+        states: Its states before, h first.
+
+    Returns:
+        Its states after; None: the operator does not have one of its activations.
+    """
+    kind, order, names = next(found for cls, found in _OPERATORS.items() if isinstance(cell, cls))
+    activations = [_known(getattr(cell, name)) for name in names]
+    found = [activation for activation in activations if activation]
+    if len(found) < len(activations):
+        return None
+    alphas, betas = ([given[place] for given in found if given[place] is not None] for place in (1, 2))
+    attributes = {"hidden_size": cell.units, "activations": [name for name, _, _ in found]}
+    attributes |= {"activation_alpha": alphas} if alphas else {}
+    attributes |= {"activation_beta": betas} if betas else {}
+    attributes |= {"linear_before_reset": int(cell.reset_after)} if kind == "GRU" else {}
+    weights = [
+        call.constant(_gates_in_order(to_array(kernel).T, order)) for kernel in (cell.kernel, cell.recurrent_kernel)
+    ]
+    biases = [call.constant(_biases(to_array(cell.bias), order))] if cell.use_bias else [""]
+    given = [call.op("Unsqueeze", value, call.graph.ints([0])) for value in (x, *states)]
+    outputs = [call.graph.fresh(kind, call.path) for _ in states]
+    call.graph.add(kind, [given[0], *weights, *biases, "", *given[1:]], ["", *outputs], **attributes)
+    after = [call.op("Squeeze", name, call.graph.ints([0])) for name in reversed(outputs)]  # h last, as of other layers
+    return [state.like(name) for state, name in zip(states, reversed(after), strict=True)]
+
+
+def _gates_in_order(array: Array, order: Sequence[int]) -> Array:
+    """Return weights `(gates * units, ...)` with their gates in another order, below an axis of directions."""
+    gates = array.reshape(len(order), -1, *array.shape[1:])[list(order)]
+    return gates.reshape(1, *array.shape)
+
+
+def _biases(bias: Array, order: Sequence[int]) -> Array:
+    """Return one bias, or that of the input and that of the state, as `(1, 2 * gates * units)`."""
+    of_input, of_state = bias if bias.ndim > 1 else (bias, np.zeros_like(bias))
+    return np.concatenate([_gates_in_order(of_input, order), _gates_in_order(of_state, order)], axis=1)
+
+
+def _known(activation: Any) -> tuple[str, float | None, float | None] | None:
+    name = getattr(activation, "__name__", "")
+    return _ACTIVATIONS.get(name) if activation is getattr(keras.activations, name, None) else None
+
+
+def _conv_lstm_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> list[Value]:
+    """One step of an LSTM whose matrix products are convolutions; its two states are maps, as Keras has them."""
+    h, c = states
+    ones = (1,) * cell.rank
+    of_input = Geometry(cell.kernel_size, cell.strides, cell.dilation_rate, cell.padding)
+    of_state = Geometry(cell.kernel_size, ones, ones, "same")
+    first = cell.data_format == "channels_first"
+
+    def convolve(value: Value, kernel: Any, shape: Geometry, *bias: str) -> str:
+        order = [0, cell.rank + 1, *range(1, cell.rank + 1)]
+        name = value.name if first else call.op("Transpose", value, perm=order)
+        pads = shape.pads(value.row[1:] if first else value.row[:-1])
+        return convolution(call, to_array(kernel))(name, shape, pads, *bias)
+
+    z = convolve(x, cell.kernel, of_input, *([call.constant(cell.bias)] if cell.use_bias else []))
+    z = call.op("Add", z, convolve(h, cell.recurrent_kernel, of_state))
+    if not first:
+        z = call.op("Transpose", z, perm=[0, *range(2, cell.rank + 2), 1])
+    axis = 1 if first else cell.rank + 1
+    z_i, z_f, z_c, z_o = (
+        h.like(z) for z in call.graph.split_op("Split", z, outputs=4, at=call.path, axis=axis, num_outputs=4)
+    )
+    i, f, o = (activate(call, cell.recurrent_activation, gate).name for gate in (z_i, z_f, z_o))
+    candidate = activate(call, cell.activation, z_c).name
+    new_c = c.like(call.op("Add", call.op("Mul", f, c.name), call.op("Mul", i, candidate)))
+    new_h = h.like(call.op("Mul", o, activate(call, cell.activation, new_c).name))
+    return [new_h, new_c]

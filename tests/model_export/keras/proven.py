@@ -1,0 +1,14 @@
+"""A Keras model exported and proven, without a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model_export.converted import verify_model
+from model_export.keras import convert
+from model_export.verify.parity import ParityReport, Progress
+
+
+def export_model(model: Any, *, name: str, progress: Progress | None = None, **more: Any) -> tuple[bytes, ParityReport]:
+    """Return the bytes of the ONNX file and the parity report; `more` is as `verify_model` takes it."""
+    return verify_model(convert(model, name=name, progress=progress), progress=progress, **more)
