@@ -479,6 +479,23 @@ def test_streams_are_listed_by_prefix_page_by_page(service: Service, stream: str
     assert {entry["step"] for page in pages for entry in page["streams"]} == {1}
 
 
+@pytest.mark.parametrize("limit", [1, 10, 100])
+def test_streams_with_the_longest_ids_are_listed_page_by_page(service: Service, stream: str, limit: int) -> None:
+    names = {f"{stream}-{i:03}-".ljust(128, "x") for i in range(130)}
+    service.http.post("/v1/models/fold/step", json={"streams": sorted(names), "inputs": [[1]] * len(names)})
+
+    found: list[str] = []
+    cursor = ""
+    while cursor is not None:
+        query: dict[str, str | int] = {"prefix": stream, "limit": limit, "cursor": cursor}
+        answer = service.http.get("/v1/models/fold/streams", params=query)
+        assert answer.status_code == 200, answer.text
+        found += [entry["stream"] for entry in answer.json()["streams"]]
+        cursor = answer.json()["cursor"]
+
+    assert sorted(found) == sorted(names)
+
+
 NESTED = base64.urlsafe_b64encode(b"[" * 9000).decode()
 
 
