@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from model_export.manifest import Array, Manifest
+from service.codec.formats import JSON
 from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
 from service.codec.oip.infer_bodies import (
     ID_LIMIT,
@@ -21,6 +22,7 @@ from service.codec.oip.infer_bodies import (
     InferResponse,
     Parameters,
     RequestedOutput,
+    may_repeat_keys,
 )
 from service.codec.oip.infer_parameters import (
     read_binary_size,
@@ -30,7 +32,7 @@ from service.codec.oip.infer_parameters import (
     read_step,
 )
 from service.codec.oip.tensors import DeclaredTensor, raw_bytes
-from service.codec.strict.parse import preview
+from service.codec.strict.parse import parse, preview
 from service.ids import check_stream_id
 from service.types import Source
 
@@ -286,14 +288,18 @@ def _document(body: bytes, document_bytes: int | None) -> InferBody:
             f"Unable to parse Inference-Header-Content-Length: it is {document_bytes}, and the body has "
             f"{len(body)} bytes"
         )
+    document = body if document_bytes is None else body[:document_bytes]
     try:
-        return _decode(body if document_bytes is None else body[:document_bytes])
+        request = _decode(document)
     except msgspec.ValidationError as exc:
         bad_request(f"failed to parse the request: {exc}")
     except RecursionError:
         _not_json("it is nested too deeply")
     except (ValueError, OverflowError) as exc:
         _not_json(str(exc)[:200])
+    if may_repeat_keys(document, request):
+        parse(document, JSON)
+    return request
 
 
 def _not_json(reason: str) -> NoReturn:
