@@ -478,7 +478,9 @@ def test_a_key_that_occurs_twice_is_rejected(
     assert "twice in one object" in error_message(answer)
 
 
-@pytest.mark.parametrize("more", ['"a":1', '"id":"a:b"', '"i\\u0064":"\\u003a"', '"a":{"b":{"c":"::"}}', '"outputs":null'])
+@pytest.mark.parametrize(
+    "more", ['"a":1', '"id":"a:b"', '"i\\u0064":"\\u003a"', '"a":{"b":{"c":"::"}}', '"outputs":null']
+)
 def test_a_key_that_occurs_once_is_accepted(client: InferClient, stream: str, more: str) -> None:
     client.predict(1, stream, sequence_start=True)
 
