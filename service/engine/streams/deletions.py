@@ -10,7 +10,7 @@ from service.errors import ServiceError
 from service.store import keys
 from service.store.commits import DELETE, NO_RECORD, Commit, Outcome
 from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import GUARD_AT, blake2b_128, decode
+from service.store.record import EPOCH_AT, GUARD_AT, blake2b_128, decode
 from service.store.state_store import checked
 
 if TYPE_CHECKING:
@@ -36,36 +36,41 @@ async def delete_stream(deps: StreamOpDeps, key: StreamKey, *, idempotency_key: 
         ServiceError: `model_not_found`, `idempotency_key_reused`, `overloaded`, or an error of the store.
     """
     deps.models.get(key.model)
-    name, deadline = keys.record_key(*key), deps.admission.deadline()
-    if idempotency_key is None:
-        [raw] = await deps.store.load_with_errors([name], deadline=deadline, exact=True)
-        await deps.store.delete(name, keys.snapshots_key(name), keys.event_log_key(name), deadline=deadline)
-    else:
-        raw = await _delete_once(deps, name, keys.idempotency_key_of(name, idempotency_key), deadline)
+    name = keys.record_key(*key)
+    entry_key = None if idempotency_key is None else keys.idempotency_key_of(name, idempotency_key)
+    raw = await _delete(deps, name, entry_key, deps.admission.deadline())
     if deps.quota is not None:
         deps.quota.needs_recount = True
     deps.invalidate(key)
     return None if raw is None or isinstance(raw, ServiceError) else _state_id_of(raw)
 
 
-async def _delete_once(deps: StreamOpDeps, name: str, entry_key: str, deadline: float) -> bytes | ServiceError | None:
-    """Delete a stream, unless its idempotency entry is there; return the deleted value, None if there was none."""
+async def _delete(deps: StreamOpDeps, name: str, entry_key: str | None, deadline: float) -> bytes | ServiceError | None:
+    """Delete a stream, unless the idempotency entry is there; return the deleted value, None if there was none."""
+    store = deps.store
     while True:
-        raw, entry = await deps.store.load_with_errors([name, entry_key], deadline=deadline, exact=True)
-        if (stored := checked(entry)) is not None:
+        raw, *entry = await store.load_with_errors([name, *filter(None, [entry_key])], deadline=deadline, exact=True)
+        if entry and (stored := checked(entry[0])) is not None:
             check_idempotency_entry(IdempotencyEntry.decode(stored), _INTENT)
-            await deps.store.wait_for_replica(name, raw, entry_key, deadline=deadline)
+            await store.wait_for_replica(name, raw, entry_key, deadline=deadline)
             return None
         guard = b"" if raw is None else (raw[GUARD_AT] if isinstance(raw, bytes) else b"") or NO_RECORD
-        result = (await deps.store.commit([Commit(name, guard, DELETE, entry_key, _ENTRY)], deadline=deadline))[0]
+        result = (await store.commit([Commit(name, guard, DELETE, entry_key, _ENTRY)], deadline=deadline))[0]
         if result.outcome is Outcome.APPLIED:
             return raw
+        if result.outcome is Outcome.CONFLICT and entry_key is None and _epoch_of(result.stored) != _epoch_of(raw):
+            return raw  # that stream is gone, perhaps by this request, whose first reply was lost: the new one stays
         if asyncio.get_running_loop().time() >= deadline:
             raise ServiceError(
                 "overloaded",
                 "Other requests changed the stream again and again until the deadline; nothing was deleted.",
                 fix="Send the same request again.",
             )
+
+
+def _epoch_of(raw: bytes | ServiceError | None) -> bytes:
+    """Return the bytes of a record's epoch; empty if there is no record."""
+    return raw[EPOCH_AT] if isinstance(raw, bytes) else b""
 
 
 def _state_id_of(raw: bytes) -> bytes | None:
