@@ -107,6 +107,12 @@ class FastFeedProtocol(WebSocketsSansIOProtocol):
             self._auth_timer = self.loop.call_later(context.settings.receive_timeout_s, self._on_auth_timeout)
         return True
 
+    async def send(self, message: Any) -> None:
+        """Send an event; a response that rejects the handshake completes it, or uvicorn would log an error."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True
+
     # ---------------------------------------------------------------- receiving
 
     def data_received(self, data: bytes) -> None:
