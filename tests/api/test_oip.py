@@ -364,6 +364,29 @@ def test_the_content_type_of_a_request_is_ignored(client: InferClient, stream: s
         assert client.post(body, headers={"Content-Type": kind, "Accept": "application/msgpack"}).json()["outputs"]
 
 
+def test_a_peek_returns_what_the_timestep_would_return_and_applies_nothing(client: InferClient, stream: str) -> None:
+    client.predict(1, stream, sequence_start=True)
+    peeks = [client.send(2, stream, peek=True, idempotency_key="k").json() for _ in range(2)]
+    step = client.send(2, stream, idempotency_key="k").json()
+
+    assert peeks == [step, step]
+    assert step["outputs"][0]["data"] == fold_reference([1, 2])[1:]
+
+
+def test_a_peek_begins_no_sequence(client: InferClient, stream: str) -> None:
+    assert error_message(client.send(1, stream, peek=True)) == MUST_START.format(stream)
+
+
+@pytest.mark.parametrize(
+    "more", [{"sequence_start": True}, {"sequence_end": True}, {"source_id": "a", "source_at": 1}, {"peek": 1}]
+)
+def test_a_peek_with_what_it_would_ignore_is_rejected(client: InferClient, stream: str, more: dict[str, Any]) -> None:
+    client.predict(1, stream, sequence_start=True)
+
+    assert "'peek'" in error_message(client.send(2, stream, **{"peek": True} | more))
+    assert client.predict(2, stream) == fold_reference([1, 2])[-1]
+
+
 # ------------------------------------------------------------------- rejections
 
 GOOD = {"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [1]}

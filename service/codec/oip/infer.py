@@ -28,6 +28,7 @@ from service.codec.oip.infer_parameters import (
     read_binary_size,
     read_flag,
     read_idempotency_key,
+    read_peek,
     read_source,
     read_step,
 )
@@ -51,6 +52,7 @@ class InferRequest(NamedTuple):
         idempotency_key: 1 to 255 characters, or None.
         outputs: The outputs to return, each with whether as raw bytes.
         source: Where the timestep stands in its log, or None.
+        peek: Return what the timestep would return, and apply nothing.
     """
 
     inputs: dict[str, Array]
@@ -63,6 +65,7 @@ class InferRequest(NamedTuple):
     idempotency_key: str | None
     outputs: Sequence[tuple[DeclaredTensor, bool]]
     source: Source | None = None
+    peek: bool = False
 
     @property
     def stream(self) -> str | None:
@@ -149,6 +152,7 @@ class InferCodec:
             read_idempotency_key(parameters.get("idempotency_key")),
             self._requested_outputs(request.outputs, binary=read_flag(parameters, "binary_data_output")),
             read_source(parameters, sequence),
+            read_peek(parameters, start=start, end=end),
         )
 
     def _read_raw(self, body: bytes) -> InferRequest:

@@ -60,6 +60,7 @@ class InferBody(Struct, gc=False):
                 sequence_start={**_FALSE, "description": "Reset the stream before this timestep."},
                 sequence_end={**_FALSE, "description": "Delete the stream after this timestep."},
                 binary_data_output={**_FALSE, "description": "Return outputs as raw bytes."},
+                peek={**_FALSE, "description": "Return what the timestep would return, and apply nothing."},
                 step={"type": "integer", "minimum": 1, "description": "Number of this timestep in its sequence."},
                 idempotency_key={"type": "string", "minLength": 1, "maxLength": KEY_LIMIT},
                 source_id={
