@@ -31,6 +31,7 @@ def find(
                 report.failed.append(
                     f"{folder}: there is no such folder ({folder.absolute()}); create it, or name another"
                 )
+                yield from _loaded_from(folder, loaded)
                 continue
             entries = sorted(folder.iterdir())
         except OSError as exc:

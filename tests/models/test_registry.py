@@ -99,6 +99,21 @@ async def test_a_folder_that_is_no_version_is_reported(tmp_path: Path, version: 
     assert [failed.partition(":")[0] for failed in report.failed] == [f"m/{version}"]
 
 
+async def test_a_folder_that_is_not_there_keeps_its_models(tmp_path: Path) -> None:
+    folder = write_models(tmp_path / "models", m=fold)
+    shelf = ModelRegistry([folder])
+    await shelf.reload()
+    before = shelf.get("m")
+
+    folder.rename(tmp_path / "elsewhere")
+    report = await shelf.reload()
+    assert [failed.partition(":")[2].partition("(")[0] for failed in report.failed][:1] == [" there is no such folder "]
+    assert shelf.get("m") is before
+
+    (tmp_path / "elsewhere").rename(folder)
+    assert ((await shelf.reload()).loaded, shelf.get("m")) == ([], before)
+
+
 async def test_a_new_sidecar_brings_the_model_anew(tmp_path: Path) -> None:
     folder = write_models(tmp_path / "models", m=fold)
     shelf = ModelRegistry([folder])
