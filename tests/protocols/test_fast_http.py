@@ -341,13 +341,13 @@ def test_a_websocket_that_cannot_be_opened_gets_a_response(either: Service, hand
 
 
 def test_a_websocket_that_cannot_be_opened_is_no_error_in_the_log(
-    fast: Service, caplog: pytest.LogCaptureFixture
+    either: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     handshake = UPGRADE.replace(b"Host: x", b"Host: x\r\nOrigin: http://evil.example")
 
     with caplog.at_level(logging.ERROR):
-        assert statuses(responses_of(fast, [handshake])) == [403]
-        fast.wait_for_connections(0)
+        assert statuses(responses_of(either, [handshake])) == [403]
+        either.wait_for_connections(0)
 
     assert not caplog.records
 
