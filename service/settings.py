@@ -178,6 +178,13 @@ class Settings(BaseModel):
     allow_eviction: bool = False
     """Start on a store that evicts live streams when its memory is full."""
 
+    @field_validator("data_dir", "api_keys_file", mode="before")
+    @classmethod
+    def _path_is_given(cls, value: Any) -> Any:
+        if value == "":
+            raise ValueError("an empty path would be the current folder")
+        return value
+
     @field_validator("models", mode="before")
     @classmethod
     def _folders(cls, value: Any) -> Any:

@@ -265,6 +265,8 @@ def test_other_variables_with_the_prefix_are_ignored(monkeypatch: pytest.MonkeyP
         ("durability", "disk"),
         ("log_format", "xml"),
         ("insecure", "perhaps"),
+        ("data_dir", ""),
+        ("api_keys_file", ""),
         ("allowed_origins", "*"),
         ("allowed_origins", "app.example"),
         ("allowed_origins", "https://app.example/page"),
