@@ -42,7 +42,8 @@ class UpgradingHttpProtocol(HttpToolsProtocol):
         protocol = self.transport.get_protocol()
         if not isinstance(protocol, WebSocketsSansIOProtocol) or protocol.handshake_initiated:
             return None
-        error = protocol.conn.handshake_exc
+        connection_state = protocol.conn
+        error = connection_state.handshake_exc
         return None if error is None else str(error.__cause__ or error)
 
     def _should_upgrade(self) -> bool:
