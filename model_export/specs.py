@@ -193,6 +193,12 @@ class StateSpec(ManifestPart):
             raise ValueError(
                 f"state {self.input!r} has init {self.init.d}{self.init.s}; expected {self.dtype}{self.shape}"
             )
+        are_floats = self.dtype.startswith("float") and self.store_dtype.startswith("float")
+        if self.store_dtype != self.dtype and not are_floats:
+            raise ValueError(
+                f"state {self.input!r} has store_dtype {self.store_dtype}; expected {self.dtype}: only a float may be "
+                "stored as another one"
+            )
         if self.batch_axis is not None and self.batch_axis > len(self.shape):
             raise ValueError(
                 f"state {self.input!r} has batch_axis {self.batch_axis}; its row has {len(self.shape)} axes"

@@ -35,6 +35,7 @@ from service.asgi.routes import (
     streams,
     watch,
 )
+from service.asgi.websocket import rejecting_sockets
 from service.background import cancel, run_forever
 from service.engine.engine import Engine
 from service.engine.model_reloads import ModelReloads
@@ -121,6 +122,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     alerts.add_routes(app, context)
     drift.add_routes(app, context)
     admin.add_routes(app, context)
+    app.router.default = rejecting_sockets(app.router.default, context)
     return app
 
 

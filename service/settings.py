@@ -37,9 +37,11 @@ OTHER_VARIABLES = frozenset(
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(?:.+_)?(?:SERVICE_(?:HOST|PORT(?:_.+)?)|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)"
 )
+_ORIGIN = re.compile(r"null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+/?")  # as a browser sends it; a slash may follow
 _LONGEST_HISTORY = 9999
 _HISTORY = re.compile(rf"(?:{NAME.pattern}=)?[0-9]{{1,4}}")
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# At least what the store counts in; at most 30 years, which timers and the store can still count.
+Seconds = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, Field(ge=1)]
 
@@ -88,7 +90,7 @@ class Settings(BaseModel):
     """Maximum snapshots of one stream."""
     max_batch_size: Count = 256
     """Maximum streams in one model run."""
-    max_wait_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    max_wait_ms: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0
     """Milliseconds that a timestep may wait for others to fill its batch; 0: no wait."""
     queue_limit: Count = 10_000
     """Timesteps that may wait in one worker; more are rejected with 503 `overloaded`."""
@@ -140,7 +142,7 @@ class Settings(BaseModel):
     history: list[str] = Field(default_factory=list)
     """Newest predictions that are kept of each stream, for watchers that come back: MODEL=N, comma-separated in the
     environment; N alone is for every other model. Unset: none."""
-    drain_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10
+    drain_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 10
     """Maximum seconds for accepted requests to finish after SIGTERM."""
     ort_threads: Count = 1
     """Threads of onnxruntime within one model run."""
@@ -154,7 +156,7 @@ class Settings(BaseModel):
     """Observe how the inputs and outputs of live streams are distributed, for GET /v1/models/{model}/drift."""
     drift_max_features: Annotated[int, Field(ge=1, le=4096)] = 64
     """Maximum numbers of the inputs and outputs of a model version whose distributions are observed."""
-    model_probe_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
+    model_probe_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 30
     """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
     model_memory_bytes: Bytes = 4 * 2**30
     """Maximum memory of that process; a larger file, or one that needs more, is refused."""
@@ -176,6 +178,13 @@ class Settings(BaseModel):
     allow_eviction: bool = False
     """Start on a store that evicts live streams when its memory is full."""
 
+    @field_validator("data_dir", "api_keys_file", mode="before")
+    @classmethod
+    def _path_is_given(cls, value: Any) -> Any:
+        if value == "":
+            raise ValueError("an empty path would be the current folder")
+        return value
+
     @field_validator("models", mode="before")
     @classmethod
     def _folders(cls, value: Any) -> Any:
@@ -192,6 +201,14 @@ class Settings(BaseModel):
         for part in value:
             if not _HISTORY.fullmatch(part):
                 raise ValueError(f"{part!r} is neither MODEL=N nor N, with N from 0 to {_LONGEST_HISTORY}")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for part in value:
+            if not _ORIGIN.fullmatch(part):
+                raise ValueError(f"{part!r} is no origin, such as https://app.example or http://localhost:3000")
         return value
 
     @property
@@ -233,7 +250,7 @@ class Settings(BaseModel):
             first = exc.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else "the settings"
             raise SettingsError(
-                f"{name} is {first.get('input')!r}: {first['msg']}.",
+                f"{name} is {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}.",
                 fix=f"Set --{name.replace('_', '-')} or {PREFIX}{name.upper()} to a value it can have.",
             ) from exc
 

@@ -42,9 +42,10 @@ uvicorn.protocols.http.flow_control:FlowControl
 uvicorn.protocols.http.httptools_impl
     HttpToolsProtocol RequestResponseCycle STATUS_LINE
 uvicorn.protocols.http.httptools_impl:HttpToolsProtocol
-    _start_asgi_task _unset_keepalive_if_required config connections cycle flow handle_websocket_upgrade headers
-    limit_concurrency loop on_headers_complete on_message_begin on_message_complete on_response_complete pipeline
-    root_path send_400_response server_state shutdown timeout_keep_alive timeout_keep_alive_handler
+    _get_upgrade _should_upgrade _start_asgi_task _unset_keepalive_if_required _unsupported_upgrade_warning config
+    connections cycle flow handle_websocket_upgrade headers limit_concurrency loop on_headers_complete on_message_begin
+    on_message_complete on_response_complete parser pipeline root_path
+    send_400_response server_state shutdown timeout_keep_alive timeout_keep_alive_handler
     timeout_keep_alive_task transport url
 uvicorn.protocols.http.httptools_impl:RequestResponseCycle
     disconnected keep_alive message_event response_complete scope
@@ -52,7 +53,7 @@ uvicorn.protocols.websockets.websockets_sansio_impl
     WebSocketsSansIOProtocol
 uvicorn.protocols.websockets.websockets_sansio_impl:WebSocketsSansIOProtocol
     close_sent close_timer conn default_headers frames handle_bytes handle_connect handle_cont handle_events
-    handle_parser_exception handle_text handshake_complete handshake_initiated loop read_paused shutdown
+    handle_parser_exception handle_text handshake_complete handshake_initiated loop read_paused send shutdown
     start_keepalive stop_keepalive transport
 uvicorn.server
     ServerState
@@ -61,7 +62,7 @@ uvicorn.server:Server
 uvicorn.server:ServerState
     default_headers
 websockets.server:ServerProtocol
-    accept data_to_send parser_exc receive_data send_close send_response
+    accept data_to_send handshake_exc parser_exc receive_data send_close send_response
 websockets.utils
     apply_mask
 """
@@ -79,6 +80,7 @@ VARIABLES = {
     "pipeline.server_state": STATE,
     "server_state": STATE,
     "self.conn": "websockets.server:ServerProtocol",
+    "connection_state": "websockets.server:ServerProtocol",
     "connection": "redis.asyncio.connection:AbstractConnection",
     "values": "prometheus_client.values",
 }

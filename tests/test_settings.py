@@ -234,9 +234,9 @@ def test_folders_in_the_environment_are_separated_as_in_path(monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["allowed_origins", "execution_providers"])
 def test_lists_in_the_environment_are_separated_by_commas(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"{PREFIX}{name.upper()}", "a, b,,c ")
+    monkeypatch.setenv(f"{PREFIX}{name.upper()}", "http://a, http://b,,http://c ")
 
-    assert getattr(Settings.load(), name) == ["a", "b", "c"]
+    assert getattr(Settings.load(), name) == ["http://a", "http://b", "http://c"]
 
 
 def test_other_variables_with_the_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,6 +254,9 @@ def test_other_variables_with_the_prefix_are_ignored(monkeypatch: pytest.MonkeyP
         ("workers", 0),
         ("stream_ttl_s", 0),
         ("stream_ttl_s", "nan"),
+        ("stream_ttl_s", 1e-6),
+        ("idempotency_ttl_s", 1e17),
+        ("request_timeout_s", 1e300),
         ("max_wait_ms", -1),
         ("queue_limit", 0),
         ("cache_bytes", -1),
@@ -262,6 +265,11 @@ def test_other_variables_with_the_prefix_are_ignored(monkeypatch: pytest.MonkeyP
         ("durability", "disk"),
         ("log_format", "xml"),
         ("insecure", "perhaps"),
+        ("data_dir", ""),
+        ("api_keys_file", ""),
+        ("allowed_origins", "*"),
+        ("allowed_origins", "app.example"),
+        ("allowed_origins", "https://app.example/page"),
     ],
 )
 def test_an_invalid_value_is_refused_with_name_and_value(name: str, value: object) -> None:

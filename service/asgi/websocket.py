@@ -7,19 +7,37 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from service.asgi.http import problem_response, reject_escaped_slash
 from service.codec import JSON, Format
 from service.codec.formats import encode
 from service.errors import ServiceError
-from service.requests.auth.api_keys import Caller, Scope
+from service.requests.auth.api_keys import Caller
+from service.requests.auth.api_keys import Scope as KeyScope
 from service.requests.auth.socket_auth import SocketAuth
 from service.requests.close_codes import POLICY, UNREADABLE
 from service.requests.context import AppContext
 from service.requests.problems import problem_document
 
 _CLOSE_TIMEOUT_S = 5.0
+
+
+def rejecting_sockets(default: ASGIApp, context: AppContext) -> ASGIApp:
+    """Return the application for what has no route: for WebSockets a problem, for all else `default`."""
+
+    async def reject(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await default(scope, receive, send)
+            return
+        error = ServiceError(
+            "not_found", f"There is no WebSocket {scope['path'][:200]!a}.", fix="See /asyncapi.json for the WebSockets."
+        )
+        context.metrics.refusal(error.code)
+        await WebSocket(scope, receive, send).send_denial_response(problem_response(error))
+
+    return reject
 
 
 class AcceptedWebSocket:
@@ -43,7 +61,7 @@ class AcceptedWebSocket:
     @classmethod
     @contextlib.asynccontextmanager
     async def accepted(
-        cls, websocket: WebSocket, context: AppContext, scope: Scope
+        cls, websocket: WebSocket, context: AppContext, scope: KeyScope
     ) -> AsyncIterator[AcceptedWebSocket]:
         """Accept a socket whose caller has the scope; the socket is counted while it is open.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
@@ -39,13 +40,31 @@ def format_of_body(content_type: str | None) -> Format:
 
 
 def format_of_answer(accept: str | None, body: Format) -> Format:
-    """Return the format of the response: the first one in `Accept` that is supported, else that of the body."""
+    """Return the format of the response: the one that `Accept` prefers, of equal ones the first, else that of the body.
+
+    A weight of 0 excludes no format: a client that accepts none gets that of the body.
+    """
     if accept is None or accept == "*/*":
         return body
+    chosen, highest = body, 0.0
     for part in accept.split(","):
-        media = part.partition(";")[0].strip().lower()
+        media, *parameters = [text.strip() for text in part.lower().split(";")]
         if media in _MSGPACK_TYPES:
-            return MSGPACK
-        if media in ("application/json", "application/*+json"):
-            return JSON
-    return body
+            found = MSGPACK
+        elif media in ("application/json", "application/*+json"):
+            found = JSON
+        elif media in ("*/*", "application/*"):
+            found = body
+        else:
+            continue
+        if (weight := _weight(parameters)) > highest:
+            chosen, highest = found, weight
+    return chosen
+
+
+def _weight(parameters: Iterable[str]) -> float:
+    weights = [text.removeprefix("q=") for text in parameters if text.startswith("q=")]
+    try:
+        return float(weights[0]) if weights else 1.0
+    except ValueError:
+        return 1.0

@@ -17,7 +17,11 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+_T = TypeVar("_T")
 
 FORMAT: Final = 1
 MEDIA_TYPE: Final = "application/octet-stream"
@@ -31,6 +35,14 @@ _DIGEST_BYTES: Final = 16
 
 class SavepointFormatError(ValueError):
     """The bytes are not a savepoint, are damaged, or end too early."""
+
+
+class _PageEnd(msgspec.Struct):
+    """The JSON at the end of a page."""
+
+    streams: int
+    cursor: str | None
+    unreadable: list[str]
 
 
 @dataclass(slots=True)
@@ -138,7 +150,7 @@ class SavepointReader:
             raise SavepointFormatError(f"it ends after {self._offset + len(self._buffer)} bytes, before its last page")
 
     def _set_header(self, payload: bytes) -> None:
-        header = _parse(payload)
+        header = _parse(payload, dict[str, Any])
         if header.get("format") != FORMAT or not isinstance(header.get("model"), str):
             raise SavepointFormatError(f"it has format {header.get('format')!r}; this release reads {FORMAT}")
         if self.header is not None and self.header["model"] != header["model"]:
@@ -159,12 +171,12 @@ class SavepointReader:
             digest = _digest(view[:digest_at])
         if self._buffer[digest_at:end] != digest:
             raise SavepointFormatError(f"the page that ends at byte {file_end} does not match its checksum")
-        trailer = _parse(bytes(self._buffer[start:digest_at]))
+        page_end = _parse(bytes(self._buffer[start:digest_at]), _PageEnd)
         streams, self._streams = self._streams, []
-        if trailer["streams"] != len(streams):
+        if page_end.streams != len(streams):
             raise SavepointFormatError(f"the page that ends at byte {file_end} has {len(streams)} streams")
-        self.complete = trailer["cursor"] is None
-        return Page(streams, trailer["cursor"], trailer["unreadable"], file_end, self.header or {})
+        self.complete = page_end.cursor is None
+        return Page(streams, page_end.cursor, page_end.unreadable, file_end, self.header or {})
 
 
 def _frame(kind: bytes, payload: bytes) -> bytes:
@@ -175,14 +187,11 @@ def _json_frame(kind: bytes, document: Mapping[str, Any]) -> bytes:
     return _frame(kind, json.dumps(document, separators=(",", ":")).encode())
 
 
-def _parse(payload: bytes) -> dict[str, Any]:
+def _parse(payload: bytes, kind: type[_T]) -> _T:
     try:
-        document = json.loads(payload)
-    except ValueError as exc:
+        return msgspec.json.decode(payload, type=kind)
+    except (ValueError, RecursionError) as exc:
         raise SavepointFormatError("a header or the end of a page is damaged") from exc
-    if not isinstance(document, dict):
-        raise SavepointFormatError("a header or the end of a page is damaged")
-    return document
 
 
 def _digest(data: bytes | memoryview) -> bytes:

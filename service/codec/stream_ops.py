@@ -104,6 +104,16 @@ def read_reset(body: bytes, body_format: Format) -> tuple[bytes | None, str | No
     return reset.after_bytes, _snapshot(reset.to, "to", "initial")
 
 
+def check_no_fields(body: bytes, body_format: Format) -> None:
+    """Check that a body is empty or an empty object: what it says would be ignored.
+
+    Raises:
+        ServiceError: `bad_json` or `bad_request`.
+    """
+    if body.strip() and (document := parse(body, body_format)) != {}:
+        bad_request(f"The body is {preview(document)}; expected none, or an empty object.")
+
+
 def read_fork(body: bytes, body_format: Format) -> tuple[str, bytes | None, str | None]:
     """Decode a fork's body: the id of the stream to create, `after`, and the snapshot's name or None for the present.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ def find(
                 report.failed.append(
                     f"{folder}: there is no such folder ({folder.absolute()}); create it, or name another"
                 )
+                yield from _loaded_from(folder, loaded)
                 continue
             entries = sorted(folder.iterdir())
         except OSError as exc:
@@ -65,8 +67,10 @@ def models_in(entry: Path, folder: Path, failed: list[str]) -> Iterable[tuple[st
     for name, version, path in candidates:
         if not path.is_file():
             continue
-        if not NAME.fullmatch(name) or not version.isdecimal() or not 0 < int(version) < 2**31:
-            failed.append(f"{name}/{version}: expected a name like {NAME.pattern}, and a version from 1")
+        if not NAME.fullmatch(name) or not _VERSION.fullmatch(version) or int(version) >= 2**31:
+            failed.append(
+                f"{name}/{version}: expected a name like {NAME.pattern}, and a version from 1, without zeros before it"
+            )
         elif not path.resolve().is_relative_to(folder.resolve()):
             failed.append(
                 f"{name}/{version}: the file is outside its models folder; expected no link to another folder"
@@ -75,6 +79,7 @@ def models_in(entry: Path, folder: Path, failed: list[str]) -> Iterable[tuple[st
             yield name, int(version), path
 
 
+_VERSION = re.compile(r"[1-9][0-9]{0,9}")  # 01 beside 1 would be two files of one version
 _TRAINED = {".keras", ".h5", ".hdf5", ".pt", ".pth", ".ckpt", ".safetensors"}
 
 

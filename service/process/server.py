@@ -170,11 +170,12 @@ def config(settings: Settings, app: FastAPI) -> uvicorn.Config:
     """Return uvicorn's configuration for an application."""
     from service.protocols import fast_feed_class, fast_http_class
     from service.protocols.http_limits import limited_http_class
+    from service.protocols.ws_denials import DenyingWebSocketProtocol
 
     return uvicorn.Config(
         app,
         http=(fast_http_class if settings.fast_lane else limited_http_class)(app.state.context),
-        ws=fast_feed_class(app.state.context) if settings.fast_lane else "websockets-sansio",
+        ws=fast_feed_class(app.state.context) if settings.fast_lane else DenyingWebSocketProtocol,
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,  # it needs 300 kB per socket, and numbers hardly compress
         lifespan="on",

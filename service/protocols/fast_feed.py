@@ -12,10 +12,9 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-
 from service.codec import JSON
 from service.errors import ServiceError
+from service.protocols.ws_denials import DenyingWebSocketProtocol
 from service.protocols.ws_frames import CONTROL, MAX_HEAD_BYTES, encode_frames, next_frame
 from service.requests.auth.socket_auth import SocketAuth
 from service.requests.close_codes import DRAINING, FAILED, SEND_TIMEOUT_S, TOO_SLOW
@@ -37,7 +36,7 @@ _FEED: Final = re.compile(
 _CLOSE_TIMEOUT_S: Final = 5.0
 
 
-class FastFeedProtocol(WebSocketsSansIOProtocol):
+class FastFeedProtocol(DenyingWebSocketProtocol):
     """uvicorn's WebSocket protocol, with a fast path for feeds."""
 
     context: ClassVar[AppContext]

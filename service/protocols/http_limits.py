@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from service.errors import ServiceError
+from service.protocols.http_upgrades import UpgradingHttpProtocol
 from service.requests.close_codes import SEND_TIMEOUT_S
 from service.requests.error_formats import RawHttpResponse, error_format_of
 from service.requests.request_ids import RESPONSE_HEADER, request_id_of
@@ -27,7 +28,7 @@ _IDLE_GRACE_S = 0.1  # and one that had requests
 _RESERVED_CONNECTIONS = 64  # connections beyond the most that may still ask for health
 
 
-class LimitedHttpProtocol(HttpToolsProtocol):
+class LimitedHttpProtocol(UpgradingHttpProtocol):
     """uvicorn's protocol, which by itself has no timeout and no size limit for request heads.
 
     A request's head has to arrive within `receive_timeout_s`; the routes limit the body. A connection is aborted if its
@@ -169,9 +170,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             )
         if error is not None:
             self._respond_and_close(error)
-        else:
-            self._is_websocket = True
-            super().handle_websocket_upgrade()
+            return
+        self._is_websocket = True
+        super().handle_websocket_upgrade()
+        if (fault := self.handshake_fault()) is not None:
+            problem = f"The WebSocket's handshake cannot be read: {fault}."
+            self._respond_and_close(ServiceError("bad_request", problem, fix="Send fewer and shorter headers."))
 
     def send_400_response(self, msg: str) -> None:
         """Respond to bytes that are not an HTTP request."""

@@ -108,13 +108,14 @@ class InferHandler:
             pack_inputs(request.inputs),
             seq=request.step,
             create="auto" if request.start else "never",
-            idempotency_key=idempotency_key,
+            idempotency_key=None if request.peek else idempotency_key,
             version=self.version,
             transport=self.transport,
             lifecycle=_LIFECYCLES[request.start, request.end],
             source=request.source,
         )
-        engine.steps.submit(timestep, lambda result: done(self._as_triton_error(result)))
+        submit = engine.steps.submit_peek if request.peek else engine.steps.submit
+        submit(timestep, lambda result: done(self._as_triton_error(result)))
 
     def response(self, result: Any) -> InferResult:
         """Return what a response has, from a result that is not a `ServiceError`."""

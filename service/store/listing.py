@@ -17,7 +17,7 @@ from service.store.transport.connection import NotSentError
 from service.store.transport.retry import replies_of
 from service.store.transport.transport import RedisTransport
 
-_MIN_SCAN: Final = 100  # fewest keys that one SCAN inspects
+_MIN_SCAN: Final = 10  # fewest keys that one SCAN inspects
 _MAX_SCAN: Final = 10_000
 _COUNTED_AT_ONCE: Final = 1000
 _CURSOR: Final = re.compile(r"[0-9a-f]{1,8}-[0-9]{1,4}-[0-9]{1,20}|start|end")
@@ -46,11 +46,13 @@ async def page(
     position, pending = _read_cursor(cursor)
     pattern = keys.records_pattern(tenant, model, prefix)
     streams = dict.fromkeys(pending)  # a scan may return a key twice
-    count = max(limit, _MIN_SCAN)
-    while len(streams) < limit and position != "end":
+    keys_per_stream = 1.0  # inspected keys; as measured by the last scan
+    while (missing := limit - len(streams)) > 0 and position != "end":
+        # Not many more than are missing: the cursor has the ids that are left over, and a URL has little room.
+        count = min(max(int(missing * keys_per_stream), _MIN_SCAN), _MAX_SCAN)
         position, batch = await _scan(transport, position, pattern, count, deadline)
         streams.update(dict.fromkeys(map(keys.stream_of, batch)))
-        count = min(2 * count, _MAX_SCAN) if not batch else max(limit, _MIN_SCAN)  # larger scans while few keys match
+        keys_per_stream = count / len(batch) if batch else 2 * count / missing  # larger scans while few keys match
     names = list(streams)
     rest = names[limit:]
     done = position == "end" and not rest

@@ -54,7 +54,7 @@ _HEADER = struct.Struct("<4sIQQII16s16s8sIIIIQQ")
 _CRC = struct.Struct("<I")
 _SOURCE_COUNTS = struct.Struct("<II")
 _SOURCE = struct.Struct("<8sQ")
-_EPOCH_AT = slice(8, 16)
+EPOCH_AT = slice(8, 16)
 _STEP_AT = slice(16, 24)
 _MOVED_AT = slice(80, 84)
 _CRC_AT = 84
@@ -309,7 +309,7 @@ def with_epoch(raw: bytes, epoch: bytes) -> bytes:
         epoch: 8 bytes.
     """
     header = bytearray(raw[:HEADER_BYTES])
-    header[_EPOCH_AT] = epoch
+    header[EPOCH_AT] = epoch
     header[_MOVED_AT] = header[_CRC_AT : _CRC_AT + _CRC.size] = bytes(4)
     body = memoryview(raw)[HEADER_BYTES:]
     _CRC.pack_into(header, _CRC_AT, crc32(body, crc32(header)))

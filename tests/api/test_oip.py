@@ -332,8 +332,10 @@ def test_a_body_may_be_compressed(client: InferClient, stream: str, encoding: st
         (b"{}", "gzip", "the body is not gzip"),
         (gzip.compress(b"{}")[:-3], "gzip", "the body is not gzip: it ends too early"),
         (gzip.compress(b" " * 1_000_001), "gzip", "The decompressed body has more than 1000000 bytes"),
+        (gzip.compress(b"{}") + b"{}", "gzip", "the body is not gzip: 2 bytes follow its end"),
+        (zlib.compress(b"{}") + b"{}", "deflate", "the body is not deflate: 2 bytes follow its end"),
     ],
-    ids=["plain", "cut short", "too much in it"],
+    ids=["plain", "cut short", "too much in it", "more behind it", "more behind deflate"],
 )
 def test_a_body_with_invalid_compression_is_rejected(
     client: InferClient, body: bytes, encoding: str, words: str
@@ -360,6 +362,29 @@ def test_the_content_type_of_a_request_is_ignored(client: InferClient, stream: s
     body = document(tensor("x", np.array([[1]])), sequence_id=stream, sequence_start=True)
     for kind in ("application/octet-stream", "text/plain", "application/msgpack", ""):
         assert client.post(body, headers={"Content-Type": kind, "Accept": "application/msgpack"}).json()["outputs"]
+
+
+def test_a_peek_returns_what_the_timestep_would_return_and_applies_nothing(client: InferClient, stream: str) -> None:
+    client.predict(1, stream, sequence_start=True)
+    peeks = [client.send(2, stream, peek=True, idempotency_key="k").json() for _ in range(2)]
+    step = client.send(2, stream, idempotency_key="k").json()
+
+    assert peeks == [step, step]
+    assert step["outputs"][0]["data"] == fold_reference([1, 2])[1:]
+
+
+def test_a_peek_begins_no_sequence(client: InferClient, stream: str) -> None:
+    assert error_message(client.send(1, stream, peek=True)) == MUST_START.format(stream)
+
+
+@pytest.mark.parametrize(
+    "more", [{"sequence_start": True}, {"sequence_end": True}, {"source_id": "a", "source_at": 1}, {"peek": 1}]
+)
+def test_a_peek_with_what_it_would_ignore_is_rejected(client: InferClient, stream: str, more: dict[str, Any]) -> None:
+    client.predict(1, stream, sequence_start=True)
+
+    assert "'peek'" in error_message(client.send(2, stream, **{"peek": True} | more))
+    assert client.predict(2, stream) == fold_reference([1, 2])[-1]
 
 
 # ------------------------------------------------------------------- rejections
@@ -449,6 +474,42 @@ def test_an_undecodable_body_is_rejected(client: InferClient, body: bytes) -> No
 
     assert answer.status_code == 400
     assert error_message(answer).startswith("failed to parse the request")
+
+
+_BODY = '{"inputs":[{"name":"x","shape":[1,1],"datatype":"INT64","data":[1]%s}],"parameters":{"sequence_id":"%s"%s}%s}'
+
+
+@pytest.mark.parametrize(
+    ("in_input", "in_parameters", "at_the_end"),
+    [
+        (',"data":[2]', "", ""),
+        ("", ',"sequence_id":"other"', ""),
+        ("", "", ',"parameters":{"sequence_id":"other"}'),
+        ("", "", ',"p\\u0061rameters":{"sequence_id":"other"}'),
+        ("", ',"custom":{"a":1,"a":2}', ""),
+        ("", "", ',"id":"a:b","id":"a:b"'),
+    ],
+)
+def test_a_key_that_occurs_twice_is_rejected(
+    client: InferClient, stream: str, in_input: str, in_parameters: str, at_the_end: str
+) -> None:
+    client.predict(1, stream, sequence_start=True)
+
+    answer = client.post((_BODY % (in_input, stream, in_parameters, at_the_end)).encode())
+
+    assert answer.status_code == 400
+    assert "twice in one object" in error_message(answer)
+
+
+@pytest.mark.parametrize(
+    "more", ['"a":1', '"id":"a:b"', '"i\\u0064":"\\u003a"', '"a":{"b":{"c":"::"}}', '"outputs":null']
+)
+def test_a_key_that_occurs_once_is_accepted(client: InferClient, stream: str, more: str) -> None:
+    client.predict(1, stream, sequence_start=True)
+
+    answer = client.post((_BODY % ("", stream, ',"b:c":{"d":[":"]}', f",{more}")).encode())
+
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("binary", [False, True])

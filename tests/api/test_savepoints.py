@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,16 @@ def test_an_export_goes_on_behind_a_page(service: Service, stream: str) -> None:
     assert names == {f"{stream}.{i}" for i in range(3)}
 
 
+def frame(kind: bytes, payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "little") + kind + payload
+
+
+def savepoint_ending_with(page_end: bytes) -> bytes:
+    """Return a savepoint without streams whose page ends with some JSON; its checksum is right."""
+    hashed = encode_header("fold", "", "now") + frame(b"P", page_end + bytes(16))[:-16]
+    return hashed + blake2b(hashed, digest_size=16).digest()
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -177,8 +188,12 @@ def test_an_export_goes_on_behind_a_page(service: Service, stream: str) -> None:
         (lambda data: data[:150] + bytes([data[150] ^ 1]) + data[151:], "checksum|damaged|does not begin"),
         (lambda _: b"", "ends within a page"),
         (lambda _: encode_page(encode_header("m", "", "now"), [("a b", b"")], None, []), "is not a stream id"),
+        (lambda _: savepoint_ending_with(b"{}"), "end of a page is damaged"),
+        (lambda _: savepoint_ending_with(b'{"streams": 0, "cursor": 5, "unreadable": []}'), "end of a page is damaged"),
+        (lambda _: savepoint_ending_with(b"[" * 100_000), "end of a page is damaged"),
+        (lambda _: frame(b"H", b"[" * 100_000), "damaged"),
     ],
-    ids=["cut", "headless", "flipped", "empty", "bad id"],
+    ids=["cut", "headless", "flipped", "empty", "bad id", "empty end", "bad cursor", "deep end", "deep header"],
 )
 def test_a_damaged_savepoint_is_rejected(service: Service, stream: str, spoil: Any, message: str) -> None:
     make_streams(service, f"{stream}.", 2)

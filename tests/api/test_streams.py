@@ -479,6 +479,23 @@ def test_streams_are_listed_by_prefix_page_by_page(service: Service, stream: str
     assert {entry["step"] for page in pages for entry in page["streams"]} == {1}
 
 
+@pytest.mark.parametrize("limit", [1, 10, 100])
+def test_streams_with_the_longest_ids_are_listed_page_by_page(service: Service, stream: str, limit: int) -> None:
+    names = {f"{stream}-{i:03}-".ljust(128, "x") for i in range(130)}
+    service.http.post("/v1/models/fold/step", json={"streams": sorted(names), "inputs": [[1]] * len(names)})
+
+    found: list[str] = []
+    cursor = ""
+    while cursor is not None:
+        query: dict[str, str | int] = {"prefix": stream, "limit": limit, "cursor": cursor}
+        answer = service.http.get("/v1/models/fold/streams", params=query)
+        assert answer.status_code == 200, answer.text
+        found += [entry["stream"] for entry in answer.json()["streams"]]
+        cursor = answer.json()["cursor"]
+
+    assert sorted(found) == sorted(names)
+
+
 NESTED = base64.urlsafe_b64encode(b"[" * 9000).decode()
 
 
@@ -503,6 +520,74 @@ def test_all_streams_of_a_model_can_be_reset_at_once(redis_server: Server, servi
         assert own.http.post("/v1/models/fold/reset").json() == {"reset": 3}
         assert [own.http.get(own.path("fold", name)).json()["step"] for name in "abc"] == [0, 0, 0]
         assert own.http.get(own.path("total", "d")).json()["step"] == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b" "])
+def test_a_reset_of_all_streams_has_no_body(service: Service, content: bytes) -> None:
+    assert service.http.post("/v1/models/latch/reset", content=content).status_code == 200
+
+
+@pytest.mark.parametrize("content", [b'{"to": {"snapshot": "a"}}', b"[]", b"null", b"{"])
+def test_a_body_that_a_reset_of_all_streams_would_ignore_is_rejected(
+    service: Service, stream: str, content: bytes
+) -> None:
+    service.step("latch", stream, [True, False])
+
+    answer = service.http.post("/v1/models/latch/reset", content=content)
+
+    assert (answer.status_code, code_of(answer)) == (400, "bad_json" if content == b"{" else "bad_request")
+    assert service.http.get(service.path("latch", stream)).json()["step"] == 1
+
+
+def test_a_late_copy_of_a_reset_of_all_streams_with_a_key_resets_none_again(
+    redis_server: Server, service: Service
+) -> None:
+    folder, key = service.app.state.context.settings.models[0], {"idempotency-key": "once"}
+    with running_service(redis_server.url, folder) as own:
+        for name in "ab":
+            own.step("fold", name, [1])
+        first = own.http.post("/v1/models/fold/reset", headers=key)
+        own.step("fold", "a", [1])
+
+        assert own.http.post("/v1/models/fold/reset", headers=key).json() == first.json() == {"reset": 2}
+        assert [own.http.get(own.path("fold", name)).json()["step"] for name in "ab"] == [1, 0]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_late_copy_of_a_deletion_with_a_key_does_not_delete_a_new_stream(
+    service: Service, stream: str, exists: bool
+) -> None:
+    path, key = service.path("fold", stream), {"idempotency-key": "once"}
+    if exists:
+        service.step("fold", stream, [1])
+
+    assert service.http.delete(path, headers=key).status_code == 204
+    assert service.step("fold", stream, [1]).json()["created"] is True
+    assert service.http.delete(path, headers=key).status_code == 204
+    assert service.http.get(path).json()["step"] == 1
+    assert service.http.delete(path, headers={"idempotency-key": "another"}).status_code == 204
+    assert service.http.get(path).status_code == 404
+
+
+def test_the_key_of_a_deletion_is_of_no_other_request(service: Service, stream: str) -> None:
+    key = {"idempotency-key": "once"}
+    service.http.delete(service.path("fold", stream), headers=key)
+
+    step = service.http.post(service.path("fold", stream, "step"), json={"inputs": [1]}, headers=key)
+    assert (step.status_code, code_of(step)) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("value", [b"", b"short", None], ids=["empty", "short", "another type"])
+def test_a_stream_whose_record_cannot_be_read_can_be_deleted_with_a_key(
+    service: Service, stream: str, shared_redis: Server, value: bytes | None
+) -> None:
+    name = f"swl:1:{{default/fold/{stream}}}"
+    with shared_redis.client() as client:
+        client.lpush(name, 1) if value is None else client.set(name, value)
+        answer = service.http.delete(service.path("fold", stream), headers={"idempotency-key": "once"})
+
+        assert answer.status_code == 204
+        assert not client.exists(name)
 
 
 # ------------------------------------------------------------------- settings that change answers

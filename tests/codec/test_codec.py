@@ -922,6 +922,15 @@ def test_the_content_type_selects_the_format_of_the_body(content_type: str | Non
         ("application/json, application/msgpack;q=0.5", JSON, JSON),
         ("text/html, application/x-msgpack", JSON, MSGPACK),
         ("text/html", JSON, JSON),
+        ("application/json;q=0.5, application/msgpack", JSON, MSGPACK),
+        ("application/json; q=0.2 , Application/MsgPack; v=1; q=0.9", JSON, MSGPACK),
+        ("application/msgpack;q=0", MSGPACK, MSGPACK),
+        ("application/msgpack;q=0, application/json;q=0.1", MSGPACK, JSON),
+        ("application/msgpack, */*", JSON, MSGPACK),
+        ("application/msgpack;q=0.5, */*", JSON, JSON),
+        ("application/*;q=0.5, application/json;q=0.1", MSGPACK, MSGPACK),
+        ("application/msgpack;q=high", JSON, MSGPACK),
+        ("", MSGPACK, MSGPACK),
     ],
 )
 def test_accept_selects_the_format_of_the_response(accept: str | None, body: Format, form: Format) -> None:

@@ -14,6 +14,7 @@ from service.engine.engine import Engine
 from service.engine.options import EngineOptions
 from service.errors import ServiceError
 from service.store.keys import record_key
+from service.types import StreamKey
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker, ys
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, fold_reference, write_models
@@ -69,6 +70,42 @@ async def test_an_unknown_outcome_is_reported_and_resolved_by_the_retry(folder: 
 
     assert (unknown.code, unknown.applied, unknown.retry) == ("outcome_unknown", "unknown", "same")
     assert (ys(again), again.step, again.replayed) == (fold_reference([1, 2])[-1:], 2, True)
+
+
+@pytest.mark.parametrize("key", [None, "once"])
+async def test_the_unknown_outcome_of_a_deletion_is_reported(folder: Path, proxy: Proxy, key: str | None) -> None:
+    async with worker(proxy.url, folder, options=QUICK) as engine:
+        await engine.steps.advance(step("a", 1, seq=1))
+        proxy.lose_reply(to=b"EVALSHA", times=10_000)
+        with pytest.raises(ServiceError) as unknown:
+            await engine.streams.delete(StreamKey("default", FOLD, "a"), idempotency_key=key)
+        proxy.heal()
+        await engine.streams.delete(StreamKey("default", FOLD, "a"), idempotency_key=key)
+        begun = await engine.steps.advance(step("a", 1, seq=1))
+
+    assert (unknown.value.code, unknown.value.applied, unknown.value.retry) == ("outcome_unknown", "unknown", "same")
+    assert begun.created is True
+
+
+@pytest.mark.parametrize("key", [None, "once"])
+async def test_a_deletion_whose_reply_is_lost_does_not_delete_a_stream_that_is_created_then(
+    folder: Path, proxy: Proxy, redis_server: Server, key: str | None
+) -> None:
+    stream = StreamKey("default", FOLD, "a")
+    async with worker(proxy.url, folder, timeout=20) as engine, worker(redis_server.url, folder) as other:
+        await engine.steps.advance(step("a", 1))
+        await engine.steps.advance(step("a", 2))
+        proxy.lose_reply(to=b"EVALSHA", times=10_000)
+        deletion = asyncio.create_task(engine.streams.delete(stream, idempotency_key=key))
+        with redis_server.client() as client:
+            while client.exists(record_key(*stream)):  # noqa: ASYNC110 - the store has no event for it
+                await asyncio.sleep(0.005)
+        begun = await other.steps.advance(step("a", 3))
+        proxy.heal()
+        await deletion
+        status = await other.streams.status(stream)
+
+    assert (begun.created, status.step, status.state_id) == (True, 1, begun.state_id)
 
 
 # ---------------------------------------------------------------- F9: a delayed write of a frozen worker

@@ -85,6 +85,35 @@ async def test_a_file_beside_a_model_that_is_not_its_own_changes_nothing(tmp_pat
     assert (await shelf.reload()).loaded == []
 
 
+@pytest.mark.parametrize("version", ["0", "01", "２", "-1", "1.0", "v1", "99999999999"])
+async def test_a_folder_that_is_no_version_is_reported(tmp_path: Path, version: str) -> None:
+    folder = tmp_path / "models"
+    for name in ("1", version):
+        (folder / "m" / name).mkdir(parents=True)
+        (folder / "m" / name / "model.onnx").write_bytes(write_model(tmp_path, "m", fold).read_bytes())
+    shelf = ModelRegistry([folder])
+
+    report = await shelf.reload()
+
+    assert shelf.versions("m") == [1]
+    assert [failed.partition(":")[0] for failed in report.failed] == [f"m/{version}"]
+
+
+async def test_a_folder_that_is_not_there_keeps_its_models(tmp_path: Path) -> None:
+    folder = write_models(tmp_path / "models", m=fold)
+    shelf = ModelRegistry([folder])
+    await shelf.reload()
+    before = shelf.get("m")
+
+    folder.rename(tmp_path / "elsewhere")
+    report = await shelf.reload()
+    assert [failed.partition(":")[2].partition("(")[0] for failed in report.failed][:1] == [" there is no such folder "]
+    assert shelf.get("m") is before
+
+    (tmp_path / "elsewhere").rename(folder)
+    assert ((await shelf.reload()).loaded, shelf.get("m")) == ([], before)
+
+
 async def test_a_new_sidecar_brings_the_model_anew(tmp_path: Path) -> None:
     folder = write_models(tmp_path / "models", m=fold)
     shelf = ModelRegistry([folder])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import logging
 import re
 import socket
 import time
@@ -300,6 +301,55 @@ def test_a_client_that_disconnects_with_pending_requests_causes_no_error(
     fast.http.get("/healthz")
 
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+_H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize("cut", [0, 20, 60, -20, -3])
+def test_an_offer_of_http_2_is_ignored(either: Service, stream: str, cut: int) -> None:
+    """Java's client makes it with its first request, and curl with `--http2`."""
+    offered = request(GOOD, path(stream), *_H2C)
+
+    text = responses_of(either, [offered[:cut], offered[cut:], offered * 3 + request(GOOD, path(stream)), LAST])
+
+    assert statuses(text) == [200, 200, 200, 200, 200, 404]
+    assert b'"step":5' in text
+
+
+def test_an_offer_of_http_2_may_be_repeated_as_often_as_fits_into_one_packet(either: Service, stream: str) -> None:
+    offered = request(b"", "/v1/models/fold", *_H2C)
+
+    assert set(statuses(responses_of(either, [offered * 300, LAST]))) == {404, 405}
+
+
+@pytest.mark.parametrize(
+    "handshake",
+    [
+        UPGRADE.replace(b"GET", b"POST", 1),
+        UPGRADE.replace(b"Host: x", b"Host: x\r\nCookie: " + b"x" * 9000),
+        UPGRADE.replace(b"Host: x", b"Host: x\r\n" + b"\r\n".join(b"X-%d: 1" % i for i in range(200))),
+        UPGRADE.replace(b"/feed", b"/nothing"),
+    ],
+    ids=["method", "long line", "many lines", "no route"],
+)
+def test_a_websocket_that_cannot_be_opened_gets_a_response(either: Service, handshake: bytes) -> None:
+    text = responses_of(either, [handshake, LAST])
+
+    assert statuses(text)[0] in (400, 404)
+    assert b"\r\ncontent-type: application/problem+json\r\n" in text.lower()
+
+
+def test_a_websocket_that_cannot_be_opened_is_no_error_in_the_log(
+    either: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    handshake = UPGRADE.replace(b"Host: x", b"Host: x\r\nOrigin: http://evil.example")
+
+    with caplog.at_level(logging.ERROR):
+        assert statuses(responses_of(either, [handshake])) == [403]
+        either.wait_for_connections(0)
+
+    assert not caplog.records
 
 
 def test_a_websocket_upgrade_behind_a_pending_request_is_rejected(fast: Service, stream: str) -> None:

@@ -178,6 +178,13 @@ def test_an_invalid_file_at_start_is_refused_without_repeating_its_content(
     assert sha256(b"full").hexdigest() not in str(caught.value)
 
 
+def test_a_file_in_which_two_entries_have_the_same_key_is_refused(tmp_path: Path) -> None:
+    both = (key("first"), {**key("first", tenant="b"), "id": "second"})
+
+    with pytest.raises(KeysFileError, match="'first' and 'second' have the same sha256"):
+        ApiKeys(write_keys_file(tmp_path / "keys.json", *both))
+
+
 def test_a_missing_file_at_start_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeysFileError):
         ApiKeys(tmp_path / "none.json")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from service.store import pubsub
 from service.store.checks.permissions import check_permissions
@@ -206,3 +207,28 @@ async def test_an_unforeseen_error_ends_no_listening(redis_server: Server) -> No
         assert await heard.messages.get() == ("t", b"news")
     await channel.close()
     await store.close()
+
+
+async def test_a_store_that_cannot_write_to_its_disk_still_delivers_messages(redis_server: Server) -> None:
+    """It replies to PING with an error then."""
+    (redis_server.folder / "dump.rdb").mkdir()
+    with redis_server.client() as client:
+        client.config_set("save", "3600 1")
+        client.bgsave()
+        while client.info("persistence")["rdb_bgsave_in_progress"]:  # noqa: ASYNC110 - the store has no event for it
+            await asyncio.sleep(0.01)
+        with pytest.raises(redis.ResponseError, match="MISCONF"):
+            client.ping()
+        store, heard = StateStore(redis_server.url), Heard()
+        messages = StorePubSub(store.transport)
+        await messages.subscribe(["t"])
+        await messages.start(heard)
+
+        for n in range(3):
+            client.publish("t", str(n))
+            async with asyncio.timeout(WITHIN_S):
+                assert await heard.messages.get() == ("t", str(n).encode())
+        await messages.close()
+        await store.close()
+
+    assert not heard.is_lost.is_set()

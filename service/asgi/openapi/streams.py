@@ -79,7 +79,7 @@ RESET_ALL = route(
     path=["model"],
     parameters=[IDEMPOTENCY_KEY],
     answer=ResetAllResponse,
-    problems=(*STREAM_WRITE, "precondition_required"),
+    problems=(*STREAM_WRITE, "precondition_required", "idempotency_key_reused"),
 )
 STATUS = route(
     "streams",
@@ -88,7 +88,16 @@ STATUS = route(
     answer=StatusResponse,
     problems=(*STREAM_READ, "stream_not_found", "state_corrupt", "record_version"),
 )
-DELETE = route("streams", path=STREAM_PATH, problems=(*STREAM_READ, "precondition_required"), status=204)
+DELETE = route(
+    "streams",
+    path=STREAM_PATH,
+    parameters=[IDEMPOTENCY_KEY],
+    problems=(
+        *STREAM_READ,
+        *("precondition_required", "idempotency_key_reused", "outcome_unknown", "store_full", "not_durable"),
+    ),
+    status=204,
+)
 EVENTS = route(
     "streams",
     path=STREAM_PATH,

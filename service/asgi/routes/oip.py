@@ -195,4 +195,6 @@ def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
         )
     if not stream.eof:
         raise TritonError("bad_request", f"the body is not {encoding}: it ends too early")
+    if stream.unused_data:
+        raise TritonError("bad_request", f"the body is not {encoding}: {len(stream.unused_data)} bytes follow its end")
     return decompressed

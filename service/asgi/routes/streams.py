@@ -26,7 +26,7 @@ from service.codec import JSON, Format
 from service.codec.formats import format_of_answer
 from service.codec.response_bodies import ResetAllResponse, SourceEntry, StatusResponse, StreamEntry, StreamsResponse
 from service.codec.responses import encode_tensors, position_response, rfc3339
-from service.codec.stream_ops import read_reset
+from service.codec.stream_ops import check_no_fields, read_reset
 from service.errors import ServiceError
 from service.ids import STREAM_ID, check_stream_id, encode_state_id
 from service.requests.context import AppContext
@@ -99,18 +99,22 @@ class StreamRoutes:
     async def reset_all(self, request: Request) -> Response:
         """Reset all streams of a model that belong to the caller's tenant."""
         caller = authorize(request, self._context, "admin")
-        model = model_of(request, self._context)
-        self._context.require_precondition("reset", idempotency_key_of(request))
+        model, request_format = model_of(request, self._context), format_of(request)
+        check_no_fields(await body_of(request, self._context), request_format)
+        idempotency_key = idempotency_key_of(request)
+        self._context.require_precondition("reset", idempotency_key)
         with audited(request, self._context, "reset_all", model=model.name) as audit:
-            audit["streams"] = reset = await self._context.engine.streams.reset_all(caller.tenant, model.name)
+            audit["streams"] = reset = await self._context.engine.streams.reset_all(
+                caller.tenant, model.name, idempotency_key=idempotency_key
+            )
         return respond(ResetAllResponse(reset=reset), request)
 
     async def delete(self, request: Request) -> Response:
         """Delete one stream and its snapshots."""
-        key = authorized_stream(request, self._context, "admin")
-        self._context.require_precondition("delete", idempotency_key_of(request))
+        key, idempotency_key = authorized_stream(request, self._context, "admin"), idempotency_key_of(request)
+        self._context.require_precondition("delete", idempotency_key)
         with audited(request, self._context, "delete", model=key.model, stream=key.stream) as audit:
-            audit["state_id_before"] = await self._context.engine.streams.delete(key)
+            audit["state_id_before"] = await self._context.engine.streams.delete(key, idempotency_key=idempotency_key)
         return Response(status_code=204)
 
     async def status(self, request: Request) -> Response:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from model_export.manifest import Array, Manifest
+from service.codec.formats import JSON
 from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
 from service.codec.oip.infer_bodies import (
     ID_LIMIT,
@@ -21,16 +22,18 @@ from service.codec.oip.infer_bodies import (
     InferResponse,
     Parameters,
     RequestedOutput,
+    may_repeat_keys,
 )
 from service.codec.oip.infer_parameters import (
     read_binary_size,
     read_flag,
     read_idempotency_key,
+    read_peek,
     read_source,
     read_step,
 )
 from service.codec.oip.tensors import DeclaredTensor, raw_bytes
-from service.codec.strict.parse import preview
+from service.codec.strict.parse import parse, preview
 from service.ids import check_stream_id
 from service.types import Source
 
@@ -49,6 +52,7 @@ class InferRequest(NamedTuple):
         idempotency_key: 1 to 255 characters, or None.
         outputs: The outputs to return, each with whether as raw bytes.
         source: Where the timestep stands in its log, or None.
+        peek: Return what the timestep would return, and apply nothing.
     """
 
     inputs: dict[str, Array]
@@ -61,6 +65,7 @@ class InferRequest(NamedTuple):
     idempotency_key: str | None
     outputs: Sequence[tuple[DeclaredTensor, bool]]
     source: Source | None = None
+    peek: bool = False
 
     @property
     def stream(self) -> str | None:
@@ -147,6 +152,7 @@ class InferCodec:
             read_idempotency_key(parameters.get("idempotency_key")),
             self._requested_outputs(request.outputs, binary=read_flag(parameters, "binary_data_output")),
             read_source(parameters, sequence),
+            read_peek(parameters, start=start, end=end),
         )
 
     def _read_raw(self, body: bytes) -> InferRequest:
@@ -287,14 +293,18 @@ def _document(body: bytes, document_bytes: int | None) -> InferBody:
             f"Unable to parse Inference-Header-Content-Length: it is {document_bytes}, and the body has "
             f"{len(body)} bytes"
         )
+    document = body if document_bytes is None else body[:document_bytes]
     try:
-        return _decode(body if document_bytes is None else body[:document_bytes])
+        request = _decode(document)
     except msgspec.ValidationError as exc:
         bad_request(f"failed to parse the request: {exc}")
     except RecursionError:
         _not_json("it is nested too deeply")
     except (ValueError, OverflowError) as exc:
         _not_json(str(exc)[:200])
+    if may_repeat_keys(document, request):
+        parse(document, JSON)
+    return request
 
 
 def _not_json(reason: str) -> NoReturn:

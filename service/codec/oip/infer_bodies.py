@@ -60,6 +60,7 @@ class InferBody(Struct, gc=False):
                 sequence_start={**_FALSE, "description": "Reset the stream before this timestep."},
                 sequence_end={**_FALSE, "description": "Delete the stream after this timestep."},
                 binary_data_output={**_FALSE, "description": "Return outputs as raw bytes."},
+                peek={**_FALSE, "description": "Return what the timestep would return, and apply nothing."},
                 step={"type": "integer", "minimum": 1, "description": "Number of this timestep in its sequence."},
                 idempotency_key={"type": "string", "minLength": 1, "maxLength": KEY_LIMIT},
                 source_id={
@@ -104,3 +105,26 @@ class InferResponse(Struct, omit_defaults=True, gc=False):
         ]
         | UnsetType
     ) = UNSET
+
+
+def may_repeat_keys(document: bytes, body: InferBody) -> bool:
+    """Whether a key may occur twice in one object of a JSON document that was decoded: the last one was taken.
+
+    Each key has one colon, so the colons are counted. True is no proof: the document may also have a key that is not
+    declared here, an object in a parameter, or an escape.
+    """
+    colons = 1 + _colons_of(body.parameters)
+    if body.id is not None:
+        colons += 1 + body.id.count(":")
+    for tensor in body.inputs:
+        colons += 3 + (tensor.data is not UNSET) + tensor.name.count(":") + _colons_of(tensor.parameters)
+    if body.outputs is not None:
+        colons += 1 + sum(1 + output.name.count(":") + _colons_of(output.parameters) for output in body.outputs)
+    return document.count(b":") != colons or b"\\" in document
+
+
+def _colons_of(parameters: Parameters | None) -> int:
+    if parameters is None:
+        return 0
+    texts = [*parameters, *(value for value in parameters.values() if type(value) is str)]
+    return 1 + len(parameters) + sum(text.count(":") for text in texts)

@@ -66,6 +66,14 @@ def read_source(parameters: Parameters, sequence: int | str | None) -> Source | 
     return Source(source_digest(source_id), (at,))
 
 
+def read_peek(parameters: Parameters, *, start: bool, end: bool) -> bool:
+    """Return whether nothing is to be applied."""
+    peek = read_flag(parameters, "peek")
+    if peek and (start or end or "source_id" in parameters):
+        bad_request("'peek' applies nothing; expected it without 'sequence_start', 'sequence_end' and 'source_id'")
+    return peek
+
+
 def read_idempotency_key(idempotency_key: Any) -> str | None:
     """Return the idempotency key, None if the request has none."""
     if idempotency_key is None:

@@ -208,14 +208,22 @@ class StepService:
         Raises:
             ServiceError: As for `advance`.
         """
+        future, done = _future_and_callback()
+        self.submit_peek(timestep, done)
+        return await future
+
+    def submit_peek(self, timestep: Timestep, done: ReplyCallback) -> None:
+        """Peek; `done` is called with the result, exactly once, on the event loop.
+
+        Raises:
+            ServiceError: The request is rejected; `done` is not called.
+        """
         batcher = self._batcher(self._models.get(timestep.key.model, timestep.version))
         self._check_capacity(batcher)
         self._admission.check_rate(timestep.key.tenant, timestep.length)
-        future, done = _future_and_callback()
         batcher.peek(timestep, done, time.monotonic())
         self._admission.rows += 1
         self._admission.nbytes += timestep.length * batcher.timestep_bytes
-        return await future
 
     @property
     def models(self) -> list[ServedModel]:

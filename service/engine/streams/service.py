@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from service.engine.packing import finite_rows, last_prediction
 from service.engine.streams.copies import StreamCopies
+from service.engine.streams.deletions import delete_stream
 from service.engine.streams.moves import StreamMoves
 from service.engine.streams.resets import ReplacedPosition, replace_state
 from service.engine.streams.savepoints import Savepoints
@@ -174,8 +175,13 @@ class StreamService:
         op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
         return await replace_state(self._deps, key, state, op_id, after=after, idempotency_key=idempotency_key)
 
-    async def reset_all(self, tenant: str, model: str) -> int:
+    async def reset_all(self, tenant: str, model: str, *, idempotency_key: str | None = None) -> int:
         """Reset all streams of a model that the tenant has, and return their number.
+
+        Args:
+            tenant: The tenant.
+            model: The model's name.
+            idempotency_key: The client's, if any: a later request with the same one does not reset these streams again.
 
         Raises:
             ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
@@ -193,47 +199,25 @@ class StreamService:
             except ServiceError as exc:
                 raise _partial_reset_error(len(done), [exc], is_all=False) from exc
             new_names = [name for name in names if name not in done]
-            results = await asyncio.gather(*(self._try_reset(StreamKey(tenant, model, name)) for name in new_names))
+            results = await asyncio.gather(
+                *(self._try_reset(StreamKey(tenant, model, name), idempotency_key) for name in new_names)
+            )
             if errors := [error for error in results if error is not None]:
                 raise _partial_reset_error(len(done) + len(new_names) - len(errors), errors, is_all=cursor is None)
             done.update(new_names)
             if cursor is None:
                 return len(done)
 
-    async def _try_reset(self, key: StreamKey) -> ServiceError | None:
+    async def _try_reset(self, key: StreamKey, idempotency_key: str | None) -> ServiceError | None:
         try:
-            await self.reset(key)
+            await self.reset(key, idempotency_key=idempotency_key)
         except ServiceError as exc:
             return exc
         return None
 
-    async def delete(self, key: StreamKey) -> bytes | None:
-        """Delete a stream, its snapshots and its event log, if there are any.
-
-        Returns:
-            The stream's state id just before, 16 bytes; None: the stream was missing or corrupt.
-
-        Raises:
-            ServiceError: `model_not_found`, or an error of the store.
-        """
-        deps, name = self._deps, keys.record_key(*key)
-        deps.models.get(key.model)
-        stored = (name, keys.snapshots_key(name), keys.event_log_key(name))
-        deadline = deps.admission.deadline()
-        [raw] = await deps.store.load_with_errors([name], deadline=deadline, exact=True)
-        await deps.store.delete(*stored, deadline=deadline)
-        if deps.quota is not None:
-            deps.quota.needs_recount = True
-        deps.invalidate(key)
-        return None if raw is None or isinstance(raw, ServiceError) else _state_id_of(raw)
-
-
-def _state_id_of(raw: bytes) -> bytes | None:
-    """Return the state id of a stored record; None: it is corrupt."""
-    try:
-        return decode(raw).history_hash
-    except ServiceError:
-        return None
+    async def delete(self, key: StreamKey, *, idempotency_key: str | None = None) -> bytes | None:
+        """Delete a stream, its snapshots and its event log; see `delete_stream`."""
+        return await delete_stream(self._deps, key, idempotency_key=idempotency_key)
 
 
 def _reset_op_id(snapshot: str | None, after: bytes | None, idempotency_key: str | None) -> bytes:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model_export.errors import StepwellError
 from model_export.manifest import NAME
@@ -78,6 +78,16 @@ class _KeysFile(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     keys: list[_Key]
+
+    @model_validator(mode="after")
+    def _keys_differ(self) -> _KeysFile:
+        ids: dict[str, str] = {}
+        for key in self.keys:
+            digest = key.sha256.lower()
+            if digest in ids:
+                raise ValueError(f"{ids[digest]!r} and {key.id!r} have the same sha256")
+            ids[digest] = key.id
+        return self
 
 
 class ReloadedFile(Generic[_T]):
@@ -254,7 +264,7 @@ def read_keys(file: Path) -> dict[bytes, Caller]:
         first = exc.errors(include_input=False)[0]  # the input may be a key, and must not be logged
         location = ".".join(map(str, first["loc"])) or "the document"
         raise KeysFileError(
-            f"The keys file {file} is wrong at {location}: {first['msg']}.",
+            f"The keys file {file} is wrong at {location}: {first['msg'].removeprefix('Value error, ')}.",
             fix='Write {"keys": [{"id": "..", "sha256": "hex of the key", "tenant": "..", "scopes": ["step"]}]}.',
         ) from exc
     return {bytes.fromhex(key.sha256): Caller(key.tenant, frozenset(key.scopes), key.id) for key in content.keys}

@@ -95,7 +95,8 @@ class SubscriberConnection(asyncio.Protocol):
 
     def _handle_push(self, reply: Any) -> None:
         if isinstance(reply, CommandError):
-            self.abort(str(reply))
+            if reply.code != "MISCONF":  # of PING, while the store's disk is full: messages are delivered
+                self.abort(str(reply))
         elif reply[0] == b"message":
             self._on_message(reply[1].decode(), reply[2])
         elif reply[0] == b"subscribe" and self._confirmations:
