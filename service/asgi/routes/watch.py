@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
 import msgspec
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
+from service.asgi.query import flag_of
 from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
 from service.asgi.socket_messages import WatchRequest
 from service.asgi.websocket import AcceptedWebSocket
 from service.codec.strict.parse import parse
-from service.engine.watch.subscriber import Subscriber
+from service.engine.watch.commit_events import CommitEvent
+from service.engine.watch.subscriber import EventGap, Subscriber
 from service.errors import ServiceError
 from service.requests.close_codes import DRAINING, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.context import AppContext
+
+BATCH_PAUSE_S: Final = 0.01
+"""Pause between two batches, in seconds: what is committed meanwhile is in the next one."""
+
+MAX_BATCH_BYTES: Final = 2**16
+"""Most bytes of tensors in a batch; a single event may have more."""
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -24,17 +34,18 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     @app.websocket("/v1/watch")
     async def watch(websocket: WebSocket) -> None:
         async with AcceptedWebSocket.accepted(websocket, context, "read") as socket:
-            await _serve(socket, context)
+            await _serve(socket, context, in_batches=flag_of(websocket.query_params, "batches"))
 
 
-async def _serve(socket: AcceptedWebSocket, context: AppContext) -> None:
+async def _serve(socket: AcceptedWebSocket, context: AppContext, *, in_batches: bool) -> None:
     watcher = _read(await socket.receive(), socket, context)
     hub = context.engine.watch
     work: list[asyncio.Task[None]] = []
     try:
         await hub.add(watcher)
         await socket.send({"watching": len(watcher.subscriptions)})
-        work = [asyncio.create_task(_send(socket, watcher)), asyncio.create_task(_wait_for_end(socket))]
+        send = _send(socket, watcher, in_batches=in_batches)
+        work = [asyncio.create_task(send), asyncio.create_task(_wait_for_end(socket))]
         done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -72,17 +83,43 @@ def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Sub
     return Subscriber(subscriptions, inputs=body.inputs, candidate=body.candidate, since=since)
 
 
-async def _send(socket: AcceptedWebSocket, watcher: Subscriber) -> None:
+async def _send(socket: AcceptedWebSocket, watcher: Subscriber, *, in_batches: bool) -> None:
     """Send events; a client that does not read loses the oldest events, and is disconnected after a timeout."""
+
+    def document(event: CommitEvent | EventGap) -> dict[str, Any]:
+        return event_document(event, socket.message_format, watcher)
+
     try:
         while not watcher.closed:
-            for event in await wait_for_events(watcher):
+            events = await wait_for_events(watcher)
+            for group in batches(events) if in_batches else events:
+                message = {"events": list(map(document, group))} if isinstance(group, list) else document(group)
                 async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await socket.send(event_document(event, socket.message_format, watcher))
+                    await socket.send(message)
             socket.check()
+            if in_batches:
+                await asyncio.sleep(BATCH_PAUSE_S)
         await socket.close(DRAINING)
     except TimeoutError:
         await socket.close(TOO_SLOW)
+
+
+def batches(events: Sequence[CommitEvent | EventGap]) -> Iterator[list[CommitEvent] | EventGap]:
+    """Yield events in their order: commits as lists, gaps alone; without events one empty list, as a heartbeat."""
+    batch: list[CommitEvent] = []
+    nbytes = 0
+    for event in events:
+        size = MAX_BATCH_BYTES if isinstance(event, EventGap) else event.nbytes
+        if batch and nbytes + size > MAX_BATCH_BYTES:
+            yield batch
+            batch, nbytes = [], 0
+        if isinstance(event, EventGap):
+            yield event
+        else:
+            batch.append(event)
+            nbytes += size
+    if batch or not events:
+        yield batch
 
 
 async def _wait_for_end(socket: AcceptedWebSocket) -> None:
