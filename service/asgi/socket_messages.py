@@ -106,8 +106,8 @@ class CommitMessage(Document, kw_only=True):
     candidate: CandidateMessage | UnsetType = UNSET
 
 
-class BatchMessage(Document, kw_only=True):
-    """Commits in their order, in the place of single messages; an empty batch is a heartbeat."""
+class EventsMessage(Document, kw_only=True):
+    """Several commits in their order, in the place of one message for each; without any, a heartbeat."""
 
     events: list[CommitMessage]
 

@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from service.asgi.routes.sse import SseResponse
-from service.asgi.routes.watch import MAX_BATCH_BYTES, batches
+from service.asgi.routes.watch import MAX_GROUP_BYTES, groups_of
 from service.codec.formats import MSGPACK, encode
 from service.codec.responses import encode_tensor
 from service.engine.watch.commit_events import CommitEvent, PackedTensor
@@ -378,34 +378,34 @@ def test_a_stopping_service_ends_its_watchers(folder: Path, short_path: Path) ->
     assert closed.value.rcvd.code == 1012
 
 
-def test_a_watch_in_batches_gets_every_commit_in_its_order(replicas: tuple[Service, Service]) -> None:
-    with watch(replicas[1], {"model": "fold", "prefix": "batched-"}, query="?batches=true") as ws:
+def test_a_grouped_watch_gets_every_commit_in_its_order(replicas: tuple[Service, Service]) -> None:
+    with watch(replicas[1], {"model": "fold", "prefix": "grouped-"}, query="?grouped=true") as ws:
         for step in range(1, 21):
-            body = {"streams": [f"batched-{i}" for i in range(20)], "inputs": [[step]] * 20}
+            body = {"streams": [f"grouped-{i}" for i in range(20)], "inputs": [[step]] * 20}
             assert replicas[0].http.post("/v1/models/fold/step", json=body).status_code == 200
         found: dict[str, list[int]] = {}
         while sum(map(len, found.values())) < 400:
             for event in take(ws, 1)[0]["events"]:
                 found.setdefault(event["stream"], []).append(event["step"])
 
-    assert found == {f"batched-{i}": list(range(1, 21)) for i in range(20)}
+    assert found == {f"grouped-{i}": list(range(1, 21)) for i in range(20)}
 
 
-def test_a_batch_is_bounded_and_gaps_are_between_batches() -> None:
+def test_a_group_is_bounded_and_gaps_are_between_groups() -> None:
     def event(step: int, nbytes: int) -> CommitEvent:
         tensor = PackedTensor("uint8", (nbytes,), bytes(nbytes))
         return CommitEvent("", "m", "s", step, 1, b"", {"y": tensor}, {})
 
-    half = MAX_BATCH_BYTES // 2
+    half = MAX_GROUP_BYTES // 2
     small, large, last, gap = event(1, half), event(2, 2 * half), event(3, half), EventGap(7)
 
-    assert list(batches([small, large, last, small, gap, last])) == [[small], [large], [last, small], gap, [last]]
-    assert list(batches([gap])) == [gap]
-    assert list(batches([])) == [[]]
+    assert list(groups_of([small, large, last, small, gap, last])) == [[small], [large], [last, small], gap, [last]]
+    assert list(groups_of([gap])) == [gap]
+    assert list(groups_of([])) == [[]]
 
 
-@pytest.mark.parametrize("query", ["?batches=1", "?batches="])
-def test_a_watch_with_another_value_of_batches_is_rejected(replicas: tuple[Service, Service], query: str) -> None:
+@pytest.mark.parametrize("query", ["?grouped=1", "?grouped="])
+def test_a_watch_with_another_value_of_grouped_is_rejected(replicas: tuple[Service, Service], query: str) -> None:
     with replicas[0].websocket(f"/v1/watch{query}") as ws:
         assert take(ws, 1)[0]["error"]["code"] == "bad_request"
 

@@ -34,7 +34,7 @@ export async function* watch(transport, model, options = {}) {
     /** @type {WebSocket | undefined} */
     let socket;
     try {
-      socket = await openSocket(transport, "/v1/watch?batches=true", receive, stop, signal);
+      socket = await openSocket(transport, "/v1/watch?grouped=true", receive, stop, signal);
       socket.send(transport.format.encode({ watch: [{ model, stream, prefix, since }], inputs, candidate }));
       for await (const message of inbox) {
         failures = 0;

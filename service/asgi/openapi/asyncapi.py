@@ -15,9 +15,9 @@ from model_export.manifest import NAME
 from service.asgi.socket_messages import (
     HEARTBEAT_S,
     AuthMessage,
-    BatchMessage,
     ColumnsReply,
     CommitMessage,
+    EventsMessage,
     FeedReply,
     GapMessage,
     SocketError,
@@ -76,11 +76,11 @@ _VERSION: Final = {
         "description": "A model version; by default the stream's own, and for new streams the highest.",
     }
 }
-_BATCHES: Final = {
-    "batches": {
+_GROUPED: Final = {
+    "grouped": {
         "type": "boolean",
         "default": False,
-        "description": f"Send commits in batches, and an empty batch after {HEARTBEAT_S:g} s without any.",
+        "description": f"Send commits together in one message, and an empty one after {HEARTBEAT_S:g} s without any.",
     }
 }
 _SOCKETS: Final = {
@@ -103,9 +103,9 @@ _SOCKETS: Final = {
     "watch": _Socket(
         "/v1/watch",
         "Sends predictions when they are committed.",
-        query=_BATCHES,
+        query=_GROUPED,
         requests={AuthMessage: (), WatchRequest: (WatchingReply, SocketError)},
-        events=(CommitMessage, BatchMessage, GapMessage),
+        events=(CommitMessage, EventsMessage, GapMessage),
     ),
 }
 

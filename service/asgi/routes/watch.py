@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,11 +21,11 @@ from service.errors import ServiceError
 from service.requests.close_codes import DRAINING, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.context import AppContext
 
-BATCH_PAUSE_S: Final = 0.01
-"""Pause between two batches, in seconds: what is committed meanwhile is in the next one."""
+GROUP_PAUSE_S: Final = 0.01
+"""Pause between two groups of events, in seconds: what is committed meanwhile is in the next one."""
 
-MAX_BATCH_BYTES: Final = 2**16
-"""Most bytes of tensors in a batch; a single event may have more."""
+MAX_GROUP_BYTES: Final = 2**16
+"""Most bytes of tensors in a group; a single event may have more."""
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -34,17 +34,17 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     @app.websocket("/v1/watch")
     async def watch(websocket: WebSocket) -> None:
         async with AcceptedWebSocket.accepted(websocket, context, "read") as socket:
-            await _serve(socket, context, in_batches=flag_of(websocket.query_params, "batches"))
+            await _serve(socket, context, grouped=flag_of(websocket.query_params, "grouped"))
 
 
-async def _serve(socket: AcceptedWebSocket, context: AppContext, *, in_batches: bool) -> None:
+async def _serve(socket: AcceptedWebSocket, context: AppContext, *, grouped: bool) -> None:
     watcher = _read(await socket.receive(), socket, context)
     hub = context.engine.watch
     work: list[asyncio.Task[None]] = []
     try:
         await hub.add(watcher)
         await socket.send({"watching": len(watcher.subscriptions)})
-        send = _send(socket, watcher, in_batches=in_batches)
+        send = _send(socket, watcher, grouped=grouped)
         work = [asyncio.create_task(send), asyncio.create_task(_wait_for_end(socket))]
         done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -83,7 +83,7 @@ def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Sub
     return Subscriber(subscriptions, inputs=body.inputs, candidate=body.candidate, since=since)
 
 
-async def _send(socket: AcceptedWebSocket, watcher: Subscriber, *, in_batches: bool) -> None:
+async def _send(socket: AcceptedWebSocket, watcher: Subscriber, *, grouped: bool) -> None:
     """Send events; a client that does not read loses the oldest events, and is disconnected after a timeout."""
 
     def document(event: CommitEvent | EventGap) -> dict[str, Any]:
@@ -92,34 +92,35 @@ async def _send(socket: AcceptedWebSocket, watcher: Subscriber, *, in_batches: b
     try:
         while not watcher.closed:
             events = await wait_for_events(watcher)
-            for group in batches(events) if in_batches else events:
+            groups: Iterable[list[CommitEvent] | CommitEvent | EventGap] = groups_of(events) if grouped else events
+            for group in groups:
                 message = {"events": list(map(document, group))} if isinstance(group, list) else document(group)
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await socket.send(message)
             socket.check()
-            if in_batches:
-                await asyncio.sleep(BATCH_PAUSE_S)
+            if grouped:
+                await asyncio.sleep(GROUP_PAUSE_S)
         await socket.close(DRAINING)
     except TimeoutError:
         await socket.close(TOO_SLOW)
 
 
-def batches(events: Sequence[CommitEvent | EventGap]) -> Iterator[list[CommitEvent] | EventGap]:
+def groups_of(events: Sequence[CommitEvent | EventGap]) -> Iterator[list[CommitEvent] | EventGap]:
     """Yield events in their order: commits as lists, gaps alone; without events one empty list, as a heartbeat."""
-    batch: list[CommitEvent] = []
+    found: list[CommitEvent] = []
     nbytes = 0
     for event in events:
-        size = MAX_BATCH_BYTES if isinstance(event, EventGap) else event.nbytes
-        if batch and nbytes + size > MAX_BATCH_BYTES:
-            yield batch
-            batch, nbytes = [], 0
+        size = MAX_GROUP_BYTES if isinstance(event, EventGap) else event.nbytes
+        if found and nbytes + size > MAX_GROUP_BYTES:
+            yield found
+            found, nbytes = [], 0
         if isinstance(event, EventGap):
             yield event
         else:
-            batch.append(event)
+            found.append(event)
             nbytes += size
-    if batch or not events:
-        yield batch
+    if found or not events:
+        yield found
 
 
 async def _wait_for_end(socket: AcceptedWebSocket) -> None:

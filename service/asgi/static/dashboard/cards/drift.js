@@ -41,7 +41,7 @@ export class DriftCard {
   }
 
   async refresh() {
-    if (document.hidden || performance.now() < this.#readAt + EVERY_MS) return;
+    if (performance.now() < this.#readAt + EVERY_MS) return;
     this.#readAt = performance.now();
     const model = this.#model;
     // a service or a key that does not return it hides the card

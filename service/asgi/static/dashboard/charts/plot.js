@@ -1,6 +1,6 @@
 // One chart with its legend: a stream's last timesteps and its forecast, drawn with uPlot; dragging zooms.
 
-import { clock, number, percent } from "../shapes.js";
+import { clock, number, percent, tickTexts } from "../shapes.js";
 import { drawMarks, markedRows } from "./marks.js";
 
 export const WINDOW = 300; // timesteps that a chart shows
@@ -147,7 +147,7 @@ export class Plot {
             splits: () => this.#marks(),
             values: labels((position) => this.#labelAt(position)),
           },
-          { ...axis, size: 46, values: labels(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
+          { ...axis, size: (_, texts) => widthOf(texts), values: this.shares ? labels((v) => `${Math.round(v * 100)}%`) : ticks },
         ],
         series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead(), ...this.#linesBeside()],
         bands: this.hasForecast ? this.series.map((_, i) => this.#band(i)) : [],
@@ -254,6 +254,11 @@ export class Plot {
     });
   }
 }
+
+const ticks = (_, marks, axis, space, distance) => tickTexts(marks, distance);
+
+/** The width of an axis with these texts at its marks, in pixels. */
+const widthOf = (texts) => Math.max(46, 12 + 6.5 * Math.max(0, ...(texts ?? []).map(({ length }) => length)));
 
 const emptyColumns = (columns, rows) => Array.from({ length: columns }, () => Array(rows).fill(null));
 
