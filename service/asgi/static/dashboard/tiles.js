@@ -1,7 +1,7 @@
 // The service in a few numbers: live streams, steps per second, latency, replayed responses.
 
 import { quantile } from "./metrics.js";
-import { number } from "./shapes.js";
+import { counted, number } from "./shapes.js";
 
 const SPARK_S = 60; // seconds in the line of steps per second
 const SPARK_MIN_S = 12; // fewer do not fill the width
@@ -47,7 +47,7 @@ export class Tiles {
     const hasSteps = buckets.at(-1)?.[1] > 0;
     text("latency-note", !replicas ? "this key cannot read metrics" : hasSteps ? `median; p99 ${ms(0.99)}` : "no steps just now");
     text("replays", replicas ? number(replicas.total("replays")) : "–");
-    text("conflicts", replicas ? `retries, applied once; ${number(replicas.total("conflicts"))} concurrent changes retried` : "");
+    text("conflicts", replicas ? `to repeated requests, which were applied once; ${counted(replicas.total("conflicts"), "conflict")} between writers` : "");
   }
 
   /** Show that no number is current; the reason is in the title. */

@@ -73,7 +73,7 @@ function row({ name, now, day }) {
 }
 
 const psi = (found) => (found == null ? "–" : found.toFixed(3));
-const share = (found) => (found == null ? "–" : `${(100 * found).toFixed(1)} %`);
+const share = (found) => (found == null ? "–" : `${(100 * found).toFixed(1)}%`);
 const value = (found) => (found == null ? "–" : number(found));
 
 function make(tag, content = "", className = "") {

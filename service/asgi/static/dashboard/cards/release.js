@@ -7,6 +7,7 @@ import { counted, flat, number } from "../shapes.js";
 const HISTORY = 60; // points of the difference over time
 const MOST_DIFFERENT = 5; // streams
 const FORGET_MS = 60_000; // a stream without timesteps for so long is not listed
+const STATES = { keep: "with the streams’ states", translate: "with translated states", reset: "from its initial state" };
 const $ = (id) => document.getElementById(id);
 const text = (node, value) => node.textContent !== value && (node.textContent = value);
 
@@ -142,7 +143,7 @@ export class ReleaseCard {
         const head = make("th", "", name);
         head.scope = "row";
         row.append(head, ...[max, mean, p99].map((value) => make("td", "", number(value))));
-        row.append(make("td", "", disagree === null ? "–" : `${(100 * disagree).toFixed(2)} %`));
+        row.append(make("td", "", disagree === null ? "–" : `${(100 * disagree).toFixed(2)}%`));
         return row;
       }),
     );
@@ -196,15 +197,15 @@ export class ReleaseCard {
 
 function facts({ current, candidate, mode, take, ended, moved, left }) {
   const sentences = [`version ${current} is current`];
-  if (candidate !== null) sentences.push(`version ${candidate} is tried: ${mode}, state by ${take}`);
+  if (candidate !== null) sentences.push(`version ${candidate} is tried: ${mode}, ${STATES[take]}`);
   if (ended) sentences.push(`version ${ended.candidate} was ${ended.how}${ended.why ? `: ${ended.why}` : ""}`);
   if (moved || left) sentences.push(`${counted(moved, "stream")} moved, ${number(left)} left`);
   return sentences.join(" · ");
 }
 
 function shareText({ percent, schedule }) {
-  const next = schedule.length > 1 ? `, ${schedule.map(([s, share]) => `${share} % from ${s} s`).join(", ")}` : "";
-  return `${percent} % of the streams${next}`;
+  const next = schedule.length > 1 ? `, ${schedule.map(([s, share]) => `${share}% from ${s} s`).join(", ")}` : "";
+  return `${percent}% of the streams${next}`;
 }
 
 /** Whether an abort may still undo a promotion; the service decides. */

@@ -52,7 +52,7 @@ export class Fleet {
     if (cell.stream === stream && cell.drawn === drawn) return item;
     Object.assign(cell, { stream, drawn });
     value.textContent = summary(stream.outputs, specs);
-    changed.textContent = change ? `± ${percent(change)}` : "";
+    changed.textContent = change ? `changed ${percent(change)}` : "";
     button.title = `${stream.name}: step ${number(stream.step)}. Change: the last predictions against those before, as a share of the range over all streams.`;
     drawLines(canvas, stream.trend.lines, colours);
     return item;

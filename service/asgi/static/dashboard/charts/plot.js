@@ -258,7 +258,7 @@ export class Plot {
 const ticks = (_, marks, axis, space, distance) => tickTexts(marks, distance);
 
 /** The width of an axis with these texts at its marks, in pixels. */
-const widthOf = (texts) => Math.max(46, 12 + 6.5 * Math.max(0, ...(texts ?? []).map(({ length }) => length)));
+const widthOf = (texts) => Math.max(46, 12 + 7 * Math.max(0, ...(texts ?? []).map(({ length }) => length)));
 
 const emptyColumns = (columns, rows) => Array.from({ length: columns }, () => Array(rows).fill(null));
 

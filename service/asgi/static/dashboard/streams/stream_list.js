@@ -1,5 +1,6 @@
 // The list of streams in the page: live ones first, then by name; arrow keys select.
 
+import { refill } from "../refill.js";
 import { ago, number, summary } from "../shapes.js";
 
 const ROWS = 200; // rows in the list at first, and how many more the button adds
@@ -10,6 +11,7 @@ export class StreamList {
   #rows = new Map(); // name -> {item, ...its parts}
   #shown = [];
   #max = ROWS;
+  #revealed = null; // the chosen stream to which the list was scrolled
   #order = null; // {matches, live, streams, key, at} of the last sorting
 
   /** @param {{list: HTMLElement, note: HTMLElement, more: HTMLButtonElement, search: Search, choose: Function}} parts */
@@ -40,8 +42,9 @@ export class StreamList {
     const items = first.map((stream) => this.#row(stream, outputSpecs, stream.name === chosen));
     const placed = this.list.children;
     const inOrder = placed.length === items.length && items.every((item, i) => placed[i] === item);
-    if (!inOrder) this.list.replaceChildren(...items);
+    if (!inOrder) refill(this.list, items);
     for (const name of this.#rows.keys()) if (!streams.byName.has(name)) this.#rows.delete(name);
+    if (chosen !== this.#revealed && this.reveal(chosen)) this.#revealed = chosen; // as a link names it
     const id = this.#rows.get(chosen)?.item.id;
     if (id && this.#shown.includes(chosen)) this.list.setAttribute("aria-activedescendant", id);
     else this.list.removeAttribute("aria-activedescendant");
@@ -58,9 +61,13 @@ export class StreamList {
     return this.#order;
   }
 
-  /** Scroll a stream's row into view, if it is in the list. */
+  /** Scroll the list, not the page, to a stream's row; returns whether it is in the list. */
   reveal(name) {
-    this.#rows.get(name)?.item.scrollIntoView({ block: "nearest" });
+    if (!this.#shown.includes(name)) return false;
+    const { list } = this;
+    const { offsetTop: top, offsetHeight: height } = this.#rows.get(name).item;
+    list.scrollTop = Math.max(Math.min(list.scrollTop, top), top + height - list.clientHeight);
+    return true;
   }
 
   #noteText(count, { byName, isListed }) {

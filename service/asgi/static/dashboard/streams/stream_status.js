@@ -63,7 +63,7 @@ export class StreamStatus {
   }
 
   #show(model, state, last) {
-    const norms = Object.entries(state?.states ?? {}).map(([name, tensor]) => [`‖${name}‖`, number(norm(tensor))]);
+    const norms = Object.entries(state?.states ?? {}).map(([name, tensor]) => [`norm of ${name}`, number(norm(tensor))]);
     const available = model.outputs.filter(({ name }) => last?.[name]);
     const outputs = available.map((spec) => [spec.name, inWords(spec, last[spec.name])]);
     const parts = [...norms, ...outputs].map(([name, value]) => {
