@@ -217,11 +217,10 @@ function choose(name, { byUser = true, isOpened = false } = {}) {
   if (isOpened && matchMedia("(max-width: 900px)").matches) $("view").scrollIntoView({ block: "start" });
 }
 
+const compared = () => ($("show").value === "compare" ? comparison.names : []);
+
 /** Receive all of the chosen stream and of the compared ones. */
-function receiveShown() {
-  const compared = $("show").value === "compare" ? comparison.names : [];
-  live.choose([...new Set([page.chosen, ...compared].filter(Boolean))]);
-}
+const receiveShown = () => live.choose([...new Set([page.chosen, ...compared()].filter(Boolean))]);
 
 /** Show a stream that was selected outside the list. */
 function openFromElsewhere(name) {
@@ -303,7 +302,7 @@ function drawShown() {
 function renderList() {
   const { streams } = page;
   if (!page.model) return;
-  const nLive = streamList.render(streams, page.model.outputs, page.chosen);
+  const nLive = streamList.render(streams, page.model.outputs, page.chosen, compared());
   const shown = byDefault.of(streams, page.chosen);
   if (shown !== page.chosen) return choose(shown, { byUser: false });
   live.adapt(nLive);

@@ -47,7 +47,7 @@ export class Tiles {
     const hasSteps = buckets.at(-1)?.[1] > 0;
     text("latency-note", !replicas ? "this key cannot read metrics" : hasSteps ? `median; p99 ${ms(0.99)}` : "no steps just now");
     text("replays", replicas ? number(replicas.total("replays")) : "–");
-    text("conflicts", replicas ? `to repeated requests, which were applied once; ${counted(replicas.total("conflicts"), "conflict")} between writers` : "");
+    text("conflicts", replicas ? `to repeated requests; ${counted(replicas.total("conflicts"), "conflict")}` : "");
   }
 
   /** Show that no number is current; the reason is in the title. */

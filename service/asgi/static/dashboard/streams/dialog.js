@@ -16,7 +16,7 @@ export class Dialog {
     });
     $("ask").addEventListener("close", () => {
       this.#act = null;
-      if (document.activeElement === document.body) $("stream-list").focus(); // the button before is hidden now
+      if (!document.activeElement?.offsetParent) $("stream-list").focus(); // the button before is hidden now
     });
   }
 

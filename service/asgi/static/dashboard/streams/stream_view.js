@@ -65,7 +65,7 @@ export class StreamView {
     $("verdict").hidden = !best;
     if (best) {
       text("verdict-name", best.name);
-      text("verdict-share", `${percent(best.share)}, the most probable now`);
+      text("verdict-share", `${percent(best.share)} probable`);
       $("verdict").className = `verdict${outputs.length === 1 ? ` ${lineClass("out", best.index)}` : ""}`;
     }
     this.#describe();
