@@ -89,7 +89,7 @@ export class Plot {
     this.container.classList.toggle("blank", columns.slice(1).every((line) => line.every((value) => value === null)));
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
-    const [min, max] = this.zoom ?? [first, Math.max(last, first + 20)];
+    const [min, max] = (this.range = this.zoom ?? [first, Math.max(last, first + 20)]);
     this.#isDrawing = true;
     this.#chart.setScale("x", { min, max });
     this.#isDrawing = false;

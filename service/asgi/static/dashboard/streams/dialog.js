@@ -15,6 +15,7 @@ export class Dialog {
       this.#confirm();
     });
     $("ask").addEventListener("close", () => {
+      if ($("ask").open) return; // for another question meanwhile
       this.#act = null;
       if (!document.activeElement?.offsetParent) $("stream-list").focus(); // the button before is hidden now
     });

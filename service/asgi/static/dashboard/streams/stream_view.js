@@ -98,7 +98,7 @@ export class StreamView {
     const plot = this.#plots.error;
     plot.setAxis($("axis").value);
     plot.setSeries(ERROR);
-    plot.zoom = this.#zoom;
+    plot.zoom = this.#plots.outputs.range; // so that steps are below each other
     const rows = this.#rows.slice(0, errors.findLastIndex((error) => error !== null) + 1); // what comes next is not known yet
     plot.draw(rows, [rows.map(({ at }) => at), errors.slice(0, rows.length)]);
     const mean = known.reduce((sum, error) => sum + error, 0) / known.length;
