@@ -21,12 +21,11 @@ from tests.requests.test_api_keys import bearer, key, write_keys_file
 
 pytestmark = pytest.mark.browser
 __all__ = ["stream"]  # the fixture
-MODELS = {"wave": wave, "total": total}
 
 
 def write_both(folder: Path) -> Path:
-    for name, make in MODELS.items():
-        write_model(folder, name, make)
+    write_model(folder, "wave", wave)
+    write_model(folder, "total", total)
     return folder
 
 

@@ -107,7 +107,7 @@ async function refresh() {
   const { model } = page;
   if (model && document.hidden) tiles.showStreams(page.streams.matching("").live, page.streams); // for the tab's title
   const reads = [(live.isOpen || !model) && status.showReadiness()]; // otherwise the watch shows when it reconnects
-  if (!isStill()) reads.push(readMetrics(model), page.refreshes++ % 5 || list(model), cards.refresh(), readStatus(), page.isMissing && findChosen());
+  if (!isStill()) reads.push(readMetrics(model), page.refreshes % 5 || list(model), page.refreshes++ % 2 || cards.refresh(), readStatus(), page.isMissing && findChosen());
   await Promise.allSettled(reads);
 }
 
@@ -285,7 +285,7 @@ function done(message, changed = null) {
 
 /** Render the list and, with it, the chosen stream, so that both show the same step. */
 function render() {
-  if (isStill()) return;
+  if (isStill() || (live.isCrowded && page.ticks++ % 2)) return;
   renderList();
   drawShown();
 }

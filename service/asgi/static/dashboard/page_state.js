@@ -15,6 +15,7 @@ export class PageState {
   fresh = false; // whether the chosen stream has changed since it was drawn
   replicas = new Replicas();
   refreshes = 0;
+  ticks = 0; // of the timer that renders
   skipped = 0; // timesteps that were not received, at least
 
   /** Open a model of the service, without streams and without a chosen one. */

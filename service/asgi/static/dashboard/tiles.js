@@ -33,7 +33,8 @@ export class Tiles {
   showStreams(live, { byName, isListed, isMore }) {
     text("live", live || isListed ? number(live) : "–");
     text("stored", isListed ? `of ${isMore ? "more than " : ""}${number(byName.size)} stored` : "");
-    document.title = live ? `${live} live · Stepwell` : "Stepwell";
+    const title = live ? `${live} live · Stepwell` : "Stepwell";
+    if (document.title !== title) document.title = title; // the same one would be sent to the browser again
   }
 
   /** Show latency and replays of all replicas; null: this key cannot read metrics. */

@@ -3,7 +3,7 @@
 import { refill } from "../refill.js";
 import { changes, MAX_NUMBERS } from "../streams/trend.js";
 import { counted, number, percent, summary } from "../shapes.js";
-import { lineClass } from "./plot.js";
+import { colour, lineClass, theme } from "./plot.js";
 
 const CELLS = 48; // more small charts cannot be overlooked at once
 const SORT_MS = 4000; // the order is kept for so long, so that a cell can be clicked
@@ -16,7 +16,8 @@ export class Fleet {
 
   /** @param {{list: HTMLElement, note: HTMLElement, choose: Function}} parts */
   constructor(parts) {
-    Object.assign(this, parts);
+    Object.assign(this, parts, { colours: coloursNow() });
+    theme.addEventListener("change", () => (this.colours = coloursNow()));
   }
 
   /** Draw the streams that match a search; called every second while the fleet is shown. */
@@ -24,7 +25,7 @@ export class Fleet {
     const key = `${text} ${streams.byName.size}`;
     const isOld = this.streams !== streams || this.key !== key || performance.now() - this.#sortedAt > SORT_MS;
     if (isOld) Object.assign(this, { streams, key }).#sort(text);
-    const colours = Array.from({ length: MAX_NUMBERS }, (_, i) => colourOf(i));
+    const { colours } = this;
     const shown = this.#order.slice(0, CELLS);
     const cells = shown.map(({ stream, change }) => this.#cell(stream, change, outputSpecs, colours));
     const placed = this.list.children;
@@ -59,7 +60,7 @@ export class Fleet {
   }
 }
 
-const colourOf = (i) => getComputedStyle(document.documentElement).getPropertyValue(`--${lineClass("out", i)}`);
+const coloursNow = () => Array.from({ length: MAX_NUMBERS }, (_, i) => colour(`--${lineClass("out", i)}`));
 
 function drawLines(canvas, lines, colours) {
   const ctx = canvas.getContext("2d");

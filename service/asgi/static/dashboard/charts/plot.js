@@ -8,8 +8,8 @@ const COLOURS = 6; // --in-1 .. --in-6, --out-1 .. and --cmp-1 .. in the style s
 const DASHES = [undefined, [10, 4], [3, 3], [12, 3, 3, 3]]; // of compared streams, which are told apart without colours too
 const BESIDE = { candidate: { dash: [2, 3] }, truth: { width: 5, opacity: "59" } }; // further lines of each series
 
-const theme = window.matchMedia("(prefers-color-scheme: dark)");
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+export const theme = window.matchMedia("(prefers-color-scheme: dark)");
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** The CSS class with the colour of series `i` of a palette. */
 export const lineClass = (palette, i) => `${palette}-${(i % COLOURS) + 1}`;
@@ -101,8 +101,9 @@ export class Plot {
   #marks() {
     const { steps = [], columns } = this;
     if (!columns) return [];
-    const maxMarks = Math.max(2, this.container.clientWidth / 76);
-    const { min, max } = this.#chart.scales.x;
+    const { width, scales } = this.#chart;
+    const maxMarks = Math.max(2, width / 76);
+    const { min, max } = scales.x;
     const n = Math.min(steps.length, max - min + 1);
     const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((size) => n / size <= maxMarks) ?? 1000;
     const isMarked = (step, i) => step !== null && (step % every === 0 || n === 1) && columns[0][i] >= min && columns[0][i] <= max;
