@@ -118,6 +118,7 @@ def test_a_key_with_characters_that_no_header_can_have_is_not_sent(page: Page, s
     keys = write_keys_file(short_path / "keys.json", key("one"))
     with service_process(write_both(short_path / "models"), short_path, "--api-keys-file", str(keys)) as own:
         page.open(own.url)
+        page.wait_for(f"!document.getElementById('key-form').hidden && {requests_of('/v1/models')}")
         before = requested(page, "/v1/models")
         enter_key(page, "“one”")
 
