@@ -163,6 +163,17 @@ def test_numbers_of_the_model_before_are_not_shown(page: Page, live: ServiceProc
     assert page.text("#latency-note") == "unchanged"
 
 
+def test_the_forecast_of_the_address_is_used_after_a_model_that_has_none(page: Page, live: ServiceProcess) -> None:
+    page.open(f"{live.url}/#model=total&forecast=20")
+    page.wait_for("document.getElementById('forecast').disabled")
+    page.evaluate("document.getElementById('model').value = 'wave'")
+    page.evaluate("document.getElementById('model').dispatchEvent(new Event('change'))")
+
+    assert page.wait_for("!document.getElementById('forecast').disabled")
+    assert page.evaluate("document.getElementById('forecast').value") == "20"
+    assert "forecast=20" in page.evaluate("location.hash")
+
+
 def test_a_lost_connection_is_not_called_a_slow_page(page: Page, tmp_path: Path, short_path: Path) -> None:
     with service_process(write_both(tmp_path), short_path) as own:
         open_page(page, own, model="wave")
