@@ -6,13 +6,16 @@ the same fields, in `codec.responses` and `routes.watching`; tests compare both.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.codec.response_bodies import BulkResponse, Document, Problem, StepResponse, Tensors
 from service.codec.step_bodies import StateId, StreamId
 from service.ids import SEQ_LIMIT
+
+HEARTBEAT_S: Final = 10.0
+"""Heartbeat interval of idle watchers, in seconds."""
 
 _MAX_SUBSCRIPTIONS = 100
 MessageId = Annotated[Any, Meta(description="The `id` of the message that this is the reply to, if it had one.")]
@@ -101,6 +104,12 @@ class CommitMessage(Document, kw_only=True):
     version: Annotated[ModelVersion, Meta(description="The model version that responded.")] | UnsetType = UNSET
     inputs: Tensors | UnsetType = UNSET
     candidate: CandidateMessage | UnsetType = UNSET
+
+
+class EventsMessage(Document, kw_only=True):
+    """Several commits in their order, in the place of one message for each; without any, a heartbeat."""
+
+    events: list[CommitMessage]
 
 
 class GapMessage(Document, kw_only=True):

@@ -19,9 +19,11 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from service.asgi.routes.sse import SseResponse
+from service.asgi.routes.watch import MAX_GROUP_BYTES, groups_of
 from service.codec.formats import MSGPACK, encode
 from service.codec.responses import encode_tensor
-from service.engine.watch.subscriber import Subscriber
+from service.engine.watch.commit_events import CommitEvent, PackedTensor
+from service.engine.watch.subscriber import EventGap, Subscriber
 from service.requests.auth.socket_auth import SocketAuth
 from service.requests.context import AppContext
 from tests.api.running import Service, running_service
@@ -90,11 +92,16 @@ def events() -> Iterator[Callable[..., EventReader]]:
 
 
 def watch(
-    service_process: Service, *follows: dict[str, Any], wait: bool = True, packed: bool = False, **more: Any
+    service_process: Service,
+    *follows: dict[str, Any],
+    wait: bool = True,
+    packed: bool = False,
+    query: str = "",
+    **more: Any,
 ) -> ClientConnection:
     """Return a WebSocket that watches, in JSON or msgpack."""
     ws: ClientConnection = connect(
-        f"ws://127.0.0.1:{service_process.port}/v1/watch",
+        f"ws://127.0.0.1:{service_process.port}/v1/watch{query}",
         compression=None,
         max_size=None,
         additional_headers=more.pop("headers", None),
@@ -369,6 +376,38 @@ def test_a_stopping_service_ends_its_watchers(folder: Path, short_path: Path) ->
 
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
+
+
+def test_a_grouped_watch_gets_every_commit_in_its_order(replicas: tuple[Service, Service]) -> None:
+    with watch(replicas[1], {"model": "fold", "prefix": "grouped-"}, query="?grouped=true") as ws:
+        for step in range(1, 21):
+            body = {"streams": [f"grouped-{i}" for i in range(20)], "inputs": [[step]] * 20}
+            assert replicas[0].http.post("/v1/models/fold/step", json=body).status_code == 200
+        found: dict[str, list[int]] = {}
+        while sum(map(len, found.values())) < 400:
+            for event in take(ws, 1)[0]["events"]:
+                found.setdefault(event["stream"], []).append(event["step"])
+
+    assert found == {f"grouped-{i}": list(range(1, 21)) for i in range(20)}
+
+
+def test_a_group_is_bounded_and_gaps_are_between_groups() -> None:
+    def event(step: int, nbytes: int) -> CommitEvent:
+        tensor = PackedTensor("uint8", (nbytes,), bytes(nbytes))
+        return CommitEvent("", "m", "s", step, 1, b"", {"y": tensor}, {})
+
+    half = MAX_GROUP_BYTES // 2
+    small, large, last, gap = event(1, half), event(2, 2 * half), event(3, half), EventGap(7)
+
+    assert list(groups_of([small, large, last, small, gap, last])) == [[small], [large], [last, small], gap, [last]]
+    assert list(groups_of([gap])) == [gap]
+    assert list(groups_of([])) == [[]]
+
+
+@pytest.mark.parametrize("query", ["?grouped=1", "?grouped="])
+def test_a_watch_with_another_value_of_grouped_is_rejected(replicas: tuple[Service, Service], query: str) -> None:
+    with replicas[0].websocket(f"/v1/watch{query}") as ws:
+        assert take(ws, 1)[0]["error"]["code"] == "bad_request"
 
 
 async def test_an_idle_watch_gets_heartbeats(replicas: tuple[Service, Service]) -> None:

@@ -145,6 +145,20 @@ def test_the_messages_of_a_watcher_are_as_described(service: Service, document: 
     assert [(event["step"], event["inputs"]["x"]) for event in events] == [(3, [3]), (4, [4])]
 
 
+def test_the_grouped_events_of_a_watcher_are_as_described(service: Service, document: Any) -> None:
+    for x in range(1, 5):
+        service.step("fold", "asyncapi-5", [x])
+    with service.websocket("/v1/watch?grouped=true") as socket:
+        watch = Exchange(document, "watch", socket)
+        watch.send("WatchRequest", watch=[{"model": "fold", "stream": "asyncapi-5", "since": 0}], inputs=True)
+        assert watch.receive("WatchingReply") == {"watching": 1}
+        assert watch.receive("GapMessage") == {"gap": 2}
+        events = watch.receive("EventsMessage")["events"]
+
+    assert "grouped" in document["channels"]["watch"]["bindings"]["ws"]["query"]["properties"]
+    assert [(event["step"], event["inputs"]["x"]) for event in events] == [(3, [3]), (4, [4])]
+
+
 def test_a_watcher_that_is_rejected_gets_the_described_error(service: Service, document: Any) -> None:
     with service.websocket("/v1/watch") as socket:
         watch = Exchange(document, "watch", socket)

@@ -39,8 +39,12 @@ def http(one: ServiceProcess) -> Iterator[httpx2.Client]:
 
 @cases("http")
 def test_the_service_answers_requests_as_the_case_expects(http: httpx2.Client, case: dict[str, Any]) -> None:
-    run = Case(case)
-    for action in case["do"]:
+    send_all(http, Case(case))
+
+
+def send_all(http: httpx2.Client, run: Case) -> None:
+    """Send the requests of a case, and check the answers."""
+    for action in run.case["do"]:
         method, path, body, key = run.request(action)
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
         content = None if body is None else json.dumps(body)
@@ -63,6 +67,18 @@ def test_a_feed_answers_messages_as_the_case_expects(one: ServiceProcess, case: 
             answers.setdefault(answer["stream"], []).append(answer)
 
     run.check(case, answers)
+
+
+@cases("watch")
+def test_a_watch_sends_what_the_case_expects(one: ServiceProcess, http: httpx2.Client, case: dict[str, Any]) -> None:
+    run = Case(case)
+    with connect(f"ws://127.0.0.1:{one.port}{case['path']}") as watch:
+        watch.send(json.dumps(run.fill(case["request"])))
+        messages = [json.loads(watch.recv(timeout=60))]
+        send_all(http, run)
+        messages += [json.loads(watch.recv(timeout=60)) for _ in case["expect"][1:]]
+
+    run.check(case, messages)
 
 
 # -------------------------------------------------------------------- the Python client
@@ -142,6 +158,7 @@ def test_a_difference_is_found(tmp_path: Path, one: ServiceProcess, node: list[s
         "model": KIT["model"],
         "http": [],
         "feed": [],
+        "watch": [],
         "client": [KIT["client"][0] | {"do": [{"call": "step", "inputs": [1], "expect": {"outputs": {"y": [2]}}}]}],
     }
     (tmp_path / "wrong.json").write_text(json.dumps(wrong))

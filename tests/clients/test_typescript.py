@@ -287,6 +287,28 @@ def test_a_watch_continues_after_a_lost_connection(js: Js, proxy: Proxy) -> None
     assert found == [[1, 1], [2, 4]]
 
 
+def test_a_watch_leaves_a_connection_that_has_become_silent(js: Js, proxy: Proxy, one: ServiceProcess) -> None:
+    """The client checks every 20 s, in this test every second; no FIN or RST tells it that the connection is gone."""
+    found = js(
+        f"""
+        const [every, check] = [[], globalThis.setInterval];
+        globalThis.setInterval = (act, ms) => (every.push(ms), check(act, ms / 20));
+        await stream.step([1]);
+        const seen = [];
+        for await (const event of stream.watch({{ since: 0 }})) {{
+          seen.push([event.step, event.outputs?.y[0]]);
+          if (seen.length === 2) return [every[0], seen];
+          await turn();
+          await new Client({json.dumps(one.url)}).model("doubling").stream(stream.id).step([2]);
+        }}
+        """,
+        url=url_of(proxy),
+        between=proxy.silence_all,
+    )
+
+    assert found == [20_000, [[1, 1], [2, 4]]]
+
+
 def test_after_an_unknown_outcome_the_same_call_is_applied_once(js: Js, proxy: Proxy) -> None:
     def hold_or_heal() -> None:
         proxy.blackhole = not proxy.blackhole

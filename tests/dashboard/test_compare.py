@@ -58,6 +58,7 @@ def test_streams_that_are_selected_in_the_list_are_compared(page: Page, live: Se
     page.evaluate(f"document.querySelector('[data-name={names[1]}]').click()")
 
     assert page.wait_for(f"{LINES}.length === 2 && {LINES}") == names
+    page.wait_for("document.querySelectorAll('.compared').length === 2")
     expected = [get(live, f"wave/streams/{name}?outputs=true")["outputs"]["y"][0] for name in names]
     page.wait_for(f"{VALUES}.every((value, i) => Math.abs(value - {expected}[i]) < 0.001)")
     assert page.evaluate("location.hash").endswith(f"compare={'%2C'.join(names)}")

@@ -135,7 +135,19 @@ def test_values_that_are_no_probabilities_have_no_most_probable_class(evaluate: 
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [("0", "0"), ("1234567", "1,234,567"), ("0.12345", "0.123"), ("12.345", "12.35"), ("1e-5", "1.0e-5"), ("NaN", "–")],
+    [
+        ("0", "0"),
+        ("-0", "0"),
+        ("1234567", "1,234,567"),
+        ("0.12345", "0.123"),
+        ("12.345", "12.35"),
+        ("1e-5", "1.0e-5"),
+        ("-1013.25", "-1,013.3"),
+        ("123456.7", "123,457"),
+        ("3.4e38", "3.4e+38"),
+        ("NaN", "–"),
+        ("-1/0", "–"),
+    ],
 )
 def test_numbers_are_shown_with_few_digits(evaluate: Evaluate, value: str, words: str) -> None:
     assert evaluate(f"shapes.number({value})") == words
@@ -420,12 +432,58 @@ def test_the_line_of_steps_per_second_fills_its_width_after_twelve_seconds(
     page: Page, files: str, seconds: int, first: float
 ) -> None:
     page.open(f"{files}/index.html")
-    script = f"""import('/tiles.js').then(({{Tiles}}) => {{ const tiles = new Tiles();
-        for (let second = 0; second <= {seconds}; second += 1) {{ tiles.count(second); tiles.drawRate(true); }}
+    script = f"""import('/tiles.js').then(({{Tiles}}) => {{ let second = 0;
+        performance.now = () => 1000 * second;
+        const tiles = new Tiles();
+        for (; second <= {seconds}; second += 1) {{ tiles.count(second); tiles.drawRate(true); }}
         return document.getElementById('rate-line').getAttribute('points'); }})"""
     places = [float(point.split(",")[0]) for point in page.evaluate(script).split(" ")]
 
     assert (round(places[0]), places[-1], len(places)) == (first, 120, min(seconds, 60))
+
+
+@pytest.mark.parametrize(
+    ("values", "distance", "texts"),
+    [
+        ([0, 0.5, 1], 0.5, ["0", "0.5", "1"]),
+        ([0, 0.25, 0.5], 0.25, ["0", "0.25", "0.5"]),
+        ([1013.2, 1013.4], 0.2, ["1,013.2", "1,013.4"]),
+        ([-20000, 0], 20000, ["-20,000", "0"]),
+        ([0, 1e-9, 2e-9], 1e-9, ["0", "1.0e-9", "2.0e-9"]),
+        ([0, 2.5e8], 2.5e8, ["0", "2.5e+8"]),
+        ([1700000000, 1700000010], 10, ["1,700,000,000", "1,700,000,010"]),
+    ],
+)
+def test_the_tick_marks_of_an_axis_have_different_texts(
+    evaluate: Evaluate, values: list[float], distance: float, texts: list[str]
+) -> None:
+    assert evaluate(f"shapes.tickTexts({values}, {distance})") == texts
+
+
+def test_of_streams_that_are_idle_only_the_newest_are_kept(evaluate: Evaluate) -> None:
+    script = """(() => { const all = new streams.Streams();
+        for (let i = 0; i < 10_500; i += 1) {
+            const one = all.get(`s${i}`);
+            one.recordCommit(1, [{}]);
+            one.addRows(1, [{}], [{}]);
+            one.seenAt -= i < 10_490 ? 20_000 - i : 0;
+        }
+        all.trim(['s0']);
+        const has = (name) => all.byName.get(name)?.rows.length ?? null;
+        return [all.byName.size, ...['s0', 's1', 's9000', 's10300', 's10499'].map(has)]; })()"""
+
+    assert evaluate(script) == [10_011, 1, None, 0, 1, 1]
+
+
+def test_a_missing_value_interrupts_the_lines(evaluate: Evaluate) -> None:
+    rows = "[{rows: [1, 2, 3].map((step) => ({step, inputs: {}, outputs: {y: [step === 2 ? NaN : step]}}))}]"
+    field = "{which: 'outputs', tensor: 'y', index: 0}"
+
+    assert evaluate(f"comparison.linesOf({rows}, {field}, 'newest', 300).lines[0].slice(-3)") == [1, None, 3]
+
+
+def test_all_numbers_of_a_tensor_are_in_a_file(evaluate: Evaluate) -> None:
+    assert evaluate("shapes.seriesOf([{name: 'x', shape: [50]}], Infinity).series.length") == 50
 
 
 def test_a_trend_keeps_the_newest_predictions_in_order(evaluate: Evaluate) -> None:

@@ -229,3 +229,25 @@ def test_all_streams_are_above_the_list_on_a_phone(page: Page, live: ServiceProc
     top = "document.querySelector('{}').getBoundingClientRect().top"
 
     assert page.evaluate(f"{top.format('#fleet')} < {top.format('.streams')}")
+
+
+def test_a_tap_on_a_small_chart_on_a_phone_scrolls_to_the_stream(page: Page, live: ServiceProcess) -> None:
+    page.emulate_screen(390, 844)
+    page.open(f"{live.url}/#model=wave&view=fleet")
+    page.wait_for("document.getElementById('state').textContent === 'Ready'")
+    post(live, "wave/streams/dev-0150/step", {"inputs": [0.5]})
+    page.wait_for("document.querySelectorAll('[role=option]').length > 150 && document.querySelector('.cell button')")
+    click(page, ".cell button")
+
+    assert page.wait_for("Math.abs(document.getElementById('view').getBoundingClientRect().top) < 60")
+    assert page.evaluate("document.getElementById('stream-name').textContent") == "dev-0150"
+
+
+def test_the_list_shows_the_row_of_the_stream_that_a_link_names(page: Page, live: ServiceProcess) -> None:
+    open_page(page, live, "dev-0150", model="wave")
+
+    page.wait_for("""(() => {
+        const list = document.getElementById('stream-list').getBoundingClientRect();
+        const row = document.querySelector('[aria-selected=true]').getBoundingClientRect();
+        return row.top >= list.top - 1 && row.bottom <= list.bottom + 1;
+    })()""")

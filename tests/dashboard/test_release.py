@@ -78,7 +78,7 @@ def test_versions_streams_and_the_share_are_shown(page: Page, live: ServiceProce
     open_page(page, live, model=model)
 
     assert "version 1 is current" in facts(page, "version 2 is tried: ramp")
-    assert page.text("#release-share") == "25 % of the streams"
+    assert page.text("#release-share") == "25% of the streams"
     assert page.evaluate("document.getElementById('release-percent').value") == 25
     rows = versions(page, "rows.some(row => /1 stream$/.test(row))")
     assert [row.split("\n")[:2] for row in rows] == [["Version 1", "current"], ["Version 2", "ramping"]]

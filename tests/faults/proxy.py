@@ -9,6 +9,7 @@ It runs in its own thread, so that tests with and without an event loop, and oth
         proxy.lose_reply(to=b"EVALSHA")      # the server runs the command, and the reply is lost
         proxy.refuse = True                  # reset new connections
         proxy.reset_all()                    # RST to all connections
+        proxy.silence_all()                  # deliver nothing more on the open connections, ever; new ones are served
         proxy.heal()                         # end all faults
 """
 
@@ -41,6 +42,7 @@ class Proxy:
         refuse: Whether new connections are reset at once.
         held: Pieces of data that are currently held back.
         lost: Number of lost replies.
+        generation: Of new connections; nothing is delivered on those of an earlier one.
     """
 
     def __init__(self, target: Target | list[Target], *, port: int = 0) -> None:
@@ -59,6 +61,7 @@ class Proxy:
         self.port = port
         self._targets = target if isinstance(target, list) else [target]
         self._pattern = b""
+        self.generation = 0
         self._to_lose = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -100,6 +103,10 @@ class Proxy:
                 _reset(writer)
 
         self._call(reset)
+
+    def silence_all(self) -> None:
+        """Deliver nothing more on the connections that are open now, and do not close them, as a cut network does."""
+        self.generation += 1
 
     def heal(self) -> None:
         """End all faults."""
@@ -186,12 +193,17 @@ class _Link:
         self._client = client
         self._server = server
         self._loses_next = False
+        self._generation = proxy.generation
+
+    @property
+    def _is_silent(self) -> bool:
+        return self._generation != self._proxy.generation
 
     async def requests(self, reader: asyncio.StreamReader) -> None:
-        await self._pump(reader, self._server, lambda: self._proxy.hold_requests, self._note)
+        await self._pump(reader, self._server, lambda: self._is_silent or self._proxy.hold_requests, self._note)
 
     async def replies(self, reader: asyncio.StreamReader) -> None:
-        await self._pump(reader, self._client, lambda: self._proxy.hold_replies, self._lose)
+        await self._pump(reader, self._client, lambda: self._is_silent or self._proxy.hold_replies, self._lose)
 
     def _note(self, data: bytes) -> bool:
         self._loses_next = self._loses_next or self._proxy.loses_reply_to(data)

@@ -112,6 +112,7 @@ def test_the_page_of_websockets_has_each_route_and_message(site: Site) -> None:
 
     assert [one["address"] for one in document["channels"].values() if f"WS {one['address']}" not in page.text] == []
     assert [name for name in document["components"]["messages"] if name.lower() not in page.ids] == []
+    assert "?grouped=" in page.text
 
 
 def test_no_field_of_a_message_is_left_out(site: Site) -> None:

@@ -61,12 +61,11 @@ async function stepAll(model, streams, inputs, limits) {
       waiting.forEach((stream) => (results[stream.id] = error)); // the results of the other streams are kept
     }
     waiting = waiting.filter((stream, i) => settle(stream, results[stream.id], rows[i]));
-    const again = waiting.length ? pauseAfter(retries, results[waiting[0].id]) : undefined;
-    if (again === undefined) break;
+    if (!waiting.length) break;
     try {
-      await transport.wait(again, limits.signal);
+      await transport.wait(retries.pause(results[waiting[0].id]), limits.signal);
     } catch {
-      break; // closed or aborted: the errors stay the streams' results
+      break; // the time is over, or the call was ended: the errors stay the streams' results
     }
   }
   return results;
@@ -139,13 +138,4 @@ function settle(stream, result, before) {
   if (before instanceof StepwellError && before.applied !== "no" && result.applied === "no") result.applied = "unknown";
   stream.inDoubt ||= result.applied !== "no";
   return result.retry === "same";
-}
-
-/** @param {Retries} retries @param {unknown} error @returns {number | undefined} */
-function pauseAfter(retries, error) {
-  try {
-    return retries.pause(error);
-  } catch {
-    return undefined; // the time is over: the error stays the stream's result
-  }
 }

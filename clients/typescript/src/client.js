@@ -392,8 +392,6 @@ export class Stream {
     return response;
   }
 
-  // ------------------------------------------------------------------
-
   /**
    * @param {string} resource
    * @param {Record<string, unknown>} body

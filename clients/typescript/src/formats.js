@@ -50,7 +50,7 @@ const MARK = "\u0000";
  * @param {string} text
  */
 export function parse(text) {
-  if (!/\d{16}/.test(text)) return JSON.parse(text);
+  if (!/(^|[^.\d])\d{16}/.test(text)) return JSON.parse(text);
   const marked = text.replace(TOKEN, (token) =>
     /^-?\d{16,}$/.test(token) && !Number.isSafeInteger(Number(token)) ? `"\\u0000${token}"` : token,
   );

@@ -29,8 +29,6 @@ export class Transport {
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
     this.closing = new AbortController();
     this.fetch = options.fetch ?? globalThis.fetch.bind(globalThis);
-    /** @type {Send} */
-    this.attempt = (request, timeoutMs, signal) => this.#attempt(request, timeoutMs, signal);
   }
 
   /** @param {CallOptions} [options] @returns {Limits} The limits of a call that begins now. */
@@ -39,13 +37,13 @@ export class Transport {
   }
 
   /**
-   * Send a request until it succeeds, fails for good, or is at its limits. The same bytes are sent each time, so the
-   * service recognizes a repetition by its `seq` and `after`, or by its key.
+   * Send a request until it succeeds, fails for good, or is at its limits. The service recognizes a repetition by its
+   * `seq` and `after`, or by its key.
    * @param {Request} request
    * @param {Limits} limits
    * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
    */
-  async send(request, { deadline, signal }, attempt = this.attempt) {
+  async send(request, { deadline, signal }, attempt = this.attempt.bind(this)) {
     const retries = new Retries(deadline);
     for (;;) {
       if (signal?.aborted) throw retries.final(abortedError(signal));
@@ -84,7 +82,7 @@ export class Transport {
   }
 
   /** @param {Request} request @param {number} timeoutMs @param {AbortSignal} [signal] */
-  async #attempt(request, timeoutMs, signal) {
+  async attempt(request, timeoutMs, signal) {
     if (this.closing.signal.aborted) throw closedError();
     const abort = new AbortController();
     const stop = () => abort.abort();
@@ -260,7 +258,7 @@ function unreadable(status, body, request, retryAfterMs, cause) {
 /** @param {string | null} retryAfter Seconds; proxies may send a date, which is ignored. */
 function milliseconds(retryAfter) {
   const seconds = Number(retryAfter || NaN);
-  return seconds >= 0 && Number.isFinite(seconds) ? 1000 * seconds : undefined;
+  return seconds >= 0 && seconds < Infinity ? 1000 * seconds : undefined;
 }
 
 /** @param {string | URL} url */

@@ -6,6 +6,8 @@ import { openSocket } from "./socket.js";
 
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
+/** A connection on which nothing has arrived between two checks is given up: heartbeats are 10 s apart. */
+const CHECK_MS = 20_000;
 const MAX_UNREAD = 10_000;
 
 /**
@@ -16,36 +18,46 @@ const MAX_UNREAD = 10_000;
  */
 export async function* watch(transport, model, options = {}) {
   const { stream, prefix, inputs = false, candidate, onConnection, signal } = options;
-  let { since } = options;
+  let since = stream === undefined ? undefined : options.since;
   const isOver = () => transport.closing.signal.aborted || signal?.aborted;
   for (let failures = 0, isBack = false; !isOver(); ) {
     const inbox = new Inbox();
     const stop = () => inbox.end();
     const off = transport.onEnd(signal, stop);
+    let isHeard = true;
+    const check = setInterval(() => (isHeard ? (isHeard = false) : stop()), CHECK_MS);
+    /** @param {any} message An event, or several. */
+    const receive = (message) => {
+      isHeard = true;
+      for (const one of message.events ?? [message]) inbox.put(one);
+    };
     /** @type {WebSocket | undefined} */
     let socket;
     try {
-      socket = await openSocket(transport, "/v1/watch", (message) => inbox.put(message), stop, signal);
-      const subscription = { model, stream, prefix, since: stream === undefined ? undefined : since };
-      socket.send(transport.format.encode({ watch: [subscription], inputs, candidate }));
+      socket = await openSocket(transport, "/v1/watch?grouped=true", receive, stop, signal);
+      socket.send(transport.format.encode({ watch: [{ model, stream, prefix, since }], inputs, candidate }));
       for await (const message of inbox) {
         failures = 0;
         if (message.error) throw problemError(message.error);
-        if (message.stream !== undefined && message.gap === undefined && stream !== undefined) since = message.step;
-        if (message.stream === undefined && message.gap === undefined) onConnection?.();
-        if (message.stream !== undefined || message.gap !== undefined) yield message;
-        else if (isBack && (stream === undefined || since === undefined)) yield { gap: 1 };
+        if (message.watching) {
+          onConnection?.();
+          if (isBack && since === undefined) yield { gap: 1 };
+        } else {
+          if (stream !== undefined) since = message.step ?? since;
+          yield message;
+        }
       }
     } catch (error) {
       if (error instanceof StepwellError && error.retry !== "same") throw error;
       if (!socket) await explain(transport, model, signal);
     } finally {
+      clearInterval(check);
       off();
       socket?.close(1000);
     }
     isBack = true;
     if (isOver()) return;
-    const longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(++failures, 10));
+    const longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** ++failures);
     const pause = longest * (0.5 + Math.random() / 2);
     onConnection?.(pause);
     await transport.wait(pause, signal).catch(() => undefined); // aborted: the loop ends
@@ -63,21 +75,23 @@ async function explain(transport, model, signal) {
   try {
     await transport.attempt({ method: "GET", path: `/v1/models/${model}` }, LONGEST_PAUSE_MS, signal);
   } catch (error) {
-    if (!(error instanceof StepwellError) || (error.retry !== "same" && error.code !== "closed")) throw error;
+    if (!(error instanceof StepwellError) || error.retry !== "same") throw error;
   }
 }
 
-/** Messages that arrived and were not read yet; of too many the oldest are dropped and reported as a gap. */
+/** Messages that arrived and were not read yet; a gap is in the place of the oldest of too many. */
 class Inbox {
   /** @type {any[]} */
   #messages = [];
-  #missed = 0;
   #isEnded = false;
   #wake = () => {};
 
   /** @param {any} message */
   put(message) {
-    if (this.#messages.push(message) > MAX_UNREAD) this.#missed += this.#messages.shift().gap ?? 1;
+    if (this.#messages.push(message) > MAX_UNREAD) {
+      const { gap = 1 } = this.#messages.shift();
+      this.#messages[0] = { gap: gap + (this.#messages[0].gap ?? 1) };
+    }
     this.#wake();
   }
 
@@ -88,12 +102,7 @@ class Inbox {
 
   async *[Symbol.asyncIterator]() {
     for (;;) {
-      while (this.#messages.length) {
-        const gap = this.#missed;
-        this.#missed = 0;
-        if (gap) yield { gap };
-        yield this.#messages.shift();
-      }
+      while (this.#messages.length) yield this.#messages.shift();
       if (this.#isEnded) return;
       await new Promise((resolve) => (this.#wake = () => resolve(undefined)));
     }

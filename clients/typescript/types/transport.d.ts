@@ -11,8 +11,6 @@ export declare class Transport {
     WebSocket: any;
     closing: AbortController;
     fetch: typeof fetch;
-    /** @type {Send} */
-    attempt: Send;
     /**
      * @param {string | URL} url
      * @param {ClientOptions} options
@@ -21,8 +19,8 @@ export declare class Transport {
     /** @param {CallOptions} [options] @returns {Limits} The limits of a call that begins now. */
     limits(options?: CallOptions): Limits;
     /**
-     * Send a request until it succeeds, fails for good, or is at its limits. The same bytes are sent each time, so the
-     * service recognizes a repetition by its `seq` and `after`, or by its key.
+     * Send a request until it succeeds, fails for good, or is at its limits. The service recognizes a repetition by its
+     * `seq` and `after`, or by its key.
      * @param {Request} request
      * @param {Limits} limits
      * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
@@ -32,6 +30,8 @@ export declare class Transport {
     wait(ms: number, signal?: AbortSignal): Promise<any>;
     /** As `onAbort`, also when the client is closed. @param {AbortSignal | undefined} signal @param {() => void} act */
     onEnd(signal: AbortSignal | undefined, act: () => void): () => void;
+    /** @param {Request} request @param {number} timeoutMs @param {AbortSignal} [signal] */
+    attempt(request: Request, timeoutMs: number, signal?: AbortSignal): Promise<any>;
 }
 /** The retries of one call: growing pauses with jitter, so that clients retry at different times. */
 export declare class Retries {

@@ -33,6 +33,8 @@ def page() -> str:
         operations = [one for one in found["operations"].values() if _name_in(one["channel"]) == name]
         rows = [row for operation in operations for row in _rows(operation, found["components"]["messages"])]
         sections.append(f"### WS {channel['address']}\n\n{channel['summary']}\n")
+        query = channel["bindings"]["ws"]["query"]["properties"]
+        sections += [f"`?{parameter}=`: {schema['description']}\n" for parameter, schema in query.items()]
         sections.append(table(("from", "message", "is", "replies"), rows))
     return "\n".join([*sections, components(found["components"]["schemas"])])
 

@@ -13,9 +13,11 @@ from msgspec import Struct
 
 from model_export.manifest import NAME
 from service.asgi.socket_messages import (
+    HEARTBEAT_S,
     AuthMessage,
     ColumnsReply,
     CommitMessage,
+    EventsMessage,
     FeedReply,
     GapMessage,
     SocketError,
@@ -55,29 +57,43 @@ class _Socket(NamedTuple):
     Attributes:
         address: Its path.
         summary: What it is for.
-        version: It has the query parameter `version`.
+        query: Its query parameter, by name: the JSON schema.
         requests: The messages that the service receives, with those that it replies with.
         events: The messages that the service sends by itself.
     """
 
     address: str
     summary: str
-    version: bool
+    query: Mapping[str, Mapping[str, Any]]
     requests: Mapping[type[Struct], Sequence[type[Struct]]]
     events: Sequence[type[Struct]] = ()
 
 
+_VERSION: Final = {
+    "version": {
+        "type": "integer",
+        "minimum": 1,
+        "description": "A model version; by default the stream's own, and for new streams the highest.",
+    }
+}
+_GROUPED: Final = {
+    "grouped": {
+        "type": "boolean",
+        "default": False,
+        "description": f"Send commits together in one message, and an empty one after {HEARTBEAT_S:g} s without any.",
+    }
+}
 _SOCKETS: Final = {
     "streamFeed": _Socket(
         "/v1/models/{model}/streams/{stream}/feed",
         "Steps one stream.",
-        version=True,
+        query=_VERSION,
         requests={AuthMessage: (), FeedMessage: (FeedReply, SocketError)},
     ),
     "modelFeed": _Socket(
         "/v1/models/{model}/feed",
         "Steps streams of one model; each message names its stream or streams.",
-        version=True,
+        query=_VERSION,
         requests={
             AuthMessage: (),
             StreamMessage: (StreamReply, SocketError),
@@ -87,9 +103,9 @@ _SOCKETS: Final = {
     "watch": _Socket(
         "/v1/watch",
         "Sends predictions when they are committed.",
-        version=False,
+        query=_GROUPED,
         requests={AuthMessage: (), WatchRequest: (WatchingReply, SocketError)},
-        events=(CommitMessage, GapMessage),
+        events=(CommitMessage, EventsMessage, GapMessage),
     ),
 }
 
@@ -147,10 +163,7 @@ def _channel(socket: _Socket) -> dict[str, Any]:
     }
     if names:
         channel["parameters"] = {name: {"description": _parameter(*_PARAMETERS[name])} for name in names}
-    if socket.version:
-        description = "A model version; by default the stream's own, and for new streams the highest."
-        properties = {"version": {"type": "integer", "minimum": 1, "description": description}}
-        channel["bindings"]["ws"]["query"] = {"type": "object", "properties": properties}
+    channel["bindings"]["ws"]["query"] = {"type": "object", "properties": socket.query}
     return channel
 
 

@@ -12,7 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from service.asgi.openapi import streams as openapi
 from service.asgi.query import flag_of, number_of
-from service.asgi.routes.watching import HEARTBEAT_S, event_document, parse_subscription, wait_for_events
+from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
+from service.asgi.socket_messages import HEARTBEAT_S
 from service.codec import JSON
 from service.codec.formats import encode
 from service.engine.watch.hub import WatchHub

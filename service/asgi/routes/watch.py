@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
 import msgspec
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
+from service.asgi.query import flag_of
 from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
 from service.asgi.socket_messages import WatchRequest
 from service.asgi.websocket import AcceptedWebSocket
 from service.codec.strict.parse import parse
-from service.engine.watch.subscriber import Subscriber
+from service.engine.watch.commit_events import CommitEvent
+from service.engine.watch.subscriber import EventGap, Subscriber
 from service.errors import ServiceError
 from service.requests.close_codes import DRAINING, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.context import AppContext
+
+GROUP_PAUSE_S: Final = 0.01
+"""Pause between two groups of events, in seconds: what is committed meanwhile is in the next one."""
+
+MAX_GROUP_BYTES: Final = 2**16
+"""Most bytes of tensors in a group; a single event may have more."""
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -24,17 +34,18 @@ def add_routes(app: FastAPI, context: AppContext) -> None:
     @app.websocket("/v1/watch")
     async def watch(websocket: WebSocket) -> None:
         async with AcceptedWebSocket.accepted(websocket, context, "read") as socket:
-            await _serve(socket, context)
+            await _serve(socket, context, grouped=flag_of(websocket.query_params, "grouped"))
 
 
-async def _serve(socket: AcceptedWebSocket, context: AppContext) -> None:
+async def _serve(socket: AcceptedWebSocket, context: AppContext, *, grouped: bool) -> None:
     watcher = _read(await socket.receive(), socket, context)
     hub = context.engine.watch
     work: list[asyncio.Task[None]] = []
     try:
         await hub.add(watcher)
         await socket.send({"watching": len(watcher.subscriptions)})
-        work = [asyncio.create_task(_send(socket, watcher)), asyncio.create_task(_wait_for_end(socket))]
+        send = _send(socket, watcher, grouped=grouped)
+        work = [asyncio.create_task(send), asyncio.create_task(_wait_for_end(socket))]
         done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -72,17 +83,44 @@ def _read(message: bytes, socket: AcceptedWebSocket, context: AppContext) -> Sub
     return Subscriber(subscriptions, inputs=body.inputs, candidate=body.candidate, since=since)
 
 
-async def _send(socket: AcceptedWebSocket, watcher: Subscriber) -> None:
+async def _send(socket: AcceptedWebSocket, watcher: Subscriber, *, grouped: bool) -> None:
     """Send events; a client that does not read loses the oldest events, and is disconnected after a timeout."""
+
+    def document(event: CommitEvent | EventGap) -> dict[str, Any]:
+        return event_document(event, socket.message_format, watcher)
+
     try:
         while not watcher.closed:
-            for event in await wait_for_events(watcher):
+            events = await wait_for_events(watcher)
+            groups: Iterable[list[CommitEvent] | CommitEvent | EventGap] = groups_of(events) if grouped else events
+            for group in groups:
+                message = {"events": list(map(document, group))} if isinstance(group, list) else document(group)
                 async with asyncio.timeout(SEND_TIMEOUT_S):
-                    await socket.send(event_document(event, socket.message_format, watcher))
+                    await socket.send(message)
             socket.check()
+            if grouped:
+                await asyncio.sleep(GROUP_PAUSE_S)
         await socket.close(DRAINING)
     except TimeoutError:
         await socket.close(TOO_SLOW)
+
+
+def groups_of(events: Sequence[CommitEvent | EventGap]) -> Iterator[list[CommitEvent] | EventGap]:
+    """Yield events in their order: commits as lists, gaps alone; without events one empty list, as a heartbeat."""
+    found: list[CommitEvent] = []
+    nbytes = 0
+    for event in events:
+        size = MAX_GROUP_BYTES if isinstance(event, EventGap) else event.nbytes
+        if found and nbytes + size > MAX_GROUP_BYTES:
+            yield found
+            found, nbytes = [], 0
+        if isinstance(event, EventGap):
+            yield event
+        else:
+            found.append(event)
+            nbytes += size
+    if found or not events:
+        yield found
 
 
 async def _wait_for_end(socket: AcceptedWebSocket) -> None:

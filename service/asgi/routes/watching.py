@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
+from service.asgi.socket_messages import HEARTBEAT_S
 from service.codec import Format
 from service.codec.responses import encode_tensor
 from service.engine.watch.commit_events import CommitEvent, PackedTensor
@@ -15,9 +16,6 @@ from service.errors import ServiceError
 from service.ids import STREAM_ID, check_stream_id, encode_state_id
 from service.requests.auth.api_keys import Caller
 from service.requests.context import AppContext
-
-HEARTBEAT_S: Final = 10.0
-"""Heartbeat interval of idle watchers, in seconds."""
 
 
 def parse_subscription(

@@ -27,12 +27,11 @@ import { StreamView } from "./streams/stream_view.js";
 import { Tiles } from "./tiles.js";
 
 const LISTED = 500; // streams of the service's list that are loaded without a search
-const SURVIVES = { memory: "the service", fsync: "the service and of the store", replica: "the service and of one store server" };
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
 
 const page = new PageState();
-const status = new ServiceStatus({ onKey: () => (Object.assign(page, { models: null, isReading: false }), refresh()), onDown: () => tiles.showNone() });
+const status = new ServiceStatus({ onKey: () => (Object.assign(page, { models: null, isReading: false }), refresh()), onDown: () => tiles.showNone("No response") });
 const picker = new ModelPicker({
   select: $("model"),
   choose(name) {
@@ -81,7 +80,7 @@ const forecast = new Forecast({
   onChange: () => (page.fresh = true),
 });
 const byDefault = new DefaultStream();
-const dialog = new Dialog();
+const dialog = new Dialog({ onLate: (message) => text("message", message) });
 new Operations({ dialog, current: () => [page.model, chosen()], onDone: done });
 const cards = makeCards({ dialog, choose: openFromElsewhere, onTrial: () => live.restart() });
 const view = new StreamView({ forecast, release: cards.release, onChange: () => (page.fresh = true) });
@@ -105,43 +104,45 @@ async function refresh() {
   } finally {
     page.isReading = false;
   }
-  const model = page.model;
-  await Promise.allSettled([
-    (live.isOpen || !model) && status.showReadiness(), // otherwise the watch shows when it reconnects
-    model && get("metrics").then(async (response) => showMetrics(response.ok ? read(await response.text(), model.name) : null)),
-    model && (page.refreshes++ % 5 || list(model)),
-    model && cards.refresh(),
-    model && readStatus(),
-    model && page.isMissing && findChosen(),
-  ]);
+  const { model } = page;
+  if (model && document.hidden) tiles.showStreams(page.streams.matching("").live, page.streams); // for the tab's title
+  const reads = [(live.isOpen || !model) && status.showReadiness()]; // otherwise the watch shows when it reconnects
+  if (!isStill()) reads.push(readMetrics(model), page.refreshes % 5 || list(model), page.refreshes++ % 2 || cards.refresh(), readStatus(), page.isMissing && findChosen());
+  await Promise.allSettled(reads);
 }
+
+/** Whether nothing is read or drawn now: there is no model, the page is frozen, or nobody sees it. */
+const isStill = () => !page.model || page.paused || document.hidden;
 
 async function list(model) {
   const found = await getJson(`${streamsPath(model.name)}?limit=${LISTED}`);
   if (model !== page.model) return;
   page.streams.list(found);
+  page.streams.trim([page.chosen, ...comparison.names]);
   search.listed(found.cursor);
   if (page.chosen !== null && !chosen()?.isLive) await findChosen(); // it may have been deleted or have expired
   else readStatus();
 }
 
 async function openService(models) {
-  page.models = models;
-  status.open();
+  const info = await getJson("v1/info");
+  Object.assign(page, { models, limits: info.limits });
+  status.open(info);
   picker.fill(models);
   openAddress(page.model?.name);
-  const { version, durability, limits } = await getJson("v1/info");
-  page.limits = limits;
-  text("about", `version ${version} · confirmed steps survive a crash of ${SURVIVES[durability]}`);
 }
 
 function askForKey(code) {
   live.close();
-  page.models = null; // the service is opened again once a key is accepted
+  page.models = null; // the service is opened again once a key is accepted,
+  page.closeModel(); // and what the key before could read is no longer shown
   status.askForKey(code);
 }
 
-function showMetrics(scrape) {
+async function readMetrics(model) {
+  const response = await get("metrics");
+  const scrape = response.ok ? read(await response.text(), model.name) : null;
+  if (model !== page.model) return;
   if (scrape) cards.refusals.add(page.replicas.add(scrape, performance.now() / 1000));
   tiles.showMetrics(scrape && page.replicas);
 }
@@ -156,7 +157,9 @@ function openAddress(name = page.models[0]?.name) {
   search.set(address.search);
   if (model) return openModel(model, address.stream || null);
   live.close();
-  page.model = null;
+  page.closeModel();
+  tiles.showNone(wanted ? `No model ${wanted}` : "No model");
+  text("model-facts", "");
   picker.showNone();
   showNoModel(wanted, page.models.length > 0);
 }
@@ -209,15 +212,15 @@ function choose(name, { byUser = true, isOpened = false } = {}) {
     $("show").dispatchEvent(new Event("change"));
   }
   renderList();
+  drawShown();
   readStatus();
   if (isOpened && matchMedia("(max-width: 900px)").matches) $("view").scrollIntoView({ block: "start" });
 }
 
+const compared = () => ($("show").value === "compare" ? comparison.names : []);
+
 /** Receive all of the chosen stream and of the compared ones. */
-function receiveShown() {
-  const compared = $("show").value === "compare" ? comparison.names : [];
-  live.choose([...new Set([page.chosen, ...compared].filter(Boolean))]);
-}
+const receiveShown = () => live.choose([...new Set([page.chosen, ...compared()].filter(Boolean))]);
 
 /** Show a stream that was selected outside the list. */
 function openFromElsewhere(name) {
@@ -250,11 +253,13 @@ const chosen = () => page.streams.byName.get(page.chosen);
 
 /** Read the chosen stream's status from the service. */
 async function readStatus() {
-  if (chosen() && !page.paused && (await streamStatus.refresh(page.model, chosen()))) page.fresh = true;
+  if (!chosen() || !(await streamStatus.refresh(page.model, chosen()))) return;
+  page.fresh = true;
+  if (page.paused) drawShown(); // a stream that was chosen meanwhile
 }
 
 function refreshForecast() {
-  if (chosen() && !page.paused) forecast.refresh(page.model.name, chosen(), page.limits);
+  if (chosen()) forecast.refresh(page.model.name, chosen(), page.limits);
 }
 
 /** Show the message of an operation, and the stream that the operation created, changed or deleted. */
@@ -280,8 +285,13 @@ function done(message, changed = null) {
 
 /** Render the list and, with it, the chosen stream, so that both show the same step. */
 function render() {
-  if (page.paused) return;
+  if (isStill() || (live.isCrowded && page.ticks++ % 2)) return;
   renderList();
+  drawShown();
+}
+
+/** Draw the chosen stream, or the compared ones, if there is anything new. */
+function drawShown() {
   if (!page.fresh) return;
   page.fresh = false;
   if (!$("compare").hidden) comparison.draw(page.streams.byName);
@@ -292,14 +302,14 @@ function render() {
 function renderList() {
   const { streams } = page;
   if (!page.model) return;
-  const nLive = streamList.render(streams, page.model.outputs, page.chosen);
+  const nLive = streamList.render(streams, page.model.outputs, page.chosen, compared());
   const shown = byDefault.of(streams, page.chosen);
   if (shown !== page.chosen) return choose(shown, { byUser: false });
   live.adapt(nLive);
   const hasStreams = streams.byName.size > 0 || search.text !== "" || !streams.isListed; // or may have some
   showPanels({ view: $("show").value, name: page.chosen, isKnown: Boolean(chosen()), isMissing: page.isMissing, hasStreams });
   const { skipped } = page;
-  text("skipped", skipped ? `${counted(skipped, "message")} skipped: this page receives them too slowly.` : "");
+  text("skipped", skipped ? `At least ${counted(skipped, "timestep")} not received: the connection was lost, or this page was too slow.` : "");
   if (!status.isDown) tiles.showStreams(nLive, streams);
 }
 
@@ -316,7 +326,7 @@ keepInAddress($("forecast"), "forecast", () => {
 });
 
 function drawFleet() {
-  if ($("show").value === "fleet" && page.model && !page.paused) fleet.draw(page.streams, page.model.outputs, search.text);
+  if ($("show").value === "fleet" && !isStill()) fleet.draw(page.streams, page.model.outputs, search.text);
 }
 
 $("pause").addEventListener("click", () => {
@@ -326,9 +336,11 @@ $("pause").addEventListener("click", () => {
   $("paused").hidden = !page.paused;
 });
 
+document.addEventListener("visibilitychange", () => document.hidden || status.needsKey || refresh());
 listenForKeys();
 setInterval(render, 250);
 setInterval(() => {
+  if (isStill()) return;
   tiles.drawRate(!status.isDown);
   drawFleet();
   refreshForecast();

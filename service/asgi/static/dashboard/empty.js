@@ -8,7 +8,7 @@ const text = (id, value) => $(id).textContent !== value && ($(id).textContent = 
 
 /** Show that a model waits for its first timestep, with a command that sends one. */
 export function showWaiting(model) {
-  $("curl").hidden = false;
+  $("curl").hidden = $("cards").hidden = false;
   text("empty-title", "Waiting for the first timestep");
   text("empty-text", "A stream appears here after its first timestep. Send one, or drop a CSV file onto this page:");
   text("curl-line", curlLine(model, document.baseURI, hasKey()));
@@ -16,7 +16,7 @@ export function showWaiting(model) {
 
 /** Show that there is no model of this name, or none at all. */
 export function showNoModel(name, hasOthers) {
-  for (const id of ["view", "missing", "fleet", "curl"]) $(id).hidden = true;
+  for (const id of ["view", "missing", "compare", "fleet", "curl", "cards"]) $(id).hidden = true;
   document.querySelector(".work").classList.add("nothing");
   text("empty-title", name ? `There is no model ${name}` : "No model is loaded");
   const load = "Put an exported model into the model folder, then send POST /v1/models/reload or restart the service.";

@@ -21,6 +21,11 @@ export class LiveFeed {
     this.on = on;
   }
 
+  /** Whether many streams are live. */
+  get isCrowded() {
+    return this.#isCrowded;
+  }
+
   /** Watch a model. */
   open(model) {
     this.#model = model;

@@ -11,7 +11,7 @@ export class ModelPicker {
 
   /** List models; one alone needs no choice. */
   fill(models) {
-    const title = ({ name, version }) => (version > 1 ? `${name} · ${version}` : name);
+    const title = ({ name, version }) => (version > 1 ? `${name}, version ${version}` : name);
     this.#select.replaceChildren(...models.map((model) => new Option(title(model), model.name)));
     this.#select.disabled = models.length < 2;
   }

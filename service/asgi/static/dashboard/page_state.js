@@ -15,13 +15,18 @@ export class PageState {
   fresh = false; // whether the chosen stream has changed since it was drawn
   replicas = new Replicas();
   refreshes = 0;
-  skipped = 0; // messages that the service dropped because this page read too slowly
+  ticks = 0; // of the timer that renders
+  skipped = 0; // timesteps that were not received, at least
 
   /** Open a model of the service, without streams and without a chosen one. */
   openModel(model) {
+    this.closeModel();
     this.model = { ...model, outputs: model.outputs.filter(({ kind }) => kind !== "ignore"), description: model };
-    this.streams = new Streams();
-    this.replicas = new Replicas();
-    this.chosen = null;
+  }
+
+  /** Discard all that belongs to the opened model. */
+  closeModel() {
+    const [streams, replicas] = [new Streams(), new Replicas()];
+    Object.assign(this, { model: null, streams, replicas, chosen: null, isMissing: false, skipped: 0 });
   }
 }

@@ -14,22 +14,19 @@ export function elementNames(spec) {
 /** The unit of an element: the manifest's `unit`, for the whole tensor or for each of its numbers. */
 const unitOf = ({ unit }, index) => (Array.isArray(unit) ? unit[index] : unit) ?? "";
 
-/**
- * The series to draw for some tensors: [{tensor, index, name, unit?}], at most 12; `total` is the number without this
- * limit.
- */
-export function seriesOf(specs) {
+/** The series of some tensors: [{tensor, index, name, unit?}], at most `most`; `total` is the number without this limit. */
+export function seriesOf(specs, most = MAX_SERIES) {
   const all = [];
   let total = 0;
   for (const spec of specs) {
     total += size(spec.shape);
-    if (all.length >= MAX_SERIES) continue;
+    if (all.length >= most) continue;
     elementNames(spec).forEach((name, index) => {
       const unit = unitOf(spec, index);
       all.push({ tensor: spec.name, index, name, ...(unit && { unit }) });
     });
   }
-  return { series: all.slice(0, MAX_SERIES), total };
+  return { series: all.slice(0, most), total };
 }
 
 /** The values of a tensor in row order, as numbers; JSON null becomes NaN. */
@@ -49,6 +46,9 @@ export function timesteps(tensors, specs) {
   }
   return rows;
 }
+
+/** A value of a line; null, where the line is interrupted, for what is not finite. */
+export const finite = (value) => (Number.isFinite(value) ? value : null);
 
 const depth = (value) => (Array.isArray(value) ? 1 + depth(value[0]) : 0);
 
@@ -106,15 +106,29 @@ const filled = ([n, ...rest], value) =>
 
 export const percent = (share) => `${(share * 100).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)}%`;
 
-const WHOLE = new Intl.NumberFormat("en"); // `toLocaleString` makes one for each call
+const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 }); // `toLocaleString` makes one for each call
+const TENTHS = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+const [SMALL, LARGE, EXACT] = [0.001, 1e12, 1e5]; // sizes: below and from there on with an exponent; with tenths below
 
 /** A number as text, shortened for display. */
 export function number(value) {
   if (!Number.isFinite(value)) return "–";
-  if (Number.isInteger(value)) return WHOLE.format(value);
   const size = Math.abs(value);
-  if (size >= 1000) return WHOLE.format(Math.round(value));
-  return size < 0.001 ? value.toExponential(1) : value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
+  if (size >= LARGE || (size && size < SMALL)) return value.toExponential(1);
+  if (Number.isInteger(value) || size >= EXACT) return WHOLE.format(value + 0); // not "-0"
+  if (size >= 1000) return TENTHS.format(value);
+  return value.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
+}
+
+/** The texts at the tick marks of an axis, which differ although the marks are close together. */
+export function tickTexts(values, distance) {
+  const largest = Math.max(...values.map(Math.abs));
+  const decimals = Math.max(0, 1 - Math.floor(Math.log10(distance))); // one more than of a power of ten: 0.25
+  const digits = 1 + Math.floor(Math.log10(largest / distance) + 0.01); // 0.01: of rounding
+  const isShorter = (largest >= 1e6 || decimals > 6) && digits <= 4;
+  if (isShorter) return values.map((value) => (value === 0 ? "0" : value.toExponential(digits)));
+  const { format } = new Intl.NumberFormat("en", { maximumFractionDigits: Math.min(decimals, 20) });
+  return values.map((value) => format(value));
 }
 
 /** A number with its noun, in the plural unless it is 1. */

@@ -2,6 +2,7 @@
 
 import { get, hasKey, setKey } from "./service.js";
 
+const SURVIVES = { memory: "the service", fsync: "the service and of the store", replica: "the service and of one store server" };
 const $ = (id) => document.getElementById(id);
 const text = (id, value) => $(id).textContent !== value && ($(id).textContent = value);
 
@@ -72,7 +73,8 @@ export class ServiceStatus {
   }
 
   /** Show the page's content: the service has accepted the key, or needs none. */
-  open() {
+  open({ version, durability }) {
+    text("about", `version ${version} · confirmed steps survive a crash of ${SURVIVES[durability]}`);
     $("key-form").hidden = true;
     $("main").hidden = false;
   }

@@ -1,5 +1,6 @@
 // The alarms of the chosen model that are raised now, as `stepwell alert` has written them.
 
+import { refill } from "../refill.js";
 import { getJson } from "../service.js";
 import { ago, number } from "../shapes.js";
 
@@ -63,11 +64,12 @@ export class AlertCard {
     if (drawn === this.#shown) return;
     this.#shown = drawn;
     const bars = silences(alerts, now);
-    this.list.replaceChildren(...alerts.map((alarm, i) => this.#item(alarm, now, bars[i])));
+    refill(this.list, alerts.map((alarm, i) => this.#item(alarm, now, bars[i])));
   }
 
   #item(alarm, now, silence) {
     const item = document.createElement("li");
+    item.dataset.key = alarm.id;
     const rule = document.createElement("strong");
     const stream = document.createElement("button");
     const note = document.createElement("span");

@@ -9,7 +9,7 @@ import { ReleaseCard } from "./release.js";
  * A card has any of these methods; it is hidden until it has something to show.
  *
  * - `setModel(model)`: another model was chosen
- * - `refresh()`: reads from the service, every two seconds; may return a promise
+ * - `refresh()`: reads from the service, every four seconds; may return a promise
  * - `record(message)`: gets each message of the watch of the model
  *
  * @param {{dialog: Dialog, choose: Function, onTrial: Function}} context - `choose` opens a stream by its name;

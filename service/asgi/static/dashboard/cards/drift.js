@@ -41,7 +41,7 @@ export class DriftCard {
   }
 
   async refresh() {
-    if (document.hidden || performance.now() < this.#readAt + EVERY_MS) return;
+    if (performance.now() < this.#readAt + EVERY_MS) return;
     this.#readAt = performance.now();
     const model = this.#model;
     // a service or a key that does not return it hides the card
@@ -73,7 +73,7 @@ function row({ name, now, day }) {
 }
 
 const psi = (found) => (found == null ? "–" : found.toFixed(3));
-const share = (found) => (found == null ? "–" : `${(100 * found).toFixed(1)} %`);
+const share = (found) => (found == null ? "–" : `${(100 * found).toFixed(1)}%`);
 const value = (found) => (found == null ? "–" : number(found));
 
 function make(tag, content = "", className = "") {

@@ -1,5 +1,6 @@
 // The requests that the service rejected since the page was opened, by reason, but the page's look-ups of a stream.
 
+import { refill } from "../refill.js";
 import { get } from "../service.js";
 import { ago, number } from "../shapes.js";
 
@@ -37,13 +38,14 @@ export class RefusalsCard {
     if (!this.#byCode.size) return;
     this.#titles ??= await titles();
     const newest = [...this.#byCode].sort(([, a], [, b]) => b.at - a.at);
-    this.list.replaceChildren(...newest.map(([code, one]) => this.#item(code, one)));
+    refill(this.list, newest.map(([code, one]) => this.#item(code, one)));
     this.panel.hidden = false;
   }
 
   #item(code, { count, at }) {
     const make = (tag, className, text) => Object.assign(document.createElement(tag), { className, textContent: text });
     const item = make("li", "refusal", "");
+    item.dataset.key = code;
     const link = make("a", "", code);
     link.href = new URL(`docs/errors#${code}`, document.baseURI);
     const when = ago((performance.now() - at) / 1000);

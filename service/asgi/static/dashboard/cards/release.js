@@ -1,11 +1,13 @@
 // The release of the chosen model: its versions and their streams, the share, the comparison, promote and abort.
 
+import { refill } from "../refill.js";
 import { getJson, send } from "../service.js";
 import { counted, flat, number } from "../shapes.js";
 
 const HISTORY = 60; // points of the difference over time
 const MOST_DIFFERENT = 5; // streams
 const FORGET_MS = 60_000; // a stream without timesteps for so long is not listed
+const STATES = { keep: "with the streams’ states", translate: "with translated states", reset: "from its initial state" };
 const $ = (id) => document.getElementById(id);
 const text = (node, value) => node.textContent !== value && (node.textContent = value);
 
@@ -140,8 +142,8 @@ export class ReleaseCard {
         const row = make("tr", "");
         const head = make("th", "", name);
         head.scope = "row";
-        row.append(head, ...[max, mean, p99].map((value) => make("td", "", small(value))));
-        row.append(make("td", "", disagree === null ? "–" : `${(100 * disagree).toFixed(2)} %`));
+        row.append(head, ...[max, mean, p99].map((value) => make("td", "", number(value))));
+        row.append(make("td", "", disagree === null ? "–" : `${(100 * disagree).toFixed(2)}%`));
         return row;
       }),
     );
@@ -149,7 +151,7 @@ export class ReleaseCard {
     const from = HISTORY - this.#history.length;
     const points = this.#history.map((mean, i) => `${(120 * (from + i)) / (HISTORY - 1)},${30 - (27 * mean) / max}`);
     $("release-line").setAttribute("points", points.join(" "));
-    text($("release-now"), this.#history.length ? `mean difference now ${small(this.#history.at(-1))}` : "");
+    text($("release-now"), this.#history.length ? `mean difference now ${number(this.#history.at(-1))}` : "");
   }
 
   #showMostDifferent() {
@@ -157,10 +159,12 @@ export class ReleaseCard {
     for (const [stream, { at }] of this.#differences) if (now - at > FORGET_MS) this.#differences.delete(stream);
     const sorted = [...this.#differences].sort(([, a], [, b]) => b.largest - a.largest).slice(0, MOST_DIFFERENT);
     $("release-most").hidden = !sorted.length || !this.hasCandidate;
-    $("release-streams").replaceChildren(
-      ...sorted.map(([stream, { largest }]) => {
+    refill(
+      $("release-streams"),
+      sorted.map(([stream, { largest }]) => {
         const item = make("li", "");
-        const button = make("button", "", `${stream}  ${small(largest)}`);
+        item.dataset.key = stream;
+        const button = make("button", "", `${stream}  ${number(largest)}`);
         button.type = "button";
         button.addEventListener("click", () => this.on.choose(stream));
         item.append(button);
@@ -193,21 +197,19 @@ export class ReleaseCard {
 
 function facts({ current, candidate, mode, take, ended, moved, left }) {
   const sentences = [`version ${current} is current`];
-  if (candidate !== null) sentences.push(`version ${candidate} is tried: ${mode}, state by ${take}`);
+  if (candidate !== null) sentences.push(`version ${candidate} is tried: ${mode}, ${STATES[take]}`);
   if (ended) sentences.push(`version ${ended.candidate} was ${ended.how}${ended.why ? `: ${ended.why}` : ""}`);
   if (moved || left) sentences.push(`${counted(moved, "stream")} moved, ${number(left)} left`);
   return sentences.join(" · ");
 }
 
 function shareText({ percent, schedule }) {
-  const next = schedule.length > 1 ? `, ${schedule.map(([s, share]) => `${share} % from ${s} s`).join(", ")}` : "";
-  return `${percent} % of the streams${next}`;
+  const next = schedule.length > 1 ? `, ${schedule.map(([s, share]) => `${share}% from ${s} s`).join(", ")}` : "";
+  return `${percent}% of the streams${next}`;
 }
 
 /** Whether an abort may still undo a promotion; the service decides. */
 const canBeAborted = ({ rollback, ended }) => rollback && ended?.how === "promoted" && Date.now() / 1000 < ended.at + 3600;
-
-const small = (value) => (value === 0 ? "0" : Math.abs(value) < 0.001 ? value.toExponential(1) : number(value));
 
 function make(tag, className, content = "") {
   return Object.assign(document.createElement(tag), { className, textContent: content });

@@ -1,7 +1,7 @@
 // Several streams in one chart: the same number of each, over their newest timesteps or by their steps.
 
 import { keepInAddress, readAddress, writeAddress } from "../address.js";
-import { counted, number, seriesOf } from "../shapes.js";
+import { counted, finite, number, seriesOf } from "../shapes.js";
 import { Plot } from "./plot.js";
 
 export const MAX_COMPARED = 8; // more lines cannot be told apart
@@ -41,7 +41,7 @@ export function linesOf(streams, { which, tensor, index }, align, most) {
   const positions = Array.from({ length: end - first + 1 }, (_, i) => first + i);
   const lines = all.map((rows, k) => {
     const shift = align === "step" ? 0 : ends[k];
-    return positions.map((at) => rows.get(at + shift)?.[which][tensor]?.[index] ?? null);
+    return positions.map((at) => finite(rows.get(at + shift)?.[which][tensor]?.[index]));
   });
   return { positions, lines };
 }

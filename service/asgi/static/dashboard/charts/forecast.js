@@ -1,5 +1,6 @@
 // The forecast of the chosen stream: rollouts from its current state, drawn as a median with an interval.
 
+import { readAddress } from "../address.js";
 import { modelOf } from "../service.js";
 import { flat } from "../shapes.js";
 
@@ -50,7 +51,8 @@ export class Forecast {
     const { select, off } = this.on;
     const isPossible = Object.keys(feedback ?? {}).length > 0;
     select.disabled = !isPossible;
-    if (!isPossible) select.value = "0";
+    select.value = isPossible ? readAddress().forecast : "0";
+    if (!select.value) select.value = "0"; // the address has another number
     off.textContent = isPossible ? "off" : "no feedback rule";
     select.title = isPossible ? "" : "The model has no feedback rule: no output becomes an input of the next timestep.";
     this.horizon = Number(select.value);

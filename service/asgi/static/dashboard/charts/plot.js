@@ -1,6 +1,6 @@
 // One chart with its legend: a stream's last timesteps and its forecast, drawn with uPlot; dragging zooms.
 
-import { clock, number, percent } from "../shapes.js";
+import { clock, number, percent, tickTexts } from "../shapes.js";
 import { drawMarks, markedRows } from "./marks.js";
 
 export const WINDOW = 300; // timesteps that a chart shows
@@ -8,8 +8,8 @@ const COLOURS = 6; // --in-1 .. --in-6, --out-1 .. and --cmp-1 .. in the style s
 const DASHES = [undefined, [10, 4], [3, 3], [12, 3, 3, 3]]; // of compared streams, which are told apart without colours too
 const BESIDE = { candidate: { dash: [2, 3] }, truth: { width: 5, opacity: "59" } }; // further lines of each series
 
-const theme = window.matchMedia("(prefers-color-scheme: dark)");
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+export const theme = window.matchMedia("(prefers-color-scheme: dark)");
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /** The CSS class with the colour of series `i` of a palette. */
 export const lineClass = (palette, i) => `${palette}-${(i % COLOURS) + 1}`;
@@ -89,7 +89,7 @@ export class Plot {
     this.container.classList.toggle("blank", columns.slice(1).every((line) => line.every((value) => value === null)));
     const [first, last] = [columns[0][0] ?? 1, columns[0].at(-1) ?? 1];
     this.#chart.setData(columns, false);
-    const [min, max] = this.zoom ?? [first, Math.max(last, first + 20)];
+    const [min, max] = (this.range = this.zoom ?? [first, Math.max(last, first + 20)]);
     this.#isDrawing = true;
     this.#chart.setScale("x", { min, max });
     this.#isDrawing = false;
@@ -101,8 +101,9 @@ export class Plot {
   #marks() {
     const { steps = [], columns } = this;
     if (!columns) return [];
-    const maxMarks = Math.max(2, this.container.clientWidth / 76);
-    const { min, max } = this.#chart.scales.x;
+    const { width, scales } = this.#chart;
+    const maxMarks = Math.max(2, width / 76);
+    const { min, max } = scales.x;
     const n = Math.min(steps.length, max - min + 1);
     const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((size) => n / size <= maxMarks) ?? 1000;
     const isMarked = (step, i) => step !== null && (step % every === 0 || n === 1) && columns[0][i] >= min && columns[0][i] <= max;
@@ -147,7 +148,7 @@ export class Plot {
             splits: () => this.#marks(),
             values: labels((position) => this.#labelAt(position)),
           },
-          { ...axis, size: 46, values: labels(this.shares ? (v) => `${Math.round(v * 100)}%` : number) },
+          { ...axis, size: (_, texts) => widthOf(texts), values: this.shares ? labels((v) => `${Math.round(v * 100)}%`) : ticks },
         ],
         series: [{}, ...this.series.map((_, i) => this.#line(i)), ...this.#linesAhead(), ...this.#linesBeside()],
         bands: this.hasForecast ? this.series.map((_, i) => this.#band(i)) : [],
@@ -254,6 +255,11 @@ export class Plot {
     });
   }
 }
+
+const ticks = (_, marks, axis, space, distance) => tickTexts(marks, distance);
+
+/** The width of an axis with these texts at its marks, in pixels. */
+const widthOf = (texts) => Math.max(46, 12 + 7 * Math.max(0, ...(texts ?? []).map(({ length }) => length)));
 
 const emptyColumns = (columns, rows) => Array.from({ length: columns }, () => Array(rows).fill(null));
 

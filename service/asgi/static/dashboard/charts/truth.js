@@ -84,13 +84,15 @@ export class Truth {
   setModel(model) {
     this.model = model;
     this.#pairs = pairsOf(model);
-    this.#files.clear();
+    this.#files = new Map(); // a file that is still read belongs to the model before
   }
 
   /** Read a file with what came to a stream; returns the number of its rows. Throws an Error with the reason. */
   async read(stream, file) {
-    const steps = truthOf(this.model.outputs, parseCsv(await file.text()));
-    this.#files.set(stream, { name: file.name, steps });
+    const { model } = this;
+    const files = this.#files;
+    const steps = truthOf(model.outputs, parseCsv(await file.text()));
+    files.set(stream, { name: file.name, steps });
     return steps.size;
   }
 

@@ -9,6 +9,7 @@ const text = (id, value) => ($(id).textContent = value);
 
 export class Recording {
   #recording = null; // {model, limits, table, columns}
+  #file = null; // the one that is opened
   #isRunning = false;
   #isStopped = false;
 
@@ -48,15 +49,17 @@ export class Recording {
     $("csv-stream").value = file.name.replace(/\.[^.]*$/, "").replace(/[^A-Za-z0-9._:@-]/g, "-").slice(0, 128) || "recording";
     $("csv-progress").hidden = true;
     text("csv-result", "");
-    this.#recording = null;
+    [this.#file, this.#recording] = [file, null];
     if (!$("csv").open) $("csv").showModal();
     try {
       const table = parseCsv(await file.text());
+      if (file !== this.#file) return; // another one was opened meanwhile
       const columns = columnsOf(model.inputs, table.header);
       this.#recording = { model, limits, table, columns };
       const used = Object.entries(columns).map(([input, indexes]) => `${input}: ${indexes.map((i) => table.header[i]).join(", ")}`);
       text("csv-facts", `${counted(table.rows.length, "row")}, one timestep each. Columns of ${used.join("; ")}.`);
     } catch (problem) {
+      if (file !== this.#file) return;
       text("csv-facts", "");
       text("csv-result", problem.message);
     }

@@ -6,11 +6,18 @@ const $ = (id) => document.getElementById(id);
 export class Dialog {
   #act = null;
 
-  constructor() {
+  /** @param {{onLate: Function}} on - `onLate` gets the message of an action that failed after its dialog was closed */
+  constructor(on) {
+    this.on = on;
     $("ask-no").addEventListener("click", () => $("ask").close());
     $("ask-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#confirm();
+    });
+    $("ask").addEventListener("close", () => {
+      if ($("ask").open) return; // for another question meanwhile
+      this.#act = null;
+      if (!document.activeElement?.offsetParent) $("stream-list").focus(); // the button before is hidden now
     });
   }
 
@@ -28,6 +35,7 @@ export class Dialog {
     $("ask-name").value = name;
     $("ask-name").required = !isOptional;
     $("ask-yes").classList.toggle("harms", isDestructive);
+    $("ask-yes").disabled = false;
     $("ask-items").replaceChildren(...items);
     if (!$("ask").open) $("ask").showModal();
     if (label) $("ask-name").select();
@@ -42,8 +50,8 @@ export class Dialog {
       await act($("ask-name").value.trim());
       if (act === this.#act) $("ask").close(); // otherwise `act` has opened another dialog
     } catch (problem) {
+      if (act !== this.#act) return this.on.onLate(problem.message);
       $("ask-problem").textContent = problem.message;
-    } finally {
       $("ask-yes").disabled = false;
     }
   }

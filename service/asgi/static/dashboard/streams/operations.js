@@ -77,7 +77,7 @@ export class Operations {
       text: snapshots.length ? "The stream can be reset to these copies." : "This stream has no snapshots yet.",
       label: "Name of a new snapshot",
       name: `step-${stream.step}`,
-      yes: "Take",
+      yes: "Take snapshot",
       items: snapshots.map((one) => snapshotItem(one, () => this.reset(model, stream, one), () => this.#drop(model, stream, one))),
       act: async (name) => {
         const old = snapshots.find((one) => one.name === name);

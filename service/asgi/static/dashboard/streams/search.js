@@ -4,6 +4,7 @@ import { getJson } from "../service.js";
 
 const WAIT_MS = 250; // after the last key, so that typing a word is one request
 const LIMIT = 200; // streams of one page
+const START = /^[\w.:@-]{1,128}$/; // of a stream id
 
 export class Search {
   isBusy = false;
@@ -36,6 +37,11 @@ export class Search {
     return this.#cursor !== null && this.#requested === this.text;
   }
 
+  /** Whether an id can begin with the text: the service rejects other prefixes. */
+  get #isStart() {
+    return START.test(this.text);
+  }
+
   /** Search for another text. */
   set(text) {
     if (this.field.value === text) return;
@@ -55,7 +61,7 @@ export class Search {
     Object.assign(this, { isBusy: false, problem: "" });
     [this.#requested, this.#cursor] = ["", null];
     this.#requests += 1;
-    if (this.text) this.#ask(null);
+    if (this.#isStart) this.#ask(null);
   }
 
   /** Read the next page. */
@@ -66,11 +72,11 @@ export class Search {
   #type() {
     clearTimeout(this.#timer);
     this.problem = "";
-    this.isBusy = this.text !== "";
+    this.isBusy = this.#isStart;
     [this.#requested, this.#cursor] = [this.text, null];
     this.#requests += 1; // a response to an earlier text is not used
     this.onType();
-    if (this.text) this.#timer = setTimeout(() => this.#ask(null), WAIT_MS);
+    if (this.isBusy) this.#timer = setTimeout(() => this.#ask(null), WAIT_MS);
   }
 
   async #ask(cursor) {

@@ -1,15 +1,19 @@
 // The list of streams in the page: live ones first, then by name; arrow keys select.
 
+import { refill } from "../refill.js";
 import { ago, number, summary } from "../shapes.js";
 
 const ROWS = 200; // rows in the list at first, and how many more the button adds
 const SORT_MS = 1000; // the order is kept for so long: streams that stop and go on would move at each rendering
+const FOLLOWED_MS = 8000;
 const now = () => performance.now() / 1000;
 
 export class StreamList {
   #rows = new Map(); // name -> {item, ...its parts}
   #shown = [];
   #max = ROWS;
+  #chosen = null;
+  #followedUntil = 0; // until then the chosen stream stays in view, while other streams become live and move before it
   #order = null; // {matches, live, streams, key, at} of the last sorting
 
   /** @param {{list: HTMLElement, note: HTMLElement, more: HTMLButtonElement, search: Search, choose: Function}} parts */
@@ -20,6 +24,7 @@ export class StreamList {
       if (item) choose(item.dataset.name, true);
     });
     list.addEventListener("keydown", (event) => this.#key(event));
+    for (const type of ["wheel", "pointerdown"]) list.addEventListener(type, () => (this.#followedUntil = 0), { passive: true });
     more.addEventListener("click", () => {
       this.#max += ROWS;
       search.more();
@@ -32,16 +37,18 @@ export class StreamList {
     this.list.scrollTop = 0;
   }
 
-  /** Show the streams that match the search; returns how many of all streams are live. */
-  render(streams, outputSpecs, chosen) {
+  /** Show the streams that match the search, with marks at those that are compared; returns how many of all are live. */
+  render(streams, outputSpecs, chosen, compared = []) {
     const { matches, live } = this.#sorted(streams);
     const first = matches.slice(0, this.#max);
     this.#shown = first.map(({ name }) => name);
-    const items = first.map((stream) => this.#row(stream, outputSpecs, stream.name === chosen));
+    const items = first.map((stream) => this.#row(stream, outputSpecs, stream.name === chosen, compared.includes(stream.name)));
     const placed = this.list.children;
     const inOrder = placed.length === items.length && items.every((item, i) => placed[i] === item);
-    if (!inOrder) this.list.replaceChildren(...items);
+    if (!inOrder) refill(this.list, items);
     for (const name of this.#rows.keys()) if (!streams.byName.has(name)) this.#rows.delete(name);
+    if (chosen !== this.#chosen) [this.#chosen, this.#followedUntil] = [chosen, performance.now() + FOLLOWED_MS];
+    if (performance.now() < this.#followedUntil) this.reveal(chosen);
     const id = this.#rows.get(chosen)?.item.id;
     if (id && this.#shown.includes(chosen)) this.list.setAttribute("aria-activedescendant", id);
     else this.list.removeAttribute("aria-activedescendant");
@@ -58,9 +65,12 @@ export class StreamList {
     return this.#order;
   }
 
-  /** Scroll a stream's row into view, if it is in the list. */
+  /** Scroll the list, not the page, to a stream's row, if it is in the list. */
   reveal(name) {
-    this.#rows.get(name)?.item.scrollIntoView({ block: "nearest" });
+    if (!this.#shown.includes(name)) return;
+    const { list } = this;
+    const { offsetTop: top, offsetHeight: height } = this.#rows.get(name).item;
+    list.scrollTop = Math.max(Math.min(list.scrollTop, top), top + height - list.clientHeight);
   }
 
   #noteText(count, { byName, isListed }) {
@@ -73,18 +83,19 @@ export class StreamList {
     return "";
   }
 
-  #row(stream, outputSpecs, isChosen) {
+  #row(stream, outputSpecs, isChosen, isCompared) {
     if (!this.#rows.has(stream.name)) this.#rows.set(stream.name, makeRow(stream.name));
     const row = this.#rows.get(stream.name);
     const { item, step, prediction, seen } = row;
     const { isLive, outputs } = stream;
     const age = stream.seenAt > -Infinity ? ago(now() - stream.seenAt) : "idle";
-    const drawn = `${stream.step} ${isChosen} ${isLive} ${age}`;
+    const drawn = `${stream.step} ${isChosen} ${isCompared} ${isLive} ${age}`;
     if (row.drawn === drawn && row.outputs === outputs) return item; // most rows, each time
     Object.assign(row, { drawn, outputs });
     const set = (node, text) => node.textContent !== text && (node.textContent = text);
     if (item.getAttribute("aria-selected") !== String(isChosen)) item.setAttribute("aria-selected", String(isChosen));
     item.classList.toggle("live", isLive);
+    item.classList.toggle("compared", isCompared);
     set(step, number(stream.step));
     set(prediction, summary(outputs, outputSpecs));
     set(seen, age);

@@ -4,6 +4,7 @@ import { getJson, pathOf } from "../service.js";
 import { bytes, clock, flat, number, seriesOf, timesteps } from "../shapes.js";
 
 const MAX_BYTES = 2 ** 20; // larger states are not fetched
+const BYTES_PER_MS = 32; // so large states of a live stream are read more rarely
 const READ_MS = 20_000; // the charts of a stream without events begin with what is read here
 const MAX_NUMBERS = 8; // shown of one output
 
@@ -21,6 +22,7 @@ export function inWords(spec, values) {
 /** The values below the charts. */
 export class StreamStatus {
   #requested = "";
+  #next = 0; // when the state of a live stream is read again
   #stream = null; // what was read belongs to this object: the page may replace it by a new one of the same name
 
   /** @param {{list: HTMLElement, note: HTMLElement}} parts */
@@ -38,8 +40,10 @@ export class StreamStatus {
   /** Read a stream's status, unless its step is unchanged; returns whether the stream was updated. */
   async refresh(model, stream) {
     const wanted = JSON.stringify([model.name, stream.name, stream.step]);
-    if (wanted === this.#requested && stream === this.#stream) return false;
+    const isEarly = stream.isLive && this.#requested !== "" && performance.now() < this.#next;
+    if (stream === this.#stream && (wanted === this.#requested || isEarly)) return false;
     [this.#requested, this.#stream] = [wanted, stream];
+    this.#next = performance.now() + model.bytes_per_stream / BYTES_PER_MS;
     const isSmall = !(model.bytes_per_stream > MAX_BYTES);
     try {
       const [status, state] = await Promise.all([
@@ -63,7 +67,7 @@ export class StreamStatus {
   }
 
   #show(model, state, last) {
-    const norms = Object.entries(state?.states ?? {}).map(([name, tensor]) => [`‖${name}‖`, number(norm(tensor))]);
+    const norms = Object.entries(state?.states ?? {}).map(([name, tensor]) => [`norm of ${name}`, number(norm(tensor))]);
     const available = model.outputs.filter(({ name }) => last?.[name]);
     const outputs = available.map((spec) => [spec.name, inWords(spec, last[spec.name])]);
     const parts = [...norms, ...outputs].map(([name, value]) => {

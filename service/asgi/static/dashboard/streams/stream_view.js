@@ -4,7 +4,7 @@ import { keepInAddress } from "../address.js";
 import { csvOf, pictureOf, save } from "../charts/chart_file.js";
 import { lineClass, Plot } from "../charts/plot.js";
 import { errorOf, Truth } from "../charts/truth.js";
-import { areProbabilities, clock, counted, mostProbable, number, percent, seriesOf } from "../shapes.js";
+import { areProbabilities, clock, counted, finite, mostProbable, number, percent, seriesOf } from "../shapes.js";
 
 const SUMMARY_MS = 5000; // between two texts for screen readers
 const TITLES = { inputs: "Inputs", outputs: "Predictions", error: "Error" };
@@ -65,7 +65,7 @@ export class StreamView {
     $("verdict").hidden = !best;
     if (best) {
       text("verdict-name", best.name);
-      text("verdict-share", percent(best.share));
+      text("verdict-share", `${percent(best.share)} probable`);
       $("verdict").className = `verdict${outputs.length === 1 ? ` ${lineClass("out", best.index)}` : ""}`;
     }
     this.#describe();
@@ -79,7 +79,7 @@ export class StreamView {
     const hasCandidate = which === "outputs" && release.hasCandidate;
     plot.setAxis($("axis").value);
     plot.setSeries(series, shares, forecast.horizon > 0, [...(hasCandidate ? ["candidate"] : []), ...(truth ? ["truth"] : [])]);
-    const linesOf = (part) => series.map(({ tensor, index }) => rows.map((row) => row[part][tensor]?.[index] ?? null));
+    const linesOf = (part) => series.map(({ tensor, index }) => rows.map((row) => finite(row[part][tensor]?.[index])));
     const interval = forecast.after(rows, which, series);
     const columns = [rows.map(({ at }) => at), ...linesOf(which)];
     plot.zoom = this.#zoom;
@@ -98,7 +98,7 @@ export class StreamView {
     const plot = this.#plots.error;
     plot.setAxis($("axis").value);
     plot.setSeries(ERROR);
-    plot.zoom = this.#zoom;
+    plot.zoom = this.#plots.outputs.range; // so that steps are below each other
     const rows = this.#rows.slice(0, errors.findLastIndex((error) => error !== null) + 1); // what comes next is not known yet
     plot.draw(rows, [rows.map(({ at }) => at), errors.slice(0, rows.length)]);
     const mean = known.reduce((sum, error) => sum + error, 0) / known.length;
@@ -159,12 +159,10 @@ export class StreamView {
 
   #saveTable() {
     const { inputs, outputs } = this.model;
-    const table = csvOf(this.stream.rows, seriesOf(inputs).series, seriesOf(outputs).series);
+    const table = csvOf(this.stream.rows, ...[inputs, outputs].map((specs) => seriesOf(specs, Infinity).series));
     save(new Blob([table], { type: "text/csv" }), this.#fileName("csv"));
   }
 }
-
-const finite = (value) => (Number.isFinite(value) ? value : null);
 
 /** Why a chart has no lines, if it has none. */
 function noteOf(rows, which) {

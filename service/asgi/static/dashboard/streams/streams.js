@@ -3,6 +3,8 @@
 import { WINDOW } from "../charts/plot.js";
 import { Trend } from "./trend.js";
 
+const IDLE = 10_000; // streams that are not live and are kept
+const IDLE_ROWS = 300; // of them, those whose rows are kept
 const LIVE_S = 5; // a stream is live for this long after its last timestep
 const byName = new Intl.Collator("en", { numeric: true }).compare;
 const now = () => performance.now() / 1000;
@@ -117,6 +119,14 @@ export class Streams {
       if (stream.key.includes(wanted)) (isLive ? live : idle).push(stream);
     }
     return { matches: [...live, ...idle], live: nLive };
+  }
+
+  /** Forget what is not shown of the streams that have been idle longest, so that the page can stay open for weeks. */
+  trim(shown) {
+    const idle = this.sorted.filter(({ isLive, name }) => !isLive && !shown.includes(name));
+    idle.sort((a, b) => Number(b.seenAt > a.seenAt) - Number(b.seenAt < a.seenAt));
+    for (const stream of idle.slice(IDLE_ROWS)) stream.rows = [];
+    for (const { name } of idle.slice(IDLE)) this.remove(name);
   }
 
   /** Add streams of the service's list. */

@@ -2,7 +2,7 @@
 
 const KEPT = 60; // predictions
 const NEW = 15; // of them, those that are compared with the ones before
-const MAX_NUMBERS = 4; // of one prediction
+export const MAX_NUMBERS = 4; // of one prediction
 
 export class Trend {
   #values = null; // (KEPT, numbers), a ring
@@ -20,6 +20,11 @@ export class Trend {
     }
     this.#values.set(numbers, (this.#count % KEPT) * this.#size);
     this.#count += 1;
+  }
+
+  /** The number of predictions so far. */
+  get count() {
+    return this.#count;
   }
 
   /** The kept predictions, one array for each number, oldest first. */
