@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 
 import httpx2
 
+from service.connect.brokers.protocol import MessageReader
+from service.connect.messages import BrokerMessage
 from tests.graphs import fold_reference
 from tests.programs.start import Program, start_program
 
@@ -129,6 +132,24 @@ def wait_for(condition: Callable[[], bool], *, what: Callable[[], object] = lamb
     while not condition():
         assert time.monotonic() < deadline, what()
         time.sleep(0.05)  # noqa: TID251 - another process gives no event
+
+
+async def until_lost(reader: MessageReader) -> None:
+    """Wait until a reader knows that it does not own what it has read any more."""
+    loop = asyncio.get_running_loop()
+
+    def is_lost() -> bool:
+        return not asyncio.run_coroutine_threadsafe(reader.is_current(), loop).result()
+
+    await asyncio.to_thread(wait_for, is_lost)
+
+
+async def next_messages(reader: MessageReader, limit: int) -> Sequence[BrokerMessage]:
+    """Return the next messages of a reader, once there are any."""
+    async with asyncio.timeout(WAIT_S):
+        while not (found := await reader.poll(limit)):
+            pass
+    return found
 
 
 def wait_while_killing(

@@ -10,18 +10,25 @@ from typing import Any, TypeVar
 
 import pytest
 
+from service.connect.brokers import make_reader
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import BrokerUnavailableError
+from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, rabbitmq
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
+    next_messages,
     run_once,
     streams_equal_the_fold,
+    until_lost,
     wait_for,
     wait_while_killing,
     written,
 )
 from tests.connect.skipping import or_skip
+from tests.faults.proxy import Proxy
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -153,6 +160,55 @@ def test_two_connectors_that_are_killed_in_turn_lose_nothing(
         out.extend(queues.read("out"))
         assert written(out, doubles=True) == readings.expected()
         assert streams_equal_the_fold(service.url, readings)
+
+
+def test_messages_that_wait_when_the_connection_is_lost_are_read_again_behind_those_that_are_open(
+    queues: RabbitQueues,
+) -> None:
+    """Otherwise a stream has two open polls, and the service keeps the predictions of the newer one."""
+    queues.add([{"n": n} for n in range(20)])
+
+    async def read() -> list[Any]:
+        with Proxy(("127.0.0.1", queues.port)) as proxy:
+            reader = make_reader(BrokerUrl.parse(f"amqp://127.0.0.1:{proxy.port}/in"), ReaderOptions())
+            await reader.open()
+            first = await next_messages(reader, 5)
+            await asyncio.to_thread(wait_for, lambda: reader.lag() == 20 - len(first))
+            proxy.reset_all()
+            await until_lost(reader)
+            with pytest.raises(BrokerUnavailableError):
+                await reader.poll(5)
+            await reader.close()
+            await reader.open()
+            again = await next_messages(reader, 1)
+            await reader.close()
+        return [one.body for one in (first[0], again[0])]
+
+    assert asyncio.run(read()) == [b'{"n": 0}'] * 2
+
+
+def test_a_queue_that_is_deleted_and_created_again_is_read_on(queues: RabbitQueues) -> None:
+    """The broker ends the consumer, and leaves the connection as it is."""
+
+    async def create_again(channel: Any) -> None:
+        await channel.queue_delete("in")
+        await queues.create(channel)
+
+    async def read() -> bytes:
+        reader = make_reader(BrokerUrl.parse(queues.url("in")), ReaderOptions())
+        await reader.open()
+        assert not await reader.poll(5)
+        await asyncio.to_thread(queues.run, create_again)
+        await asyncio.to_thread(queues.add, [{"n": 1}])
+        with pytest.raises(BrokerUnavailableError):
+            await next_messages(reader, 5)
+        await reader.close()
+        await reader.open()
+        [found] = await next_messages(reader, 5)
+        await reader.close()
+        return found.body
+
+    assert asyncio.run(read()) == b'{"n": 1}'
 
 
 def test_a_queue_that_is_not_there_is_named(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:

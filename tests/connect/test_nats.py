@@ -10,13 +10,18 @@ from typing import Any, TypeVar
 
 import pytest
 
+from service.connect.brokers import make_reader
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, nats
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
+    next_messages,
     run_once,
     streams_equal_the_fold,
+    until_lost,
     wait_for,
     wait_while_killing,
     written,
@@ -161,6 +166,33 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(
         wait_for(lambda: subjects.n_written() == len(readings), what=one.text)
 
     assert written((one for _, one in subjects.read("OUT")), doubles=True) == readings.expected()
+
+
+async def test_a_connector_that_gets_its_lease_back_begins_with_what_it_has_not_acknowledged(
+    subjects: NatsSubjects,
+) -> None:
+    """The acknowledgement of a later message would acknowledge those before it, too."""
+    await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(10)])
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+
+    async def take_lease(js: Any) -> None:
+        await (await js.key_value("stepwell-connect")).put("IN.d", b"another one")
+
+    async def give_it_back(js: Any) -> None:
+        await (await js.key_value("stepwell-connect")).delete("IN.d")
+
+    await reader.open()
+    first = await next_messages(reader, 5)
+    await asyncio.to_thread(subjects.run, take_lease)
+    await until_lost(reader)
+    await asyncio.to_thread(subjects.run, give_it_back)
+    again = await next_messages(reader, 5)
+    await reader.acknowledge(again)
+    behind = await next_messages(reader, 5)
+    await reader.close()
+
+    assert [one.at for one in first] == [one.at for one in again] == [1, 2, 3, 4, 5]
+    assert [one.at for one in behind] == [6, 7, 8, 9, 10]
 
 
 def test_a_subject_without_a_stream_is_refused(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:

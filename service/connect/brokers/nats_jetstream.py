@@ -102,6 +102,7 @@ class NatsReader:
             else:
                 assert self._lease is not None
                 if not await self._lease.acquire():
+                    self._subscription = None  # with the lease, it begins again with what is not acknowledged
                     await asyncio.sleep(_STAND_BY_S)
                     return []
                 if self._subscription is None:
@@ -120,7 +121,10 @@ class NatsReader:
     async def is_current(self) -> bool:
         """Return whether this connector still has the lease."""
         with _nats_errors(self._url):
-            return self._lease is None or await self._lease.renew()
+            if self._lease is None or await self._lease.renew():
+                return True
+        self._subscription = None
+        return False
 
     @property
     def is_done(self) -> bool:
