@@ -195,6 +195,63 @@ async def test_a_connector_that_gets_its_lease_back_begins_with_what_it_has_not_
     assert [one.at for one in behind] == [6, 7, 8, 9, 10]
 
 
+async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_connector_is_killed(
+    subjects: NatsSubjects,
+) -> None:
+    async def create(js: Any) -> None:
+        await js.add_stream(name="KEPT", subjects=["kept.>"], retention="interest")
+
+    await asyncio.to_thread(subjects.run, create)
+    reader = make_reader(BrokerUrl.parse(subjects.url("kept.{stream}", "?durable=d")), ReaderOptions())
+    await reader.open()
+    assert not await reader.poll(5)  # from now on there is a consumer
+    await asyncio.to_thread(subjects.add, [("kept.s", {"x": n}) for n in range(10)])
+    first = await next_messages(reader, 5)
+    await reader.acknowledge(first)
+    await next_messages(reader, 5)
+    await reader.close()
+    await reader.open()
+    again = await next_messages(reader, 5)
+    await reader.acknowledge(again)
+    await reader.close()
+
+    async def n_left(js: Any) -> tuple[int, int]:
+        state = (await js.stream_info("KEPT")).state
+        return state.messages, state.consumer_count
+
+    assert [one.at for one in again] == [6, 7, 8, 9, 10]
+    assert await asyncio.to_thread(subjects.run, n_left) == (0, 1)
+
+
+async def test_a_consumer_that_was_being_created_again_when_its_connector_was_killed_begins_where_it_should(
+    subjects: NatsSubjects,
+) -> None:
+    await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(10)])
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+
+    async def interrupt(js: Any) -> None:
+        """Leave what is there between the deletion of a consumer and its creation."""
+        found = (await js.consumer_info("IN", "d")).config
+        found.name, found.durable_name, found.deliver_policy, found.opt_start_seq = (
+            None,
+            "d-keeper",
+            "by_start_sequence",
+            6,
+        )
+        await js.add_consumer("IN", found)
+        await js.delete_consumer("IN", "d")
+
+    await reader.open()
+    await reader.acknowledge(await next_messages(reader, 5))
+    await reader.close()
+    await asyncio.to_thread(subjects.run, interrupt)
+    await reader.open()
+    found = await next_messages(reader, 5)
+    await reader.close()
+
+    assert [one.at for one in found] == [6, 7, 8, 9, 10]
+
+
 def test_a_subject_without_a_stream_is_refused(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:
     one = ConnectorProcess(
         tmp_path, subjects.url("nowhere"), "--model", "fold", "--stream", "stream", "--url", service.url
