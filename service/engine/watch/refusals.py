@@ -22,6 +22,7 @@ from service.errors import ServiceError
 from service.ids import STREAM_ID
 from service.store import keys
 from service.store.scripts import Script
+from service.store.transport.connection import Argument
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
@@ -139,7 +140,7 @@ class RefusalLog:
         number, body = self._unconfirmed[owner]
         log = keys.refusals_key(*owner)
         ttl_ms = int(self._store.stream_ttl_s * 1000)
-        arguments = [2, log, f"{log}:{self._worker}", number, body, _MAX_WRITES, ttl_ms]
+        arguments: list[Argument] = [2, log, f"{log}:{self._worker}", number, body, _MAX_WRITES, ttl_ms]
         await self._store.run(_WRITE, arguments, deadline=_deadline())
         del self._unconfirmed[owner]
 
