@@ -94,6 +94,7 @@ class RefusalLog:
         self._history = history
         self._worker = secrets.token_hex(8)
         self._n_writes = 0
+        self._flushing = asyncio.Lock()
         self._collected: dict[_Owner, dict[str, _Collected]] = {}
         self._unconfirmed: dict[_Owner, tuple[int, bytes]] = {}  # the number of a write and its content
 
@@ -129,12 +130,13 @@ class RefusalLog:
         Raises:
             ServiceError: The store does not reply.
         """
-        for owner in [*self._unconfirmed]:
-            await self._write(owner)
-        for owner in [*self._collected]:  # not those that are collected again meanwhile
-            self._n_writes += 1
-            self._unconfirmed[owner] = self._n_writes, _ENCODE([*self._collected.pop(owner).values()])
-            await self._write(owner)
+        async with self._flushing:  # while it is repeated, the drain calls it as well
+            for owner in [*self._unconfirmed]:
+                await self._write(owner)
+            for owner in [*self._collected]:  # not those that are collected again meanwhile
+                self._n_writes += 1
+                self._unconfirmed[owner] = self._n_writes, _ENCODE([*self._collected.pop(owner).values()])
+                await self._write(owner)
 
     async def _write(self, owner: _Owner) -> None:
         number, body = self._unconfirmed[owner]
