@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from service.connect.brokers.protocol import MessageReader
-from service.connect.messages import BrokerMessage
+from service.connect.messages import BrokerMessage, BrokerUnavailableError
+from tests.faults.proxy import Proxy
 from tests.graphs import fold_reference
 from tests.programs.start import Program, start_program
 
@@ -150,6 +152,32 @@ async def next_messages(reader: MessageReader, limit: int) -> Sequence[BrokerMes
         while not (found := await reader.poll(limit)):
             pass
     return found
+
+
+async def first_messages_around_a_loss(reader: MessageReader, proxy: Proxy, add: Callable[[], None]) -> list[bytes]:
+    """Lose the connection of a reader with a poll that is open and messages that wait.
+
+    Args:
+        reader: Connects through the proxy; it is opened and closed here.
+        proxy: Loses the connection.
+        add: Adds 20 messages.
+
+    Returns:
+        The first message before the loss, and the first one after it.
+    """
+    await reader.open()
+    await asyncio.to_thread(add)
+    first = await next_messages(reader, 5)
+    await asyncio.to_thread(wait_for, lambda: reader.lag() == 20 - len(first))
+    proxy.reset_all()
+    await until_lost(reader)
+    with pytest.raises(BrokerUnavailableError):
+        await reader.poll(5)
+    await reader.close()
+    await reader.open()
+    again = await next_messages(reader, 1)
+    await reader.close()
+    return [first[0].body, again[0].body]
 
 
 def wait_while_killing(

@@ -19,10 +19,10 @@ from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
+    first_messages_around_a_loss,
     next_messages,
     run_once,
     streams_equal_the_fold,
-    until_lost,
     wait_for,
     wait_while_killing,
     written,
@@ -166,23 +166,12 @@ def test_messages_that_wait_when_the_connection_is_lost_are_read_again_behind_th
     queues: RabbitQueues,
 ) -> None:
     """Otherwise a stream has two open polls, and the service keeps the predictions of the newer one."""
-    queues.add([{"n": n} for n in range(20)])
 
-    async def read() -> list[Any]:
+    async def read() -> list[bytes]:
         with Proxy(("127.0.0.1", queues.port)) as proxy:
             reader = make_reader(BrokerUrl.parse(f"amqp://127.0.0.1:{proxy.port}/in"), ReaderOptions())
-            await reader.open()
-            first = await next_messages(reader, 5)
-            await asyncio.to_thread(wait_for, lambda: reader.lag() == 20 - len(first))
-            proxy.reset_all()
-            await until_lost(reader)
-            with pytest.raises(BrokerUnavailableError):
-                await reader.poll(5)
-            await reader.close()
-            await reader.open()
-            again = await next_messages(reader, 1)
-            await reader.close()
-        return [one.body for one in (first[0], again[0])]
+            documents = [{"n": n} for n in range(20)]
+            return await first_messages_around_a_loss(reader, proxy, lambda: queues.add(documents))
 
     assert asyncio.run(read()) == [b'{"n": 0}'] * 2
 

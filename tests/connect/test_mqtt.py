@@ -13,16 +13,14 @@ import pytest
 
 from service.connect.brokers import make_reader
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerUnavailableError
 from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, mosquitto
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
-    next_messages,
+    first_messages_around_a_loss,
     streams_equal_the_fold,
-    until_lost,
     wait_for,
     wait_while_killing,
     written,
@@ -254,25 +252,16 @@ async def test_a_session_that_the_broker_has_kept_goes_on_before_the_subscriptio
 async def test_messages_that_wait_when_the_connection_is_lost_are_read_again_behind_those_that_are_open(
     topics: MqttTopics,
 ) -> None:
-    """Otherwise a stream has two open polls, and the service keeps the predictions of the newer one."""
+    def add() -> None:
+        for n in range(20):
+            topics.publish("in/s", {"n": n}).wait_for_publish()
+
     with Proxy(("127.0.0.1", topics.port)) as proxy:
         url = f"mqtt://127.0.0.1:{proxy.port}/in/{{stream}}?client=c11"
         reader = make_reader(BrokerUrl.parse(url), ReaderOptions())
-        await reader.open()
-        for n in range(20):
-            await asyncio.to_thread(topics.publish("in/s", {"n": n}).wait_for_publish)
-        first = await next_messages(reader, 5)
-        await asyncio.to_thread(wait_for, lambda: reader.lag() == 20 - len(first))
-        proxy.reset_all()
-        await until_lost(reader)
-        with pytest.raises(BrokerUnavailableError):
-            await reader.poll(5)
-        await reader.close()
-        await reader.open()
-        again = await next_messages(reader, 1)
-        await reader.close()
+        found = await first_messages_around_a_loss(reader, proxy, add)
 
-    assert first[0].body == again[0].body == b'{"n": 0}'
+    assert found == [b'{"n": 0}'] * 2
 
 
 def test_a_shared_subscription_is_refused(topics: MqttTopics, tmp_path: Path) -> None:
