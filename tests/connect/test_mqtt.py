@@ -19,12 +19,12 @@ from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
-    first_messages_around_a_loss,
     streams_equal_the_fold,
     wait_for,
     wait_while_killing,
     written,
 )
+from tests.connect.readers import first_messages_around_a_loss
 from tests.connect.skipping import or_skip
 from tests.faults.proxy import Proxy
 from tests.processes import ServiceProcess, service_process

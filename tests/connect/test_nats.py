@@ -18,14 +18,13 @@ from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
     connector,
-    next_messages,
     run_once,
     streams_equal_the_fold,
-    until_lost,
     wait_for,
     wait_while_killing,
     written,
 )
+from tests.connect.readers import next_messages, until_lost
 from tests.connect.skipping import or_skip
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
