@@ -22,10 +22,10 @@ from service.errors import ServiceError
 from service.ids import STREAM_ID
 from service.store import keys
 from service.store.scripts import Script
-from service.store.transport.connection import Argument
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
+    from service.store.transport.connection import Argument
 
 _CODES: Final = frozenset({"bad_json", "bad_input", "non_finite", "non_finite_state"})
 """The codes of timesteps that were refused because of what is in them."""
