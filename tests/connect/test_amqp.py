@@ -70,10 +70,16 @@ class RabbitQueues:
         """Take all messages of a queue."""
 
         async def take(channel: Any) -> list[dict[str, Any]]:
-            queue = await channel.get_queue(name)
-            found = []
-            while (message := await queue.get(no_ack=True, fail=False)) is not None:
-                found.append(json.loads(message.body))
+            queue = await channel.declare_queue(name, passive=True)
+            n, found = queue.declaration_result.message_count, []
+            await channel.set_qos(prefetch_count=n)
+            if n:
+                async with queue.iterator() as messages:  # a request for each message takes ten times as long
+                    async for message in messages:
+                        found.append(json.loads(message.body))
+                        if len(found) == n:
+                            await message.ack(multiple=True)
+                            break
             return found
 
         return self.run(take)
