@@ -18,7 +18,7 @@ from service.alert.rules import AlarmTarget
 from service.alert.webhook import Webhook
 from service.background import cancel
 from service.connect.brokers import make_writer
-from service.connect.messages import BrokerUnavailableError, OutMessage
+from service.connect.messages import ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
 from service.errors import ServiceError
 from service.store.alerts import AlertStore
@@ -238,7 +238,7 @@ class BrokerDelivery(_OutboxDelivery):
                     self._woken.clear()
                     if not await self._write_some():
                         await _wait_for(self._woken)
-            except (BrokerUnavailableError, ServiceError) as exc:
+            except (ConnectError, ServiceError) as exc:  # also what waiting does not repair: the others go on
                 self._options.counters.add_delivery(self._name, failed=max(self._n_pending, 1))
                 self._pauses.failed(exc)
             finally:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from service.alert.conditions import AlarmCondition
 from service.alert.rules import AlarmRule
@@ -17,6 +18,9 @@ from service.alert.stream_state import (
     StreamUpdate,
 )
 from service.engine.watch.refusals import Refusals
+
+_COUNTED_COMMITS: Final = 8
+"""Of so many commits of a stream, the newest, it is known how many timesteps were refused after them."""
 
 
 class RuleEvaluation:
@@ -65,15 +69,13 @@ class RuleEvaluation:
                 if state.raised(rule.name, kind):
                     own = state.condition(rule.name, kind)
                     alarms.append(make.cleared(rule, kind, own, update.step, update.last_outputs()))
-            if rule.refused is not None:
-                state.condition(rule.name, "refused").count = 0
             if rule.when is not None:
                 own = state.condition(rule.name, "when")
                 if was_reset:
                     own.count = 0
                 alarms += _thresholds(rule, rule.when, own, update, make)
         state.step, state.state_id, state.seen_ms = update.step, update.state_id, max(seen_ms, state.seen_ms)
-        state.expired_ms = 0
+        state.expired_ms, state.at_us = 0, update.at_us
         return alarms
 
     def silence(self, stream: str, state: AlertState, now_ms: int, outputs: dict[str, Any]) -> list[Alarm]:
@@ -94,29 +96,37 @@ class RuleEvaluation:
             and not state.raised(rule.name, "silent")
         ]
 
-    def refuse(self, stream: str, state: AlertState, refusals: Refusals, now_ms: int) -> list[Alarm]:
+    def refuse(
+        self, stream: str, state: AlertState, refusals: Refusals, commits: Sequence[int], now_ms: int
+    ) -> list[Alarm]:
         """Evaluate timesteps of a stream that were refused, after all commits that are known.
+
+        They are counted for the commit before them: refusals of several workers are read in another order than they
+        came, and later than commits that came after them.
 
         Args:
             stream: The stream.
             state: Its state.
             refusals: The refused timesteps.
+            commits: `at_us` of the commits up to the state's position, the oldest first, as far as they are known.
             now_ms: The store's clock.
         """
         alarms: list[Alarm] = []
         make = _AlarmMaker(self._model, stream, now_ms, self._new_id)
-        is_passed = refusals.at_ms < state.seen_ms  # a timestep that came after them was evaluated already
+        n_before = bisect_right(commits, refusals.at_us)
+        commit = commits[n_before - 1] if n_before else 0
         for rule in self.rules_of(stream):
-            if rule.refused is None or state.raised(rule.name, "refused"):
+            if rule.refused is None:
                 continue
             own = state.condition(rule.name, "refused")
-            own.count += refusals.n
-            if own.count >= rule.refused:
+            before = own.refused.get(commit, 0)
+            own.refused[commit] = before + refusals.n
+            if len(own.refused) > _COUNTED_COMMITS:
+                del own.refused[min(own.refused)]
+            if before < rule.refused <= before + refusals.n and not own.alarm:
                 alarms.append(make.raised(rule, "refused", own, state.step, {}, refusals.code))
-                if is_passed:
+                if n_before < len(commits):  # a timestep that came after them was evaluated already
                     alarms.append(make.cleared(rule, "refused", own, state.step, {}))
-            elif is_passed:
-                own.count = 0
         return alarms
 
     def end(self, stream: str, state: AlertState, now_ms: int, *, expired: bool) -> list[Alarm]:

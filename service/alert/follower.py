@@ -9,17 +9,16 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
 from service.alert.counters import AlertCounters
 from service.alert.evaluation import RuleEvaluation
-from service.alert.rules import AlarmRule, common_start
+from service.alert.rules import FollowedModel
 from service.alert.stream_state import ALARM_KINDS, Alarm, AlertState, StreamUpdate
-from service.alert.updates import newest_event, update_of, updates_after
-from service.engine.watch.refusals import RefusalReader
+from service.alert.updates import commit_times, newest_event, update_of, updates_after
+from service.engine.watch.refusals import RefusalReader, Refusals
 from service.store.alerts import AlertWrites, raised_member
 from service.store.event_logs import EventLogs, StreamTail
 
@@ -30,30 +29,6 @@ _BEFORE_EXPIRY_MS: Final = 1000  # so long before its expiry a stream is checked
 _CLOCK_MS: Final = 50  # the store's clock is known so exactly
 _AFTER_EXPIRY_MS: Final = 10
 _RAISED_CHECK_MS: Final = 10_000  # between two checks whether a stream with raised alarms still exists
-
-
-@dataclass(slots=True)
-class FollowedModel:
-    """What is followed.
-
-    Attributes:
-        name: The model.
-        rules: Its rules.
-        row_ranks: By input, the number of axes of one timestep.
-        stream_ttl_ms: Milliseconds that an idle stream lives at least.
-        longest_request_s: Seconds after which no commit of an earlier request is under way.
-        prefix: The longest start that the ids of all streams of its rules have.
-    """
-
-    name: str
-    rules: list[AlarmRule]
-    row_ranks: dict[str, int]
-    stream_ttl_ms: int
-    longest_request_s: float
-    prefix: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.prefix = common_start([rule.prefix for rule in self.rules])
 
 
 class StreamFollower:
@@ -181,13 +156,15 @@ class StreamFollower:
         found = await self._refusals.read()
         try:  # a message of the watch does not have the time of its commit, with which a refusal is compared
             await self._read({one.stream for one in found if one.stream in self._states})
+            commits = await self._commit_times(found)
         except BaseException:
             self._refusals.position = before
             raise
         for one in found:
             state = self._states.get(one.stream)
             if state is not None and not state.expired_ms:
-                self._alarms += self._evaluation.refuse(one.stream, state, one, self._now_ms())
+                times = commits.get(one.stream) or [state.at_us]
+                self._alarms += self._evaluation.refuse(one.stream, state, one, times, self._now_ms())
                 self._dirty[one.stream] = True
                 self._schedule(one.stream, state)
         if self._refusals.position != before:
@@ -245,7 +222,8 @@ class StreamFollower:
                 if state is not None:
                     self._check_end(stream, state, tail, asked)
             elif state is None and not self._was_followed:
-                state = self._states[stream] = AlertState(event.step, event.state_id, asked - (tail.age_ms or 0))
+                state = AlertState(event.step, event.state_id, asked - (tail.age_ms or 0), at_us=event.at_us)
+                self._states[stream] = state
                 self._dirty[stream] = True
                 self._at_its_end(stream, state, tail, asked, update_of(event))
             elif state is None or (event.step, event.state_id) != (state.step, state.state_id):
@@ -253,9 +231,20 @@ class StreamFollower:
             else:
                 if tail.age_ms is not None:
                     state.correct_time(asked - tail.age_ms, now - tail.age_ms)
+                state.at_us = event.at_us
                 self._at_its_end(stream, state, tail, asked, update_of(event))
         for (stream, tail), log in zip(new.items(), await self._logs.read(list(new)), strict=True):
             self._evaluate(stream, tail, log, asked)
+
+    async def _commit_times(self, found: Iterable[Refusals]) -> dict[str, list[int]]:
+        """Return the times of the commits of the streams with refusals that came before their newest commit."""
+        states = self._states
+        late = {one.stream for one in found if one.stream in states and one.at_us < states[one.stream].at_us}
+        logs = await self._logs.read(list(late))
+        return {
+            stream: commit_times(log, (states[stream].step, states[stream].state_id))
+            for stream, log in zip(late, logs, strict=True)
+        }
 
     def _evaluate(self, stream: str, tail: StreamTail, log: list[bytes], asked: int) -> None:
         state = self._states.get(stream)

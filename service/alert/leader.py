@@ -18,9 +18,9 @@ from service.alert.counters import AlertCounters
 from service.alert.deliveries import BrokerDelivery, WebhookDelivery, target_id
 from service.alert.errors import LeaseLostError
 from service.alert.evaluation import RuleEvaluation
-from service.alert.follower import FollowedModel, StreamFollower
+from service.alert.follower import StreamFollower
 from service.alert.lease import GroupLease
-from service.alert.rules import AlarmTarget
+from service.alert.rules import AlarmTarget, FollowedModel
 from service.alert.stream_state import StreamUpdate
 from service.alert.updates import update_of_message
 from service.background import cancel

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import tomllib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -149,6 +148,30 @@ class AlertRules:
     def of_model(self, model: str) -> list[AlarmRule]:
         """Return the rules of a model."""
         return [rule for rule in self.rules if rule.model == model]
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedModel:
+    """What is followed.
+
+    Attributes:
+        name: The model.
+        rules: Its rules.
+        row_ranks: By input, the number of axes of one timestep.
+        stream_ttl_ms: Milliseconds that an idle stream lives at least.
+        longest_request_s: Seconds after which no commit of an earlier request is under way.
+    """
+
+    name: str
+    rules: list[AlarmRule]
+    row_ranks: dict[str, int]
+    stream_ttl_ms: int
+    longest_request_s: float
+
+    @property
+    def prefix(self) -> str:
+        """The longest start that the ids of all streams of its rules have."""
+        return os.path.commonprefix([rule.prefix for rule in self.rules])  # noqa: RUF071 - ids are no paths
 
 
 def read_rules(path: Path, env: Mapping[str, str] = os.environ) -> AlertRules:
@@ -304,9 +327,3 @@ def _target(table: TargetTable, index: int, where: _Places, env: Mapping[str, st
     if secret is not None and not secret:
         raise error("secret", "found an empty secret; expected at least one character")
     return AlarmTarget(table.webhook, True, None if secret is None else secret.encode())
-
-
-def common_start(texts: Sequence[str]) -> str:
-    """Return the longest start that all texts have."""
-    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
-    return "".join(letters[0] for letters in same)

@@ -15,10 +15,9 @@ from service.alert.counters import AlertCounters
 from service.alert.deliveries import DeliveryOptions, make_delivery
 from service.alert.errors import AlertStartError, LeaseLostError, RulesError
 from service.alert.evaluation import RuleEvaluation
-from service.alert.follower import FollowedModel
 from service.alert.leader import AlertLeader
 from service.alert.lease import GroupLease
-from service.alert.rules import AlertRules
+from service.alert.rules import AlertRules, FollowedModel
 from service.background import until
 from service.connect.service_feed import ServiceFeed
 from service.engine.watch.refusals import RefusalReader

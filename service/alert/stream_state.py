@@ -54,12 +54,14 @@ class ConditionState(Struct, array_like=True):
     """The state of one condition of a rule for one stream.
 
     Attributes:
-        count: Timesteps in a row in which `when` held, or that were refused; 0 while an alarm is raised.
+        count: Timesteps in a row in which `when` held; 0 while an alarm is raised.
         alarm: The id of the alarm that is raised; empty: none is.
+        refused: Refused timesteps, by the `at_us` of the commit before them.
     """
 
     count: int = 0
     alarm: str = ""
+    refused: dict[int, int] = {}
 
 
 class AlertState(Struct, array_like=True):
@@ -71,6 +73,7 @@ class AlertState(Struct, array_like=True):
         seen_ms: When it was committed, milliseconds since 1970 by the store's clock.
         conditions: By rule and kind; those with nothing to remember are left out.
         expired_ms: When the stream's expiry was found, by the store's clock; 0: it exists.
+        at_us: `at_us` of the newest event; 0: it was evaluated from a message of a watch, which does not have it.
     """
 
     step: int
@@ -78,6 +81,7 @@ class AlertState(Struct, array_like=True):
     seen_ms: int
     conditions: dict[str, ConditionState] = {}
     expired_ms: int = 0
+    at_us: int = 0
 
     def condition(self, rule: str, kind: AlarmKind) -> ConditionState:
         """Return the state of a condition, to change it."""
@@ -106,7 +110,7 @@ class AlertState(Struct, array_like=True):
 
     def encode(self) -> bytes:
         """Return it as the store keeps it."""
-        self.conditions = {key: one for key, one in self.conditions.items() if one.count or one.alarm}
+        self.conditions = {key: one for key, one in self.conditions.items() if one.count or one.alarm or one.refused}
         return _ENCODE(self)
 
     @classmethod
@@ -137,6 +141,7 @@ class StreamUpdate(NamedTuple):
         state_id: The state id after it, 16 bytes.
         outputs: The predictions of its last T' timesteps, `(T', *row)` by name; empty: none was asked for.
         inputs: The inputs, `(T, *row)` by name.
+        at_us: When it was sent to the store, microseconds since 1970 by the clock of its worker; 0: not known.
     """
 
     step: int
@@ -144,6 +149,7 @@ class StreamUpdate(NamedTuple):
     state_id: bytes
     outputs: Mapping[str, Array]
     inputs: Mapping[str, Array]
+    at_us: int = 0
 
     @property
     def step_before(self) -> int:

@@ -30,6 +30,7 @@ def update_of(event: CommitEvent) -> StreamUpdate:
         event.state_id,
         _rows(event.outputs, single=single),
         _rows(event.inputs, single=single),
+        event.at_us,
     )
 
 
@@ -65,6 +66,16 @@ def updates_after(log: Sequence[bytes], position: tuple[int, bytes] | None) -> t
         return 0, [update_of(event) for event in new]
     first = new[0].step_before  # a stream that was reset or created again begins at step 0
     return (first - position[0] if first >= position[0] else first), [update_of(event) for event in new]
+
+
+def commit_times(log: Sequence[bytes], position: tuple[int, bytes]) -> list[int]:
+    """Return `at_us` of the commits of an event log up to a position, the oldest first; see `updates_after`."""
+    times = []
+    for event in filter(None, map(newest_event, log)):
+        times.append(event.at_us)
+        if (event.step, event.state_id) == position:
+            break
+    return times
 
 
 def _rows(tensors: Mapping[str, PackedTensor], *, single: bool) -> dict[str, Array]:

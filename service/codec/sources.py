@@ -78,7 +78,7 @@ def check_source(source: SourceField | UnsetType, length: int) -> None:
     Raises:
         ServiceError: `bad_request`.
     """
-    if source is not UNSET:
+    if source is not UNSET and (length != 1 or type(source.at) is not int):  # one position fits one timestep
         _check_positions(_positions(source), length, "`source.at`")
 
 

@@ -154,10 +154,10 @@ class TypedStepDecoder:
             colons += 1 + step.stream.count(":")
         if self._is_message and step.id is not UNSET:
             colons += 1 + bytes(step.id).count(b":")
-        if step.source is not UNSET:
-            if type(step.source.at) is not int or (not self._may_hide_colons and b"\\" in body):
+        if (source := step.source) is not UNSET:
+            if type(source.at) is not int or (not self._may_hide_colons and b"\\" in body):
                 raise NotTypedError  # a list of one, or an error; or an id that may hide a colon by an escape
-            colons += 3 + step.source.id.count(":")
+            colons += 3 + source.id.count(":")
         is_plain = body.count(b":") == colons
         if not is_plain:
             reject_duplicate_keys(body, step, input_colons)

@@ -192,7 +192,8 @@ class _Round:
                 elif found.code in _PASSED:
                     low = size
                 else:
-                    await self._on_rejected(rest, found)
+                    self._keep(StreamChunk(chunk.stream, good + rest[:low]), applied)
+                    await self._settle(StreamChunk(chunk.stream, rest[low:]), found)
                     return
                 size = (low + high + 1) // 2
             good = good + rest[:low]
@@ -200,8 +201,16 @@ class _Round:
                 assert error is not None
                 await self._on_rejected([rest[low]], error)
             rest = rest[low + 1 :]
-        if good:
-            self.applied.append(AppliedChunks.of(StreamChunk(chunk.stream, good), applied))
+            if rest and self._poll.seq[rest[0]] is not None:
+                break  # it does not follow the step before it, which only a chunk of its own shows to the service
+        self._keep(StreamChunk(chunk.stream, good), applied)
+        if rest:
+            behind = StreamChunk(chunk.stream, rest)
+            await self._settle(behind, await self._try_until_final(behind))
+
+    def _keep(self, chunk: StreamChunk, found: StepResult | None) -> None:
+        if chunk.timesteps:
+            self.applied.append(AppliedChunks.of(chunk, found))
 
     async def _try_until_final(self, chunk: StreamChunk) -> StepResult | ClientError:
         policy = self._feed.new_policy()

@@ -30,6 +30,8 @@ _LARGEST_POLL: Final = 16_384
 _POLL_BYTES: Final = 8 << 20
 _POLL_S: Final = 0.5
 """Seconds that a large poll may take before the next ones get smaller: a rebalance and `stop` wait for its end."""
+_GROWTH: Final = 4
+"""A poll is at most so many times as large as the one before it. Small polls cost most for each message."""
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
@@ -224,10 +226,10 @@ def _next_limit(limit: int, messages: MessageColumns, seconds: float) -> int:
         seconds: The time in which it was carried.
     """
     if limit < _USUAL_POLL:
-        limit *= 2
+        limit *= _GROWTH
     elif seconds > _POLL_S:
         limit = max(_USUAL_POLL, limit // 2)
     elif seconds < _POLL_S / 2:
-        limit = min(_LARGEST_POLL, 2 * limit)
+        limit = min(_LARGEST_POLL, int(limit * min(_GROWTH, _POLL_S / max(seconds, 1e-6))))
     mean = messages.size / len(messages)
     return max(1, min(limit, int(_POLL_BYTES / (mean + 1))))

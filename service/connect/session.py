@@ -19,12 +19,24 @@ from service.connect.mapping.input_columns import InputColumn, make_columns
 from service.connect.mapping.message_mapper import MessageMapper, check_segment
 from service.connect.mapping.poll_mapper import PollMapper
 from service.connect.mapping.typed_decoding import typed_decoder
+from service.connect.messages import ConnectUsageError
 from service.connect.polls import PollLimits
 from service.connect.preview import preview
 from service.connect.service_feed import ModelFacts, ServiceFeed
 from service.connect.urls import BrokerUrl, stream_segment
 
 _WITHOUT_POSITIONS = {"mqtt", "mqtts", "amqp", "amqps"}
+
+
+def _check_places(config: ConnectConfig, source: BrokerUrl) -> None:
+    """Check that nothing is written where it is read, and that no two writers append to one file."""
+    to, letters = (None if one is None else BrokerUrl.parse(one.url) for one in (config.to, config.dead_letter))
+    share_a_file = to is not None and letters is not None and to.scheme == "file" and to.place == letters.place
+    if share_a_file or source.place in [one.place for one in (to, letters) if one is not None]:
+        raise ConnectUsageError(
+            f"{letters.text if share_a_file and letters else source.text} is named twice.",
+            fix="Give what is read, the predictions and the dead letters places of their own.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ class ConnectSession:
         self._writer = None if config.to is None else make_writer(BrokerUrl.parse(config.to.url), config.to.format)
         letters = config.dead_letter
         self._dead_letters = None if letters is None else make_writer(BrokerUrl.parse(letters.url), "json")
+        _check_places(config, source)
         if source.scheme in _WITHOUT_POSITIONS and config.source.position is None and config.source.seq is None:
             report(
                 f"{source.scheme} messages have no positions: a message that is delivered twice is applied twice. "

@@ -94,6 +94,11 @@ class BrokerUrl:
         """The name of a Redis stream; empty if it is missing."""
         return self.options.get("stream", "")
 
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        """What identifies the topic, stream, queue or file."""
+        return self.scheme, self.hosts, self.path, self.stream
+
     def address(self, default_port: int) -> tuple[str, int]:
         """Return the host and the port of a broker with one address.
 

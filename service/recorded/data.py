@@ -19,6 +19,8 @@ from service.recorded.values import Categories, cast, integers, numbers, times
 
 _TABLES: dict[str, type[CsvFile | ParquetFile]] = {".csv": CsvFile, ".parquet": ParquetFile, ".pq": ParquetFile}
 _ENDINGS = (*_TABLES, ".npz")
+KEPT_BYTES = 64 << 20
+"""Memory of the rows of a recording that is parsed once."""
 
 
 class _Codes(dict[str, int]):
@@ -50,6 +52,7 @@ class RecordedData:
         self.streams: dict[str, int] = _Codes()
         self._specs = specs
         self._choice = choice
+        self._kept: list[Rows] | None = None
         sizes = [[file.name, file.stat().st_size] for file in self.files]
         self.source_id = f"files:{hashlib.blake2b(json.dumps(sizes).encode(), digest_size=16).hexdigest()}"
         for file in self.files:
@@ -65,6 +68,9 @@ class RecordedData:
         Raises:
             RecordedDataError: A file cannot be read, or a value does not fit.
         """
+        if self._kept is not None:
+            yield from self._kept
+            return
         first = 0
         for file in self.files:
             parts = self._arrays(file) if file.suffix.lower() == ".npz" else self._table(file)
@@ -73,7 +79,7 @@ class RecordedData:
                 first += len(codes)
 
     def check(self, advance: Callable[[int], None] = lambda _rows: None) -> int:
-        """Read everything once, and return the number of rows.
+        """Read everything once, and return the number of rows; what is small is kept, so that `read` parses nothing.
 
         Args:
             advance: Called with the number of rows that were read since the last call.
@@ -82,7 +88,11 @@ class RecordedData:
             RecordedDataError: A stream is not sorted by time, or as for `read`.
         """
         total, newest = 0, np.empty(0)
+        kept: list[Rows] | None = []
         for rows in self.read():
+            if kept is not None:
+                kept.append(rows)
+                kept = kept if sum(one.nbytes for one in kept) <= KEPT_BYTES else None
             if rows.times is not None:
                 newest = np.append(newest, np.full(len(self.streams) - len(newest), -np.inf))
                 self._check_order(rows, newest)
@@ -90,6 +100,7 @@ class RecordedData:
             advance(len(rows))
         if not total:
             raise RecordedDataError(f"{', '.join(map(str, self.files))}: there are no rows.")
+        self._kept = kept
         return total
 
     def _check_order(self, rows: Rows, newest: Array) -> None:

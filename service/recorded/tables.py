@@ -75,15 +75,18 @@ class CsvFile:
 
     def _parsed(self, lines: Sequence[str], columns: Mapping[str, Kind]) -> Mapping[str, Cells] | None:
         """Return the columns of lines without quotes; None if a cell is not what is expected: `_cells` reports it."""
-        delimiters = len(self.columns) - 1
-        if not lines[-1].endswith(("\n", "\r")):
-            lines = [*lines[:-1], f"{lines[-1]}\n"]
-        if '"' in "".join(lines) or any(line.count(self._delimiter) != delimiters for line in lines):
+        text = "".join(lines)
+        if '"' in text:
             return None
+        if not text.endswith(("\n", "\r")):
+            lines = [*lines[:-1], f"{lines[-1]}\n"]
         if len(lines) >= PIECE_ROWS and "i8" not in columns.values():  # a small file does not wait for the import
-            found = _parsed_by_arrow(lines, self._delimiter, self.columns, columns)
+            found = _parsed_by_arrow(text, self._delimiter, self.columns, columns)
             if found is not None:
                 return found
+        delimiters = len(self.columns) - 1
+        if any(line.count(self._delimiter) != delimiters for line in lines):
+            return None
         kinds = [(name, f"U{_LONGEST_TEXT}" if kind == "U" else kind) for name, kind in columns.items()]
         at = [self.columns.index(name) for name in columns]
         try:
@@ -132,7 +135,7 @@ class ParquetFile:
     def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
         """Yield some columns of consecutive rows; as `CsvFile.pieces`."""
         with self._reading(), self._parquet.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
+            for batch in file.iter_batches(PIECE_ROWS, columns=list(columns), use_threads=False):
                 yield {name: _arrow_cells(batch.column(name), kind) for name, kind in columns.items()}
 
     def _reading(self) -> _Reading:
@@ -169,9 +172,9 @@ def _whole_lines(file: TextIO) -> list[str]:
 
 
 def _parsed_by_arrow(
-    lines: Sequence[str], delimiter: str, names: Sequence[str], columns: Mapping[str, Kind]
+    text: str, delimiter: str, names: Sequence[str], columns: Mapping[str, Kind]
 ) -> Mapping[str, Cells] | None:
-    """Return columns of texts and float64 numbers; None if a cell is not that, or without pyarrow.
+    """Return columns of texts and float64 numbers; None if a line or a cell is something else, or without pyarrow.
 
     It takes a third of NumPy's time. Integers are left to NumPy, because pyarrow accepts hexadecimal ones.
     """
@@ -183,7 +186,7 @@ def _parsed_by_arrow(
     types = {name: pa.string() if kind == "U" else pa.float64() for name, kind in columns.items()}
     try:
         table = arrow_csv.read_csv(
-            pa.py_buffer("".join(lines).encode()),
+            pa.py_buffer(text.encode()),
             read_options=arrow_csv.ReadOptions(column_names=list(names), use_threads=False),
             parse_options=arrow_csv.ParseOptions(delimiter=delimiter, quote_char=False),
             convert_options=arrow_csv.ConvertOptions(

@@ -8,13 +8,14 @@ from itertools import chain
 from typing import Final, NamedTuple, Self
 
 import numpy as np
+from msgspec import Struct
 
 from model_export.manifest import Array
 
 _MARK: Final = b"source"
 
 
-class Source(NamedTuple):
+class Source(Struct, frozen=True, gc=False):
     """Where the timesteps of a request stand in the log that they were read from.
 
     Attributes:
@@ -44,9 +45,9 @@ class BatchSources(NamedTuple):
     @classmethod
     def of(cls, sources: Sequence[Source]) -> Self:
         """Return the columns of sources that have equally many positions."""
-        digests, at = zip(*sources, strict=True)
-        positions = np.fromiter(chain.from_iterable(at), np.uint64).reshape(len(at), -1)
-        return cls(np.frombuffer(b"".join(digests), "<u8"), positions)
+        positions = np.fromiter(chain.from_iterable([one.at for one in sources]), np.uint64)
+        digests = np.frombuffer(b"".join([one.digest for one in sources]), "<u8")
+        return cls(digests, positions.reshape(len(sources), -1))
 
     def rows(self) -> list[Source]:
         """Return the source of each row."""

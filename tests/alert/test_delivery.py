@@ -96,6 +96,22 @@ def test_a_redis_stream_and_a_file_get_each_alarm_once(
     assert sorted(entries) == sorted(alarm["id"] for alarm in alarms)
 
 
+def test_a_target_that_cannot_be_written_stops_no_other_one(service: ServiceProcess, tmp_path: Path) -> None:
+    folder = tmp_path / "missing"
+    with webhook() as receiver:
+        rules = rules_of(service, "wrong", f'url = "file://{folder}/alarms.jsonl"', hook(receiver))
+        with alerting(tmp_path, rules, "--data-dir", service.folder / "data") as [one]:
+            wait_for(lambda: one.leads, what=one.text)
+            total = step_all(service, "wrong", 20, 5)
+            wait_for(lambda: len(receiver.alarms()) >= total and "cannot be written" in one.text(), what=one.text)
+            folder.mkdir()
+            file = folder / "alarms.jsonl"
+            wait_for(lambda: file.exists() and len(file.read_text().splitlines()) == total, what=one.text)
+
+    written = {json.loads(line)["id"] for line in file.read_text().splitlines()}
+    assert written == {alarm["id"] for alarm in receiver.alarms()}
+
+
 def test_sigterm_hands_over_at_once(service: ServiceProcess, tmp_path: Path) -> None:
     """The process writes what it has, exits with 0, and the other one continues."""
     with webhook() as receiver:

@@ -10,6 +10,10 @@ from typing import Any, TypeVar
 
 import pytest
 
+from service.connect.brokers import make_reader
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import BrokerUnavailableError
+from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, rabbitmq
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -21,7 +25,9 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.connect.readers import first_messages_around_a_loss, next_messages
 from tests.connect.skipping import or_skip
+from tests.faults.proxy import Proxy
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -64,10 +70,16 @@ class RabbitQueues:
         """Take all messages of a queue."""
 
         async def take(channel: Any) -> list[dict[str, Any]]:
-            queue = await channel.get_queue(name)
-            found = []
-            while (message := await queue.get(no_ack=True, fail=False)) is not None:
-                found.append(json.loads(message.body))
+            queue = await channel.declare_queue(name, passive=True)
+            n, found = queue.declaration_result.message_count, []
+            await channel.set_qos(prefetch_count=n)
+            if n:
+                async with queue.iterator() as messages:  # a request for each message takes ten times as long
+                    async for message in messages:
+                        found.append(json.loads(message.body))
+                        if len(found) == n:
+                            await message.ack(multiple=True)
+                            break
             return found
 
         return self.run(take)
@@ -153,6 +165,44 @@ def test_two_connectors_that_are_killed_in_turn_lose_nothing(
         out.extend(queues.read("out"))
         assert written(out, doubles=True) == readings.expected()
         assert streams_equal_the_fold(service.url, readings)
+
+
+def test_messages_that_wait_when_the_connection_is_lost_are_read_again_behind_those_that_are_open(
+    queues: RabbitQueues,
+) -> None:
+    """Otherwise a stream has two open polls, and the service keeps the predictions of the newer one."""
+
+    async def read() -> list[bytes]:
+        with Proxy(("127.0.0.1", queues.port)) as proxy:
+            reader = make_reader(BrokerUrl.parse(f"amqp://127.0.0.1:{proxy.port}/in"), ReaderOptions())
+            documents = [{"n": n} for n in range(20)]
+            return await first_messages_around_a_loss(reader, proxy, lambda: queues.add(documents))
+
+    assert asyncio.run(read()) == [b'{"n": 0}'] * 2
+
+
+def test_a_queue_that_is_deleted_and_created_again_is_read_on(queues: RabbitQueues) -> None:
+    """The broker ends the consumer, and leaves the connection as it is."""
+
+    async def create_again(channel: Any) -> None:
+        await channel.queue_delete("in")
+        await queues.create(channel)
+
+    async def read() -> bytes:
+        reader = make_reader(BrokerUrl.parse(queues.url("in")), ReaderOptions())
+        await reader.open()
+        assert not await reader.poll(5)
+        await asyncio.to_thread(queues.run, create_again)
+        await asyncio.to_thread(queues.add, [{"n": 1}])
+        with pytest.raises(BrokerUnavailableError):
+            await next_messages(reader, 5)
+        await reader.close()
+        await reader.open()
+        [found] = await next_messages(reader, 5)
+        await reader.close()
+        return found.body
+
+    assert asyncio.run(read()) == b'{"n": 1}'
 
 
 def test_a_queue_that_is_not_there_is_named(service: ServiceProcess, queues: RabbitQueues, tmp_path: Path) -> None:

@@ -125,6 +125,24 @@ def test_a_timestep_that_only_the_service_can_reject_is_a_dead_letter_alone(
     ]
 
 
+def test_timesteps_with_a_seq_do_not_follow_one_that_the_service_rejects(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    xs = [1.0, 3e38, 3e38, 2.0, 4.0]
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "seq", "n": n, "x": [x, 0.5]} for n, x in enumerate(xs, 1)])
+
+    run_once(
+        tmp_path, source, *flags(service, tmp_path / "out.jsonl", model="total"), "--seq", "n",
+        "--dead-letter", f"file://{tmp_path}/dead.jsonl",
+    )  # fmt: skip
+
+    letters, out = lines_of(tmp_path / "dead.jsonl"), lines_of(tmp_path / "out.jsonl")
+    assert [(one["source"]["at"], one["code"]) for one in letters] == [
+        (2, "non_finite_state"), (3, "seq_gap"), (4, "seq_gap")
+    ]  # fmt: skip
+    assert [(one["source"]["at"], one["step"]) for one in out] == [(0, 1), (1, 2)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_connector_and_a_killed_service_lose_and_double_nothing(models: Path, short_path: Path) -> None:

@@ -24,7 +24,9 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.connect.readers import first_messages_around_a_loss
 from tests.connect.skipping import or_skip
+from tests.faults.proxy import Proxy
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -245,6 +247,21 @@ async def test_a_session_that_the_broker_has_kept_goes_on_before_the_subscriptio
         await second.close()
 
     assert [one.body for one in found] == [b'{"n": 1}']
+
+
+async def test_messages_that_wait_when_the_connection_is_lost_are_read_again_behind_those_that_are_open(
+    topics: MqttTopics,
+) -> None:
+    def add() -> None:
+        for n in range(20):
+            topics.publish("in/s", {"n": n}).wait_for_publish()
+
+    with Proxy(("127.0.0.1", topics.port)) as proxy:
+        url = f"mqtt://127.0.0.1:{proxy.port}/in/{{stream}}?client=c11"
+        reader = make_reader(BrokerUrl.parse(url), ReaderOptions())
+        found = await first_messages_around_a_loss(reader, proxy, add)
+
+    assert found == [b'{"n": 0}'] * 2
 
 
 def test_a_shared_subscription_is_refused(topics: MqttTopics, tmp_path: Path) -> None:

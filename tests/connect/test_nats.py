@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from service.connect.brokers import make_reader
+from service.connect.brokers.protocol import ReaderOptions
+from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, nats
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -21,6 +24,7 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
+from tests.connect.readers import next_messages, until_lost
 from tests.connect.skipping import or_skip
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
@@ -161,6 +165,90 @@ def test_a_server_that_is_killed_and_started_again_is_waited_for(
         wait_for(lambda: subjects.n_written() == len(readings), what=one.text)
 
     assert written((one for _, one in subjects.read("OUT")), doubles=True) == readings.expected()
+
+
+async def test_a_connector_that_gets_its_lease_back_begins_with_what_it_has_not_acknowledged(
+    subjects: NatsSubjects,
+) -> None:
+    """The acknowledgement of a later message would acknowledge those before it, too."""
+    await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(10)])
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+
+    async def take_lease(js: Any) -> None:
+        await (await js.key_value("stepwell-connect")).put("IN.d", b"another one")
+
+    async def give_it_back(js: Any) -> None:
+        await (await js.key_value("stepwell-connect")).delete("IN.d")
+
+    await reader.open()
+    first = await next_messages(reader, 5)
+    await asyncio.to_thread(subjects.run, take_lease)
+    await until_lost(reader)
+    await asyncio.to_thread(subjects.run, give_it_back)
+    again = await next_messages(reader, 5)
+    await reader.acknowledge(again)
+    behind = await next_messages(reader, 5)
+    await reader.close()
+
+    assert [one.at for one in first] == [one.at for one in again] == [1, 2, 3, 4, 5]
+    assert [one.at for one in behind] == [6, 7, 8, 9, 10]
+
+
+async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_connector_is_killed(
+    subjects: NatsSubjects,
+) -> None:
+    async def create(js: Any) -> None:
+        await js.add_stream(name="KEPT", subjects=["kept.>"], retention="interest")
+
+    await asyncio.to_thread(subjects.run, create)
+    reader = make_reader(BrokerUrl.parse(subjects.url("kept.{stream}", "?durable=d")), ReaderOptions())
+    await reader.open()
+    assert not await reader.poll(5)  # from now on there is a consumer
+    await asyncio.to_thread(subjects.add, [("kept.s", {"x": n}) for n in range(10)])
+    first = await next_messages(reader, 5)
+    await reader.acknowledge(first)
+    await next_messages(reader, 5)
+    await reader.close()
+    await reader.open()
+    again = await next_messages(reader, 5)
+    await reader.acknowledge(again)
+    await reader.close()
+
+    async def n_left(js: Any) -> tuple[int, int]:
+        state = (await js.stream_info("KEPT")).state
+        return state.messages, state.consumer_count
+
+    assert [one.at for one in again] == [6, 7, 8, 9, 10]
+    assert await asyncio.to_thread(subjects.run, n_left) == (0, 1)
+
+
+async def test_a_consumer_that_was_being_created_again_when_its_connector_was_killed_begins_where_it_should(
+    subjects: NatsSubjects,
+) -> None:
+    await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(10)])
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+
+    async def interrupt(js: Any) -> None:
+        """Leave what is there between the deletion of a consumer and its creation."""
+        found = (await js.consumer_info("IN", "d")).config
+        found.name, found.durable_name, found.deliver_policy, found.opt_start_seq = (
+            None,
+            "d-keeper",
+            "by_start_sequence",
+            6,
+        )
+        await js.add_consumer("IN", found)
+        await js.delete_consumer("IN", "d")
+
+    await reader.open()
+    await reader.acknowledge(await next_messages(reader, 5))
+    await reader.close()
+    await asyncio.to_thread(subjects.run, interrupt)
+    await reader.open()
+    found = await next_messages(reader, 5)
+    await reader.close()
+
+    assert [one.at for one in found] == [6, 7, 8, 9, 10]
 
 
 def test_a_subject_without_a_stream_is_refused(service: ServiceProcess, subjects: NatsSubjects, tmp_path: Path) -> None:

@@ -49,6 +49,15 @@ def test_an_unknown_key_is_refused_by_its_name(tmp_path: Path, text: str, named:
         (["redis://h/0", "--model", "m", "--stream", "key"], "incomplete"),
         (["mqtt://h/a/+", "--model", "m", "--stream", "topic"], "no {stream}"),
         (["file:///x", "--model", "m", "--stream", "key", "--format", "xml"], "'xml'"),
+        (["file:///x", "--model", "m", "--stream", "key", "--to", "file:///x"], "file:///x is named twice"),
+        (
+            ["redis://h/0?stream=a", "--model", "m", "--stream", "key", "--dead-letter", "redis://h/0?stream=a"],
+            "stream=a is named twice",
+        ),
+        (
+            ["file:///x", "--model", "m", "--stream", "key", "--to", "file:///y", "--dead-letter", "file:///y"],
+            "file:///y is named twice",
+        ),
     ],
 )
 def test_a_wrong_word_is_named(words: list[str], said: str) -> None:

@@ -284,6 +284,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
         program = (
             "import resource, sys; from pathlib import Path; from tests.recorded.files import an_input\n"
             "from service.recorded import gathered, open_data; from service.recorded.columns import ColumnChoice\n"
+            "from service.recorded import data; data.KEPT_BYTES = 1 << 20\n"
             "data = open_data([Path(sys.argv[1])], [an_input()], ColumnChoice('s', None, {'x': ['p', 'q']}))\n"
             "data.check(); n = sum(b.size for r in gathered(data.read(), 1 << 20) for g in r.groups(8) "
             "for b in g.blocks())\n"
@@ -296,3 +297,14 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     write("large.csv", 800_000)
 
     assert peak_kib("large.csv") < peak_kib("small.csv") + 20_000
+
+
+def test_a_small_recording_is_parsed_once(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("s,p,q\na,1,2\nb,3,4\n")
+    data = open_data([path], [an_input()], ColumnChoice(stream="s", inputs={"x": PQ}))
+    assert data.check() == 2
+    path.unlink()
+
+    found = by_stream(data)
+    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [[1, 2]], "b": [[3, 4]]}

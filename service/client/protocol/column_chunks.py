@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -69,10 +70,11 @@ class ColumnChunks(ModelProtocol):
         result = ChunksResult({}, steps, skipped, unknown)
         waiting, wait = np.arange(n_streams), 0.0
         while len(waiting):
+            rows: Any = slice(None) if len(waiting) == n_streams else waiting  # without a copy
             document = {
                 "streams": [streams[i] for i in waiting.tolist()],
-                "inputs": packed({name: array[waiting] for name, array in inputs.items()}),
-                "source": {"id": source_id, "at": encode_tensor(positions[waiting], MSGPACK)},
+                "inputs": packed({name: array[rows] for name, array in inputs.items()}),
+                "source": {"id": source_id, "at": encode_tensor(positions[rows], MSGPACK)},
                 "return": returns,
             }
             reply = yield from self._send_with_retry(

@@ -30,6 +30,9 @@ _PORTS: Final = {False: 5672, True: 5671}
 _WAIT_S: Final = 0.5
 _STAND_BY_S: Final = 0.2
 _QUIET_S: Final = 2.0
+_CHECK_S: Final = 2.0
+"""Seconds without a message after which it is checked that the broker has not ended the consumer."""
+
 _TIMEOUT_S: Final = 10.0
 _PREFETCH: Final = 4096
 _ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
@@ -65,6 +68,7 @@ class AmqpReader:
         self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
         self._left: int | None = None  # messages that `once` still returns
         self._last_at = 0.0
+        self._checked_at = 0.0
         self._done = False
 
     async def open(self) -> None:
@@ -95,9 +99,11 @@ class AmqpReader:
         limit = limit if self._left is None else min(limit, self._left)
         while len(found) < limit and not self._arrived.empty():
             found.append(self._arrived.get_nowait())
-        self._check_end(found)
-        if not found and (self._channel is None or self._channel.is_closed):
+        if not await self.is_current():  # what has arrived is delivered again, behind what is open now
             raise BrokerUnavailableError(f"the connection to {self._url.text} was lost")
+        if not found and self._clock() - max(self._last_at, self._checked_at) > _CHECK_S:
+            await self._check_consumer()
+        self._check_end(found)
         return [self._message(one) for one in found]
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
@@ -142,6 +148,15 @@ class AmqpReader:
             return False
         self._consuming, self._last_at = True, self._clock()
         return True
+
+    async def _check_consumer(self) -> None:
+        """Check that the queue still has a consumer: the broker ends it with the queue, and says so to nobody here."""
+        assert self._channel is not None
+        self._checked_at = self._clock()
+        with _amqp_errors(self._url):
+            queue = await self._channel.declare_queue(self._queue, passive=True)
+        if not queue.declaration_result.consumer_count:
+            raise BrokerUnavailableError(f"{self._url.text} has ended the consumer")
 
     async def _on_message(self, message: AbstractIncomingMessage) -> None:
         self._last_at = self._clock()

@@ -78,6 +78,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
             group_instance_id=None if preview else self._url.options.get("member") or None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            isolation_level="read_committed",  # what a producer has aborted and sent again is there twice
             fetch_max_bytes=_FETCH_BYTES,
             session_timeout_ms=_SESSION_MS,
             heartbeat_interval_ms=_HEARTBEAT_MS,
@@ -195,8 +196,10 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         return all([await self._consumer.position(one) >= self._ends[one] for one in assigned])
 
     def _columns(self, parts: Sequence[tuple[TopicPartition, Sequence[Any]]]) -> MessageColumns:
-        records = [one for _, records in parts for one in records]
-        sources = [name for partition, own in parts for name in [f"{self._log}/{partition.partition}"] * len(own)]
+        records, sources = list[Any](), list[str]()
+        for partition, own in parts:
+            records += own
+            sources += [f"{self._log}/{partition.partition}"] * len(own)
 
         def make(row: int) -> BrokerMessage:
             record = records[row]

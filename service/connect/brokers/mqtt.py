@@ -101,8 +101,8 @@ class MqttReader:
         if self._session is None and not await self._begin():
             return []
         assert self._session is not None
+        self._session.check()  # what waits is delivered again after a new connection, behind what is open now
         if not self._waiting:
-            self._session.check()
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), _WAIT_S)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +16,7 @@ from nats.js import api
 from nats.js import errors as js_errors
 
 from service.connect.brokers.confirmations import all_confirmed
+from service.connect.brokers.nats_lease import NatsLease
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
@@ -25,9 +27,6 @@ _WAIT_S: Final = 0.5
 _STAND_BY_S: Final = 0.2
 _RETRY_S: Final = 0.2
 _TIMEOUT_S: Final = 10.0
-_BUCKET: Final = "stepwell-connect"
-_LEASE_S: Final = 10.0
-_RENEW_EVERY_S: Final = 2.0
 _ACK_WAIT_S: Final = 3600.0
 """A message that is delivered again arrives behind newer ones: the server has to wait longer than a poll is open."""
 
@@ -62,7 +61,7 @@ class NatsReader:
         self._client: Any = None
         self._js: Any = None
         self._stream = ""
-        self._lease: _Lease | None = None
+        self._lease: NatsLease | None = None
         self._subscription: Any = None
         self._delivered = 0  # messages that the consumer has delivered
         self._ack_each = False
@@ -89,7 +88,7 @@ class NatsReader:
             if self._options.preview:
                 self._subscription = await self._js.subscribe(self._subject, ordered_consumer=True)
             else:
-                self._lease = _Lease(self._js, f"{self._stream}.{self._durable}", self._token)
+                self._lease = NatsLease(self._js, f"{self._stream}.{self._durable}", self._token)
                 await self._lease.open()
 
     async def poll(self, limit: int) -> Sequence[BrokerMessage]:
@@ -102,6 +101,7 @@ class NatsReader:
             else:
                 assert self._lease is not None
                 if not await self._lease.acquire():
+                    self._subscription = None  # with the lease, it begins again with what is not acknowledged
                     await asyncio.sleep(_STAND_BY_S)
                     return []
                 if self._subscription is None:
@@ -120,7 +120,10 @@ class NatsReader:
     async def is_current(self) -> bool:
         """Return whether this connector still has the lease."""
         with _nats_errors(self._url):
-            return self._lease is None or await self._lease.renew()
+            if self._lease is None or await self._lease.renew():
+                return True
+        self._subscription = None
+        return False
 
     @property
     def is_done(self) -> bool:
@@ -142,7 +145,11 @@ class NatsReader:
             self._client = None
 
     async def _begin(self) -> None:
-        """Bind to the durable consumer; create it so that it begins with what was not acknowledged."""
+        """Bind to the durable consumer; create it so that it begins with what was not acknowledged.
+
+        While it is created again, a second consumer keeps where it begins, and the messages: without a consumer that
+        has not acknowledged them, a stream with the retention `interest` deletes them.
+        """
         config = api.ConsumerConfig(
             durable_name=self._durable,
             filter_subject=self._subject,
@@ -151,21 +158,35 @@ class NatsReader:
             max_ack_pending=-1,
             deliver_policy=api.DeliverPolicy.ALL,
         )
-        info = None
-        with contextlib.suppress(js_errors.NotFoundError):
-            info = await self._js.consumer_info(self._stream, self._durable)
+        keeper = f"{self._durable}-keeper"
+        info, kept = await self._consumer(self._durable), await self._consumer(keeper)
+        if info is not None and kept is not None:  # of a connector that was killed
+            await self._js.delete_consumer(self._stream, keeper)
+            kept = None
         if info is not None and info.num_ack_pending:
             retention = (await self._js.stream_info(self._stream)).config.retention
+            if retention != api.RetentionPolicy.WORK_QUEUE:  # there, what was acknowledged is gone, and nothing else
+                kept = await self._js.add_consumer(
+                    self._stream, _beginning_at(info.ack_floor.stream_seq + 1, config, keeper)
+                )
             await self._js.delete_consumer(self._stream, self._durable)
-            if retention != api.RetentionPolicy.WORK_QUEUE:  # there, what was acknowledged is gone anyway
-                config.deliver_policy = api.DeliverPolicy.BY_START_SEQUENCE
-                config.opt_start_seq = info.ack_floor.stream_seq + 1
             info = None
         if info is None:
+            if kept is not None:
+                config = _beginning_at(kept.config.opt_start_seq, config, self._durable)
             info = await self._js.add_consumer(self._stream, config)
+        if kept is not None:
+            await self._js.delete_consumer(self._stream, keeper)
         self._ack_each = info.config.ack_policy == api.AckPolicy.EXPLICIT
         self._delivered = info.delivered.consumer_seq
         self._subscription = await self._js.pull_subscribe_bind(consumer=self._durable, stream=self._stream)
+
+    async def _consumer(self, name: str) -> Any:
+        """Return a consumer of the stream, or None."""
+        try:
+            return await self._js.consumer_info(self._stream, name)
+        except js_errors.NotFoundError:
+            return None
 
     async def _fetch(self, limit: int) -> list[Any]:
         try:
@@ -198,64 +219,6 @@ class NatsReader:
         headers = {name: str(value).encode() for name, value in (message.headers or {}).items()}
         at = message.metadata.sequence.stream
         return BrokerMessage(message.data, source, at, source, topic=message.subject, headers=headers, handle=message)
-
-
-class _Lease:
-    """An entry of a key-value bucket that one connector renews and that vanishes without it."""
-
-    def __init__(self, js: Any, key: str, token: bytes) -> None:
-        self._js = js
-        self._key = key
-        self._token = token
-        self._bucket: Any = None
-        self._revision: int | None = None  # None: another one has it
-        self._renewing: asyncio.Task[None] | None = None
-        self._updating = asyncio.Lock()
-
-    async def open(self) -> None:
-        """Find the bucket, or create it."""
-        try:
-            self._bucket = await self._js.key_value(_BUCKET)
-        except js_errors.NotFoundError:
-            self._bucket = await self._js.create_key_value(bucket=_BUCKET, ttl=_LEASE_S)
-
-    async def acquire(self) -> bool:
-        """Return whether this connector has the lease now."""
-        if self._revision is not None:
-            return True
-        try:
-            self._revision = await self._bucket.create(self._key, self._token)
-        except js_errors.KeyWrongLastSequenceError:
-            return False
-        if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self._renew_periodically(), name="connect-lease")
-        return True
-
-    async def renew(self) -> bool:
-        """Return whether this connector still has the lease, and has it for longer now."""
-        async with self._updating:
-            if self._revision is None:
-                return False
-            try:
-                self._revision = await self._bucket.update(self._key, self._token, last=self._revision)
-            except js_errors.KeyWrongLastSequenceError:
-                self._revision = None
-            return self._revision is not None
-
-    async def close(self) -> None:
-        """Give the lease back."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
-        if self._revision is not None:
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
-                await self._bucket.delete(self._key, last=self._revision)
-
-    async def _renew_periodically(self) -> None:
-        while self._revision is not None:
-            await asyncio.sleep(_RENEW_EVERY_S)
-            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):  # the poll finds out
-                await self.renew()
 
 
 class NatsWriter:
@@ -297,6 +260,12 @@ class NatsWriter:
             with contextlib.suppress(Exception):  # nats-py fails in many ways if the server is gone
                 await asyncio.wait_for(self._client.close(), _TIMEOUT_S)
             self._client = None
+
+
+def _beginning_at(sequence: int, config: api.ConsumerConfig, name: str) -> api.ConsumerConfig:
+    return replace(
+        config, durable_name=name, deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=sequence
+    )  # fmt: skip
 
 
 async def _connect(url: BrokerUrl) -> Any:

@@ -58,6 +58,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
         inputs: Of a step `(*row)`, of a chunk `(T, *row)`.
         version: The model version that responded; 0: not known.
         candidate: If a release is tried on the stream, the candidate's version and predictions, like `outputs`.
+        at_us: When it was sent to the store, microseconds since 1970 by the clock of its worker.
     """
 
     tenant: str
@@ -70,6 +71,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
     inputs: dict[str, PackedTensor]
     version: int = 0
     candidate: tuple[int, dict[str, PackedTensor]] | None = None
+    at_us: int = 0
 
     @classmethod
     def of(  # noqa: PLR0917 - the parts of an event
@@ -81,6 +83,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
         state_id: bytes,
         version: int,
         candidate: CandidateOutputs | None = None,
+        at_us: int = 0,
     ) -> Self:
         """Return the event of one commit.
 
@@ -92,6 +95,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
             state_id: The stream's state id after it.
             version: The model version that responded.
             candidate: What the candidate of a release computed, if one is tried on the stream.
+            at_us: When it is sent to the store, microseconds since 1970.
         """
         tenant, model, stream = timestep.key
         single = timestep.length == 1
@@ -110,6 +114,7 @@ class CommitEvent(msgspec.Struct, array_like=True, frozen=True):
                 candidate.version,
                 {name: PackedTensor.of(array[0] if single else array) for name, array in candidate.outputs.items()},
             ),
+            at_us,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -129,7 +130,7 @@ class InterestTable:
         model = timesteps[0].key.model
         interest = self._interests.get(model)
         log_length = self._log_lengths.get(model, self._default_log_length)
-        notifications = []
+        notifications, at_us = [], time.time_ns() // 1000
         for row, timestep in enumerate(timesteps):
             key = timestep.key
             is_wanted = self.publish_all or (interest is not None and interest.covers(key))
@@ -137,7 +138,7 @@ class InterestTable:
                 own = {name: array[row] for name, array in outputs.items()}
                 event = CommitEvent.of(
                     timestep, inputs, own, steps[row], state_ids[row], versions[row],
-                    candidates[row] if candidates else None,
+                    candidates[row] if candidates else None, at_us,
                 ).encode()  # fmt: skip
                 topic = topic_for(key.tenant, model) if is_wanted else ""
                 log = keys.event_log_key(keys.record_key(*key)) if log_length else None

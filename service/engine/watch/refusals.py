@@ -2,32 +2,39 @@
 
 A refused timestep is not committed, so neither a watch nor an event log has it. Each worker collects what it refuses
 and writes it a few times a second, so a client that sends nothing but wrong timesteps costs the store no more than
-these writes. What a worker has collected is lost if it is killed before the next write.
+these writes. What a worker has collected is lost if it is killed before the next write. A write that has no reply is
+repeated as it is, and the store applies it once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 
 from service.background import run_forever
 from service.errors import ServiceError
 from service.ids import STREAM_ID
 from service.store import keys
+from service.store.scripts import Script
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
+    from service.store.transport.connection import Argument
 
 _CODES: Final = frozenset({"bad_json", "bad_input", "non_finite", "non_finite_state"})
 """The codes of timesteps that were refused because of what is in them."""
 
+_WRITE: Final = Script.of("refusals.lua")
 _WRITE_EVERY_S: Final = 0.25
 _MAX_STREAMS: Final = 2000  # of a model, until they are written; those beyond it are left out
+_MAX_TIMES: Final = 32  # of a stream, until they are written; those beyond it count for the last one
+_SAME_US: Final = 100  # no timestep is applied between two that are refused within so many microseconds
 _MAX_WRITES: Final = 1000  # in the log of a model, about: older ones are deleted
 _READ_AT_ONCE: Final = 100
 _TIMEOUT_S: Final = 5.0
@@ -35,29 +42,39 @@ _BEGINNING: Final = "0-0"
 
 
 class Refusals(NamedTuple):
-    """The timesteps of a stream that one worker has refused since its last write.
+    """Timesteps of a stream that were refused at one time.
 
     Attributes:
         stream: The stream's id.
+        at_us: When, microseconds since 1970 by the clock of the worker.
         n: How many.
-        code: The error's code, of the newest one.
-        at_ms: When the newest one was refused, milliseconds since 1970 by the store's clock.
+        code: The error's code, of the newest one of its write.
     """
 
     stream: str
+    at_us: int
     n: int
     code: str
-    at_ms: int
 
 
 class _Collected(msgspec.Struct, array_like=True):
-    """As `Refusals`; `at` is on the monotonic clock until it is written, and the age in milliseconds from then on."""
+    """What a worker has refused of a stream since its last write: the newest code; times, and how many at each."""
 
     stream: str
-    n: int
     code: str
-    at: float
+    times: list[tuple[int, int]]
 
+    def add(self, code: str, at_us: int) -> None:
+        self.code = code
+        last_us, n = self.times[-1] if self.times else (0, 0)
+        if at_us - last_us < _SAME_US or len(self.times) == _MAX_TIMES:
+            self.times[-1] = at_us, n + 1
+        else:
+            self.times.append((at_us, 1))
+
+
+_Owner = tuple[str, str]
+"""A tenant and a model."""
 
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODE = msgspec.msgpack.Decoder(list[_Collected]).decode
@@ -66,24 +83,20 @@ _DECODE = msgspec.msgpack.Decoder(list[_Collected]).decode
 class RefusalLog:
     """The refused timesteps of a worker, of the models whose history is kept."""
 
-    def __init__(
-        self,
-        store: StateStore,
-        history: Mapping[str, int],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, store: StateStore, history: Mapping[str, int]) -> None:
         """Create it; `flush` writes.
 
         Args:
             store: Keeps the log.
             history: By model, the number of events that are kept of each stream; `*`: all other models.
-            clock: Returns the time in seconds.
         """
         self._store = store
         self._history = history
-        self._clock = clock
-        self._collected: dict[tuple[str, str], dict[str, _Collected]] = {}
+        self._worker = secrets.token_hex(8)
+        self._n_writes = 0
+        self._flushing = asyncio.Lock()
+        self._collected: dict[_Owner, dict[str, _Collected]] = {}
+        self._unconfirmed: dict[_Owner, tuple[int, bytes]] = {}  # the number of a write and its content
 
     def add(self, tenant: str, model: str, stream: str | None, error: ServiceError) -> None:
         """Note that a timestep was refused, if it was because of what is in it.
@@ -103,8 +116,8 @@ class RefusalLog:
         if one is None:
             if len(streams) >= _MAX_STREAMS:
                 return
-            one = streams[stream] = _Collected(stream, 0, "", 0.0)
-        one.n, one.code, one.at = one.n + 1, error.code, self._clock()
+            one = streams[stream] = _Collected(stream, "", [])
+        one.add(error.code, time.time_ns() // 1000)
 
     async def run(self) -> None:
         """Write a few times a second, until the task is cancelled; return at once if no history is kept."""
@@ -117,24 +130,21 @@ class RefusalLog:
         Raises:
             ServiceError: The store does not reply.
         """
-        for owner in list(self._collected):  # not those that are collected again meanwhile
-            now, written = self._clock(), self._collected.pop(owner)
-            body = _ENCODE([replace(one, at=round((now - one.at) * 1000)) for one in written.values()])
-            key = keys.refusals_key(*owner)
-            try:
-                await self._execute("XADD", key, "MAXLEN", "~", _MAX_WRITES, "*", "r", body)
-                await self._execute("PEXPIRE", key, int(self._store.stream_ttl_s * 1000))
-            except ServiceError:
-                streams = self._collected.setdefault(owner, {})
-                for stream, one in written.items():
-                    if (newer := streams.get(stream)) is not None:
-                        newer.n += one.n
-                    elif len(streams) < _MAX_STREAMS:
-                        streams[stream] = one
-                raise
+        async with self._flushing:  # while it is repeated, the drain calls it as well
+            for owner in [*self._unconfirmed]:
+                await self._write(owner)
+            for owner in [*self._collected]:  # not those that are collected again meanwhile
+                self._n_writes += 1
+                self._unconfirmed[owner] = self._n_writes, _ENCODE([*self._collected.pop(owner).values()])
+                await self._write(owner)
 
-    async def _execute(self, *command: Any) -> Any:
-        return await self._store.execute(_deadline(), *command)
+    async def _write(self, owner: _Owner) -> None:
+        number, body = self._unconfirmed[owner]
+        log = keys.refusals_key(*owner)
+        ttl_ms = int(self._store.stream_ttl_s * 1000)
+        arguments: list[Argument] = [2, log, f"{log}:{self._worker}", number, body, _MAX_WRITES, ttl_ms]
+        await self._store.run(_WRITE, arguments, deadline=_deadline())
+        del self._unconfirmed[owner]
 
 
 class RefusalReader:
@@ -174,10 +184,11 @@ class RefusalReader:
             entries = await self._execute("XRANGE", f"({position}", "+", "COUNT", _READ_AT_ONCE)
             for entry_id, fields in entries:
                 position = entry_id.decode()
-                written_ms = int(position.partition("-")[0])
-                found += [Refusals(one.stream, one.n, one.code, written_ms - int(one.at)) for one in _DECODE(fields[1])]
+                found += [
+                    Refusals(one.stream, at_us, n, one.code) for one in _DECODE(fields[1]) for at_us, n in one.times
+                ]
         self.position = position
-        return found
+        return sorted(found, key=attrgetter("at_us"))
 
     async def _execute(self, command: str, *words: Any) -> Any:
         return await self._store.execute(_deadline(), command, self._key, *words)

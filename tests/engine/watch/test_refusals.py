@@ -13,6 +13,7 @@ from service.engine.watch.refusals import RefusalLog
 from service.errors import ServiceError
 from service.store.keys import refusals_key
 from service.store.state_store import StateStore
+from tests.faults.proxy import Proxy
 from tests.servers import Server
 
 MOST = 2000  # streams of a model that are kept until they are written
@@ -20,7 +21,7 @@ REFUSED = ServiceError("non_finite", "x is NaN.", fix="Send numbers.")
 
 
 @contextlib.asynccontextmanager
-async def log_on(server: Server) -> AsyncIterator[RefusalLog]:
+async def log_on(server: Server | Proxy) -> AsyncIterator[RefusalLog]:
     store = StateStore(server.url)
     try:
         yield RefusalLog(store, {"*": 10})
@@ -64,5 +65,44 @@ async def test_a_store_that_refuses_writes_costs_no_memory_without_limit(redis_s
             client.execute_command("ACL", "SETUSER", "default", "+@all")
         await log.flush()
 
-    [streams] = written(redis_server)
-    assert len(streams) == MOST
+    assert [len(streams) for streams in written(redis_server)] == [1, MOST]
+
+
+async def test_a_write_whose_reply_was_lost_is_there_once(redis_server: Server) -> None:
+    with Proxy(redis_server.socket) as proxy:
+        async with log_on(proxy) as log:
+            log.add("default", "m", "first", REFUSED)
+            proxy.lose_reply(to=b"swl:refused", times=2)
+            await log.flush()
+            log.add("default", "m", "later", REFUSED)
+            await log.flush()
+
+    assert written(redis_server) == [["first"], ["later"]]
+
+
+async def test_a_write_that_was_interrupted_is_repeated_as_it_is(redis_server: Server) -> None:
+    async with log_on(redis_server) as log:
+        log.add("default", "m", "first", REFUSED)
+        writing = asyncio.create_task(log.flush())
+        async with asyncio.timeout(20):
+            while not writing.done():
+                if written(redis_server):
+                    writing.cancel()
+                await asyncio.sleep(0)
+        log.add("default", "m", "later", REFUSED)
+        await log.flush()
+
+    assert written(redis_server) == [["first"], ["later"]]
+
+
+async def test_the_refusals_of_one_stream_are_all_counted_in_a_write_of_limited_size(redis_server: Server) -> None:
+    async with log_on(redis_server) as log:
+        for _ in range(10_000):
+            log.add("default", "m", "s", REFUSED)
+        await log.flush()
+
+    with redis_server.client() as client:
+        [(_, fields)] = client.xrange(refusals_key("default", "m"))
+    [(stream, code, times)] = msgspec.msgpack.decode(fields[b"r"])
+    assert (stream, code, sum(n for _, n in times)) == ("s", "non_finite", 10_000)
+    assert len(times) <= 32

@@ -1,4 +1,4 @@
-"""What an alert process on an overloaded machine concludes from responses that it reads seconds too late."""
+"""What an alert process concludes from responses, commits and refusals that it reads too late or in another order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,9 +14,9 @@ import pytest
 
 from service.alert.counters import AlertCounters
 from service.alert.evaluation import RuleEvaluation
-from service.alert.follower import FollowedModel, StreamFollower
+from service.alert.follower import StreamFollower
 from service.alert.lease import GroupLease
-from service.alert.rules import AlarmRule
+from service.alert.rules import AlarmRule, FollowedModel
 from service.alert.stream_state import StreamUpdate
 from service.engine.engine import Engine
 from service.engine.options import EngineOptions
@@ -96,6 +96,12 @@ def follower_of(
     return one
 
 
+def passed(*, microseconds: int) -> Callable[[], bool]:
+    """Return a condition: so much time has passed by the clock of refusals."""
+    until = time.time_ns() + microseconds * 1000
+    return lambda: time.time_ns() >= until
+
+
 def states_of(follower: StreamFollower) -> list[str]:
     return [msgspec.json.decode(one)["state"] for one in follower.take_writes().sent]
 
@@ -141,6 +147,48 @@ async def test_a_refusal_after_a_commit_that_is_evaluated_late_stays_raised(
     logs.offset_ms = 0
     await follower.follow_refusals()
 
+    assert states_of(follower) == ["raised"]
+
+
+async def test_refused_timesteps_are_counted_between_the_commits_whenever_they_are_read(
+    engine: Engine, store: StateStore, logs: StallingLogs
+) -> None:
+    follower = follower_of(store, logs, refused=2)
+    one, other = RefusalLog(store, {FOLD: 16}), RefusalLog(store, {FOLD: 16})
+
+    async def refuse(*, by: RefusalLog = one) -> None:
+        await asyncio.to_thread(wait_for, passed(microseconds=200))
+        by.add("default", FOLD, STREAM, ServiceError("non_finite", "NaN"))
+
+    await engine.steps.advance(step(STREAM, 1))
+    await follower.catch_up()
+    await follower.follow_refusals()
+    for number in (2, 3):  # one refused timestep before each, all in one write
+        await refuse()
+        await engine.steps.advance(step(STREAM, number))
+    await one.flush()
+    await follower.follow_refusals()
+    alone = states_of(follower)
+
+    await refuse()
+    await refuse(by=other)  # a second one of the same row, which is written after a commit and by another worker
+    await one.flush()
+    await engine.steps.advance(step(STREAM, 4))
+    await follower.catch_up()
+    await follower.follow_refusals()
+    before = states_of(follower)
+    await refuse()
+    await one.flush()
+    await follower.follow_refusals()
+    await other.flush()
+    await follower.follow_refusals()
+    passed_row = states_of(follower)
+
+    await refuse()
+    await one.flush()
+    await follower.follow_refusals()
+
+    assert (alone, before, passed_row) == ([], [], ["raised", "cleared"])
     assert states_of(follower) == ["raised"]
 
 
