@@ -132,7 +132,7 @@ def export_source(
         progress=progress,
     )
     replacement, translation = (None, None) if replaces is None else replaced(replaces, content, target)
-    smaller = saved(full, candidate, len(content))
+    smaller = {} if candidate is full else saved(full, candidate, len(content))
     done = Exported(target, name, len(content), report, smaller, replacement, manifest.inputs)
     if report.weak and not report.is_settled and not accept_weak:
         raise WeakProofError(_weakness(report), fix=_WEAK_ADVICE, exported=done)

@@ -77,6 +77,20 @@ def dynamic_manifest(manifest: Manifest) -> Manifest:
     )
 
 
+def operator_products(proto: onnx.ModelProto) -> int:
+    """Return how many numbers of weights the recurrent operators of a step graph use in each timestep of a chunk.
+
+    What its loops use is at least that, and is known only once the graph has been run.
+    """
+    sizes = {init.name: math.prod(init.dims) for init in proto.graph.initializer}
+    return sum(sizes.get(name, 0) for node in proto.graph.node if node.op_type in RNN for name in _looped(node))
+
+
+def _looped(node: onnx.NodeProto) -> list[str]:
+    """Return what a node uses in each timestep; W, an operator's second input, is used for all of them at once."""
+    return [name for name in uses(node) if node.op_type not in RNN or name != node.input[1]]
+
+
 def _products(reading: StepGraphAnalysis, loops: Sequence[Loop]) -> int:
     """Return how many numbers of weights the loops use in each timestep."""
     sizes = {init.name: math.prod(init.dims) for init in reading.model.graph.initializer}
@@ -85,10 +99,7 @@ def _products(reading: StepGraphAnalysis, loops: Sequence[Loop]) -> int:
             size = max((sizes.get(name, 0) for name in node.input), default=0) // len(node.output)
             sizes |= dict.fromkeys(node.output, size)
     used = {id(node): node for loop in loops for node in loop.nodes}
-    # an operator multiplies the inputs of all timesteps with W, its second input, in one product
-    return sum(
-        sizes.get(n, 0) for node in used.values() for n in uses(node) if node.op_type not in RNN or n != node.input[1]
-    )
+    return sum(sizes.get(name, 0) for node in used.values() for name in _looped(node))
 
 
 def _graph(builder: Vectorizer, branch: onnx.GraphProto) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ import numpy as np
 
 from model_export.chunk.analysis import NoChunkError
 from model_export.chunk.decision import ChunkChoice, Timing
-from model_export.chunk.graph import AT_ONCE, dynamic_graphs, dynamic_manifest
+from model_export.chunk.graph import AT_ONCE, dynamic_graphs, dynamic_manifest, operator_products
 from model_export.errors import ModelLoadError
 from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.manifest import Array, Manifest
@@ -54,6 +54,8 @@ def choose_chunk(
         tolerance: How far it may be from them.
     """
     alone = decompose_rnn(proto)
+    if (why := too_heavy(AT_ONCE, operator_products(proto))) is not None:
+        return alone, manifest, ChunkChoice("step", f"{AT_ONCE}: {why}")  # without graphs that take seconds to make
     step = StepModel(alone.SerializeToString(), manifest)
     refusals = []
     try:

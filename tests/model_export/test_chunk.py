@@ -70,29 +70,30 @@ def delay() -> graphs.Built:
     return stateful("delay", "y = Sub (x, s)\n s_next = Tanh (x)", [2])
 
 
-def lstm_operator() -> graphs.Built:
+def lstm_operator(hidden: int = 3) -> graphs.Built:
     """ONNX's own LSTM on one timestep, batch on axis 1 inside."""
     rng = np.random.default_rng(0)
-    weights = {name: rng.normal(0, 0.5, shape).astype(np.float32)
-               for name, shape in (("W", (1, 12, 2)), ("R", (1, 12, 3)), ("V", (3, 2)))}  # fmt: skip
+    shapes = {"W": (1, 4 * hidden, 2), "R": (1, 4 * hidden, hidden), "V": (hidden, 2)}
+    weights = {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    state = f"float[B,{hidden}]"
     graph = graphs.graph_from_text(
-        """
-        op (float[B,2] x, float[B,3] h, float[B,3] c) => (float[B,2] y, float[B,3] h_next, float[B,3] c_next) {
-            zero = Constant <value = int64[1] {0}> ()
-            both = Constant <value = int64[2] {0, 1}> ()
+        f"""
+        op (float[B,2] x, {state} h, {state} c) => (float[B,2] y, {state} h_next, {state} c_next) {{
+            zero = Constant <value = int64[1] {{0}}> ()
+            both = Constant <value = int64[2] {{0, 1}}> ()
             seq = Unsqueeze (x, zero)
             h0 = Unsqueeze (h, zero)
             c0 = Unsqueeze (c, zero)
-            all, h1, c1 = LSTM <hidden_size = 3> (seq, W, R, , , h0, c0)
+            all, h1, c1 = LSTM <hidden_size = {hidden}> (seq, W, R, , , h0, c0)
             h_next = Squeeze (h1, zero)
             c_next = Squeeze (c1, zero)
             seen = Squeeze (all, both)
             y = MatMul (seen, V)
-        }""",
+        }}""",
         weights,
     )
-    states = [graphs.lstm(2, 3)[1].states[0], graphs.lstm(2, 3)[1].states[1]]
-    return graph, graphs.lstm(2, 3)[1].model_copy(update={"states": states})
+    manifest = graphs.lstm(2, hidden)[1]
+    return graph, manifest.model_copy(update={"states": manifest.states[:2]})
 
 
 def two_loops() -> graphs.Built:
@@ -280,6 +281,19 @@ def test_chunks_are_taken_by_the_size_of_the_loops(how: str, products: int, why:
 
     assert (found is None) == (why is None)
     assert (why or "") in (found or "")
+
+
+def test_a_wide_operator_stays_a_step_graph_before_a_chunk_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a graph with a time axis was made")
+
+    graph, manifest = lstm_operator(hidden=400)
+    monkeypatch.setattr("model_export.chunk.selection.dynamic_graphs", fail)
+
+    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
+
+    assert (described.time.chunk, choice.chunk) == ("step", "step")
+    assert choice.why.startswith(f"{AT_ONCE}: each timestep multiplies 640,000 numbers in the loops")
 
 
 @pytest.mark.parametrize("weights", [None, "fp16"])
