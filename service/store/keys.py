@@ -49,8 +49,11 @@ def event_log_key(record: str) -> str:
 
 
 def refusals_key(tenant: str, model: str) -> str:
-    """Return the key of the log of refused timesteps of a tenant's streams of a model."""
-    return f"swl:refused:{{{tenant}/{model}}}:log"
+    """Return the key of the log of refused timesteps of a tenant's streams of a model.
+
+    Its entries have the time of each refusal; those without are under a key that ends in `:log`, in stores of before.
+    """
+    return f"swl:refused:{{{tenant}/{model}}}:times"
 
 
 def shard_channel(record: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from service.engine.watch.refusals import RefusalLog
+from service.engine.watch.refusals import RefusalLog, RefusalReader
 from service.errors import ServiceError
 from service.store.keys import refusals_key
 from service.store.state_store import StateStore
@@ -106,3 +106,20 @@ async def test_the_refusals_of_one_stream_are_all_counted_in_a_write_of_limited_
     [(stream, code, times)] = msgspec.msgpack.decode(fields[b"r"])
     assert (stream, code, sum(n for _, n in times)) == ("s", "non_finite", 10_000)
     assert len(times) <= 32
+
+
+async def test_the_log_of_a_replica_that_writes_no_times_is_not_read(redis_server: Server) -> None:
+    """During a rolling upgrade both are there, and neither could decode the other's entries."""
+    with redis_server.client() as client:
+        client.xadd("swl:refused:{default/m}:log", {"r": msgspec.msgpack.encode([["s", 1, "non_finite", 0.0]])})
+    store = StateStore(redis_server.url)
+    log, reader = RefusalLog(store, {"*": 10}), RefusalReader(store, "default", "m")
+    try:
+        reader.position = "0-0"  # before the upgrade
+        log.add("default", "m", "s", REFUSED)
+        await log.flush()
+        found = await reader.read()
+    finally:
+        await store.close()
+
+    assert [(one.stream, one.n) for one in found] == [("s", 1)]
