@@ -37,8 +37,14 @@ _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
 # The server blocks for 20 ms at a rewrite: with its default of 64 MB that is each 3 s at 30,000 steps/s.
 AOF_REWRITE_MIN_SIZE = "256mb"
 _BACKGROUND_NICE = 10  # added to the nice value of the server's background threads
-# 1 is PR_SET_PDEATHSIG. In a process of its own, since a `preexec_fn` forks all of Python: libraries with threads warn.
-_END_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+# 1 is PR_SET_PDEATHSIG; if the parent ended before, the process has another one. In a process of its own, since a
+# `preexec_fn` forks all of Python: libraries with threads warn.
+_END_WITH_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class EmbeddedStoreError(StepwellError):
@@ -335,4 +341,6 @@ def _wait_until(condition: Callable[[], bool], timeout: float) -> bool:
 
 def ended_with_parent(command: list[str]) -> list[str]:
     """Return a command whose process the kernel (Linux) terminates when the thread ends that has started it."""
-    return [sys.executable, "-ISc", _END_WITH_PARENT, *command] if sys.platform == "linux" else command
+    if sys.platform != "linux":
+        return command
+    return [sys.executable, "-ISc", _END_WITH_PARENT, str(os.getpid()), *command]

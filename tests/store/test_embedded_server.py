@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.store.embedded_server import EmbeddedStore, EmbeddedStoreError, find_server
+from service.store.embedded_server import EmbeddedStore, EmbeddedStoreError, ended_with_parent, find_server
 from tests.processes import is_running
 
 KILLED_SERVICE = """
@@ -171,6 +171,16 @@ def test_a_store_outlives_the_thread_that_asked_for_it(short_path: Path) -> None
     with client(store) as c:
         assert c.ping()
     store.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends the store with its service on Linux only")
+def test_a_command_does_not_start_after_the_end_of_its_parent() -> None:
+    command = ended_with_parent(["/bin/sh", "-c", "echo started"])
+    by_another = ["/bin/sh", "-c", '"$@"; true', "", *command]  # the shell is the parent
+
+    texts = [subprocess.check_output(one, text=True, timeout=60) for one in (command, by_another)]
+
+    assert texts == ["started\n", ""]
 
 
 def test_the_start_does_not_fork_the_process_that_may_have_threads(short_path: Path) -> None:
