@@ -50,14 +50,15 @@ class UpgradingHttpProtocol(HttpToolsProtocol):
         return bool(self.parser.get_method() == b"GET") and super()._should_upgrade()
 
     def _ignores_upgrade(self) -> bool:
-        return self.parser.should_upgrade() and self._get_upgrade() is not None and not self._should_upgrade()
+        is_offer = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        return is_offer and not self._should_upgrade()
 
     def _unsupported_upgrade_warning(self) -> None:
         end = sys.exception()  # uvicorn handles it
         if not self._ignores_upgrade() or not isinstance(end, HttpParserUpgrade):
             super()._unsupported_upgrade_warning()
             return
-        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/", self.parser.get_http_version().encode(), b"\r\n"]
         for name, value in self.headers:
             if name == b"connection":
                 tokens = [token.strip() for token in value.lower().split(b",")]

@@ -317,6 +317,23 @@ def test_an_offer_of_http_2_is_ignored(either: Service, stream: str, cut: int) -
     assert b'"step":5' in text
 
 
+def test_an_offer_of_http_2_with_two_connection_headers_is_ignored(either: Service, stream: str) -> None:
+    offered = request(GOOD, path(stream), *_H2C, "Connection: keep-alive")
+
+    text = responses_of(either, [offered * 2, LAST])
+
+    assert statuses(text) == [200, 200, 404]
+
+
+def test_a_request_of_http_1_0_that_offers_another_protocol_ends_its_connection(either: Service, stream: str) -> None:
+    with connected(either) as sock:
+        sock.sendall(request(GOOD, path(stream), *_H2C, version="1.0"))
+        text = read_to_end(sock)
+
+    assert statuses(text) == [200]
+    assert b"\r\nconnection: close\r\n" in text
+
+
 def test_an_offer_of_http_2_may_be_repeated_as_often_as_fits_into_one_packet(either: Service, stream: str) -> None:
     offered = request(b"", "/v1/models/fold", *_H2C)
 
