@@ -49,9 +49,10 @@ def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     Raises:
         ClientError: `bad_input`: the rows differ in shapes, or an input that some leave out is not of floats.
     """
-    known = {name: array for row in rows for name, array in row.items() if array.dtype.kind == "f"}
-    missing = {name: np.full_like(array, np.nan) for name, array in known.items()}
-    rows = [{**missing, **row} for row in rows]
+    if any(row.keys() != rows[0].keys() for row in rows):
+        known = {name: array for row in rows for name, array in row.items() if array.dtype.kind == "f"}
+        missing = {name: np.full_like(array, np.nan) for name, array in known.items()}
+        rows = [{**missing, **row} for row in rows]
     shapes = [{name: array.shape for name, array in row.items()} for row in rows]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
     if other is not None:
