@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -20,6 +21,7 @@ from websockets.typing import Subprotocol
 
 from service.asgi.routes.sse import SseResponse
 from service.asgi.routes.watch import MAX_GROUP_BYTES, groups_of
+from service.asgi.routes.watching import queued_events
 from service.codec.formats import MSGPACK, encode
 from service.codec.responses import encode_tensor
 from service.engine.watch.commit_events import CommitEvent, PackedTensor
@@ -417,6 +419,32 @@ async def test_an_idle_watch_gets_heartbeats(replicas: tuple[Service, Service]) 
     texts = answer.texts()
 
     assert [await anext(texts) for _ in range(3)][1:] == [b":\n\n", b":\n\n"]
+
+
+async def test_what_is_queued_when_a_watch_ends_is_sent() -> None:
+    watcher = Subscriber([], inputs=False)
+    lists = queued_events(watcher)
+    watcher.push(CommitEvent("default", "fold", "a", 1, 1, bytes(16), {}, {}))
+    found = await anext(lists)
+    watcher.push(CommitEvent("default", "fold", "a", 2, 1, bytes(16), {}, {}))  # while the first is sent
+    watcher.close()
+    async with asyncio.timeout(20):
+        found += [event async for events in lists for event in events]
+
+    assert [event.step for event in found if isinstance(event, CommitEvent)] == [1, 2]
+
+
+async def test_a_pause_between_groups_ends_before_events_are_dropped() -> None:
+    watcher = Subscriber([], inputs=False)
+    lists = queued_events(watcher, pause_s=3600)
+    found = []
+    for first in range(0, 2000, 200):
+        for step in range(first, first + 200):
+            watcher.push(CommitEvent("default", "fold", "a", step, 1, bytes(16), {}, {}))
+        async with asyncio.timeout(20):
+            found += await anext(lists)
+
+    assert [event.step for event in found if isinstance(event, CommitEvent)] == [*range(2000)]
 
 
 async def test_a_revoked_key_ends_the_watch(shared_redis: Server, folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.asgi.openapi import streams as openapi
 from service.asgi.query import flag_of, number_of
-from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
+from service.asgi.routes.watching import event_document, parse_subscription, queued_events
 from service.asgi.socket_messages import HEARTBEAT_S
 from service.codec import JSON
 from service.codec.formats import encode
@@ -114,8 +114,7 @@ class SseResponse(Response):
         """Yield the bytes to send, one event each."""
         watcher = self._subscriber
         yield b"retry: %d\n" % _RETRY_MS + _event(b'{"watching":1}', event_type=b"watching")
-        while not watcher.closed:
-            events = await wait_for_events(watcher, self._heartbeat_s)
+        async for events in queued_events(watcher, self._heartbeat_s):
             try:
                 self._auth.recheck(asyncio.get_running_loop().time())
             except ServiceError as exc:

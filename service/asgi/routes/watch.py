@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.websockets import WebSocket
 
 from service.asgi.query import flag_of
-from service.asgi.routes.watching import event_document, parse_subscription, wait_for_events
+from service.asgi.routes.watching import event_document, parse_subscription, queued_events
 from service.asgi.socket_messages import WatchRequest
 from service.asgi.websocket import AcceptedWebSocket
 from service.codec.strict.parse import parse
@@ -22,7 +22,7 @@ from service.requests.close_codes import DRAINING, SEND_TIMEOUT_S, TOO_SLOW
 from service.requests.context import AppContext
 
 GROUP_PAUSE_S: Final = 0.01
-"""Pause between two groups of events, in seconds: what is committed meanwhile is in the next one."""
+"""Longest pause between two groups of events, in seconds: what is committed meanwhile is in the next one."""
 
 MAX_GROUP_BYTES: Final = 2**16
 """Most bytes of tensors in a group; a single event may have more."""
@@ -90,16 +90,13 @@ async def _send(socket: AcceptedWebSocket, watcher: Subscriber, *, grouped: bool
         return event_document(event, socket.message_format, watcher)
 
     try:
-        while not watcher.closed:
-            events = await wait_for_events(watcher)
+        async for events in queued_events(watcher, pause_s=GROUP_PAUSE_S if grouped else 0.0):
             groups: Iterable[list[CommitEvent] | CommitEvent | EventGap] = groups_of(events) if grouped else events
             for group in groups:
                 message = {"events": list(map(document, group))} if isinstance(group, list) else document(group)
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     await socket.send(message)
             socket.check()
-            if grouped:
-                await asyncio.sleep(GROUP_PAUSE_S)
         await socket.close(DRAINING)
     except TimeoutError:
         await socket.close(TOO_SLOW)

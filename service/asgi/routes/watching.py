@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from service.asgi.socket_messages import HEARTBEAT_S
@@ -38,13 +39,28 @@ def parse_subscription(
     return Subscription(caller.tenant, name, None, prefix)
 
 
-async def wait_for_events(watcher: Subscriber, within_s: float = HEARTBEAT_S) -> list[CommitEvent | EventGap]:
-    """Wait for events and return them, oldest first; empty if there is none within `within_s` seconds."""
-    try:
-        async with asyncio.timeout(within_s):
-            return await watcher.drain()
-    except TimeoutError:
-        return []
+async def queued_events(
+    watcher: Subscriber, heartbeat_s: float = HEARTBEAT_S, *, pause_s: float = 0.0
+) -> AsyncIterator[list[CommitEvent | EventGap]]:
+    """Yield what is queued, oldest first, until the watcher is closed and has all; empty after a silence.
+
+    Args:
+        watcher: The watcher.
+        heartbeat_s: Seconds without events after which an empty list is yielded.
+        pause_s: Seconds to let events gather after each list; less if many do.
+    """
+    is_last = False
+    while not is_last:
+        events: list[CommitEvent | EventGap] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(heartbeat_s):
+                events = await watcher.drain()
+                is_last = watcher.closed
+        yield events
+        if pause_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await watcher.wait_for_many()
 
 
 def event_document(event: CommitEvent | EventGap, message_format: Format, watcher: Subscriber) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class BoundedEventBuffer:
             self.nbytes -= oldest.nbytes
             self.lost += oldest.length
 
+    @property
+    def is_half_full(self) -> bool:
+        """Whether half as many events are queued as can be."""
+        return 2 * len(self.events) >= MAX_QUEUED_TIMESTEPS or 2 * self.nbytes >= MAX_QUEUED_BYTES
+
     def drain(self) -> list[CommitEvent | EventGap]:
         """Remove and return all events, after the gap if events were dropped."""
         items: list[CommitEvent | EventGap] = [EventGap(self.lost)] if self.lost else []
@@ -118,6 +123,7 @@ class Subscriber:
         # State ids of the missed events: of two paths, one may bring an event later that the event log had already.
         self._from_log: dict[StreamKey, frozenset[bytes]] = {}
         self._has_events = asyncio.Event()
+        self._has_many = asyncio.Event()
 
     def push(self, event: CommitEvent) -> None:
         """Add an event that matches its subscriptions."""
@@ -130,6 +136,8 @@ class Subscriber:
             self.last_steps[event.key] = event.step
         self._live.append(event)
         self._has_events.set()
+        if self._live.is_half_full:
+            self._has_many.set()
 
     def begin_catch_up(self) -> dict[StreamKey, CatchUpBuffer]:
         """Hold back the live events of the streams whose last received step is known; returns their buffers."""
@@ -177,10 +185,16 @@ class Subscriber:
         """Close it: no more events are added."""
         self.closed = True
         self._has_events.set()
+        self._has_many.set()
 
     async def drain(self) -> list[CommitEvent | EventGap]:
         """Wait for events, then remove and return all that are queued; the list may be empty once it is closed."""
         await self._has_events.wait()
         self._has_events.clear()
+        self._has_many.clear()
         backlog, self._backlog = self._backlog, []
         return backlog + self._live.drain()
+
+    async def wait_for_many(self) -> None:
+        """Wait until half as many events are queued as can be, or it is closed."""
+        await self._has_many.wait()
