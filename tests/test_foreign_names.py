@@ -42,7 +42,7 @@ uvicorn.protocols.http.flow_control:FlowControl
 uvicorn.protocols.http.httptools_impl
     HttpToolsProtocol RequestResponseCycle STATUS_LINE
 uvicorn.protocols.http.httptools_impl:HttpToolsProtocol
-    _get_upgrade _should_upgrade _start_asgi_task _unset_keepalive_if_required _unsupported_upgrade_warning config
+    _should_upgrade _start_asgi_task _unset_keepalive_if_required _unsupported_upgrade_warning config
     connections cycle flow handle_websocket_upgrade headers limit_concurrency loop on_headers_complete on_message_begin
     on_message_complete on_response_complete parser pipeline root_path
     send_400_response server_state shutdown timeout_keep_alive timeout_keep_alive_handler
