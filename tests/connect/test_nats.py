@@ -194,6 +194,24 @@ async def test_a_connector_that_gets_its_lease_back_begins_with_what_it_has_not_
     assert [one.at for one in behind] == [6, 7, 8, 9, 10]
 
 
+async def test_a_lease_that_was_lost_and_got_back_between_two_polls_begins_with_what_is_open(
+    subjects: NatsSubjects,
+) -> None:
+    await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(5)])
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+
+    async def expire(js: Any) -> None:
+        await (await js.key_value("stepwell-connect")).delete("IN.d")
+
+    await reader.open()
+    first = await next_messages(reader, 5)
+    await asyncio.to_thread(subjects.run, expire)
+    again = await next_messages(reader, 5)
+    await reader.close()
+
+    assert [one.at for one in first] == [one.at for one in again] == [1, 2, 3, 4, 5]
+
+
 async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_connector_is_killed(
     subjects: NatsSubjects,
 ) -> None:

@@ -100,8 +100,9 @@ class NatsReader:
                 found = await self._next_of_preview()
             else:
                 assert self._lease is not None
-                if not await self._lease.acquire():
+                if not self._lease.is_held:
                     self._subscription = None  # with the lease, it begins again with what is not acknowledged
+                if not await self._lease.acquire():
                     await asyncio.sleep(_STAND_BY_S)
                     return []
                 if self._subscription is None:
