@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Iterator
-from hashlib import sha256
 from decimal import Decimal
+from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
