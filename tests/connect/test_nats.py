@@ -240,7 +240,9 @@ async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_
     assert await asyncio.to_thread(subjects.run, n_left) == (0, 1)
 
 
-async def test_a_stream_that_admits_one_consumer_is_read_on_after_a_connector_was_killed(subjects: NatsSubjects) -> None:
+async def test_a_stream_that_admits_one_consumer_is_read_on_after_a_connector_was_killed(
+    subjects: NatsSubjects,
+) -> None:
     async def create(js: Any) -> None:
         await js.add_stream(name="ONE", subjects=["one.>"], max_consumers=1)
 
