@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Iterator
+from decimal import Decimal
 from hashlib import sha256
 from importlib.resources import files
 from importlib.util import find_spec
@@ -406,6 +407,22 @@ def test_a_bad_source_is_rejected(client: Client, stream: str, source: Any) -> N
     assert (error.code, error.applied, error.retry) == ("bad_request", "no", "never")
 
 
+def test_the_positions_of_a_source_are_what_has_an_integer(client: Client, stream: str) -> None:
+    class Offset:
+        def __init__(self, at: int) -> None:
+            self.at = at
+
+        def __index__(self) -> int:
+            return self.at
+
+    handle = client.model("fold").stream(stream)
+    at: Any
+    for n, at in enumerate([np.array(0), np.int64(1), Offset(2)]):
+        assert handle.step([n], source=("log", at)).step == n + 1
+    for first, at in [(3, np.arange(3, 5)), (5, [Offset(5), np.array(6)])]:
+        assert handle.steps([[1], [2]], source=("log", at)).step == first + 2
+
+
 def test_a_stream_without_a_source_among_streams_with_one_is_named(client: Client, stream: str) -> None:
     inputs = {f"{stream}a": [1], f"{stream}b": [1]}
     error = error_of(lambda: client.model("fold").step_many(inputs, sources={f"{stream}a": ("log", 1)}))
@@ -430,7 +447,7 @@ def test_missing_values_are_none_and_inputs_that_are_left_out(client: Client, st
 
     assert handle.step({"a": None, "b": 4}).outputs["y"].tolist() == [1, 2]
     assert handle.step({}).outputs["z"] == 4
-    gaps: Any = {"b": [5, None]}, {"a": [7, None]}
+    gaps: Any = {"b": [5, None]}, {"a": [Decimal(7), None]}
     assert handle.steps({"a": None, **gaps[0]}).outputs["z"].tolist() == [5, 5]
     many = model.step_many({f"{stream}a": gaps[1], f"{stream}b": {"b": 8}})
     outputs = [one.outputs for one in many.values() if isinstance(one, StepResult)]

@@ -14,7 +14,7 @@ from tests.faults.proxy import Proxy
 
 
 async def until_lost(reader: MessageReader) -> None:
-    """Wait until a reader knows that it does not own what it has read any more."""
+    """Wait until a reader no longer owns what it has read."""
     loop = asyncio.get_running_loop()
 
     def is_lost() -> bool:

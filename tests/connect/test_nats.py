@@ -194,6 +194,24 @@ async def test_a_connector_that_gets_its_lease_back_begins_with_what_it_has_not_
     assert [one.at for one in behind] == [6, 7, 8, 9, 10]
 
 
+async def test_a_lease_that_was_lost_and_got_back_between_two_polls_begins_with_what_is_open(
+    subjects: NatsSubjects,
+) -> None:
+    await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(5)])
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+
+    async def expire(js: Any) -> None:
+        await (await js.key_value("stepwell-connect")).delete("IN.d")
+
+    await reader.open()
+    first = await next_messages(reader, 5)
+    await asyncio.to_thread(subjects.run, expire)
+    again = await next_messages(reader, 5)
+    await reader.close()
+
+    assert [one.at for one in first] == [one.at for one in again] == [1, 2, 3, 4, 5]
+
+
 async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_connector_is_killed(
     subjects: NatsSubjects,
 ) -> None:
@@ -220,6 +238,26 @@ async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_
 
     assert [one.at for one in again] == [6, 7, 8, 9, 10]
     assert await asyncio.to_thread(subjects.run, n_left) == (0, 1)
+
+
+async def test_a_stream_that_admits_one_consumer_is_read_on_after_a_connector_was_killed(
+    subjects: NatsSubjects,
+) -> None:
+    async def create(js: Any) -> None:
+        await js.add_stream(name="ONE", subjects=["one.>"], max_consumers=1)
+
+    await asyncio.to_thread(subjects.run, create)
+    await asyncio.to_thread(subjects.add, [("one.s", {"x": n}) for n in range(10)])
+    reader = make_reader(BrokerUrl.parse(subjects.url("one.{stream}", "?durable=d")), ReaderOptions())
+    await reader.open()
+    await reader.acknowledge(await next_messages(reader, 5))
+    await next_messages(reader, 5)
+    await reader.close()
+    await reader.open()
+    again = await next_messages(reader, 5)
+    await reader.close()
+
+    assert [one.at for one in again] == [6, 7, 8, 9, 10]
 
 
 async def test_a_consumer_that_was_being_created_again_when_its_connector_was_killed_begins_where_it_should(

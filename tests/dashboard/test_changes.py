@@ -192,6 +192,13 @@ def test_a_hidden_tab_neither_reads_nor_draws(page: Page, live: ServiceProcess, 
     open_page(page, live, stream, model="wave")
     advance(live, stream, to=1)
     wait_for_step(page, stream, 1)
+    page.evaluate("""import('/dashboard/streams/streams.js').then(({Streams: {prototype}}) => {
+        const { trim } = prototype;
+        prototype.trim = function (shown) {
+            window.trimmedHidden ||= document.hidden;
+            trim.call(this, shown);
+        };
+    })""")
     hide(page, hidden=True)
     advance(live, stream, since=1, to=3)
     wait_for_requests(page, "/v1/models", 2)
@@ -199,6 +206,7 @@ def test_a_hidden_tab_neither_reads_nor_draws(page: Page, live: ServiceProcess, 
     wait_for_requests(page, "/v1/models", 2)
     assert requested(page, "/metrics") == before
     assert page.text("#stream-facts") == "step 1"
+    assert page.evaluate("window.trimmedHidden === true")  # so that its memory is bounded
 
     hide(page, hidden=False)
     wait_for_step(page, stream, 3)
@@ -326,12 +334,15 @@ def test_the_focus_stays_in_a_list_that_is_drawn_again(page: Page, live: Service
         const replaced = document.activeElement.textContent;
         refill(list, [...list.children].reverse());
         const moved = document.activeElement.textContent;
-        refill(list, items(['d']));
+        list.matches = () => true; // as while one is pressed
+        const kept = [refill(list, items(['d'])), list.children.length];
+        delete list.matches;
+        const done = refill(list, items(['d']));
         list.remove();
-        return [replaced, moved, document.activeElement.tagName];
+        return [replaced, moved, kept, done, document.activeElement.tagName];
     })""")
 
-    assert found == ["b", "b", "BODY"]
+    assert found == ["b", "b", [False, 3], True, "BODY"]
 
 
 def values_of(page: Page, plot: str) -> Any:

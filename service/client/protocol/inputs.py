@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from numbers import Real
+from operator import index
 from typing import Any, NoReturn
 
 import msgspec
@@ -81,11 +83,12 @@ def source_document(source: Source) -> dict[str, Any]:
             fix='Give `source=("orders/3", 1041)`, for a chunk `source=("orders/3", [1041, 1042])`.',
         )
     source_id, at = source
+    at = _plain(at) if hasattr(at, "tolist") else at  # an array without axes cannot be iterated over
     return {"id": source_id, "at": [*at] if isinstance(at, Iterable) and not isinstance(at, str) else at}
 
 
 def encode_body(document: Mapping[str, Any]) -> bytes:
-    """Encode the document of a request in msgpack; NumPy's scalars are numbers.
+    """Encode the document of a request in msgpack; scalars of NumPy and PyTorch, and what has `__index__`, are numbers.
 
     Raises:
         ClientError: `bad_request`: a value cannot be encoded.
@@ -99,8 +102,10 @@ def encode_body(document: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "__index__"):
+        return index(value)
     raise TypeError(f"it is {type(value).__name__}")
 
 
@@ -129,7 +134,7 @@ def _cast(value: ArrayLike, dtype: np.dtype[Any] | None, what: str) -> Array:
 def _with_missing_values(array: Array, what: str) -> Array:
     """Return an array of numbers and `None`, which stands for a missing value, as floats."""
     for value in array.flat:
-        if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
+        if value is not None and (not isinstance(value, Real | Decimal) or isinstance(value, bool)):
             _fail(f"{what} has {value!r:.80}; expected numbers.", "Give numbers, and None for missing values.")
     return array.astype(np.float64)
 

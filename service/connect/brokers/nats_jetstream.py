@@ -27,6 +27,7 @@ _WAIT_S: Final = 0.5
 _STAND_BY_S: Final = 0.2
 _RETRY_S: Final = 0.2
 _TIMEOUT_S: Final = 10.0
+_TOO_MANY_CONSUMERS: Final = 10026  # an error code of JetStream
 _ACK_WAIT_S: Final = 3600.0
 """A message that is delivered again arrives behind newer ones: the server has to wait longer than a poll is open."""
 
@@ -100,8 +101,9 @@ class NatsReader:
                 found = await self._next_of_preview()
             else:
                 assert self._lease is not None
-                if not await self._lease.acquire():
+                if not self._lease.is_held:
                     self._subscription = None  # with the lease, it begins again with what is not acknowledged
+                if not await self._lease.acquire():
                     await asyncio.sleep(_STAND_BY_S)
                     return []
                 if self._subscription is None:
@@ -148,7 +150,7 @@ class NatsReader:
         """Bind to the durable consumer; create it so that it begins with what was not acknowledged.
 
         While it is created again, a second consumer keeps where it begins, and the messages: without a consumer that
-        has not acknowledged them, a stream with the retention `interest` deletes them.
+        has not acknowledged them, a stream with the retention `interest` deletes them. Others may admit one alone.
         """
         config = api.ConsumerConfig(
             durable_name=self._durable,
@@ -166,9 +168,12 @@ class NatsReader:
         if info is not None and info.num_ack_pending:
             retention = (await self._js.stream_info(self._stream)).config.retention
             if retention != api.RetentionPolicy.WORK_QUEUE:  # there, what was acknowledged is gone, and nothing else
-                kept = await self._js.add_consumer(
-                    self._stream, _beginning_at(info.ack_floor.stream_seq + 1, config, keeper)
-                )
+                config = _beginning_at(info.ack_floor.stream_seq + 1, config, self._durable)
+                try:
+                    kept = await self._js.add_consumer(self._stream, replace(config, durable_name=keeper))
+                except js_errors.APIError as exc:
+                    if exc.err_code != _TOO_MANY_CONSUMERS or retention == api.RetentionPolicy.INTEREST:
+                        raise
             await self._js.delete_consumer(self._stream, self._durable)
             info = None
         if info is None:

@@ -33,6 +33,11 @@ class NatsLease:
         except js_errors.NotFoundError:
             self._bucket = await self._js.create_key_value(bucket=_BUCKET, ttl=_LEASE_S)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this connector has the lease, as far as it was told."""
+        return self._revision is not None
+
     async def acquire(self) -> bool:
         """Return whether this connector has the lease now."""
         if self._revision is not None:

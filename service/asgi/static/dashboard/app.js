@@ -105,6 +105,7 @@ async function refresh() {
     page.isReading = false;
   }
   const { model } = page;
+  page.streams.trim([page.chosen, ...comparison.names]); // also in a hidden tab, which still receives timesteps
   if (model && document.hidden) tiles.showStreams(page.streams.matching("").live, page.streams); // for the tab's title
   const reads = [(live.isOpen || !model) && status.showReadiness()]; // otherwise the watch shows when it reconnects
   if (!isStill()) reads.push(readMetrics(model), page.refreshes % 5 || list(model), page.refreshes++ % 2 || cards.refresh(), readStatus(), page.isMissing && findChosen());
@@ -118,7 +119,6 @@ async function list(model) {
   const found = await getJson(`${streamsPath(model.name)}?limit=${LISTED}`);
   if (model !== page.model) return;
   page.streams.list(found);
-  page.streams.trim([page.chosen, ...comparison.names]);
   search.listed(found.cursor);
   if (page.chosen !== null && !chosen()?.isLive) await findChosen(); // it may have been deleted or have expired
   else readStatus();

@@ -62,9 +62,8 @@ export class AlertCard {
     const now = Date.now() / 1000;
     const drawn = JSON.stringify(alerts.map((alarm) => [alarm.id, ago(now - alarm.at)]));
     if (drawn === this.#shown) return;
-    this.#shown = drawn;
     const bars = silences(alerts, now);
-    refill(this.list, alerts.map((alarm, i) => this.#item(alarm, now, bars[i])));
+    if (refill(this.list, alerts.map((alarm, i) => this.#item(alarm, now, bars[i])))) this.#shown = drawn;
   }
 
   #item(alarm, now, silence) {
