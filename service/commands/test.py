@@ -21,7 +21,7 @@ _EXPECTED = (
     "The percentage is the share of tests that have run. A part of them, in a few minutes: stepwell test --quick"
 )
 _OWN_HELP = """
-These are the options of pytest, to which `stepwell test` passes its arguments. Without any, all tests run in three
+These are the options of pytest, to which `stepwell test` passes its arguments. Without any, all tests run in four
 processes, in about a quarter of an hour; with --quick a part of them, in a few minutes."""
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's exit codes: 0 passed, 4 wrong usage; any other is a failure
 
