@@ -22,7 +22,7 @@ from tests.servers import Server
 
 TIMEOUT_S = 3.0  # enough for the steps before the connection drips, on a busy machine
 IN_TIME_S = 15.0  # what is held up for longer than its timeout takes more than this: six calls in turn, or the bytes
-DRIP_S = 0.5
+DRIP_S = 1.0  # between two bytes of a response, or two parts of a request
 
 
 @pytest.fixture(scope="module")
