@@ -304,7 +304,7 @@ def test_a_fork_waits_for_what_the_other_handle_does(held: HoldingProxy, http_ur
         handle, other = model.stream(stream), model.stream(f"{stream}-other")
         looking = threading.Thread(target=other.resume)
         looking.start()
-        assert held.held.wait(10)
+        assert held.held.wait(60)
 
         handle.fork(f"{stream}-other")
         held.forked.set()
@@ -319,7 +319,7 @@ async def test_a_fork_waits_for_the_other_handle_by_asyncio(held: HoldingProxy, 
         model = client.model("fold")
         handle, other = model.stream(stream), model.stream(f"{stream}-other")
         looking = asyncio.create_task(other.resume())
-        assert await asyncio.to_thread(held.held.wait, 10)
+        assert await asyncio.to_thread(held.held.wait, 60)
 
         await handle.fork(f"{stream}-other")
         held.forked.set()
