@@ -38,7 +38,14 @@ _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107
 AOF_REWRITE_MIN_SIZE = "256mb"
 _BACKGROUND_NICE = 10  # added to the nice value of the server's background threads
 # 1 is PR_SET_PDEATHSIG. In a process of its own, since a `preexec_fn` forks all of Python: libraries with threads warn.
-_END_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+_END_WITH_PARENT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 15)
+try:
+    os.execv(sys.argv[1], sys.argv[1:])
+except OSError as exc:
+    sys.exit(str(exc))
+"""
 
 
 class EmbeddedStoreError(StepwellError):
@@ -250,13 +257,14 @@ class EmbeddedStore:
         command = [str(find_server())]
         for name, value in options.items():
             command += (f"--{name}", value)
-        self._process = subprocess.Popen(  # noqa: S603 - our own command
-            ended_with_parent(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is handled by the service; the store stops after the last response
-        )
+        with self._log_file.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                ended_with_parent(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,  # why the server cannot be run
+                start_new_session=True,  # Ctrl-C is handled by the service; the store stops after the last response
+            )
         self._pid_file.write_text(str(self._process.pid))
         if not self._wait_ready():
             tail = self._log_file.read_text(errors="replace")[-1000:] if self._log_file.exists() else "(no log)"
