@@ -43,7 +43,10 @@ _END_WITH_PARENT = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 15)
 if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
+    try:
+        os.execv(sys.argv[2], sys.argv[2:])
+    except OSError as exc:
+        sys.exit(str(exc))
 """
 
 
@@ -256,13 +259,14 @@ class EmbeddedStore:
         command = [str(find_server())]
         for name, value in options.items():
             command += (f"--{name}", value)
-        self._process = subprocess.Popen(  # noqa: S603 - our own command
-            ended_with_parent(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is handled by the service; the store stops after the last response
-        )
+        with self._log_file.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                ended_with_parent(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,  # why the server cannot be run
+                start_new_session=True,  # Ctrl-C is handled by the service; the store stops after the last response
+            )
         self._pid_file.write_text(str(self._process.pid))
         if not self._wait_ready():
             tail = self._log_file.read_text(errors="replace")[-1000:] if self._log_file.exists() else "(no log)"

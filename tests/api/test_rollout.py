@@ -308,10 +308,10 @@ def test_a_committed_rollout_is_published_to_watchers(rolling: Service, stream: 
 
     with connect(f"ws://127.0.0.1:{rolling.port}/v1/watch") as watch:
         watch.send(msgspec.json.encode({"watch": [{"model": "wave", "stream": stream}], "inputs": True}).decode())
-        assert msgspec.json.decode(watch.recv(5)) == {"watching": 1}
+        assert msgspec.json.decode(watch.recv(60)) == {"watching": 1}
         rollout(rolling, "wave", stream, 3, inputs=[0.5])
         found = rollout(rolling, "wave", stream, 3, inputs=[0.5], commit=True).json()
-        seen = msgspec.json.decode(watch.recv(5))
+        seen = msgspec.json.decode(watch.recv(60))
 
     assert (seen["step"], seen["state_id"], seen["outputs"]) == (3, found["state_id"], found["outputs"])
     assert seen["inputs"]["x"] == [[0.5], *found["next"]["x"][:-1]]

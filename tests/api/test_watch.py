@@ -117,7 +117,7 @@ def watch(
 
 
 def take(ws: ClientConnection, n: int) -> list[dict[str, Any]]:
-    messages = [ws.recv(10) for _ in range(n)]
+    messages = [ws.recv(60) for _ in range(n)]
     return [json.loads(one) if isinstance(one, str) else msgspec.msgpack.decode(one) for one in messages]
 
 
@@ -308,11 +308,11 @@ def test_an_invalid_subscription_gets_a_problem(
     replicas: tuple[Service, Service], follow: dict[str, Any], word: str
 ) -> None:
     with watch(replicas[0], follow, wait=False) as ws:
-        problem = json.loads(ws.recv(10))["error"]
+        problem = json.loads(ws.recv(60))["error"]
 
         assert word in problem["detail"]
         with pytest.raises(ConnectionClosed):
-            ws.recv(10)
+            ws.recv(60)
 
 
 @pytest.mark.parametrize(
@@ -370,10 +370,10 @@ def test_a_stopping_service_ends_its_watchers(folder: Path, short_path: Path) ->
         text = answer.iter_text()
         assert "watching" in next(text)
         ws.send('{"watch": [{"model": "fold"}]}')
-        ws.recv(10)
+        ws.recv(60)
         assert one.stop() == 0
         with pytest.raises(ConnectionClosed) as closed:
-            ws.recv(10)
+            ws.recv(60)
         list(text)  # it ends as a complete response, not in the middle
 
     assert closed.value.rcvd is not None

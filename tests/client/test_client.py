@@ -40,6 +40,7 @@ from tests.servers import Server
 
 DOCS = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
 XS = [7, -3, 2**40, 0, -(2**50), 11, 5, 1]
+TIMEOUT_S = 3.0  # short, and enough for a step on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -682,7 +683,7 @@ async def test_a_feed_retries_a_step_whose_answer_was_lost(proxy: CuttingProxy, 
 
 
 def test_a_call_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:
-    with Client(proxy.url, timeout=1) as client:
+    with Client(proxy.url, timeout=TIMEOUT_S) as client:
         handle = client.model("fold").stream(stream)
         handle.step([7])
         proxy.cut_answer()
@@ -699,7 +700,7 @@ def test_a_call_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str)
 
 @pytest.mark.parametrize("to", [None, "s"])
 def test_a_reset_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str, to: str | None) -> None:
-    with Client(proxy.url, timeout=1) as client:
+    with Client(proxy.url, timeout=TIMEOUT_S) as client:
         handle = client.model("fold").stream(stream)
         handle.step([7])
         handle.take_snapshot("s")
@@ -718,7 +719,7 @@ def test_a_reset_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str
 @pytest.mark.parametrize("snapshot", [None, "s"])
 def test_a_fork_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str, snapshot: str | None) -> None:
     to = f"{stream}-b"
-    with Client(proxy.url, timeout=1) as client:
+    with Client(proxy.url, timeout=TIMEOUT_S) as client:
         handle = client.model("fold").stream(stream)
         handle.step([7])
         handle.take_snapshot("s")
@@ -741,7 +742,7 @@ def test_a_fork_of_another_position_or_snapshot_is_another_call(
     proxy: CuttingProxy, stream: str, snapshot: str | None
 ) -> None:
     to = f"{stream}-b"
-    with Client(proxy.url, timeout=1) as client:
+    with Client(proxy.url, timeout=TIMEOUT_S) as client:
         handle = client.model("fold").stream(stream)
         handle.step([7])
         handle.take_snapshot("s")
@@ -781,7 +782,7 @@ async def test_a_cancelled_fork_can_be_repeated(proxy: CuttingProxy, stream: str
 def test_a_call_that_created_a_stream_can_be_repeated_and_does_not_undo_later_steps(
     proxy: CuttingProxy, one: ServiceProcess, stream: str, call: str
 ) -> None:
-    with Client(proxy.url, timeout=1) as client, Client(one.url) as another:
+    with Client(proxy.url, timeout=TIMEOUT_S) as client, Client(one.url) as another:
         model = client.model("fold")
         model.stream(f"{stream}-a").reset()
         state, handle = model.stream(f"{stream}-a").state(), model.stream(stream)
@@ -800,7 +801,7 @@ def test_a_call_that_created_a_stream_can_be_repeated_and_does_not_undo_later_st
 
 
 async def test_a_step_on_a_feed_that_timed_out_can_be_repeated(proxy: CuttingProxy, stream: str) -> None:
-    async with AsyncClient(proxy.url, timeout=1) as client, client.model("fold").feed() as feed:
+    async with AsyncClient(proxy.url, timeout=TIMEOUT_S) as client, client.model("fold").feed() as feed:
         await feed.step(stream, [7])
         proxy.cut_answer()
         proxy.close()

@@ -20,8 +20,9 @@ from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 
-TIMEOUT_S = 1.0
-IN_TIME_S = 9.0  # of a busy machine; what is held up for longer than its timeout takes more than ten seconds here
+TIMEOUT_S = 3.0  # enough for the steps before the connection drips, on a busy machine
+IN_TIME_S = 15.0  # what is held up for longer than its timeout takes more than this: six calls in turn, or the bytes
+DRIP_S = 1.0  # between two bytes of a response, or two parts of a request
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ class SlowProxy(CuttingProxy):
             near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with contextlib.suppress(OSError):
             while data := near.recv(4096):
-                if not self.slow.is_set() or self._part != "request" or not self.ended.wait(0.2):
+                if not self.slow.is_set() or self._part != "request" or not self.ended.wait(DRIP_S):
                     far.sendall(data)
 
     def _pass_back(self, far: socket.socket, near: socket.socket) -> None:
@@ -88,7 +89,7 @@ class SlowProxy(CuttingProxy):
                     head = len(data)
                 near.sendall(data[:head])
                 for byte in data[head:]:
-                    if self.ended.wait(0.2):
+                    if self.ended.wait(DRIP_S):
                         return
                     near.sendall(bytes((byte,)))
 
@@ -303,7 +304,7 @@ def test_a_fork_waits_for_what_the_other_handle_does(held: HoldingProxy, http_ur
         handle, other = model.stream(stream), model.stream(f"{stream}-other")
         looking = threading.Thread(target=other.resume)
         looking.start()
-        assert held.held.wait(10)
+        assert held.held.wait(60)
 
         handle.fork(f"{stream}-other")
         held.forked.set()
@@ -318,7 +319,7 @@ async def test_a_fork_waits_for_the_other_handle_by_asyncio(held: HoldingProxy, 
         model = client.model("fold")
         handle, other = model.stream(stream), model.stream(f"{stream}-other")
         looking = asyncio.create_task(other.resume())
-        assert await asyncio.to_thread(held.held.wait, 10)
+        assert await asyncio.to_thread(held.held.wait, 60)
 
         await handle.fork(f"{stream}-other")
         held.forked.set()

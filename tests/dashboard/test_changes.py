@@ -147,20 +147,27 @@ def test_numbers_of_the_model_before_are_not_shown(page: Page, live: ServiceProc
         window.held = [];
         window.fetch = async (url, options) => {
             const response = await send(url, options);
-            if (window.holds && String(url).endsWith("/metrics")) await new Promise((done) => window.held.push(done));
-            return response;
+            if (!window.holds || !String(url).endsWith("/metrics")) return response;
+            const text = await response.text();
+            await new Promise((done) => window.held.push(done));
+            return { ok: response.ok, text: async () => text }; // once it goes on, the page has it at once
         };
     })()""")
     open_page(page, live, model="wave")
     page.evaluate("window.holds = true")
     page.wait_for("window.held.length")
     advance(live, stream, to=3)
-    page.evaluate("document.getElementById('model').value = 'total'")
-    page.evaluate("document.getElementById('model').dispatchEvent(new Event('change'))")
-    page.evaluate("document.getElementById('latency-note').textContent = 'unchanged'")
-    page.evaluate("(window.held.splice(0).forEach(done => done()), new Promise(done => setTimeout(done)))")
+    note = page.evaluate("""(async () => {
+        const [model, note] = ['model', 'latency-note'].map((id) => document.getElementById(id));
+        model.value = 'total';
+        model.dispatchEvent(new Event('change'));
+        note.textContent = 'unchanged';
+        window.held.forEach((done) => done());
+        await new Promise((done) => setTimeout(done));
+        return note.textContent;
+    })()""")
 
-    assert page.text("#latency-note") == "unchanged"
+    assert note == "unchanged"
 
 
 def test_the_forecast_of_the_address_is_used_after_a_model_that_has_none(page: Page, live: ServiceProcess) -> None:
@@ -304,13 +311,14 @@ def test_the_rows_that_are_sent_are_those_of_the_newest_file(page: Page, live: S
     page.evaluate(f"""(() => {{
         const read = File.prototype.text;
         File.prototype.text = async function () {{
+            const text = await read.call(this);
             if (this.name === 'old.csv') await new Promise((done) => (window.readOld = done));
-            return read.call(this);
+            return text;
         }};
         ({drop})('old.csv', 'x\\n1\\n2\\n');
         ({drop})('new.csv', 'x\\n1\\n2\\n3\\n');
     }})()""")
-    page.wait_for("!document.getElementById('csv-send').disabled")
+    page.wait_for("window.readOld && !document.getElementById('csv-send').disabled")
     page.evaluate("(window.readOld(), new Promise(done => setTimeout(done)))")
 
     assert page.text("#csv-title") == "Send new.csv to wave"

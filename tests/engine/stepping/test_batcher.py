@@ -58,7 +58,7 @@ async def test_an_error_before_a_batch_is_run_is_answered_and_the_queue_goes_on(
         return numbered(self, *args)
 
     monkeypatch.setattr(OpIdHasher, "for_rows", failing_once)
-    async with worker(redis_server.url, folder) as engine, asyncio.timeout(10):
+    async with worker(redis_server.url, folder) as engine, asyncio.timeout(60):
         first = await gather_results(
             engine.steps.advance(step("a", 1, seq=1)), engine.steps.advance(step("b", 1, seq=1))
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # for these tests alone: others run in the same process
 def quick_weights() -> Iterator[None]:
     """Start random weights from simple numbers: Keras' own initialisers compile a second for each model.
 
