@@ -37,7 +37,7 @@ def _zeros(draw: Callable[..., Any], thread: int) -> Callable[..., Any]:
     """Return a method that gives zeros to calls of a thread, and is `draw` to others."""
 
     def call(initializer: Any, shape: Any, dtype: Any = None) -> Any:
-        if threading.get_ident() != thread or initializer.get_config()["seed"] is not None:
+        if threading.get_ident() != thread or initializer.get_config().get("seed", "unknown") is not None:
             return draw(initializer, shape, dtype)
         return keras.ops.zeros(shape, dtype)
 

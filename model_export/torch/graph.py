@@ -13,22 +13,24 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
+from model_export.graph.builder import element_type
 from model_export.runtime.session import open_session
 from model_export.torch.attention import attention_written_out
 from model_export.torch.cells import decomposed, patch_recurrent_layers
 from model_export.torch.checks import first_line, unfused
 from model_export.torch.decompositions import Decomposed
-from model_export.torch.naming import flatten
+from model_export.torch.naming import flatten, numpy_dtype
 from model_export.torch.recurrences import associative_scans_written_out
 
 OPSET = 18
 """What torch's exporter writes natively; onnxruntime runs it since 1.14."""
 
 _FIXED_ROWS = "The module fixes the number of rows: it works for the batch size of its example alone."
-_FIX_ROWS = "Take the batch size from the input, x.shape[0], instead of writing a number."
+_FIX_ROWS = "Take the batch size from the input: x.shape[0] as it is, no number and neither len(x) nor int(x.shape[0])."
 
 _Axes = Mapping[str, Mapping[str, int]]
 _Names = tuple[Sequence[str], Sequence[str]]
@@ -82,7 +84,15 @@ def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
             copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
             input_names=names[0], output_names=names[1], dynamic_axes=open_axes,
         )  # fmt: skip
-    return onnx.load_model_from_string(file.getvalue())
+    proto = onnx.load_model_from_string(file.getvalue())
+    kept = {tensor.name: tensor for tensor in proto.graph.input}
+    for given, value in zip(names[0], values, strict=True):  # the exporter leaves out what the module does not use
+        if given not in kept:
+            shape = [open_axes[given].get(axis, size) for axis, size in enumerate(value.shape)]
+            kept[given] = helper.make_tensor_value_info(given, element_type(numpy_dtype(value, repr(given))), shape)
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept[given] for given in names[0])
+    return proto
 
 
 def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:

@@ -149,6 +149,27 @@ def test_values_drawn_with_a_seed_are_drawn_since_a_layer_need_not_save_them(tmp
     assert loaded.layers[0].noise.any()
 
 
+@keras.saving.register_keras_serializable("tests")
+class Narrow(keras.initializers.RandomNormal):  # type: ignore[misc]  # Keras has no types
+    """An initializer of one's own; its configuration has no seed."""
+
+    def __init__(self) -> None:
+        super().__init__(stddev=0.01, seed=7)
+
+    def get_config(self) -> dict[str, object]:
+        return {}
+
+
+def test_an_initializer_of_ones_own_may_have_a_configuration_without_a_seed(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((None, 3)), keras.layers.GRU(2, kernel_initializer=Narrow())])
+    model.save(tmp_path / "m.keras")
+
+    loaded = load_keras(tmp_path / "m.keras")
+
+    for want, got in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)  # what Python does for a module that cannot be imported
 

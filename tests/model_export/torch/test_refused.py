@@ -253,6 +253,12 @@ def test_a_module_over_whole_sequences_is_refused_with_the_reason(name: str) -> 
     assert told in refusal(build()).problem
 
 
+def test_a_batch_size_that_python_has_taken_from_the_input_is_named_as_the_reason() -> None:
+    refused = refusal(stepwise(lambda m, x, h: (x.reshape(int(x.shape[0]), 2, 2), h)))
+
+    assert "int(x.shape[0])" in refused.fix
+
+
 def test_what_torchs_exporter_prints_is_kept_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     refused = refusal(whole(of(lambda m, x: m.head(torch.special.bessel_j0(x).cumsum(1)), head=nn.Linear(4, 2))))
 

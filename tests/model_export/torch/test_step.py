@@ -102,6 +102,18 @@ def test_an_operation_that_the_older_exporter_lacks_is_exported_by_the_newer_one
     assert verify_model(made, long_steps=100)[1].parity.max_abs == 0.0
 
 
+@pytest.mark.parametrize("time_axis", [None, 1])
+def test_an_input_that_the_module_does_not_use_is_an_input_all_the_same(time_axis: int | None) -> None:
+    row = (2,) if time_axis is None else (2, 9)
+    inputs = {"unused": torch.randn(*row, 3), "x": torch.randn(*row, 4)}
+    whole = StepSpec(of(lambda m, unused, x: x * 2), inputs, time_axis=1)
+    step = StepSpec(of(lambda m, unused, x, h: (x + 1, x * 2)), inputs, {"h": torch.zeros(1, 4)})
+
+    graph, _ = verify_model(convert(step if time_axis is None else whole, name="m"), long_steps=100)
+
+    assert [spec.name for spec in StepModel(graph).manifest.inputs] == ["unused", "x"]
+
+
 def test_ids_are_drawn_from_the_whole_table() -> None:
     """An example of zeros would show one row of it."""
     (sampler,) = (zoo.made("cells_in_a_loop").samplers or {}).values()
