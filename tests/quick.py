@@ -32,6 +32,7 @@ LONG = (
     "api/test_watch.py::test_a_thousand_commits_of_one_replica_are_received_from_another",
     "asgi/test_asyncapi.py::test_the_parser_of_asyncapi_finds_no_fault",
     "client/test_client.py::test_the_examples_in_the_docs_print_what_they_show",
+    "client/test_limits.py::test_a_call_that_drips_ends_in_time",
     "deploy/test_observability.py::test_every_alert_fires_on_its_fault_and_none_without",
     "hub/test_hub.py::test_a_repository_that_is_there_gets_another_commit",
     "hub/test_hub.py::test_another_file_is_replaced_only_if_that_is_said",
