@@ -79,12 +79,30 @@ def test_a_missing_file_is_reported_by_its_name(graph: Path) -> None:
         adopt_file(graph, verify=graph.with_name("own.npz"))
 
 
-def test_a_prediction_that_is_not_finite_is_reported(graph: Path, own: Array) -> None:
+def test_a_prediction_that_is_not_finite_is_reported(tmp_path: Path) -> None:
+    path, own = tmp_path / "root.onnx", np.ones((5, 9, 2), np.float32)
+    path.write_bytes(
+        graphs.graph_from_text("""
+        root (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+            limit = Constant <value = float {50.0}> ()
+            left = Sub (limit, x)
+            y = Sqrt (left)
+            s_next = Add (s, x)
+        }""")
+    )
+    own[3, 2, 1] = 60
+    np.savez(tmp_path / "own.npz", x=own)
+    notes = adopt_file(path, verify=tmp_path / "own.npz").adoption.notes
+
+    assert [note for note in notes if "output y is not finite (NaN or infinite) on own.npz" in note]
+
+
+def test_an_input_that_is_not_finite_is_refused_with_its_place(graph: Path, own: Array) -> None:
     own[3, 2, 1] = np.nan
     np.savez(graph.with_suffix(".npz"), x=own)
-    notes = adopt_file(graph, verify=graph.with_suffix(".npz")).adoption.notes
 
-    assert [note for note in notes if "output y is not finite" in note]
+    with pytest.raises(TensorError, match=r"Array 'x' has nan at \[3, 2, 1\]; expected finite numbers"):
+        adopt_file(graph, verify=graph.with_suffix(".npz"))
 
 
 def test_rows_that_own_sequences_show_to_mix_leave_the_comparison_with_the_original_graph(tmp_path: Path) -> None:
