@@ -105,7 +105,7 @@ def read_reset(body: bytes, body_format: Format) -> tuple[bytes | None, str | No
 
 
 def check_no_fields(body: bytes, body_format: Format) -> None:
-    """Check that a body is empty or an empty object: what it says would be ignored.
+    """Check that a body is empty or an empty object: its members would have no effect.
 
     Raises:
         ServiceError: `bad_json` or `bad_request`.

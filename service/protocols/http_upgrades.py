@@ -1,4 +1,4 @@
-"""`UpgradingHttpProtocol`: uvicorn's HTTP protocol, in which a request may ask for a protocol that is not supported."""
+"""`UpgradingHttpProtocol`: uvicorn's HTTP protocol; an Upgrade to an unsupported protocol is ignored."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def test_a_watch_continues_after_a_lost_connection(js: Js, proxy: Proxy) -> None
 
 
 def test_a_watch_leaves_a_connection_that_has_become_silent(js: Js, proxy: Proxy, one: ServiceProcess) -> None:
-    """The client checks every 20 s, in this test every second; no FIN or RST tells it that the connection is gone."""
+    """The client checks every 20 s, in this test every second; no FIN or RST arrives when the connection is gone."""
     found = js(
         f"""
         const [every, check] = [[], globalThis.setInterval];

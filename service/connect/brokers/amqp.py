@@ -150,7 +150,7 @@ class AmqpReader:
         return True
 
     async def _check_consumer(self) -> None:
-        """Check that the queue still has a consumer: the broker ends it with the queue, and says so to nobody here."""
+        """Check that the queue still has a consumer: the broker ends it with the queue, and sends no notice of it."""
         assert self._channel is not None
         self._checked_at = self._clock()
         with _amqp_errors(self._url):

@@ -35,7 +35,7 @@ class NatsLease:
 
     @property
     def is_held(self) -> bool:
-        """Whether this connector has the lease, as far as it was told."""
+        """Whether this connector had the lease at the last renewal."""
         return self._revision is not None
 
     async def acquire(self) -> bool:
