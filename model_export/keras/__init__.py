@@ -55,7 +55,7 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
 
     from model_export.converted import ConvertedModel
     from model_export.keras.reference import KerasReference, rounding, samplers
-    from model_export.keras.step import export_keras
+    from model_export.keras.sequence import export_keras
     from model_export.keras.subclassed import walkable
 
     if progress:

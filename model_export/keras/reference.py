@@ -14,7 +14,7 @@ import onnx
 from model_export.errors import TensorError
 from model_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
 from model_export.keras.registry import to_array
-from model_export.keras.step import ExportedStep
+from model_export.keras.sequence import ExportedStep
 from model_export.keras.walk import functional
 from model_export.manifest import Array
 from model_export.verify.localize import Activation

@@ -1,30 +1,31 @@
-"""Which rule steps which layer: a rule turns one call of a layer into nodes of the step graph.
+"""Which rule emits which layer: a rule turns one call of a layer into nodes of the sequence graph.
 
 To add a layer of Keras, write one function in a module of `rules/`:
 
     @rule("Rescaling")
     def rescaling(call: Call) -> Value: ...
 
-People's own layers have `stepwell.register_step_rule`, and the same `Call`.
+People's own layers have `stepwell.register_step_rule`, and the same `Call`: for one timestep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.keras.step_graph import KerasGraph
+from model_export.keras.sequence_graph import KerasGraph
+from model_export.keras.scan import StepScan
 from model_export.keras.step_rules import STEP_RULES
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
 Rule = Callable[["Call"], "Value | list[Value]"]
-POSITION = "stepwell.position"
 
 
 class RefusedCallError(RefusedModelError):
@@ -43,10 +44,12 @@ class Walker(Protocol):
     """What a rule needs of the walk through the model.
 
     Attributes:
-        graph: The step graph under construction.
+        graph: The sequence graph under construction.
+        scan: The Scan whose body is under construction; None: the graph itself is.
     """
 
     graph: KerasGraph
+    scan: StepScan | None
 
     def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Emit one call of a layer, a nested model or an operation."""
@@ -57,7 +60,7 @@ class Walker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a layer or operation, with the step graph's values in place of Keras' tensors.
+    """One call of a layer or operation, with the graph's values in place of Keras' tensors.
 
     Attributes:
         walk: The walk that met it.
@@ -65,7 +68,7 @@ class Call:
         path: Its name, behind the names of the models it is nested in.
         args: Positional arguments, nested as in the original.
         kwargs: Keyword arguments that are not None, without `training` and `mask`.
-        mask: Explicit or carried mask, shape `(batch,)` bool; None: never masked.
+        mask: Explicit or carried mask, shape `(batch, timesteps)` bool, in a step rule `(batch,)`; None: never masked.
         owner: The layer of Keras whose code calls the operation: a refusal names the layer; None: other code.
     """
 
@@ -121,13 +124,18 @@ class Call:
 
     def refuse(self, why: str, fix: str = "") -> RefusedCallError:
         """Return the error that names this layer, its class and the reason."""
-        named = self.owner or self.layer
-        what = "Layer" if isinstance(named, keras.Layer) else "Operation"
         return RefusedCallError(
-            f"{what} {self.path!r} ({type(named).__name__}) cannot be stepped: {why}.",
+            f"{self.described} cannot be stepped: {why}.",
             fix=fix or "Take it out of the model, or replace it by something that looks at one timestep at a time.",
             path=self.path,
         )
+
+    @property
+    def described(self) -> str:
+        """The layer or operation, for people."""
+        named = self.owner or self.layer
+        what = "Layer" if isinstance(named, keras.Layer) else "Operation"
+        return f"{what} {self.path!r} ({type(named).__name__})"
 
     def kind(self, names: Iterable[str]) -> str:
         """Return which of these class names the layer has, by itself or by a parent."""
@@ -144,11 +152,18 @@ class Call:
         """Return a tensor in another dtype, under a name after this layer."""
         return self.graph.cast(_name(tensor), dtype, at=self.path)
 
-    def reshape(self, tensor: str | Value, row: Sequence[int]) -> str:
-        """Return a tensor with another shape of each row, under a name after this layer."""
-        return self.graph.reshape(_name(tensor), row, at=self.path)
+    def reshape(self, tensor: str | Value, row: Sequence[int | None]) -> str:
+        """Return a tensor with another shape of each row, under a name after this layer.
 
-    def reshaped(self, value: Value, row: Sequence[int]) -> Value:
+        At most one size of the row is None, unless the tensor is a value that has None at the same places.
+        """
+        before = tensor.row if isinstance(tensor, Value) else ()
+        kept = [place < len(before) and size is before[place] is None for place, size in enumerate(row)]
+        several = sum(size is None for size in row) > 1
+        shape = [(0 if several and same else -1) if size is None else size for size, same in zip(row, kept, strict=True)]
+        return self.op("Reshape", tensor, self.graph.ints([0, *shape]))
+
+    def reshaped(self, value: Value, row: Sequence[int | None]) -> Value:
         """Return a value with another shape of each row, and nothing else of this one but its dtype and time axis."""
         return value.like(self.reshape(value, row), row=tuple(row))
 
@@ -157,7 +172,7 @@ class Call:
         return self.graph.constant(to_array(values), dtype, at=self.path)
 
     def state(self, name: str, row: Sequence[int], dtype: str = "float32", init: Array | None = None) -> Value:
-        """Declare a state; the rule owes `next_state` for it.
+        """Declare a state in a step rule, which owes `next_state` for it.
 
         Args:
             name: Its name behind the layer's.
@@ -167,17 +182,26 @@ class Call:
 
         Returns:
             What the state is before this timestep, shape `(batch, *row)`.
+
+        Raises:
+            RefusedModelError: The layer's input has no time axis, so that there is nothing to carry.
         """
-        spec = self.graph.state(f"{self.path}.{name}", tuple(row), dtype, init)
-        return Value(spec.input, spec.row_shape, dtype)
+        return self._scan().state(f"{self.path}.{name}", tuple(row), dtype, init)
 
     def next_state(self, state: Value, value: Value | str) -> None:
         """Set what a state is after this timestep."""
-        spec = next(spec for spec in self.graph.states if spec.input == state.name)
-        self.graph.next_state(spec, _name(value))
+        self._scan().next_state(state, _name(value))
+
+    def _scan(self) -> StepScan:
+        if self.walk.scan is None:
+            raise self.refuse(
+                "its step rule carries a state, and its input has no time axis",
+                "Give the recurrent layer before it return_sequences=True.",
+            )
+        return self.walk.scan
 
     def run(self, function: Any, *values: Value) -> list[Value]:
-        """Run a layer, a model or a function of `keras.ops` on what one timestep has.
+        """Run a layer, a model or a function of `keras.ops` on what one timestep has, in a step rule.
 
         Args:
             function: It gets tensors `(batch, *row)`, without time axis.
@@ -196,31 +220,36 @@ class Call:
         return [replace(result, time=time) for result in results]
 
     def position(self) -> Value:
-        """Return how many timesteps came before this one, shape `(batch,)` int64: one state for the whole model."""
-        if not any(spec.input == POSITION for spec in self.graph.states):
-            spec = self.graph.state(POSITION, (), "int64")
-            self.graph.next_state(spec, self.graph.op("Add", POSITION, self.constant(1, "int64"), at=POSITION))
-        return Value(POSITION, (), "int64", time=True)
+        """Return in a step rule how many timesteps came before this one, shape `(batch,)` int64."""
+        return self._scan().position(self.path)
 
-    # ---------------------------------------------------------------- from the original's axes to the step's
+    # ---------------------------------------------------------------- axes and dtypes
 
     def axis(self, value: Value, axis: int | None) -> int:
-        """Return an axis of the original as an axis of the step graph.
+        """Return an axis counted from the front.
 
         Raises:
-            RefusedModelError: It is the time axis or the batch axis, or None: all axes.
+            RefusedModelError: It is the batch axis, or None: all axes.
         """
         if axis is None:
             raise self.refuse("it works along all axes, batch and time included", "Name a feature axis.")
-        absolute = axis % value.rank
-        if absolute == 0:
+        if axis % value.rank == 0:
             raise self.refuse("it works along the batch axis, which mixes streams")
-        if value.time and absolute == 1:
+        return axis % value.rank
+
+    def size(self, value: Value, axis: int) -> int:
+        """Return the size of an axis.
+
+        Raises:
+            RefusedModelError: It is that of the timesteps.
+        """
+        size = value.row[axis - 1]
+        if size is None:
             raise self.refuse(
                 "it works along the time axis, so it needs timesteps that have not come yet",
                 "Use a recurrent layer over time, or work along the feature axes.",
             )
-        return absolute - value.time
+        return size
 
     def as_float(self, value: Value) -> Value:
         """Return the value as float32."""
@@ -237,27 +266,23 @@ class Call:
     def _as(self, value: Value, dtype: str) -> Value:
         if value.dtype == dtype:
             return value
-        return value.like(self.cast(value, dtype), dtype=dtype, mask=value.mask, padding=value.padding)
+        return value.like(self.cast(value, dtype), dtype=dtype, mask=value.mask)
 
 
 _RULES: dict[type, tuple[Rule, bool]] = {}
 _OPS: dict[str, Rule] = {}
-_HANDLES: dict[Rule, frozenset[str]] = {}
 
 
-def rule(*layers: str | type, masks: bool = False, handles: str = "") -> Callable[[Rule], Rule]:
+def rule(*layers: str | type, masks: bool = False) -> Callable[[Rule], Rule]:
     """Register the rule of these layer classes.
 
     Args:
         layers: Classes, or names in `keras.layers`; names that this Keras does not have are left out.
         masks: The rule sets the masks of its results itself. Otherwise they follow Keras' default: a layer
             that supports masking hands the mask on, any other drops it.
-        handles: What values may have that the walk settles for other rules, words of: `padding` over time,
-            `deferred`; or `shape`: the rule changes that of one value alone, and the same is done to its weight.
     """
 
     def register(function: Rule) -> Rule:
-        _HANDLES[function] = frozenset(handles.split())
         for layer in layers:
             cls = getattr(keras.layers, layer, None) if isinstance(layer, str) else layer
             if cls is not None:
@@ -267,11 +292,10 @@ def rule(*layers: str | type, masks: bool = False, handles: str = "") -> Callabl
     return register
 
 
-def op_rule(*operations: str, handles: str = "") -> Callable[[Rule], Rule]:
-    """Register the rule of these `keras.ops` operations, by class name; `handles` is as for `rule`."""
+def op_rule(*operations: str) -> Callable[[Rule], Rule]:
+    """Register the rule of these `keras.ops` operations, by class name."""
 
     def register(function: Rule) -> Rule:
-        _HANDLES[function] = frozenset(handles.split())
         _OPS.update(dict.fromkeys(operations, function))
         return function
 
@@ -279,16 +303,19 @@ def op_rule(*operations: str, handles: str = "") -> Callable[[Rule], Rule]:
 
 
 def find_rule(layer: Any) -> tuple[Rule, bool] | None:
-    """Return a layer's rule and whether it sets masks.
+    """Return a layer's rule and whether it sets masks; a step rule becomes one for all timesteps.
 
     A subclass has its parent's rule as long as it computes as the parent does.
     """
     for cls in type(layer).__mro__:
-        if (found := STEP_RULES.get(cls) or _RULES.get(cls)) is not None:
+        own = STEP_RULES.get(cls)
+        if (found := own or _RULES.get(cls)) is not None:
             same = all(
                 getattr(type(layer), name, None) is getattr(cls, name, None) for name in ("call", "compute_mask")
             )
-            return found if same else None
+            if not same:
+                return None
+            return (partial(at_each_timestep, rule=own[0]), own[1]) if own else found
     return None
 
 
@@ -297,14 +324,30 @@ def find_op_rule(operation: Any) -> Rule | None:
     return next((_OPS[name] for name in _names(type(operation)) if name in _OPS), None)
 
 
-def handles(rule: Rule, what: str) -> bool:
-    """Return whether a rule was registered as handling something itself: see `rule`."""
-    return what in _HANDLES.get(rule, ())
+def at_each_timestep(call: Call, rule: Rule) -> list[Value]:
+    """Run a rule for one timestep as the body of a Scan over all timesteps; without time axis as it is."""
+    if not any(value.is_sequence for value in call.operands):
+        return checked(call, rule(call))
+    scan = StepScan(call.graph, call.path)
+    with scan.body(call.walk):
+        mask = scan.mask(call.mask)
+        results = checked(call, rule(replace(call.changed(scan.element), mask=mask)))
+    return scan.results(call, results)
 
 
-def listed(results: Any) -> list[Any]:
-    """Return what a rule returns as a list."""
-    return results if isinstance(results, list) else [results]
+def checked(call: Call, results: Any) -> list[Value]:
+    """Return what a rule returns as a list.
+
+    Raises:
+        RefusedModelError: It returned something else than values.
+    """
+    found = results if isinstance(results, list) else [results]
+    if not all(isinstance(result, Value) for result in found):
+        raise call.refuse(
+            f"its step rule returned {found!r}; expected a Value or a list of them",
+            "Name the tensor's row: `return call.value.like(name)`.",
+        )
+    return found
 
 
 def _name(tensor: str | Value) -> str:

@@ -1,4 +1,4 @@
-"""Walks a Keras model's graph of calls, and lets each layer's rule emit its part of the step graph."""
+"""Walks a Keras model's graph of calls, and lets each layer's rule emit its part of the sequence graph."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import keras
 
 from model_export.errors import RefusedModelError
 from model_export.keras import rules  # noqa: F401  # registers them
-from model_export.keras.registry import Call, RefusedCallError, find_op_rule, find_rule, rule, to_array
-from model_export.keras.step_graph import KerasGraph
+from model_export.keras.registry import Call, RefusedCallError, checked, find_op_rule, find_rule, to_array
+from model_export.keras.scan import StepScan
+from model_export.keras.sequence_graph import KerasGraph
 from model_export.keras.support.broadcast import constant_beside
-from model_export.keras.support.recompute import can_recompute, recompute
-from model_export.keras.support.time_padding import apply
 from model_export.keras.support.tracing import RandomNumbersError, describe_cause, is_code_of_keras, trace
 from model_export.keras.value import Value
 
@@ -27,11 +26,13 @@ class KerasWalk:
     """One pass over a model.
 
     Attributes:
-        graph: The step graph under construction.
+        graph: The sequence graph under construction.
+        scan: The Scan whose body is under construction; None: the graph itself is.
         owners: The layers of Keras whose code was traced, by their paths.
     """
 
     graph: KerasGraph = field(default_factory=KerasGraph)
+    scan: StepScan | None = None
     owners: dict[str, Any] = field(default_factory=dict)
 
     def run(self, function: Any, inputs: list[Any], prefix: str = "") -> list[Value]:
@@ -57,6 +58,7 @@ class KerasWalk:
         given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
         call = Call(self, operation, _path(operation, prefix), args, given)
         call = replace(call, mask=self._mask(call, kwargs))
+        self.graph.layers.setdefault(call.path, call.described)
         if not isinstance(operation, keras.Layer):
             call = replace(call, owner=self.owners.get(prefix))
             if not call.operands and call.mask is None:
@@ -67,7 +69,7 @@ class KerasWalk:
             if rule is None:
                 what = f"its operation {type(operation).__name__}" if call.owner else "it"
                 raise call.refuse(f"there is no rule for {what}", "Write it with layers or the common `keras.ops`.")
-            return apply(call, rule)
+            return checked(call, rule(call))
         if kwargs.get("training") is True and not _trains_by_default(operation):
             raise call.refuse(
                 "it was called with training=True, so its answer is random or depends on the other rows of the batch",
@@ -85,18 +87,13 @@ class KerasWalk:
             return self.run(function, values, f"{call.path}.")
         found = find_rule(operation)
         rule, sets_masks = found or (trace_call, False)
-        results = apply(call, rule)
-        if not all(isinstance(result, Value) for result in results):
-            raise call.refuse(
-                f"its step rule returned {results!r}; expected a Value or a list of them",
-                "Name the tensor's row: `return call.value.like(name)`.",
-            )
+        results = checked(call, rule(call))
         if sets_masks:
             return results
         mask = call.mask if operation.supports_masking else None
         if found is None and type(operation).compute_mask is not keras.Layer.compute_mask:
             mask = self._own_mask(call)
-        return [replace(v, mask=mask if v.time else None) for v in results]
+        return [replace(v, mask=mask if v.is_sequence or v.time else None) for v in results]
 
     def _own_mask(self, call: Call) -> str | None:
         """Return the mask that a custom layer's `compute_mask` makes."""
@@ -160,7 +157,7 @@ class KerasWalk:
 
 
 def _checked_mask(call: Call, mask: Value) -> Value:
-    if mask.row != () or not mask.time:
+    if mask.row not in {(None,), ()}:
         raise call.refuse(
             f"it has a mask of row shape {list(mask.row)}; expected one truth value for each timestep",
             "Mask whole timesteps. Parts of one, as mask_zero=True does inside TimeDistributed, have to be left out by "
@@ -201,25 +198,10 @@ def _ordered(function: Any, inputs: Any) -> list[Value]:
     return [v for v in keras.tree.flatten(inputs) if isinstance(v, Value)]
 
 
-@rule(handles="padding deferred")
 def trace_call(call: Call) -> list[Value]:
-    """The rule of a layer without one: its code is traced, for one timestep or else for all that there are."""
-    graph = call.graph
+    """The rule of a layer without one: its code is traced."""
     call = _with_masks(call)
-    states = list(graph.states)
-    try:
-        return call.walk.trace(call, _at_inference(call.layer))
-    except RefusedModelError as refused:
-        if not can_recompute(call):
-            raise
-        # What the attempt declared goes, but for what all layers share.
-        own = (f"{call.path}/", f"{call.path}.")
-        shared = [s for s in graph.states if s not in states and not s.input.startswith(own)]
-        graph.states[:] = states + shared
-        try:
-            return recompute(call, lambda inner: inner.walk.trace(inner, _at_inference(inner.layer)))
-        except RefusedModelError:
-            raise refused from None
+    return call.walk.trace(call, _at_inference(call.layer))
 
 
 def _with_masks(call: Call) -> Call:
@@ -240,7 +222,9 @@ def _with_masks(call: Call) -> Call:
 
 
 def _mask_of(value: Any) -> Value | None:
-    return Value(value.mask, (), "bool", time=True) if isinstance(value, Value) and value.mask else None
+    if not isinstance(value, Value) or value.mask is None:
+        return None
+    return Value(value.mask, value.row[:1] if value.is_sequence else (), "bool", time=value.time)
 
 
 def _at_inference(layer: Any) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""One step of a recurrent cell: an operator of ONNX, convolutions, or what the cell's code calls."""
+"""Recurrent layers and cells: an operator of ONNX, convolutions, or what the cell's code calls."""
 
 from __future__ import annotations
 
@@ -82,6 +82,48 @@ def _is_known(cell: Any) -> bool:
     return any(isinstance(cell, cls) and getattr(type(cell), "call", None) is cls.call for cls in _KNOWN)
 
 
+def recurrent_operator(call: Call, x: Value, starts: Sequence[Value | Array]) -> tuple[Value, list[Value]] | None:
+    """Emit a recurrent layer as an operator over axis 1.
+
+    Args:
+        call: The layer's call.
+        x: Its input, row `(places, features)`.
+        starts: Its states before, h first: values, or one row.
+
+    Returns:
+        The answer as the layer gives it, and its states behind the last place, h first; None: there is no such
+        operator, or it does not have one of the cell's activations.
+    """
+    layer = call.layer
+    cell = layer.cell
+    if len(x.row) != 2 or not _is_known(cell) or (operator := _operator(call, cell)) is None:
+        return None
+    ints = call.graph.ints
+    zeros = all(not isinstance(start, Value) and not start.any() for start in starts)
+    states = [] if zeros else [call.op("Unsqueeze", _rows(call, x, start), ints([0])) for start in starts]
+    sequence = call.op("Transpose", x, perm=[1, 0, 2])
+    kind, weights, attributes = operator
+    attributes |= {"direction": "reverse"} if layer.go_backwards else {}
+    outputs = [call.graph.fresh(kind, call.path) for _ in range(1 + len(starts))]
+    call.graph.add(kind, [sequence, *weights, *(["", *states] if states else [])], outputs, name=call.path, **attributes)
+    last = [Value(call.op("Squeeze", name, ints([0])), (cell.units,)) for name in outputs[1:]]
+    if not layer.return_sequences:
+        return last[0], last
+    answers = call.op("Transpose", call.op("Squeeze", outputs[0], ints([1])), perm=[1, 0, 2])
+    y = Value(answers, (x.row[0], cell.units))
+    if layer.go_backwards:  # the operator has its answers in the order of its input
+        y = y.like(call.op("Slice", y, ints([-1]), ints([np.iinfo(np.int64).min + 1]), ints([1]), ints([-1])))
+    return y, last
+
+
+def _rows(call: Call, x: Value, start: Value | Array) -> str:
+    """Return a state for each row of the batch."""
+    if isinstance(start, Value):
+        return start.name
+    shape = call.op("Concat", call.op("Shape", x, start=0, end=1), call.graph.ints(start.shape), axis=0)
+    return call.op("Expand", call.constant(start), shape)
+
+
 def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> list[Value] | None:
     """Emit one step of a cell as an operator over one timestep; `model_export.graph.decompose_rnn` writes it out.
 
@@ -94,6 +136,19 @@ def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> 
     Returns:
         Its states after; None: the operator does not have one of its activations.
     """
+    if (operator := _operator(call, cell)) is None:
+        return None
+    kind, weights, attributes = operator
+    given = [call.op("Unsqueeze", value, call.graph.ints([0])) for value in (x, *states)]
+    outputs = [call.graph.fresh(kind, call.path) for _ in states]
+    call.graph.add(kind, [given[0], *weights, "", *given[1:]], ["", *outputs], name=call.path, **attributes)
+    return [state.like(call.op("Squeeze", name, call.graph.ints([0]))) for state, name in zip(states, outputs, strict=True)]
+
+
+def _operator(call: Call, cell: Any) -> tuple[str, list[str], dict[str, Any]] | None:
+    """Return a cell's operator, its weights and its attributes; None: it does not have one of its activations."""
+    if isinstance(cell, ConvLSTMCell):
+        return None
     kind, order, names = next(found for cls, found in _OPERATORS.items() if isinstance(cell, cls))
     activations = [_known(getattr(cell, name)) for name in names]
     found = [activation for activation in activations if activation]
@@ -107,12 +162,8 @@ def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> 
     weights = [
         call.constant(_gates_in_order(to_array(kernel).T, order)) for kernel in (cell.kernel, cell.recurrent_kernel)
     ]
-    biases = [call.constant(_biases(to_array(cell.bias), order))] if cell.use_bias else [""]
-    given = [call.op("Unsqueeze", value, call.graph.ints([0])) for value in (x, *states)]
-    outputs = [call.graph.fresh(kind, call.path) for _ in states]
-    call.graph.add(kind, [given[0], *weights, *biases, "", *given[1:]], ["", *outputs], **attributes)
-    after = [call.op("Squeeze", name, call.graph.ints([0])) for name in reversed(outputs)]  # h last, as of other layers
-    return [state.like(name) for state, name in zip(states, reversed(after), strict=True)]
+    weights.append(call.constant(_biases(to_array(cell.bias), order)) if cell.use_bias else "")
+    return kind, weights, attributes
 
 
 def _gates_in_order(array: Array, order: Sequence[int]) -> Array:

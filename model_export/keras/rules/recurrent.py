@@ -1,4 +1,4 @@
-"""Rules of recurrent layers: one step of the cell over time, every step at once inside a timestep."""
+"""Rules of recurrent layers: an operator of ONNX where there is one, else a Scan over the cell."""
 
 from __future__ import annotations
 
@@ -9,50 +9,40 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.rules.cells import run_cell, state_names
+from model_export.keras.rules.cells import recurrent_operator, run_cell, state_names
+from model_export.keras.scan import StepScan
 from model_export.keras.value import Value
 from model_export.manifest import Array
-
-LONGEST_INSIDE = 512
-"""Positions inside one timestep that a recurrent layer may run over: each is a cell of its own in the graph."""
 
 
 @rule("LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", masks=True)
 def recurrent(call: Call) -> list[Value]:
-    """Run the layer's cell once; its states become states of the step graph.
-
-    With `return_sequences=False` the result is the answer for the timesteps so far.
-    """
+    """Run the layer over axis 1: timesteps, or positions inside one."""
     layer, x = call.layer, call.as_float(call.value)
-    start = _initial(call)
-    if not x.time:
-        return _inside(call, layer, x, start)
-    if layer.go_backwards:
+    if len(x.row) < 2:
         raise call.refuse(
-            "go_backwards=True reads the sequence from its end, and a live stream has none yet",
-            "Train it forwards; of a bidirectional layer, train the forward one alone.",
+            f"its input carries no time axis; found row shape {list(x.row)}",
+            "Give the recurrent layer before it return_sequences=True, and the model's input the shape "
+            "(batch, time, features).",
         )
-    calls = sum(1 for other in call.graph.states if other.input.startswith(f"{call.path}."))
-    if layer.stateful and calls:
+    if layer.stateful and call.path in call.graph.stateful:
         raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")
-    states = [call.state(name, row.shape, init=row) for name, row in zip(start.names, start.arrays, strict=True)]
-    before = _before(call, states)
-    y, after = run_cell(call, layer.cell, Value(x.name, x.row), start.nested(before))
+    call.graph.stateful |= {call.path} if layer.stateful else set()
+    start = _initial(call)
     # Keras hands a layer the mask of its input only where that is the layer's one tensor.
-    if call.mask is not None and not (_given_states(call) and call.mask == call.value.mask):
-        y, after = _hold_where_masked(call, y, before, after, start)
-    for state, value in zip(states, after, strict=True):
-        call.next_state(state, value)
-    result = y.like(y.name, time=layer.return_sequences, mask=call.mask if layer.return_sequences else None)
-    return [result, *after] if layer.return_state else [result]
+    mask = None if call.mask is None or (_given_states(call) and call.mask == call.value.mask) else call.mask
+    found = recurrent_operator(call, x, start.values) if mask is None else None
+    y, after = found or _scanned(call, x, start, mask)
+    y = replace(y, mask=call.mask if layer.return_sequences else None)
+    return [y, *after] if layer.return_state else [y]
 
 
 @dataclass(frozen=True, slots=True)
 class _Initial:
-    """What a recurrent layer's states are before the first timestep, one row each, in flat order."""
+    """What a recurrent layer's states are before the first timestep, in flat order: values of the model, or one row."""
 
     names: list[str]
-    arrays: list[Array]
+    values: list[Value | Array]
     structure: Any
 
     def nested(self, values: list[Value]) -> Any:
@@ -64,43 +54,28 @@ def _initial(call: Call) -> _Initial:
     structure = call.layer.get_initial_state(1)
     cell = call.layer.cell
     nested = structure if isinstance(cell, keras.layers.StackedRNNCells) else list(structure)
-    arrays = [to_array(tensor)[0].astype(np.float32) for tensor in keras.tree.flatten(nested)]
-    if constants := [to_array(one) for one in _given(call) if not isinstance(one, Value)]:
-        arrays = [_one_row(call, constant, array) for constant, array in zip(constants, arrays, strict=False)]
-    return _Initial(state_names(cell, nested), arrays, nested)
+    values: list[Value | Array] = [to_array(row)[0].astype(np.float32) for row in keras.tree.flatten(nested)]
+    for place, given in enumerate(_given(call)[: len(values)]):
+        values[place] = _start(call, given, values[place])
+    return _Initial(state_names(cell, nested), values, nested)
 
 
-def _one_row(call: Call, constant: Array, like: Array) -> Array:
-    if constant.ndim != like.ndim + 1 or constant.shape[1:] != like.shape or np.any(constant != constant[:1]):
+def _start(call: Call, given: Any, like: Value | Array) -> Value | Array:
+    """Return an initial state that the model gives."""
+    row = like.row if isinstance(like, Value) else like.shape
+    if isinstance(given, Value):
+        if given.row != row:
+            raise call.refuse(f"its initial state has the row {list(given.row)}; expected {list(row)}")
+        return call.as_float(given)
+    constant = to_array(given)
+    if constant.shape[1:] != row or np.any(constant != constant[:1]):
         raise call.refuse(
-            f"its initial state is a constant of shape {list(constant.shape)}; expected one row of {list(like.shape)}, "
-            "the same for every stream",
+            f"its initial state is a constant of shape {list(constant.shape)}; expected one row of {list(row)}, the "
+            "same for every stream",
             "Give every stream the same initial state, or compute it from an input without time axis.",
         )
-    row: Array = constant[0].astype(np.float32)
-    return row
-
-
-def _before(call: Call, carried: list[Value]) -> list[Value]:
-    """Return the states before this timestep; before the first one they may be computed by the model."""
-    given = _given_states(call)
-    if not given:
-        return carried
-    if [value.row for value in given] != [value.row for value in carried]:
-        raise call.refuse(
-            f"its initial state has rows {[list(v.row) for v in given]}; expected {[list(v.row) for v in carried]}"
-        )
-    for value in given:
-        if value.time or not call.graph.is_static(value.name):
-            raise call.refuse(
-                "its initial state is computed from a sequence, which has not ended when the first timestep comes",
-                "Compute it from an input without time axis, or export the two parts as two models.",
-            )
-    started = call.graph.has_started()
-    return [
-        old.like(call.op("Where", call.reshape(started, [1] * len(old.row)), old, call.as_float(first)))
-        for old, first in zip(carried, given, strict=True)
-    ]
+    first: Array = constant[0].astype(np.float32)
+    return first
 
 
 def _given(call: Call) -> list[Any]:
@@ -113,64 +88,59 @@ def _given_states(call: Call) -> list[Value]:
     return [value for value in _given(call) if isinstance(value, Value)]
 
 
+def _scanned(call: Call, x: Value, start: _Initial, mask: str | None) -> tuple[Value, list[Value]]:
+    """Run the cell at each place of axis 1; return the output, and the states behind the last place."""
+    layer = call.layer
+    scan = StepScan(call.graph, call.path)
+    source = _reversed(call, x) if layer.go_backwards else x
+    with scan.body(call.walk):
+        now = scan.position_of(source)
+        rows = [one.row if isinstance(one, Value) else one.shape for one in start.values]
+        before = [
+            scan.state(f"{call.path}.{name}", row, "float32", one)
+            for name, row, one in zip(start.names, rows, start.values, strict=True)
+        ]
+        y, after = run_cell(call, layer.cell, now, start.nested(before))
+        if mask is not None:
+            y, after = _hold_where_masked(call, scan, mask, y, before, after, start)
+        for state, value in zip(before, after, strict=True):
+            scan.next_state(state, value.name)
+    (made,), last = scan.emit([y.name])
+    final = [value.like(name) for value, name in zip(before, last, strict=False)]
+    if layer.return_sequences:
+        return Value(made, (x.row[0], *y.row), y.dtype), final
+    return Value(call.op("Gather", made, call.constant(-1, "int64"), axis=1), y.row, y.dtype), final
+
+
+def _reversed(call: Call, x: Value) -> Value:
+    """Return a value from its end to its beginning."""
+    ints = call.graph.ints
+    return x.like(call.op("Slice", x, ints([-1]), ints([np.iinfo(np.int64).min + 1]), ints([1]), ints([-1])))
+
+
 def _hold_where_masked(
-    call: Call, y: Value, before: list[Value], after: list[Value], start: _Initial
+    call: Call, scan: StepScan, mask: str, y: Value, before: list[Value], after: list[Value], start: _Initial
 ) -> tuple[Value, list[Value]]:
     """Keep the states and repeat the previous output where the timestep is masked.
 
     Keras takes the last cell's first state for the previous output, except in an unrolled layer.
     """
-    assert call.mask is not None
     layer = call.layer
     if any(len(value.row) != 1 for value in (y, *before)):
         raise call.refuse(
             "it has states of several axes and a mask, which Keras itself lines up with the wrong axes", "Mask outside."
         )
-    mask = call.op("Unsqueeze", call.mask, call.graph.ints([1]))
-    held = [new.like(call.op("Where", mask, new.name, old.name)) for old, new in zip(before, after, strict=True)]
+    counts = call.op("Unsqueeze", scan.mask(mask) or "", call.graph.ints([1]))
+    held = [new.like(call.op("Where", counts, new, old)) for old, new in zip(before, after, strict=True)]
     if layer.unroll:
-        previous = call.state("output", y.row)
-        result = y.like(call.op("Where", mask, y, previous))
-        call.next_state(previous, result)
+        previous = scan.state(f"{call.path}.output", y.row, "float32", None)
+        result = y.like(call.op("Where", counts, y, previous))
+        scan.next_state(previous, result.name)
         return result, held
     cells = getattr(layer.cell, "cells", None)
     last = len(keras.tree.flatten(start.structure[-1])) if cells else len(before)
     kept = call.constant(0.0) if layer.zero_output_for_mask else before[-last]
-    return y.like(call.op("Where", mask, y, kept)), held
-
-
-# ---------------------------------------------------------------- inside a timestep
-
-
-def _inside(call: Call, layer: Any, x: Value, start: _Initial) -> list[Value]:
-    """Run over an axis inside one timestep: every position is there, so any direction will do."""
-    count = x.row[0] if x.row else 0
-    if not len(x.row) > 1 or count > LONGEST_INSIDE:
-        raise call.refuse(
-            f"its input carries no time axis, and row shape {list(x.row)} is none of at most {LONGEST_INSIDE} "
-            "positions with features",
-            "Give the recurrent layer before it return_sequences=True, and the model's input the shape "
-            "(batch, time, features).",
-        )
-    states = [_for_each_row(call, x, array) for array in start.arrays]
-    if given := _given_states(call):
-        states = given
-    outputs = []
-    positions = range(count)[:: -1 if layer.go_backwards else 1]
-    for position in positions:
-        name = call.op("Gather", x.name, call.constant(position, "int64"), axis=1)
-        y, states = run_cell(call, layer.cell, Value(name, x.row[1:]), start.nested(states))
-        outputs.append(y)
-    result = outputs[-1]
-    if layer.return_sequences:
-        rows = [call.op("Unsqueeze", y.name, call.graph.ints([1])) for y in outputs]
-        result = result.like(call.op("Concat", *rows, axis=1), row=(count, *result.row))
-    return [result, *states] if layer.return_state else [result]
-
-
-def _for_each_row(call: Call, x: Value, array: Array) -> Value:
-    shape = call.op("Concat", call.op("Shape", x.name, end=1), call.graph.ints(array.shape), axis=0)
-    return Value(call.op("Expand", call.constant(array), shape), array.shape)
+    return y.like(call.op("Where", counts, y, kept)), held
 
 
 # ---------------------------------------------------------------- wrappers and loops
@@ -182,27 +152,24 @@ _OF_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.Dropo
 
 @rule("TimeDistributed")
 def time_distributed(call: Call) -> list[Value]:
-    """Runs its layer on each timestep; in the step graph that is the layer itself."""
-    x = call.value
-    if not x.time:
-        return _at_each_position(call, x)
-    results = call.walk.visit(call.layer.layer, f"{call.path}.", replace(x, time=False, mask=None))
-    return [replace(value, time=True) for value in results]
-
-
-def _at_each_position(call: Call, x: Value) -> list[Value]:
-    """Run a layer on each position inside one timestep: as rows of a batch."""
-    layer, count = call.layer.layer, x.row[0]
+    """Run its layer on each place of axis 1, as rows of a batch."""
+    layer, x = call.layer.layer, call.value
     if isinstance(layer, _OF_LAST_AXIS):
-        return call.walk.visit(layer, f"{call.path}.", x)
-    states = len(call.graph.states)
-    results = call.walk.visit(layer, f"{call.path}.", call.reshaped(x, x.row[1:]))
-    if len(call.graph.states) > states:
-        raise call.refuse("its layer carries something from timestep to timestep, which a position has not")
-    return [call.reshaped(value, (count, *value.row)) for value in results]
+        return call.walk.visit(layer, f"{call.path}.", replace(x, mask=None))
+    rows = x.like(call.op("Reshape", x, call.graph.ints([-1, *(call.size(x, axis) for axis in range(2, x.rank))])), row=x.row[1:])
+    results = call.walk.visit(layer, f"{call.path}.", rows)
+    return [_apart(call, x, value) for value in results]
 
 
-@op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop", handles="deferred")
+def _apart(call: Call, x: Value, value: Value) -> Value:
+    """Return rows of a batch as the places of axis 1 that they were."""
+    places = call.op("Shape", x, start=0, end=2)
+    shape = call.op("Concat", places, call.graph.ints([call.size(value, axis) for axis in range(1, value.rank)]), axis=0)
+    name = call.op("Reshape", value, shape if value.row else places)
+    return value.like(name, row=(x.row[0], *value.row))
+
+
+@op_rule("Scan", "AssociativeScan", "WhileLoop", "ForiLoop")
 def loop(call: Call) -> NoReturn:
     """Loops of `keras.ops`: they run a function over the whole sequence, which has no rule for one timestep."""
     raise call.refuse(

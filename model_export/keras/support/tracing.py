@@ -14,7 +14,6 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.ops import nn
 
 from model_export.keras.registry import Call, to_array
-from model_export.keras.support.deferred import read_order
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -52,7 +51,7 @@ def trace(call: Call, function: Callable[..., Any], length: int | None) -> Trace
     Args:
         call: The call with the arguments; the code may use its layer's weights.
         function: The code.
-        length: The number of timesteps that values with a time axis have; None: open.
+        length: The number of timesteps that the model declares; None: open.
 
     Raises:
         RandomNumbersError: The code drew random numbers.
@@ -60,7 +59,7 @@ def trace(call: Call, function: Callable[..., Any], length: int | None) -> Trace
     """
     failure: Exception | None = None
     # Code that makes a tensor of the batch's size, or of the sequence's, cannot do so with an open one.
-    for sizes in ((None, length), (1, length or TRIAL)):
+    for sizes in dict.fromkeys([(None, None), (None, length), (1, length or TRIAL)]):
         try:
             return _trace(call, function, *sizes)
         except RandomNumbersError:
@@ -86,10 +85,7 @@ def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: 
     def symbol(value: Any) -> Any:
         if not isinstance(value, Value):
             return value
-        padded = value.padding.front + value.padding.back if value.padding else 0
-        steps = [max(length + padded, 1) if length else None] if value.time else []
-        shape = (batch, *steps, *value.row)
-        shape = tuple(shape[axis] for axis in read_order(value))
+        shape = (batch, *(length if size is None else size for size in value.row))
         symbols.append(keras.Input(batch_shape=shape, dtype=value.dtype))
         values.append(value)
         return symbols[-1]

@@ -1,48 +1,74 @@
-"""`export_keras`: a Keras model as one ONNX step graph and its manifest, not yet verified."""
+"""`sequence_graph`: a Keras model as an ONNX graph over sequences, whose time axis is open."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import keras
 import onnx
 
-from model_export.errors import RefusedModelError
+from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.keras.input_axes import only_looked_up, possible_axes
-from model_export.keras.step_graph import InputFacts
+from model_export.keras.sequence_graph import InputFacts
 from model_export.keras.subclassed import walkable
 from model_export.keras.value import Value
 from model_export.keras.walk import KerasWalk, functional
 from model_export.manifest import DTYPES, Manifest
+from model_export.streaming.step import SequenceStep, make_step
 
-W = TypeVar("W", bound=KerasWalk)
+
+@dataclass(frozen=True, slots=True)
+class SequenceModel:
+    """A Keras model as a sequence graph.
+
+    Attributes:
+        proto: The ONNX model.
+        facts: What the walk learned about each input, in the order of the model's inputs.
+        timed: For each output whether the original gives one answer per timestep; else it gives one per sequence.
+        length: The number of timesteps that the model declares; None: any.
+        bounded: Whether the original answers for no more timesteps than it declares.
+    """
+
+    proto: onnx.ModelProto
+    facts: dict[str, InputFacts]
+    timed: dict[str, bool]
+    length: int | None = None
+    bounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedStep:
-    """A step graph as it comes from the walk.
+    """The step graph of a Keras model, not yet verified.
 
     Attributes:
-        proto: The ONNX model, without manifest.
-        manifest: What it takes, carries and gives.
+        step: What the streaming pass made.
         facts: What the walk learned about each input, in the order of the model's inputs.
         timed: For each output whether the original gives one answer per timestep; else it gives one per sequence,
             and the step graph gives at every timestep the one for the timesteps so far.
         bounded: Whether the original answers for no more timesteps than it declares.
     """
 
-    proto: onnx.ModelProto
-    manifest: Manifest
+    step: SequenceStep
     facts: dict[str, InputFacts]
     timed: dict[str, bool]
     bounded: bool = False
 
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The ONNX model, without manifest."""
+        return self.step.proto
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it takes, carries and gives."""
+        return self.step.manifest
+
 
 def export_keras(model: Any, *, name: str) -> ExportedStep:
-    """Emit the step graph of a Keras model.
+    """Make the step graph of a Keras model, with time on those inputs that let it be stepped.
 
     Args:
         model: A Sequential or functional model with weights.
@@ -51,65 +77,52 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     Raises:
         RefusedModelError: The model cannot be walked, or a layer cannot be stepped; the message has which, and why.
     """
-    walk, values = walk_model(KerasWalk, model)
-    timed = {walk.graph.output(output, value).name: value.time for output, value in values}
-    graph = walk.graph
-    manifest = Manifest(name=name, inputs=graph.inputs, states=graph.states, outputs=graph.outputs)
-    proto = graph.proto(name)
-    _check_states(proto, manifest)
-    return ExportedStep(proto, manifest, graph.facts, timed, graph.bounded)
-
-
-def walk_model(begin: Callable[[], W], model: Any) -> tuple[W, list[tuple[str, Value]]]:
-    """Declare a model's inputs and walk it, with time on those inputs that let it be stepped.
-
-    Args:
-        begin: Makes a new walk.
-        model: A Sequential or functional model.
-
-    Returns:
-        The walk, and each output's name and value; names may occur twice.
-
-    Raises:
-        RefusedModelError: The model cannot be walked, or a layer cannot be stepped; the message has which, and why.
-    """
-    function = functional(walkable(model))
     refused: RefusedModelError | None = None
-    for timed in possible_axes(function):
-        walk = begin()
+    for begin in sequence_graphs(model):
         try:
-            return walk, _walked(walk, function, timed, model.name)
+            found = begin()
+            times = {name: 1 if facts.time else None for name, facts in found.facts.items()}
+            step = make_step(
+                found.proto,
+                name=name,
+                time_axes=times,
+                batch_axes=dict.fromkeys(times, 0),
+                length=found.length if found.bounded else None,
+            )
+            return ExportedStep(step, found.facts, found.timed, found.bounded)
         except RefusedModelError as exc:
             refused = refused or exc
+        except UnclearModelError as exc:
+            refused = refused or RefusedModelError(str(exc), fix=exc.fix)
     assert refused is not None
     raise refused
 
 
-def _walked(walk: KerasWalk, function: Any, timed: list[bool], name: str) -> list[tuple[str, Value]]:
+def sequence_graphs(model: Any) -> Iterator[Callable[[], SequenceModel]]:
+    """Yield for each way to read time on a model's inputs what emits its sequence graph, the likeliest first."""
+    function = functional(walkable(model))
+    for timed in possible_axes(function):
+        yield lambda timed=timed: _emitted(KerasWalk(), function, timed, model.name)  # type: ignore[misc]
+
+
+def _emitted(walk: KerasWalk, function: Any, timed: list[bool], name: str) -> SequenceModel:
     values = [_declare(walk, function, tensor, time=time) for tensor, time in zip(function.inputs, timed, strict=True)]
     if not any(timed):
         raise RefusedModelError(
             f"No input of model {name!r} has a time axis; found shapes {[t.shape for t in function.inputs]}.",
             fix="A stepwise model takes (batch, time, features), or (batch, time) of ids.",
         )
-    walk.graph.length = _length(function, values)
+    graph = walk.graph
+    graph.length = _length(function, values)
     found = zip(_output_names(function), walk.run(function, values), function.outputs, strict=True)
-    return [(output, _as_declared(walk, value, tensor, output)) for output, value, tensor in found]
-
-
-def _check_states(proto: onnx.ModelProto, manifest: Manifest) -> None:
-    made = {name for node in proto.graph.node for name in node.output}
-    for state in manifest.states:
-        if state.output not in made:
-            raise RefusedModelError(
-                f"State {state.input!r} is declared by its layer's step rule and never gets a next value.",
-                fix="Let the rule call `next_state` for each state that it declares.",
-            )
+    answers = [(output, _as_declared(walk, value, tensor)) for output, value, tensor in found]
+    is_timed = {graph.output(output, value): value.is_sequence for output, value in answers}
+    return SequenceModel(graph.proto(name), graph.facts, is_timed, graph.length, graph.bounded)
 
 
 def _length(function: Any, values: list[Value]) -> int | None:
     """Return the one number of timesteps that all inputs with a time axis declare; None: any, or several."""
-    lengths = {tensor.shape[1] for tensor, value in zip(function.inputs, values, strict=True) if value.time}
+    lengths = {tensor.shape[1] for tensor, value in zip(function.inputs, values, strict=True) if value.is_sequence}
     return lengths.pop() if len(lengths) == 1 else None
 
 
@@ -135,18 +148,8 @@ def _declare(walk: KerasWalk, function: Any, tensor: Any, *, time: bool) -> Valu
     return value
 
 
-def _as_declared(walk: KerasWalk, value: Value, tensor: Any, name: str) -> Value:
+def _as_declared(walk: KerasWalk, value: Value, tensor: Any) -> Value:
     """Return an output in the dtype that the model declares, where NumPy has it."""
-    if value.deferred is not None:
-        raise value.deferred.refusal
-    if value.padding is not None and value.padding.refusal:
-        raise value.padding.refusal
-    if value.padding is not None:
-        raise RefusedModelError(
-            f"Output {name!r} has {value.padding.front} timesteps more in front and {value.padding.back} behind than "
-            "the model's input has.",
-            fix="A stream has one answer for each timestep: crop the padding, or use it up in a convolution.",
-        )
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     if value.dtype == dtype or dtype not in {"float16", "float64"}:
         return value

@@ -1,0 +1,139 @@
+"""The sequence graph of a Keras model under construction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from model_export.graph.builder import BATCH, IR_VERSION, ONLY_ONNX, NodeBuilder, element_type
+from model_export.graph.dataflow import in_order
+from model_export.graph.nodes import needed_nodes, uses
+from model_export.keras.value import Value
+
+TIME = "timesteps"
+LAYER = "stepwell.layer"
+"""Metadata of a node: the layer that it belongs to, as errors name it."""
+
+
+@dataclass(slots=True)
+class InputFacts:
+    """What the walk learns about an input, for drawing data that reaches every branch of the model.
+
+    Attributes:
+        time: Whether the original's input has a time axis.
+        vocabulary: Integers from 0 to below this are looked up in an embedding; None: no lookup.
+        mask_value: The value that marks a masked timestep; None: nothing is masked by it.
+        may_begin_masked: Whether the original gives a number for a sequence whose first timestep is masked.
+    """
+
+    time: bool
+    vocabulary: int | None = None
+    mask_value: float | None = None
+    may_begin_masked: bool = True
+
+
+class KerasGraph(NodeBuilder):
+    """A sequence graph whose tensors are `(batch, *row)`, with what is known of some of them.
+
+    Attributes:
+        facts: What is known about each input, by its name, in the order of the model's inputs.
+        length: The number of timesteps that the model declares; None: any.
+        bounded: Whether the original's answers depend on that number, so that it is run on no more.
+        layers: How errors name a layer, by its path.
+        stateful: Paths of recurrent layers that keep their state between calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.facts: dict[str, InputFacts] = {}
+        self.length: int | None = None
+        self.bounded = False
+        self.layers: dict[str, str] = {}
+        self.stateful: set[str] = set()
+        self._takes: list[Value] = []
+        self._gives: list[Value] = []
+
+    def input(self, name: str, row: tuple[int, ...], dtype: str, *, time: bool) -> Value:
+        """Declare an input, a sequence or without time axis."""
+        value = Value(self.unique(name), (None, *row) if time else row, dtype)
+        self.facts[value.name] = InputFacts(time=time)
+        self._takes.append(value)
+        return value
+
+    def output(self, name: str, value: Value) -> str:
+        """Declare an output, a fresh tensor, and return its name."""
+        given = value.like(self.unique(name))
+        self.add("Identity", [value.name], [given.name])
+        self._gives.append(given)
+        return given.name
+
+    def split_op(self, kind: str, *inputs: str, outputs: int, at: str = "", **attributes: Any) -> list[str]:
+        """Add a node with several outputs, named after the layer that it belongs to, and return their names."""
+        names = [self.fresh(kind, at) for _ in range(outputs)]
+        self.add(kind, inputs, names, name=at, **attributes)
+        return names
+
+    def add(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
+        """Add a node whose outputs have names already, and return it."""
+        node = super().add(kind, inputs, outputs, **attributes)
+        if layer := self.layers.get(node.name):
+            node.metadata_props.add(key=LAYER, value=layer)
+        return node
+
+    @contextmanager
+    def body(self) -> Iterator[list[onnx.NodeProto]]:
+        """Collect the nodes that are added in a list of their own, as those of a body."""
+        outer, self.nodes = self.nodes, []
+        try:
+            yield self.nodes
+        finally:
+            self.nodes = outer
+
+    def constant(self, array: Any, dtype: str | None = "float32", *, what: str = "const", at: str = "") -> str:
+        """Return the name of a constant tensor, float32 by default."""
+        return super().constant(array, dtype, what=what, at=at)
+
+    def note_vocabulary(self, value: Value, size: int) -> None:
+        """Remember that an input is looked up in a table of this size."""
+        if value.name in self.facts:
+            facts = self.facts[value.name]
+            facts.vocabulary = min(size, facts.vocabulary or size)
+
+    def note_mask(self, value: Value, mask_value: float) -> None:
+        """Remember what masks a timestep; where it is computed, every input may have to do with it."""
+        for name in [value.name] if value.name in self.facts else list(self.facts):
+            if self.facts[name].time:
+                self.facts[name].mask_value = mask_value
+
+    def note_first(self) -> None:
+        """Remember that a sequence must not begin masked: its first answer would be NaN."""
+        for facts in self.facts.values():
+            facts.may_begin_masked = False
+
+    def unique(self, name: str) -> str:
+        """Return a name that is not taken; odd characters of Keras' names become `_`."""
+        return super().unique(re.sub(r"[^A-Za-z0-9._/-]", "_", name))
+
+    def proto(self, name: str) -> onnx.ModelProto:
+        """Return the finished model, without nodes and constants that no output needs."""
+        nodes = needed_nodes(in_order(self.nodes), [value.name for value in self._gives])
+        used = {tensor for node in nodes for tensor in uses(node)}
+        constants = [tensor for tensor in self.constants if tensor.name in used]
+        takes, gives = ([_declared(value) for value in values] for values in (self._takes, self._gives))
+        return helper.make_model(
+            helper.make_graph(nodes, name, takes, gives, constants),
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid(*entry) for entry in ONLY_ONNX.items()],
+            producer_name="stepwell",
+        )
+
+
+def _declared(value: Value) -> onnx.ValueInfoProto:
+    shape = [BATCH, *(TIME if size is None else size for size in value.row)]
+    return helper.make_tensor_value_info(value.name, element_type(value.dtype), shape)
