@@ -47,6 +47,7 @@ class KerasGraph(NodeBuilder):
         bounded: Whether the original's answers depend on that number, so that it is run on no more.
         layers: How errors name a layer, by its path.
         stateful: Paths of recurrent layers that keep their state between calls.
+        repeated: Tensors that are one entry several times along axis 1, with what they repeat.
     """
 
     def __init__(self) -> None:
@@ -56,6 +57,7 @@ class KerasGraph(NodeBuilder):
         self.bounded = False
         self.layers: dict[str, str] = {}
         self.stateful: set[str] = set()
+        self.repeated: dict[str, str] = {}
         self._takes: list[Value] = []
         self._gives: list[Value] = []
 

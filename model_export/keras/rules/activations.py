@@ -1,4 +1,4 @@
-"""Rules of activations, in every timestep by itself; a softmax over time becomes weights for a sum."""
+"""Rules of activations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import keras
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.support.broadcast import constant_beside
-from model_export.keras.support.deferred import softmax_over_time
 from model_export.keras.support.tracing import is_activation
 from model_export.keras.value import Value
 
@@ -81,8 +80,6 @@ def activate(call: Call, function: Any, value: Value) -> Value:
         return value
     name = getattr(function, "__name__", "")
     if name in ACTIVATIONS and is_activation(function):
-        if not value.row and value.time and name == "softmax":
-            return softmax_over_time(call, value)
         if not value.row and name.endswith("max"):
             raise call.refuse(f"it takes {name} over time: a timestep's row has no axis here")
         return value.like(ACTIVATIONS[name](call, value.name))
@@ -126,7 +123,7 @@ def prelu(call: Call) -> Value:
     return x.like(call.op("PRelu", x, slope))
 
 
-@rule("Softmax", handles="padding deferred")
+@rule("Softmax")
 def softmax_layer(call: Call) -> Value:
     """`ops.softmax` along one axis; over several, or with a mask, the layer's code is not traced."""
     axes = keras.tree.flatten(call.layer.axis)
@@ -139,10 +136,8 @@ def softmax_layer(call: Call) -> Value:
 
 @op_rule("Softmax", "LogSoftmax")
 def softmax(call: Call) -> Value:
-    """Probabilities along one feature axis; over time they are weights that wait for a sum."""
+    """Probabilities along one axis."""
     x = call.as_float(call.value)
-    if call.kind(["LogSoftmax", "Softmax"]) == "Softmax" and x.time and call.layer.axis % x.rank == 1:
-        return softmax_over_time(call, x)
     return x.like(call.op(call.kind(["LogSoftmax", "Softmax"]), x, axis=call.axis(x, call.layer.axis)))
 
 
@@ -151,6 +146,6 @@ def glu(call: Call) -> Value:
     """One half of a feature axis, gated by the other."""
     x = call.as_float(call.value)
     axis = call.axis(x, call.layer.axis)
-    row = tuple(dim // 2 if i == axis else dim for i, dim in enumerate(x.row, 1))
+    row = tuple(call.size(x, axis) // 2 if i == axis else dim for i, dim in enumerate(x.row, 1))
     half, gate = call.graph.split_op("Split", x.name, outputs=2, at=call.path, axis=axis, num_outputs=2)
     return x.like(call.op("Mul", half, call.op("Sigmoid", gate)), row=row)

@@ -13,7 +13,7 @@ from model_export.manifest import Array
 
 @op_rule("Take")
 def take(call: Call) -> Value:
-    """Features, or the last timestep, by constant places; or entries of a constant table by computed places."""
+    """What stands at constant places of an axis; or entries of a constant table by computed places."""
     source, places = call.args[0], call.kwargs.get("indices", call.args[1] if len(call.args) > 1 else None)
     axis = call.layer.axis
     if isinstance(places, Value):
@@ -22,12 +22,8 @@ def take(call: Call) -> Value:
             raise call.refuse("its places are computed; expected constants, or a constant table looked up along axis 0")
         return _entries(call, table, places, least=-len(table))
     x, index = call.value, to_array(places)
-    if x.time and axis is not None and axis % x.rank == 1 and index.size == 1 and int(index.item()) == -1:
-        row = (1, *x.row) if index.ndim else x.row
-        return x.like(call.reshape(x, row), row=row, time=False)
     at = call.axis(x, axis)
     row = (*x.row[: at - 1], *index.shape, *x.row[at:])
-    index = np.where(index < 0, index + x.row[at - 1], index)
     return x.like(call.op("Gather", x, call.constant(index, "int64"), axis=at), row=row)
 
 
@@ -53,9 +49,9 @@ def embedding(call: Call) -> Value:
     """A table look-up by ids as they come in, whatever they are cast to; those that are 0 may be masked."""
     layer, x = call.layer, call.value
     y = _entries(call, to_array(layer.embeddings), x, least=0)
-    if not (layer.mask_zero and x.time):
+    if not layer.mask_zero or None not in x.row:
         return y
-    if x.row:
+    if x.row != (None,):
         raise call.refuse(f"mask_zero=True on row shape {list(x.row)} masks parts of a timestep")
     call.graph.note_mask(x, 0)
     return replace(y, mask=call.op("Not", call.op("Equal", x, call.constant(0, x.dtype))))
@@ -65,14 +61,14 @@ def embedding(call: Call) -> Value:
 def masking(call: Call) -> Value:
     """Zeros where no feature differs from a value; up to Keras 3.14 the layer's code calls the backend."""
     x = call.value
-    if not x.time or len(x.row) != 1:
+    if not x.is_sequence or len(x.row) != 2:
         raise call.refuse(f"it masks timesteps of one feature axis; found row shape {list(x.row)}")
     value = float(to_array(call.layer.mask_value))
     differs = call.op("Not", call.op("Equal", x, call.constant(value, x.dtype)))
-    counted = call.op("ReduceMax", call.cast(differs, "int32"), call.graph.ints([1]), keepdims=0)
+    counted = call.op("ReduceMax", call.cast(differs, "int32"), call.graph.ints([2]), keepdims=0)
     mask = call.cast(counted, "bool")
     call.graph.note_mask(x, value)
-    wide = call.op("Unsqueeze", mask, call.graph.ints([1]))
+    wide = call.op("Unsqueeze", mask, call.graph.ints([2]))
     return x.like(call.op("Where", wide, x, call.constant(0, x.dtype)), mask=mask)
 
 

@@ -34,7 +34,7 @@ def layer_norm(call: Call) -> Value:
 def _standardized(call: Call, axis: Any, epsilon: float, scale: Any, offset: Any) -> Value:
     x = call.as_float(call.value)
     axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(axis))
-    if axes == list(range(axes[0], len(x.row) + 1)):  # in one operator each row comes out as it does alone
+    if axes == list(range(axes[0], x.rank)) and None not in x.row[axes[0] - 1 :]:  # in one operator each row comes out as it does alone
         shape = x.row[axes[0] - 1 :]
         scale = np.ones(shape) if scale is None else scale
         weights = [call.constant(np.broadcast_to(to_array(w), shape)) for w in (scale, offset) if w is not None]
@@ -56,7 +56,7 @@ def _divided_by_deviation(call: Call, x: Value, axes: list[int], epsilon: float)
 
 
 def centred_over(call: Call, x: Value, axes: list[int]) -> tuple[str, str, str]:
-    """Return the mean over axes of the step graph, the values without it, and the variance; all keep their axes."""
+    """Return the mean over axes, the values without it, and the variance; all keep their axes."""
     at = call.graph.ints(axes)
     mean = call.op("ReduceMean", x, at, keepdims=1)
     centred = call.op("Sub", x, mean)
@@ -70,7 +70,9 @@ def moments(call: Call) -> list[Value]:
     axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(layer.axes))
     row = [1 if i in axes else dim for i, dim in enumerate(x.row, 1) if layer.keepdims or i not in axes]
     mean, _, variance = centred_over(call, x, axes)
-    return [x.like(name if layer.keepdims else call.reshape(name, row), row=tuple(row)) for name in (mean, variance)]
+    if layer.keepdims:
+        return [x.like(name, row=tuple(row)) for name in (mean, variance)]
+    return [x.like(call.op("Squeeze", name, call.graph.ints(axes)), row=tuple(row)) for name in (mean, variance)]
 
 
 @op_rule("RMSNorm")
@@ -138,13 +140,13 @@ def _affine(call: Call, x: Value, scale: Array, shift: Array) -> Value:
 def group_normalization(call: Call) -> Value:
     """Zero mean and unit variance over the positions and the channels of each group, inside one timestep."""
     layer, x = call.layer, call.as_float(call.value)
-    if x.time:
+    if None in x.row:
         raise call.refuse(
             "it normalises over the time axis as well, so it needs timesteps that have not come yet",
             "Put it into TimeDistributed(GroupNormalization(...)), or use LayerNormalization.",
         )
     axis = call.axis(x, layer.axis)
-    channels = x.row[axis - 1]
+    channels = call.size(x, axis)
     groups = channels if layer.groups == -1 else layer.groups
     split = [*x.row[: axis - 1], groups, channels // groups, *x.row[axis:]]
     grouped = call.reshaped(x, split)

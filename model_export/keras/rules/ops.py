@@ -11,7 +11,6 @@ import numpy as np
 from model_export.keras.registry import Call, op_rule, to_array
 from model_export.keras.rules.activations import ACTIVATIONS
 from model_export.keras.support.broadcast import broadcast, joined
-from model_export.keras.support.deferred import deferred_scale
 from model_export.keras.value import Value
 
 _Emit = str | Callable[[Call, str], str]
@@ -26,13 +25,13 @@ _COMPARISONS = {
 _LOGIC = {"LogicalAnd": "And", "LogicalOr": "Or", "LogicalXor": "Xor"}
 
 
-@op_rule("StopGradient", "ConvertToTensor", "Copy", "Array", "Real", "Conjugate", handles="shape")
+@op_rule("StopGradient", "ConvertToTensor", "Copy", "Array", "Real", "Conjugate")
 def same(call: Call) -> Value:
     """Operations that change no value; like all operations, they drop the mask."""
     return call.value.like(call.value.name)
 
 
-@op_rule("Cast", "SaturateCast", handles="shape")
+@op_rule("Cast", "SaturateCast")
 def cast(call: Call) -> Value:
     """Another dtype; every float is float32 in the graph."""
     dtype = float32_for(keras.backend.standardize_dtype(call.layer.dtype))
@@ -195,9 +194,7 @@ def filled(call: Call) -> Value:
     if isinstance(given, Value):
         raise call.refuse("its fill is computed; expected a number", "Multiply by ones_like instead.")
     fill = call.constant(to_array(given), dtype)
-    y = x.like(call.op("Expand", fill, call.op("Shape", x)), dtype=dtype)
-    call.graph.uniform_values[y.name] = float(to_array(given))
-    return y
+    return x.like(call.op("Expand", fill, call.op("Shape", x)), dtype=dtype)
 
 
 # ---------------------------------------------------------------- several operands
@@ -208,25 +205,12 @@ def binary(call: Call) -> Value:
     """Two operands, the smaller one broadcast."""
     known = {**_BINARY, **_BINARY_FLOAT, **_COMPARISONS, "Fmax": "Max", "Fmin": "Min"}
     name = call.kind(known)
-    if known[name] in {"Mul", "Div"} and (result := deferred_scale(call, known[name], list(call.args[:2]))) is not None:
-        return result
-    if name == "Add" and (sum_with_bias := _with_bias(call)) is not None:
-        return sum_with_bias
     values = broadcast(call, call.args[:2])
     if name in _BINARY_FLOAT:
         values = [call.as_float(value) for value in values]
     elif known[name] != "Equal" and all(value.dtype == "bool" for value in values):
         values = [call.as_number(value) for value in values]
     return joined(values, call.op(known[name], *values), dtype="bool" if name in _COMPARISONS else None)
-
-
-def _with_bias(call: Call) -> Value | None:
-    """Return the sum of a product and its bias in the product's operator; None: the operands are something else."""
-    x, bias = call.args[:2] if isinstance(call.args[0], Value) else call.args[1::-1]
-    if isinstance(bias, Value):
-        return None
-    name = call.graph.with_bias(x.name, to_array(bias), at=call.path)
-    return None if name is None else x.like(name)
 
 
 @op_rule(*_LOGIC)

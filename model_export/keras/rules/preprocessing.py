@@ -80,7 +80,7 @@ def _encoded(call: Call, x: Value, depth: int) -> Value:
     codes = x.like(call.cast(hits, "float32"), row=(*x.row, depth), dtype="float32")
     if mode == "one_hot" or x.rank == 1:
         return codes
-    if x.time:
+    if x.is_sequence and len(x.row) == 1:
         raise call.refuse(
             f"output_mode={mode!r} joins along axis 1, which is time here",
             "Encode each timestep: TimeDistributed(...), or output_mode='one_hot'.",

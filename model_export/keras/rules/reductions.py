@@ -1,12 +1,12 @@
-"""Rules of `keras.ops` along axes: any feature axis, and over time where the timesteps so far are enough."""
+"""Rules of `keras.ops` along axes."""
 
 from __future__ import annotations
 
 import keras
+import numpy as np
 
 from model_export.keras.registry import Call, op_rule, to_array
-from model_export.keras.support.deferred import read_order, summed_over_time
-from model_export.keras.support.running_reductions import accumulated, running
+from model_export.keras.scan import StepScan
 from model_export.keras.value import Value
 
 _REDUCTIONS = {
@@ -14,45 +14,23 @@ _REDUCTIONS = {
 }  # fmt: skip
 
 
-@op_rule(*_REDUCTIONS, handles="deferred")
+@op_rule(*_REDUCTIONS)
 def reduction(call: Call) -> Value:
-    """A sum, mean, maximum, minimum or product; over time that of the timesteps so far."""
+    """A sum, mean, maximum, minimum or product."""
     kind = _REDUCTIONS[call.kind(_REDUCTIONS)]
     x = call.as_number(call.value)
     if kind == "Mean":
         x = call.as_float(x)
-    axes = _original_axes(call, x)
-    keep = bool(call.layer.keepdims)
-    if x.deferred:
-        axes = sorted(read_order(x)[axis] for axis in axes)
-        kept = [axis for axis in read_order(x) if axis not in axes]
-        if kind != "Sum" or axes[:1] != [1] or (x.deferred.order and keep) or kept != sorted(kept):
-            raise x.deferred.refusal
-    if not x.time or 1 not in axes:
-        return reduce(call, f"Reduce{kind}", x, [axis - x.time for axis in axes], keep=keep)
-    x = summed_over_time(call, x) if kind == "Sum" else running(call, kind, x)
-    axes = [axis - 1 for axis in axes if axis != 1]
-    if axes:
-        x = reduce(call, f"Reduce{kind}", x, axes, keep=keep)
-    return call.reshaped(x, (1, *x.row)) if keep else x
-
-
-def _original_axes(call: Call, x: Value) -> list[int]:
-    axes = call.layer.axis
-    wanted = range(x.rank) if axes is None else keras.tree.flatten(axes)
-    found = sorted(axis % x.rank for axis in wanted)
-    if 0 in found:
-        raise call.refuse("it works along the batch axis, which mixes streams")
-    return found
+    return reduce(call, f"Reduce{kind}", x, _axes(call, x), keep=bool(call.layer.keepdims))
 
 
 def _axes(call: Call, x: Value) -> list[int]:
-    """Return the axes in the step graph; time is refused."""
-    return sorted(call.axis(x, axis) for axis in _original_axes(call, x))
+    axes = call.layer.axis
+    return sorted(call.axis(x, axis) for axis in (range(x.rank) if axes is None else keras.tree.flatten(axes)))
 
 
 def reduce(call: Call, kind: str, x: Value, axes: list[int], *, keep: bool) -> Value:
-    """Reduce axes of the step graph."""
+    """Reduce axes."""
     row = [1 if i in axes else dim for i, dim in enumerate(x.row, 1) if keep or i not in axes]
     return x.like(call.op(kind, x, call.graph.ints(axes), keepdims=int(keep)), row=tuple(row))
 
@@ -136,15 +114,19 @@ def normalize(call: Call) -> Value:
 
 @op_rule("Cumsum", "Cumprod")
 def cumulative(call: Call) -> Value:
-    """A running sum or product: over time a state, along a feature axis inside the timestep."""
-    x, axis = call.value, call.layer.axis
-    product = call.kind(["Cumsum", "Cumprod"]) == "Cumprod"
-    if x.time and axis is not None and axis % x.rank == 1:
-        return accumulated(call, "Prod" if product else "Sum", x)
-    axis = call.axis(x, axis)
-    if product:
+    """A running sum or product along an axis."""
+    x = call.value
+    axis = call.axis(x, call.layer.axis)
+    if call.kind(["Cumsum", "Cumprod"]) == "Cumsum":
+        return x.like(call.op("CumSum", x, call.constant(axis, "int32")))
+    if axis != 1:
         raise call.refuse("a running product of features has no rule", "Use exp(cumsum(log(x))).")
-    return x.like(call.op("CumSum", x, call.constant(axis, "int32")))
+    scan = StepScan(call.graph, call.path)
+    with scan.body(call.walk):
+        so_far = scan.state(f"{call.path}.so_far", x.row[1:], x.dtype, np.ones([size or 1 for size in x.row[1:]]))
+        product = call.op("Mul", so_far, scan.position_of(x))
+        scan.next_state(so_far, product)
+    return x.like(scan.emit([product])[0][0])
 
 
 @op_rule("Sort", "Argsort")
@@ -152,7 +134,7 @@ def sort(call: Call) -> Value:
     """Ascending along one feature axis."""
     x = call.value
     axis = call.axis(x, call.layer.axis)
-    values, places = _top(call, x, x.row[axis - 1], axis, largest=0)
+    values, places = _top(call, x, call.size(x, axis), axis, largest=0)
     return values if call.kind(["Sort", "Argsort"]) == "Sort" else places
 
 

@@ -1,70 +1,69 @@
-"""Rules of `keras.ops` that change shapes or pick parts; batch and time stay in front."""
+"""Rules of `keras.ops` that change shapes or pick parts; the batch stays in front."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.rules.slicing import cut_time, picked, sliced
+from model_export.keras.rules.slicing import picked, sliced
 from model_export.keras.support.broadcast import broadcast
-from model_export.keras.support.deferred import reordered
-from model_export.keras.value import DeferredSum, Value
+from model_export.keras.value import Value
 
 
-@op_rule("Reshape", handles="shape")
+@op_rule("Reshape")
 def reshape(call: Call) -> Value:
-    """Another shape of the features."""
+    """Another shape of each row."""
     x = call.value
     batch, *target = (-1 if dim is None else int(dim) for dim in call.layer.newshape)
     if batch not in {-1, 1}:
         raise call.refuse(f"its shape {list(call.layer.newshape)} fixes the number of rows in the batch")
-    return _reshaped(call, x, target)
+    return call.reshaped(x, _row(call, x, target))
 
 
-def _reshaped(call: Call, x: Value, target: list[int]) -> Value:
-    """Give the original another shape behind the batch axis; the time axis must stay where and as it is."""
-    size = math.prod(x.row)
-    if not x.time:
-        row = _resolved(target, size)
-    elif len(target) == 1 and size == 1:  # one number for each timestep stays that
-        row = []
-    elif len(target) == 1:
+def _row(call: Call, x: Value, target: list[int]) -> list[int | None]:
+    """Return a row's new shape, of the same timesteps."""
+    size = math.prod(dim for dim in x.row if dim is not None)
+    if None not in x.row:
+        return list(_resolved(target, size))
+    if x.row.count(None) > 1:
+        if len(target) == len(x.row):
+            return [old if old is None else new for old, new in zip(x.row, target, strict=True)]
+    elif target == [-1] and size > 1:
         raise call.refuse(
             "it flattens the time axis into the features, so it needs the whole sequence",
             "Flatten each timestep: TimeDistributed(Flatten()), or end the recurrent part with return_sequences=False.",
         )
-    else:
-        row = _resolved(target[1:], size) if target else []
-        # -1 in the time's place keeps time exactly where the rest is one row. A fixed number of timesteps is
-        # taken as declared; the verification on whole sequences would find a fault.
-        if not target or math.prod(row) != size or (target[0] == -1 and -1 in target[1:]):
-            raise call.refuse(
-                f"its target shape {target} mixes timesteps; one timestep has shape {list(x.row)}",
-                f"Keep time in front: Reshape((-1, ...)) with {size} elements behind it.",
-            )
-    return call.reshaped(x, row)
+    # A fixed number of timesteps is taken as declared; the verification on whole sequences would find a fault.
+    places = [place for place, dim in enumerate(target) if dim in {-1, call.graph.length}]
+    for place in sorted(places, key=lambda place: x.row[place : place + 1] != (None,)):
+        others = target[:place] + target[place + 1 :]
+        row = _resolved(others, size)
+        if others.count(-1) < 2 and math.prod(row) == size and (-1 not in others or target[place] != -1):
+            return [*row[:place], None, *row[place:]]
+    steps = [dim for dim in x.row if dim is not None]
+    raise call.refuse(
+        f"its target shape {target} mixes timesteps; one timestep has shape {steps}",
+        f"Keep time in front: Reshape((-1, ...)) with {size} elements behind it.",
+    )
 
 
 def _resolved(target: list[int], size: int) -> list[int]:
     known = math.prod(dim for dim in target if dim != -1)
-    return [size // known if dim == -1 else dim for dim in target]
+    return [size // max(known, 1) if dim == -1 else dim for dim in target]
 
 
-@op_rule("Diff", handles="padding")
+@op_rule("Diff")
 def diff(call: Call) -> Value:
-    """Differences from one timestep to the next."""
+    """Differences from one place to the next."""
     x, layer = call.value, call.layer
-    if not x.time or layer.axis % x.rank != 1 or (x.padding and x.padding.back):
-        raise call.refuse("it has a rule over time alone", "Use x[..., 1:] - x[..., :-1].")
+    axis = call.axis(x, layer.axis)
     for _ in range(layer.n):
-        later, earlier = cut_time(call, x, 1, 0), cut_time(call, x, 0, 1)
-        x = replace(later, name=call.op("Sub", later, earlier))
-        x = x if x.padding is None else replace(x, padding=replace(x.padding, pad_value=np.zeros(x.row)))
+        later, earlier = sliced(call, x, {axis: slice(1, None)}), sliced(call, x, {axis: slice(0, -1)})
+        x = later.like(call.op("Sub", later, earlier))
     return x
 
 
@@ -73,27 +72,22 @@ def stack(call: Call) -> Value:
     """Side by side along a new feature axis."""
     values = broadcast(call, list(call.args[0]))
     place = call.layer.axis % (values[0].rank + 1)
-    if place < 1 + values[0].time:
-        raise call.refuse("it puts a new axis before the features, where batch and time belong")
-    axis = place - values[0].time
-    wide = [call.op("Unsqueeze", value, call.graph.ints([axis])) for value in values]
-    row = (*values[0].row[: axis - 1], len(values), *values[0].row[axis - 1 :])
-    return values[0].like(call.op("Concat", *wide, axis=axis), row=row)
+    if place == 0:
+        raise call.refuse("it puts a new axis in front, where the batch belongs")
+    wide = [call.op("Unsqueeze", value, call.graph.ints([place])) for value in values]
+    row = (*values[0].row[: place - 1], len(values), *values[0].row[place - 1 :])
+    return values[0].like(call.op("Concat", *wide, axis=place), row=row)
 
 
-@rule("RepeatVector", handles="shape")
+@rule("RepeatVector")
 def repeat_vector(call: Call) -> Value:
     """One vector several times, as positions inside a timestep, for example the hours that an answer is about."""
     x, count = call.value, call.layer.n
-    if x.time:  # of one number for each timestep: then time is the last axis
-        columns = call.op("Unsqueeze", x, call.graph.ints([1]))
-        name = call.op("Expand", columns, call.graph.ints([1, count]))
-        refusal = call.refuse("it puts the time axis behind the features", "Put it back: Permute((2, 1)).")
-        return x.like(name, row=(count,), deferred=DeferredSum(refusal, order=(0, 2, 1)))
     wide = call.op("Unsqueeze", x, call.graph.ints([1]))
     row = (count, *x.row)
-    name = call.op("Expand", wide, call.graph.ints([1, *row]))
-    return x.like(name, row=row, constant_over_time=True)
+    y = x.like(call.op("Expand", wide, call.graph.ints([1, count, *(1 for _ in x.row)])), row=row)
+    call.graph.repeated[y.name] = wide
+    return y
 
 
 @op_rule("Split", "ArraySplit")
@@ -101,7 +95,7 @@ def split(call: Call) -> list[Value]:
     """Equal or given parts along one feature axis."""
     x, cuts = call.value, call.layer.indices_or_sections
     axis = call.axis(x, call.layer.axis)
-    size = x.row[axis - 1]
+    size = call.size(x, axis)
     if isinstance(cuts, int | np.integer):
         parts = np.array_split(np.arange(size), int(cuts))
         ends = [0, *np.cumsum([len(part) for part in parts]).tolist()]
@@ -114,38 +108,38 @@ def split(call: Call) -> list[Value]:
 def unstack(call: Call) -> list[Value]:
     """The parts along one feature axis, without that axis."""
     x, axis = call.value, call.axis(call.value, call.layer.axis)
-    row = [dim for i, dim in enumerate(x.row, 1) if i != axis]
-    parts = [sliced(call, x, {axis: slice(i, i + 1)}) for i in range(x.row[axis - 1])]
-    return [call.reshaped(part, row) for part in parts]
+    row = tuple(dim for i, dim in enumerate(x.row, 1) if i != axis)
+    count = x.row[axis - 1] or call.graph.length or call.size(x, axis)
+    return [x.like(call.op("Gather", x, call.constant(i, "int64"), axis=axis), row=row) for i in range(count)]
 
 
-@op_rule("ExpandDims", handles="shape")
+@op_rule("ExpandDims")
 def expand_dims(call: Call) -> Value:
-    """New axes of length 1 among the features."""
+    """New axes of length 1."""
     x, axes = call.value, keras.tree.flatten(call.layer.axis)
     row = list(x.row)
     places = sorted(axis % (x.rank + len(axes)) for axis in axes)
-    if places[0] < 1 + x.time:
-        raise call.refuse("it puts a new axis before the features, where batch and time belong")
+    if places[0] == 0:
+        raise call.refuse("it puts a new axis in front, where the batch belongs")
     for place in places:
-        row.insert(place - 1 - x.time, 1)
-    return call.reshaped(x, row)
+        row.insert(place - 1, 1)
+    return x.like(call.op("Unsqueeze", x, call.graph.ints(places)), row=tuple(row))
 
 
-@op_rule("Squeeze", handles="shape")
+@op_rule("Squeeze")
 def squeeze(call: Call) -> Value:
-    """Drops feature axes of length 1."""
+    """Drops axes of length 1."""
     x, axes = call.value, call.layer.axis
     if axes is None:
         raise call.refuse("it drops every axis of length 1, which may be batch or time", "Name the axis.")
-    gone = {call.axis(x, axis) for axis in keras.tree.flatten(axes)}
-    row = [dim for i, dim in enumerate(x.row, 1) if i not in gone]
-    return call.reshaped(x, row)
+    gone = sorted({call.axis(x, axis) for axis in keras.tree.flatten(axes)})
+    row = tuple(dim for i, dim in enumerate(x.row, 1) if i not in gone)
+    return x.like(call.op("Squeeze", x, call.graph.ints(gone)), row=row)
 
 
-@op_rule("Transpose", "Moveaxis", "Swapaxes", handles="deferred")
+@op_rule("Transpose", "Moveaxis", "Swapaxes")
 def transpose(call: Call) -> Value:
-    """Another order of the axes; batch and time have to come back in front."""
+    """Another order of the axes; the batch stays in front."""
     x, layer = call.value, call.layer
     kind = call.kind(["Transpose", "Moveaxis", "Swapaxes"])
     shape = np.empty([i + 1 for i in range(x.rank)], np.int8)  # NumPy shows where each axis goes
@@ -156,8 +150,9 @@ def transpose(call: Call) -> Value:
     else:
         moved = np.transpose(shape, layer.axes)
     order = [dim - 1 for dim in moved.shape]
-    refusal = call.refuse(f"its order {order} moves the batch or time axis")
-    return reordered(call, x, order, refusal)
+    if order[0] != 0:
+        raise call.refuse(f"its order {order} moves the batch axis")
+    return x.like(call.op("Transpose", x, perm=order), row=tuple(x.row[axis - 1] for axis in order[1:]))
 
 
 @op_rule("Flip")
@@ -165,9 +160,7 @@ def flip(call: Call) -> Value:
     """The other way round along feature axes."""
     x, axes = call.value, call.layer.axis
     places = [call.axis(x, axis) for axis in (range(x.rank) if axes is None else keras.tree.flatten(axes))]
-    for place in places:
-        x = picked(call, x, place, range(x.row[place - 1])[::-1])
-    return x.like(x.name)
+    return sliced(call, x, dict.fromkeys(places, slice(None, None, -1)))
 
 
 @op_rule("Roll")
@@ -177,20 +170,22 @@ def roll(call: Call) -> Value:
     if not isinstance(layer.axis, int) or not isinstance(layer.shift, int):
         raise call.refuse("it rolls all axes, or several; expected one feature axis", "Name one feature axis.")
     axis = call.axis(x, layer.axis)
-    return picked(call, x, axis, np.roll(np.arange(x.row[axis - 1]), layer.shift).tolist())
+    return picked(call, x, axis, np.roll(np.arange(call.size(x, axis)), layer.shift).tolist())
 
 
-@op_rule("Repeat", handles="shape")
+@op_rule("Repeat")
 def repeat(call: Call) -> Value:
     """Each feature several times."""
     x, axis, counts = call.value, call.axis(call.value, call.layer.axis), to_array(call.layer.repeats)
-    order = np.repeat(np.arange(x.row[axis - 1]), counts if counts.ndim and counts.size > 1 else counts.item())
-    return replace(picked(call, x, axis, order.tolist()), constant_over_time=_is_even(x))
+    order = np.repeat(np.arange(call.size(x, axis)), counts if counts.ndim and counts.size > 1 else counts.item())
+    return _repeated(call, x, picked(call, x, axis, order.tolist()))
 
 
-def _is_even(x: Value) -> bool:
-    """Whether the first axis has the same in all places, and goes on to have so when it is made longer."""
-    return x.constant_over_time or (not x.time and x.row[:1] == (1,))
+def _repeated(call: Call, x: Value, y: Value) -> Value:
+    """Note that a value has the same in all places along axis 1, if it is made of one that has."""
+    if x.row[:1] == (1,) and x.row[1:] == y.row[1:]:
+        call.graph.repeated[y.name] = x.name
+    return y
 
 
 @op_rule("Tile")
@@ -199,21 +194,18 @@ def tile(call: Call) -> Value:
     x = call.value
     counts = keras.tree.flatten(call.layer.repeats)
     counts = [1] * (x.rank - len(counts)) + [int(n) for n in counts]
-    if len(counts) != x.rank or any(n != 1 for n in counts[: 1 + x.time]):
+    row = tuple(dim if dim is None or n == 1 else dim * n for dim, n in zip(x.row, counts[1:], strict=False))
+    if len(counts) != x.rank or counts[0] != 1 or any(n != 1 for n, dim in zip(counts[1:], x.row, strict=False) if dim is None):
         raise call.refuse(f"its repeats {counts} make more rows or timesteps; expected features only")
-    own = counts[1 + x.time :]
-    row = tuple(dim * n for dim, n in zip(x.row, own, strict=True))
-    return x.like(call.op("Tile", x, call.graph.ints([1, *own])), row=row, constant_over_time=_is_even(x))
+    return _repeated(call, x, x.like(call.op("Tile", x, call.graph.ints(counts)), row=row))
 
 
-@op_rule("BroadcastTo", handles="shape")
+@op_rule("BroadcastTo")
 def broadcast_to(call: Call) -> Value:
-    """Feature axes of length 1 made longer."""
+    """Axes of length 1 made longer."""
     x, shape = call.value, [None if dim is None else int(dim) for dim in call.layer.shape]
-    row = shape[1 + x.time :]
-    if len(shape) != x.rank or None in row:
-        raise call.refuse(f"its shape {shape} adds axes in front, where batch and time belong")
-    target = [int(dim or 1) for dim in row]
-    return x.like(
-        call.op("Expand", x, call.graph.ints([1, *target])), row=tuple(target), constant_over_time=_is_even(x)
-    )
+    if len(shape) != x.rank:
+        raise call.refuse(f"its shape {shape} adds axes in front, where the batch belongs")
+    sizes = [1 if old is None or new is None else new for old, new in zip(x.row, shape[1:], strict=True)]
+    row = tuple(old if old != 1 else new for old, new in zip(x.row, sizes, strict=True))
+    return _repeated(call, x, x.like(call.op("Expand", x, call.graph.ints([1, *sizes])), row=row))

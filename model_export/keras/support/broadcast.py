@@ -1,4 +1,4 @@
-"""Brings operands of one operation together: one dtype, and axes that mean the same."""
+"""Brings operands of one operation together: one dtype, and as many timesteps."""
 
 from __future__ import annotations
 
@@ -26,20 +26,35 @@ def broadcast(call: Call, operands: Sequence[Any]) -> list[Value]:
         RefusedModelError: Axes of different meaning would meet, such as the batch of one and the time of another.
     """
     values = [operand for operand in operands if isinstance(operand, Value)]
-    rank = max(value.rank for value in values)
-    time = any(value.time for value in values)
     dtype = _common_dtype(operands)
-    like = Value("", (0,) * (rank - 1 - time), dtype, time)
-    return [
-        _value(call, operand, like) if isinstance(operand, Value) else _constant(call, operand, like)
-        for operand in operands
-    ]
+    longest = max(values, key=lambda value: (value.rank, sum(size is None for size in value.row)))
+    for value in values:
+        if value.rank != longest.rank:
+            raise call.refuse(
+                f"it joins values of {value.rank} and {longest.rank} axes, so the batch axis would mix with others"
+            )
+    found = []
+    for operand in operands:
+        if isinstance(operand, Value):
+            named = operand if operand.dtype in {dtype, "bool"} else operand.like(call.cast(operand, dtype), dtype=dtype)
+            found.append(as_long_as(call, named, longest))
+        else:
+            array = to_array(operand)
+            found.append(constant_beside(call, longest, array, "bool" if array.dtype.kind == "b" else dtype))
+    return found
 
 
 def joined(values: Sequence[Value], name: str, *, dtype: str | None = None) -> Value:
     """Return the tensor that came of broadcast values, with the row that follows from theirs."""
-    row = tuple(int(dim) for dim in np.broadcast_shapes(*(value.row for value in values)))
-    return Value(name, row, dtype or values[-1].dtype, any(value.time for value in values))
+    return Value(
+        name, _row_of(values), dtype or values[-1].dtype, time=any(value.time for value in values)
+    )
+
+
+def _row_of(values: Sequence[Value]) -> tuple[int | None, ...]:
+    longest = max(len(value.row) for value in values)
+    rows = [(1,) * (longest - len(value.row)) + value.row for value in values]
+    return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*rows, strict=True))
 
 
 def _common_dtype(operands: Sequence[Any]) -> str:
@@ -50,72 +65,63 @@ def _common_dtype(operands: Sequence[Any]) -> str:
     return "float32" if dtypes or any(dtype.kind != "b" for dtype in constants) else "bool"
 
 
-def _value(call: Call, value: Value, like: Value) -> Value:
-    if value.dtype not in {like.dtype, "bool"}:
-        value = value.like(call.cast(value, like.dtype), dtype=like.dtype)
-    if value.rank != like.rank:
-        raise call.refuse(
-            f"it joins values of {value.rank} and {like.rank} axes, so the batch axis would mix with others"
-        )
-    if like.time and not value.time:
-        if value.row[0] != 1 and not value.constant_over_time:
+def as_long_as(call: Call, value: Value, like: Value) -> Value:
+    """Return a value with as many timesteps as another one, where it was made for the declared number of them.
+
+    Raises:
+        RefusedModelError: It has another number of entries where the other one has timesteps.
+    """
+    for place, size in enumerate(value.row, len(like.row) - len(value.row)):
+        if like.row[place] is not None or size in {None, 1}:
+            continue
+        axis = place + value.rank - len(like.row)
+        if size != call.graph.length:
             raise call.refuse(
-                f"it joins a value with a time axis and one without (row shape {list(value.row)})",
+                f"it joins a value with a time axis and one with {size} entries in its place",
                 "Give the static part as an input of every timestep, or join them behind return_sequences=False.",
             )
-        if not call.graph.is_static(value.name):
-            raise call.refuse(
-                "it joins each timestep with an answer for the whole sequence, which needs timesteps that have not "
-                "come yet",
-                "Join the answer with x[:, -1], or use a recurrent layer over time.",
-            )
-        name = call.op("Gather", value.name, call.constant(0, "int64"), axis=1)
-        return value.like(name, row=value.row[1:], time=True)
+        steps = call.op("Shape", like, start=place + 1, end=place + 2)
+        value = _cut(call, value, axis, steps)
     return value
 
 
-def _constant(call: Call, operand: Any, like: Value) -> Value:
-    array = to_array(operand)
-    return constant_beside(call, like, array, "bool" if array.dtype.kind == "b" else like.dtype)
+def _cut(call: Call, value: Value, axis: int, steps: str) -> Value:
+    """Return the first entries along an axis, as many as there are timesteps."""
+    row = tuple(None if place == axis else size for place, size in enumerate(value.row, 1))
+    if source := call.graph.repeated.get(value.name):
+        shape = [steps if place == axis else call.graph.ints([1]) for place in range(value.rank)]
+        return value.like(call.op("Expand", source, call.op("Concat", *shape, axis=0)), row=row)
+    call.graph.bounded = True
+    ints = call.graph.ints
+    return value.like(call.op("Slice", value, ints([0]), steps, ints([axis])), row=row)
 
 
 def constant_beside(call: Call, value: Value, array: Array, dtype: str = "float32") -> Value:
-    """Return a constant that broadcasts against a value of the original, as it does against the step's.
-
-    One that differs from timestep to timestep is looked up by the position in the stream. Beyond the last
-    timestep that it knows it is NaN, so that such a row fails alone and not its batch.
+    """Return a constant that broadcasts against a value; of one with an entry for each timestep, those that there are.
 
     Args:
         call: The layer or operation.
         value: The value that it is combined with.
-        array: It broadcasts against `(batch, time, *row)`, or `(batch, *row)` where there is no time axis.
+        array: It broadcasts against `(batch, *row)`.
         dtype: NumPy name.
 
     Raises:
-        RefusedModelError: It has one entry for each row of the batch, or for another number of timesteps
-            than the model declares.
+        RefusedModelError: It has one entry for each row of the batch, or for another number of timesteps than the
+            model declares.
     """
+    if array.ndim == value.rank and array.shape[0] != 1:
+        raise call.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
     if array.ndim == value.rank:
-        if array.shape[0] != 1:
-            raise call.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
         array = array[0]
-    steps = array.shape[0] if value.time and array.ndim == value.rank - 1 else 0
-    if steps > 1:
-        return _of_this_timestep(call, array, dtype)
-    array = array[0] if steps else array
-    return Value(call.constant(array, dtype), array.shape, dtype, value.time)
-
-
-def _of_this_timestep(call: Call, table: Array, dtype: str) -> Value:
-    steps = len(table)
-    if steps != call.graph.length or np.dtype(dtype).kind != "f":
+    beside = value.row[len(value.row) - array.ndim :] if array.ndim else ()
+    steps = [n for n, size in zip(array.shape, beside, strict=True) if size is None and n > 1]
+    if any(n != call.graph.length for n in steps):
         raise call.refuse(
-            f"it has {dtype} weights or constants of its own for each of {steps} timesteps, in a model of "
+            f"it has {dtype} weights or constants of its own for each of {steps[0]} timesteps, in a model of "
             f"{call.graph.length or 'any number of'} timesteps",
-            f"Share them over time, or declare the number of timesteps: keras.Input(({steps}, ...)).",
+            f"Share them over time, or declare the number of timesteps: keras.Input(({steps[0]}, ...)).",
         )
-    call.graph.bounded = True
-    known = np.concatenate([table, np.full_like(table[:1], np.nan, dtype)])
-    last = call.constant(steps, "int64")
-    name = call.op("Gather", call.constant(known, dtype), call.op("Min", call.position(), last), axis=0)
-    return Value(name, table.shape[1:], dtype, time=True)
+    if not steps:
+        return Value(call.constant(array, dtype), array.shape, dtype, time=value.time)
+    wide = array.reshape((1, *array.shape))
+    return as_long_as(call, Value(call.constant(wide, dtype), array.shape, dtype), value)

@@ -1,4 +1,4 @@
-"""Moves a kernel over positions, one of which may be time: what convolutions and poolings have in common."""
+"""Moves a kernel over positions, one axis of which may be time: what convolutions and poolings have in common."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_export.keras.registry import Call
-from model_export.keras.support.window import check_over_time, window
 from model_export.keras.value import Value
+
+_CAUSAL = (
+    "Use padding='causal' (Conv1D), or put ZeroPadding1D((k - 1) * dilation, 0) in front and padding='valid'; over "
+    "(time, frequency) ZeroPadding2D(((k - 1) * dilation, 0), ...)."
+)
+
+Positions = Sequence[int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +33,26 @@ class Geometry:
     dilations: tuple[int, ...]
     padding: str
 
-    def pads(self, positions: Sequence[int]) -> list[int]:
-        """Return ONNX' pads: all in front, then all behind."""
+    def pads(self, positions: Positions) -> list[int]:
+        """Return ONNX' pads: all in front, then all behind. Over time there are none."""
         front, behind = [], []
         for n, size, stride, dilation in zip(positions, self.sizes, self.strides, self.dilations, strict=True):
             reach = (size - 1) * dilation + 1
-            whole = max((-(-n // stride) - 1) * stride + reach - n, 0) if self.padding == "same" else 0
+            is_padded = self.padding == "same" and n is not None
+            whole = max((-(-(n or 0) // stride) - 1) * stride + reach - (n or 0), 0) if is_padded else 0
             front.append(whole // 2)
             behind.append(whole - whole // 2)
         return front + behind
 
-    def reach(self, positions: Sequence[int]) -> tuple[int, ...]:
+    def reach(self, positions: Positions) -> tuple[int | None, ...]:
         """Return how many answers there are along each axis."""
         pads = self.pads(positions)
-        ends = [n + a + b for n, a, b in zip(positions, pads, pads[len(self.sizes) :], strict=False)]
-        facts = zip(ends, self.sizes, self.strides, self.dilations, strict=True)
-        return tuple((n - (size - 1) * dilation - 1) // stride + 1 for n, size, stride, dilation in facts)
+        both = [a + b for a, b in zip(pads, pads[len(self.sizes) :], strict=False)]
+        facts = zip(positions, both, self.sizes, self.strides, self.dilations, strict=True)
+        return tuple(
+            None if n is None else (n + more - (size - 1) * dilation - 1) // stride + 1
+            for n, more, size, stride, dilation in facts
+        )
 
 
 def geometry(operation: Any, sizes: tuple[int, ...]) -> Geometry:
@@ -56,17 +66,43 @@ def spread(amount: Any, count: int) -> tuple[int, ...]:
     return tuple(amount) if isinstance(amount, list | tuple) else (amount,) * count
 
 
-def channels(call: Call, x: Value) -> int:
-    """Return how many channels a value has; beside time they are its last axis."""
-    return x.row[0 if call.layer.data_format == "channels_first" and not x.time else -1]
+def channels_first(call: Call, x: Value) -> bool:
+    """Whether the channels are in front of the positions.
+
+    Raises:
+        RefusedModelError: Time would be the channels.
+    """
+    first: bool = call.layer.data_format == "channels_first"
+    if first and x.is_sequence:
+        raise call.refuse("data_format='channels_first' puts the channels where time belongs; expected 'channels_last'")
+    return first
+
+
+def check_over_time(call: Call, positions: Positions, shape: Geometry) -> None:
+    """Refuse what has no causal form, whatever the padding.
+
+    Raises:
+        RefusedModelError: It skips timesteps, or looks ahead.
+    """
+    for n, size, stride in zip(positions, shape.sizes, shape.strides, strict=True):
+        if n is None and stride != 1:
+            raise call.refuse(
+                f"strides={stride} skips timesteps",
+                "A stream has one answer for each timestep: use strides=1 over time.",
+            )
+        if n is None and size > 1 and shape.padding == "same":
+            raise call.refuse(
+                f"padding='same' over the time axis looks at timesteps that have not come yet (it sees {size} at once)",
+                _CAUSAL,
+            )
 
 
 Slide = Callable[..., str]
-"""`(tensor, geometry, pads)` to the tensor of answers; channels first, as ONNX has them. A bias may follow."""
+"""`(tensor, geometry, pads)` to the tensor of answers; channels first, as ONNX has them."""
 
 
-def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide, *, takes_bias: bool = False) -> Value:
-    """Move a kernel over a value's positions; time is one of them where the value carries it.
+def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:
+    """Move a kernel over a value's positions; time may be one axis of them.
 
     Args:
         call: The layer.
@@ -74,34 +110,14 @@ def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide, *, t
         shape: How the kernel moves.
         channels: Channels of the result.
         run: Emits the operator.
-        takes_bias: Whether the operator can add a bias.
-
-    Returns:
-        The result, with the padding that it has over time.
     """
-    seen = x
-    if x.time:
-        check_over_time(call, shape.sizes[0], shape.strides[0])
-        seen = window(call, x, (shape.sizes[0] - 1) * shape.dilations[0])
-    inside = slide_inside(call, seen, shape, channels, run)
-    row = inside.row[x.time :]
-
-    def emit(*bias: str) -> str:
-        y = inside if not bias else slide_inside(call, seen, shape, channels, lambda *of: run(*of, *bias))
-        return call.reshape(y, row) if x.time else y.name
-
-    beside = row[1:] if call.layer.data_format == "channels_first" else ()
-    name = call.graph.biasable(emit, (channels, *(1 for _ in beside))) if takes_bias else emit()
-    return x.like(name, row=row, padding=seen.padding)
-
-
-def slide_inside(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:
-    """Move a kernel over the positions that a value has inside each timestep."""
     count = len(shape.sizes)
-    if call.layer.data_format == "channels_first":
+    if channels_first(call, x):
         positions = x.row[1:]
+        check_over_time(call, positions, shape)
         return x.like(run(x.name, shape, shape.pads(positions)), row=(channels, *shape.reach(positions)))
     positions = x.row[:-1]
+    check_over_time(call, positions, shape)
     y = run(call.op("Transpose", x.name, perm=[0, count + 1, *range(1, count + 1)]), shape, shape.pads(positions))
     y = call.op("Transpose", y, perm=[0, *range(2, count + 2), 1])
     return x.like(y, row=(*shape.reach(positions), channels))
