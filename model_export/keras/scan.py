@@ -137,7 +137,7 @@ class StepScan:
             "Scan",
             [*starts, *self._elements],
             names,
-            name=self._path,
+            at=self._path,
             body=body,
             num_scan_inputs=count,
             scan_input_axes=[1] * count,

@@ -14,9 +14,14 @@ from onnx import helper
 from model_export.graph.builder import BATCH, IR_VERSION, ONLY_ONNX, NodeBuilder, element_type
 from model_export.graph.dataflow import in_order
 from model_export.graph.nodes import needed_nodes, uses
+from model_export.graph.operators import RNN
 from model_export.keras.value import Value
 
 TIME = "timesteps"
+TRIAL = 67
+"""Timesteps of the tensors on which code is tried that cannot run with an open number of them."""
+_NAMED = {*RNN, "Scan", "Conv", "ConvTranspose", "MaxPool", "AveragePool", "CumSum"}
+"""Operators with a state over time: such a node is named as its layer is."""
 LAYER = "stepwell.layer"
 """Metadata of a node: the layer that it belongs to, as errors name it."""
 
@@ -58,6 +63,8 @@ class KerasGraph(NodeBuilder):
         self.layers: dict[str, str] = {}
         self.stateful: set[str] = set()
         self.repeated: dict[str, str] = {}
+        self._nodes_of: dict[str, int] = {}
+        self._outer: list[list[onnx.NodeProto]] = []
         self._takes: list[Value] = []
         self._gives: list[Value] = []
 
@@ -78,24 +85,30 @@ class KerasGraph(NodeBuilder):
     def split_op(self, kind: str, *inputs: str, outputs: int, at: str = "", **attributes: Any) -> list[str]:
         """Add a node with several outputs, named after the layer that it belongs to, and return their names."""
         names = [self.fresh(kind, at) for _ in range(outputs)]
-        self.add(kind, inputs, names, name=at, **attributes)
+        self.add(kind, inputs, names, at=at, **attributes)
         return names
 
-    def add(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
-        """Add a node whose outputs have names already, and return it."""
+    def add(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, at: str = "", **attributes: Any
+    ) -> onnx.NodeProto:
+        """Add a node whose outputs have names already, and return it; its states will be named after it."""
         node = super().add(kind, inputs, outputs, **attributes)
-        if layer := self.layers.get(node.name):
+        name = at if kind in _NAMED and not self._outer else f"{at}/{kind}"
+        self._nodes_of[name] = self._nodes_of.get(name, 0) + 1
+        node.name = name if self._nodes_of[name] == 1 else f"{name}_{self._nodes_of[name]}"
+        if layer := self.layers.get(at):
             node.metadata_props.add(key=LAYER, value=layer)
         return node
 
     @contextmanager
     def body(self) -> Iterator[list[onnx.NodeProto]]:
         """Collect the nodes that are added in a list of their own, as those of a body."""
-        outer, self.nodes = self.nodes, []
+        self._outer.append(self.nodes)
+        self.nodes = []
         try:
             yield self.nodes
         finally:
-            self.nodes = outer
+            self.nodes = self._outer.pop()
 
     def constant(self, array: Any, dtype: str | None = "float32", *, what: str = "const", at: str = "") -> str:
         """Return the name of a constant tensor, float32 by default."""

@@ -105,7 +105,7 @@ def recurrent_operator(call: Call, x: Value, starts: Sequence[Value | Array]) ->
     kind, weights, attributes = operator
     attributes |= {"direction": "reverse"} if layer.go_backwards else {}
     outputs = [call.graph.fresh(kind, call.path) for _ in range(1 + len(starts))]
-    call.graph.add(kind, [sequence, *weights, *(["", *states] if states else [])], outputs, name=call.path, **attributes)
+    call.graph.add(kind, [sequence, *weights, *(["", *states] if states else [])], outputs, at=call.path, **attributes)
     last = [Value(call.op("Squeeze", name, ints([0])), (cell.units,)) for name in outputs[1:]]
     if not layer.return_sequences:
         return last[0], last
@@ -141,7 +141,7 @@ def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> 
     kind, weights, attributes = operator
     given = [call.op("Unsqueeze", value, call.graph.ints([0])) for value in (x, *states)]
     outputs = [call.graph.fresh(kind, call.path) for _ in states]
-    call.graph.add(kind, [given[0], *weights, "", *given[1:]], ["", *outputs], name=call.path, **attributes)
+    call.graph.add(kind, [given[0], *weights, "", *given[1:]], ["", *outputs], at=call.path, **attributes)
     return [state.like(call.op("Squeeze", name, call.graph.ints([0]))) for state, name in zip(states, outputs, strict=True)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.rules.slicing import picked, sliced
 from model_export.keras.support.broadcast import broadcast
+from model_export.keras.sequence_graph import TRIAL
 from model_export.keras.value import Value
 
 
@@ -38,7 +39,7 @@ def _row(call: Call, x: Value, target: list[int]) -> list[int | None]:
             "Flatten each timestep: TimeDistributed(Flatten()), or end the recurrent part with return_sequences=False.",
         )
     # A fixed number of timesteps is taken as declared; the verification on whole sequences would find a fault.
-    places = [place for place, dim in enumerate(target) if dim in {-1, call.graph.length}]
+    places = [place for place, dim in enumerate(target) if dim in {-1, call.graph.length, TRIAL}]
     for place in sorted(places, key=lambda place: x.row[place : place + 1] != (None,)):
         others = target[:place] + target[place + 1 :]
         row = _resolved(others, size)

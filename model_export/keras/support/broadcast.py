@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from model_export.keras.registry import Call, to_array
+from model_export.keras.sequence_graph import TRIAL
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -75,7 +76,7 @@ def as_long_as(call: Call, value: Value, like: Value) -> Value:
         if like.row[place] is not None or size in {None, 1}:
             continue
         axis = place + value.rank - len(like.row)
-        if size != call.graph.length:
+        if size not in {call.graph.length, TRIAL} or (size == TRIAL and value.name not in call.graph.repeated):
             raise call.refuse(
                 f"it joins a value with a time axis and one with {size} entries in its place",
                 "Give the static part as an input of every timestep, or join them behind return_sequences=False.",
@@ -114,6 +115,9 @@ def constant_beside(call: Call, value: Value, array: Array, dtype: str = "float3
     if array.ndim == value.rank:
         array = array[0]
     beside = value.row[len(value.row) - array.ndim :] if array.ndim else ()
+    for axis, size in enumerate(beside):
+        if size is None and np.all(array == array.take([0], axis)):  # made for as many timesteps as code was tried on
+            array = array.take([0], axis)
     steps = [n for n, size in zip(array.shape, beside, strict=True) if size is None and n > 1]
     if any(n != call.graph.length for n in steps):
         raise call.refuse(

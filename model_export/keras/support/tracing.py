@@ -14,12 +14,9 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.ops import nn
 
 from model_export.keras.registry import Call, to_array
+from model_export.keras.sequence_graph import TRIAL
 from model_export.keras.value import Value
 from model_export.manifest import Array
-
-TRIAL = 67
-"""Timesteps of the tensors on which code is tried that cannot run with an open number of them."""
-
 
 class RandomNumbersError(Exception):
     """The code drew random numbers, which would be the same in every timestep of the graph."""
@@ -59,7 +56,7 @@ def trace(call: Call, function: Callable[..., Any], length: int | None) -> Trace
     """
     failure: Exception | None = None
     # Code that makes a tensor of the batch's size, or of the sequence's, cannot do so with an open one.
-    for sizes in dict.fromkeys([(None, None), (None, length), (1, length or TRIAL)]):
+    for sizes in dict.fromkeys([(None, length), (None, None), (1, length or TRIAL)]):
         try:
             return _trace(call, function, *sizes)
         except RandomNumbersError:
