@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model_export.chunk.graph import dynamic_graphs, dynamic_manifest
-from model_export.keras.step import export_keras
+from model_export.keras.sequence import export_keras
 from model_export.step_model import StepModel
 from model_export.verify.tolerance import Tolerance
 from tests.model_export.keras import zoo

@@ -30,7 +30,7 @@ from tests.model_export.keras.proven import export_model
 )
 def test_a_saved_model_gives_the_graph_of_the_model_in_memory(tmp_path: Path, name: str, file: str) -> None:
     """Loading also rebuilds masks, and in `.keras` files operations (Keras itself cannot read those from `.h5`)."""
-    from model_export.keras.step import export_keras
+    from model_export.keras.sequence import export_keras
 
     model = zoo.build(name)
     model.save(tmp_path / file)

@@ -9,7 +9,7 @@ import pytest
 
 from model_export.errors import ParityError
 from model_export.keras.reference import KerasReference, samplers
-from model_export.keras.step import export_keras
+from model_export.keras.sequence import export_keras
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.verify.parity import verify_parity

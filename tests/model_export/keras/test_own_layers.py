@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from model_export.errors import RefusedModelError
-from model_export.keras.step import export_keras
+from model_export.keras.sequence import export_keras
 from model_export.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import L, of, ops, randomise

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model_export.errors import RefusedModelError
-from model_export.keras.step import export_keras
+from model_export.keras.sequence import export_keras
 from model_export.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_attention import AttentionByHand, LoopByHand, T, over

@@ -11,7 +11,7 @@ import pytest
 from model_export.errors import ParityError, RefusedModelError, TensorError
 from model_export.keras.fast_time_distributed import may_spread_timesteps
 from model_export.keras.reference import KerasReference
-from model_export.keras.step import export_keras
+from model_export.keras.sequence import export_keras
 from model_export.verify.parity import PrefixAnswers
 from tests.model_export.keras import zoo
 from tests.model_export.keras.proven import export_model

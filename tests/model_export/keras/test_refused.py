@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model_export.errors import RefusedModelError
-from model_export.keras.step import export_keras
+from model_export.keras.sequence import export_keras
 from tests.model_export.keras.zoo_parts import RS, L, MinimalCell, of, ops, sequence
 
 

@@ -12,7 +12,7 @@ import pytest
 from model_export.errors import RefusedModelError
 from model_export.keras import to_step_model
 from model_export.keras.reference import samplers
-from model_export.keras.step import export_keras
+from model_export.keras.sequence import export_keras
 from model_export.keras.walk import functional
 from model_export.manifest import Array
 from tests.model_export.keras import zoo
