@@ -38,9 +38,14 @@ class StreamingGraph(GraphBuilder):
             init: The initial row in that layout; zeros by default.
 
         Returns:
-            The tensor in that layout, and the spec. The state itself has its batch axis first.
+            The tensor in that layout, and the spec. The state itself has its batch axis first, and no axes of length
+            1 that the tensor has in front of it, as the states of recurrent operators have.
         """
         sizes, batch = _sizes(dims)
+        idle = _idle(sizes, batch)
+        sizes, batch = sizes[idle:], batch if batch is None else batch - idle
+        if init is not None and idle:
+            init = init.reshape(init.shape[idle:])
         shape = [fixed for axis, (fixed, _) in enumerate(sizes) if axis != batch]
         if batch is not None:
             per_row = sizes[batch][1]
@@ -48,13 +53,18 @@ class StreamingGraph(GraphBuilder):
             init = None if init is None else np.moveaxis(init, batch, 0)
         init = None if init is None else init.reshape(shape)
         spec = self.state(name, shape, dtype, init, batch_axis=None if batch is None else 0)
-        return self._from_batch_first(spec.input, sizes, batch), spec
+        tensor = self._from_batch_first(spec.input, sizes, batch)
+        if idle:
+            tensor = self.op("Reshape", tensor, self.ints([*[1] * idle, -1, *shape]))
+        return tensor, spec
 
     def next_state_like(self, spec: StateSpec, tensor: str, dims: Sequence[Dim]) -> None:
         """Set the tensor, in the layout of the sequence graph, that the state becomes."""
         sizes, batch = _sizes(dims)
+        if idle := _idle(sizes, batch):
+            tensor, sizes, batch = self.reshape(tensor, spec.shape), sizes[idle:], 0
         if batch is not None and batch:
-            others = [axis for axis in range(len(dims)) if axis != batch]
+            others = [axis for axis in range(len(sizes)) if axis != batch]
             if sizes[batch][1] > 1:
                 split = [fixed for fixed, _ in sizes]
                 split[batch : batch + 1] = [-1, sizes[batch][1]]
@@ -135,3 +145,8 @@ def _sizes(dims: Sequence[Dim]) -> tuple[list[tuple[int, int]], int | None]:
     """Return each axis' length at one timestep, `(fixed, per row)`, and the axis that has the rows."""
     sizes = [dim.at_one_step() for dim in dims]
     return sizes, next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
+
+
+def _idle(sizes: list[tuple[int, int]], batch: int | None) -> int:
+    """Return how many axes of length 1 are in front of the rows, if these alone are."""
+    return batch if batch and all(size == (1, 0) for size in sizes[:batch]) and sizes[batch][1] == 1 else 0
