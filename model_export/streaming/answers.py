@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from model_export.errors import RefusedModelError
+from model_export.graph.builder import NodeBuilder
 from model_export.graph.dataflow import Flow, laid_out_from, read_flow
+from model_export.graph.unit_axes import OLDEST_OPSET
 from model_export.manifest import OutputSpec
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import Dim
@@ -90,6 +94,10 @@ def _answer(walk: StreamingWalk, name: str, inputs: SequenceInputs) -> tuple[Out
         step = walk.graph.op("Reshape", step, walk.graph.ints([-1, *_unfolded(dims, batch, time)]))
         row = _unfolded(dims, batch, time)
         spec = OutputSpec(name=name, dtype=walk.dtype(name), shape=row)
+    elif batch is not None and not folded and walk.opset >= OLDEST_OPSET:
+        row = [size for axis, size in enumerate(sizes) if axis not in {time, batch}]
+        spec = row_spec(OutputSpec, name, walk.dtype(name), row, batch=0, time=None)
+        step = out_of_layout(walk.graph, step, rank=len(sizes), batch=batch, time=time)
     else:
         row = [size for axis, size in enumerate(sizes) if axis not in {time, batch}]
         spec = row_spec(OutputSpec, name, walk.dtype(name), row, batch=batch, time=None if folded else time)
@@ -112,6 +120,28 @@ def _unfolded(dims: Sequence[Dim], batch: int, time: int | None) -> list[int]:
         raise RefusedModelError("An output holds several values per row folded into an axis that is not its first.")
     rest = [dim.at_one_step()[0] for axis, dim in enumerate(dims) if axis not in {batch, time}]
     return [dims[batch].at_one_step()[1], *rest]
+
+
+def in_layout(graph: NodeBuilder, tensor: str, *, rank: int, batch: int, time: int | None) -> str:
+    """Return a tensor `(batch, *row)` in the layout of the sequence graph, with a time axis of length 1."""
+    if time is not None:
+        tensor = graph.op("Unsqueeze", tensor, graph.ints([1]))
+    order = _order(rank, batch, time)
+    return tensor if order == sorted(order) else graph.op("Transpose", tensor, perm=list(np.argsort(order)))
+
+
+def out_of_layout(graph: NodeBuilder, tensor: str, *, rank: int, batch: int, time: int | None) -> str:
+    """Return a tensor in the layout of the sequence graph as `(batch, *row)`."""
+    order = _order(rank, batch, time)
+    if order != sorted(order):
+        tensor = graph.op("Transpose", tensor, perm=order)
+    return tensor if time is None else graph.op("Squeeze", tensor, graph.ints([1]))
+
+
+def _order(rank: int, batch: int, time: int | None) -> list[int]:
+    """Return the axes of the sequence graph's layout as batch, time, and the others."""
+    front = [batch] if time is None else [batch, time]
+    return [*front, *(axis for axis in range(rank) if axis not in front)]
 
 
 def rows_in_front(spec: Any) -> tuple[Any, list[int]]:

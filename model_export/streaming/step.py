@@ -12,9 +12,10 @@ import onnx
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.nodes import uses
 from model_export.graph.operators import RNN
+from model_export.graph.unit_axes import OLDEST_OPSET, without_unit_axes
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest
 from model_export.runtime.random_ops import random_outputs
-from model_export.streaming.answers import OutputLayout, declare_outputs, row_spec, rows_in_front
+from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec, rows_in_front
 from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
@@ -144,7 +145,9 @@ def _step_of(
         outputs=answers,
         batch=BatchSpec(mode="single" if _one_row(walk, inputs) else "stack"),
     )
-    proto = walk.graph.step_proto(name, graph)
+    rows = {spec.name: spec.batch_axis for spec in walk.graph.inputs}
+    rows |= {state.input: state.batch_axis for state in walk.graph.states}
+    proto = without_unit_axes(walk.graph.step_proto(name, graph), rows)
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk), HALF if is_half else 0.0)
@@ -230,6 +233,11 @@ def _take(walk: StreamingWalk, one: SequenceInput) -> InputSpec | None:
         return None
     axes = [axis for axis in range(len(one.sizes)) if axis not in {one.batch, one.time}]
     row = [one.sizes[axis] for axis in axes]
+    if one.batch is not None and walk.opset >= OLDEST_OPSET:
+        walk.graph.add_input(row_spec(InputSpec, one.name, one.dtype, row, batch=0, time=None))
+        step = in_layout(walk.graph, one.name, rank=len(one.sizes), batch=one.batch, time=one.time)
+        walk.tensors[one.name] = StepTensor("static", step) if one.time is None else StepTensor("per_step", step, 0)
+        return walk.graph.inputs[-1]
     spec: InputSpec = row_spec(InputSpec, one.name, one.dtype, row, batch=one.batch, time=one.time)
     spec, perm = rows_in_front(spec)
     walk.graph.add_input(spec)

@@ -1,0 +1,260 @@
+"""Writes a step graph without the axes of length 1 that one timestep leaves behind, so that it has fewer nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx
+from onnx import numpy_helper
+
+from model_export.graph.builder import NodeBuilder
+from model_export.graph.dataflow import in_order
+from model_export.graph.nodes import attributes, needed_nodes, read_opset, renamed, replace_items, tensor_names, uses
+
+OLDEST_OPSET = 18
+"""The first one in which all axes are inputs."""
+
+_TRIALS = (5, 7)
+"""Numbers of rows for which shapes are inferred: what differs is the axis of the batch."""
+
+_SMALL = 64
+"""Numbers in a constant that may be a shape; larger ones play no part in the sizes of tensors."""
+
+Shape = tuple[int, ...]
+Axes = tuple[int, ...]
+
+_LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
+_ELEMENTWISE = {
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos",
+    "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid",
+    "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod",
+    "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
+    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
+}  # fmt: skip
+_ALONG_ONE = {"Softmax", "LogSoftmax", "Concat", "Split"}
+
+
+def without_unit_axes(model: onnx.ModelProto, rows: Mapping[str, int | None]) -> onnx.ModelProto:
+    """Return a step graph whose tensors have no axes of length 1 where no operator needs them.
+
+    Args:
+        model: The step graph.
+        rows: The batch axis of each input; None: it has none.
+    """
+    if read_opset(model) < OLDEST_OPSET or not all(axis is not None for axis in rows.values()):
+        return model
+    shapes = [_shapes(model, rows, trial) for trial in _TRIALS]
+    known = {
+        name: tuple(zip(shapes[0][name], shapes[1][name], strict=True))
+        for name in shapes[0].keys() & shapes[1].keys()
+        if len(shapes[0][name]) == len(shapes[1][name])
+    }
+    return _Rewriting(model, known).model()
+
+
+def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) -> dict[str, Shape]:
+    """Return the shapes that onnx infers for a number of rows."""
+    lean = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = onnx.GraphProto(name="sizes", node=model.graph.node)
+    for value in model.graph.input:
+        given = onnx.ValueInfoProto()
+        given.CopyFrom(value)
+        if (axis := rows.get(value.name)) is not None:
+            given.type.tensor_type.shape.dim[axis].dim_value = count
+        graph.input.append(given)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    lean.graph.CopyFrom(graph)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(lean, data_prop=True).graph
+    except Exception:  # noqa: BLE001  # a graph that onnx cannot follow stays as it is
+        return {}
+    found: dict[str, Shape] = {}
+    for value in (*inferred.value_info, *inferred.input):
+        if value.type.tensor_type.HasField("shape"):
+            dims = value.type.tensor_type.shape.dim
+            if all(dim.HasField("dim_value") for dim in dims):
+                found[value.name] = tuple(dim.dim_value for dim in dims)
+    return found
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """A tensor of the step graph, and its forms.
+
+    Attributes:
+        sizes: Of each axis for both numbers of rows; None: they are not known.
+        forms: Names by the axes that a form has; the others have length 1.
+    """
+
+    sizes: tuple[tuple[int, int], ...] | None
+    forms: dict[Axes, str]
+
+    @property
+    def rank(self) -> int:
+        return len(self.sizes or ())
+
+    @property
+    def wide(self) -> Axes:
+        """The axes that are longer than 1."""
+        return tuple(axis for axis, size in enumerate(self.sizes or ()) if size != (1, 1))
+
+
+class _Rewriting:
+    def __init__(self, model: onnx.ModelProto, known: Mapping[str, tuple[tuple[int, int], ...]]) -> None:
+        self._model = model
+        self._known = known
+        self._build = NodeBuilder("", tensor_names(model.graph))
+        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._tensors: dict[str, _Tensor] = {}
+        for name in (*self._constants, *(value.name for value in model.graph.input)):
+            self._add(name)
+
+    def model(self) -> onnx.ModelProto:
+        """Return the model with its nodes on the forms that they need."""
+        outputs = {value.name for value in self._model.graph.output}
+        for node in self._model.graph.node:
+            if not (outputs.isdisjoint(node.output) and self._rewritten(node)):
+                self._kept(node)
+        made = onnx.ModelProto()
+        made.CopyFrom(self._model)
+        nodes = needed_nodes(in_order(self._build.nodes), outputs)
+        used = {name for node in nodes for name in uses(node)} | outputs
+        weights = [t for t in (*self._model.graph.initializer, *self._build.constants) if t.name in used]
+        replace_items(made.graph.node, nodes)
+        replace_items(made.graph.initializer, weights)
+        return made
+
+    # ---------------------------------------------------------------- forms
+
+    def _add(self, name: str, axes: Axes | None = None) -> None:
+        sizes = self._known.get(name)
+        self._tensors[name] = _Tensor(sizes, {tuple(range(len(sizes or ()))) if axes is None else axes: name})
+
+    def _form(self, name: str, axes: Axes) -> str:
+        """Return a tensor with some of its axes; those that it lacks have length 1."""
+        tensor = self._tensors[name]
+        if axes not in tensor.forms:
+            if name in self._constants:
+                shape = [tensor.sizes[axis][0] for axis in axes] if tensor.sizes else []
+                value = numpy_helper.to_array(self._constants[name]).reshape(shape)
+                tensor.forms[axes] = self._build.constant(value, at=name)
+            else:
+                tensor.forms[axes] = self._reformed(tensor, name, axes)
+        return tensor.forms[axes]
+
+    def _reformed(self, tensor: _Tensor, name: str, axes: Axes) -> str:
+        source = min(tensor.forms, key=lambda form: len(set(form) ^ set(axes)))
+        found, ints = tensor.forms[source], self._build.ints
+        if gone := [place for place, axis in enumerate(source) if axis not in axes]:
+            found = self._build.op("Squeeze", found, ints(gone), at=name)
+        if added := [place for place, axis in enumerate(axes) if axis not in source]:
+            found = self._build.op("Unsqueeze", found, ints(added), at=name)
+        return found
+
+    def _whole(self, name: str) -> str:
+        tensor = self._tensors.get(name)
+        if not name or tensor is None or tensor.sizes is None:
+            return name
+        return self._form(name, tuple(range(tensor.rank)))
+
+    # ---------------------------------------------------------------- nodes
+
+    def _kept(self, node: onnx.NodeProto) -> None:
+        """Emit a node as it is."""
+        self._build.nodes.append(renamed(node, self._whole, name=node.name))
+        for name in filter(None, node.output):
+            self._add(name)
+
+    def _rewritten(self, node: onnx.NodeProto) -> bool:
+        """Emit a node on tensors without axes of length 1; False: there is no such form of it."""
+        names = [name for name in (*node.input, *node.output) if name]
+        if any(self._known.get(name) is None for name in names):
+            return False
+        if all(name in self._constants for name in node.input if name):
+            return False
+        if node.op_type in _LAYOUT:
+            return self._layout(node)
+        if node.op_type in _ELEMENTWISE:
+            return self._elementwise(node)
+        if node.op_type == "MatMul":
+            return self._matmul(node)
+        if node.op_type in _ALONG_ONE:
+            return self._along_one(node)
+        if node.op_type == "LayerNormalization":
+            return self._normalization(node)
+        return False
+
+    def _emit(self, node: onnx.NodeProto, inputs: Iterable[str], axes: Axes, **changed: int) -> bool:
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        made.input[:] = list(inputs)
+        for attribute in made.attribute:
+            if attribute.name in changed:
+                attribute.i = changed.pop(attribute.name)
+        made.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in changed.items())
+        self._build.nodes.append(made)
+        for name in filter(None, node.output):
+            self._add(name, axes)
+        return True
+
+    def _layout(self, node: onnx.NodeProto) -> bool:
+        source, out = self._tensors[node.input[0]], self._known[node.output[0]]
+        if source.sizes is None:
+            return False
+        wide, result = source.wide, tuple(axis for axis, size in enumerate(out) if size != (1, 1))
+        if node.op_type == "Transpose":
+            perm = attributes(node).get("perm") or list(range(source.rank))[::-1]
+            moved = [axis for axis in perm if axis in wide]
+            if moved != sorted(moved):
+                return False
+        elif [source.sizes[axis] for axis in wide] != [out[axis] for axis in result]:
+            return False
+        self._tensors[node.output[0]] = _Tensor(out, {result: self._form(node.input[0], wide)})
+        return True
+
+    def _elementwise(self, node: onnx.NodeProto) -> bool:
+        out = self._known[node.output[0]]
+        kept = tuple(axis for axis, size in enumerate(out) if size != (1, 1))
+        inputs = []
+        for name in node.input:
+            if not name:
+                inputs.append("")
+                continue
+            shift = len(out) - self._tensors[name].rank
+            inputs.append(self._form(name, tuple(axis - shift for axis in kept if axis >= shift)))
+        return self._emit(node, inputs, kept)
+
+    def _matmul(self, node: onnx.NodeProto) -> bool:
+        left, right = (self._tensors[name] for name in node.input)
+        out = self._known[node.output[0]]
+        if right.rank != 2 or (right.sizes or ())[:1] != ((left.sizes or ())[-1],) or left.rank < 2:
+            return False
+        kept = tuple(axis for axis in left.wide if axis < left.rank - 1)
+        if not kept:
+            return False
+        x = self._form(node.input[0], (*kept, left.rank - 1))
+        return self._emit(node, [x, self._whole(node.input[1])], (*kept, len(out) - 1))
+
+    def _along_one(self, node: onnx.NodeProto) -> bool:
+        first = self._tensors[node.input[0]]
+        axis = int(attributes(node).get("axis", 0 if node.op_type == "Split" else -1)) % max(first.rank, 1)
+        data = node.input if node.op_type == "Concat" else node.input[:1]
+        others = node.input[len(data) :]
+        wide = {place for name in data for place in self._tensors[name].wide} | {axis}
+        kept = tuple(sorted(wide))
+        inputs = [self._form(name, kept) for name in data] + [self._whole(name) for name in others]
+        return self._emit(node, inputs, kept, axis=kept.index(axis))
+
+    def _normalization(self, node: onnx.NodeProto) -> bool:
+        x = self._tensors[node.input[0]]
+        axis = int(attributes(node).get("axis", -1)) % x.rank
+        if len(list(filter(None, node.output))) > 1:
+            return False
+        kept = tuple(place for place in range(x.rank) if place >= axis or place in x.wide)
+        inputs = [self._form(node.input[0], kept), *(self._whole(name) for name in node.input[1:])]
+        return self._emit(node, inputs, kept, axis=kept.index(axis))
