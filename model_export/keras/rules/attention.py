@@ -1,144 +1,113 @@
-"""Rules of attention layers: over time with a cache of past keys and values, inside one timestep as it is."""
+"""Rules of attention layers, over time or inside a timestep: scores, masks, a softmax, and the values it weighs."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.support.attention_cache import NEVER, AttentionCache, attention_cache
+from model_export.keras.support.broadcast import as_long_as, constant_beside
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One call of an attention layer.
-
-    Attributes:
-        query: The queries.
-        key: What is compared with the query.
-        value: What is answered with.
-        past: Which timesteps are looked at; None: it attends inside one timestep, or to something static.
-        mask: Who may look at whom inside one timestep, shape `(queries, keys)` bool; None: all.
-        counts: Whether this timestep may be looked at, shape `(batch,)` bool; None: always.
-    """
-
-    query: Value
-    key: Value
-    value: Value
-    past: AttentionCache | None
-    mask: Array | None
-    counts: str | None = None
-
-    @property
-    def queries(self) -> int:
-        """How many queries one timestep has."""
-        return 1 if len(self.query.row) == 1 else self.query.row[0]
-
+NEVER = -1e9
+"""The score of what may not be looked at: its weight is exactly zero where anything else may be."""
 
 # ---------------------------------------------------------------- many heads, with projections
 
 
 @rule("MultiHeadAttention", "GroupQueryAttention", masks=True)
-def multi_head_attention(call: Call) -> Value:
+def multi_head_attention(call: Call) -> list[Value]:
     """Attention with projections; several heads of the query may share one of key and value."""
     layer = call.layer
     given = inspect.signature(layer.call).bind(*call.args, **call.kwargs).arguments
-    axes = tuple(getattr(layer, "_attention_axes", None) or (1,))
-    if len(axes) != 1:
-        raise call.refuse(f"it attends over several axes at once ({list(axes)}); expected one")
-    if axes != (1,) and given.get("use_causal_mask"):
-        raise call.refuse(f"it attends over axis {axes[0]}, and use_causal_mask=True masks axis 1")
+    query, key, value = _operands(call, given)
+    axis, *more = getattr(layer, "_attention_axes", None) or (1,)
+    sliding = getattr(layer, "_sliding_window", getattr(layer, "sliding_window", None))
+    if more:
+        raise call.refuse(f"it attends over several axes at once ({[axis, *more]}); expected one")
+    if axis != 1 and (given.get("use_causal_mask") or sliding):
+        raise call.refuse(f"it attends over axis {axis}, and use_causal_mask and sliding_window mask axis 1")
     if call.mask is not None or any(given.get(f"{name}_mask") is not None for name in ("query", "value", "key")):
         raise call.refuse(
             "a mask reaches it, and there a masked timestep looks at the whole sequence",
             "Leave masking out and send only timesteps that count: a stream has no padding.",
         )
-    asked = _asked(call, given, axes[0])
-    to_query, to_key, to_value = layer._query_dense, layer._key_dense, layer._value_dense
-    heads, width = to_array(to_key.kernel).shape[1:]
-    groups, answer = to_array(to_query.kernel).shape[1] // heads, to_array(to_value.kernel).shape[2]
-    flat = [
-        _project(call, x, dense) for x, dense in ((asked.query, to_query), (asked.key, to_key), (asked.value, to_value))
-    ]
-    found = _attend(call, asked, flat, heads=(heads, groups), widths=(width, answer), scale=1 / math.sqrt(width))
+    heads = to_array(layer._query_dense.kernel).shape[1]
+    count, width = to_array(layer._key_dense.kernel).shape[1:]
+    q = _project(call, query, layer._query_dense, _shared(heads, count))
+    k, v = (
+        _project(call, x, dense, _sharing(heads, count))
+        for x, dense in ((key, layer._key_dense), (value, layer._value_dense))
+    )
+    scores = _scores(call, q, k, 1 / math.sqrt(width), axis)
+    scores = _masked(call, scores, given.get("attention_mask"), sliding, causal=bool(given.get("use_causal_mask")))
+    weights = scores.like(call.op("Softmax", scores, axis=-1))
+    found = _side_by_side(call, _weighed(call, weights, _by_head(call, v, axis)), axis, count=len(v.row) - len(query.row))
     if getattr(layer, "_use_gate", getattr(layer, "use_gate", False)):
-        found = call.op("Mul", found, call.op("Sigmoid", _project(call, asked.query, layer._gate_dense)))
-    return _project_out(call, asked.query, found, layer._output_dense)
+        gate = _times(call, query, layer._gate_dense.kernel, layer._gate_dense.bias, 1)
+        found = found.like(call.op("Mul", found, call.op("Sigmoid", gate)))
+    y = _project_out(call, found, layer._output_dense)
+    if not given.get("return_attention_scores"):
+        return [y]
+    if heads != count:
+        raise call.refuse("it also returns the scores of heads that share keys", "Leave the scores out.")
+    return [y, weights]
 
 
-def _attend(
-    call: Call, asked: _Asked, flat: Sequence[str], *, heads: tuple[int, int], widths: tuple[int, int], scale: float
-) -> str:
-    """Return the answers of all heads side by side.
-
-    Args:
-        call: The layer or operation.
-        asked: The call.
-        flat: Queries, keys and values, with the heads side by side.
-        heads: Those of keys and values, and how many of the queries each of them serves.
-        widths: Of one head: that of queries and keys, and that of values.
-        scale: What the scores are multiplied by.
-    """
-    (count, groups), (width, answer), (q, k, v) = heads, widths, flat
-    q = call.op("Mul", _by_head(call, q, asked.queries, heads, width), call.constant(scale))
-    k, v = _kept(call, asked, "keys", k, (count, width)), _kept(call, asked, "values", v, (count, answer))
-    scores = call.op("MatMul", q, call.op("Transpose", k, perm=[0, 1, 3, 2]))
-    return _side_by_side(call, _answer(call, asked, scores, v, groups), asked, heads, answer)
+def _operands(call: Call, given: dict[str, Any]) -> list[Value]:
+    """Return queries, keys and values, all with the same number of axes."""
+    found = []
+    for x in (given["query"], given.get("key", given["value"]), given["value"]):
+        found.append(call.as_float(x if isinstance(x, Value) else _constant(call, to_array(x))))
+    if len({x.rank for x in found}) > 1 or found[0].rank < 3:
+        raise call.refuse(f"it attends from rows {list(found[0].row)} to rows {list(found[1].row)}")
+    return found
 
 
-def _project(call: Call, x: Value, dense: Any) -> str:
-    """Return the projection for all heads side by side, shape `(batch, [positions,] heads * width)`."""
-    kernel = to_array(dense.kernel)
-    bias = None if dense.bias is None else to_array(dense.bias).reshape(-1)
-    return _times(call, x.name, len(x.row), kernel.reshape(kernel.shape[0], -1), bias)
+def _constant(call: Call, array: Array) -> Value:
+    """Return what is the same for every row of the batch."""
+    if array.ndim < 3 or array.shape[0] != 1:
+        raise call.refuse(f"it takes a constant of shape {list(array.shape)}; expected one for all rows of the batch")
+    return Value(call.constant(array), array.shape[1:])
 
 
-def _times(call: Call, x: str, axes: int, matrix: Array, bias: Array | None) -> str:
-    added = [] if bias is None else [call.constant(bias)]
-    if axes == 1:
-        return call.op("Gemm", x, call.constant(matrix), *added)
+def _shared(heads: int, count: int) -> tuple[int, ...]:
+    """Return the axes of the query's heads: those of keys, and how many share each of them."""
+    return (heads,) if heads == count else (count, heads // count)
+
+
+def _sharing(heads: int, count: int) -> tuple[int, ...]:
+    return (count,) if heads == count else (count, 1)
+
+
+def _project(call: Call, x: Value, dense: Any, heads: tuple[int, ...]) -> Value:
+    """Return the projection with the heads apart, row `(*places, *heads, width)`."""
+    y = _times(call, x, dense.kernel, dense.bias, 1)
+    return call.reshaped(y, (*x.row[:-1], *heads, to_array(dense.kernel).shape[-1]))
+
+
+def _project_out(call: Call, found: Value, dense: Any) -> Value:
+    y = _times(call, found, dense.kernel, dense.bias, 2)
+    row = (*found.row[:-1], *to_array(dense.kernel).shape[2:])
+    return y if y.row == row else call.reshaped(y, row)
+
+
+def _times(call: Call, x: Value, kernel: Any, bias: Any, axes: int) -> Value:
+    """Return a product of the last axis with the first axes of a kernel, the others side by side, plus a bias."""
+    matrix = to_array(kernel)
+    matrix = matrix.reshape(math.prod(matrix.shape[:axes]), -1)
     y = call.op("MatMul", x, call.constant(matrix))
-    return call.op("Add", y, *added) if added else y
+    y = y if bias is None else call.op("Add", y, call.constant(to_array(bias).reshape(-1)))
+    return x.like(y, row=(*x.row[:-1], matrix.shape[1]))
 
 
-def _by_head(call: Call, x: str, positions: int, heads: tuple[int, int], width: int) -> str:
-    """Return `(batch, heads, groups * positions, width)` of what stands side by side."""
-    if positions > 1:
-        x = call.reshape(x, [positions, *heads, width])
-        x = call.op("Transpose", x, perm=[0, 2, 3, 1, 4])
-    return call.reshape(x, [heads[0], heads[1] * positions, width])
-
-
-def _side_by_side(call: Call, x: str, asked: _Asked, heads: tuple[int, int], width: int) -> str:
-    """Undo `_by_head`, for the answers to the queries."""
-    if asked.queries > 1:
-        x = call.reshape(x, [*heads, asked.queries, width])
-        x = call.op("Transpose", x, perm=[0, 3, 1, 2, 4])
-    return call.reshape(x, [*asked.query.row[:-1], math.prod(heads) * width])
-
-
-def _kept(call: Call, asked: _Asked, name: str, x: str, shape: tuple[int, int]) -> str:
-    """Return keys or values, shape `(batch, heads, keys, width)`: those of the timesteps looked at, oldest first."""
-    heads, width = shape
-    if asked.past is None:
-        return _by_head(call, x, asked.key.row[0], (heads, 1), width)
-    return asked.past.append(call, name, _by_head(call, x, 1, (heads, 1), width), shape)
-
-
-def _project_out(call: Call, query: Value, found: str, dense: Any) -> Value:
-    kernel = to_array(dense.kernel)
-    matrix = kernel.reshape(math.prod(kernel.shape[:2]), -1)
-    y = _times(call, found, len(query.row), matrix, None if dense.bias is None else to_array(dense.bias).reshape(-1))
-    row = (*query.row[:-1], *kernel.shape[2:])
-    return query.like(y if kernel.ndim == 3 else call.reshape(y, row), row=row)
+# ---------------------------------------------------------------- heads
 
 
 @op_rule("DotProductAttention")
@@ -147,59 +116,83 @@ def dot_product_attention(call: Call) -> Value:
     given = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
     if given.get("bias") is not None or getattr(call.layer, "attn_logits_soft_cap", None):
         raise call.refuse("it has a bias or a soft cap", "Use MultiHeadAttention.")
-    (heads, width), (count, answer) = given["query"].row[-2:], given["value"].row[-2:]
-    flat = {
-        name: call.reshaped(x, (*x.row[:-2], math.prod(x.row[-2:])))
-        for name, x in given.items()
-        if name in {"query", "key", "value"}
-    }
-    causal = {"use_causal_mask": call.layer.is_causal, "attention_mask": given.get("mask")}
-    asked = _asked(call, {**flat, **causal}, 1)
-    scale = 1 / math.sqrt(width) if given.get("scale") is None else given["scale"]
-    names = [value.name for value in (asked.query, asked.key, asked.value)]
-    found = _attend(call, asked, names, heads=(count, heads // count), widths=(width, answer), scale=scale)
-    row = (*asked.query.row[:-1], heads, answer)
-    return asked.query.like(call.reshape(found, row), row=row)
+    query, key, value = _operands(call, given)
+    places, (heads, width), count = query.row[:-2], query.row[-2:], call.size(key, 2)
+    apart, sharing = _shared(call.size(query, 2), count), _sharing(call.size(query, 2), count)
+    q, k, v = (
+        x if len(axes) == 1 else call.reshaped(x, (*x.row[:-2], *axes, x.row[-1]))
+        for x, axes in ((query, apart), (key, sharing), (value, sharing))
+    )
+    scale = given.get("scale")
+    scores = _scores(call, q, k, 1 / math.sqrt(call.size(query, 3)) if scale is None else scale, 1)
+    scores = _masked(call, scores, given.get("mask"), None, causal=call.layer.is_causal)
+    weights = scores.like(call.op("Softmax", scores, axis=-1))
+    found = _weighed(call, weights, _by_head(call, v, 1))
+    row = (*places, heads, value.row[-1])
+    return call.reshaped(_side_by_side(call, found, 1, count=len(apart)), row)
+
+
+def _by_head(call: Call, x: Value, axis: int, *, turned: bool = False) -> Value:
+    """Return `(*others, places, width)` of a row that has its places at an axis, or `(*others, width, places)`."""
+    last = x.rank - 1
+    order = [*(place for place in range(last) if place != axis), *((last, axis) if turned else (axis, last))]
+    return x.like(call.op("Transpose", x, perm=order), row=tuple(x.row[place - 1] for place in order[1:]))
+
+
+def _side_by_side(call: Call, x: Value, axis: int, *, count: int) -> Value:
+    """Undo `_by_head`, and put the heads side by side, which are in `count` axes."""
+    places = x.rank - 2
+    order = [*range(axis), places, *range(axis, places), x.rank - 1]
+    apart = x.like(call.op("Transpose", x, perm=order), row=tuple(x.row[place - 1] for place in order[1:]))
+    kept = len(apart.row) - 1 - count
+    return call.reshaped(apart, (*apart.row[:kept], math.prod(size or 1 for size in apart.row[kept:])))
+
+
+def _scores(call: Call, q: Value, k: Value, scale: float, axis: int) -> Value:
+    """Return the scores of every place of the query for every place of the key, in the last two axes."""
+    q = q.like(call.op("Mul", q, call.constant(scale)))
+    q, k = _by_head(call, q, axis), _by_head(call, k, axis, turned=True)
+    return q.like(call.op("MatMul", q, k), row=(*q.row[:-1], k.row[-1]))
+
+
+def _weighed(call: Call, weights: Value, v: Value) -> Value:
+    return weights.like(call.op("MatMul", weights, v), row=(*weights.row[:-1], v.row[-1]))
 
 
 # ---------------------------------------------------------------- one head, without projections
 
 
 @rule("Attention", "AdditiveAttention", masks=True)
-def attention(call: Call) -> Value:
+def attention(call: Call) -> list[Value]:
     """Attention on the values as they are, by product or by a sum."""
-    inputs = [call.as_float(value) for value in call.values]
-    if not all(value.row for value in inputs):
-        raise call.refuse("its inputs have no feature axis")
-    query, value, key = inputs[0], inputs[1], inputs[-1]
-    asked = _asked(call, {**call.kwargs, "query": query, "value": value, "key": key}, query.rank - 2)
-    asked = replace(asked, counts=_counts(call, query, value))
-    q = call.reshape(query, [1, asked.queries, query.row[-1]])
-    k = v = _kept(call, asked, "keys", key.name, (1, key.row[-1]))
-    if value.name != key.name:
-        v = _kept(call, asked, "values", value.name, (1, value.row[-1]))
-    found = _answer(call, asked, _scores(call, q, k), v)
-    row = (*query.row[:-1], value.row[-1])
-    found = call.reshape(found, row)
+    query, value, key = call.values[0], call.values[1], call.values[-1]
+    counts = _counts(call, query, value)
+    q, k, v = _operands(call, {"query": query, "key": key, "value": value})
+    scores = q.like(_compared(call, q, k), row=(*q.row[:-1], k.row[-2]))
+    scores = _masked(call, scores, None, None, causal=bool(call.kwargs.get("use_causal_mask")), counts=counts)
+    weights = scores.like(call.op("Softmax", scores, axis=-1))
+    found = _weighed(call, weights, v)
     if query.mask is not None:
-        mask = call.reshape(query.mask, [1 for _ in row])
-        found = call.op("Where", mask, found, call.constant(0.0))
-    return query.like(found, row=row, mask=query.mask)
+        shown = call.op("Unsqueeze", query.mask, call.graph.ints([2]))
+        found = found.like(call.op("Where", shown, found, call.constant(0.0)), mask=query.mask)
+    return [found, weights] if call.kwargs.get("return_attention_scores") else [found]
 
 
 def _counts(call: Call, query: Value, value: Value) -> str | None:
-    """Return whether this timestep may be looked at, from the masks that the inputs carry."""
+    """Return which timesteps may be looked at, from the masks that the inputs carry, shape `(batch, timesteps)`."""
     if (call.mask is not None and query.mask is value.mask is None) or (
-        query.time and value.mask not in {None, query.mask}
+        query.is_sequence and value.mask not in {None, query.mask}
     ):
         raise call.refuse(
             "its values are masked and its queries are not, so a query that finds no value looks at the whole sequence",
             "Mask both or neither.",
         )
+    if query.rank > 3 and (query.mask or value.mask):
+        raise call.refuse("it attends inside a timestep and has a mask of timesteps", "Mask outside.")
     return value.mask
 
 
-def _scores(call: Call, q: str, k: str) -> str:
+def _compared(call: Call, q: Value, k: Value) -> str:
     layer = call.layer
     scale = None if layer.scale is None else call.constant(layer.scale)
     if isinstance(layer, keras.layers.AdditiveAttention):
@@ -209,70 +202,109 @@ def _scores(call: Call, q: str, k: str) -> str:
         sums = _sums(call, q, k)
         summed = _summed(call, call.op("Tanh", call.op("Mul", sums, scale) if scale else sums))
         return call.op("Mul", summed, call.constant(layer.concat_score_weight))
-    scores = call.op("MatMul", q, call.op("Transpose", k, perm=[0, 1, 3, 2]))
+    scores = call.op("MatMul", q, _by_head(call, k, k.rank - 2, turned=True))
     return call.op("Mul", scores, scale) if scale else scores
 
 
-def _sums(call: Call, q: str, k: str) -> str:
-    return call.op("Add", call.op("Unsqueeze", q, call.graph.ints([3])), call.op("Unsqueeze", k, call.graph.ints([2])))
+def _sums(call: Call, q: Value, k: Value) -> str:
+    ints = call.graph.ints
+    return call.op("Add", call.op("Unsqueeze", q, ints([q.rank - 1])), call.op("Unsqueeze", k, ints([k.rank - 2])))
 
 
 def _summed(call: Call, x: str) -> str:
     return call.op("ReduceSum", x, call.graph.ints([-1]), keepdims=0)
 
 
-# ---------------------------------------------------------------- both
+# ---------------------------------------------------------------- masks
 
 
-def _asked(call: Call, given: dict[str, Any], axis: int) -> _Asked:
-    """Sort out who attends to what.
+def _masked(
+    call: Call, scores: Value, mask: Any, sliding: int | None, *, causal: bool, counts: str | None = None
+) -> Value:
+    """Return scores without those that do not count.
 
     Args:
-        call: The layer.
-        given: The arguments of its call, `query`, `value` and `key` among them.
-        axis: The axis of the original that it attends over.
-
-    Raises:
-        RefusedModelError: It needs timesteps that have not come yet, or ones that are not kept.
+        call: The layer or operation.
+        scores: Of queries and keys, which are in the last two axes.
+        mask: Which of them count, as Keras takes it; None: all.
+        sliding: Only keys that are less than so many places away; None: all.
+        causal: Only keys that are not behind the query.
+        counts: Which keys count, shape `(batch, keys)` bool; None: all.
     """
-    query, value = call.as_float(given["query"]), call.as_float(given["value"])
-    key = call.as_float(given.get("key", value))
-    if given.get("return_attention_scores"):
-        raise call.refuse("it also returns its scores, which have a column for each timestep", "Leave the scores out.")
-    mask, causal = given.get("attention_mask"), bool(given.get("use_causal_mask"))
-    if isinstance(mask, Value):
-        raise call.refuse(
-            "its attention_mask is computed from what comes in",
-            "Use use_causal_mask=True, or a constant mask that is the same for every sequence.",
-        )
-    allowed = None if mask is None else _pairs(call, to_array(mask))
-    if key.time and axis == 1:
-        sliding = getattr(call.layer, "_sliding_window", getattr(call.layer, "sliding_window", None))
-        return _Asked(query, key, value, attention_cache(call, query, key, allowed, sliding, causal=causal), None)
-    if len(key.row) != 2 or len(query.row) - query.time > 1 or (query.time and len(query.row) == 2 and not key.time):
-        raise call.refuse(f"it attends over axis {axis} from rows {list(query.row)} to rows {list(key.row)}")
-    if query.time and len(query.row) == 1 and (causal or mask is not None):
-        raise call.refuse("it masks what it attends to for each timestep, and that is no timestep")
+    over_time = scores.row[-2:] == (None, None)
+    if causal and not sliding and over_time and call.graph.length is not None:
+        call.graph.bounded = True
+    shown = [] if mask is None else [_mask_beside(call, scores, mask)]
     if causal:
-        allowed = np.tril(np.ones((query.row[0], key.row[0]), bool) if allowed is None else allowed)
-    return _Asked(query, key, value, None, allowed)
+        shown.append(call.op("GreaterOrEqual", _lag(call, scores), call.constant(0, "int64")))
+    if sliding:
+        shown.append(call.op("Less", call.op("Abs", _lag(call, scores)), call.constant(sliding, "int64")))
+    if counts is not None:
+        shown.append(call.op("Unsqueeze", counts, call.graph.ints([1])))
+    if not shown:
+        return scores
+    both = shown[0]
+    for one in shown[1:]:
+        both = call.op("And", both, one)
+    return scores.like(call.op("Where", both, scores, call.constant(NEVER)))
 
 
-def _pairs(call: Call, mask: Array) -> Array:
-    """Return a constant mask as `(queries, keys)` bool."""
-    if mask.ndim < 2 or any(size != 1 for size in mask.shape[:-2]):
-        raise call.refuse(
-            f"its attention_mask has shape {list(mask.shape)}; expected one for all sequences and heads, "
-            "(queries, keys)"
-        )
-    pairs: Array = mask.reshape(mask.shape[-2:]).astype(bool)
-    return pairs
+def _lag(call: Call, scores: Value) -> str:
+    """Return how many places the query is behind the key, shape `(queries, keys)` int64."""
+    queries, keys = (_places(call, scores, axis) for axis in (scores.rank - 2, scores.rank - 1))
+    return call.op("Sub", call.op("Unsqueeze", queries, call.graph.ints([1])), keys)
 
 
-def _answer(call: Call, asked: _Asked, scores: str, values: str, groups: int = 1) -> str:
-    """Return the values weighed by their scores."""
-    if asked.past is not None and asked.past.span > 1:
-        scores = call.op("Add", scores, asked.past.bias(call, asked.counts))
-    elif asked.mask is not None:
-        scores = call.op("Add", scores, call.constant(np.where(np.tile(asked.mask, (groups, 1)), 0, NEVER)))
-    return call.op("MatMul", call.op("Softmax", scores, axis=-1), values)
+def _places(call: Call, value: Value, axis: int) -> str:
+    size = value.row[axis - 1]
+    if size is not None:
+        return call.constant(np.arange(size), "int64")
+    steps = call.op("Squeeze", call.op("Shape", value, start=axis, end=axis + 1))
+    return call.op("Range", call.constant(0, "int64"), steps, call.constant(1, "int64"))
+
+
+def _mask_beside(call: Call, scores: Value, mask: Any) -> str:
+    """Return a mask that broadcasts against the scores, bool; its axis of heads may be left out, as Keras has it."""
+    if isinstance(mask, Value):
+        truth, missing = call.as_truth(mask), scores.rank - mask.rank
+        if mask.rank < 3 or missing < 0 or (missing and mask.rank > 3 and mask.row[0] != 1):
+            raise call.refuse(f"it has an attention_mask of row shape {list(mask.row)}; expected (queries, keys)")
+        place = mask.rank - 2
+        row = (*mask.row[: place - 1], *(1 for _ in range(missing)), *mask.row[place - 1 :])
+        spread = truth.like(_unsqueezed(call, truth, range(place, place + missing)), row=row)
+        return as_long_as(call, spread, scores).name
+    array = to_array(mask).astype(bool)
+    if (by_lag := _by_lag(array)) is not None and call.graph.length is None and scores.row[-2:] == (None, None):
+        farthest = len(by_lag) // 2
+        lag = call.op("Clip", _lag(call, scores), call.constant(-farthest, "int64"), call.constant(farthest, "int64"))
+        place = call.op("Add", lag, call.constant(farthest, "int64"))
+        return call.op("Gather", call.constant(by_lag, "bool"), place)
+    if 2 < array.ndim < scores.rank:
+        array = array.reshape(*_with_heads(call, array, scores), *array.shape[-2:])
+    return constant_beside(call, scores, array, "bool").name
+
+
+def _with_heads(call: Call, array: Array, scores: Value) -> Sequence[int]:
+    """Return the axes of a constant mask in front of queries and keys."""
+    front = array.shape[:-2]
+    heads = tuple(size or 0 for size in scores.row[:-2])
+    if len(front) == len(heads) == 2 and front[1] == math.prod(heads):  # heads that share keys are in two axes
+        return (front[0], *heads)
+    if len(front) > 1 and front[-1] != 1:
+        raise call.refuse(f"its attention_mask has shape {list(array.shape)}; expected (queries, keys)")
+    return (*front, *(1 for _ in range(scores.rank - array.ndim)))
+
+
+def _unsqueezed(call: Call, x: Value, axes: range) -> str:
+    return call.op("Unsqueeze", x, call.graph.ints(list(axes))) if axes else x.name
+
+
+def _by_lag(mask: Array) -> Array | None:
+    """Return what a square mask has for each lag, the farthest one ahead first; None: it depends on more than that."""
+    rows, columns = mask.shape[-2:] if mask.ndim > 1 else (0, 1)
+    if rows != columns or mask.size != rows * columns:
+        return None
+    table = mask.reshape(rows, rows)
+    by_lag = np.concatenate([table[0, :0:-1], table[:, 0]])
+    lag = np.subtract.outer(np.arange(rows), np.arange(rows))
+    return by_lag if np.array_equal(by_lag[lag + rows - 1], table) else None
