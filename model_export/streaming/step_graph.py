@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from model_export.graph.builder import GraphBuilder
+from model_export.graph.described import forget_layers
 from model_export.graph.nodes import uses
 from model_export.manifest import Array, StateSpec
 from model_export.streaming.axes.measured_shapes import Dim
@@ -109,7 +110,9 @@ class StreamingGraph(GraphBuilder):
     def step_proto(self, name: str, like: onnx.ModelProto) -> onnx.ModelProto:
         """Return the finished model, with the operators' versions of the sequence graph."""
         opsets = {entry.domain: entry.version for entry in like.opset_import}
-        return self.proto(name, opsets, ir_version=max(like.ir_version, 4))  # 4: initializers that are no inputs
+        made = self.proto(name, opsets, ir_version=max(like.ir_version, 4))  # 4: initializers that are no inputs
+        forget_layers(made.graph)
+        return made
 
     def _from_batch_first(self, tensor: str, sizes: list[tuple[int, int]], batch: int | None) -> str:
         if batch is None:
