@@ -1,7 +1,8 @@
-"""What messages call a node: its layer, where a front end has written one into the node, or its name and operator."""
+"""What messages and states call a node: its layer, where a front end has written one into it, or its name."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -25,13 +26,23 @@ def layer_of(node: Any) -> str:
 
 def described(node: Any) -> str:
     """Return what a message calls a node at its beginning, for example `Node 'conv' (Conv)`."""
-    return layer_of(node) or f"Node {node.name!r} ({node.op_type})"
+    return layer_of(node) or f"Node {shared_name(node.name)!r} ({node.op_type})"
 
 
 def mentioned(node: Any) -> str:
     """Return the same for the middle of a sentence."""
     text = described(node)
     return text[:1].lower() + text[1:]
+
+
+def numbered(name: str, number: int) -> str:
+    """Return the name of one of several nodes of one name, counted from 1: onnxruntime wants each to have its own."""
+    return f"{name}~{number}" if number > 1 else name
+
+
+def shared_name(name: str) -> str:
+    """Return the name that `numbered` was given."""
+    return re.sub(r"~\d+$", "", name)
 
 
 def forget_layers(graph: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from model_export.graph.builder import GraphBuilder
-from model_export.graph.described import forget_layers
+from model_export.graph.described import forget_layers, shared_name
 from model_export.graph.nodes import uses
 from model_export.manifest import Array, StateSpec
 from model_export.streaming.axes.measured_shapes import Dim
@@ -131,7 +131,7 @@ class StreamingGraph(GraphBuilder):
 
 def plain(name: str) -> str:
     """Return a node's name as a state's name has it, without characters that are awkward in URLs and JSON paths."""
-    return re.sub(r"[^A-Za-z0-9_-]+", ".", name).strip(".") or "node"
+    return re.sub(r"[^A-Za-z0-9_-]+", ".", shared_name(name)).strip(".") or "node"
 
 
 def _sizes(dims: Sequence[Dim]) -> tuple[list[tuple[int, int]], int | None]:

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from model_export.graph.builder import NodeBuilder
 from model_export.graph.described import layer_of, set_layer
-from model_export.graph.nodes import Rename, mapped, read_opset, renamed, replace_items, tensor_names, uses
+from model_export.graph.nodes import mapped, read_opset, renamed, replace_items, uses
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session
 
@@ -34,7 +33,6 @@ def with_squeeze_axes(model: onnx.ModelProto, inputs: SequenceInputs) -> onnx.Mo
     made = copy.deepcopy(model)
     rows, steps = inputs.only_rows or ROWS[0], inputs.lengths[0]
     values = run(session(inputs.with_length(model, steps), every_tensor=True), inputs.feeds(rows, steps, 0))
-    unique = NodeBuilder(taken=tensor_names(model.graph)).unique
     for node in made.graph.node:
         if node.op_type != "Squeeze" or _axes(node):
             continue
@@ -43,7 +41,7 @@ def with_squeeze_axes(model: onnx.ModelProto, inputs: SequenceInputs) -> onnx.Mo
             node.attribute.append(onnx.helper.make_attribute("axes", axes))
         else:
             del node.input[1:]
-            node.input.append(unique(f"{node.name}/axes"))
+            node.input.append(f"{node.name}/axes")
             made.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), node.input[1]))
     return made
 
@@ -79,30 +77,29 @@ def _decided(model: onnx.ModelProto, inputs: SequenceInputs, conditions: list[st
 
 def _inlined(model: onnx.ModelProto, taken: dict[str, bool]) -> onnx.ModelProto:
     nodes: list[Any] = []
-    unique = NodeBuilder(taken=tensor_names(model.graph)).unique
     for node in model.graph.node:
         if node.op_type != "If" or node.input[0] not in taken:
             nodes.append(node)
             continue
         wanted = "then_branch" if taken[node.input[0]] else "else_branch"
         body = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
-        nodes += _body(model.graph, node, body, unique)
+        nodes += _body(model.graph, node, body)
     made = copy.deepcopy(model)
     replace_items(made.graph.node, nodes)
     made.graph.initializer.extend(model.graph.initializer[len(made.graph.initializer) :])
     return made
 
 
-def _body(graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto, unique: Rename) -> list[onnx.NodeProto]:
+def _body(graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Return a branch's nodes under names of their own, with the outputs of the `If`."""
     names: dict[str, str] = {}
     for tensor in body.initializer:
-        names[tensor.name] = unique(f"{node.name}/{tensor.name}")
+        names[tensor.name] = f"{node.name}/{tensor.name}"
         graph.initializer.append(tensor)  # a copy
         graph.initializer[-1].name = names[tensor.name]
     nodes = []
     for index, inner in enumerate(body.node):
-        names |= {name: unique(f"{node.name}/{name}") for name in inner.output if name}
+        names |= {name: f"{node.name}/{name}" for name in inner.output if name}
         own = inner.name or f"{inner.op_type}_{index}"
         nodes.append(renamed(inner, mapped(names), name=f"{node.name}/{own}"))
     for value, outer in zip(body.output, node.output, strict=True):

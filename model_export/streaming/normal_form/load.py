@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import Rename, all_graphs, attributes, constants, replace_items, subgraphs, tensor_names
+from model_export.graph.described import numbered
+from model_export.graph.nodes import all_graphs, attributes, constants, replace_items, subgraphs
 from model_export.graph.onnx_file import read_model, require_onnx, without_functions
 from model_export.graph.operators import RNN, STATEFUL
 from model_export.manifest import METADATA_KEY, Array
@@ -41,8 +43,6 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[Any, Declared]:
         UnclearModelError: A constant is no input.
     """
     onnx = require_onnx()
-    from model_export.graph.builder import NodeBuilder
-
     model = read_model(Path(source), weights=True) if isinstance(source, str | Path) else source
     if any(entry.key == METADATA_KEY for entry in model.metadata_props):
         raise RefusedModelError(
@@ -58,9 +58,8 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[Any, Declared]:
     _sort_nodes(plain.graph)
     _check_names(plain.graph)
     _name_nodes(plain.graph)
-    unique = NodeBuilder(taken=tensor_names(plain.graph)).unique
-    _name_states(plain.graph, unique)
-    replace_items(plain.graph.node, _time_first(onnx, list(plain.graph.node), unique))
+    _name_states(plain.graph)
+    replace_items(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
     _drop_idle_inputs(onnx, plain.graph)
     declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
     _forget_shapes(plain.graph)
@@ -83,7 +82,7 @@ def _give(onnx: Any, graph: Any, given: Mapping[str, Array]) -> None:
         graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
 
 
-def _time_first(onnx: Any, nodes: list[Any], unique: Rename) -> list[Any]:
+def _time_first(onnx: Any, nodes: list[Any]) -> list[Any]:
     """Give recurrent operators with `layout` 1, which onnxruntime refuses, layout 0 between transpositions."""
     done = []
     for node in nodes:
@@ -91,19 +90,20 @@ def _time_first(onnx: Any, nodes: list[Any], unique: Rename) -> list[Any]:
             done.append(node)
             continue
         replace_items(node.attribute, [attribute for attribute in node.attribute if attribute.name != "layout"])
+        stem = node.name or node.output[0] or node.output[1]
 
         def turned(source: str, target: str, perm: tuple[int, ...]) -> Any:
             return onnx.helper.make_node("Transpose", [source], [target], perm=perm, name=f"{target}/layout")
 
         for place in (0, 5, 6):
             if place < len(node.input) and node.input[place]:
-                name = unique(f"{node.name}/time_first_{place}")
+                name = f"{stem}/time_first_{place}"
                 done.append(turned(node.input[place], name, (1, 0, 2)))
                 node.input[place] = name
         done.append(node)
         for place, perm in enumerate([(2, 0, 1, 3), (1, 0, 2), (1, 0, 2)][: len(node.output)]):
             if name := node.output[place]:
-                node.output[place] = unique(f"{node.name}/time_first_out_{place}")
+                node.output[place] = f"{stem}/time_first_out_{place}"
                 done.append(turned(node.output[place], name, perm))
     return done
 
@@ -147,17 +147,18 @@ def _check_names(graph: Any) -> None:
 
 
 def _name_nodes(graph: Any) -> None:
-    """Give each node without a name one of its own: states are named after nodes. Nodes of one layer may share one."""
-    taken = {node.name for node in graph.node}
+    """Give every node a name of its own, as onnxruntime wants it; states are named after nodes."""
     for index, node in enumerate(graph.node):
-        name = node.name or f"{node.op_type}_{index}"
-        while not node.name and name in taken:
-            name += "_"
-        node.name = name
-        taken.add(name)
+        node.name = node.name or f"{node.op_type}_{index}"
+    for inner in all_graphs(graph):
+        taken = set[str]()
+        for node in filter(lambda node: node.name, inner.node):
+            names = (numbered(node.name, number) for number in itertools.count(1))
+            node.name = next(name for name in names if name not in taken)
+            taken.add(node.name)
 
 
-def _name_states(graph: Any, unique: Rename) -> None:
+def _name_states(graph: Any) -> None:
     """Give operators an output for a state that they have along time: its shape is measured there."""
     for node in graph.node:
         operator = STATEFUL.get(node.op_type)
@@ -165,7 +166,7 @@ def _name_states(graph: Any, unique: Rename) -> None:
             continue
         for place in operator.states.values():
             node.output.extend([""] * (place + 1 - len(node.output)))
-            node.output[place] = node.output[place] or unique(f"{node.name}/state_{place}")
+            node.output[place] = node.output[place] or f"{node.name}/state_{place}"
 
 
 def _forget_shapes(graph: Any) -> None:

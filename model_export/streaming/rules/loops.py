@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
+from model_export.graph.described import shared_name
 from model_export.graph.nodes import attributes, captures, mapped, renamed, subgraphs, uses
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.recurrent import Carried, carried, check_lengths, first_offset, give_final, hand_on
@@ -143,7 +144,7 @@ def _turn(
         walk.graph.keep(own)
     for inner in body.node:
         names |= {name: walk.graph.unique(_inside(node, name)) for name in inner.output if name}
-        walk.graph.nodes.append(renamed(inner, mapped(names), name=inner.name))
+        walk.graph.nodes.append(renamed(inner, mapped(names)))
     return [names[value.name] for value in body.output]
 
 
@@ -157,7 +158,7 @@ def _turn_of_old(walk: StreamingWalk, node: onnx.NodeProto, given: Sequence[str]
 
 def _inside(node: onnx.NodeProto, name: str) -> str:
     """Return what a tensor of a body is called in the step graph."""
-    return name if name.startswith((f"{node.name}/", f"{node.name}.")) else f"{node.name}/{name}"
+    return name if name.startswith(f"{node.name}/") else f"{node.name}/{name}"
 
 
 def _without_axis(walk: StreamingWalk, tensor: str, axis: int) -> str:
@@ -189,7 +190,7 @@ def _axis_operand(walk: StreamingWalk, axis: int) -> tuple[list[str], dict[str, 
 
 def _label(node: onnx.NodeProto, name: str, place: int) -> str:
     """Return what a state is called behind the node's name: as the body calls it, if it begins with that name."""
-    own = f"{node.name}."
+    own = f"{shared_name(node.name)}."
     return plain(name.removeprefix(own)) if name.startswith(own) else f"state_{place}"
 
 
