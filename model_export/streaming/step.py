@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from model_export.errors import RefusedModelError, UnclearModelError
+from model_export.graph.described import described
 from model_export.graph.nodes import uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import OLDEST_OPSET, without_unit_axes
@@ -25,8 +26,8 @@ from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from model_export.streaming.rules.attention import attention_scores
 from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.rules.loops import turns_with_time
 from model_export.streaming.rules.pooling import WEIGHTED
-from model_export.streaming.rules.recurrent import turns_with_time
 from model_export.streaming.rules.table import RULES
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import StreamingWalk
@@ -160,8 +161,7 @@ def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
         for name in node.input[5:7] if node.op_type in RNN else ():
             if len(shape := shapes.get(name, ())) == 3 and shape[1] > 1:
                 return RefusedModelError(
-                    f"Node {node.name!r} ({node.op_type}) starts from {name!r}, which holds {shape[1]} rows; a stream "
-                    "is one row.",
+                    f"{described(node)} starts from {name!r}, which holds {shape[1]} rows; a stream is one row.",
                     fix="Export the model for one row, or with an initial state that is expanded to the batch.",
                 )
     return None
@@ -197,7 +197,7 @@ def _watched(walk: StreamingWalk) -> list[Watched]:
             ):
                 continue
             facts = OutputLayout(time, batch)
-            found.append(Watched(f"{node.name!r} ({node.op_type})", name, tensor.step, facts))
+            found.append(Watched(described(node).partition(" ")[2], name, tensor.step, facts))
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from model_export.graph.builder import GraphBuilder
+from model_export.graph.described import forget_layers, shared_name
 from model_export.graph.nodes import uses
 from model_export.manifest import Array, StateSpec
 from model_export.streaming.axes.measured_shapes import Dim
@@ -119,7 +120,9 @@ class StreamingGraph(GraphBuilder):
     def step_proto(self, name: str, like: onnx.ModelProto) -> onnx.ModelProto:
         """Return the finished model, with the operators' versions of the sequence graph."""
         opsets = {entry.domain: entry.version for entry in like.opset_import}
-        return self.proto(name, opsets, ir_version=max(like.ir_version, 4))  # 4: initializers that are no inputs
+        made = self.proto(name, opsets, ir_version=max(like.ir_version, 4))  # 4: initializers that are no inputs
+        forget_layers(made.graph)
+        return made
 
     def _from_batch_first(self, tensor: str, sizes: list[tuple[int, int]], batch: int | None) -> str:
         if batch is None:
@@ -138,7 +141,7 @@ class StreamingGraph(GraphBuilder):
 
 def plain(name: str) -> str:
     """Return a node's name as a state's name has it, without characters that are awkward in URLs and JSON paths."""
-    return re.sub(r"[^A-Za-z0-9_-]+", ".", name).strip(".") or "node"
+    return re.sub(r"[^A-Za-z0-9_-]+", ".", shared_name(name)).strip(".") or "node"
 
 
 def _sizes(dims: Sequence[Dim]) -> tuple[list[tuple[int, int]], int | None]:

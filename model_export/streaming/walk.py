@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from model_export.errors import RefusedModelError
+from model_export.graph.described import described, mentioned
 from model_export.graph.nodes import captures, mapped, read_opset, rename_captures, uses
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
@@ -98,7 +99,7 @@ class StreamingWalk:
     def refuse(self, node: onnx.NodeProto, reason: str, fix: str = "") -> RefusedModelError:
         """Return the error for a node that cannot be stepped."""
         return RefusedModelError(
-            f"Node {node.name!r} ({node.op_type}) {reason}.",
+            f"{described(node)} {reason}.",
             fix=fix or "A step has the timesteps so far, not the ones to come: train or export a causal model.",
         )
 
@@ -237,7 +238,7 @@ class StreamingWalk:
         if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
             if self.facts.length_delta(name) > offset:
-                tensor = replace(tensor, blame=blame or f"{node.name!r} ({node.op_type})")
+                tensor = replace(tensor, blame=blame or mentioned(node))
         self.tensors[name] = tensor
 
     def mark_position(self, name: str) -> None:
@@ -256,7 +257,7 @@ class StreamingWalk:
         ahead = self.facts.length_delta(name) - back - tensor.offset
         if ahead > 0:
             raise RefusedModelError(
-                f"Tensor {name!r} looks {ahead} timestep(s) ahead; node {tensor.blame or 'unknown'} pads or "
+                f"Tensor {name!r} looks {ahead} timestep(s) ahead; {tensor.blame or 'a node'} pads or "
                 "shifts it on the right of the time axis.",
                 fix="Pad on the left alone (causal), and train the model that way.",
             )
@@ -315,7 +316,7 @@ class StreamingWalk:
 
     def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
         if name not in self._emitted:
-            user = f"Node {node.name!r} ({node.op_type}) uses" if node is not None else "An answer is"
+            user = f"{described(node)} uses" if node is not None else "An answer is"
             weight = self.weights.get(name)
             self._emitted[name] = (
                 emit_known(self.graph, self.facts, name, user) if weight is None else self.graph.keep(weight)

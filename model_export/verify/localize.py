@@ -60,10 +60,10 @@ def localize_layer(
         return "Which layer it is cannot be told: no layer's output stands in the step graph under its name."
     agreed: list[str] = []
     for activation in activations:
-        if activation.layer not in found:
+        if activation.tensor not in found:
             continue
         want = activation.values[:, : failure.step]
-        off = difference(found[activation.layer][:, : failure.step].reshape(want.shape), want)
+        off = difference(found[activation.tensor][:, : failure.step].reshape(want.shape), want)
         bad = tolerance.on(want).beyond(off, want)
         if bad.any():
             step = int(np.argmax(bad.any(axis=tuple(i for i in range(bad.ndim) if i != 1)))) + 1
@@ -79,7 +79,7 @@ def localize_layer(
 def _run(
     proto: onnx.ModelProto, manifest: Manifest, sequence: Mapping[str, Array], activations: Sequence[Activation]
 ) -> dict[str, Array]:
-    """Return the step graph's own values by layer, shape `(1, T, ...)`; layers that it does not have are left out."""
+    """Return the step graph's own values by tensor, shape `(1, T, ...)`; those that it does not have are left out."""
     import onnx
 
     graph = copy.deepcopy(proto)
@@ -97,4 +97,4 @@ def _run(
         outputs.append(OutputSpec(name=f"probe/{i}", dtype=dtype, shape=row))
     looked_at = manifest.model_copy(update={"outputs": [*manifest.outputs, *outputs]})
     values, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
-    return {activation.layer: values[f"probe/{i}"] for i, activation in enumerate(kept)}
+    return {activation.tensor: values[f"probe/{i}"] for i, activation in enumerate(kept)}

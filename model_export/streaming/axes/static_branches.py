@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from model_export.graph.described import layer_of, set_layer
 from model_export.graph.nodes import mapped, read_opset, renamed, replace_items, uses
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import ROWS, run, session
@@ -105,4 +106,5 @@ def _body(graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto) -
         nodes.append(
             onnx.helper.make_node("Identity", [names.get(value.name, value.name)], [outer], name=f"{node.name}/{outer}")
         )
+    set_layer(nodes, layer_of(node))
     return nodes

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.graph.nodes import attributes
+from model_export.graph.described import described, layer_of, set_layer
+from model_export.graph.nodes import attributes, tensor_names
 
 if TYPE_CHECKING:
     from model_export.graph.builder import NodeBuilder
@@ -21,7 +23,7 @@ def with_attention_written_out(model: Any) -> Any:
     import onnx
     import onnx.shape_inference
 
-    nodes = list(model.graph.node)
+    nodes, taken = list(model.graph.node), tensor_names(model.graph)
     if not any(_is_masked(node) for node in nodes):
         return model
     graph = onnx.shape_inference.infer_shapes(model).graph
@@ -34,7 +36,8 @@ def with_attention_written_out(model: Any) -> Any:
         is_open = _is_masked(node) and all(name in types for name in (node.input[0], *filter(None, node.input[3:4])))
         is_open = is_open and len({heads.get(name) for name in node.input[:3]}) == 1
         if is_open:
-            written = _written_out(node, types)
+            written = _written_out(node, types, taken)
+            taken |= {name for made in written.nodes for name in made.output} | {t.name for t in written.constants}
             model.graph.node.extend(written.nodes)
             model.graph.initializer.extend(written.constants)
         else:
@@ -52,7 +55,7 @@ def _is_masked(node: Any) -> bool:
     return len(heads) < 2 and not given.get("softcap") and not any(node.input[4:]) and not any(node.output[1:])
 
 
-def _written_out(node: Any, types: dict[str, tuple[int, int]]) -> NodeBuilder:
+def _written_out(node: Any, types: dict[str, tuple[int, int]], taken: Collection[str]) -> NodeBuilder:
     """Source: ONNX operator Attention."""
     from onnx import TensorProto, helper
 
@@ -63,13 +66,13 @@ def _written_out(node: Any, types: dict[str, tuple[int, int]]) -> NodeBuilder:
     kind, rank = types[query]
     real = helper.tensor_dtype_to_np_dtype(kind)
     stem = node.name or node.output[0]
-    graph = NodeBuilder(stem)
+    graph = NodeBuilder(stem, taken)
     op, constant = graph.op, graph.constant
 
     if rank == 3:  # the heads side by side
         if "q_num_heads" not in given:
             raise RefusedModelError(
-                f"Node {stem!r} (Attention) has inputs of three axes and no attribute q_num_heads.",
+                f"{described(node)} has inputs of three axes and no attribute q_num_heads.",
                 fix="Export it again; `onnx.checker` finds what else is missing.",
             )
         apart = constant(np.array([0, 0, given["q_num_heads"], -1], np.int64))
@@ -95,4 +98,5 @@ def _written_out(node: Any, types: dict[str, tuple[int, int]]) -> NodeBuilder:
     graph.add(answer[0], answer[1:], [node.output[0]])
     for made in graph.nodes:
         made.name = made.output[0]  # states are named after it
+    set_layer(graph.nodes, layer_of(node))
     return graph

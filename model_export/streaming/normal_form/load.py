@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.dataflow import in_order
+from model_export.graph.described import numbered
 from model_export.graph.nodes import all_graphs, attributes, constants, replace_items, subgraphs
 from model_export.graph.onnx_file import read_model, require_onnx, without_functions
 from model_export.graph.operators import RNN, STATEFUL
@@ -145,15 +147,15 @@ def _check_names(graph: Any) -> None:
 
 
 def _name_nodes(graph: Any) -> None:
-    """Give every node a name of its own: states are named after nodes."""
-    taken, seen = {node.name for node in graph.node}, {""}
+    """Give every node a name of its own, as onnxruntime wants it; states are named after nodes."""
     for index, node in enumerate(graph.node):
-        name = node.name or f"{node.op_type}_{index}"
-        while node.name in seen and name in taken:
-            name += "_"
-        node.name = name
-        taken.add(name)
-        seen.add(name)
+        node.name = node.name or f"{node.op_type}_{index}"
+    for inner in all_graphs(graph):
+        taken = set[str]()
+        for node in filter(lambda node: node.name, inner.node):
+            names = (numbered(node.name, number) for number in itertools.count(1))
+            node.name = next(name for name in names if name not in taken)
+            taken.add(node.name)
 
 
 def _name_states(graph: Any) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.streaming.rules.attention import attention, matmul
 from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
+from model_export.streaming.rules.loops import loop, scan
 from model_export.streaming.rules.pooling import WEIGHTED, softmax, with_weights
-from model_export.streaming.rules.recurrent import loop, running, scan, stateful_op
+from model_export.streaming.rules.recurrent import running, stateful_op
 from model_export.streaming.rules.reductions import REDUCTIONS, reduction
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
 from model_export.streaming.rules.window import convolution, transposed

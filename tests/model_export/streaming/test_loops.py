@@ -1,0 +1,159 @@
+"""Scan and Loop over time become the nodes of their body: masks, names of states, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from model_export.converted import verify_model
+from model_export.errors import RefusedModelError
+from model_export.graph.nodes import mapped, renamed, replace_items, subgraphs
+from model_export.manifest import Array
+from model_export.step_model import StepModel
+from model_export.streaming import convert
+from model_export.verify.runners import stepped
+from tests.model_export.streaming.zoo import ZOO
+from tests.model_export.streaming.zoo_masked import MASKED, masked_lstm, masked_stack
+from tests.model_export.streaming.zoo_parts import X, graph, ints
+from tests.model_export.streaming.zoo_recurrent import SCAN_BODY
+
+OVER_TIME = ["scan", "scan_axis_1", "scan_two_of_each", "loop_that_fills", "loop_of_keras", "loop_of_torch", "unrolled"]
+
+
+def masked(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+    """Return sequences of which half of the timesteps are masked, and the first five of every second row."""
+    x = rng.standard_normal((rows, steps, 4)).astype(np.float32)
+    x[rng.random((rows, steps)) < 0.5] = MASKED
+    x[::2, :5] = MASKED
+    return {"x": x}
+
+
+def scanned(text: str, body: str, **weights: Any) -> onnx.ModelProto:
+    """Return a graph around a Scan named `rnn` over axis 1 of `(batch, time, 4)`, from a state of zeros."""
+    return graph(
+        f"""({X}) => (float[batch, time, 5] y) {{
+            shape = Shape (x) rows = Slice (shape, s0, s1) size = Concat <axis = 0> (rows, five)
+            z = ConstantOfShape (size) {text}
+            [rnn] hT, y = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],
+                body = {body}> (z, x)
+        }}""",
+        s0=ints(0), s1=ints(1), five=ints(5), Wx=(4, 5), Wh=(5, 5), **weights,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVER_TIME)
+def test_a_step_graph_has_the_nodes_of_a_loop_in_the_place_of_it(name: str) -> None:
+    nodes = convert(ZOO[name].build(), name=name).proto.graph.node
+
+    assert not {"Scan", "Loop"}.intersection(node.op_type for node in nodes)
+
+
+@pytest.mark.parametrize("build", [masked_lstm, masked_stack])
+def test_a_masked_recurrence_equals_itself_on_masked_sequences(build: Any) -> None:
+    made = convert(build(), name="masked", samplers={"masked": masked})
+    _, report = verify_model(made, long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5
+    assert report.chunk is not None
+    assert report.chunk.chunk == "dynamic"
+    assert not report.weak
+
+
+def test_timesteps_that_are_masked_at_the_beginning_change_nothing() -> None:
+    content, _ = verify_model(convert(masked_lstm(), name="masked"), long_steps=0)
+    model, x = StepModel(content), masked(np.random.default_rng(5), 2, 12)["x"]
+    front = np.full((2, 6, 4), MASKED, np.float32)
+
+    alone, _ = stepped(model, {"x": x})
+    behind, _ = stepped(model, {"x": np.concatenate([front, x], axis=1)})
+
+    assert not behind["y"][:, :6].any()
+    np.testing.assert_array_equal(behind["y"][:, 6:], alone["y"])
+
+
+@pytest.mark.parametrize("name", ["masked_lstm", "masked_stack", "stacked_cells", "scan", "loop_of_keras"])
+def test_a_row_of_a_loop_gives_bit_for_bit_what_it_gives_alone(name: str) -> None:
+    content, _ = verify_model(convert(ZOO[name].build(), name=name), long_steps=0)
+    model, rng = StepModel(content), np.random.default_rng(3)
+    inputs = {spec.name: rng.standard_normal((32, 6, *spec.shape)).astype(spec.dtype) for spec in model.manifest.inputs}
+    inputs["x"][::3, :2] = MASKED
+
+    together, _ = stepped(model, inputs)
+    alone, _ = stepped(model, {name: values[9:10] for name, values in inputs.items()})
+
+    assert all(np.array_equal(together[output][9:10], alone[output]) for output in together)
+
+
+def test_a_state_has_the_name_that_the_body_gives_it() -> None:
+    """Names of a body that begin with that of the node are the states' own; `plain` has them without slashes."""
+    model = masked_lstm()
+    node = next(node for node in model.graph.node if node.op_type == "Scan")
+    node.name = "own/rnn"
+    body, names = next(subgraphs(node)), {"h": "own/rnn.h", "c": "own/rnn.0.c"}
+    for value in body.input:
+        value.name = names.get(value.name, value.name)
+    replace_items(body.node, [renamed(inner, mapped(names), name="own/rnn") for inner in body.node])
+    made = convert(model, name="named")
+    verify_model(made, long_steps=0)
+
+    assert [state.input for state in made.manifest.states] == ["own.rnn.h", "own.rnn.0.c", "own.rnn.state_2"]
+
+
+def test_nodes_of_one_layer_number_its_states() -> None:
+    """A layer that is called twice gives two nodes of its name, of which onnxruntime takes one in a graph."""
+    model = ZOO["stacked_with_states"].build()
+    for node in model.graph.node:
+        node.name = "twin" if node.op_type == "LSTM" else node.name
+    made = convert(model, name="twins")
+    verify_model(made, long_steps=0)
+
+    assert [state.input for state in made.manifest.states] == ["twin.h", "twin.c", "twin.h_2", "twin.c_2"]
+
+
+def test_a_loop_that_takes_the_whole_sequence_in_each_turn_is_refused() -> None:
+    body = SCAN_BODY.replace(
+        "a = MatMul (xi, Wx)", "every = ReduceSum (x, s1) e = Squeeze (every, s1) a = MatMul (e, Wx)"
+    )
+
+    with pytest.raises(RefusedModelError, match=r"Node 'rnn' \(Scan\) takes all timesteps of 'x' at every timestep"):
+        convert(scanned("", body), name="whole")
+
+
+def test_a_loop_that_takes_the_end_of_a_sequence_in_each_turn_is_refused() -> None:
+    body = SCAN_BODY.replace("a = MatMul (xi, Wx)", "both = Add (xi, last) a = MatMul (both, Wx)")
+    text = "sums = ReduceSum (x, s1) last = Squeeze (sums, s1)"
+
+    with pytest.raises(RefusedModelError, match=r"Node 'rnn' \(Scan\) needs 'last', which is known after the last"):
+        convert(scanned(text, body), name="end")
+
+
+def test_a_body_may_have_weights_of_its_own() -> None:
+    model = scanned("", SCAN_BODY.replace("Wh", "own"))
+    body = next(subgraphs(next(node for node in model.graph.node if node.op_type == "Scan")))
+    weight = np.random.default_rng(2).standard_normal((5, 5)).astype(np.float32) / 3
+    body.initializer.append(onnx.numpy_helper.from_array(weight, "own"))
+    _, report = verify_model(convert(model, name="own"), long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5
+
+
+def test_a_scan_over_equal_timesteps_is_a_recurrence() -> None:
+    """A decoder that is fed nothing but its state."""
+    model = graph(
+        """(float[batch, time, 4] x) => (float[batch, time, 5] y) {
+            shape = Shape (x) rows = Slice (shape, s0, s1) two = Slice (shape, s0, s2)
+            size = Concat <axis = 0> (rows, five) long = Concat <axis = 0> (two, four)
+            z = ConstantOfShape <value = float[1] {0.5}> (size) ones = ConstantOfShape <value = float[1] {1.0}> (long)
+            hT, h = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],
+                body = """ + SCAN_BODY + """> (z, ones)
+            added = MatMul (x, V)
+            y = Add (h, added)
+        }""",
+        s0=ints(0), s1=ints(1), s2=ints(2), five=ints(5), four=ints(4), Wx=(4, 5), Wh=(5, 5), V=(4, 5),
+    )  # fmt: skip
+    _, report = verify_model(convert(model, name="fed_nothing"), long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5
