@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.keras.sequence_graph import KerasGraph
+from model_export.keras.graph import KerasGraph
 from model_export.keras.scan import StepScan
 from model_export.keras.step_rules import STEP_RULES
 from model_export.keras.value import Value
@@ -134,8 +134,11 @@ class Call:
     def described(self) -> str:
         """The layer or operation, for people."""
         named = self.owner or self.layer
-        what = "Layer" if isinstance(named, keras.Layer) else "Operation"
-        return f"{what} {self.path!r} ({type(named).__name__})"
+        if isinstance(named, keras.Layer):
+            return f"Layer {self.path!r} ({type(named).__name__})"
+        outer = self.graph.layers.get(self.path.rpartition("/")[0], "")
+        inside = f" of l{outer[1:]}" if outer.startswith("Layer") else ""
+        return f"Operation {self.path!r} ({type(named).__name__}){inside}"
 
     def kind(self, names: Iterable[str]) -> str:
         """Return which of these class names the layer has, by itself or by a parent."""
@@ -160,7 +163,9 @@ class Call:
         before = tensor.row if isinstance(tensor, Value) else ()
         kept = [place < len(before) and size is before[place] is None for place, size in enumerate(row)]
         several = sum(size is None for size in row) > 1
-        shape = [(0 if several and same else -1) if size is None else size for size, same in zip(row, kept, strict=True)]
+        shape = [
+            (0 if several and same else -1) if size is None else size for size, same in zip(row, kept, strict=True)
+        ]
         return self.op("Reshape", tensor, self.graph.ints([0, *shape]))
 
     def reshaped(self, value: Value, row: Sequence[int | None]) -> Value:
@@ -332,7 +337,7 @@ def at_each_timestep(call: Call, rule: Rule) -> list[Value]:
     with scan.body(call.walk):
         mask = scan.mask(call.mask)
         results = checked(call, rule(replace(call.changed(scan.element), mask=mask)))
-    return scan.results(call, results)
+    return scan.results(results)
 
 
 def checked(call: Call, results: Any) -> list[Value]:

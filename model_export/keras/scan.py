@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper
 
 from model_export.errors import RefusedModelError
-from model_export.keras.sequence_graph import KerasGraph
+from model_export.keras.graph import KerasGraph
 from model_export.keras.value import Value
 from model_export.manifest import Array
-
-if TYPE_CHECKING:
-    from model_export.keras.registry import Call
 
 
 class StepScan:
@@ -90,7 +87,7 @@ class StepScan:
             self.next_state(self._position, self._graph.op("Add", self._position.name, one, at=path))
         return self._position
 
-    def results(self, call: Call, results: list[Value]) -> list[Value]:
+    def results(self, results: list[Value]) -> list[Value]:
         """Emit the Scan and return what the layer gives: a sequence of each result, or its last one."""
         masks = [result.mask for result in results]
         made, _ = self.emit([result.name for result in results] + [mask for mask in masks if mask])
@@ -101,7 +98,7 @@ class StepScan:
             if result.time:
                 found.append(Value(name, (None, *result.row), result.dtype, mask=mask))
             else:
-                last = call.op("Gather", name, call.constant(-1, "int64"), axis=1)
+                last = self._graph.op("Gather", name, self._graph.constant(-1, "int64"), at=self._path, axis=1)
                 found.append(Value(last, result.row, result.dtype))
         return found
 

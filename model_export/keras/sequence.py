@@ -11,8 +11,8 @@ import keras
 import onnx
 
 from model_export.errors import RefusedModelError, UnclearModelError
+from model_export.keras.graph import InputFacts
 from model_export.keras.input_axes import only_looked_up, possible_axes
-from model_export.keras.sequence_graph import InputFacts
 from model_export.keras.subclassed import walkable
 from model_export.keras.value import Value
 from model_export.keras.walk import KerasWalk, functional
@@ -27,14 +27,14 @@ class SequenceModel:
     Attributes:
         proto: The ONNX model.
         facts: What the walk learned about each input, in the order of the model's inputs.
-        timed: For each output whether the original gives one answer per timestep; else it gives one per sequence.
+        outputs: Their names, in the order of the model's outputs.
         length: The number of timesteps that the model declares; None: any.
         bounded: Whether the original answers for no more timesteps than it declares.
     """
 
     proto: onnx.ModelProto
     facts: dict[str, InputFacts]
-    timed: dict[str, bool]
+    outputs: list[str]
     length: int | None = None
     bounded: bool = False
 
@@ -89,8 +89,10 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
                 batch_axes=dict.fromkeys(times, 0),
                 length=found.length if found.bounded else None,
             )
-            return ExportedStep(step, found.facts, found.timed, found.bounded)
+            return ExportedStep(step, found.facts, _timed(step, found.outputs), found.bounded)
         except RefusedModelError as exc:
+            if (own := re.search(r" of layer '.*?' \((\w+)\)", exc.problem)) and "register_step_rule" not in exc.fix:
+                exc.fix += f" Or write a step rule for {own[1]}: stepwell.register_step_rule."
             refused = refused or exc
         except UnclearModelError as exc:
             refused = refused or RefusedModelError(str(exc), fix=exc.fix)
@@ -115,9 +117,33 @@ def _emitted(walk: KerasWalk, function: Any, timed: list[bool], name: str) -> Se
     graph = walk.graph
     graph.length = _length(function, values)
     found = zip(_output_names(function), walk.run(function, values), function.outputs, strict=True)
-    answers = [(output, _as_declared(walk, value, tensor)) for output, value, tensor in found]
-    is_timed = {graph.output(output, value): value.is_sequence for output, value in answers}
-    return SequenceModel(graph.proto(name), graph.facts, is_timed, graph.length, graph.bounded)
+    outputs = [graph.output(output, _as_declared(walk, value, tensor)) for output, value, tensor in found]
+    return SequenceModel(graph.proto(name), graph.facts, outputs, graph.length, graph.bounded)
+
+
+def _timed(step: SequenceStep, outputs: list[str]) -> dict[str, bool]:
+    """Return for each output whether the original gives one answer per timestep.
+
+    Raises:
+        RefusedModelError: It gives one for more or fewer timesteps than come in, or has them on another axis than 1.
+    """
+    timed = {}
+    for name in outputs:
+        found = step.outputs.get(name)
+        if found is None or found.time not in {None, 1} or found.order:
+            raise RefusedModelError(
+                f"Output {name!r} {'has no timesteps' if found is None else 'does not have the timesteps on axis 1'}.",
+                fix="Return (batch, time, ...), or one answer for the sequence.",
+            )
+        if found.extra:
+            more = "more" if found.extra > 0 else "fewer"
+            raise RefusedModelError(
+                f"Output {name!r} has {abs(found.extra)} timestep(s) {more} than the model's input.",
+                fix="A stream has one answer for each timestep: crop the padding, or pad in front of what shortens "
+                "the sequence: padding='causal' (Conv1D), or ZeroPadding1D((k - 1) * dilation, 0).",
+            )
+        timed[name] = found.time is not None
+    return timed
 
 
 def _length(function: Any, values: list[Value]) -> int | None:

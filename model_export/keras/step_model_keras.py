@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from functools import partial
 from typing import Any
 
 import keras
 
 from model_export.errors import RefusedModelError
-from model_export.keras.step import plain, walk_model
-from model_export.keras.value import Value
-from model_export.keras.walk import KerasWalk, functional
+from model_export.keras.sequence import export_keras, plain
+from model_export.keras.subclassed import walkable
+from model_export.keras.walk import functional
 from model_export.manifest import StateSpec
 
 
@@ -29,73 +30,78 @@ def to_step_model(model: Any) -> keras.Model:
     Raises:
         RefusedModelError: A layer cannot be stepped, or its state has no form in Keras.
     """
-    walk, values = walk_model(_TwinWalk, model)
-    answers = {name: walk.tensor(value) for name, value in values}
+    exported = export_keras(model, name="step")
+    specs = exported.manifest.inputs
+    inputs = {
+        spec.name: keras.Input(
+            (1, *spec.shape) if exported.facts[spec.name].time else spec.shape, dtype=spec.dtype, name=spec.name
+        )
+        for spec in specs
+    }
+    step = _Stepped(exported.manifest.states)
+    function = functional(walkable(model))
+    answers = step.run(function, [inputs[name] for name in exported.facts], "")
+    if step.left:
+        name, spec = next(iter(step.left.items()))
+        raise _no_form(model, model.name, f"carries {name} of row {spec.shape}")
     return keras.Model(
-        {**walk.inputs, **walk.states}, {**answers, **walk.next_states}, name=plain(f"{model.name}_step")
+        {**inputs, **step.states},
+        {**dict(zip(exported.timed, answers, strict=True)), **step.next_states},
+        name=plain(f"{model.name}_step"),
     )
 
 
-class _TwinWalk(KerasWalk):
-    """Walks a model by its rules, which decide what can be stepped, and calls the layers again on one timestep.
+class _Stepped:
+    """Calls the layers of a model on one timestep.
 
     Attributes:
-        inputs: Symbolic inputs of the step model.
+        left: States of the step graph that no layer has taken.
         states: Symbolic states before this timestep.
         next_states: What they become.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.inputs: dict[str, Any] = {}
+    def __init__(self, specs: list[StateSpec]) -> None:
+        self.left = {spec.input: spec for spec in specs}
         self.states: dict[str, Any] = {}
         self.next_states: dict[str, Any] = {}
-        self._tensors: dict[Value, Any] = {}
         self._layers: dict[str, Any] = {}
-        self._is_inside = False
+        self._calls: Counter[str] = Counter()
 
-    def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
-        """Emit one call, then make it on the step model's tensors; what a layer does inside is its own affair."""
-        if self._is_inside or functional(operation) is not None:
-            return super().visit(operation, prefix, *args, **kwargs)
-        known = len(self.graph.states)
-        self._is_inside = True
-        results = super().visit(operation, prefix, *args, **kwargs)
-        self._is_inside = False
-        if any(isinstance(result, Value) for result in results):
-            path = f"{prefix}{operation.name}"
-            if any(isinstance(result, Value) and (result.padding or result.deferred) for result in results):
+    def run(self, function: Any, inputs: list[Any], prefix: str) -> list[Any]:
+        """Return the flat outputs of a functional model for one timestep."""
+
+        def visit(operation: Any) -> Any:
+            return partial(self._called, operation, prefix)
+
+        return list(keras.tree.flatten(function._run_through_graph(inputs, operation_fn=visit)))
+
+    def _called(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> Any:
+        path = f"{prefix}{operation.name}"
+        kwargs = {name: value for name, value in kwargs.items() if value is not None and name != "training"}
+        if (inner := functional(operation)) is not None:
+            given = (
+                [args[0][t.name] for t in inner.inputs] if isinstance(args[0], dict) else keras.tree.flatten(args[0])
+            )
+            return self.run(inner, given, f"{path}.")
+        self._calls[path] += 1
+        label = plain(path) if self._calls[path] == 1 else f"{plain(path)}_{self._calls[path]}"
+        own = [spec for name, spec in self.left.items() if name.startswith((f"{label}.", f"{label}/"))]
+        if own:
+            return self._stepped(operation, path, args, kwargs, own)
+        if isinstance(operation, keras.layers.Reshape):
+            target = (1, *operation.target_shape[1:])
+            return self._once(path, lambda: keras.layers.Reshape(target, name=path))(*args)
+        named = operation
+        if isinstance(operation, keras.Layer) and path != operation.name:
+            named = self._once(path, lambda: OneTimestep(operation, path))
+        results = named(*args, **kwargs)
+        first = next(tensor for tensor in keras.tree.flatten((args, kwargs)) if keras.backend.is_keras_tensor(tensor))
+        for result in keras.tree.flatten(results):
+            if len(first.shape) > 2 and first.shape[1] == 1 and len(result.shape) > 2 and result.shape[1] != 1:
                 raise _no_form(operation, path, "changes the number of timesteps")
-            tensors = self._called(operation, path, args, kwargs, self.graph.states[known:])
-            for value, tensor in zip(results, tensors, strict=True):
-                self._tensors[value] = tensor
-                self._tensors.setdefault(replace(value, mask=None), tensor)
         return results
 
-    def tensor(self, value: Value) -> Any:
-        """Return the step model's tensor of a value; one that nothing made is an input."""
-        if value not in self._tensors:
-            value = replace(value, mask=None)  # the tensor has a mask of its own
-        if value not in self._tensors:
-            shape = (1, *value.row) if value.time else value.row
-            self._tensors[value] = keras.Input(shape, dtype=value.dtype, name=value.name)
-            self.inputs[value.name] = self._tensors[value]
-        return self._tensors[value]
-
-    def _called(self, operation: Any, path: str, args: Any, kwargs: Any, specs: list[StateSpec]) -> list[Any]:
-        kwargs = {name: value for name, value in kwargs.items() if value is not None and name != "training"}
-        given, more = keras.tree.map_structure(lambda v: self.tensor(v) if isinstance(v, Value) else v, (args, kwargs))
-        if specs:
-            return self._stepped(operation, path, given, more, specs)
-        if isinstance(operation, keras.layers.Reshape) and args[0].time:
-            target = (1, *operation.target_shape[1:])
-            operation = self._once(path, lambda: keras.layers.Reshape(target, name=path))
-        elif isinstance(operation, keras.Layer) and path != operation.name:
-            layer = operation
-            operation = self._once(path, lambda: OneTimestep(layer, path))
-        return list(keras.tree.flatten(operation(*given, **more)))
-
-    def _stepped(self, layer: Any, path: str, args: Any, kwargs: Any, specs: list[StateSpec]) -> list[Any]:
+    def _stepped(self, layer: Any, path: str, args: Any, kwargs: Any, specs: list[StateSpec]) -> Any:
         """Call a layer that carries states."""
         inputs = [self._state(spec) for spec in specs]
         if isinstance(layer, keras.layers.RNN) and len(specs) == len(keras.tree.flatten(layer.get_initial_state(1))):
@@ -108,9 +114,11 @@ class _TwinWalk(KerasWalk):
         else:
             raise _no_form(layer, path, f"carries {', '.join(spec.input for spec in specs)}")
         self.next_states.update(zip((spec.output for spec in specs), answers[-len(specs) :], strict=True))
-        return list(answers[: -len(specs)])
+        results = list(answers[: -len(specs)])
+        return results if len(results) > 1 else results[0]
 
     def _state(self, spec: StateSpec) -> Any:
+        del self.left[spec.input]
         self.states[spec.input] = keras.Input(spec.row_shape, dtype=spec.dtype, name=spec.input)
         return self.states[spec.input]
 
@@ -179,6 +187,6 @@ class WindowStep(OneTimestep):
     """One step of a causal convolution: the layer itself on the timesteps that it looks back on."""
 
     def call(self, x: Any, past: Any) -> Any:
-        """Return the answer for one timestep, and the past of the next one."""
-        window = keras.ops.concatenate([past, x], axis=1)
-        return self.layer(window)[:, -1:], window[:, 1:]
+        """Return the answer for one timestep, and the past of the next one, `(batch, channels, timesteps)`."""
+        window = keras.ops.concatenate([keras.ops.swapaxes(past, 1, 2), x], axis=1)
+        return self.layer(window)[:, -1:], keras.ops.swapaxes(window[:, 1:], 1, 2)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from model_export.converted import ConvertedModel
+from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.samplers import Sampler, random_sampler
@@ -60,7 +61,14 @@ def convert(
 
     if progress:
         progress("running the graph", 0, 1)
-    step = make_step(source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length)
+    try:
+        step = make_step(
+            source, name=name, time_axes=time_axes, batch_axes=batch_axes, constants=constants, length=length
+        )
+    except (RefusedModelError, UnclearModelError) as exc:
+        if original is None:
+            exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
+        raise
     probe, only_length = None, length
     if original is None:
         original = reference = SequenceReference(step)

@@ -94,12 +94,7 @@ def make_step(
     plain, declared = load_graph(source, constants or {})
     graph = with_loops_rolled(plain)
     _check_chance(graph)
-    try:
-        return _step_of(graph, declared, name, time_axes or {}, batch_axes or {}, length=length)
-    except (RefusedModelError, UnclearModelError) as exc:
-        if len(graph.graph.input) > 1:  # perhaps a state among them
-            exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
-        raise
+    return _step_of(graph, declared, name, time_axes or {}, batch_axes or {}, length=length)
 
 
 def _step_of(

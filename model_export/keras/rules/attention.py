@@ -48,7 +48,9 @@ def multi_head_attention(call: Call) -> list[Value]:
     scores = _scores(call, q, k, 1 / math.sqrt(width), axis)
     scores = _masked(call, scores, given.get("attention_mask"), sliding, causal=bool(given.get("use_causal_mask")))
     weights = scores.like(call.op("Softmax", scores, axis=-1))
-    found = _side_by_side(call, _weighed(call, weights, _by_head(call, v, axis)), axis, count=len(v.row) - len(query.row))
+    found = _side_by_side(
+        call, _weighed(call, weights, _by_head(call, v, axis)), axis, count=len(v.row) - len(query.row)
+    )
     if getattr(layer, "_use_gate", getattr(layer, "use_gate", False)):
         gate = _times(call, query, layer._gate_dense.kernel, layer._gate_dense.bias, 1)
         found = found.like(call.op("Mul", found, call.op("Sigmoid", gate)))

@@ -142,7 +142,9 @@ def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> 
     given = [call.op("Unsqueeze", value, call.graph.ints([0])) for value in (x, *states)]
     outputs = [call.graph.fresh(kind, call.path) for _ in states]
     call.graph.add(kind, [given[0], *weights, "", *given[1:]], ["", *outputs], at=call.path, **attributes)
-    return [state.like(call.op("Squeeze", name, call.graph.ints([0]))) for state, name in zip(states, outputs, strict=True)]
+    return [
+        state.like(call.op("Squeeze", name, call.graph.ints([0]))) for state, name in zip(states, outputs, strict=True)
+    ]
 
 
 def _operator(call: Call, cell: Any) -> tuple[str, list[str], dict[str, Any]] | None:

@@ -34,7 +34,9 @@ def layer_norm(call: Call) -> Value:
 def _standardized(call: Call, axis: Any, epsilon: float, scale: Any, offset: Any) -> Value:
     x = call.as_float(call.value)
     axes = sorted(call.axis(x, axis) for axis in keras.tree.flatten(axis))
-    if axes == list(range(axes[0], x.rank)) and None not in x.row[axes[0] - 1 :]:  # in one operator each row comes out as it does alone
+    if (
+        axes == list(range(axes[0], x.rank)) and None not in x.row[axes[0] - 1 :]
+    ):  # in one operator each row comes out as it does alone
         shape = x.row[axes[0] - 1 :]
         scale = np.ones(shape) if scale is None else scale
         weights = [call.constant(np.broadcast_to(to_array(w), shape)) for w in (scale, offset) if w is not None]
@@ -46,7 +48,7 @@ def _scaled(call: Call, x: Value, axes: list[int], scale: Any, offset: Any) -> V
     """Return values times a scale, plus an offset, along some axes; each may be None."""
     for kind, weights in (("Mul", scale), ("Add", offset)):
         if weights is not None:
-            x = x.like(call.op(kind, x, call.constant(_along(to_array(weights), x, axes))))
+            x = x.like(call.op(kind, x, call.constant(_along(call, to_array(weights), x, axes))))
     return x
 
 
@@ -110,7 +112,7 @@ def _by_statistics(call: Call, axis: int, statistics: Sequence[Any], factor: Any
     shift = -mean * scale
     if offset is not None:
         shift += to_array(offset)
-    return _affine(call, x, _along(scale, x, [place]), _along(shift, x, [place]))
+    return _affine(call, x, _along(call, scale, x, [place]), _along(call, shift, x, [place]))
 
 
 @rule("Rescaling")
@@ -155,6 +157,6 @@ def group_normalization(call: Call) -> Value:
     return _scaled(call, y, [axis], layer.gamma if layer.scale else None, layer.beta if layer.center else None)
 
 
-def _along(weights: Array, x: Value, axes: list[int]) -> Array:
+def _along(call: Call, weights: Array, x: Value, axes: list[int]) -> Array:
     """Return weights of some axes so that they broadcast against the row."""
-    return weights.reshape([dim if i in axes else 1 for i, dim in enumerate(x.row, 1)])
+    return weights.reshape([call.size(x, axis) if axis in axes else 1 for axis in range(1, x.rank)])

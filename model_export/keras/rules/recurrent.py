@@ -25,6 +25,11 @@ def recurrent(call: Call) -> list[Value]:
             "Give the recurrent layer before it return_sequences=True, and the model's input the shape "
             "(batch, time, features).",
         )
+    if layer.go_backwards and x.is_sequence:
+        raise call.refuse(
+            "go_backwards=True reads the sequence from its end, and a live stream has none yet",
+            "Train it forwards; of a bidirectional layer, train the forward one alone.",
+        )
     if layer.stateful and call.path in call.graph.stateful:
         raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")
     call.graph.stateful |= {call.path} if layer.stateful else set()
@@ -156,7 +161,9 @@ def time_distributed(call: Call) -> list[Value]:
     layer, x = call.layer.layer, call.value
     if isinstance(layer, _OF_LAST_AXIS):
         return call.walk.visit(layer, f"{call.path}.", replace(x, mask=None))
-    rows = x.like(call.op("Reshape", x, call.graph.ints([-1, *(call.size(x, axis) for axis in range(2, x.rank))])), row=x.row[1:])
+    rows = x.like(
+        call.op("Reshape", x, call.graph.ints([-1, *(call.size(x, axis) for axis in range(2, x.rank))])), row=x.row[1:]
+    )
     results = call.walk.visit(layer, f"{call.path}.", rows)
     return [_apart(call, x, value) for value in results]
 
@@ -164,7 +171,9 @@ def time_distributed(call: Call) -> list[Value]:
 def _apart(call: Call, x: Value, value: Value) -> Value:
     """Return rows of a batch as the places of axis 1 that they were."""
     places = call.op("Shape", x, start=0, end=2)
-    shape = call.op("Concat", places, call.graph.ints([call.size(value, axis) for axis in range(1, value.rank)]), axis=0)
+    shape = call.op(
+        "Concat", places, call.graph.ints([call.size(value, axis) for axis in range(1, value.rank)]), axis=0
+    )
     name = call.op("Reshape", value, shape if value.row else places)
     return value.like(name, row=(x.row[0], *value.row))
 

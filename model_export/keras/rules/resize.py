@@ -8,7 +8,6 @@ from model_export.keras.registry import Call, op_rule, rule
 from model_export.keras.rules.slicing import picked
 from model_export.keras.support.sliding import Geometry, channels_first, check_over_time, geometry
 from model_export.keras.value import Value
-from model_export.manifest import Array
 
 
 @op_rule("ConvTranspose")
@@ -85,7 +84,10 @@ def up_sampling(call: Call) -> Value:
             if size is not None and dim is not None and size != dim:
                 x = picked(call, x, axis, [i * dim // size for i in range(size)])
         return x
-    shape = [call.op("Shape", x, start=i, end=i + 1) if n is None else call.graph.ints([n]) for i, n in enumerate((None, *row))]
+    shape = [
+        call.op("Shape", x, start=i, end=i + 1) if n is None else call.graph.ints([n])
+        for i, n in enumerate((None, *row))
+    ]
     sizes = call.op("Concat", *shape, axis=0)
     y = call.op("Resize", x.name, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
     return x.like(y, row=row)

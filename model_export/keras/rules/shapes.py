@@ -8,10 +8,10 @@ from itertools import pairwise
 import keras
 import numpy as np
 
+from model_export.keras.graph import TRIAL
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.rules.slicing import picked, sliced
 from model_export.keras.support.broadcast import broadcast
-from model_export.keras.sequence_graph import TRIAL
 from model_export.keras.value import Value
 
 
@@ -33,7 +33,7 @@ def _row(call: Call, x: Value, target: list[int]) -> list[int | None]:
     if x.row.count(None) > 1:
         if len(target) == len(x.row):
             return [old if old is None else new for old, new in zip(x.row, target, strict=True)]
-    elif target == [-1] and size > 1:
+    elif len(target) == 1 and size > 1:
         raise call.refuse(
             "it flattens the time axis into the features, so it needs the whole sequence",
             "Flatten each timestep: TimeDistributed(Flatten()), or end the recurrent part with return_sequences=False.",
@@ -152,7 +152,11 @@ def transpose(call: Call) -> Value:
         moved = np.transpose(shape, layer.axes)
     order = [dim - 1 for dim in moved.shape]
     if order[0] != 0:
-        raise call.refuse(f"its order {order} moves the batch axis")
+        raise call.refuse(
+            f"its order {order} moves the batch axis",
+            "Keep the batch in front. Let a recurrent layer run a loop over time: keras.layers.RNN(cell); or put it into "
+            "a layer of your own and define what one timestep is: stepwell.register_step_rule.",
+        )
     return x.like(call.op("Transpose", x, perm=order), row=tuple(x.row[axis - 1] for axis in order[1:]))
 
 
@@ -196,7 +200,11 @@ def tile(call: Call) -> Value:
     counts = keras.tree.flatten(call.layer.repeats)
     counts = [1] * (x.rank - len(counts)) + [int(n) for n in counts]
     row = tuple(dim if dim is None or n == 1 else dim * n for dim, n in zip(x.row, counts[1:], strict=False))
-    if len(counts) != x.rank or counts[0] != 1 or any(n != 1 for n, dim in zip(counts[1:], x.row, strict=False) if dim is None):
+    if (
+        len(counts) != x.rank
+        or counts[0] != 1
+        or any(n != 1 for n, dim in zip(counts[1:], x.row, strict=False) if dim is None)
+    ):
         raise call.refuse(f"its repeats {counts} make more rows or timesteps; expected features only")
     return _repeated(call, x, x.like(call.op("Tile", x, call.graph.ints(counts)), row=row))
 

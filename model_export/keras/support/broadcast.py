@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from model_export.keras.graph import TRIAL
 from model_export.keras.registry import Call, to_array
-from model_export.keras.sequence_graph import TRIAL
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -37,7 +37,9 @@ def broadcast(call: Call, operands: Sequence[Any]) -> list[Value]:
     found = []
     for operand in operands:
         if isinstance(operand, Value):
-            named = operand if operand.dtype in {dtype, "bool"} else operand.like(call.cast(operand, dtype), dtype=dtype)
+            named = (
+                operand if operand.dtype in {dtype, "bool"} else operand.like(call.cast(operand, dtype), dtype=dtype)
+            )
             found.append(as_long_as(call, named, longest))
         else:
             array = to_array(operand)
@@ -47,9 +49,7 @@ def broadcast(call: Call, operands: Sequence[Any]) -> list[Value]:
 
 def joined(values: Sequence[Value], name: str, *, dtype: str | None = None) -> Value:
     """Return the tensor that came of broadcast values, with the row that follows from theirs."""
-    return Value(
-        name, _row_of(values), dtype or values[-1].dtype, time=any(value.time for value in values)
-    )
+    return Value(name, _row_of(values), dtype or values[-1].dtype, time=any(value.time for value in values))
 
 
 def _row_of(values: Sequence[Value]) -> tuple[int | None, ...]:

@@ -13,10 +13,11 @@ import numpy as np
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.ops import nn
 
+from model_export.keras.graph import TRIAL
 from model_export.keras.registry import Call, to_array
-from model_export.keras.sequence_graph import TRIAL
 from model_export.keras.value import Value
 from model_export.manifest import Array
+
 
 class RandomNumbersError(Exception):
     """The code drew random numbers, which would be the same in every timestep of the graph."""

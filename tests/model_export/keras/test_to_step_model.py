@@ -91,7 +91,7 @@ def test_the_model_itself_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: over(causal(L.MultiHeadAttention(1, 2, name="odd"))), "'odd' .* carries odd.keys"),
+        (lambda: over(causal(L.MultiHeadAttention(1, 2, name="odd"))), "'odd' .* carries odd"),
         (lambda: sequence(L.Bidirectional(L.LSTM(2, **RS), name="odd")), r"'odd' \(Bidirectional\) cannot be stepped"),
         (lambda: of(lambda x: L.Conv1D(2, 3, name="odd")(L.ZeroPadding1D((2, 0), name="pad")(x))), "'pad'"),
     ],

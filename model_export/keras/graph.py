@@ -13,6 +13,7 @@ from onnx import helper
 
 from model_export.graph.builder import BATCH, IR_VERSION, ONLY_ONNX, NodeBuilder, element_type
 from model_export.graph.dataflow import in_order
+from model_export.graph.described import numbered, set_layer
 from model_export.graph.nodes import needed_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.keras.value import Value
@@ -22,8 +23,6 @@ TRIAL = 67
 """Timesteps of the tensors on which code is tried that cannot run with an open number of them."""
 _NAMED = {*RNN, "Scan", "Conv", "ConvTranspose", "MaxPool", "AveragePool", "CumSum"}
 """Operators with a state over time: such a node is named as its layer is."""
-LAYER = "stepwell.layer"
-"""Metadata of a node: the layer that it belongs to, as errors name it."""
 
 
 @dataclass(slots=True)
@@ -95,9 +94,8 @@ class KerasGraph(NodeBuilder):
         node = super().add(kind, inputs, outputs, **attributes)
         name = at if kind in _NAMED and not self._outer else f"{at}/{kind}"
         self._nodes_of[name] = self._nodes_of.get(name, 0) + 1
-        node.name = name if self._nodes_of[name] == 1 else f"{name}_{self._nodes_of[name]}"
-        if layer := self.layers.get(at):
-            node.metadata_props.add(key=LAYER, value=layer)
+        node.name = numbered(name, self._nodes_of[name])
+        set_layer([node], self.layers.get(at, ""))
         return node
 
     @contextmanager
