@@ -23,7 +23,8 @@ def matmul(call: Call) -> Value:
     ranks = [operand.rank if isinstance(operand, Value) else to_array(operand).ndim for operand in operands]
     rows = _LETTERS[: max(0, *(rank - 2 for rank in ranks))]
     left, right = (
-        rows[len(rows) - max(0, rank - 2) :] + (own if rank > 1 else "y") for rank, own in zip(ranks, ("xy", "yz"), strict=True)
+        rows[len(rows) - max(0, rank - 2) :] + (own if rank > 1 else "y")
+        for rank, own in zip(ranks, ("xy", "yz"), strict=True)
     )
     kept = ("x" if ranks[0] > 1 else "") + ("z" if ranks[1] > 1 else "")
     return einstein(call, f"{left},{right}->{rows}{kept}", operands, kind="MatMul")
@@ -190,9 +191,7 @@ def _sizes(call: Call, terms: list[str], parts: list[Any]) -> dict[str, int | No
     return {letter: None if None in sizes else max(size or 1 for size in sizes) for letter, sizes in found.items()}
 
 
-def _times_matrix(
-    call: Call, x: Value, weights: Array, subscripts: str, row: tuple[int | None, ...]
-) -> Value | None:
+def _times_matrix(call: Call, x: Value, weights: Array, subscripts: str, row: tuple[int | None, ...]) -> Value | None:
     """Emit an Einstein sum as the product of a value's last axes, side by side, with one matrix; None: it is none."""
     term, its, result = re.split(",|->", subscripts)
     summed, new = [n for n in term if n in its], [n for n in result if n in its]
