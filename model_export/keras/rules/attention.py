@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from model_export.graph.nodes import needed_nodes, uses
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.support.broadcast import as_long_as, constant_beside
 from model_export.keras.value import Value
@@ -46,11 +47,12 @@ def multi_head_attention(call: Call) -> list[Value]:
         for x, dense in ((key, layer._key_dense), (value, layer._value_dense))
     )
     scores = _scores(call, q, k, 1 / math.sqrt(width), axis)
-    scores = _masked(call, scores, given.get("attention_mask"), sliding, causal=bool(given.get("use_causal_mask")))
-    weights = scores.like(call.op("Softmax", scores, axis=-1))
-    found = _side_by_side(
-        call, _weighed(call, weights, _by_head(call, v, axis)), axis, count=len(v.row) - len(query.row)
+    scores = _masked(
+        call, query, scores, given.get("attention_mask"), sliding, causal=bool(given.get("use_causal_mask"))
     )
+    weights = scores.like(call.op("Softmax", scores, axis=-1))
+    found = _weighed(call, weights, _by_head(call, v, axis, "values"))
+    found = _side_by_side(call, found, axis, count=len(v.row) - len(query.row))
     if getattr(layer, "_use_gate", getattr(layer, "use_gate", False)):
         gate = _times(call, query, layer._gate_dense.kernel, layer._gate_dense.bias, 1)
         found = found.like(call.op("Mul", found, call.op("Sigmoid", gate)))
@@ -127,18 +129,26 @@ def dot_product_attention(call: Call) -> Value:
     )
     scale = given.get("scale")
     scores = _scores(call, q, k, 1 / math.sqrt(call.size(query, 3)) if scale is None else scale, 1)
-    scores = _masked(call, scores, given.get("mask"), None, causal=call.layer.is_causal)
+    scores = _masked(call, query, scores, given.get("mask"), None, causal=call.layer.is_causal)
     weights = scores.like(call.op("Softmax", scores, axis=-1))
-    found = _weighed(call, weights, _by_head(call, v, 1))
+    found = _weighed(call, weights, _by_head(call, v, 1, "values"))
     row = (*places, heads, value.row[-1])
     return call.reshaped(_side_by_side(call, found, 1, count=len(apart)), row)
 
 
-def _by_head(call: Call, x: Value, axis: int, *, turned: bool = False) -> Value:
+def _by_head(call: Call, x: Value, axis: int, name: str, *, turned: bool = False) -> Value:
     """Return `(*others, places, width)` of a row that has its places at an axis, or `(*others, width, places)`."""
     last = x.rank - 1
     order = [*(place for place in range(last) if place != axis), *((last, axis) if turned else (axis, last))]
-    return x.like(call.op("Transpose", x, perm=order), row=tuple(x.row[place - 1] for place in order[1:]))
+    return x.like(_named(call, name, "Transpose", x, perm=order), row=tuple(x.row[place - 1] for place in order[1:]))
+
+
+def _named(call: Call, name: str, kind: str, *inputs: Value | str, **attributes: Any) -> str:
+    """Emit a node whose output has a name of its own: the state that keeps its past timesteps is named after it."""
+    made = call.graph.unique(f"{call.path}/{name}")
+    names = [x.name if isinstance(x, Value) else x for x in inputs]
+    call.graph.add(kind, names, [made], name=call.path, **attributes)
+    return made
 
 
 def _side_by_side(call: Call, x: Value, axis: int, *, count: int) -> Value:
@@ -153,7 +163,7 @@ def _side_by_side(call: Call, x: Value, axis: int, *, count: int) -> Value:
 def _scores(call: Call, q: Value, k: Value, scale: float, axis: int) -> Value:
     """Return the scores of every place of the query for every place of the key, in the last two axes."""
     q = q.like(call.op("Mul", q, call.constant(scale)))
-    q, k = _by_head(call, q, axis), _by_head(call, k, axis, turned=True)
+    q, k = _by_head(call, q, axis, "queries"), _by_head(call, k, axis, "keys", turned=True)
     return q.like(call.op("MatMul", q, k), row=(*q.row[:-1], k.row[-1]))
 
 
@@ -171,9 +181,9 @@ def attention(call: Call) -> list[Value]:
     counts = _counts(call, query, value)
     q, k, v = _operands(call, {"query": query, "key": key, "value": value})
     scores = q.like(_compared(call, q, k), row=(*q.row[:-1], k.row[-2]))
-    scores = _masked(call, scores, None, None, causal=bool(call.kwargs.get("use_causal_mask")), counts=counts)
+    scores = _masked(call, q, scores, None, None, causal=bool(call.kwargs.get("use_causal_mask")), counts=counts)
     weights = scores.like(call.op("Softmax", scores, axis=-1))
-    found = _weighed(call, weights, v)
+    found = _weighed(call, weights, v.like(_named(call, "values", "Identity", v)))
     if query.mask is not None:
         shown = call.op("Unsqueeze", query.mask, call.graph.ints([2]))
         found = found.like(call.op("Where", shown, found, call.constant(0.0)), mask=query.mask)
@@ -204,13 +214,14 @@ def _compared(call: Call, q: Value, k: Value) -> str:
         sums = _sums(call, q, k)
         summed = _summed(call, call.op("Tanh", call.op("Mul", sums, scale) if scale else sums))
         return call.op("Mul", summed, call.constant(layer.concat_score_weight))
-    scores = call.op("MatMul", q, _by_head(call, k, k.rank - 2, turned=True))
+    scores = call.op("MatMul", q, _by_head(call, k, k.rank - 2, "keys", turned=True))
     return call.op("Mul", scores, scale) if scale else scores
 
 
 def _sums(call: Call, q: Value, k: Value) -> str:
     ints = call.graph.ints
-    return call.op("Add", call.op("Unsqueeze", q, ints([q.rank - 1])), call.op("Unsqueeze", k, ints([k.rank - 2])))
+    keys = _named(call, "keys", "Unsqueeze", k, ints([k.rank - 2]))
+    return call.op("Add", call.op("Unsqueeze", q, ints([q.rank - 1])), keys)
 
 
 def _summed(call: Call, x: str) -> str:
@@ -221,21 +232,21 @@ def _summed(call: Call, x: str) -> str:
 
 
 def _masked(
-    call: Call, scores: Value, mask: Any, sliding: int | None, *, causal: bool, counts: str | None = None
+    call: Call, query: Value, scores: Value, mask: Any, sliding: int | None, *, causal: bool, counts: str | None = None
 ) -> Value:
     """Return scores without those that do not count.
 
     Args:
         call: The layer or operation.
+        query: What looks.
         scores: Of queries and keys, which are in the last two axes.
         mask: Which of them count, as Keras takes it; None: all.
         sliding: Only keys that are less than so many places away; None: all.
         causal: Only keys that are not behind the query.
         counts: Which keys count, shape `(batch, keys)` bool; None: all.
     """
-    over_time = scores.row[-2:] == (None, None)
-    if causal and not sliding and over_time and call.graph.length is not None:
-        call.graph.bounded = True
+    if call.graph.length is not None and scores.row[-1] is None:  # all timesteps so far are kept
+        call.graph.bounded |= causal and not sliding if scores.row[-2] is None else _is_of_sequence(call, query)
     shown = [] if mask is None else [_mask_beside(call, scores, mask)]
     if causal:
         shown.append(call.op("GreaterOrEqual", _lag(call, scores), call.constant(0, "int64")))
@@ -249,6 +260,12 @@ def _masked(
     for one in shown[1:]:
         both = call.op("And", both, one)
     return scores.like(call.op("Where", both, scores, call.constant(NEVER)))
+
+
+def _is_of_sequence(call: Call, value: Value) -> bool:
+    """Whether a value depends on an input that has a time axis."""
+    names = {value.name}.union(*map(uses, needed_nodes(call.graph.nodes, [value.name])))
+    return any(facts.time and name in names for name, facts in call.graph.facts.items())
 
 
 def _lag(call: Call, scores: Value) -> str:
