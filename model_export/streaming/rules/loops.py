@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -15,6 +16,29 @@ from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import StreamingWalk
 
 _SIZES = {"Shape", "Size"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """A Scan or Loop over time.
+
+    Attributes:
+        node: The node.
+        body: Its body.
+        first: What its carried tensors start from.
+        begin: How many inputs and outputs the body has before those that are carried.
+        offset: The offset at which it takes timed tensors.
+    """
+
+    node: onnx.NodeProto
+    body: onnx.GraphProto
+    first: list[str]
+    begin: tuple[int, int]
+    offset: int
+
+    def called(self, place: int) -> str:
+        """Return what the body calls a carried tensor."""
+        return str(self.body.input[self.begin[0] + place].name)
 
 
 def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -36,32 +60,20 @@ def scan(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, "runs backwards over time")
     if old:
         check_lengths(walk, node, node.input[0], scanned[0])
-    _check_captures(walk, node, body)
     timed = walk.timed(node, scanned)
     offset = first_offset(walk, timed)
-    given, states = [], dict[int, Carried]()
-    for place, name in enumerate(first):
-        if _unchanged(body, body.input[place].name, body.output[place].name):
-            given.append(walk.operand(name, offset, node))
-            continue
-        label = _label(node, body.input[place].name, place)
-        dims = walk.facts.dims(node.output[place] or name)
-        states[place] = carried(walk, node, label, dims, given=name, offset=offset)
-        given.append(states[place].tensor)
+    over_time = _Loop(node, body, first, (0, 0), offset)
+    same = _unchanged(over_time)
+    _check_outside(walk, over_time, same, picks=False)
+    given, states = _carried(walk, over_time, same)
     if old:
-        made = _turn_of_old(walk, node, given, offset)
+        made = _turn_of_old(walk, over_time, given)
     else:
         elements = [walk.operand(name, offset, node) for name in scanned]
         given += [_without_axis(walk, element, axis) for element, axis in zip(elements, axes, strict=True)]
-        made = _turn(walk, node, body, given, offset)
-    for place, (name, step) in enumerate(zip(node.output, made, strict=True)):
-        if place in states:
-            hand_on(walk, states[place], step, offset)
-            give_final(walk, node, name, step, source=(timed or scanned)[0], offset=offset)
-        elif place < len(first) and name:
-            walk.set_output(node, name, step, "static")
-    names = list(node.output[len(first) :])
-    collected = made[len(first) :]
+        made = _turn(walk, over_time, given)
+    _give_carried(walk, over_time, states, made, (timed or scanned)[0])
+    names, collected = list(node.output[len(first) :]), made[len(first) :]
     if not old:
         axes = _axes(walk, names, attrs.get("scan_output_axes") or [0] * len(names))
         collected = [_with_axis(walk, *each) for each in zip(collected, axes, names, strict=True)]
@@ -74,47 +86,40 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Loop over time: its body; what it carries is a state, but for counters and what it collects.
 
     Raises:
-        RefusedModelError: It begins after the first timestep, or takes what is known after the last one.
+        RefusedModelError: It turns more or fewer times than the sequence has timesteps, or takes its end in each turn.
     """
     if not turns_with_time(walk, node):
         pointwise(walk, node)
         return
-    timed, body = walk.timed(node), next(subgraphs(node))
-    if first_offset(walk, timed) != 0:
-        raise walk.refuse(node, "runs over a sequence that was cut in front")
-    _check_captures(walk, node)
-    first = list(node.input[2:])
-    given = [walk.graph.constant(np.int64(0)), walk.graph.constant(np.bool_(True))]  # number of the turn, to go on
-    states = dict[int, Carried]()
-    for place, name in enumerate(first):
-        value, out = body.input[2 + place].name, node.output[place]
-        if _unchanged(body, value, body.output[1 + place].name) or _stays(walk, name, out):
-            given.append(walk.operand(name, 0, node))
-            continue
-        dims = walk.facts.dims(out or name)
-        states[place] = carried(walk, node, _label(node, value, place), dims, given=name, offset=0)
-        given.append(states[place].tensor)
-    made = _turn(walk, node, body, given, 0)[1:]
+    timed, first = walk.timed(node), list(node.input[2:])
+    offset = first_offset(walk, timed)
+    turns = walk.known(node.input[0])
+    if turns is not None and np.any(walk.facts.affine(turns)[2]):
+        at_one = int(walk.facts.affine(turns)[0].reshape(()))
+        if more := at_one - 1 - offset:
+            than = "more" if more > 0 else "fewer"
+            raise walk.refuse(node, f"has {abs(more)} turn(s) {than} than there are timesteps in what it takes")
+    over_time = _Loop(node, next(subgraphs(node)), first, (2, 1), offset)
+    same = _unchanged(over_time)
+    _check_outside(walk, over_time, same, picks=True)
+    anew = {place for place, name in enumerate(first) if place not in same and _stays(walk, name, node.output[place])}
+    given, states = _carried(walk, over_time, same | anew)
+    began = [walk.graph.constant(np.int64(0)), walk.graph.constant(np.bool_(True))]  # number of the turn, to go on
+    made = _turn(walk, over_time, [*began, *given])[1:]
+    _give_carried(walk, over_time, states, made, timed[0] if timed else "")
     for place, (name, step) in enumerate(zip(node.output, made, strict=True)):
-        if place in states:
-            hand_on(walk, states[place], step, 0)
-            if name and timed:
-                give_final(walk, node, name, step, source=timed[0], offset=0)
-            elif name:
-                walk.set_output(node, name, step, "final")
-        elif place < len(first) and _unchanged(body, body.input[2 + place].name, body.output[1 + place].name):
-            if name:
-                walk.set_output(node, name, step, "static")
-        elif name:
-            _give_collected(walk, node, name, step if place < len(first) else _with_axis(walk, step, 0, name))
+        if name and (place in anew or place >= len(first)):
+            collected = step if place < len(first) else _with_axis(walk, step, 0, name)
+            all_of_them = isinstance(walk.facts.value(name), list) or walk.facts.time_axis(name) is not None
+            walk.set_output(node, name, collected, *(("per_step", offset) if all_of_them else ("final", None)))
 
 
 def turns_with_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Whether the number of turns of a Loop, or what it compares it with, is the number of timesteps."""
     for name in uses(node):
         known = walk.known(name)
-        if known is None or isinstance(known[0], list) or known[0].dtype.kind not in "iu":
-            continue
+        if known is None or isinstance(known[0], list) or known[0].dtype.kind not in "iu" or known[0].size != 1:
+            continue  # a shape of several axes counts no turns
         if any(walk.facts.affine(known)[2].reshape(-1)):
             return True
     return False
@@ -123,36 +128,27 @@ def turns_with_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
 # ---------------------------------------------------------------- one turn
 
 
-def _turn(
-    walk: StreamingWalk, node: onnx.NodeProto, body: onnx.GraphProto, given: Sequence[str], offset: int
-) -> list[str]:
-    """Emit the nodes of a body; return what it returns, in tensors of the step graph.
-
-    Args:
-        walk: The walk.
-        node: The Scan or Loop.
-        body: Its body.
-        given: Tensors of the step graph for the inputs of the body.
-        offset: The offset at which timed tensors from outside are taken.
-    """
-    names = {value.name: step for value, step in zip(body.input, given, strict=True)}
-    names |= {name: walk.operand(name, offset, node) for name in captures(node)}
-    for tensor in body.initializer:
+def _turn(walk: StreamingWalk, loop: _Loop, given: Sequence[str]) -> list[str]:
+    """Emit the nodes of a body; return what it returns, in tensors of the step graph, as `given` are its inputs."""
+    graph, node = walk.graph, loop.node
+    names = {value.name: step for value, step in zip(loop.body.input, given, strict=True)}
+    names |= {name: walk.operand(name, loop.offset, node) for name in captures(node)}
+    for tensor in loop.body.initializer:
         own = onnx.TensorProto()
         own.CopyFrom(tensor)
-        own.name = names[tensor.name] = walk.graph.unique(_inside(node, tensor.name))
-        walk.graph.keep(own)
-    for inner in body.node:
-        names |= {name: walk.graph.unique(_inside(node, name)) for name in inner.output if name}
-        walk.graph.nodes.append(renamed(inner, mapped(names)))
-    return [names[value.name] for value in body.output]
+        own.name = names[tensor.name] = graph.unique(_inside(node, tensor.name))
+        graph.keep(own)
+    for inner in loop.body.node:
+        names |= {name: graph.unique(_inside(node, name)) for name in inner.output if name}
+        graph.nodes.append(renamed(inner, mapped(names)))
+    return [names[value.name] for value in loop.body.output]
 
 
-def _turn_of_old(walk: StreamingWalk, node: onnx.NodeProto, given: Sequence[str], offset: int) -> list[str]:
+def _turn_of_old(walk: StreamingWalk, loop: _Loop, given: Sequence[str]) -> list[str]:
     """Emit a Scan of opset 8, whose body has no batch axis, with one turn."""
-    made = walk.emit_like(node, offset)
+    made = walk.emit_like(loop.node, loop.offset)
     made.input[: 1 + len(given)] = ["", *given]
-    made.output[:] = [name or walk.graph.unique(_inside(node, "unused")) for name in made.output]
+    made.output[:] = [name or walk.graph.unique(_inside(loop.node, "unused")) for name in made.output]
     return list(made.output)
 
 
@@ -188,29 +184,71 @@ def _axis_operand(walk: StreamingWalk, axis: int) -> tuple[list[str], dict[str, 
 # ---------------------------------------------------------------- what is carried, and what is not
 
 
-def _label(node: onnx.NodeProto, name: str, place: int) -> str:
-    """Return what a state is called behind the node's name: as the body calls it, if it begins with that name."""
-    own = f"{shared_name(node.name)}."
-    return plain(name.removeprefix(own)) if name.startswith(own) else f"state_{place}"
+def _carried(walk: StreamingWalk, loop: _Loop, fixed: Collection[int]) -> tuple[list[str], dict[int, Carried]]:
+    """Declare states for what a loop carries, but for what is `fixed`; return what a turn takes, and the states."""
+    given, states = [], dict[int, Carried]()
+    own = f"{shared_name(loop.node.name)}."
+    for place, name in enumerate(loop.first):
+        if place in fixed:
+            given.append(walk.operand(name, loop.offset, loop.node))
+            continue
+        called = loop.called(place)
+        label = plain(called.removeprefix(own)) if called.startswith(own) else f"state_{place}"
+        dims = walk.facts.dims(loop.node.output[place] or name)
+        states[place] = carried(walk, loop.node, label, dims, given=name, offset=loop.offset)
+        given.append(states[place].tensor)
+    return given, states
 
 
-def _check_captures(walk: StreamingWalk, node: onnx.NodeProto, body: onnx.GraphProto | None = None) -> None:
-    """Refuse a body that takes a tensor from outside of which a step has one timestep, or none.
+def _give_carried(
+    walk: StreamingWalk, loop: _Loop, states: Mapping[int, Carried], made: Sequence[str], source: str
+) -> None:
+    """Set what the states become, and the outputs with what is carried at the end; `source` is what ends then."""
+    for place, given in enumerate(loop.first):
+        name = loop.node.output[place]
+        if place in states:
+            hand_on(walk, states[place], made[place], loop.offset)
+        if name and place not in states:
+            walk.tensors[name] = walk.tensors[given]
+        elif name and source:
+            give_final(walk, loop.node, name, made[place], source=source, offset=loop.offset)
+        elif name:
+            walk.set_output(loop.node, name, made[place], "final")
+
+
+def _unchanged(loop: _Loop) -> set[int]:
+    """Return the places of what a loop hands on as it is, as exporters do with weights."""
+    makers = {node.output[0]: node.input[0] for node in loop.body.node if node.op_type == "Identity"}
+    found = set()
+    for place in range(len(loop.first)):
+        given, out = loop.called(place), loop.body.output[loop.begin[1] + place].name
+        while out != given and out in makers:
+            out = makers[out]
+        found |= {place} if out == given else set()
+    return found
+
+
+def _check_outside(walk: StreamingWalk, loop: _Loop, unchanged: Collection[int], *, picks: bool) -> None:
+    """Refuse a loop that takes a tensor from outside of which a step has one timestep, or none.
 
     Args:
         walk: The walk.
-        node: The Scan or Loop.
-        body: Its body, where no node of it picks a timestep of such a tensor.
+        loop: The loop.
+        unchanged: Places of what it hands on as it is.
+        picks: Whether its nodes pick a timestep each turn.
 
     Raises:
         RefusedModelError: It does.
     """
-    for name in captures(node):
+    outside = {name: name for name in captures(loop.node)} | {loop.first[at]: loop.called(at) for at in unchanged}
+    for name, called in outside.items():
         if walk.tensors[name].kind == "final":
-            raise walk.refuse(node, f"needs {name!r}, which is known after the last timestep only, at every timestep")
-        users = [inner for inner in body.node if name in uses(inner)] if body is not None else []
-        if walk.timed(node, [name]) and any(inner.op_type not in _SIZES for inner in users):
-            raise walk.refuse(node, f"takes all timesteps of {name!r} at every timestep")
+            raise walk.refuse(
+                loop.node, f"needs {name!r}, which is known after the last timestep only, at every timestep"
+            )
+        is_used = any(called in uses(user) and user.op_type not in _SIZES for user in loop.body.node)
+        if walk.timed(loop.node, [name]) and is_used and not picks:
+            raise walk.refuse(loop.node, f"takes all timesteps of {name!r} at every timestep")
 
 
 def _axes(walk: StreamingWalk, names: Sequence[str], axes: Sequence[int]) -> list[int]:
@@ -234,17 +272,3 @@ def _stays(walk: StreamingWalk, given: str, out: str) -> bool:
         return True
     grown = walk.facts.affine(walk.facts.values(out))[2] if out else np.array([True])
     return walk.known(given) is not None and bool(grown.all())
-
-
-def _unchanged(body: onnx.GraphProto, given: str, out: str) -> bool:
-    """Whether a loop hands a tensor on as it is, as exporters do with weights."""
-    makers = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Identity"}
-    while out != given and out in makers:
-        out = makers[out]
-    return out == given
-
-
-def _give_collected(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str) -> None:
-    sequence = isinstance(walk.facts.value(name), list)
-    over_time = sequence or walk.facts.time_axis(name) is not None
-    walk.set_output(node, name, step, "per_step" if over_time else "final", 0 if over_time else None)

@@ -157,3 +157,88 @@ def test_a_scan_over_equal_timesteps_is_a_recurrence() -> None:
     _, report = verify_model(convert(model, name="fed_nothing"), long_steps=100)
 
     assert report.parity.max_abs <= 1e-5
+
+
+def test_states_may_be_counters_flags_and_what_others_were() -> None:
+    """An integer, a truth value, and a state that is another one of the timestep before."""
+    body = """
+        body (float[n, 4] a, float[n, 4] b, int64[n, 1] count, bool[n, 1] high, float[n, 4] xi)
+        => (float[n, 4] an, float[n, 4] bn, int64[n, 1] cn, bool[n, 1] hn, float[n, 4] yi) {
+            an = Identity (xi)
+            bn = Identity (a)
+            cn = Add (count, s1)
+            turn = Cast <to = 1> (cn)
+            first = Slice (xi, s0, s1, s1)
+            above = Greater (first, half)
+            hn = Or (high, above)
+            flag = Cast <to = 1> (hn)
+            difference = Sub (xi, b)
+            mean = Div (difference, turn)
+            yi = Mul (mean, flag)
+        }
+    """
+    model = graph(
+        f"""({X}) => (float[batch, time, 4] y) {{
+            shape = Shape (x) rows = Slice (shape, s0, s1)
+            wide = Concat <axis = 0> (rows, four) narrow = Concat <axis = 0> (rows, s1)
+            z = ConstantOfShape (wide) none = ConstantOfShape <value = int64[1] {{0}}> (narrow)
+            never = Cast <to = 9> (none)
+            aT, bT, cT, hT, y = Scan <num_scan_inputs = 1, scan_input_axes = [-2], scan_output_axes = [-2],
+                body = {body}> (z, z, none, never, x)
+        }}""",
+        s0=ints(0), s1=ints(1), four=ints(4), half=np.float32(0.5),
+    )  # fmt: skip
+    made = convert(model, name="states")
+    content, report = verify_model(made, long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5
+    assert StepModel(content).batched
+    assert [state.dtype for state in made.manifest.states] == ["float32", "float32", "int64", "bool"]
+
+
+def counted(turns: str, text: str = "", body: str = "", **weights: Any) -> onnx.ModelProto:
+    """Return a Loop named `loop` of as many turns as `turns`, over the sequence `u` of `(batch, time, 4)`."""
+    return graph(
+        f"""({X}) => (float[batch, time, 5] y) {{
+            {text}
+            sx = Shape (u) steps = Gather <axis = 0> (sx, one) rows = Slice (sx, zeros, ones)
+            size = Concat <axis = 0> (rows, five) h0 = ConstantOfShape (size) less = Sub (steps, one)
+            [loop] hT, yt = Loop ({turns}, yes, h0) <body =
+                body (int64 i, bool go, float[b, 5] h) => (bool on, float[b, 5] hn, float[b, 5] yi) {{
+                    xi = Gather <axis = 1> (u, i) a = MatMul (xi, Wx) b = MatMul (h, Wh) s = Add (a, b)
+                    hn = Tanh (s) yi = Identity (hn) on = Identity (go) {body}
+                }}>
+            y = Transpose <perm = [1, 0, 2]> (yt)
+        }}""",
+        zeros=ints(0), ones=ints(1), one=np.int64(1), five=ints(5), yes=np.array(True), Wx=(4, 5), Wh=(5, 5),
+        most=ints(2**62), **weights,
+    )  # fmt: skip
+
+
+def test_a_loop_over_a_sequence_without_its_first_timestep_is_stepped() -> None:
+    model = counted("steps", "u = Slice (x, ones, most, ones)")
+    _, report = verify_model(convert(model, name="cut"), long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5
+
+
+def test_a_loop_of_other_than_one_turn_for_each_timestep_is_refused() -> None:
+    with pytest.raises(RefusedModelError, match=r"Node 'loop' \(Loop\) has 1 turn\(s\) fewer than there are timesteps"):
+        convert(counted("less", "u = Identity (x)"), name="fewer")
+
+
+def test_a_loop_that_is_none_over_time_may_use_a_shape() -> None:
+    """The same three turns in each timestep, with a shape that has the number of timesteps among its sizes."""
+    model = graph(
+        f"""({X}) => (float[batch, time, 4] y) {{
+            shape = Shape (x) c = CumSum (x, one)
+            y = Loop (three, yes, c) <body =
+                body (int64 i, bool go, float[b, t, 4] h) => (bool on, float[b, t, 4] hn) {{
+                    wide = Expand (half, shape) k = Mul (h, wide) hn = Tanh (k) on = Identity (go)
+                }}>
+        }}""",
+        one=np.int64(1), three=np.int64(3), yes=np.array(True), half=np.float32(0.5),
+    )  # fmt: skip
+    _, report = verify_model(convert(model, name="turns"), long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5

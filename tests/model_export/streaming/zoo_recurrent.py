@@ -270,14 +270,14 @@ ZOO: dict[str, Entry] = {
     "scan": Entry(
         lambda: graph("(float[T, N, 4] x, float[N, 5] h0) => (float[N, 5] hn, float[T, N, 5] y) { "
                       f"hn, y = Scan <num_scan_inputs = 1, body = {SCAN_BODY}> (h0, x) }}", Wx=(4, 5), Wh=(5, 5)),
-        "Scan over time with its state as input and output", "one turn of it",
+        "Scan over time with its state as input and output", "the nodes of its body on one timestep",
     ),
     "scan_axis_1": Entry(
         lambda: graph(f"({X}) => (float[N, T, 5] y) {{ sx = Shape (x) r = Gather (sx, zero) z = Concat <axis = 0> "
                       "(r, five) h0 = ConstantOfShape (z) hn, y = Scan <num_scan_inputs = 1, scan_input_axes = [1], "
                       f"scan_output_axes = [1], body = {SCAN_BODY}> (h0, x) }}",
                       zero=ints(0), five=ints(5), Wx=(4, 5), Wh=(5, 5)),
-        "Scan over another axis than the first", "one turn of it",
+        "Scan over another axis than the first", "the nodes of its body on one timestep",
     ),
     "scan_two_of_each": Entry(
         lambda: graph("(float[T, N, 4] x, float[T, N, 4] z) => (float[T, N, 4] y, float[T, N, 4] w) { s = Shape (x) "
@@ -287,26 +287,26 @@ ZOO: dict[str, Entry] = {
                       "=> (float[n, 4] hn, float[n, 4] gn, float[n, 4] o, float[n, 4] p) { k = Mul (h, half) "
                       "hn = Add (k, xi) q = Mul (g, hn) gn = Add (q, zi) o = Sub (hn, gn) p = Tanh (gn) }> "
                       "(h0, h0, x, z) }", one=ints(1), three=ints(3), zero=ints(0), half=np.float32(0.5)),
-        "Scan with two states, two inputs and two outputs", "one turn of it",
+        "Scan with two states, two inputs and two outputs", "the nodes of its body on one timestep",
     ),
     "loop_that_fills": Entry(
         lambda: graph(FILLING_LOOP, zeros=ints(0), ones=ints(1), one=np.int64(1), five=ints(5), most=ints(2**62),
                       yes=np.array(True), Wx=(4, 5), Wh=(5, 5)),
-        "a loop over time that fills a tensor", "one turn; the tensor has one timestep",
+        "a loop over time that fills a tensor", "its body; the tensor has one timestep",
     ),
     "loop_of_keras": Entry(
         lambda: graph(KERAS_LOOP, zero=np.int64(0), one=np.int64(1), ones=ints(1), five=ints(5),
                       most=np.int64(2**62), yes=np.array(True), Wx=(4, 5), Wh=(5, 5)),
-        "a loop over time as tf2onnx writes it", "one turn; floats become states, the counter begins anew",
+        "a loop over time as tf2onnx writes it", "its body; floats become states, the counter begins anew",
     ),
     "unrolled": Entry(
         lambda: graph(unrolled(6), zero=ints(0), five=ints(5), ones=ints(1), Wx=(4, 5), Wh=(5, 5),
                       **places(6)),
-        "a loop over time that the exporter wrote out for every timestep", "a Scan again, one turn of it",
+        "a loop over time that the exporter wrote out for every timestep", "a Scan again, and the nodes of its body",
     ),
     "loop_of_torch": Entry(
         lambda: graph(SCRIPTED_LOOP, zeros=ints(0), one=np.int64(1), five=ints(5), yes=np.array(True),
                       Wx=(4, 5), Wh=(5, 5)),
-        "a loop over time as PyTorch scripts it, with a list", "one turn; the list has one element",
+        "a loop over time as PyTorch scripts it, with a list", "its body; the list has one element",
     ),
 }  # fmt: skip
