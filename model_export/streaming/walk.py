@@ -48,6 +48,8 @@ class StreamingWalk:
         self._outputs = {value.name for value in model.graph.output}
         self.used = self._outputs.union(*map(uses, model.graph.node))
         self.takes_weights: Collection[str] = ()
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.totals: dict[str, tuple[str, str, str]] = {}
         self.resampled: RefusedModelError | None = None
 
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:

@@ -34,6 +34,7 @@ RULES: dict[str, Rule] = {
     "Reshape": reshape,
     "Scan": scan,
     "Slice": slice_,
+    "LogSoftmax": softmax,
     "Softmax": softmax,
     "Split": split,
 }
