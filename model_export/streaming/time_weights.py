@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
+from typing import Any
 
 from model_export.streaming.axes.measured_shapes import Dim
 
 ONE = Dim(Fraction(1))
+PARTS = ("scores", "shift", "weight", "values", "factor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class TimeWeights:
 
     Attributes:
         scores: What the exponential is taken of; None: there is none.
-        shift: What is subtracted from the scores, an answer for the whole sequence; None: the exponentials are divided by
-            their sum over time, as a softmax does.
+        shift: What is subtracted from the scores, an answer for the whole sequence; None: the exponentials are divided
+            by their sum over time, as in a softmax.
         weight: A factor that is never negative, of which `factor` has the sum over time as a divisor.
         values: The other factors of each timestep; None: ones.
         factor: An answer for the whole sequence.
@@ -61,7 +63,7 @@ class TimeWeights:
     @property
     def parts(self) -> list[Part]:
         """All parts that there are."""
-        return [part for part in (self.scores, self.shift, self.weight, self.values, self.factor) if part is not None]
+        return [part for name in PARTS if (part := getattr(self, name)) is not None]
 
     @property
     def dims(self) -> tuple[Dim, ...]:
@@ -70,9 +72,8 @@ class TimeWeights:
 
     def mapped(self, change: Callable[[Part], Part]) -> TimeWeights:
         """Return the same of changed parts."""
-        names = ("scores", "shift", "weight", "values", "factor")
-        given = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: change(part) for name, part in given.items() if part is not None})
+        made: dict[str, Any] = {name: change(part) for name in PARTS if (part := getattr(self, name)) is not None}
+        return replace(self, **made)
 
 
 def joint_dims(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:

@@ -21,7 +21,7 @@ REDUCTIONS = (*_JOINS, *_POOLS)
 
 
 def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """ReduceSum, ReduceMean, ReduceMax, ReduceMin, ReduceProd and global pooling: over time a running one, else as it is.
+    """ReduceSum, -Mean, -Max, -Min, -Prod and global pooling: over time a running one, else as it is.
 
     Its answer counts after the last timestep, as that of a recurrence without its sequence does.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.streaming.rules.attention import attention, matmul
 from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
-from model_export.streaming.rules.pooling import WEIGHTED, softmax, with_weights
+from model_export.streaming.rules.pooling.factors import softmax
+from model_export.streaming.rules.pooling.table import WEIGHTED, with_weights
 from model_export.streaming.rules.recurrent import loop, running, scan, stateful_op
 from model_export.streaming.rules.reductions import REDUCTIONS, reduction
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split

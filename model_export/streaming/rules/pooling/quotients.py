@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 
 from model_export.graph.operators import RESHAPING
-from model_export.streaming.constants import reshaped
+from model_export.streaming.rules.pooling.parts import emit_again, expanded, is_beside, part_of
+from model_export.streaming.rules.pooling.sums import summed_so_far
 from model_export.streaming.rules.reductions import is_whole, read_axes
-from model_export.streaming.rules.weighted_sums import expanded, summed_so_far
 from model_export.streaming.step_graph import plain
-from model_export.streaming.time_weights import ONE, Part, TimeWeights
+from model_export.streaming.time_weights import TimeWeights
 from model_export.streaming.walk import StreamingWalk
 
 _COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
@@ -61,7 +61,8 @@ def split(walk: StreamingWalk, name: str, total: str) -> tuple[str, str]:
 
 def is_weight(walk: StreamingWalk, name: str, summed: str) -> bool:
     """Whether a tensor has the numbers of `summed`, and none of them is negative."""
-    return bool(summed) and source(walk, name) == summed and is_whole(walk, name) and _is_never_negative(walk, name)
+    is_summed = bool(summed) and source(walk, name) == summed and np.dtype(walk.dtype(name)).kind == "f"
+    return is_summed and is_whole(walk, name) and _is_never_negative(walk, name)
 
 
 def divisor_of(walk: StreamingWalk, name: str) -> str:
@@ -75,33 +76,6 @@ def divisor_of(walk: StreamingWalk, name: str) -> str:
             return ""
         name = rest[0]
     return ""
-
-
-def is_beside(walk: StreamingWalk, name: str) -> bool:
-    """Whether a tensor has its value for each timestep of the sequence as that comes, or one for all."""
-    tensor = walk.tensors[name]
-    equal = tensor.kind == "per_step" and tensor.offset is None
-    return equal or tensor.kind in {"constant", "static", "by_position"} or is_whole(walk, name)
-
-
-def part_of(walk: StreamingWalk, name: str, rank: int) -> Part:
-    """Return a tensor at this timestep, with axes in front of its own where it has fewer than `rank`."""
-    return ranked(walk, Part(walk.operand(name, 0), walk.facts.dims(name)), rank)
-
-
-def ranked(walk: StreamingWalk, part: Part, rank: int) -> Part:
-    """Return a part with axes of length 1 in front of its own where it has fewer than `rank`."""
-    if len(part.dims) >= rank:
-        return part
-    dims = (ONE,) * (rank - len(part.dims)) + part.dims
-    return Part(reshaped(walk.graph, part.step, dims), dims)
-
-
-def emit_again(walk: StreamingWalk, node: onnx.NodeProto, step: str) -> str:
-    """Emit a node of one output on another first input, under a name of its own."""
-    made = walk.emit_like(node, 0, i0=step)
-    made.output[0] = walk.graph.unique(made.output[0])
-    return str(made.output[0])
 
 
 def source(walk: StreamingWalk, name: str) -> str:

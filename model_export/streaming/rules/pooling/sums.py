@@ -11,8 +11,8 @@ import numpy as np
 
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
-from model_export.streaming.constants import shape_at_one_step
-from model_export.streaming.time_weights import ONE, Part, TimeWeights, joint_dims
+from model_export.streaming.rules.pooling.parts import times
+from model_export.streaming.time_weights import Part, TimeWeights, joint_dims
 from model_export.streaming.walk import StreamingWalk
 
 
@@ -51,19 +51,6 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
     return times(walk, result, weights.factor)
 
 
-def expanded(walk: StreamingWalk, part: Part, dims: tuple[Dim, ...]) -> Part:
-    """Return a part with all elements of these axes."""
-    if [dim.at_one_step() for dim in part.dims] == [dim.at_one_step() for dim in dims]:
-        return part
-    return Part(walk.graph.op("Expand", part.step, shape_at_one_step(walk.graph, dims)), dims)
-
-
-def ones(walk: StreamingWalk, like: Part, dtype: str) -> Part:
-    """Return ones, with as many axes as a part has."""
-    shape = (1,) * len(like.dims)
-    return Part(walk.graph.constant(np.ones(shape, dtype)), (ONE,) * len(shape))
-
-
 def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score: bool) -> tuple[str, str, str]:
     """Return the sum of the weights so far, this timestep's share of it, and the largest score."""
     graph, key = walk.graph, f"{part.step} {is_score}"
@@ -71,7 +58,7 @@ def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score:
         before, spec = graph.state_like(f"{label}.weights", part.dims, dtype, None)
         now, highest = part.step, ""
         if is_score:
-            lowest = _row(part.dims, np.finfo(dtype).min, dtype)
+            lowest = _row(part.dims, float(np.finfo(dtype).min), dtype)
             largest, largest_spec = graph.state_like(f"{label}.largest_score", part.dims, dtype, lowest)
             highest = graph.op("Max", largest, part.step)
             graph.next_state_like(largest_spec, highest, part.dims)
@@ -91,13 +78,6 @@ def _mean(walk: StreamingWalk, label: str, values: Part, share: Part, dtype: str
     mean = graph.op("Add", state, graph.op("Mul", graph.op("Sub", values.step, state), share.step))
     graph.next_state_like(spec, mean, dims)
     return Part(mean, dims)
-
-
-def times(walk: StreamingWalk, part: Part, other: Part | None) -> Part:
-    """Return the product of two parts; None: ones."""
-    if other is None:
-        return part
-    return Part(walk.graph.op("Mul", part.step, other.step), joint_dims(part.dims, other.dims))
 
 
 def _row(dims: tuple[Dim, ...], fill: float, dtype: str) -> Array:

@@ -10,10 +10,10 @@ import onnx
 
 from model_export.graph.nodes import attributes
 from model_export.streaming.constants import reshaped
-from model_export.streaming.rules.quotients import is_beside, part_of
-from model_export.streaming.rules.weighted_sums import expanded, ones, summed_so_far, times
+from model_export.streaming.rules.pooling.parts import expanded, is_beside, ones, part_of, times
+from model_export.streaming.rules.pooling.sums import summed_so_far
 from model_export.streaming.step_graph import plain
-from model_export.streaming.time_weights import ONE, Part, TimeWeights
+from model_export.streaming.time_weights import ONE, Part
 from model_export.streaming.walk import StreamingWalk
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -37,7 +37,8 @@ def einsum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     if not arrow or any(len(set(term)) < len(term) for term in terms):
         return False
     if "." in equation:
-        hidden = [len(walk.facts.dims(given)) - len(term) + 3 for given, term in zip(node.input, terms, strict=True)]
+        pairs = zip(node.input, terms, strict=True)
+        hidden = [len(walk.facts.dims(given)) - len(term.replace("...", "")) for given, term in pairs]
         dots = [letter for letter in _LETTERS if letter not in equation.lower()][: max(hidden)]
         ends = zip(terms, hidden, strict=True)
         terms = [
@@ -68,7 +69,7 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     for place, given in others.items():
         dims = walk.facts.dims(given)
         if not is_beside(walk, given) or any(
-            dim.has_time != (letter == time) for dim, letter in zip(dims, terms[place])
+            dim.has_time != (letter == time) for dim, letter in zip(dims, terms[place], strict=True)
         ):
             return False
     kept = result.replace(time, "")
@@ -106,9 +107,9 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
         return False
     place = result.index(time)
 
-    def timed(part: Part) -> Part:
+    def with_time(part: Part) -> Part:
         dims = (*part.dims[:place], ONE, *part.dims[place : len(kept)])
         return Part(reshaped(graph, part.step, dims), dims)
 
-    walk.tensors[out] = replace(walk.tensors[name], weights=weights.mapped(timed))
+    walk.tensors[out] = replace(walk.tensors[name], weights=weights.mapped(with_time))
     return True
