@@ -76,6 +76,23 @@ class TimeWeights:
         return replace(self, **made)
 
 
+@dataclass(frozen=True, slots=True)
+class Total:
+    """The sum over time of weights, as tensors of the step graph.
+
+    Attributes:
+        total: The sum so far, relative to the largest score where the weights are exponentials.
+        is_heavy: Whether this timestep weighs more than all before.
+        share: This timestep's part of the sum, or minus that of all before if it is heavy.
+        largest: The largest score so far; empty: they are none.
+    """
+
+    total: Part
+    is_heavy: str
+    share: str
+    largest: str = ""
+
+
 def joint_dims(*shapes: tuple[Dim, ...]) -> tuple[Dim, ...]:
     """Return the axes of a product of tensors, which broadcast."""
     turned = zip_longest(*(shape[::-1] for shape in shapes), fillvalue=ONE)

@@ -31,7 +31,7 @@ def transposed(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     perm = attributes(node).get("perm") or list(range(rank))[::-1]
 
     def moved(part: Part) -> Part:
-        return Part(emit_again(walk, node, part.step), tuple(part.dims[axis] for axis in perm))
+        return Part(emit_again(walk, node, part.step)[0], tuple(part.dims[axis] for axis in perm))
 
     return weights is not None and set_weights(walk, node.output[0], name, weights.mapped(moved))
 
@@ -59,11 +59,9 @@ def picked(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     if weights is None or node.input[0] != name or axes is None or walk.facts.time_axis(name) in axes:
         return False
     whole = weights.mapped(lambda part: expanded(walk, part, walk.facts.dims(name)))
-    cut = {id(part): walk.emit_like(node, 0, i0=part.step) for part in whole.parts}
-    for made in cut.values():
-        made.output[:] = [walk.graph.unique(given) for given in made.output]
+    cut = {id(part): emit_again(walk, node, part.step) for part in whole.parts}
     for place, out in enumerate(node.output):
-        parts = {key: Part(made.output[place], walk.facts.dims(out)) for key, made in cut.items()}
+        parts = {key: Part(made[place], walk.facts.dims(out)) for key, made in cut.items()}
         set_weights(walk, out, name, whole.mapped(lambda part, cut_parts=parts: cut_parts[id(part)]))  # type: ignore[misc]
     return True
 

@@ -61,11 +61,12 @@ def times(walk: StreamingWalk, part: Part, other: Part | None) -> Part:
     return Part(walk.graph.op("Mul", part.step, other.step), joint_dims(part.dims, other.dims))
 
 
-def emit_again(walk: StreamingWalk, node: onnx.NodeProto, step: str) -> str:
-    """Emit a node of one output on another first input, under a name of its own."""
+def emit_again(walk: StreamingWalk, node: onnx.NodeProto, step: str) -> list[str]:
+    """Emit a node on another first input, under names of its own; return its outputs."""
     made = walk.emit_like(node, 0, i0=step)
-    made.output[0] = walk.graph.unique(made.output[0])
-    return str(made.output[0])
+    made.name = walk.graph.unique(node.name)
+    made.output[:] = [walk.graph.unique(name) for name in made.output]
+    return list(made.output)
 
 
 def set_weights(walk: StreamingWalk, out: str, name: str, weights: TimeWeights) -> bool:

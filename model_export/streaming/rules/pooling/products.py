@@ -34,7 +34,7 @@ def einsum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     equation = str(attributes(node)["equation"]).replace(" ", "")
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
-    if not arrow or any(len(set(term)) < len(term) for term in terms):
+    if not arrow:
         return False
     if "." in equation:
         pairs = zip(node.input, terms, strict=True)
@@ -45,7 +45,7 @@ def einsum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
             term.replace("...", "".join(dots[len(dots) - count :])) if "." in term else term for term, count in ends
         ]
         result = result.replace("...", "".join(dots))
-    return _einstein(walk, node, name, terms, result)
+    return all(len(set(term)) == len(term) for term in terms) and _einstein(walk, node, name, terms, result)
 
 
 def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Sequence[str], result: str) -> bool:

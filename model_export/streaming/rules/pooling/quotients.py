@@ -38,7 +38,7 @@ def quotient_of_sums(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     dims = walk.facts.dims(product)
     weights = TimeWeights(weight=part_of(walk, weight, len(dims)), values=part_of(walk, values, len(dims)))
     total = expanded(walk, summed_so_far(walk, plain(node.name), weights, walk.dtype(product)), dims)
-    reduced = emit_again(walk, maker, total.step)
+    (reduced,) = emit_again(walk, maker, total.step)
     walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=reduced).output[0], "final")
     return True
 

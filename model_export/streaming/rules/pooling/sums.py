@@ -12,7 +12,7 @@ import numpy as np
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.rules.pooling.parts import times
-from model_export.streaming.time_weights import Part, TimeWeights, joint_dims
+from model_export.streaming.time_weights import Part, TimeWeights, Total, joint_dims
 from model_export.streaming.walk import StreamingWalk
 
 
@@ -30,29 +30,28 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
     if counted is None:
         assert values is not None
         state, spec = graph.state_like(f"{label}.sum", values.dims, dtype, None)
-        total = graph.op("Add", state, values.step)
-        graph.next_state_like(spec, total, values.dims)
-        return times(walk, Part(total, values.dims), weights.factor)
-    total, share, largest = _total(walk, label, counted, dtype, is_score=weights.scores is not None)
+        added = graph.op("Add", state, values.step)
+        graph.next_state_like(spec, added, values.dims)
+        return times(walk, Part(added, values.dims), weights.factor)
+    so_far = _total(walk, label, counted, dtype, is_score=weights.scores is not None)
     if weights.scores is not None and weights.weight is not None:
         values = times(walk, weights.weight, values)
-    result = Part(total, counted.dims)
-    if values is not None:
-        result = _mean(walk, label, values, Part(share, counted.dims), dtype)
-    if weights.scores is not None and weights.shift is None and not weights.zero_of_nothing:
-        # the sum of the weights is at least 1, unless all scores so far are minus infinity: then the answer is NaN
-        floor = total if values is None else graph.op("Min", total, graph.constant(np.asarray(1, dtype)))
-        result = Part(graph.op("Div", result.step, floor), result.dims)
-    elif weights.shift is not None or (weights.weight is not None and values is not None):
-        result = times(walk, result, Part(total, counted.dims))
+    mean = None if values is None else _mean(walk, label, values, so_far, dtype)
+    if weights.scores is None or weights.shift is not None:
+        result = so_far.total if mean is None else times(walk, mean, so_far.total)
+    elif mean is not None and weights.zero_of_nothing:
+        result = mean
+    else:  # their sum is at least 1, unless all scores so far are minus infinity: then the answer is NaN
+        some = graph.op("Min", so_far.total.step, graph.constant(np.asarray(1, dtype)))
+        result = mean or Part(some, counted.dims)
+        result = Part(graph.op("Div", result.step, some), result.dims)
     if weights.scores is not None and weights.shift is not None:
-        relative = graph.op("Exp", graph.op("Sub", largest, weights.shift.step))
+        relative = graph.op("Exp", graph.op("Sub", so_far.largest, weights.shift.step))
         result = times(walk, result, Part(relative, joint_dims(counted.dims, weights.shift.dims)))
     return times(walk, result, weights.factor)
 
 
-def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score: bool) -> tuple[str, str, str]:
-    """Return the sum of the weights so far, this timestep's share of it, and the largest score."""
+def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score: bool) -> Total:
     graph, key = walk.graph, f"{part.step} {is_score}"
     if key not in walk.totals:
         before, spec = graph.state_like(f"{label}.weights", part.dims, dtype, None)
@@ -63,19 +62,26 @@ def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score:
             highest = graph.op("Max", largest, part.step)
             graph.next_state_like(largest_spec, highest, part.dims)
             now = graph.op("Exp", graph.op("Sub", part.step, highest))
-            decay = graph.op("Exp", graph.op("Sub", largest, highest))
-        total = graph.op("Add", graph.op("Mul", before, decay) if is_score else before, now)
+            before = graph.op("Mul", before, graph.op("Exp", graph.op("Sub", largest, highest)))
+        total = graph.op("Add", before, now)
         graph.next_state_like(spec, total, part.dims)
-        share = graph.op("Div", now, graph.op("Max", total, graph.constant(np.asarray(np.finfo(dtype).tiny, dtype))))
-        walk.totals[key] = total, share, highest
+        divisor = graph.op("Max", total, graph.constant(np.asarray(np.finfo(dtype).tiny, dtype)))
+        is_heavy = graph.op("Less", before, now)
+        kept = graph.op("Neg", graph.op("Div", before, divisor))
+        share = graph.op("Where", is_heavy, kept, graph.op("Div", now, divisor))
+        walk.totals[key] = Total(Part(total, part.dims), is_heavy, share, highest)
     return walk.totals[key]
 
 
-def _mean(walk: StreamingWalk, label: str, values: Part, share: Part, dtype: str) -> Part:
-    """Move the mean so far towards this timestep's values."""
-    graph, dims = walk.graph, joint_dims(values.dims, share.dims)
+def _mean(walk: StreamingWalk, label: str, values: Part, so_far: Total, dtype: str) -> Part:
+    """Move the mean so far towards this timestep's values, or these towards the mean, whichever weighs less.
+
+    Neither then cancels the other out, so that a mean of a few small numbers keeps its digits.
+    """
+    graph, dims = walk.graph, joint_dims(values.dims, so_far.total.dims)
     state, spec = graph.state_like(f"{label}.mean", dims, dtype, None)
-    mean = graph.op("Add", state, graph.op("Mul", graph.op("Sub", values.step, state), share.step))
+    nearest = graph.op("Where", so_far.is_heavy, values.step, state)
+    mean = graph.op("Add", nearest, graph.op("Mul", graph.op("Sub", values.step, state), so_far.share))
     graph.next_state_like(spec, mean, dims)
     return Part(mean, dims)
 
