@@ -6,6 +6,7 @@ from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.streaming.rules.attention import attention, matmul
 from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
 from model_export.streaming.rules.pooling.factors import softmax
+from model_export.streaming.rules.pooling.sums import log_sum_exp
 from model_export.streaming.rules.pooling.table import WEIGHTED, with_weights
 from model_export.streaming.rules.recurrent import loop, running, scan, stateful_op
 from model_export.streaming.rules.reductions import REDUCTIONS, reduction
@@ -32,6 +33,7 @@ RULES: dict[str, Rule] = {
     "MultiHeadAttention": attention,
     "Pad": pad,
     "Range": count_up,
+    "ReduceLogSumExp": log_sum_exp,
     "Reshape": reshape,
     "Scan": scan,
     "Slice": slice_,

@@ -49,8 +49,8 @@ ZOO: dict[str, Entry] = {
     ),
     "weighted_then_multiplied": Entry(
         lambda: pooled('w = Softmax <axis = 1> (s) a = Einsum <equation = "bti,btd->dtb"> (w, x) '
-                       'g = Transpose <perm = [2, 1, 0]> (x) b = Mul (a, g) c = ReduceMean <axes = [1], keepdims = 0> (b) '
-                       'y = Transpose (c)'),
+                       'g = Transpose <perm = [2, 1, 0]> (x) b = Mul (a, g) '
+                       'c = ReduceMean <axes = [1], keepdims = 0> (b) y = Transpose (c)'),
         "a mean over time of what is weighted by an Einsum, moved and multiplied again", _SOFTMAX,
     ),
     "pooled_on_the_right": Entry(

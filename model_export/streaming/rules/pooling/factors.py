@@ -64,7 +64,8 @@ def _joined(walk: StreamingWalk, node: onnx.NodeProto, part: Part | None, by: Pa
     """Return a part times or by another one; None: ones."""
     if part is None and node.op_type == "Mul":
         return by
-    part = part or ones(walk, by, walk.dtype(node.output[0]))
+    if part is None:  # not 1 / by: onnxruntime joins that with products, and fails where a state is a factor
+        return Part(walk.graph.op("Reciprocal", by.step), by.dims)
     return Part(walk.graph.op(node.op_type, part.step, by.step), joint_dims(part.dims, by.dims))
 
 

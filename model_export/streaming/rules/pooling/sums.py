@@ -8,10 +8,14 @@ down. All states stay finite, whatever is masked by scores of minus infinity or 
 from __future__ import annotations
 
 import numpy as np
+import onnx
 
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.pooling.parts import times
+from model_export.streaming.rules.reductions import is_whole, read_axes
+from model_export.streaming.step_graph import plain
 from model_export.streaming.time_weights import Part, TimeWeights, Total, joint_dims
 from model_export.streaming.walk import StreamingWalk
 
@@ -49,6 +53,18 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
         relative = graph.op("Exp", graph.op("Sub", so_far.largest, weights.shift.step))
         result = times(walk, result, Part(relative, joint_dims(counted.dims, weights.shift.dims)))
     return times(walk, result, weights.factor)
+
+
+def log_sum_exp(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """ReduceLogSumExp: over time that of the timesteps so far."""
+    name = node.input[0]
+    if not is_whole(walk, name) or walk.facts.time_axis(name) not in read_axes(walk, node):
+        pointwise(walk, node)
+        return
+    scores = Part(walk.operand(name, 0), walk.facts.dims(name))
+    so_far = _total(walk, plain(node.name), scores, walk.dtype(name), is_score=True)
+    result = walk.graph.op("Add", so_far.largest, walk.graph.op("Log", so_far.total.step))
+    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=result).output[0], "final")
 
 
 def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score: bool) -> Total:
