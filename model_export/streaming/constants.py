@@ -61,6 +61,19 @@ def _expanded(graph: StreamingGraph, value: str, dims: Sequence[Dim]) -> str:
     return graph.op("Expand", value, shape_at_one_step(graph, dims))
 
 
+def reshaped(graph: StreamingGraph, tensor: str, dims: Sequence[Dim]) -> str:
+    """Return a tensor of the step graph in the shape that these axes have at one timestep."""
+    return graph.op("Reshape", tensor, shape_to_reshape(graph, dims))
+
+
+def shape_to_reshape(graph: StreamingGraph, dims: Sequence[Dim]) -> str:
+    """Return the shape to give a tensor at one timestep, without counting the rows where that can be left out."""
+    sizes = [dim.at_one_step() for dim in dims]
+    if sum(rows > 0 for _, rows in sizes) == 1:
+        return graph.ints([-1 if rows else fixed for fixed, rows in sizes])
+    return shape_at_one_step(graph, dims)
+
+
 def shape_at_one_step(graph: StreamingGraph, dims: Sequence[Dim]) -> str:
     """Return the shape that a tensor has at one timestep, as a tensor."""
     sizes = [dim.at_one_step() for dim in dims]

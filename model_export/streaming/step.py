@@ -27,7 +27,7 @@ from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from model_export.streaming.rules.attention import attention_scores
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.loops import turns_with_time
-from model_export.streaming.rules.pooling import WEIGHTED
+from model_export.streaming.rules.pooling.table import WEIGHTED
 from model_export.streaming.rules.table import RULES
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import StreamingWalk

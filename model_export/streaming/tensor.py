@@ -6,23 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model_export.errors import RefusedModelError
+from model_export.streaming.time_weights import TimeWeights
 
 Kind = Literal["constant", "static", "per_step", "by_position", "final", "scores", "unsupported"]
-
-
-@dataclass(frozen=True, slots=True)
-class TimeWeights:
-    """A softmax over time, or its product with something: what a step has of it is this timestep's part.
-
-    Attributes:
-        name: The tensor of the sequence graph that has the softmax's shape.
-        scores: This timestep's score, a tensor of the step graph; the softmax is taken of the scores.
-        values: What the softmax is multiplied with, a tensor of the step graph; empty: nothing.
-    """
-
-    name: str
-    scores: str
-    values: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +30,8 @@ class StepTensor:
         padded: What it pads with zeros in front, and by how many samples, where that is no whole number of timesteps; a
             convolution can have it.
         first: Whether it is the first timestep of a sequence.
-        weights: What a sum over time can be made of, where it is a softmax over time, and refused for all other uses.
+        weights: What a sum over time can be made of, where it changes with every later timestep, as a softmax over time
+            does; it is refused for all other uses.
         error: Why it is refused.
     """
 

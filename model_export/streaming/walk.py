@@ -26,6 +26,7 @@ from model_export.streaming.constants import emit_known
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain
 from model_export.streaming.tensor import Kind, StepTensor
+from model_export.streaming.time_weights import Total
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 
@@ -49,6 +50,8 @@ class StreamingWalk:
         self._outputs = {value.name for value in model.graph.output}
         self.used = self._outputs.union(*map(uses, model.graph.node))
         self.takes_weights: Collection[str] = ()
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.totals: dict[str, Total] = {}
         self.resampled: RefusedModelError | None = None
 
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:

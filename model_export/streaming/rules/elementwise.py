@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from model_export.graph.nodes import attributes, uses
-from model_export.streaming.constants import shape_at_one_step
+from model_export.streaming.constants import shape_at_one_step, shape_to_reshape
 from model_export.streaming.walk import StreamingWalk
 
 _REFOLDING = {"Reshape", "Flatten"}
@@ -69,14 +69,10 @@ def reshape(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     offset = joint_offset(walk, node)
     _check_tables(walk, node)
     dims = walk.facts.dims(node.output[0])
-    sizes = [dim.at_one_step() for dim in dims]
-    per_row = [axis for axis, (_, rows) in enumerate(sizes) if rows]
     if any(dim.steps.denominator > 1 or dim.both.denominator > 1 for dim in dims):
         raise walk.refuse(node, "puts several timesteps into one")
-    if node.op_type == "Reshape" and len(per_row) == 1:
-        shape = walk.graph.ints([-1 if rows else fixed for fixed, rows in sizes])
-    else:
-        shape = shape_at_one_step(walk.graph, dims)
+    find_shape = shape_to_reshape if node.op_type == "Reshape" else shape_at_one_step
+    shape = find_shape(walk.graph, dims)
     _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, i1=shape))
 
 

@@ -1,4 +1,4 @@
-"""Sums, means and extremes over time: the result for the timesteps so far."""
+"""Sums, means, products and extremes over time: the result for the timesteps so far."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import StreamingWalk
 
-_JOINS = {"ReduceSum": "Add", "ReduceMean": "Add", "ReduceMax": "Max", "ReduceMin": "Min"}
+_JOINS = {"ReduceSum": "Add", "ReduceMean": "Add", "ReduceMax": "Max", "ReduceMin": "Min", "ReduceProd": "Mul"}
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 REDUCTIONS = (*_JOINS, *_POOLS)
@@ -21,7 +21,7 @@ REDUCTIONS = (*_JOINS, *_POOLS)
 
 
 def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """ReduceSum, ReduceMean, ReduceMax, ReduceMin and global pooling: over time a running one, else as it is.
+    """ReduceSum, -Mean, -Max, -Min, -Prod and global pooling: over time a running one, else as it is.
 
     Its answer counts after the last timestep, as that of a recurrence without its sequence does.
     """
@@ -33,15 +33,19 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     offset = tensor.offset or 0
     made = walk.emit_like(node, offset)
     now, dims = made.output[0], walk.facts.dims(node.output[0])
-    kind = _POOLS.get(node.op_type, node.op_type)
+    kind, dtype = _POOLS.get(node.op_type, node.op_type), walk.dtype(name)
     label = f"{plain(node.name)}.{kind.removeprefix('Reduce').lower()}"
-    state, spec = walk.graph.state_like(label, dims, walk.dtype(name), None)
+    state, spec = walk.graph.state_like(label, dims, dtype, None)
+    is_mean, is_float = kind == "ReduceMean", np.dtype(dtype).kind == "f"
+    count = count_so_far(walk, dims, dtype, offset) if is_mean else ""
+    if is_mean and is_float:  # a sum would lose digits in a long stream
+        now = walk.graph.op("Div", walk.graph.op("Sub", now, state), count)
     joined = walk.graph.op(_JOINS[kind], state, now)
-    first = offset if kind in {"ReduceSum", "ReduceMean"} else offset - 1  # the state before counts for no extreme
+    first = offset if _JOINS[kind] == "Add" else offset - 1  # zeros count for no extreme and no product
     if first < 0:
         joined = walk.graph.op("Where", walk.has_seen(-first, dims), joined, now if first == offset - 1 else state)
     walk.graph.next_state_like(spec, joined, dims)
-    result = _mean(walk, name, joined, dims, offset) if kind == "ReduceMean" else joined
+    result = walk.graph.op("Div", joined, count) if is_mean and not is_float else joined
     walk.set_output(node, node.output[0], result, "final")
 
 
@@ -79,10 +83,17 @@ def read_axes(walk: StreamingWalk, node: onnx.NodeProto) -> list[int]:
     return [int(axis) % rank for axis in axes]
 
 
-def _mean(walk: StreamingWalk, name: str, total: str, dims: Sequence[Dim], offset: int) -> str:
+def count_so_far(walk: StreamingWalk, dims: Sequence[Dim], dtype: str, offset: int = 0) -> str:
+    """Return how many timesteps a tensor has had until now, at least 1, in a shape that broadcasts to its rows.
+
+    Args:
+        walk: The walk.
+        dims: The axes of what it broadcasts to.
+        dtype: NumPy name of the type.
+        offset: How much later than the sequence it begins, 0 or negative.
+    """
     graph = walk.graph
     count = graph.op("Add", walk.count(dims), graph.ints([1 + offset]))
     if offset:
         count = graph.op("Max", count, graph.ints([1]))
-    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(walk.dtype(name)))
-    return graph.op("Div", total, graph.op("Cast", count, to=kind))
+    return graph.op("Cast", count, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

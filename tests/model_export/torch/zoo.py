@@ -11,13 +11,14 @@ from model_export import StepSpec
 from model_export.converted import ConvertedModel
 from model_export.torch import convert
 from tests.model_export.merging import merged
-from tests.model_export.torch import zoo_attention, zoo_auto, zoo_loops, zoo_sequences, zoo_states
+from tests.model_export.torch import zoo_attention, zoo_auto, zoo_loops, zoo_pooling, zoo_sequences, zoo_states
 from tests.model_export.torch.zoo_parts import ZooModule, randomise, torch
 
 ZOO: dict[str, ZooModule] = merged(
     zoo_auto.ZOO,
     zoo_sequences.ZOO,
     zoo_attention.ZOO,
+    zoo_pooling.ZOO,
     zoo_loops.ZOO,
     zoo_states.ZOO,
 )

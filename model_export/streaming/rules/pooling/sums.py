@@ -1,0 +1,106 @@
+"""Sums over time of weighted values, of the timesteps so far: a running weighted mean, times the sum of the weights.
+
+A running sum loses digits in a long stream, where each new value is small beside it; a mean does not. Scores may be
+large, so all exponentials are relative to the largest score so far; when that grows, the sum of the weights is scaled
+down. All states stay finite, whatever is masked by scores of minus infinity or by weights of zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from model_export.manifest import Array
+from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.rules.pooling.parts import times
+from model_export.streaming.rules.reductions import is_whole, read_axes
+from model_export.streaming.step_graph import plain
+from model_export.streaming.time_weights import Part, TimeWeights, Total, joint_dims
+from model_export.streaming.walk import StreamingWalk
+
+
+def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: str) -> Part:
+    """Emit the sum over the timesteps so far; all parts have as many axes as the result, whose time axis has length 1.
+
+    Args:
+        walk: The walk.
+        label: What its states are named after.
+        weights: What is summed up.
+        dtype: NumPy name of its type.
+    """
+    graph, values = walk.graph, weights.values
+    counted = weights.scores or weights.weight
+    if counted is None:
+        assert values is not None
+        state, spec = graph.state_like(f"{label}.sum", values.dims, dtype, None)
+        added = graph.op("Add", state, values.step)
+        graph.next_state_like(spec, added, values.dims)
+        return times(walk, Part(added, values.dims), weights.factor)
+    so_far = _total(walk, label, counted, dtype, is_score=weights.scores is not None)
+    if weights.scores is not None and weights.weight is not None:
+        values = times(walk, weights.weight, values)
+    mean = None if values is None else _mean(walk, label, values, so_far, dtype)
+    if weights.scores is None or weights.shift is not None:
+        result = so_far.total if mean is None else times(walk, mean, so_far.total)
+    elif mean is not None and weights.zero_of_nothing:
+        result = mean
+    else:  # their sum is at least 1, unless all scores so far are minus infinity: then the answer is NaN
+        some = graph.op("Min", so_far.total.step, graph.constant(np.asarray(1, dtype)))
+        result = mean or Part(some, counted.dims)
+        result = Part(graph.op("Div", result.step, some), result.dims)
+    if weights.scores is not None and weights.shift is not None:
+        relative = graph.op("Exp", graph.op("Sub", so_far.largest, weights.shift.step))
+        result = times(walk, result, Part(relative, joint_dims(counted.dims, weights.shift.dims)))
+    return times(walk, result, weights.factor)
+
+
+def log_sum_exp(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """ReduceLogSumExp: over time that of the timesteps so far."""
+    name = node.input[0]
+    if not is_whole(walk, name) or walk.facts.time_axis(name) not in read_axes(walk, node):
+        pointwise(walk, node)
+        return
+    scores = Part(walk.operand(name, 0), walk.facts.dims(name))
+    so_far = _total(walk, plain(node.name), scores, walk.dtype(name), is_score=True)
+    result = walk.graph.op("Add", so_far.largest, walk.graph.op("Log", so_far.total.step))
+    walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=result).output[0], "final")
+
+
+def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score: bool) -> Total:
+    graph, key = walk.graph, f"{part.step} {is_score}"
+    if key not in walk.totals:
+        before, spec = graph.state_like(f"{label}.weights", part.dims, dtype, None)
+        now, highest = part.step, ""
+        if is_score:
+            lowest = _row(part.dims, float(np.finfo(dtype).min), dtype)
+            largest, largest_spec = graph.state_like(f"{label}.largest_score", part.dims, dtype, lowest)
+            highest = graph.op("Max", largest, part.step)
+            graph.next_state_like(largest_spec, highest, part.dims)
+            now = graph.op("Exp", graph.op("Sub", part.step, highest))
+            before = graph.op("Mul", before, graph.op("Exp", graph.op("Sub", largest, highest)))
+        total = graph.op("Add", before, now)
+        graph.next_state_like(spec, total, part.dims)
+        divisor = graph.op("Max", total, graph.constant(np.asarray(np.finfo(dtype).tiny, dtype)))
+        is_heavy = graph.op("Less", before, now)
+        kept = graph.op("Neg", graph.op("Div", before, divisor))
+        share = graph.op("Where", is_heavy, kept, graph.op("Div", now, divisor))
+        walk.totals[key] = Total(Part(total, part.dims), is_heavy, share, highest)
+    return walk.totals[key]
+
+
+def _mean(walk: StreamingWalk, label: str, values: Part, so_far: Total, dtype: str) -> Part:
+    """Move the mean so far towards this timestep's values, or these towards the mean, whichever weighs less.
+
+    Neither then cancels the other out, so that a mean of a few small numbers keeps its digits.
+    """
+    graph, dims = walk.graph, joint_dims(values.dims, so_far.total.dims)
+    state, spec = graph.state_like(f"{label}.mean", dims, dtype, None)
+    nearest = graph.op("Where", so_far.is_heavy, values.step, state)
+    mean = graph.op("Add", nearest, graph.op("Mul", graph.op("Sub", values.step, state), so_far.share))
+    graph.next_state_like(spec, mean, dims)
+    return Part(mean, dims)
+
+
+def _row(dims: tuple[Dim, ...], fill: float, dtype: str) -> Array:
+    return np.full([fixed or per_row for fixed, per_row in (dim.at_one_step() for dim in dims)], fill, dtype)
