@@ -40,7 +40,8 @@ class StepTensor:
         position: Whether it counts the timesteps, so that it grows without end.
         blame: The node that made it look ahead.
         edge: Whether its elements before the first timestep equal that of the first timestep.
-        window: How many timesteps, the present one included, a square is kept for.
+        window: How many timesteps, the present one included, scores are kept for.
+        keys: The axis of scores for the timesteps that are looked at.
         padded: What it pads with zeros in front, and by how many samples, where that is no whole number of timesteps; a
             convolution can have it.
         first: Whether it is the first timestep of a sequence.
@@ -55,6 +56,7 @@ class StepTensor:
     blame: str = ""
     edge: bool = False
     window: int = 0
+    keys: int | None = None
     padded: tuple[str, int] | None = None
     first: bool = False
     weights: TimeWeights | None = None

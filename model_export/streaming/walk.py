@@ -27,6 +27,7 @@ from model_export.streaming.step_graph import StreamingGraph, plain
 from model_export.streaming.tensor import Kind, StepTensor
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
+SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
 
 
 class StreamingWalk:
@@ -50,18 +51,16 @@ class StreamingWalk:
         self.takes_weights: Collection[str] = ()
         self.resampled: RefusedModelError | None = None
 
-    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:
+    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed."""
         for node in self.model.graph.node:
             if self._is_known(node) or self._is_by_position(node):
                 continue
             outputs = [name for name in node.output if name]
             try:
-                if any(self.tensors[name].kind == "scores" for name in uses(node)):
-                    on_square(self, node)
-                    continue
-                self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
-                rules.get(node.op_type, default)(self, node)
+                if not on_square(self, node):
+                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
+                    rules.get(node.op_type, default)(self, node)
                 for name in outputs:
                     check_causal(self, node, name)
             except RefusedModelError as exc:
