@@ -46,6 +46,8 @@ class StepTensor:
             convolution can have it.
         first: Whether it is the first timestep of a sequence.
         weights: What a sum over time can be made of, where it is a softmax over time, and refused for all other uses.
+        suspect: Why it is refused if it becomes an answer: some timesteps depend on later ones, unless they are masked
+            on the way.
         error: Why it is refused.
     """
 
@@ -60,4 +62,5 @@ class StepTensor:
     padded: tuple[str, int] | None = None
     first: bool = False
     weights: TimeWeights | None = None
+    suspect: RefusedModelError | None = None
     error: RefusedModelError | None = None

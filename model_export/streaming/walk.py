@@ -62,7 +62,7 @@ class StreamingWalk:
                     self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
                     rules.get(node.op_type, default)(self, node)
                 for name in outputs:
-                    check_causal(self, node, name)
+                    self._check_causal(node, name)
             except RefusedModelError as exc:
                 self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=exc)))
             except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
@@ -250,6 +250,8 @@ class StreamingWalk:
             RefusedModelError: That answer needs timesteps to come.
         """
         tensor = self.tensors[name]
+        if tensor.suspect is not None:
+            raise tensor.suspect
         if tensor.offset is None:
             return tensor.step, 0
         ahead = self.facts.length_delta(name) - back - tensor.offset
@@ -262,6 +264,16 @@ class StreamingWalk:
         return self.delayed(name, -ahead), -ahead
 
     # ---------------------------------------------------------------- private
+
+    def _check_causal(self, node: onnx.NodeProto, name: str) -> None:
+        """Refuse what looks ahead, or note it where a mask may follow."""
+        suspect = next((error for given in uses(node) if (error := self.tensors[given].suspect) is not None), None)
+        try:
+            check_causal(self, node, name)
+        except RefusedModelError:
+            if suspect is None:
+                raise
+            self.tensors[name] = replace(self.tensors[name], suspect=suspect)
 
     def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.

@@ -5,12 +5,15 @@ The window is read off the attention itself as it ran: the softmax is zero outsi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
+from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes, uses
+from model_export.manifest import Array
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.squares import (
     SHAPED,
@@ -72,7 +75,8 @@ def attention_scores(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     else:
         raise without_rule(walk, node)
     if square.keys is not None:
-        walk.tensors[out] = StepTensor("scores", step, square.front, window=square.window, keys=square.keys)
+        made = StepTensor("scores", step, square.front, window=square.window, keys=square.keys)
+        walk.tensors[out] = replace(made, suspect=square.suspect)
     elif node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
         raise without_rule(walk, node)
     elif square.queries is None:
@@ -110,7 +114,7 @@ def _continued(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     queries = axis_in_output(walk, node, place, looking[0]) if looking else None
     if looking and queries is None:
         raise without_rule(walk, node)
-    return Square(tensor.window, tensor.offset or 0, keys, queries)
+    return Square(tensor.window, tensor.offset or 0, keys, queries, tensor.suspect)
 
 
 def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
@@ -134,7 +138,8 @@ def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     front = max(offsets, default=0)
     if len(offsets) > 1 or front < 0:
         raise walk.refuse(node, "attends over a sequence that was shifted in time", WHY)
-    return Square(_window(walk, node, found, front), front, keys, queries)
+    window, masked = _window(walk, node, found, front)
+    return Square(window, front, keys, queries, ahead_of_time(walk, node) if masked else None)
 
 
 def _looked_at(walk: StreamingWalk, node: onnx.NodeProto, keys: int) -> list[str]:
@@ -174,22 +179,46 @@ def _softmax_behind(walk: StreamingWalk, name: str, axes: list[int]) -> _Weights
     return None
 
 
-def _window(walk: StreamingWalk, node: onnx.NodeProto, weights: _Weights, front: int) -> int:
-    """Return how many timesteps the attention that begins here looks at, this one included."""
-    sizes, axes = set(), weights.axes
-    for value in walk.facts.values(weights.name) if len(axes) == 2 else ():
-        pairs = np.moveaxis(value, (axes[1 - weights.place], axes[weights.place]), (-2, -1))
-        seen = (pairs != 0).reshape(-1, *pairs.shape[-2:]).any(axis=0)
-        query, key = np.nonzero(seen)
-        ages = query + front - key
-        if (ages < 0).any():
-            raise walk.refuse(node, "attends to timesteps to come", WHY)
-        sizes.add(int(ages.max()) + 1)
-    if len(sizes) == 1:
-        return sizes.pop()
+def _window(walk: StreamingWalk, node: onnx.NodeProto, weights: _Weights, front: int) -> tuple[int, bool]:
+    """Return how many timesteps the attention that begins here looks at, this one included.
+
+    And whether some that look see none that count: a softmax makes all timesteps equal then, those to come too, and
+    what comes of that has to be masked.
+    """
+    runs = list(_seen(walk, weights, front))
+    shortest = min((len(ahead[0]) for ahead, _, _ in runs), default=0)
+    if runs and np.concatenate([ahead[:, :shortest] for ahead, _, _ in runs]).all(axis=0).any():
+        raise ahead_of_time(walk, node)
+    masked = any(ahead.any() for ahead, _, _ in runs)
+    sizes = {int(np.where(masked & whole, 0, most).max()) for _, most, whole in runs}
+    largest = max(sizes, default=0)
+    # masks that are drawn may hide that there is no band; a window that is too long does no harm
+    if len(sizes) == 1 and not (masked and walk.length and 2 * largest > shortest):
+        return largest, masked
     if walk.length is None:
         raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _UNBOUNDED)
-    return walk.length + front
+    return walk.length + front, masked
+
+
+def _seen(walk: StreamingWalk, weights: _Weights, front: int) -> Iterator[tuple[Array, Array, Array]]:
+    """Yield for each run what the timesteps see: whether one to come, how many else, and whether all; (rows, steps)."""
+    batch = walk.facts.batch_axis(weights.name)
+    for value in walk.facts.values(weights.name) if len(weights.axes) == 2 else ():
+        queries, keys = weights.axes[1 - weights.place], weights.axes[weights.place]
+        if batch is None:
+            pairs = np.moveaxis(value, (queries, keys), (-2, -1))[None]
+        else:
+            pairs = np.moveaxis(value, (batch, queries, keys), (0, -2, -1))
+        seen = (pairs != 0).reshape(len(pairs), -1, *pairs.shape[-2:]).any(axis=1)
+        ages = np.arange(seen.shape[1])[:, None] + front - np.arange(seen.shape[2])
+        ahead = (seen & (ages < 0)).any(axis=2)
+        most = np.where(seen & ~ahead[:, :, None], ages + 1, 0).max(axis=2)
+        yield ahead, most, seen.all(axis=2)
+
+
+def ahead_of_time(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
+    """Return the error for attention to timesteps to come."""
+    return walk.refuse(node, "attends to timesteps to come", WHY)
 
 
 def _offset(walk: StreamingWalk, name: str) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 import onnx
 
+from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
@@ -32,12 +32,14 @@ class Square:
         front: How many of them stand before the first timestep of the sequence.
         keys: The axis of the node's output for the timesteps that are looked at; None: they are summed up.
         queries: The axis of the timesteps that look; None: it is the end of the sequence that looks.
+        suspect: Why it is refused where it is new and not masked later.
     """
 
     window: int
     front: int
     keys: int | None
     queries: int | None
+    suspect: RefusedModelError | None = None
 
 
 def time_axes(walk: StreamingWalk, name: str) -> list[int]:
@@ -76,28 +78,24 @@ def axis_in_output(walk: StreamingWalk, node: onnx.NodeProto, place: int, axis: 
 
 def operands(walk: StreamingWalk, node: onnx.NodeProto, square: Square) -> dict[str, str]:
     """Return the tensors of the step graph that a node takes, by place as `StreamingWalk.emit_like` has them."""
-    found = {f"i{place}": _operand(walk, node, place, square) for place, name in enumerate(node.input) if name}
+    given = range(1 if node.op_type in SHAPED else len(node.input))
+    found = {f"i{place}": _operand(walk, node, place, square) for place in given if node.input[place]}
     if node.op_type in SHAPED:
         dims = list(walk.facts.dims(node.output[0]))
         if square.keys is not None:
             dims[square.keys] = Dim(Fraction(square.window))
-        found["i1"] = _shape(walk, dims)
+        sizes = [dim.at_one_step() for dim in dims]
+        if node.op_type == "Reshape" and sum(rows > 0 for _, rows in sizes) == 1:
+            found["i1"] = walk.graph.ints([-1 if rows else fixed for fixed, rows in sizes])
+        else:
+            found["i1"] = shape_at_one_step(walk.graph, dims)
     return found
-
-
-def _shape(walk: StreamingWalk, dims: Sequence[Dim]) -> str:
-    sizes = [dim.at_one_step() for dim in dims]
-    if sum(rows > 0 for _, rows in sizes) == 1:
-        return walk.graph.ints([-1 if rows else fixed for fixed, rows in sizes])
-    return shape_at_one_step(walk.graph, dims)
 
 
 def _operand(walk: StreamingWalk, node: onnx.NodeProto, place: int, square: Square) -> str:
     """Return what a node takes at one place: its window where it is looked at, this timestep where it looks."""
     name = node.input[place]
     tensor, times = walk.tensors[name], time_axes(walk, name)
-    if node.op_type in SHAPED and place == 1:
-        return ""
     if is_table(walk, name):
         return _row_of_table(walk, node, place, square)
     walk.need(name)
@@ -126,7 +124,7 @@ def _operand(walk: StreamingWalk, node: onnx.NodeProto, place: int, square: Squa
     raise without_rule(walk, node)
 
 
-def without_rule(walk: StreamingWalk, node: onnx.NodeProto) -> Exception:
+def without_rule(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
     """Return the error for a node that is no part of attention that is known here."""
     return walk.refuse(node, "compares every timestep with every other in a way without a rule", WHY)
 
