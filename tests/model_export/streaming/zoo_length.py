@@ -241,3 +241,68 @@ BANDED: dict[str, Callable[[], onnx.ModelProto]] = {
     ),
 }  # fmt: skip
 """Attention with a mask of the last five timesteps, which needs no declared length."""
+
+
+def written(nodes: str, *, inputs: str = f"float[batch, {LENGTH}, 4] x", **weights: Any) -> onnx.ModelProto:
+    """Return attention of two heads whose shapes and masks have the length written into them."""
+    given: dict[str, Any] = {
+        "Wq": (4, 4), "Wk": (4, 4), "Wv": (4, 4), "heads": ints(-1, LENGTH, 2, 2), "flat": ints(-1, LENGTH, 4),
+        "never": NEVER, "table": LOWER, "axis": np.int64(1),
+    }  # fmt: skip
+    text = f"({inputs}) => (float[batch, {LENGTH}, 4] y) {{ {nodes} }}"
+    given |= weights
+    return graph(text, **{name: value for name, value in given.items() if name in text})
+
+
+WRITTEN: dict[str, Callable[[], onnx.ModelProto]] = {
+    "shapes_and_a_mask": lambda: written(
+        f"{PROJECTED} {HEADS} m = Where (table, s, never) p = Softmax <axis = -1> (m) {BACK}"
+    ),
+    "blocks": lambda: written(
+        f"{PROJECTED} {HEADS} m = Where (table, s, never) p = Softmax <axis = -1> (m) {BACK}", table=BLOCKS
+    ),
+    "rows_from_the_input": lambda: written(
+        f"{PROJECTED} sizes = Shape (x) rows = Slice (sizes, nil, one) split = Concat <axis = 0> (rows, rest) "
+        f"{HEADS.replace('heads', 'split')} low = Where (table, none, never) m = Add (s, low) "
+        f"p = Softmax <axis = -1> (m) {BACK}",
+        nil=ints(0), one=ints(1), rest=ints(LENGTH, 2, 2), none=np.float32(0),
+    ),
+    "as_many_features_as_timesteps": lambda: written(
+        "w = MatMul (x, U) wide = Reshape (w, shape) h = Add (wide, positions) a = MatMul (h, V) y = CumSum (a, axis)",
+        U=(4, LENGTH), V=(LENGTH, 4), shape=ints(-1, LENGTH, LENGTH), positions=(LENGTH, LENGTH),
+    ),
+    "ranges": lambda: written(
+        f"{PROJECTED} {HEADS} places = Range (nil, steps, one) rows = Unsqueeze (places, last) "
+        "columns = Unsqueeze (places, first) seen = GreaterOrEqual (rows, columns) m = Where (seen, s, never) "
+        f"p = Softmax <axis = -1> (m) {BACK}",
+        nil=np.int64(0), steps=np.int64(LENGTH), one=np.int64(1), last=ints(1), first=ints(0),
+    ),
+    "positions": lambda: written("h = Add (x, positions) y = CumSum (h, axis)", positions=(1, LENGTH, 4)),
+    "an_embedding_of_all_places": lambda: written(
+        "e = Gather (positions, places) b = Expand (e, shape) h = Add (x, b) y = CumSum (h, axis)",
+        positions=(LENGTH + 3, 4), places=np.arange(LENGTH), shape=ints(1, LENGTH, 4),
+    ),
+    "the_last_place": lambda: graph(
+        f"(float[batch, {LENGTH}, 4] x) => (float[batch, 4] y, float[batch, 1, 4] z) {{ h = Add (x, positions) "
+        "c = CumSum (h, axis) y = Gather <axis = 1> (c, place) z = Slice (c, start, end, axes) }",
+        positions=(LENGTH, 4), axis=np.int64(1), place=np.int64(LENGTH - 1), start=ints(LENGTH - 1), end=ints(LENGTH),
+        axes=ints(1),
+    ),
+    "the_timestep_before": lambda: written(
+        "cut = Slice (x, first, end, axes) p = Pad (cut, pads) "
+        "d = Sub (x, p) h = Mul (d, positions) y = CumSum (h, axis)",
+        first=ints(0), end=ints(LENGTH - 1), axes=ints(1), positions=(LENGTH, 4), pads=ints(0, 1, 0, 0, 0, 0),
+    ),
+    "something_static_repeated": lambda: written(
+        "u = Unsqueeze (who, one) r = Tile (u, times) j = Concat <axis = 2> (x, r) h = MatMul (j, V) "
+        "i = Mul (h, positions) y = CumSum (i, axis)",
+        inputs=f"float[batch, {LENGTH}, 4] x, float[batch, 3] who", one=ints(1), times=ints(1, LENGTH, 1), V=(7, 4),
+        positions=(LENGTH, 4),
+    ),
+    "time_first": lambda: graph(
+        f"(float[{LENGTH}, 1, 4] x) => (float[{LENGTH}, 1, 5] y) {{ h = Mul (x, positions) "
+        "g = GRU <hidden_size = 5> (h, W, R, B) y = Reshape (g, shape) }",
+        positions=(LENGTH, 1, 4), shape=ints(LENGTH, -1, 5), **GRU,
+    ),
+}  # fmt: skip
+"""Graphs that run for the declared length and for no other number of timesteps."""
