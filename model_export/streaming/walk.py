@@ -45,7 +45,7 @@ class StreamingWalk:
         self.tensors: dict[str, StepTensor] = dict.fromkeys(self.weights, StepTensor("constant"))
         self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
-        self._windows: dict[tuple[str, int, float], str] = {}
+        self._windows: dict[tuple[str, int, bool, bytes | None], str] = {}
         self._outputs = {value.name for value in model.graph.output}
         self.used = self._outputs.union(*map(uses, model.graph.node))
         self.takes_weights: Collection[str] = ()
@@ -144,28 +144,28 @@ class StreamingWalk:
         """Return the same for another tensor of the step graph, in the place of `name`."""
         if not past:
             return step
-        if (step, past, fill) not in self._windows:
-            axis, offset = self.facts.time_axis(name), self.tensors[name].offset
-            assert axis is not None
-            assert offset is not None
-            dims = list(self.facts.dims(name))
-            each = self.facts.samples(name)
-            if dims[axis].both or (each > 1 and self.tensors[name].edge):
-                raise RefusedModelError(
-                    f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
-                    fix="Export the model with time on an axis of its own.",
-                )
-            dims[axis] = Dim(Fraction(past * each))
-            edge = self.tensors[name].edge
-            init = None if edge else self._history(name, axis, offset, past, fill)
+        axis, tensor = self.facts.time_axis(name), self.tensors[name]
+        assert axis is not None
+        assert tensor.offset is not None
+        dims = list(self.facts.dims(name))
+        each = self.facts.samples(name)
+        if dims[axis].both or (each > 1 and tensor.edge):
+            raise RefusedModelError(
+                f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
+                fix="Export the model with time on an axis of its own.",
+            )
+        dims[axis] = Dim(Fraction(past * each))
+        init = None if tensor.edge else self._history(name, axis, tensor.offset, past, fill)
+        key = step, past, tensor.edge, None if init is None else init.tobytes()
+        if key not in self._windows:
             state, spec = self.graph.state_like(f"{plain(label or name)}.past", dims, self.dtype(name), init)
-            if edge:
+            if tensor.edge:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=axis)
             kept = self.graph.ints(range(each, (past + 1) * each))
             self.graph.next_state_like(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
-            self._windows[step, past, fill] = joined
-        return self._windows[step, past, fill]
+            self._windows[key] = joined
+        return self._windows[key]
 
     def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""

@@ -13,7 +13,7 @@ from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import StreamingWalk
 
-_JOINS = {"ReduceSum": "Add", "ReduceMean": "Add", "ReduceMax": "Max", "ReduceMin": "Min"}
+_JOINS = {"ReduceMax": "Max", "ReduceMean": "Add", "ReduceMin": "Min", "ReduceProd": "Mul", "ReduceSum": "Add"}
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 REDUCTIONS = (*_JOINS, *_POOLS)
@@ -21,7 +21,7 @@ REDUCTIONS = (*_JOINS, *_POOLS)
 
 
 def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """ReduceSum, ReduceMean, ReduceMax, ReduceMin and global pooling: over time a running one, else as it is.
+    """Sums, means, products, extremes and global pooling: over time a running one, else as it is.
 
     Its answer counts after the last timestep, as that of a recurrence without its sequence does.
     """
@@ -37,7 +37,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     label = f"{plain(node.name)}.{kind.removeprefix('Reduce').lower()}"
     state, spec = walk.graph.state_like(label, dims, walk.dtype(name), None)
     joined = walk.graph.op(_JOINS[kind], state, now)
-    first = offset if kind in {"ReduceSum", "ReduceMean"} else offset - 1  # the state before counts for no extreme
+    first = offset if kind in {"ReduceSum", "ReduceMean"} else offset - 1  # the state before counts for no other
     if first < 0:
         joined = walk.graph.op("Where", walk.has_seen(-first, dims), joined, now if first == offset - 1 else state)
     walk.graph.next_state_like(spec, joined, dims)
