@@ -32,7 +32,7 @@ def is_by_position(facts: MeasuredShapes, name: str) -> bool:
     )
 
 
-def emit_by_position(walk: StreamingWalk, name: str, offset: int, node: onnx.NodeProto | None) -> str:
+def emit_by_position(walk: StreamingWalk, name: str, offset: int, node: onnx.NodeProto | None, *, past: int = 0) -> str:
     """Emit the value of this timestep; after the declared length it is NaN, or the last one of integers.
 
     Args:
@@ -40,21 +40,53 @@ def emit_by_position(walk: StreamingWalk, name: str, offset: int, node: onnx.Nod
         name: The tensor.
         offset: How many timesteps later the wanted value is; below 0, before the first timestep, the first one.
         node: The node that uses it: where its output has the rows, each row has the value of its own position.
+        past: How many timesteps before come with it, on the axis of time.
     """
-    graph, axis = walk.graph, walk.facts.time_axis(name)
     table = _table(walk.facts, name)
+    axis = walk.facts.time_axis(name)
     assert axis is not None
     assert table is not None
+    return emit_table(walk, table, axis, name, node, offset=offset, past=past)
+
+
+def emit_table(
+    walk: StreamingWalk,
+    table: Array,
+    axis: int,
+    name: str,
+    node: onnx.NodeProto | None,
+    *,
+    offset: int = 0,
+    past: int = 0,
+) -> str:
+    """Emit a table's value at this timestep, as `emit_by_position` does.
+
+    Args:
+        walk: The walk.
+        table: The values of the declared length, with one row.
+        axis: Its axis of time.
+        name: The tensor that it is the table of.
+        node: The node that uses it.
+        offset: How many timesteps later the wanted value is.
+        past: How many timesteps before come with it.
+    """
+    graph = walk.graph
     steps = table.shape[axis]
     end = np.full_like(table.take([0], axis), np.nan) if table.dtype.kind == "f" else table.take([-1], axis)
     rows = np.moveaxis(np.concatenate([table, end], axis), axis, 0)
-    place = walk.graph.count()
-    if offset:
+    place = graph.count()
+    if past:
+        ages = np.arange(offset - past, offset + 1)
+        place = graph.op("Add", graph.op("Reshape", place, graph.ints([-1, 1])), graph.ints(ages.tolist()))
+        place = graph.op("Max", place, graph.ints([0]))
+    elif offset:
         place = graph.op("Max", graph.op("Add", place, graph.ints([offset])), graph.ints([0]))
     place = graph.op("Min", place, graph.ints([steps]))
     found = graph.op("Gather", graph.constant(rows, what="positions", at=name), place, axis=0)  # (rows or 1, *others)
     own, shape = walk.facts.batch_axis(name), list(table.shape)
-    shape[axis] = 1
+    shape[axis] = 1 + past
+    if past and axis:  # (rows or 1, timesteps, *others)
+        found = graph.op("Transpose", found, perm=[0, *range(2, axis + 2), 1, *range(axis + 2, len(shape) + 1)])
     if own is not None:
         return _rows_moved(walk, found, shape, own)
     out = node.output[0] if node is not None else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
+from model_export.streaming.axes.opened import opened_graphs
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
@@ -106,10 +108,7 @@ def _step_of(
     *,
     length: int | None,
 ) -> SequenceStep:
-    try:
-        inputs = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
-    except UnclearModelError as exc:
-        raise _written_rows(graph) or exc from exc
+    inputs, graph, declared = _read(graph, declared, time_axes, batch_axes, length)
     if is_for_one_row(inputs, declared) and not rows_are_independent(graph, inputs):
         inputs = replace(inputs, only_rows=1)
     graph = with_squeeze_axes(without_known_branches(graph, inputs), inputs)
@@ -147,6 +146,36 @@ def _step_of(
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk), HALF if is_half else 0.0)
+
+
+def _read(
+    graph: onnx.ModelProto,
+    declared: Declared,
+    time_axes: Mapping[str, int | None],
+    batch_axes: Mapping[str, int | None],
+    length: int | None,
+) -> tuple[SequenceInputs, onnx.ModelProto, Declared]:
+    """Read the axes of the inputs, with the graph opened where the declared length is written into it.
+
+    Raises:
+        UnclearModelError: No time axis can be found.
+    """
+
+    def found(graph: onnx.ModelProto, declared: Declared) -> tuple[SequenceInputs, onnx.ModelProto, Declared]:
+        inputs = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
+        return inputs, graph, declared
+
+    if length is not None and any(length in dims for dims in declared.values()):
+        for opened, sizes in opened_graphs(graph, declared, time_axes, length):
+            with suppress(UnclearModelError):
+                return found(opened, sizes)
+    try:
+        return found(graph, declared)
+    except UnclearModelError as exc:
+        for opened, sizes in opened_graphs(graph, declared, time_axes, length) if length is not None else ():
+            with suppress(UnclearModelError):
+                return found(opened, sizes)
+        raise _written_rows(graph) or exc from exc
 
 
 def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:

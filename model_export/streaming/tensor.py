@@ -26,12 +26,15 @@ class StepTensor:
         position: Whether it counts the timesteps, so that it grows without end.
         blame: The node that made it look ahead.
         edge: Whether its elements before the first timestep equal that of the first timestep.
-        window: How many timesteps, the present one included, a square is kept for.
+        window: How many timesteps, the present one included, scores are kept for.
+        keys: The axis of scores for the timesteps that are looked at.
         padded: What it pads with zeros in front, and by how many samples, where that is no whole number of timesteps; a
             convolution can have it.
         first: Whether it is the first timestep of a sequence.
         weights: What a sum over time can be made of, where it changes with every later timestep, as a softmax over time
             does; it is refused for all other uses.
+        suspect: Why it is refused if it becomes an answer: some timesteps depend on later ones, unless they are masked
+            on the way.
         error: Why it is refused.
     """
 
@@ -42,7 +45,9 @@ class StepTensor:
     blame: str = ""
     edge: bool = False
     window: int = 0
+    keys: int | None = None
     padded: tuple[str, int] | None = None
     first: bool = False
     weights: TimeWeights | None = None
+    suspect: RefusedModelError | None = None
     error: RefusedModelError | None = None

@@ -29,6 +29,7 @@ from model_export.streaming.tensor import Kind, StepTensor
 from model_export.streaming.time_weights import Total
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
+SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
 
 
 class StreamingWalk:
@@ -46,7 +47,7 @@ class StreamingWalk:
         self.tensors: dict[str, StepTensor] = dict.fromkeys(self.weights, StepTensor("constant"))
         self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
-        self._windows: dict[tuple[str, int, float], str] = {}
+        self._windows: dict[tuple[str, int, bool, bytes | None], str] = {}
         self._outputs = {value.name for value in model.graph.output}
         self.used = self._outputs.union(*map(uses, model.graph.node))
         self.takes_weights: Collection[str] = ()
@@ -54,20 +55,18 @@ class StreamingWalk:
         self.totals: dict[str, Total] = {}
         self.resampled: RefusedModelError | None = None
 
-    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: Rule) -> None:
+    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed."""
         for node in self.model.graph.node:
             if self._is_known(node) or self._is_by_position(node):
                 continue
             outputs = [name for name in node.output if name]
             try:
-                if any(self.tensors[name].kind == "scores" for name in uses(node)):
-                    on_square(self, node)
-                    continue
-                self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
-                rules.get(node.op_type, default)(self, node)
+                if not on_square(self, node):
+                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
+                    rules.get(node.op_type, default)(self, node)
                 for name in outputs:
-                    check_causal(self, node, name)
+                    self._check_causal(node, name)
             except RefusedModelError as exc:
                 self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=exc)))
             except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
@@ -149,28 +148,28 @@ class StreamingWalk:
         """Return the same for another tensor of the step graph, in the place of `name`."""
         if not past:
             return step
-        if (step, past, fill) not in self._windows:
-            axis, offset = self.facts.time_axis(name), self.tensors[name].offset
-            assert axis is not None
-            assert offset is not None
-            dims = list(self.facts.dims(name))
-            each = self.facts.samples(name)
-            if dims[axis].both or (each > 1 and self.tensors[name].edge):
-                raise RefusedModelError(
-                    f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
-                    fix="Export the model with time on an axis of its own.",
-                )
-            dims[axis] = Dim(Fraction(past * each))
-            edge = self.tensors[name].edge
-            init = None if edge else self._history(name, axis, offset, past, fill)
+        axis, tensor = self.facts.time_axis(name), self.tensors[name]
+        assert axis is not None
+        assert tensor.offset is not None
+        dims = list(self.facts.dims(name))
+        each = self.facts.samples(name)
+        if dims[axis].both or (each > 1 and tensor.edge):
+            raise RefusedModelError(
+                f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
+                fix="Export the model with time on an axis of its own.",
+            )
+        dims[axis] = Dim(Fraction(past * each))
+        init = None if tensor.edge else self._history(name, axis, tensor.offset, past, fill)
+        key = step, past, tensor.edge, None if init is None else init.tobytes()
+        if key not in self._windows:
             state, spec = self.graph.state_like(f"{plain(label or name)}.past", dims, self.dtype(name), init)
-            if edge:
+            if tensor.edge:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=axis)
             kept = self.graph.ints(range(each, (past + 1) * each))
             self.graph.next_state_like(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
-            self._windows[step, past, fill] = joined
-        return self._windows[step, past, fill]
+            self._windows[key] = joined
+        return self._windows[key]
 
     def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
@@ -255,6 +254,8 @@ class StreamingWalk:
             RefusedModelError: That answer needs timesteps to come.
         """
         tensor = self.tensors[name]
+        if tensor.suspect is not None:
+            raise tensor.suspect
         if tensor.offset is None:
             return tensor.step, 0
         ahead = self.facts.length_delta(name) - back - tensor.offset
@@ -267,6 +268,16 @@ class StreamingWalk:
         return self.delayed(name, -ahead), -ahead
 
     # ---------------------------------------------------------------- private
+
+    def _check_causal(self, node: onnx.NodeProto, name: str) -> None:
+        """Refuse what looks ahead, or note it where a mask may follow."""
+        suspect = next((error for given in uses(node) if (error := self.tensors[given].suspect) is not None), None)
+        try:
+            check_causal(self, node, name)
+        except RefusedModelError:
+            if suspect is None:
+                raise
+            self.tensors[name] = replace(self.tensors[name], suspect=suspect)
 
     def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.

@@ -156,10 +156,11 @@ def _by_its_graph(whole: Sequences, reason: RefusedModelError, spec: StepSpec, *
     """
     from model_export import streaming
 
-    if whole.only_length:
+    if whole.only_length not in {None, spec.length}:
         raise RefusedModelError(
             f"The module takes sequences of {whole.only_length} timesteps alone. {reason.problem}",
-            fix="Build it for any number of timesteps: take it from the input, x.shape[1].",
+            fix=f"Declare them: StepSpec(.., length={whole.only_length}). Or build it for any number of timesteps: "
+            "take it from the input, x.shape[1].",
         ) from reason
     takes = [one.name for one in whole.inputs]
     gives = named([one.path for one in whole.outputs], spec.output_names, takes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def with_attention_written_out(model: Any) -> Any:
     """Return a graph with MatMul and Softmax in the place of every Attention that has a mask or is causal.
 
-    Those with past keys, with a softcap, or with fewer heads for keys than for queries stay as they are.
+    Those with past keys or with a softcap stay as they are.
     """
     import onnx
     import onnx.shape_inference
@@ -34,9 +34,8 @@ def with_attention_written_out(model: Any) -> Any:
     del model.graph.node[:]
     for node in nodes:
         is_open = _is_masked(node) and all(name in types for name in (node.input[0], *filter(None, node.input[3:4])))
-        is_open = is_open and len({heads.get(name) for name in node.input[:3]}) == 1
         if is_open:
-            written = _written_out(node, types, taken)
+            written = _written_out(node, types, taken, [heads.get(name, 0) for name in node.input[:2]])
             taken |= {name for made in written.nodes for name in made.output} | {t.name for t in written.constants}
             model.graph.node.extend(written.nodes)
             model.graph.initializer.extend(written.constants)
@@ -51,12 +50,20 @@ def _is_masked(node: Any) -> bool:
     given = attributes(node)
     if not any(node.input[3:4]) and not given.get("is_causal"):
         return False
-    heads = {given[name] for name in ("q_num_heads", "kv_num_heads") if name in given}
-    return len(heads) < 2 and not given.get("softcap") and not any(node.input[4:]) and not any(node.output[1:])
+    return not given.get("softcap") and not any(node.input[4:]) and not any(node.output[1:])
 
 
-def _written_out(node: Any, types: dict[str, tuple[int, int]], taken: Collection[str]) -> NodeBuilder:
-    """Source: ONNX operator Attention."""
+def _written_out(
+    node: Any, types: dict[str, tuple[int, int]], taken: Collection[str], heads: Sequence[int]
+) -> NodeBuilder:
+    """Source: ONNX operator Attention.
+
+    Args:
+        node: The node.
+        types: Type and number of axes by tensor.
+        taken: Names that the graph has.
+        heads: Those of the queries and of the keys, as far as shapes show them.
+    """
     from onnx import TensorProto, helper
 
     from model_export.graph.builder import NodeBuilder
@@ -75,14 +82,31 @@ def _written_out(node: Any, types: dict[str, tuple[int, int]], taken: Collection
                 f"{described(node)} has inputs of three axes and no attribute q_num_heads.",
                 fix="Export it again; `onnx.checker` finds what else is missing.",
             )
-        apart = constant(np.array([0, 0, given["q_num_heads"], -1], np.int64))
-        query, key, value = (op("Transpose", op("Reshape", x, apart), perm=[0, 2, 1, 3]) for x in (query, key, value))
+        heads = [given["q_num_heads"], given.get("kv_num_heads", given["q_num_heads"])]
+        query, key, value = (
+            op("Transpose", op("Reshape", x, constant(np.array([0, 0, count, -1], np.int64))), perm=[0, 2, 1, 3])
+            for x, count in zip((query, key, value), [*heads, heads[1]], strict=True)
+        )
     if scale := given.get("scale"):
         factor = constant(real.type(scale))
     else:
         width = op("Gather", op("Shape", query), constant(np.int64(3)))
         factor = op("Reciprocal", op("Sqrt", op("Cast", width, to=kind)))
-    scores = op("Mul", op("MatMul", query, op("Transpose", key, perm=[0, 1, 3, 2])), factor)
+    shared = heads[0] // heads[1] if heads[1] else 1
+
+    def reheaded(x: str, *sizes: int) -> list[str]:
+        """Return the Reshape of a tensor with other axes in the place of its heads."""
+        shape = op("Shape", x)
+        rows = op("Slice", shape, constant(np.array([0])), constant(np.array([1])))
+        rest = op("Slice", shape, constant(np.array([-2])), constant(np.array([2**31])))
+        return ["Reshape", x, op("Concat", rows, constant(np.array(sizes, np.int64)), rest, axis=0)]
+
+    if shared > 1:
+        query = op(*reheaded(query, heads[1], shared))
+        key, value = (op("Unsqueeze", x, constant(np.array([2]))) for x in (key, value))
+    turned = [0, 1, 3, 2] if shared == 1 else [0, 1, 2, 4, 3]
+    scores = op("Mul", op("MatMul", query, op("Transpose", key, perm=turned)), factor)
+    scores = scores if shared == 1 else op(*reheaded(scores, heads[0]))
     lowest = constant(np.finfo(real).min)
     if given.get("is_causal"):
         both = op("Slice", op("Shape", scores), constant(np.array([2])), constant(np.array([4])))
@@ -92,7 +116,10 @@ def _written_out(node: Any, types: dict[str, tuple[int, int]], taken: Collection
         scores = op("Where", mask, scores, lowest)
     elif mask:
         scores = op("Add", scores, mask)
-    answer = ["MatMul", op("Softmax", scores, axis=-1), value]
+    weights = op("Softmax", scores, axis=-1)
+    answer = ["MatMul", weights if shared == 1 else op(*reheaded(weights, heads[1], shared)), value]
+    if shared > 1:
+        answer = reheaded(op(*answer), heads[0])
     if rank == 3:
         answer = ["Reshape", op("Transpose", op(*answer), perm=[0, 2, 1, 3]), constant(np.array([0, 0, -1]))]
     graph.add(answer[0], answer[1:], [node.output[0]])

@@ -1,64 +1,89 @@
-"""Attention whose mask lets a fixed number of timesteps through: keys and values of that window are carried.
+"""Attention to a fixed number of timesteps: keys and values of that window are carried.
 
 The window is read off the attention itself as it ran: the softmax is zero outside it, for both lengths.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
 import numpy as np
 import onnx
 
+from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes, uses
 from model_export.manifest import Array
 from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.rules.squares import (
+    SHAPED,
+    WHY,
+    Square,
+    axis_in_output,
+    operands,
+    time_axes,
+    without_rule,
+)
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import StreamingWalk
 
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Dropout", "IsNaN", "Max", "Min", "Clip"}
-_WHY = "Give it a mask that lets a fixed number of past timesteps through, and train it that way."
+_ELEMENTWISE = {
+    "Abs", "Add", "And", "Cast", "CastLike", "Clip", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Gelu", "Greater",
+    "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
+    "Log", "Max", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Selu", "Sigmoid",
+    "Softplus", "Softsign", "Sqrt", "Sub", "Tanh", "Where", "Xor",
+}  # fmt: skip
+_MOVING = {"Einsum", "MatMul", "Squeeze", "Transpose", "Unsqueeze", *SHAPED}
 _UNBOUNDED = (
     "If the model was trained on sequences of N timesteps, declare that: `--length N`, `StepSpec(length=N)`. Or give "
     "it a mask that lets a fixed number of past timesteps through, and train it that way."
 )
 
 
-def matmul(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """MatMul; queries times keys, over a window."""
-    times = [axis for axis, dim in enumerate(walk.facts.dims(node.output[0])) if dim.has_time]
-    queries, keys = node.input
-    rank = len(walk.facts.dims(node.output[0]))
-    if times != [rank - 2, rank - 1] or len(walk.timed(node)) < 2:
-        pointwise(walk, node)
-        return
-    front = _offset(walk, keys)
-    if _offset(walk, queries) or front < 0:
-        raise walk.refuse(node, "attends over a sequence that was shifted in time", _WHY)
-    size = _window(walk, node, front)
-    made = walk.emit_like(node, 0, i1=walk.window(keys, size - 1))
-    walk.tensors[node.output[0]] = StepTensor("scores", made.output[0], front, window=size)
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A softmax over time.
+
+    Attributes:
+        name: Its output.
+        axes: The axes of time there.
+        place: Which of them it is over.
+    """
+
+    name: str
+    axes: list[int]
+    place: int
 
 
-def attention_scores(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Any node that takes what is measured between every timestep and every other: for one timestep, its window.
+def attention_scores(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Any node that takes or gives what is measured between every timestep and every other: for one, its window.
+
+    Returns:
+        Whether it is such a node.
 
     Raises:
         RefusedModelError: It is no part of attention that is known here.
     """
-    squares = [name for name in uses(node) if walk.tensors[name].kind == "scores"]
-    size, front, out = walk.tensors[squares[0]].window, _offset(walk, squares[0]), node.output[0]
-    if node.op_type in _ELEMENTWISE and all(_fits(walk, name) for name in uses(node)):
-        tables = [(f"i{i}", name) for i, name in enumerate(node.input) if name and _is_table(walk, name)]
-        rows = {place: _row(walk, node, name, size, front) for place, name in tables}
-        step = walk.emit_like(node, 0, **rows).output[0]
-    elif node.op_type == "Softmax" and _axis(walk, node) == len(walk.facts.dims(out)) - 1:
-        step = walk.emit_like(node, 0, i0=_started(walk, squares[0])).output[0]
-    elif node.op_type == "MatMul" and node.input[0] in squares and _offset(walk, node.input[1]) == front:
-        made = walk.emit_like(node, 0, i1=walk.window(node.input[1], size - 1))
-        walk.set_output(node, out, made.output[0], "per_step", 0)
-        return
+    square = _continued(walk, node) or _begun(walk, node)
+    if square is None:
+        return False
+    out = node.output[0]
+    if node.op_type == "Softmax":
+        step = _softmax(walk, node, square)
+    elif node.op_type in _ELEMENTWISE | _MOVING or node.op_type.startswith("Reduce"):
+        step = walk.emit_like(node, 0, **operands(walk, node, square)).output[0]
     else:
-        raise walk.refuse(node, "compares every timestep with every other in a way without a rule", _WHY)
-    walk.tensors[out] = StepTensor("scores", step, front, window=size)
+        raise without_rule(walk, node)
+    if square.keys is not None:
+        made = StepTensor("scores", step, square.front, window=square.window, keys=square.keys)
+        walk.tensors[out] = replace(made, suspect=square.suspect)
+    elif node.op_type.startswith("Reduce") and node.op_type != "ReduceSum":
+        raise without_rule(walk, node)
+    elif square.queries is None:
+        walk.set_output(node, out, step, "final")
+    else:
+        walk.set_output(node, out, step, "per_step", 0)
+    return True
 
 
 def attention(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -74,41 +99,130 @@ def attention(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     pointwise(walk, node)
 
 
-def _window(walk: StreamingWalk, node: onnx.NodeProto, front: int) -> int:
-    """Return how many timesteps the attention that begins here looks at, this one included."""
-    weights = _softmax_behind(walk, node.output[0])
-    if weights is None:
-        raise walk.refuse(node, "compares every timestep with every other", _WHY)
-    sizes = set()
-    for value in walk.facts.values(weights):
-        seen = (value != 0).reshape(-1, *value.shape[-2:]).any(axis=0)
-        query, key = np.nonzero(seen)
-        ages = query + front - key
-        if (ages < 0).any():
-            raise walk.refuse(node, "attends to timesteps to come", _WHY)
-        sizes.add(int(ages.max()) + 1)
-    if len(sizes) == 1:
-        return sizes.pop()
-    if walk.length is None:
-        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _UNBOUNDED)
-    return walk.length + front
+def _continued(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
+    """Return what a node makes of a square that it takes; None: it takes none."""
+    place = next((i for i, name in enumerate(node.input) if name and walk.tensors[name].kind == "scores"), None)
+    if place is None:
+        if any(walk.tensors[name].kind == "scores" for name in uses(node)):
+            raise without_rule(walk, node)
+        return None
+    name = node.input[place]
+    tensor, times = walk.tensors[name], time_axes(walk, name)
+    assert tensor.keys is not None
+    looking = [axis for axis in times if axis != tensor.keys]
+    keys = axis_in_output(walk, node, place, tensor.keys)
+    queries = axis_in_output(walk, node, place, looking[0]) if looking else None
+    if looking and queries is None:
+        raise without_rule(walk, node)
+    return Square(tensor.window, tensor.offset or 0, keys, queries, tensor.suspect)
 
 
-def _softmax_behind(walk: StreamingWalk, name: str) -> str | None:
-    """Return the output of the softmax that scores go into, through operators that keep their places."""
+def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
+    """Return the square that begins with a node that takes none; None: it gives none."""
+    if len(node.output) != 1 or node.output[0] in walk.sized or not walk.facts.dims(node.output[0]):
+        return None
+    out = node.output[0]
+    times, kinds = time_axes(walk, out), {walk.tensors[name].kind for name in uses(node)}
+    from_the_end = walk.length is not None and len(times) == 1 and {"final", "per_step"} <= kinds
+    if not from_the_end and (len(times) != 2 or "per_step" not in kinds):
+        return None
+    walk.need(*(name for name in uses(node) if name not in walk.sized))
+    found = _softmax_behind(walk, out, times)
+    if found is None:
+        if node.op_type in {"MatMul", "Einsum"} and not from_the_end:
+            raise walk.refuse(node, "compares every timestep with every other", WHY)
+        return None
+    keys = times[found.place]
+    queries = next((axis for axis in times if axis != keys), None)
+    offsets = {_offset(walk, name) for name in _looked_at(walk, node, keys)}
+    front = max(offsets, default=0)
+    if len(offsets) > 1 or front < 0:
+        raise walk.refuse(node, "attends over a sequence that was shifted in time", WHY)
+    window, masked = _window(walk, node, found, front)
+    return Square(window, front, keys, queries, ahead_of_time(walk, node) if masked else None)
+
+
+def _looked_at(walk: StreamingWalk, node: onnx.NodeProto, keys: int) -> list[str]:
+    """Return the inputs whose timesteps are looked at."""
+    return [
+        name
+        for place, name in enumerate(node.input)
+        if name in walk.timed(node)
+        and len(time_axes(walk, name)) == 1
+        and axis_in_output(walk, node, place, time_axes(walk, name)[0]) == keys
+    ]
+
+
+def _softmax_behind(walk: StreamingWalk, name: str, axes: list[int]) -> _Weights | None:
+    """Return the softmax over time that a square goes into, or None.
+
+    Args:
+        walk: The walk.
+        name: The square.
+        axes: Its axes of time.
+    """
     for node in walk.model.graph.node:
-        if name not in node.input:
+        if name not in node.input or len(node.output) < 1 or not walk.facts.dims(node.output[0]):
+            continue
+        out, place = node.output[0], list(node.input).index(name)
+        if len(time_axes(walk, out)) != len(axes):
             continue
         if node.op_type == "Softmax":
-            return str(node.output[0])
-        if node.op_type in _ELEMENTWISE:
-            return _softmax_behind(walk, node.output[0])
+            axis = _axis(walk, node)
+            if axis in axes:
+                return _Weights(out, axes, axes.index(axis))
+        elif node.op_type in _ELEMENTWISE | _MOVING or node.op_type.startswith("Reduce"):
+            moved = [axis_in_output(walk, node, place, axis) for axis in axes]
+            there = [axis for axis in moved if axis is not None]
+            if len(there) == len(axes) and (found := _softmax_behind(walk, out, there)) is not None:
+                return found
     return None
 
 
+def _window(walk: StreamingWalk, node: onnx.NodeProto, weights: _Weights, front: int) -> tuple[int, bool]:
+    """Return how many timesteps the attention that begins here looks at, this one included.
+
+    And whether some that look see none that count: a softmax makes all timesteps equal then, those to come too, and
+    what comes of that has to be masked.
+    """
+    runs = list(_seen(walk, weights, front))
+    shortest = min((len(ahead[0]) for ahead, _, _ in runs), default=0)
+    if runs and np.concatenate([ahead[:, :shortest] for ahead, _, _ in runs]).all(axis=0).any():
+        raise ahead_of_time(walk, node)
+    masked = any(ahead.any() for ahead, _, _ in runs)
+    sizes = {int(np.where(masked & whole, 0, most).max()) for _, most, whole in runs}
+    largest = max(sizes, default=0)
+    # masks that are drawn may hide that there is no band; a window that is too long does no harm
+    if len(sizes) == 1 and not (masked and walk.length and 2 * largest > shortest):
+        return largest, masked
+    if walk.length is None:
+        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _UNBOUNDED)
+    return walk.length + front, masked
+
+
+def _seen(walk: StreamingWalk, weights: _Weights, front: int) -> Iterator[tuple[Array, Array, Array]]:
+    """Yield for each run what the timesteps see: whether one to come, how many else, and whether all; (rows, steps)."""
+    batch = walk.facts.batch_axis(weights.name)
+    for value in walk.facts.values(weights.name) if len(weights.axes) == 2 else ():
+        queries, keys = weights.axes[1 - weights.place], weights.axes[weights.place]
+        if batch is None:
+            pairs = np.moveaxis(value, (queries, keys), (-2, -1))[None]
+        else:
+            pairs = np.moveaxis(value, (batch, queries, keys), (0, -2, -1))
+        seen = (pairs != 0).reshape(len(pairs), -1, *pairs.shape[-2:]).any(axis=1)
+        ages = np.arange(seen.shape[1])[:, None] + front - np.arange(seen.shape[2])
+        ahead = (seen & (ages < 0)).any(axis=2)
+        most = np.where(seen & ~ahead[:, :, None], ages + 1, 0).max(axis=2)
+        yield ahead, most, seen.all(axis=2)
+
+
+def ahead_of_time(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
+    """Return the error for attention to timesteps to come."""
+    return walk.refuse(node, "attends to timesteps to come", WHY)
+
+
 def _offset(walk: StreamingWalk, name: str) -> int:
-    offset = walk.tensors[name].offset
-    return 0 if offset is None else offset
+    return walk.tensors[name].offset or 0
 
 
 def _axis(walk: StreamingWalk, node: onnx.NodeProto) -> int:
@@ -116,55 +230,18 @@ def _axis(walk: StreamingWalk, node: onnx.NodeProto) -> int:
     return int(attributes(node).get("axis", -1 if walk.opset >= 13 else 1)) % rank
 
 
-def _is_table(walk: StreamingWalk, name: str) -> bool:
-    """Whether a tensor has a number for every pair of timesteps, by its sizes alone."""
-    return name in walk.sized and sum(dim.has_time for dim in walk.facts.dims(name)) == 2
-
-
-def _fits(walk: StreamingWalk, name: str) -> bool:
-    tensor = walk.tensors[name]
-    return (
-        tensor.kind == "scores"
-        or _is_table(walk, name)
-        or (tensor.kind in {"constant", "static"} and not _time(walk, name))
-    )
-
-
-def _time(walk: StreamingWalk, name: str) -> bool:
-    return walk.facts.time_axis(name) is not None
-
-
-def _row(walk: StreamingWalk, node: onnx.NodeProto, name: str, size: int, front: int) -> str:
-    """Return a table's row for one timestep: its window, the same for all timesteps."""
-    whole = [] if walk.facts.at_length is None else [walk.facts.at_length(name)]
-    tables = [walk.facts.one_row(value, name) for value in (*whole, *walk.facts.values(name))]
-    bands = [None if table is None else _band(table, size, front) for table in tables]
-    first = bands[0]
-    if first is None or any(band is None or not np.array_equal(band, first[..., -band.shape[-1] :]) for band in bands):
-        raise walk.refuse(node, f"uses {name!r}, which depends on the position in the sequence", _WHY)
-    return walk.graph.constant(first)
-
-
-def _band(table: Array, size: int, front: int) -> Array | None:
-    """Return the window of a table's last row, or as much of it as there is; None where another row has another."""
-    steps = table.shape[-2]
-    size = min(size, steps + front)
-    last = np.ascontiguousarray(table[..., -1:, steps + front - size : steps + front])
-    for step in range(steps):
-        end = step + front + 1
-        there = min(size, end)
-        if not np.array_equal(table[..., step : step + 1, end - there : end], last[..., size - there :]):
-            return None
-    return last
-
-
-def _started(walk: StreamingWalk, name: str) -> str:
-    """Return scores with the lowest number for places before the first of the keys."""
-    graph, dtype, square = walk.graph, walk.dtype(name), walk.tensors[name]
-    front = _offset(walk, name)
-    if square.window <= front + 1:
-        return square.step
-    ages = graph.ints([age - front for age in range(square.window - 1, -1, -1)])
-    too_early = graph.op("Less", walk.count(walk.facts.dims(name)), ages)
-    lowest = graph.constant(np.asarray(np.finfo(dtype).min, dtype))
-    return graph.op("Where", too_early, lowest, square.step)
+def _softmax(walk: StreamingWalk, node: onnx.NodeProto, square: Square) -> str:
+    """Emit a softmax: over the timesteps that are looked at, those before the first have the lowest number."""
+    axis, rank = _axis(walk, node), len(walk.facts.dims(node.output[0]))
+    if axis == square.queries or (walk.opset < 13 and axis != rank - 1):
+        raise without_rule(walk, node)
+    name = node.input[0]
+    step = walk.tensors[name].step
+    if axis == square.keys and square.window > square.front + 1:
+        shape = [1] * rank
+        shape[axis] = square.window
+        ages = np.arange(square.window - 1, -1, -1) - square.front
+        early = walk.graph.op("Less", walk.count(walk.facts.dims(name)), walk.graph.constant(ages.reshape(shape)))
+        dtype = walk.dtype(name)
+        step = walk.graph.op("Where", early, walk.graph.constant(np.asarray(np.finfo(dtype).min, dtype)), step)
+    return walk.emit_like(node, 0, i0=step).output[0]

@@ -29,7 +29,19 @@ def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
     if timed and last:
         raise walk.refuse(node, f"needs {last[0]!r}, which is known after the last timestep only, at every timestep")
     offsets = [offset for name in timed if (offset := walk.tensors[name].offset) is not None]
+    if any(walk.tensors[name].edge for name in timed) and not _is_edge(walk, node):
+        # what stands in front is the first timestep in a part of it alone: each part is delayed by itself
+        offsets += [
+            max(walk.facts.length_delta(name), 0) for name in node.output[:1] if walk.facts.time_axis(name) is not None
+        ]
     return min(offsets, default=None)
+
+
+def _is_edge(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Whether a node takes only what has the first timestep in front, as often, so that its output has as well."""
+    timed = [walk.tensors[name] for name in walk.timed(node)]
+    others = {walk.tensors[name].kind for name in uses(node)} - {"constant", "static", "per_step"}
+    return all(tensor.edge for tensor in timed) and len({tensor.offset for tensor in timed}) == 1 and not others
 
 
 def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None, made: onnx.NodeProto) -> None:
@@ -59,7 +71,7 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
                     node, "compares every timestep with every other, as attention without a fixed window does"
                 )
             _check_length(walk, node, name)
-            walk.set_output(node, name, step, "per_step", offset)
+            walk.set_output(node, name, step, "per_step", offset, edge=_is_edge(walk, node))
         if position:
             walk.mark_position(name)
 

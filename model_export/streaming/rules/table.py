@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model_export.graph.operators import RUNNING, STATEFUL
-from model_export.streaming.rules.attention import attention, matmul
+from model_export.streaming.rules.attention import attention
 from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
 from model_export.streaming.rules.loops import loop, scan
 from model_export.streaming.rules.recurrent import running, stateful_op
@@ -29,7 +29,6 @@ RULES: dict[str, Rule] = {
     "Gather": gather,
     "Loop": loop,
     "LpPool": convolution,
-    "MatMul": matmul,
     "MaxPool": convolution,
     "MultiHeadAttention": attention,
     "Pad": pad,

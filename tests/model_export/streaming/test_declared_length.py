@@ -14,10 +14,9 @@ from model_export.export import export_source
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.streaming import convert
+from tests.model_export.streaming.zoo_length import BANDED, DECLARED, LENGTH
 from tests.model_export.streaming.zoo_parts import graph, ints
 from tests.model_export.streaming.zoo_refused import REFUSED
-
-LENGTH = 20
 
 
 def positions() -> onnx.ModelProto:
@@ -81,8 +80,9 @@ def test_the_causal_attention_operator_is_refused_without_a_declared_length() ->
     assert "--length N" in caught.value.fix
 
 
-def test_the_operator_with_fewer_heads_for_keys_is_refused_by_its_name() -> None:
-    grouped = graph(
+def grouped_operator() -> onnx.ModelProto:
+    """Return the operator Attention with two heads of queries for each of keys and values."""
+    return graph(
         """(float[batch, time, 8] x) => (float[batch, time, 8] y) {
             qs = Reshape (x, four)
             q = Transpose <perm = [0, 2, 1, 3]> (qs)
@@ -91,12 +91,40 @@ def test_the_operator_with_fewer_heads_for_keys_is_refused_by_its_name() -> None
             k = Transpose <perm = [0, 2, 1, 3]> (ks)
             a = Attention <is_causal = 1> (q, k, k)
             back = Transpose <perm = [0, 2, 1, 3]> (a)
-            y = Reshape (back, flat)
+            b = Reshape (back, flat)
+            keys = MatMul (b, V)
+            y = Attention <is_causal = 1, q_num_heads = 4, kv_num_heads = 2> (b, keys, keys)
         }""",
         opset=23, four=np.array([0, 0, 4, 2]), two=np.array([0, 0, 2, 2]), flat=np.array([0, 0, 8]), W=(8, 4),
+        V=(8, 4),
     )  # fmt: skip
-    with pytest.raises(RefusedModelError, match="Attention"):
-        convert(grouped, name="m", length=LENGTH)
+
+
+def test_the_operator_with_fewer_heads_for_keys_keeps_those_alone() -> None:
+    graph_bytes, report = verify_model(convert(grouped_operator(), name="m", length=LENGTH))
+
+    shapes = [state.shape for state in StepModel(graph_bytes).manifest.states if state.dtype == "float32"]
+    assert report.parity.max_abs <= 1e-5
+    assert all(np.prod(shape) == 2 * 1 * 2 * (LENGTH - 1) for shape in shapes)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_graph_of_a_declared_length_equals_itself_step_by_step(name: str) -> None:
+    graph_bytes, report = verify_model(convert(DECLARED[name](), name=name, length=LENGTH))
+
+    assert report.parity.steps == LENGTH
+    assert report.parity.max_abs <= 1e-5
+    assert not report.weak
+    assert StepModel(graph_bytes).batched
+
+
+@pytest.mark.parametrize("length", [None, LENGTH])
+@pytest.mark.parametrize("name", BANDED)
+def test_a_mask_of_the_last_timesteps_makes_the_states_short(name: str, length: int | None) -> None:
+    graph_bytes, report = verify_model(convert(BANDED[name](), name=name, length=length), long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5
+    assert all(max(state.shape, default=0) <= 4 for state in StepModel(graph_bytes).manifest.states)
 
 
 def test_a_table_of_positions_gives_no_number_after_its_end() -> None:

@@ -1,0 +1,65 @@
+"""A graph that runs for its declared number of timesteps alone, for fewer too, by each likely reading of its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice, product
+from typing import Any
+
+import onnx
+
+from model_export.streaming.axes.inputs import SequenceInput
+from model_export.streaming.axes.runs import ROWS, trial_lengths
+from model_export.streaming.normal_form.load import Declared
+from model_export.streaming.normal_form.open_length import with_open_length
+
+_MOST_READINGS = 6
+
+
+def opened_graphs(
+    model: onnx.ModelProto, declared: Declared, time_axes: Mapping[str, int | None], length: int
+) -> Iterator[tuple[onnx.ModelProto, Declared]]:
+    """Yield the graph for `length` timesteps and fewer, with what its inputs then declare.
+
+    Args:
+        model: The graph, which takes `length` timesteps and no other number.
+        declared: The declared size of every axis of every input.
+        time_axes: The time axis that the user gave, by input; None: it has none.
+        length: The declared number of timesteps.
+    """
+    options = [_axes(name, dims, time_axes, length) for name, dims in declared.items()]
+    for chosen in islice(product(*options), _MOST_READINGS):
+        axes = {name: axis for name, axis in zip(declared, chosen, strict=True) if axis is not None}
+        if not axes:
+            continue
+        shorter = min(trial_lengths(length)[0], length - 1)
+        full, short = (_drawn(model, declared, axes, steps) for steps in (length, shorter))
+        opened = with_open_length(model, axes, length, full, short)
+        if opened is not None:
+            yield (
+                opened,
+                {
+                    name: ["time" if axes.get(name) == axis else dim for axis, dim in enumerate(dims)]
+                    for name, dims in declared.items()
+                },
+            )
+
+
+def _axes(name: str, dims: list[Any], given: Mapping[str, int | None], length: int) -> list[int | None]:
+    """Return what the time axis of an input may be: what is given, else an axis of that length, an open one, none."""
+    if name in given:
+        axis = given[name]
+        return [None if axis is None else axis % len(dims)]
+    written = [axis for axis, dim in enumerate(dims) if dim == length]
+    return [*(written or [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)][::-1]), None]
+
+
+def _drawn(model: onnx.ModelProto, declared: Declared, axes: Mapping[str, int], steps: int) -> dict[str, Any]:
+    """Return data for so many timesteps; axes that are open otherwise have several rows."""
+    found = {}
+    for value in model.graph.input:
+        dims, axis = declared[value.name], axes.get(value.name)
+        sizes = tuple(dim if isinstance(dim, int) else ROWS[0] for dim in dims)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+        found[value.name] = SequenceInput(value.name, dtype, sizes, None, axis).drawn(ROWS[0], steps, 0, 0)
+    return found

@@ -1,0 +1,308 @@
+"""Graphs of a declared length: attention to all timesteps before, masks and tables by position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+
+from tests.model_export.streaming.zoo_parts import GRU, X, graph, ints
+
+LENGTH = 20
+LOWER = np.tril(np.ones((LENGTH, LENGTH), bool))
+BLOCKS = LOWER & np.kron(np.eye(4, dtype=bool), np.ones((5, 5), bool))
+NEVER = np.float32(-np.inf)
+
+TRILU = """
+    shape = Shape (s)
+    full = ConstantOfShape <value = float[1] {1.0}> (shape)
+    lower = Trilu <upper = 0> (full)
+    seen = Cast <to = 9> (lower)
+    m = Where (seen, s, never)
+"""
+RANGES = """
+    places = Range (nil, steps, one)
+    rows = Unsqueeze (places, last)
+    columns = Unsqueeze (places, first)
+    seen = GreaterOrEqual (rows, columns)
+"""
+CUT = "seen = Slice (table, zeros, both, axes)"
+OF_STEPS = (
+    "sizes = Shape (x) steps = Gather <axis = 0> (sizes, one) step = Gather (sizes, last) both = Tile (step, two)"
+)
+HEADS = """
+    qs = Reshape (q, heads) qt = Transpose <perm = [0, 2, 1, 3]> (qs)
+    ks = Reshape (k, heads) kt = Transpose <perm = [0, 2, 3, 1]> (ks)
+    vs = Reshape (v, heads) vt = Transpose <perm = [0, 2, 1, 3]> (vs)
+    s = MatMul (qt, kt)
+"""
+BACK = "a = MatMul (p, vt) at = Transpose <perm = [0, 2, 1, 3]> (a) y = Reshape (at, flat)"
+PROJECTED = "q = MatMul (x, Wq) k = MatMul (x, Wk) v = MatMul (x, Wv)"
+
+
+def attending(
+    nodes: str, *, inputs: str = X, outputs: str = "float[batch, time, 4] y", opset: int = 17, **weights: Any
+) -> onnx.ModelProto:
+    """Return a graph around queries, keys and values; `steps` is the number of timesteps."""
+    given: dict[str, Any] = {
+        "Wq": (4, 4), "Wk": (4, 4), "Wv": (4, 4), "nil": np.int64(0), "one": np.int64(1), "first": ints(0),
+        "last": ints(1), "two": ints(2), "zeros": ints(0, 0), "axes": ints(0, 1), "heads": ints(0, 0, 2, 2),
+        "flat": ints(0, 0, 4), "never": NEVER,
+    }  # fmt: skip
+    text = f"({inputs}) => ({outputs}) {{ {OF_STEPS} {PROJECTED} {nodes} }}"
+    given |= weights
+    return graph(text, opset=opset, **{name: value for name, value in given.items() if name in text})
+
+
+def one_head(mask: str, **weights: Any) -> onnx.ModelProto:
+    """Return attention of one head with a mask from `s` to `m`."""
+    return attending(
+        f"kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {mask} "
+        "p = Softmax <axis = -1> (m) y = MatMul (p, v)",
+        **weights,
+    )
+
+
+def pairs(nodes: str, **weights: Any) -> onnx.ModelProto:
+    """Return attention whose scores are made of the sum of each query and each key, `pair`."""
+    return attending(
+        f"qu = Unsqueeze (q, two) ku = Unsqueeze (k, last) pair = Add (qu, ku) {RANGES} {nodes} "
+        "m = Where (seen, s, never) p = Softmax <axis = -1> (m) y = MatMul (p, v)",
+        **weights,
+    )
+
+
+def masked_keys(mask: str, **weights: Any) -> onnx.ModelProto:
+    """Return attention of several heads whose keys are masked by an input, with the causal mask `seen`."""
+    return attending(
+        f"{HEADS} {RANGES} {mask} p = Softmax <axis = -1> (m) {BACK.replace('y =', 'z =')} "
+        "here = Unsqueeze (counts, two) y = Where (here, z, nothing)",
+        inputs=f"{X}, bool[batch, time] counts", whole=np.float32(1), low=np.float32(-1e9), inner=ints(1, 2),
+        half=np.float32(0.5), nothing=np.zeros((), np.float32), **weights,
+    )  # fmt: skip
+
+
+def from_the_end() -> onnx.ModelProto:
+    """Return attention of the last state of a GRU to all of its states."""
+    return graph(
+        f"""({X}) => (float[batch, 5] y) {{
+            xt = Transpose <perm = [1, 0, 2]> (x)
+            ht, last = GRU <hidden_size = 5> (xt, W, R, B)
+            hs = Squeeze (ht, one)
+            h = Transpose <perm = [1, 0, 2]> (hs)
+            q = Transpose <perm = [1, 0, 2]> (last)
+            k = Transpose <perm = [0, 2, 1]> (h)
+            s = MatMul (q, k)
+            p = Softmax <axis = -1> (s)
+            a = MatMul (p, h)
+            y = Squeeze (a, one)
+        }}""",
+        one=ints(1), **GRU,
+    )  # fmt: skip
+
+
+def two_layers() -> onnx.ModelProto:
+    """Return two layers of attention with positions, each beside what it looks at."""
+    return attending(
+        f"""{RANGES}
+        e = Gather (positions, places)
+        h = Add (v, e)
+        kt = Transpose <perm = [0, 2, 1]> (k)
+        s = MatMul (q, kt)
+        m = Where (seen, s, never)
+        p = Softmax <axis = -1> (m)
+        a = MatMul (p, h)
+        b = Add (a, h)
+        bt = Transpose <perm = [0, 2, 1]> (b)
+        s2 = MatMul (b, bt)
+        m2 = Where (seen, s2, never)
+        p2 = Softmax <axis = -1> (m2)
+        a2 = MatMul (p2, b)
+        y = Add (a2, b)""",
+        positions=(LENGTH, 4),
+    )
+
+
+def to_something_static() -> onnx.ModelProto:
+    """Return causal attention, whose answers attend to an input without timesteps."""
+    return attending(
+        f"""kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {TRILU}
+        p = Softmax <axis = -1> (m)
+        h = MatMul (p, v)
+        there = Transpose <perm = [0, 2, 1]> (memory)
+        s2 = MatMul (h, there)
+        p2 = Softmax <axis = -1> (s2)
+        y = MatMul (p2, memory)""",
+        inputs=f"{X}, float[batch, 3, 4] memory",
+    )
+
+
+DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
+    "trilu": lambda: one_head(TRILU),
+    "ranges_and_a_large_number": lambda: one_head(f"{RANGES} m = Where (seen, s, never)", never=np.float32(-1e9)),
+    "ranges_added": lambda: one_head(
+        f"{RANGES} real = Cast <to = 1> (seen) less = Sub (whole, real) low = Mul (less, large) m = Add (s, low)",
+        whole=np.float32(1), large=np.float32(-1e9),
+    ),
+    "cut_from_a_table": lambda: one_head(f"{CUT} m = Where (seen, s, never)", table=LOWER),
+    "infinities_cut_from_a_table": lambda: one_head(
+        "low = Slice (table, zeros, both, axes) m = Add (s, low)", table=np.where(LOWER, 0, -np.inf).astype(np.float32)
+    ),
+    "blocks": lambda: one_head(f"{CUT} m = Where (seen, s, never)", table=BLOCKS),
+    "biases_of_pairs": lambda: one_head(
+        f"{RANGES} bias = Slice (table, zeros, both, axes) b = Add (s, bias) m = Where (seen, b, never)",
+        table=(LENGTH, LENGTH),
+    ),
+    "biases_of_keys": lambda: one_head(
+        f"{RANGES} real = Cast <to = 1> (columns) slope = Mul (real, less) b = Add (s, slope) "
+        "m = Where (seen, b, never)", less=np.float32(-0.1),
+    ),
+    "banded": lambda: one_head(
+        f"{RANGES} age = Sub (rows, columns) near = Less (age, five) both_ = And (seen, near) "
+        "m = Where (both_, s, never)", five=np.int64(5),
+    ),
+    "heads": lambda: attending(f"{HEADS} {RANGES} m = Where (seen, s, never) p = Softmax <axis = -1> (m) {BACK}"),
+    "einsum": lambda: attending(
+        'qs = Reshape (q, heads) ks = Reshape (k, heads) vs = Reshape (v, heads) '
+        's = Einsum <equation = "aecd, abcd -> acbe"> (ks, qs) '
+        f'{TRILU} p = Softmax <axis = -1> (m) at = Einsum <equation = "acbe,aecd->abcd"> (p, vs) y = Reshape (at, flat)'
+    ),
+    "keys_in_front": lambda: attending(
+        f"qt = Transpose <perm = [0, 2, 1]> (q) s = MatMul (k, qt) {RANGES} seen_ = Transpose (seen) "
+        "m = Where (seen_, s, never) p = Softmax <axis = 1> (m) pt = Transpose <perm = [0, 2, 1]> (p) "
+        "y = MatMul (pt, v)"
+    ),
+    "grouped_heads": lambda: attending(
+        "qs = Reshape (q, heads) qt = Transpose <perm = [0, 2, 1, 3]> (qs) kw = MatMul (x, Vk) vw = MatMul (x, Vv) "
+        "ku = Unsqueeze (kw, last) kt = Transpose <perm = [0, 1, 3, 2]> (ku) vu = Unsqueeze (vw, last) "
+        f"s = MatMul (qt, kt) {RANGES} m = Where (seen, s, never) p = Softmax <axis = -1> (m) a = MatMul (p, vu) "
+        "at = Transpose <perm = [0, 2, 1, 3]> (a) y = Reshape (at, flat)",
+        Vk=(4, 2), Vv=(4, 2),
+    ),
+    "additive": lambda: pairs("t = Tanh (pair) w = Mul (t, scale) s = ReduceSum <keepdims = 0> (w, end)",
+                              scale=(4,), end=ints(-1)),
+    "concat": lambda: pairs("t = Tanh (pair) w = MatMul (t, U) s = Squeeze (w, end)", U=(4, 1), end=ints(-1)),
+    "distances": lambda: pairs("t = Mul (pair, pair) w = ReduceSum <keepdims = 0> (t, end) s = Neg (w)", end=ints(-1)),
+    "summed_by_hand": lambda: attending(
+        f"kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {TRILU} p = Softmax <axis = -1> (m) "
+        "pu = Unsqueeze (p, end) vu = Unsqueeze (v, last) w = Mul (pu, vu) y = ReduceSum <keepdims = 0> (w, two)",
+        end=ints(-1),
+    ),
+    "two_layers": two_layers,
+    "to_something_static": to_something_static,
+    "keys_masked_by_a_sum": lambda: masked_keys(
+        "r = Cast <to = 1> (counts) c = Unsqueeze (r, inner) d = Sub (whole, c) low_ = Mul (d, low) l = Add (s, low_) "
+        "m = Where (seen, l, never)"
+    ),
+    "keys_masked_by_a_choice": lambda: masked_keys(
+        "c = Unsqueeze (counts, inner) e = And (c, seen) m = Where (e, s, low)"
+    ),
+    "keys_masked_for_each_query": lambda: masked_keys(
+        "r = Cast <to = 1> (counts) c = Unsqueeze (r, inner) shape = Shape (s) e = Expand (c, shape) "
+        "d = Greater (e, half) f = And (d, seen) m = Where (f, s, low)"
+    ),
+    "from_the_end": from_the_end,
+    "rotated_by_position": lambda: attending(
+        f"{RANGES} c = Gather (cosines, places) qc = Mul (q, c) kc = Mul (k, c) kt = Transpose <perm = [0, 2, 1]> (kc) "
+        "s = MatMul (qc, kt) m = Where (seen, s, never) p = Softmax <axis = -1> (m) y = MatMul (p, v)",
+        cosines=(LENGTH, 4),
+    ),
+    "sines": lambda: attending(
+        "places = Range (nil, steps, one) real = Cast <to = 1> (places) p = Unsqueeze (real, last) "
+        "angles = Mul (p, rates) e = Sin (angles) h = Add (x, e) y = CumSum (h, one)",
+        rates=np.array([1, 0.5, 0.1, 0.01], np.float32),
+    ),
+    "weights_of_each_timestep": lambda: attending(
+        "t = Slice (table, first, step, first) h = Mul (x, t) y = CumSum (h, one)", table=(LENGTH, 4)
+    ),
+}  # fmt: skip
+
+NEAR = "age = Sub (rows, columns) near = Less (age, five) band = And (seen, near)"
+
+BANDED: dict[str, Callable[[], onnx.ModelProto]] = {
+    "heads": lambda: attending(
+        f"{HEADS} {RANGES} {NEAR} m = Where (band, s, never) p = Softmax <axis = -1> (m) {BACK}", five=np.int64(5)
+    ),
+    "einsum": lambda: attending(
+        'qs = Reshape (q, heads) ks = Reshape (k, heads) vs = Reshape (v, heads) '
+        f's = Einsum <equation = "bihd,bjhd->bhij"> (qs, ks) {RANGES} {NEAR} m = Where (band, s, never) '
+        'p = Softmax <axis = -1> (m) at = Einsum <equation = "bhij,bjhd->bihd"> (p, vs) y = Reshape (at, flat)',
+        five=np.int64(5),
+    ),
+    "additive": lambda: pairs(
+        "t = Tanh (pair) w = Mul (t, scale) s_ = ReduceSum <keepdims = 0> (w, end) "
+        "age = Sub (rows, columns) far = GreaterOrEqual (age, five) s = Where (far, never, s_)",
+        scale=(4,), end=ints(-1), five=np.int64(5),
+    ),
+    "keys_masked": lambda: masked_keys(
+        f"{NEAR} c = Unsqueeze (counts, inner) e = And (c, band) m = Where (e, s, low)", five=np.int64(5)
+    ),
+}  # fmt: skip
+"""Attention with a mask of the last five timesteps, which needs no declared length."""
+
+
+def written(nodes: str, *, inputs: str = f"float[batch, {LENGTH}, 4] x", **weights: Any) -> onnx.ModelProto:
+    """Return attention of two heads whose shapes and masks have the length written into them."""
+    given: dict[str, Any] = {
+        "Wq": (4, 4), "Wk": (4, 4), "Wv": (4, 4), "heads": ints(-1, LENGTH, 2, 2), "flat": ints(-1, LENGTH, 4),
+        "never": NEVER, "table": LOWER, "axis": np.int64(1),
+    }  # fmt: skip
+    text = f"({inputs}) => (float[batch, {LENGTH}, 4] y) {{ {nodes} }}"
+    given |= weights
+    return graph(text, **{name: value for name, value in given.items() if name in text})
+
+
+WRITTEN: dict[str, Callable[[], onnx.ModelProto]] = {
+    "shapes_and_a_mask": lambda: written(
+        f"{PROJECTED} {HEADS} m = Where (table, s, never) p = Softmax <axis = -1> (m) {BACK}"
+    ),
+    "blocks": lambda: written(
+        f"{PROJECTED} {HEADS} m = Where (table, s, never) p = Softmax <axis = -1> (m) {BACK}", table=BLOCKS
+    ),
+    "rows_from_the_input": lambda: written(
+        f"{PROJECTED} sizes = Shape (x) rows = Slice (sizes, nil, one) split = Concat <axis = 0> (rows, rest) "
+        f"{HEADS.replace('heads', 'split')} low = Where (table, none, never) m = Add (s, low) "
+        f"p = Softmax <axis = -1> (m) {BACK}",
+        nil=ints(0), one=ints(1), rest=ints(LENGTH, 2, 2), none=np.float32(0),
+    ),
+    "as_many_features_as_timesteps": lambda: written(
+        "w = MatMul (x, U) wide = Reshape (w, shape) h = Add (wide, positions) a = MatMul (h, V) y = CumSum (a, axis)",
+        U=(4, LENGTH), V=(LENGTH, 4), shape=ints(-1, LENGTH, LENGTH), positions=(LENGTH, LENGTH),
+    ),
+    "ranges": lambda: written(
+        f"{PROJECTED} {HEADS} places = Range (nil, steps, one) rows = Unsqueeze (places, last) "
+        "columns = Unsqueeze (places, first) seen = GreaterOrEqual (rows, columns) m = Where (seen, s, never) "
+        f"p = Softmax <axis = -1> (m) {BACK}",
+        nil=np.int64(0), steps=np.int64(LENGTH), one=np.int64(1), last=ints(1), first=ints(0),
+    ),
+    "positions": lambda: written("h = Add (x, positions) y = CumSum (h, axis)", positions=(1, LENGTH, 4)),
+    "an_embedding_of_all_places": lambda: written(
+        "e = Gather (positions, places) b = Expand (e, shape) h = Add (x, b) y = CumSum (h, axis)",
+        positions=(LENGTH + 3, 4), places=np.arange(LENGTH), shape=ints(1, LENGTH, 4),
+    ),
+    "the_last_place": lambda: graph(
+        f"(float[batch, {LENGTH}, 4] x) => (float[batch, 4] y, float[batch, 1, 4] z) {{ h = Add (x, positions) "
+        "c = CumSum (h, axis) y = Gather <axis = 1> (c, place) z = Slice (c, start, end, axes) }",
+        positions=(LENGTH, 4), axis=np.int64(1), place=np.int64(LENGTH - 1), start=ints(LENGTH - 1), end=ints(LENGTH),
+        axes=ints(1),
+    ),
+    "the_timestep_before": lambda: written(
+        "cut = Slice (x, first, end, axes) p = Pad (cut, pads) "
+        "d = Sub (x, p) h = Mul (d, positions) y = CumSum (h, axis)",
+        first=ints(0), end=ints(LENGTH - 1), axes=ints(1), positions=(LENGTH, 4), pads=ints(0, 1, 0, 0, 0, 0),
+    ),
+    "something_static_repeated": lambda: written(
+        "u = Unsqueeze (who, one) r = Tile (u, times) j = Concat <axis = 2> (x, r) h = MatMul (j, V) "
+        "i = Mul (h, positions) y = CumSum (i, axis)",
+        inputs=f"float[batch, {LENGTH}, 4] x, float[batch, 3] who", one=ints(1), times=ints(1, LENGTH, 1), V=(7, 4),
+        positions=(LENGTH, 4),
+    ),
+    "time_first": lambda: graph(
+        f"(float[{LENGTH}, 1, 4] x) => (float[{LENGTH}, 1, 5] y) {{ h = Mul (x, positions) "
+        "g = GRU <hidden_size = 5> (h, W, R, B) y = Reshape (g, shape) }",
+        positions=(LENGTH, 1, 4), shape=ints(LENGTH, -1, 5), **GRU,
+    ),
+}  # fmt: skip
+"""Graphs that run for the declared length and for no other number of timesteps."""
