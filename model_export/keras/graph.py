@@ -15,14 +15,11 @@ from model_export.graph.builder import BATCH, IR_VERSION, ONLY_ONNX, NodeBuilder
 from model_export.graph.dataflow import in_order
 from model_export.graph.described import numbered, set_layer
 from model_export.graph.nodes import needed_nodes, uses
-from model_export.graph.operators import RNN
 from model_export.keras.value import Value
 
 TIME = "timesteps"
 TRIAL = 67
 """Timesteps of the tensors on which code is tried that cannot run with an open number of them."""
-_NAMED = {*RNN, "Scan", "Conv", "ConvTranspose", "MaxPool", "AveragePool", "CumSum"}
-"""Operators with a state over time: such a node is named as its layer is."""
 
 
 @dataclass(slots=True)
@@ -63,8 +60,9 @@ class KerasGraph(NodeBuilder):
         self.stateful: set[str] = set()
         self.repeated: dict[str, str] = {}
         self._nodes_of: dict[str, int] = {}
-        self._outer: list[list[onnx.NodeProto]] = []
         self._takes: list[Value] = []
+        self._rows = ""
+        self._front: list[onnx.NodeProto] = []
         self._gives: list[Value] = []
 
     def input(self, name: str, row: tuple[int, ...], dtype: str, *, time: bool) -> Value:
@@ -92,21 +90,27 @@ class KerasGraph(NodeBuilder):
     ) -> onnx.NodeProto:
         """Add a node whose outputs have names already, and return it; its states will be named after it."""
         node = super().add(kind, inputs, outputs, **attributes)
-        name = at if kind in _NAMED and not self._outer else f"{at}/{kind}"
-        self._nodes_of[name] = self._nodes_of.get(name, 0) + 1
-        node.name = numbered(name, self._nodes_of[name])
+        self._nodes_of[at] = self._nodes_of.get(at, 0) + 1
+        node.name = numbered(at or kind, self._nodes_of[at])
         set_layer([node], self.layers.get(at, ""))
         return node
 
     @contextmanager
     def body(self) -> Iterator[list[onnx.NodeProto]]:
         """Collect the nodes that are added in a list of their own, as those of a body."""
-        self._outer.append(self.nodes)
-        self.nodes = []
+        outer, self.nodes = self.nodes, []
         try:
             yield self.nodes
         finally:
-            self.nodes = self._outer.pop()
+            self.nodes = outer
+
+    def rows(self) -> str:
+        """Return the number of rows in the batch, shape [1] int64."""
+        if not self._rows:
+            self._rows = self.fresh("rows")
+            made = helper.make_node("Shape", [self._takes[0].name], [self._rows], start=0, end=1)
+            self._front.append(made)
+        return self._rows
 
     def constant(self, array: Any, dtype: str | None = "float32", *, what: str = "const", at: str = "") -> str:
         """Return the name of a constant tensor, float32 by default."""
@@ -135,7 +139,7 @@ class KerasGraph(NodeBuilder):
 
     def proto(self, name: str) -> onnx.ModelProto:
         """Return the finished model, without nodes and constants that no output needs."""
-        nodes = needed_nodes(in_order(self.nodes), [value.name for value in self._gives])
+        nodes = needed_nodes(in_order([*self._front, *self.nodes]), [value.name for value in self._gives])
         used = {tensor for node in nodes for tensor in uses(node)}
         constants = [tensor for tensor in self.constants if tensor.name in used]
         takes, gives = ([_declared(value) for value in values] for values in (self._takes, self._gives))

@@ -150,7 +150,8 @@ class StepScan:
     def _start(self, init: Value | Array) -> str:
         if isinstance(init, Value):
             return init.name
-        graph, source = self._graph, next(iter(self._elements))
-        rows = graph.op("Shape", source, at=self._path, start=0, end=1)
-        shape = graph.op("Concat", rows, graph.ints(list(init.shape)), at=self._path, axis=0) if init.ndim else rows
+        graph = self._graph
+        shape = graph.rows()
+        if init.ndim:
+            shape = graph.op("Concat", shape, graph.ints(list(init.shape)), at=self._path, axis=0)
         return graph.op("Expand", graph.constant(init, init.dtype.name, at=self._path), shape, at=self._path)

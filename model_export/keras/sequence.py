@@ -88,6 +88,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
                 time_axes=times,
                 batch_axes=dict.fromkeys(times, 0),
                 length=found.length if found.bounded else None,
+                starts_are_sent=True,
             )
             return ExportedStep(step, found.facts, _timed(step, found.outputs), found.bounded)
         except RefusedModelError as exc:

@@ -140,6 +140,8 @@ class KerasWalk:
         except RefusedCallError as exc:
             if not exc.path.startswith(f"{call.path}/"):  # this layer, or the one that made what comes in
                 raise
+            if prefix == call.path:  # code of Keras: what it calls is a detail
+                raise
             rule = f" Or write a step rule for {type(call.layer).__name__}: stepwell.register_step_rule."
             fix = exc.fix + (rule if isinstance(call.layer, keras.Layer) else "")
             raise call.refuse(exc.problem.rstrip("."), fix) from exc

@@ -86,8 +86,18 @@ def make_step(
     batch_axes: Mapping[str, int | None] | None = None,
     constants: Mapping[str, Array] | None = None,
     length: int | None = None,
+    starts_are_sent: bool = False,
 ) -> SequenceStep:
     """Make the step graph of a sequence graph.
+
+    Args:
+        source: An ONNX file, or an `onnx.ModelProto`.
+        name: The model's name in its manifest.
+        time_axes: Time axis by input, where running the graph does not show it; None: the input has none.
+        batch_axes: Batch axis by input, in the same way.
+        constants: Inputs that are given once and for all.
+        length: The number of timesteps that the model was built for.
+        starts_are_sent: An input that a recurrence starts from is sent by the caller, and is no state.
 
     Raises:
         UnclearModelError: No time axis can be found.
@@ -96,7 +106,9 @@ def make_step(
     plain, declared = load_graph(source, constants or {})
     graph = with_loops_rolled(plain)
     _check_chance(graph)
-    return _step_of(graph, declared, name, time_axes or {}, batch_axes or {}, length=length)
+    return _step_of(
+        graph, declared, name, time_axes or {}, batch_axes or {}, length=length, starts_are_sent=starts_are_sent
+    )
 
 
 def _step_of(
@@ -107,8 +119,11 @@ def _step_of(
     batch_axes: Mapping[str, int | None],
     *,
     length: int | None,
+    starts_are_sent: bool,
 ) -> SequenceStep:
     inputs, graph, declared = _read(graph, declared, time_axes, batch_axes, length)
+    if starts_are_sent:
+        inputs = replace(inputs, inputs=tuple(replace(one, role="external") for one in inputs.inputs))
     if is_for_one_row(inputs, declared) and not rows_are_independent(graph, inputs):
         inputs = replace(inputs, only_rows=1)
     graph = with_squeeze_axes(without_known_branches(graph, inputs), inputs)
@@ -118,7 +133,7 @@ def _step_of(
             fix="Export it with a dynamic batch axis, or for one row.",
         )
     facts = measure_shapes(graph, inputs)
-    if (cached := _with_caches(graph, inputs, facts)) != inputs:
+    if not starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(graph, cached)
     walk = StreamingWalk(inputs.with_length(graph, inputs.lengths[0]), facts, length)
     walk.takes_weights = WEIGHTED

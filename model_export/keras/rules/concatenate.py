@@ -32,7 +32,7 @@ def _side_by_side(call: Call, parts: list[Any], axis: int) -> list[Value]:
     found = []
     for part, value in zip(parts, broadcast(call, parts), strict=True):
         whole = value if isinstance(part, Value) else _for_each_row(call, value, like, axis)
-        found.append(as_long_as(call, whole, like))
+        found.append(as_long_as(call, whole, like, but=axis))
     return found
 
 

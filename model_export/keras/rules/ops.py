@@ -194,7 +194,10 @@ def filled(call: Call) -> Value:
     if isinstance(given, Value):
         raise call.refuse("its fill is computed; expected a number", "Multiply by ones_like instead.")
     fill = call.constant(to_array(given), dtype)
-    return x.like(call.op("Expand", fill, call.op("Shape", x)), dtype=dtype)
+    shape = call.op("Shape", x)
+    if x.row and None not in x.row:  # what has its shape, but nothing of its timesteps
+        shape = call.op("Concat", call.graph.rows(), call.graph.ints(x.row), axis=0)
+    return x.like(call.op("Expand", fill, shape), dtype=dtype)
 
 
 # ---------------------------------------------------------------- several operands

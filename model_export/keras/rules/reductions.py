@@ -44,9 +44,14 @@ def logsumexp(call: Call) -> Value:
 
 @op_rule("Var", "Std")
 def spread(call: Call) -> Value:
-    """The variance or standard deviation over feature axes."""
+    """The variance or standard deviation; over time from the means of the values and of their squares."""
     x = call.as_float(call.value)
     axes, keep = _axes(call, x), bool(call.layer.keepdims)
+    if any(x.row[axis - 1] is None for axis in axes):
+        mean = reduce(call, "ReduceMean", x, axes, keep=keep)
+        squares = reduce(call, "ReduceMean", x.like(call.op("Mul", x, x)), axes, keep=keep)
+        variance = mean.like(call.op("Relu", call.op("Sub", squares, call.op("Mul", mean, mean))))
+        return variance if call.kind(["Var", "Std"]) == "Var" else variance.like(call.op("Sqrt", variance))
     centred = call.op("Sub", x, call.op("ReduceMean", x, call.graph.ints(axes), keepdims=1))
     variance = reduce(call, "ReduceMean", x.like(call.op("Mul", centred, centred)), axes, keep=keep)
     return variance if call.kind(["Var", "Std"]) == "Var" else variance.like(call.op("Sqrt", variance))

@@ -66,17 +66,26 @@ def _common_dtype(operands: Sequence[Any]) -> str:
     return "float32" if dtypes or any(dtype.kind != "b" for dtype in constants) else "bool"
 
 
-def as_long_as(call: Call, value: Value, like: Value) -> Value:
+def as_long_as(call: Call, value: Value, like: Value, *, but: int | None = None) -> Value:
     """Return a value with as many timesteps as another one, where it was made for the declared number of them.
+
+    Args:
+        call: The operation, for its name in an error.
+        value: The value.
+        like: The other one.
+        but: The axis along which they are joined; one entry in the place of all timesteps is repeated then. None: they
+            are not, and it broadcasts.
 
     Raises:
         RefusedModelError: It has another number of entries where the other one has timesteps.
     """
     for place, size in enumerate(value.row, len(like.row) - len(value.row)):
-        if like.row[place] is not None or size in {None, 1}:
-            continue
         axis = place + value.rank - len(like.row)
-        if size not in {call.graph.length, TRIAL} or (size == TRIAL and value.name not in call.graph.repeated):
+        if like.row[place] is not None or size is None or axis == but or (size == 1 and but is None):
+            continue
+        if size == 1:
+            call.graph.repeated[value.name] = value.name
+        if size not in {1, call.graph.length, TRIAL} or (size == TRIAL and value.name not in call.graph.repeated):
             raise call.refuse(
                 f"it joins a value with a time axis and one with {size} entries in its place",
                 "Give the static part as an input of every timestep, or join them behind return_sequences=False.",
@@ -119,6 +128,12 @@ def constant_beside(call: Call, value: Value, array: Array, dtype: str = "float3
         if size is None and np.all(array == array.take([0], axis)):  # made for as many timesteps as code was tried on
             array = array.take([0], axis)
     steps = [n for n, size in zip(array.shape, beside, strict=True) if size is None and n > 1]
+    if steps and call.graph.length is None:
+        raise call.refuse(
+            f"it has a constant of its own for each timestep, and the model declares no number of timesteps ({steps[0]} "
+            "were tried)",
+            "Share it over time, or declare the number of timesteps: keras.Input((T, ...)).",
+        )
     if any(n != call.graph.length for n in steps):
         raise call.refuse(
             f"it has {dtype} weights or constants of its own for each of {steps[0]} timesteps, in a model of "

@@ -6,10 +6,10 @@ from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.streaming.rules.attention import attention
 from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
 from model_export.streaming.rules.loops import loop, scan
-from model_export.streaming.rules.recurrent import running, stateful_op
 from model_export.streaming.rules.pooling.factors import softmax
 from model_export.streaming.rules.pooling.sums import log_sum_exp
 from model_export.streaming.rules.pooling.table import WEIGHTED, with_weights
+from model_export.streaming.rules.recurrent import running, stateful_op
 from model_export.streaming.rules.reductions import REDUCTIONS, reduction
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
 from model_export.streaming.rules.window import convolution, transposed
