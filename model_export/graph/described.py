@@ -46,7 +46,7 @@ def mentioned(node: Any) -> str:
 
 
 def numbered(name: str, number: int) -> str:
-    """Return the name of one of several nodes of one name, counted from 1: onnxruntime wants each to have its own."""
+    """Return the name of one of several nodes of one name, counted from 1: onnxruntime requires unique ones."""
     return f"{name}~{number}" if number > 1 else name
 
 
