@@ -19,6 +19,16 @@ def set_layer(nodes: Iterable[Any], layer: str) -> None:
             node.metadata_props.add(key=LAYER, value=layer)
 
 
+def take_layer(node: Any, nodes: Iterable[Any]) -> None:
+    """Give a node the layer of those that it takes the place of, and their name, where they are of one layer."""
+    found = {(layer_of(one), shared_name(one.name)): one.name for one in nodes}
+    layers = {layer for layer, _ in found}
+    if len(layers) == 1:
+        set_layer([node], *layers)
+    if len(found) == 1 and layer_of(node):
+        node.name = next(iter(found.values()))
+
+
 def layer_of(node: Any) -> str:
     """Return what is written into a node; empty: nothing."""
     return next((str(entry.value) for entry in node.metadata_props if entry.key == LAYER), "")
@@ -36,7 +46,7 @@ def mentioned(node: Any) -> str:
 
 
 def numbered(name: str, number: int) -> str:
-    """Return the name of one of several nodes of one name, counted from 1: onnxruntime wants each to have its own."""
+    """Return the name of one of several nodes of one name, counted from 1: onnxruntime requires unique ones."""
     return f"{name}~{number}" if number > 1 else name
 
 

@@ -147,7 +147,7 @@ def _check_names(graph: Any) -> None:
 
 
 def _name_nodes(graph: Any) -> None:
-    """Give every node a name of its own, as onnxruntime wants it; states are named after nodes."""
+    """Give every node a name of its own, as onnxruntime requires; states are named after nodes."""
     for index, node in enumerate(graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     for inner in all_graphs(graph):

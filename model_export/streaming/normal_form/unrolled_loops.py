@@ -16,7 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from model_export.graph.dataflow import in_order
-from model_export.graph.described import layer_of, set_layer
+from model_export.graph.described import take_layer
 from model_export.graph.nodes import attributes, captures, constants, read_opset, replace_items, uses
 from model_export.manifest import Array
 from model_export.streaming.normal_form.scan_body import ScanBody
@@ -308,8 +308,7 @@ class _Unrolled:
             scan_input_axes=[self._slices[name].axis for name in scanned],
             scan_output_axes=axes,
         )
-        layers = {layer_of(self._nodes[index]) for index in body.nodes}
-        set_layer([node], layers.pop() if len(layers) == 1 else "")
+        take_layer(node, (self._nodes[index] for index in body.nodes))
         kept = [one for index, one in enumerate(self._nodes) if index not in gone]
         replace_items(made.graph.node, in_order([*kept, node, *extra]))
         replace_items(made.graph.node, live_nodes(made.graph))  # without the slices

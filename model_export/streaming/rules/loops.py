@@ -158,13 +158,16 @@ def _inside(node: onnx.NodeProto, name: str) -> str:
 
 
 def _without_axis(walk: StreamingWalk, tensor: str, axis: int) -> str:
-    """Return a tensor without its axis of one timestep; the one that got the axis a moment ago, if there is one."""
+    """Return a tensor without its axis of one timestep; the one that got the axis before, if there is one."""
     inputs, attrs = _axis_operand(walk, axis)
-    maker = next((made for made in reversed(walk.graph.nodes) if tensor in made.output), None)
-    is_added = maker is not None and maker.op_type == "Unsqueeze" and list(maker.input[1:]) == inputs
-    if is_added and attributes(maker) == attrs:
-        return str(maker.input[0])
-    return walk.graph.op("Squeeze", tensor, *inputs, **attrs)
+    for maker in reversed(walk.graph.nodes):
+        if tensor in maker.output:
+            if maker.op_type == "Unsqueeze" and list(maker.input[1:]) == inputs and attributes(maker) == attrs:
+                return str(maker.input[0])
+            break
+    squeezed = walk.graph.fresh("Squeeze")
+    walk.graph.add("Squeeze", [tensor, *inputs], [squeezed], **attrs)
+    return squeezed
 
 
 def _with_axis(walk: StreamingWalk, tensor: str, axis: int, name: str) -> str:

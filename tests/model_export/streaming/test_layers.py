@@ -6,10 +6,11 @@ import onnx
 import pytest
 
 from model_export.errors import RefusedModelError
-from model_export.graph.described import LAYER, described, set_layer
+from model_export.graph.described import LAYER, described, layer_of, set_layer
 from model_export.graph.nodes import all_nodes, subgraphs
 from model_export.streaming import convert
 from model_export.streaming.normal_form.load import load_graph
+from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from tests.model_export.streaming.zoo import ZOO
 from tests.model_export.streaming.zoo_masked import masked_lstm
 from tests.model_export.streaming.zoo_parts import graph
@@ -72,9 +73,10 @@ def test_a_layer_is_not_in_the_step_graph() -> None:
 
 
 def test_an_unrolled_loop_is_of_the_layer_of_its_nodes() -> None:
-    from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
-
-    model = of_layer(ZOO["unrolled"].build(), "MatMul", "Add", "Tanh", "Unsqueeze")
-    [scan] = [node for node in with_loops_rolled(model).graph.node if node.op_type == "Scan"]
+    model = of_layer(ZOO["unrolled"].build(), "Gather", "MatMul", "Add", "Tanh", "Unsqueeze")
+    for node in model.graph.node:
+        node.name = "own/rnn" if layer_of(node) else ""
+    [scan] = [node for node in with_loops_rolled(load_graph(model, {})[0]).graph.node if node.op_type == "Scan"]
 
     assert described(scan) == WORDS
+    assert [state.input for state in convert(model, name="unrolled").manifest.states] == ["own.rnn.state_0"]
