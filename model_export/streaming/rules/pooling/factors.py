@@ -27,14 +27,15 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     pointwise(walk, node)
     if not over_time:
         return
+    error = walk.refuse(node, "mixes timesteps: it is normalised over the time axis")
     try:
         check_causal(walk, node, out)
-    except RefusedModelError as exc:
-        scores = Part(walk.operand(name, 0), walk.facts.dims(name))
-        weights = TimeWeights(
-            scores, is_log=node.op_type == "LogSoftmax", mask=_mask(walk, name), infinite=_is_infinite(walk, name)
-        )
-        walk.tensors[out] = StepTensor("unsupported", error=exc, weights=weights)
+    except RefusedModelError as exc:  # not by large scores, where only one timestep weighs anything
+        error = exc
+    scores = Part(walk.operand(name, 0), walk.facts.dims(name))
+    is_log, infinite = node.op_type == "LogSoftmax", _is_infinite(walk, name)
+    weights = TimeWeights(scores, is_log=is_log, mask=_mask(walk, name), infinite=infinite)
+    walk.tensors[out] = StepTensor("unsupported", error=error, weights=weights)
 
 
 def by_the_whole(walk: StreamingWalk, node: onnx.NodeProto) -> TimeWeights | None:

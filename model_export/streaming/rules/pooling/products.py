@@ -60,7 +60,7 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     """
     weights, out, graph = walk.tensors[name].weights, node.output[0], walk.graph
     others = {place: given for place, given in enumerate(node.input) if given != name}
-    if weights is None or weights.is_log or len(others) != len(node.input) - 1:
+    if weights is None or weights.is_log or not others or len(others) != len(node.input) - 1:
         return False
     own = terms[list(node.input).index(name)]
     axis = walk.facts.time_axis(name)
