@@ -109,6 +109,7 @@ WAYS: dict[str, tuple[Callable[[Path], ConvertedModel], Precision]] = {
     "stages with a state": (lambda folder: with_stages(folder, Impute("last"), Standardize(2.0, 3.0), EWMA(0.3)), FULL),
     "weights as fp16": (lambda _: wide(), FP16),
     "weights as int8": (lambda _: wide(), INT8),
+    "a masked softmax as float16": (lambda _: in_onnx("softmax_of_what_counts"), STORED),
     "states as float16": (lambda _: wide(), STORED),
 }
 
