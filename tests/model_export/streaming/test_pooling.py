@@ -12,6 +12,7 @@ from model_export.converted import ConvertedModel, verify_model
 from model_export.errors import ParityError
 from model_export.step_model import StepModel
 from model_export.streaming import convert
+from model_export.verify.reference import PrefixAnswers
 from model_export.verify.runners import stepped
 from tests.model_export.mutants import Mutate, mutated
 from tests.model_export.streaming.zoo import ZOO
@@ -54,6 +55,7 @@ def test_a_softmax_of_nothing_is_nan_until_something_counts() -> None:
         answers.append(found["y"][0])
         assert all(np.isfinite(value).all() for value in states.values())
     prefixes = candidate.original({"x": x})["y"]
+    assert isinstance(prefixes, PrefixAnswers)
 
     assert np.isnan(answers[:3]).all()
     assert not np.isnan(answers[3:]).any()
