@@ -13,7 +13,7 @@ from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import StreamingWalk
 
-_JOINS = {"ReduceSum": "Add", "ReduceMean": "Add", "ReduceMax": "Max", "ReduceMin": "Min", "ReduceProd": "Mul"}
+_JOINS = {"ReduceMax": "Max", "ReduceMean": "Add", "ReduceMin": "Min", "ReduceProd": "Mul", "ReduceSum": "Add"}
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 REDUCTIONS = (*_JOINS, *_POOLS)
@@ -21,7 +21,7 @@ REDUCTIONS = (*_JOINS, *_POOLS)
 
 
 def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """ReduceSum, -Mean, -Max, -Min, -Prod and global pooling: over time a running one, else as it is.
+    """Sums, means, products, extremes and global pooling: over time a running one, else as it is.
 
     Its answer counts after the last timestep, as that of a recurrence without its sequence does.
     """

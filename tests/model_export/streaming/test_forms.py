@@ -99,6 +99,13 @@ FORMS: dict[str, Build] = {
         }""",
         six=np.int64(6), values=np.array([0, 1], np.float32), axis=np.int64(1), W=(6, 3),
     ),
+    "weights_of_the_same_type": lambda: graph(
+        f"""({X}) => (float[batch, 4] y) {{
+            w = Softmax <axis = 1> (x) c = Cast <to = 1> (w) d = Dropout (c) p = Mul (x, d)
+            y = ReduceSum <keepdims = 0> (p, one)
+        }}""",
+        one=ints(1),
+    ),
     "folded_rows": folded_rows,
 }  # fmt: skip
 

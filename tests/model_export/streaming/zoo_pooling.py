@@ -15,7 +15,7 @@ _QUOTIENT = "the weighted mean and the sum of the weights"
 
 def pooled(nodes: str, shape: str = "batch, 4", **weights: Any) -> onnx.ModelProto:
     """Return a graph from `x` of `(batch, time, 4)` to `y`, with scores `s` of `(batch, time, 1)`."""
-    given = {"V": (4, 1), "one": ints(1), "two": ints(2)} | weights
+    given: dict[str, Any] = {"V": (4, 1), "one": ints(1), "two": ints(2)} | weights
     return graph(f"({X}) => (float[{shape}] y) {{ s = MatMul (x, V) {nodes} }}", **given)
 
 

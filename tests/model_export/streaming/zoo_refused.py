@@ -123,6 +123,45 @@ REFUSED: dict[str, Refused] = {
         lambda: per_timestep("[soft] s = Softmax <axis = 1> (c) p = Mul (s, x) y = Add (p, x)"),
         "'soft' (Softmax) mixes timesteps",
     ),
+    "softmax_of_a_padded_sequence": Refused(
+        lambda: graph(f"({X}) => (float[N, 4] y) {{ p = Pad (x, pads) [soft] s = Softmax <axis = 1> (p) q = Mul (s, p) "
+                      "y = ReduceSum <keepdims = 0> (q, one) }", pads=ints(0, 1, 0, 0, 0, 0), one=ints(1)),
+        "'soft' (Softmax) mixes timesteps",
+    ),
+    "weights_of_a_shifted_sequence": Refused(
+        lambda: graph(f"({X}) => (float[N, 4] y) {{ p = Pad (x, pads) d = Slice (p, zero, end, one) "
+                      "[soft] s = Softmax <axis = 1> (x) q = Mul (s, d) y = ReduceSum <keepdims = 0> (q, one) }",
+                      pads=ints(0, 1, 0, 0, 0, 0), zero=ints(0), end=ints(-1), one=ints(1)),
+        "'soft' (Softmax) mixes timesteps",
+    ),
+    "weights_in_another_order": Refused(
+        lambda: graph(f"({X}) => (float[N, 4] y) {{ [soft] s = Softmax <axis = 1> (x) r = Reshape (s, turned) "
+                      "t = Transpose <perm = [0, 2, 1]> (r) q = Mul (t, x) y = ReduceSum <keepdims = 0> (q, one) }",
+                      turned=ints(0, 4, -1), one=ints(1)),
+        "'soft' (Softmax) mixes timesteps",
+    ),
+    "product_of_two_softmaxes": Refused(
+        lambda: graph(f"({X}) => (float[N, 4] y) {{ [soft] s = Softmax <axis = 1> (x) n = Neg (x) "
+                      "t = Softmax <axis = 1> (n) q = Mul (s, t) y = ReduceSum <keepdims = 0> (q, one) }", one=ints(1)),
+        "'soft' (Softmax) mixes timesteps",
+    ),
+    "weights_that_are_averaged_over_heads": Refused(
+        lambda: graph(f"({X}) => (float[N, 4] y) {{ [soft] s = Softmax <axis = 1> (x) "
+                      'w = Einsum <equation = "bth->bt"> (s) y = Einsum <equation = "bt,btd->bd"> (w, x) }'),
+        "'soft' (Softmax) mixes timesteps",
+    ),
+    "shares_as_an_answer": Refused(
+        lambda: graph(f"({X}) => (float[N, T, 4] y) {{ e = Exp (x) n = ReduceSum (e, one) [share] y = Div (e, n) }}",
+                      one=ints(1)),
+        "'share' (Div) needs 'n', which is known after the last timestep only, at every timestep",
+    ),
+    "zeros_of_another_mask": Refused(
+        lambda: graph(f"({X}) => (float[N, 4] y) {{ m = Greater (x, zero) l = Less (x, zero) f = Where (m, x, never) "
+                      "[soft] s = Softmax <axis = 1> (f) z = Where (l, s, zero) q = Mul (z, x) "
+                      "y = ReduceSum <keepdims = 0> (q, one) }",
+                      zero=np.float32(0), never=np.float32(-np.inf), one=ints(1)),
+        "'soft' (Softmax) mixes timesteps",
+    ),
     "old_softmax": Refused(
         lambda: graph(f"({X}) => (float[N, T, 4] y) {{ c = CumSum (x, axis) [soft] y = Softmax <axis = 1> (c) }}",
                       opset=12, axis=np.int64(1)),

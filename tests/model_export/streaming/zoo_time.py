@@ -270,7 +270,8 @@ ZOO: dict[str, Entry] = {
         lambda: graph(f"({X}) => (float[batch, 4] y) {{ c = CumSum (x, axis) s = MatMul (c, V) "
                       "w = Softmax <axis = 1> (s) p = Mul (w, x) y = ReduceSum <keepdims = 0> (p, one) }",
                       axis=np.int64(1), V=(4, 1), one=ints(1)),
-        "a sum over time, weighted by a softmax over time", "the weighted sum, the sum of weights, the largest score",
+        "a sum over time, weighted by a softmax over time",
+        "the weighted mean, the sum of the weights, the largest score",
     ),
     "attention_pooling_by_matmul": Entry(
         lambda: graph(f"({X}) => (float[batch, 3, 4] y, float[batch, 4] z) {{ s = MatMul (x, V) "

@@ -109,6 +109,8 @@ ZOO = {
         scaled_dot_product, "scaled_dot_product_attention with is_causal, StepSpec(length=64)", "past keys and values"
     ),
     "pooled_by_a_query": ZooModule(
-        pooled_by_a_query, "a GRU, nn.MultiheadAttention from a learned query to all timesteps", "sums, as of pooling"
+        pooled_by_a_query,
+        "a GRU, nn.MultiheadAttention from a learned query to all timesteps",
+        "a weighted mean, the sum of the weights, the largest score",
     ),
 }

@@ -259,7 +259,9 @@ ZOO = {
     "mean_pooled": ZooModule(mean_pooled, "a GRU, mean and maximum over time", "running ones, and a count"),
     "adaptively_pooled": ZooModule(adaptively_pooled, "a causal convolution, pooled over time", "a running mean"),
     "attention_pooled": ZooModule(
-        attention_pooled, "an LSTM, summed up over time by a softmax over time", "sums, and the largest score"
+        attention_pooled,
+        "an LSTM, summed up over time by a softmax over time",
+        "a weighted mean, the sum of the weights, the largest score",
     ),
     "attention_pooled_by_bmm": ZooModule(
         attention_pooled_by_bmm, "the same by `bmm`, of differences from the first timestep", "the first timestep, too"

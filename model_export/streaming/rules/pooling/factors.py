@@ -20,21 +20,22 @@ from model_export.streaming.walk import StreamingWalk
 
 
 def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Softmax, LogSoftmax: over time its answers change with every later timestep; a sum that they weigh can be had."""
+    """Softmax, LogSoftmax: over time they are weights, which every later timestep changes."""
     name, out = node.input[0], node.output[0]
     axis = int(attributes(node).get("axis", -1)) % max(len(walk.facts.dims(name)), 1)
     over_time = walk.opset >= 13 and walk.facts.time_axis(name) == axis and is_whole(walk, name)
     pointwise(walk, node)
     if not over_time:
         return
+    error = walk.refuse(node, "mixes timesteps: it is normalised over the time axis")
     try:
         check_causal(walk, node, out)
-    except RefusedModelError as exc:
-        scores = Part(walk.operand(name, 0), walk.facts.dims(name))
-        weights = TimeWeights(
-            scores, is_log=node.op_type == "LogSoftmax", mask=_mask(walk, name), infinite=_is_infinite(walk, name)
-        )
-        walk.tensors[out] = StepTensor("unsupported", error=exc, weights=weights)
+    except RefusedModelError as exc:  # not raised where scores are so far apart that one timestep has all the weight
+        error = exc
+    scores = Part(walk.operand(name, 0), walk.facts.dims(name))
+    is_log, infinite = node.op_type == "LogSoftmax", _is_infinite(walk, name)
+    weights = TimeWeights(scores, is_log=is_log, mask=_mask(walk, name), infinite=infinite)
+    walk.tensors[out] = StepTensor("unsupported", error=error, weights=weights)
 
 
 def by_the_whole(walk: StreamingWalk, node: onnx.NodeProto) -> TimeWeights | None:

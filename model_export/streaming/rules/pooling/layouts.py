@@ -16,8 +16,10 @@ from model_export.streaming.walk import StreamingWalk
 
 
 def repeated(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
-    """Identity; Expand and Tile along axes of length 1."""
+    """Identity and what is none: Cast to the same type, Dropout; Expand and Tile along axes of length 1."""
     out, weights = node.output[0], walk.tensors[name].weights
+    if walk.dtype(out) != walk.dtype(name) or any(node.output[1:]):
+        return False
     rank = len(walk.facts.dims(out))
     pairs = zip_longest(walk.facts.dims(name)[::-1], walk.facts.dims(out)[::-1], fillvalue=ONE)
     if weights is None or not keeps_time(walk, out) or any(a != b and a.at_one_step() != (1, 0) for a, b in pairs):

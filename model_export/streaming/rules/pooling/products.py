@@ -39,12 +39,9 @@ def einsum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     if "." in equation:
         pairs = zip(node.input, terms, strict=True)
         hidden = [len(walk.facts.dims(given)) - len(term.replace("...", "")) for given, term in pairs]
-        dots = [letter for letter in _LETTERS if letter not in equation.lower()][: max(hidden)]
-        ends = zip(terms, hidden, strict=True)
-        terms = [
-            term.replace("...", "".join(dots[len(dots) - count :])) if "." in term else term for term, count in ends
-        ]
-        result = result.replace("...", "".join(dots))
+        dots = "".join(letter for letter in _LETTERS if letter not in equation)[: max(hidden)]
+        terms = [term.replace("...", dots[len(dots) - count :]) for term, count in zip(terms, hidden, strict=True)]
+        result = result.replace("...", dots)
     return all(len(set(term)) == len(term) for term in terms) and _einstein(walk, node, name, terms, result)
 
 
@@ -60,7 +57,7 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     """
     weights, out, graph = walk.tensors[name].weights, node.output[0], walk.graph
     others = {place: given for place, given in enumerate(node.input) if given != name}
-    if weights is None or weights.is_log or len(others) != len(node.input) - 1:
+    if weights is None or weights.is_log or not others or len(others) != len(node.input) - 1:
         return False
     own = terms[list(node.input).index(name)]
     axis = walk.facts.time_axis(name)

@@ -73,9 +73,12 @@ def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score:
         before, spec = graph.state_like(f"{label}.weights", part.dims, dtype, None)
         now, highest = part.step, ""
         if is_score:
-            lowest = _row(part.dims, float(np.finfo(dtype).min), dtype)
-            largest, largest_spec = graph.state_like(f"{label}.largest_score", part.dims, dtype, lowest)
-            highest = graph.op("Max", largest, part.step)
+            lowest = np.asarray(np.finfo(dtype).min, dtype)
+            largest, largest_spec = graph.state_like(
+                f"{label}.largest_score", part.dims, dtype, _row(part.dims, lowest)
+            )
+            # also of these: a stored state of fewer bits may have become minus infinity
+            highest = graph.op("Max", largest, part.step, graph.constant(lowest))
             graph.next_state_like(largest_spec, highest, part.dims)
             now = graph.op("Exp", graph.op("Sub", part.step, highest))
             before = graph.op("Mul", before, graph.op("Exp", graph.op("Sub", largest, highest)))
@@ -102,5 +105,5 @@ def _mean(walk: StreamingWalk, label: str, values: Part, so_far: Total, dtype: s
     return Part(mean, dims)
 
 
-def _row(dims: tuple[Dim, ...], fill: float, dtype: str) -> Array:
-    return np.full([fixed or per_row for fixed, per_row in (dim.at_one_step() for dim in dims)], fill, dtype)
+def _row(dims: tuple[Dim, ...], fill: Array) -> Array:
+    return np.full([fixed or per_row for fixed, per_row in (dim.at_one_step() for dim in dims)], fill)

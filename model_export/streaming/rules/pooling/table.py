@@ -57,7 +57,7 @@ def _sum(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
 
 WEIGHTED: dict[str, Callable[[StreamingWalk, onnx.NodeProto, str], bool]] = {
     **dict.fromkeys(("Mul", "Div"), product),
-    **dict.fromkeys(("Expand", "Identity", "Tile"), repeated),
+    **dict.fromkeys(("Cast", "Dropout", "Expand", "Identity", "Tile"), repeated),
     **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), refolded),
     **dict.fromkeys(("Gather", "Slice", "Split"), picked),
     **dict.fromkeys(("ReduceMean", "ReduceSum"), _sum),

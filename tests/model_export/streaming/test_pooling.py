@@ -1,0 +1,146 @@
+"""Sums over time that weights apply to: what large numbers, masks and long streams do to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from model_export.converted import ConvertedModel, verify_model
+from model_export.errors import ParityError
+from model_export.step_model import StepModel
+from model_export.streaming import convert
+from model_export.verify.reference import PrefixAnswers
+from model_export.verify.runners import stepped
+from tests.model_export.mutants import Mutate, mutated
+from tests.model_export.streaming.zoo import ZOO
+from tests.model_export.streaming.zoo_parts import graph
+from tests.model_export.streaming.zoo_pooling import masked, pooled
+
+_NEVER = np.float32(-np.inf)
+_SUM = "w = Softmax <axis = 1> (f) p = Mul (w, x) y = ReduceSum <keepdims = 0> (p, one)"
+
+
+def model_of(candidate: ConvertedModel) -> StepModel:
+    return StepModel(candidate.proto.SerializeToString(), candidate.manifest)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pooled_by_einsum_of_three", "heads_in_the_batch", "softmax_by_hand", "masked_after_the_softmax",
+     "mean_of_what_counts", "shares_of_a_sum"],
+)  # fmt: skip
+def test_a_row_that_is_pooled_gives_bit_for_bit_what_it_gives_alone(name: str) -> None:
+    model, rng = model_of(convert(ZOO[name].build(), name=name)), np.random.default_rng(3)
+    inputs = {"x": rng.standard_normal((32, 5, 4)).astype(np.float32)}
+
+    together, _ = stepped(model, inputs)
+    alone, _ = stepped(model, {"x": inputs["x"][7:8]})
+
+    assert np.array_equal(together["y"][7:8], alone["y"], equal_nan=True)
+
+
+def test_a_softmax_of_nothing_is_nan_until_something_counts() -> None:
+    """As in the original; no state becomes NaN or infinite by it."""
+    candidate = convert(masked(f"f = Where (m, s, never) {_SUM}", never=_NEVER), name="masked")
+    model = model_of(candidate)
+    x = np.random.default_rng(0).standard_normal((1, 6, 4)).astype(np.float32)
+    x[0, :3, 0], x[0, 3:, 0] = -1, 1
+    states = model.initial_states(1)
+    answers = []
+    for t in range(6):
+        found, states = model.step({"x": x[:, t]}, states)
+        answers.append(found["y"][0])
+        assert all(np.isfinite(value).all() for value in states.values())
+    prefixes = candidate.original({"x": x})["y"]
+    assert isinstance(prefixes, PrefixAnswers)
+
+    assert np.isnan(answers[:3]).all()
+    assert not np.isnan(answers[3:]).any()
+    np.testing.assert_allclose(answers[-1], prefixes.values[0, -1], atol=1e-6)
+
+
+def test_what_a_mask_leaves_out_by_a_large_number_weighs_nothing_and_counts_where_nothing_else_does() -> None:
+    """Scores of -1e9 are finite: where all are masked, the softmax weighs all alike."""
+    candidate = convert(masked(f"f = Where (m, s, large) {_SUM}", large=np.float32(-1e9)), name="masked")
+    verify_model(candidate, long_steps=100)
+    x = np.random.default_rng(0).standard_normal((1, 4, 4)).astype(np.float32)
+    x[..., 0] = -1
+
+    answers, _ = stepped(model_of(candidate), {"x": x})
+
+    np.testing.assert_allclose(answers["y"][0, -1], x[0].mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["times_an_answer", "mean_of_what_counts", "shares_of_a_sum", "attention_pooling"])
+def test_the_mean_of_equal_values_stays_what_it_is_in_a_long_stream(name: str) -> None:
+    """A sum of floats no longer grows as its values do once it is large; then it would drift away from its count."""
+    model = model_of(convert(ZOO[name].build(), name=name))
+    x = {"x": np.full((1, 4), 3, np.float32)}
+    _, states = model.step(x, model.initial_states(1))
+    for key, value in states.items():
+        if key.endswith((".sum", ".weights", "timesteps")):
+            states[key] = (value * 2**25).astype(value.dtype)
+    means = [key for key in states if key.endswith(".mean")]
+    before = {key: states[key].copy() for key in means}
+    for _ in range(1000):
+        _, states = model.step(x, states)
+
+    assert means
+    for key in means:
+        np.testing.assert_allclose(states[key], before[key], rtol=1e-6)
+
+
+def test_a_mean_of_integers_is_divided_as_the_original_divides() -> None:
+    model = graph("(int32[batch, time, 4] x) => (int32[batch, 4] y) { y = ReduceMean <axes = [1], keepdims = 0> (x) }")
+
+    assert verify_model(convert(model, name="integers"), long_steps=100)[1].parity.max_abs == 0
+
+
+def test_weights_of_any_sign_are_summed_as_they_are() -> None:
+    """A mean by a sum near zero would lose all digits for good."""
+    model = pooled(
+        "p = Mul (x, s) a = ReduceSum <keepdims = 0> (p, one) n = ReduceSum <keepdims = 0> (s, one) "
+        "m = Mul (n, n) o = Add (m, half) y = Div (a, o)", half=np.float32(0.5),
+    )  # fmt: skip
+    content, _ = verify_model(convert(model, name="signs"), long_steps=100)
+
+    assert [spec.input for spec in StepModel(content).manifest.states] == ["ReduceSum_2.sum", "ReduceSum_3.sum"]
+
+
+def unscaled(proto: onnx.ModelProto, manifest: Any) -> None:
+    """What was summed up before is not scaled down when a larger score comes."""
+    (node,) = [node for node in proto.graph.node if node.op_type == "Mul" and manifest.states[0].input in node.input]
+    node.op_type, node.input[:] = "Identity", [manifest.states[0].input]
+
+
+def light(proto: onnx.ModelProto, manifest: Any) -> None:
+    """A timestep that weighs more than all before is taken for one that does not."""
+    for node in proto.graph.node:
+        if node.op_type == "Less":
+            node.input[:] = node.input[::-1]
+
+
+def begins_high(proto: onnx.ModelProto, manifest: Any) -> None:
+    """The largest score so far begins at zero."""
+    manifest.states[1].init = "zeros"
+
+
+FAR_BELOW = (f"a = Abs (s) f = Mul (a, scale) {_SUM}", -400.0)
+WEIGHED = "f = Mul (s, scale) w = Softmax <axis = 1> (f) r = Cast <to = 1> (m) g = Mul (w, r) n = ReduceSum (g, one)"
+DIVIDED = "o = Clip (n, least) v = Div (g, o) p = Mul (v, x) y = ReduceSum <keepdims = 0> (p, one)"
+FAR_APART = (f"{WEIGHED} {DIVIDED}", 8.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "scale", "wrong"), [(*FAR_BELOW, unscaled), (*FAR_BELOW, begins_high), (*FAR_APART, light)]
+)
+def test_wrong_sums_of_weights_are_caught(nodes: str, scale: float, wrong: Mutate) -> None:
+    """Each shows with scores that are far apart: far below zero, or high where a mask leaves out nearly all weight."""
+    right = convert(masked(nodes, scale=np.float32(scale), least=np.float32(1e-30)), name="pooled")
+    verify_model(right, long_steps=0)
+
+    with pytest.raises(ParityError):
+        verify_model(mutated(right, wrong), long_steps=0)
