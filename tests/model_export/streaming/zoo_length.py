@@ -74,11 +74,18 @@ def pairs(nodes: str, **weights: Any) -> onnx.ModelProto:
     )
 
 
-def masked_keys(mask: str, **weights: Any) -> onnx.ModelProto:
-    """Return attention of several heads whose keys are masked by an input, with the causal mask `seen`."""
+def masked_keys(mask: str, *, again: bool = True, **weights: Any) -> onnx.ModelProto:
+    """Return attention of several heads whose keys are masked by an input, with the causal mask `seen`.
+
+    Args:
+        mask: From `s` to `m`.
+        again: Whether the answers of masked timesteps are masked too.
+        weights: More of them.
+    """
+    back = BACK.replace("y =", "z =") if again else BACK
+    here = "here = Unsqueeze (counts, two) y = Where (here, z, nothing)" if again else ""
     return attending(
-        f"{HEADS} {RANGES} {mask} p = Softmax <axis = -1> (m) {BACK.replace('y =', 'z =')} "
-        "here = Unsqueeze (counts, two) y = Where (here, z, nothing)",
+        f"{HEADS} {RANGES} {mask} p = Softmax <axis = -1> (m) {back} {here}",
         inputs=f"{X}, bool[batch, time] counts", whole=np.float32(1), low=np.float32(-1e9), inner=ints(1, 2),
         half=np.float32(0.5), nothing=np.zeros((), np.float32), **weights,
     )  # fmt: skip
