@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,9 @@ def test_the_operator_with_fewer_heads_for_keys_keeps_those_alone() -> None:
     assert all(np.prod(shape) == 2 * 1 * 2 * (LENGTH - 1) for shape in shapes)
 
 
-@pytest.mark.parametrize("name", DECLARED)
-def test_a_graph_of_a_declared_length_equals_itself_step_by_step(name: str) -> None:
-    graph_bytes, report = verify_model(convert(DECLARED[name](), name=name, length=LENGTH))
+@pytest.mark.parametrize("build", [*DECLARED.values(), *WRITTEN.values()], ids=[*DECLARED, *WRITTEN])
+def test_a_graph_of_a_declared_length_equals_itself_step_by_step(build: Callable[[], onnx.ModelProto]) -> None:
+    graph_bytes, report = verify_model(convert(build(), name="m", length=LENGTH))
 
     assert report.parity.steps == LENGTH
     assert report.parity.max_abs <= 1e-5
@@ -125,16 +126,6 @@ def test_a_mask_of_the_last_timesteps_makes_the_states_short(name: str, length: 
 
     assert report.parity.max_abs <= 1e-5
     assert all(max(state.shape, default=0) <= 4 for state in StepModel(graph_bytes).manifest.states)
-
-
-@pytest.mark.parametrize("name", WRITTEN)
-def test_a_graph_that_runs_for_one_number_of_timesteps_alone_is_opened(name: str) -> None:
-    graph_bytes, report = verify_model(convert(WRITTEN[name](), name=name, length=LENGTH))
-
-    assert report.parity.steps == LENGTH
-    assert report.parity.max_abs <= 1e-5
-    assert not report.weak
-    assert StepModel(graph_bytes).batched
 
 
 def test_what_runs_for_one_number_of_timesteps_alone_is_refused_without_it() -> None:

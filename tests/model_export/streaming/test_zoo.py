@@ -47,3 +47,10 @@ def test_a_row_gives_bit_for_bit_what_it_gives_alone(name: str) -> None:
     alone, _ = stepped(model, {name: values[7:8] for name, values in inputs.items()})
 
     assert all(np.array_equal(together[output][7:8], alone[output]) for output in together)
+
+
+@pytest.mark.parametrize(("name", "operator"), [("pad_then_conv", "Gemm"), ("chomp", "Conv")])
+def test_a_convolution_without_dilation_is_one_product(name: str, operator: str) -> None:
+    kinds = {node.op_type for node in convert(ZOO[name].build(), name=name).proto.graph.node}
+
+    assert kinds & {"Conv", "Gemm"} == {operator}

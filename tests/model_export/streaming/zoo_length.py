@@ -9,19 +9,13 @@ import numpy as np
 import onnx
 
 from tests.model_export.streaming.zoo_parts import GRU, X, graph, ints
+from tests.model_export.streaming.zoo_refused import CAUSAL
 
 LENGTH = 20
 LOWER = np.tril(np.ones((LENGTH, LENGTH), bool))
 BLOCKS = LOWER & np.kron(np.eye(4, dtype=bool), np.ones((5, 5), bool))
 NEVER = np.float32(-np.inf)
 
-TRILU = """
-    shape = Shape (s)
-    full = ConstantOfShape <value = float[1] {1.0}> (shape)
-    lower = Trilu <upper = 0> (full)
-    seen = Cast <to = 9> (lower)
-    m = Where (seen, s, never)
-"""
 RANGES = """
     places = Range (nil, steps, one)
     rows = Unsqueeze (places, last)
@@ -135,7 +129,7 @@ def two_layers() -> onnx.ModelProto:
 def to_something_static() -> onnx.ModelProto:
     """Return causal attention, whose answers attend to an input without timesteps."""
     return attending(
-        f"""kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {TRILU}
+        f"""kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {CAUSAL}
         p = Softmax <axis = -1> (m)
         h = MatMul (p, v)
         there = Transpose <perm = [0, 2, 1]> (memory)
@@ -147,7 +141,7 @@ def to_something_static() -> onnx.ModelProto:
 
 
 DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
-    "trilu": lambda: one_head(TRILU),
+    "trilu": lambda: one_head(CAUSAL),
     "ranges_and_a_large_number": lambda: one_head(f"{RANGES} m = Where (seen, s, never)", never=np.float32(-1e9)),
     "ranges_added": lambda: one_head(
         f"{RANGES} real = Cast <to = 1> (seen) less = Sub (whole, real) low = Mul (less, large) m = Add (s, low)",
@@ -174,7 +168,8 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
     "einsum": lambda: attending(
         'qs = Reshape (q, heads) ks = Reshape (k, heads) vs = Reshape (v, heads) '
         's = Einsum <equation = "aecd, abcd -> acbe"> (ks, qs) '
-        f'{TRILU} p = Softmax <axis = -1> (m) at = Einsum <equation = "acbe,aecd->abcd"> (p, vs) y = Reshape (at, flat)'
+        f'{CAUSAL} p = Softmax <axis = -1> (m) at = Einsum <equation = "acbe,aecd->abcd"> (p, vs) '
+        'y = Reshape (at, flat)'
     ),
     "keys_in_front": lambda: attending(
         f"qt = Transpose <perm = [0, 2, 1]> (q) s = MatMul (k, qt) {RANGES} seen_ = Transpose (seen) "
@@ -193,7 +188,7 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
     "concat": lambda: pairs("t = Tanh (pair) w = MatMul (t, U) s = Squeeze (w, end)", U=(4, 1), end=ints(-1)),
     "distances": lambda: pairs("t = Mul (pair, pair) w = ReduceSum <keepdims = 0> (t, end) s = Neg (w)", end=ints(-1)),
     "summed_by_hand": lambda: attending(
-        f"kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {TRILU} p = Softmax <axis = -1> (m) "
+        f"kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {CAUSAL} p = Softmax <axis = -1> (m) "
         "pu = Unsqueeze (p, end) vu = Unsqueeze (v, last) w = Mul (pu, vu) y = ReduceSum <keepdims = 0> (w, two)",
         end=ints(-1),
     ),
