@@ -145,6 +145,18 @@ def test_a_written_length_that_is_no_number_of_timesteps_is_not_opened() -> None
         convert(mixed, name="m", time_axes={"x": 1}, length=LENGTH)
 
 
+def test_as_many_features_as_timesteps_are_no_timesteps() -> None:
+    wide = graph(
+        f"(float[batch, time, {LENGTH}] x) => (float[batch, time, 4] y) {{ h = MatMul (x, W) s = Shape (x) "
+        "t = Slice (s, one, two) p = Slice (positions, zero, t, zero) m = Add (h, p) y = CumSum (m, axis) }",
+        W=(LENGTH, 4), one=ints(1), two=ints(2), zero=ints(0), positions=(LENGTH, 4), axis=np.int64(1),
+    )  # fmt: skip
+
+    graph_bytes, _ = verify_model(convert(wide, name="m", length=LENGTH))
+
+    assert StepModel(graph_bytes).manifest.inputs[0].shape == [LENGTH]
+
+
 def test_a_mask_that_looks_ahead_is_refused_whatever_the_declared_length() -> None:
     ahead = one_head(
         "seen = Slice (table, zeros, both, axes) m = Where (seen, s, never)",

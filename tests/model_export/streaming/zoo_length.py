@@ -205,6 +205,11 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
         "r = Cast <to = 1> (counts) c = Unsqueeze (r, inner) shape = Shape (s) e = Expand (c, shape) "
         "d = Greater (e, half) f = And (d, seen) m = Where (f, s, low)"
     ),
+    "operator_with_masked_keys": lambda: attending(
+        "c = Unsqueeze (counts, inner) z = Attention <is_causal = 1, q_num_heads = 2, kv_num_heads = 2> (q, k, v, c) "
+        "here = Unsqueeze (counts, two) y = Where (here, z, nothing)",
+        inputs=f"{X}, bool[batch, time] counts", opset=23, inner=ints(1, 2), nothing=np.zeros((), np.float32),
+    ),
     "from_the_end": from_the_end,
     "rotated_by_position": lambda: attending(
         f"{RANGES} c = Gather (cosines, places) qc = Mul (q, c) kc = Mul (k, c) kt = Transpose <perm = [0, 2, 1]> (kc) "
