@@ -37,7 +37,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     label = f"{plain(node.name)}.{kind.removeprefix('Reduce').lower()}"
     state, spec = walk.graph.state_like(label, dims, walk.dtype(name), None)
     joined = walk.graph.op(_JOINS[kind], state, now)
-    first = offset if kind in {"ReduceSum", "ReduceMean"} else offset - 1  # the state before counts for no other
+    first = offset if kind in {"ReduceSum", "ReduceMean"} else offset - 1  # the state before counts for no extreme
     if first < 0:
         joined = walk.graph.op("Where", walk.has_seen(-first, dims), joined, now if first == offset - 1 else state)
     walk.graph.next_state_like(spec, joined, dims)
