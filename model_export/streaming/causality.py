@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx
+
+from model_export.errors import RefusedModelError
+from model_export.graph.nodes import uses
 
 if TYPE_CHECKING:
     from model_export.streaming.walk import StreamingWalk
@@ -25,6 +29,22 @@ _REASONS = {
     "Attention": "it attends to timesteps to come",
     "Where": "its mask lets timesteps to come through",
 }
+
+
+def check_outputs(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a node that looks ahead, or note it where what it takes may still be masked.
+
+    Raises:
+        RefusedModelError: The message has from which timestep to which.
+    """
+    suspect = next((error for name in uses(node) if (error := walk.tensors[name].suspect) is not None), None)
+    for name in filter(None, node.output):
+        try:
+            check_causal(walk, node, name)
+        except RefusedModelError:
+            if suspect is None:
+                raise
+            walk.tensors[name] = replace(walk.tensors[name], suspect=suspect)
 
 
 def check_causal(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:

@@ -22,7 +22,7 @@ from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
-from model_export.streaming.axes.opened import opened_graphs
+from model_export.streaming.axes.opened import is_written, opened_graphs
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
@@ -180,7 +180,7 @@ def _read(
         inputs = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
         return inputs, graph, declared
 
-    if length is not None and any(length in dims for dims in declared.values()):
+    if length is not None and is_written(declared, time_axes, length):
         for opened, sizes in opened_graphs(graph, declared, time_axes, length):
             with suppress(UnclearModelError):
                 return found(opened, sizes)

@@ -21,7 +21,7 @@ from model_export.graph.described import described, mentioned
 from model_export.graph.nodes import captures, mapped, read_opset, rename_captures, uses
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
-from model_export.streaming.causality import check_causal
+from model_export.streaming.causality import check_outputs
 from model_export.streaming.constants import emit_known
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain
@@ -65,8 +65,7 @@ class StreamingWalk:
                 if not on_square(self, node):
                     self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
                     rules.get(node.op_type, default)(self, node)
-                for name in outputs:
-                    self._check_causal(node, name)
+                check_outputs(self, node)
             except RefusedModelError as exc:
                 self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=exc)))
             except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
@@ -268,16 +267,6 @@ class StreamingWalk:
         return self.delayed(name, -ahead), -ahead
 
     # ---------------------------------------------------------------- private
-
-    def _check_causal(self, node: onnx.NodeProto, name: str) -> None:
-        """Refuse what looks ahead, or note it where a mask may follow."""
-        suspect = next((error for given in uses(node) if (error := self.tensors[given].suspect) is not None), None)
-        try:
-            check_causal(self, node, name)
-        except RefusedModelError:
-            if suspect is None:
-                raise
-            self.tensors[name] = replace(self.tensors[name], suspect=suspect)
 
     def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.

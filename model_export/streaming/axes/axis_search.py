@@ -84,7 +84,8 @@ def find_inputs(
         f"No axis of {sorted(inputs)} can be read as time: declared are "
         f"{ {name: list(dims) for name, dims in declared.items()} }, and the graph runs with no other number of "
         f"timesteps. {search.problem}".strip(),
-        fix="Export it with a dynamic time axis, or name it: `--time-axis INPUT=AXIS`.",
+        fix="Export it with a dynamic time axis, or name it: `--time-axis INPUT=AXIS`. If it was made for one number "
+        "of timesteps alone, declare that: `--length N`.",
     )
 
 

@@ -45,13 +45,20 @@ def opened_graphs(
             )
 
 
+def is_written(declared: Declared, time_axes: Mapping[str, int | None], length: int) -> bool:
+    """Whether an input declares an axis that may be the time axis with that very length."""
+    options = ((dims, _axes(name, dims, time_axes, length)[0]) for name, dims in declared.items())
+    return any(axis is not None and dims[axis] == length for dims, axis in options)
+
+
 def _axes(name: str, dims: list[Any], given: Mapping[str, int | None], length: int) -> list[int | None]:
     """Return what the time axis of an input may be: what is given, else an axis of that length, an open one, none."""
     if name in given:
         axis = given[name]
-        return [None if axis is None else axis % len(dims)]
-    written = [axis for axis, dim in enumerate(dims) if dim == length]
-    return [*(written or [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)][::-1]), None]
+        return [None if axis is None or not dims else axis % len(dims)]
+    free = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
+    written = [axis for axis, dim in enumerate(dims) if dim == length] if len(free) < 2 else []  # else a feature's size
+    return [*(written or free[::-1]), None]
 
 
 def _drawn(model: onnx.ModelProto, declared: Declared, axes: Mapping[str, int], steps: int) -> dict[str, Any]:

@@ -247,7 +247,9 @@ def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[l
     """Yield the axes of a Reshape's input and output that hold the same numbers, the smallest such groups."""
     i = j = 0
     while i < len(before) or j < len(after):
-        ours, theirs, left, right = [], [], 1, 1
+        ours: list[int] = []
+        theirs: list[int] = []
+        left = right = 1
         while not ours or not theirs or left != right:
             if i < len(before) and (left <= right or j >= len(after)):
                 left *= before[i]

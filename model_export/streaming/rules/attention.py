@@ -244,4 +244,4 @@ def _softmax(walk: StreamingWalk, node: onnx.NodeProto, square: Square) -> str:
         early = walk.graph.op("Less", walk.count(walk.facts.dims(name)), walk.graph.constant(ages.reshape(shape)))
         dtype = walk.dtype(name)
         step = walk.graph.op("Where", early, walk.graph.constant(np.asarray(np.finfo(dtype).min, dtype)), step)
-    return walk.emit_like(node, 0, i0=step).output[0]
+    return str(walk.emit_like(node, 0, i0=step).output[0])

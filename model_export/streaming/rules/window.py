@@ -60,9 +60,31 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if each > 1:  # the last samples of the window are for the next timestep
         cut = [walk.graph.ints(values) for values in ([0], [each - stride + reach], [axis])]
         window = walk.graph.op("Slice", window, *cut)
-    made = walk.emit_like(node, offset, i0=window)
-    shape.without_time(made, axis - 2)
-    walk.set_output(node, out, made.output[0], "per_step", offset + left - past)
+    step = _product(walk, node, shape, window) if each == 1 else None
+    if step is None:
+        made = walk.emit_like(node, offset, i0=window)
+        shape.without_time(made, axis - 2)
+        step = made.output[0]
+    walk.set_output(node, out, step, "per_step", offset + left - past)
+
+
+def _product(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, window: str) -> str | None:
+    """Return the one answer of a convolution of one axis as a matrix product; None where that is not quicker.
+
+    It is quicker for several rows, and in chunks: the operator is made for many answers. With a dilation it is not for
+    one row, since the timesteps between have to be left out first.
+    """
+    is_plain = node.op_type == "Conv" and shape.count == 1 and (shape.dilations == [1] or shape.kernel == [1])
+    if not is_plain or attributes(node).get("group", 1) != 1 or node.input[1] not in walk.weights:
+        return None
+    kernel = walk.facts.value(node.input[1])
+    if kernel.dtype != np.float32:
+        return None
+    filters, graph = len(kernel), walk.graph
+    flat = graph.op("Reshape", window, graph.ints([-1, kernel[0].size]))
+    matrix = graph.constant(np.ascontiguousarray(kernel.reshape(filters, -1).T), what="kernel", at=node.name)
+    bias = [walk.operand(name) for name in node.input[2:] if name]
+    return graph.op("Reshape", graph.op("Gemm", flat, matrix, *bias), graph.ints([-1, filters, 1]))
 
 
 def _over_samples(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, name: str, left: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,13 @@ import onnx
 import pytest
 
 from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
+from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.export import export_source
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.streaming import convert
-from tests.model_export.streaming.zoo_length import BANDED, DECLARED, LENGTH
-from tests.model_export.streaming.zoo_parts import graph, ints
+from tests.model_export.streaming.zoo_length import BANDED, DECLARED, LENGTH, LOWER, WRITTEN, masked_keys, one_head
+from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 from tests.model_export.streaming.zoo_refused import REFUSED
 
 
@@ -108,9 +109,9 @@ def test_the_operator_with_fewer_heads_for_keys_keeps_those_alone() -> None:
     assert all(np.prod(shape) == 2 * 1 * 2 * (LENGTH - 1) for shape in shapes)
 
 
-@pytest.mark.parametrize("name", DECLARED)
-def test_a_graph_of_a_declared_length_equals_itself_step_by_step(name: str) -> None:
-    graph_bytes, report = verify_model(convert(DECLARED[name](), name=name, length=LENGTH))
+@pytest.mark.parametrize("build", [*DECLARED.values(), *WRITTEN.values()], ids=[*DECLARED, *WRITTEN])
+def test_a_graph_of_a_declared_length_equals_itself_step_by_step(build: Callable[[], onnx.ModelProto]) -> None:
+    graph_bytes, report = verify_model(convert(build(), name="m", length=LENGTH))
 
     assert report.parity.steps == LENGTH
     assert report.parity.max_abs <= 1e-5
@@ -125,6 +126,74 @@ def test_a_mask_of_the_last_timesteps_makes_the_states_short(name: str, length: 
 
     assert report.parity.max_abs <= 1e-5
     assert all(max(state.shape, default=0) <= 4 for state in StepModel(graph_bytes).manifest.states)
+
+
+def test_what_runs_for_one_number_of_timesteps_alone_is_refused_without_it() -> None:
+    with pytest.raises(UnclearModelError, match="the graph runs with no other number of timesteps") as caught:
+        convert(WRITTEN["shapes_and_a_mask"](), name="m", time_axes={"x": 1})
+
+    assert "`--length N`" in caught.value.fix
+
+
+def test_a_written_length_that_is_no_number_of_timesteps_is_not_opened() -> None:
+    """A product with weights of all timesteps together has no beginning."""
+    mixed = graph(
+        f"(float[batch, {LENGTH}, 4] x) => (float[batch, 3] y) {{ f = Flatten (x) y = Gemm (f, W) }}",
+        W=(4 * LENGTH, 3),
+    )  # fmt: skip
+    with pytest.raises((UnclearModelError, RefusedModelError)):
+        convert(mixed, name="m", time_axes={"x": 1}, length=LENGTH)
+
+
+def test_as_many_features_as_timesteps_are_no_timesteps() -> None:
+    wide = graph(
+        f"(float[batch, time, {LENGTH}] x) => (float[batch, time, 4] y) {{ h = MatMul (x, W) s = Shape (x) "
+        "t = Slice (s, one, two) p = Slice (positions, zero, t, zero) m = Add (h, p) y = CumSum (m, axis) }",
+        W=(LENGTH, 4), one=ints(1), two=ints(2), zero=ints(0), positions=(LENGTH, 4), axis=np.int64(1),
+    )  # fmt: skip
+
+    graph_bytes, _ = verify_model(convert(wide, name="m", length=LENGTH))
+
+    assert StepModel(graph_bytes).manifest.inputs[0].shape == [LENGTH]
+
+
+def test_a_mask_that_looks_ahead_is_refused_whatever_the_declared_length() -> None:
+    ahead = one_head(
+        "seen = Slice (table, zeros, both, axes) m = Where (seen, s, never)",
+        table=LOWER | np.eye(LENGTH, k=1, dtype=bool),
+    )
+    with pytest.raises(RefusedModelError, match="attends to timesteps to come"):
+        convert(ahead, name="m", length=LENGTH)
+
+
+def test_masked_timesteps_that_look_at_everything_are_refused_unless_they_are_masked_again() -> None:
+    with pytest.raises(RefusedModelError, match="attends to timesteps to come"):
+        convert(
+            masked_keys("c = Unsqueeze (counts, inner) e = And (c, seen) m = Where (e, s, low)", again=False),
+            name="m",
+            length=LENGTH,
+        )
+
+
+def test_as_many_static_ids_as_timesteps_are_no_sequence_where_the_user_says_so() -> None:
+    started = graph(
+        f"""(float[batch, {LENGTH}, 3] x, int64[batch, {LENGTH}] who) => (float[t, batch, 5] y) {{
+            e = Gather (table, who) f = Reshape (e, flat) s = MatMul (f, V) start = Unsqueeze (s, zero)
+            xt = Transpose <perm = [1, 0, 2]> (x)
+            yt = GRU <hidden_size = 5> (xt, K, R, B, , start)
+            y = Squeeze (yt, one)
+        }}""",
+        table=(7, 4), flat=np.array([-1, 4 * LENGTH]), V=(4 * LENGTH, 5), zero=ints(0), one=ints(1), K=(1, 15, 3),
+        R=GRU["R"], B=GRU["B"],
+    )  # fmt: skip
+
+    for length in (None, LENGTH):
+        graph_bytes, report = verify_model(
+            convert(started, name="m", time_axes={"x": 1, "who": None}, length=length), long_steps=0
+        )
+        shapes = {one.name: one.shape for one in StepModel(graph_bytes).manifest.inputs}
+        assert report.parity.max_abs <= 1e-5
+        assert shapes == {"x": [3], "who": [LENGTH]}
 
 
 def test_a_table_of_positions_gives_no_number_after_its_end() -> None:

@@ -33,10 +33,11 @@ def test_a_graph_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
     onnx.checker.check_model(onnx.load_model_from_string(content), full_check=True)
 
 
-@pytest.mark.parametrize(
-    "name", ["lstm", "lstm_time_first", "gru", "rnn_relu", "learned_initial_state", "stacked_with_states"]
-)
-def test_a_row_of_a_recurrence_gives_bit_for_bit_what_it_gives_alone(name: str) -> None:
+OPERATORS = "lstm lstm_time_first gru rnn_relu learned_initial_state stacked_with_states pad_then_conv padded_once"
+
+
+@pytest.mark.parametrize("name", OPERATORS.split())
+def test_a_row_gives_bit_for_bit_what_it_gives_alone(name: str) -> None:
     """The answers of a stream do not depend on which other streams are in its batch."""
     content, _ = verify_model(convert(ZOO[name].build(), name=name), long_steps=0)
     model, rng = StepModel(content), np.random.default_rng(3)
@@ -46,3 +47,10 @@ def test_a_row_of_a_recurrence_gives_bit_for_bit_what_it_gives_alone(name: str) 
     alone, _ = stepped(model, {name: values[7:8] for name, values in inputs.items()})
 
     assert all(np.array_equal(together[output][7:8], alone[output]) for output in together)
+
+
+@pytest.mark.parametrize(("name", "operator"), [("pad_then_conv", "Gemm"), ("chomp", "Conv")])
+def test_a_convolution_without_dilation_is_one_product(name: str, operator: str) -> None:
+    kinds = {node.op_type for node in convert(ZOO[name].build(), name=name).proto.graph.node}
+
+    assert kinds & {"Conv", "Gemm"} == {operator}

@@ -9,19 +9,13 @@ import numpy as np
 import onnx
 
 from tests.model_export.streaming.zoo_parts import GRU, X, graph, ints
+from tests.model_export.streaming.zoo_refused import CAUSAL
 
 LENGTH = 20
 LOWER = np.tril(np.ones((LENGTH, LENGTH), bool))
 BLOCKS = LOWER & np.kron(np.eye(4, dtype=bool), np.ones((5, 5), bool))
 NEVER = np.float32(-np.inf)
 
-TRILU = """
-    shape = Shape (s)
-    full = ConstantOfShape <value = float[1] {1.0}> (shape)
-    lower = Trilu <upper = 0> (full)
-    seen = Cast <to = 9> (lower)
-    m = Where (seen, s, never)
-"""
 RANGES = """
     places = Range (nil, steps, one)
     rows = Unsqueeze (places, last)
@@ -74,11 +68,18 @@ def pairs(nodes: str, **weights: Any) -> onnx.ModelProto:
     )
 
 
-def masked_keys(mask: str, **weights: Any) -> onnx.ModelProto:
-    """Return attention of several heads whose keys are masked by an input, with the causal mask `seen`."""
+def masked_keys(mask: str, *, again: bool = True, **weights: Any) -> onnx.ModelProto:
+    """Return attention of several heads whose keys are masked by an input, with the causal mask `seen`.
+
+    Args:
+        mask: From `s` to `m`.
+        again: Whether the answers of masked timesteps are masked too.
+        weights: More of them.
+    """
+    back = BACK.replace("y =", "z =") if again else BACK
+    here = "here = Unsqueeze (counts, two) y = Where (here, z, nothing)" if again else ""
     return attending(
-        f"{HEADS} {RANGES} {mask} p = Softmax <axis = -1> (m) {BACK.replace('y =', 'z =')} "
-        "here = Unsqueeze (counts, two) y = Where (here, z, nothing)",
+        f"{HEADS} {RANGES} {mask} p = Softmax <axis = -1> (m) {back} {here}",
         inputs=f"{X}, bool[batch, time] counts", whole=np.float32(1), low=np.float32(-1e9), inner=ints(1, 2),
         half=np.float32(0.5), nothing=np.zeros((), np.float32), **weights,
     )  # fmt: skip
@@ -128,7 +129,7 @@ def two_layers() -> onnx.ModelProto:
 def to_something_static() -> onnx.ModelProto:
     """Return causal attention, whose answers attend to an input without timesteps."""
     return attending(
-        f"""kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {TRILU}
+        f"""kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {CAUSAL}
         p = Softmax <axis = -1> (m)
         h = MatMul (p, v)
         there = Transpose <perm = [0, 2, 1]> (memory)
@@ -140,7 +141,7 @@ def to_something_static() -> onnx.ModelProto:
 
 
 DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
-    "trilu": lambda: one_head(TRILU),
+    "trilu": lambda: one_head(CAUSAL),
     "ranges_and_a_large_number": lambda: one_head(f"{RANGES} m = Where (seen, s, never)", never=np.float32(-1e9)),
     "ranges_added": lambda: one_head(
         f"{RANGES} real = Cast <to = 1> (seen) less = Sub (whole, real) low = Mul (less, large) m = Add (s, low)",
@@ -167,7 +168,8 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
     "einsum": lambda: attending(
         'qs = Reshape (q, heads) ks = Reshape (k, heads) vs = Reshape (v, heads) '
         's = Einsum <equation = "aecd, abcd -> acbe"> (ks, qs) '
-        f'{TRILU} p = Softmax <axis = -1> (m) at = Einsum <equation = "acbe,aecd->abcd"> (p, vs) y = Reshape (at, flat)'
+        f'{CAUSAL} p = Softmax <axis = -1> (m) at = Einsum <equation = "acbe,aecd->abcd"> (p, vs) '
+        'y = Reshape (at, flat)'
     ),
     "keys_in_front": lambda: attending(
         f"qt = Transpose <perm = [0, 2, 1]> (q) s = MatMul (k, qt) {RANGES} seen_ = Transpose (seen) "
@@ -186,7 +188,7 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
     "concat": lambda: pairs("t = Tanh (pair) w = MatMul (t, U) s = Squeeze (w, end)", U=(4, 1), end=ints(-1)),
     "distances": lambda: pairs("t = Mul (pair, pair) w = ReduceSum <keepdims = 0> (t, end) s = Neg (w)", end=ints(-1)),
     "summed_by_hand": lambda: attending(
-        f"kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {TRILU} p = Softmax <axis = -1> (m) "
+        f"kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {CAUSAL} p = Softmax <axis = -1> (m) "
         "pu = Unsqueeze (p, end) vu = Unsqueeze (v, last) w = Mul (pu, vu) y = ReduceSum <keepdims = 0> (w, two)",
         end=ints(-1),
     ),
@@ -202,6 +204,11 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
     "keys_masked_for_each_query": lambda: masked_keys(
         "r = Cast <to = 1> (counts) c = Unsqueeze (r, inner) shape = Shape (s) e = Expand (c, shape) "
         "d = Greater (e, half) f = And (d, seen) m = Where (f, s, low)"
+    ),
+    "operator_with_masked_keys": lambda: attending(
+        "c = Unsqueeze (counts, inner) z = Attention <is_causal = 1, q_num_heads = 2, kv_num_heads = 2> (q, k, v, c) "
+        "here = Unsqueeze (counts, two) y = Where (here, z, nothing)",
+        inputs=f"{X}, bool[batch, time] counts", opset=23, inner=ints(1, 2), nothing=np.zeros((), np.float32),
     ),
     "from_the_end": from_the_end,
     "rotated_by_position": lambda: attending(
