@@ -306,8 +306,8 @@ def _mask_beside(call: Call, scores: Value, mask: Any) -> str:
     if (by_lag := _by_lag(array)) is not None and call.graph.length is None and scores.row[-2:] == (None, None):
         farthest = len(by_lag) // 2
         lag = call.op("Clip", _lag(call, scores), call.constant(-farthest, "int64"), call.constant(farthest, "int64"))
-        place = call.op("Add", lag, call.constant(farthest, "int64"))
-        return call.op("Gather", call.constant(by_lag, "bool"), place)
+        entry = call.op("Add", lag, call.constant(farthest, "int64"))
+        return call.op("Gather", call.constant(by_lag, "bool"), entry)
     if 2 < array.ndim < scores.rank:
         array = array.reshape(*_with_heads(call, array, scores), *array.shape[-2:])
     return constant_beside(call, scores, array, "bool").name

@@ -154,7 +154,7 @@ def einstein(call: Call, subscripts: str, operands: list[Any], kind: str = "Eins
     sizes = _sizes(call, terms, parts)
     row = tuple(sizes[letter] for letter in result[1:])
     if len(parts) == 2:
-        for x, weights, term, its in ((*parts, *terms), (*parts[::-1], *terms[::-1])):
+        for (x, weights), (term, its) in ((parts, terms), (parts[::-1], terms[::-1])):
             if isinstance(x, Value) and not isinstance(weights, Value):
                 y = _times_matrix(call, x, weights, f"{term},{its}->{result}", row)
                 if y is not None:
