@@ -41,11 +41,10 @@ def multi_head_attention(call: Call) -> list[Value]:
         )
     heads = to_array(layer._query_dense.kernel).shape[1]
     count, width = to_array(layer._key_dense.kernel).shape[1:]
-    q = _project(call, query, layer._query_dense, _shared(heads, count))
-    k, v = (
-        _project(call, x, dense, _sharing(heads, count))
-        for x, dense in ((key, layer._key_dense), (value, layer._value_dense))
-    )
+    of_queries, of_keys = _head_axes(heads, count)
+    q = _project(call, query, layer._query_dense, of_queries)
+    k = _project(call, key, layer._key_dense, of_keys)
+    v = _project(call, value, layer._value_dense, of_keys)
     scores = _scores(call, q, k, 1 / math.sqrt(width), axis)
     causal = bool(given.get("use_causal_mask"))
     scores = _masked(call, query, scores, given.get("attention_mask"), sliding, causal=causal)
@@ -64,7 +63,8 @@ def multi_head_attention(call: Call) -> list[Value]:
 
 def _operands(call: Call, given: dict[str, Any]) -> list[Value]:
     """Return queries, keys and values, all with the same number of axes."""
-    named = (given["query"], given.get("key", given["value"]), given["value"])
+    key = given["value"] if given.get("key") is None else given["key"]
+    named = (given["query"], key, given["value"])
     found = [call.as_float(x if isinstance(x, Value) else _constant(call, to_array(x))) for x in named]
     if len({x.rank for x in found}) > 1 or found[0].rank < 3:
         raise call.refuse(f"it attends from rows {list(found[0].row)} to rows {list(found[1].row)}")
@@ -78,13 +78,9 @@ def _constant(call: Call, array: Array) -> Value:
     return Value(call.constant(array), array.shape[1:])
 
 
-def _shared(heads: int, count: int) -> tuple[int, ...]:
-    """Return the axes of the query's heads: those of keys, and how many share each of them."""
-    return (heads,) if heads == count else (count, heads // count)
-
-
-def _sharing(heads: int, count: int) -> tuple[int, ...]:
-    return (count,) if heads == count else (count, 1)
+def _head_axes(heads: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the axes of the query's heads and those of `count` heads of keys, which several of the query may share."""
+    return ((heads,), (heads,)) if heads == count else ((count, heads // count), (count, 1))
 
 
 def _project(call: Call, x: Value, dense: Any, heads: tuple[int, ...]) -> Value:
@@ -119,10 +115,10 @@ def dot_product_attention(call: Call) -> Value:
         raise call.refuse("it has a bias or a soft cap", "Use MultiHeadAttention.")
     query, key, value = _operands(call, given)
     heads, count = call.size(query, 2), call.size(key, 2)
-    apart, sharing = _shared(heads, count), _sharing(heads, count)
+    of_queries, of_keys = _head_axes(heads, count)
     q, k, v = (
-        x if len(axes) == 1 else call.reshaped(x, (*x.row[:-2], *axes, x.row[-1]))
-        for x, axes in ((query, apart), (key, sharing), (value, sharing))
+        x if heads == count else call.reshaped(x, (*x.row[:-2], *axes, x.row[-1]))
+        for x, axes in ((query, of_queries), (key, of_keys), (value, of_keys))
     )
     scale = given.get("scale")
     scores = _scores(call, q, k, 1 / math.sqrt(call.size(query, 3)) if scale is None else scale, 1)
@@ -130,7 +126,7 @@ def dot_product_attention(call: Call) -> Value:
     weights = scores.like(call.op("Softmax", scores, axis=-1))
     found = _weighed(call, weights, _by_head(call, v, 1, "values"))
     row = (query.row[0], heads, value.row[-1])
-    return call.reshaped(_side_by_side(call, found, 1, count=len(apart)), row)
+    return call.reshaped(_side_by_side(call, found, 1, count=len(of_queries)), row)
 
 
 def _by_head(call: Call, x: Value, axis: int, name: str, *, turned: bool = False) -> Value:
