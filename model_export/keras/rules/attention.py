@@ -41,15 +41,13 @@ def multi_head_attention(call: Call) -> list[Value]:
         )
     heads = to_array(layer._query_dense.kernel).shape[1]
     count, width = to_array(layer._key_dense.kernel).shape[1:]
-    q = _project(call, query, layer._query_dense, _shared(heads, count))
-    k, v = (
-        _project(call, x, dense, _sharing(heads, count))
-        for x, dense in ((key, layer._key_dense), (value, layer._value_dense))
-    )
+    of_queries, of_keys = _head_axes(heads, count)
+    q = _project(call, query, layer._query_dense, of_queries)
+    k = _project(call, key, layer._key_dense, of_keys)
+    v = _project(call, value, layer._value_dense, of_keys)
     scores = _scores(call, q, k, 1 / math.sqrt(width), axis)
-    scores = _masked(
-        call, query, scores, given.get("attention_mask"), sliding, causal=bool(given.get("use_causal_mask"))
-    )
+    causal = bool(given.get("use_causal_mask"))
+    scores = _masked(call, query, scores, given.get("attention_mask"), sliding, causal=causal)
     weights = scores.like(call.op("Softmax", scores, axis=-1))
     found = _weighed(call, weights, _by_head(call, v, axis, "values"))
     found = _side_by_side(call, found, axis, count=len(v.row) - len(query.row))
@@ -59,16 +57,15 @@ def multi_head_attention(call: Call) -> list[Value]:
     y = _project_out(call, found, layer._output_dense)
     if not given.get("return_attention_scores"):
         return [y]
-    if heads != count:
-        raise call.refuse("it also returns the scores of heads that share keys", "Leave the scores out.")
-    return [y, weights]
+    weights = _given_out(call, weights)
+    return [y, weights if heads == count else call.reshaped(weights, (heads, *weights.row[-2:]))]
 
 
 def _operands(call: Call, given: dict[str, Any]) -> list[Value]:
     """Return queries, keys and values, all with the same number of axes."""
-    found = []
-    for x in (given["query"], given.get("key", given["value"]), given["value"]):
-        found.append(call.as_float(x if isinstance(x, Value) else _constant(call, to_array(x))))
+    key = given["value"] if given.get("key") is None else given["key"]
+    named = (given["query"], key, given["value"])
+    found = [call.as_float(x if isinstance(x, Value) else _constant(call, to_array(x))) for x in named]
     if len({x.rank for x in found}) > 1 or found[0].rank < 3:
         raise call.refuse(f"it attends from rows {list(found[0].row)} to rows {list(found[1].row)}")
     return found
@@ -81,13 +78,9 @@ def _constant(call: Call, array: Array) -> Value:
     return Value(call.constant(array), array.shape[1:])
 
 
-def _shared(heads: int, count: int) -> tuple[int, ...]:
-    """Return the axes of the query's heads: those of keys, and how many share each of them."""
-    return (heads,) if heads == count else (count, heads // count)
-
-
-def _sharing(heads: int, count: int) -> tuple[int, ...]:
-    return (count,) if heads == count else (count, 1)
+def _head_axes(heads: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the axes of the query's heads and those of `count` heads of keys, which several of the query may share."""
+    return ((heads,), (heads,)) if heads == count else ((count, heads // count), (count, 1))
 
 
 def _project(call: Call, x: Value, dense: Any, heads: tuple[int, ...]) -> Value:
@@ -121,19 +114,19 @@ def dot_product_attention(call: Call) -> Value:
     if given.get("bias") is not None or getattr(call.layer, "attn_logits_soft_cap", None):
         raise call.refuse("it has a bias or a soft cap", "Use MultiHeadAttention.")
     query, key, value = _operands(call, given)
-    places, (heads, width), count = query.row[:-2], query.row[-2:], call.size(key, 2)
-    apart, sharing = _shared(call.size(query, 2), count), _sharing(call.size(query, 2), count)
+    heads, count = call.size(query, 2), call.size(key, 2)
+    of_queries, of_keys = _head_axes(heads, count)
     q, k, v = (
-        x if len(axes) == 1 else call.reshaped(x, (*x.row[:-2], *axes, x.row[-1]))
-        for x, axes in ((query, apart), (key, sharing), (value, sharing))
+        x if heads == count else call.reshaped(x, (*x.row[:-2], *axes, x.row[-1]))
+        for x, axes in ((query, of_queries), (key, of_keys), (value, of_keys))
     )
     scale = given.get("scale")
     scores = _scores(call, q, k, 1 / math.sqrt(call.size(query, 3)) if scale is None else scale, 1)
     scores = _masked(call, query, scores, given.get("mask"), None, causal=call.layer.is_causal)
     weights = scores.like(call.op("Softmax", scores, axis=-1))
     found = _weighed(call, weights, _by_head(call, v, 1, "values"))
-    row = (*places, heads, value.row[-1])
-    return call.reshaped(_side_by_side(call, found, 1, count=len(apart)), row)
+    row = (query.row[0], heads, value.row[-1])
+    return call.reshaped(_side_by_side(call, found, 1, count=len(of_queries)), row)
 
 
 def _by_head(call: Call, x: Value, axis: int, name: str, *, turned: bool = False) -> Value:
@@ -167,6 +160,13 @@ def _scores(call: Call, q: Value, k: Value, scale: float, axis: int) -> Value:
     return q.like(call.op("MatMul", q, k), row=(*q.row[:-1], k.row[-1]))
 
 
+def _given_out(call: Call, weights: Value) -> Value:
+    """Return the weights as an answer of the layer."""
+    if None in weights.row[1:]:
+        raise call.refuse("it also returns its scores, which have a column for each timestep", "Leave the scores out.")
+    return weights
+
+
 def _weighed(call: Call, weights: Value, v: Value) -> Value:
     return weights.like(call.op("MatMul", weights, v), row=(*weights.row[:-1], v.row[-1]))
 
@@ -180,14 +180,16 @@ def attention(call: Call) -> list[Value]:
     query, value, key = call.values[0], call.values[1], call.values[-1]
     counts = _counts(call, query, value)
     q, k, v = _operands(call, {"query": query, "key": key, "value": value})
-    scores = q.like(_compared(call, q, k), row=(*q.row[:-1], k.row[-2]))
-    scores = _masked(call, q, scores, None, None, causal=bool(call.kwargs.get("use_causal_mask")), counts=counts)
+    v = v.like(_named(call, "values", "Identity", v))
+    k = v if key.name == value.name else k  # one tensor, so that its past is kept once
+    scores = q.like(_compared(call, q, k, shared=k is v), row=(*q.row[:-1], k.row[-2]))
+    scores = _masked(call, query, scores, None, None, causal=bool(call.kwargs.get("use_causal_mask")), counts=counts)
     weights = scores.like(call.op("Softmax", scores, axis=-1))
-    found = _weighed(call, weights, v.like(_named(call, "values", "Identity", v)))
+    found = _weighed(call, weights, v)
     if query.mask is not None:
         shown = call.op("Unsqueeze", query.mask, call.graph.ints([2]))
         found = found.like(call.op("Where", shown, found, call.constant(0.0)), mask=query.mask)
-    return [found, weights] if call.kwargs.get("return_attention_scores") else [found]
+    return [found, _given_out(call, weights)] if call.kwargs.get("return_attention_scores") else [found]
 
 
 def _counts(call: Call, query: Value, value: Value) -> str | None:
@@ -204,7 +206,7 @@ def _counts(call: Call, query: Value, value: Value) -> str | None:
     return value.mask
 
 
-def _compared(call: Call, q: Value, k: Value) -> str:
+def _compared(call: Call, q: Value, k: Value, *, shared: bool) -> str:
     layer = call.layer
     scale = None if layer.scale is None else call.constant(layer.scale)
     if isinstance(layer, keras.layers.AdditiveAttention):
@@ -214,7 +216,11 @@ def _compared(call: Call, q: Value, k: Value) -> str:
         sums = _sums(call, q, k)
         summed = _summed(call, call.op("Tanh", call.op("Mul", sums, scale) if scale else sums))
         return call.op("Mul", summed, call.constant(layer.concat_score_weight))
-    scores = call.op("MatMul", q, _by_head(call, k, k.rank - 2, "keys", turned=True))
+    if shared:
+        front = "abcdefgh"[: q.rank - 2]
+        scores = call.op("Einsum", q, k, equation=f"{front}qx,{front}kx->{front}qk")
+    else:
+        scores = call.op("MatMul", q, _by_head(call, k, k.rank - 2, "keys", turned=True))
     return call.op("Mul", scores, scale) if scale else scores
 
 
@@ -253,7 +259,7 @@ def _masked(
     if sliding:
         shown.append(call.op("Less", call.op("Abs", _lag(call, scores)), call.constant(sliding, "int64")))
     if counts is not None:
-        shown.append(call.op("Unsqueeze", counts, call.graph.ints([1])))
+        shown.append(_named(call, "counts", "Unsqueeze", counts, call.graph.ints([1])))
     if not shown:
         return scores
     both = shown[0]
@@ -296,8 +302,8 @@ def _mask_beside(call: Call, scores: Value, mask: Any) -> str:
     if (by_lag := _by_lag(array)) is not None and call.graph.length is None and scores.row[-2:] == (None, None):
         farthest = len(by_lag) // 2
         lag = call.op("Clip", _lag(call, scores), call.constant(-farthest, "int64"), call.constant(farthest, "int64"))
-        place = call.op("Add", lag, call.constant(farthest, "int64"))
-        return call.op("Gather", call.constant(by_lag, "bool"), place)
+        entry = call.op("Add", lag, call.constant(farthest, "int64"))
+        return call.op("Gather", call.constant(by_lag, "bool"), entry)
     if 2 < array.ndim < scores.rank:
         array = array.reshape(*_with_heads(call, array, scores), *array.shape[-2:])
     return constant_beside(call, scores, array, "bool").name

@@ -22,10 +22,8 @@ def matmul(call: Call) -> Value:
     operands = [_without_batch(operand, call.operands) for operand in call.args[:2]]
     ranks = [operand.rank if isinstance(operand, Value) else to_array(operand).ndim for operand in operands]
     rows = _LETTERS[: max(0, *(rank - 2 for rank in ranks))]
-    left, right = (
-        rows[len(rows) - max(0, rank - 2) :] + (own if rank > 1 else "y")
-        for rank, own in zip(ranks, ("xy", "yz"), strict=True)
-    )
+    fronts = [rows[len(rows) - max(0, rank - 2) :] for rank in ranks]
+    left, right = fronts[0] + "xy"[ranks[0] == 1 :], fronts[1] + "yz"[: min(2, ranks[1])]
     kept = ("x" if ranks[0] > 1 else "") + ("z" if ranks[1] > 1 else "")
     return einstein(call, f"{left},{right}->{rows}{kept}", operands, kind="MatMul")
 
@@ -156,7 +154,7 @@ def einstein(call: Call, subscripts: str, operands: list[Any], kind: str = "Eins
     sizes = _sizes(call, terms, parts)
     row = tuple(sizes[letter] for letter in result[1:])
     if len(parts) == 2:
-        for x, weights, term, its in ((*parts, *terms), (*parts[::-1], *terms[::-1])):
+        for (x, weights), (term, its) in ((parts, terms), (parts[::-1], terms[::-1])):
             if isinstance(x, Value) and not isinstance(weights, Value):
                 y = _times_matrix(call, x, weights, f"{term},{its}->{result}", row)
                 if y is not None:
