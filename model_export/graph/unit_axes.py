@@ -111,6 +111,7 @@ class _Rewriting:
         self._build = NodeBuilder("", tensor_names(model.graph))
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._tensors: dict[str, _Tensor] = {}
+        self._given = {value.name for value in model.graph.input}
         for name in (*self._constants, *(value.name for value in model.graph.input)):
             self._add(name)
 
@@ -246,6 +247,8 @@ class _Rewriting:
         data = node.input if node.op_type == "Concat" else node.input[:1]
         others = node.input[len(data) :]
         wide = {place for name in data for place in self._tensors[name].wide} | {axis}
+        if not self._given.isdisjoint(data):  # a window: chunks find it where a state is joined as it is
+            wide = set(range(first.rank))
         kept = tuple(sorted(wide))
         inputs = [self._form(name, kept) for name in data] + [self._whole(name) for name in others]
         return self._emit(node, inputs, kept, axis=kept.index(axis))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from model_export.graph.dataflow import in_order
 from model_export.graph.described import numbered, set_layer
 from model_export.graph.nodes import needed_nodes, uses
 from model_export.keras.value import Value
+from model_export.manifest import Array
 
 TIME = "timesteps"
 TRIAL = 67
@@ -60,6 +62,7 @@ class KerasGraph(NodeBuilder):
         self.stateful: set[str] = set()
         self.repeated: dict[str, str] = {}
         self._nodes_of: dict[str, int] = {}
+        self._biasable: dict[str, tuple[Callable[..., str], tuple[int, ...]]] = {}
         self._takes: list[Value] = []
         self._rows = ""
         self._front: list[onnx.NodeProto] = []
@@ -115,6 +118,28 @@ class KerasGraph(NodeBuilder):
     def constant(self, array: Any, dtype: str | None = "float32", *, what: str = "const", at: str = "") -> str:
         """Return the name of a constant tensor, float32 by default."""
         return super().constant(array, dtype, what=what, at=at)
+
+    def biasable(self, emit: Callable[..., str], bias: Sequence[int]) -> str:
+        """Emit a convolution, whose operator can add a bias itself, for `with_bias`.
+
+        Args:
+            emit: Emits it, with the tensor of a bias or without, and returns its result.
+            bias: The shape in which a bias is added to a row of the result; it has one axis that is not 1.
+        """
+        name = emit()
+        self._biasable[name] = (emit, tuple(bias))
+        return name
+
+    def with_bias(self, tensor: str, bias: Array, *, at: str) -> str | None:
+        """Return a convolution with a bias, which its operator adds; None: it is none, or that is no bias.
+
+        What `biasable` emitted without one is left out of the finished graph, unless something else uses it.
+        """
+        emit, shape = self._biasable.get(tensor, (None, ()))
+        size = math.prod(shape)
+        if emit is None or bias.size != size or bias.shape[-len(shape) :] != shape:
+            return None
+        return emit(self.constant(bias.reshape(size), at=at))
 
     def note_vocabulary(self, value: Value, size: int) -> None:
         """Remember that an input is looked up in a table of this size."""

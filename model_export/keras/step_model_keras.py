@@ -187,6 +187,6 @@ class WindowStep(OneTimestep):
     """One step of a causal convolution: the layer itself on the timesteps that it looks back on."""
 
     def call(self, x: Any, past: Any) -> Any:
-        """Return the answer for one timestep, and the past of the next one, `(batch, channels, timesteps)`."""
-        window = keras.ops.concatenate([keras.ops.swapaxes(past, 1, 2), x], axis=1)
-        return self.layer(window)[:, -1:], keras.ops.swapaxes(window[:, 1:], 1, 2)
+        """Return the answer for one timestep, and the past of the next one."""
+        window = keras.ops.concatenate([past, x], axis=1)
+        return self.layer(window)[:, -1:], window[:, 1:]

@@ -147,6 +147,17 @@ class StreamingWalk:
         """Return the same for another tensor of the step graph, in the place of `name`."""
         if not past:
             return step
+        window, order = self.ordered_window(step, name, past, fill, label)
+        is_moved = order != sorted(order)
+        return self.graph.op("Transpose", window, perm=[int(at) for at in np.argsort(order)]) if is_moved else window
+
+    def ordered_window(
+        self, step: str, name: str, past: int, fill: float = 0.0, label: str = ""
+    ) -> tuple[str, list[int]]:
+        """Return the same with the timesteps right behind the batch, and which of the tensor's axes each axis is.
+
+        Chunks run such a window without a loop. Where the tensor has no axis of the batch, its axes stay as they are.
+        """
         axis, tensor = self.facts.time_axis(name), self.tensors[name]
         assert axis is not None
         assert tensor.offset is not None
@@ -160,15 +171,22 @@ class StreamingWalk:
         dims[axis] = Dim(Fraction(past * each))
         init = None if tensor.edge else self._history(name, axis, tensor.offset, past, fill)
         key = step, past, tensor.edge, None if init is None else init.tobytes()
+        batch = self.facts.batch_axis(name)
+        front = [] if batch in {None, axis} else [batch, axis]
+        order = [int(at) for at in (*front, *(at for at in range(len(dims)) if at not in front)) if at is not None]
         if key not in self._windows:
+            dims, at = [dims[place] for place in order], order.index(axis)
+            if order != sorted(order):
+                step = self.graph.op("Transpose", step, perm=order)
+                init = None if init is None else init.transpose(order)
             state, spec = self.graph.state_like(f"{plain(label or name)}.past", dims, self.dtype(name), init)
             if tensor.edge:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
-            joined = self.graph.op("Concat", state, step, axis=axis)
+            joined = self.graph.op("Concat", state, step, axis=at)
             kept = self.graph.ints(range(each, (past + 1) * each))
-            self.graph.next_state_like(spec, self.graph.op("Gather", joined, kept, axis=axis), dims)
+            self.graph.next_state_like(spec, self.graph.op("Gather", joined, kept, axis=at), dims)
             self._windows[key] = joined
-        return self._windows[key]
+        return self._windows[key], order
 
     def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""

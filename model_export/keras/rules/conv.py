@@ -35,7 +35,9 @@ def separable(call: Call) -> Value:
 def _convolved(call: Call, x: Value, kernel: Array) -> Value:
     *sizes, of_group, filters = kernel.shape
     groups = call.size(x, 1 if channels_first(call, x) else x.rank - 1) // of_group
-    return slide(call, x, geometry(call.layer, tuple(sizes)), filters, convolution(call, kernel, groups))
+    return slide(
+        call, x, geometry(call.layer, tuple(sizes)), filters, convolution(call, kernel, groups), takes_bias=True
+    )
 
 
 def convolution(call: Call, kernel: Array, groups: int = 1) -> Slide:

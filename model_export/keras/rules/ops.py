@@ -208,12 +208,23 @@ def binary(call: Call) -> Value:
     """Two operands, the smaller one broadcast."""
     known = {**_BINARY, **_BINARY_FLOAT, **_COMPARISONS, "Fmax": "Max", "Fmin": "Min"}
     name = call.kind(known)
+    if name == "Add" and (biased := _with_bias(call)) is not None:
+        return biased
     values = broadcast(call, call.args[:2])
     if name in _BINARY_FLOAT:
         values = [call.as_float(value) for value in values]
     elif known[name] != "Equal" and all(value.dtype == "bool" for value in values):
         values = [call.as_number(value) for value in values]
     return joined(values, call.op(known[name], *values), dtype="bool" if name in _COMPARISONS else None)
+
+
+def _with_bias(call: Call) -> Value | None:
+    """Return the sum of a convolution and its bias in the convolution's operator; None: the operands are others."""
+    x, bias = call.args[:2] if isinstance(call.args[0], Value) else call.args[1::-1]
+    if isinstance(bias, Value):
+        return None
+    name = call.graph.with_bias(x.name, to_array(bias), at=call.path)
+    return None if name is None else x.like(name)
 
 
 @op_rule(*_LOGIC)

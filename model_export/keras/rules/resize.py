@@ -35,8 +35,12 @@ def conv_transpose(call: Call) -> Value:
     ]
     filters = kernel.shape[-2]
     name = x.name if first else call.op("Transpose", x.name, perm=[0, count + 1, *range(1, count + 1)])
-    y = call.op("ConvTranspose", name, weights, **moves)
-    y = y if first else call.op("Transpose", y, perm=[0, *range(2, count + 2), 1])
+
+    def emit(*bias: str) -> str:
+        y = call.op("ConvTranspose", name, weights, *bias, **moves)
+        return y if first else call.op("Transpose", y, perm=[0, *range(2, count + 2), 1])
+
+    y = call.graph.biasable(emit, (filters, *(1 for _ in sizes)) if first else (filters,))
     return x.like(y, row=(filters, *sizes) if first else (*sizes, filters))
 
 

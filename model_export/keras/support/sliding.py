@@ -98,10 +98,10 @@ def check_over_time(call: Call, positions: Positions, shape: Geometry) -> None:
 
 
 Slide = Callable[..., str]
-"""`(tensor, geometry, pads)` to the tensor of answers; channels first, as ONNX has them."""
+"""`(tensor, geometry, pads)` to the tensor of answers; channels first, as ONNX has them. A bias may follow."""
 
 
-def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> Value:
+def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide, *, takes_bias: bool = False) -> Value:
     """Move a kernel over a value's positions; time may be one axis of them.
 
     Args:
@@ -110,14 +110,18 @@ def slide(call: Call, x: Value, shape: Geometry, channels: int, run: Slide) -> V
         shape: How the kernel moves.
         channels: Channels of the result.
         run: Emits the operator.
+        takes_bias: Whether the operator can add a bias.
     """
-    count = len(shape.sizes)
-    if channels_first(call, x):
-        positions = x.row[1:]
-        check_over_time(call, positions, shape)
-        return x.like(run(x.name, shape, shape.pads(positions)), row=(channels, *shape.reach(positions)))
-    positions = x.row[:-1]
+    count, first = len(shape.sizes), channels_first(call, x)
+    positions = x.row[1:] if first else x.row[:-1]
     check_over_time(call, positions, shape)
-    y = run(call.op("Transpose", x.name, perm=[0, count + 1, *range(1, count + 1)]), shape, shape.pads(positions))
-    y = call.op("Transpose", y, perm=[0, *range(2, count + 2), 1])
-    return x.like(y, row=(*shape.reach(positions), channels))
+    source = x.name if first else call.op("Transpose", x, perm=[0, count + 1, *range(1, count + 1)])
+    pads, reach = shape.pads(positions), shape.reach(positions)
+
+    def emit(*bias: str) -> str:
+        y = run(source, shape, pads, *bias)
+        return y if first else call.op("Transpose", y, perm=[0, *range(2, count + 2), 1])
+
+    beside = (1,) * count if first else ()
+    name = call.graph.biasable(emit, (channels, *beside)) if takes_bias else emit()
+    return x.like(name, row=(channels, *reach) if first else (*reach, channels))

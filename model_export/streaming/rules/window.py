@@ -56,33 +56,43 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     assert offset is not None
     # a state holds finite numbers only, so the padding of a maximum is the lowest of them
     fill = float(np.finfo(walk.dtype(name)).min) if node.op_type == "MaxPool" else 0.0
-    window = _window(walk, node, name, past=past, left=left, offset=offset, fill=fill)
+    source = _source(walk, name, past=past, left=left, offset=offset, fill=fill)
+    if each == 1 and (step := _product(walk, node, shape, source, past)):
+        walk.set_output(node, out, step, "per_step", offset + left - past)
+        return
+    window = walk.window_for(source, name, past, fill, node.name)
     if each > 1:  # the last samples of the window are for the next timestep
         cut = [walk.graph.ints(values) for values in ([0], [each - stride + reach], [axis])]
         window = walk.graph.op("Slice", window, *cut)
-    step = _product(walk, node, shape, window) if each == 1 else None
-    if step is None:
-        made = walk.emit_like(node, offset, i0=window)
-        shape.without_time(made, axis - 2)
-        step = made.output[0]
-    walk.set_output(node, out, step, "per_step", offset + left - past)
+    made = walk.emit_like(node, offset, i0=window)
+    shape.without_time(made, axis - 2)
+    walk.set_output(node, out, made.output[0], "per_step", offset + left - past)
 
 
-def _product(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, window: str) -> str | None:
-    """Return the one answer of a convolution of one axis as a matrix product; None where that is not quicker.
+def _product(walk: StreamingWalk, node: onnx.NodeProto, shape: _Sliding, source: str, past: int) -> str | None:
+    """Return the one answer of a convolution of one axis as a matrix product; None where it has another form.
 
-    It is quicker for several rows, and in chunks: the operator is made for many answers. With a dilation it is not for
-    one row, since the timesteps between have to be left out first.
+    It is quicker for several rows, and in chunks: the operator is made for many answers.
     """
-    is_plain = node.op_type == "Conv" and shape.count == 1 and (shape.dilations == [1] or shape.kernel == [1])
+    is_plain = node.op_type == "Conv" and shape.count == 1
     if not is_plain or attributes(node).get("group", 1) != 1 or node.input[1] not in walk.weights:
         return None
     kernel = walk.facts.value(node.input[1])
     if kernel.dtype != np.float32:
         return None
-    filters, graph = len(kernel), walk.graph
+    filters, graph, (size, dilation, *_) = len(kernel), walk.graph, shape.along(0)
+    window, order = source, [0, 1, 2]
+    if past:
+        name = walk.tensors[node.input[0]].padded
+        window, order = walk.ordered_window(source, name[0] if name else node.input[0], past, 0.0, node.name)
+    if order[0] != 0:
+        return None
+    if size > 1 and dilation > 1:
+        taps = graph.ints(range(0, size * dilation, dilation))
+        window = graph.op("Gather", window, taps, axis=order.index(2))
     flat = graph.op("Reshape", window, graph.ints([-1, kernel[0].size]))
-    matrix = graph.constant(np.ascontiguousarray(kernel.reshape(filters, -1).T), what="kernel", at=node.name)
+    matrix = kernel.transpose([0, *order[1:]]).reshape(filters, -1).T
+    matrix = graph.constant(np.ascontiguousarray(matrix), what="kernel", at=node.name)
     bias = [walk.operand(name) for name in node.input[2:] if name]
     return graph.op("Reshape", graph.op("Gemm", flat, matrix, *bias), graph.ints([-1, filters, 1]))
 
@@ -144,10 +154,15 @@ def _window(
     walk: StreamingWalk, node: onnx.NodeProto, name: str, *, past: int, left: int, offset: int, fill: float
 ) -> str:
     """Return the past timesteps of a tensor and this one; before its beginning a padded one has `fill`."""
+    source = _source(walk, name, past=past, left=left, offset=offset, fill=fill)
+    return walk.window_for(source, name, past, fill, node.name)
+
+
+def _source(walk: StreamingWalk, name: str, *, past: int, left: int, offset: int, fill: float) -> str:
+    """Return what this timestep adds to a window."""
     if offset >= 0 or not left or not past:
-        return walk.window(name, past, fill, node.name)
-    started = walk.started(walk.operand(name, offset), name, offset, fill)
-    return walk.window_for(started, name, past, fill, node.name)
+        return walk.tensors[name].step
+    return walk.started(walk.operand(name, offset), name, offset, fill)
 
 
 class _Sliding:
