@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 from onnx import numpy_helper
@@ -34,6 +35,8 @@ _ELEMENTWISE = {
     "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
 }  # fmt: skip
 _ALONG_ONE = {"Softmax", "LogSoftmax", "Concat", "Split"}
+_OF_ONE = {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"}
+"""Reductions that leave a single element as it is."""
 
 
 def without_unit_axes(model: onnx.ModelProto, rows: Mapping[str, int | None]) -> onnx.ModelProto:
@@ -188,6 +191,10 @@ class _Rewriting:
             return self._along_one(node)
         if node.op_type == "LayerNormalization":
             return self._normalization(node)
+        if node.op_type in _OF_ONE:
+            return self._reduction(node)
+        if node.op_type == "Gather":
+            return self._lookup(node)
         return False
 
     def _emit(self, node: onnx.NodeProto, inputs: Iterable[str], axes: Axes, **changed: int) -> bool:
@@ -203,6 +210,11 @@ class _Rewriting:
             self._add(name, axes)
         return True
 
+    def _made(self, kind: str, inputs: list[str], output: str, axes: Axes, **attributes: Any) -> bool:
+        self._build.add(kind, inputs, [output], **attributes)
+        self._add(output, axes)
+        return True
+
     def _layout(self, node: onnx.NodeProto) -> bool:
         source, out = self._tensors[node.input[0]], self._known[node.output[0]]
         if source.sizes is None:
@@ -212,9 +224,14 @@ class _Rewriting:
             perm = attributes(node).get("perm") or list(range(source.rank))[::-1]
             moved = [axis for axis in perm if axis in wide]
             if moved != sorted(moved):
-                return False
+                order = [wide.index(axis) for axis in moved]
+                return self._made("Transpose", [self._form(node.input[0], wide)], node.output[0], result, perm=order)
         elif [source.sizes[axis] for axis in wide] != [out[axis] for axis in result]:
-            return False
+            rows = [place for place, axis in enumerate(result) if len({*out[axis]}) > 1]
+            if rows != [0]:
+                return False
+            shape = self._build.ints([-1, *(out[axis][0] for axis in result[1:])])
+            return self._made("Reshape", [self._form(node.input[0], wide), shape], node.output[0], result)
         self._tensors[node.output[0]] = _Tensor(out, {result: self._form(node.input[0], wide)})
         return True
 
@@ -252,6 +269,28 @@ class _Rewriting:
         kept = tuple(sorted(wide))
         inputs = [self._form(name, kept) for name in data] + [self._whole(name) for name in others]
         return self._emit(node, inputs, kept, axis=kept.index(axis))
+
+    def _reduction(self, node: onnx.NodeProto) -> bool:
+        """Leave out a reduction of axes of length 1 alone."""
+        x, axes = self._tensors[node.input[0]], self._constants.get(node.input[1]) if len(node.input) > 1 else None
+        if axes is None or not axes.dims[0]:
+            return False
+        reduced = {int(axis) % x.rank for axis in numpy_helper.to_array(axes)}
+        if not reduced.isdisjoint(x.wide):
+            return False
+        out = self._known[node.output[0]]
+        result = tuple(axis for axis, size in enumerate(out) if size != (1, 1))
+        self._tensors[node.output[0]] = _Tensor(out, {result: self._form(node.input[0], x.wide)})
+        return True
+
+    def _lookup(self, node: onnx.NodeProto) -> bool:
+        """Look entries of a constant table up along its first axis."""
+        table, places = node.input
+        if table not in self._constants or attributes(node).get("axis", 0) or not self._tensors[places].rank:
+            return False
+        wide, rank = self._tensors[places].wide, self._tensors[places].rank
+        rest = tuple(range(rank, rank + self._tensors[table].rank - 1))
+        return self._emit(node, [table, self._form(places, wide)], (*wide, *rest))
 
     def _normalization(self, node: onnx.NodeProto) -> bool:
         x = self._tensors[node.input[0]]

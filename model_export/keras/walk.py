@@ -54,11 +54,13 @@ class KerasWalk:
 
     def visit(self, operation: Any, prefix: str, /, *args: Any, **kwargs: Any) -> list[Any]:
         """Emit one call of a layer, a nested model or an operation; an operation on constants is just done."""
-        given = {name: v for name, v in kwargs.items() if v is not None and name not in {"mask", "training"}}
+        is_layer = isinstance(operation, keras.Layer)
+        own = {"mask", "training"} if is_layer else set()  # an operation takes a mask as any other argument
+        given = {name: v for name, v in kwargs.items() if v is not None and name not in own}
         call = Call(self, operation, _path(operation, prefix), args, given)
         call = replace(call, mask=self._mask(call, kwargs))
         self.graph.layers.setdefault(call.path, call.described)
-        if not isinstance(operation, keras.Layer):
+        if not is_layer:
             call = replace(call, owner=self.owners.get(prefix))
             if not call.operands and call.mask is None:
                 if type(operation).__name__ == "BroadcastTo":  # to a batch whose size is open; what meets it broadcasts

@@ -12,6 +12,7 @@ import onnx
 
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.described import described
+from model_export.graph.equal_states import without_equal_states
 from model_export.graph.nodes import uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import OLDEST_OPSET, without_unit_axes
@@ -158,6 +159,7 @@ def _step_of(
     rows = {spec.name: spec.batch_axis for spec in walk.graph.inputs}
     rows |= {state.input: state.batch_axis for state in walk.graph.states}
     proto = without_unit_axes(walk.graph.step_proto(name, graph), rows)
+    proto, manifest.states = without_equal_states(proto, walk.graph.states)
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk), HALF if is_half else 0.0)

@@ -29,7 +29,9 @@ class StreamingGraph(GraphBuilder):
         self._count: str | None = None
         self._position: str | None = None
 
-    def state_like(self, name: str, dims: Sequence[Dim], dtype: str, init: Array | None) -> tuple[str, StateSpec]:
+    def state_like(
+        self, name: str, dims: Sequence[Dim], dtype: str, init: Array | None = None, *, whole: bool = False
+    ) -> tuple[str, StateSpec]:
         """Declare a state; the caller owes `next_state_like` for it.
 
         Args:
@@ -37,33 +39,33 @@ class StreamingGraph(GraphBuilder):
             dims: Of the tensor in the sequence graph's layout.
             dtype: NumPy name.
             init: The initial row in that layout; zeros by default.
+            whole: It has the axes of length 1 as well.
 
         Returns:
-            The tensor in that layout, and the spec. The state itself has its batch axis first, and no axes of length
-            1 that the tensor has in front of it, as the states of recurrent operators have.
+            The tensor in that layout, and the spec. The state itself has its batch axis first.
         """
-        sizes, batch = _sizes(dims)
-        idle = _idle(sizes, batch)
-        sizes, batch = sizes[idle:], batch if batch is None else batch - idle
-        if init is not None and idle:
-            init = init.reshape(init.shape[idle:])
+        every, rows = _sizes(dims)
+        kept = _kept(every, rows) if not whole else list(range(len(every)))
+        sizes, batch = [every[axis] for axis in kept], None if rows is None else kept.index(rows)
         shape = [fixed for axis, (fixed, _) in enumerate(sizes) if axis != batch]
         if batch is not None:
             per_row = sizes[batch][1]
             shape = [per_row, *shape] if per_row > 1 else shape
-            init = None if init is None else np.moveaxis(init, batch, 0)
+            init = None if init is None or rows is None else np.moveaxis(init, rows, 0)
         init = None if init is None else init.reshape(shape)
         spec = self.state(name, shape, dtype, init, batch_axis=None if batch is None else 0)
         tensor = self._from_batch_first(spec.input, sizes, batch)
-        if idle:
-            tensor = self.op("Reshape", tensor, self.ints([*[1] * idle, -1, *shape]))
+        if len(kept) < len(every):
+            tensor = self.op("Reshape", tensor, self.ints([-1 if per_row else fixed for fixed, per_row in every]))
         return tensor, spec
 
     def next_state_like(self, spec: StateSpec, tensor: str, dims: Sequence[Dim]) -> None:
         """Set the tensor, in the layout of the sequence graph, that the state becomes."""
         sizes, batch = _sizes(dims)
-        if idle := _idle(sizes, batch):
-            tensor, sizes, batch = self.reshape(tensor, spec.shape), sizes[idle:], 0
+        if batch is not None and len(spec.shape) + 1 < len(sizes):
+            kept = _kept(sizes, batch)
+            sizes, batch = [sizes[axis] for axis in kept], kept.index(batch)
+            tensor = self.op("Reshape", tensor, self.ints([-1 if per_row else fixed for fixed, per_row in sizes]))
         if batch is not None and batch:
             others = [axis for axis in range(len(sizes)) if axis != batch]
             if sizes[batch][1] > 1:
@@ -150,6 +152,8 @@ def _sizes(dims: Sequence[Dim]) -> tuple[list[tuple[int, int]], int | None]:
     return sizes, next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
 
 
-def _idle(sizes: list[tuple[int, int]], batch: int | None) -> int:
-    """Return how many axes of length 1 are in front of the rows, if these alone are."""
-    return batch if batch and all(size == (1, 0) for size in sizes[:batch]) and sizes[batch][1] == 1 else 0
+def _kept(sizes: list[tuple[int, int]], batch: int | None) -> list[int]:
+    """Return the axes of a tensor that a state of it has: those of length 1 are left out, if rows have an axis."""
+    if batch is None or sizes[batch][1] > 1:
+        return list(range(len(sizes)))
+    return [axis for axis, size in enumerate(sizes) if size != (1, 0)]

@@ -179,7 +179,9 @@ class StreamingWalk:
             if order != sorted(order):
                 step = self.graph.op("Transpose", step, perm=order)
                 init = None if init is None else init.transpose(order)
-            state, spec = self.graph.state_like(f"{plain(label or name)}.past", dims, self.dtype(name), init)
+            state, spec = self.graph.state_like(
+                f"{plain(label or name)}.past", dims, self.dtype(name), init, whole=True
+            )
             if tensor.edge:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=at)

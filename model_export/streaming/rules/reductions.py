@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from model_export.graph.nodes import attributes
+from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
@@ -35,18 +36,26 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     now, dims = made.output[0], walk.facts.dims(node.output[0])
     kind, dtype = _POOLS.get(node.op_type, node.op_type), walk.dtype(name)
     label = f"{plain(node.name)}.{kind.removeprefix('Reduce').lower()}"
-    state, spec = walk.graph.state_like(label, dims, dtype, None)
+    state, spec = walk.graph.state_like(label, dims, dtype, _before(kind, dims, dtype))
     is_mean, is_float = kind == "ReduceMean", np.dtype(dtype).kind == "f"
     count = count_so_far(walk, dims, dtype, offset) if is_mean else ""
     if is_mean and is_float:  # a sum would lose digits in a long stream
         now = walk.graph.op("Div", walk.graph.op("Sub", now, state), count)
     joined = walk.graph.op(_JOINS[kind], state, now)
-    first = offset if _JOINS[kind] == "Add" else offset - 1  # zeros count for no extreme and no product
-    if first < 0:
-        joined = walk.graph.op("Where", walk.has_seen(-first, dims), joined, now if first == offset - 1 else state)
+    if offset < 0:
+        joined = walk.graph.op("Where", walk.has_seen(-offset, dims), joined, state)
     walk.graph.next_state_like(spec, joined, dims)
     result = walk.graph.op("Div", joined, count) if is_mean and not is_float else joined
     walk.set_output(node, node.output[0], result, "final")
+
+
+def _before(kind: str, dims: Sequence[Dim], dtype: str) -> Array | None:
+    """Return what a reduction begins with, one row, which changes nothing: a state holds finite numbers only."""
+    if kind in {"ReduceSum", "ReduceMean"}:
+        return None
+    limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
+    start = {"ReduceMax": limits.min, "ReduceMin": limits.max, "ReduceProd": 1}[kind]
+    return np.full([max(dim.at_one_step()) for dim in dims], start, dtype)
 
 
 def is_whole(walk: StreamingWalk, name: str) -> bool:

@@ -234,9 +234,9 @@ def test_without_a_declared_length_the_refusal_names_the_flag(name: str, told: s
     assert told in caught.value.fix
 
 
-def test_a_declared_length_of_a_few_timesteps_is_refused() -> None:
-    with pytest.raises(RefusedModelError, match="declared length is 3 timesteps; expected at least 8"):
-        convert(positions(), name="m", length=3)
+def test_a_declared_length_of_one_timestep_is_refused() -> None:
+    with pytest.raises(RefusedModelError, match="declared length is 1 timesteps; expected at least 2"):
+        convert(positions(), name="m", length=1)
 
 
 def test_a_file_is_exported_with_its_declared_length(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def test_a_row_gives_bit_for_bit_what_it_gives_alone(name: str) -> None:
     assert all(np.array_equal(together[output][7:8], alone[output]) for output in together)
 
 
-@pytest.mark.parametrize(("name", "operator"), [("pad_then_conv", "Gemm"), ("chomp", "Conv")])
-def test_a_convolution_without_dilation_is_one_product(name: str, operator: str) -> None:
+@pytest.mark.parametrize("name", ["pad_then_conv", "chomp"])
+def test_a_convolution_of_one_axis_is_one_product(name: str) -> None:
     kinds = {node.op_type for node in convert(ZOO[name].build(), name=name).proto.graph.node}
 
-    assert kinds & {"Conv", "Gemm"} == {operator}
+    assert kinds & {"Conv", "Gemm"} == {"Gemm"}
