@@ -16,7 +16,7 @@ from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
 from model_export.verify.localize import LayerOutputs, localize_layer
-from model_export.verify.parity import DEFAULT, ROWS, SEEDS, STEPS, DifferentAnswerError, verify_parity
+from model_export.verify.parity import DEFAULT, LONG_BY_ALONE, ROWS, SEEDS, STEPS, DifferentAnswerError, verify_parity
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.report import ParityReport
 from model_export.verify.samplers import Sampler, random_sampler
@@ -95,24 +95,32 @@ def verify_model(
     tolerance = _tolerance(atol, rtol, default, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
     proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
+    content = proto.SerializeToString()
     lengths = _long_lengths(candidate)
     with _blaming(candidate, tolerance):
         report = verify_parity(
             candidate.original,
-            StepModel(proto.SerializeToString(), manifest),
+            StepModel(content, manifest),
             against=candidate.against,
             tolerance=tolerance,
             samplers=candidate.kinds,
             user_data=given,
             steps=candidate.only_length or STEPS,
+            alone_steps=next(iter(lengths.values())) // LONG_BY_ALONE,
             long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
             shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
             progress=progress,
         )
     manifest.verified, manifest.reference = report.parity, report.reference
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, manifest.to_json()
-    return proto.SerializeToString(), replace(report, chunk=chunk)
+    return _with_manifest(content, manifest), replace(report, chunk=chunk)
+
+
+def _with_manifest(content: bytes, manifest: Manifest) -> bytes:
+    """Return an ONNX file with a manifest inside: the fields of a message may come in parts, so no weight is read."""
+    from onnx import ModelProto, StringStringEntryProto
+
+    entry = StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())
+    return content + ModelProto(metadata_props=[entry]).SerializeToString()
 
 
 def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None:

@@ -12,7 +12,7 @@ from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.verify.evidence import Evidence
 from model_export.verify.reference import PrefixAnswers, ReferenceModel, run_reference
-from model_export.verify.runners import Sequences, stepped
+from model_export.verify.runners import Sequences, background, stepped
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
 STEPS = 2000
@@ -72,8 +72,10 @@ def long_run(  # noqa: PLR0917  # what it is compared with, and what notes the r
 ) -> ErrorGrowth:
     """Compare one long sequence with the original."""
     length = next(iter(data.values())).shape[1]
-    want = run_reference(original, data, list(lines))
-    got, _ = stepped(model, data)
+    with background() as pool:
+        running = pool.submit(stepped, model, data)
+        want = run_reference(original, data, list(lines))
+        got, _ = running.result()
     compared = min(_finite_steps(answers, length) for answers in want.values()) if want else length
     note = "" if compared == length else f"from timestep {compared + 1} on the original's answers are not finite"
     offs = {name: _cut(answers, got[name], compared) for name, answers in want.items()}

@@ -2,10 +2,10 @@
 
 What is compared, for each kind of sequence (drawn at random, with masked timesteps, the user's own):
 
-* three rows together, then more, every answer of every timestep, against the original; after every timestep each
+* nine rows together, then more, every answer of every timestep, against the original; after every timestep each
   state is saved and restored in the packed form that the store keeps;
 * the first three rows alone, so that a row never depends on its neighbours in a batch;
-* the same rows in chunks of several lengths, so that a chunk is the same as its steps;
+* the first nine rows in chunks of several lengths, so that a chunk is the same as its steps, unless it is run as these;
 
 and one long run, for differences that grow. What could not be compared stands in the report with the reason.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +28,7 @@ from model_export.verify.error_growth import long_run
 from model_export.verify.evidence import Evidence
 from model_export.verify.reference import PrefixAnswers, Progress, ReferenceModel, run_reference
 from model_export.verify.report import ParityReport, Skipped, is_weak
-from model_export.verify.runners import Run, Sequences, chunked, rows_alone, stepped
+from model_export.verify.runners import Run, Sequences, background, chunked, rows_alone, stepped
 from model_export.verify.samplers import Sampler, random_sampler
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
@@ -47,9 +46,12 @@ __all__ = [
 ]  # fmt: skip
 
 ROWS = 3
-MORE_ROWS = 6
-"""Rows that run together behind the first ones: a graph may be right for three, and wrong for more."""
+"""Rows that are drawn for each seed, and that run alone, too."""
+TOGETHER = 9
+"""Rows that run together: a graph may be right for three, and wrong for more."""
 STEPS = 64
+LONG_BY_ALONE = 8
+"""How many times the timesteps of a row alone the long run of a model has; that of a small one would allow more."""
 SEEDS = (0, 1, 2)
 ATOL = 1e-5
 RTOL = 1e-4
@@ -87,6 +89,7 @@ def verify_parity(
     user_data: Mapping[str, Array] | None = None,
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
+    alone_steps: int = error_growth.STEPS,
     long_steps: int = error_growth.STEPS,
     shortened: str = "",
     progress: Progress | None = None,
@@ -102,6 +105,7 @@ def verify_parity(
         user_data: One array per input, shape `(N, T, *shape)`; see `read_user_data`.
         seeds: One batch of three rows is drawn for each.
         steps: Timesteps of each drawn sequence.
+        alone_steps: The most timesteps that a row runs alone.
         long_steps: Timesteps of the long run; none where it is not above `steps`.
         shortened: Why the long run has fewer timesteps than usual.
         progress: Called as parts are done.
@@ -111,7 +115,7 @@ def verify_parity(
             is the original's answer that differs.
     """
     samplers = samplers or {"random": random_sampler(model.manifest)}
-    check = _Check(original, model, tolerance, progress or (lambda *_: None))
+    check = _Check(original, model, tolerance, progress or (lambda *_: None), alone_steps)
     kinds = [
         (kind, stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]))
         for kind, sampler in samplers.items()
@@ -122,6 +126,8 @@ def verify_parity(
     for kind, data in kinds:
         check.sequences(kind, data)
         longest = max(longest, next(iter(data.values())).shape[1])
+    if model.batched and alone_steps < longest:
+        check.skipped.append(Skipped(f"rows alone beyond {alone_steps} timesteps", "the model is large"))
     draw = next(iter(samplers.values()))
     check.long(draw, steps, long_steps, shortened)
     lines = list(check.outputs.values())
@@ -171,6 +177,7 @@ class _Check:
     model: StepModel
     tolerance: Tolerance
     progress: Progress
+    alone_steps: int
     outputs: dict[str, OutputParity] = field(default_factory=dict)
     worth: dict[str, Evidence] = field(default_factory=dict)
     alone: float = 0.0
@@ -199,16 +206,20 @@ class _Check:
         rows = len(next(iter(data.values())))
         judged = list(self.outputs)
         self.progress(f"{kind}: the original", 0, rows)
-        want = run_reference(self.original, data, judged)
-        parts = []
-        for start, end in pairwise([0, *range(ROWS, rows, MORE_ROWS), rows]):
-            batch = {name: array[start:end] for name, array in data.items()}
-            together = stepped(self.model, batch)
-            parts.append(together[0])
-            if start == 0:
-                self._rows_alone(kind, {name: together[0][name] for name in judged}, rows_alone(self.model, batch))
-                self._chunks(kind, batch, together)
-            self.progress(f"{kind}: step by step", end, rows)
+        starts = range(0, rows, TOGETHER)
+        batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
+        few = {name: array[:ROWS, : self.alone_steps] for name, array in data.items()}
+        with background() as pool:
+            running = [pool.submit(stepped, self.model, batch) for batch in batches]
+            alone = pool.submit(rows_alone, self.model, few)
+            want = run_reference(self.original, data, judged)
+            first = running[0].result()
+            self._rows_alone(kind, {name: first[0][name] for name in judged}, alone.result())
+            self._chunks(kind, batches[0], first)
+            parts = []
+            for at, run in zip(starts, running, strict=True):
+                parts.append(run.result()[0])
+                self.progress(f"{kind}: step by step", min(at + TOGETHER, rows), rows)
         outputs = stacked(parts)
         self._against_original(kind, data, want, outputs)
         if kind == USER:
@@ -271,7 +282,8 @@ class _Check:
             )
 
     def _rows_alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array]) -> None:
-        for name, values in together.items():
+        for name, rows in together.items():
+            values = rows[: len(alone[name]), : alone[name].shape[1]]
             off = difference(alone[name], values, equal_nan=True)
             self.alone = max(self.alone, largest(off))
             bad = self.tolerance.on(values).beyond(off, values)
@@ -279,16 +291,20 @@ class _Check:
                 row, step, *place = (int(i) for i in np.argwhere(bad)[0])
                 raise ParityError(
                     f"Output {name!r}{place or ''} at timestep {step + 1} ({kind} data) depends on the other rows of "
-                    f"the batch: {values[(row, step, *place)]:.9g} in a batch of {len(values)}, "
+                    f"the batch: {values[(row, step, *place)]:.9g} in a batch of {len(rows)}, "
                     f"{alone[name][(row, step, *place)]:.9g} alone.",
                     fix="Export without batch-dependent operations, or set `batch.mode` to `single` in the manifest.",
                 )
 
     def _chunks(self, kind: str, batch: Sequences, saved: Run) -> None:
         """Compare chunks of the whole length, and of odd lengths, with single steps; see what saving states does."""
-        plain = stepped(self.model, batch, stored=False)
-        for name in self.outputs:
-            self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))
+        plain = saved
+        if any(field.store_dtype != field.dtype for field in self.model.fields):  # others come back with the same bits
+            plain = stepped(self.model, batch, stored=False)
+            for name in self.outputs:
+                self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))
+        if not self.model.chunked:  # a chunk is these very steps
+            return
         total = next(iter(batch.values())).shape[1]
         self.lengths = [[total], list(ODD_LENGTHS)]
         for lengths in self.lengths:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -14,6 +16,20 @@ Sequences = Mapping[str, Array]
 
 Run = tuple[dict[str, Array], dict[str, Array]]
 """Answers `{output: (rows, T, *shape)}`, and the states after the last timestep."""
+
+
+@contextmanager
+def background() -> Iterator[ThreadPoolExecutor]:
+    """Give a thread in which a step graph runs while the original runs in the caller's.
+
+    The original stays where it was made: frameworks keep settings by thread. Where the caller fails, calls that have
+    not begun are left out.
+    """
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def stepped(model: StepModel, data: Sequences, *, stored: bool = True) -> Run:

@@ -117,8 +117,8 @@ def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> 
 
 def _gates_in_order(array: Array, order: Sequence[int]) -> Array:
     """Return weights `(gates * units, ...)` with their gates in another order, below an axis of directions."""
-    gates = array.reshape(len(order), -1, *array.shape[1:])[list(order)]
-    return gates.reshape(1, *array.shape)
+    gates = np.split(array, len(order))
+    return np.concatenate([gates[place] for place in order], out=np.empty(array.shape, array.dtype))[None]
 
 
 def _biases(bias: Array, order: Sequence[int]) -> Array:
