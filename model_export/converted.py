@@ -16,7 +16,7 @@ from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
 from model_export.verify.localize import LayerOutputs, localize_layer
-from model_export.verify.parity import DEFAULT, LONG_BY_ALONE, ROWS, SEEDS, STEPS, DifferentAnswerError, verify_parity
+from model_export.verify.parity import DEFAULT, ROWS, SEEDS, STEPS, DifferentAnswerError, verify_parity
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.report import ParityReport
 from model_export.verify.samplers import Sampler, random_sampler
@@ -106,7 +106,7 @@ def verify_model(
             samplers=candidate.kinds,
             user_data=given,
             steps=candidate.only_length or STEPS,
-            alone_steps=next(iter(lengths.values())) // LONG_BY_ALONE,
+            size=sum(_sizes(candidate)),
             long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
             shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
             progress=progress,
@@ -143,6 +143,7 @@ def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None
             samplers=candidate.kinds,
             seeds=SEEDS[:1],
             steps=candidate.only_length or STEPS,
+            size=sum(_sizes(candidate)),
             long_steps=0,
         )
 
@@ -168,13 +169,18 @@ def _tolerance(atol: float | None, rtol: float | None, default: Tolerance, round
 
 def _long_lengths(candidate: ConvertedModel) -> dict[str, int]:
     """Return the most timesteps of a long run by what limits them."""
-    graphs = all_graphs(candidate.proto.graph)
-    weights = sum(math.prod(tensor.dims) for graph in graphs for tensor in graph.initializer)
-    carried = sum(math.prod(state.shape) for state in candidate.manifest.states)
+    weights, carried = _sizes(candidate)
     limits = {f"the model has {weights:,} weights": error_growth.steps_for(weights + carried)}
     if candidate.longest is not None:
         limits["the original was asked for no more"] = candidate.longest
     return limits
+
+
+def _sizes(candidate: ConvertedModel) -> tuple[int, int]:
+    """Return how many numbers the weights and the states have."""
+    graphs = all_graphs(candidate.proto.graph)
+    weights = sum(math.prod(tensor.dims) for graph in graphs for tensor in graph.initializer)
+    return weights, sum(math.prod(state.shape) for state in candidate.manifest.states)
 
 
 def _not_finite(proto: onnx.ModelProto) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from typing import Self, TypeVar
 
 import numpy as np
 
 from model_export.manifest import Array
 from model_export.step_model import StepModel, stacked
+
+_T = TypeVar("_T")
 
 Sequences = Mapping[str, Array]
 """One array per input, shape `(rows, T, *shape)`."""
@@ -18,18 +20,31 @@ Run = tuple[dict[str, Array], dict[str, Array]]
 """Answers `{output: (rows, T, *shape)}`, and the states after the last timestep."""
 
 
-@contextmanager
-def background() -> Iterator[ThreadPoolExecutor]:
-    """Give a thread in which a step graph runs while the original runs in the caller's.
+class Beside:
+    """Runs a step graph while the caller runs the original: in a thread of its own, or when its results are needed.
 
-    The original stays where it was made: frameworks keep settings by thread. Where the caller fails, calls that have
-    not begun are left out.
+    The original stays in the thread in which it was made: frameworks keep settings by thread. Where the caller fails,
+    calls that have not begun are left out.
     """
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def __init__(self, *, in_thread: bool) -> None:
+        """Begin.
+
+        Args:
+            in_thread: Whether there is a thread; short runs would only wait for the interpreter lock.
+        """
+        self._pool = ThreadPoolExecutor(1) if in_thread else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def start(self, call: Callable[[], _T]) -> Callable[[], _T]:
+        """Return a function that gives what the call returns; to be called once."""
+        return call if self._pool is None else self._pool.submit(call).result
 
 
 def stepped(model: StepModel, data: Sequences, *, stored: bool = True) -> Run:
