@@ -8,28 +8,26 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import keras
-import numpy as np
 
-_REPLACED: Final = (
+_DRAWN: Final = (
     keras.initializers.Orthogonal,
     keras.initializers.RandomNormal,
     keras.initializers.RandomUniform,
     keras.initializers.TruncatedNormal,
     keras.initializers.VarianceScaling,
-    keras.initializers.Zeros,
 )
 _LOADING: Final = threading.Lock()
 
 
 @contextmanager
 def zeros_for_random_values() -> Iterator[None]:
-    """Let initializers without a seed give zeros in this thread, which NumPy makes.
+    """Let initializers without a seed give zeros in this thread.
 
-    JAX compiles each shape of an initializer, also of zeros, and an orthogonal matrix of a large layer takes seconds.
-    With a seed the values can be the same each time, so a layer may use them without saving them: these are drawn.
+    Each shape of an initializer is compiled by JAX, and an orthogonal matrix of a large layer takes seconds. With a
+    seed the values can be the same each time, so a layer may use them without saving them: these are drawn.
     """
     with _LOADING, ExitStack() as restored:
-        for kind in _REPLACED:
+        for kind in _DRAWN:
             restored.callback(setattr, kind, "__call__", kind.__call__)
             kind.__call__ = _zeros(kind.__call__, threading.get_ident())
         yield
@@ -39,12 +37,8 @@ def _zeros(draw: Callable[..., Any], thread: int) -> Callable[..., Any]:
     """Return a method that gives zeros to calls of a thread, and is `draw` to others."""
 
     def call(initializer: Any, shape: Any, dtype: Any = None) -> Any:
-        is_zero = isinstance(initializer, keras.initializers.Zeros)
-        if threading.get_ident() != thread or not (is_zero or initializer.get_config().get("seed", "unknown") is None):
+        if threading.get_ident() != thread or initializer.get_config().get("seed", "unknown") is not None:
             return draw(initializer, shape, dtype)
-        try:
-            return keras.ops.convert_to_tensor(np.zeros(shape, dtype or keras.config.floatx()))
-        except TypeError:  # a type that NumPy lacks
-            return keras.ops.zeros(shape, dtype)
+        return keras.ops.zeros(shape, dtype)
 
     return call
