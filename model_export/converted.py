@@ -120,7 +120,7 @@ def _with_manifest(content: bytes, manifest: Manifest) -> bytes:
     from onnx import ModelProto, StringStringEntryProto
 
     entry = StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())
-    return content + ModelProto(metadata_props=[entry]).SerializeToString()
+    return content + bytes(ModelProto(metadata_props=[entry]).SerializeToString())
 
 
 def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None:

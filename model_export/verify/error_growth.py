@@ -75,7 +75,7 @@ def long_run(  # noqa: PLR0917  # what it is compared with, and what notes the r
 ) -> ErrorGrowth:
     """Compare one long sequence with the original."""
     length = next(iter(data.values())).shape[1]
-    with Beside(in_thread=in_thread) as beside:
+    with Beside(model, in_thread=in_thread) as beside:
         running = beside.start(partial(stepped, model, data))
         want = run_reference(original, data, list(lines))
         got, _ = running()

@@ -215,11 +215,11 @@ class _Check:
         batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
         count = min(rows, TOGETHER)
         few = (sorted({0, count // 2, count - 1}), slice(self.alone_steps))
-        with Beside(in_thread=self.alone_steps is not None) as beside:
+        with Beside(self.model, in_thread=self.alone_steps is not None) as beside:
             running = [beside.start(partial(stepped, self.model, batch)) for batch in batches]
             alone = beside.start(partial(rows_alone, self.model, {name: array[few] for name, array in data.items()}))
             want = run_reference(self.original, data, judged)
-            parts = []
+            parts: list[dict[str, Array]] = []
             for at, batch, run in zip(starts, batches, running, strict=True):
                 found = run()
                 if not parts:
