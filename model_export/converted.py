@@ -95,24 +95,32 @@ def verify_model(
     tolerance = _tolerance(atol, rtol, default, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
     proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
+    content = proto.SerializeToString()
     lengths = _long_lengths(candidate)
     with _blaming(candidate, tolerance):
         report = verify_parity(
             candidate.original,
-            StepModel(proto.SerializeToString(), manifest),
+            StepModel(content, manifest),
             against=candidate.against,
             tolerance=tolerance,
             samplers=candidate.kinds,
             user_data=given,
             steps=candidate.only_length or STEPS,
+            size=sum(_sizes(candidate)),
             long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
             shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
             progress=progress,
         )
     manifest.verified, manifest.reference = report.parity, report.reference
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, manifest.to_json()
-    return proto.SerializeToString(), replace(report, chunk=chunk)
+    return _with_manifest(content, manifest), replace(report, chunk=chunk)
+
+
+def _with_manifest(content: bytes, manifest: Manifest) -> bytes:
+    """Return an ONNX file with a manifest inside: the fields of a message may come in parts, so no weight is read."""
+    from onnx import ModelProto, StringStringEntryProto
+
+    entry = StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())
+    return content + bytes(ModelProto(metadata_props=[entry]).SerializeToString())
 
 
 def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None:
@@ -135,6 +143,7 @@ def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None
             samplers=candidate.kinds,
             seeds=SEEDS[:1],
             steps=candidate.only_length or STEPS,
+            size=sum(_sizes(candidate)),
             long_steps=0,
         )
 
@@ -160,13 +169,18 @@ def _tolerance(atol: float | None, rtol: float | None, default: Tolerance, round
 
 def _long_lengths(candidate: ConvertedModel) -> dict[str, int]:
     """Return the most timesteps of a long run by what limits them."""
-    graphs = all_graphs(candidate.proto.graph)
-    weights = sum(math.prod(tensor.dims) for graph in graphs for tensor in graph.initializer)
-    carried = sum(math.prod(state.shape) for state in candidate.manifest.states)
+    weights, carried = _sizes(candidate)
     limits = {f"the model has {weights:,} weights": error_growth.steps_for(weights + carried)}
     if candidate.longest is not None:
         limits["the original was asked for no more"] = candidate.longest
     return limits
+
+
+def _sizes(candidate: ConvertedModel) -> tuple[int, int]:
+    """Return how many numbers the weights and the states have."""
+    graphs = all_graphs(candidate.proto.graph)
+    weights = sum(math.prod(tensor.dims) for graph in graphs for tensor in graph.initializer)
+    return weights, sum(math.prod(state.shape) for state in candidate.manifest.states)
 
 
 def _not_finite(proto: onnx.ModelProto) -> str:

@@ -5,7 +5,6 @@ Every front end, every stage and the chunks emit through these two classes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -14,13 +13,16 @@ import onnx
 from onnx import helper, numpy_helper
 
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import needed_nodes, uses
+from model_export.graph.nodes import needed_nodes, replace_items, uses
 from model_export.manifest import Array, InputSpec, OutputSpec, PackedTensor, StateSpec
 
 OPSET = 20  # the first one with Gelu; onnxruntime runs it since 1.17
 ONLY_ONNX: Final[Mapping[str, int]] = {"": OPSET}
 IR_VERSION = 10
 BATCH = "batch"
+
+_SAMPLE = 64
+"""Numbers of a constant that are compared with those of others before all are: a large one is not read for each."""
 
 
 class NodeBuilder:
@@ -42,7 +44,7 @@ class NodeBuilder:
         self.constants: list[onnx.TensorProto] = []
         self._prefix = prefix
         self._taken = dict.fromkeys(taken, 1)
-        self._stored: dict[tuple[Any, ...], str] = {}
+        self._stored: dict[tuple[Any, ...], list[onnx.TensorProto]] = {}
 
     def unique(self, name: str) -> str:
         """Return `name`, or with a number behind it where it is taken."""
@@ -91,11 +93,16 @@ class NodeBuilder:
             at: Where it comes from, as for `op`.
         """
         value = np.ascontiguousarray(np.asarray(array, dtype)).reshape(np.shape(array))
-        key = (value.dtype.name, value.shape, hashlib.blake2b(value.tobytes()).digest())
-        if key not in self._stored:
-            self._stored[key] = self.fresh(what, at)
-            self.constants.append(numpy_helper.from_array(value, self._stored[key]))
-        return self._stored[key]
+        made = numpy_helper.from_array(value)
+        some = value.reshape(-1)[:: value.size // _SAMPLE + 1].tobytes()
+        alike = self._stored.setdefault((value.dtype.name, value.shape, some), [])
+        for known in alike:
+            if known.raw_data == made.raw_data:
+                return known.name
+        made.name = self.fresh(what, at)
+        alike.append(made)
+        self.constants.append(made)
+        return made.name
 
     def ints(self, values: int | Sequence[int]) -> str:
         """Return a constant of axes, shapes or indices, int64: one axis, or a single number."""
@@ -199,12 +206,14 @@ class GraphBuilder(NodeBuilder):
         nodes = self.needed_nodes(value.name for value in gives)
         used = {name for node in nodes for name in uses(node)}
         constants = [tensor for tensor in self.constants if tensor.name in used]
-        return helper.make_model(
-            helper.make_graph(nodes, name, takes, gives, constants),
+        model = helper.make_model(
+            helper.make_graph(nodes, name, takes, gives),
             ir_version=ir_version,
             opset_imports=[helper.make_opsetid(*entry) for entry in opsets.items()],
             producer_name="stepwell",
         )
+        replace_items(model.graph.initializer, constants)  # last, as a graph is copied into a model
+        return model
 
 
 def element_type(dtype: str) -> int:

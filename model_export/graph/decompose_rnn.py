@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -58,12 +59,28 @@ def decompose_rnn(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.Mo
         return model
     outputs = [value.name for value in model.graph.output]
     nodes = needed_nodes(in_order([*steps.front, *steps.expand(model.graph.node, outputs)]), outputs)
+    flat = _used_flat(model, steps.front, nodes)
+    rename = mapped({node.output[0]: weight for weight, node in flat.items()})
+    nodes = [renamed(node, rename, name=node.name) for node in nodes if node not in flat.values()]
     made = copy.deepcopy(model)
     replace_items(made.graph.node, nodes)
     used = {name for node in nodes for name in uses(node)}.union(outputs, (value.name for value in model.graph.input))
     weights = [tensor for tensor in (*model.graph.initializer, *steps.constants) if tensor.name in used]
     replace_items(made.graph.initializer, weights)
+    for tensor in made.graph.initializer:
+        if tensor.name in flat:
+            del tensor.dims[0]
     return made
+
+
+def _used_flat(
+    model: onnx.ModelProto, front: Iterable[onnx.NodeProto], nodes: Iterable[onnx.NodeProto]
+) -> dict[str, onnx.NodeProto]:
+    """Return the weights that are used without their axis of directions alone, with the nodes that take it away."""
+    stored = {tensor.name for tensor in model.graph.initializer} - {value.name for value in model.graph.output}
+    count = Counter(name for node in nodes for name in uses(node))
+    squeezed = [node for node in front if node.op_type == "Squeeze" and node.input[0] in stored]
+    return {node.input[0]: node for node in squeezed if count[node.input[0]] == 1}
 
 
 class RnnSteps:

@@ -2,10 +2,10 @@
 
 What is compared, for each kind of sequence (drawn at random, with masked timesteps, the user's own):
 
-* three rows together, then more, every answer of every timestep, against the original; after every timestep each
+* nine rows together, then more, every answer of every timestep, against the original; after every timestep each
   state is saved and restored in the packed form that the store keeps;
-* the first three rows alone, so that a row never depends on its neighbours in a batch;
-* the same rows in chunks of several lengths, so that a chunk is the same as its steps;
+* the first of these rows, the last and one between them alone, so that a row never depends on others of a batch;
+* the first nine rows in chunks of several lengths, so that a chunk is the same as its steps, unless it is run as these;
 
 and one long run, for differences that grow. What could not be compared stands in the report with the reason.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ from model_export.verify.error_growth import long_run
 from model_export.verify.evidence import Evidence
 from model_export.verify.reference import PrefixAnswers, Progress, ReferenceModel, run_reference
 from model_export.verify.report import ParityReport, Skipped, is_weak
-from model_export.verify.runners import Run, Sequences, chunked, rows_alone, stepped
+from model_export.verify.runners import Beside, Run, Sequences, chunked, rows_alone, stepped
 from model_export.verify.samplers import Sampler, random_sampler
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
@@ -47,8 +47,9 @@ __all__ = [
 ]  # fmt: skip
 
 ROWS = 3
-MORE_ROWS = 6
-"""Rows that run together behind the first ones: a graph may be right for three, and wrong for more."""
+"""Rows that are drawn for each seed."""
+TOGETHER = 9
+"""Rows that run together: a graph may be right for three, and wrong for more."""
 STEPS = 64
 SEEDS = (0, 1, 2)
 ATOL = 1e-5
@@ -87,6 +88,7 @@ def verify_parity(
     user_data: Mapping[str, Array] | None = None,
     seeds: Sequence[int] = SEEDS,
     steps: int = STEPS,
+    size: int = 0,
     long_steps: int = error_growth.STEPS,
     shortened: str = "",
     progress: Progress | None = None,
@@ -102,6 +104,7 @@ def verify_parity(
         user_data: One array per input, shape `(N, T, *shape)`; see `read_user_data`.
         seeds: One batch of three rows is drawn for each.
         steps: Timesteps of each drawn sequence.
+        size: Weights and numbers in the states; a row of a large model runs fewer timesteps alone.
         long_steps: Timesteps of the long run; none where it is not above `steps`.
         shortened: Why the long run has fewer timesteps than usual.
         progress: Called as parts are done.
@@ -111,7 +114,7 @@ def verify_parity(
             is the original's answer that differs.
     """
     samplers = samplers or {"random": random_sampler(model.manifest)}
-    check = _Check(original, model, tolerance, progress or (lambda *_: None))
+    check = _Check(original, model, tolerance, progress or (lambda *_: None), size)
     kinds = [
         (kind, stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]))
         for kind, sampler in samplers.items()
@@ -122,6 +125,8 @@ def verify_parity(
     for kind, data in kinds:
         check.sequences(kind, data)
         longest = max(longest, next(iter(data.values())).shape[1])
+    if model.batched and check.alone_steps is not None and check.alone_steps < longest:
+        check.skipped.append(Skipped(f"rows alone beyond {check.alone_steps} timesteps", "the model is large"))
     draw = next(iter(samplers.values()))
     check.long(draw, steps, long_steps, shortened)
     lines = list(check.outputs.values())
@@ -171,6 +176,7 @@ class _Check:
     model: StepModel
     tolerance: Tolerance
     progress: Progress
+    size: int
     outputs: dict[str, OutputParity] = field(default_factory=dict)
     worth: dict[str, Evidence] = field(default_factory=dict)
     alone: float = 0.0
@@ -194,21 +200,33 @@ class _Check:
             why = "states are stored in fewer bits after each chunk, and after each step, so both differ by that"
             self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))
 
+    @property
+    def alone_steps(self) -> int | None:
+        """The most timesteps that a row runs alone, an eighth of the long run; None: all, as the model is not large."""
+        steps = error_growth.steps_for(self.size) // 8
+        return steps if steps < STEPS else None
+
     def sequences(self, kind: str, data: Sequences) -> None:
         """Compare all sequences of a kind."""
         rows = len(next(iter(data.values())))
         judged = list(self.outputs)
         self.progress(f"{kind}: the original", 0, rows)
-        want = run_reference(self.original, data, judged)
-        parts = []
-        for start, end in pairwise([0, *range(ROWS, rows, MORE_ROWS), rows]):
-            batch = {name: array[start:end] for name, array in data.items()}
-            together = stepped(self.model, batch)
-            parts.append(together[0])
-            if start == 0:
-                self._rows_alone(kind, {name: together[0][name] for name in judged}, rows_alone(self.model, batch))
-                self._chunks(kind, batch, together)
-            self.progress(f"{kind}: step by step", end, rows)
+        starts = range(0, rows, TOGETHER)
+        batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
+        count = min(rows, TOGETHER)
+        few = (sorted({0, count // 2, count - 1}), slice(self.alone_steps))
+        with Beside(self.model, in_thread=self.alone_steps is not None) as beside:
+            running = [beside.start(partial(stepped, self.model, batch)) for batch in batches]
+            alone = beside.start(partial(rows_alone, self.model, {name: array[few] for name, array in data.items()}))
+            want = run_reference(self.original, data, judged)
+            parts: list[dict[str, Array]] = []
+            for at, batch, run in zip(starts, batches, running, strict=True):
+                found = run()
+                if not parts:
+                    self._rows_alone(kind, {name: found[0][name][few] for name in judged}, alone(), count)
+                    self._chunks(kind, batch, found)
+                parts.append(found[0])
+                self.progress(f"{kind}: step by step", min(at + TOGETHER, rows), rows)
         outputs = stacked(parts)
         self._against_original(kind, data, want, outputs)
         if kind == USER:
@@ -223,7 +241,10 @@ class _Check:
             self.skipped.append(Skipped(f"long run beyond {wanted} timesteps", shortened or _NO_MORE))
         self.progress(f"long run of {wanted} timesteps", 0, 1)
         data = draw(np.random.default_rng(SEEDS[-1] + 1), 1, wanted)
-        self.drift = long_run(self.original, self.model, data, self.outputs, self.worth, self.tolerance)
+        is_large = self.alone_steps is not None
+        self.drift = long_run(
+            self.original, self.model, data, self.outputs, self.worth, self.tolerance, in_thread=is_large
+        )
         self.progress(f"long run of {wanted} timesteps", 1, 1)
 
     def _against_original(
@@ -270,7 +291,7 @@ class _Check:
                 want=first.want,
             )
 
-    def _rows_alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array]) -> None:
+    def _rows_alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array], count: int) -> None:
         for name, values in together.items():
             off = difference(alone[name], values, equal_nan=True)
             self.alone = max(self.alone, largest(off))
@@ -279,16 +300,20 @@ class _Check:
                 row, step, *place = (int(i) for i in np.argwhere(bad)[0])
                 raise ParityError(
                     f"Output {name!r}{place or ''} at timestep {step + 1} ({kind} data) depends on the other rows of "
-                    f"the batch: {values[(row, step, *place)]:.9g} in a batch of {len(values)}, "
+                    f"the batch: {values[(row, step, *place)]:.9g} in a batch of {count}, "
                     f"{alone[name][(row, step, *place)]:.9g} alone.",
                     fix="Export without batch-dependent operations, or set `batch.mode` to `single` in the manifest.",
                 )
 
     def _chunks(self, kind: str, batch: Sequences, saved: Run) -> None:
         """Compare chunks of the whole length, and of odd lengths, with single steps; see what saving states does."""
-        plain = stepped(self.model, batch, stored=False)
-        for name in self.outputs:
-            self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))
+        plain = saved
+        if any(field.store_dtype != field.dtype for field in self.model.fields):  # others come back with the same bits
+            plain = stepped(self.model, batch, stored=False)
+            for name in self.outputs:
+                self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))
+        if not self.model.chunked:  # a chunk is these very steps
+            return
         total = next(iter(batch.values())).shape[1]
         self.lengths = [[total], list(ODD_LENGTHS)]
         for lengths in self.lengths:

@@ -35,7 +35,8 @@ class ParityReport:
         outputs: One line per output, in graph order.
         max_abs_alone: Largest difference of a row run alone from the same row in a batch; 0: bit for bit equal.
         max_abs_chunk: Largest difference of a chunk from its single steps.
-        chunk_lengths: Lengths of the chunks that were compared, each list over and over.
+        chunk_lengths: Lengths of the chunks that were compared, each list over and over; none where a chunk is run as
+            single steps.
         max_abs_saved: Largest difference that it makes to save and restore the states after every timestep;
             0: bit for bit the same.
         drift: The long run; None: there was none.

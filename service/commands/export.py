@@ -248,8 +248,10 @@ def _report_lines(report: ParityReport) -> Iterator[str]:
         yield f"long:    {_drift_line(report.drift)}"
     yield f"alone:   {report.max_abs_alone:.1e} largest difference of a row run alone from the same row in a batch"
     yield f"saved:   {report.max_abs_saved:.1e} largest difference that saving and restoring states each timestep makes"
-    lengths = " and of ".join(", ".join(map(str, part)) for part in report.chunk_lengths)
-    yield f"chunks:  {report.max_abs_chunk:.1e} largest difference of chunks of {lengths} timesteps from single steps"
+    if report.chunk_lengths:
+        lengths = " and of ".join(", ".join(map(str, part)) for part in report.chunk_lengths)
+        difference = f"{report.max_abs_chunk:.1e} largest difference"
+        yield f"chunks:  {difference} of chunks of {lengths} timesteps from single steps"
     if report.chunk is not None:
         yield f"speed:   {_chunk_line(report.chunk)}"
     for skipped in report.skipped:

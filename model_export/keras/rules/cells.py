@@ -170,8 +170,8 @@ def _operator(call: Call, cell: Any) -> tuple[str, list[str], dict[str, Any]] | 
 
 def _gates_in_order(array: Array, order: Sequence[int]) -> Array:
     """Return weights `(gates * units, ...)` with their gates in another order, below an axis of directions."""
-    gates = array.reshape(len(order), -1, *array.shape[1:])[list(order)]
-    return gates.reshape(1, *array.shape)
+    gates = np.split(array, len(order))
+    return np.concatenate([gates[place] for place in order], out=np.empty(array.shape, array.dtype))[None]
 
 
 def _biases(bias: Array, order: Sequence[int]) -> Array:

@@ -108,3 +108,30 @@ def test_an_operator_that_is_to_stay_does() -> None:
     model = operator(*CASES["lstm"])
 
     assert decompose_rnn(model, {"c_next"}) is model
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn_Tanh"])
+def test_weights_are_stored_as_they_are_multiplied(name: str) -> None:
+    written_out = decompose_rnn(operator(*CASES[name]))
+    stored = {tensor.name: list(tensor.dims) for tensor in written_out.graph.initializer}
+    gates = GATES[name.partition("_")[0].upper()]
+
+    assert [stored["op/W"], stored["op/R"]] == [[gates * UNITS, FEATURES], [gates * UNITS, UNITS]]
+    assert not [
+        node.input[0] for node in written_out.graph.node if node.op_type == "Squeeze" and node.input[0] in stored
+    ]
+
+
+def test_weights_of_two_operators_are_stored_once() -> None:
+    model = operator(*CASES["rnn_Tanh"])
+    again = onnx.NodeProto()
+    again.CopyFrom(model.graph.node[0])
+    again.output[:] = ["", "h_again"]
+    model.graph.node.append(again)
+    model.graph.output.append(declared("h_again", "float32", (1, UNITS), 1))
+    written_out = decompose_rnn(model)
+    given = feeds(model, 4)
+
+    assert [tensor.name for tensor in written_out.graph.initializer].count("op/R") == 1
+    for found, expected in zip(run(written_out, given), run(model, given), strict=True):
+        assert np.allclose(found, expected, rtol=1e-5, atol=2e-6)

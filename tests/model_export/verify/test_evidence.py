@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ import pytest
 from model_export import streaming
 from model_export.converted import ConvertedModel, verify_model
 from model_export.errors import ParityError
+from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.graph.nodes import attributes
 from model_export.manifest import Array
 from model_export.precision import narrow_store
 from model_export.step_model import StepModel
 from model_export.verify.parity import RTOL, verify_parity
+from model_export.verify.runners import stepped
 from model_export.verify.tolerance import Tolerance
 from tests import graphs
-from tests.model_export.mutants import MUTANTS, mutated
+from tests.model_export.mutants import MUTANTS, ROW_MUTANTS, mutated
 from tests.model_export.streaming.zoo_parts import LSTM, batch_first, graph
 
 SCALES = (1e-9, 1e-6, 1.0, 3e2, 1e7)
@@ -98,6 +101,38 @@ def test_a_wrong_graph_is_caught_at_every_scale(
 ) -> None:
     with pytest.raises(ParityError):
         verify_model(mutated(made(front, scale), MUTANTS[mutant]), long_steps=400)
+
+
+LARGE = 100_000_000
+"""Weights with which the rows run alone over fewer timesteps, and the step graph in a thread beside the original."""
+
+
+@pytest.mark.parametrize("mutant", [None, *MUTANTS, "fourth row"])
+@pytest.mark.parametrize("front", FRONTS)
+def test_a_wrong_graph_is_caught_as_that_of_a_large_model(
+    made: Callable[[str, float], ConvertedModel], front: str, mutant: str | None
+) -> None:
+    right = made(front, 1.0)
+    candidate = right if mutant is None else mutated(right, {**MUTANTS, **ROW_MUTANTS}[mutant])
+    model = StepModel(decompose_rnn(candidate.proto).SerializeToString(), candidate.manifest)
+
+    with nullcontext() if mutant is None else pytest.raises(ParityError):
+        report = verify_parity(candidate.original, model, against="itself", long_steps=256, size=LARGE)
+        assert not report.weak
+        assert report.skipped[0].what == "rows alone beyond 32 timesteps"
+        assert report.chunk_lengths == []  # a chunk is its single steps
+
+
+@pytest.mark.parametrize("size", [0, LARGE])
+def test_rows_that_depend_on_each_other_are_refused_although_the_original_does_the_same(
+    made: Callable[[str, float], ConvertedModel], size: int
+) -> None:
+    wrong = mutated(made("onnx", 1.0), ROW_MUTANTS["fourth row"])
+    model = StepModel(decompose_rnn(wrong.proto).SerializeToString(), wrong.manifest)
+    assert model.batched
+
+    with pytest.raises(ParityError, match="depends on the other rows of the batch"):
+        verify_parity(lambda inputs: stepped(model, inputs)[0], model, against="itself", long_steps=0, size=size)
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e7])

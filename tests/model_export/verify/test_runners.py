@@ -1,0 +1,46 @@
+"""A step graph beside its original: in a thread of its own, which ends where the original fails."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from model_export.errors import ModelTimeoutError
+from model_export.step_model import StepModel
+from model_export.verify.runners import Beside
+from tests import graphs
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_the_step_graph_runs_in_a_thread_or_when_its_results_are_needed(in_thread: bool) -> None:
+    with Beside(StepModel(*graphs.total()), in_thread=in_thread) as beside:
+        ran_in = beside.start(threading.get_ident)()
+
+    assert (ran_in != threading.get_ident()) == in_thread
+
+
+def test_runs_end_and_others_do_not_begin_where_the_original_fails() -> None:
+    model, begun, others = StepModel(*graphs.total()), threading.Event(), list[int]()
+
+    def endless() -> None:
+        states = model.initial_states(1)
+        while True:
+            _, states = model.step({"x": np.zeros((1, 2), np.float32)}, states)
+            begun.set()
+
+    runs = []
+
+    def fail() -> None:
+        with Beside(model, in_thread=True) as beside:
+            runs.append(beside.start(endless))
+            beside.start(lambda: others.append(1))
+            assert begun.wait(60)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with pytest.raises(ModelTimeoutError):
+        runs[0]()
+    assert others == []
