@@ -102,9 +102,6 @@ def _partial_error(done: int, errors: Sequence[ServiceError], *, is_all: bool) -
     return ServiceError(
         "outcome_unknown",
         f"{done} streams were reset before others failed: {errors[0].problem}",
-        fix=(
-            "Send the same request again to reset the others; without an Idempotency-Key, those that were reset already "
-            "are reset again."
-        ),
+        fix="Send the same request again to reset the others. Without an Idempotency-Key, all streams are reset again.",
         applied="unknown",
     )
