@@ -71,8 +71,9 @@ class VersionBatchers:
         if chosen is requested or chosen.queue.holds(name):
             return chosen
         mixed = self.mixed(requested)
-        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible(mixed.n_pairs):
+        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible(mixed.n_joined + 1):
             return chosen
+        mixed.n_joined += 1
         self.on_submitted((name,), requested)
         return requested
 
