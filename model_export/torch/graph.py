@@ -58,7 +58,7 @@ def trace(
         length: The most timesteps that the module takes; None: any number.
 
     Returns:
-        The first graph that onnxruntime runs; if there is none, one that is refused where it is loaded, with the reason.
+        The first graph that onnxruntime runs; if there is none, one that is refused, with a reason, where it is loaded.
 
     Raises:
         RefusedModelError: No exporter makes a graph for any number of rows; the error of the first. Or a refusal from

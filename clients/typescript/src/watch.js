@@ -6,7 +6,7 @@ import { openSocket } from "./socket.js";
 
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
-/** A connection that is silent between two checks is given up; of an old replica, which has no heartbeat, only the first. */
+/** A connection that is silent between two checks is given up; with an old replica, without heartbeats, only once. */
 const CHECK_MS = 20_000;
 const MAX_UNREAD = 10_000;
 
