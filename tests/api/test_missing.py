@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from service.client import Client
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
-from tests.graphs import Built, graph_from_text, last_seen, write_model
+from tests.graphs import Built, last_seen, write_model
 from tests.servers import Server
 
 NAN = float("nan")
@@ -147,19 +148,11 @@ def test_the_description_of_a_model_says_which_values_may_be_missing(service: Se
 
 def needs_values() -> Built:
     """`last_seen` with a prediction `y` that is negated, as a version that accepts no missing values."""
-    manifest = last_seen()[1]
-    graph = graph_from_text("""
-        needs_values (float[B,2] a, float[B] b, float[B,2] s, float[B] t)
-            => (float[B,2] y, float[B] z, float[B,2] s_next, float[B] t_next) {
-            no_a = IsNaN (a)
-            no_b = IsNaN (b)
-            s_next = Where (no_a, s, a)
-            t_next = Where (no_b, t, b)
-            y = Neg (s_next)
-            z = Identity (t_next)
-        }""")
+    graph, manifest = last_seen()
+    model = onnx.load_model_from_string(graph)
+    next(node for node in model.graph.node if node.output[0] == "y").op_type = "Neg"
     inputs = [spec.model_copy(update={"missing": "refuse"}) for spec in manifest.inputs]
-    return graph, manifest.model_copy(update={"inputs": inputs, "feedback": {"a": "y"}})
+    return bytes(model.SerializeToString()), manifest.model_copy(update={"inputs": inputs, "feedback": {"a": "y"}})
 
 
 @pytest.fixture
