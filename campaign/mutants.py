@@ -70,7 +70,7 @@ _LIVES = "tests/engine/stepping/test_lifecycle.py::"
 NO_COMPARE_AND_SET = Mutant(
     "no compare-and-set",
     "service/store/scripts/commit.lua",
-    "if current == expected then",
+    "if current == expected or by_epoch then",
     "if current ~= '!' then",
     (f"{_LAWS}test_a_conflict_returns_the_stored_record",),
 )

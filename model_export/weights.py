@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Weights = Literal["fp16", "int8"]
 
 ATOL: dict[Weights, float] = {"fp16": 5e-3, "int8": 1e-1}
-"""Default absolute tolerance of the parity check; docs/exporting.md has what was measured."""
+"""Default absolute tolerance of the parity check, from what the page "Exporting models" of the documentation has."""
 
 SMALLEST = 256
 """Numbers in a weight; below that the nodes that expand it take about the room they save."""

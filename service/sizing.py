@@ -33,10 +33,10 @@ class Constant:
     source: str
 
 
-_HTTP_TABLE: Final = "docs/performance.md, HTTP: one timestep per request, full load without the store and the model"
-_FEED_TABLE: Final = "docs/performance.md, WebSocket, without the store"
-_STREAMS_TABLE: Final = "docs/performance.md, Many live streams: a million streams, less a thousand"
-_STORED: Final = "python -m benchmarks.stored, in docs/sizing.md"
+_HTTP_TABLE: Final = 'page "Performance", HTTP: one timestep per request, full load without the store and the model'
+_FEED_TABLE: Final = 'page "Performance", WebSocket, without the store'
+_STREAMS_TABLE: Final = 'page "Performance", Many live streams: a million streams, less a thousand'
+_STORED: Final = 'python -m benchmarks.stored, page "Sizing"'
 
 CONSTANTS: Final = {
     "step_us_http": Constant(18.6, "us of a worker per step", _HTTP_TABLE),
@@ -50,7 +50,7 @@ CONSTANTS: Final = {
     "store_read_us": Constant(2.3, "us of the store to read a record", _STREAMS_TABLE),
     "key_bytes": Constant(180, "bytes of the store per stream besides its record", _STORED),
     "log_bytes": Constant(95, "bytes of the append-only file per step besides its record", _STORED),
-    "busy": Constant(0.5, "share of a core that is planned for", "choice: p99 grows above it (docs/performance.md)"),
+    "busy": Constant(0.5, "share of a core that is planned for", 'choice: p99 grows above it (page "Performance")'),
     "filled": Constant(0.75, "share of maxmemory that is planned for", "choice: connections, events, fragmentation"),
     "ram": Constant(
         2.0, "memory of a machine in times of maxmemory", "choice: a rewrite copies what changes meanwhile"

@@ -1,7 +1,10 @@
-"""Every link between the documentation's pages leads to a file and a heading, and an index lists every page."""
+"""Links between the documentation's pages, its indexes, and the pages that messages name."""
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,23 @@ def test_an_index_links_every_page_of_its_folder(folder: str, index: str) -> Non
     linked = {(ROOT / index).parent / link for link in links((ROOT / index).read_text())}
 
     assert set((ROOT / folder).glob("*.md")) - {ROOT / index} - linked == set()
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Yield every text of the packages with its file; also docstrings, since those of commands are their help."""
+    for file in [*ROOT.glob("service/**/*.py"), *ROOT.glob("model_export/**/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield str(file.relative_to(ROOT)), " ".join(node.value.split())
+
+
+def test_no_text_of_the_packages_names_a_file_that_only_the_repository_has() -> None:
+    assert [found for found in texts() if re.search(r"docs/[\w/-]+\.md", found[1])] == []
+
+
+def test_a_page_that_a_text_names_is_in_the_documentation() -> None:
+    titles = [page.read_text().partition("\n")[0].removeprefix("# ") for page in (ROOT / "docs").glob("*.md")]
+    named = [(file, page) for file, text in texts() for page in re.findall(r'page "([^"]+)"', text)]
+
+    assert len(named) >= 10
+    assert [one for one in named if not any(title.startswith(one[1]) for title in titles)] == []

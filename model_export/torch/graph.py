@@ -57,20 +57,26 @@ def trace(
         name: The graph's.
         length: The most timesteps that the module takes; None: any number.
 
+    Returns:
+        The first graph that onnxruntime runs; if there is none, one that is refused, with a reason, where it is loaded.
+
     Raises:
         RefusedModelError: No exporter makes a graph for any number of rows; the error of the first. Or a refusal from
             within the module, for which the other exporter is not tried.
     """
     errors: list[_ExporterError] = []
+    not_run: list[onnx.ModelProto] = []
     for export in (_older, _newer):
         try:
             with _tracing():
                 proto = _plain(export(module, values, axes, names, length), name)
-            _check_rows(proto, values, axes, names)
+            if _runs_on_fewer_rows(proto, values, axes, names):
+                return proto
+            not_run.append(proto)
         except _ExporterError as exc:
             errors.append(exc)
-        else:
-            return proto
+    if not_run:
+        return not_run[0]
     raise errors[0]
 
 
@@ -105,8 +111,8 @@ def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
         )  # fmt: skip
 
 
-def _check_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: _Axes, names: _Names) -> None:
-    """Run a graph on fewer rows than the example has.
+def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: _Axes, names: _Names) -> bool:
+    """Run a graph on the example, then on fewer rows; return whether it runs at all.
 
     Raises:
         _ExporterError: It runs on as many alone.
@@ -116,8 +122,8 @@ def _check_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: _Axes, n
         taken = {tensor.name for tensor in session.get_inputs()}
         feeds = {given: value.numpy() for given, value in zip(names[0], values, strict=True) if given in taken}
         session.run(None, feeds)
-    except Exception:  # noqa: BLE001  # whatever it is: the graph is refused, with the reason, where it is loaded
-        return
+    except Exception:  # noqa: BLE001  # whatever it is: the other exporter may use other operators
+        return False
     batch = {given: places["batch"] for given, places in axes.items()}
     fewer = {given: np.delete(value, 0, batch[given]) for given, value in feeds.items()}
     rows = {value.shape[batch[given]] for given, value in fewer.items()}
@@ -128,6 +134,7 @@ def _check_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: _Axes, n
         fits = False
     if not fits:
         raise _ExporterError(_FIXED_ROWS, fix=_FIX_ROWS)
+    return True
 
 
 @contextlib.contextmanager

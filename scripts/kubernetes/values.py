@@ -97,7 +97,12 @@ VALUES: Final = (
         "Of one replica. One worker uses one CPU, and more for a moment at its start.",
     ),
     Value("tmpSize", "512Mi", _QUANTITY, "For copies of the models' files."),
-    Value("autoscaling.enabled", True, _SWITCH, "A HorizontalPodAutoscaler by CPU; docs/kubernetes.md has others."),
+    Value(
+        "autoscaling.enabled",
+        True,
+        _SWITCH,
+        'A HorizontalPodAutoscaler by CPU; the page "Kubernetes" of the documentation has others.',
+    ),
     Value("autoscaling.minReplicas", 2, _COUNT, "Fewest replicas."),
     Value("autoscaling.maxReplicas", 10, _COUNT, "Most replicas."),
     Value("autoscaling.cpuPercent", 70, {**_COUNT, "maximum": 100}, "Target, in percent of the CPU that is requested."),

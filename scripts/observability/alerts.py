@@ -139,7 +139,7 @@ ALERTS: Final = (
         "5m",
         "critical",
         "{{ $value | humanizePercentage }} of the responses are errors of the service (5xx).",
-        "stepwell_refusals_total has them by problem code; docs/errors.md explains each.",
+        "stepwell_refusals_total has them by problem code; the page /docs/errors of the service explains each.",
     ),
     Alert(
         "Slow",
@@ -186,7 +186,7 @@ ALERTS: Final = (
         "Feature {{ $labels.feature }} of {{ $labels.model }} (version {{ $labels.version }}) has drifted: PSI "
         "{{ $value | humanize }}.",
         "`stepwell drift --model` compares it with the reference. Check the source of the feature, then the "
-        "predictions; docs/drift.md has what to do.",
+        'predictions; the page "Drift and data quality" of the documentation has what to do.',
     ),
     Alert(
         "ReleaseAborted",

@@ -23,7 +23,7 @@ from service.ids import STREAM_ID
 
 _LONGEST_NAME: Final = 64
 _LONGEST_SILENCE_S: Final = 1e9
-_FIX: Final = "docs/alerts.md describes every key."
+_FIX: Final = 'The page "Alerts" of the documentation describes every key.'
 
 
 class RuleTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -190,7 +190,7 @@ def read_rules(path: Path, env: Mapping[str, str] = os.environ) -> AlertRules:
         document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         reason = "it is not there" if isinstance(exc, FileNotFoundError) else exc
-        raise RulesError(f"{path} cannot be read: {reason}.", fix="Give a TOML file; docs/alerts.md has one.") from exc
+        raise RulesError(f"{path} cannot be read: {reason}.", fix=f"Give a TOML file. {_FIX}") from exc
     where = _Places(path, text)
     file = _convert(document, where)
     names = [table.name for table in file.rule]

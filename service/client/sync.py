@@ -286,7 +286,8 @@ class Stream:
             horizon: Timesteps to predict.
             x: The first input; None computes it from the stream's last prediction.
             commit: Commit the predicted timesteps to the stream.
-            options: `feedback`, `samples`, `seed`, `temperature`, `top_k`, `top_p`; see docs/operations.md.
+            options: `feedback`, `samples`, `seed`, `temperature`, `top_k`, `top_p`; see the page
+                "What else a stream can do" of the documentation.
 
         Raises:
             ClientError: As for `step`.

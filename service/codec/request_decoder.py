@@ -41,6 +41,7 @@ from service.codec.typed_decoder import (
     TypedInputsDecoder,
     TypedStep,
     TypedStepDecoder,
+    reject_duplicate_entries,
     reject_duplicate_keys,
 )
 from service.errors import ServiceError, counted
@@ -178,6 +179,8 @@ class RequestDecoder:
         inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 1 if chunk else 0)
         if body_format is JSON:
             reject_duplicate_keys(body, envelope, colons)
+        else:
+            reject_duplicate_entries(body, envelope)
         if chunk:
             _check_not_empty(inputs, axis=0)
         step = DecodedStep(envelope, inputs, chunk)
@@ -188,6 +191,8 @@ class RequestDecoder:
         inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 2 if chunk else 1)
         if body_format is JSON:
             reject_duplicate_keys(body, envelope, colons)
+        else:
+            reject_duplicate_entries(body, envelope)
         if any(len(column) != len(envelope.streams) for column in inputs.values()):
             raise NotTypedError
         if not chunk:

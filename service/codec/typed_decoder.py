@@ -18,6 +18,7 @@ from msgspec.structs import astuple as _astuple
 
 from model_export.manifest import Array, InputSpec
 from service.codec.formats import JSON, Format
+from service.codec.msgpack_maps import has_unique_keys, n_entries
 from service.codec.step_bodies import FeedMessage, PeekBody, StepBody, StepOptions, StreamMessage
 from service.codec.strict.tensors import is_finite
 
@@ -48,12 +49,14 @@ class _PackedArray(Struct, forbid_unknown_fields=True, gc=False):
     b: bytes
 
 
-_Decoders = tuple[Callable[[Raw], Any], Callable[[Raw], Any] | None]
-"""Decoders of `inputs` as an object by name and, for a model with one input, as a bare nested list (a bare packed
-tensor would be ambiguous). A decoder of the union of both takes half as long again."""
+_PACKED_KEYS = len(_PackedArray.__struct_fields__)
+_decode_packed = msgspec.msgpack.Decoder(_PackedArray).decode
+
+_Decoders = tuple[Callable[[Raw], Sequence[Any]], Callable[[Raw], Any] | None]
+"""Decoders of `inputs` as an object by name, to its values in the order of the inputs, and, for a model with one input,
+as a bare nested list (a bare packed tensor would be ambiguous). One of the union of both takes half as long again."""
 
 _BRACE = ord("{")
-_FIRST_OF_MAP = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))  # in msgpack
 
 
 class TypedInputsDecoder:
@@ -82,10 +85,9 @@ class TypedInputsDecoder:
             ValueError: The inputs are not valid; likewise the others of `DECODE_ERRORS`.
         """
         named, alone = self._decoders.get((body_format, lead)) or self._decoder(body_format, lead)
-        first = memoryview(raw)[0]
-        if alone is None or (first == _BRACE if body_format is JSON else first in _FIRST_OF_MAP):
+        if alone is None or (memoryview(raw)[0] == _BRACE if body_format is JSON else n_entries(raw) >= 0):
             # The order of the struct's fields is that of the declared inputs.
-            values, colons = _astuple(named(raw)), self._colons
+            values, colons = named(raw), self._colons
         else:
             values, colons = (alone(raw),), 0
         arrays = {}
@@ -102,10 +104,20 @@ class TypedInputsDecoder:
 
     def _decoder(self, body_format: Format, lead: int) -> _Decoders:
         types = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, _, row in self._specs]
-        named = _inputs_by_name(self._names, types if body_format is JSON else [_PackedArray | one for one in types])
         module = msgspec.json if body_format is JSON else msgspec.msgpack
-        alone = module.Decoder(types[0]).decode if len(types) == 1 else None
-        self._decoders[body_format, lead] = decoders = module.Decoder(named).decode, alone
+        lists = [module.Decoder(one).decode for one in types]
+        by_name = _inputs_by_name(self._names, types if body_format is JSON else [Raw] * len(types))
+        decode = module.Decoder(by_name).decode
+
+        def named(raw: Raw) -> Sequence[Any]:
+            if body_format is JSON:
+                return _astuple(decode(raw))
+            if n_entries(raw) != len(lists):
+                raise NotTypedError  # a key occurs twice, or one is missing
+            values = zip(lists, _astuple(decode(raw)), strict=True)
+            return [(_decode_packed if n_entries(one) == _PACKED_KEYS else read)(one) for read, one in values]
+
+        self._decoders[body_format, lead] = decoders = named, lists[0] if len(lists) == 1 else None
         return decoders
 
 
@@ -223,6 +235,24 @@ def reject_duplicate_keys(body: bytes, envelope: StepOptions, colons: int) -> No
         if value is not UNSET:
             colons += _encode(value).count(b":")
     if body.count(b":") != colons or b"\\" in body:
+        raise NotTypedError
+
+
+def reject_duplicate_entries(body: bytes, envelope: StepOptions) -> None:
+    """Check that no key of a msgpack body's envelope occurs twice; for `inputs` its decoder does.
+
+    Args:
+        body: The msgpack body.
+        envelope: The same, decoded.
+
+    Raises:
+        NotTypedError: A key may occur twice.
+    """
+    fields = _astuple(envelope)
+    if n_entries(body) != len(fields) - fields.count(UNSET):
+        raise NotTypedError
+    has_maps = getattr(envelope, "source", UNSET) is not UNSET or getattr(envelope, "id", UNSET) is not UNSET
+    if has_maps and not has_unique_keys(body):
         raise NotTypedError
 
 

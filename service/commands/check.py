@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import typer
@@ -24,6 +26,10 @@ from service.process import server
 from service.settings import Settings
 
 _FAILED, _REFUSED = 1, 3
+_BESIDE_A_SERVICE: Final[Mapping[int | None, str]] = {
+    errno.EADDRINUSE: " Or check beside the service that runs there, with --port 0.",
+    errno.EWOULDBLOCK: " Or check beside the service that runs there, with --data-dir and a new folder.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,8 @@ class Checked:
 def check(*, as_json: Json = False, **flags: Any) -> None:
     """Load every model and run one step each, check the store, and report what `serve` would refuse.
 
-    Accepts the settings of `serve`. An embedded store is started for the duration of the check.
+    Accepts the settings of `serve`. An embedded store is started for the duration of the check. The port and the data
+    folder of a running service are in use: to check beside it, add `--port 0 --data-dir NEW`.
     """
     checked = examine(Settings.load(**flags))
     if as_json:
@@ -99,7 +106,8 @@ def _refusals_in(checked: Checked) -> Any:
     try:
         yield
     except StepwellError as exc:
-        checked.refusals.append({"problem": exc.problem, "fix": exc.fix})
+        reason = exc.__cause__.errno if isinstance(exc.__cause__, OSError) else None
+        checked.refusals.append({"problem": exc.problem, "fix": exc.fix + _BESIDE_A_SERVICE.get(reason, "")})
 
 
 def _run_one_step(served: ServedModel) -> dict[str, Any]:

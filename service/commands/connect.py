@@ -75,7 +75,8 @@ def connect(
 ) -> None:
     """Carry timesteps from a broker or a file to a running service, and its predictions to another place.
 
-    Every timestep is applied once, as far as the broker has positions; docs/connecting.md has the table.
+    Every timestep is applied once, as far as the broker has positions; see the page "Connecting brokers
+    and files" of the documentation.
     """
     flags: dict[str, Any] = {
         "--model": model,

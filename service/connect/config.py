@@ -126,7 +126,9 @@ def config_of(document: dict[str, Any], where: str) -> ConnectConfig:
     try:
         return msgspec.convert(document, ConnectConfig)
     except msgspec.ValidationError as exc:
-        raise ConnectUsageError(f"{where}: {exc}.", fix="docs/connecting.md has a complete file.") from exc
+        raise ConnectUsageError(
+            f"{where}: {exc}.", fix='The page "Connecting brokers and files" of the documentation has a complete file.'
+        ) from exc
 
 
 def _unknown(where: str, found: str, expected: list[str]) -> ConnectUsageError:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _WAIT_S: Final = 5.0
+_NOT_KEPT: Final = "A model's artifact is not kept, so its streams need its file"
 _NOTE_S: Final = 600.0  # for which a loss of the store is in the readiness document
 
 
@@ -38,7 +39,7 @@ class ModelReloads:
         self._reload_workers = reload_workers
         self._unannounced: list[str] = []
         self._is_announced = True
-        self._logged: tuple[list[str], ...] = [], [], []  # what failed, was not kept and was ignored, as logged last
+        self._logged: set[str] = set()  # the problems of the last reload
 
     async def load(self) -> ReloadReport:
         """Load the models of this worker for the first time."""
@@ -125,12 +126,13 @@ class ModelReloads:
             )
 
     def _log_problems(self, report: ReloadReport) -> None:
-        """Log failures, models without an artifact and ignored files, unless the previous reload had the same."""
-        failed, not_kept, ignored = self._logged
-        for problem in report.failed if report.failed != failed else ():
-            _log.error("Not loaded: %s", problem)
-        for reason in report.not_kept if report.not_kept != not_kept else ():
-            _log.warning("A model's artifact is not kept, so its streams need its file: %s", reason)
-        for file in report.ignored if report.ignored != ignored else ():
-            _log.warning("A file of the models folder is ignored: %s", file)
-        self._logged = list(report.failed), list(report.not_kept), list(report.ignored)
+        """Log failures, models without an artifact and ignored files that the previous reload did not have."""
+        problems = [
+            *((logging.ERROR, f"Not loaded: {problem}") for problem in report.failed),
+            *((logging.WARNING, f"{_NOT_KEPT}: {reason}") for reason in report.not_kept),
+            *((logging.WARNING, f"A file of the models folder is ignored: {file}") for file in report.ignored),
+        ]
+        for level, problem in problems:
+            if problem not in self._logged:
+                _log.log(level, "%s", problem)
+        self._logged = {problem for _, problem in problems}

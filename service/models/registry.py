@@ -78,8 +78,9 @@ class ModelRegistry:
         return sorted(self._models)
 
     def versions(self, name: str) -> list[int]:
-        """Return a model's versions, ascending."""
-        return sorted(self._models.get(name, ()))
+        """Return the versions of a model that can be requested, ascending."""
+        default = self._served.get((name, None))
+        return sorted({*self._models.get(name, ()), *([] if default is None else [default.version])})
 
     def get(self, name: str, version: int | None = None) -> ServedModel:
         """Return a version of a model, by default the one that `set_current` set, else the highest.
@@ -105,7 +106,7 @@ class ModelRegistry:
             )
         raise ServiceError(
             "model_not_found",
-            f"Model {name!r} has no version {version}; versions are {sorted(self._models[name])}.",
+            f"Model {name!r} has no version {version}; versions are {self.versions(name)}.",
             fix="Leave `version` out for the current one.",
         )
 
@@ -219,7 +220,7 @@ class ModelRegistry:
 
     def is_current(self, model: ServedModel) -> bool:
         """Whether this model is the one that is served under its name and version."""
-        return self._models.get(model.name, {}).get(model.version) is model
+        return self._served.get((model.name, model.version)) is model
 
     def set_current(self, name: str, model: ServedModel | None) -> None:
         """Set the default version of a model, which may be one that is no longer in a folder; None: the highest."""
@@ -229,17 +230,29 @@ class ModelRegistry:
             self._current[name] = model
         if name not in self._models:
             return
-        default = self._default_of(name, self._models[name])
-        if self._served.get((name, None)) is not default:
-            self._served = {**self._served, (name, None): default}
+        others = {key: one for key, one in self._served.items() if key[0] != name}
+        served = others | self._requestable(name, self._models[name])
+        if served != self._served:
+            self._served = served
             self.generation += 1
 
-    def _default_of(self, name: str, versions: dict[int, ServedModel]) -> ServedModel:
-        """Return the default of some versions, the highest first: from a folder, if the set one is in it."""
-        current = self._current.get(name)
-        if current is None:
-            return next(iter(versions.values()))
-        return next((model for model in versions.values() if model.fingerprint == current.fingerprint), current)
+    def _requestable(self, name: str, versions: dict[int, ServedModel]) -> dict[tuple[str, int | None], ServedModel]:
+        """Return what requests of a model lead to, by the version that they name.
+
+        The default is of a folder if the set one is in it. Else it is served under its own version, too, unless that of
+        a folder is another file.
+
+        Args:
+            name: The model's name.
+            versions: The versions in the folders, the highest first.
+        """
+        current, default = self._current.get(name), next(iter(versions.values()))
+        if current is not None:
+            same = (model for model in versions.values() if model.fingerprint == current.fingerprint)
+            default = next(same, current)
+        return {(name, None): default, (name, default.version): default} | {
+            (name, version): model for version, model in versions.items()
+        }
 
     async def reload(self) -> ReloadReport:
         """Load new and changed model files, and retire the models whose files were removed.
@@ -280,8 +293,7 @@ class ModelRegistry:
         models = {name: dict(sorted(versions.items(), reverse=True)) for name, versions in by_name.items()}
         served: dict[tuple[str, int | None], ServedModel] = {}
         for name, versions in models.items():
-            served[name, None] = self._default_of(name, versions)
-            served.update({(name, version): model for version, model in versions.items()})
+            served |= self._requestable(name, versions)
         is_changed = served != self._served
         self._models, self._served = models, served
         if is_changed:

@@ -20,11 +20,10 @@ def tensors_differ(old: Manifest, new: Manifest) -> str | None:
     return None if names[0] == names[1] else f"the order of the outputs is {names[1]} and was {names[0]}"
 
 
-def needs_values(old: Manifest, new: Manifest) -> str | None:
-    """Return which input has to be there in a new version, and may be missing in the old one; None: there is none."""
+def needed_inputs(old: Manifest, new: Manifest) -> list[str]:
+    """Return the inputs that must have values in a new version, and may be missing in the old one."""
     optional = {spec.name for spec in old.inputs if spec.missing == "nan"}
-    needed = [spec.name for spec in new.inputs if spec.missing == "refuse" and spec.name in optional]
-    return f"input {needed[0]!r} takes no missing values and did" if needed else None
+    return [spec.name for spec in new.inputs if spec.missing == "refuse" and spec.name in optional]
 
 
 def same_states(old: Sequence[StateField], new: Sequence[StateField]) -> str | None:

@@ -11,7 +11,7 @@ from service.errors import ServiceError
 from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
 from service.models.translations import translation_file
-from service.models.version_differences import needs_values, same_states, tensors_differ
+from service.models.version_differences import needed_inputs, same_states, tensors_differ
 from service.releases.document import Gate, Take
 
 _MOST_NAMED: Final = 5
@@ -28,7 +28,9 @@ def check_candidate(old: ServedModel, new: ServedModel, take: Take) -> None:
     Raises:
         ServiceError: `release_refused`: inputs or outputs differ; with `keep`, the state schemas differ.
     """
-    difference = tensors_differ(old.manifest, new.manifest) or needs_values(old.manifest, new.manifest)
+    difference = tensors_differ(old.manifest, new.manifest)
+    if difference is None and (needed := needed_inputs(old.manifest, new.manifest)):
+        difference = f"input {needed[0]!r} takes no missing values and did"
     if difference is not None:
         raise _refused(f"The versions differ: {difference}.", "Keep inputs and outputs as they are.")
     if take == "keep" and (difference := same_states(old.step_model.fields, new.step_model.fields)) is not None:

@@ -37,7 +37,8 @@ class Commit(NamedTuple):
 
     Attributes:
         key: The record's key.
-        expect: The guard that the stored record must have; empty if the stream must be missing; or `NO_RECORD`.
+        expect: The guard that the stored record must have; empty if the stream must be missing; or `NO_RECORD`. With
+            `DELETE`, its first 8 bytes are enough, the record's epoch.
         record: The new record's bytes, or `DELETE`; a commit that deletes is never `DUPLICATE`.
         entry_key: Key of the idempotency entry to write, or None.
         entry: The idempotency entry's bytes.
@@ -206,8 +207,9 @@ class CommitResult:
 
     Attributes:
         outcome: Its outcome.
-        stored: The stored record (`CONFLICT`, `DUPLICATE`; None if the stream is missing) or idempotency entry
-            (`KEY_REPLAY`). The bytes are not checked: they may not be a record of ours.
+        stored: The stored record (`CONFLICT`, `DUPLICATE`; None if the stream is missing), the record that was deleted
+            by its epoch (`APPLIED`), or the idempotency entry (`KEY_REPLAY`). The bytes are not checked: they may not
+            be a record of ours.
         error: Why it failed (`FAILED`), and whether it was applied.
     """
 
@@ -225,7 +227,8 @@ class CommitResults:
     """The results of the commits of one call.
 
     Attributes:
-        not_applied: Results of the commits that were not applied now, by their index in the call.
+        not_applied: Results of the commits that were not applied now, and of deletions by an epoch, by their index in
+            the call.
         expiry_set_at: Time on `StateStore.clock` at which the expiries of the applied records were set; None if they
             were left unchanged.
     """

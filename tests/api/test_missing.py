@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 
 from service.client import Client
-from tests.api.running import Service
+from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
+from tests.graphs import Built, last_seen, write_model
+from tests.servers import Server
 
 NAN = float("nan")
 
@@ -139,3 +144,53 @@ def test_the_description_of_a_model_says_which_values_may_be_missing(service: Se
 
     assert [one["missing"] for one in described] == ["nan", "nan"]
     assert "missing" not in json.dumps(service.http.get("/v1/models/total").json()["inputs"])
+
+
+def needs_values() -> Built:
+    """`last_seen` with a prediction `y` that is negated, as a version that accepts no missing values."""
+    graph, manifest = last_seen()
+    model = onnx.load_model_from_string(graph)
+    next(node for node in model.graph.node if node.output[0] == "y").op_type = "Neg"
+    inputs = [spec.model_copy(update={"missing": "refuse"}) for spec in manifest.inputs]
+    return bytes(model.SerializeToString()), manifest.model_copy(update={"inputs": inputs, "feedback": {"a": "y"}})
+
+
+@pytest.fixture
+def two_versions(redis_server: Server, tmp_path: Path) -> Iterator[Service]:
+    """A model whose default version accepts missing values; the streams `s` and `t` are on one that accepts none."""
+    write_model(tmp_path, "m", needs_values, version=1)
+    with running_service(redis_server.url, tmp_path) as service:
+        for stream in ("s", "t"):
+            assert service.step("m", stream, {"a": [1, 2], "b": 3}).status_code == 200
+        write_model(tmp_path, "m", last_seen, version=2)
+        assert service.http.post("/v1/models/reload").json()["loaded"] == ["m/2"]
+        yield service
+
+
+def test_a_stream_on_a_version_without_missing_values_refuses_them(two_versions: Service) -> None:
+    inputs, chunk = {"a": [None, 2], "b": 3}, {"a": [[1, 1], [None, 2]], "b": [3, 3]}
+    post, path = two_versions.http.post, two_versions.path
+    answers = [
+        two_versions.step("m", "s", inputs),
+        two_versions.step("m", "s", inputs, seq=2),
+        post(path("m", "s", "steps"), json={"inputs": chunk}),
+        post(path("m", "s", "peek"), json={"inputs": inputs}),
+        post(path("m", "s", "rollout"), json={"inputs": inputs, "horizon": 1}),
+    ]
+    with two_versions.feed("m", "s") as feed:
+        feed.send(json.dumps({"inputs": inputs}))
+        problem = json.loads(feed.recv())["error"]
+
+    assert [(answer.status_code, code_of(answer)) for answer in answers] == [(422, "bad_input")] * 5
+    assert all("Input 'a' has a missing value" in answer.text for answer in answers)
+    assert (problem["code"], problem["applied"]) == ("bad_input", "no")
+    assert two_versions.step("m", "s", {"a": [4, 5], "b": 3}).json()["outputs"]["y"] == [-4, -5]
+
+
+def test_only_the_columns_whose_version_needs_values_refuse_missing_ones(two_versions: Service) -> None:
+    columns = {"streams": ["s", "t", "u"], "inputs": {"a": [[None, 2], [3, 4], [5, None]], "b": [1, 1, 1]}}
+    answer = two_versions.http.post("/v1/models/m/step", json=columns).json()
+
+    assert {row: problem["code"] for row, problem in answer["errors"].items()} == {"0": "bad_input"}
+    assert answer["outputs"]["y"] == [None, [-3, -4], [5, 0]]
+    assert answer["step"] == [None, 2, 1]

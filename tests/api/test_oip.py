@@ -326,16 +326,35 @@ def test_a_body_may_be_compressed(client: InferClient, stream: str, encoding: st
     assert output_array(answer, "y").tolist() == [fold_reference([5])]
 
 
+def test_a_gzip_body_may_have_several_members(client: InferClient, stream: str) -> None:
+    asked = document(tensor("x", np.array([[5]])), sequence_id=stream, sequence_start=True)
+    body = json.dumps(asked).encode()
+    members = [gzip.compress(part) for part in (body[:10], b"", body[10:])]
+    answer = client.post(b"".join(members), headers={"Content-Encoding": "gzip"})
+
+    assert answer.json()["outputs"][0]["data"] == fold_reference([5])
+
+
 @pytest.mark.parametrize(
     ("body", "encoding", "words"),
     [
         (b"{}", "gzip", "the body is not gzip"),
-        (gzip.compress(b"{}")[:-3], "gzip", "the body is not gzip: it ends too early"),
+        (gzip.compress(b"{}")[:-3], "gzip", "the body is not gzip: "),
+        (gzip.compress(b"{}") + gzip.compress(b" ")[:-3], "gzip", "the body is not gzip: "),
         (gzip.compress(b" " * 1_000_001), "gzip", "The decompressed body has more than 1000000 bytes"),
-        (gzip.compress(b"{}") + b"{}", "gzip", "the body is not gzip: 2 bytes follow its end"),
+        (gzip.compress(b" " * 500_001) * 2, "gzip", "The decompressed body has more than 1000000 bytes"),
+        (gzip.compress(b"{}") + b"{}", "gzip", "the body is not gzip: "),
         (zlib.compress(b"{}") + b"{}", "deflate", "the body is not deflate: 2 bytes follow its end"),
     ],
-    ids=["plain", "cut short", "too much in it", "more behind it", "more behind deflate"],
+    ids=[
+        "plain",
+        "cut short",
+        "second cut short",
+        "too much",
+        "too much in two",
+        "more behind it",
+        "more behind deflate",
+    ],
 )
 def test_a_body_with_invalid_compression_is_rejected(
     client: InferClient, body: bytes, encoding: str, words: str

@@ -18,7 +18,7 @@ from service.errors import CODES
 from service.requests.problems import PROBLEMS
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
-from tests.graphs import fold, nan_at, total, write_models
+from tests.graphs import fold, nan_at, total, write_model, write_models
 from tests.servers import Server
 
 
@@ -51,6 +51,25 @@ def test_a_model_description_has_every_field(service: Service) -> None:
         "bytes_per_stream": 16,
         "parity": None,
     }
+
+
+def test_a_problem_of_the_models_folder_is_logged_when_it_begins(
+    redis_server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reload responds with all of them; the log has each once, also if another one begins or ends."""
+    write_model(tmp_path, "pump", fold, version=1)
+    second = write_model(tmp_path, "pump", fold)
+    with running_service(redis_server.url, tmp_path) as own:
+        first = own.http.post("/v1/models/reload").json()
+        (tmp_path / "valve.keras").write_bytes(b"")
+        both = own.http.post("/v1/models/reload").json()
+        (tmp_path / "valve.keras").unlink()
+        assert own.http.post("/v1/models/reload").json()["ignored"] == first["ignored"]
+
+    assert [str(second) in line for line in first["ignored"]] == [True]
+    assert len(both["ignored"]) == 2
+    logged = [record.getMessage() for record in caplog.records if "is ignored" in record.getMessage()]
+    assert [str(second) in line for line in logged] == [True, False]
 
 
 def test_the_model_list_has_the_same_descriptions(service: Service) -> None:

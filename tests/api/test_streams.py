@@ -547,10 +547,11 @@ def test_a_late_copy_of_a_reset_of_all_streams_with_a_key_resets_none_again(
         for name in "ab":
             own.step("fold", name, [1])
         first = own.http.post("/v1/models/fold/reset", headers=key)
-        own.step("fold", "a", [1])
+        for name in "ac":
+            own.step("fold", name, [1])
 
         assert own.http.post("/v1/models/fold/reset", headers=key).json() == first.json() == {"reset": 2}
-        assert [own.http.get(own.path("fold", name)).json()["step"] for name in "ab"] == [1, 0]
+        assert [own.http.get(own.path("fold", name)).json()["step"] for name in "abc"] == [1, 0, 1]
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -309,6 +309,28 @@ def test_a_watch_leaves_a_connection_that_has_become_silent(js: Js, proxy: Proxy
     assert found == [20_000, [[1, 1], [2, 4]]]
 
 
+def test_a_watch_stays_connected_to_an_old_replica_whose_streams_are_quiet(js: Js) -> None:
+    """Without groups it sends no heartbeat: the client connects again once, and then waits."""
+    found = js(
+        """
+        const [check, Socket] = [globalThis.setInterval, globalThis.WebSocket];
+        let [checks, connections, gaps] = [0, 0, 0];
+        globalThis.setInterval = (act, ms) =>
+          check(() => (act(), ++checks >= 10 && stream.step([1]).catch(() => undefined)), ms / 50);
+        globalThis.WebSocket = class extends Socket {
+          constructor(url, ...more) { super(url.replace("?grouped=true", ""), ...more); }
+        };
+        const onConnection = (pause) => { if (pause === undefined) connections++; };
+        for await (const event of model.watch({ prefix: stream.id, onConnection })) {
+          if (event.outputs) return [connections, gaps];
+          gaps++;
+        }
+        """
+    )
+
+    assert found == [2, 1]
+
+
 def test_after_an_unknown_outcome_the_same_call_is_applied_once(js: Js, proxy: Proxy) -> None:
     def hold_or_heal() -> None:
         proxy.blackhole = not proxy.blackhole

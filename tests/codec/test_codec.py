@@ -238,6 +238,51 @@ def test_a_duplicate_among_very_many_keys_is_found_quickly() -> None:
     assert code_of(lambda: ONE.step(f'{{{keys},"k49999":0}}'.encode(), JSON)) == "bad_json"
 
 
+_PACKED_X = {"d": "float32", "s": [4], "b": bytes(16)}
+
+
+def _map(*pairs: tuple[str, Any]) -> bytes:
+    """Encode a msgpack map, in which a key may occur twice; bytes are values that are encoded already."""
+    parts = [
+        msgspec.msgpack.encode(key) + (value if isinstance(value, bytes) else msgspec.msgpack.encode(value))
+        for key, value in pairs
+    ]
+    return bytes([0x80 | len(pairs)]) + b"".join(parts)
+
+
+_INPUTS = ("inputs", {"x": _PACKED_X})
+_BYTES = ("b", msgspec.msgpack.encode(bytes(16)))
+TWICE_IN_MSGPACK: dict[str, tuple[str, bytes]] = {
+    "the inputs": ("inputs", _map(_INPUTS, _INPUTS)),
+    "seq": ("seq", _map(_INPUTS, ("seq", 1), ("seq", 2))),
+    "an input": ("x", _map(("inputs", _map(("x", [1, 2, 3, 4]), ("x", [1, 2, 3, 4]))))),
+    "the bytes of an input": ("b", _map(("inputs", _map(("x", _map(("d", "float32"), ("s", [4]), _BYTES, _BYTES)))))),
+    "the position of a source": ("at", _map(_INPUTS, ("source", _map(("id", "k"), ("at", 1), ("at", 2))))),
+    "a key in a list": ("k", _map(_INPUTS, ("seq", b"\x91" + _map(("k", 1), ("k", 1))))),
+    "an unknown key": ("a", _map(_INPUTS, ("a", 1), ("a", 1))),
+}
+
+
+@pytest.mark.parametrize("what", TWICE_IN_MSGPACK)
+def test_a_key_that_occurs_twice_in_msgpack_is_refused_as_in_json(what: str) -> None:
+    key, body = TWICE_IN_MSGPACK[what]
+    with pytest.raises(ServiceError) as refused:
+        ONE.step(body, MSGPACK)
+
+    assert refused.value.code == "bad_json"
+    assert f'The body has the key "{key}" twice in one object' in refused.value.problem
+
+
+def test_a_key_that_occurs_twice_in_columns_or_in_an_id_is_refused_in_msgpack() -> None:
+    columns = ("inputs", {"x": {"d": "float32", "s": [1, 4], "b": bytes(16)}})
+    positions = _map(("d", "int64"), ("s", [1]), ("s", [1]), ("b", msgspec.msgpack.encode(bytes(8))))
+    bulk = _map(("streams", ["a"]), columns, ("source", _map(("id", "k"), ("at", positions))))
+    message = _map(_INPUTS, ("id", _map(("k", 1), ("k", 2))))
+
+    assert code_of(lambda: ONE.bulk(bulk, MSGPACK, chunk=False)) == "bad_json"
+    assert code_of(lambda: ONE.feed(message, MSGPACK, {}, many=False)) == "bad_json"
+
+
 BAD_REQUEST: dict[str, bytes] = {
     "null": b"null",
     "array": b"[1, 2, 3, 4]",

@@ -152,6 +152,7 @@ def test_a_port_in_use_is_reported(models: Path, shared_redis: Server) -> None:
         found = run_check(models, shared_redis, port=port)
 
     assert (found.exit_code, str(port) in found.refusals[0]["problem"]) == (3, True)
+    assert "beside the service that runs there, with --port 0" in found.refusals[0]["fix"]
 
 
 def test_a_data_folder_in_use_is_reported(models: Path, short_path: Path, shared_redis: Server) -> None:
@@ -160,6 +161,7 @@ def test_a_data_folder_in_use_is_reported(models: Path, short_path: Path, shared
     found = run_check(models, shared_redis, redis=None, data_dir=short_path)
 
     assert "in use" in found.refusals[0]["problem"]
+    assert "beside the service that runs there, with --data-dir" in found.refusals[0]["fix"]
     assert store.running
     store.stop()
 

@@ -92,15 +92,24 @@ def test_the_fingerprint_decides_if_replicas_have_other_files_for_a_version(
     assert [row["version"] for row in rows] == [1, 1, 2]
 
 
-def test_a_current_version_that_was_deleted_from_the_folder_stays_current(redis_server: Server, tmp_path: Path) -> None:
+def test_a_current_version_that_was_deleted_from_the_folder_stays_current_and_can_be_requested(
+    redis_server: Server, tmp_path: Path
+) -> None:
     folder = folder_with(tmp_path / "models", 3, 5)
     with running_service(redis_server.url, folder) as one:
         put(one, {"current": 1})
         (folder / "fold" / "1" / "model.onnx").unlink()
         one.http.post("/v1/models/reload")
+        described = one.http.get("/v1/models/fold").json()
+        listed = one.http.get("/v1/models").json()["models"]
+        new = one.step("fold", "s", [7])
+        named = one.http.post(one.path("fold", "t", "step?version=1"), json={"inputs": [7]})
+        put(one, {"current": 2})
+        afterwards = one.http.get("/v1/models/fold").json()
 
-        assert one.step("fold", "s", [7]).json()["outputs"]["y"] == [8]
-        assert default_version(one) == 1
+    assert (described["version"], described["versions"], listed) == (1, [1, 2], [described])
+    assert new.json()["outputs"]["y"] == named.json()["outputs"]["y"] == [8]
+    assert (afterwards["version"], afterwards["versions"]) == (2, [2])
 
 
 def test_without_the_store_the_highest_version_is_current_and_it_is_logged(

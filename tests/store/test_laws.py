@@ -124,6 +124,20 @@ async def test_a_deleted_stream_is_not_deleted_again(harness: StoreHarness) -> N
     assert await harness.load() == [make_record(1, epoch=2).encode()]
 
 
+async def test_a_stream_is_deleted_by_its_epoch_whatever_its_step(harness: StoreHarness) -> None:
+    """The deletion of a stream that others step all the time needs one attempt, and returns what was deleted."""
+    await harness.commit(write(harness.key, make_record(1)))
+    by_epoch = delete(harness.key, make_record(1).guard[:8])
+    await harness.commit(write(harness.key, make_record(2), make_record(1).guard))
+
+    assert await harness.commit(delete(harness.key, make_record(1, epoch=2).guard[:8])) == [Outcome.CONFLICT]
+    deleted = (await harness.store.commit([by_epoch], deadline=now() + SOON))[0]
+    assert (deleted.outcome, deleted.stored) == (Outcome.APPLIED, make_record(2).encode())
+    assert await harness.load() == [None]
+    await harness.commit(write(harness.key, make_record(1, epoch=2)))
+    assert await harness.commit(by_epoch) == [Outcome.CONFLICT]
+
+
 async def test_a_used_idempotency_key_deletes_nothing(harness: StoreHarness) -> None:
     """A missing stream is deleted once by a key."""
     commit = write(harness.key, make_record(9), b"", entry="k")._replace(record=DELETE)

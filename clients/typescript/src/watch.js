@@ -6,7 +6,7 @@ import { openSocket } from "./socket.js";
 
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5_000;
-/** A connection on which nothing has arrived between two checks is given up: heartbeats are 10 s apart. */
+/** A connection that is silent between two checks is given up; with an old replica, without heartbeats, only once. */
 const CHECK_MS = 20_000;
 const MAX_UNREAD = 10_000;
 
@@ -20,15 +20,20 @@ export async function* watch(transport, model, options = {}) {
   const { stream, prefix, inputs = false, candidate, onConnection, signal } = options;
   let since = stream === undefined ? undefined : options.since;
   const isOver = () => transport.closing.signal.aborted || signal?.aborted;
-  for (let failures = 0, isBack = false; !isOver(); ) {
+  for (let failures = 0, isBack = false, isOld = false; !isOver(); ) {
     const inbox = new Inbox();
     const stop = () => inbox.end();
     const off = transport.onEnd(signal, stop);
-    let isHeard = true;
-    const check = setInterval(() => (isHeard ? (isHeard = false) : stop()), CHECK_MS);
+    let idle = 0;
+    const check = setInterval(() => {
+      if (!idle++ || isOld) return;
+      isOld = true;
+      stop();
+    }, CHECK_MS);
     /** @param {any} message An event, or several. */
     const receive = (message) => {
-      isHeard = true;
+      idle = 0;
+      isOld &&= !message.events;
       for (const one of message.events ?? [message]) inbox.put(one);
     };
     /** @type {WebSocket | undefined} */
@@ -65,7 +70,7 @@ export async function* watch(transport, model, options = {}) {
 }
 
 /**
- * Find out over HTTP why a WebSocket could not be opened: the platform does not give the response to its handshake.
+ * Find out over HTTP why a WebSocket could not be opened.
  * @param {Transport} transport
  * @param {string} model
  * @param {AbortSignal} [signal]

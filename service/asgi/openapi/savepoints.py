@@ -9,7 +9,13 @@ from service.codec.response_bodies import ImportResponse
 from service.codec.savepoint import MEDIA_TYPE
 
 _FILE: dict[str, Any] = {
-    MEDIA_TYPE: {"schema": {"type": "string", "format": "binary", "description": "See docs/savepoints.md."}}
+    MEDIA_TYPE: {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": 'See the page "Savepoints" of the documentation.',
+        }
+    }
 }
 _TEXT: Schema = {"type": "string"}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, Final, cast
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
+from zlib_ng import gzip_ng, zlib_ng
 
 from service.asgi.http import RawResponse, authorize, body_of, encoding_of, idempotency_key_of
 from service.asgi.openapi import oip as openapi
@@ -33,7 +35,6 @@ from service.requests.request_ids import request_id_of
 
 _MODEL = "/v2/models/{model}"
 _VERSION = "/versions/{version}"
-_WINDOW_BITS: Mapping[str, int] = {"gzip": 31, "deflate": 15}
 
 
 def add_routes(app: FastAPI, context: AppContext) -> None:
@@ -79,8 +80,8 @@ class OipRoutes:
             _document_bytes(headers.getlist("inference-header-content-length")),
         )
         handler = make_infer_handler(self._context, path["model"], path.get("version"), request_headers)
-        body = await body_of(request, self._context, encodings=list(_WINDOW_BITS))
-        if (encoding := encoding_of(request)) in _WINDOW_BITS:
+        body = await body_of(request, self._context, encodings=list(_DECOMPRESS))
+        if (encoding := encoding_of(request)) in _DECOMPRESS:
             body = _decompressed(body, encoding, self._context.settings.max_body_bytes)
         response_body = await run_handler(handler, body, request, self._context)
         return RawResponse(response_body, handler.response_format.value, headers=handler.extra_headers)
@@ -182,10 +183,9 @@ def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
     Raises:
         ServiceError: `bad_request`: it is not so encoded; `too_large`.
     """
-    stream = zlib.decompressobj(_WINDOW_BITS[encoding])
     try:
-        decompressed = stream.decompress(body, limit + 1)
-    except zlib.error as exc:
+        decompressed = _DECOMPRESS[encoding](body, limit + 1)
+    except _DECOMPRESS_ERRORS as exc:
         raise TritonError("bad_request", f"the body is not {encoding}: {exc}") from exc
     if len(decompressed) > limit:
         raise ServiceError(
@@ -193,8 +193,26 @@ def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
             f"The decompressed body has more than {limit} bytes; at most {limit} are accepted.",
             fix="Send it in parts, or raise `max_body_bytes`.",
         )
-    if not stream.eof:
-        raise TritonError("bad_request", f"the body is not {encoding}: it ends too early")
-    if stream.unused_data:
-        raise TritonError("bad_request", f"the body is not {encoding}: {len(stream.unused_data)} bytes follow its end")
     return decompressed
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    """Return the start of a gzip body, at most `limit` bytes of it; it may have several members (RFC 1952, 2.2)."""
+    # The standard library's reader copies what follows a member for each of them, so that many small ones take seconds.
+    members: BinaryIO = gzip_ng.open(io.BytesIO(body))  # type: ignore[no-untyped-call]  # has no types
+    return members.read(limit)
+
+
+def _inflate(body: bytes, limit: int) -> bytes:
+    """Return the start of a zlib body, at most `limit` bytes of it."""
+    stream = zlib.decompressobj()
+    decompressed = stream.decompress(body, limit)
+    if len(decompressed) < limit and not stream.eof:
+        raise EOFError("it ends too early")
+    if stream.unused_data:
+        raise zlib.error(f"{len(stream.unused_data)} bytes follow its end")
+    return decompressed
+
+
+_DECOMPRESS: Final[Mapping[str, Callable[[bytes, int], bytes]]] = {"gzip": _gunzip, "deflate": _inflate}
+_DECOMPRESS_ERRORS: Final = (OSError, EOFError, zlib.error, cast("type[Exception]", zlib_ng.error))

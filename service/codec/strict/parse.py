@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from service.codec.formats import JSON, Format
+from service.codec.msgpack_maps import duplicate_key
 from service.errors import ServiceError
 
 MAX_DEPTH = 32
@@ -30,6 +31,8 @@ def parse(body: bytes, body_format: Format) -> Any:
     """
     document = _parse_json(body) if body_format is JSON else _parse_msgpack(body)
     _check_depth(document)
+    if body_format is not JSON and (twice := duplicate_key(document, body)) is not None:
+        _reject_duplicate(twice[0])
     return document
 
 
@@ -92,7 +95,7 @@ def _parse_json(body: bytes) -> Any:
     try:
         document = json.loads(text, object_pairs_hook=_object_with_unique_keys)
     except _DuplicateKeyError as exc:
-        _bad_json(f"The body has the key {preview(exc.args[0])} twice in one object; expected once.", exc)
+        _reject_duplicate(exc.args[0], exc)
     except json.JSONDecodeError as exc:
         _bad_json(f"The body is not JSON: {exc.msg} at character {exc.pos} of {len(text)}.", exc)
     except RecursionError as exc:
@@ -155,6 +158,10 @@ def _check_surrogates(document: Any) -> None:
 
 def _too_deep() -> str:
     return f"The body is nested deeper than {MAX_DEPTH}; expected an object with arrays of the model's shape."
+
+
+def _reject_duplicate(key: Any, cause: BaseException | None = None) -> NoReturn:
+    _bad_json(f"The body has the key {preview(key)} twice in one object; expected once.", cause)
 
 
 def _bad_json(problem: str, cause: BaseException | None = None) -> NoReturn:

@@ -46,7 +46,8 @@ def alert(
 ) -> None:
     """Raise alarms on conditions of outputs and inputs, on silence and on expiry, and send them to webhooks or brokers.
 
-    Run two with the same rules, and one takes over when the other ends. docs/alerts.md describes the rules.
+    Run two with the same rules, and one takes over when the other ends. The page "Alerts" of
+    the documentation describes the rules.
     """
     read = read_rules(rules)
     session = AlertSession(

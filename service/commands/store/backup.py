@@ -77,7 +77,10 @@ def restore(
     if settings.redis is not None and data_dir is None:
         raise BackupError(
             "The store is a server of its own (STEPWELL_REDIS), which reads a backup when it starts.",
-            fix="docs/backup.md has the commands; --data-dir restores an embedded store.",
+            fix=(
+                'Stop that server, give it the file as its own data, and start it: the page "Backup and restore of the '
+                'store" of the documentation has the commands. --data-dir restores an embedded store.'
+            ),
         )
     folder = settings.data_dir
     n_keys = restore_store(folder, file)

@@ -36,7 +36,10 @@ def size(
     constants: Annotated[bool, typer.Option("--constants", help="Also show the numbers that are used.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the numbers that are used.")] = False,
 ) -> None:
-    """Compute how many replicas, and which Redis, a number of streams needs. docs/sizing.md has the arithmetic."""
+    """Compute how many replicas, and which Redis, a number of streams needs.
+
+    The page "Sizing" of the documentation has the arithmetic.
+    """
     loaded = load_model(model)
     load = Load(
         streams=streams,

@@ -99,8 +99,7 @@ class AmqpReader:
         limit = limit if self._left is None else min(limit, self._left)
         while len(found) < limit and not self._arrived.empty():
             found.append(self._arrived.get_nowait())
-        if not await self.is_current():  # what has arrived is delivered again, behind what is open now
-            raise BrokerUnavailableError(f"the connection to {self._url.text} was lost")
+        await self.is_current()  # else what has arrived is delivered again, behind what is open now
         if not found and self._clock() - max(self._last_at, self._checked_at) > _CHECK_S:
             await self._check_consumer()
         self._check_end(found)
@@ -112,8 +111,10 @@ class AmqpReader:
             await messages[-1].handle.ack(multiple=True)
 
     async def is_current(self) -> bool:
-        """Return whether the connection is there: with it, the broker gives the queue to another connector."""
-        return self._channel is not None and not self._channel.is_closed
+        """Return True: the broker gives the queue to another connector only when the connection is lost."""
+        if self._channel is None or self._channel.is_closed:
+            raise BrokerUnavailableError(f"the connection to {self._url.text} was lost")
+        return True
 
     @property
     def is_done(self) -> bool:

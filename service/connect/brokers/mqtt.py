@@ -122,8 +122,10 @@ class MqttReader:
                 self._session.client.ack(message.handle.mid, message.handle.qos)
 
     async def is_current(self) -> bool:
-        """Return whether the connection is there: a connector that takes over ends it."""
-        return self._session is not None and not self._session.lost.done()
+        """Return whether this connector reads: one that takes over ends its connection."""
+        if self._session is not None:
+            self._session.check()
+        return self._session is not None
 
     @property
     def is_done(self) -> bool:

@@ -56,7 +56,11 @@ class MessageReader(Protocol):
         """Mark the messages of the last poll as done; raises as `poll` does."""
 
     async def is_current(self) -> bool:
-        """Return whether this reader still owns what its last poll returned; if not, the poll must be dropped."""
+        """Return whether this reader still owns what its last poll returned; if not, the poll must be dropped.
+
+        Raises:
+            BrokerUnavailableError: The connection was lost, and what was read may be another reader's by now.
+        """
 
     @property
     def is_done(self) -> bool:

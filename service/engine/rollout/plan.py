@@ -15,6 +15,7 @@ from service.engine.packing import pack_outputs, prediction_bytes, unpack_output
 from service.engine.protocol.decide import StepIntent
 from service.engine.rollout.feedback import FeedbackInputs
 from service.engine.rollout.worker import ActiveRollout
+from service.engine.stepping.model_runner import missing_input
 from service.errors import CorruptRecordError, ServiceError, wrong_state_size
 from service.models.pair_state import PAIR_BYTES
 from service.models.served import ServedModel
@@ -186,6 +187,8 @@ class RolloutPlan:
                     f"to which the stream belongs, expects {spec.dtype}{list(spec.row_shape)}.",
                     fix=f"Send ?version={self.served.version}, and inputs for that version.",
                 )
+            if row is not None and spec.missing == "refuse" and np.isnan(row).any():
+                raise missing_input(spec.name, self.served)
         has_rule = {rule.input.name for rule in self.rules}
         missing = [spec.name for spec in specs if spec.name not in given]
         if missing_without_rule := [name for name in missing if name not in has_rule]:

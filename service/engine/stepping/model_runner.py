@@ -46,7 +46,11 @@ class RunResult:
 
 
 class ModelRunner:
-    """Runs batches of one model; a bad row fails alone."""
+    """Runs batches of one model; a bad row fails alone.
+
+    Attributes:
+        needed: The inputs that must have values, but may be missing in a version by which requests were decoded.
+    """
 
     def __init__(self, served: ServedModel, observer: EngineObserver) -> None:
         """Start the model's thread."""
@@ -54,6 +58,7 @@ class ModelRunner:
         self._model = served.step_model
         self._observer = observer
         self._inputs = served.inputs
+        self.needed: set[str] = set()
         # The last field of a pair is no state of a version: its bytes are not numbers.
         fields = self._model.fields if served.halves is None else self._model.fields[:-1]
         stored = {field.store_dtype for field in fields}
@@ -90,7 +95,7 @@ class ModelRunner:
         Raises:
             ServiceError: `model_timeout`: the run took too long and was ended.
         """
-        result = await self._run_rows(inputs, states)
+        result = await (self._run_with_values if self.needed else self._run_rows)(inputs, states)
         if self._served.halves is None:
             return result
         outputs, beside = Beside.split(result.outputs)
@@ -119,6 +124,22 @@ class ModelRunner:
         self._record_duration((time.thread_time() - started) / (rows * length))
         answers, beside = Beside.split(outputs)
         return RunResult(answers, new_states, beside=beside)
+
+    async def _run_with_values(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
+        """Run the rows in which no input is missing that must have a value, and reject the others."""
+        rejected: dict[int, ServiceError] = {}
+        for name in sorted(self.needed):
+            missing = np.isnan(inputs[name]).reshape(len(states), -1).any(axis=1)
+            rejected |= dict.fromkeys(np.flatnonzero(missing).tolist(), missing_input(name, self._served))
+        if not rejected:
+            return await self._run_rows(inputs, states)
+        rows = [row for row in range(len(states)) if row not in rejected]
+        if not rows:
+            return RunResult({}, states[:0], [], rejected)
+        result = await self._run_rows({name: array[rows] for name, array in inputs.items()}, states[rows])
+        accepted = rows if result.rows is None else [rows[row] for row in result.rows]
+        rejected |= {rows[row]: error for row, error in result.rejected.items()}
+        return replace(result, rows=accepted, rejected=rejected)
 
     async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
         try:
@@ -216,6 +237,16 @@ def non_finite_state(name: str, *, place: str = "") -> ServiceError:
         "non_finite_state",
         f"The model computed NaN or infinity in {name!r}{' at ' * bool(place)}{place}; nothing was applied.",
         fix="Leave this timestep out, or reset the stream.",
+    )
+
+
+def missing_input(name: str, served: ServedModel) -> ServiceError:
+    """Return the error for a missing value in an input that must have one in the version that its stream is on."""
+    return ServiceError(
+        "bad_input",
+        f"Input {name!r} has a missing value; expected numbers only: the stream is on version {served.version} of "
+        f"{served.name}, which accepts no missing values there.",
+        fix="Send a number, or move the stream to a version that accepts missing values.",
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from service.engine.stepping.columns.mixed import MixedPipeline
+from service.models.version_differences import needed_inputs
 
 if TYPE_CHECKING:
     from service.engine.stepping.batcher import Batcher
@@ -28,7 +30,7 @@ class VersionBatchers:
 
     @classmethod
     def link(cls, batchers: Sequence[Batcher], *, moves: bool) -> None:
-        """Let the batchers of a model find each other's streams.
+        """Let the batchers of a model find each other's streams, and refuse missing values that only others accept.
 
         Args:
             batchers: All batchers of the model.
@@ -43,6 +45,9 @@ class VersionBatchers:
                         versions._mixed.setdefault(batcher, []).append(MixedPipeline(batcher.deps, pairs))
         for batcher in batchers:
             batcher.versions = versions if moves and len(batchers) > 1 else None
+        for decoding, running in itertools.permutations(batchers, 2):  # a request may be run by another than decodes it
+            for version in running.served.halves or (running.served,):
+                running.deps.runner.needed.update(needed_inputs(decoding.served.manifest, version.manifest))
 
     def batcher_of(self, name: str, requested: Batcher) -> Batcher:
         """Return the batcher to which a timestep of a stream is submitted.
@@ -66,8 +71,9 @@ class VersionBatchers:
         if chosen is requested or chosen.queue.holds(name):
             return chosen
         mixed = self.mixed(requested)
-        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible(mixed.n_pairs):
+        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible(mixed.n_joined + 1):
             return chosen
+        mixed.n_joined += 1
         self.on_submitted((name,), requested)
         return requested
 

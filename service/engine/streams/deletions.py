@@ -10,7 +10,7 @@ from service.errors import ServiceError
 from service.store import keys
 from service.store.commits import DELETE, NO_RECORD, Commit, Outcome
 from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import EPOCH_AT, GUARD_AT, blake2b_128, decode
+from service.store.record import EPOCH_AT, blake2b_128, decode
 from service.store.state_store import checked
 
 if TYPE_CHECKING:
@@ -54,10 +54,11 @@ async def _delete(deps: StreamOpDeps, name: str, entry_key: str | None, deadline
             check_idempotency_entry(IdempotencyEntry.decode(stored), _INTENT)
             await store.wait_for_replica(name, raw, entry_key, deadline=deadline)
             return None
-        guard = b"" if raw is None else (raw[GUARD_AT] if isinstance(raw, bytes) else b"") or NO_RECORD
+        # The epoch: a stream that others step all the time is deleted at once, and one that replaced it is not.
+        guard = b"" if raw is None else _epoch_of(raw) or NO_RECORD
         result = (await store.commit([Commit(name, guard, DELETE, entry_key, _ENTRY)], deadline=deadline))[0]
         if result.outcome is Outcome.APPLIED:
-            return raw
+            return result.stored or raw
         if result.outcome is Outcome.CONFLICT and entry_key is None and _epoch_of(result.stored) != _epoch_of(raw):
             return raw  # that stream is gone, perhaps by this request, whose first reply was lost: the new one stays
         if asyncio.get_running_loop().time() >= deadline:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from service.engine.packing import finite_rows, last_prediction
 from service.engine.streams.copies import StreamCopies
 from service.engine.streams.deletions import delete_stream
 from service.engine.streams.moves import StreamMoves
+from service.engine.streams.reset_all import reset_all_streams
 from service.engine.streams.resets import ReplacedPosition, replace_state
 from service.engine.streams.savepoints import Savepoints
 from service.engine.streams.sources import NewState, StateSources, no_stream, responding_half
@@ -181,39 +180,18 @@ class StreamService:
         Args:
             tenant: The tenant.
             model: The model's name.
-            idempotency_key: The client's, if any: a later request with the same one does not reset these streams again.
+            idempotency_key: The client's, if any: a later request with the same one resets none and returns the same.
 
         Raises:
             ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
                 reset is still running then.
         """
-        transport, admission = self._deps.store.transport, self._deps.admission
         self._deps.models.get(model)
-        cursor: str | None = None
-        done: set[str] = set()
-        while True:
-            try:
-                names, cursor = await page(
-                    transport, tenant, model, "", cursor, limit=500, deadline=admission.deadline()
-                )
-            except ServiceError as exc:
-                raise _partial_reset_error(len(done), [exc], is_all=False) from exc
-            new_names = [name for name in names if name not in done]
-            results = await asyncio.gather(
-                *(self._try_reset(StreamKey(tenant, model, name), idempotency_key) for name in new_names)
-            )
-            if errors := [error for error in results if error is not None]:
-                raise _partial_reset_error(len(done) + len(new_names) - len(errors), errors, is_all=cursor is None)
-            done.update(new_names)
-            if cursor is None:
-                return len(done)
 
-    async def _try_reset(self, key: StreamKey, idempotency_key: str | None) -> ServiceError | None:
-        try:
+        async def reset(key: StreamKey) -> None:
             await self.reset(key, idempotency_key=idempotency_key)
-        except ServiceError as exc:
-            return exc
-        return None
+
+        return await reset_all_streams(self._deps, tenant, model, reset, idempotency_key=idempotency_key)
 
     async def delete(self, key: StreamKey, *, idempotency_key: str | None = None) -> bytes | None:
         """Delete a stream, its snapshots and its event log; see `delete_stream`."""
@@ -228,22 +206,3 @@ def _reset_op_id(snapshot: str | None, after: bytes | None, idempotency_key: str
     if snapshot is not None:
         return blake2b_128(b"rewind", snapshot.encode(), after or b"", *key)
     return blake2b_128(b"reset", *key, after or b"") if key else blake2b_128(b"R", after or b"")
-
-
-def _partial_reset_error(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:
-    """Return the error for a reset of all streams that failed.
-
-    Args:
-        done: Number of streams that were reset.
-        errors: The errors of the others.
-        is_all: Whether the streams of `done` and `errors` are all streams.
-    """
-    outcomes = {error.applied for error in errors}
-    if (outcomes == {"no"} and not done) or (outcomes == {"yes"} and is_all):
-        return errors[0]
-    return ServiceError(
-        "outcome_unknown",
-        f"{done} streams were reset before others failed: {errors[0].problem}",
-        fix="Send the same request again to reset the others; streams that were reset already are reset again.",
-        applied="unknown",
-    )

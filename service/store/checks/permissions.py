@@ -97,5 +97,5 @@ def _check_replies(commands: Sequence[Sequence[Argument]], replies: Sequence[obj
         if message.startswith(("NOPERM", "NOAUTH")) or "permission" in message or "ACL" in message:
             raise UnsafeStoreError(
                 f"The store denies the command {command[0]!s} to our user: {message}.",
-                fix="Give the user the rights that docs/stores.md lists.",
+                fix='Give the user all rights that the page "The store" of the documentation lists, with ACL SETUSER.',
             )

@@ -4,7 +4,7 @@
 -- KEYS          n records, m idempotency entries, event logs
 -- ARGV[1..5]    n, time to live of a record, of an entry, 1 to leave the expiries of records unchanged, m
 -- ARGV[6..]     n pairs: expected guard ('' = the stream must be missing; '!' = the value of the key must not be a
---               record, see 4), new record ('-' = delete the stream)
+--               record, see 4; 8 bytes = the epoch alone, of a deletion), new record ('-' = delete the stream)
 -- ARGV[6+2n..]  m pairs: index of its record, new entry
 -- the rest      groups of five, the notification of a commit: index of its record, event, topic ('' = do not
 --               publish), number of events that the log keeps (0 = no log; otherwise the log is the next of KEYS),
@@ -16,7 +16,8 @@
 -- An entry whose key ends in ':end' stores the response to the request that deleted the stream. It is written but not
 -- read here: whether that request is applied depends on the guard alone.
 --
--- Returns the commits that were not applied now, each with its index:
+-- Returns the commits that were not applied now, each with its index, and the deletions by an epoch:
+--   {i, 1, record}   applied; the record that was deleted
 --   {i, 2, record}   this operation is already the stream's newest one
 --   {i, 3, entry}    this idempotency key was used before; its stored response
 --   {i, 0, record}   the guard does not match; the stored record (none if the stream is missing)
@@ -68,7 +69,11 @@ for i = 1, n do
     if type(current) == 'table' or (current == '' and call('GET', key)) then
       current = '!'
     end
-    if current == expected then
+    local by_epoch = deletes and #expected == 8 and string.sub(current, 1, 8) == expected
+    if current == expected or by_epoch then
+      if by_epoch then
+        not_applied[#not_applied + 1] = {i, 1, call('GET', key)}
+      end
       if deletes then
         call('DEL', key, key .. ':s', key .. ':h') -- with its snapshots and event log, in the same slot
       elseif keep then

@@ -31,7 +31,7 @@ from service.store.state_store import StateStore
 from service.types import BatchSources, BulkTimesteps, Prediction, Source, StreamKey
 from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
 from tests.graphs import fold, fold_reference, lstm, write_model
-from tests.releases.builds import adder, hanging, raising_at
+from tests.releases.builds import adder, hanging, heavy, raising_at
 from tests.servers import Server
 
 MANY = [f"s{n}" for n in range(40)]
@@ -417,3 +417,21 @@ async def test_batches_are_mixed_again_after_chunks_that_were_too_long_for_it(
             seq += 1
 
     assert len(MANY) in counts.batches
+
+
+async def test_single_timesteps_are_mixed_again_after_more_of_them_than_a_mixed_batch_can_have(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    counts = CountingObserver()
+    write_model(tmp_path, FOLD, adder, version=1)
+    write_model(tmp_path, FOLD, heavy, version=2)
+    many, few = [f"s{n}" for n in range(150)], [*PAIRED[:2], *OTHERS[:4]]
+    async with trial(redis_server.url, tmp_path, counts=counts) as engine:
+        for seq in range(1, 4):  # all at once: the candidate is too slow for the pairs among them
+            applied(await singles(engine, many, [1] * len(many), seq))
+        counts.batches, seq = [], 4
+        while len(few) not in counts.batches and seq < 200:
+            applied(await singles(engine, few, [1] * len(few), seq))
+            seq += 1
+
+    assert len(few) in counts.batches

@@ -140,3 +140,16 @@ def test_numbers_that_a_module_does_not_take_are_drawn_from_the_examples() -> No
 
     assert kind == "example"
     assert set(sampler(np.random.default_rng(0), 3, 9)["x"].flat) <= set(x.numpy().flat)
+
+
+def test_a_graph_that_onnxruntime_does_not_run_is_made_by_the_other_exporter() -> None:
+    """The older one writes linear interpolation as a Resize, which onnxruntime does not have in float64."""
+
+    def run(_module: Any, x: Any, h: Any) -> tuple[Any, Any]:
+        h = torch.tanh(h + x)
+        return torch.nn.functional.interpolate(h[:, None], scale_factor=2.0, mode="linear")[:, 0], h
+
+    example, initial = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(1, 4, dtype=torch.float64)
+    made = convert(StepSpec(of(run), inputs={"x": example}, states={"h": initial}), name="interpolating")
+
+    assert StepModel(verify_model(made, long_steps=100)[0]).batched

@@ -98,7 +98,7 @@ class MixedPipeline:
 
     Attributes:
         pairs: The batcher of the pairs.
-        n_pairs: Number of pairs in the newest batch that had any; 1 before the first.
+        n_joined: Number of pairs that have joined coalesced batches since the last batch was attempted.
     """
 
     def __init__(self, deps: PipelineDeps, pairs: PairBatcher) -> None:
@@ -115,7 +115,7 @@ class MixedPipeline:
         self._pair_committer = BatchCommitter(pairs.deps, Replies(pairs.deps))
         model = pairs.deps.served.step_model
         self._batch_plans = BatchPlans(deps.plans, deps.served.name, pairs.cache.clear)
-        self.n_pairs = 1
+        self.n_joined = 0
         self._is_ramp = isinstance(model, PairedModel) and model.mode == "ramp"
 
     def is_possible(self, timesteps: int) -> bool:
@@ -142,6 +142,7 @@ class MixedPipeline:
         """
         plan = self._batch_plans.started()
         self.pairs.n_lent += 1
+        self.n_joined = 0
         names: list[str] = []
         try:
             slots = self._deps.cache.slots_for(batch.names)
@@ -150,7 +151,6 @@ class MixedPipeline:
             pair_slots = self.pairs.cache.slots_for(names)
             if not pair_slots.any():
                 return None
-            self.n_pairs = len(pair_slots)
             if all_true(pair_slots != EMPTY_SLOT) and (records := self._records(batch, slots, uncached, pair_slots)):
                 remaining = await self._process(batch, records, deadline)
                 if remaining is not None:
