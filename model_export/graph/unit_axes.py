@@ -183,6 +183,9 @@ class _Rewriting:
             return False
         if node.op_type in _LAYOUT:
             return self._layout(node)
+        if node.op_type == "Where" and self._is_idle(node):
+            self._tensors[node.output[0]] = self._tensors[node.input[1]]
+            return True
         if node.op_type in _ELEMENTWISE:
             return self._elementwise(node)
         if node.op_type == "MatMul":
@@ -234,6 +237,12 @@ class _Rewriting:
             return self._made("Reshape", [self._form(node.input[0], wide), shape], node.output[0], result)
         self._tensors[node.output[0]] = _Tensor(out, {result: self._form(node.input[0], wide)})
         return True
+
+    def _is_idle(self, node: onnx.NodeProto) -> bool:
+        """Whether a choice is always that of its first operand, as a mask is that lets all of one timestep through."""
+        condition, chosen, _ = node.input
+        is_true = condition in self._constants and bool(numpy_helper.to_array(self._constants[condition]).all())
+        return is_true and self._known.get(chosen) == self._known.get(node.output[0])
 
     def _elementwise(self, node: onnx.NodeProto) -> bool:
         out = self._known[node.output[0]]

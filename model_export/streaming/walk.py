@@ -147,16 +147,17 @@ class StreamingWalk:
         """Return the same for another tensor of the step graph, in the place of `name`."""
         if not past:
             return step
-        window, order = self.ordered_window(step, name, past, fill, label)
+        window, order = self.ordered_window(step, name, past, fill, label, is_moved=len(self.facts.dims(name)) == 3)
         is_moved = order != sorted(order)
         return self.graph.op("Transpose", window, perm=[int(at) for at in np.argsort(order)]) if is_moved else window
 
     def ordered_window(
-        self, step: str, name: str, past: int, fill: float = 0.0, label: str = ""
+        self, step: str, name: str, past: int, fill: float = 0.0, label: str = "", *, is_moved: bool = True
     ) -> tuple[str, list[int]]:
         """Return the same with the timesteps right behind the batch, and which of the tensor's axes each axis is.
 
-        Chunks run such a window without a loop. Where the tensor has no axis of the batch, its axes stay as they are.
+        Chunks run such a window of a convolution fastest. Where the tensor has no axis of the batch, or `is_moved` is
+        not set, as for keys and values by heads, its axes stay as they are.
         """
         axis, tensor = self.facts.time_axis(name), self.tensors[name]
         assert axis is not None
@@ -170,9 +171,9 @@ class StreamingWalk:
             )
         dims[axis] = Dim(Fraction(past * each))
         init = None if tensor.edge else self._history(name, axis, tensor.offset, past, fill)
-        key = step, past, tensor.edge, None if init is None else init.tobytes()
+        key = step, past, tensor.edge, is_moved, None if init is None else init.tobytes()
         batch = self.facts.batch_axis(name)
-        front = [] if batch in {None, axis} else [batch, axis]
+        front = [batch, axis] if is_moved and batch not in {None, axis} else []
         order = [int(at) for at in (*front, *(at for at in range(len(dims)) if at not in front)) if at is not None]
         if key not in self._windows:
             dims, at = [dims[place] for place in order], order.index(axis)

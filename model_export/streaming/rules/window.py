@@ -60,7 +60,7 @@ def convolution(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if each == 1 and (step := _product(walk, node, shape, source, past)):
         walk.set_output(node, out, step, "per_step", offset + left - past)
         return
-    window = walk.window_for(source, name, past, fill, node.name)
+    window = _joined(walk, node, source, name, past=past, fill=fill)
     if each > 1:  # the last samples of the window are for the next timestep
         cut = [walk.graph.ints(values) for values in ([0], [each - stride + reach], [axis])]
         window = walk.graph.op("Slice", window, *cut)
@@ -155,7 +155,15 @@ def _window(
 ) -> str:
     """Return the past timesteps of a tensor and this one; before its beginning a padded one has `fill`."""
     source = _source(walk, name, past=past, left=left, offset=offset, fill=fill)
-    return walk.window_for(source, name, past, fill, node.name)
+    return _joined(walk, node, source, name, past=past, fill=fill)
+
+
+def _joined(walk: StreamingWalk, node: onnx.NodeProto, source: str, name: str, *, past: int, fill: float) -> str:
+    if not past:
+        return source
+    window, order = walk.ordered_window(source, name, past, fill, node.name)
+    back = [int(at) for at in np.argsort(order)]
+    return window if back == sorted(back) else walk.graph.op("Transpose", window, perm=back)
 
 
 def _source(walk: StreamingWalk, name: str, *, past: int, left: int, offset: int, fill: float) -> str:
