@@ -43,7 +43,7 @@ def without_unit_axes(model: onnx.ModelProto, rows: Mapping[str, int | None]) ->
     """Return a step graph whose tensors have no axes of length 1 where no operator needs them.
 
     Args:
-        model: The step graph.
+        model: The step graph, which is changed in place.
         rows: The batch axis of each input; None: it has none.
     """
     if read_opset(model) < OLDEST_OPSET or not all(axis is not None for axis in rows.values()):
@@ -124,14 +124,15 @@ class _Rewriting:
         for node in self._model.graph.node:
             if not (outputs.isdisjoint(node.output) and self._rewritten(node)):
                 self._kept(node)
-        made = onnx.ModelProto()
-        made.CopyFrom(self._model)
         nodes = needed_nodes(in_order(self._build.nodes), outputs)
         used = {name for node in nodes for name in uses(node)} | outputs
-        weights = [t for t in (*self._model.graph.initializer, *self._build.constants) if t.name in used]
-        replace_items(made.graph.node, nodes)
-        replace_items(made.graph.initializer, weights)
-        return made
+        graph = self._model.graph  # changed in place: its weights may be large
+        replace_items(graph.node, nodes)
+        for at in range(len(graph.initializer))[::-1]:
+            if graph.initializer[at].name not in used:
+                del graph.initializer[at]
+        graph.initializer.extend(tensor for tensor in self._build.constants if tensor.name in used)
+        return self._model
 
     # ---------------------------------------------------------------- forms
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import onnx
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.described import described
 from model_export.graph.equal_states import without_equal_states
-from model_export.graph.nodes import uses
+from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import OLDEST_OPSET, without_unit_axes
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest
@@ -24,6 +25,7 @@ from model_export.streaming.axes.batch_independence import is_for_one_row, rows_
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
 from model_export.streaming.axes.opened import is_written, opened_graphs
+from model_export.streaming.axes.runs import FEW, LENGTHS
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
@@ -34,6 +36,9 @@ from model_export.streaming.rules.pooling.table import WEIGHTED
 from model_export.streaming.rules.table import RULES
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import StreamingWalk
+
+_MANY = 2_000_000
+"""Numbers that recurrent operators read at each timestep, from which on a graph is large."""
 
 HALF = 5e-3
 """How far float16 is from exact, as of Keras' layers in mixed_float16."""
@@ -107,23 +112,42 @@ def make_step(
     plain, declared = load_graph(source, constants or {})
     graph = with_loops_rolled(plain)
     _check_chance(graph)
-    return _step_of(
-        graph, declared, name, time_axes or {}, batch_axes or {}, length=length, starts_are_sent=starts_are_sent
-    )
+
+    def read(tried: tuple[int, int]) -> SequenceStep:
+        asked = _Asked(time_axes or {}, batch_axes or {}, length, tried, starts_are_sent=starts_are_sent)
+        return _step_of(graph, declared, name, asked)
+
+    if length is None and _recurrent_weights(graph) > _MANY:
+        with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
+            return read(FEW)
+    return read(LENGTHS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the caller says about a graph, as `make_step` takes it, and how many timesteps it is run with."""
+
+    time_axes: Mapping[str, int | None]
+    batch_axes: Mapping[str, int | None]
+    length: int | None
+    tried: tuple[int, int]
+    starts_are_sent: bool
+
+
+def _recurrent_weights(graph: onnx.ModelProto) -> int:
+    """Return how many numbers a graph's recurrent operators read at each timestep."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.graph.initializer}
+    return sum(sizes.get(name, 0) for node in all_nodes(graph.graph) if node.op_type in RNN for name in node.input)
 
 
 def _step_of(
     graph: onnx.ModelProto,
     declared: Declared,
     name: str,
-    time_axes: Mapping[str, int | None],
-    batch_axes: Mapping[str, int | None],
-    *,
-    length: int | None,
-    starts_are_sent: bool,
+    asked: _Asked,
 ) -> SequenceStep:
-    inputs, graph, declared = _read(graph, declared, time_axes, batch_axes, length)
-    if starts_are_sent:
+    inputs, graph, declared = _read(graph, declared, asked)
+    if asked.starts_are_sent:
         inputs = replace(inputs, inputs=tuple(replace(one, role="external") for one in inputs.inputs))
     if is_for_one_row(inputs, declared) and not rows_are_independent(graph, inputs):
         inputs = replace(inputs, only_rows=1)
@@ -134,9 +158,9 @@ def _step_of(
             fix="Export it with a dynamic batch axis, or for one row.",
         )
     facts = measure_shapes(graph, inputs)
-    if not starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
+    if not asked.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(graph, cached)
-    walk = StreamingWalk(inputs.with_length(graph, inputs.lengths[0]), facts, length)
+    walk = StreamingWalk(inputs.with_length(graph, inputs.lengths[0]), facts, asked.length)
     walk.takes_weights = WEIGHTED
     specs = [_take(walk, one) for one in inputs.inputs]
     walk.run(RULES, pointwise, attention_scores)
@@ -168,18 +192,19 @@ def _step_of(
 def _read(
     graph: onnx.ModelProto,
     declared: Declared,
-    time_axes: Mapping[str, int | None],
-    batch_axes: Mapping[str, int | None],
-    length: int | None,
+    asked: _Asked,
 ) -> tuple[SequenceInputs, onnx.ModelProto, Declared]:
     """Read the axes of the inputs, with the graph opened where the declared length is written into it.
 
     Raises:
         UnclearModelError: No time axis can be found.
     """
+    time_axes, length = asked.time_axes, asked.length
 
     def found(graph: onnx.ModelProto, declared: Declared) -> tuple[SequenceInputs, onnx.ModelProto, Declared]:
-        inputs = find_inputs(graph, declared, time_axes=time_axes, batch_axes=batch_axes, length=length)
+        inputs = find_inputs(
+            graph, declared, time_axes=time_axes, batch_axes=asked.batch_axes, length=length, tried=asked.tried
+        )
         return inputs, graph, declared
 
     if length is not None and is_written(declared, time_axes, length):

@@ -16,7 +16,7 @@ from model_export.graph.nodes import attributes
 from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.manifest import DTYPES
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
-from model_export.streaming.axes.runs import ROWS, run, session, trial_lengths
+from model_export.streaming.axes.runs import LENGTHS, ROWS, run, session, trial_lengths
 from model_export.streaming.axes.state_inputs import find_slot
 from model_export.streaming.normal_form.load import Declared
 
@@ -35,6 +35,7 @@ def find_inputs(
     time_axes: Mapping[str, int | None],
     batch_axes: Mapping[str, int | None] | None = None,
     length: int | None = None,
+    tried: tuple[int, int] = LENGTHS,
 ) -> SequenceInputs:
     """Find the time and batch axis of every input by running the graph.
 
@@ -47,6 +48,7 @@ def find_inputs(
         time_axes: The time axis that the user gave, by input; None: it has none.
         batch_axes: The batch axis that the user gave, in the same way.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
+        tried: Two numbers of timesteps to run it with, if it was not declared for fewer.
 
     Raises:
         UnclearModelError: No reading runs.
@@ -73,7 +75,7 @@ def find_inputs(
                 if slot
                 else [one for one in choices[-1] if one.batch == batch]
             )
-    search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes), length=length)
+    search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes), length=length, tried=tried)
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
         search.try_all(any_rows=any_rows, any_steps=any_steps)
         if search.votes > 0:
@@ -113,13 +115,14 @@ class _Search:
         loaded: Any,
         told: bool,
         length: int | None,
+        tried: tuple[int, int],
     ) -> None:
         self._proto = proto
         self._declared = declared
         self._readings = _together(choices, declared)
         self._told = told
-        self._length = length
-        self._lengths = trial_lengths(length)
+        self._length, self._tried = length, tried
+        self._lengths = trial_lengths(length, tried)
         self._score = -np.inf
         self._loaded = loaded
         self.best: SequenceInputs | None = None
@@ -130,7 +133,7 @@ class _Search:
         """Try the likeliest readings of one kind: free or fixed in rows and timesteps."""
         readings = _combined(self._readings, self._declared, any_rows=any_rows, any_steps=any_steps)
         for found in islice(readings, _TRIES):
-            inputs = replace(found, length=self._length)
+            inputs = replace(found, length=self._length, tried=self._tried)
             if self.best is not None and not inputs.matches_declared(self._declared):
                 continue  # it was declared free, and it is
             try:

@@ -74,6 +74,7 @@ class SequenceInputs:
         only_steps: The one number of timesteps that the graph takes; None: any.
         is_certain: Whether an operator runs over what was read as time.
         length: The declared number of timesteps, after which attention and positions end; None: there is none.
+        tried: Two numbers of timesteps that it is run with, if it was not declared for fewer.
     """
 
     inputs: tuple[SequenceInput, ...]
@@ -81,11 +82,12 @@ class SequenceInputs:
     only_steps: int | None = None
     is_certain: bool = False
     length: int | None = None
+    tried: tuple[int, int] = LENGTHS
 
     @property
     def lengths(self) -> tuple[int, int]:
         """The two numbers of timesteps that the graph is run with."""
-        return LENGTHS if self.only_steps is not None else trial_lengths(self.length)
+        return self.tried if self.only_steps is not None else trial_lengths(self.length, self.tried)
 
     def matches_declared(self, declared: Declared) -> bool:
         """Whether the number of rows, where it is fixed in this reading, was declared with a number."""

@@ -14,6 +14,8 @@ from model_export.runtime.session import open_session, run_options
 
 ROWS = (3, 5)
 LENGTHS = (47, 53)
+FEW = (11, 13)
+"""Numbers of timesteps that show a large graph without windows as well."""
 PERTURBED_STEP = 19
 """The timestep that the second run with the same sizes changes, if the sequences are that long."""
 
@@ -21,14 +23,14 @@ SHORTEST_DECLARED = 2
 """The smallest declared length: fewer timesteps do not show what depends on which."""
 
 
-def trial_lengths(declared: int | None) -> tuple[int, int]:
-    """Return the two numbers of timesteps that a graph is run with: `LENGTHS`, or below its declared length.
+def trial_lengths(declared: int | None, tried: tuple[int, int] = LENGTHS) -> tuple[int, int]:
+    """Return the two numbers of timesteps that a graph is run with: those asked for, or below its declared length.
 
     Raises:
         RefusedModelError: The declared length is too small.
     """
-    if declared is None or declared >= LENGTHS[1]:
-        return LENGTHS
+    if declared is None or declared >= tried[1]:
+        return tried
     if declared < SHORTEST_DECLARED:
         raise RefusedModelError(
             f"The declared length is {declared} timesteps; expected at least {SHORTEST_DECLARED}.",
