@@ -47,7 +47,7 @@ class StreamingWalk:
         self.tensors: dict[str, StepTensor] = dict.fromkeys(self.weights, StepTensor("constant"))
         self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
-        self._windows: dict[tuple[str, int, bool, bytes | None], str] = {}
+        self._windows: dict[tuple[str, int, bool, bool, bytes | None], str] = {}
         self._outputs = {value.name for value in model.graph.output}
         self.used = self._outputs.union(*map(uses, model.graph.node))
         self.takes_weights: Collection[str] = ()

@@ -37,7 +37,7 @@ def _standardized(call: Call, axis: Any, epsilon: float, scale: Any, offset: Any
     if (
         axes == list(range(axes[0], x.rank)) and None not in x.row[axes[0] - 1 :]
     ):  # in one operator each row comes out as it does alone
-        shape = x.row[axes[0] - 1 :]
+        shape = [call.size(x, axis) for axis in axes]
         scale = np.ones(shape) if scale is None else scale
         weights = [call.constant(np.broadcast_to(to_array(w), shape)) for w in (scale, offset) if w is not None]
         return x.like(call.op("LayerNormalization", x, *weights, axis=axes[0], epsilon=epsilon))

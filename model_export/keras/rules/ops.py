@@ -196,7 +196,7 @@ def filled(call: Call) -> Value:
     fill = call.constant(to_array(given), dtype)
     shape = call.op("Shape", x)
     if x.row and None not in x.row:  # what has its shape, but nothing of its timesteps
-        shape = call.op("Concat", call.graph.rows(), call.graph.ints(x.row), axis=0)
+        shape = call.op("Concat", call.graph.rows(), call.graph.ints([size or 0 for size in x.row]), axis=0)
     return x.like(call.op("Expand", fill, shape), dtype=dtype)
 
 
