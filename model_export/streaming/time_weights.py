@@ -46,6 +46,7 @@ class TimeWeights:
         divisor: The tensor of the sequence graph whose sum over time is the divisor in `factor`.
         mask: The condition under which scores count, and its sense; empty: there is none.
         infinite: Whether some scores were minus infinity.
+        finite: Whether none can be, by the operators that make them.
         zero_of_nothing: Whether the softmax of scores that all are minus infinity is zeros, not NaN.
     """
 
@@ -58,6 +59,7 @@ class TimeWeights:
     divisor: str = ""
     mask: str = ""
     infinite: bool = False
+    finite: bool = False
     zero_of_nothing: bool = False
 
     @property
@@ -82,7 +84,7 @@ class Total:
 
     Attributes:
         total: The sum so far, relative to the largest score where the weights are exponentials.
-        is_heavy: Whether this timestep weighs more than all before.
+        is_heavy: Whether this timestep weighs more than all before; empty: that makes no difference.
         share: This timestep's part of the sum, or minus that of all before if it is heavy.
         largest: The largest score so far; empty: they are none.
     """

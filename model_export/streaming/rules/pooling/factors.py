@@ -12,11 +12,14 @@ from model_export.graph.nodes import attributes
 from model_export.streaming.causality import check_causal
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.pooling.parts import is_beside, keeps_time, ones, part_of, set_weights, side_by_side
-from model_export.streaming.rules.pooling.quotients import divisor_of, is_weight, source, split
+from model_export.streaming.rules.pooling.quotients import COPYING, divisor_of, is_weight, source, split
 from model_export.streaming.rules.reductions import is_whole
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.time_weights import Part, TimeWeights, joint_dims
 from model_export.streaming.walk import StreamingWalk
+
+_FINITE = {"Conv", "Einsum", "GRU", "Gemm", "LSTM", "LayerNormalization", "MatMul", "RNN", "Sigmoid", "Tanh"}
+_FINITE_OF_FINITE = {"Abs", "Add", "LeakyRelu", "Mul", "Neg", "Relu", "Sub", "Where"}
 
 
 def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -33,8 +36,8 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     except RefusedModelError as exc:  # not raised where scores are so far apart that one timestep has all the weight
         error = exc
     scores = Part(walk.operand(name, 0), walk.facts.dims(name))
-    is_log, infinite = node.op_type == "LogSoftmax", _is_infinite(walk, name)
-    weights = TimeWeights(scores, is_log=is_log, mask=_mask(walk, name), infinite=infinite)
+    is_log, infinite, finite = node.op_type == "LogSoftmax", _is_infinite(walk, name), _stays_finite(walk, name)
+    weights = TimeWeights(scores, is_log=is_log, mask=_mask(walk, name), infinite=infinite, finite=finite)
     walk.tensors[out] = StepTensor("unsupported", error=error, weights=weights)
 
 
@@ -57,7 +60,7 @@ def by_the_whole(walk: StreamingWalk, node: onnx.NodeProto) -> TimeWeights | Non
         weight=part_of(walk, weight, rank) if weight else None,
         values=part_of(walk, values, rank) if values else None,
         factor=_joined(walk, node, None, by),
-        divisor="" if weight else divisor_of(walk, whole),
+        divisor=divisor_of(walk, whole),
     )
 
 
@@ -133,6 +136,20 @@ def masked(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
 
 def _is_infinite(walk: StreamingWalk, name: str) -> bool:
     return any(np.isneginf(value).any() for value in walk.facts.values(name))
+
+
+def _stays_finite(walk: StreamingWalk, name: str) -> bool:
+    """Whether the operators that make a tensor have no infinite result of the numbers that models compute with."""
+    maker = walk.makers.get(name)
+    if walk.tensors[name].kind == "constant":
+        value = np.asarray(walk.facts.value(name))
+        return value.dtype.kind == "f" and bool(np.all(np.abs(value) < np.finfo(value.dtype).max / 4))
+    if maker is None or maker.op_type in _FINITE:
+        return True
+    if maker.op_type in COPYING:
+        return _stays_finite(walk, maker.input[0])
+    given = maker.input[maker.op_type == "Where" :]
+    return maker.op_type in _FINITE_OF_FINITE and all(_stays_finite(walk, each) for each in given)
 
 
 def _mask(walk: StreamingWalk, name: str) -> str:

@@ -13,8 +13,8 @@ from model_export.streaming.step_graph import plain
 from model_export.streaming.time_weights import TimeWeights
 from model_export.streaming.walk import StreamingWalk
 
-_COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
-_OVER_A_SUM = _COPYING | {"Add", "Clip", "Div", "Max", "Reciprocal"}
+COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
+_OVER_A_SUM = COPYING | {"Add", "Clip", "Div", "Max", "Reciprocal"}
 _NEVER_NEGATIVE = {"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"}
 _KEEPING_THE_SIGN = {"Add", "Div", "Max", "Mul", "Sqrt", "Where"}
 
@@ -36,7 +36,8 @@ def quotient_of_sums(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     if not weight or not values:
         return False
     dims = walk.facts.dims(product)
-    weights = TimeWeights(weight=part_of(walk, weight, len(dims)), values=part_of(walk, values, len(dims)))
+    parts = {"weight": part_of(walk, weight, len(dims)), "values": part_of(walk, values, len(dims))}
+    weights = TimeWeights(**parts, divisor=divisor_of(walk, bottom))
     total = expanded(walk, summed_so_far(walk, plain(node.name), weights, walk.dtype(product)), dims)
     (reduced,) = emit_again(walk, maker, total.step)
     walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=reduced).output[0], "final")
@@ -80,7 +81,7 @@ def divisor_of(walk: StreamingWalk, name: str) -> str:
 
 def source(walk: StreamingWalk, name: str) -> str:
     """Return the tensor that another one is a copy of, in another layout or type."""
-    while (maker := walk.makers.get(name)) is not None and maker.op_type in _COPYING:
+    while (maker := walk.makers.get(name)) is not None and maker.op_type in COPYING:
         name = maker.input[0]
     return name
 
@@ -93,7 +94,7 @@ def _is_never_negative(walk: StreamingWalk, name: str) -> bool:
         return True
     if maker is None:
         return False
-    if maker.op_type in _COPYING:
+    if maker.op_type in COPYING:
         return _is_never_negative(walk, maker.input[0])
     given = maker.input[1:] if maker.op_type == "Where" else maker.input
     return maker.op_type in _KEEPING_THE_SIGN and all(_is_never_negative(walk, each) for each in given)

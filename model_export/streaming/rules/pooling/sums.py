@@ -37,13 +37,14 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
         added = graph.op("Add", state, values.step)
         graph.next_state_like(spec, added, values.dims)
         return times(walk, Part(added, values.dims), weights.factor)
-    so_far = _total(walk, label, counted, dtype, is_score=weights.scores is not None)
+    is_score, masks = weights.scores is not None, bool(weights.divisor) and walk.dtype(weights.divisor) == "bool"
+    so_far = _total(walk, label, counted, dtype, is_score=is_score, finite=weights.finite, masks=masks)
     if weights.scores is not None and weights.weight is not None:
         values = times(walk, weights.weight, values)
     mean = None if values is None else _mean(walk, label, values, so_far, dtype)
     if weights.scores is None or weights.shift is not None:
         result = so_far.total if mean is None else times(walk, mean, so_far.total)
-    elif mean is not None and weights.zero_of_nothing:
+    elif mean is not None and (weights.zero_of_nothing or weights.finite):
         result = mean
     else:  # their sum is at least 1, unless all scores so far are minus infinity: then the answer is NaN
         some = graph.op("Min", so_far.total.step, graph.constant(np.asarray(1, dtype)))
@@ -62,13 +63,26 @@ def log_sum_exp(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         pointwise(walk, node)
         return
     scores = Part(walk.operand(name, 0), walk.facts.dims(name))
-    so_far = _total(walk, plain(node.name), scores, walk.dtype(name), is_score=True)
+    so_far = _total(walk, plain(node.name), scores, walk.dtype(name), is_score=True, finite=False, masks=False)
     result = walk.graph.op("Add", so_far.largest, walk.graph.op("Log", so_far.total.step))
     walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=result).output[0], "final")
 
 
-def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score: bool) -> Total:
-    graph, key = walk.graph, f"{part.step} {is_score}"
+def _total(
+    walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score: bool, finite: bool, masks: bool
+) -> Total:
+    """Emit the sum of weights so far, once for all sums that they apply to.
+
+    Args:
+        walk: The walk.
+        label: What its states are named after.
+        part: The weights, or the scores that they are exponentials of.
+        dtype: NumPy name of their type.
+        is_score: Whether they are scores.
+        finite: Whether these cannot be minus infinity: the sum is at least 1 then.
+        masks: Whether the weights are zeros and ones: none is much more than all before.
+    """
+    graph, key = walk.graph, f"{part.step} {is_score} {finite} {masks}"
     if key not in walk.totals:
         before, spec = graph.state_like(f"{label}.weights", part.dims, dtype, None)
         now, highest = part.step, ""
@@ -82,12 +96,13 @@ def _total(walk: StreamingWalk, label: str, part: Part, dtype: str, *, is_score:
             graph.next_state_like(largest_spec, highest, part.dims)
             now = graph.op("Exp", graph.op("Sub", part.step, highest))
             before = graph.op("Mul", before, graph.op("Exp", graph.op("Sub", largest, highest)))
-        total = graph.op("Add", before, now)
+        total = divisor = graph.op("Add", before, now)
         graph.next_state_like(spec, total, part.dims)
-        divisor = graph.op("Max", total, graph.constant(np.asarray(np.finfo(dtype).tiny, dtype)))
-        is_heavy = graph.op("Less", before, now)
-        kept = graph.op("Neg", graph.op("Div", before, divisor))
-        share = graph.op("Where", is_heavy, kept, graph.op("Div", now, divisor))
+        if not (is_score and finite):
+            divisor = graph.op("Max", total, graph.constant(np.asarray(np.finfo(dtype).tiny, dtype)))
+        is_heavy = "" if masks and not is_score else graph.op("Less", before, now)
+        lighter = graph.op("Where", is_heavy, graph.op("Neg", before), now) if is_heavy else now
+        share = graph.op("Div", lighter, divisor)
         walk.totals[key] = Total(Part(total, part.dims), is_heavy, share, highest)
     return walk.totals[key]
 
@@ -99,7 +114,7 @@ def _mean(walk: StreamingWalk, label: str, values: Part, so_far: Total, dtype: s
     """
     graph, dims = walk.graph, joint_dims(values.dims, so_far.total.dims)
     state, spec = graph.state_like(f"{label}.mean", dims, dtype, None)
-    nearest = graph.op("Where", so_far.is_heavy, values.step, state)
+    nearest = graph.op("Where", so_far.is_heavy, values.step, state) if so_far.is_heavy else state
     mean = graph.op("Add", nearest, graph.op("Mul", graph.op("Sub", values.step, state), so_far.share))
     graph.next_state_like(spec, mean, dims)
     return Part(mean, dims)
