@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 import onnx
 
@@ -20,14 +20,13 @@ def without_equal_states(
         model: The step graph; its nodes are changed in place.
         states: What it carries.
     """
-    same: dict[str, str] = {}
-    kept: list[StateSpec] = []
     nodes = in_order(model.graph.node)
-    for state in states:
-        if (first := next((one for one in kept if _are_equal(nodes, one, state, same)), None)) is None:
-            kept.append(state)
-        else:
+    firsts: dict[int, StateSpec] = {}
+    same: dict[str, str] = {}
+    for state, number in zip(states, _numbers(nodes, states), strict=True):
+        if (first := firsts.setdefault(number, state)) is not state:
             same[state.input] = first.input
+    kept = [state for state in states if state.input not in same]
     if not same:
         return model, kept
     graph, gone = model.graph, {state.output for state in states} - {state.output for state in kept}
@@ -38,16 +37,34 @@ def without_equal_states(
     return model, kept
 
 
-def _are_equal(nodes: Sequence[onnx.NodeProto], one: StateSpec, other: StateSpec, same: Mapping[str, str]) -> bool:
-    """Whether two states stay the same if they are before a timestep."""
-    begin = [(state.dtype, state.shape, state.batch_axis, state.init) for state in (one, other)]
-    if begin[0] != begin[1]:
-        return False
-    numbers: dict[str, object] = {**{name: kept for name, kept in same.items()}, other.input: one.input}
-    for node in nodes:
-        key: object = node.output[0]
-        if not any(subgraphs(node)):
-            kind = (node.op_type, node.domain, *sorted(a.SerializeToString() for a in node.attribute))
-            key = (kind, *(numbers.get(name, name) for name in node.input))
-        numbers.update({name: (key, place) for place, name in enumerate(node.output) if name})
-    return numbers.get(one.output) == numbers.get(other.output)
+def _numbers(nodes: Sequence[onnx.NodeProto], states: Sequence[StateSpec]) -> list[int]:
+    """Return a number for each state, the same for those that are equal at every timestep.
+
+    All that begin alike get one number; those that are then computed in different ways are told apart, until all that
+    have one number are computed alike.
+    """
+    kinds = [_kind(node) for node in nodes]
+    found = _numbered([repr((state.dtype, state.shape, state.batch_axis, state.init)) for state in states])
+    before = 0
+    while (count := len(set(found))) > before:
+        before = count
+        values: dict[str, Hashable] = {state.input: number for state, number in zip(states, found, strict=True)}
+        seen: dict[Hashable, int] = {}
+        for node, kind in zip(nodes, kinds, strict=True):
+            number = seen.setdefault((kind, *(values.get(name, name) for name in node.input)), len(seen))
+            values.update({name: (number, place) for place, name in enumerate(node.output) if name})
+        found = _numbered([(number, values.get(one.output)) for number, one in zip(found, states, strict=True)])
+    return found
+
+
+def _kind(node: onnx.NodeProto) -> Hashable:
+    """Return what two nodes have in common that give the same for the same inputs."""
+    if any(subgraphs(node)):
+        return tuple(node.output)
+    return (node.op_type, node.domain, *sorted(a.SerializeToString() for a in node.attribute))
+
+
+def _numbered(keys: Sequence[Hashable]) -> list[int]:
+    """Return the place of each key's first occurrence."""
+    firsts: dict[Hashable, int] = {}
+    return [firsts.setdefault(key, place) for place, key in enumerate(keys)]

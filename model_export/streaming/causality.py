@@ -13,19 +13,14 @@ from model_export.graph.nodes import uses
 if TYPE_CHECKING:
     from model_export.streaming.walk import StreamingWalk
 
+_NORMALISING = (
+    "Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
+    "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
+)  # fmt: skip
 _REASONS = {
-    "Softmax": "it is normalised over the time axis",
-    "LogSoftmax": "it is normalised over the time axis",
-    "Hardmax": "it is normalised over the time axis",
-    "LayerNormalization": "it is normalised over the time axis",
-    "InstanceNormalization": "it is normalised over the time axis",
-    "GroupNormalization": "it is normalised over the time axis",
-    "LpNormalization": "it is normalised over the time axis",
-    "MeanVarianceNormalization": "it is normalised over the time axis",
-    "RMSNormalization": "it is normalised over the time axis",
+    **dict.fromkeys(_NORMALISING, "it is normalised over the time axis"),
+    **dict.fromkeys(("MatMul", "Einsum"), "it looks ahead, as attention without a causal mask does"),
     "ReverseSequence": "it turns the sequence round",
-    "MatMul": "it looks ahead, as attention without a causal mask does",
-    "Einsum": "it looks ahead, as attention without a causal mask does",
     "Attention": "it attends to timesteps to come",
     "Where": "its mask lets timesteps to come through",
 }

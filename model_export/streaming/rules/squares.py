@@ -12,7 +12,7 @@ from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
-from model_export.streaming.constants import shape_at_one_step
+from model_export.streaming.constants import shape_at_one_step, shape_to_reshape
 from model_export.streaming.positions import emit_by_position, emit_table
 from model_export.streaming.rules.reductions import read_axes
 from model_export.streaming.walk import StreamingWalk
@@ -84,11 +84,7 @@ def operands(walk: StreamingWalk, node: onnx.NodeProto, square: Square) -> dict[
         dims = list(walk.facts.dims(node.output[0]))
         if square.keys is not None:
             dims[square.keys] = Dim(Fraction(square.window))
-        sizes = [dim.at_one_step() for dim in dims]
-        if node.op_type == "Reshape" and sum(rows > 0 for _, rows in sizes) == 1:
-            found["i1"] = walk.graph.ints([-1 if rows else fixed for fixed, rows in sizes])
-        else:
-            found["i1"] = shape_at_one_step(walk.graph, dims)
+        found["i1"] = (shape_to_reshape if node.op_type == "Reshape" else shape_at_one_step)(walk.graph, dims)
     return found
 
 
