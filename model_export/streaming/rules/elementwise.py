@@ -60,6 +60,9 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
                 raise walk.refuse(node, "spreads what is known after the last timestep only over all timesteps")
             walk.set_output(node, name, step, "final")
         elif offset is None and "by_position" in kinds and len(times) == 1:
+            dim = walk.facts.dims(name)[times[0]]
+            if dim.extra or (name in walk.sized and dim.steps == 1):  # else it would be by position itself
+                raise walk.refuse(node, "makes of positions what depends on the number of timesteps")
             walk.set_output(node, name, step, "per_step", 0)
         elif offset is None and "per_step" not in kinds:
             _settle_untimed(walk, node, name, step, times)

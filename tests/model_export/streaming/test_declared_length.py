@@ -234,6 +234,25 @@ def test_without_a_declared_length_the_refusal_names_the_flag(name: str, told: s
     assert told in caught.value.fix
 
 
+@pytest.mark.parametrize(
+    "made",
+    ["w = Softmax <axis = 0> (p)", 'w = Pad <mode = "edge"> (p, behind)', "w = Neg (q) q = Slice (p, one, last)"],
+)
+def test_what_the_length_makes_of_positions_is_refused(made: str) -> None:
+    """One timestep of it is not what the node makes of the position of that timestep."""
+    model = graph(
+        f"""(float[batch, time, 4] x) => (float[batch, 4] y) {{
+            sizes = Shape (x) steps = Gather <axis = 0> (sizes, one) p = Slice (table, zero, steps, zero)
+            {made} a = MatMul (w, V) b = ReduceSum <keepdims = 0> (a, zero) c = ReduceSum <keepdims = 0> (x, one)
+            y = Mul (b, c)
+        }}""",
+        one=ints(1), zero=ints(0), last=ints(2**31 - 1), behind=ints(0, 0, 1, 0), table=(LENGTH, 4), V=(4, 4),
+    )  # fmt: skip
+
+    with pytest.raises(RefusedModelError, match="positions"):
+        convert(model, name="m", length=LENGTH)
+
+
 def test_a_declared_length_of_one_timestep_is_refused() -> None:
     with pytest.raises(RefusedModelError, match="declared length is 1 timesteps; expected at least 2"):
         convert(positions(), name="m", length=1)

@@ -42,9 +42,15 @@ def test_a_row_that_is_pooled_gives_bit_for_bit_what_it_gives_alone(name: str) -
     assert np.array_equal(together["y"][7:8], alone["y"], equal_nan=True)
 
 
-def test_a_softmax_of_nothing_is_nan_until_something_counts() -> None:
+@pytest.mark.parametrize(
+    "nodes",
+    ["f = Where (m, s, never)", "r = Cast <to = 1> (m) l = Log (r) f = Add (s, l)",
+     "a = Where (m, s, lowest) b = Where (m, s, lowest) f = Add (a, b)"],
+)  # fmt: skip
+def test_a_softmax_of_nothing_is_nan_until_something_counts(nodes: str) -> None:
     """As in the original; no state becomes NaN or infinite by it."""
-    candidate = convert(masked(f"f = Where (m, s, never) {_SUM}", never=_NEVER), name="masked")
+    lowest = np.finfo(np.float32).min
+    candidate = convert(masked(f"{nodes} {_SUM}", never=_NEVER, lowest=lowest), name="masked")
     model = model_of(candidate)
     x = np.random.default_rng(0).standard_normal((1, 6, 4)).astype(np.float32)
     x[0, :3, 0], x[0, 3:, 0] = -1, 1
@@ -91,6 +97,13 @@ def test_the_mean_of_equal_values_stays_what_it_is_in_a_long_stream(name: str) -
     assert means
     for key in means:
         np.testing.assert_allclose(states[key], before[key], rtol=1e-6)
+
+
+def test_a_mean_of_what_a_mask_lets_through_takes_no_case_apart() -> None:
+    """A timestep weighs 0 or 1, never much more than all before: one share is enough."""
+    step = convert(ZOO["mean_of_what_counts"].build(), name="mean").proto
+
+    assert not {"Less", "Where"} & {node.op_type for node in step.graph.node}
 
 
 def test_a_mean_of_integers_is_divided_as_the_original_divides() -> None:
