@@ -14,7 +14,10 @@ from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import StreamingWalk
 
-_JOINS = {"ReduceMax": "Max", "ReduceMean": "Add", "ReduceMin": "Min", "ReduceProd": "Mul", "ReduceSum": "Add"}
+_JOINS = {
+    **dict.fromkeys(("ReduceL1", "ReduceMean", "ReduceSum", "ReduceSumSquare"), "Add"),
+    "ReduceMax": "Max", "ReduceMin": "Min", "ReduceProd": "Mul",
+}  # fmt: skip
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
 REDUCTIONS = (*_JOINS, *_POOLS)
@@ -51,7 +54,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 def _before(kind: str, dims: Sequence[Dim], dtype: str) -> Array | None:
     """Return what a reduction begins with, one row, which changes nothing: a state holds finite numbers only."""
-    if kind in {"ReduceSum", "ReduceMean"}:
+    if _JOINS[kind] == "Add":
         return None
     limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
     start = {"ReduceMax": limits.min, "ReduceMin": limits.max, "ReduceProd": 1}[kind]

@@ -140,4 +140,9 @@ ZOO: dict[str, Entry] = {
                        half=np.float32(0.5)),
         "a product over time", "the product so far",
     ),
+    "sums_of_squares": Entry(
+        lambda: pooled("a = ReduceSumSquare <axes = [1], keepdims = 0> (x) b = ReduceL1 <axes = [1, 2]> (x) "
+                       "c = Squeeze (b, two) y = Div (a, c)"),
+        "sums over time of squares and of absolute values", "the sums so far",
+    ),
 }  # fmt: skip
