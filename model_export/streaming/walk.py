@@ -312,10 +312,6 @@ class StreamingWalk:
         if not sizes and any(self.tensors[name].kind != "constant" for name in used):
             return False
         outputs = [name for name in node.output if name]
-        if any(isinstance(self.facts.value(name), list) for name in outputs):
-            for name in outputs:
-                self.tensors[name] = StepTensor("constant")
-            return True
         if not all(self.facts.same_over_time(name) for name in outputs):
             return False
         self.tensors.update(dict.fromkeys(outputs, StepTensor("constant")))
@@ -330,12 +326,11 @@ class StreamingWalk:
         kinds = {self.tensors[name].kind for name in uses(node)}
         if self.length is None or not kinds <= {"constant", "by_position"} or not self.sized.issuperset(outputs):
             return False
+        constant = {name for name in outputs if self.facts.same_over_time(name)}
+        if not all(name in constant or is_by_position(self.facts, name) for name in outputs):
+            return False
         for name in outputs:
-            if not is_by_position(self.facts, name) and not self.facts.same_over_time(name):
-                return False
-        for name in outputs:
-            kind: Kind = "constant" if self.facts.same_over_time(name) else "by_position"
-            self.tensors[name] = StepTensor(kind)
+            self.tensors[name] = StepTensor("constant" if name in constant else "by_position")
         return True
 
     def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:

@@ -134,7 +134,7 @@ def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
         return None
     keys = times[found.place]
     queries = next((axis for axis in times if axis != keys), None)
-    offsets = {_offset(walk, name) for name in _looked_at(walk, node, keys)}
+    offsets = {walk.tensors[name].offset or 0 for name in _looked_at(walk, node, keys)}
     front = max(offsets, default=0)
     if len(offsets) > 1 or front < 0:
         raise walk.refuse(node, "attends over a sequence that was shifted in time", WHY)
@@ -219,10 +219,6 @@ def _seen(walk: StreamingWalk, weights: _Weights, front: int) -> Iterator[tuple[
 def ahead_of_time(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
     """Return the error for attention to timesteps to come."""
     return walk.refuse(node, "attends to timesteps to come", WHY)
-
-
-def _offset(walk: StreamingWalk, name: str) -> int:
-    return walk.tensors[name].offset or 0
 
 
 def _axis(walk: StreamingWalk, node: onnx.NodeProto) -> int:

@@ -36,7 +36,8 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     except RefusedModelError as exc:  # not raised where scores are so far apart that one timestep has all the weight
         error = exc
     scores = Part(walk.operand(name, 0), walk.facts.dims(name))
-    is_log, infinite, finite = node.op_type == "LogSoftmax", _is_infinite(walk, name), _stays_finite(walk, name)
+    is_log, infinite = node.op_type == "LogSoftmax", _is_infinite(walk, name)
+    finite = not infinite and _stays_finite(walk, name)
     weights = TimeWeights(scores, is_log=is_log, mask=_mask(walk, name), infinite=infinite, finite=finite)
     walk.tensors[out] = StepTensor("unsupported", error=error, weights=weights)
 

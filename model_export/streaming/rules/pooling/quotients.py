@@ -36,8 +36,8 @@ def quotient_of_sums(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     if not weight or not values:
         return False
     dims = walk.facts.dims(product)
-    parts = {"weight": part_of(walk, weight, len(dims)), "values": part_of(walk, values, len(dims))}
-    weights = TimeWeights(**parts, divisor=divisor_of(walk, bottom))
+    weight_part, values_part = (part_of(walk, factor, len(dims)) for factor in (weight, values))
+    weights = TimeWeights(weight=weight_part, values=values_part, divisor=divisor_of(walk, bottom))
     total = expanded(walk, summed_so_far(walk, plain(node.name), weights, walk.dtype(product)), dims)
     (reduced,) = emit_again(walk, maker, total.step)
     walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=reduced).output[0], "final")
