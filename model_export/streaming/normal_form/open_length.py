@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from model_export.graph.builder import NodeBuilder
-from model_export.graph.nodes import attributes, captures, replace_items, tensor_names, uses
+from model_export.graph.nodes import attributes, replace_items, tensor_names, uses
 from model_export.manifest import Array
 from model_export.runtime.session import open_session, run_options
 
@@ -237,10 +237,6 @@ def _together(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[list[t
         terms = attrs["equation"].replace(" ", "").split("->")[0].split(",")
         for letter in sorted(set("".join(terms)) - set(".")):
             yield [(place, term.index(letter)) for place, term in enumerate(terms) if letter in term]
-    elif node.op_type == "Scan" and not captures(node):
-        count = int(attrs["num_scan_inputs"])
-        axes = attrs.get("scan_input_axes") or [0] * count
-        yield [(place, axis % rank) for (place, rank), axis in zip(given[-count:], axes, strict=True)]
 
 
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:

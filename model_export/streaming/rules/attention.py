@@ -95,6 +95,9 @@ def attention(walk: StreamingWalk, node: onnx.NodeProto) -> None:
                 "attends over time with a mask that cannot be read in this form of it",
                 "Export with an opset below 23, where attention is written as MatMul and Softmax.",
             )
+        given = attributes(node)
+        if node.op_type != "GroupQueryAttention" and not (given.get("is_causal") or given.get("unidirectional")):
+            raise ahead_of_time(walk, node)
         raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _UNBOUNDED)
     pointwise(walk, node)
 

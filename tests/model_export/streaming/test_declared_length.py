@@ -234,6 +234,21 @@ def test_without_a_declared_length_the_refusal_names_the_flag(name: str, told: s
     assert told in caught.value.fix
 
 
+@pytest.mark.parametrize("length", [None, LENGTH])
+def test_the_attention_operator_over_the_whole_sequence_looks_ahead(length: int | None) -> None:
+    """A declared length does not help, so the refusal must not name it."""
+    whole = graph(
+        "(float[batch, time, 4] x) => (float[batch, time, 4] y) {"
+        "y = Attention <q_num_heads = 2, kv_num_heads = 2> (x, x, x) }",
+        opset=23,
+    )
+
+    with pytest.raises(RefusedModelError, match="attends to timesteps to come") as refused:
+        convert(whole, name="m", length=length)
+
+    assert "--length" not in refused.value.fix
+
+
 @pytest.mark.parametrize(
     "made",
     ["w = Softmax <axis = 0> (p)", 'w = Pad <mode = "edge"> (p, behind)', "w = Neg (q) q = Slice (p, one, last)"],
