@@ -193,13 +193,11 @@ class StreamingWalk:
 
     def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
-        early = self.graph.op("Less", self.count(dims), self.graph.ints([steps]))
-        return self.graph.op("Not", early)
+        return self.graph.op("Not", self.graph.op("Less", self.count(dims), self.graph.ints([steps])))
 
     def count(self, dims: Sequence[Dim]) -> str:
         """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
-        graph = self.graph
-        count = graph.count()
+        graph, count = self.graph, self.graph.count()
         sizes = [dim.at_one_step() for dim in dims]
         batch = next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
         if batch is not None and sizes[batch][1] > 1:  # rows folded with another axis: each row's count, repeated
@@ -246,14 +244,7 @@ class StreamingWalk:
         return self.graph.unique(f"step/{name}") if name in self._outputs else name
 
     def set_output(
-        self,
-        node: onnx.NodeProto,
-        name: str,
-        step: str,
-        kind: Kind,
-        offset: int | None = None,
-        *,
-        edge: bool = False,
+        self, node: onnx.NodeProto, name: str, step: str, kind: Kind, offset: int | None = None, *, edge: bool = False
     ) -> None:
         """Set what an output of a node is in the step graph."""
         tensor = StepTensor(kind, step, offset, edge=edge)
@@ -309,10 +300,9 @@ class StreamingWalk:
         sizes = node.op_type in {"Shape", "Size"}
         if sizes or self.sized.issuperset(used):
             self.sized |= set(node.output)
-        if not sizes and any(self.tensors[name].kind != "constant" for name in used):
-            return False
         outputs = [name for name in node.output if name]
-        if not all(self.facts.same_over_time(name) for name in outputs):
+        is_known = sizes or all(self.tensors[name].kind == "constant" for name in used)
+        if not is_known or not all(self.facts.same_over_time(name) for name in outputs):
             return False
         self.tensors.update(dict.fromkeys(outputs, StepTensor("constant")))
         return True
