@@ -35,9 +35,8 @@ _ELEMENTWISE = {
 }  # fmt: skip
 _MOVING = {"Einsum", "MatMul", "Squeeze", "Transpose", "Unsqueeze", *SHAPED}
 _UNBOUNDED = (
-    "If the model was trained on sequences of N timesteps, declare that: `--length N`, `StepSpec(length=N)`, in Keras "
-    "`keras.Input((N, ...))`. Or give it a mask that lets a fixed number of past timesteps through, and train it that "
-    "way."
+    "If the model was trained on sequences of N timesteps, declare that: `--length N`, `StepSpec(length=N)`. Or give "
+    "it a mask that lets a fixed number of past timesteps through, and train it that way."
 )
 
 

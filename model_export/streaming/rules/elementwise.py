@@ -118,8 +118,7 @@ def _settle_untimed(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: 
             node,
             "gives values by the position in the sequence, from a table or formula that a step cannot follow",
             "Positions grow without end in a stream: use a causal convolution, a recurrence or relative positions, or "
-            "declare the number of timesteps of the model: `--length N`, `StepSpec(length=N)`, in Keras "
-            "`keras.Input((N, ...))`.",
+            "declare the number of timesteps of the model: `--length N`, `StepSpec(length=N)`.",
         )
 
 
