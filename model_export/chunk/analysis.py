@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import Any, NamedTuple
 
@@ -104,6 +104,13 @@ class StepGraphAnalysis:
             name for name in [*loop.states, *loop.made]
             if name in outputs or any(id(user) not in inside for user in self.users.get(name, []))
         ]  # fmt: skip
+
+    @cached_property
+    def may_give_nan(self) -> bool:
+        """Whether a constant has NaN, as tables have behind their last entry."""
+        floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
+        constants = (numpy_helper.to_array(t) for t in self.model.graph.initializer if t.data_type in floats)
+        return any(bool(np.isnan(constant).any()) for constant in constants)
 
     def _check(self) -> None:
         manifest, graph = self.manifest, self.model.graph

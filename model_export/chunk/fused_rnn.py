@@ -86,6 +86,8 @@ def _emit_operator(builder: Vectorizer, node: onnx.NodeProto, first: Sequence[st
     sequence = emitter.op("Transpose", timed_rows, perm=[1, 0, 2])
     given = [sequence, *node.input[1:4], "", *first, *node.input[7:8]]
     y, *last = emitter.split_op(node.op_type, *given, outputs=1 + len(first), **attributes(node))
+    if builder.reading.may_give_nan:
+        y, *last = _with_nan(builder, sequence, y, last)
     names = [*node.output, "", ""][: 1 + len(first)]
     timed = emitter.op("Transpose", y, perm=[1, 2, 0, 3])  # (1, rows, T, units)
     for name, axis in zip(names[:2], (2, 1), strict=True):
@@ -93,6 +95,19 @@ def _emit_operator(builder: Vectorizer, node: onnx.NodeProto, first: Sequence[st
             builder.set_flat(name, emitter.flat(timed, axis, builder.facts[name].row))
     after = dict(zip(names, [emitter.op("Unsqueeze", last[0], emitter.ints([0])), *last], strict=True))
     return {name: tensor for name, tensor in after.items() if name}
+
+
+def _with_nan(builder: Vectorizer, sequence: str, y: str, last: Sequence[str]) -> list[str]:
+    """Return an operator's outputs, NaN from the first NaN of its input on; onnxruntime gives numbers there.
+
+    A table has NaN behind its last position, which a chunk then gives as single steps do.
+    """
+    emitter = builder.emitter
+    zero = emitter.op("ReduceSum", emitter.op("Sub", sequence, sequence), emitter.ints([2]))
+    so_far = emitter.op("CumSum", zero, emitter.ints([0]))  # (T, rows, 1)
+    end = emitter.op("Gather", so_far, emitter.ints([-1]), axis=0)
+    timed = emitter.op("Add", y, emitter.op("Unsqueeze", so_far, emitter.ints([1])))
+    return [timed, *(emitter.op("Add", state, end) for state in last)]
 
 
 def _once(builder: Vectorizer, loop: Loop, known: Mapping[str, str]) -> dict[str, str]:
