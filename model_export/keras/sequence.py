@@ -23,7 +23,7 @@ from model_export.streaming.rules.squares import CAUSAL_FIX
 from model_export.streaming.step import SequenceStep, make_step
 
 _FIXES = {
-    CAUSAL_FIX: "Call it with use_causal_mask=True, or with an attention_mask of past timesteps alone, and train it so.",
+    CAUSAL_FIX: "Let each timestep look at past ones alone, and train it so: use_causal_mask=True, or a mask.",
     LENGTH_FIX: "Declare the number: keras.Input((T, ...)); or give the layer sliding_window=N, where this Keras has "
     "it, or an attention_mask of the last N timesteps.",
     EARLY_FIX: "Send such values as an input of their own, without time axis.",
