@@ -64,7 +64,7 @@ def test_a_sliding_window_needs_no_declared_length(layer: Callable[[], Any]) -> 
     graph, report = export_model(model, name="m")
 
     assert report.parity.steps == 64
-    assert StepModel(graph).manifest.states[0].shape[1] == 4, "the timestep itself is not kept twice"
+    assert StepModel(graph).manifest.states[0].shape[0] == 4, "the timestep itself is not kept twice"
 
 
 def test_a_model_of_few_timesteps_is_verified_over_those() -> None:
@@ -74,8 +74,10 @@ def test_a_model_of_few_timesteps_is_verified_over_those() -> None:
     assert export_model(model, name="m")[1].parity.steps == T
 
 
-def test_a_model_of_one_timestep_keeps_nothing() -> None:
-    assert not export_keras(over(causal(L.MultiHeadAttention(2, 3)), 1), name="m").manifest.states
+def test_attention_of_one_declared_timestep_is_refused() -> None:
+    """It never shows what it does over time."""
+    with pytest.raises(RefusedModelError, match="1 timesteps; expected at least 2"):
+        export_keras(over(causal(L.MultiHeadAttention(2, 3)), 1), name="m")
 
 
 def test_after_its_last_position_a_model_answers_nan() -> None:
@@ -199,10 +201,12 @@ def test_causal_attention_of_few_declared_timesteps_equals_keras(steps: int) -> 
     assert [state.shape for state in caches] == [[steps - 1, 2, 3]] * 2
 
 
-def test_integers_of_each_timestep_are_refused_rather_than_guessed_at_the_end() -> None:
-    """A float can be NaN behind the last timestep that is known; an integer cannot."""
+def test_integers_of_each_timestep_stay_the_last_ones_behind_the_end() -> None:
+    """A float is NaN behind the last timestep that is known; an integer cannot be."""
     ids = keras.Input((T, 2), dtype="int32", name="ids")
     model = keras.Model(ids, L.Embedding(99, 3)(ids + np.arange(T, dtype=np.int32)[:, None]))
 
-    with pytest.raises(RefusedModelError, match=f"int32 weights or constants of its own for each of {T} timesteps"):
-        export_keras(model, name="m")
+    (found,) = stepped(model, np.ones((1, T + 2, 2), np.int32))
+
+    assert (found[T:] == found[T - 1]).all()
+    assert (found[T - 1] != found[T - 2]).any()
