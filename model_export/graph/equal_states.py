@@ -43,7 +43,7 @@ def _are_equal(nodes: Sequence[onnx.NodeProto], one: StateSpec, other: StateSpec
     begin = [(state.dtype, state.shape, state.batch_axis, state.init) for state in (one, other)]
     if begin[0] != begin[1]:
         return False
-    numbers: dict[str, object] = {**{name: kept for name, kept in same.items()}, other.input: one.input}
+    numbers: dict[str, object] = {**same, other.input: one.input}
     for node in nodes:
         key: object = node.output[0]
         if not any(subgraphs(node)):

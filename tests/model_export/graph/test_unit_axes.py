@@ -16,6 +16,7 @@ from tests.model_export.streaming.zoo_parts import graph, ints
 X = "(float[batch, 4] x) => (float[batch, 3] y)"
 UNSQUEEZED = "s = Unsqueeze (x, one)"
 SQUEEZED = "q = Squeeze (z, one)"
+IN_FRONT = "Transpose <perm = [1, 0, 2]>"
 LAYOUT = {"Reshape", "Squeeze", "Unsqueeze", "Transpose"}
 
 # name: (nodes from `x` to `q`, weights, operators that only bring an axis of length 1 or take it away and are left)
@@ -35,8 +36,8 @@ GRAPHS: dict[str, tuple[str, dict[str, Array | tuple[int, ...]], int]] = {
         f"{UNSQUEEZED} m = MatMul (s, W) q = ReduceSum <keepdims = 0> (m, one)", {"W": (4, 3)}, 0,
     ),
     "timesteps in front": (
-        f"{UNSQUEEZED} t = Transpose <perm = [1, 0, 2]> (s) m = MatMul (t, W) u = Tanh (m) "
-        f"z = Transpose <perm = [1, 0, 2]> (u) {SQUEEZED}", {"W": (4, 3)}, 0,
+        f"{UNSQUEEZED} t = {IN_FRONT} (s) m = MatMul (t, W) u = Tanh (m) z = {IN_FRONT} (u) {SQUEEZED}",
+        {"W": (4, 3)}, 0,
     ),
     "a softmax over the one timestep": (
         f"{UNSQUEEZED} m = MatMul (s, W) z = Softmax <axis = 1> (m) {SQUEEZED}", {"W": (4, 3)}, 2,

@@ -83,9 +83,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "any and all over time": lambda: of(extremes),
     "logsumexp over time": lambda: of(lambda x: ops.logsumexp(L.Dense(3)(x), axis=1)),
     "dot_product_attention with a mask": lambda: over(product_with_mask),
-    "a recurrent layer over the features of the last answer": lambda: sequence(
-        L.LSTM(6), L.Reshape((6, 1)), L.GRU(3)
-    ),
+    "a recurrent layer over the features of the last answer": lambda: sequence(L.LSTM(6), L.Reshape((6, 1)), L.GRU(3)),
     "the newest of what was cut": lambda: of(lambda x: x[:, 1:][:, -1]),
 }
 

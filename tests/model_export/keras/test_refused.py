@@ -253,7 +253,7 @@ REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "every_second": (lambda: of(lambda x: x[:, ::2]), "GetItem", "a stride over time"),
     "sum_of_the_batch": (lambda: of(lambda x: ops.einsum("btf->tf", x)), "Einsum", "mixes streams"),
     "repeated_in_time": (lambda: of(lambda x: ops.repeat(x, 2, axis=1)), "Repeat", "along the time axis"),
-    "product_of_values": (lambda: of(lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1)))), "Matmul", "every timestep with"),
+    "product_of_values": (lambda: of(lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1)))), "Matmul", "every timestep"),
     "concatenated_in_time": (lambda: of(lambda x: ops.concatenate([x, x], axis=1)), "Concatenate", "in time"),
     "batch_meets_time": (lambda: of(lambda x: x + L.LSTM(4)(x)), "Add", "2 and 3 axes"),
 }

@@ -61,7 +61,7 @@ def test_a_state_may_begin_from_one_row_of_numbers_for_all() -> None:
     walk, graph, x, scan = begun()
     graph.output("y", total(walk, graph, x, scan, np.array([1, 2], np.float32)))
 
-    np.testing.assert_allclose(run(graph, x=drawn())["y"], drawn().cumsum(axis=1) + [1, 2], rtol=1e-6)
+    np.testing.assert_allclose(run(graph, x=drawn())["y"], drawn().cumsum(axis=1) + np.array([1, 2]), rtol=1e-6)
 
 
 def test_a_state_may_begin_from_a_value_of_each_row() -> None:
@@ -114,7 +114,7 @@ def test_what_has_no_time_axis_is_the_same_in_every_timestep() -> None:
 
 
 def test_a_state_without_a_next_value_is_refused_by_its_name() -> None:
-    walk, graph, x, scan = begun()
+    walk, _, x, scan = begun()
     with scan.body(walk):
         now = scan.element(x)
         scan.state("own.forgotten", (2,), "float32", None)

@@ -1,4 +1,4 @@
-"""Layers of one's own that mix timesteps by hand: attention streams, a loop is one step, the rest is refused by name."""
+"""Layers of one's own that mix timesteps by hand: attention streams, a loop is one step, others are refused."""
 
 from __future__ import annotations
 
