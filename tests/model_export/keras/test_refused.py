@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "concatenate_time": (
         lambda: of(lambda x: L.Concatenate(axis=1, name="odd")([x, x])), "Concatenate", "one behind the other in time",
     ),
-    "static_beside_timed": (static_beside_timed, "Add", "one without"),
+    "static_beside_timed": (static_beside_timed, "Add", "one with 2 entries in its place"),
     "state_of_a_sequence": (state_of_a_sequence, "LSTM", "which the sequence decides"),
     "stateful_twice": (stateful_twice, "GRU", "stateful and called more than once"),
     "dropout_that_stays_on": (dropout_that_stays_on, "Dropout", "training=True"),
