@@ -84,8 +84,8 @@ def _stay_equal(proto: onnx.ModelProto, one: Any, other: Any) -> bool:
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         feeds[value.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
     feeds[other.input] = feeds[one.input]
-    after = session.run([one.output, other.output], feeds)
-    return np.array_equal(*after, equal_nan=True)
+    first, second = session.run([one.output, other.output], feeds)
+    return bool(np.array_equal(first, second, equal_nan=True))
 
 
 def late(proto: onnx.ModelProto, manifest: Any) -> None:

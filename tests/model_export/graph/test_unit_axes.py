@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ IN_FRONT = "Transpose <perm = [1, 0, 2]>"
 LAYOUT = {"Reshape", "Squeeze", "Unsqueeze", "Transpose"}
 
 # name: (nodes from `x` to `q`, weights, operators that only bring an axis of length 1 or take it away and are left)
-GRAPHS: dict[str, tuple[str, dict[str, Array | tuple[int, ...]], int]] = {
+GRAPHS: dict[str, tuple[str, dict[str, Any], int]] = {
     "a product and a bias": (f"{UNSQUEEZED} m = MatMul (s, W) z = Add (m, B) {SQUEEZED}", {"W": (4, 3), "B": (3,)}, 0),
     "a bias with an axis of length 1": (
         f"{UNSQUEEZED} m = MatMul (s, W) z = Add (m, B) {SQUEEZED}", {"W": (4, 3), "B": (1, 3)}, 0,
@@ -52,7 +53,7 @@ GRAPHS: dict[str, tuple[str, dict[str, Array | tuple[int, ...]], int]] = {
 }  # fmt: skip
 
 
-def made(nodes: str, weights: dict[str, Array | tuple[int, ...]], *, opset: int = 20) -> onnx.ModelProto:
+def made(nodes: str, weights: dict[str, Any], *, opset: int = 20) -> onnx.ModelProto:
     return graph(f"{X} {{ {nodes} y = Identity (q) }}", opset=opset, one=ints(1), two=ints(2), **weights)
 
 
