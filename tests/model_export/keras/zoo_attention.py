@@ -243,12 +243,12 @@ ZOO: dict[str, ZooModel] = {
     "attention_by_hand": ZooModel(
         lambda: over(lambda x: L.LayerNormalization()(x + AttentionByHand()(x))),
         "a custom layer that is causal attention, written with operations on the whole sequence",
-        "the layer's past inputs; it runs over all timesteps again at each",
+        "past keys and values; the position in the stream",
     ),
     "loop_by_hand": ZooModel(
         lambda: over(lambda x: L.Dense(3)(LoopByHand()(x))),
         "a custom layer with a Python loop over the timesteps",
-        "the layer's past inputs; it runs over all timesteps again at each",
+        "the state that the loop hands on: its body is one step",
     ),
     "positions_of_tokens": ZooModel(
         small_gpt,
