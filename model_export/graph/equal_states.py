@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import onnx
 
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import mapped, renamed, replace_items, subgraphs
+from model_export.graph.nodes import mapped, needed_nodes, renamed, replace_items, subgraphs
 from model_export.manifest import StateSpec
 
 
@@ -30,10 +30,10 @@ def without_equal_states(
     if not same:
         return model, kept
     graph, gone = model.graph, {state.output for state in states} - {state.output for state in kept}
-    left = [node for node in nodes if gone.isdisjoint(node.output)]
-    replace_items(graph.node, [renamed(node, mapped(same), name=node.name) for node in left])
     replace_items(graph.input, [value for value in graph.input if value.name not in same])
     replace_items(graph.output, [value for value in graph.output if value.name not in gone])
+    left = needed_nodes(nodes, [value.name for value in graph.output])
+    replace_items(graph.node, [renamed(node, mapped(same), name=node.name) for node in left])
     return model, kept
 
 

@@ -143,6 +143,8 @@ class KerasReference:
             if len(layer._inbound_nodes) == 1 and (tensor := _tensor_of(layer, self._exported.proto)) is not None
         ]
         found = [part for part in found if _has_time(part[2].shape, length)]
+        if not found:
+            return []
         looked_at = keras.Model(_flat(function.inputs), [output for _, _, output in found])
         with self.stateless():
             values = keras.tree.flatten(looked_at.call(_flat(self.feeds(sequences, length)), training=False))

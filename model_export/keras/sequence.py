@@ -17,7 +17,18 @@ from model_export.keras.subclassed import walkable
 from model_export.keras.value import Value
 from model_export.keras.walk import KerasWalk, functional
 from model_export.manifest import DTYPES, Manifest
+from model_export.streaming.rules.attention import LENGTH_FIX
+from model_export.streaming.rules.slicing import EARLY_FIX
+from model_export.streaming.rules.squares import CAUSAL_FIX
 from model_export.streaming.step import SequenceStep, make_step
+
+_FIXES = {
+    CAUSAL_FIX: "Let each timestep look at past ones alone, and train it so: use_causal_mask=True, or a mask.",
+    LENGTH_FIX: "Declare the number: keras.Input((T, ...)); or give the layer sliding_window=N, where this Keras has "
+    "it, or an attention_mask of the last N timesteps.",
+    EARLY_FIX: "Send such values as an input of their own, without time axis.",
+}
+"""What the streaming pass says can be done, in Keras' terms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
             )
             return ExportedStep(step, found.facts, _timed(step, found.outputs), found.bounded)
         except RefusedModelError as exc:
+            exc.fix = _FIXES.get(exc.fix, exc.fix)
             if (own := re.search(r" of layer '.*?' \((\w+)\)", exc.problem)) and "register_step_rule" not in exc.fix:
                 exc.fix += f" Or write a step rule for {own[1]}: stepwell.register_step_rule."
             refused = refused or exc
@@ -137,9 +149,9 @@ def _timed(step: SequenceStep, outputs: list[str]) -> dict[str, bool]:
                 fix="Return (batch, time, ...), or one answer for the sequence.",
             )
         if found.extra:
-            more = "more" if found.extra > 0 else "fewer"
+            than = f"{abs(found.extra)} timestep(s) {'longer' if found.extra > 0 else 'shorter'} than the model's input"
             raise RefusedModelError(
-                f"Output {name!r} has {abs(found.extra)} timestep(s) {more} than the model's input.",
+                f"{found.resized} makes output {name!r} {than}." if found.resized else f"Output {name!r} is {than}.",
                 fix="A stream has one answer for each timestep: crop the padding, or pad in front of what shortens "
                 "the sequence: padding='causal' (Conv1D), or ZeroPadding1D((k - 1) * dilation, 0).",
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from model_export.keras.sequence import export_keras, plain
 from model_export.keras.subclassed import walkable
 from model_export.keras.walk import functional
 from model_export.manifest import StateSpec
+from model_export.streaming.step_graph import plain as as_in_states
 
 
 def to_step_model(model: Any) -> keras.Model:
@@ -38,7 +38,7 @@ def to_step_model(model: Any) -> keras.Model:
         )
         for spec in specs
     }
-    step = _Stepped(exported.manifest.states)
+    step = _Stepped(exported.step.layer_states)
     function = functional(walkable(model))
     answers = step.run(function, [inputs[name] for name in exported.facts], "")
     if step.left:
@@ -65,7 +65,6 @@ class _Stepped:
         self.states: dict[str, Any] = {}
         self.next_states: dict[str, Any] = {}
         self._layers: dict[str, Any] = {}
-        self._calls: Counter[str] = Counter()
 
     def run(self, function: Any, inputs: list[Any], prefix: str) -> list[Any]:
         """Return the flat outputs of a functional model for one timestep."""
@@ -83,9 +82,7 @@ class _Stepped:
                 [args[0][t.name] for t in inner.inputs] if isinstance(args[0], dict) else keras.tree.flatten(args[0])
             )
             return self.run(inner, given, f"{path}.")
-        self._calls[path] += 1
-        label = plain(path) if self._calls[path] == 1 else f"{plain(path)}_{self._calls[path]}"
-        own = [spec for name, spec in self.left.items() if name.startswith((f"{label}.", f"{label}/"))]
+        own = [spec for name, spec in self.left.items() if name.startswith(f"{as_in_states(path)}.")]
         if own:
             return self._stepped(operation, path, args, kwargs, own)
         if isinstance(operation, keras.layers.Reshape):
@@ -102,13 +99,15 @@ class _Stepped:
         return results
 
     def _stepped(self, layer: Any, path: str, args: Any, kwargs: Any, specs: list[StateSpec]) -> Any:
-        """Call a layer that carries states."""
+        """Call a layer that carries states; those of its first call are the first ones."""
+        count = len(keras.tree.flatten(layer.get_initial_state(1))) if isinstance(layer, keras.layers.RNN) else 1
+        specs = specs[:count]
         inputs = [self._state(spec) for spec in specs]
-        if isinstance(layer, keras.layers.RNN) and len(specs) == len(keras.tree.flatten(layer.get_initial_state(1))):
+        if isinstance(layer, keras.layers.RNN) and len(specs) == count:
             step = self._once(path, lambda: RecurrentStep(layer, path))
             # Keras hands masks on by itself only to layers with one tensor for an argument.
             answers = step(args[0], inputs, mask=kwargs.get("mask", getattr(args[0], "_keras_mask", None)))
-        elif getattr(layer, "padding", None) == "causal" and len(specs) == 1:
+        elif getattr(layer, "padding", None) == "causal":
             step = self._once(path, lambda: WindowStep(layer, path))
             answers = step(args[0], *inputs)
         else:

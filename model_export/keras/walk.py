@@ -142,10 +142,9 @@ class KerasWalk:
         except RefusedCallError as exc:
             if not exc.path.startswith(f"{call.path}/"):  # this layer, or the one that made what comes in
                 raise
-            if prefix == call.path:  # code of Keras: what it calls is a detail
-                raise
             rule = f" Or write a step rule for {type(call.layer).__name__}: stepwell.register_step_rule."
-            fix = exc.fix + (rule if isinstance(call.layer, keras.Layer) else "")
+            is_own = isinstance(call.layer, keras.Layer) and not is_code_of_keras(call.layer)
+            fix = exc.fix + (rule if is_own else "")
             raise call.refuse(exc.problem.rstrip("."), fix) from exc
         return [v if isinstance(v, Value) else constant_beside(call, call.operands[0], v) for v in results]
 

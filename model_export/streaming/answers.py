@@ -11,6 +11,8 @@ import numpy as np
 from model_export.errors import RefusedModelError
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.dataflow import Flow, laid_out_from, read_flow
+from model_export.graph.described import described
+from model_export.graph.nodes import uses
 from model_export.graph.unit_axes import OLDEST_OPSET
 from model_export.manifest import OutputSpec
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
@@ -27,12 +29,14 @@ class OutputLayout:
         batch: Axis of the rows; None: it has none.
         extra: How many timesteps longer than the sequence it is.
         order: How a folded axis holds both: `BT` or `TB`; empty: they have an axis each.
+        resized: What messages call the last node before it that gives more or fewer timesteps than it takes.
     """
 
     time: int | None
     batch: int | None
     extra: int = 0
     order: str = ""
+    resized: str = ""
 
 
 def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
@@ -105,7 +109,21 @@ def _answer(walk: StreamingWalk, name: str, inputs: SequenceInputs) -> tuple[Out
         step = walk.graph.op("Transpose", step, perm=perm) if perm else step
     walk.graph.add_output(spec, step)
     extra = walk.facts.length_delta(name) if time is not None else 0
-    return spec, OutputLayout(time, batch, extra, walk.facts.order(name) if folded else "")
+    resized = _resized(walk, name) if extra else ""
+    return spec, OutputLayout(time, batch, extra, walk.facts.order(name) if folded else "", resized)
+
+
+def _resized(walk: StreamingWalk, name: str) -> str:
+    """Return what messages call the last node before a tensor that gives more or fewer timesteps than it takes."""
+    makers = {made: node for node in walk.model.graph.node for made in node.output}
+    extra = walk.facts.length_delta(name)
+    while (node := makers.get(name)) is not None:
+        timed = [one for one in uses(node) if walk.facts.dims(one) and walk.facts.time_axis(one) is not None]
+        same = next((one for one in timed if walk.facts.length_delta(one) == extra), None)
+        if same is None:
+            return described(node)
+        name = same
+    return ""
 
 
 def _axis_of_one(dims: Sequence[Dim], inputs: SequenceInputs) -> int | None:

@@ -17,7 +17,7 @@ from model_export.graph.equal_states import without_equal_states
 from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import OLDEST_OPSET, without_unit_axes
-from model_export.manifest import Array, BatchSpec, InputSpec, Manifest
+from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec, rows_in_front
 from model_export.streaming.axes.axis_search import find_inputs
@@ -72,6 +72,7 @@ class SequenceStep:
         inputs: What the sequence graph takes.
         outputs: Where its answers have their axes.
         watched: Nodes to compare where the answers differ, in order.
+        layer_states: What each layer carries, also where the step graph has one state for several that are equal.
         rounding: How far the graph is from exact, where it computes in float16.
     """
 
@@ -81,6 +82,7 @@ class SequenceStep:
     inputs: SequenceInputs
     outputs: dict[str, OutputLayout]
     watched: list[Watched]
+    layer_states: list[StateSpec]
     rounding: float = 0.0
 
 
@@ -186,7 +188,8 @@ def _step_of(
     proto, manifest.states = without_equal_states(proto, walk.graph.states)
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
-    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk), HALF if is_half else 0.0)
+    rounding = HALF if is_half else 0.0
+    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk), walk.graph.states, rounding)
 
 
 def _read(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import helper, numpy_helper
 
 from model_export.converted import ConvertedModel
@@ -59,14 +60,32 @@ def dropped_state(proto: onnx.ModelProto, manifest: Any) -> None:
 
 
 def swapped_states(proto: onnx.ModelProto, manifest: Any) -> None:
-    """The first two states of one shape take each other's next value."""
+    """The first two states of one shape take each other's next value; not two that always hold the same numbers."""
     shapes = [(state.dtype, *state.shape) for state in manifest.states]
     pairs = [(i, j) for j in range(len(shapes)) for i in range(j) if shapes[i] == shapes[j]]
-    one, other = pairs[0]
-    names = manifest.states[one].output, manifest.states[other].output
+    states = ((manifest.states[i], manifest.states[j]) for i, j in pairs)
+    one, other = next((pair for pair in states if not _stay_equal(proto, *pair)), (None, None))
+    if one is None or other is None:
+        raise LookupError("no two states of one shape hold different numbers")
+    names = one.output, other.output
     for node in proto.graph.node:
         node.output[:] = [{names[0]: names[1], names[1]: names[0]}.get(name, name) for name in node.output]
         node.input[:] = [{names[0]: names[1], names[1]: names[0]}.get(name, name) for name in node.input]
+
+
+def _stay_equal(proto: onnx.ModelProto, one: Any, other: Any) -> bool:
+    """Whether two states are equal after a timestep before which they are; then a swap changes nothing."""
+    if getattr(one, "init", None) != getattr(other, "init", None):
+        return False
+    session, rng = onnxruntime.InferenceSession(proto.SerializeToString()), np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    for value in proto.graph.input:
+        shape = [dim.dim_value or 32 for dim in value.type.tensor_type.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        feeds[value.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
+    feeds[other.input] = feeds[one.input]
+    first, second = session.run([one.output, other.output], feeds)
+    return bool(np.array_equal(first, second, equal_nan=True))
 
 
 def late(proto: onnx.ModelProto, manifest: Any) -> None:

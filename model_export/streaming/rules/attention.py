@@ -16,8 +16,8 @@ from model_export.graph.nodes import attributes, uses
 from model_export.manifest import Array
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.squares import (
+    CAUSAL_FIX,
     SHAPED,
-    WHY,
     Square,
     axis_in_output,
     operands,
@@ -34,7 +34,7 @@ _ELEMENTWISE = {
     "Softplus", "Softsign", "Sqrt", "Sub", "Tanh", "Where", "Xor",
 }  # fmt: skip
 _MOVING = {"Einsum", "MatMul", "Squeeze", "Transpose", "Unsqueeze", *SHAPED}
-_UNBOUNDED = (
+LENGTH_FIX = (
     "If the model was trained on sequences of N timesteps, declare that: `--length N`, `StepSpec(length=N)`. Or give "
     "it a mask that lets a fixed number of past timesteps through, and train it that way."
 )
@@ -98,7 +98,7 @@ def attention(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         given = attributes(node)
         if node.op_type != "GroupQueryAttention" and not (given.get("is_causal") or given.get("unidirectional")):
             raise ahead_of_time(walk, node)
-        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _UNBOUNDED)
+        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", LENGTH_FIX)
     pointwise(walk, node)
 
 
@@ -133,14 +133,14 @@ def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
     found = _softmax_behind(walk, out, times)
     if found is None:
         if node.op_type in {"MatMul", "Einsum"} and not from_the_end:
-            raise walk.refuse(node, "compares every timestep with every other", WHY)
+            raise walk.refuse(node, "compares every timestep with every other", CAUSAL_FIX)
         return None
     keys = times[found.place]
     queries = next((axis for axis in times if axis != keys), None)
     offsets = {walk.tensors[name].offset or 0 for name in _looked_at(walk, node, keys)}
     front = max(offsets, default=0)
     if len(offsets) > 1 or front < 0:
-        raise walk.refuse(node, "attends over a sequence that was shifted in time", WHY)
+        raise walk.refuse(node, "attends over a sequence that was shifted in time", CAUSAL_FIX)
     window, masked = _window(walk, node, found, front)
     return Square(window, front, keys, queries, ahead_of_time(walk, node) if masked else None)
 
@@ -199,7 +199,7 @@ def _window(walk: StreamingWalk, node: onnx.NodeProto, weights: _Weights, front:
     if len(sizes) == 1 and not (masked and walk.length and 2 * largest > shortest):
         return largest, masked
     if walk.length is None:
-        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", _UNBOUNDED)
+        raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", LENGTH_FIX)
     return walk.length + front, masked
 
 
@@ -221,7 +221,7 @@ def _seen(walk: StreamingWalk, weights: _Weights, front: int) -> Iterator[tuple[
 
 def ahead_of_time(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
     """Return the error for attention to timesteps to come."""
-    return walk.refuse(node, "attends to timesteps to come", WHY)
+    return walk.refuse(node, "attends to timesteps to come", CAUSAL_FIX)
 
 
 def _axis(walk: StreamingWalk, node: onnx.NodeProto) -> int:

@@ -17,6 +17,10 @@ from model_export.streaming.walk import StreamingWalk
 
 _END = 2**31 - 1
 _WHOLE = "Pad and cut whole timesteps."
+EARLY_FIX = (
+    "Keep such values as inputs of their own. If the exporter unrolled a loop over time, export with a dynamic time "
+    "axis, or give the module itself to `stepwell export`."
+)
 
 
 def pad(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -222,8 +226,7 @@ def _early(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
     return walk.refuse(
         node,
         "takes timesteps at fixed places of the sequence, counted from its beginning, for all later ones",
-        "Keep such values as inputs of their own. If the exporter unrolled a loop over time, export with a dynamic "
-        "time axis, or give the module itself to `stepwell export`.",
+        EARLY_FIX,
     )
 
 

@@ -17,7 +17,7 @@ from model_export.streaming.positions import emit_by_position, emit_table
 from model_export.streaming.rules.reductions import read_axes
 from model_export.streaming.walk import StreamingWalk
 
-WHY = "Give it a mask that lets a fixed number of past timesteps through, and train it that way."
+CAUSAL_FIX = "Give it a mask that lets a fixed number of past timesteps through, and train it that way."
 SHAPED = {"Reshape", "Expand"}
 """Operators whose second input is the shape of their output."""
 _IN_ORDER = {"Reshape", "Squeeze", "Unsqueeze"}
@@ -111,10 +111,10 @@ def _operand(walk: StreamingWalk, node: onnx.NodeProto, place: int, square: Squa
             return walk.window(name, square.window - 1)
         if tensor.kind == "per_step" and tensor.offset is None and square.keys is not None:
             return tensor.step
-        raise walk.refuse(node, "attends over a sequence that was shifted in time", WHY)
+        raise walk.refuse(node, "attends over a sequence that was shifted in time", CAUSAL_FIX)
     elif len(times) == 1 and become[times[0]] == square.queries is not None:
         if tensor.offset:
-            raise walk.refuse(node, "attends over a sequence that was shifted in time", WHY)
+            raise walk.refuse(node, "attends over a sequence that was shifted in time", CAUSAL_FIX)
         if tensor.kind != "final":
             return walk.operand(name, 0, node)
     raise without_rule(walk, node)
@@ -122,7 +122,7 @@ def _operand(walk: StreamingWalk, node: onnx.NodeProto, place: int, square: Squa
 
 def without_rule(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:
     """Return the error for a node that is no part of attention that is known here."""
-    return walk.refuse(node, "compares every timestep with every other in a way without a rule", WHY)
+    return walk.refuse(node, "compares every timestep with every other in a way without a rule", CAUSAL_FIX)
 
 
 # ---------------------------------------------------------------- masks, which follow from the sizes alone
@@ -146,7 +146,7 @@ def _row_of_table(walk: StreamingWalk, node: onnx.NodeProto, place: int, square:
         return walk.graph.constant(np.moveaxis(first, (-2, -1), axes))
     longest = squares[0]
     if longest is None or not whole or any(table is None or not _begins(longest, table) for table in squares):
-        raise walk.refuse(node, f"uses {name!r}, which depends on the position in the sequence", WHY)
+        raise walk.refuse(node, f"uses {name!r}, which depends on the position in the sequence", CAUSAL_FIX)
     rows = np.moveaxis(_windows(longest, size, square.front), (-2, -1), axes)
     return emit_table(walk, rows, axes[0], name, node)
 

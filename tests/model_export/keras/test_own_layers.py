@@ -145,7 +145,7 @@ def test_a_state_is_named_after_the_layer_and_in_ones_own_code_after_its_operati
         return [state.input for state in export_keras(of(layer), name="m").manifest.states]
 
     assert names(L.Conv1D(5, 3, padding="causal", name="tap")) == ["tap.past"]
-    assert names(Own([(3, 4, 5)], lambda x, kernel: ops.conv(padded(x, 2), kernel))) == ["own/conv.past"]
+    assert names(Own([(3, 4, 5)], lambda x, kernel: ops.conv(padded(x, 2), kernel))) == ["own.conv.past"]
 
 
 def test_a_refusal_names_the_layer_and_the_operation_in_it() -> None:

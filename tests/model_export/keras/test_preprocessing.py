@@ -47,6 +47,12 @@ def test_a_class_outside_the_table_sets_no_place(mode: str) -> None:
     np.testing.assert_array_equal(step(wrapped, x), layer(x))
 
 
+def test_several_classes_of_a_timestep_are_counted_place_by_place_over_the_sequence_as_keras_does() -> None:
+    model = over(L.CategoryEncoding(4, output_mode="count"), (3,), "int32")
+
+    assert export_model(model, name="m")[1].parity.max_abs == 0
+
+
 @pytest.mark.parametrize("layer", AUGMENTATION, ids=lambda layer: type(layer).__name__)
 def test_augmentation_rests(layer: Any) -> None:
     x = np.random.default_rng(0).random((5, 6, 6, 3)).astype(np.float32)
@@ -95,8 +101,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "resizing": (lambda: frame(L.Resizing(3, 3, name="odd")), "Resizing", "whole images"),
     "cropping": (lambda: frame(L.CenterCrop(3, 3, name="odd")), "CenterCrop", "whole images"),
     "contrast": (lambda: frame(L.AutoContrast(name="odd")), "AutoContrast", "whole images"),
-    "many_classes_over_time": (
-        lambda: over(L.CategoryEncoding(4, output_mode="count", name="odd"), (3,), "int32"),
+    "classes_joined_over_time": (
+        lambda: over(L.CategoryEncoding(4, output_mode="count", name="odd"), (), "int32"),
         "CategoryEncoding",
         "joins along axis 1, which is time",
     ),

@@ -68,7 +68,7 @@ class Two(keras.layers.Layer):  # type: ignore[misc]
 def test_numbered_layers_in_the_code_of_another_keep_their_names() -> None:
     names = [state.input for state in export(sequence(Two())).manifest.states]
 
-    assert names == [f"two/encoder_{n}.{state}" for n in (1, 2) for state in "hc"]
+    assert names == [f"two.encoder_{n}.{state}" for n in (1, 2) for state in "hc"]
 
 
 def test_a_layer_called_twice_has_two_states() -> None:
@@ -180,11 +180,11 @@ def test_a_layer_that_rests_outside_training_adds_nothing(layer: str) -> None:
     assert [node.op_type for node in export(model).proto.graph.node] == ["Identity"]
 
 
-def test_odd_characters_in_names_become_underscores() -> None:
+def test_odd_characters_in_names_become_underscores_and_dots_in_those_of_states() -> None:
     model = keras.Model(x := keras.Input((None, 2), name="room 1: °C"), L.GRU(2, name="a b")(x))
 
     exported = export(model)
 
     onnx.checker.check_model(exported.proto)
     assert [exported.manifest.inputs[0].name, exported.manifest.outputs[0].name] == ["room_1___C", "a_b"]
-    assert load(exported).manifest.states[0].input == "a_b.h"
+    assert load(exported).manifest.states[0].input == "a.b.h"

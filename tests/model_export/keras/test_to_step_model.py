@@ -25,6 +25,8 @@ COVERED = [
     "network_of_each_timestep",
 ]  # fmt: skip
 
+FUNCTIONS = ("tanh", "sigmoid")
+
 
 def run(step: Any, inputs: Mapping[str, Array], timed: Mapping[str, bool], steps: int) -> list[dict[str, Array]]:
     """Feed sequences one timestep at a time, states from zeros."""
@@ -53,6 +55,18 @@ def test_step_by_step_it_equals_the_original(name: str) -> None:
     for (output, has_time), want in zip(exported.timed.items(), keras.tree.flatten(whole), strict=True):
         got = np.concatenate([a[output] for a in answers], axis=1) if has_time else answers[-1][output]
         np.testing.assert_allclose(got, want, atol=1e-5, err_msg=output)
+
+
+def test_layers_whose_states_are_equal_keep_one_each() -> None:
+    """The step graph has the window of two convolutions over one sequence once; a layer's step needs its own."""
+    model = of(lambda x: L.Multiply()([L.Conv1D(3, 2, padding="causal", activation=kind)(x) for kind in FUNCTIONS]))
+    x = np.random.default_rng(0).standard_normal((2, 4, 4)).astype(np.float32)
+
+    answers = run(to_step_model(model), {"x": x}, {"x": True}, 4)
+
+    assert len(export_keras(model, name="m").manifest.states) == 1
+    found = np.concatenate([next(iter(answer.values())) for answer in answers], axis=1)
+    np.testing.assert_allclose(found, model(x), atol=1e-6)
 
 
 def test_weights_are_shared_and_not_copied() -> None:

@@ -248,7 +248,7 @@ ZOO: dict[str, ZooModel] = {
     "loop_by_hand": ZooModel(
         lambda: over(lambda x: L.Dense(3)(LoopByHand()(x))),
         "a custom layer with a Python loop over the timesteps",
-        "the state of the loop",
+        "the state that the loop hands on: its body is one step",
     ),
     "positions_of_tokens": ZooModel(
         small_gpt,

@@ -125,8 +125,10 @@ def test_weights_of_any_sign_are_summed_as_they_are() -> None:
 
 def unscaled(proto: onnx.ModelProto, manifest: Any) -> None:
     """What was summed up before is not scaled down when a larger score comes."""
-    (node,) = [node for node in proto.graph.node if node.op_type == "Mul" and manifest.states[0].input in node.input]
-    node.op_type, node.input[:] = "Identity", [manifest.states[0].input]
+    state = manifest.states[0].input
+    as_is = {state, *(node.output[0] for node in proto.graph.node if node.op_type == "Reshape" and state in node.input)}
+    (node,) = [node for node in proto.graph.node if node.op_type == "Mul" and not as_is.isdisjoint(node.input)]
+    node.op_type, node.input[:] = "Identity", [name for name in node.input if name in as_is]
 
 
 def light(proto: onnx.ModelProto, manifest: Any) -> None:

@@ -1,0 +1,118 @@
+"""Whole kinds of models that the sequence graph lets stream: each equals Keras, step by step and row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from model_export.step_model import StepModel
+from tests.model_export.keras.proven import export_model
+from tests.model_export.keras.zoo_attention import T, over
+from tests.model_export.keras.zoo_parts import RS, L, of, ops, randomise, sequence
+
+
+class Learned(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """Attention between a sequence and vectors that are weights.
+
+    Args:
+        queries: Whether the weights are the queries, so that there is one answer for the sequence; else the keys.
+    """
+
+    def __init__(self, *, queries: bool) -> None:
+        super().__init__()
+        self.queries, self.attend = queries, L.MultiHeadAttention(2, 3)
+
+    def build(self, shape: Any) -> None:
+        self.vectors = self.add_weight(shape=(1, 2, shape[-1]), name="vectors")
+        self.attend.build(shape, shape)
+
+    def call(self, x: Any) -> Any:
+        vectors = ops.broadcast_to(self.vectors, (ops.shape(x)[0], 2, x.shape[-1]))
+        return self.attend(vectors, x) if self.queries else x + self.attend(x, vectors)
+
+
+def masked_from_an_input() -> Any:
+    x, start = keras.Input((None, 4), name="x"), keras.Input((5,), name="start")
+    return keras.Model([x, start], L.GRU(5, **RS)(L.Masking()(x), initial_state=start))
+
+
+def static_over_time() -> Any:
+    x, who = keras.Input((None, 4), name="x"), keras.Input((3,), name="who")
+
+    class Beside(keras.Layer):  # type: ignore[misc]  # Keras has no types
+        def call(self, x: Any, who: Any) -> Any:
+            rows, steps = ops.shape(x)[:2]
+            return ops.concatenate([x, ops.broadcast_to(ops.expand_dims(who, 1), (rows, steps, 3))], axis=-1)
+
+    return keras.Model([x, who], L.GRU(3, **RS)(Beside()(x, who)))
+
+
+def statistics(x: Any) -> Any:
+    h = L.Dense(5, "tanh")(x)
+    return L.Dense(2)(ops.concatenate([ops.mean(h, axis=1), ops.std(h, axis=1)], axis=-1))
+
+
+def attention_inside(x: Any) -> Any:
+    parts = keras.Input((4, 2))
+    within = keras.Model(parts, L.MultiHeadAttention(2, 3)(parts, parts))
+    return L.GRU(3, **RS)(L.TimeDistributed(L.Flatten())(L.TimeDistributed(within)(L.Reshape((-1, 4, 2))(x))))
+
+
+def extremes(x: Any) -> Any:
+    return ops.cast(ops.stack([ops.any(x > 1.5, axis=1), ops.all(x < 2.0, axis=1)], axis=-1), "float32")
+
+
+def product_with_mask(x: Any) -> Any:
+    q, k, v = (L.Reshape((T, 2, 4))(L.Dense(8)(x)) for _ in range(3))
+    seen = np.tril(np.ones((1, 1, T, T), bool)) & ~np.tril(np.ones((1, 1, T, T), bool), -3)
+    return L.Reshape((T, 8))(ops.dot_product_attention(q, k, v, mask=seen))
+
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "a masked layer that starts from an input": masked_from_an_input,
+    "a static input broadcast over time": static_over_time,
+    "statistics pooling": lambda: of(statistics),
+    "the variance over time": lambda: of(lambda x: ops.var(x, axis=1)),
+    "learned queries": lambda: of(lambda x: L.Dense(2)(L.Flatten()(Learned(queries=True)(L.GRU(6, **RS)(x))))),
+    "learned keys": lambda: of(Learned(queries=False)),
+    "attention inside TimeDistributed": lambda: of(attention_inside, features=8),
+    "any and all over time": lambda: of(extremes),
+    "logsumexp over time": lambda: of(lambda x: ops.logsumexp(L.Dense(3)(x), axis=1)),
+    "dot_product_attention with a mask": lambda: over(product_with_mask),
+    "a recurrent layer over the features of the last answer": lambda: sequence(L.LSTM(6), L.Reshape((6, 1)), L.GRU(3)),
+    "the newest of what was cut": lambda: of(lambda x: x[:, 1:][:, -1]),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_model_over_time_equals_keras(name: str) -> None:
+    model = KINDS[name]()
+    randomise(model)
+
+    _, report = export_model(model, name="m")
+
+    assert report.parity.max_abs < 1e-5
+
+
+def test_an_initial_state_from_an_input_is_sent_once_and_held_over_masked_timesteps() -> None:
+    model = masked_from_an_input()
+    randomise(model)
+    step = StepModel(export_model(model, name="m")[0])
+    rng = np.random.default_rng(4)
+    x, start = rng.standard_normal((2, 6, 4)).astype(np.float32), rng.standard_normal((2, 5)).astype(np.float32)
+    x[:, :2] = 0
+
+    found, _ = step.chunk({"x": x, "start": np.repeat(start[:, None], 6, axis=1)}, step.initial_states(2))
+
+    np.testing.assert_allclose(next(iter(found.values())), model([x, start]), atol=1e-5)
+
+
+def test_two_windows_over_one_sequence_are_carried_once() -> None:
+    gated = of(lambda x: L.Conv1D(3, 4, padding="causal")(x) * L.Conv1D(3, 4, padding="causal", activation="tanh")(x))
+    randomise(gated)
+
+    assert [state.shape for state in StepModel(export_model(gated, name="m")[0]).manifest.states] == [[3, 4]]
