@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import onnx
 
@@ -20,34 +20,42 @@ def without_equal_states(
         model: The step graph; its nodes are changed in place.
         states: What it carries.
     """
-    same: dict[str, str] = {}
-    kept: list[StateSpec] = []
     nodes = in_order(model.graph.node)
-    for state in states:
-        if (first := next((one for one in kept if _are_equal(nodes, one, state, same)), None)) is None:
-            kept.append(state)
-        else:
-            same[state.input] = first.input
-    if not same:
+    classes = _numbered({s.input: (s.dtype, tuple(s.shape), s.batch_axis, s.init) for s in states})
+    while True:
+        after = _numbers(nodes, classes)
+        split = _numbered({s.input: (classes[s.input], after[s.output]) for s in states})
+        if split == classes:
+            break
+        classes = split
+    firsts: dict[int, str] = {}
+    same = {state.input: firsts.setdefault(classes[state.input], state.input) for state in states}
+    kept = [state for state in states if same[state.input] == state.input]
+    if len(kept) == len(states):
         return model, kept
     graph, gone = model.graph, {state.output for state in states} - {state.output for state in kept}
     left = [node for node in nodes if gone.isdisjoint(node.output)]
     replace_items(graph.node, [renamed(node, mapped(same), name=node.name) for node in left])
-    replace_items(graph.input, [value for value in graph.input if value.name not in same])
+    replace_items(graph.input, [value for value in graph.input if same.get(value.name, value.name) == value.name])
     replace_items(graph.output, [value for value in graph.output if value.name not in gone])
     return model, kept
 
 
-def _are_equal(nodes: Sequence[onnx.NodeProto], one: StateSpec, other: StateSpec, same: Mapping[str, str]) -> bool:
-    """Whether two states stay the same if they are before a timestep."""
-    begin = [(state.dtype, state.shape, state.batch_axis, state.init) for state in (one, other)]
-    if begin[0] != begin[1]:
-        return False
-    numbers: dict[str, object] = {**{name: kept for name, kept in same.items()}, other.input: one.input}
-    for node in nodes:
-        key: object = node.output[0]
+def _numbers(nodes: Sequence[onnx.NodeProto], states: Mapping[str, int]) -> dict[str, Hashable]:
+    """Return equal numbers for tensors that are computed alike, where states of one number are the same."""
+    numbers: dict[str, Hashable] = {**states}
+    made: dict[Hashable, int] = {}
+    for at, node in enumerate(nodes):
+        alike: Hashable = at  # a node with bodies is like no other
         if not any(subgraphs(node)):
             kind = (node.op_type, node.domain, *sorted(a.SerializeToString() for a in node.attribute))
-            key = (kind, *(numbers.get(name, name) for name in node.input))
-        numbers.update({name: (key, place) for place, name in enumerate(node.output) if name})
-    return numbers.get(one.output) == numbers.get(other.output)
+            alike = kind, *(numbers.get(name, name) for name in node.input)
+        number = made.setdefault(alike, len(made))
+        numbers.update({name: (number, place) for place, name in enumerate(node.output) if name})
+    return numbers
+
+
+def _numbered(keys: Mapping[str, Hashable]) -> dict[str, int]:
+    """Return the place of each key among the different ones."""
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys.values()))}
+    return {name: places[key] for name, key in keys.items()}
