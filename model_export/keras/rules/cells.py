@@ -120,7 +120,7 @@ def _rows(call: Call, x: Value, start: Value | Array) -> str:
     """Return a state for each row of the batch."""
     if isinstance(start, Value):
         return start.name
-    shape = call.op("Concat", call.graph.rows(), call.graph.ints(start.shape), axis=0)
+    shape = call.op("Concat", call.op("Shape", x, start=0, end=1), call.graph.ints(start.shape), axis=0)
     return call.op("Expand", call.constant(start), shape)
 
 
