@@ -21,7 +21,7 @@ def without_equal_states(
         states: What it carries.
     """
     nodes = in_order(model.graph.node)
-    classes = _numbered({s.input: (s.dtype, tuple(s.shape), s.batch_axis, s.init) for s in states})
+    classes = _numbered({s.input: (s.dtype, tuple(s.shape), s.batch_axis, str(s.init)) for s in states})
     while True:
         after = _numbers(nodes, classes)
         split = _numbered({s.input: (classes[s.input], after[s.output]) for s in states})

@@ -258,17 +258,18 @@ class Call:
 
     def as_float(self, value: Value) -> Value:
         """Return the value as float32."""
-        return self._as(value, "float32")
+        return self.in_dtype(value, "float32")
 
     def as_truth(self, value: Value) -> Value:
         """Return whether the value is not zero."""
-        return self._as(value, "bool")
+        return self.in_dtype(value, "bool")
 
     def as_number(self, value: Value) -> Value:
         """Return the value with truths as 0 and 1."""
-        return self._as(value, "int32") if value.dtype == "bool" else value
+        return self.in_dtype(value, "int32") if value.dtype == "bool" else value
 
-    def _as(self, value: Value, dtype: str) -> Value:
+    def in_dtype(self, value: Value, dtype: str) -> Value:
+        """Return the value in a dtype."""
         if value.dtype == dtype:
             return value
         return value.like(self.cast(value, dtype), dtype=dtype, mask=value.mask)

@@ -63,7 +63,7 @@ class KerasWalk:
         if not is_layer:
             call = replace(call, owner=self.owners.get(prefix))
             if not call.operands and call.mask is None:
-                if type(operation).__name__ == "BroadcastTo":  # to a batch whose size is open; what meets it broadcasts
+                if None in getattr(operation, "shape", ()):  # to a batch whose size is open; what meets it broadcasts
                     return [args[0]]
                 return [to_array(result) for result in keras.tree.flatten(operation(*args, **kwargs))]
             rule = find_op_rule(operation)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx
 from onnx import helper
 
 from model_export.graph.builder import GraphBuilder
 from model_export.graph.equal_states import without_equal_states
-from model_export.manifest import InputSpec, OutputSpec, StateSpec
+from model_export.manifest import InputSpec, OutputSpec, PackedTensor, StateSpec
 
 Emit = Callable[[GraphBuilder, str, str], str]
 
@@ -65,6 +66,13 @@ def test_two_pairs_of_states_that_need_each_other_become_one() -> None:
     model, states = without_equal_states(graph.proto("m"), graph.states)
     onnx.checker.check_model(model, full_check=True)
     assert [state.input for state in states] == ["a", "b"]
+
+
+def test_states_that_begin_differently_stay_apart() -> None:
+    model, states = _stepped([lambda graph, x, state: graph.op("Add", x, state)] * 4)
+    for state, begin in zip(states, (0.0, 1.0, 2.0, 1.0), strict=True):
+        state.init = PackedTensor.pack(np.full(4, begin, np.float32))
+    assert [state.input for state in without_equal_states(model, states)[1]] == ["h0", "h1", "h2"]
 
 
 def test_states_of_different_branches_with_a_first_output_left_out_stay_apart() -> None:
