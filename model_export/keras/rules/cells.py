@@ -112,8 +112,14 @@ def recurrent_operator(call: Call, x: Value, starts: Sequence[Value | Array]) ->
     answers = call.op("Transpose", call.op("Squeeze", outputs[0], ints([1])), perm=[1, 0, 2])
     y = Value(answers, (x.row[0], cell.units))
     if layer.go_backwards:  # the operator has its answers in the order of its input
-        y = y.like(call.op("Slice", y, ints([-1]), ints([np.iinfo(np.int64).min + 1]), ints([1]), ints([-1])))
+        y = from_its_end(call, y)
     return y, last
+
+
+def from_its_end(call: Call, x: Value) -> Value:
+    """Return a value with the places of axis 1 from the last to the first."""
+    ints = call.graph.ints
+    return x.like(call.op("Slice", x, ints([-1]), ints([np.iinfo(np.int64).min + 1]), ints([1]), ints([-1])))
 
 
 def _rows(call: Call, x: Value, start: Value | Array) -> str:
