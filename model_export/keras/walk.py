@@ -15,7 +15,7 @@ from model_export.keras import rules  # noqa: F401  # registers them
 from model_export.keras.graph import KerasGraph
 from model_export.keras.registry import Call, RefusedCallError, checked, find_op_rule, find_rule, to_array
 from model_export.keras.scan import StepScan
-from model_export.keras.support.broadcast import constant_beside
+from model_export.keras.support.broadcast import constant_result
 from model_export.keras.support.tracing import RandomNumbersError, describe_cause, is_code_of_keras, trace
 from model_export.keras.value import Value
 
@@ -147,7 +147,7 @@ class KerasWalk:
             rule = f" Or write a step rule for {type(call.layer).__name__}: stepwell.register_step_rule."
             fix = exc.fix + (rule if isinstance(call.layer, keras.Layer) else "")
             raise call.refuse(exc.problem.rstrip("."), fix) from exc
-        return [v if isinstance(v, Value) else constant_beside(call, call.operands[0], v) for v in results]
+        return [v if isinstance(v, Value) else constant_result(call, v) for v in results]
 
     def _mask(self, call: Call, kwargs: Mapping[str, Any]) -> str | None:
         explicit = kwargs.get("mask")

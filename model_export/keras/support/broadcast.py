@@ -146,3 +146,13 @@ def constant_beside(call: Call, value: Value, array: Array, dtype: str = "float3
         return Value(call.constant(array, dtype), array.shape, dtype, time=value.time)
     wide = array.reshape((1, *array.shape))
     return as_long_as(call, Value(call.constant(wide, dtype), array.shape, dtype), value)
+
+
+def constant_result(call: Call, array: Array) -> Value:
+    """Return a constant that code gives as a result; one row of several axes is static, and the same for each row."""
+    first, dtype = call.operands[0], common_dtype([array])
+    if array.ndim < 2 or array.shape[0] != 1 or array.shape[1] in {call.graph.length, TRIAL}:
+        return constant_beside(call, first, array, dtype)
+    rows = call.op("Shape", first, start=0, end=1)
+    shape = call.op("Concat", rows, call.graph.ints(array.shape[1:]), axis=0)
+    return Value(call.op("Expand", call.constant(array, dtype), shape), array.shape[1:], dtype)
