@@ -13,9 +13,10 @@ import keras
 
 from model_export.keras import rules  # noqa: F401  # registers them
 from model_export.keras.graph import KerasGraph
-from model_export.keras.registry import Call, RefusedCallError, checked, find_op_rule, find_rule, to_array
+from model_export.keras.registry import Call, RefusedCallError, to_array
 from model_export.keras.scan import StepScan
 from model_export.keras.support.broadcast import constant_result
+from model_export.keras.support.find_rule import checked, find_op_rule, find_rule
 from model_export.keras.support.tracing import RandomNumbersError, describe_cause, is_code_of_keras, trace
 from model_export.keras.value import Value
 

@@ -9,9 +9,10 @@ import keras
 import numpy as np
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
-from model_export.keras.registry import Call, find_rule, to_array
+from model_export.keras.registry import Call, to_array
 from model_export.keras.rules.activations import activate
 from model_export.keras.rules.conv import convolution
+from model_export.keras.support.find_rule import find_rule
 from model_export.keras.support.sliding import Geometry
 from model_export.keras.value import Value
 from model_export.manifest import Array

@@ -11,6 +11,7 @@ import pytest
 from onnx import parser
 
 from model_export.graph.unit_axes import without_unit_axes
+from model_export.manifest import Array
 
 HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "own" : 1]>\n'
 
@@ -47,7 +48,7 @@ CASES = {
     ),
 }
 
-WEIGHTS = {
+WEIGHTS: dict[str, Array] = {
     "one": np.array([1], np.int64),
     "two": np.array([2], np.int64),
     "minus_one": np.array([-1], np.int64),
@@ -71,7 +72,7 @@ def _check(model: onnx.ModelProto) -> onnx.ModelProto:
     before.CopyFrom(model)
     after = without_unit_axes(model, {"x": 0})
     onnx.checker.check_model(after, full_check=True)
-    runs: list[Callable[..., list[np.ndarray]]] = [
+    runs: list[Callable[..., list[Array]]] = [
         ort.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run for one in (before, after)
     ]
     for rows in (1, 3, 5):
