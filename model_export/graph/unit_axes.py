@@ -178,7 +178,7 @@ class _Rewriting:
     def _rewritten(self, node: onnx.NodeProto) -> bool:
         """Emit a node on tensors without axes of length 1; False: there is no such form of it."""
         names = [name for name in (*node.input, *node.output) if name]
-        if any(self._known.get(name) is None for name in names):
+        if node.domain not in {"", "ai.onnx"} or any(self._known.get(name) is None for name in names):
             return False
         if all(name in self._constants for name in node.input if name):
             return False

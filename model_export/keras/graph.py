@@ -64,8 +64,6 @@ class KerasGraph(NodeBuilder):
         self._nodes_of: dict[str, int] = {}
         self._biasable: dict[str, tuple[Callable[..., str], tuple[int, ...]]] = {}
         self._takes: list[Value] = []
-        self._rows = ""
-        self._front: list[onnx.NodeProto] = []
         self._gives: list[Value] = []
 
     def input(self, name: str, row: tuple[int, ...], dtype: str, *, time: bool) -> Value:
@@ -106,14 +104,6 @@ class KerasGraph(NodeBuilder):
             yield self.nodes
         finally:
             self.nodes = outer
-
-    def rows(self) -> str:
-        """Return the number of rows in the batch, shape [1] int64."""
-        if not self._rows:
-            self._rows = self.fresh("rows")
-            made = helper.make_node("Shape", [self._takes[0].name], [self._rows], start=0, end=1)
-            self._front.append(made)
-        return self._rows
 
     def constant(self, array: Any, dtype: str | None = "float32", *, what: str = "const", at: str = "") -> str:
         """Return the name of a constant tensor, float32 by default."""
@@ -164,7 +154,7 @@ class KerasGraph(NodeBuilder):
 
     def proto(self, name: str) -> onnx.ModelProto:
         """Return the finished model, without nodes and constants that no output needs."""
-        nodes = needed_nodes(in_order([*self._front, *self.nodes]), [value.name for value in self._gives])
+        nodes = needed_nodes(in_order(self.nodes), [value.name for value in self._gives])
         used = {tensor for node in nodes for tensor in uses(node)}
         constants = [tensor for tensor in self.constants if tensor.name in used]
         takes, gives = ([_declared(value) for value in values] for values in (self._takes, self._gives))

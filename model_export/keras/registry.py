@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 import keras
@@ -21,7 +20,6 @@ import numpy as np
 from model_export.errors import RefusedModelError
 from model_export.keras.graph import KerasGraph
 from model_export.keras.scan import StepScan
-from model_export.keras.step_rules import STEP_RULES
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -143,7 +141,7 @@ class Call:
     def kind(self, names: Iterable[str]) -> str:
         """Return which of these class names the layer has, by itself or by a parent."""
         known = set(names)
-        return next(name for name in _names(type(self.layer)) if name in known)
+        return next(name for name in class_names(type(self.layer)) if name in known)
 
     # ---------------------------------------------------------------- what a rule emits
 
@@ -258,24 +256,25 @@ class Call:
 
     def as_float(self, value: Value) -> Value:
         """Return the value as float32."""
-        return self._as(value, "float32")
+        return self.in_dtype(value, "float32")
 
     def as_truth(self, value: Value) -> Value:
         """Return whether the value is not zero."""
-        return self._as(value, "bool")
+        return self.in_dtype(value, "bool")
 
     def as_number(self, value: Value) -> Value:
         """Return the value with truths as 0 and 1."""
-        return self._as(value, "int32") if value.dtype == "bool" else value
+        return self.in_dtype(value, "int32") if value.dtype == "bool" else value
 
-    def _as(self, value: Value, dtype: str) -> Value:
+    def in_dtype(self, value: Value, dtype: str) -> Value:
+        """Return the value in a dtype."""
         if value.dtype == dtype:
             return value
         return value.like(self.cast(value, dtype), dtype=dtype, mask=value.mask)
 
 
-_RULES: dict[type, tuple[Rule, bool]] = {}
-_OPS: dict[str, Rule] = {}
+RULES: dict[type, tuple[Rule, bool]] = {}
+OPS: dict[str, Rule] = {}
 
 
 def rule(*layers: str | type, masks: bool = False) -> Callable[[Rule], Rule]:
@@ -291,7 +290,7 @@ def rule(*layers: str | type, masks: bool = False) -> Callable[[Rule], Rule]:
         for layer in layers:
             cls = getattr(keras.layers, layer, None) if isinstance(layer, str) else layer
             if cls is not None:
-                _RULES[cls] = (function, masks)
+                RULES[cls] = (function, masks)
         return function
 
     return register
@@ -301,65 +300,18 @@ def op_rule(*operations: str) -> Callable[[Rule], Rule]:
     """Register the rule of these `keras.ops` operations, by class name."""
 
     def register(function: Rule) -> Rule:
-        _OPS.update(dict.fromkeys(operations, function))
+        OPS.update(dict.fromkeys(operations, function))
         return function
 
     return register
-
-
-def find_rule(layer: Any) -> tuple[Rule, bool] | None:
-    """Return a layer's rule and whether it sets masks; a step rule becomes one for all timesteps.
-
-    A subclass has its parent's rule as long as it computes as the parent does.
-    """
-    for cls in type(layer).__mro__:
-        own = STEP_RULES.get(cls)
-        if (found := own or _RULES.get(cls)) is not None:
-            same = all(
-                getattr(type(layer), name, None) is getattr(cls, name, None) for name in ("call", "compute_mask")
-            )
-            if not same:
-                return None
-            return (partial(at_each_timestep, rule=own[0]), own[1]) if own else found
-    return None
-
-
-def find_op_rule(operation: Any) -> Rule | None:
-    """Return the rule of an operation, by its class name or that of its parents."""
-    return next((_OPS[name] for name in _names(type(operation)) if name in _OPS), None)
-
-
-def at_each_timestep(call: Call, rule: Rule) -> list[Value]:
-    """Run a rule for one timestep as the body of a Scan over all timesteps; without time axis as it is."""
-    if not any(value.is_sequence for value in call.operands):
-        return checked(call, rule(call))
-    scan = StepScan(call.graph, call.path)
-    with scan.body(call.walk):
-        mask = scan.mask(call.mask)
-        results = checked(call, rule(replace(call.changed(scan.element), mask=mask)))
-    return scan.results(results)
-
-
-def checked(call: Call, results: Any) -> list[Value]:
-    """Return what a rule returns as a list.
-
-    Raises:
-        RefusedModelError: It returned something else than values.
-    """
-    found = results if isinstance(results, list) else [results]
-    if not all(isinstance(result, Value) for result in found):
-        raise call.refuse(
-            f"its step rule returned {found!r}; expected a Value or a list of them",
-            "Name the tensor's row: `return call.value.like(name)`.",
-        )
-    return found
 
 
 def _name(tensor: str | Value) -> str:
     return tensor.name if isinstance(tensor, Value) else tensor
 
 
-def _names(cls: type) -> Iterator[str]:
+def class_names(cls: type) -> Iterator[str]:
+    """Yield the names of a class and its parents."""
     return (parent.__name__ for parent in cls.__mro__)
 
 

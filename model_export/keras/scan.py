@@ -151,7 +151,7 @@ class StepScan:
         if isinstance(init, Value):
             return init.name
         graph = self._graph
-        shape = graph.rows()
+        shape = graph.op("Shape", next(iter(self._elements)), at=self._path, start=0, end=1)
         if init.ndim:
             shape = graph.op("Concat", shape, graph.ints(list(init.shape)), at=self._path, axis=0)
         return graph.op("Expand", graph.constant(init, init.dtype.name, at=self._path), shape, at=self._path)

@@ -1,4 +1,4 @@
-"""`sequence_graph`: a Keras model as an ONNX graph over sequences, whose time axis is open."""
+"""`export_keras`: the sequence graph of a Keras model, an ONNX graph whose time axis is open, and its step graph."""
 
 from __future__ import annotations
 

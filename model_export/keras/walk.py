@@ -13,9 +13,10 @@ import keras
 
 from model_export.keras import rules  # noqa: F401  # registers them
 from model_export.keras.graph import KerasGraph
-from model_export.keras.registry import Call, RefusedCallError, checked, find_op_rule, find_rule, to_array
+from model_export.keras.registry import Call, RefusedCallError, to_array
 from model_export.keras.scan import StepScan
-from model_export.keras.support.broadcast import constant_beside
+from model_export.keras.support.broadcast import constant_result
+from model_export.keras.support.find_rule import checked, find_op_rule, find_rule
 from model_export.keras.support.tracing import RandomNumbersError, describe_cause, is_code_of_keras, trace
 from model_export.keras.value import Value
 
@@ -63,7 +64,7 @@ class KerasWalk:
         if not is_layer:
             call = replace(call, owner=self.owners.get(prefix))
             if not call.operands and call.mask is None:
-                if type(operation).__name__ == "BroadcastTo":  # to a batch whose size is open; what meets it broadcasts
+                if None in getattr(operation, "shape", ()):  # to a batch whose size is open; what meets it broadcasts
                     return [args[0]]
                 return [to_array(result) for result in keras.tree.flatten(operation(*args, **kwargs))]
             rule = find_op_rule(operation)
@@ -146,7 +147,7 @@ class KerasWalk:
             is_own = isinstance(call.layer, keras.Layer) and not is_code_of_keras(call.layer)
             fix = exc.fix + (rule if is_own else "")
             raise call.refuse(exc.problem.rstrip("."), fix) from exc
-        return [v if isinstance(v, Value) else constant_beside(call, call.operands[0], v) for v in results]
+        return [v if isinstance(v, Value) else constant_result(call, v) for v in results]
 
     def _mask(self, call: Call, kwargs: Mapping[str, Any]) -> str | None:
         explicit = kwargs.get("mask")

@@ -140,7 +140,7 @@ def _named(call: Call, name: str, kind: str, *inputs: Value | str, **attributes:
     """Emit a node whose output has a name of its own: the state that keeps its past timesteps is named after it."""
     made = call.graph.unique(f"{call.path}/{name}")
     names = [x.name if isinstance(x, Value) else x for x in inputs]
-    call.graph.add(kind, names, [made], name=call.path, **attributes)
+    call.graph.add(kind, names, [made], at=call.path, **attributes)
     return made
 
 

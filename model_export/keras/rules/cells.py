@@ -9,9 +9,10 @@ import keras
 import numpy as np
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
-from model_export.keras.registry import Call, find_rule, to_array
+from model_export.keras.registry import Call, to_array
 from model_export.keras.rules.activations import activate
 from model_export.keras.rules.conv import convolution
+from model_export.keras.support.find_rule import find_rule
 from model_export.keras.support.sliding import Geometry
 from model_export.keras.value import Value
 from model_export.manifest import Array
@@ -112,15 +113,21 @@ def recurrent_operator(call: Call, x: Value, starts: Sequence[Value | Array]) ->
     answers = call.op("Transpose", call.op("Squeeze", outputs[0], ints([1])), perm=[1, 0, 2])
     y = Value(answers, (x.row[0], cell.units))
     if layer.go_backwards:  # the operator has its answers in the order of its input
-        y = y.like(call.op("Slice", y, ints([-1]), ints([np.iinfo(np.int64).min + 1]), ints([1]), ints([-1])))
+        y = from_its_end(call, y)
     return y, last
+
+
+def from_its_end(call: Call, x: Value) -> Value:
+    """Return a value with the places of axis 1 from the last to the first."""
+    ints = call.graph.ints
+    return x.like(call.op("Slice", x, ints([-1]), ints([np.iinfo(np.int64).min + 1]), ints([1]), ints([-1])))
 
 
 def _rows(call: Call, x: Value, start: Value | Array) -> str:
     """Return a state for each row of the batch."""
     if isinstance(start, Value):
         return start.name
-    shape = call.op("Concat", call.graph.rows(), call.graph.ints(start.shape), axis=0)
+    shape = call.op("Concat", call.op("Shape", x, start=0, end=1), call.graph.ints(start.shape), axis=0)
     return call.op("Expand", call.constant(start), shape)
 
 

@@ -6,7 +6,7 @@ from functools import reduce
 from typing import Any
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.support.broadcast import as_long_as, broadcast
+from model_export.keras.support.broadcast import as_long_as, broadcast, common_dtype
 from model_export.keras.value import Value
 
 
@@ -38,16 +38,16 @@ def _side_by_side(call: Call, parts: list[Any], axis: int) -> list[Value]:
 
 def _behind_each_other(call: Call, parts: list[Any]) -> list[Value]:
     """Return timesteps as values of one dtype, constants among them for each row of the batch."""
-    like = next(value for value in call.values if value.is_sequence)
+    like, dtype = next(value for value in call.values if value.is_sequence), common_dtype(parts)
     found = []
     for part in parts:
         if isinstance(part, Value):
-            found.append(part if part.dtype == like.dtype else part.like(call.cast(part, like.dtype), dtype=like.dtype))
+            found.append(call.in_dtype(part, dtype))
             continue
         array = to_array(part)
         if array.shape[0] != 1:
             raise call.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
-        constant = Value(call.constant(array, like.dtype), array.shape[1:], like.dtype)
+        constant = Value(call.constant(array, dtype), array.shape[1:], dtype)
         found.append(_for_each_row(call, constant, like, 1))
     return found
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from model_export.keras.registry import Call, op_rule, to_array
 from model_export.keras.rules.activations import ACTIVATIONS
-from model_export.keras.support.broadcast import broadcast, joined
+from model_export.keras.support.broadcast import broadcast, common_dtype, joined
 from model_export.keras.value import Value
 
 _Emit = str | Callable[[Call, str], str]
 """An ONNX operator, or what emits several for a tensor."""
 
 _BINARY = {"Add": "Add", "Subtract": "Sub", "Multiply": "Mul", "Maximum": "Max", "Minimum": "Min"}
+_OF_TRUTHS = {"Add": "Or", "Mul": "And", "Max": "Or", "Min": "And"}
 _BINARY_FLOAT = {"Divide": "Div", "TrueDivide": "Div", "Power": "Pow"}
 _COMPARISONS = {
     "Equal": "Equal", "Greater": "Greater", "GreaterEqual": "GreaterOrEqual", "Less": "Less",
@@ -178,8 +179,9 @@ def logical_not(call: Call) -> Value:
 @op_rule("Clip")
 def clip(call: Call) -> Value:
     """Between two bounds."""
-    x = call.value
-    low, high = (call.constant(to_array(bound), x.dtype) for bound in (call.layer.x_min, call.layer.x_max))
+    bounds = call.layer.x_min, call.layer.x_max
+    x = call.in_dtype(call.value, common_dtype([call.value, *bounds]))
+    low, high = (call.constant(to_array(bound), x.dtype) for bound in bounds)
     return x.like(call.op("Min", call.op("Max", x, low), high))
 
 
@@ -196,7 +198,8 @@ def filled(call: Call) -> Value:
     fill = call.constant(to_array(given), dtype)
     shape = call.op("Shape", x)
     if x.row and None not in x.row:  # what has its shape, but nothing of its timesteps
-        shape = call.op("Concat", call.graph.rows(), call.graph.ints([size or 0 for size in x.row]), axis=0)
+        rows = call.op("Shape", x, start=0, end=1)
+        shape = call.op("Concat", rows, call.graph.ints([size or 0 for size in x.row]), axis=0)
     return x.like(call.op("Expand", fill, shape), dtype=dtype)
 
 
@@ -213,7 +216,9 @@ def binary(call: Call) -> Value:
     values = broadcast(call, call.args[:2])
     if name in _BINARY_FLOAT:
         values = [call.as_float(value) for value in values]
-    elif known[name] != "Equal" and all(value.dtype == "bool" for value in values):
+    elif values[0].dtype == "bool" and known[name] in _OF_TRUTHS:
+        return joined(values, call.op(_OF_TRUTHS[known[name]], *values))
+    elif name != "Equal":
         values = [call.as_number(value) for value in values]
     return joined(values, call.op(known[name], *values), dtype="bool" if name in _COMPARISONS else None)
 
@@ -230,7 +235,7 @@ def _with_bias(call: Call) -> Value | None:
 @op_rule(*_LOGIC)
 def logic(call: Call) -> Value:
     """Two truths."""
-    values = [call.as_truth(value) for value in broadcast(call, call.args[:2])]
+    values = broadcast(call, call.args[:2], truths=2)
     return joined(values, call.op(_LOGIC[call.kind(_LOGIC)], *values), dtype="bool")
 
 
@@ -307,8 +312,8 @@ def of_two_floats(call: Call) -> Value:
 @op_rule("Where")
 def where(call: Call) -> Value:
     """A choice between two operands."""
-    condition, *choices = broadcast(call, call.args[:3])
-    if {value.dtype for value in choices} != {choices[0].dtype}:
-        choices = [call.as_float(value) for value in choices]
-    condition = call.as_truth(condition)
+    condition, *choices = broadcast(call, call.args[:3], truths=1)
+    if choices[0].dtype == "bool":  # onnxruntime chooses between numbers
+        number = call.op("Where", condition, *map(call.as_number, choices))
+        return joined([condition, *choices], call.cast(number, "bool"))
     return joined([condition, *choices], call.op("Where", condition, *choices))

@@ -9,8 +9,9 @@ import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.rules.cells import recurrent_operator, run_cell, state_names
+from model_export.keras.rules.cells import from_its_end, recurrent_operator, run_cell, state_names
 from model_export.keras.scan import StepScan
+from model_export.keras.support.tracing import is_activation
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -97,7 +98,7 @@ def _scanned(call: Call, x: Value, start: _Initial, mask: str | None) -> tuple[V
     """Run the cell at each place of axis 1; return the output, and the states behind the last place."""
     layer = call.layer
     scan = StepScan(call.graph, call.path)
-    source = _reversed(call, x) if layer.go_backwards else x
+    source = from_its_end(call, x) if layer.go_backwards else x
     with scan.body(call.walk):
         now = scan.position_of(source)
         rows = [one.row if isinstance(one, Value) else one.shape for one in start.values]
@@ -107,7 +108,8 @@ def _scanned(call: Call, x: Value, start: _Initial, mask: str | None) -> tuple[V
         ]
         y, after = run_cell(call, layer.cell, now, start.nested(before))
         if mask is not None:
-            y, after = _hold_where_masked(call, scan, mask, y, before, after, start)
+            counts = call.op("Unsqueeze", scan.mask(mask) or "", call.graph.ints([1]))
+            y, after = _hold_where_masked(call, counts, y, before, after)
         for state, value in zip(before, after, strict=True):
             scan.next_state(state, value.name)
     (made,), last = scan.emit([y.name])
@@ -117,16 +119,10 @@ def _scanned(call: Call, x: Value, start: _Initial, mask: str | None) -> tuple[V
     return Value(call.op("Gather", made, call.constant(-1, "int64"), axis=1), y.row, y.dtype), final
 
 
-def _reversed(call: Call, x: Value) -> Value:
-    """Return a value from its end to its beginning."""
-    ints = call.graph.ints
-    return x.like(call.op("Slice", x, ints([-1]), ints([np.iinfo(np.int64).min + 1]), ints([1]), ints([-1])))
-
-
 def _hold_where_masked(
-    call: Call, scan: StepScan, mask: str, y: Value, before: list[Value], after: list[Value], start: _Initial
+    call: Call, counts: str, y: Value, before: list[Value], after: list[Value]
 ) -> tuple[Value, list[Value]]:
-    """Keep the states and repeat the previous output where the timestep is masked.
+    """Keep the states and repeat the previous output where a timestep does not count, shape `(batch, 1)` bool.
 
     Keras takes the last cell's first state for the previous output, except in an unrolled layer.
     """
@@ -135,15 +131,14 @@ def _hold_where_masked(
         raise call.refuse(
             "it has states of several axes and a mask, which Keras itself lines up with the wrong axes", "Mask outside."
         )
-    counts = call.op("Unsqueeze", scan.mask(mask) or "", call.graph.ints([1]))
     held = [new.like(call.op("Where", counts, new, old)) for old, new in zip(before, after, strict=True)]
     if layer.unroll:
-        previous = scan.state(f"{call.path}.output", y.row, "float32", None)
+        previous = call.state("output", [size or 1 for size in y.row])
         result = y.like(call.op("Where", counts, y, previous))
-        scan.next_state(previous, result.name)
+        call.next_state(previous, result)
         return result, held
     cells = getattr(layer.cell, "cells", None)
-    last = len(keras.tree.flatten(start.structure[-1])) if cells else len(before)
+    last = len(keras.tree.flatten(cells[-1].state_size)) if cells else len(before)
     kept = call.constant(0.0) if layer.zero_output_for_mask else before[-last]
     return y.like(call.op("Where", counts, y, kept)), held
 
@@ -159,7 +154,8 @@ _OF_LAST_AXIS = (keras.layers.Dense, keras.layers.Activation, keras.layers.Dropo
 def time_distributed(call: Call) -> list[Value]:
     """Run its layer on each place of axis 1, as rows of a batch."""
     layer, x = call.layer.layer, call.value
-    if isinstance(layer, _OF_LAST_AXIS):
+    function = getattr(layer, "activation", None)
+    if type(layer) in _OF_LAST_AXIS and (function is None or is_activation(function)):
         return call.walk.visit(layer, f"{call.path}.", replace(x, mask=None))
     rows = x.like(
         call.op("Reshape", x, call.graph.ints([-1, *(call.size(x, axis) for axis in range(2, x.rank))])), row=x.row[1:]

@@ -154,8 +154,8 @@ def transpose(call: Call) -> Value:
     if order[0] != 0:
         raise call.refuse(
             f"its order {order} moves the batch axis",
-            "Keep the batch in front. Let a recurrent layer run a loop over time: keras.layers.RNN(cell); or put it into "
-            "a layer of your own and define what one timestep is: stepwell.register_step_rule.",
+            "Keep the batch in front. Let a recurrent layer run a loop over time: keras.layers.RNN(cell); or put it "
+            "into a layer of your own and define what one timestep is: stepwell.register_step_rule.",
         )
     return x.like(call.op("Transpose", x, perm=order), row=tuple(x.row[axis - 1] for axis in order[1:]))
 

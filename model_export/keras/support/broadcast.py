@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from model_export.keras.graph import TRIAL
@@ -13,38 +14,35 @@ from model_export.keras.value import Value
 from model_export.manifest import Array
 
 
-def broadcast(call: Call, operands: Sequence[Any]) -> list[Value]:
+def broadcast(call: Call, operands: Sequence[Any], *, truths: int = 0) -> list[Value]:
     """Return operands that ONNX broadcasts as the original does.
 
     Args:
         call: The operation, for its name in an error.
         operands: Values, or numbers, arrays and variables, which become constants.
+        truths: How many of them, the first ones, are read as truths.
 
     Returns:
-        One value per operand, all of one dtype (booleans are left alone).
+        One value per operand; those behind the truths are of one dtype.
 
     Raises:
         RefusedModelError: Axes of different meaning would meet, such as the batch of one and the time of another.
     """
     values = [operand for operand in operands if isinstance(operand, Value)]
-    dtype = _common_dtype(operands)
+    dtype = common_dtype(operands[truths:])
     longest = max(values, key=lambda value: (value.rank, sum(size is None for size in value.row)))
     for value in values:
         if value.rank != longest.rank:
             raise call.refuse(
                 f"it joins values of {value.rank} and {longest.rank} axes, so the batch axis would mix with others"
             )
-    found = []
-    for operand in operands:
-        if isinstance(operand, Value):
-            named = (
-                operand if operand.dtype in {dtype, "bool"} else operand.like(call.cast(operand, dtype), dtype=dtype)
-            )
-            found.append(as_long_as(call, named, longest))
-        else:
-            array = to_array(operand)
-            found.append(constant_beside(call, longest, array, "bool" if array.dtype.kind == "b" else dtype))
-    return found
+    return [
+        as_long_as(call, call.in_dtype(operand, one), longest)
+        if isinstance(operand, Value)
+        else constant_beside(call, longest, to_array(operand), one)
+        for place, operand in enumerate(operands)
+        for one in ["bool" if place < truths else dtype]
+    ]
 
 
 def joined(values: Sequence[Value], name: str, *, dtype: str | None = None) -> Value:
@@ -58,12 +56,12 @@ def _row_of(values: Sequence[Value]) -> tuple[int | None, ...]:
     return tuple(next((size for size in sizes if size != 1), 1) for sizes in zip(*rows, strict=True))
 
 
-def _common_dtype(operands: Sequence[Any]) -> str:
-    dtypes = {o.dtype for o in operands if isinstance(o, Value)} - {"bool"}
-    constants = [to_array(o).dtype for o in operands if not isinstance(o, Value)]
-    if len(dtypes) == 1 and not any(dtype.kind == "f" for dtype in constants):
-        return dtypes.pop()
-    return "float32" if dtypes or any(dtype.kind != "b" for dtype in constants) else "bool"
+def common_dtype(operands: Sequence[Any]) -> str:
+    """Return the dtype of what comes of values and constants, as Keras has it; every float is float32 in the graph."""
+    kinds = {"b": bool, "i": int, "u": int, "f": float}
+    found = [o.dtype if isinstance(o, Value) else kinds[to_array(o).dtype.kind] for o in operands]
+    dtype: str = keras.backend.result_type(*found) if found else "bool"
+    return "float32" if "float" in dtype else dtype
 
 
 def as_long_as(call: Call, value: Value, like: Value, *, but: int | None = None) -> Value:
@@ -119,6 +117,10 @@ def constant_beside(call: Call, value: Value, array: Array, dtype: str = "float3
         RefusedModelError: It has one entry for each row of the batch, or for another number of timesteps than the
             model declares.
     """
+    if array.ndim > value.rank:
+        raise call.refuse(
+            f"it has a constant of {array.ndim} axes beside a value of {value.rank}, whose batch would move"
+        )
     if array.ndim == value.rank and array.shape[0] != 1:
         raise call.refuse(f"it has a constant for each of {array.shape[0]} rows of the batch")
     if array.ndim == value.rank:
@@ -130,8 +132,8 @@ def constant_beside(call: Call, value: Value, array: Array, dtype: str = "float3
     steps = [n for n, size in zip(array.shape, beside, strict=True) if size is None and n > 1]
     if steps and call.graph.length is None:
         raise call.refuse(
-            f"it has a constant of its own for each timestep, and the model declares no number of timesteps ({steps[0]} "
-            "were tried)",
+            f"it has a constant of its own for each timestep, and the model declares no number of timesteps "
+            f"({steps[0]} were tried)",
             "Share it over time, or declare the number of timesteps: keras.Input((T, ...)).",
         )
     if any(n != call.graph.length for n in steps):
@@ -144,3 +146,13 @@ def constant_beside(call: Call, value: Value, array: Array, dtype: str = "float3
         return Value(call.constant(array, dtype), array.shape, dtype, time=value.time)
     wide = array.reshape((1, *array.shape))
     return as_long_as(call, Value(call.constant(wide, dtype), array.shape, dtype), value)
+
+
+def constant_result(call: Call, array: Array) -> Value:
+    """Return a constant that code gives as a result; one row of several axes is static, and the same for each row."""
+    first, dtype = call.operands[0], common_dtype([array])
+    if array.ndim < 2 or array.shape[0] != 1 or array.shape[1] in {call.graph.length, TRIAL}:
+        return constant_beside(call, first, array, dtype)
+    rows = call.op("Shape", first, start=0, end=1)
+    shape = call.op("Concat", rows, call.graph.ints(array.shape[1:]), axis=0)
+    return Value(call.op("Expand", call.constant(array, dtype), shape), array.shape[1:], dtype)

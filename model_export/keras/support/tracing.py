@@ -18,6 +18,12 @@ from model_export.keras.registry import Call, to_array
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
+_OTHER_TRIAL = 71
+"""The same once more: what differs between both would not be open."""
+
+_TAKES_SIZES = {"Reshape", "BroadcastTo", "GetItem", "Repeat", "Tile"}
+"""Operations in which a size may be the number of timesteps."""
+
 
 class RandomNumbersError(Exception):
     """The code drew random numbers, which would be the same in every timestep of the graph."""
@@ -59,13 +65,52 @@ def trace(call: Call, function: Callable[..., Any], length: int | None) -> Trace
     # Code that makes a tensor of the batch's size, or of the sequence's, cannot do so with an open one.
     for sizes in dict.fromkeys([(None, length), (None, None), (1, length or TRIAL)]):
         try:
-            return _trace(call, function, *sizes)
+            traced = _trace(call, function, *sizes)
+            if sizes == (1, TRIAL):
+                _check_open(traced, _trace(call, function, 1, _OTHER_TRIAL))
+            return traced
         except RandomNumbersError:
             raise
         except Exception as exc:  # noqa: BLE001  # whatever people's code raises
             failure = failure or exc
     assert failure is not None
     raise failure
+
+
+def _check_open(first: Traced, other: Traced) -> None:
+    """Check that code does the same whatever the number of timesteps is.
+
+    Raises:
+        ValueError: It computes with that number, which would be that of a trial in the graph.
+    """
+    for (kind, a), (_, b) in zip(_constants(first), _constants(other), strict=True):
+        if kind in _TAKES_SIZES and (a, b) == (TRIAL, _OTHER_TRIAL):
+            continue
+        # What differs over time is refused where it is used; places, as `Take` has them, are not.
+        pair = (a, b) if kind == "Take" else (_of_one_timestep(a, TRIAL), _of_one_timestep(b, _OTHER_TRIAL))
+        if not np.array_equal(*pair):
+            raise ValueError("it computes with the number of timesteps, which is open")
+
+
+def _constants(traced: Traced) -> Iterator[tuple[str, Any]]:
+    """Yield what operations take besides tensors, with their names, and results that are constants."""
+    yield from (("", result) for result in traced.results if isinstance(result, np.ndarray))
+    levels = traced.function._nodes_by_depth if traced.function is not None else {}
+    for node in (node for depth in sorted(levels) for node in levels[depth]):
+        own = {} if isinstance(node.operation, keras.Layer) else vars(node.operation)
+        given = [value for name, value in own.items() if not name.startswith("_")]
+        for leaf in keras.tree.flatten((node.arguments.args, node.arguments.kwargs, given)):
+            for part in (leaf.start, leaf.stop) if isinstance(leaf, slice) else [leaf]:
+                if isinstance(part, int | float):
+                    yield type(node.operation).__name__, part
+                elif isinstance(part, np.ndarray) or keras.ops.is_tensor(part):
+                    yield type(node.operation).__name__, to_array(part)
+
+
+def _of_one_timestep(values: Any, length: int) -> Array:
+    """Return an array with one entry along the axes that are as long as the sequence."""
+    array = np.asarray(values)
+    return array[tuple(slice(1) if size == length else slice(None) for size in array.shape)]
 
 
 def describe_cause(failure: BaseException | None) -> str:

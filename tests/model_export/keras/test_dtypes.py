@@ -1,0 +1,81 @@
+"""Truths, numbers and constants meet as they do in Keras, and no number of timesteps is written into a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import pytest
+from keras import ops
+
+from model_export.errors import RefusedModelError
+from tests.model_export.keras.proven import export_model
+
+
+class _Does(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    def __init__(self, function: Callable[[Any], Any], grows: int = 1) -> None:
+        super().__init__()
+        self.function, self.grows = function, grows
+
+    def call(self, x: Any) -> Any:
+        return self.function(x)
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*shape[:-1], (shape[-1] or 0) * self.grows)
+
+
+def _model(layer: Any, *shape: int) -> keras.Model:
+    x = keras.Input((None, *(shape or (4,))))
+    return keras.Model(x, layer(x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: x * (x > 0), id="a value times a truth"),
+        pytest.param(lambda x: ops.add(x > 0, x), id="a truth plus a value"),
+        pytest.param(lambda x: ops.cast(ops.add(x > 0, x > 0.5), "float32"), id="a truth plus a truth"),
+        pytest.param(lambda x: ops.cast(ops.multiply(x > 0, x > 0.5), "float32"), id="a truth times a truth"),
+        pytest.param(lambda x: (x > 0.3) * 2 + ops.where(x > 0, 1, 0) * x, id="a truth times a number"),
+        pytest.param(lambda x: ops.cast(ops.equal(x > 0, 1), "float32"), id="a truth equal to a number"),
+        pytest.param(lambda x: ops.where(x, x > 1, x), id="a choice between a truth and a value"),
+        pytest.param(lambda x: ops.cast(ops.where(x > 0, x > 1, x < -1), "float32"), id="a choice between truths"),
+        pytest.param(lambda x: ops.clip(ops.cast(x * 5, "int32"), -1.5, 2.5), id="an integer between fractions"),
+        pytest.param(lambda x: ops.cast(ops.logical_and(x, x > 0.1), "float32"), id="a value and a truth"),
+    ],
+)
+def test_truths_and_numbers_meet_as_in_keras(function: Callable[[Any], Any]) -> None:
+    assert export_model(_model(_Does(function)), name="m")[0]
+
+
+@pytest.mark.parametrize("function", [lambda x: ops.concatenate([x > 0, x], -1), lambda x: ops.stack([x > 0, x], -1)])
+def test_truths_stand_beside_numbers_as_numbers(function: Callable[[Any], Any]) -> None:
+    assert export_model(_model(_Does(function)), name="m")[0]
+
+
+def test_a_constant_of_more_axes_than_a_value_is_refused() -> None:
+    with pytest.raises(RefusedModelError, match="a constant of 4 axes beside a value of 3"):
+        export_model(_model(_Does(lambda x: x + ops.ones((1, 1, 1, 4)))), name="m")
+
+
+def test_code_that_computes_with_the_open_number_of_timesteps_is_refused() -> None:
+    for function in (
+        lambda x: ops.sum(x, axis=1) / x.shape[1],
+        lambda x: ops.sum(x[:, : x.shape[1] - 1], axis=1),
+        lambda x: ops.take(x, ops.arange(x.shape[1]), axis=1),
+    ):
+        with pytest.raises(RefusedModelError, match="its code cannot be traced"):
+            export_model(_model(_Does(function)), name="m")
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        pytest.param(_Does(lambda x: ops.concatenate([x, ops.zeros_like(x)], -1), grows=2), (4,), id="zeros"),
+        pytest.param(keras.layers.GRU(3, activation="gelu"), (5, 4), id="cell in a loop"),
+        pytest.param(keras.layers.Bidirectional(keras.layers.GRU(3, activation="gelu")), (5, 4), id="both directions"),
+    ],
+)
+def test_a_layer_at_each_timestep_begins_with_a_row_for_each_of_them(layer: Any, shape: tuple[int, ...]) -> None:
+    assert export_model(_model(keras.layers.TimeDistributed(layer), *shape), name="m")[0]
