@@ -1,107 +1,95 @@
-"""`without_equal_states`: a step graph carries once what always holds the same."""
+"""States that are equal only together, or behind much of a graph, are carried once, and no others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import onnx
-import pytest
+from onnx import helper
 
+from model_export.graph.builder import GraphBuilder
 from model_export.graph.equal_states import without_equal_states
-from model_export.manifest import InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
-from model_export.step_model import StepModel
-from tests.model_export.streaming.zoo_parts import graph
+from model_export.manifest import InputSpec, OutputSpec, PackedTensor, StateSpec
 
-TWO = "(float[batch, 4] x, float[batch, 4] a, float[batch, 4] b)"
-OUT = "(float[batch, 4] y, float[batch, 4] a_next, float[batch, 4] b_next)"
-ALIKE = "a_next = Add (a, x) b_next = Add (b, x) y = Mul (a_next, b_next)"
-
-# what makes them two: nodes that compute them
-DIFFERENT = {
-    "another input": "n = Neg (x) a_next = Add (a, x) b_next = Add (b, n) y = Mul (a_next, b_next)",
-    "another operator": "a_next = Add (a, x) b_next = Sub (b, x) y = Mul (a_next, b_next)",
-    "an attribute": "e = Elu <alpha = 1.0> (x) f = Elu <alpha = 2.0> (x) a_next = Add (a, e) b_next = Add (b, f) "
-    "y = Mul (a_next, b_next)",
-    "each other": "a_next = Add (b, x) n = Neg (a) b_next = Add (n, x) y = Mul (a_next, b_next)",
-}
+Emit = Callable[[GraphBuilder, str, str], str]
 
 
-def state(name: str, shape: tuple[int, ...] = (4,)) -> StateSpec:
-    return StateSpec(input=name, output=f"{name}_next", dtype="float32", shape=list(shape))
+def _stepped(emits: Sequence[Emit]) -> tuple[onnx.ModelProto, list[StateSpec]]:
+    """Return a step graph with one state for each function, which gets the input and a state that follows it."""
+    graph = GraphBuilder("s")
+    x = graph.add_input(InputSpec(name="x", dtype="float32", shape=[4]))
+    states = [graph.state(f"h{place}", (4,)) for place, _ in enumerate(emits)]
+    made = [emit(graph, x, state.input) for emit, state in zip(emits, states, strict=True)]
+    for state, tensor in zip(states, made, strict=True):
+        graph.next_state(state, tensor)
+    graph.add_output(OutputSpec(name="y", dtype="float32", shape=[4]), graph.op("Sum", *made))
+    return graph.proto("m"), graph.states
 
 
-def running(model: onnx.ModelProto, states: list[StateSpec]) -> StepModel:
-    manifest = Manifest(
-        name="m",
-        inputs=[InputSpec(name="x", dtype="float32", shape=[4])],
-        states=states,
-        outputs=[OutputSpec(name="y", dtype="float32", shape=[4])],
-    )
-    return StepModel(model.SerializeToString(), manifest)
+def _kept(*emits: Emit) -> list[str]:
+    model, states = without_equal_states(*_stepped(emits))
+    onnx.checker.check_model(model, full_check=True)
+    return [state.input for state in states]
 
 
-def assert_same_answers(before: onnx.ModelProto, states: list[StateSpec]) -> list[str]:
-    """Compare a step graph with what is left of it, over a few timesteps of one row and of several."""
-    old, copied = running(before, states), onnx.ModelProto()
-    copied.CopyFrom(before)
-    made, kept = without_equal_states(copied, states)
-    new = running(made, kept)
-    for rows in (1, 3):
-        x = np.random.default_rng(rows).standard_normal((rows, 5, 4)).astype(np.float32)
-        want, _ = old.chunk({"x": x}, old.initial_states(rows))
-        found, _ = new.chunk({"x": x}, new.initial_states(rows))
-        np.testing.assert_array_equal(found["y"], want["y"])
-    return [spec.input for spec in kept]
+def _gates(graph: GraphBuilder, x: str, state: str) -> str:
+    value = graph.op("Add", x, state)
+    for _ in range(60):
+        value = graph.op("Mul", value, graph.op("Sigmoid", value))
+    return value
 
 
-def test_states_that_are_computed_alike_are_one() -> None:
-    assert assert_same_answers(graph(f"{TWO} => {OUT} {{ {ALIKE} }}", opset=20), [state("a"), state("b")]) == ["a"]
+def _deep(graph: GraphBuilder, x: str, state: str) -> str:
+    value = graph.op("Add", x, state)
+    for _ in range(5000):
+        value = graph.op("Sigmoid", value)
+    return value
 
 
-def test_states_of_the_same_computation_in_other_nodes_are_one() -> None:
-    nodes = "e = Exp (x) f = Exp (x) a_next = Add (a, e) b_next = Add (b, f) y = Mul (a_next, b_next)"
-
-    assert assert_same_answers(graph(f"{TWO} => {OUT} {{ {nodes} }}", opset=20), [state("a"), state("b")]) == ["a"]
+def test_twin_states_are_found_behind_many_nodes_that_use_a_tensor_twice() -> None:
+    assert _kept(_gates, _gates, lambda graph, x, state: graph.op("Add", x, state)) == ["h0", "h2"]
 
 
-def test_a_state_that_follows_from_an_equal_one_is_found_too() -> None:
-    """`c` adds up `a` and `d` adds up `b`, which is `a`."""
-    takes = "(float[batch, 4] x, float[batch, 4] a, float[batch, 4] b, float[batch, 4] c, float[batch, 4] d)"
-    gives = OUT[:-1] + ", float[batch, 4] c_next, float[batch, 4] d_next)"
-    nodes = "a_next = Add (a, x) b_next = Add (b, x) c_next = Add (c, a) d_next = Add (d, b) y = Mul (c_next, d_next)"
-
-    model = graph(f"{takes} => {gives} {{ {nodes} }}", opset=20)
-
-    assert assert_same_answers(model, [state(name) for name in "abcd"]) == ["a", "c"]
+def test_twin_states_are_found_behind_a_long_chain_of_nodes() -> None:
+    assert _kept(_deep, _deep) == ["h0"]
 
 
-@pytest.mark.parametrize("why", DIFFERENT)
-def test_states_that_are_computed_differently_stay_two(why: str) -> None:
-    model = graph(f"{TWO} => {OUT} {{ {DIFFERENT[why]} }}", opset=20)
-
-    assert assert_same_answers(model, [state("a"), state("b")]) == ["a", "b"]
-
-
-def test_states_that_begin_differently_stay_two() -> None:
-    ones = PackedTensor.pack(np.ones(4, np.float32))
-    states = [state("a"), StateSpec(input="b", output="b_next", dtype="float32", shape=[4], init=ones)]
-
-    assert assert_same_answers(graph(f"{TWO} => {OUT} {{ {ALIKE} }}", opset=20), states) == ["a", "b"]
-
-
-def test_states_of_other_shapes_stay_two() -> None:
-    takes, gives = (part.replace("4] b", "1] b") for part in (TWO, OUT))
-    nodes = "m = ReduceMean <keepdims = 1> (x, last) a_next = Add (a, m) b_next = Add (b, m) y = Mul (a_next, b_next)"
-    model = graph(f"{takes} => {gives} {{ {nodes} }}", opset=20, last=np.array([1]))
-
-    assert assert_same_answers(model, [state("a"), state("b", shape=(1,))]) == ["a", "b"]
+def test_two_pairs_of_states_that_need_each_other_become_one() -> None:
+    graph = GraphBuilder("s")
+    x = graph.add_input(InputSpec(name="x", dtype="float32", shape=[4]))
+    a, b, c, d = (graph.state(name, (4,)) for name in "abcd")
+    for state, other in ((a, b), (c, d)):
+        graph.next_state(state, graph.op("Add", x, other.input))
+        graph.next_state(other, graph.op("Mul", x, state.input))
+    graph.add_output(OutputSpec(name="y", dtype="float32", shape=[4]), graph.op("Sub", a.input, c.input))
+    model, states = without_equal_states(graph.proto("m"), graph.states)
+    onnx.checker.check_model(model, full_check=True)
+    assert [state.input for state in states] == ["a", "b"]
 
 
-def test_a_graph_without_equal_states_is_left_as_it_is() -> None:
-    model = graph(f"{TWO} => {OUT} {{ {DIFFERENT['another input']} }}", opset=20)
-    before = model.SerializeToString()
+def test_states_of_different_branches_with_a_first_output_left_out_stay_apart() -> None:
+    def branch(constant: float) -> Emit:
+        def emit(graph: GraphBuilder, x: str, state: str) -> str:
+            value = graph.op("Add", x, graph.op("Mul", state, graph.constant(constant, "float32")))
+            result = onnx.ValueInfoProto(name=graph.unique("inner"))
+            body = helper.make_graph([helper.make_node("Neg", [value], [result.name])], "body", [], [result])
+            unused = onnx.ValueInfoProto(name=graph.unique("inner"))
+            body.node.append(helper.make_node("Abs", [value], [unused.name]))
+            body.output.insert(0, unused)
+            truth, name = graph.constant(True, "bool"), graph.unique("chosen")
+            graph.add("If", [truth], ["", name], then_branch=body, else_branch=_renamed(body, graph))
+            return name
 
-    made, kept = without_equal_states(model, [state("a"), state("b")])
+        return emit
 
-    assert made is model
-    assert made.SerializeToString() == before
-    assert [spec.input for spec in kept] == ["a", "b"]
+    _, states = without_equal_states(*_stepped([branch(1.0), branch(2.0)]))
+    assert [state.input for state in states] == ["h0", "h1"]
+
+
+def _renamed(body: onnx.GraphProto, graph: GraphBuilder) -> onnx.GraphProto:
+    copy = onnx.GraphProto()
+    copy.CopyFrom(body)
+    for node, value in zip(copy.node, reversed(copy.output), strict=True):
+        node.output[0] = value.name = graph.unique("inner")
+    return copy
