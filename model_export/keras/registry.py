@@ -174,7 +174,7 @@ class Call:
         """Return a constant named after this layer."""
         return self.graph.constant(to_array(values), dtype, at=self.path)
 
-    def state(self, name: str, row: Sequence[int], dtype: str = "float32", init: Array | None = None) -> Value:
+    def state(self, name: str, row: Sequence[int | None], dtype: str = "float32", init: Array | None = None) -> Value:
         """Declare a state in a step rule, which owes `next_state` for it.
 
         Args:

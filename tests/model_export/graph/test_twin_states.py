@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import onnx
 from onnx import helper
 
 from model_export.graph.builder import GraphBuilder
 from model_export.graph.equal_states import without_equal_states
-from model_export.manifest import InputSpec, OutputSpec, PackedTensor, StateSpec
+from model_export.manifest import InputSpec, OutputSpec, StateSpec
 
 Emit = Callable[[GraphBuilder, str, str], str]
 

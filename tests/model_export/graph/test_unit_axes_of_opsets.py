@@ -11,6 +11,7 @@ import pytest
 from onnx import parser
 
 from model_export.graph.unit_axes import without_unit_axes
+from model_export.manifest import Array
 
 HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "own" : 1]>\n'
 
@@ -47,7 +48,7 @@ CASES = {
     ),
 }
 
-WEIGHTS = {
+WEIGHTS: dict[str, Array] = {
     "one": np.array([1], np.int64),
     "two": np.array([2], np.int64),
     "minus_one": np.array([-1], np.int64),

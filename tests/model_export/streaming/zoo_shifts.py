@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 
 from tests.model_export.streaming.zoo_parts import GRU, Entry, X, channels, graph, ints
 
-CUTS = {"zero": ints(0), "one": ints(1), "end": ints(-1), "most": ints(2**62)}
+CUTS: dict[str, Any] = {"zero": ints(0), "one": ints(1), "end": ints(-1), "most": ints(2**62)}
 
 
 def shifts() -> onnx.ModelProto:

@@ -68,7 +68,8 @@ def in_onnx(name: str) -> ConvertedModel:
 
 
 def of_a_declared_length() -> ConvertedModel:
-    from tests.model_export.streaming.test_declared_length import LENGTH, causal_operator
+    from tests.model_export.streaming.test_declared_length import causal_operator
+    from tests.model_export.streaming.zoo_length import LENGTH
 
     return convert(causal_operator(), name="attention", length=LENGTH)
 
