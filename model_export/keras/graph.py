@@ -51,6 +51,7 @@ class KerasGraph(NodeBuilder):
         layers: How errors name a layer, by its path.
         stateful: Paths of recurrent layers that keep their state between calls.
         repeated: Tensors that are one entry several times along axis 1, with what they repeat.
+        cut_from: Tensors that are a part of another one, which has as many rows.
     """
 
     def __init__(self) -> None:
@@ -61,6 +62,7 @@ class KerasGraph(NodeBuilder):
         self.layers: dict[str, str] = {}
         self.stateful: set[str] = set()
         self.repeated: dict[str, str] = {}
+        self.cut_from: dict[str, str] = {}
         self._nodes_of: dict[str, int] = {}
         self._biasable: dict[str, tuple[Callable[..., str], tuple[int, ...]]] = {}
         self._takes: list[Value] = []

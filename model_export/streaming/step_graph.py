@@ -146,6 +146,27 @@ def plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", ".", shared_name(name)).strip(".") or "node"
 
 
+def window_order(rank: int, batch: int | None, time: int, *, is_moved: bool) -> list[int]:
+    """Return the axes of a tensor in the order in which a window of it is kept.
+
+    Args:
+        rank: How many axes the tensor has.
+        batch: The axis of the rows; None: it has none, and its axes stay as they are.
+        time: The axis of the timesteps.
+        is_moved: They come right behind the batch: chunks run such a window of a convolution fastest. Otherwise they
+            stay where they are, as those of values by heads; of keys, which have them last, they come before the last
+            axis, since onnxruntime turns that order within the product.
+    """
+    if batch in {None, time}:
+        return list(range(rank))
+    if is_moved:
+        return [axis for axis in (batch, time) if axis is not None] + [a for a in range(rank) if a not in {batch, time}]
+    order = list(range(rank))
+    if time == rank - 1 and time - 1 != batch:
+        order[-2:] = order[:-3:-1]
+    return order
+
+
 def _sizes(dims: Sequence[Dim]) -> tuple[list[tuple[int, int]], int | None]:
     """Return each axis' length at one timestep, `(fixed, per row)`, and the axis that has the rows."""
     sizes = [dim.at_one_step() for dim in dims]

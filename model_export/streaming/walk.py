@@ -24,7 +24,7 @@ from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.causality import check_outputs
 from model_export.streaming.constants import emit_known
 from model_export.streaming.positions import emit_by_position, is_by_position
-from model_export.streaming.step_graph import StreamingGraph, plain
+from model_export.streaming.step_graph import StreamingGraph, plain, window_order
 from model_export.streaming.tensor import Kind, StepTensor
 from model_export.streaming.time_weights import Total
 
@@ -154,11 +154,7 @@ class StreamingWalk:
     def ordered_window(
         self, step: str, name: str, past: int, fill: float = 0.0, label: str = "", *, is_moved: bool = True
     ) -> tuple[str, list[int]]:
-        """Return the same with the timesteps right behind the batch, and which of the tensor's axes each axis is.
-
-        Chunks run such a window of a convolution fastest. Where the tensor has no axis of the batch, or `is_moved` is
-        not set, as for keys and values by heads, its axes stay as they are.
-        """
+        """Return the same in the order of `window_order`, and which of the tensor's axes each axis is."""
         axis, tensor = self.facts.time_axis(name), self.tensors[name]
         assert axis is not None
         assert tensor.offset is not None
@@ -172,9 +168,7 @@ class StreamingWalk:
         dims[axis] = Dim(Fraction(past * each))
         init = None if tensor.edge else self._history(name, axis, tensor.offset, past, fill)
         key = step, past, tensor.edge, is_moved, None if init is None else init.tobytes()
-        batch = self.facts.batch_axis(name)
-        front = [batch, axis] if is_moved and batch not in {None, axis} else []
-        order = [int(at) for at in (*front, *(at for at in range(len(dims)) if at not in front)) if at is not None]
+        order = window_order(len(dims), self.facts.batch_axis(name), axis, is_moved=is_moved)
         if key not in self._windows:
             dims, at = [dims[place] for place in order], order.index(axis)
             if order != sorted(order):

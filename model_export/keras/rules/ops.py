@@ -198,7 +198,7 @@ def filled(call: Call) -> Value:
     fill = call.constant(to_array(given), dtype)
     shape = call.op("Shape", x)
     if x.row and None not in x.row:  # what has its shape, but nothing of its timesteps
-        rows = call.op("Shape", x, start=0, end=1)
+        rows = call.op("Shape", call.graph.cut_from.get(x.name, x.name), start=0, end=1)
         shape = call.op("Concat", rows, call.graph.ints([size or 0 for size in x.row]), axis=0)
     return x.like(call.op("Expand", fill, shape), dtype=dtype)
 

@@ -32,7 +32,7 @@ def pad(call: Call) -> Value:
 @op_rule("GetItem")
 def get_item(call: Call) -> Value:
     """A part of each axis."""
-    x = call.value
+    whole = x = call.value
     keys = _keys(call, x, call.args[1])
     if keys.pop(0) != slice(None):
         raise call.refuse("it picks rows of the batch, which mixes streams")
@@ -41,7 +41,9 @@ def get_item(call: Call) -> Value:
     if dropped:
         x = _without(call, x, dropped)
     added = [place for place, key in enumerate((key for key in keys if not _is_number(key)), 1) if key is None]
-    return _with_new(call, x, added) if added else x.like(x.name)
+    y = _with_new(call, x, added) if added else x.like(x.name)
+    call.graph.cut_from.setdefault(y.name, call.graph.cut_from.get(whole.name, whole.name))
+    return y
 
 
 def _is_number(key: Any) -> bool:
