@@ -84,7 +84,10 @@ def _stay_equal(proto: onnx.ModelProto, one: Any, other: Any) -> bool:
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         feeds[value.name] = np.asarray(rng.standard_normal(shape)).astype(dtype)
     feeds[other.input] = feeds[one.input]
-    first, second = session.run([one.output, other.output], feeds)
+    try:
+        first, second = session.run([one.output, other.output], feeds)
+    except Exception:  # noqa: BLE001  # onnxruntime has no narrower one; the sizes of such a graph depend on each other
+        return False
     return bool(np.array_equal(first, second, equal_nan=True))
 
 

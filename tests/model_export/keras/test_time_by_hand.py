@@ -45,7 +45,9 @@ class Twice(keras.Layer):  # type: ignore[misc]  # Keras has no types
 
 def test_attention_by_hand_keeps_its_past_keys_and_values() -> None:
     """Each head's are carried; what is normalised or projected behind it needs no state."""
-    manifest = export_keras(over(AttentionByHand(name="own")), name="m").manifest
+    model = over(AttentionByHand(name="own"))
+    randomise(model)  # keys and values of equal weights would be one state
+    manifest = export_keras(model, name="m").manifest
 
     caches = [state for state in manifest.states if ".past" in state.input]
     assert [sorted(state.shape) for state in caches] == [[2, 4, T - 1]] * 2
