@@ -49,8 +49,8 @@ class StepScan:
             return value
         return Value(self._element(value.name), value.row[1:], value.dtype, time=True, mask=self.mask(value.mask))
 
-    def position_of(self, value: Value) -> Value:
-        """Return one position of a value along its first axis behind the batch, whatever that is."""
+    def place_of(self, value: Value) -> Value:
+        """Return one place of a value along its first axis behind the batch, whatever that is."""
         return Value(self._element(value.name), value.row[1:], value.dtype)
 
     def mask(self, mask: str | None) -> str | None:

@@ -28,7 +28,7 @@ _FIXES = {
     "it, or an attention_mask of the last N timesteps.",
     EARLY_FIX: "Send such values as an input of their own, without time axis.",
 }
-"""What the streaming pass says can be done, in Keras' terms."""
+"""The fixes of the streaming pass in Keras' terms."""
 
 
 @dataclass(frozen=True, slots=True)

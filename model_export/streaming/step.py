@@ -116,8 +116,8 @@ def make_step(
     _check_chance(graph)
 
     def read(tried: tuple[int, int]) -> SequenceStep:
-        asked = _Asked(time_axes or {}, batch_axes or {}, length, tried, starts_are_sent=starts_are_sent)
-        return _step_of(graph, declared, name, asked)
+        options = _Options(time_axes or {}, batch_axes or {}, length, tried, starts_are_sent=starts_are_sent)
+        return _step_of(graph, declared, name, options)
 
     if length is None and _recurrent_weights(graph) > _MANY:
         with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
@@ -126,8 +126,8 @@ def make_step(
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What the caller says about a graph, as `make_step` takes it, and how many timesteps it is run with."""
+class _Options:
+    """The options of `make_step`, and the numbers of timesteps that the graph is run with."""
 
     time_axes: Mapping[str, int | None]
     batch_axes: Mapping[str, int | None]
@@ -146,10 +146,10 @@ def _step_of(
     graph: onnx.ModelProto,
     declared: Declared,
     name: str,
-    asked: _Asked,
+    options: _Options,
 ) -> SequenceStep:
-    inputs, graph, declared = _read(graph, declared, asked)
-    if asked.starts_are_sent:
+    inputs, graph, declared = _read(graph, declared, options)
+    if options.starts_are_sent:
         inputs = replace(inputs, inputs=tuple(replace(one, role="external") for one in inputs.inputs))
     if is_for_one_row(inputs, declared) and not rows_are_independent(graph, inputs):
         inputs = replace(inputs, only_rows=1)
@@ -160,9 +160,9 @@ def _step_of(
             fix="Export it with a dynamic batch axis, or for one row.",
         )
     facts = measure_shapes(graph, inputs)
-    if not asked.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
+    if not options.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(graph, cached)
-    walk = StreamingWalk(inputs.with_length(graph, inputs.lengths[0]), facts, asked.length)
+    walk = StreamingWalk(inputs.with_length(graph, inputs.lengths[0]), facts, options.length)
     walk.takes_weights = WEIGHTED
     specs = [_take(walk, one) for one in inputs.inputs]
     walk.run(RULES, pointwise, attention_scores)
@@ -195,18 +195,18 @@ def _step_of(
 def _read(
     graph: onnx.ModelProto,
     declared: Declared,
-    asked: _Asked,
+    options: _Options,
 ) -> tuple[SequenceInputs, onnx.ModelProto, Declared]:
     """Read the axes of the inputs, with the graph opened where the declared length is written into it.
 
     Raises:
         UnclearModelError: No time axis can be found.
     """
-    time_axes, length = asked.time_axes, asked.length
+    time_axes, length = options.time_axes, options.length
 
     def found(graph: onnx.ModelProto, declared: Declared) -> tuple[SequenceInputs, onnx.ModelProto, Declared]:
         inputs = find_inputs(
-            graph, declared, time_axes=time_axes, batch_axes=asked.batch_axes, length=length, tried=asked.tried
+            graph, declared, time_axes=time_axes, batch_axes=options.batch_axes, length=length, tried=options.tried
         )
         return inputs, graph, declared
 

@@ -100,7 +100,7 @@ def _scanned(call: Call, x: Value, start: _Initial, mask: str | None) -> tuple[V
     scan = StepScan(call.graph, call.path)
     source = from_its_end(call, x) if layer.go_backwards else x
     with scan.body(call.walk):
-        now = scan.position_of(source)
+        now = scan.place_of(source)
         rows = [one.row if isinstance(one, Value) else one.shape for one in start.values]
         before = [
             scan.state(f"{call.path}.{name}", row, "float32", one)

@@ -129,7 +129,7 @@ def cumulative(call: Call) -> Value:
     scan = StepScan(call.graph, call.path)
     with scan.body(call.walk):
         so_far = scan.state(f"{call.path}.so_far", x.row[1:], x.dtype, np.ones([size or 1 for size in x.row[1:]]))
-        product = call.op("Mul", so_far, scan.position_of(x))
+        product = call.op("Mul", so_far, scan.place_of(x))
         scan.next_state(so_far, product)
     return x.like(scan.emit([product])[0][0])
 

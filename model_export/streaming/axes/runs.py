@@ -24,7 +24,7 @@ SHORTEST_DECLARED = 2
 
 
 def trial_lengths(declared: int | None, tried: tuple[int, int] = LENGTHS) -> tuple[int, int]:
-    """Return the two numbers of timesteps that a graph is run with: those asked for, or below its declared length.
+    """Return the two numbers of timesteps that a graph is run with: those given, or its declared length and fewer.
 
     Raises:
         RefusedModelError: The declared length is too small.
