@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -13,8 +14,10 @@ from model_export.errors import ModelLoadError
 from model_export.manifest import Array
 from model_export.runtime.session import open_session, run_options
 
-_LARGE = 2**20
-"""Bytes from which on a weight is shared: the graph without it is what is written to bytes and read again."""
+_LARGE = 2**18
+"""Numbers from which on a weight is shared: the graph without it is what is written to bytes and read again."""
+
+_SHARED = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 
 
 class GraphSession:
@@ -83,7 +86,7 @@ def without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, 
     inputs = {value.name for value in graph.input}
     weights = {}
     for tensor in graph.initializer:
-        if tensor.ByteSize() < _LARGE or tensor.name in inputs:
+        if math.prod(tensor.dims) < _LARGE or tensor.data_type not in _SHARED or tensor.name in inputs:
             lean.graph.initializer.add().CopyFrom(tensor)
             continue
         weights[tensor.name] = numpy_helper.to_array(tensor)
