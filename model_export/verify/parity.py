@@ -13,7 +13,7 @@ and one long run, for differences that grow. What could not be compared stands i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -121,14 +121,21 @@ def verify_parity(
     ]
     if user_data is not None:
         kinds.append((USER, dict(user_data)))
-    longest = 0
-    for kind, data in kinds:
-        check.sequences(kind, data)
-        longest = max(longest, next(iter(data.values())).shape[1])
-    if model.batched and check.alone_steps is not None and check.alone_steps < longest:
-        check.skipped.append(Skipped(f"rows alone beyond {check.alone_steps} timesteps", "the model is large"))
     draw = next(iter(samplers.values()))
-    check.long(draw, steps, long_steps, shortened)
+    long = draw(np.random.default_rng(SEEDS[-1] + 1), 1, long_steps) if long_steps > steps else None
+    with Beside(model, in_thread=check.alone_steps is not None) as beside:
+        # all runs of the step graph in a row, so that neither it nor the original waits for the other between them
+        started = [_Started(beside, model, data, check.alone_steps) for _, data in kinds]
+        running = None if long is None else beside.start(partial(stepped, model, long))
+        for (kind, data), runs in zip(kinds, started, strict=True):
+            check.sequences(kind, data, runs)
+        longest = max(next(iter(data.values())).shape[1] for _, data in kinds)
+        if model.batched and check.alone_steps is not None and check.alone_steps < longest:
+            check.skipped.append(Skipped(f"rows alone beyond {check.alone_steps} timesteps", "the model is large"))
+        if long is None or running is None:
+            check.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
+        else:
+            check.long(long, running, shortened)
     lines = list(check.outputs.values())
     for line in lines:
         check.worth[line.name].judge(line)
@@ -166,6 +173,26 @@ class _Failure(NamedTuple):
         if not np.isfinite(self.want):
             return ""
         return f"; they differ by {abs(self.found - self.want):.3g}, and {self.allowed:.3g} is allowed"
+
+
+class _Started:
+    """The runs of a step graph over all sequences of a kind.
+
+    Attributes:
+        batches: The sequences, as many in each as run together.
+        running: The run of each batch.
+        few: Rows and timesteps of the first batch that also run alone.
+        alone: Their run.
+    """
+
+    def __init__(self, beside: Beside, model: StepModel, data: Sequences, alone_steps: int | None) -> None:
+        rows = len(next(iter(data.values())))
+        count = min(rows, TOGETHER)
+        starts = range(0, rows, TOGETHER)
+        self.batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
+        self.running = [beside.start(partial(stepped, model, batch)) for batch in self.batches]
+        self.few = (sorted({0, count // 2, count - 1}), slice(alone_steps))
+        self.alone = beside.start(partial(rows_alone, model, {name: array[self.few] for name, array in data.items()}))
 
 
 @dataclass(slots=True)
@@ -206,46 +233,34 @@ class _Check:
         steps = error_growth.steps_for(self.size) // 8
         return steps if steps < STEPS else None
 
-    def sequences(self, kind: str, data: Sequences) -> None:
+    def sequences(self, kind: str, data: Sequences, started: _Started) -> None:
         """Compare all sequences of a kind."""
         rows = len(next(iter(data.values())))
         judged = list(self.outputs)
         self.progress(f"{kind}: the original", 0, rows)
-        starts = range(0, rows, TOGETHER)
-        batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
-        count = min(rows, TOGETHER)
-        few = (sorted({0, count // 2, count - 1}), slice(self.alone_steps))
-        with Beside(self.model, in_thread=self.alone_steps is not None) as beside:
-            running = [beside.start(partial(stepped, self.model, batch)) for batch in batches]
-            alone = beside.start(partial(rows_alone, self.model, {name: array[few] for name, array in data.items()}))
-            want = run_reference(self.original, data, judged)
-            parts: list[dict[str, Array]] = []
-            for at, batch, run in zip(starts, batches, running, strict=True):
-                found = run()
-                if not parts:
-                    self._rows_alone(kind, {name: found[0][name][few] for name in judged}, alone(), count)
-                    self._chunks(kind, batch, found)
-                parts.append(found[0])
-                self.progress(f"{kind}: step by step", min(at + TOGETHER, rows), rows)
+        want = run_reference(self.original, data, judged)
+        parts: list[dict[str, Array]] = []
+        for batch, run in zip(started.batches, started.running, strict=True):
+            found = run()
+            if not parts:
+                few = {name: found[0][name][started.few] for name in judged}
+                self._rows_alone(kind, few, started.alone(), min(rows, TOGETHER))
+                self._chunks(kind, batch, found)
+            parts.append(found[0])
+            self.progress(f"{kind}: step by step", min(len(parts) * TOGETHER, rows), rows)
         outputs = stacked(parts)
         self._against_original(kind, data, want, outputs)
         if kind == USER:
             self.reference = data_reference(self.model.manifest, data, outputs)
 
-    def long(self, draw: Sampler, steps: int, wanted: int, shortened: str = "") -> None:
+    def long(self, data: Sequences, running: Callable[[], Run], shortened: str) -> None:
         """Compare one long run."""
-        if wanted <= steps:
-            self.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
-            return
-        if wanted < error_growth.STEPS:
-            self.skipped.append(Skipped(f"long run beyond {wanted} timesteps", shortened or _NO_MORE))
-        self.progress(f"long run of {wanted} timesteps", 0, 1)
-        data = draw(np.random.default_rng(SEEDS[-1] + 1), 1, wanted)
-        is_large = self.alone_steps is not None
-        self.drift = long_run(
-            self.original, self.model, data, self.outputs, self.worth, self.tolerance, in_thread=is_large
-        )
-        self.progress(f"long run of {wanted} timesteps", 1, 1)
+        length = next(iter(data.values())).shape[1]
+        if length < error_growth.STEPS:
+            self.skipped.append(Skipped(f"long run beyond {length} timesteps", shortened or _NO_MORE))
+        self.progress(f"long run of {length} timesteps", 0, 1)
+        self.drift = long_run(self.original, self.model, data, running, self.outputs, self.worth, self.tolerance)
+        self.progress(f"long run of {length} timesteps", 1, 1)
 
     def _against_original(
         self, kind: str, data: Sequences, want: Mapping[str, PrefixAnswers], got: Mapping[str, Array]
