@@ -43,7 +43,8 @@ class GraphSession:
             ModelLoadError: onnxruntime refuses it.
         """
         self.model = model
-        lean, self._shared = without_weights(model)
+        lean, large = without_weights(model)
+        self._shared = {tensor.name: numpy_helper.to_array(tensor) for tensor in large}
         own = {value.name: value for value in model.graph.output}
         self.outputs = list(own if outputs is None else outputs)
         del lean.graph.output[:]
@@ -72,7 +73,7 @@ class GraphSession:
         return {**feeds, **dict(zip(self.outputs, found, strict=True))}
 
 
-def without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, Array]]:
+def without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
     """Return a copy that declares the large weights as lying outside it, and these."""
     graph, lean = model.graph, onnx.ModelProto()
     lean.ir_version, lean.graph.name = model.ir_version, graph.name
@@ -84,12 +85,12 @@ def without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, 
     lean.graph.value_info.extend(graph.value_info)
     lean.graph.sparse_initializer.extend(graph.sparse_initializer)
     inputs = {value.name for value in graph.input}
-    weights = {}
+    weights = []
     for tensor in graph.initializer:
         if math.prod(tensor.dims) < _LARGE or tensor.data_type not in _SHARED or tensor.name in inputs:
             lean.graph.initializer.add().CopyFrom(tensor)
             continue
-        weights[tensor.name] = numpy_helper.to_array(tensor)
+        weights.append(tensor)
         outside = lean.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         outside.data_location = onnx.TensorProto.EXTERNAL
         outside.external_data.add(key="location", value="memory")
