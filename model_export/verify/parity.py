@@ -15,13 +15,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from model_export.errors import ParityError
-from model_export.manifest import Array, DataReference, Parity
+from model_export.manifest import Array, DataReference, Manifest, Parity
 from model_export.runtime.distribution import data_reference
 from model_export.step_model import StepModel, stacked
 from model_export.verify import error_growth
@@ -80,7 +79,8 @@ class DifferentAnswerError(ParityError):
 
 def verify_parity(
     original: ReferenceModel,
-    model: StepModel,
+    model: StepModel | Callable[[], StepModel],
+    manifest: Manifest | None = None,
     *,
     against: str,
     tolerance: Tolerance = DEFAULT,
@@ -97,7 +97,9 @@ def verify_parity(
 
     Args:
         original: The model as it was trained.
-        model: The step graph, in the class that will serve it.
+        model: The step graph, in the class that will serve it; or what loads it, while the original of a large model
+            runs.
+        manifest: What the step graph takes and gives, where it is yet to be loaded.
         against: The original and its version, for example `keras 3.15.1`.
         tolerance: What is allowed of every output.
         samplers: What to draw, by the name of its kind; one without structure by default.
@@ -113,8 +115,12 @@ def verify_parity(
         ParityError: The first timestep and output that differ, with both values; a `DifferentAnswerError` where it
             is the original's answer that differs.
     """
-    samplers = samplers or {"random": random_sampler(model.manifest)}
-    check = _Check(original, model, tolerance, progress or (lambda *_: None), size)
+    load: Callable[[], StepModel] = (lambda: model) if isinstance(model, StepModel) else model
+    manifest = manifest or load().manifest
+    samplers = samplers or {"random": random_sampler(manifest)}
+    alone_steps = error_growth.steps_for(size) // 8
+    beside = Beside(load, in_thread=alone_steps < STEPS)
+    check = _Check(original, beside, manifest, tolerance, progress or (lambda *_: None))
     kinds = [
         (kind, stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]))
         for kind, sampler in samplers.items()
@@ -123,15 +129,17 @@ def verify_parity(
         kinds.append((USER, dict(user_data)))
     draw = next(iter(samplers.values()))
     long = draw(np.random.default_rng(SEEDS[-1] + 1), 1, long_steps) if long_steps > steps else None
-    with Beside(model, in_thread=check.alone_steps is not None) as beside:
+    with beside:
         # all runs of the step graph in a row, so that neither it nor the original waits for the other between them
-        started = [_Started(beside, model, data, check.alone_steps) for _, data in kinds]
-        running = None if long is None else beside.start(partial(stepped, model, long))
+        few = alone_steps if alone_steps < STEPS else None
+        started = [_Started(beside, data, few) for _, data in kinds]
+        running = None if long is None else beside.start(stepped, long)
         for (kind, data), runs in zip(kinds, started, strict=True):
             check.sequences(kind, data, runs)
+        check.skip_what_the_model_lacks()
         longest = max(next(iter(data.values())).shape[1] for _, data in kinds)
-        if model.batched and check.alone_steps is not None and check.alone_steps < longest:
-            check.skipped.append(Skipped(f"rows alone beyond {check.alone_steps} timesteps", "the model is large"))
+        if beside.model().batched and alone_steps < min(longest, STEPS):
+            check.skipped.append(Skipped(f"rows alone beyond {alone_steps} timesteps", "the model is large"))
         if long is None or running is None:
             check.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
         else:
@@ -185,14 +193,21 @@ class _Started:
         alone: Their run.
     """
 
-    def __init__(self, beside: Beside, model: StepModel, data: Sequences, alone_steps: int | None) -> None:
+    def __init__(self, beside: Beside, data: Sequences, alone_steps: int | None) -> None:
+        """Start them.
+
+        Args:
+            beside: The step graph.
+            data: All sequences.
+            alone_steps: The most timesteps that a row runs alone; None: all.
+        """
         rows = len(next(iter(data.values())))
         count = min(rows, TOGETHER)
         starts = range(0, rows, TOGETHER)
         self.batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
-        self.running = [beside.start(partial(stepped, model, batch)) for batch in self.batches]
+        self.running = [beside.start(stepped, batch) for batch in self.batches]
         self.few = (sorted({0, count // 2, count - 1}), slice(alone_steps))
-        self.alone = beside.start(partial(rows_alone, model, {name: array[self.few] for name, array in data.items()}))
+        self.alone = beside.start(rows_alone, {name: array[self.few] for name, array in data.items()})
 
 
 @dataclass(slots=True)
@@ -200,10 +215,10 @@ class _Check:
     """One verification: what it is about, and what it has found so far."""
 
     original: ReferenceModel
-    model: StepModel
+    beside: Beside
+    manifest: Manifest
     tolerance: Tolerance
     progress: Progress
-    size: int
     outputs: dict[str, OutputParity] = field(default_factory=dict)
     worth: dict[str, Evidence] = field(default_factory=dict)
     alone: float = 0.0
@@ -215,10 +230,18 @@ class _Check:
     reference: DataReference | None = None
 
     def __post_init__(self) -> None:
-        judged = [output.name for output in self.model.manifest.answered if output.kind == "value"]
+        judged = [output.name for output in self.manifest.answered if output.kind == "value"]
         self.outputs = {name: OutputParity(name) for name in judged}
         self.worth = {name: Evidence(self.tolerance) for name in judged}
-        random = [output.name for output in self.model.manifest.answered if output.kind == "random"]
+
+    @property
+    def model(self) -> StepModel:
+        """The step graph."""
+        return self.beside.model()
+
+    def skip_what_the_model_lacks(self) -> None:
+        """Note what cannot be compared, by what the step graph is."""
+        random = [output.name for output in self.manifest.answered if output.kind == "random"]
         if random:
             self.skipped.append(Skipped(f"outputs {', '.join(random)}", "they are drawn at random"))
         if not self.model.batched:
@@ -226,12 +249,6 @@ class _Check:
         if any(f.store_dtype != f.dtype for f in self.model.fields):
             why = "states are stored in fewer bits after each chunk, and after each step, so both differ by that"
             self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))
-
-    @property
-    def alone_steps(self) -> int | None:
-        """The most timesteps that a row runs alone, an eighth of the long run; None: all, as the model is not large."""
-        steps = error_growth.steps_for(self.size) // 8
-        return steps if steps < STEPS else None
 
     def sequences(self, kind: str, data: Sequences, started: _Started) -> None:
         """Compare all sequences of a kind."""
@@ -251,7 +268,7 @@ class _Check:
         outputs = stacked(parts)
         self._against_original(kind, data, want, outputs)
         if kind == USER:
-            self.reference = data_reference(self.model.manifest, data, outputs)
+            self.reference = data_reference(self.manifest, data, outputs)
 
     def long(self, data: Sequences, running: Callable[[], Run], shortened: str) -> None:
         """Compare one long run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -24,18 +25,21 @@ class Beside:
     """Runs a step graph while the caller runs the original: in a thread of its own, or when its results are needed.
 
     The original stays in the thread in which it was made: frameworks keep settings by thread.
+
+    Attributes:
+        model: Returns the step graph.
     """
 
-    def __init__(self, model: StepModel, *, in_thread: bool) -> None:
+    def __init__(self, make: Callable[[], StepModel], *, in_thread: bool) -> None:
         """Begin.
 
         Args:
-            model: The step graph; its runs end where the caller fails.
+            make: Makes the step graph, or returns it; its runs end where the caller fails.
             in_thread: Whether there is a thread; short runs would only wait for the interpreter lock.
         """
-        self._model = model
         self._pool = ThreadPoolExecutor(1) if in_thread else None
         self._started: list[Future[Any]] = []
+        self.model = cache(self._start(make))
 
     def __enter__(self) -> Self:
         return self
@@ -44,11 +48,15 @@ class Beside:
         if self._pool is not None:
             self._pool.shutdown(wait=error is None, cancel_futures=True)
         while error is not None and (running := [future for future in self._started if not future.done()]):
-            self._model.terminate()  # again, as it may come between two steps
+            if running[0] is not self._started[0]:
+                self.model().terminate()  # again, as it may come between two steps
             wait(running, timeout=0.001)
 
-    def start(self, call: Callable[[], _T]) -> Callable[[], _T]:
-        """Return a function that gives what the call returns; to be called once."""
+    def start(self, run: Callable[..., _T], *given: Any) -> Callable[[], _T]:
+        """Return a function that gives what `run` returns for the step graph and these arguments; to be called once."""
+        return self._start(lambda: run(self.model(), *given))
+
+    def _start(self, call: Callable[[], _T]) -> Callable[[], _T]:
         if self._pool is None:
             return call
         self._started.append(future := self._pool.submit(call))

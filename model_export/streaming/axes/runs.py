@@ -14,7 +14,7 @@ from model_export.streaming.axes.sizes import ROWS
 Values = Mapping[str, Any]
 """Every tensor's value by name: an array, or a list of arrays."""
 
-_KEPT = 2
+_KEPT = 4
 """Runs that are kept: those of a reading, which are of use again once it is chosen."""
 
 
