@@ -43,7 +43,7 @@ class GraphSession:
             ModelLoadError: onnxruntime refuses it.
         """
         self.model = model
-        lean, large = without_weights(model)
+        lean, large = with_weights_outside(model)
         self._shared = {tensor.name: numpy_helper.to_array(tensor) for tensor in large}
         own = {value.name: value for value in model.graph.output}
         self.outputs = list(own if outputs is None else outputs)
@@ -73,7 +73,7 @@ class GraphSession:
         return {**feeds, **dict(zip(self.outputs, found, strict=True))}
 
 
-def without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+def with_weights_outside(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
     """Return a copy that declares the large weights as lying outside it, and these."""
     graph, lean = model.graph, onnx.ModelProto()
     lean.ir_version, lean.graph.name = model.ir_version, graph.name

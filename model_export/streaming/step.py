@@ -18,7 +18,7 @@ from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import OLDEST_OPSET, without_unit_axes
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
-from model_export.runtime.graph_session import without_weights
+from model_export.runtime.graph_session import with_weights_outside
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec, rows_in_front
 from model_export.streaming.axes.axis_search import find_inputs
@@ -237,7 +237,7 @@ def _check_chance(graph: onnx.ModelProto) -> None:
     Raises:
         RefusedModelError: It names the operator and the output.
     """
-    lean, _ = without_weights(graph)
+    lean, _ = with_weights_outside(graph)
     for name, operator in random_outputs(lean.SerializeToString()).items():
         raise RefusedModelError(
             f"Random operator {operator} reaches output {name!r}; expected answers that follow from the inputs alone, "
