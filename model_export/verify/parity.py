@@ -129,11 +129,11 @@ def verify_parity(
         kinds.append((USER, dict(user_data)))
     draw = next(iter(samplers.values()))
     long = draw(np.random.default_rng(SEEDS[-1] + 1), 1, long_steps) if long_steps > steps else None
+    # all runs of the step graph in a row, so that neither it nor the original waits for the other between them
+    few = alone_steps if alone_steps < STEPS else None
+    started = [_Started(beside, data, few) for _, data in kinds]
+    running = None if long is None else beside.start(stepped, long)
     with beside:
-        # all runs of the step graph in a row, so that neither it nor the original waits for the other between them
-        few = alone_steps if alone_steps < STEPS else None
-        started = [_Started(beside, data, few) for _, data in kinds]
-        running = None if long is None else beside.start(stepped, long)
         for (kind, data), runs in zip(kinds, started, strict=True):
             check.sequences(kind, data, runs)
         check.skip_what_the_model_lacks()

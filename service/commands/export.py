@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import math
 import shlex
@@ -116,6 +118,7 @@ def export(
     if tolerance is not None and not math.isfinite(tolerance):
         raise typer.BadParameter(f"{tolerance} is not a finite number.", param_hint="--tolerance")
     freeze_startup_objects()  # importing a framework makes a million objects, none of which is garbage
+    atexit.register(gc.freeze)  # the interpreter would traverse them all once more at its end
     with progress_bar(MofNCompleteColumn(), TimeElapsedColumn()) as bars:
         task = bars.add_task("loading the model", total=None)
 

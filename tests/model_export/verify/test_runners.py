@@ -20,8 +20,10 @@ def test_the_step_graph_runs_in_a_thread_or_when_its_results_are_needed(in_threa
         return StepModel(*graphs.total())
 
     loaded_in = list[int]()
-    with Beside(load, in_thread=in_thread) as beside:
-        ran_in = [beside.start(lambda _: threading.get_ident())() for _ in range(2)]
+    beside = Beside(load, in_thread=in_thread)
+    runs = [beside.start(lambda _: threading.get_ident()) for _ in range(2)]
+    with beside:
+        ran_in = [run() for run in runs]
 
     assert loaded_in + ran_in == [ran_in[0]] * 3, "it is loaded once, where it runs"
     assert (ran_in[0] != threading.get_ident()) == in_thread
@@ -39,9 +41,10 @@ def test_runs_end_and_others_do_not_begin_where_the_original_fails() -> None:
     runs = []
 
     def fail() -> None:
-        with Beside(lambda: model, in_thread=True) as beside:
-            runs.append(beside.start(endless))
-            beside.start(lambda _: others.append(1))
+        beside = Beside(lambda: model, in_thread=True)
+        runs.append(beside.start(endless))
+        beside.start(lambda _: others.append(1))
+        with beside:
             assert begun.wait(60)
             raise ZeroDivisionError
 
