@@ -28,7 +28,7 @@ from model_export.verify.error_growth import long_run
 from model_export.verify.evidence import Evidence
 from model_export.verify.reference import PrefixAnswers, Progress, ReferenceModel, run_reference
 from model_export.verify.report import ParityReport, Skipped, is_weak
-from model_export.verify.runners import Beside, Run, Sequences, chunked, rows_alone, stepped
+from model_export.verify.runners import TOGETHER, Beside, KindRuns, Run, Sequences, chunked, stepped
 from model_export.verify.samplers import Sampler, random_sampler
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
@@ -47,8 +47,6 @@ __all__ = [
 
 ROWS = 3
 """Rows that are drawn for each seed."""
-TOGETHER = 9
-"""Rows that run together: a graph may be right for three, and wrong for more."""
 STEPS = 64
 SEEDS = (0, 1, 2)
 ATOL = 1e-5
@@ -118,8 +116,9 @@ def verify_parity(
     load: Callable[[], StepModel] = (lambda: model) if isinstance(model, StepModel) else model
     manifest = manifest or load().manifest
     samplers = samplers or {"random": random_sampler(manifest)}
-    alone_steps = error_growth.steps_for(size) // 8
-    beside = Beside(load, in_thread=alone_steps < STEPS)
+    eighth = error_growth.steps_for(size) // 8
+    alone_steps = eighth if eighth < STEPS else None  # all, as the model is not large
+    beside = Beside(load, in_thread=alone_steps is not None)
     check = _Check(original, beside, manifest, tolerance, progress or (lambda *_: None))
     kinds = [
         (kind, stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]))
@@ -130,15 +129,14 @@ def verify_parity(
     draw = next(iter(samplers.values()))
     long = draw(np.random.default_rng(SEEDS[-1] + 1), 1, long_steps) if long_steps > steps else None
     # all runs of the step graph in a row, so that neither it nor the original waits for the other between them
-    few = alone_steps if alone_steps < STEPS else None
-    started = [_Started(beside, data, few) for _, data in kinds]
+    started = [KindRuns(beside, data, alone_steps) for _, data in kinds]
     running = None if long is None else beside.start(stepped, long)
     with beside:
         for (kind, data), runs in zip(kinds, started, strict=True):
             check.sequences(kind, data, runs)
         check.skip_what_the_model_lacks()
         longest = max(next(iter(data.values())).shape[1] for _, data in kinds)
-        if beside.model().batched and alone_steps < min(longest, STEPS):
+        if check.model.batched and alone_steps is not None and alone_steps < longest:
             check.skipped.append(Skipped(f"rows alone beyond {alone_steps} timesteps", "the model is large"))
         if long is None or running is None:
             check.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
@@ -183,33 +181,6 @@ class _Failure(NamedTuple):
         return f"; they differ by {abs(self.found - self.want):.3g}, and {self.allowed:.3g} is allowed"
 
 
-class _Started:
-    """The runs of a step graph over all sequences of a kind.
-
-    Attributes:
-        batches: The sequences, as many in each as run together.
-        running: The run of each batch.
-        few: Rows and timesteps of the first batch that also run alone.
-        alone: Their run.
-    """
-
-    def __init__(self, beside: Beside, data: Sequences, alone_steps: int | None) -> None:
-        """Start them.
-
-        Args:
-            beside: The step graph.
-            data: All sequences.
-            alone_steps: The most timesteps that a row runs alone; None: all.
-        """
-        rows = len(next(iter(data.values())))
-        count = min(rows, TOGETHER)
-        starts = range(0, rows, TOGETHER)
-        self.batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
-        self.running = [beside.start(stepped, batch) for batch in self.batches]
-        self.few = (sorted({0, count // 2, count - 1}), slice(alone_steps))
-        self.alone = beside.start(rows_alone, {name: array[self.few] for name, array in data.items()})
-
-
 @dataclass(slots=True)
 class _Check:
     """One verification: what it is about, and what it has found so far."""
@@ -250,7 +221,7 @@ class _Check:
             why = "states are stored in fewer bits after each chunk, and after each step, so both differ by that"
             self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))
 
-    def sequences(self, kind: str, data: Sequences, started: _Started) -> None:
+    def sequences(self, kind: str, data: Sequences, started: KindRuns) -> None:
         """Compare all sequences of a kind."""
         rows = len(next(iter(data.values())))
         judged = list(self.outputs)

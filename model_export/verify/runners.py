@@ -22,6 +22,10 @@ Run = tuple[dict[str, Array], dict[str, Array]]
 """Answers `{output: (rows, T, *shape)}`, and the states after the last timestep."""
 
 
+TOGETHER = 9
+"""Rows that run together: a graph may be right for three, and wrong for more."""
+
+
 class Beside:
     """Runs a step graph while the caller runs the original: in a thread of its own, or when its results are needed.
 
@@ -76,6 +80,33 @@ class Beside:
                 future.set_result(call())
             except BaseException as exc:  # noqa: BLE001  # raised where the result is needed
                 future.set_exception(exc)
+
+
+class KindRuns:
+    """The runs of a step graph over all sequences of a kind.
+
+    Attributes:
+        batches: The sequences, as many in each as run together.
+        running: The run of each batch.
+        few: Rows and timesteps of the first batch that also run alone.
+        alone: Their run.
+    """
+
+    def __init__(self, beside: Beside, data: Sequences, alone_steps: int | None) -> None:
+        """Start them.
+
+        Args:
+            beside: The step graph.
+            data: All sequences.
+            alone_steps: The most timesteps that a row runs alone; None: all.
+        """
+        rows = len(next(iter(data.values())))
+        count = min(rows, TOGETHER)
+        starts = range(0, rows, TOGETHER)
+        self.batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
+        self.running = [beside.start(stepped, batch) for batch in self.batches]
+        self.few = (sorted({0, count // 2, count - 1}), slice(alone_steps))
+        self.alone = beside.start(rows_alone, {name: array[self.few] for name, array in data.items()})
 
 
 def stepped(model: StepModel, data: Sequences, *, stored: bool = True) -> Run:
