@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,13 +95,19 @@ def verify_model(
     """
     tolerance = _tolerance(atol, rtol, default, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
-    proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
-    content = proto.SerializeToString()
     lengths = _long_lengths(candidate)
+
+    @cache
+    def made() -> tuple[bytes, StepModel, ChunkChoice]:
+        proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
+        content = proto.SerializeToString()
+        return content, StepModel(content, manifest), chunk
+
     with _blaming(candidate, tolerance):
         report = verify_parity(
             candidate.original,
-            StepModel(content, manifest),
+            lambda: made()[1],
+            candidate.manifest,
             against=candidate.against,
             tolerance=tolerance,
             samplers=candidate.kinds,
@@ -111,8 +118,9 @@ def verify_model(
             shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
             progress=progress,
         )
-    manifest.verified, manifest.reference = report.parity, report.reference
-    return _with_manifest(content, manifest), replace(report, chunk=chunk)
+    content, model, chunk = made()
+    model.manifest.verified, model.manifest.reference = report.parity, report.reference
+    return _with_manifest(content, model.manifest), replace(report, chunk=chunk)
 
 
 def _with_manifest(content: bytes, manifest: Manifest) -> bytes:

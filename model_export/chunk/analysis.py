@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from model_export.errors import ModelLoadError
 from model_export.graph.nodes import all_nodes, constants, read_opset, uses
-from model_export.graph.onnx_file import with_outputs, without_functions
+from model_export.graph.onnx_file import without_functions
 from model_export.manifest import Array, Manifest
+from model_export.runtime.graph_session import GraphSession
 from model_export.runtime.random_ops import RANDOM
-from model_export.runtime.session import open_session
 
 OLDEST_OPSET = 15  # Shape with a start and an end
 _ROWS = (3, 5)  # a tensor's batch axis is the one that follows these
@@ -196,13 +197,11 @@ class StepGraphAnalysis:
             taken[state.input] = np.ascontiguousarray(np.moveaxis(batch, 0, state.batch_axis or 0))
         feeds = taken | {name: spec.array() for name, spec in self.manifest.constants.items()}
         wanted = [name for name in self.maker if name not in self.fixed]
-        model = with_outputs(self.model, wanted)
         try:
-            session = open_session(model.SerializeToString(), where="it", threads=1, as_written=True)
-            made = dict(zip(wanted, session.run(wanted, feeds), strict=True))
-        except Exception as exc:
+            made = GraphSession(self.model, wanted, as_written=True).run(feeds)
+        except ModelLoadError as exc:
             raise NoChunkError(f"its tensors cannot be looked at with {rows} rows") from exc
-        return {name: np.asarray(value) for name, value in (made | taken).items()}
+        return {name: np.asarray(made[name]) for name in (*wanted, *taken)}
 
 
 def _joined(masks: Mapping[str, int], names: Iterable[str]) -> int:

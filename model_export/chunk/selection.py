@@ -34,7 +34,7 @@ goes into products of matrices, which come one after another in any case. Source
 INSIDE_MOST = 150_000
 """The same where the loops run timestep by timestep inside one run, which gains less."""
 
-_BUDGET_S = 0.05
+_BUDGET_S = 0.02
 
 
 def choose_chunk(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +54,3 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx.inliner
 
     return onnx.inliner.inline_local_functions(model) if model.functions else model
-
-
-def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
-    """Return a copy of a model with these tensors as outputs besides its own."""
-    made = copy.deepcopy(model)
-    for name in names:
-        if all(value.name != name for value in model.graph.output):
-            made.graph.output.add(name=name)
-    return made

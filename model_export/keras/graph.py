@@ -15,7 +15,7 @@ from onnx import helper
 from model_export.graph.builder import BATCH, IR_VERSION, ONLY_ONNX, NodeBuilder, element_type
 from model_export.graph.dataflow import in_order
 from model_export.graph.described import numbered, set_layer
-from model_export.graph.nodes import needed_nodes, uses
+from model_export.graph.nodes import needed_nodes, replace_items, uses
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -160,12 +160,14 @@ class KerasGraph(NodeBuilder):
         used = {tensor for node in nodes for tensor in uses(node)}
         constants = [tensor for tensor in self.constants if tensor.name in used]
         takes, gives = ([_declared(value) for value in values] for values in (self._takes, self._gives))
-        return helper.make_model(
-            helper.make_graph(nodes, name, takes, gives, constants),
+        model = helper.make_model(
+            helper.make_graph(nodes, name, takes, gives),
             ir_version=IR_VERSION,
             opset_imports=[helper.make_opsetid(*entry) for entry in ONLY_ONNX.items()],
             producer_name="stepwell",
         )
+        replace_items(model.graph.initializer, constants)  # last, as a graph is copied into a model
+        return model
 
 
 def _declared(value: Value) -> onnx.ValueInfoProto:

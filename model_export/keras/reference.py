@@ -19,7 +19,7 @@ from model_export.keras.walk import functional
 from model_export.manifest import Array
 from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers, prefix_answers
-from model_export.verify.samplers import Sampler
+from model_export.verify.samplers import Sampler, random_sampler
 
 ROUNDING = {"float16": 5e-3, "bfloat16": 5e-2}
 """How far a model that computes in these may be from the same one in float32, measured on 64 timesteps."""
@@ -201,35 +201,25 @@ def rounding(model: Any) -> float:
 def samplers(exported: ExportedStep) -> dict[str, Sampler]:
     """Return what to draw for verification: random data and, for a model with masks, data with masked timesteps."""
     facts = exported.facts
+    ids = {name: fact.vocabulary for name, fact in facts.items() if fact.vocabulary is not None}
+    draw = random_sampler(exported.manifest, ids, constant=[name for name, fact in facts.items() if not fact.time])
+    masks = {name: fact.mask_value for name, fact in facts.items() if fact.mask_value is not None}
+    may_begin_masked = all(fact.may_begin_masked for fact in facts.values())
 
     def random(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
-        return _draw(exported, rng, (rows, steps))
-
-    def masked(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
-        drawn = _draw(exported, rng, (rows, steps))
-        at = rng.random((rows, steps)) < 0.3
-        at[:, 0] |= np.arange(rows) % 2 == 0  # some sequences begin masked
-        at[:, 0] &= all(fact.may_begin_masked for fact in facts.values())
-        for name, fact in facts.items():
-            if fact.mask_value is not None:
-                drawn[name][at] = fact.mask_value
+        drawn = draw(rng, rows, steps)
+        for name, mask_value in masks.items() if not may_begin_masked else ():
+            first = drawn[name][:, : 1 if facts[name].time else steps]
+            first[first == mask_value] = 1
         return drawn
 
-    has_masks = any(fact.mask_value is not None for fact in facts.values())
-    return {"random": random, **({"masked": masked} if has_masks else {})}
+    def masked(rng: np.random.Generator, rows: int, steps: int) -> dict[str, Array]:
+        drawn = random(rng, rows, steps)
+        at = rng.random((rows, steps)) < 0.3
+        at[:, 0] |= np.arange(rows) % 2 == 0  # some sequences begin masked
+        at[:, 0] &= may_begin_masked
+        for name, mask_value in masks.items():
+            drawn[name][at] = mask_value
+        return drawn
 
-
-def _draw(exported: ExportedStep, rng: np.random.Generator, lead: tuple[int, int]) -> dict[str, Array]:
-    drawn: dict[str, Array] = {}
-    for spec in exported.manifest.inputs:
-        fact = exported.facts[spec.name]
-        shape = (*lead, *spec.shape)
-        if np.dtype(spec.dtype).kind == "f" and fact.vocabulary is None:
-            drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
-        else:  # ids, also as floats; 0 and 1 are valid in every class list and flag
-            drawn[spec.name] = rng.integers(0, fact.vocabulary or 2, shape).astype(spec.dtype)
-            if not fact.may_begin_masked:
-                drawn[spec.name][:, 0] = np.where(drawn[spec.name][:, 0] == fact.mask_value, 1, drawn[spec.name][:, 0])
-        if not fact.time:
-            drawn[spec.name][:] = drawn[spec.name][:, :1]
-    return drawn
+    return {"random": random, **({"masked": masked} if masks else {})}

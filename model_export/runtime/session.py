@@ -8,6 +8,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from model_export.errors import ModelLoadError
+from model_export.manifest import Array
 
 
 def open_session(
@@ -18,6 +19,7 @@ def open_session(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     lengths: Mapping[str, int] | None = None,
     as_written: bool = False,
+    weights: Mapping[str, Array] | None = None,
 ) -> ort.InferenceSession:
     """Open a graph.
 
@@ -28,6 +30,8 @@ def open_session(
         providers: onnxruntime execution providers, best first.
         lengths: Lengths of axes that the graph leaves open, by symbol; the graph is made simpler for them.
         as_written: Whether every node is run as it is, so that every tensor can be an output.
+        weights: Weights that the graph declares as lying outside it; they are used where they are, and the caller
+            keeps them as long as the session.
 
     Raises:
         ModelLoadError: onnxruntime refuses the graph.
@@ -38,6 +42,9 @@ def open_session(
     options.log_severity_level = 4  # what fails is raised; the log would repeat it
     if as_written:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+        options.add_external_initializers(list(weights), values)
     for symbol, length in (lengths or {}).items():
         options.add_free_dimension_override_by_name(symbol, length)
     try:

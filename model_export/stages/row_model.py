@@ -15,9 +15,9 @@ from model_export.converted import ConvertedModel
 from model_export.errors import UnclearModelError
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
+from model_export.runtime.graph_session import GraphSession
 from model_export.runtime.signature import ORT_TYPES
 from model_export.stages.pipeline import RowPart
-from model_export.streaming.axes.runs import run, session
 
 Rows = Mapping[str, Array]
 """One array by name, shape `(n, *row)`."""
@@ -39,10 +39,10 @@ class RowModel(RowPart):
 
     def convert(self) -> ConvertedModel:
         """Return it as a step graph without states."""
-        loaded = session(self.proto)
-        inputs = [InputSpec.model_validate(_spec(value)) for value in loaded.get_inputs()]
-        outputs = [OutputSpec.model_validate(_spec(value)) for value in loaded.get_outputs()]
-        is_single = any(isinstance(value.shape[0], int) for value in loaded.get_inputs())
+        loaded = GraphSession(self.proto)
+        inputs = [InputSpec.model_validate(_spec(value)) for value in loaded.session.get_inputs()]
+        outputs = [OutputSpec.model_validate(_spec(value)) for value in loaded.session.get_outputs()]
+        is_single = any(isinstance(value.shape[0], int) for value in loaded.session.get_inputs())
         manifest = Manifest(
             inputs=inputs, outputs=outputs, batch=BatchSpec(mode="single" if is_single else "stack")
         )  # fmt: skip
@@ -53,7 +53,7 @@ class RowModel(RowPart):
             count = len(next(iter(rows.values())))
             size = 1 if is_single else count
             parts = [
-                run(loaded, {name: array[i : i + size] for name, array in rows.items()}) for i in range(0, count, size)
+                loaded.run({name: array[i : i + size] for name, array in rows.items()}) for i in range(0, count, size)
             ]
             return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in outputs}
 
@@ -75,7 +75,7 @@ def row_model(path: Path, *, ranks: Collection[int], ahead: bool) -> ConvertedMo
         ahead: Whether it is joined with its outputs, else with its inputs.
     """
     proto = read_model(path, weights=True)
-    loaded = session(proto)
+    loaded = GraphSession(proto).session
     joined = loaded.get_outputs() if ahead else loaded.get_inputs()
     if not any(len(value.shape) - 1 in ranks for value in joined):
         return None

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from model_export.graph.onnx_file import with_outputs
 from model_export.manifest import Array
+from model_export.runtime.graph_session import GraphSession
 from model_export.streaming.answers import OutputLayout
-from model_export.streaming.axes.runs import run, session
 from model_export.streaming.step import SequenceStep
 from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers, prefix_answers
@@ -20,7 +19,7 @@ class SequenceReference:
 
     def __init__(self, step: SequenceStep) -> None:
         self._step = step
-        self._session = session(step.graph)
+        self._session = GraphSession(step.graph)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
         """Return each output's answers.
@@ -46,9 +45,9 @@ class SequenceReference:
 
     def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
         """Return what the nodes of the graph give for one sequence, in order; see `model_export.verify.localize`."""
-        watched = with_outputs(self._step.graph, [node.output for node in self._step.watched])
         length = next(iter(inputs.values())).shape[1]
-        values = run(session(watched), self._feeds(inputs, [0], length))
+        watched = GraphSession(self._step.graph, [node.output for node in self._step.watched])
+        values = watched.run(self._feeds(inputs, [0], length))
         return [
             Activation(node.layer, node.tensor, _rows_first(values[node.output], node.facts, 1))
             for node in self._step.watched
@@ -63,7 +62,7 @@ class SequenceReference:
         return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
 
     def _run_rows(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
-        values = run(self._session, self._feeds(inputs, rows, length))
+        values = self._session.run(self._feeds(inputs, rows, length))
         return {name: _rows_first(values[name], facts, len(rows)) for name, facts in self._step.outputs.items()}
 
     def _feeds(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:

@@ -18,6 +18,7 @@ from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import OLDEST_OPSET, without_unit_axes
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
+from model_export.runtime.graph_session import with_weights_outside
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec, rows_in_front
 from model_export.streaming.axes.axis_search import find_inputs
@@ -25,7 +26,8 @@ from model_export.streaming.axes.batch_independence import is_for_one_row, rows_
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
 from model_export.streaming.axes.opened import is_written, opened_graphs
-from model_export.streaming.axes.runs import FEW, LENGTHS
+from model_export.streaming.axes.runs import TensorRuns
+from model_export.streaming.axes.sizes import FEW, LENGTHS
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
@@ -114,10 +116,11 @@ def make_step(
     plain, declared = load_graph(source, constants or {})
     graph = with_loops_rolled(plain)
     _check_chance(graph)
+    runs = TensorRuns(graph)
 
     def read(tried: tuple[int, int]) -> SequenceStep:
         options = _Options(time_axes or {}, batch_axes or {}, length, tried, starts_are_sent=starts_are_sent)
-        return _step_of(graph, declared, name, options)
+        return _step_of(runs, declared, name, options)
 
     if length is None and _recurrent_weights(graph) > _MANY:
         with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
@@ -142,27 +145,23 @@ def _recurrent_weights(graph: onnx.ModelProto) -> int:
     return sum(sizes.get(name, 0) for node in all_nodes(graph.graph) if node.op_type in RNN for name in node.input)
 
 
-def _step_of(
-    graph: onnx.ModelProto,
-    declared: Declared,
-    name: str,
-    options: _Options,
-) -> SequenceStep:
-    inputs, graph, declared = _read(graph, declared, options)
+def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options) -> SequenceStep:
+    inputs, runs, declared = _read(runs, declared, options)
     if options.starts_are_sent:
         inputs = replace(inputs, inputs=tuple(replace(one, role="external") for one in inputs.inputs))
-    if is_for_one_row(inputs, declared) and not rows_are_independent(graph, inputs):
+    if is_for_one_row(inputs, declared) and not rows_are_independent(runs, inputs):
         inputs = replace(inputs, only_rows=1)
-    graph = with_squeeze_axes(without_known_branches(graph, inputs), inputs)
+    runs = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
+    graph = runs.graph
     if inputs.only_rows not in {None, 1}:
         raise _written_rows(graph) or RefusedModelError(
             f"The graph takes {inputs.only_rows} rows at once and no other number; a stream is one row.",
             fix="Export it with a dynamic batch axis, or for one row.",
         )
-    facts = measure_shapes(graph, inputs)
+    facts = measure_shapes(runs, inputs)
     if not options.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
-        inputs, facts = cached, measure_shapes(graph, cached)
-    walk = StreamingWalk(inputs.with_length(graph, inputs.lengths[0]), facts, options.length)
+        inputs, facts = cached, measure_shapes(runs, cached)
+    walk = StreamingWalk(runs.load(inputs, inputs.lengths[0]).model, facts, options.length)
     walk.takes_weights = WEIGHTED
     specs = [_take(walk, one) for one in inputs.inputs]
     walk.run(RULES, pointwise, attention_scores)
@@ -192,34 +191,30 @@ def _step_of(
     return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk), walk.graph.states, rounding)
 
 
-def _read(
-    graph: onnx.ModelProto,
-    declared: Declared,
-    options: _Options,
-) -> tuple[SequenceInputs, onnx.ModelProto, Declared]:
+def _read(runs: TensorRuns, declared: Declared, options: _Options) -> tuple[SequenceInputs, TensorRuns, Declared]:
     """Read the axes of the inputs, with the graph opened where the declared length is written into it.
 
     Raises:
         UnclearModelError: No time axis can be found.
     """
-    time_axes, length = options.time_axes, options.length
+    graph, time_axes, length = runs.graph, options.time_axes, options.length
 
-    def found(graph: onnx.ModelProto, declared: Declared) -> tuple[SequenceInputs, onnx.ModelProto, Declared]:
+    def found(runs: TensorRuns, declared: Declared) -> tuple[SequenceInputs, TensorRuns, Declared]:
         inputs = find_inputs(
-            graph, declared, time_axes=time_axes, batch_axes=options.batch_axes, length=length, tried=options.tried
+            runs, declared, time_axes=time_axes, batch_axes=options.batch_axes, length=length, tried=options.tried
         )
-        return inputs, graph, declared
+        return inputs, runs, declared
 
     if length is not None and is_written(declared, time_axes, length):
         for opened, sizes in opened_graphs(graph, declared, time_axes, length):
             with suppress(UnclearModelError):
-                return found(opened, sizes)
+                return found(TensorRuns(opened), sizes)
     try:
-        return found(graph, declared)
+        return found(runs, declared)
     except UnclearModelError as exc:
         for opened, sizes in opened_graphs(graph, declared, time_axes, length) if length is not None else ():
             with suppress(UnclearModelError):
-                return found(opened, sizes)
+                return found(TensorRuns(opened), sizes)
         raise _written_rows(graph) or exc from exc
 
 
@@ -242,7 +237,8 @@ def _check_chance(graph: onnx.ModelProto) -> None:
     Raises:
         RefusedModelError: It names the operator and the output.
     """
-    for name, operator in random_outputs(graph.SerializeToString()).items():
+    lean, _ = with_weights_outside(graph)
+    for name, operator in random_outputs(lean.SerializeToString()).items():
         raise RefusedModelError(
             f"Random operator {operator} reaches output {name!r}; expected answers that follow from the inputs alone, "
             "which alone can be compared with the original.",

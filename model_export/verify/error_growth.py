@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.verify.evidence import Evidence
 from model_export.verify.reference import PrefixAnswers, ReferenceModel, run_reference
-from model_export.verify.runners import Beside, Sequences, stepped
+from model_export.verify.runners import Run, Sequences
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
 STEPS = 2000
@@ -67,18 +66,15 @@ def long_run(  # noqa: PLR0917  # what it is compared with, and what notes the r
     original: ReferenceModel,
     model: StepModel,
     data: Sequences,
+    running: Callable[[], Run],
     lines: Mapping[str, OutputParity],
     worth: Mapping[str, Evidence],
     tolerance: Tolerance,
-    *,
-    in_thread: bool,
 ) -> ErrorGrowth:
-    """Compare one long sequence with the original."""
+    """Compare one long sequence with the original; `running` gives what the step graph answers to it."""
     length = next(iter(data.values())).shape[1]
-    with Beside(model, in_thread=in_thread) as beside:
-        running = beside.start(partial(stepped, model, data))
-        want = run_reference(original, data, list(lines))
-        got, _ = running()
+    want = run_reference(original, data, list(lines))
+    got, _ = running()
     compared = min(_finite_steps(answers, length) for answers in want.values()) if want else length
     note = "" if compared == length else f"from timestep {compared + 1} on the original's answers are not finite"
     offs = {name: _cut(answers, got[name], compared) for name, answers in want.items()}

@@ -13,15 +13,14 @@ and one long run, for differences that grow. What could not be compared stands i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from model_export.errors import ParityError
-from model_export.manifest import Array, DataReference, Parity
+from model_export.manifest import Array, DataReference, Manifest, Parity
 from model_export.runtime.distribution import data_reference
 from model_export.step_model import StepModel, stacked
 from model_export.verify import error_growth
@@ -29,7 +28,7 @@ from model_export.verify.error_growth import long_run
 from model_export.verify.evidence import Evidence
 from model_export.verify.reference import PrefixAnswers, Progress, ReferenceModel, run_reference
 from model_export.verify.report import ParityReport, Skipped, is_weak
-from model_export.verify.runners import Beside, Run, Sequences, chunked, rows_alone, stepped
+from model_export.verify.runners import TOGETHER, Beside, KindRuns, Run, Sequences, chunked, stepped
 from model_export.verify.samplers import Sampler, random_sampler
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
 
@@ -48,8 +47,6 @@ __all__ = [
 
 ROWS = 3
 """Rows that are drawn for each seed."""
-TOGETHER = 9
-"""Rows that run together: a graph may be right for three, and wrong for more."""
 STEPS = 64
 SEEDS = (0, 1, 2)
 ATOL = 1e-5
@@ -80,7 +77,8 @@ class DifferentAnswerError(ParityError):
 
 def verify_parity(
     original: ReferenceModel,
-    model: StepModel,
+    model: StepModel | Callable[[], StepModel],
+    manifest: Manifest | None = None,
     *,
     against: str,
     tolerance: Tolerance = DEFAULT,
@@ -97,7 +95,9 @@ def verify_parity(
 
     Args:
         original: The model as it was trained.
-        model: The step graph, in the class that will serve it.
+        model: The step graph, in the class that will serve it; or what loads it, while the original of a large model
+            runs.
+        manifest: What the step graph takes and gives, where it is yet to be loaded.
         against: The original and its version, for example `keras 3.15.1`.
         tolerance: What is allowed of every output.
         samplers: What to draw, by the name of its kind; one without structure by default.
@@ -113,22 +113,35 @@ def verify_parity(
         ParityError: The first timestep and output that differ, with both values; a `DifferentAnswerError` where it
             is the original's answer that differs.
     """
-    samplers = samplers or {"random": random_sampler(model.manifest)}
-    check = _Check(original, model, tolerance, progress or (lambda *_: None), size)
+    load: Callable[[], StepModel] = (lambda: model) if isinstance(model, StepModel) else model
+    manifest = manifest or load().manifest
+    samplers = samplers or {"random": random_sampler(manifest)}
+    eighth = error_growth.steps_for(size) // 8
+    alone_steps = eighth if eighth < STEPS else None  # all, as the model is not large
+    beside = Beside(load, in_thread=alone_steps is not None)
+    check = _Check(original, beside, manifest, tolerance, progress or (lambda *_: None))
     kinds = [
         (kind, stacked([sampler(np.random.default_rng(seed), ROWS, steps) for seed in seeds]))
         for kind, sampler in samplers.items()
     ]
     if user_data is not None:
         kinds.append((USER, dict(user_data)))
-    longest = 0
-    for kind, data in kinds:
-        check.sequences(kind, data)
-        longest = max(longest, next(iter(data.values())).shape[1])
-    if model.batched and check.alone_steps is not None and check.alone_steps < longest:
-        check.skipped.append(Skipped(f"rows alone beyond {check.alone_steps} timesteps", "the model is large"))
     draw = next(iter(samplers.values()))
-    check.long(draw, steps, long_steps, shortened)
+    long = draw(np.random.default_rng(SEEDS[-1] + 1), 1, long_steps) if long_steps > steps else None
+    # all runs of the step graph in a row, so that neither it nor the original waits for the other between them
+    started = [KindRuns(beside, data, alone_steps) for _, data in kinds]
+    running = None if long is None else beside.start(stepped, long)
+    with beside:
+        for (kind, data), runs in zip(kinds, started, strict=True):
+            check.sequences(kind, data, runs)
+        check.skip_what_the_model_lacks()
+        longest = max(next(iter(data.values())).shape[1] for _, data in kinds)
+        if check.model.batched and alone_steps is not None and alone_steps < longest:
+            check.skipped.append(Skipped(f"rows alone beyond {alone_steps} timesteps", "the model is large"))
+        if long is None or running is None:
+            check.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
+        else:
+            check.long(long, running, shortened)
     lines = list(check.outputs.values())
     for line in lines:
         check.worth[line.name].judge(line)
@@ -173,10 +186,10 @@ class _Check:
     """One verification: what it is about, and what it has found so far."""
 
     original: ReferenceModel
-    model: StepModel
+    beside: Beside
+    manifest: Manifest
     tolerance: Tolerance
     progress: Progress
-    size: int
     outputs: dict[str, OutputParity] = field(default_factory=dict)
     worth: dict[str, Evidence] = field(default_factory=dict)
     alone: float = 0.0
@@ -188,10 +201,18 @@ class _Check:
     reference: DataReference | None = None
 
     def __post_init__(self) -> None:
-        judged = [output.name for output in self.model.manifest.answered if output.kind == "value"]
+        judged = [output.name for output in self.manifest.answered if output.kind == "value"]
         self.outputs = {name: OutputParity(name) for name in judged}
         self.worth = {name: Evidence(self.tolerance) for name in judged}
-        random = [output.name for output in self.model.manifest.answered if output.kind == "random"]
+
+    @property
+    def model(self) -> StepModel:
+        """The step graph."""
+        return self.beside.model()
+
+    def skip_what_the_model_lacks(self) -> None:
+        """Note what cannot be compared, by what the step graph is."""
+        random = [output.name for output in self.manifest.answered if output.kind == "random"]
         if random:
             self.skipped.append(Skipped(f"outputs {', '.join(random)}", "they are drawn at random"))
         if not self.model.batched:
@@ -200,52 +221,34 @@ class _Check:
             why = "states are stored in fewer bits after each chunk, and after each step, so both differ by that"
             self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))
 
-    @property
-    def alone_steps(self) -> int | None:
-        """The most timesteps that a row runs alone, an eighth of the long run; None: all, as the model is not large."""
-        steps = error_growth.steps_for(self.size) // 8
-        return steps if steps < STEPS else None
-
-    def sequences(self, kind: str, data: Sequences) -> None:
+    def sequences(self, kind: str, data: Sequences, started: KindRuns) -> None:
         """Compare all sequences of a kind."""
         rows = len(next(iter(data.values())))
         judged = list(self.outputs)
         self.progress(f"{kind}: the original", 0, rows)
-        starts = range(0, rows, TOGETHER)
-        batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
-        count = min(rows, TOGETHER)
-        few = (sorted({0, count // 2, count - 1}), slice(self.alone_steps))
-        with Beside(self.model, in_thread=self.alone_steps is not None) as beside:
-            running = [beside.start(partial(stepped, self.model, batch)) for batch in batches]
-            alone = beside.start(partial(rows_alone, self.model, {name: array[few] for name, array in data.items()}))
-            want = run_reference(self.original, data, judged)
-            parts: list[dict[str, Array]] = []
-            for at, batch, run in zip(starts, batches, running, strict=True):
-                found = run()
-                if not parts:
-                    self._rows_alone(kind, {name: found[0][name][few] for name in judged}, alone(), count)
-                    self._chunks(kind, batch, found)
-                parts.append(found[0])
-                self.progress(f"{kind}: step by step", min(at + TOGETHER, rows), rows)
+        want = run_reference(self.original, data, judged)
+        parts: list[dict[str, Array]] = []
+        for batch, run in zip(started.batches, started.running, strict=True):
+            found = run()
+            if not parts:
+                few = {name: found[0][name][started.few] for name in judged}
+                self._rows_alone(kind, few, started.alone(), min(rows, TOGETHER))
+                self._chunks(kind, batch, found)
+            parts.append(found[0])
+            self.progress(f"{kind}: step by step", min(len(parts) * TOGETHER, rows), rows)
         outputs = stacked(parts)
         self._against_original(kind, data, want, outputs)
         if kind == USER:
-            self.reference = data_reference(self.model.manifest, data, outputs)
+            self.reference = data_reference(self.manifest, data, outputs)
 
-    def long(self, draw: Sampler, steps: int, wanted: int, shortened: str = "") -> None:
+    def long(self, data: Sequences, running: Callable[[], Run], shortened: str) -> None:
         """Compare one long run."""
-        if wanted <= steps:
-            self.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
-            return
-        if wanted < error_growth.STEPS:
-            self.skipped.append(Skipped(f"long run beyond {wanted} timesteps", shortened or _NO_MORE))
-        self.progress(f"long run of {wanted} timesteps", 0, 1)
-        data = draw(np.random.default_rng(SEEDS[-1] + 1), 1, wanted)
-        is_large = self.alone_steps is not None
-        self.drift = long_run(
-            self.original, self.model, data, self.outputs, self.worth, self.tolerance, in_thread=is_large
-        )
-        self.progress(f"long run of {wanted} timesteps", 1, 1)
+        length = next(iter(data.values())).shape[1]
+        if length < error_growth.STEPS:
+            self.skipped.append(Skipped(f"long run beyond {length} timesteps", shortened or _NO_MORE))
+        self.progress(f"long run of {length} timesteps", 0, 1)
+        self.drift = long_run(self.original, self.model, data, running, self.outputs, self.worth, self.tolerance)
+        self.progress(f"long run of {length} timesteps", 1, 1)
 
     def _against_original(
         self, kind: str, data: Sequences, want: Mapping[str, PrefixAnswers], got: Mapping[str, Array]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
+from functools import cache
+from threading import Thread
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,39 +22,91 @@ Run = tuple[dict[str, Array], dict[str, Array]]
 """Answers `{output: (rows, T, *shape)}`, and the states after the last timestep."""
 
 
+TOGETHER = 9
+"""Rows that run together: a graph may be right for three, and wrong for more."""
+
+
 class Beside:
     """Runs a step graph while the caller runs the original: in a thread of its own, or when its results are needed.
 
-    The original stays in the thread in which it was made: frameworks keep settings by thread.
+    The original stays in the thread in which it was made: frameworks keep settings by thread. Runs are started in front
+    of the `with` that begins them: the thread would hold the interpreter lock between two starts.
+
+    Attributes:
+        model: Returns the step graph.
     """
 
-    def __init__(self, model: StepModel, *, in_thread: bool) -> None:
+    def __init__(self, make: Callable[[], StepModel], *, in_thread: bool) -> None:
         """Begin.
 
         Args:
-            model: The step graph; its runs end where the caller fails.
+            make: Makes the step graph, or returns it; its runs end where the caller fails.
             in_thread: Whether there is a thread; short runs would only wait for the interpreter lock.
         """
-        self._model = model
-        self._pool = ThreadPoolExecutor(1) if in_thread else None
-        self._started: list[Future[Any]] = []
+        self._thread = Thread(target=self._work) if in_thread else None
+        self._started: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._is_ended = False
+        self.model = cache(self._start(make))
 
     def __enter__(self) -> Self:
+        if self._thread is not None:
+            self._thread.start()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
-        while error is not None and (running := [future for future in self._started if not future.done()]):
-            self._model.terminate()  # again, as it may come between two steps
-            wait(running, timeout=0.001)
+        self._is_ended = error is not None
+        while self._thread is not None and self._thread.is_alive():
+            if self._is_ended and self._started[0][0].done():
+                self.model().terminate()  # again, as it may come between two steps
+            self._thread.join(0.001 if self._is_ended else None)
 
-    def start(self, call: Callable[[], _T]) -> Callable[[], _T]:
-        """Return a function that gives what the call returns; to be called once."""
-        if self._pool is None:
+    def start(self, run: Callable[..., _T], *given: Any) -> Callable[[], _T]:
+        """Return a function that gives what `run` returns for the step graph and these arguments; to be called once."""
+        return self._start(lambda: run(self.model(), *given))
+
+    def _start(self, call: Callable[[], _T]) -> Callable[[], _T]:
+        if self._thread is None:
             return call
-        self._started.append(future := self._pool.submit(call))
+        future = Future[_T]()
+        self._started.append((future, call))
         return future.result
+
+    def _work(self) -> None:
+        for future, call in self._started:
+            if self._is_ended:
+                future.cancel()
+                continue
+            try:
+                future.set_result(call())
+            except BaseException as exc:  # noqa: BLE001  # raised where the result is needed
+                future.set_exception(exc)
+
+
+class KindRuns:
+    """The runs of a step graph over all sequences of a kind.
+
+    Attributes:
+        batches: The sequences, as many in each as run together.
+        running: The run of each batch.
+        few: Rows and timesteps of the first batch that also run alone.
+        alone: Their run.
+    """
+
+    def __init__(self, beside: Beside, data: Sequences, alone_steps: int | None) -> None:
+        """Start them.
+
+        Args:
+            beside: The step graph.
+            data: All sequences.
+            alone_steps: The most timesteps that a row runs alone; None: all.
+        """
+        rows = len(next(iter(data.values())))
+        count = min(rows, TOGETHER)
+        starts = range(0, rows, TOGETHER)
+        self.batches = [{name: array[at : at + TOGETHER] for name, array in data.items()} for at in starts]
+        self.running = [beside.start(stepped, batch) for batch in self.batches]
+        self.few = (sorted({0, count // 2, count - 1}), slice(alone_steps))
+        self.alone = beside.start(rows_alone, {name: array[self.few] for name, array in data.items()})
 
 
 def stepped(model: StepModel, data: Sequences, *, stored: bool = True) -> Run:

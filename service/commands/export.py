@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import math
 import shlex
@@ -24,6 +26,7 @@ from model_export.verify.parity import ATOL
 from model_export.verify.report import ParityReport
 from model_export.verify.tolerance import OutputParity
 from model_export.weights import Weights
+from service.collector import freeze_startup_objects
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
 from service.commands.tables import Json, format_bytes, parity_lines, print_json, progress_bar, saved_lines, show, table
 
@@ -114,6 +117,8 @@ def export(
         raise typer.BadParameter("--translate needs --replaces OLD.onnx.", param_hint="--translate")
     if tolerance is not None and not math.isfinite(tolerance):
         raise typer.BadParameter(f"{tolerance} is not a finite number.", param_hint="--tolerance")
+    freeze_startup_objects()  # importing a framework makes a million objects, none of which is garbage
+    atexit.register(gc.freeze)  # the interpreter would traverse them all once more at its end
     with progress_bar(MofNCompleteColumn(), TimeElapsedColumn()) as bars:
         task = bars.add_task("loading the model", total=None)
 

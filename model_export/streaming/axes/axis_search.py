@@ -16,7 +16,8 @@ from model_export.graph.nodes import attributes
 from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.manifest import DTYPES
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
-from model_export.streaming.axes.runs import LENGTHS, ROWS, run, session, trial_lengths
+from model_export.streaming.axes.runs import TensorRuns, Values
+from model_export.streaming.axes.sizes import LENGTHS, ROWS, trial_lengths
 from model_export.streaming.axes.state_inputs import find_slot
 from model_export.streaming.normal_form.load import Declared
 
@@ -29,7 +30,7 @@ _KEPT = 512
 
 
 def find_inputs(
-    proto: Any,
+    runs: TensorRuns,
     declared: Declared,
     *,
     time_axes: Mapping[str, int | None],
@@ -43,7 +44,7 @@ def find_inputs(
     what is read as time, and none over what is read as the batch; then what the declared names suggest.
 
     Args:
-        proto: As `load_graph` returns it.
+        runs: The graph, as `load_graph` returns it.
         declared: The declared size of every axis of every input: a number, a name or nothing.
         time_axes: The time axis that the user gave, by input; None: it has none.
         batch_axes: The batch axis that the user gave, in the same way.
@@ -55,8 +56,9 @@ def find_inputs(
         ModelLoadError: onnxruntime refuses the graph.
     """
     batch_axes = batch_axes or {}
-    loaded = session(proto, every_tensor=True)  # before its nodes are read: onnxruntime refuses what is none
-    inputs = {value.name: value for value in proto.graph.input}
+    runs.load()  # before its nodes are read: onnxruntime refuses what is none
+    graph = runs.graph.graph
+    inputs = {value.name: value for value in graph.input}
     if unknown := (time_axes.keys() | batch_axes.keys()) - inputs.keys():
         raise UnclearModelError(
             f"The graph has no input {sorted(unknown)}; its inputs are {sorted(inputs)}.", fix="Check the name."
@@ -64,7 +66,7 @@ def find_inputs(
     choices = []
     for name, value in inputs.items():
         dims, dtype = list(declared[name]), _dtype(value)
-        if slot := find_slot(proto.graph, name):
+        if slot := find_slot(graph, name):
             choices.append(_bound(name, dtype, dims, slot))
         else:
             choices.append(_readings(name, dtype, dims, time_axes))
@@ -75,7 +77,7 @@ def find_inputs(
                 if slot
                 else [one for one in choices[-1] if one.batch == batch]
             )
-    search = _Search(proto, declared, choices, loaded=loaded, told=bool(time_axes), length=length, tried=tried)
+    search = _Search(runs, declared, choices, told=bool(time_axes), length=length, tried=tried)
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
         search.try_all(any_rows=any_rows, any_steps=any_steps)
         if search.votes > 0:
@@ -108,23 +110,21 @@ class _Search:
 
     def __init__(
         self,
-        proto: Any,
+        runs: TensorRuns,
         declared: Declared,
         choices: list[list[SequenceInput]],
         *,
-        loaded: Any,
         told: bool,
         length: int | None,
         tried: tuple[int, int],
     ) -> None:
-        self._proto = proto
+        self._runs = runs
         self._declared = declared
         self._readings = _together(choices, declared)
         self._told = told
         self._length, self._tried = length, tried
         self._lengths = trial_lengths(length, tried)
         self._score = -np.inf
-        self._loaded = loaded
         self.best: SequenceInputs | None = None
         self.votes = 0.0
         self.problem = ""
@@ -141,21 +141,18 @@ class _Search:
             except ModelLoadError as exc:
                 self.problem = self.problem or exc.problem[:200]
                 continue
-            votes = _votes(self._proto, values, inputs.only_rows or ROWS[0], self._lengths[0])
+            votes = _votes(self._runs, values, inputs.only_rows or ROWS[0], self._lengths[0])
             if votes <= 0 and not self._told and _is_single(inputs, self._declared):
                 continue
             score = 10 * votes + _prior(inputs, self._declared) - 4 * (not any_rows) - 4 * (not any_steps)
             if score > self._score:
                 self.best, self.votes, self._score = inputs, votes, score
 
-    def _values(self, inputs: SequenceInputs) -> dict[str, Any]:
+    def _values(self, inputs: SequenceInputs) -> Values:
         """Run a reading with two sizes and return every tensor of the first."""
-        runs = []
-        for rows, steps in zip(ROWS, self._lengths, strict=True):
-            fitted = inputs.with_length(self._proto, steps)
-            loaded = self._loaded if fitted is self._proto else session(fitted, every_tensor=True)
-            runs.append(run(loaded, inputs.feeds(inputs.only_rows or rows, steps, 0)))
-        return runs[0]
+        first = self._runs.at(inputs)
+        self._runs.at(inputs, rows=int(inputs.only_rows is None), length=1)
+        return first
 
 
 def _checked(flag: str, name: str, axis: int | None, rank: int) -> int | None:
@@ -275,14 +272,13 @@ def _place_prior(one: SequenceInput, rank: int, *, floats: bool) -> float:
     return usual - (0.5 if last else 0.0)
 
 
-def _votes(proto: Any, values: Mapping[str, Any], rows: int, steps: int) -> float:
+def _votes(runs: TensorRuns, values: Values, rows: int, steps: int) -> float:
     """Count the operators that run over time in this reading, less those that run over the batch."""
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    votes = 0.0
-    for node in proto.graph.node:
+    known, votes = {**runs.load().weights, **values}, 0.0
+    for node in runs.graph.graph.node:
         if not len(node.input) or _ran(node) not in values:
             continue
-        for axis, weight in _run_over(node, {**weights, **values}):
+        for axis, weight in _run_over(node, known):
             size = np.shape(values[_ran(node)])[axis]
             votes += weight * (size == steps) - 2 * weight * (size == rows and rows != 1)
     return votes

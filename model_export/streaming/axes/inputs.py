@@ -9,7 +9,7 @@ import numpy as np
 
 from model_export.manifest import Array
 from model_export.streaming.axes.relength import with_length
-from model_export.streaming.axes.runs import LENGTHS, perturbed_step, trial_lengths
+from model_export.streaming.axes.sizes import LENGTHS, perturbed_step, trial_lengths
 from model_export.streaming.normal_form.load import Declared
 
 Role = Literal["external", "state", "length"]

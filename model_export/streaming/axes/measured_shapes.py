@@ -9,21 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import numpy_helper
 
 from model_export.errors import RefusedModelError
-from model_export.graph.onnx_file import with_outputs
 from model_export.manifest import Array
+from model_export.runtime.graph_session import GraphSession
 from model_export.streaming.axes.inputs import SequenceInputs
-from model_export.streaming.axes.runs import LENGTHS, ROWS, perturbed_step, run, session
-
-Values = Mapping[str, Any]
+from model_export.streaming.axes.runs import TensorRuns, Values
+from model_export.streaming.axes.sizes import LENGTHS, ROWS, perturbed_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,32 +247,19 @@ class MeasuredShapes:
         return Dim(fixed, per_row, steps, both)
 
 
-def measure_shapes(graph: onnx.ModelProto, inputs: SequenceInputs) -> MeasuredShapes:
+def measure_shapes(runs: TensorRuns, inputs: SequenceInputs) -> MeasuredShapes:
     """Run a graph for two numbers of rows and two of timesteps, and once more with one timestep changed."""
-    shortest = inputs.with_length(graph, inputs.lengths[0])
-
-    @cache
-    def loaded(steps: int) -> ort.InferenceSession:
-        return session(inputs.with_length(graph, steps), every_tensor=True)
 
     def at_length(tensor: str) -> Array:
         assert inputs.length is not None
-        only = with_outputs(graph, [tensor])
-        del only.graph.output[: len(graph.graph.output)]
         feeds = inputs.feeds(inputs.only_rows or ROWS[0], inputs.length, 0)
-        return np.asarray(run(session(only), feeds)[tensor])
+        return np.asarray(GraphSession(runs.graph, [tensor]).run(feeds)[tensor])
 
-    counts = ROWS if inputs.only_rows is None else (inputs.only_rows,)
-    # one session does where the graph takes any number of timesteps
-    sizes = (inputs.lengths[0],) * 2 if inputs.only_steps is None else inputs.lengths
-    runs = {
-        (i, j): run(loaded(sizes[j]), inputs.feeds(rows, steps, 10 * (i + j)))
-        for i, rows in enumerate(counts)
-        for j, steps in enumerate(inputs.lengths)
-    }
-    touched = run(loaded(sizes[0]), inputs.feeds(counts[0], inputs.lengths[0], 1))
-    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in shortest.graph.initializer}
-    return MeasuredShapes(runs, touched, weights, inputs.lengths, at_length if inputs.length else None)
+    counts = range(1 if inputs.only_rows else 2)
+    found = {(rows, length): runs.at(inputs, rows, length) for rows in counts for length in range(2)}
+    touched = runs.at(inputs, is_changed=True)
+    weights = runs.load(inputs, inputs.lengths[0]).weights
+    return MeasuredShapes(found, touched, weights, inputs.lengths, at_length if inputs.length else None)
 
 
 def _along(changed: Array, axis: int) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from model_export.streaming.axes.inputs import SequenceInput
-from model_export.streaming.axes.runs import ROWS, trial_lengths
+from model_export.streaming.axes.sizes import ROWS, trial_lengths
 from model_export.streaming.normal_form.load import Declared
 from model_export.streaming.normal_form.open_length import with_open_length
 

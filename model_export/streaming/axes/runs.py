@@ -1,69 +1,68 @@
-"""Runs a sequence graph on onnxruntime, with the numbers of rows and timesteps that show what its axes carry."""
+"""`TensorRuns`: runs of a sequence graph that show every one of its tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import onnxruntime as ort
+import onnx
 
-from model_export.errors import ModelLoadError, RefusedModelError
-from model_export.graph.onnx_file import with_outputs
-from model_export.manifest import Array
-from model_export.runtime.session import open_session, run_options
+from model_export.runtime.graph_session import GraphSession
+from model_export.streaming.axes.inputs import SequenceInputs
+from model_export.streaming.axes.sizes import ROWS
 
-ROWS = (3, 5)
-LENGTHS = (47, 53)
-FEW = (11, 13)
-"""Numbers of timesteps that show a large graph without windows as well."""
-PERTURBED_STEP = 19
-"""The timestep that the second run with the same sizes changes, if the sequences are that long."""
+Values = Mapping[str, Any]
+"""Every tensor's value by name: an array, or a list of arrays."""
 
-SHORTEST_DECLARED = 2
-"""The smallest declared length: fewer timesteps do not show what depends on which."""
+_KEPT = 4
+"""Runs that are kept: those of a reading, which are of use again once it is chosen."""
 
 
-def trial_lengths(declared: int | None, tried: tuple[int, int] = LENGTHS) -> tuple[int, int]:
-    """Return the two numbers of timesteps that a graph is run with: those given, or its declared length and fewer.
+class TensorRuns:
+    """A sequence graph in onnxruntime with every tensor as an output; it is loaded once for all numbers of timesteps.
 
-    Raises:
-        RefusedModelError: The declared length is too small.
+    Attributes:
+        graph: The graph.
     """
-    if declared is None or declared >= tried[1]:
-        return tried
-    if declared < SHORTEST_DECLARED:
-        raise RefusedModelError(
-            f"The declared length is {declared} timesteps; expected at least {SHORTEST_DECLARED}.",
-            fix="Use the number of timesteps that the model was trained with.",
-        )
-    return max(declared - 3, (declared + 1) // 2), declared
 
+    def __init__(self, graph: onnx.ModelProto) -> None:
+        self.graph = graph
+        self._loaded: dict[tuple[int, ...], GraphSession] = {}
+        self._kept: dict[tuple[Any, ...], Values] = {}
 
-def perturbed_step(lengths: tuple[int, int]) -> int:
-    """Return the timestep that the run with one change has it at."""
-    return min(PERTURBED_STEP, lengths[0] // 2)
+    def load(self, inputs: SequenceInputs | None = None, steps: int = 0) -> GraphSession:
+        """Return the graph in onnxruntime, by what is read of its inputs for a number of timesteps.
 
+        Raises:
+            ModelLoadError: onnxruntime refuses it.
+        """
+        key = () if inputs is None or inputs.only_steps is None else (inputs.only_steps, inputs.only_rows or 1, steps)
+        if key not in self._loaded:
+            graph = self.graph if inputs is None else inputs.with_length(self.graph, steps)
+            own = (value.name for value in graph.graph.output)
+            made = (name for node in graph.graph.node for name in node.output if name)
+            self._loaded[key] = GraphSession(graph, dict.fromkeys((*own, *made)), as_written=True)
+        return self._loaded[key]
 
-def session(proto: Any, *, every_tensor: bool = False) -> ort.InferenceSession:
-    """Load a graph on onnxruntime.
+    def at(self, inputs: SequenceInputs, rows: int = 0, length: int = 0, *, is_changed: bool = False) -> Values:
+        """Return every tensor of a run; the data differ from run to run.
 
-    Raises:
-        ModelLoadError: onnxruntime refuses it.
-    """
-    if every_tensor:
-        proto = with_outputs(proto, [name for node in proto.graph.node for name in node.output if name])
-    return open_session(proto.SerializeToString(), where="the graph", threads=1, as_written=every_tensor)
+        Args:
+            inputs: Where the inputs have their axes.
+            rows: Which number of `ROWS`, 0 or 1, where the graph takes several.
+            length: Which number of `inputs.lengths`, 0 or 1.
+            is_changed: Whether the inputs have other values at one timestep, `perturbed_step`.
 
-
-def run(loaded: ort.InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Any]:
-    """Run a graph and return every output by name, the inputs among them.
-
-    Raises:
-        ModelLoadError: onnxruntime failed on these inputs.
-    """
-    names = [output.name for output in loaded.get_outputs()]
-    try:
-        return {**feeds, **dict(zip(names, loaded.run(names, feeds, run_options()), strict=True))}
-    except Exception as exc:
-        given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
-        raise ModelLoadError(f"onnxruntime failed on {given}: {str(exc).strip()}.") from exc
+        Raises:
+            ModelLoadError: onnxruntime fails on these sizes.
+        """
+        steps = inputs.lengths[length]
+        feeds = inputs.feeds(inputs.only_rows or ROWS[rows], steps, 10 * (rows + length) + is_changed)
+        loaded = self.load(inputs, steps)
+        key = (id(loaded), *((name, value.shape, value.tobytes()) for name, value in feeds.items()))
+        if key not in self._kept:
+            found = loaded.run(feeds)
+            while len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = found
+        return self._kept[key]

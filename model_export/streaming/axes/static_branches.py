@@ -11,28 +11,28 @@ import onnx
 from model_export.graph.described import layer_of, set_layer
 from model_export.graph.nodes import mapped, read_opset, renamed, replace_items, uses
 from model_export.streaming.axes.inputs import SequenceInputs
-from model_export.streaming.axes.runs import ROWS, run, session
+from model_export.streaming.axes.runs import TensorRuns
 
 
-def without_known_branches(model: onnx.ModelProto, inputs: SequenceInputs) -> onnx.ModelProto:
-    """Return the model with the branch that is taken in the place of each such `If`."""
+def without_known_branches(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
+    """Return the graph with the branch that is taken in the place of each such `If`."""
     while True:
-        known = _from_sizes(model.graph, inputs)
-        found = [node for node in model.graph.node if node.op_type == "If" and node.input[0] in known]
-        taken = _decided(model, inputs, [node.input[0] for node in found])
+        graph = runs.graph.graph
+        known = _from_sizes(graph, inputs)
+        found = [node for node in graph.node if node.op_type == "If" and node.input[0] in known]
+        taken = _decided(runs, inputs, [node.input[0] for node in found])
         if not taken:
-            return model
-        model = _inlined(model, taken)
+            return runs
+        runs = TensorRuns(_inlined(runs.graph, taken))
 
 
-def with_squeeze_axes(model: onnx.ModelProto, inputs: SequenceInputs) -> onnx.ModelProto:
-    """Return the model with axes for each Squeeze without: it would drop the batch of one row, or one timestep."""
+def with_squeeze_axes(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
+    """Return the graph with axes for each Squeeze without: it would drop the batch of one row, or one timestep."""
+    model = runs.graph
     bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _axes(node)]
     if not bare:
-        return model
-    made = copy.deepcopy(model)
-    rows, steps = inputs.only_rows or ROWS[0], inputs.lengths[0]
-    values = run(session(inputs.with_length(model, steps), every_tensor=True), inputs.feeds(rows, steps, 0))
+        return runs
+    made, values = copy.deepcopy(model), runs.at(inputs)
     for node in made.graph.node:
         if node.op_type != "Squeeze" or _axes(node):
             continue
@@ -43,7 +43,7 @@ def with_squeeze_axes(model: onnx.ModelProto, inputs: SequenceInputs) -> onnx.Mo
             del node.input[1:]
             node.input.append(f"{node.name}/axes")
             made.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), node.input[1]))
-    return made
+    return TensorRuns(made)
 
 
 def _axes(node: onnx.NodeProto) -> bool:
@@ -60,18 +60,13 @@ def _from_sizes(graph: onnx.GraphProto, inputs: SequenceInputs) -> set[str]:
     return known
 
 
-def _decided(model: onnx.ModelProto, inputs: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
+def _decided(runs: TensorRuns, inputs: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
     """Return the conditions that are the same for all sizes."""
     if not conditions:
         return {}
-    given = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    counts = ROWS if inputs.only_rows is None else (inputs.only_rows,)
-    runs = [
-        {**given, **run(session(inputs.with_length(model, steps), every_tensor=True), inputs.feeds(rows, steps, 0))}
-        for rows in counts
-        for steps in inputs.lengths
-    ]
-    found = {name: {bool(np.reshape(values[name], ())) for values in runs} for name in conditions}
+    given, counts = runs.load().weights, range(1 if inputs.only_rows else 2)
+    every = [{**given, **runs.at(inputs, rows, length)} for rows in counts for length in range(2)]
+    found = {name: {bool(np.reshape(values[name], ())) for values in every} for name in conditions}
     return {name: seen.pop() for name, seen in found.items() if len(seen) == 1}
 
 

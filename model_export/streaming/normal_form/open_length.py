@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.nodes import attributes, replace_items, tensor_names, uses
 from model_export.manifest import Array
-from model_export.runtime.session import open_session, run_options
+from model_export.runtime.graph_session import GraphSession
 
 Feeds = Mapping[str, Array]
 _BROADCASTING = frozenset({
@@ -209,12 +209,8 @@ def _typed(name: str, value: Array) -> onnx.ValueInfoProto:
 
 
 def _run(proto: onnx.ModelProto, feeds: Feeds, names: list[str]) -> list[Array]:
-    from model_export.graph.onnx_file import with_outputs
-
-    session = open_session(
-        with_outputs(proto, names).SerializeToString(), where="the graph", threads=1, as_written=True
-    )
-    return list(session.run(names, dict(feeds), run_options()))
+    found = GraphSession(proto, names, as_written=True).run(feeds)
+    return [found[name] for name in names]
 
 
 def _together(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[list[tuple[int, int]]]:

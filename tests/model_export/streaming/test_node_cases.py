@@ -15,8 +15,8 @@ import pytest
 from model_export.converted import verify_model
 from model_export.errors import StepwellError
 from model_export.manifest import Array, Manifest
+from model_export.runtime.graph_session import GraphSession
 from model_export.streaming import convert
-from model_export.streaming.axes.runs import run, session
 from model_export.streaming.normal_form.load import load_graph
 
 OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CumProd", "CausalConvWithState", "LinearAttention"}
@@ -119,7 +119,7 @@ def test_the_plain_form_of_a_case_gives_its_answers(name: str) -> None:
     plain, _ = load_graph(case.model, given(case))
     names = [value.name for value in case.model.graph.input]
     feeds = dict(zip(names, arrays(case.data_sets[0][0]), strict=True))
-    values = run(session(plain), {name: value for name, value in feeds.items() if name not in GIVEN})
+    values = GraphSession(plain).run({name: value for name, value in feeds.items() if name not in GIVEN})
 
     for output, want in zip(case.model.graph.output, arrays(case.data_sets[0][1]), strict=True):
         np.testing.assert_allclose(values[output.name], want, rtol=case.rtol, atol=1e-5 if name not in HALF else 2e-3)

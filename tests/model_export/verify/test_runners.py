@@ -15,16 +15,24 @@ from tests import graphs
 
 @pytest.mark.parametrize("in_thread", [True, False])
 def test_the_step_graph_runs_in_a_thread_or_when_its_results_are_needed(in_thread: bool) -> None:
-    with Beside(StepModel(*graphs.total()), in_thread=in_thread) as beside:
-        ran_in = beside.start(threading.get_ident)()
+    def load() -> StepModel:
+        loaded_in.append(threading.get_ident())
+        return StepModel(*graphs.total())
 
-    assert (ran_in != threading.get_ident()) == in_thread
+    loaded_in = list[int]()
+    beside = Beside(load, in_thread=in_thread)
+    runs = [beside.start(lambda _: threading.get_ident()) for _ in range(2)]
+    with beside:
+        ran_in = [run() for run in runs]
+
+    assert loaded_in + ran_in == [ran_in[0]] * 3, "it is loaded once, where it runs"
+    assert (ran_in[0] != threading.get_ident()) == in_thread
 
 
 def test_runs_end_and_others_do_not_begin_where_the_original_fails() -> None:
     model, begun, others = StepModel(*graphs.total()), threading.Event(), list[int]()
 
-    def endless() -> None:
+    def endless(model: StepModel) -> None:
         states = model.initial_states(1)
         while True:
             _, states = model.step({"x": np.zeros((1, 2), np.float32)}, states)
@@ -33,9 +41,10 @@ def test_runs_end_and_others_do_not_begin_where_the_original_fails() -> None:
     runs = []
 
     def fail() -> None:
-        with Beside(model, in_thread=True) as beside:
-            runs.append(beside.start(endless))
-            beside.start(lambda: others.append(1))
+        beside = Beside(lambda: model, in_thread=True)
+        runs.append(beside.start(endless))
+        beside.start(lambda _: others.append(1))
+        with beside:
             assert begun.wait(60)
             raise ZeroDivisionError
 

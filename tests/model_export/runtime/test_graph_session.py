@@ -1,0 +1,57 @@
+"""A graph in memory runs with its large weights where they are; they are neither written to bytes nor copied."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from model_export.errors import ModelLoadError
+from model_export.runtime.graph_session import GraphSession, with_weights_outside
+from tests.model_export.streaming.zoo_parts import graph
+
+SIZE = 600
+LARGE = np.arange(SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE) / SIZE**2
+X = np.ones((2, SIZE), np.float32)
+TEXT = f"(float[n, {SIZE}] x) => (float[n, {SIZE}] y) {{ a = MatMul (x, W)\nb = Add (a, S)\ny = Relu (b) }}"
+
+
+def model() -> onnx.ModelProto:
+    """Return a graph with a large weight and a small one."""
+    return graph(TEXT, W=LARGE, S=np.full(SIZE, -0.5, np.float32))
+
+
+def test_a_graph_gives_the_same_with_its_weights_outside() -> None:
+    whole = model()
+
+    loaded = GraphSession(whole)
+
+    np.testing.assert_allclose(loaded.run({"x": X})["y"], np.maximum(X @ LARGE - 0.5, 0), rtol=1e-5)
+    assert {name: weight.shape for name, weight in loaded.weights.items()} == {"W": (SIZE, SIZE), "S": (SIZE,)}
+    assert whole == model(), "the graph itself is left alone"
+
+
+def test_large_weights_are_outside_and_small_ones_are_not() -> None:
+    lean, outside = with_weights_outside(model())
+
+    assert [tensor.name for tensor in outside] == ["W"]
+    assert lean.ByteSize() < 2 * X.nbytes
+
+
+def test_a_weight_that_is_an_input_too_stays_inside() -> None:
+    whole = model()
+    whole.graph.input.append(onnx.helper.make_tensor_value_info("W", onnx.TensorProto.FLOAT, LARGE.shape))
+
+    assert not with_weights_outside(whole)[1]
+
+
+def test_every_tensor_can_be_an_output() -> None:
+    found = GraphSession(model(), ["b", "a"], as_written=True).run({"x": X})
+
+    assert list(found) == ["x", "b", "a"]
+    np.testing.assert_allclose(found["b"], found["a"] - 0.5)
+
+
+def test_inputs_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ModelLoadError, match=r"onnxruntime failed on x \[2, 3\]"):
+        GraphSession(model()).run({"x": X[:, :3]})
