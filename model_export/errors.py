@@ -49,9 +49,17 @@ class UnclearModelError(StepwellError):
 
 
 class RefusedModelError(StepwellError):
-    """A model that cannot be stepped; names the layer or node, and the reason."""
+    """A model that cannot be stepped; names the layer or node, and the reason.
+
+    Attributes:
+        layer: What the problem calls the layer or node; empty: it names none.
+    """
 
     code = "model_refused"
+
+    def __init__(self, problem: str, *, fix: str = "", layer: str = "") -> None:
+        super().__init__(problem, fix=fix)
+        self.layer = layer
 
 
 class ParityError(StepwellError):

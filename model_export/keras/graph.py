@@ -52,6 +52,7 @@ class KerasGraph(NodeBuilder):
         stateful: Paths of recurrent layers that keep their state between calls.
         repeated: Tensors that are one entry several times along axis 1, with what they repeat.
         cut_from: Tensors that are a part of another one, which has as many rows.
+        reshaped: Tensors that are another one in another shape of each row.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class KerasGraph(NodeBuilder):
         self.stateful: set[str] = set()
         self.repeated: dict[str, str] = {}
         self.cut_from: dict[str, str] = {}
+        self.reshaped: dict[str, str] = {}
         self._nodes_of: dict[str, int] = {}
         self._biasable: dict[str, tuple[Callable[..., str], tuple[int, ...]]] = {}
         self._takes: list[Value] = []
@@ -107,23 +109,32 @@ class KerasGraph(NodeBuilder):
         finally:
             self.nodes = outer
 
-    def constant(self, array: Any, dtype: str | None = "float32", *, what: str = "const", at: str = "") -> str:
-        """Return the name of a constant tensor, float32 by default."""
-        return super().constant(array, dtype, what=what, at=at)
+    def for_each_row(self, constant: str, shape: Sequence[int], like: str, *, at: str = "") -> str:
+        """Return a constant once for each row of the batch that another tensor has.
+
+        Args:
+            constant: One row of it.
+            shape: Its shape.
+            like: The other tensor.
+            at: The layer.
+        """
+        rows = self.op("Shape", like, at=at, start=0, end=1)
+        whole = self.op("Concat", rows, self.ints(shape), at=at, axis=0) if len(shape) else rows
+        return self.op("Expand", constant, whole, at=at)
 
     def biasable(self, emit: Callable[..., str], bias: Sequence[int]) -> str:
-        """Emit a convolution, whose operator can add a bias itself, for `with_bias`.
+        """Emit a convolution or a product that can add a bias itself, for `with_bias`.
 
         Args:
             emit: Emits it, with the tensor of a bias or without, and returns its result.
-            bias: The shape in which a bias is added to a row of the result; it has one axis that is not 1.
+            bias: The shape in which a bias is added to a row of the result.
         """
         name = emit()
         self._biasable[name] = (emit, tuple(bias))
         return name
 
     def with_bias(self, tensor: str, bias: Array, *, at: str) -> str | None:
-        """Return a convolution with a bias, which its operator adds; None: it is none, or that is no bias.
+        """Return what `biasable` emitted with a bias; None: it emitted nothing like that, or that is no bias of it.
 
         What `biasable` emitted without one is left out of the finished graph, unless something else uses it.
         """
@@ -131,7 +142,7 @@ class KerasGraph(NodeBuilder):
         size = math.prod(shape)
         if emit is None or bias.size != size or bias.shape[-len(shape) :] != shape:
             return None
-        return emit(self.constant(bias.reshape(size), at=at))
+        return emit(self.constant(bias.reshape(size), "float32", at=at))
 
     def note_vocabulary(self, value: Value, size: int) -> None:
         """Remember that an input is looked up in a table of this size."""

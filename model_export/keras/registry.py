@@ -33,8 +33,8 @@ class RefusedCallError(RefusedModelError):
         path: Its name, behind the names of the models and layers it is nested in.
     """
 
-    def __init__(self, problem: str, *, fix: str, path: str) -> None:
-        super().__init__(problem, fix=fix)
+    def __init__(self, problem: str, *, fix: str, layer: str, path: str) -> None:
+        super().__init__(problem, fix=fix, layer=layer)
         self.path = path
 
 
@@ -98,13 +98,6 @@ class Call:
         """The tensors of all arguments."""
         return [v for v in keras.tree.flatten((self.args, self.kwargs)) if isinstance(v, Value)]
 
-    def changed(self, change: Callable[[Value], Any]) -> Call:
-        """Return the same call with something else in the place of each of its tensors."""
-        args, kwargs = keras.tree.map_structure(
-            lambda v: change(v) if isinstance(v, Value) else v, (self.args, self.kwargs)
-        )
-        return replace(self, args=args, kwargs=kwargs)
-
     def weights(self, place: int) -> Array:
         """Return an argument of an operation that has to be constant.
 
@@ -125,6 +118,7 @@ class Call:
         return RefusedCallError(
             f"{self.described} cannot be stepped: {why}.",
             fix=fix or "Take it out of the model, or replace it by something that looks at one timestep at a time.",
+            layer=self.described,
             path=self.path,
         )
 
@@ -164,15 +158,39 @@ class Call:
         shape = [
             (0 if several and same else -1) if size is None else size for size, same in zip(row, kept, strict=True)
         ]
-        return self.op("Reshape", tensor, self.graph.ints([0, *shape]))
+        source = _name(tensor)
+        if not several:
+            source = self.graph.reshaped.get(source, source)
+        made = self.op("Reshape", source, self.graph.ints([0, *shape]))
+        self.graph.reshaped[made] = source
+        return made
 
     def reshaped(self, value: Value, row: Sequence[int | None]) -> Value:
         """Return a value with another shape of each row, and nothing else of this one but its dtype and time axis."""
         return value.like(self.reshape(value, row), row=tuple(row))
 
-    def constant(self, values: Any, dtype: str = "float32") -> str:
-        """Return a constant named after this layer."""
-        return self.graph.constant(to_array(values), dtype, at=self.path)
+    def unsqueezed(self, value: Value, axes: Sequence[int]) -> Value:
+        """Return a value with new axes of length 1 at these places, in ascending order."""
+        row = list(value.row)
+        for axis in axes:
+            row.insert(axis - 1, 1)
+        return value.like(self.op("Unsqueeze", value, self.graph.ints(axes)), row=tuple(row))
+
+    def squeezed(self, value: Value, axes: Sequence[int]) -> Value:
+        """Return a value without some of its axes, which are of length 1."""
+        row = tuple(size for axis, size in enumerate(value.row, 1) if axis not in axes)
+        return value.like(self.op("Squeeze", value, self.graph.ints(axes)), row=row)
+
+    def constant(self, values: Any, dtype: str | None = None) -> str:
+        """Return a constant named after this layer.
+
+        Args:
+            values: A number, a list, an array, a tensor or a variable.
+            dtype: NumPy name; None: that of an array of whole numbers or truths, and float32 for everything else.
+        """
+        array = to_array(values)
+        keeps = array.dtype.kind in "biu" and not isinstance(values, int | list | tuple)
+        return self.graph.constant(array, dtype or (array.dtype.name if keeps else "float32"), at=self.path)
 
     def state(self, name: str, row: Sequence[int | None], dtype: str = "float32", init: Array | None = None) -> Value:
         """Declare a state in a step rule, which owes `next_state` for it.

@@ -150,8 +150,5 @@ class StepScan:
     def _start(self, init: Value | Array) -> str:
         if isinstance(init, Value):
             return init.name
-        graph = self._graph
-        shape = graph.op("Shape", next(iter(self._elements)), at=self._path, start=0, end=1)
-        if init.ndim:
-            shape = graph.op("Concat", shape, graph.ints(list(init.shape)), at=self._path, axis=0)
-        return graph.op("Expand", graph.constant(init, init.dtype.name, at=self._path), shape, at=self._path)
+        constant = self._graph.constant(init, init.dtype.name, at=self._path)
+        return self._graph.for_each_row(constant, init.shape, next(iter(self._elements)), at=self._path)

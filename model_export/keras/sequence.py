@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,25 +28,6 @@ _FIXES = {
     EARLY_FIX: "Send such values as an input of their own, without time axis.",
 }
 """The fixes of the streaming pass in Keras' terms."""
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceModel:
-    """A Keras model as a sequence graph.
-
-    Attributes:
-        proto: The ONNX model.
-        facts: What the walk learned about each input, in the order of the model's inputs.
-        outputs: Their names, in the order of the model's outputs.
-        length: The number of timesteps that the model declares; None: any.
-        bounded: Whether the original answers for no more timesteps than it declares.
-    """
-
-    proto: onnx.ModelProto
-    facts: dict[str, InputFacts]
-    outputs: list[str]
-    length: int | None = None
-    bounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +68,14 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     Raises:
         RefusedModelError: The model cannot be walked, or a layer cannot be stepped; the message has which, and why.
     """
+    model = walkable(model)
     refused: RefusedModelError | None = None
-    for begin in sequence_graphs(model):
+    for timed in possible_axes(functional(model)):
+        walk = KerasWalk()
         try:
-            found = begin()
-            times = {name: 1 if facts.time else None for name, facts in found.facts.items()}
-            step = make_step(
-                found.proto,
-                name=name,
-                time_axes=times,
-                batch_axes=dict.fromkeys(times, 0),
-                length=found.length if found.bounded else None,
-                starts_are_sent=True,
-            )
-            return ExportedStep(step, found.facts, _timed(step, found.outputs), found.bounded)
+            return _exported(walk, model, timed, name)
         except RefusedModelError as exc:
-            exc.fix = _FIXES.get(exc.fix, exc.fix)
-            if (own := re.search(r" of layer '.*?' \((\w+)\)", exc.problem)) and "register_step_rule" not in exc.fix:
-                exc.fix += f" Or write a step rule for {own[1]}: stepwell.register_step_rule."
+            exc.fix = _FIXES.get(exc.fix, exc.fix) + walk.advice(exc.layer)
             refused = refused or exc
         except UnclearModelError as exc:
             refused = refused or RefusedModelError(str(exc), fix=exc.fix)
@@ -113,25 +83,28 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     raise refused
 
 
-def sequence_graphs(model: Any) -> Iterator[Callable[[], SequenceModel]]:
-    """Yield for each way to read time on a model's inputs what emits its sequence graph, the likeliest first."""
-    function = functional(walkable(model))
-    for timed in possible_axes(function):
-        yield lambda timed=timed: _emitted(KerasWalk(), function, timed, model.name)  # type: ignore[misc]
-
-
-def _emitted(walk: KerasWalk, function: Any, timed: list[bool], name: str) -> SequenceModel:
+def _exported(walk: KerasWalk, model: Any, timed: list[bool], name: str) -> ExportedStep:
+    function = functional(model)
     values = [_declare(walk, function, tensor, time=time) for tensor, time in zip(function.inputs, timed, strict=True)]
     if not any(timed):
         raise RefusedModelError(
-            f"No input of model {name!r} has a time axis; found shapes {[t.shape for t in function.inputs]}.",
+            f"No input of model {model.name!r} has a time axis; found shapes {[t.shape for t in function.inputs]}.",
             fix="A stepwise model takes (batch, time, features), or (batch, time) of ids.",
         )
     graph = walk.graph
     graph.length = _length(function, values)
     found = zip(_output_names(function), walk.run(function, values), function.outputs, strict=True)
     outputs = [graph.output(output, _as_declared(walk, value, tensor)) for output, value, tensor in found]
-    return SequenceModel(graph.proto(name), graph.facts, outputs, graph.length, graph.bounded)
+    times = {name: 1 if facts.time else None for name, facts in graph.facts.items()}
+    step = make_step(
+        graph.proto(model.name),
+        name=name,
+        time_axes=times,
+        batch_axes=dict.fromkeys(times, 0),
+        length=graph.length if graph.bounded else None,
+        starts_are_sent=True,
+    )
+    return ExportedStep(step, graph.facts, _timed(step, outputs), graph.bounded)
 
 
 def _timed(step: SequenceStep, outputs: list[str]) -> dict[str, bool]:

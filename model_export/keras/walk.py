@@ -28,19 +28,21 @@ class KerasWalk:
     Attributes:
         graph: The sequence graph under construction.
         scan: The Scan whose body is under construction; None: the graph itself is.
-        owners: The layers of Keras whose code was traced, by their paths.
+        owners: The layers and operations of Keras whose code was traced, by their paths.
+        own: Classes of people's own layers whose code was traced, by the prefix of the names in it.
     """
 
     graph: KerasGraph = field(default_factory=KerasGraph)
     scan: StepScan | None = None
     owners: dict[str, Any] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
 
     def run(self, function: Any, inputs: list[Any], prefix: str = "") -> list[Value]:
         """Walk a functional model or a traced function.
 
         Args:
             function: A functional `keras.Model` or a `keras.Function`.
-            inputs: One value per flat input; in a traced function also arrays, for weights.
+            inputs: One value per flat input.
             prefix: Put in front of each layer's name. Without a separator at its end it is the path of a layer of
                 Keras, whose operations are named as the layer is.
 
@@ -135,19 +137,29 @@ class KerasWalk:
                 "Write its `call` with `keras.ops`, or write a rule for it: stepwell.register_step_rule.",
             ) from exc
         prefix = f"{call.path}/"
-        if is_code_of_keras(call.layer):
-            prefix = call.path
-            self.owners[prefix] = call.layer
+        if not isinstance(call.layer, keras.Layer) and isinstance(call.layer, keras.Operation):
+            prefix, self.owners[call.path] = call.path, call.owner or call.layer
+        elif is_code_of_keras(call.layer):
+            prefix, self.owners[call.path] = call.path, call.layer
+        elif isinstance(call.layer, keras.Layer) and not isinstance(call.layer, keras.layers.Lambda):
+            self.own[prefix] = type(call.layer).__name__
         try:
             results = recorded.replay(lambda traced, inputs: self.run(traced, inputs, prefix))
         except RefusedCallError as exc:
             if not exc.path.startswith(f"{call.path}/"):  # this layer, or the one that made what comes in
                 raise
-            rule = f" Or write a step rule for {type(call.layer).__name__}: stepwell.register_step_rule."
-            is_own = isinstance(call.layer, keras.Layer) and not is_code_of_keras(call.layer)
-            fix = exc.fix + (rule if is_own else "")
-            raise call.refuse(exc.problem.rstrip("."), fix) from exc
+            raise call.refuse(exc.problem.rstrip("."), exc.fix + self.advice(exc.layer)) from exc
         return [v if isinstance(v, Value) else constant_result(call, v) for v in results]
+
+    def advice(self, layer: str) -> str:
+        """Return what may be done about a refusal in the code of somebody's own layer; empty: it is not in one.
+
+        Args:
+            layer: What the refusal calls the layer or operation.
+        """
+        paths = [path for path, described in self.graph.layers.items() if described == layer]
+        own = [cls for prefix, cls in self.own.items() if any(path.startswith(prefix) for path in paths)]
+        return f" Or write a step rule for {own[-1]}: stepwell.register_step_rule." if own else ""
 
     def _mask(self, call: Call, kwargs: Mapping[str, Any]) -> str | None:
         explicit = kwargs.get("mask")

@@ -102,6 +102,7 @@ class StreamingWalk:
         return RefusedModelError(
             f"{described(node)} {reason}.",
             fix=fix or "A step has the timesteps so far, not the ones to come: train or export a causal model.",
+            layer=described(node),
         )
 
     # ---------------------------------------------------------------- tensors of the step graph

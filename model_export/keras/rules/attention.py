@@ -19,7 +19,7 @@ from model_export.manifest import Array
 NEVER = -1e9
 """The score of what may not be looked at: its weight is exactly zero where anything else may be."""
 
-# ---------------------------------------------------------------- many heads, with projections
+# ---------------------------------------------------------------- many heads
 
 
 @rule("MultiHeadAttention", "GroupQueryAttention", masks=True)
@@ -27,7 +27,6 @@ def multi_head_attention(call: Call) -> list[Value]:
     """Attention with projections; several heads of the query may share one of key and value."""
     layer = call.layer
     given = inspect.signature(layer.call).bind(*call.args, **call.kwargs).arguments
-    query, key, value = _operands(call, given)
     axis, *more = getattr(layer, "_attention_axes", None) or (1,)
     sliding = getattr(layer, "_sliding_window", getattr(layer, "sliding_window", None))
     if more:
@@ -39,26 +38,32 @@ def multi_head_attention(call: Call) -> list[Value]:
             "a mask reaches it, and there a masked timestep looks at the whole sequence",
             "Leave masking out and send only timesteps that count: a stream has no padding.",
         )
-    heads = to_array(layer._query_dense.kernel).shape[1]
-    count, width = to_array(layer._key_dense.kernel).shape[1:]
-    of_queries, of_keys = _head_axes(heads, count)
-    q = _project(call, query, layer._query_dense, of_queries)
-    k = _project(call, key, layer._key_dense, of_keys)
-    v = _project(call, value, layer._value_dense, of_keys)
-    scores = _scores(call, q, k, 1 / math.sqrt(width), axis)
-    causal = bool(given.get("use_causal_mask"))
-    scores = _masked(call, query, scores, given.get("attention_mask"), sliding, causal=causal)
-    weights = scores.like(call.op("Softmax", scores, axis=-1))
-    found = _weighed(call, weights, _by_head(call, v, axis, "values"))
-    found = _side_by_side(call, found, axis, count=len(v.row) - len(query.row))
+
+    def projected(dense: Any, x: Value) -> Value:
+        found: Value = call.walk.visit(dense, f"{call.path}.", x)[0]
+        return found
+
+    query, key, value = _operands(call, given)
+    q, k = projected(layer._query_dense, query), projected(layer._key_dense, key)
+    found, weights = _attended(
+        call, q, k, projected(layer._value_dense, value), axis=axis, mask=given.get("attention_mask"), sliding=sliding,
+        causal=bool(given.get("use_causal_mask")),
+    )  # fmt: skip
     if getattr(layer, "_use_gate", getattr(layer, "use_gate", False)):
-        gate = _times(call, query, layer._gate_dense.kernel, layer._gate_dense.bias, 1)
-        found = found.like(call.op("Mul", found, call.op("Sigmoid", gate)))
-    y = _project_out(call, found, layer._output_dense)
-    if not given.get("return_attention_scores"):
-        return [y]
-    weights = _given_out(call, weights)
-    return [y, weights if heads == count else call.reshaped(weights, (heads, *weights.row[-2:]))]
+        found = found.like(call.op("Mul", found, projected(layer._gate_dense, query)))
+    y = projected(layer._output_dense, found)
+    return [y, _given_out(call, weights)] if given.get("return_attention_scores") else [y]
+
+
+@op_rule("DotProductAttention")
+def dot_product_attention(call: Call) -> Value:
+    """`ops.dot_product_attention`: several heads, without projections."""
+    given = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
+    if given.get("bias") is not None or getattr(call.layer, "attn_logits_soft_cap", None):
+        raise call.refuse("it has a bias or a soft cap", "Use MultiHeadAttention.")
+    q, k, v = _operands(call, given)
+    causal, scale = call.layer.is_causal, given.get("scale")
+    return _attended(call, q, k, v, axis=1, scale=scale, mask=given.get("mask"), causal=causal)[0]
 
 
 def _operands(call: Call, given: dict[str, Any]) -> list[Value]:
@@ -75,58 +80,52 @@ def _constant(call: Call, array: Array) -> Value:
     """Return what is the same for every row of the batch."""
     if array.ndim < 3 or array.shape[0] != 1:
         raise call.refuse(f"it takes a constant of shape {list(array.shape)}; expected one for all rows of the batch")
-    return Value(call.constant(array), array.shape[1:])
+    return Value(call.constant(array, "float32"), array.shape[1:])
 
 
-def _head_axes(heads: int, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the axes of the query's heads and those of `count` heads of keys, which several of the query may share."""
-    return ((heads,), (heads,)) if heads == count else ((count, heads // count), (count, 1))
+def _attended(
+    call: Call,
+    q: Value,
+    k: Value,
+    v: Value,
+    *,
+    axis: int,
+    scale: float | None = None,
+    mask: Any = None,
+    sliding: int | None = None,
+    causal: bool = False,
+) -> tuple[Value, Value]:
+    """Return what each head of the queries finds, row `(*places, heads, width)`, and the weights of it.
 
-
-def _project(call: Call, x: Value, dense: Any, heads: tuple[int, ...]) -> Value:
-    """Return the projection with the heads apart, row `(*places, *heads, width)`."""
-    y = _times(call, x, dense.kernel, dense.bias, 1)
-    return call.reshaped(y, (*x.row[:-1], *heads, to_array(dense.kernel).shape[-1]))
-
-
-def _project_out(call: Call, found: Value, dense: Any) -> Value:
-    y = _times(call, found, dense.kernel, dense.bias, 2)
-    row = (*found.row[:-1], *to_array(dense.kernel).shape[2:])
-    return y if y.row == row else call.reshaped(y, row)
-
-
-def _times(call: Call, x: Value, kernel: Any, bias: Any, axes: int) -> Value:
-    """Return a product of the last axis with the first axes of a kernel, the others side by side, plus a bias."""
-    matrix = to_array(kernel)
-    matrix = matrix.reshape(math.prod(matrix.shape[:axes]), -1)
-    y = call.op("MatMul", x, call.constant(matrix))
-    y = y if bias is None else call.op("Add", y, call.constant(to_array(bias).reshape(-1)))
-    return x.like(y, row=(*x.row[:-1], matrix.shape[1]))
-
-
-# ---------------------------------------------------------------- heads
-
-
-@op_rule("DotProductAttention")
-def dot_product_attention(call: Call) -> Value:
-    """`ops.dot_product_attention`: several heads, without projections."""
-    given = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
-    if given.get("bias") is not None or getattr(call.layer, "attn_logits_soft_cap", None):
-        raise call.refuse("it has a bias or a soft cap", "Use MultiHeadAttention.")
-    query, key, value = _operands(call, given)
-    heads, count = call.size(query, 2), call.size(key, 2)
-    of_queries, of_keys = _head_axes(heads, count)
-    q, k, v = (
-        x if heads == count else call.reshaped(x, (*x.row[:-2], *axes, x.row[-1]))
-        for x, axes in ((query, of_queries), (key, of_keys), (value, of_keys))
-    )
-    scale = given.get("scale")
-    scores = _scores(call, q, k, 1 / math.sqrt(call.size(query, 3)) if scale is None else scale, 1)
-    scores = _masked(call, query, scores, given.get("mask"), None, causal=call.layer.is_causal)
+    Args:
+        call: The layer or operation.
+        q: Queries, row `(*places, heads, width)`.
+        k: Keys; several heads of the queries may share one of theirs.
+        v: Values, with as many heads as the keys.
+        axis: That of the places which attend to each other.
+        scale: Of the scores; None: one over the root of the width.
+        mask: As `_masked` takes it, like the last two.
+        sliding: As `_masked` takes it.
+        causal: As `_masked` takes it.
+    """
+    (heads, width), count = q.row[-2:], k.row[-2]
+    if (shared := heads != count) and heads and count:
+        q = call.reshaped(q, (*q.row[:-2], count, heads // count, width))
+        k, v = (call.reshaped(x, (*x.row[:-2], count, 1, x.row[-1])) for x in (k, v))
+    scale = 1 / math.sqrt(width or 1) if scale is None else scale
+    queries = _by_head(call, q.like(call.op("Mul", q, call.constant(scale))), axis, "queries")
+    keys = _by_head(call, k, axis, "keys", turned=True)
+    scores = queries.like(call.op("MatMul", queries, keys), row=(*queries.row[:-1], keys.row[-1]))
+    scores = _masked(call, q, scores, mask, sliding, causal=causal)
     weights = scores.like(call.op("Softmax", scores, axis=-1))
-    found = _weighed(call, weights, _by_head(call, v, 1, "values"))
-    row = (query.row[0], heads, value.row[-1])
-    return call.reshaped(_side_by_side(call, found, 1, count=len(of_queries)), row)
+    found = _weighed(call, weights, _by_head(call, v, axis, "values"))
+    places = found.rank - 2
+    order = [*range(axis), places, *range(axis, places), found.rank - 1]
+    found = found.like(call.op("Transpose", found, perm=order), row=(*q.row[:-1], v.row[-1]))
+    if shared:
+        found = call.reshaped(found, (*found.row[:-3], heads, found.row[-1]))
+        weights = call.reshaped(weights, (heads, *weights.row[-2:]))
+    return found, weights
 
 
 def _by_head(call: Call, x: Value, axis: int, name: str, *, turned: bool = False) -> Value:
@@ -142,22 +141,6 @@ def _named(call: Call, name: str, kind: str, *inputs: Value | str, **attributes:
     names = [x.name if isinstance(x, Value) else x for x in inputs]
     call.graph.add(kind, names, [made], at=call.path, **attributes)
     return made
-
-
-def _side_by_side(call: Call, x: Value, axis: int, *, count: int) -> Value:
-    """Undo `_by_head`, and put the heads side by side, which are in `count` axes."""
-    places = x.rank - 2
-    order = [*range(axis), places, *range(axis, places), x.rank - 1]
-    apart = x.like(call.op("Transpose", x, perm=order), row=tuple(x.row[place - 1] for place in order[1:]))
-    kept = len(apart.row) - 1 - count
-    return call.reshaped(apart, (*apart.row[:kept], math.prod(size or 1 for size in apart.row[kept:])))
-
-
-def _scores(call: Call, q: Value, k: Value, scale: float, axis: int) -> Value:
-    """Return the scores of every place of the query for every place of the key, in the last two axes."""
-    q = q.like(call.op("Mul", q, call.constant(scale)))
-    q, k = _by_head(call, q, axis, "queries"), _by_head(call, k, axis, "keys", turned=True)
-    return q.like(call.op("MatMul", q, k), row=(*q.row[:-1], k.row[-1]))
 
 
 def _given_out(call: Call, weights: Value) -> Value:
@@ -283,7 +266,7 @@ def _lag(call: Call, scores: Value) -> str:
 def _places(call: Call, value: Value, axis: int) -> str:
     size = value.row[axis - 1]
     if size is not None:
-        return call.constant(np.arange(size), "int64")
+        return call.constant(np.arange(size))
     steps = call.op("Squeeze", call.op("Shape", value, start=axis, end=axis + 1))
     return call.op("Range", call.constant(0, "int64"), steps, call.constant(1, "int64"))
 
@@ -295,8 +278,7 @@ def _mask_beside(call: Call, scores: Value, mask: Any) -> str:
         if mask.rank < 3 or missing < 0 or (missing and mask.rank > 3 and mask.row[0] != 1):
             raise call.refuse(f"it has an attention_mask of row shape {list(mask.row)}; expected (queries, keys)")
         place = mask.rank - 2
-        row = (*mask.row[: place - 1], *(1 for _ in range(missing)), *mask.row[place - 1 :])
-        spread = truth.like(_unsqueezed(call, truth, range(place, place + missing)), row=row)
+        spread = call.unsqueezed(truth, range(place, place + missing)) if missing else truth
         return as_long_as(call, spread, scores).name
     array = to_array(mask).astype(bool)
     if (by_lag := _by_lag(array)) is not None and call.graph.length is None and scores.row[-2:] == (None, None):
@@ -318,10 +300,6 @@ def _with_heads(call: Call, array: Array, scores: Value) -> Sequence[int]:
     if len(front) > 1 and front[-1] != 1:
         raise call.refuse(f"its attention_mask has shape {list(array.shape)}; expected (queries, keys)")
     return (*front, *(1 for _ in range(scores.rank - array.ndim)))
-
-
-def _unsqueezed(call: Call, x: Value, axes: range) -> str:
-    return call.op("Unsqueeze", x, call.graph.ints(list(axes))) if axes else x.name
 
 
 def _by_lag(mask: Array) -> Array | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -10,10 +11,7 @@ import numpy as np
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
 from model_export.keras.registry import Call, to_array
-from model_export.keras.rules.activations import activate
-from model_export.keras.rules.conv import convolution
 from model_export.keras.support.find_rule import find_rule
-from model_export.keras.support.sliding import Geometry
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -31,8 +29,6 @@ _OPERATORS: dict[type, tuple[str, list[int], list[str]]] = {
 }
 """The operator, its gates by their place in Keras, and its activations."""
 
-_KNOWN = (*_OPERATORS, ConvLSTMCell)
-
 
 def state_names(cell: Any, states: Any) -> list[str]:
     """Return a name for each state of a cell, in flat order.
@@ -45,7 +41,8 @@ def state_names(cell: Any, states: Any) -> list[str]:
         pairs = zip(cell.cells, states, strict=True)
         return [f"{i}.{name}" for i, (c, own) in enumerate(pairs) for name in state_names(c, own)]
     count = len(keras.tree.flatten(states))
-    return {1: ["h"], 2: ["h", "c"]}[count] if _is_known(cell) else [f"state{i}" for i in range(count)]
+    known = any(_computes_as(cell, cls) for cls in (*_OPERATORS, ConvLSTMCell))
+    return ["h", "c"][:count] if known else [f"state{i}" for i in range(count)]
 
 
 def run_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, list[Value]]:
@@ -66,21 +63,20 @@ def run_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, list[
             x, new = run_cell(call, inner, x, its)
             after += new
         return x, after
-    if _is_known(cell):
-        emit = _conv_lstm_cell if isinstance(cell, ConvLSTMCell) else _operator_cell
-        if known := emit(call, cell, x, keras.tree.flatten(states)):
-            return known[0], known
+    if known := _operator_cell(call, cell, x, keras.tree.flatten(states)):
+        return known[0], known
     given = list(states) if keras.tree.is_nested(states) else [states]
     inner_call = Call(call.walk, cell, f"{call.path}.{cell.name}", (x, given), {})
     own = find_rule(cell)
-    results = own[0](inner_call) if own else call.walk.trace(inner_call, cell.call)
+    code = partial(_conv_lstm_cell, cell) if _computes_as(cell, ConvLSTMCell) else cell.call
+    results = own[0](inner_call) if own else call.walk.trace(inner_call, code)
     y, *rest = results if isinstance(results, list) else [results]
     return y, rest
 
 
-def _is_known(cell: Any) -> bool:
-    """Whether a cell computes as one of Keras' own that need no tracing."""
-    return any(isinstance(cell, cls) and getattr(type(cell), "call", None) is cls.call for cls in _KNOWN)
+def _computes_as(cell: Any, cls: type) -> bool:
+    """Whether a cell computes as a class of Keras does."""
+    return isinstance(cell, cls) and type(cell).call is cls.call  # type: ignore[attr-defined]  # a cell has one
 
 
 def recurrent_operator(call: Call, x: Value, starts: Sequence[Value | Array]) -> tuple[Value, list[Value]] | None:
@@ -97,7 +93,7 @@ def recurrent_operator(call: Call, x: Value, starts: Sequence[Value | Array]) ->
     """
     layer = call.layer
     cell = layer.cell
-    if len(x.row) != 2 or not _is_known(cell) or (operator := _operator(call, cell)) is None:
+    if len(x.row) != 2 or (operator := _operator(call, cell)) is None:
         return None
     ints = call.graph.ints
     zeros = all(not isinstance(start, Value) and not start.any() for start in starts)
@@ -127,8 +123,7 @@ def _rows(call: Call, x: Value, start: Value | Array) -> str:
     """Return a state for each row of the batch."""
     if isinstance(start, Value):
         return start.name
-    shape = call.op("Concat", call.op("Shape", x, start=0, end=1), call.graph.ints(start.shape), axis=0)
-    return call.op("Expand", call.constant(start), shape)
+    return call.graph.for_each_row(call.constant(start), start.shape, x.name, at=call.path)
 
 
 def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> list[Value] | None:
@@ -155,10 +150,11 @@ def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> 
 
 
 def _operator(call: Call, cell: Any) -> tuple[str, list[str], dict[str, Any]] | None:
-    """Return a cell's operator, its weights and its attributes; None: it does not have one of its activations."""
-    if isinstance(cell, ConvLSTMCell):
+    """Return a cell's operator, its weights and its attributes; None: there is none, or not with its activations."""
+    facts = next((facts for cls, facts in _OPERATORS.items() if _computes_as(cell, cls)), None)
+    if facts is None:
         return None
-    kind, order, names = next(found for cls, found in _OPERATORS.items() if isinstance(cell, cls))
+    kind, order, names = facts
     activations = [_known(getattr(cell, name)) for name in names]
     found = [activation for activation in activations if activation]
     if len(found) < len(activations):
@@ -188,34 +184,25 @@ def _biases(bias: Array, order: Sequence[int]) -> Array:
 
 
 def _known(activation: Any) -> tuple[str, float | None, float | None] | None:
-    name = getattr(activation, "__name__", "")
-    return _ACTIVATIONS.get(name) if activation is getattr(keras.activations, name, None) else None
+    return _ACTIVATIONS.get(activation.__name__) if is_activation(activation) else None
 
 
-def _conv_lstm_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> list[Value]:
-    """One step of an LSTM whose matrix products are convolutions; its two states are maps, as Keras has them."""
+def is_activation(value: Any) -> bool:
+    """Return whether something is a function of `keras.activations`."""
+    name = getattr(value, "__name__", "")
+    return callable(value) and getattr(keras.activations, name, None) is value
+
+
+def _conv_lstm_cell(cell: Any, x: Any, states: Sequence[Any]) -> list[Any]:
+    """Return the output and the states of an LSTM of convolutions: Keras' formulas, with one kernel for all gates."""
     h, c = states
-    ones = (1,) * cell.rank
-    of_input = Geometry(cell.kernel_size, cell.strides, cell.dilation_rate, cell.padding)
-    of_state = Geometry(cell.kernel_size, ones, ones, "same")
     first = cell.data_format == "channels_first"
-
-    def convolve(value: Value, kernel: Any, shape: Geometry, *bias: str) -> str:
-        order = [0, cell.rank + 1, *range(1, cell.rank + 1)]
-        name = value.name if first else call.op("Transpose", value, perm=order)
-        pads = shape.pads(value.row[1:] if first else value.row[:-1])
-        return convolution(call, to_array(kernel))(name, shape, pads, *bias)
-
-    z = convolve(x, cell.kernel, of_input, *([call.constant(cell.bias)] if cell.use_bias else []))
-    z = call.op("Add", z, convolve(h, cell.recurrent_kernel, of_state))
-    if not first:
-        z = call.op("Transpose", z, perm=[0, *range(2, cell.rank + 2), 1])
-    axis = 1 if first else cell.rank + 1
-    z_i, z_f, z_c, z_o = (
-        h.like(z) for z in call.graph.split_op("Split", z, outputs=4, at=call.path, axis=axis, num_outputs=4)
-    )
-    i, f, o = (activate(call, cell.recurrent_activation, gate).name for gate in (z_i, z_f, z_o))
-    candidate = activate(call, cell.activation, z_c).name
-    new_c = c.like(call.op("Add", call.op("Mul", f, c.name), call.op("Mul", i, candidate)))
-    new_h = h.like(call.op("Mul", o, activate(call, cell.activation, new_c).name))
-    return [new_h, new_c]
+    z = cell.input_conv(x, cell.kernel, padding=cell.padding)
+    if cell.use_bias:
+        z = z + (keras.ops.reshape(cell.bias, (1, -1, *(1,) * cell.rank)) if first else cell.bias)
+    z = z + cell.recurrent_conv(h, cell.recurrent_kernel)
+    i, f, candidate, o = keras.ops.split(z, 4, axis=1 if first else -1)
+    i, f, o = (cell.recurrent_activation(gate) for gate in (i, f, o))
+    c = f * c + i * cell.activation(candidate)
+    h = o * cell.activation(c)
+    return [h, h, c]

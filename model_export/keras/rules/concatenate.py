@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
-from model_export.keras.registry import Call, op_rule, rule, to_array
+from model_export.keras.registry import Call, op_rule, to_array
 from model_export.keras.support.broadcast import as_long_as, broadcast, common_dtype
 from model_export.keras.value import Value
 
 
-@rule("Concatenate", masks=True)
-@op_rule("Concatenate", "Append", "Hstack")
+@op_rule("Concatenate")
 def concatenate(call: Call) -> Value:
     """Side by side along one axis."""
-    kind = call.kind(["Concatenate", "Append", "Hstack"])
-    parts = list(call.args[:2] if kind == "Append" else call.args[0])
-    axis = call.axis(call.value, 1 if kind == "Hstack" else call.layer.axis)
+    parts, axis = list(call.args[0]), call.axis(call.value, call.layer.axis)
     values = _behind_each_other(call, parts) if any(v.row[axis - 1] is None for v in call.values) else None
     values = values or _side_by_side(call, parts, axis)
     sizes = [value.row[axis - 1] for value in values]
     row = list(values[0].row)
     row[axis - 1] = None if None in sizes else sum(size or 0 for size in sizes)
     name = call.op("Concat", *values, axis=axis)
-    return values[0].like(name, row=tuple(row), mask=_any_unmasked(call))
+    return values[0].like(name, row=tuple(row))
 
 
 def _side_by_side(call: Call, parts: list[Any], axis: int) -> list[Value]:
@@ -58,16 +54,3 @@ def _for_each_row(call: Call, constant: Value, like: Value, axis: int) -> Value:
     sizes[axis] = call.graph.ints([constant.row[axis - 1] or 1])
     row = tuple(constant.row[axis - 1] if place == axis else size for place, size in enumerate(like.row, 1))
     return constant.like(call.op("Expand", constant, call.op("Concat", *sizes, axis=0)), row=row)
-
-
-def _any_unmasked(call: Call) -> str | None:
-    """Join masks as Keras does: a timestep counts where any of the inputs counts.
-
-    One input without a mask ends the mask: of a sum because Keras does so, of a concatenation because an
-    unmasked input always counts.
-    """
-    masks = [value.mask for value in call.values]
-    present = [mask for mask in masks if mask is not None]
-    if not present or len(present) < len(masks):
-        return None
-    return reduce(lambda left, right: left if left == right else call.op("Or", left, right), present)

@@ -33,9 +33,7 @@ def _entries(call: Call, table: Array, places: Value, *, least: int) -> Value:
     ids = call.cast(places, "int64")
     row = (*places.row, *table.shape[1:])
     if table.dtype.kind != "f":
-        return places.like(
-            call.op("Gather", call.constant(table, table.dtype.name), ids, axis=0), row=row, dtype=table.dtype.name
-        )
+        return places.like(call.op("Gather", call.constant(table), ids, axis=0), row=row, dtype=table.dtype.name)
     inside = call.op("Clip", ids, call.constant(least, "int64"), call.constant(len(table) - 1, "int64"))
     found = call.op("Gather", call.constant(table), inside, axis=0)
     known = call.op("Equal", ids, inside)
@@ -74,12 +72,21 @@ def masking(call: Call) -> Value:
 
 @op_rule("OneHot")
 def one_hot(call: Call) -> Value:
-    """A one at the place of each class, along a new last axis."""
+    """A one at the place of each class, along a new last axis; a class outside the table has none."""
     x, layer = call.value, call.layer
     if layer.axis not in {-1, x.rank} or layer.sparse:
         raise call.refuse(f"axis={layer.axis} is not the last one, or it is sparse; expected axis=-1")
-    wide = call.op("Unsqueeze", call.cast(x, "int64"), call.graph.ints([-1]))
-    hit = call.op("Equal", wide, call.graph.ints(range(layer.num_classes)))
+    wide = call.op("Unsqueeze", x, call.graph.ints([-1]))
+    hit = call.op("Equal", wide, call.constant(np.arange(layer.num_classes), x.dtype))
     call.graph.note_vocabulary(x, layer.num_classes)
     dtype = "float32" if "float" in (layer.dtype or "float32") else layer.dtype
     return x.like(call.cast(hit, dtype), row=(*x.row, layer.num_classes), dtype=dtype)
+
+
+@op_rule("Digitize")
+def digitize(call: Call) -> Value:
+    """The bin that each number falls into."""
+    x = call.as_float(call.value)
+    below = call.op("Less", call.op("Unsqueeze", x, call.graph.ints([-1])), call.constant(call.weights(1), "float32"))
+    passed = call.cast(call.op("Not", below), "int32")
+    return x.like(call.op("ReduceSum", passed, call.graph.ints([-1]), keepdims=0), dtype="int32")

@@ -6,10 +6,9 @@ import math
 import re
 from typing import Any
 
-import keras
 import numpy as np
 
-from model_export.keras.registry import Call, op_rule, rule, to_array
+from model_export.keras.registry import Call, op_rule, to_array
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -35,42 +34,6 @@ def _without_batch(operand: Any, values: list[Value]) -> Any:
     array = to_array(operand)
     is_batched = array.ndim > 2 and array.ndim == max(value.rank for value in values) and len(array) == 1
     return array[0] if is_batched else array
-
-
-@op_rule("Dot", "Inner")
-def dot(call: Call) -> Value:
-    """A product with a constant over the last axis."""
-    x, weights = _value_and_weights(call)
-    if weights.ndim > 2:
-        raise call.refuse(f"its weights have {weights.ndim} axes; expected a matrix")
-    return _tensordot(call, x, weights.T if call.kind(["Dot", "Inner"]) == "Inner" else weights, 1)
-
-
-@op_rule("Tensordot")
-def tensordot(call: Call) -> Value:
-    """A product with a constant over several axes."""
-    return _tensordot(call, *_value_and_weights(call), call.layer.axes)
-
-
-def _tensordot(call: Call, left: Value, weights: Array, axes: Any) -> Value:
-    if isinstance(axes, int):
-        axes = (range(left.rank - axes, left.rank), range(axes))
-    ours, theirs = (
-        [a % n for a in keras.tree.flatten(list(side))] for side, n in zip(axes, (left.rank, weights.ndim), strict=True)
-    )
-    names = list(_LETTERS[: left.rank])
-    other = list(_LETTERS[left.rank : left.rank + weights.ndim])
-    for mine, its in zip(ours, theirs, strict=True):
-        other[its] = names[mine]
-    kept = [n for i, n in enumerate(names) if i not in ours] + [n for i, n in enumerate(other) if i not in theirs]
-    return einstein(call, f"{''.join(names)},{''.join(other)}->{''.join(kept)}", [left, weights])
-
-
-def _value_and_weights(call: Call) -> tuple[Value, Array]:
-    left, right = call.args[:2]
-    if not isinstance(left, Value) or isinstance(right, Value):
-        raise call.refuse("it is a product of two computed values over the batch; expected a value and constants")
-    return left, to_array(right)
 
 
 @op_rule("Einsum")
@@ -110,28 +73,6 @@ def _in_waves(call: Call, x: Value, waves: Array) -> Value:
     return x.like(call.cast(product, "float32"), row=(*x.row[:-1], waves.shape[1]))
 
 
-@rule("Dot", masks=True)
-def dot_layer(call: Call) -> Value:
-    """The product of two values over one axis each, row by row."""
-    layer = call.layer
-    left, right = (call.as_float(value) for value in call.values)
-    axes = [layer.axes] * 2 if isinstance(layer.axes, int) else list(layer.axes)
-    a, b = (call.axis(x, axis) for x, axis in zip((left, right), axes, strict=True))
-    if layer.normalize:
-        left, right = _unit(call, left, a), _unit(call, right, b)
-    mine, its = list(_LETTERS[1 : left.rank]), list(_LETTERS[left.rank : left.rank + right.rank - 1])
-    its[b - 1] = mine[a - 1]
-    kept = [n for n in (*mine, *its) if n != mine[a - 1]]
-    y = einstein(call, f"A{''.join(mine)},A{''.join(its)}->A{''.join(kept)}", [left, right])
-    return y if y.row else call.reshaped(y, [1])
-
-
-def _unit(call: Call, x: Value, axis: int) -> Value:
-    square = call.op("ReduceSumSquare", x, call.graph.ints([axis]), keepdims=1)
-    floor = call.constant(keras.config.epsilon())
-    return x.like(call.op("Div", x, call.op("Sqrt", call.op("Max", square, floor))))
-
-
 # ---------------------------------------------------------------- Einstein sums
 
 
@@ -159,7 +100,7 @@ def einstein(call: Call, subscripts: str, operands: list[Any], kind: str = "Eins
                 y = _times_matrix(call, x, weights, f"{term},{its}->{result}", row)
                 if y is not None:
                     return y
-    inputs = [part if isinstance(part, Value) else call.constant(part) for part in parts]
+    inputs = [part if isinstance(part, Value) else call.constant(part, "float32") for part in parts]
     spelled = {"equation": f"{','.join(terms)}->{result}"} if kind == "Einsum" else {}
     return Value(call.op(kind, *inputs, **spelled), row)
 
@@ -202,8 +143,14 @@ def _times_matrix(call: Call, x: Value, weights: Array, subscripts: str, row: tu
     matrix = matrix.reshape(math.prod(matrix.shape[: len(summed)]), -1)
     front = row[: len(kept) - 1]
     flat = x if len(summed) == 1 else call.reshaped(x, (*front, len(matrix)))
-    y = flat.like(call.op("MatMul", flat, call.constant(matrix)), row=(*front, matrix.shape[1]))
-    return y if len(new) == 1 else call.reshaped(y, row)
+
+    def emit(*bias: str) -> str:
+        y = call.op("MatMul", flat, call.constant(matrix, "float32"))
+        y = call.op("Add", y, *bias) if bias else y
+        return y if len(new) == 1 else call.reshape(x.like(y, row=(*front, matrix.shape[1])), row)
+
+    added = tuple(size or 0 for size in row[len(front) :])
+    return x.like(call.graph.biasable(emit, added), row=row)
 
 
 def _spelled_out(call: Call, subscripts: str, operands: list[Any]) -> tuple[list[str], str]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import keras
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
-from model_export.keras.rules.cells import from_its_end, recurrent_operator, run_cell, state_names
+from model_export.keras.rules.cells import from_its_end, is_activation, recurrent_operator, run_cell, state_names
 from model_export.keras.scan import StepScan
-from model_export.keras.support.tracing import is_activation
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -34,41 +33,27 @@ def recurrent(call: Call) -> list[Value]:
     if layer.stateful and call.path in call.graph.stateful:
         raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")
     call.graph.stateful |= {call.path} if layer.stateful else set()
-    start = _initial(call)
+    nested = layer.get_initial_state(1)
+    nested = nested if isinstance(layer.cell, keras.layers.StackedRNNCells) else list(nested)
+    starts = _starts(call, nested)
     # Keras hands a layer the mask of its input only where that is the layer's one tensor.
-    mask = None if call.mask is None or (_given_states(call) and call.mask == call.value.mask) else call.mask
-    found = recurrent_operator(call, x, start.values) if mask is None else None
-    y, after = found or _scanned(call, x, start, mask)
+    several = any(isinstance(given, Value) for given in _given(call))
+    mask = None if several and call.mask == call.value.mask else call.mask
+    found = recurrent_operator(call, x, starts) if mask is None else None
+    y, after = found or _scanned(call, x, nested, starts, mask)
     y = replace(y, mask=call.mask if layer.return_sequences else None)
     return [y, *after] if layer.return_state else [y]
 
 
-@dataclass(frozen=True, slots=True)
-class _Initial:
-    """What a recurrent layer's states are before the first timestep, in flat order: values of the model, or one row."""
-
-    names: list[str]
-    values: list[Value | Array]
-    structure: Any
-
-    def nested(self, values: list[Value]) -> Any:
-        """Return values nested as Keras has the states."""
-        return keras.tree.pack_sequence_as(self.structure, values)
+def _starts(call: Call, nested: Any) -> list[Value | Array]:
+    """Return what the states are before the first timestep, in flat order: values of the model, or one row."""
+    rows = [to_array(row)[0].astype(np.float32) for row in keras.tree.flatten(nested)]
+    given = _given(call)[: len(rows)]
+    return [*(_start(call, one, row.shape) for one, row in zip(given, rows, strict=False)), *rows[len(given) :]]
 
 
-def _initial(call: Call) -> _Initial:
-    structure = call.layer.get_initial_state(1)
-    cell = call.layer.cell
-    nested = structure if isinstance(cell, keras.layers.StackedRNNCells) else list(structure)
-    values: list[Value | Array] = [to_array(row)[0].astype(np.float32) for row in keras.tree.flatten(nested)]
-    for place, given in enumerate(_given(call)[: len(values)]):
-        values[place] = _start(call, given, values[place])
-    return _Initial(state_names(cell, nested), values, nested)
-
-
-def _start(call: Call, given: Any, like: Value | Array) -> Value | Array:
+def _start(call: Call, given: Any, row: tuple[int, ...]) -> Value | Array:
     """Return an initial state that the model gives."""
-    row = like.row if isinstance(like, Value) else like.shape
     if isinstance(given, Value):
         if given.row != row:
             raise call.refuse(f"its initial state has the row {list(given.row)}; expected {list(row)}")
@@ -90,23 +75,20 @@ def _given(call: Call) -> list[Any]:
     return [one for one in keras.tree.flatten(more) if one is not None]
 
 
-def _given_states(call: Call) -> list[Value]:
-    return [value for value in _given(call) if isinstance(value, Value)]
-
-
-def _scanned(call: Call, x: Value, start: _Initial, mask: str | None) -> tuple[Value, list[Value]]:
+def _scanned(
+    call: Call, x: Value, nested: Any, starts: list[Value | Array], mask: str | None
+) -> tuple[Value, list[Value]]:
     """Run the cell at each place of axis 1; return the output, and the states behind the last place."""
     layer = call.layer
     scan = StepScan(call.graph, call.path)
     source = from_its_end(call, x) if layer.go_backwards else x
     with scan.body(call.walk):
         now = scan.place_of(source)
-        rows = [one.row if isinstance(one, Value) else one.shape for one in start.values]
         before = [
-            scan.state(f"{call.path}.{name}", row, "float32", one)
-            for name, row, one in zip(start.names, rows, start.values, strict=True)
+            scan.state(f"{call.path}.{name}", start.row if isinstance(start, Value) else start.shape, "float32", start)
+            for name, start in zip(state_names(layer.cell, nested), starts, strict=True)
         ]
-        y, after = run_cell(call, layer.cell, now, start.nested(before))
+        y, after = run_cell(call, layer.cell, now, keras.tree.pack_sequence_as(nested, before))
         if mask is not None:
             counts = call.op("Unsqueeze", scan.mask(mask) or "", call.graph.ints([1]))
             y, after = _hold_where_masked(call, counts, y, before, after)

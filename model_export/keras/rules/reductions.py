@@ -5,22 +5,22 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from model_export.keras.registry import Call, op_rule, to_array
+from model_export.keras.registry import Call, op_rule
 from model_export.keras.scan import StepScan
 from model_export.keras.value import Value
 
 _REDUCTIONS = {
     "Sum": "Sum", "Mean": "Mean", "Max": "Max", "Min": "Min", "Prod": "Prod", "Amax": "Max", "Amin": "Min",
+    "Logsumexp": "LogSumExp",
 }  # fmt: skip
+_OF_FLOATS = {"Mean", "LogSumExp"}
 
 
 @op_rule(*_REDUCTIONS)
 def reduction(call: Call) -> Value:
-    """A sum, mean, maximum, minimum or product."""
+    """A sum, mean, maximum, minimum or product, or the logarithm of a sum of exponentials."""
     kind = _REDUCTIONS[call.kind(_REDUCTIONS)]
-    x = call.as_number(call.value)
-    if kind == "Mean":
-        x = call.as_float(x)
+    x = call.as_float(call.value) if kind in _OF_FLOATS else call.as_number(call.value)
     return reduce(call, f"Reduce{kind}", x, _axes(call, x), keep=bool(call.layer.keepdims))
 
 
@@ -35,26 +35,17 @@ def reduce(call: Call, kind: str, x: Value, axes: list[int], *, keep: bool) -> V
     return x.like(call.op(kind, x, call.graph.ints(axes), keepdims=int(keep)), row=tuple(row))
 
 
-@op_rule("Logsumexp")
-def logsumexp(call: Call) -> Value:
-    """The logarithm of a sum of exponentials over feature axes."""
-    x = call.as_float(call.value)
-    return reduce(call, "ReduceLogSumExp", x, _axes(call, x), keep=bool(call.layer.keepdims))
-
-
-@op_rule("Var", "Std")
-def spread(call: Call) -> Value:
-    """The variance or standard deviation; over time from the means of the values and of their squares."""
+@op_rule("Var")
+def variance(call: Call) -> Value:
+    """The variance; over time from the means of the values and of their squares."""
     x = call.as_float(call.value)
     axes, keep = _axes(call, x), bool(call.layer.keepdims)
     if any(x.row[axis - 1] is None for axis in axes):
         mean = reduce(call, "ReduceMean", x, axes, keep=keep)
         squares = reduce(call, "ReduceMean", x.like(call.op("Mul", x, x)), axes, keep=keep)
-        variance = mean.like(call.op("Relu", call.op("Sub", squares, call.op("Mul", mean, mean))))
-        return variance if call.kind(["Var", "Std"]) == "Var" else variance.like(call.op("Sqrt", variance))
+        return mean.like(call.op("Relu", call.op("Sub", squares, call.op("Mul", mean, mean))))
     centred = call.op("Sub", x, call.op("ReduceMean", x, call.graph.ints(axes), keepdims=1))
-    variance = reduce(call, "ReduceMean", x.like(call.op("Mul", centred, centred)), axes, keep=keep)
-    return variance if call.kind(["Var", "Std"]) == "Var" else variance.like(call.op("Sqrt", variance))
+    return reduce(call, "ReduceMean", x.like(call.op("Mul", centred, centred)), axes, keep=keep)
 
 
 @op_rule("Norm")
@@ -68,30 +59,11 @@ def norm(call: Call) -> Value:
     return reduce(call, kind, x, axes, keep=bool(call.layer.keepdims))
 
 
-@op_rule("Any", "All", "CountNonzero")
-def truth(call: Call) -> Value:
-    """Whether any, or all, or how many are not zero, along feature axes."""
-    kinds = {"Any": "ReduceMax", "All": "ReduceMin", "CountNonzero": "ReduceSum"}
-    kind = call.kind(kinds)
-    x = call.as_number(call.as_truth(call.value))
-    result = reduce(call, kinds[kind], x, _axes(call, x), keep=bool(getattr(call.layer, "keepdims", False)))
-    return result if kind == "CountNonzero" else call.as_truth(result)
-
-
-@op_rule("Average")
-def average(call: Call) -> Value:
-    """A mean over one feature axis, with weights that are constants."""
+@op_rule("Softmax", "LogSoftmax")
+def softmax(call: Call) -> Value:
+    """Probabilities along one axis."""
     x = call.as_float(call.value)
-    weights = call.kwargs.get("weights", call.args[1] if len(call.args) > 1 else None)
-    axes = _axes(call, x)
-    if weights is None:
-        return reduce(call, "ReduceMean", x, axes, keep=False)
-    if isinstance(weights, Value) or len(axes) != 1 or to_array(weights).ndim != 1:
-        raise call.refuse("its weights are computed or have several axes; expected one constant for each feature")
-    share = to_array(weights) / to_array(weights).sum()
-    shape = [-1 if i == axes[0] else 1 for i, _ in enumerate(x.row, 1)]
-    weighted = x.like(call.op("Mul", x, call.constant(share.reshape(shape))))
-    return reduce(call, "ReduceSum", weighted, axes, keep=False)
+    return x.like(call.op(call.kind(["LogSoftmax", "Softmax"]), x, axis=call.axis(x, call.layer.axis)))
 
 
 @op_rule("Argmax", "Argmin")
@@ -103,18 +75,6 @@ def place(call: Call) -> Value:
     found = call.op(kind, x, axis=axis, keepdims=int(layer.keepdims))
     row = tuple(1 if i == axis else dim for i, dim in enumerate(x.row, 1) if layer.keepdims or i != axis)
     return x.like(call.cast(found, "int32"), row=row, dtype="int32")
-
-
-@op_rule("Normalize")
-def normalize(call: Call) -> Value:
-    """Unit length along one feature axis."""
-    x, layer = call.as_float(call.value), call.layer
-    kind = {1: "ReduceL1", 2: "ReduceL2"}.get(layer.order)
-    if kind is None:
-        raise call.refuse(f"order={layer.order!r} has no rule; expected 1 or 2")
-    length = call.op(kind, x, call.graph.ints([call.axis(x, layer.axis)]), keepdims=1)
-    floor = keras.config.epsilon() if layer.epsilon is None else float(layer.epsilon)
-    return x.like(call.op("Div", x, call.op("Max", length, call.constant(floor))))
 
 
 @op_rule("Cumsum", "Cumprod")

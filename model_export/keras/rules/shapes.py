@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import keras
 import numpy as np
 
 from model_export.keras.graph import TRIAL
-from model_export.keras.registry import Call, op_rule, rule, to_array
+from model_export.keras.registry import Call, op_rule, to_array
 from model_export.keras.rules.slicing import picked, sliced
-from model_export.keras.support.broadcast import broadcast
 from model_export.keras.value import Value
 
 
@@ -57,40 +55,6 @@ def _resolved(target: list[int], size: int) -> list[int]:
     return [size // max(known, 1) if dim == -1 else dim for dim in target]
 
 
-@op_rule("Diff")
-def diff(call: Call) -> Value:
-    """Differences from one place to the next."""
-    x, layer = call.value, call.layer
-    axis = call.axis(x, layer.axis)
-    for _ in range(layer.n):
-        later, earlier = sliced(call, x, {axis: slice(1, None)}), sliced(call, x, {axis: slice(0, -1)})
-        x = later.like(call.op("Sub", later, earlier))
-    return x
-
-
-@op_rule("Stack")
-def stack(call: Call) -> Value:
-    """Side by side along a new feature axis."""
-    values = broadcast(call, list(call.args[0]))
-    place = call.layer.axis % (values[0].rank + 1)
-    if place == 0:
-        raise call.refuse("it puts a new axis in front, where the batch belongs")
-    wide = [call.op("Unsqueeze", value, call.graph.ints([place])) for value in values]
-    row = (*values[0].row[: place - 1], len(values), *values[0].row[place - 1 :])
-    return values[0].like(call.op("Concat", *wide, axis=place), row=row)
-
-
-@rule("RepeatVector")
-def repeat_vector(call: Call) -> Value:
-    """One vector several times, as positions inside a timestep, for example the hours that an answer is about."""
-    x, count = call.value, call.layer.n
-    wide = call.op("Unsqueeze", x, call.graph.ints([1]))
-    row = (count, *x.row)
-    y = x.like(call.op("Expand", wide, call.graph.ints([1, count, *(1 for _ in x.row)])), row=row)
-    call.graph.repeated[y.name] = wide
-    return y
-
-
 @op_rule("Split", "ArraySplit")
 def split(call: Call) -> list[Value]:
     """Equal or given parts along one feature axis."""
@@ -98,33 +62,22 @@ def split(call: Call) -> list[Value]:
     axis = call.axis(x, call.layer.axis)
     size = call.size(x, axis)
     if isinstance(cuts, int | np.integer):
-        parts = np.array_split(np.arange(size), int(cuts))
-        ends = [0, *np.cumsum([len(part) for part in parts]).tolist()]
+        sizes = [len(part) for part in np.array_split(np.arange(size), int(cuts))]
     else:
-        ends = [0, *(int(cut) for cut in to_array(cuts)), size]
-    return [sliced(call, x, {axis: slice(start, end)}) for start, end in pairwise(ends)]
-
-
-@op_rule("Unstack")
-def unstack(call: Call) -> list[Value]:
-    """The parts along one feature axis, without that axis."""
-    x, axis = call.value, call.axis(call.value, call.layer.axis)
-    row = tuple(dim for i, dim in enumerate(x.row, 1) if i != axis)
-    count = x.row[axis - 1] or call.graph.length or call.size(x, axis)
-    return [x.like(call.op("Gather", x, call.constant(i, "int64"), axis=axis), row=row) for i in range(count)]
+        sizes = np.diff([0, *(range(size)[slice(int(cut))].stop for cut in to_array(cuts)), size]).tolist()
+    names = call.graph.split_op("Split", x.name, call.graph.ints(sizes), outputs=len(sizes), at=call.path, axis=axis)
+    rows = [tuple(part if i == axis else dim for i, dim in enumerate(x.row, 1)) for part in sizes]
+    return [x.like(name, row=row) for name, row in zip(names, rows, strict=True)]
 
 
 @op_rule("ExpandDims")
 def expand_dims(call: Call) -> Value:
     """New axes of length 1."""
-    x, axes = call.value, keras.tree.flatten(call.layer.axis)
-    row = list(x.row)
-    places = sorted(axis % (x.rank + len(axes)) for axis in axes)
+    axes = keras.tree.flatten(call.layer.axis)
+    places = sorted(axis % (call.value.rank + len(axes)) for axis in axes)
     if places[0] == 0:
         raise call.refuse("it puts a new axis in front, where the batch belongs")
-    for place in places:
-        row.insert(place - 1, 1)
-    return x.like(call.op("Unsqueeze", x, call.graph.ints(places)), row=tuple(row))
+    return call.unsqueezed(call.value, places)
 
 
 @op_rule("Squeeze")
@@ -133,9 +86,7 @@ def squeeze(call: Call) -> Value:
     x, axes = call.value, call.layer.axis
     if axes is None:
         raise call.refuse("it drops every axis of length 1, which may be batch or time", "Name the axis.")
-    gone = sorted({call.axis(x, axis) for axis in keras.tree.flatten(axes)})
-    row = tuple(dim for i, dim in enumerate(x.row, 1) if i not in gone)
-    return x.like(call.op("Squeeze", x, call.graph.ints(gone)), row=row)
+    return call.squeezed(x, sorted({call.axis(x, axis) for axis in keras.tree.flatten(axes)}))
 
 
 @op_rule("Transpose", "Moveaxis", "Swapaxes")
@@ -182,8 +133,19 @@ def roll(call: Call) -> Value:
 def repeat(call: Call) -> Value:
     """Each feature several times."""
     x, axis, counts = call.value, call.axis(call.value, call.layer.axis), to_array(call.layer.repeats)
+    if counts.size == 1 and counts == 1:
+        return x.like(x.name)
+    if x.row[axis - 1] is None:
+        raise call.refuse(
+            "it repeats timesteps, along the time axis",
+            "A stream has one answer for each timestep: repeat each once, and features as often as you like.",
+        )
+    if x.row[axis - 1] == 1 and counts.size == 1:
+        sizes = [int(counts.item()) if place == axis else 1 for place in range(x.rank)]
+        row = (*x.row[: axis - 1], sizes[axis], *x.row[axis:])
+        return _repeated(call, x, x.like(call.op("Expand", x, call.graph.ints(sizes)), row=row))
     order = np.repeat(np.arange(call.size(x, axis)), counts if counts.ndim and counts.size > 1 else counts.item())
-    return _repeated(call, x, picked(call, x, axis, order.tolist()))
+    return picked(call, x, axis, order.tolist())
 
 
 def _repeated(call: Call, x: Value, y: Value) -> Value:
@@ -218,3 +180,22 @@ def broadcast_to(call: Call) -> Value:
     sizes = [1 if old is None or new is None else new for old, new in zip(x.row, shape[1:], strict=True)]
     row = tuple(old if old != 1 else new for old, new in zip(x.row, sizes, strict=True))
     return _repeated(call, x, x.like(call.op("Expand", x, call.graph.ints([1, *sizes])), row=row))
+
+
+@op_rule("Resize")
+def resize(call: Call) -> Value:
+    """Rows and columns, the first of which may be timesteps, interpolated between."""
+    x, layer = call.as_float(call.value), call.layer
+    plain = not (layer.antialias or layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio)
+    if layer.interpolation != "bilinear" or layer.data_format != "channels_last" or not plain:
+        raise call.refuse(f"interpolation={layer.interpolation!r} in this way has no rule; expected plain 'bilinear'")
+    row = (*(old if old is None else new for old, new in zip(x.row, layer.size, strict=False)), x.row[-1])
+    if x.is_sequence and layer.size[0] not in {call.graph.length, TRIAL}:
+        raise call.refuse(f"size={layer.size} changes the number of timesteps")
+    shape = [
+        call.op("Shape", x, start=i, end=i + 1) if n is None else call.graph.ints([n])
+        for i, n in enumerate((None, *row))
+    ]
+    sizes = call.op("Concat", *shape, axis=0)
+    y = call.op("Resize", x.name, "", "", sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+    return x.like(y, row=row)

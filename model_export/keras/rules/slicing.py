@@ -39,9 +39,9 @@ def get_item(call: Call) -> Value:
     x = sliced(call, x, dict(enumerate((_as_slice(key) for key in keys if key is not None), 1)))
     dropped = [place for place, key in enumerate((key for key in keys if key is not None), 1) if _is_number(key)]
     if dropped:
-        x = _without(call, x, dropped)
+        x = call.squeezed(x, dropped)
     added = [place for place, key in enumerate((key for key in keys if not _is_number(key)), 1) if key is None]
-    y = _with_new(call, x, added) if added else x.like(x.name)
+    y = call.unsqueezed(x, added) if added else x.like(x.name)
     call.graph.cut_from.setdefault(y.name, call.graph.cut_from.get(whole.name, whole.name))
     return y
 
@@ -55,18 +55,6 @@ def _as_slice(key: Any) -> slice:
         found: slice = key
         return found
     return slice(int(key), int(key) + 1 or None)
-
-
-def _without(call: Call, x: Value, axes: Sequence[int]) -> Value:
-    row = tuple(size for place, size in enumerate(x.row, 1) if place not in axes)
-    return x.like(call.op("Squeeze", x, call.graph.ints(list(axes))), row=row)
-
-
-def _with_new(call: Call, x: Value, axes: Sequence[int]) -> Value:
-    row = list(x.row)
-    for axis in axes:
-        row.insert(axis - 1, 1)
-    return x.like(call.op("Unsqueeze", x, call.graph.ints(list(axes))), row=tuple(row))
 
 
 def _keys(call: Call, x: Value, key: Any) -> list[Any]:

@@ -81,22 +81,21 @@ def as_long_as(call: Call, value: Value, like: Value, *, but: int | None = None)
         axis = place + value.rank - len(like.row)
         if like.row[place] is not None or size is None or axis == but or (size == 1 and but is None):
             continue
-        if size == 1:
-            call.graph.repeated[value.name] = value.name
-        if size not in {1, call.graph.length, TRIAL} or (size == TRIAL and value.name not in call.graph.repeated):
+        source = value.name if size == 1 else call.graph.repeated.get(value.name)
+        if size not in {1, call.graph.length, TRIAL} or (size == TRIAL and source is None):
             raise call.refuse(
                 f"it joins a value with a time axis and one with {size} entries in its place",
                 "Give the static part as an input of every timestep, or join them behind return_sequences=False.",
             )
         steps = call.op("Shape", like, start=place + 1, end=place + 2)
-        value = _cut(call, value, axis, steps)
+        value = _cut(call, value, axis, steps, source)
     return value
 
 
-def _cut(call: Call, value: Value, axis: int, steps: str) -> Value:
-    """Return the first entries along an axis, as many as there are timesteps."""
+def _cut(call: Call, value: Value, axis: int, steps: str, source: str | None) -> Value:
+    """Return the first entries along an axis, as many as timesteps; `source` is one of them where all are equal."""
     row = tuple(None if place == axis else size for place, size in enumerate(value.row, 1))
-    if source := call.graph.repeated.get(value.name):
+    if source is not None:
         shape = [steps if place == axis else call.graph.ints([1]) for place in range(value.rank)]
         return value.like(call.op("Expand", source, call.op("Concat", *shape, axis=0)), row=row)
     call.graph.bounded = True
@@ -153,6 +152,5 @@ def constant_result(call: Call, array: Array) -> Value:
     first, dtype = call.operands[0], common_dtype([array])
     if array.ndim < 2 or array.shape[0] != 1 or array.shape[1] in {call.graph.length, TRIAL}:
         return constant_beside(call, first, array, dtype)
-    rows = call.op("Shape", first, start=0, end=1)
-    shape = call.op("Concat", rows, call.graph.ints(array.shape[1:]), axis=0)
-    return Value(call.op("Expand", call.constant(array, dtype), shape), array.shape[1:], dtype)
+    row = array.shape[1:]
+    return Value(call.graph.for_each_row(call.constant(array, dtype), row, first.name, at=call.path), row, dtype)

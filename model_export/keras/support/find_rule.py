@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import keras
+
 from model_export.keras.registry import OPS, RULES, Call, Rule, class_names
 from model_export.keras.scan import StepScan
 from model_export.keras.step_rules import STEP_RULES
@@ -41,7 +43,10 @@ def at_each_timestep(call: Call, rule: Rule) -> list[Value]:
     scan = StepScan(call.graph, call.path)
     with scan.body(call.walk):
         mask = scan.mask(call.mask)
-        results = checked(call, rule(replace(call.changed(scan.element), mask=mask)))
+        args, kwargs = keras.tree.map_structure(
+            lambda given: scan.element(given) if isinstance(given, Value) else given, (call.args, call.kwargs)
+        )
+        results = checked(call, rule(replace(call, args=args, kwargs=kwargs, mask=mask)))
     return scan.results(results)
 
 

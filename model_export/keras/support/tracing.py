@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from threading import get_ident
 from typing import Any
 
 import keras
 import numpy as np
-from keras.src.backend.common.global_state import get_global_attribute
-from keras.src.ops import nn
+from keras.src import backend
+from keras.src.ops import nn, numpy
 
 from model_export.keras.graph import TRIAL
 from model_export.keras.registry import Call, to_array
@@ -21,7 +25,7 @@ from model_export.manifest import Array
 _OTHER_TRIAL = 71
 """The same once more: what differs between both would not be open."""
 
-_TAKES_SIZES = {"Reshape", "BroadcastTo", "GetItem", "Repeat", "Tile"}
+_TAKES_SIZES = {"Reshape", "BroadcastTo", "GetItem", "Repeat", "Resize", "Tile"}
 """Operations in which a size may be the number of timesteps."""
 
 
@@ -34,16 +38,16 @@ class Traced:
     """What some code did, once.
 
     Attributes:
-        function: From its arguments and weights to its results; None where no result depends on those.
-        inputs: The values and weights that it starts from, in the function's order.
+        function: From its arguments to its results; None where no result depends on those.
+        inputs: The values that it starts from, in the function's order.
         results: Its flat results: True for one that the function gives, a value or an array for one that it does not.
     """
 
     function: Any
-    inputs: list[Any]
+    inputs: list[Value]
     results: list[Any]
 
-    def replay(self, run: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+    def replay(self, run: Callable[[Any, list[Value]], list[Any]]) -> list[Any]:
         """Return the results, those of the function from `run(function, inputs)`."""
         computed = iter(run(self.function, self.inputs) if self.function is not None else [])
         return [next(computed) if result is True else result for result in self.results]
@@ -53,7 +57,7 @@ def trace(call: Call, function: Callable[..., Any], length: int | None) -> Trace
     """Run code on symbolic tensors.
 
     Args:
-        call: The call with the arguments; the code may use its layer's weights.
+        call: The call with the arguments.
         function: The code.
         length: The number of timesteps that the model declares; None: open.
 
@@ -84,11 +88,11 @@ def _check_open(first: Traced, other: Traced) -> None:
         ValueError: It computes with that number, which would be that of a trial in the graph.
     """
     for (kind, a), (_, b) in zip(_constants(first), _constants(other), strict=True):
-        if kind in _TAKES_SIZES and (a, b) == (TRIAL, _OTHER_TRIAL):
+        if np.array_equal(a, b) or (kind in _TAKES_SIZES and (a, b) == (TRIAL, _OTHER_TRIAL)):
             continue
         # What differs over time is refused where it is used; places, as `Take` has them, are not.
-        pair = (a, b) if kind == "Take" else (_of_one_timestep(a, TRIAL), _of_one_timestep(b, _OTHER_TRIAL))
-        if not np.array_equal(*pair):
+        one, other_one = _of_one_timestep(a, TRIAL), _of_one_timestep(b, _OTHER_TRIAL)
+        if kind == "Take" or not np.array_equal(one, other_one):
             raise ValueError("it computes with the number of timesteps, which is open")
 
 
@@ -123,7 +127,7 @@ def describe_cause(failure: BaseException | None) -> str:
 
 def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: int | None) -> Traced:
     symbols: list[Any] = []
-    values: list[Any] = []
+    values: list[Value] = []
 
     def symbol(value: Any) -> Any:
         if not isinstance(value, Value):
@@ -134,20 +138,17 @@ def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: 
         return symbols[-1]
 
     args, kwargs = keras.tree.map_structure(symbol, (call.args, call.kwargs))
-    with _symbolic_attributes(call.layer) as weights, _no_random_numbers(call.layer), _grouped_convolutions():
+    with _open_backend():
         results = keras.tree.flatten(function(*args, **kwargs))
-    given = [*zip(symbols, values, strict=True), *weights]
-    same = {id(tensor): what for tensor, what in given}  # returned as it came in
-    symbolic = [keras.backend.is_keras_tensor(result) for result in results]
-    computed = [
-        result for result, is_symbol in zip(results, symbolic, strict=True) if is_symbol and id(result) not in same
-    ]
+    same = dict(zip(map(id, symbols), values, strict=True))  # returned as it came in
+    is_symbol = keras.backend.is_keras_tensor
+    computed = [result for result in results if is_symbol(result) and id(result) not in same]
     reached = _reached(computed)
-    used = [(tensor, what) for tensor, what in given if id(tensor) in reached]
+    used = [symbol for symbol in symbols if id(symbol) in reached]
     return Traced(
-        keras.Function([tensor for tensor, _ in used], computed) if computed else None,
-        [what for _, what in used],
-        [same.get(id(r), True) if is_symbol else to_array(r) for r, is_symbol in zip(results, symbolic, strict=True)],
+        keras.Function(used, computed) if computed else None,
+        [same[id(symbol)] for symbol in used],
+        [same.get(id(result), True) if is_symbol(result) else to_array(result) for result in results],
     )
 
 
@@ -165,84 +166,63 @@ def _reached(results: list[Any]) -> set[int]:
 
 
 @contextmanager
-def _no_random_numbers(layer: Any) -> Iterator[None]:
-    """See to it that the code inside draws no random numbers: on symbolic tensors they come out as constants.
+def _open_backend() -> Iterator[None]:
+    """Let code that calls Keras' backend be traced: on symbolic tensors such a function is that of `keras.ops`.
+
+    Layers of Keras call it, and so do the operators of a variable, as in `self.gain * x`.
+
+    Checks of Keras 3.15 that refuse what it computes are switched off: a convolution by groups is held to the channels
+    of one, a batch normalization with an offset to a scale, and bins to an array.
 
     Raises:
-        RandomNumbersError: A seed generator of the layer, or the global one, has moved. Those of the layer go back.
+        RandomNumbersError: The code draws a seed: random numbers on symbolic tensors come out as constants.
     """
-    parts = layer._flatten_layers() if isinstance(layer, keras.Layer) else []
-    before = [(generator, to_array(generator.state)) for part in parts for generator in part._seed_generators]
-    shared = _shared_seed()
-    try:
+    replaced = [
+        *_backend_functions(),
+        (nn, "check_conv_input_channels", lambda *_: None),
+        (nn.BatchNorm, "compute_output_spec", lambda _, x, *__: keras.KerasTensor(x.shape, x.dtype)),
+        (numpy.Digitize, "compute_output_spec", lambda _, x, __: keras.KerasTensor(x.shape, "int32")),
+        (keras.random.SeedGenerator, "next", _refusing(keras.random.SeedGenerator.next)),
+    ]
+    with ExitStack() as restored:
+        for owner, name, function in replaced:
+            if (original := getattr(owner, name, None)) is not None:
+                restored.callback(setattr, owner, name, original)
+                setattr(owner, name, function)
         yield
-    finally:
-        drew = _shared_seed() != shared
-        for generator, state in before:
-            drew |= not np.array_equal(to_array(generator.state), state)
-            generator.state.assign(state)
-        if drew:
+
+
+def _refusing(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that draws no seed in this thread; where a shape alone is computed it does."""
+    thread = get_ident()
+
+    def call(generator: Any, *args: Any, **kwargs: Any) -> Any:
+        if get_ident() == thread and not backend.in_stateless_scope():
             raise RandomNumbersError
+        return draw(generator, *args, **kwargs)
+
+    return call
 
 
-def _shared_seed() -> list[int]:
-    """Return the state of the seed generator that random functions use if they are given none."""
-    generator = get_global_attribute("global_seed_generator")
-    return [] if generator is None else [int(part) for part in to_array(generator.state)]
+@cache
+def _backend_functions() -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Return the functions of the backend that `keras.ops` has, too: where each is, its name, and one of both."""
 
+    def of_both(function: Callable[..., Any], operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (operation if backend.any_symbolic_tensors(args, kwargs) else function)(*args, **kwargs)
 
-@contextmanager
-def _grouped_convolutions() -> Iterator[None]:
-    """Let convolutions by groups be traced: Keras 3.15 checks their channels as if there were one group."""
-    check = getattr(nn, "check_conv_input_channels", None)
-    if check is not None:
-        nn.check_conv_input_channels = lambda *_: None
-    try:
-        yield
-    finally:
-        if check is not None:
-            nn.check_conv_input_channels = check
+        return call
 
-
-class ActivationFunction(keras.Operation):  # type: ignore[misc]  # Keras has no types
-    """An activation of Keras as one operation: the code of some goes past `keras.ops`.
-
-    Args:
-        function: A function of `keras.activations`.
-    """
-
-    def __init__(self, function: Any) -> None:
-        super().__init__(name=function.__name__)
-        self.function = function
-
-    def call(self, x: Any) -> Any:
-        """Return what the function gives."""
-        return self.function(x)
-
-    def compute_output_spec(self, x: Any) -> Any:
-        """Return the result's shape, which is that of the operand."""
-        return keras.KerasTensor(x.shape, x.dtype)
-
-
-@contextmanager
-def _symbolic_attributes(layer: Any) -> Iterator[list[tuple[Any, Array]]]:
-    """Let a layer's own weights be symbolic tensors, and activations of Keras' layers operations, for a trace.
-
-    `self.gain * x` would go past `keras.ops` otherwise: a variable calls the backend directly. Other people's code may
-    call an activation with more arguments, or compare it with another one.
-    """
-    attributes = vars(layer) if isinstance(layer, keras.Layer) else {}
-    own = attributes.items() if is_code_of_keras(layer) else ()
-    functions = {name: value for name, value in own if is_activation(value)}
-    weights = {name: weight for name, weight in attributes.items() if isinstance(weight, keras.Variable)}
-    symbols = {name: keras.Input(batch_shape=weight.shape, dtype=weight.dtype) for name, weight in weights.items()}
-    attributes.update(symbols)
-    attributes.update({name: ActivationFunction(function) for name, function in functions.items()})
-    try:
-        yield [(symbols[name], to_array(weight)) for name, weight in weights.items()]
-    finally:
-        attributes.update(weights)
-        attributes.update(functions)
+    chosen = import_module(f"keras.src.backend.{keras.backend.backend()}")
+    parts = [(module, keras.ops) for module in (backend, chosen, chosen.core, chosen.math, chosen.nn, chosen.numpy)]
+    return [
+        (module, name, of_both(getattr(module, name), operation))
+        for module, operations in (*parts, (chosen.image, keras.ops.image))
+        for name, operation in vars(operations).items()
+        if inspect.isfunction(operation) and "any_symbolic_tensors" in operation.__code__.co_names
+        if callable(getattr(module, name, None))
+    ]
 
 
 def is_code_of_keras(layer: Any) -> bool:
@@ -250,9 +230,3 @@ def is_code_of_keras(layer: Any) -> bool:
     if not isinstance(layer, keras.Layer) or isinstance(layer, keras.layers.Lambda):
         return False
     return str(type(layer).call.__module__).startswith("keras.")
-
-
-def is_activation(value: Any) -> bool:
-    """Return whether something is a function of `keras.activations`."""
-    name = getattr(value, "__name__", None)
-    return isinstance(name, str) and callable(value) and getattr(keras.activations, name, None) is value

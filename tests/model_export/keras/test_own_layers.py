@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import onnx
 import pytest
+from keras.src import backend
 
 from model_export.errors import RefusedModelError
 from model_export.keras.sequence import export_keras
@@ -213,3 +214,41 @@ def test_features_may_be_pooled_over_time_alone() -> None:
 
     assert export_model(model, name="m")[1].parity.max_abs == 0
     onnx.checker.check_model(export_keras(model, name="m").proto)
+
+
+class OfTheBackend(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A layer whose code goes past keras.ops, as that of many layers of Keras does."""
+
+    def build(self, shape: Any) -> None:
+        self.gain = self.add_weight(shape=(shape[-1],), name="gain")
+
+    def call(self, x: Any) -> Any:
+        return self.gain * backend.nn.relu(x) + backend.numpy.where(backend.numpy.greater(x, 0.5), x, 0.0)
+
+
+def test_code_that_calls_the_backend_is_traced_and_the_backend_stays_as_it_is() -> None:
+    functions = {name: getattr(backend.nn, name) for name in ("relu", "softmax")}
+
+    _, report = export_model(of(lambda x: L.GRU(3)(OfTheBackend()(x))), name="m")
+
+    assert report.parity.max_abs < 1e-5
+    assert all(getattr(backend.nn, name) is function for name, function in functions.items())
+
+
+@pytest.mark.parametrize("features", [67, 71])
+def test_code_for_a_batch_of_known_size_may_have_weights_as_long_as_the_sequences_that_it_is_tried_on(
+    features: int,
+) -> None:
+    class Gained(keras.Layer):  # type: ignore[misc]  # Keras has no types
+        def build(self, shape: Any) -> None:
+            self.gain = self.add_weight(shape=(shape[-1],), name="gain")
+
+        def call(self, x: Any) -> Any:
+            return self.gain * x + ops.zeros((ops.shape(x)[0], 1, 1))
+
+        def compute_output_spec(self, x: Any) -> Any:
+            return keras.KerasTensor(x.shape)
+
+    _, report = export_model(of(lambda x: L.Dense(2)(Gained()(x)), features), name="m")
+
+    assert report.parity.max_abs < 1e-4

@@ -101,11 +101,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "resizing": (lambda: frame(L.Resizing(3, 3, name="odd")), "Resizing", "whole images"),
     "cropping": (lambda: frame(L.CenterCrop(3, 3, name="odd")), "CenterCrop", "whole images"),
     "contrast": (lambda: frame(L.AutoContrast(name="odd")), "AutoContrast", "whole images"),
-    "classes_joined_over_time": (
-        lambda: over(L.CategoryEncoding(4, output_mode="count", name="odd"), (), "int32"),
-        "CategoryEncoding",
-        "joins along axis 1, which is time",
-    ),
 }
 
 

@@ -17,6 +17,7 @@ from model_export.errors import RefusedModelError
 from model_export.export import export_source
 from model_export.keras import register_step_rule
 from model_export.keras.registry import Call
+from model_export.keras.sequence import export_keras
 from model_export.keras.step_rules import STEP_RULES
 from model_export.keras.value import Value
 from model_export.step_model import StepModel
@@ -94,6 +95,19 @@ def test_a_rule_may_be_written_with_keras_ops_alone() -> None:
     _, report = export_model(of(lambda x: L.Dense(2)(RunningMean()(x))), name="m")
 
     assert report.parity.max_abs < 1e-5
+
+
+def test_a_constant_array_of_whole_numbers_keeps_its_dtype() -> None:
+    @register_step_rule(RunningMean)
+    def rule(call: Call) -> Value:
+        picked = call.op("Gather", call.value, call.constant(np.array([3, 2, 1, 0])), axis=1)
+        return call.value.like(call.op("Mul", picked, call.constant(2)))
+
+    exported = export_keras(of(RunningMean()), name="m")
+
+    x = np.arange(4, dtype=np.float32)[None]
+    outputs, _ = StepModel(exported.proto.SerializeToString(), exported.manifest).step({"x": x}, {})
+    np.testing.assert_array_equal(next(iter(outputs.values())), 2 * x[:, ::-1])
 
 
 def test_a_rule_may_run_other_layers_by_their_rules() -> None:

@@ -93,6 +93,18 @@ def so_far(x: Any) -> Any:
 
 
 ZOO: dict[str, ZooModel] = {
+    "resized_bands": ZooModel(
+        lambda: keras.Sequential(
+            [
+                keras.Input((None, 4, 2), name="x"),
+                L.UpSampling2D((1, 2), interpolation="bilinear"),
+                L.TimeDistributed(L.Flatten()),
+                L.GRU(2, **RS),
+            ]
+        ),
+        "UpSampling2D of the bands, bilinear",
+        "no state",
+    ),
     "frames": ZooModel(
         frames,
         "TimeDistributed Conv2D, MaxPooling2D, Flatten; LSTM",

@@ -87,6 +87,18 @@ ZOO: dict[str, ZooModel] = {
         "TimeDistributed(GroupNormalization), SpectralNormalization",
         "statistics of each timestep by itself",
     ),
+    "softmax_of_two_axes": ZooModel(
+        lambda: keras.Sequential(
+            [
+                keras.Input((None, 3, 4), name="x"),
+                L.Softmax(axis=(-2, -1)),
+                L.TimeDistributed(L.Flatten()),
+                L.GRU(2, **RS),
+            ]
+        ),
+        "Softmax over several axes",
+        "no state",
+    ),
     "every_activation": ZooModel(
         lambda: of(every_activation),
         "every function of keras.activations",

@@ -145,7 +145,15 @@ def since_the_first(x: Any) -> Any:
     return L.GRU(3, **RS)(x - x[:, :1], initial_state=L.Dense(3)(x[:, 0]))
 
 
+def bins_and_weights(x: Any) -> Any:
+    places = ops.digitize(x, np.array([-0.5, 0.0, 0.5], np.float32))
+    weighed = ops.average(x, axis=-1, weights=np.array([1, 2, 3, 4], np.float32))
+    parts = [ops.one_hot(places[..., 0], 4), ops.expand_dims(weighed, -1), ops.sparsemax(x), ops.diff(x, n=2)]
+    return L.GRU(3, **RS)(ops.concatenate(parts, axis=-1))
+
+
 ZOO: dict[str, ZooModel] = {
+    "bins_and_weights": ZooModel(lambda: of(bins_and_weights), "digitize, average, sparsemax, diff", "no state"),
     "shifts": ZooModel(
         lambda: of(shifts),
         "x[:, :-1] with zeros or the first timestep in front of it",

@@ -103,6 +103,11 @@ ZOO: dict[str, ZooModel] = {
     "preprocessing_count": ZooModel(
         lambda: over(coded("count"), (3,), "int32"), "CategoryEncoding of each timestep, count", "no state"
     ),
+    "preprocessing_count_so_far": ZooModel(
+        lambda: over(L.CategoryEncoding(4, output_mode="count"), (), "int32"),
+        "CategoryEncoding over the sequence, count",
+        "a running sum",
+    ),
     "preprocessing_static": ZooModel(of_the_stream, "CategoryEncoding of a static input", "no state"),
     "preprocessing_augmented": ZooModel(
         lambda: over(augmented, (6, 6, 1)), "random augmentation of frames", "it rests outside training"
