@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ _SMALL = 64
 
 Shape = tuple[int, ...]
 Axes = tuple[int, ...]
+Sizes = tuple[tuple[int, int], ...]
 
 _LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
 _ELEMENTWISE = {
@@ -34,9 +35,11 @@ _ELEMENTWISE = {
     "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
     "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
 }  # fmt: skip
-_ALONG_ONE = {"Softmax", "LogSoftmax", "Concat", "Split"}
-_OF_ONE = {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"}
-"""Reductions that leave a single element as it is."""
+_ALONG = {"Softmax": -1, "LogSoftmax": -1, "Concat": 0, "Gather": 0, "Split": 0, "LayerNormalization": -1}
+"""Operators along an axis that is an attribute, and which it is where there is none."""
+
+_AXES_INPUT = {"Slice": 3, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1}
+"""Operators whose axes are an input, and which one; reductions leave a single element as it is."""
 
 
 def without_unit_axes(model: onnx.ModelProto, rows: Mapping[str, int | None]) -> onnx.ModelProto:
@@ -94,7 +97,7 @@ class _Tensor:
         forms: Names by the axes that a form has; the others have length 1.
     """
 
-    sizes: tuple[tuple[int, int], ...] | None
+    sizes: Sizes | None
     forms: dict[Axes, str]
 
     @property
@@ -104,11 +107,11 @@ class _Tensor:
     @property
     def wide(self) -> Axes:
         """The axes that are longer than 1."""
-        return tuple(axis for axis, size in enumerate(self.sizes or ()) if size != (1, 1))
+        return _wide(self.sizes or ())
 
 
 class _Rewriting:
-    def __init__(self, model: onnx.ModelProto, known: Mapping[str, tuple[tuple[int, int], ...]]) -> None:
+    def __init__(self, model: onnx.ModelProto, known: Mapping[str, Sizes]) -> None:
         self._model = model
         self._known = known
         self._build = NodeBuilder("", tensor_names(model.graph))
@@ -123,7 +126,7 @@ class _Rewriting:
         outputs = {value.name for value in self._model.graph.output}
         for node in self._model.graph.node:
             if not (outputs.isdisjoint(node.output) and self._rewritten(node)):
-                self._kept(node)
+                self._keep(node)
         nodes = needed_nodes(in_order(self._build.nodes), outputs)
         used = {name for node in nodes for name in uses(node)} | outputs
         graph = self._model.graph  # changed in place: its weights may be large
@@ -167,9 +170,29 @@ class _Rewriting:
             return name
         return self._form(name, tuple(range(tensor.rank)))
 
+    def _cheapest(self, names: Iterable[str], rank: int, needed: Iterable[int]) -> Axes:
+        """Return the axes on which a node runs: those needed, with others of length 1 where that saves nodes.
+
+        Args:
+            names: What it takes, aligned at the last axis as operators broadcast.
+            rank: How many axes its output has.
+            needed: Axes that it cannot do without.
+        """
+        taken = [self._tensors[name] for name in names if name and name not in self._constants]
+        least = set(needed)
+        forms = [(tensor, {tuple(axis + rank - tensor.rank for axis in form) for form in tensor.forms})
+                 for tensor in taken]  # fmt: skip
+        options = {tuple(sorted(least.union(form))) for _, found in forms for form in [*found, ()]}
+
+        def cost(axes: Axes) -> tuple[int, int, Axes]:
+            new = sum(tuple(a for a in axes if a >= rank - tensor.rank) not in found for tensor, found in forms)
+            return new, len(axes), axes
+
+        return min(options, key=cost)
+
     # ---------------------------------------------------------------- nodes
 
-    def _kept(self, node: onnx.NodeProto) -> None:
+    def _keep(self, node: onnx.NodeProto) -> None:
         """Emit a node as it is."""
         self._build.nodes.append(renamed(node, self._whole, name=node.name))
         for name in filter(None, node.output):
@@ -191,15 +214,9 @@ class _Rewriting:
             return self._elementwise(node)
         if node.op_type == "MatMul":
             return self._matmul(node)
-        if node.op_type in _ALONG_ONE:
-            return self._along_one(node)
-        if node.op_type == "LayerNormalization":
-            return self._normalization(node)
-        if node.op_type in _OF_ONE:
-            return self._reduction(node)
-        if node.op_type == "Gather":
+        if node.op_type == "Gather" and node.input[0] in self._constants:
             return self._lookup(node)
-        return False
+        return self._along(node)
 
     def _emit(self, node: onnx.NodeProto, inputs: Iterable[str], axes: Axes, **changed: int) -> bool:
         made = onnx.NodeProto()
@@ -220,24 +237,33 @@ class _Rewriting:
         return True
 
     def _layout(self, node: onnx.NodeProto) -> bool:
-        source, out = self._tensors[node.input[0]], self._known[node.output[0]]
-        if source.sizes is None:
-            return False
-        wide, result = source.wide, tuple(axis for axis, size in enumerate(out) if size != (1, 1))
+        """Leave a node out that only moves axes of length 1: what it takes has the forms of what it gives."""
+        name, output = node.input[0], node.output[0]
+        source, out = self._tensors[name], self._known[output]
+        sizes, wide, result = source.sizes or (), source.wide, _wide(out)
+        perm = list(range(source.rank))
         if node.op_type == "Transpose":
-            perm = attributes(node).get("perm") or list(range(source.rank))[::-1]
-            moved = [axis for axis in perm if axis in wide]
-            if moved != sorted(moved):
-                order = [wide.index(axis) for axis in moved]
-                return self._made("Transpose", [self._form(node.input[0], wide)], node.output[0], result, perm=order)
-        elif [source.sizes[axis] for axis in wide] != [out[axis] for axis in result]:
-            rows = [place for place, axis in enumerate(result) if len({*out[axis]}) > 1]
-            if rows != [0]:
-                return False
-            shape = self._build.ints([-1, *(out[axis][0] for axis in result[1:])])
-            return self._made("Reshape", [self._form(node.input[0], wide), shape], node.output[0], result)
-        self._tensors[node.output[0]] = _Tensor(out, {result: self._form(node.input[0], wide)})
-        return True
+            perm = list(attributes(node).get("perm") or perm[::-1])
+
+        def moved(form: Axes) -> Axes | None:
+            if node.op_type != "Transpose":
+                return _matched([sizes[axis] for axis in form], out)
+            places = tuple(perm.index(axis) for axis in form)
+            return places if places == tuple(sorted(places)) else None
+
+        forms = {axes: form for own, form in source.forms.items() if (axes := moved(own)) is not None}
+        if not forms and (axes := moved(wide)) is not None:
+            forms = {axes: self._form(name, wide)}
+        if forms:
+            self._tensors[output] = _Tensor(out, forms)
+            return True
+        if node.op_type == "Transpose":
+            order = [wide.index(axis) for axis in perm if axis in wide]
+            return self._made("Transpose", [self._form(name, wide)], output, result, perm=order)
+        if [place for place, axis in enumerate(result) if len({*out[axis]}) > 1] != [0]:
+            return False
+        shape = self._build.ints([-1, *(out[axis][0] for axis in result[1:])])
+        return self._made("Reshape", [self._form(name, wide), shape], output, result)
 
     def _is_idle(self, node: onnx.NodeProto) -> bool:
         """Whether a choice is always that of its first operand, as a mask is that lets all of one timestep through."""
@@ -247,14 +273,12 @@ class _Rewriting:
 
     def _elementwise(self, node: onnx.NodeProto) -> bool:
         out = self._known[node.output[0]]
-        kept = tuple(axis for axis, size in enumerate(out) if size != (1, 1))
-        inputs = []
-        for name in node.input:
-            if not name:
-                inputs.append("")
-                continue
-            shift = len(out) - self._tensors[name].rank
-            inputs.append(self._form(name, tuple(axis - shift for axis in kept if axis >= shift)))
+        kept = self._cheapest(node.input, len(out), _wide(out))
+        shifts = {name: len(out) - self._tensors[name].rank for name in node.input if name}
+        inputs = [
+            self._form(name, tuple(axis - shifts[name] for axis in kept if axis >= shifts[name])) if name else ""
+            for name in node.input
+        ]
         return self._emit(node, inputs, kept)
 
     def _matmul(self, node: onnx.NodeProto) -> bool:
@@ -268,45 +292,65 @@ class _Rewriting:
         x = self._form(node.input[0], (*kept, left.rank - 1))
         return self._emit(node, [x, self._whole(node.input[1])], (*kept, len(out) - 1))
 
-    def _along_one(self, node: onnx.NodeProto) -> bool:
-        first = self._tensors[node.input[0]]
-        axis = int(attributes(node).get("axis", 0 if node.op_type == "Split" else -1)) % max(first.rank, 1)
-        data = node.input if node.op_type == "Concat" else node.input[:1]
-        others = node.input[len(data) :]
-        wide = {place for name in data for place in self._tensors[name].wide} | {axis}
+    def _along(self, node: onnx.NodeProto) -> bool:
+        """Emit a node along some axes without the others that have length 1."""
+        data = list(node.input if node.op_type == "Concat" else node.input[:1])
+        first, others = self._tensors[data[0]], [self._whole(name) for name in node.input[len(data) :]]
+        axes, is_reduction = self._axes_along(node, first.rank), node.op_type.startswith("Reduce")
+        if not axes or (node.op_type != "Split" and any(node.output[1:])):
+            return False
+        if is_reduction and not set(axes).intersection(first.wide):
+            return self._layout(node)
+        least = {axis for name in data for axis in self._tensors[name].wide}.union(axes)
+        if node.op_type == "LayerNormalization":
+            least.update(range(axes[0], first.rank))
         if not self._given.isdisjoint(data):  # a window: chunks find it where a state is joined as it is
-            wide = set(range(first.rank))
-        kept = tuple(sorted(wide))
-        inputs = [self._form(name, kept) for name in data] + [self._whole(name) for name in others]
-        return self._emit(node, inputs, kept, axis=kept.index(axis))
+            least = set(range(first.rank))
+        kept = self._cheapest(data, first.rank, least)
+        inputs = [*(self._form(name, kept) for name in data), *others]
+        if node.op_type in _ALONG:
+            return self._emit(node, inputs, kept, axis=kept.index(axes[0]))
+        place = _AXES_INPUT[node.op_type]
+        dtype = numpy_helper.to_array(self._constants[node.input[place]]).dtype.name
+        inputs[place] = self._build.constant([kept.index(axis) for axis in axes], dtype, what="axes")
+        if is_reduction and not attributes(node).get("keepdims", 1):
+            kept = tuple(axis - sum(one < axis for one in axes) for axis in kept if axis not in axes)
+        return self._emit(node, inputs, kept)
 
-    def _reduction(self, node: onnx.NodeProto) -> bool:
-        """Leave out a reduction of axes of length 1 alone."""
-        x, axes = self._tensors[node.input[0]], self._constants.get(node.input[1]) if len(node.input) > 1 else None
-        if axes is None or not axes.dims[0]:
-            return False
-        reduced = {int(axis) % x.rank for axis in numpy_helper.to_array(axes)}
-        if not reduced.isdisjoint(x.wide):
-            return False
-        out = self._known[node.output[0]]
-        result = tuple(axis for axis, size in enumerate(out) if size != (1, 1))
-        self._tensors[node.output[0]] = _Tensor(out, {result: self._form(node.input[0], x.wide)})
-        return True
+    def _axes_along(self, node: onnx.NodeProto, rank: int) -> list[int]:
+        """Return the axes that an operator works along; none where they are not known, or there is no such form."""
+        if node.op_type == "Gather" and (node.input[1] not in self._constants or self._tensors[node.input[1]].rank != 1):
+            return []
+        if node.op_type in _ALONG:
+            return [int(attributes(node).get("axis", _ALONG[node.op_type])) % rank] if rank else []
+        place = _AXES_INPUT.get(node.op_type, 0)
+        if not 0 < place < len(node.input) or node.input[place] not in self._constants:
+            return []
+        return [int(axis) % rank for axis in numpy_helper.to_array(self._constants[node.input[place]])]
 
     def _lookup(self, node: onnx.NodeProto) -> bool:
         """Look entries of a constant table up along its first axis."""
         table, places = node.input
-        if table not in self._constants or attributes(node).get("axis", 0) or not self._tensors[places].rank:
+        if attributes(node).get("axis", 0) or not self._tensors[places].rank:
             return False
         wide, rank = self._tensors[places].wide, self._tensors[places].rank
         rest = tuple(range(rank, rank + self._tensors[table].rank - 1))
         return self._emit(node, [table, self._form(places, wide)], (*wide, *rest))
 
-    def _normalization(self, node: onnx.NodeProto) -> bool:
-        x = self._tensors[node.input[0]]
-        axis = int(attributes(node).get("axis", -1)) % x.rank
-        if len(list(filter(None, node.output))) > 1:
-            return False
-        kept = tuple(place for place in range(x.rank) if place >= axis or place in x.wide)
-        inputs = [self._form(node.input[0], kept), *(self._whole(name) for name in node.input[1:])]
-        return self._emit(node, inputs, kept, axis=kept.index(axis))
+
+def _wide(sizes: Sizes) -> Axes:
+    return tuple(axis for axis, size in enumerate(sizes) if size != (1, 1))
+
+
+def _matched(form: Sequence[tuple[int, int]], out: Sizes) -> Axes | None:
+    """Return the axes of `out` that have the sizes of a form, in order, so that all others have length 1."""
+    found: list[int] = []
+    axis = len(out)
+    for size in reversed(form):
+        axis -= 1
+        while axis >= 0 and size != out[axis] == (1, 1):
+            axis -= 1
+        if axis < 0 or out[axis] != size:
+            return None
+        found.append(axis)
+    return None if _wide(out[:axis]) else tuple(found[::-1])

@@ -187,7 +187,7 @@ class StreamingWalk:
 
     def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
-        return self.graph.op("Not", self.graph.op("Less", self.count(dims), self.graph.ints([steps])))
+        return self.graph.op("Greater", self.count(dims), self.graph.ints([steps - 1]))
 
     def count(self, dims: Sequence[Dim]) -> str:
         """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
