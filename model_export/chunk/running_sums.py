@@ -72,9 +72,11 @@ def _means(builder: Vectorizer, state: str, nodes: list[onnx.NodeProto], fact: T
     """Return the means of all timesteps, timed; empty: the nodes are no mean whose weights are known."""
     (difference, scaled, moved), emitter = nodes, builder.emitter
     values, by = difference.input[0], scaled.input[scaled.input[0] == difference.output[0]]
-    share = builder.facts.get(by)
     is_mean = difference.input[1] == state and {*moved.input} == {state, scaled.output[0]}
-    if not is_mean or builder.facts.get(values) != fact or share is None or (fact.axis, share.axis) != (0, 0):
+    if not is_mean or not builder.facts.keys() >= {values, by}:
+        return ""
+    share = builder.facts[by]
+    if {(one.axis, len(one.row)) for one in (fact, share, builder.facts[values])} != {(0, len(fact.row))}:
         return ""
     weight, total = (_weights if scaled.op_type == "Mul" else _count)(builder.reading, by)
     if not total:

@@ -319,7 +319,9 @@ class _Rewriting:
 
     def _axes_along(self, node: onnx.NodeProto, rank: int) -> list[int]:
         """Return the axes that an operator works along; none where they are not known, or there is no such form."""
-        if node.op_type == "Gather" and (node.input[1] not in self._constants or self._tensors[node.input[1]].rank != 1):
+        if node.op_type == "Gather" and (
+            node.input[1] not in self._constants or self._tensors[node.input[1]].rank != 1
+        ):
             return []
         if node.op_type in _ALONG:
             return [int(attributes(node).get("axis", _ALONG[node.op_type])) % rank] if rank else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -46,7 +47,9 @@ class TimeWeights:
         divisor: The tensor of the sequence graph whose sum over time is the divisor in `factor`.
         mask: The condition under which scores count, and its sense; empty: there is none.
         infinite: Whether some scores were minus infinity.
-        finite: Whether none can be, by the operators that make them.
+        low: What no score is below, by the operators that make it; where there are none, no weight.
+        high: What none is above.
+        is_uneven: Whether a mask or gate may leave nearly all weight out: what is left is then all that counts.
         zero_of_nothing: Whether the softmax of scores that all are minus infinity is zeros, not NaN.
     """
 
@@ -59,7 +62,9 @@ class TimeWeights:
     divisor: str = ""
     mask: str = ""
     infinite: bool = False
-    finite: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+    is_uneven: bool = False
     zero_of_nothing: bool = False
 
     @property

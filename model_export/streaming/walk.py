@@ -53,6 +53,7 @@ class StreamingWalk:
         self.takes_weights: Collection[str] = ()
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.totals: dict[str, Total] = {}
+        self.ranges: dict[str, tuple[float, float]] = {}
         self.resampled: RefusedModelError | None = None
 
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule) -> None:
