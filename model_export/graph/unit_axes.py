@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 from onnx import numpy_helper
@@ -95,10 +94,12 @@ class _Tensor:
     Attributes:
         sizes: Of each axis for both numbers of rows; None: they are not known.
         forms: Names by the axes that a form has; the others have length 1.
+        reshaped: What a Reshape makes each form of; empty: it has forms from the beginning.
     """
 
     sizes: Sizes | None
     forms: dict[Axes, str]
+    reshaped: str = ""
 
     @property
     def rank(self) -> int:
@@ -120,6 +121,7 @@ class _Rewriting:
         self._given = {value.name for value in model.graph.input}
         for name in (*self._constants, *(value.name for value in model.graph.input)):
             self._add(name)
+        self._wanted = self._find_wanted()
 
     def model(self) -> onnx.ModelProto:
         """Return the model with its nodes on the forms that they need."""
@@ -147,10 +149,13 @@ class _Rewriting:
         """Return a tensor with some of its axes; those that it lacks have length 1."""
         tensor = self._tensors[name]
         if axes not in tensor.forms:
+            sizes = [(tensor.sizes or ())[axis] for axis in axes]
             if name in self._constants:
-                shape = [tensor.sizes[axis][0] for axis in axes] if tensor.sizes else []
-                value = numpy_helper.to_array(self._constants[name]).reshape(shape)
+                value = numpy_helper.to_array(self._constants[name]).reshape([size for size, _ in sizes])
                 tensor.forms[axes] = self._build.constant(value, at=name)
+            elif tensor.reshaped:
+                shape = self._build.ints([-1 if one != other else one for one, other in sizes])
+                tensor.forms[axes] = self._build.op("Reshape", tensor.reshaped, shape, at=name)
             else:
                 tensor.forms[axes] = self._reformed(tensor, name, axes)
         return tensor.forms[axes]
@@ -170,23 +175,43 @@ class _Rewriting:
             return name
         return self._form(name, tuple(range(tensor.rank)))
 
-    def _cheapest(self, names: Iterable[str], rank: int, needed: Iterable[int]) -> Axes:
+    def _find_wanted(self) -> dict[str, set[int]]:
+        """Return the axes of each tensor that nodes need whatever their length is, also behind other nodes."""
+        wanted: dict[str, set[int]] = {}
+        for node in reversed(self._model.graph.node):
+            out = node.output[0]
+            rank = len(self._known.get(out) or ())
+            found = set(wanted.get(out, ())) if node.op_type in _ELEMENTWISE else set()
+            if node.op_type == "MatMul" and rank > 2:
+                found = {rank - 2, rank - 1}
+            elif node.op_type == "Concat" and not self._given.isdisjoint(node.input):
+                found = set(range(rank))
+            for name in filter(None, node.input if found else ()):
+                shift = rank - len(self._known.get(name) or ())
+                wanted.setdefault(name, set()).update(axis - shift for axis in found if axis >= shift)
+        return wanted
+
+    def _cheapest(self, names: Iterable[str], output: str, rank: int, needed: Iterable[int]) -> Axes:
         """Return the axes on which a node runs: those needed, with others of length 1 where that saves nodes.
 
         Args:
             names: What it takes, aligned at the last axis as operators broadcast.
-            rank: How many axes its output has.
+            output: What it gives.
+            rank: How many axes that has.
             needed: Axes that it cannot do without.
         """
         taken = [self._tensors[name] for name in names if name and name not in self._constants]
+        taken = [tensor for tensor in taken if tensor.forms]
         least = set(needed)
         forms = [(tensor, {tuple(axis + rank - tensor.rank for axis in form) for form in tensor.forms})
                  for tensor in taken]  # fmt: skip
-        options = {tuple(sorted(least.union(form))) for _, found in forms for form in [*found, ()]}
+        wanted = self._wanted.get(output, set())
+        others = [(), wanted, *(form for _, found in forms for form in found)]
+        options = {tuple(sorted(least.union(form))) for form in others}
 
         def cost(axes: Axes) -> tuple[int, int, Axes]:
             new = sum(tuple(a for a in axes if a >= rank - tensor.rank) not in found for tensor, found in forms)
-            return new, len(axes), axes
+            return new + (not wanted.issubset(axes)), len(axes), axes
 
         return min(options, key=cost)
 
@@ -231,16 +256,11 @@ class _Rewriting:
             self._add(name, axes)
         return True
 
-    def _made(self, kind: str, inputs: list[str], output: str, axes: Axes, **attributes: Any) -> bool:
-        self._build.add(kind, inputs, [output], **attributes)
-        self._add(output, axes)
-        return True
-
     def _layout(self, node: onnx.NodeProto) -> bool:
         """Leave a node out that only moves axes of length 1: what it takes has the forms of what it gives."""
         name, output = node.input[0], node.output[0]
         source, out = self._tensors[name], self._known[output]
-        sizes, wide, result = source.sizes or (), source.wide, _wide(out)
+        sizes = source.sizes or ()
         perm = list(range(source.rank))
         if node.op_type == "Transpose":
             perm = list(attributes(node).get("perm") or perm[::-1])
@@ -252,18 +272,18 @@ class _Rewriting:
             return places if places == tuple(sorted(places)) else None
 
         forms = {axes: form for own, form in source.forms.items() if (axes := moved(own)) is not None}
-        if not forms and (axes := moved(wide)) is not None:
-            forms = {axes: self._form(name, wide)}
-        if forms:
-            self._tensors[output] = _Tensor(out, forms)
+        if not forms and node.op_type == "Transpose" and moved(source.wide) is None:
+            form = min(source.forms or [source.wide], key=len)
+            order = [form.index(axis) for axis in perm if axis in form]
+            self._build.add("Transpose", [self._form(name, form)], [output], perm=order)
+            self._add(output, tuple(sorted(perm.index(axis) for axis in form)))
             return True
-        if node.op_type == "Transpose":
-            order = [wide.index(axis) for axis in perm if axis in wide]
-            return self._made("Transpose", [self._form(name, wide)], output, result, perm=order)
-        if [place for place, axis in enumerate(result) if len({*out[axis]}) > 1] != [0]:
+        if not forms and sum(one != other for one, other in out) != 1:
             return False
-        shape = self._build.ints([-1, *(out[axis][0] for axis in result[1:])])
-        return self._made("Reshape", [self._form(name, wide), shape], output, result)
+        self._tensors[output] = _Tensor(
+            out, forms, "" if forms else source.reshaped or next(iter(source.forms.values()))
+        )
+        return True
 
     def _is_idle(self, node: onnx.NodeProto) -> bool:
         """Whether a choice is always that of its first operand, as a mask is that lets all of one timestep through."""
@@ -271,9 +291,10 @@ class _Rewriting:
         is_true = condition in self._constants and bool(numpy_helper.to_array(self._constants[condition]).all())
         return is_true and self._known.get(chosen) == self._known.get(node.output[0])
 
-    def _elementwise(self, node: onnx.NodeProto) -> bool:
+    def _elementwise(self, node: onnx.NodeProto, needed: Axes = ()) -> bool:
+        """Emit a node whose operands broadcast, with the axes that are longer than 1 or needed."""
         out = self._known[node.output[0]]
-        kept = self._cheapest(node.input, len(out), _wide(out))
+        kept = self._cheapest(node.input, node.output[0], len(out), (*_wide(out), *needed))
         shifts = {name: len(out) - self._tensors[name].rank for name in node.input if name}
         inputs = [
             self._form(name, tuple(axis - shifts[name] for axis in kept if axis >= shifts[name])) if name else ""
@@ -283,14 +304,14 @@ class _Rewriting:
 
     def _matmul(self, node: onnx.NodeProto) -> bool:
         left, right = (self._tensors[name] for name in node.input)
-        out = self._known[node.output[0]]
-        if right.rank != 2 or (right.sizes or ())[:1] != ((left.sizes or ())[-1],) or left.rank < 2:
+        rank = len(self._known[node.output[0]])
+        if min(left.rank, right.rank) < 2:
             return False
-        kept = tuple(axis for axis in left.wide if axis < left.rank - 1)
-        if not kept:
-            return False
-        x = self._form(node.input[0], (*kept, left.rank - 1))
-        return self._emit(node, [x, self._whole(node.input[1])], (*kept, len(out) - 1))
+        if right.rank > 2:
+            return self._elementwise(node, (rank - 2, rank - 1))
+        kept = tuple(axis for axis in left.wide if axis < rank - 1)
+        x = self._form(node.input[0], (*kept, rank - 1))
+        return bool(kept) and self._emit(node, [x, self._whole(node.input[1])], (*kept, rank - 1))
 
     def _along(self, node: onnx.NodeProto) -> bool:
         """Emit a node along some axes without the others that have length 1."""
@@ -306,7 +327,7 @@ class _Rewriting:
             least.update(range(axes[0], first.rank))
         if not self._given.isdisjoint(data):  # a window: chunks find it where a state is joined as it is
             least = set(range(first.rank))
-        kept = self._cheapest(data, first.rank, least)
+        kept = self._cheapest(data, node.output[0], first.rank, least)
         inputs = [*(self._form(name, kept) for name in data), *others]
         if node.op_type in _ALONG:
             return self._emit(node, inputs, kept, axis=kept.index(axes[0]))
