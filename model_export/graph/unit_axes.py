@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -94,12 +94,12 @@ class _Tensor:
     Attributes:
         sizes: Of each axis for both numbers of rows; None: they are not known.
         forms: Names by the axes that a form has; the others have length 1.
-        reshaped: What a Reshape makes each form of; empty: it has forms from the beginning.
+        source: The name and the sizes of a tensor that each form is made of by one node; None: there is a form.
     """
 
     sizes: Sizes | None
     forms: dict[Axes, str]
-    reshaped: str = ""
+    source: tuple[str, Sizes] | None = None
 
     @property
     def rank(self) -> int:
@@ -149,16 +149,24 @@ class _Rewriting:
         """Return a tensor with some of its axes; those that it lacks have length 1."""
         tensor = self._tensors[name]
         if axes not in tensor.forms:
-            sizes = [(tensor.sizes or ())[axis] for axis in axes]
+            sizes = tuple((tensor.sizes or ())[axis] for axis in axes)
             if name in self._constants:
                 value = numpy_helper.to_array(self._constants[name]).reshape([size for size, _ in sizes])
                 tensor.forms[axes] = self._build.constant(value, at=name)
-            elif tensor.reshaped:
-                shape = self._build.ints([-1 if one != other else one for one, other in sizes])
-                tensor.forms[axes] = self._build.op("Reshape", tensor.reshaped, shape, at=name)
+            elif tensor.source is not None:
+                tensor.forms[axes] = self._folded(*tensor.source, sizes, name)
             else:
                 tensor.forms[axes] = self._reformed(tensor, name, axes)
         return tensor.forms[axes]
+
+    def _folded(self, source: str, before: Sizes, sizes: Sizes, name: str) -> str:
+        """Return a tensor of these sizes made of another one with the same numbers."""
+        places = _matched(sizes, before)
+        if places is None:
+            shape = self._build.ints([-1 if one != other else one for one, other in sizes])
+            return self._build.op("Reshape", source, shape, at=name)
+        gone = [axis for axis in range(len(before)) if axis not in places]
+        return self._build.op("Squeeze", source, self._build.ints(gone), at=name) if gone else source
 
     def _reformed(self, tensor: _Tensor, name: str, axes: Axes) -> str:
         source = min(tensor.forms, key=lambda form: len(set(form) ^ set(axes)))
@@ -267,7 +275,7 @@ class _Rewriting:
 
         def moved(form: Axes) -> Axes | None:
             if node.op_type != "Transpose":
-                return _matched([sizes[axis] for axis in form], out)
+                return _matched(tuple(sizes[axis] for axis in form), out)
             places = tuple(perm.index(axis) for axis in form)
             return places if places == tuple(sorted(places)) else None
 
@@ -280,9 +288,11 @@ class _Rewriting:
             return True
         if not forms and sum(one != other for one, other in out) != 1:
             return False
-        self._tensors[output] = _Tensor(
-            out, forms, "" if forms else source.reshaped or next(iter(source.forms.values()))
-        )
+        if not forms and source.source is None:
+            form, made = next(iter(source.forms.items()))
+            self._tensors[output] = _Tensor(out, {}, (made, tuple(sizes[axis] for axis in form)))
+        else:
+            self._tensors[output] = _Tensor(out, forms, None if forms else source.source)
         return True
 
     def _is_idle(self, node: onnx.NodeProto) -> bool:
@@ -365,7 +375,7 @@ def _wide(sizes: Sizes) -> Axes:
     return tuple(axis for axis, size in enumerate(sizes) if size != (1, 1))
 
 
-def _matched(form: Sequence[tuple[int, int]], out: Sizes) -> Axes | None:
+def _matched(form: Sizes, out: Sizes) -> Axes | None:
     """Return the axes of `out` that have the sizes of a form, in order, so that all others have length 1."""
     found: list[int] = []
     axis = len(out)

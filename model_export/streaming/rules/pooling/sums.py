@@ -50,17 +50,17 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
         values = times(walk, weights.weight, values)
     mean = None if values is None else _mean(walk, label, values, so_far, dtype)
     if weights.scores is None or weights.shift is not None:
-        result = so_far.total if mean is None else times(walk, mean, so_far.total)
-    elif mean is not None and (weights.zero_of_nothing or weights.low > -math.inf):
-        result = mean
-    else:  # their sum is at least 1, unless all scores so far are minus infinity: then the answer is NaN
-        some = graph.op("Min", so_far.total.step, graph.constant(np.asarray(1, dtype)))
-        result = mean or Part(some, counted.dims)
-        result = Part(graph.op("Div", result.step, some), result.dims)
-    if weights.scores is not None and weights.shift is not None:
-        relative = graph.op("Exp", graph.op("Sub", so_far.largest, weights.shift.step))
-        result = times(walk, result, Part(relative, joint_dims(counted.dims, weights.shift.dims)))
-    return times(walk, result, weights.factor)
+        factor = times(walk, so_far.total, weights.factor)
+        if weights.scores is not None and weights.shift is not None:
+            relative = graph.op("Exp", graph.op("Sub", so_far.largest, weights.shift.step))
+            factor = times(walk, factor, Part(relative, joint_dims(counted.dims, weights.shift.dims)))
+        return factor if mean is None else times(walk, mean, factor)
+    if mean is not None and (weights.zero_of_nothing or weights.low > -math.inf):
+        return times(walk, mean, weights.factor)
+    # their sum is at least 1, unless all scores so far are minus infinity: then the answer is NaN
+    some = graph.op("Min", so_far.total.step, graph.constant(np.asarray(1, dtype)))
+    result = mean or Part(some, counted.dims)
+    return times(walk, Part(graph.op("Div", result.step, some), result.dims), weights.factor)
 
 
 def log_sum_exp(walk: StreamingWalk, node: onnx.NodeProto) -> None:
