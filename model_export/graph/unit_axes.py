@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import onnx
 from onnx import numpy_helper
 
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.dataflow import in_order
+from model_export.graph.forms import Axes, FormedTensor, Sizes, TensorForms, matched_axes, wide_axes
 from model_export.graph.nodes import attributes, needed_nodes, read_opset, renamed, replace_items, tensor_names, uses
 
 OLDEST_OPSET = 18
@@ -23,8 +23,6 @@ _SMALL = 64
 """Numbers in a constant that may be a shape; larger ones play no part in the sizes of tensors."""
 
 Shape = tuple[int, ...]
-Axes = tuple[int, ...]
-Sizes = tuple[tuple[int, int], ...]
 
 _LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
 _ELEMENTWISE = {
@@ -87,40 +85,17 @@ def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) 
     return found
 
 
-@dataclass(slots=True)
-class _Tensor:
-    """A tensor of the step graph, and its forms.
-
-    Attributes:
-        sizes: Of each axis for both numbers of rows; None: they are not known.
-        forms: Names by the axes that a form has; the others have length 1.
-        source: The name and the sizes of a tensor that each form is made of by one node; None: there is a form.
-    """
-
-    sizes: Sizes | None
-    forms: dict[Axes, str]
-    source: tuple[str, Sizes] | None = None
-
-    @property
-    def rank(self) -> int:
-        return len(self.sizes or ())
-
-    @property
-    def wide(self) -> Axes:
-        """The axes that are longer than 1."""
-        return _wide(self.sizes or ())
-
-
 class _Rewriting:
     def __init__(self, model: onnx.ModelProto, known: Mapping[str, Sizes]) -> None:
         self._model = model
         self._known = known
         self._build = NodeBuilder("", tensor_names(model.graph))
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._tensors: dict[str, _Tensor] = {}
+        self._forms = TensorForms(self._build, self._constants, known)
+        self._tensors = self._forms.tensors
         self._given = {value.name for value in model.graph.input}
         for name in (*self._constants, *(value.name for value in model.graph.input)):
-            self._add(name)
+            self._forms.add(name)
         self._wanted = self._find_wanted()
 
     def model(self) -> onnx.ModelProto:
@@ -139,50 +114,6 @@ class _Rewriting:
         graph.initializer.extend(tensor for tensor in self._build.constants if tensor.name in used)
         return self._model
 
-    # ---------------------------------------------------------------- forms
-
-    def _add(self, name: str, axes: Axes | None = None) -> None:
-        sizes = self._known.get(name)
-        self._tensors[name] = _Tensor(sizes, {tuple(range(len(sizes or ()))) if axes is None else axes: name})
-
-    def _form(self, name: str, axes: Axes) -> str:
-        """Return a tensor with some of its axes; those that it lacks have length 1."""
-        tensor = self._tensors[name]
-        if axes not in tensor.forms:
-            sizes = tuple((tensor.sizes or ())[axis] for axis in axes)
-            if name in self._constants:
-                value = numpy_helper.to_array(self._constants[name]).reshape([size for size, _ in sizes])
-                tensor.forms[axes] = self._build.constant(value, at=name)
-            elif tensor.source is not None:
-                tensor.forms[axes] = self._folded(*tensor.source, sizes, name)
-            else:
-                tensor.forms[axes] = self._reformed(tensor, name, axes)
-        return tensor.forms[axes]
-
-    def _folded(self, source: str, before: Sizes, sizes: Sizes, name: str) -> str:
-        """Return a tensor of these sizes made of another one with the same numbers."""
-        places = _matched(sizes, before)
-        if places is None:
-            shape = self._build.ints([-1 if one != other else one for one, other in sizes])
-            return self._build.op("Reshape", source, shape, at=name)
-        gone = [axis for axis in range(len(before)) if axis not in places]
-        return self._build.op("Squeeze", source, self._build.ints(gone), at=name) if gone else source
-
-    def _reformed(self, tensor: _Tensor, name: str, axes: Axes) -> str:
-        source = min(tensor.forms, key=lambda form: len(set(form) ^ set(axes)))
-        found, ints = tensor.forms[source], self._build.ints
-        if gone := [place for place, axis in enumerate(source) if axis not in axes]:
-            found = self._build.op("Squeeze", found, ints(gone), at=name)
-        if added := [place for place, axis in enumerate(axes) if axis not in source]:
-            found = self._build.op("Unsqueeze", found, ints(added), at=name)
-        return found
-
-    def _whole(self, name: str) -> str:
-        tensor = self._tensors.get(name)
-        if not name or tensor is None or tensor.sizes is None:
-            return name
-        return self._form(name, tuple(range(tensor.rank)))
-
     def _find_wanted(self) -> dict[str, set[int]]:
         """Return the axes of each tensor that nodes need whatever their length is, also behind other nodes."""
         wanted: dict[str, set[int]] = {}
@@ -199,37 +130,11 @@ class _Rewriting:
                 wanted.setdefault(name, set()).update(axis - shift for axis in found if axis >= shift)
         return wanted
 
-    def _cheapest(self, names: Iterable[str], output: str, rank: int, needed: Iterable[int]) -> Axes:
-        """Return the axes on which a node runs: those needed, with others of length 1 where that saves nodes.
-
-        Args:
-            names: What it takes, aligned at the last axis as operators broadcast.
-            output: What it gives.
-            rank: How many axes that has.
-            needed: Axes that it cannot do without.
-        """
-        taken = [self._tensors[name] for name in names if name and name not in self._constants]
-        taken = [tensor for tensor in taken if tensor.forms]
-        least = set(needed)
-        forms = [(tensor, {tuple(axis + rank - tensor.rank for axis in form) for form in tensor.forms})
-                 for tensor in taken]  # fmt: skip
-        wanted = self._wanted.get(output, set())
-        others = [(), wanted, *(form for _, found in forms for form in found)]
-        options = {tuple(sorted(least.union(form))) for form in others}
-
-        def cost(axes: Axes) -> tuple[int, int, Axes]:
-            new = sum(tuple(a for a in axes if a >= rank - tensor.rank) not in found for tensor, found in forms)
-            return new + (not wanted.issubset(axes)), len(axes), axes
-
-        return min(options, key=cost)
-
-    # ---------------------------------------------------------------- nodes
-
     def _keep(self, node: onnx.NodeProto) -> None:
         """Emit a node as it is."""
-        self._build.nodes.append(renamed(node, self._whole, name=node.name))
+        self._build.nodes.append(renamed(node, self._forms.whole, name=node.name))
         for name in filter(None, node.output):
-            self._add(name)
+            self._forms.add(name)
 
     def _rewritten(self, node: onnx.NodeProto) -> bool:
         """Emit a node on tensors without axes of length 1; False: there is no such form of it."""
@@ -261,21 +166,20 @@ class _Rewriting:
         made.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in changed.items())
         self._build.nodes.append(made)
         for name in filter(None, node.output):
-            self._add(name, axes)
+            self._forms.add(name, axes)
         return True
 
     def _layout(self, node: onnx.NodeProto) -> bool:
         """Leave a node out that only moves axes of length 1: what it takes has the forms of what it gives."""
         name, output = node.input[0], node.output[0]
         source, out = self._tensors[name], self._known[output]
-        sizes = source.sizes or ()
         perm = list(range(source.rank))
         if node.op_type == "Transpose":
             perm = list(attributes(node).get("perm") or perm[::-1])
 
         def moved(form: Axes) -> Axes | None:
             if node.op_type != "Transpose":
-                return _matched(tuple(sizes[axis] for axis in form), out)
+                return matched_axes(source.sizes_of(form), out)
             places = tuple(perm.index(axis) for axis in form)
             return places if places == tuple(sorted(places)) else None
 
@@ -283,16 +187,16 @@ class _Rewriting:
         if not forms and node.op_type == "Transpose" and moved(source.wide) is None:
             form = min(source.forms or [source.wide], key=len)
             order = [form.index(axis) for axis in perm if axis in form]
-            self._build.add("Transpose", [self._form(name, form)], [output], perm=order)
-            self._add(output, tuple(sorted(perm.index(axis) for axis in form)))
+            self._build.add("Transpose", [self._forms.form(name, form)], [output], perm=order)
+            self._forms.add(output, tuple(sorted(perm.index(axis) for axis in form)))
             return True
         if not forms and sum(one != other for one, other in out) != 1:
             return False
         if not forms and source.source is None:
             form, made = next(iter(source.forms.items()))
-            self._tensors[output] = _Tensor(out, {}, (made, tuple(sizes[axis] for axis in form)))
+            self._tensors[output] = FormedTensor(out, {}, (made, source.sizes_of(form)))
         else:
-            self._tensors[output] = _Tensor(out, forms, None if forms else source.source)
+            self._tensors[output] = FormedTensor(out, forms, None if forms else source.source)
         return True
 
     def _is_idle(self, node: onnx.NodeProto) -> bool:
@@ -303,11 +207,11 @@ class _Rewriting:
 
     def _elementwise(self, node: onnx.NodeProto, needed: Axes = ()) -> bool:
         """Emit a node whose operands broadcast, with the axes that are longer than 1 or needed."""
-        out = self._known[node.output[0]]
-        kept = self._cheapest(node.input, node.output[0], len(out), (*_wide(out), *needed))
+        out, wanted = self._known[node.output[0]], self._wanted.get(node.output[0], ())
+        kept = self._forms.cheapest(node.input, len(out), (*wide_axes(out), *needed), wanted)
         shifts = {name: len(out) - self._tensors[name].rank for name in node.input if name}
         inputs = [
-            self._form(name, tuple(axis - shifts[name] for axis in kept if axis >= shifts[name])) if name else ""
+            self._forms.form(name, tuple(axis - shifts[name] for axis in kept if axis >= shifts[name])) if name else ""
             for name in node.input
         ]
         return self._emit(node, inputs, kept)
@@ -320,13 +224,13 @@ class _Rewriting:
         if right.rank > 2:
             return self._elementwise(node, (rank - 2, rank - 1))
         kept = tuple(axis for axis in left.wide if axis < rank - 1)
-        x = self._form(node.input[0], (*kept, rank - 1))
-        return bool(kept) and self._emit(node, [x, self._whole(node.input[1])], (*kept, rank - 1))
+        x = self._forms.form(node.input[0], (*kept, rank - 1))
+        return bool(kept) and self._emit(node, [x, self._forms.whole(node.input[1])], (*kept, rank - 1))
 
     def _along(self, node: onnx.NodeProto) -> bool:
         """Emit a node along some axes without the others that have length 1."""
         data = list(node.input if node.op_type == "Concat" else node.input[:1])
-        first, others = self._tensors[data[0]], [self._whole(name) for name in node.input[len(data) :]]
+        first, others = self._tensors[data[0]], [self._forms.whole(name) for name in node.input[len(data) :]]
         axes, is_reduction = self._axes_along(node, first.rank), node.op_type.startswith("Reduce")
         if not axes or (node.op_type != "Split" and any(node.output[1:])):
             return False
@@ -337,8 +241,8 @@ class _Rewriting:
             least.update(range(axes[0], first.rank))
         if not self._given.isdisjoint(data):  # a window: chunks find it where a state is joined as it is
             least = set(range(first.rank))
-        kept = self._cheapest(data, node.output[0], first.rank, least)
-        inputs = [*(self._form(name, kept) for name in data), *others]
+        kept = self._forms.cheapest(data, first.rank, least, self._wanted.get(node.output[0], ()))
+        inputs = [*(self._forms.form(name, kept) for name in data), *others]
         if node.op_type in _ALONG:
             return self._emit(node, inputs, kept, axis=kept.index(axes[0]))
         place = _AXES_INPUT[node.op_type]
@@ -368,22 +272,4 @@ class _Rewriting:
             return False
         wide, rank = self._tensors[places].wide, self._tensors[places].rank
         rest = tuple(range(rank, rank + self._tensors[table].rank - 1))
-        return self._emit(node, [table, self._form(places, wide)], (*wide, *rest))
-
-
-def _wide(sizes: Sizes) -> Axes:
-    return tuple(axis for axis, size in enumerate(sizes) if size != (1, 1))
-
-
-def _matched(form: Sizes, out: Sizes) -> Axes | None:
-    """Return the axes of `out` that have the sizes of a form, in order, so that all others have length 1."""
-    found: list[int] = []
-    axis = len(out)
-    for size in reversed(form):
-        axis -= 1
-        while axis >= 0 and size != out[axis] == (1, 1):
-            axis -= 1
-        if axis < 0 or out[axis] != size:
-            return None
-        found.append(axis)
-    return None if _wide(out[:axis]) else tuple(found[::-1])
+        return self._emit(node, [table, self._forms.form(places, wide)], (*wide, *rest))
