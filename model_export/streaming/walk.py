@@ -26,7 +26,7 @@ from model_export.streaming.constants import emit_known
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain, window_order
 from model_export.streaming.tensor import Kind, StepTensor
-from model_export.streaming.time_weights import Total
+from model_export.streaming.time_weights import Range, Total
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
@@ -53,7 +53,7 @@ class StreamingWalk:
         self.takes_weights: Collection[str] = ()
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.totals: dict[str, Total] = {}
-        self.ranges: dict[str, tuple[float, float]] = {}
+        self.ranges: dict[str, Range] = {}
         self.resampled: RefusedModelError | None = None
 
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +16,7 @@ from model_export.streaming.rules.pooling.quotients import divisor_of, is_weight
 from model_export.streaming.rules.pooling.ranges import is_far, is_gate, range_of
 from model_export.streaming.rules.reductions import is_whole
 from model_export.streaming.tensor import StepTensor
-from model_export.streaming.time_weights import Part, TimeWeights, joint_dims
+from model_export.streaming.time_weights import ANY, Part, TimeWeights, joint_dims
 from model_export.streaming.walk import StreamingWalk
 
 
@@ -36,11 +34,10 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     except RefusedModelError as exc:  # not raised where scores are so far apart that one timestep has all the weight
         error = exc
     scores = Part(walk.operand(name, 0), walk.facts.dims(name))
-    is_log, infinite = node.op_type == "LogSoftmax", _is_infinite(walk, name)
-    low, high = range_of(walk, name)
+    infinite = _is_infinite(walk, name)
     weights = TimeWeights(
-        scores, is_log=is_log, mask=_mask(walk, name), infinite=infinite,
-        low=-math.inf if infinite else low, high=high, is_uneven=_is_masked(walk, name),
+        scores, is_log=node.op_type == "LogSoftmax", mask=_mask(walk, name), infinite=infinite,
+        bounds=ANY if infinite else range_of(walk, name), is_uneven=_is_masked(walk, name),
     )  # fmt: skip
     walk.tensors[out] = StepTensor("unsupported", error=error, weights=weights)
 
@@ -65,7 +62,7 @@ def by_the_whole(walk: StreamingWalk, node: onnx.NodeProto) -> TimeWeights | Non
         values=part_of(walk, values, rank) if values else None,
         factor=_joined(walk, node, None, by),
         divisor=divisor_of(walk, whole),
-        **_limits(walk, weight),
+        bounds=range_of(walk, weight) if weight else ANY,
     )
 
 
@@ -92,17 +89,12 @@ def product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
         divisor = weights.divisor or divisor_of(walk, other)
         made = replace(weights, factor=_joined(walk, node, weights.factor, by), divisor=divisor)
     elif node.op_type == "Mul" and weights.weight is None and is_weight(walk, other, weights.divisor):
-        limits = {"is_uneven": True} if weights.scores else _limits(walk, other)
-        made = replace(weights, weight=by, **limits)
+        bounds = weights.bounds if weights.scores else range_of(walk, other)
+        made = replace(weights, weight=by, bounds=bounds, is_uneven=True)
     else:
         is_uneven = weights.is_uneven or is_gate(walk, other)
         made = replace(weights, values=_joined(walk, node, weights.values, by), is_uneven=is_uneven)
     return set_weights(walk, out, name, made)
-
-
-def _limits(walk: StreamingWalk, weight: str) -> dict[str, Any]:
-    """Return the range of a weight, as fields of `TimeWeights`; none without one."""
-    return dict(zip(("low", "high"), range_of(walk, weight), strict=True)) if weight else {}
 
 
 def difference(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:

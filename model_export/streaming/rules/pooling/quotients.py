@@ -34,8 +34,9 @@ def quotient_of_sums(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
         return False
     dims = walk.facts.dims(product)
     weight_part, values_part = (part_of(walk, factor, len(dims)) for factor in (weight, values))
-    low, high = range_of(walk, weight)
-    weights = TimeWeights(weight=weight_part, values=values_part, divisor=divisor_of(walk, bottom), low=low, high=high)
+    weights = TimeWeights(
+        weight=weight_part, values=values_part, divisor=divisor_of(walk, bottom), bounds=range_of(walk, weight)
+    )
     total = expanded(walk, summed_so_far(walk, plain(node.name), weights, walk.dtype(product)), dims)
     (reduced,) = emit_again(walk, maker, total.step)
     walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=reduced).output[0], "final")

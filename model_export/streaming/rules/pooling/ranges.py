@@ -10,9 +10,8 @@ import onnx
 
 from model_export.graph.nodes import attributes
 from model_export.graph.operators import PICKING, RESHAPING, RNN
+from model_export.streaming.time_weights import ANY, Range
 from model_export.streaming.walk import StreamingWalk
-
-Range = tuple[float, float]
 
 COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
 """Operators that give the same numbers in another layout or type."""
@@ -22,7 +21,6 @@ _FAR = 1e30
 
 _LARGE = 1e3
 
-_ANY: Range = (-math.inf, math.inf)
 _FINITE: Range = (-_FAR, _FAR)
 _POSITIVE: Range = (0, math.inf)
 
@@ -34,7 +32,7 @@ _BY_OPERATOR: Mapping[str, Range] = {
 _BY_OPERANDS: Mapping[str, Callable[..., Range]] = {
     "Abs": lambda a: (max(a[0], -a[1], 0), max(-a[0], a[1])),
     "Add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
-    "Div": lambda a, b: _POSITIVE if min(*a, *b) >= 0 else _ANY,
+    "Div": lambda a, b: _POSITIVE if min(*a, *b) >= 0 else ANY,
     "Exp": lambda a: (math.exp(min(a[0], 99)), math.exp(min(a[1], 99))),
     "LeakyRelu": lambda a: (min(a[0], 0), max(a[1], 0)),
     "Max": lambda *each: (max(low for low, _ in each), max(high for _, high in each)),
@@ -87,7 +85,7 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
     if walk.tensors[out].kind == "constant":
         return _of_values(walk, out)
     if not isinstance(value, np.ndarray):
-        return _ANY
+        return ANY
     if value.dtype.kind in "bu":
         return _POSITIVE if value.dtype.kind == "u" else (0, 1)
     if kind in _BY_OPERATOR:
@@ -100,7 +98,7 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
         most = _BY_WEIGHTS[kind](walk, node)
         return _near((-most, most), is_finite=True)
     if kind not in _BY_OPERANDS:
-        return _ANY
+        return ANY
     ranges = [range_of(walk, each) for each in node.input]
     is_finite = all(abs(bound) <= _FAR for each in ranges[kind == "Where" :] for bound in each)
     return _near(_BY_OPERANDS[kind](*ranges), is_finite=is_finite)
@@ -170,7 +168,7 @@ def _hull(bounds: Iterable[float]) -> Range:
 def _near(found: Range, *, is_finite: bool) -> Range:
     """Return a range with bounds beyond 1e30 at that number, or at infinity where operands may be there."""
     if any(map(math.isnan, found)):
-        return _ANY
+        return ANY
     low, high = (
         bound if abs(bound) <= _FAR else math.copysign(_FAR if is_finite else math.inf, bound) for bound in found
     )

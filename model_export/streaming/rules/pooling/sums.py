@@ -55,7 +55,7 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
             relative = graph.op("Exp", graph.op("Sub", so_far.largest, weights.shift.step))
             factor = times(walk, factor, Part(relative, joint_dims(counted.dims, weights.shift.dims)))
         return factor if mean is None else times(walk, mean, factor)
-    if mean is not None and (weights.zero_of_nothing or weights.low > -math.inf):
+    if mean is not None and (weights.zero_of_nothing or weights.bounds[0] > -math.inf):
         return times(walk, mean, weights.factor)
     # their sum is at least 1, unless all scores so far are minus infinity: then the answer is NaN
     some = graph.op("Min", so_far.total.step, graph.constant(np.asarray(1, dtype)))
@@ -86,10 +86,11 @@ def _total(walk: StreamingWalk, label: str, weights: TimeWeights, counted: Part,
         dtype: NumPy name of their type.
     """
     graph, is_score = walk.graph, counted is weights.scores
-    is_small = is_score and weights.shift is None and max(-weights.low, weights.high) <= _SMALL and dtype != "float16"
+    low, high = weights.bounds
+    is_small = is_score and weights.shift is None and max(-low, high) <= _SMALL and dtype != "float16"
     masks = bool(weights.divisor) and walk.dtype(weights.divisor) == "bool"
-    has_some = weights.low > (-math.inf if is_score else 0)
-    is_even = (has_some and not weights.is_uneven) if is_score else masks or weights.low * _EVEN >= weights.high > 0
+    has_some = low > (-math.inf if is_score else 0)
+    is_even = (has_some and not weights.is_uneven) if is_score else masks or low * _EVEN >= high > 0
     key = f"{counted.step} {is_score} {is_small} {has_some} {is_even}"
     if key not in walk.totals:
         before, spec = graph.state_like(f"{label}.weights", counted.dims, dtype, None)
