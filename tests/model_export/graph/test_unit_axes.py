@@ -55,8 +55,9 @@ GRAPHS: dict[str, tuple[str, dict[str, Any], int]] = {
         {"V": (4, 1), "B": (1,), "C": (3,)}, 0,
     ),
     "heads that a product brings together": (
-        (f"h = Reshape (x, pairs) u = Unsqueeze (h, two) k = Tanh (u) t = Transpose <perm = [0, 1, 3, 2]> (k) "
-         f"p = MatMul (u, t) r = MatMul (p, u) f = Reshape (r, flat) e = Unsqueeze (f, one) z = MatMul (e, W) {SQUEEZED}"),
+        ("h = Reshape (x, pairs) u = Unsqueeze (h, two) k = Tanh (u) t = Transpose <perm = [0, 1, 3, 2]> (k) "
+         "p = MatMul (u, t) r = MatMul (p, u) o = Reshape (r, flat) e = Unsqueeze (o, one) "
+         f"z = MatMul (e, W) {SQUEEZED}"),
         {"W": (4, 3), "pairs": ints(-1, 2, 2), "flat": ints(-1, 4)}, 4,
     ),
     "a convolution": (

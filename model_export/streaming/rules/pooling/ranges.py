@@ -20,6 +20,7 @@ _FAR = 1e30
 """Models compute with smaller numbers; a larger one, as a mask has, counts as infinite."""
 
 _LARGE = 1e3
+"""Scores that are so much lower than others weigh nothing."""
 
 _FINITE: Range = (-_FAR, _FAR)
 _POSITIVE: Range = (0, math.inf)
@@ -27,14 +28,14 @@ _POSITIVE: Range = (0, math.inf)
 _BY_OPERATOR: Mapping[str, Range] = {
     **dict.fromkeys(("Cos", "Erf", "Sin", "Softsign", "Tanh"), (-1, 1)),
     **dict.fromkeys(("HardSigmoid", "Sigmoid", "Softmax"), (0, 1)),
-    "Einsum": _FINITE, "Softplus": _POSITIVE,
+    **dict.fromkeys(("Conv", "Einsum", "Gemm"), _FINITE), "Softplus": _POSITIVE,
 }  # fmt: skip
 _BY_OPERANDS: Mapping[str, Callable[..., Range]] = {
     "Abs": lambda a: (max(a[0], -a[1], 0), max(-a[0], a[1])),
     "Add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
     "Div": lambda a, b: _POSITIVE if min(*a, *b) >= 0 else ANY,
     "Exp": lambda a: (math.exp(min(a[0], 99)), math.exp(min(a[1], 99))),
-    "LeakyRelu": lambda a: (min(a[0], 0), max(a[1], 0)),
+    "LeakyRelu": lambda _: ANY,
     "Max": lambda *each: (max(low for low, _ in each), max(high for _, high in each)),
     "Mul": lambda a, b: _hull(0 if 0 in {x, y} else x * y for x in a for y in b),
     "Neg": lambda a: (-a[1], -a[0]),
@@ -94,9 +95,8 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
         return range_of(walk, node.input[0])
     if kind in RNN:
         return _of_recurrence(walk, node, out)
-    if kind in _BY_WEIGHTS:
-        most = _BY_WEIGHTS[kind](walk, node)
-        return _near((-most, most), is_finite=True)
+    if kind in {"LayerNormalization", "MatMul"}:
+        return _of_product(walk, node)
     if kind not in _BY_OPERANDS:
         return ANY
     ranges = [range_of(walk, each) for each in node.input]
@@ -114,50 +114,23 @@ def _of_recurrence(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range
     return (-1, 1)
 
 
-def _by_matmul(walk: StreamingWalk, node: onnx.NodeProto) -> float:
-    left, right = node.input
-    if walk.tensors[right].kind == "constant":
-        return _most(walk, left) * _largest_sum(walk, right, -2)
-    return _most(walk, right) * _largest_sum(walk, left, -1) if walk.tensors[left].kind == "constant" else _FAR
-
-
-def _by_gemm(walk: StreamingWalk, node: onnx.NodeProto) -> float:
-    given = attributes(node)
-    if walk.tensors[node.input[1]].kind != "constant" or given.get("transA"):
-        return _FAR
-    product = _most(walk, node.input[0]) * _largest_sum(walk, node.input[1], -1 if given.get("transB") else -2)
-    return product * abs(float(given.get("alpha", 1))) + _most(walk, *node.input[2:]) * abs(float(given.get("beta", 1)))
-
-
-def _by_convolution(walk: StreamingWalk, node: onnx.NodeProto) -> float:
-    if walk.tensors[node.input[1]].kind != "constant":
-        return _FAR
-    kernel = np.asarray(walk.facts.value(node.input[1]))
-    return _most(walk, node.input[0]) * float(np.abs(kernel).reshape(len(kernel), -1).sum(1).max()) + _most(
-        walk, *node.input[2:]
-    )
-
-
-def _by_normalization(walk: StreamingWalk, node: onnx.NodeProto) -> float:
-    """Return a bound by the number of features: the variance of what is normalised is 1."""
-    size = np.asarray(walk.facts.value(node.input[1])).size
-    return math.sqrt(size) * _most(walk, node.input[1]) + _most(walk, *node.input[2:])
-
-
-_BY_WEIGHTS: Mapping[str, Callable[[StreamingWalk, onnx.NodeProto], float]] = {
-    "Conv": _by_convolution, "Gemm": _by_gemm, "LayerNormalization": _by_normalization, "MatMul": _by_matmul,
-}  # fmt: skip
+def _of_product(walk: StreamingWalk, node: onnx.NodeProto) -> Range:
+    """Return the range of a product with weights, or of normalised features, whose variance is 1."""
+    left, right, *bias = node.input
+    is_weight = [walk.tensors[name].kind == "constant" for name in (left, right)]
+    most = _FAR
+    if node.op_type == "LayerNormalization":
+        most = math.sqrt(np.size(walk.facts.value(right))) * _most(walk, right) + _most(walk, *bias)
+    elif any(is_weight):
+        data, weight, axis = (left, right, -2) if is_weight[1] else (right, left, -1)
+        value = np.abs(np.asarray(walk.facts.value(weight)))
+        most = _most(walk, data) * float(np.max(value.sum(axis if value.ndim > 1 else None, dtype=np.float64)))
+    return _near((-most, most), is_finite=True)
 
 
 def _most(walk: StreamingWalk, *names: str) -> float:
     """Return the largest magnitude of a tensor; 0 without one."""
     return max((abs(bound) for name in names if name for bound in range_of(walk, name)), default=0.0)
-
-
-def _largest_sum(walk: StreamingWalk, name: str, axis: int) -> float:
-    """Return the largest sum of magnitudes along an axis of a constant."""
-    value = np.abs(np.asarray(walk.facts.value(name), np.float64))
-    return float((value.sum(axis) if value.ndim > 1 else value.sum()).max())
 
 
 def _hull(bounds: Iterable[float]) -> Range:
