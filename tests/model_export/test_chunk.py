@@ -182,6 +182,20 @@ def test_a_chunk_equals_its_steps_however_it_is_run(name: str) -> None:
                 assert all(STRICT.holds(found[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize(("weight", "divisor"), [("gate", WEIGHTED), ("one", COUNTED)])
+def test_a_mean_of_a_long_stream_keeps_its_digits_in_a_chunk(weight: str, divisor: str) -> None:
+    """Added up, the values of that stream would leave no digits for those of the chunk."""
+    graph, manifest = means(weight, divisor)
+    proto = next(proto for _, proto, _ in dynamic_graphs(onnx.load_from_string(graph), manifest))
+    model = load(proto, manifest)
+    states = {"s": np.full(1, 2**22, np.float32), "t": np.full((1, 2), 3, np.float32)}
+    x = np.full((1, 500, 2), 40, np.float32)
+
+    _, after = model.chunk({"x": x}, states)
+
+    np.testing.assert_allclose(after["t"] - 3, 37 * 500 / (2**22 + 500), rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_single_step_is_bit_for_bit_that_of_the_step_graph(name: str) -> None:
     graph, manifest = GRAPHS[name][0]()
