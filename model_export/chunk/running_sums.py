@@ -99,7 +99,8 @@ def _weights(reading: StepGraphAnalysis, share: str) -> tuple[str, str]:
     guard = reading.maker.get(divisor)
     if guard is not None and guard.op_type == "Max" and len(guard.input) == 2 and guard.input[1] in reading.fixed:
         total = guard.input[0]
-    return (weight, divisor) if _grows_by(reading, total, weight) else ("", "")
+    is_weighed = weight not in reading.fixed and _grows_by(reading, total, weight)
+    return (weight, divisor) if is_weighed else ("", "")
 
 
 def _count(reading: StepGraphAnalysis, divisor: str) -> tuple[str, str]:

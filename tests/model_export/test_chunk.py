@@ -138,7 +138,7 @@ def means(weight: str, divisor: str) -> graphs.Built:
 WEIGHTED = "share = Div (gate, total) wide = Unsqueeze (share, last) part = Mul (far, wide)"
 COUNTED = "wide = Unsqueeze (total, last) part = Div (far, wide)"
 
-GRAPHS = {
+GRAPHS: dict[str, tuple[graphs.Build, str]] = {
     "weighted_mean": (lambda: means("gate", WEIGHTED), AT_ONCE), "mean": (lambda: means("one", COUNTED), AT_ONCE),
     "other_share": (lambda: means("one", WEIGHTED), INSIDE), "other_count": (lambda: means("gate", COUNTED), INSIDE),
     "fold": (graphs.fold, INSIDE), "count": (graphs.count, AT_ONCE), "two_inputs": (graphs.two_inputs, INSIDE),
