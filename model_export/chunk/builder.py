@@ -48,6 +48,12 @@ class ChunkBuilder(NodeBuilder):
         """Return a timed tensor's last timestep, shaped as in the step graph."""
         return self.op("Gather", timed, self.ints(-1), axis=axis + 1)
 
+    def delayed(self, first: str, timed: str, axis: int) -> str:
+        """Return a timed tensor one timestep later, with `first`, shaped as in the step graph, in front."""
+        ints, time = self.ints, axis + 1
+        before = self.op("Slice", timed, ints([0]), ints([-1]), ints([time]))
+        return self.op("Concat", self.op("Unsqueeze", first, ints([time])), before, axis=time)
+
     def sequence(self, flat: str, fact: TensorFact) -> str:
         """Return a flat tensor as `timed`.
 

@@ -1,4 +1,4 @@
-"""How a loop is run over a chunk: as a window or by operators where it is that, else by Scan."""
+"""How a loop is run over a chunk: as a window, a sum or by operators where it is that, else by Scan."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from model_export.chunk.analysis import Loop, NoChunkError
 from model_export.chunk.builder import ranked
 from model_export.chunk.fused_rnn import emit_operators
 from model_export.chunk.ring_buffers import emit_window
+from model_export.chunk.running_sums import emit_sum
 from model_export.graph.nodes import mapped, renamed, uses
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ def emit_loop(builder: Vectorizer, loop: Loop) -> None:
         for state in loop.states:
             _emit_delay(builder, state)
         return
-    if not loop.is_whole and (emit_window(builder, loop) or emit_operators(builder, loop)):
-        return
-    _emit_scan(builder, loop)
+    if loop.is_whole or not any(emit(builder, loop) for emit in (emit_window, emit_sum, emit_operators)):
+        _emit_scan(builder, loop)
 
 
 def _emit_delay(builder: Vectorizer, state: str) -> None:
@@ -34,11 +34,9 @@ def _emit_delay(builder: Vectorizer, state: str) -> None:
     fact = builder.facts[state]
     if after in builder.reading.fixed or builder.facts[after].axis != fact.axis or fact.axis is None:
         raise NoChunkError(f"state {state!r} becomes something that has no rows")
-    ints, timed, time = emitter.ints, builder.sequence(after), fact.axis + 1
+    timed = builder.sequence(after)
     builder.last[state] = emitter.last(timed, fact.axis)
-    before = emitter.op("Slice", timed, ints([0]), ints([-1]), ints([time]))
-    first = emitter.op("Unsqueeze", state, ints([time]))
-    builder.set_flat(state, emitter.flat(emitter.op("Concat", first, before, axis=time), fact.axis, fact.row))
+    builder.set_flat(state, emitter.flat(emitter.delayed(state, timed, fact.axis), fact.axis, fact.row))
 
 
 def _emit_scan(builder: Vectorizer, loop: Loop) -> None:

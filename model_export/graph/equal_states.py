@@ -1,13 +1,13 @@
-"""Leaves one of several states that always hold the same: they begin alike and are computed alike."""
+"""Leaves one of several states that always hold the same, and of several nodes that compute the same."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 
 import onnx
 
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import mapped, needed_nodes, renamed, replace_items, subgraphs
+from model_export.graph.nodes import mapped, needed_nodes, renamed, replace_items, subgraphs, uses
 from model_export.manifest import StateSpec
 
 
@@ -27,14 +27,26 @@ def without_equal_states(
         if (first := firsts.setdefault(number, state)) is not state:
             same[state.input] = first.input
     kept = [state for state in states if state.input not in same]
-    if not same:
-        return model, kept
     graph, gone = model.graph, {state.output for state in states} - {state.output for state in kept}
     replace_items(graph.input, [value for value in graph.input if value.name not in same])
     replace_items(graph.output, [value for value in graph.output if value.name not in gone])
-    left = needed_nodes(nodes, [value.name for value in graph.output])
-    replace_items(graph.node, [renamed(node, mapped(same), name=node.name) for node in left])
+    outputs = [value.name for value in graph.output]
+    replace_items(graph.node, _once(needed_nodes(nodes, outputs), same, outputs))
     return model, kept
+
+
+def _once(
+    nodes: Sequence[onnx.NodeProto], same: Mapping[str, str], outputs: Collection[str]
+) -> Iterator[onnx.NodeProto]:
+    """Yield nodes with equal tensors under one name, without those that compute what another one does."""
+    names, firsts = dict(same), dict[Hashable, onnx.NodeProto]()
+    for node in nodes:
+        made = node if names.keys().isdisjoint(uses(node)) else renamed(node, mapped(names), name=node.name)
+        first = firsts.setdefault((_kind(made), *made.input, *map(bool, made.output)), made)
+        if first is made or not set(outputs).isdisjoint(made.output):
+            yield made
+        else:
+            names |= zip(made.output, first.output, strict=True)
 
 
 def _numbers(nodes: Sequence[onnx.NodeProto], states: Sequence[StateSpec]) -> list[int]:

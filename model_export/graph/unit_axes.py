@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import onnx
 from onnx import numpy_helper
 
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.dataflow import in_order
+from model_export.graph.forms import Axes, FormedTensor, Sizes, TensorForms, matched_axes, wide_axes
 from model_export.graph.nodes import attributes, needed_nodes, read_opset, renamed, replace_items, tensor_names, uses
 
 OLDEST_OPSET = 18
@@ -24,7 +23,6 @@ _SMALL = 64
 """Numbers in a constant that may be a shape; larger ones play no part in the sizes of tensors."""
 
 Shape = tuple[int, ...]
-Axes = tuple[int, ...]
 
 _LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
 _ELEMENTWISE = {
@@ -34,9 +32,11 @@ _ELEMENTWISE = {
     "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
     "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
 }  # fmt: skip
-_ALONG_ONE = {"Softmax", "LogSoftmax", "Concat", "Split"}
-_OF_ONE = {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"}
-"""Reductions that leave a single element as it is."""
+_ALONG = {"Softmax": -1, "LogSoftmax": -1, "Concat": 0, "Gather": 0, "Split": 0, "LayerNormalization": -1}
+"""Operators along an axis that is an attribute, and which it is where there is none."""
+
+_AXES_INPUT = {"Slice": 3, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1}
+"""Operators whose axes are an input, and which one; reductions leave a single element as it is."""
 
 
 def without_unit_axes(model: onnx.ModelProto, rows: Mapping[str, int | None]) -> onnx.ModelProto:
@@ -85,45 +85,25 @@ def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) 
     return found
 
 
-@dataclass(slots=True)
-class _Tensor:
-    """A tensor of the step graph, and its forms.
-
-    Attributes:
-        sizes: Of each axis for both numbers of rows; None: they are not known.
-        forms: Names by the axes that a form has; the others have length 1.
-    """
-
-    sizes: tuple[tuple[int, int], ...] | None
-    forms: dict[Axes, str]
-
-    @property
-    def rank(self) -> int:
-        return len(self.sizes or ())
-
-    @property
-    def wide(self) -> Axes:
-        """The axes that are longer than 1."""
-        return tuple(axis for axis, size in enumerate(self.sizes or ()) if size != (1, 1))
-
-
 class _Rewriting:
-    def __init__(self, model: onnx.ModelProto, known: Mapping[str, tuple[tuple[int, int], ...]]) -> None:
+    def __init__(self, model: onnx.ModelProto, known: Mapping[str, Sizes]) -> None:
         self._model = model
         self._known = known
         self._build = NodeBuilder("", tensor_names(model.graph))
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._tensors: dict[str, _Tensor] = {}
+        self._forms = TensorForms(self._build, self._constants, known)
+        self._tensors = self._forms.tensors
         self._given = {value.name for value in model.graph.input}
         for name in (*self._constants, *(value.name for value in model.graph.input)):
-            self._add(name)
+            self._forms.add(name)
+        self._wanted = self._find_wanted()
 
     def model(self) -> onnx.ModelProto:
         """Return the model with its nodes on the forms that they need."""
         outputs = {value.name for value in self._model.graph.output}
         for node in self._model.graph.node:
             if not (outputs.isdisjoint(node.output) and self._rewritten(node)):
-                self._kept(node)
+                self._keep(node)
         nodes = needed_nodes(in_order(self._build.nodes), outputs)
         used = {name for node in nodes for name in uses(node)} | outputs
         graph = self._model.graph  # changed in place: its weights may be large
@@ -134,46 +114,27 @@ class _Rewriting:
         graph.initializer.extend(tensor for tensor in self._build.constants if tensor.name in used)
         return self._model
 
-    # ---------------------------------------------------------------- forms
+    def _find_wanted(self) -> dict[str, set[int]]:
+        """Return the axes of each tensor that nodes need whatever their length is, also behind other nodes."""
+        wanted: dict[str, set[int]] = {}
+        for node in reversed(self._model.graph.node):
+            out = node.output[0]
+            rank = len(self._known.get(out) or ())
+            found = set(wanted.get(out, ())) if node.op_type in _ELEMENTWISE else set()
+            if node.op_type == "MatMul" and rank > 2:
+                found = {rank - 2, rank - 1}
+            elif node.op_type == "Concat" and not self._given.isdisjoint(node.input):
+                found = set(range(rank))
+            for name in filter(None, node.input if found else ()):
+                shift = rank - len(self._known.get(name) or ())
+                wanted.setdefault(name, set()).update(axis - shift for axis in found if axis >= shift)
+        return wanted
 
-    def _add(self, name: str, axes: Axes | None = None) -> None:
-        sizes = self._known.get(name)
-        self._tensors[name] = _Tensor(sizes, {tuple(range(len(sizes or ()))) if axes is None else axes: name})
-
-    def _form(self, name: str, axes: Axes) -> str:
-        """Return a tensor with some of its axes; those that it lacks have length 1."""
-        tensor = self._tensors[name]
-        if axes not in tensor.forms:
-            if name in self._constants:
-                shape = [tensor.sizes[axis][0] for axis in axes] if tensor.sizes else []
-                value = numpy_helper.to_array(self._constants[name]).reshape(shape)
-                tensor.forms[axes] = self._build.constant(value, at=name)
-            else:
-                tensor.forms[axes] = self._reformed(tensor, name, axes)
-        return tensor.forms[axes]
-
-    def _reformed(self, tensor: _Tensor, name: str, axes: Axes) -> str:
-        source = min(tensor.forms, key=lambda form: len(set(form) ^ set(axes)))
-        found, ints = tensor.forms[source], self._build.ints
-        if gone := [place for place, axis in enumerate(source) if axis not in axes]:
-            found = self._build.op("Squeeze", found, ints(gone), at=name)
-        if added := [place for place, axis in enumerate(axes) if axis not in source]:
-            found = self._build.op("Unsqueeze", found, ints(added), at=name)
-        return found
-
-    def _whole(self, name: str) -> str:
-        tensor = self._tensors.get(name)
-        if not name or tensor is None or tensor.sizes is None:
-            return name
-        return self._form(name, tuple(range(tensor.rank)))
-
-    # ---------------------------------------------------------------- nodes
-
-    def _kept(self, node: onnx.NodeProto) -> None:
+    def _keep(self, node: onnx.NodeProto) -> None:
         """Emit a node as it is."""
-        self._build.nodes.append(renamed(node, self._whole, name=node.name))
+        self._build.nodes.append(renamed(node, self._forms.whole, name=node.name))
         for name in filter(None, node.output):
-            self._add(name)
+            self._forms.add(name)
 
     def _rewritten(self, node: onnx.NodeProto) -> bool:
         """Emit a node on tensors without axes of length 1; False: there is no such form of it."""
@@ -191,15 +152,9 @@ class _Rewriting:
             return self._elementwise(node)
         if node.op_type == "MatMul":
             return self._matmul(node)
-        if node.op_type in _ALONG_ONE:
-            return self._along_one(node)
-        if node.op_type == "LayerNormalization":
-            return self._normalization(node)
-        if node.op_type in _OF_ONE:
-            return self._reduction(node)
-        if node.op_type == "Gather":
+        if node.op_type == "Gather" and node.input[0] in self._constants:
             return self._lookup(node)
-        return False
+        return self._along(node)
 
     def _emit(self, node: onnx.NodeProto, inputs: Iterable[str], axes: Axes, **changed: int) -> bool:
         made = onnx.NodeProto()
@@ -211,32 +166,37 @@ class _Rewriting:
         made.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in changed.items())
         self._build.nodes.append(made)
         for name in filter(None, node.output):
-            self._add(name, axes)
-        return True
-
-    def _made(self, kind: str, inputs: list[str], output: str, axes: Axes, **attributes: Any) -> bool:
-        self._build.add(kind, inputs, [output], **attributes)
-        self._add(output, axes)
+            self._forms.add(name, axes)
         return True
 
     def _layout(self, node: onnx.NodeProto) -> bool:
-        source, out = self._tensors[node.input[0]], self._known[node.output[0]]
-        if source.sizes is None:
-            return False
-        wide, result = source.wide, tuple(axis for axis, size in enumerate(out) if size != (1, 1))
+        """Leave a node out that only moves axes of length 1: what it takes has the forms of what it gives."""
+        name, output = node.input[0], node.output[0]
+        source, out = self._tensors[name], self._known[output]
+        perm = list(range(source.rank))
         if node.op_type == "Transpose":
-            perm = attributes(node).get("perm") or list(range(source.rank))[::-1]
-            moved = [axis for axis in perm if axis in wide]
-            if moved != sorted(moved):
-                order = [wide.index(axis) for axis in moved]
-                return self._made("Transpose", [self._form(node.input[0], wide)], node.output[0], result, perm=order)
-        elif [source.sizes[axis] for axis in wide] != [out[axis] for axis in result]:
-            rows = [place for place, axis in enumerate(result) if len({*out[axis]}) > 1]
-            if rows != [0]:
-                return False
-            shape = self._build.ints([-1, *(out[axis][0] for axis in result[1:])])
-            return self._made("Reshape", [self._form(node.input[0], wide), shape], node.output[0], result)
-        self._tensors[node.output[0]] = _Tensor(out, {result: self._form(node.input[0], wide)})
+            perm = list(attributes(node).get("perm") or perm[::-1])
+
+        def moved(form: Axes) -> Axes | None:
+            if node.op_type != "Transpose":
+                return matched_axes(source.sizes_of(form), out)
+            places = tuple(perm.index(axis) for axis in form)
+            return places if places == tuple(sorted(places)) else None
+
+        forms = {axes: form for own, form in source.forms.items() if (axes := moved(own)) is not None}
+        if not forms and node.op_type == "Transpose" and moved(source.wide) is None:
+            form = min(source.forms or [source.wide], key=len)
+            order = [form.index(axis) for axis in perm if axis in form]
+            self._build.add("Transpose", [self._forms.form(name, form)], [output], perm=order)
+            self._forms.add(output, tuple(sorted(perm.index(axis) for axis in form)))
+            return True
+        if not forms and sum(one != other for one, other in out) != 1:
+            return False
+        if not forms and source.source is None:
+            form, made = next(iter(source.forms.items()))
+            self._tensors[output] = FormedTensor(out, {}, (made, source.sizes_of(form)))
+        else:
+            self._tensors[output] = FormedTensor(out, forms, None if forms else source.source)
         return True
 
     def _is_idle(self, node: onnx.NodeProto) -> bool:
@@ -245,68 +205,71 @@ class _Rewriting:
         is_true = condition in self._constants and bool(numpy_helper.to_array(self._constants[condition]).all())
         return is_true and self._known.get(chosen) == self._known.get(node.output[0])
 
-    def _elementwise(self, node: onnx.NodeProto) -> bool:
-        out = self._known[node.output[0]]
-        kept = tuple(axis for axis, size in enumerate(out) if size != (1, 1))
-        inputs = []
-        for name in node.input:
-            if not name:
-                inputs.append("")
-                continue
-            shift = len(out) - self._tensors[name].rank
-            inputs.append(self._form(name, tuple(axis - shift for axis in kept if axis >= shift)))
+    def _elementwise(self, node: onnx.NodeProto, needed: Axes = ()) -> bool:
+        """Emit a node whose operands broadcast, with the axes that are longer than 1 or needed."""
+        out, wanted = self._known[node.output[0]], self._wanted.get(node.output[0], ())
+        kept = self._forms.cheapest(node.input, len(out), (*wide_axes(out), *needed), wanted)
+        shifts = {name: len(out) - self._tensors[name].rank for name in node.input if name}
+        inputs = [
+            self._forms.form(name, tuple(axis - shifts[name] for axis in kept if axis >= shifts[name])) if name else ""
+            for name in node.input
+        ]
         return self._emit(node, inputs, kept)
 
     def _matmul(self, node: onnx.NodeProto) -> bool:
         left, right = (self._tensors[name] for name in node.input)
-        out = self._known[node.output[0]]
-        if right.rank != 2 or (right.sizes or ())[:1] != ((left.sizes or ())[-1],) or left.rank < 2:
+        rank = len(self._known[node.output[0]])
+        if min(left.rank, right.rank) < 2:
             return False
-        kept = tuple(axis for axis in left.wide if axis < left.rank - 1)
-        if not kept:
-            return False
-        x = self._form(node.input[0], (*kept, left.rank - 1))
-        return self._emit(node, [x, self._whole(node.input[1])], (*kept, len(out) - 1))
+        if right.rank > 2:
+            return self._elementwise(node, (rank - 2, rank - 1))
+        kept = tuple(axis for axis in left.wide if axis < rank - 1)
+        x = self._forms.form(node.input[0], (*kept, rank - 1))
+        return bool(kept) and self._emit(node, [x, self._forms.whole(node.input[1])], (*kept, rank - 1))
 
-    def _along_one(self, node: onnx.NodeProto) -> bool:
-        first = self._tensors[node.input[0]]
-        axis = int(attributes(node).get("axis", 0 if node.op_type == "Split" else -1)) % max(first.rank, 1)
-        data = node.input if node.op_type == "Concat" else node.input[:1]
-        others = node.input[len(data) :]
-        wide = {place for name in data for place in self._tensors[name].wide} | {axis}
+    def _along(self, node: onnx.NodeProto) -> bool:
+        """Emit a node along some axes without the others that have length 1."""
+        data = list(node.input if node.op_type == "Concat" else node.input[:1])
+        first, others = self._tensors[data[0]], [self._forms.whole(name) for name in node.input[len(data) :]]
+        axes, is_reduction = self._axes_along(node, first.rank), node.op_type.startswith("Reduce")
+        if not axes or (node.op_type != "Split" and any(node.output[1:])):
+            return False
+        if is_reduction and not set(axes).intersection(first.wide):
+            return self._layout(node)
+        least = {axis for name in data for axis in self._tensors[name].wide}.union(axes)
+        if node.op_type == "LayerNormalization":
+            least.update(range(axes[0], first.rank))
         if not self._given.isdisjoint(data):  # a window: chunks find it where a state is joined as it is
-            wide = set(range(first.rank))
-        kept = tuple(sorted(wide))
-        inputs = [self._form(name, kept) for name in data] + [self._whole(name) for name in others]
-        return self._emit(node, inputs, kept, axis=kept.index(axis))
+            least = set(range(first.rank))
+        kept = self._forms.cheapest(data, first.rank, least, self._wanted.get(node.output[0], ()))
+        inputs = [*(self._forms.form(name, kept) for name in data), *others]
+        if node.op_type in _ALONG:
+            return self._emit(node, inputs, kept, axis=kept.index(axes[0]))
+        place = _AXES_INPUT[node.op_type]
+        dtype = numpy_helper.to_array(self._constants[node.input[place]]).dtype.name
+        inputs[place] = self._build.constant([kept.index(axis) for axis in axes], dtype, what="axes")
+        if is_reduction and not attributes(node).get("keepdims", 1):
+            kept = tuple(axis - sum(one < axis for one in axes) for axis in kept if axis not in axes)
+        return self._emit(node, inputs, kept)
 
-    def _reduction(self, node: onnx.NodeProto) -> bool:
-        """Leave out a reduction of axes of length 1 alone."""
-        x, axes = self._tensors[node.input[0]], self._constants.get(node.input[1]) if len(node.input) > 1 else None
-        if axes is None or not axes.dims[0]:
-            return False
-        reduced = {int(axis) % x.rank for axis in numpy_helper.to_array(axes)}
-        if not reduced.isdisjoint(x.wide):
-            return False
-        out = self._known[node.output[0]]
-        result = tuple(axis for axis, size in enumerate(out) if size != (1, 1))
-        self._tensors[node.output[0]] = _Tensor(out, {result: self._form(node.input[0], x.wide)})
-        return True
+    def _axes_along(self, node: onnx.NodeProto, rank: int) -> list[int]:
+        """Return the axes that an operator works along; none where they are not known, or there is no such form."""
+        if node.op_type == "Gather" and (
+            node.input[1] not in self._constants or self._tensors[node.input[1]].rank != 1
+        ):
+            return []
+        if node.op_type in _ALONG:
+            return [int(attributes(node).get("axis", _ALONG[node.op_type])) % rank] if rank else []
+        place = _AXES_INPUT.get(node.op_type, 0)
+        if not 0 < place < len(node.input) or node.input[place] not in self._constants:
+            return []
+        return [int(axis) % rank for axis in numpy_helper.to_array(self._constants[node.input[place]])]
 
     def _lookup(self, node: onnx.NodeProto) -> bool:
         """Look entries of a constant table up along its first axis."""
         table, places = node.input
-        if table not in self._constants or attributes(node).get("axis", 0) or not self._tensors[places].rank:
+        if attributes(node).get("axis", 0) or not self._tensors[places].rank:
             return False
         wide, rank = self._tensors[places].wide, self._tensors[places].rank
         rest = tuple(range(rank, rank + self._tensors[table].rank - 1))
-        return self._emit(node, [table, self._form(places, wide)], (*wide, *rest))
-
-    def _normalization(self, node: onnx.NodeProto) -> bool:
-        x = self._tensors[node.input[0]]
-        axis = int(attributes(node).get("axis", -1)) % x.rank
-        if len(list(filter(None, node.output))) > 1:
-            return False
-        kept = tuple(place for place in range(x.rank) if place >= axis or place in x.wide)
-        inputs = [self._form(node.input[0], kept), *(self._whole(name) for name in node.input[1:])]
-        return self._emit(node, inputs, kept, axis=kept.index(axis))
+        return self._emit(node, [table, self._forms.form(places, wide)], (*wide, *rest))

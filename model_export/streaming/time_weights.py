@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -10,6 +11,9 @@ from typing import Any
 
 from model_export.streaming.axes.measured_shapes import Dim
 
+Range = tuple[float, float]
+
+ANY: Range = (-math.inf, math.inf)
 ONE = Dim(Fraction(1))
 PARTS = ("scores", "shift", "weight", "values", "factor")
 
@@ -46,7 +50,8 @@ class TimeWeights:
         divisor: The tensor of the sequence graph whose sum over time is the divisor in `factor`.
         mask: The condition under which scores count, and its sense; empty: there is none.
         infinite: Whether some scores were minus infinity.
-        finite: Whether none can be, by the operators that make them.
+        bounds: Between which numbers the scores lie, by the operators that make them; where there are none, the weight.
+        is_uneven: Whether a mask or gate may leave nearly all weight out: what is left is then all that counts.
         zero_of_nothing: Whether the softmax of scores that all are minus infinity is zeros, not NaN.
     """
 
@@ -59,7 +64,8 @@ class TimeWeights:
     divisor: str = ""
     mask: str = ""
     infinite: bool = False
-    finite: bool = False
+    bounds: Range = ANY
+    is_uneven: bool = False
     zero_of_nothing: bool = False
 
     @property

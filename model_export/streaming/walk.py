@@ -26,7 +26,7 @@ from model_export.streaming.constants import emit_known
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain, window_order
 from model_export.streaming.tensor import Kind, StepTensor
-from model_export.streaming.time_weights import Total
+from model_export.streaming.time_weights import Range, Total
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
@@ -53,6 +53,7 @@ class StreamingWalk:
         self.takes_weights: Collection[str] = ()
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.totals: dict[str, Total] = {}
+        self.ranges: dict[str, Range] = {}
         self.resampled: RefusedModelError | None = None
 
     def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule) -> None:
@@ -188,7 +189,7 @@ class StreamingWalk:
 
     def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
-        return self.graph.op("Not", self.graph.op("Less", self.count(dims), self.graph.ints([steps])))
+        return self.graph.op("Greater", self.count(dims), self.graph.ints([steps - 1]))
 
     def count(self, dims: Sequence[Dim]) -> str:
         """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows."""

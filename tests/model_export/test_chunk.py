@@ -113,10 +113,37 @@ def two_loops() -> graphs.Built:
     return graph, total.model_copy(update={"states": [total.states[0], second]})
 
 
-GRAPHS = {
-    "fold": (graphs.fold, INSIDE), "count": (graphs.count, INSIDE), "two_inputs": (graphs.two_inputs, INSIDE),
-    "latch": (graphs.latch, INSIDE), "lstm": (graphs.lstm, INSIDE), "total": (graphs.total, INSIDE),
-    "time_axis": (graphs.time_axis, INSIDE), "scaled": (graphs.scaled, INSIDE), "two_loops": (two_loops, INSIDE),
+def means(weight: str, divisor: str) -> graphs.Built:
+    """A running mean, weighted by a sigmoid of the first feature, or one that divides by what a state counts."""
+    graph = graphs.graph_from_text(f"""
+        means (float[B,2] x, float[B] s, float[B,2] t) => (float[B,2] y, float[B] s_next, float[B,2] t_next) {{
+            zero = Constant <value = int64 {{0}}> ()
+            last = Constant <value = int64[1] {{1}}> ()
+            one = Constant <value = float[1] {{1}}> ()
+            first = Gather <axis = 1> (x, zero)
+            gate = Sigmoid (first)
+            total = Add (s, {weight})
+            s_next = Identity (total)
+            far = Sub (x, t)
+            {divisor}
+            t_next = Add (t, part)
+            y = Add (t_next, t)
+        }}""")
+    total = graphs.total()[1]
+    counted = total.states[0].model_copy(update={"shape": []})
+    mean = total.states[0].model_copy(update={"input": "t", "output": "t_next"})
+    return graph, total.model_copy(update={"states": [counted, mean]})
+
+
+WEIGHTED = "share = Div (gate, total) wide = Unsqueeze (share, last) part = Mul (far, wide)"
+COUNTED = "wide = Unsqueeze (total, last) part = Div (far, wide)"
+
+GRAPHS: dict[str, tuple[graphs.Build, str]] = {
+    "weighted_mean": (lambda: means("gate", WEIGHTED), AT_ONCE), "mean": (lambda: means("one", COUNTED), AT_ONCE),
+    "other_share": (lambda: means("one", WEIGHTED), INSIDE), "other_count": (lambda: means("gate", COUNTED), INSIDE),
+    "fold": (graphs.fold, INSIDE), "count": (graphs.count, AT_ONCE), "two_inputs": (graphs.two_inputs, INSIDE),
+    "latch": (graphs.latch, INSIDE), "lstm": (graphs.lstm, INSIDE), "total": (graphs.total, AT_ONCE),
+    "time_axis": (graphs.time_axis, AT_ONCE), "scaled": (graphs.scaled, AT_ONCE), "two_loops": (two_loops, INSIDE),
     "ring": (ring, AT_ONCE), "ring_behind": (ring_behind, AT_ONCE), "delay": (delay, AT_ONCE),
     "lstm_operator": (lstm_operator, AT_ONCE),
 }  # fmt: skip
@@ -153,6 +180,20 @@ def test_a_chunk_equals_its_steps_however_it_is_run(name: str) -> None:
         for lengths in ([11], [1, 2, 5]):
             for found, expected in zip(chunked(model, data, lengths), want, strict=True):
                 assert all(STRICT.holds(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(("weight", "divisor"), [("gate", WEIGHTED), ("one", COUNTED)])
+def test_a_mean_of_a_long_stream_keeps_its_digits_in_a_chunk(weight: str, divisor: str) -> None:
+    """Added up, the values of that stream would leave no digits for those of the chunk."""
+    graph, manifest = means(weight, divisor)
+    proto = next(proto for _, proto, _ in dynamic_graphs(onnx.load_from_string(graph), manifest))
+    model = load(proto, manifest)
+    states = {"s": np.full(1, 2**22, np.float32), "t": np.full((1, 2), 3, np.float32)}
+    x = np.full((1, 500, 2), 40, np.float32)
+
+    _, after = model.chunk({"x": x}, states)
+
+    np.testing.assert_allclose(after["t"] - 3, 37 * 500 / (2**22 + 500), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -105,3 +105,13 @@ def test_a_graph_without_equal_states_is_left_as_it_is() -> None:
     assert made is model
     assert made.SerializeToString() == before
     assert [spec.input for spec in kept] == ["a", "b"]
+
+
+def test_what_two_nodes_compute_alike_is_computed_once() -> None:
+    model = graph("(float[batch, 4] x) => (float[batch, 4] y) { a = Tanh (x) b = Tanh (x) c = Neg (b) d = Neg (a) "
+                  "y = Add (c, d) }", opset=20)  # fmt: skip
+
+    made, _ = without_equal_states(model, [])
+
+    assert [node.op_type for node in made.graph.node] == ["Tanh", "Neg", "Add"]
+    onnx.checker.check_model(made, full_check=True)

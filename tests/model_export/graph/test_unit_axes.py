@@ -43,6 +43,23 @@ GRAPHS: dict[str, tuple[str, dict[str, Any], int]] = {
     "a softmax over the one timestep": (
         f"{UNSQUEEZED} m = MatMul (s, W) z = Softmax <axis = 1> (m) {SQUEEZED}", {"W": (4, 3)}, 2,
     ),
+    "a mean of the features": (
+        f"{UNSQUEEZED} p = Mul (s, s) n = ReduceMean (p, two) r = Sqrt (n) d = Div (s, r) z = MatMul (d, W) {SQUEEZED}",
+        {"W": (4, 3)}, 0,
+    ),
+    "a part of the features": (
+        f"{UNSQUEEZED} c = Slice (s, one, three, two) z = MatMul (c, W) {SQUEEZED}", {"W": (2, 3)}, 0,
+    ),
+    "one feature and a bias": (
+        f"{UNSQUEEZED} m = MatMul (s, V) a = Add (m, B) t = Tanh (a) z = Mul (t, C) {SQUEEZED}",
+        {"V": (4, 1), "B": (1,), "C": (3,)}, 0,
+    ),
+    "heads that a product brings together": (
+        ("h = Reshape (x, pairs) u = Unsqueeze (h, two) k = Tanh (u) t = Transpose <perm = [0, 1, 3, 2]> (k) "
+         "p = MatMul (u, t) r = MatMul (p, u) o = Reshape (r, flat) e = Unsqueeze (o, one) "
+         f"z = MatMul (e, W) {SQUEEZED}"),
+        {"W": (4, 3), "pairs": ints(-1, 2, 2), "flat": ints(-1, 4)}, 4,
+    ),
     "a convolution": (
         "c = Unsqueeze (x, two) z = Conv <kernel_shape = [1]> (c, K) q = Squeeze (z, two)", {"K": (3, 4, 1)}, 2,
     ),
@@ -54,7 +71,7 @@ GRAPHS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 
 def made(nodes: str, weights: dict[str, Any], *, opset: int = 20) -> onnx.ModelProto:
-    return graph(f"{X} {{ {nodes} y = Identity (q) }}", opset=opset, one=ints(1), two=ints(2), **weights)
+    return graph(f"{X} {{ {nodes} y = Identity (q) }}", opset=opset, one=ints(1), two=ints(2), three=ints(3), **weights)
 
 
 def answers(model: onnx.ModelProto, rows: int) -> Array:

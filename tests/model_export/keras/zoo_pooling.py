@@ -8,7 +8,7 @@ import keras
 
 from tests.model_export.keras.zoo_parts import RS, L, ZooModel, of, ops, sequence
 
-_HOW = "the weighed mean of the timesteps so far, the highest score and the sum of the weights"
+_HOW = "the weighed mean of the timesteps so far, the sum of the weights, the highest score unless all are small"
 
 
 def by_layers(x: Any) -> Any:

@@ -20,6 +20,7 @@ from tests.model_export.streaming.zoo_parts import graph
 from tests.model_export.streaming.zoo_pooling import masked, pooled
 
 _NEVER = np.float32(-np.inf)
+_WEIGHED = "p = Mul (v, x) y = ReduceSum <keepdims = 0> (p, one)"
 _SUM = "w = Softmax <axis = 1> (f) p = Mul (w, x) y = ReduceSum <keepdims = 0> (p, one)"
 
 
@@ -104,6 +105,54 @@ def test_a_mean_of_what_a_mask_lets_through_takes_no_case_apart() -> None:
     step = convert(ZOO["mean_of_what_counts"].build(), name="mean").proto
 
     assert not {"Less", "Where"} & {node.op_type for node in step.graph.node}
+
+
+BOUNDED = {
+    "a tangent": "f = Tanh (s)",
+    "a product of gates": "g = Sigmoid (s) h = Sin (s) f = Mul (g, h)",
+    "weights of bounded features": "t = Tanh (x) f = MatMul (t, V)",
+    "weights and a bias": "t = Softsign (x) q = MatMul (t, V) f = Sub (q, low)",
+    "normalised features": "n = LayerNormalization (x, G) f = MatMul (n, V)",
+    "a choice": "t = Tanh (s) n = Neg (t) f = Where (m, t, n)",
+    "layouts": "t = Tanh (s) u = Transpose <perm = [1, 0, 2]> (t) f = Transpose <perm = [1, 0, 2]> (u)",
+    "an operator": "u = Transpose <perm = [1, 0, 2]> (x) y4, h = GRU <hidden_size = 1> (u, W, R) "
+    "q = Squeeze (y4, one) f = Transpose <perm = [1, 0, 2]> (q)",
+}
+UNBOUNDED = {
+    "any features": "f = Identity (s)",
+    "large weights": "t = Tanh (s) f = Mul (t, large)",
+    "a rectifier": "f = Relu (s)",
+    "a large number where a mask is": "t = Tanh (s) r = Cast <to = 1> (m) g = Mul (r, large) f = Sub (t, g)",
+    "an operator with a clipped sum": "t = Tanh (s) q = Softplus (s) f = Add (t, q)",
+}
+GIVEN = {"G": np.full(4, 2, np.float32), "W": (1, 3, 4), "R": (1, 3, 1), "large": np.float32(1e4)}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "is_bounded"), [(n, True) for n in BOUNDED.values()] + [(n, False) for n in UNBOUNDED.values()]
+)
+def test_scores_that_operators_keep_small_need_no_largest_one(nodes: str, is_bounded: bool) -> None:
+    candidate = convert(masked(f"{nodes} {_SUM}", **GIVEN), name="bounded")
+    verify_model(candidate, long_steps=0)
+    states = {state.input.rpartition(".")[2] for state in candidate.manifest.states}
+
+    assert {"weights", "mean"} <= states
+    assert ("largest_score" in states) != is_bounded
+
+
+@pytest.mark.parametrize(
+    ("nodes", "takes_a_case_apart"),
+    [(f"f = Identity (s) {_SUM}", False), (f"f = Where (m, s, low) {_SUM}", True),
+     (f"r = Cast <to = 1> (m) g = Mul (r, large) f = Sub (s, g) {_SUM}", True),
+     (f"w = Softmax <axis = 1> (s) g = Sigmoid (s) v = Mul (w, g) {_WEIGHED}", True),
+     (f"a = Tanh (s) e = Exp (a) n = ReduceSum (e, one) v = Div (e, n) {_WEIGHED}", False)],
+)  # fmt: skip
+def test_a_mean_whose_weights_a_mask_or_gate_may_leave_out_takes_a_case_apart(
+    nodes: str, takes_a_case_apart: bool
+) -> None:
+    step = convert(masked(nodes, large=np.float32(1e4)), name="pooled").proto
+
+    assert ("Less" in {node.op_type for node in step.graph.node}) == takes_a_case_apart
 
 
 def test_a_mean_of_integers_is_divided_as_the_original_divides() -> None:

@@ -9,7 +9,7 @@ import onnx
 
 from tests.model_export.streaming.zoo_parts import Entry, X, graph, ints
 
-_SOFTMAX = "the weighted mean, the sum of the weights, the largest score"
+_SOFTMAX = "the weighted mean, the sum of the weights, the largest score unless all are small"
 _QUOTIENT = "the weighted mean and the sum of the weights"
 
 

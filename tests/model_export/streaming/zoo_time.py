@@ -271,7 +271,7 @@ ZOO: dict[str, Entry] = {
                       "w = Softmax <axis = 1> (s) p = Mul (w, x) y = ReduceSum <keepdims = 0> (p, one) }",
                       axis=np.int64(1), V=(4, 1), one=ints(1)),
         "a sum over time, weighted by a softmax over time",
-        "the weighted mean, the sum of the weights, the largest score",
+        "the weighted mean, the sum of the weights, the largest score unless all are small",
     ),
     "attention_pooling_by_matmul": Entry(
         lambda: graph(f"({X}) => (float[batch, 3, 4] y, float[batch, 4] z) {{ s = MatMul (x, V) "

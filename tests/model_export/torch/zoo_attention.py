@@ -188,7 +188,7 @@ ZOO = {
     "pooled_by_a_query": ZooModule(
         pooled_by_a_query,
         "a GRU, nn.MultiheadAttention from a learned query to all timesteps",
-        "a weighted mean, the sum of the weights, the largest score",
+        "a weighted mean, the sum of the weights, the largest score unless all are small",
     ),
     "written_length": ZooModule(
         written_length,

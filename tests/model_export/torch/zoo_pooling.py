@@ -79,7 +79,7 @@ def gates(m: Any, h: Any) -> Any:
     return (gate * h).sum(dim=1) / gate.sum(dim=1) + (h / h.exp().sum(dim=1, keepdim=True)).sum(dim=1)
 
 
-_SOFTMAX = "a weighted mean, the sum of the weights, the largest score"
+_SOFTMAX = "a weighted mean, the sum of the weights, the largest score unless all are small"
 
 ZOO = {
     "pooled_by_several_queries": ZooModule(

@@ -261,7 +261,7 @@ ZOO = {
     "attention_pooled": ZooModule(
         attention_pooled,
         "an LSTM, summed up over time by a softmax over time",
-        "a weighted mean, the sum of the weights, the largest score",
+        "a weighted mean, the sum of the weights, the largest score unless all are small",
     ),
     "attention_pooled_by_bmm": ZooModule(
         attention_pooled_by_bmm, "the same by `bmm`, of differences from the first timestep", "the first timestep, too"

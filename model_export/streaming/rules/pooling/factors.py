@@ -12,14 +12,12 @@ from model_export.graph.nodes import attributes
 from model_export.streaming.causality import check_causal
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.pooling.parts import is_beside, keeps_time, ones, part_of, set_weights, side_by_side
-from model_export.streaming.rules.pooling.quotients import COPYING, divisor_of, is_weight, source, split
+from model_export.streaming.rules.pooling.quotients import divisor_of, is_weight, source, split
+from model_export.streaming.rules.pooling.ranges import is_far, is_gate, range_of
 from model_export.streaming.rules.reductions import is_whole
 from model_export.streaming.tensor import StepTensor
-from model_export.streaming.time_weights import Part, TimeWeights, joint_dims
+from model_export.streaming.time_weights import ANY, Part, TimeWeights, joint_dims
 from model_export.streaming.walk import StreamingWalk
-
-_FINITE = {"Conv", "Einsum", "GRU", "Gemm", "LSTM", "LayerNormalization", "MatMul", "RNN", "Sigmoid", "Tanh"}
-_FINITE_OF_FINITE = {"Abs", "Add", "LeakyRelu", "Mul", "Neg", "Relu", "Sub", "Where"}
 
 
 def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -36,9 +34,11 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     except RefusedModelError as exc:  # not raised where scores are so far apart that one timestep has all the weight
         error = exc
     scores = Part(walk.operand(name, 0), walk.facts.dims(name))
-    is_log, infinite = node.op_type == "LogSoftmax", _is_infinite(walk, name)
-    finite = not infinite and _stays_finite(walk, name)
-    weights = TimeWeights(scores, is_log=is_log, mask=_mask(walk, name), infinite=infinite, finite=finite)
+    infinite = _is_infinite(walk, name)
+    weights = TimeWeights(
+        scores, is_log=node.op_type == "LogSoftmax", mask=_mask(walk, name), infinite=infinite,
+        bounds=ANY if infinite else range_of(walk, name), is_uneven=_is_masked(walk, name),
+    )  # fmt: skip
     walk.tensors[out] = StepTensor("unsupported", error=error, weights=weights)
 
 
@@ -62,6 +62,7 @@ def by_the_whole(walk: StreamingWalk, node: onnx.NodeProto) -> TimeWeights | Non
         values=part_of(walk, values, rank) if values else None,
         factor=_joined(walk, node, None, by),
         divisor=divisor_of(walk, whole),
+        bounds=range_of(walk, weight) if weight else ANY,
     )
 
 
@@ -88,9 +89,11 @@ def product(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
         divisor = weights.divisor or divisor_of(walk, other)
         made = replace(weights, factor=_joined(walk, node, weights.factor, by), divisor=divisor)
     elif node.op_type == "Mul" and weights.weight is None and is_weight(walk, other, weights.divisor):
-        made = replace(weights, weight=by)
+        bounds = weights.bounds if weights.scores else range_of(walk, other)
+        made = replace(weights, weight=by, bounds=bounds, is_uneven=True)
     else:
-        made = replace(weights, values=_joined(walk, node, weights.values, by))
+        is_uneven = weights.is_uneven or is_gate(walk, other)
+        made = replace(weights, values=_joined(walk, node, weights.values, by), is_uneven=is_uneven)
     return set_weights(walk, out, name, made)
 
 
@@ -132,25 +135,19 @@ def masked(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> bool:
     values = weights.values or ones(walk, by, walk.dtype(out))
     both = [walk.operand(other), values.step] if place else [values.step, walk.operand(other)]
     now = Part(walk.graph.op("Where", by.step, *both), joint_dims(by.dims, values.dims))
-    return set_weights(walk, out, name, replace(weights, values=now))
+    return set_weights(walk, out, name, replace(weights, values=now, is_uneven=True))
 
 
 def _is_infinite(walk: StreamingWalk, name: str) -> bool:
     return any(np.isneginf(value).any() for value in walk.facts.values(name))
 
 
-def _stays_finite(walk: StreamingWalk, name: str) -> bool:
-    """Whether the operators that make a tensor have no infinite result of the numbers that models compute with."""
-    maker = walk.makers.get(name)
-    if walk.tensors[name].kind == "constant":
-        value = np.asarray(walk.facts.value(name))
-        return value.dtype.kind == "f" and bool(np.all(np.abs(value) < np.finfo(value.dtype).max / 4))
-    if maker is None or maker.op_type in _FINITE:
-        return True
-    if maker.op_type in COPYING:
-        return _stays_finite(walk, maker.input[0])
-    given = maker.input[maker.op_type == "Where" :]
-    return maker.op_type in _FINITE_OF_FINITE and all(_stays_finite(walk, each) for each in given)
+def _is_masked(walk: StreamingWalk, name: str) -> bool:
+    """Whether scores may be far below others: by a choice, or a large number that is added."""
+    maker = walk.makers.get(source(walk, name))
+    if maker is None or maker.op_type not in {"Add", "Sub", "Where"}:
+        return False
+    return maker.op_type == "Where" or any(is_far(walk, each) or _is_masked(walk, each) for each in maker.input)
 
 
 def _mask(walk: StreamingWalk, name: str) -> str:

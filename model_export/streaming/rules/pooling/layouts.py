@@ -105,7 +105,8 @@ def joint(walk: StreamingWalk, node: onnx.NodeProto, _: str) -> bool:
         **parts,
         is_log=all_given[0].is_log,
         infinite=any(weights.infinite for weights in all_given),
-        finite=all(weights.finite for weights in all_given),
+        bounds=(min(weights.bounds[0] for weights in all_given), max(weights.bounds[1] for weights in all_given)),
+        is_uneven=any(weights.is_uneven for weights in all_given),
         zero_of_nothing=all_given[0].zero_of_nothing,
     )
     return set_weights(walk, out, node.input[0], made)

@@ -11,6 +11,7 @@ import onnx
 from model_export.graph.nodes import attributes
 from model_export.streaming.constants import reshaped
 from model_export.streaming.rules.pooling.parts import expanded, is_beside, ones, part_of, times
+from model_export.streaming.rules.pooling.ranges import is_gate
 from model_export.streaming.rules.pooling.sums import summed_so_far
 from model_export.streaming.step_graph import plain
 from model_export.streaming.time_weights import ONE, Part
@@ -94,7 +95,8 @@ def _einstein(walk: StreamingWalk, node: onnx.NodeProto, name: str, terms: Seque
     if early:
         dims = tuple(ONE if axis in early else dim for axis, dim in enumerate(values.dims))
         values = Part(graph.op("ReduceSum", values.step, graph.ints(early), keepdims=1), dims)
-    weights = replace(weights, values=values)
+    is_uneven = weights.is_uneven or any(is_gate(walk, given) for given in others.values())
+    weights = replace(weights, values=values, is_uneven=is_uneven)
     if time not in result:
         total = summed_so_far(walk, plain(node.name), weights, walk.dtype(out)).step
         total = graph.op("ReduceSum", total, graph.ints(gone), keepdims=0) if gone else total

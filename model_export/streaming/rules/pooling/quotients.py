@@ -5,18 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from model_export.graph.operators import RESHAPING
 from model_export.streaming.rules.pooling.parts import emit_again, expanded, is_beside, part_of
+from model_export.streaming.rules.pooling.ranges import COPYING, range_of
 from model_export.streaming.rules.pooling.sums import summed_so_far
 from model_export.streaming.rules.reductions import is_whole, read_axes
 from model_export.streaming.step_graph import plain
 from model_export.streaming.time_weights import TimeWeights
 from model_export.streaming.walk import StreamingWalk
 
-COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
 _OVER_A_SUM = COPYING | {"Add", "Clip", "Div", "Max", "Reciprocal"}
-_NEVER_NEGATIVE = {"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus"}
-_KEEPING_THE_SIGN = {"Add", "Div", "Max", "Mul", "Sqrt", "Where"}
 
 
 def quotient_of_sums(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
@@ -37,7 +34,9 @@ def quotient_of_sums(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
         return False
     dims = walk.facts.dims(product)
     weight_part, values_part = (part_of(walk, factor, len(dims)) for factor in (weight, values))
-    weights = TimeWeights(weight=weight_part, values=values_part, divisor=divisor_of(walk, bottom))
+    weights = TimeWeights(
+        weight=weight_part, values=values_part, divisor=divisor_of(walk, bottom), bounds=range_of(walk, weight)
+    )
     total = expanded(walk, summed_so_far(walk, plain(node.name), weights, walk.dtype(product)), dims)
     (reduced,) = emit_again(walk, maker, total.step)
     walk.set_output(node, node.output[0], walk.emit_like(node, 0, i0=reduced).output[0], "final")
@@ -63,7 +62,7 @@ def split(walk: StreamingWalk, name: str, total: str) -> tuple[str, str]:
 def is_weight(walk: StreamingWalk, name: str, summed: str) -> bool:
     """Whether a tensor has the numbers of `summed`, and none of them is negative."""
     is_summed = bool(summed) and source(walk, name) == summed and np.dtype(walk.dtype(name)).kind == "f"
-    return is_summed and is_whole(walk, name) and _is_never_negative(walk, name)
+    return is_summed and is_whole(walk, name) and range_of(walk, name)[0] >= 0
 
 
 def divisor_of(walk: StreamingWalk, name: str) -> str:
@@ -84,17 +83,3 @@ def source(walk: StreamingWalk, name: str) -> str:
     while (maker := walk.makers.get(name)) is not None and maker.op_type in COPYING:
         name = maker.input[0]
     return name
-
-
-def _is_never_negative(walk: StreamingWalk, name: str) -> bool:
-    if walk.tensors[name].kind == "constant":
-        return bool(np.all(np.asarray(walk.facts.value(name)) >= 0))
-    maker = walk.makers.get(name)
-    if np.asarray(walk.facts.value(name)).dtype.kind in "bu" or (maker and maker.op_type in _NEVER_NEGATIVE):
-        return True
-    if maker is None:
-        return False
-    if maker.op_type in COPYING:
-        return _is_never_negative(walk, maker.input[0])
-    given = maker.input[1:] if maker.op_type == "Where" else maker.input
-    return maker.op_type in _KEEPING_THE_SIGN and all(_is_never_negative(walk, each) for each in given)

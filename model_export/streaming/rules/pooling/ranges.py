@@ -1,0 +1,148 @@
+"""Between which numbers a tensor of the sequence graph lies, by the operators that make it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import onnx
+
+from model_export.graph.nodes import attributes
+from model_export.graph.operators import PICKING, RESHAPING, RNN
+from model_export.streaming.time_weights import ANY, Range
+from model_export.streaming.walk import StreamingWalk
+
+COPYING = RESHAPING | {"Cast", "Expand", "Tile"}
+"""Operators that give the same numbers in another layout or type."""
+
+_FAR = 1e30
+"""Models compute with smaller numbers; a larger one, as a mask has, counts as infinite."""
+
+_LARGE = 1e3
+"""Scores that are so much lower than others weigh nothing."""
+
+_FINITE: Range = (-_FAR, _FAR)
+_POSITIVE: Range = (0, math.inf)
+
+_BY_OPERATOR: Mapping[str, Range] = {
+    **dict.fromkeys(("Cos", "Erf", "Sin", "Softsign", "Tanh"), (-1, 1)),
+    **dict.fromkeys(("HardSigmoid", "Sigmoid", "Softmax"), (0, 1)),
+    **dict.fromkeys(("Conv", "Einsum", "Gemm"), _FINITE), "Softplus": _POSITIVE,
+}  # fmt: skip
+_BY_OPERANDS: Mapping[str, Callable[..., Range]] = {
+    "Abs": lambda a: (max(a[0], -a[1], 0), max(-a[0], a[1])),
+    "Add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "Div": lambda a, b: _POSITIVE if min(*a, *b) >= 0 else ANY,
+    "Exp": lambda a: (math.exp(min(a[0], 99)), math.exp(min(a[1], 99))),
+    "LeakyRelu": lambda _: ANY,
+    "Max": lambda *each: (max(low for low, _ in each), max(high for _, high in each)),
+    "Mul": lambda a, b: _hull(0 if 0 in {x, y} else x * y for x in a for y in b),
+    "Neg": lambda a: (-a[1], -a[0]),
+    "Relu": lambda a: (max(a[0], 0), max(a[1], 0)),
+    "Sqrt": lambda a: (0, math.sqrt(max(a[1], 0))),
+    "Sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
+    "Where": lambda _, a, b: _hull((*a, *b)),
+}
+
+
+def range_of(walk: StreamingWalk, name: str) -> Range:
+    """Return the least and the largest number that a tensor may have; infinite where no operator sets a bound.
+
+    Numbers beyond 1e30 count as infinite. What sums and products make of others is taken to be nearer to zero, as in a
+    model that computes in float32.
+    """
+    if name not in walk.ranges and (name not in walk.makers or walk.tensors[name].kind == "constant"):
+        walk.ranges[name] = _of_values(walk, name)
+    if name not in walk.ranges:
+        for node in walk.model.graph.node:
+            walk.ranges |= {out: _of_node(walk, node, out) for out in node.output if out and out not in walk.ranges}
+            if name in node.output:
+                break
+    return walk.ranges[name]
+
+
+def is_gate(walk: StreamingWalk, name: str) -> bool:
+    """Whether a tensor lies between zero and one, as masks and gates do."""
+    low, high = range_of(walk, name)
+    return low >= 0 and high <= 1
+
+
+def is_far(walk: StreamingWalk, name: str) -> bool:
+    """Whether a tensor may have a large number where others are small, as what is added to scores to mask them."""
+    return _LARGE <= max(map(abs, range_of(walk, name))) != _FAR
+
+
+def _of_values(walk: StreamingWalk, name: str) -> Range:
+    """Return the range of a constant, or of an input."""
+    if walk.tensors[name].kind != "constant":
+        return _FINITE
+    value = np.asarray(walk.facts.value(name))
+    return _near((float(value.min()), float(value.max())), is_finite=False) if value.size else (0, 0)
+
+
+def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
+    kind, value = node.op_type, walk.facts.value(out)
+    if walk.tensors[out].kind == "constant":
+        return _of_values(walk, out)
+    if not isinstance(value, np.ndarray):
+        return ANY
+    if value.dtype.kind in "bu":
+        return _POSITIVE if value.dtype.kind == "u" else (0, 1)
+    if kind in _BY_OPERATOR:
+        return _BY_OPERATOR[kind]
+    if kind in COPYING | PICKING:
+        return range_of(walk, node.input[0])
+    if kind in RNN:
+        return _of_recurrence(walk, node, out)
+    if kind in {"LayerNormalization", "MatMul"}:
+        return _of_product(walk, node)
+    if kind not in _BY_OPERANDS:
+        return ANY
+    ranges = [range_of(walk, each) for each in node.input]
+    is_finite = all(abs(bound) <= _FAR for each in ranges[kind == "Where" :] for bound in each)
+    return _near(_BY_OPERANDS[kind](*ranges), is_finite=is_finite)
+
+
+def _of_recurrence(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
+    """Return the range of what an LSTM, GRU or RNN gives; the cell state of an LSTM may be large."""
+    within = {"HardSigmoid", "Sigmoid", "Softsign", "Tanh"}
+    start = node.input[5] if len(node.input) > 5 else ""
+    is_within = within.issuperset(attributes(node).get("activations") or []) and out in node.output[:2]
+    if not is_within or (node.op_type == "GRU" and start and max(map(abs, range_of(walk, start))) > 1):
+        return _FINITE
+    return (-1, 1)
+
+
+def _of_product(walk: StreamingWalk, node: onnx.NodeProto) -> Range:
+    """Return the range of a product with weights, or of normalised features, whose variance is 1."""
+    left, right, *bias = node.input
+    is_weight = [walk.tensors[name].kind == "constant" for name in (left, right)]
+    most = _FAR
+    if node.op_type == "LayerNormalization":
+        most = math.sqrt(np.size(walk.facts.value(right))) * _most(walk, right) + _most(walk, *bias)
+    elif any(is_weight):
+        data, weight, axis = (left, right, -2) if is_weight[1] else (right, left, -1)
+        value = np.abs(np.asarray(walk.facts.value(weight)))
+        most = _most(walk, data) * float(np.max(value.sum(axis if value.ndim > 1 else None, dtype=np.float64)))
+    return _near((-most, most), is_finite=True)
+
+
+def _most(walk: StreamingWalk, *names: str) -> float:
+    """Return the largest magnitude of a tensor; 0 without one."""
+    return max((abs(bound) for name in names if name for bound in range_of(walk, name)), default=0.0)
+
+
+def _hull(bounds: Iterable[float]) -> Range:
+    every = list(bounds)
+    return min(every), max(every)
+
+
+def _near(found: Range, *, is_finite: bool) -> Range:
+    """Return a range with bounds beyond 1e30 at that number, or at infinity where operands may be there."""
+    if any(map(math.isnan, found)):
+        return ANY
+    low, high = (
+        bound if abs(bound) <= _FAR else math.copysign(_FAR if is_finite else math.inf, bound) for bound in found
+    )
+    return low, high
