@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from model_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, running
+from model_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, logcumsumexp, running
 
 
 class Decomposed(TorchFunctionMode):
@@ -62,7 +62,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "exp2": lambda x: torch.pow(2.0, x),
     "expm1": lambda x: torch.exp(x) - 1,
     "logaddexp": log_add,
-    "logcumsumexp": running(log_add, LOWEST),
+    "logcumsumexp": logcumsumexp,
     "unflatten": _unflatten,
 }
 """Operations that are functions of torch and methods of tensors."""

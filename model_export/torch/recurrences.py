@@ -40,6 +40,11 @@ def running(combine: Callable[[Tensor, Tensor], Tensor], start: float) -> Callab
     return run
 
 
+def logcumsumexp(x: Tensor, dim: int) -> Tensor:
+    """Return `torch.logcumsumexp`; `LogSpaceScans` recognises it by its name."""
+    return running(log_add, LOWEST)(x, dim)
+
+
 def extreme(choose: Callable[[Tensor, Tensor], Tensor], start: float) -> Callable[..., Extremes]:
     """Return `torch.cummax` or `torch.cummin` as a loop."""
     scan = running(choose, start)
