@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from model_export.errors import RefusedModelError
 from model_export.torch.axis_inference import ROWS, Sequences
 from model_export.torch.cells import CellCall, States, decomposed, patch_recurrent_layers
+from model_export.torch.checks import HOW_TO_WRITE_IT
 from model_export.torch.sampling import STEPS_OF_AN_EXAMPLE
 
 STARTED = "started"
 """The state that shows whether a stream has begun, where the module computes an initial state from its inputs."""
+
+_ATOL, _RTOL = 1e-4, 1e-3
+"""How near the timesteps must come to whole sequences; the verification of an export is stricter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,7 @@ class AutoStep(nn.Module):
     `forward(*inputs, *states)` takes one timestep `(batch, *row)` of every input, and returns the outputs and the
     next states. A state is named after its layer: `encoder.lstm.h`.
 
-    Everything else in the module has to treat each timestep by itself. Whether it does is seen when the step graph
-    is compared with the module.
+    Everything else in the module has to treat each timestep by itself.
     """
 
     def __init__(self, module: Any, *, time_axis: int = 1) -> None:
@@ -76,17 +79,6 @@ class AutoStep(nn.Module):
         self._whole: Sequences | None = None
         self._calls: list[_Call] = []
 
-    @classmethod
-    def of(cls, whole: Sequences) -> AutoStep:
-        """Step a module of which it is known already where it has batch and time.
-
-        Raises:
-            RefusedModelError: The module does not take a single timestep.
-        """
-        made = cls(whole.module)
-        made._learn(whole)
-        return made
-
     def initial_states(self, *timestep: Tensor) -> dict[str, Tensor]:
         """Return every state's name and what a stream begins with, shape `(1, *row)`.
 
@@ -94,16 +86,13 @@ class AutoStep(nn.Module):
             timestep: An example of each input, shape `(batch, *row)`; needed once.
 
         Raises:
-            RefusedModelError: The module cannot be stepped.
+            RefusedModelError: The module cannot be stepped, or its timesteps do not equal its sequences.
         """
         if self._whole is None:
             axes = (0 if self._time_axis else 1, self._time_axis)
             long = [torch.stack([value] * STEPS_OF_AN_EXAMPLE, 1).movedim((0, 1), axes) for value in timestep]
             names = [f"input_{at}" for at in range(len(long))]
-            whole = Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis)
-            if whole.attention is not None:
-                raise whole.attention
-            self._learn(whole)
+            self.learn(Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis))
         states: dict[str, Tensor] = {}
         for at, call in enumerate(self._calls):
             again = [other.path for other in self._calls[:at]].count(call.path)
@@ -133,8 +122,15 @@ class AutoStep(nn.Module):
 
     # ---------------------------------------------------------------- within
 
-    def _learn(self, whole: Sequences) -> None:
-        """Find every call of a recurrent layer, by two runs on different numbers."""
+    def learn(self, whole: Sequences) -> None:
+        """Find every call of a recurrent layer, by two runs on different numbers.
+
+        Args:
+            whole: The module, with what is known of its axes.
+
+        Raises:
+            RefusedModelError: It takes no single timestep, or answers otherwise than for whole sequences.
+        """
         both: list[list[CellCall]] = [[], []]
         for seed, seen in enumerate(both):
             timestep = [value[:, 0] for value in whole.draw.tensors(seed, ROWS, 1)]
@@ -142,12 +138,32 @@ class AutoStep(nn.Module):
                 self._run(whole, timestep, partial(_seen, seen))
         self._whole = whole
         self._calls = [_call(one, other) for one, other in zip(*both, strict=True)]
+        self._compare(whole)
+
+    def _compare(self, whole: Sequences) -> None:
+        """Compare the answers of single timesteps with those of whole sequences."""
+        values = whole.draw.tensors(2, ROWS, whole.lengths[0])
+        states = [value.repeat_interleave(ROWS, 0) for value in self.initial_states().values()]
+        steps = []
+        for timestep in zip(*(value.unbind(1) for value in values), strict=True):
+            answer = self(*timestep, *states)
+            steps.append(answer[: len(whole.outputs)])
+            states = list(answer[len(whole.outputs) :])
+        for one, want, found in zip(whole.outputs, whole(values), zip(*steps, strict=True), strict=True):
+            got = found[-1] if one.time is None else torch.stack(found, dim=1)
+            is_near = got.shape == want.shape and torch.allclose(
+                got.double(), want.double(), rtol=_RTOL, atol=_ATOL, equal_nan=True
+            )
+            if not is_near:
+                raise RefusedModelError(
+                    f"{one.called} depends on more of the past than the recurrent layers carry.", fix=HOW_TO_WRITE_IT
+                )
 
     def _run(
         self, whole: Sequences, timestep: Sequence[Tensor], handle: Callable[[CellCall], tuple[Tensor, States]]
     ) -> list[Tensor]:
         """Run sequences of one timestep, with `handle` in the place of every recurrent layer over time."""
-        with patch_recurrent_layers(self.module, handle, elsewhere=whole.elsewhere):
+        with patch_recurrent_layers(self.module, handle):
             found = whole([value.unsqueeze(1) for value in timestep])
         return [
             value if one.time is None else value.select(1, 0) for one, value in zip(whole.outputs, found, strict=True)
@@ -178,10 +194,11 @@ def _fed(feed: _Feed, taken: CellCall) -> tuple[Tensor, States]:
 
 def _call(one: CellCall, other: CellCall) -> _Call:
     """Describe a call, seen twice with different numbers coming in."""
-    fold = one.rows // ROWS
-    if fold * ROWS != one.rows:
+    rows = one.x.shape[0]  # streams, or a multiple where the module folds another axis into them
+    fold = rows // ROWS
+    if fold * ROWS != rows:
         raise RefusedModelError(
-            f"{one.path!r} ({type(one.layer).__name__}) runs on {one.rows} rows for {ROWS} streams.",
+            f"{one.path!r} ({type(one.layer).__name__}) runs on {rows} rows for {ROWS} streams.",
             fix="Keep the streams apart: each must have rows of its own.",
         )
     begin = one.begin()
@@ -191,8 +208,8 @@ def _call(one: CellCall, other: CellCall) -> _Call:
     )
     initial = [value[:1].clone() if fixed else torch.zeros_like(value[:1]) for value in outer]
     kinds = one.how.initial(one.layer)
-    inner, rows = (tuple(tuple(value.shape[1:]) for value in values) for values in (begin, outer))
-    return _Call(one.path, dict(zip(kinds, initial, strict=True)), inner, rows, computed=not fixed)
+    inner, streams = (tuple(tuple(value.shape[1:]) for value in values) for values in (begin, outer))
+    return _Call(one.path, dict(zip(kinds, initial, strict=True)), inner, streams, computed=not fixed)
 
 
 def _outer(fold: int, layer: Any, row: Sequence[int]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ changes with the number of timesteps is the time axis.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,8 @@ LONGER = 17
 """At least so many, or as many as the example has, for a module that takes no sequence as short as those."""
 
 
-Seen = dict[str, set[tuple[int, int]]]
-"""By the path of a recurrent layer or an attention: the lengths and batches that it ran over."""
+Seen = Mapping[str, set[int]]
+"""By the path of a recurrent layer or an attention: the lengths that it ran over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,7 @@ class Sequences:
         draw: Sequences that it takes.
         only_length: The one number of timesteps that it takes; None: any.
         lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
-        attention: Why it cannot be stepped by its layers where one attends over time; a mask may make that possible.
         loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
-        elsewhere: Paths of recurrent layers that run over another axis than time, such as frequency.
     """
 
     def __init__(self, module: Any, examples: Mapping[str, Any], time_axis: int) -> None:
@@ -96,13 +95,11 @@ class Sequences:
         given = tensors(examples)
         readings = _readings(given, time_axis)
         ids = self._look(list(given.values()))
-        self.only_length: int | None = None
-        self.lengths = LENGTHS
-        self.attention: RefusedModelError | None = None
         self.loops = False
-        self.draw, self.inputs, shapes, seen = self._settle(given, readings, ids)
-        self.outputs = self._outputs(shapes)
-        self.elsewhere = self._elsewhere(seen)
+        runs = self._settle(given, readings, ids)
+        shapes = zip(*(shapes for shapes, _ in runs), strict=True)
+        self.outputs = [self._output(path, one, longer, fewer) for (path, one), (_, longer), (_, fewer) in shapes]
+        self._check_layers([seen for _, seen in runs])
         self._check()
 
     def __call__(self, sequences: Sequence[torch.Tensor], *, module: Any = None) -> list[torch.Tensor]:
@@ -117,13 +114,8 @@ class Sequences:
         """
         steps = next(value.shape[1] for one, value in zip(self.inputs, sequences, strict=True) if one.time is not None)
         values = [one.to_module(value) for one, value in zip(self.inputs, sequences, strict=True)]
-        found = self._plainly(values, module=module)
-        return [one.from_module(value, steps) for one, value in zip(self.outputs, found, strict=True)]
-
-    def raw(self, sequences: Sequence[torch.Tensor], inputs: Sequence[ExampleInput]) -> list[torch.Tensor]:
-        """Run whole sequences, and leave the outputs as the module gives them."""
-        values = [one.to_module(value) for one, value in zip(inputs, sequences, strict=True)]
-        return self._plainly(values)
+        found = self._run(values, module=module)
+        return [one.from_module(value, steps) for one, (_, value) in zip(self.outputs, found, strict=True)]
 
     # ---------------------------------------------------------------- finding out
 
@@ -138,66 +130,58 @@ class Sequences:
                     ids[at] = layer.num_embeddings
 
         with hooked(self.module, nn.Embedding, see), hooked(self.module, nn.RNNBase, refuse_packed):
-            check_behaviour(self.module, lambda: self._plainly(given, doing="on its examples"))
+            check_behaviour(self.module, lambda: self._run(given, doing="on its examples"))
         return ids
 
-    def _plainly(
-        self, values: list[torch.Tensor], *, doing: str = "on whole sequences", module: Any = None
-    ) -> list[torch.Tensor]:
-        """Run the module as it is."""
-        return [tensor for _, tensor in flatten(run(module or self.module, values, doing=doing))]
+    def _run(
+        self, values: Sequence[torch.Tensor], *, doing: str = "on whole sequences", module: Any = None
+    ) -> list[tuple[str, torch.Tensor]]:
+        """Run the module as it is; return its outputs with their paths."""
+        return flatten(run(module or self.module, values, doing=doing))
 
     def _settle(
         self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]
-    ) -> tuple[ExampleSampler, list[ExampleInput], list[list[torch.Size]], list[Seen]]:
+    ) -> list[tuple[list[tuple[str, torch.Size]], Seen]]:
         """Run three sequences of two lengths, and two of one; any number of timesteps before the example's own.
 
         Returns:
-            What is drawn, the inputs, and for each run the outputs' shapes and what the recurrent layers ran over.
+            For each run the outputs' paths and shapes, and what the layers over an axis ran over.
         """
         first_error: RefusedModelError | None = None
         for kind, axes, from_examples in itertools.product(("any", "long", "only"), readings, (False, True)):
             steps = next(given[name].shape[axis] for name, axis in axes.items())
             longer = max(steps, LONGER)
-            short, long = {"any": LENGTHS, "long": (longer, longer + 2), "only": (steps, steps)}[kind]
-            inputs = [
+            self.only_length = steps if kind == "only" else None
+            self.lengths = {"any": LENGTHS, "long": (longer, longer + 2), "only": (steps, steps)}[kind]
+            self.inputs = [
                 _input(name, value, axes.get(name), ids.get(at)) for at, (name, value) in enumerate(given.items())
             ]
-            still = [one.name for one in inputs if one.time is None]
-            draw = ExampleSampler(inputs, from_examples=from_examples, constant=still)
+            still = [one.name for one in self.inputs if one.time is None]
+            self.draw = ExampleSampler(self.inputs, from_examples=from_examples, constant=still)
+            short, long = self.lengths
             try:
-                runs = [self._watched(draw, inputs, *size) for size in ((ROWS, short), (ROWS, long), (2, short))]
+                return [self._watched(*size) for size in ((ROWS, short), (ROWS, long), (2, short))]
             except RefusedModelError as exc:
                 first_error = first_error or exc
-                continue
-            self.only_length = steps if kind == "only" else None
-            self.lengths = (short, long)
-            return draw, inputs, [shapes for shapes, _ in runs], [seen for _, seen in runs]
         assert first_error is not None
         raise RefusedModelError(
             f"The module takes its examples, but no {ROWS} sequences drawn like them. {first_error.problem}",
             fix="Build it for any number of sequences: take the batch size from the input, x.shape[0].",
         ) from first_error
 
-    def _watched(
-        self, draw: ExampleSampler, inputs: Sequence[ExampleInput], rows: int, steps: int
-    ) -> tuple[list[torch.Size], Seen]:
-        """Return the outputs' shapes, and for each layer over an axis the lengths and batches that it ran over."""
-        seen: Seen = defaultdict(set)
+    def _watched(self, rows: int, steps: int) -> tuple[list[tuple[str, torch.Size]], Seen]:
+        """Return the outputs' paths and shapes, and for each layer over an axis the lengths that it ran over."""
+        seen = defaultdict[str, set[int]](set)
         paths = {id(layer): path for path, layer in self.module.named_modules()}
 
         def see(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             shape = in_order(layer, args, kwargs)[0].shape
             if len(shape) == 3:
-                seen[paths[id(layer)]].add((shape[layer.batch_first], shape[not layer.batch_first]))
+                seen[paths[id(layer)]].add(shape[layer.batch_first])
 
         with hooked(self.module, (nn.RNNBase, nn.MultiheadAttention), see):
-            found = self.raw(draw.tensors(0, rows, steps), inputs)
-        return [value.shape for value in found], seen
-
-    def _outputs(self, shapes: list[list[torch.Size]]) -> list[Output]:
-        names = [path for path, _ in flatten(run(self.module, self._example(), doing="on whole sequences"))]
-        return [self._output(name, *three) for name, *three in zip(names, *shapes, strict=True)]
+            found = self._run(self._drawn(rows, steps))
+        return [(path, value.shape) for path, value in found], seen
 
     def _output(self, path: str, one: torch.Size, longer: torch.Size, fewer: torch.Size) -> Output:
         steps, more = self.lengths
@@ -232,22 +216,16 @@ class Sequences:
         """The first input with a time axis."""
         return next(one for one in self.inputs if one.time is not None)
 
-    def _elsewhere(self, seen: list[Seen]) -> frozenset[str]:
-        """Return the recurrent layers whose length is another axis than time.
+    def _check_layers(self, seen: list[Seen]) -> None:
+        """Refuse layers that run over the batch.
 
         Raises:
-            RefusedModelError: A layer runs over time both ways, or over the batch.
+            RefusedModelError: There is one.
         """
-        one, longer, fewer = seen
-        elsewhere = set()
         for path, layer in self.module.named_modules():
-            if path not in one:
-                continue
-            what = f"{path!r} ({type(layer).__name__})" if path else type(layer).__name__
-            lengths, more = ({length for length, _ in run[path]} for run in (one, longer))
-            attends = isinstance(layer, nn.MultiheadAttention)
-            over_time = lengths != more or lengths == {self.only_length} or (lengths == {1} and not attends)
-            if not over_time and lengths == {ROWS} and {length for length, _ in fewer[path]} == {2}:
+            one, longer, fewer = (run.get(path, set()) for run in seen)
+            if one == longer == {ROWS} != {self.only_length} and fewer == {2}:
+                what = f"{path!r} ({type(layer).__name__})" if path else type(layer).__name__
                 axis = self._lead.batch
                 raise RefusedModelError(
                     f"{what} runs over the batch axis: it has batch_first={layer.batch_first}, and axis {axis} of the "
@@ -255,49 +233,33 @@ class Sequences:
                     fix=f"If axis {axis} is time, give `time_axis={axis}`. If it is the batch, the layer was trained "
                     f"over it: build it with batch_first={not layer.batch_first}, and train it again.",
                 )
-            if over_time and not attends and layer.bidirectional:
-                raise RefusedModelError(
-                    f"{what} is bidirectional: it needs the timesteps that are still to come.",
-                    fix="Train it with bidirectional=False.",
-                )
-            if over_time and attends:
-                self.attention = RefusedModelError(
-                    f"{what} attends over time: what it has to remember grows with every timestep.",
-                    fix="If it was trained on sequences of N timesteps with a causal mask, declare that: "
-                    "StepSpec(.., length=N). Or train it with stepwell.torch.CachedAttention, which attends to the "
-                    "last timesteps, or with a mask that lets through a fixed number of the last ones.",
-                )
-            if not over_time:
-                elsewhere.add(path)
-        return frozenset(elsewhere)
 
     def _check(self) -> None:
-        values = self._example()
-
-        alone = self.raw(self.draw.tensors(0, 1, self.lengths[0]), self.inputs)
-        for one, value, single in zip(self.outputs, self._plainly(values), alone, strict=True):
+        values = self._drawn(ROWS, self.lengths[0])
+        alone = self._run(self._drawn(1, self.lengths[0]))
+        for one, (_, value), (_, single) in zip(self.outputs, self._run(values), alone, strict=True):
             numpy_dtype(value, one.called)
             if single.dim() < one.rank:
                 raise RefusedModelError(
                     f"{one.called} has shape {list(single.shape)} for one sequence and {list(value.shape)} for {ROWS}.",
                     fix="Say which axis goes, squeeze(-1): squeeze() alone takes a batch axis of 1 away, too.",
                 )
-        check_behaviour(self.module, lambda: self._plainly(values))
-        with Watch(values) as watch:
-            self._plainly(values)
-        for steps in (self.lengths[1], DOUBLED):
-            longer = self._example(steps)
-            try:
-                with Watch(longer) as other:
-                    self._plainly(longer)
-            except RefusedModelError:
-                if steps != DOUBLED:  # it may have a table of fewer positions
-                    raise
-                continue
-            self.loops = self.loops or watch.operations != other.operations
+        check_behaviour(self.module, lambda: self._run(values))
+        operations = self._operations(self.lengths[0])
+        self.loops = operations != self._operations(self.lengths[1])
+        with contextlib.suppress(RefusedModelError):  # it may have a table of fewer positions
+            self.loops = self.loops or operations != self._operations(DOUBLED)
 
-    def _example(self, steps: int | None = None) -> list[torch.Tensor]:
-        drawn = self.draw.tensors(0, ROWS, steps or self.lengths[0])
+    def _operations(self, steps: int) -> int:
+        """Return how many operations the module does for so many timesteps; refuse what no trace shows."""
+        values = self._drawn(ROWS, steps)
+        with Watch(values) as watch:
+            self._run(values)
+        return int(watch.operations)
+
+    def _drawn(self, rows: int, steps: int) -> list[torch.Tensor]:
+        """Return sequences in the module's own axes."""
+        drawn = self.draw.tensors(0, rows, steps)
         return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]
 
 

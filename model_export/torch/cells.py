@@ -8,7 +8,7 @@ refuses what torch makes of them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,16 +42,12 @@ class CellCall:
     x: Tensor
     states: States | None
 
-    @property
-    def rows(self) -> int:
-        """How many rows the layer runs on: streams, or a multiple where the module folds another axis into them."""
-        return int(self.x.shape[0])
-
     def begin(self) -> States:
         """Return the states that the call gives, else the layer's own initial ones."""
         if self.states is not None:
             return self.states
-        return tuple(v.expand(self.rows, *v.shape[1:]) for v in self.how.initial(self.layer).values())
+        rows = self.x.shape[0]  # in a trace it is of any size
+        return tuple(v.expand(rows, *v.shape[1:]) for v in self.how.initial(self.layer).values())
 
 
 class CellAdapter(Protocol):
@@ -152,21 +148,18 @@ class _Own:
 
 
 @contextmanager
-def patch_recurrent_layers(
-    module: Any, handle: Callable[[CellCall], tuple[Tensor, States]], *, elsewhere: Collection[str] = ()
-) -> Iterator[None]:
+def patch_recurrent_layers(module: Any, handle: Callable[[CellCall], tuple[Tensor, States]]) -> Iterator[None]:
     """Let `handle` answer for every recurrent layer that is called with one timestep, as `CellAdapter.advance` does.
 
     Args:
         module: Whose layers; parts of a `StepLayer` are its own affair.
         handle: Returns a layer's answer and next states.
-        elsewhere: Paths of layers that are left alone.
     """
     own = tuple(f"{path}." for path, part in module.named_modules() if isinstance(part, StepLayer))
     layers = [
         (layer, vars(layer).get("forward"), partial(_answer, handle, how, path, layer))
         for path, layer in module.named_modules()
-        if (how := stepping(layer)) and path not in elsewhere and not path.startswith(own)
+        if (how := stepping(layer)) and not path.startswith(own)
     ]
     for layer, _, forward in layers:
         layer.forward = forward

@@ -166,8 +166,12 @@ def in_float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def check_behaviour(module: Any, call: Callable[[], list[torch.Tensor]]) -> None:
+def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Tensor]]]) -> None:
     """Run a module twice on the same input, and look at what it does besides giving an answer.
+
+    Args:
+        module: The module.
+        call: Runs it; returns its outputs with their paths.
 
     Raises:
         RefusedModelError: It changes its buffers, keeps something from call to call, draws random numbers, or
@@ -178,7 +182,7 @@ def check_behaviour(module: Any, call: Callable[[], list[torch.Tensor]]) -> None
     def seeded(seed: int) -> list[torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return call()
+            return [value for _, value in call()]
 
     first = seeded(0)
     for name, buffer in module.named_buffers():

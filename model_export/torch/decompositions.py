@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from model_export.torch.recurrences import LogSpaceScans, cut, extreme, log_add, logcumsumexp, product
+from model_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, logcumsumexp, running
 
 
 class Decomposed(TorchFunctionMode):
@@ -55,9 +55,9 @@ def _rms_norm(
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "cummax": extreme(torch.maximum, -1e30),
-    "cummin": extreme(torch.minimum, 1e30),
-    "cumprod": product,
+    "cummax": extreme(torch.maximum, LOWEST),
+    "cummin": extreme(torch.minimum, -LOWEST),
+    "cumprod": running(torch.mul, 1.0),
     "diff": _diff,
     "exp2": lambda x: torch.pow(2.0, x),
     "expm1": lambda x: torch.exp(x) - 1,

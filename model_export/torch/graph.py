@@ -7,6 +7,7 @@ import copy
 import io
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
 from model_export.graph.builder import element_type
+from model_export.graph.described import numbered, set_layer
 from model_export.runtime.session import open_session
 from model_export.torch.attention import attention_written_out
 from model_export.torch.cells import decomposed, patch_recurrent_layers
 from model_export.torch.checks import first_line, unfused
 from model_export.torch.decompositions import Decomposed
+from model_export.torch.layer_names import name_and_layer
 from model_export.torch.naming import flatten, numpy_dtype
 from model_export.torch.recurrences import associative_scans_written_out
 
@@ -41,7 +44,14 @@ class _ExporterError(RefusedModelError):
 
 
 def trace(
-    module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, *, name: str, length: int | None = None
+    module: Any,
+    values: Sequence[Tensor],
+    axes: _Axes,
+    names: _Names,
+    *,
+    name: str,
+    length: int | None = None,
+    layers: Any = None,
 ) -> onnx.ModelProto:
     """Trace a module, with rows and timesteps of any number.
 
@@ -50,12 +60,14 @@ def trace(
     computes of sizes.
 
     Args:
-        module: It takes tensors and returns a tuple of tensors.
+        module: It takes tensors and returns a tuple of tensors. Its recurrent layers run by `decomposed` where they are
+            called with one timestep.
         values: An example of each, of more than one row: one row would be taken for a constant.
         axes: By the name of what it takes or gives: where it has `batch` and `time`, which are of any length.
         names: Of what it takes, and of what it gives.
         name: The graph's.
         length: The most timesteps that the module takes; None: any number.
+        layers: What `module` has as its attribute `module`, to name nodes after its layers; None: they are not.
 
     Returns:
         The first graph that onnxruntime runs; if there is none, one that is refused, with a reason, where it is loaded.
@@ -68,8 +80,9 @@ def trace(
     not_run: list[onnx.ModelProto] = []
     for export in (_older, _newer):
         try:
-            with _tracing():
-                proto = _plain(export(module, values, axes, names, length), name)
+            own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
+            with _tracing(), patch_recurrent_layers(own, decomposed):
+                proto = _plain(export(own, values, axes, names, length), name, layers)
             if _runs_on_fewer_rows(proto, values, axes, names):
                 return proto
             not_run.append(proto)
@@ -81,13 +94,12 @@ def trace(
 
 
 def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
-    """Export a copy: the exporter writes into the weights where it folds a BatchNorm into a convolution."""
     del length  # it keeps no bounds
     file, rows = io.BytesIO(), values[0].shape[axes[names[0][0]]["batch"]]
     open_axes = {given: {axis: what for what, axis in places.items()} for given, places in axes.items()}
     with Decomposed(), attention_written_out(), associative_scans_written_out(rows):
         torch.onnx.export(
-            copy.deepcopy(module), tuple(values), file, dynamo=False, opset_version=OPSET,
+            module, tuple(values), file, dynamo=False, opset_version=OPSET,
             input_names=names[0], output_names=names[1], dynamic_axes=open_axes,
         )  # fmt: skip
     proto = onnx.load_model_from_string(file.getvalue())
@@ -155,7 +167,7 @@ def _tracing() -> Iterator[None]:
 
 
 class PlainOutputs(nn.Module):
-    """A module whose recurrent layers run by `decomposed`, and which returns a tuple of tensors."""
+    """A module that returns a tuple of tensors."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -163,8 +175,7 @@ class PlainOutputs(nn.Module):
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Run the module."""
-        with patch_recurrent_layers(self.module, decomposed):
-            return tuple(tensor for _, tensor in flatten(self.module(*values)))
+        return tuple(tensor for _, tensor in flatten(self.module(*values)))
 
 
 @contextlib.contextmanager
@@ -202,15 +213,22 @@ def _refused(exc: Exception) -> _ExporterError:
     )
 
 
-def _plain(exported: Any, name: str) -> onnx.ModelProto:
-    """Remove the description of how and where the graph was made: it is larger than a small model."""
+def _plain(exported: Any, name: str, layers: Any) -> onnx.ModelProto:
+    """Remove the description of how and where the graph was made but for layers: it is larger than a small model."""
     proto: onnx.ModelProto = getattr(exported, "model_proto", exported)
     graph = proto.graph
     graph.name = name
+    modules = {} if layers is None else dict(layers.named_modules())
+    kept = [name_and_layer(node, modules) for node in graph.node]
     del graph.value_info[:], graph.metadata_props[:], proto.metadata_props[:]
     proto.doc_string = graph.doc_string = ""
     parts: list[Any] = [*graph.node, *graph.initializer, *graph.input, *graph.output]
     for part in parts:
         part.doc_string = ""
         del part.metadata_props[:]
+    counts = Counter[str]()
+    for node, (called, layer) in zip(graph.node, kept, strict=True):
+        counts[called] += 1
+        node.name = numbered(called, counts[called])  # onnxruntime requires a name of its own
+        set_layer([node], layer)
     return proto

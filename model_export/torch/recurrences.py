@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-_LOWEST = -1e30
+LOWEST = -1e30
 """Instead of minus infinity, which a state cannot hold; the logarithm of zero for all purposes."""
 
 
@@ -27,38 +27,28 @@ class Extremes(NamedTuple):
     indices: None = None
 
 
-def extreme(choose: Callable[[Tensor, Tensor], Tensor], start: float) -> Callable[..., Extremes]:
-    """Return `torch.cummax` or `torch.cummin` as a loop."""
+def running(combine: Callable[[Tensor, Tensor], Tensor], start: float) -> Callable[..., Tensor]:
+    """Return a scan along an axis as a loop: each element is combined with what those before it make, first `start`."""
 
-    def run(x: Tensor, dim: int) -> Extremes:
-        best, found = torch.full_like(x.select(dim, 0), start), []
+    def run(x: Tensor, dim: int) -> Tensor:
+        total, found = torch.full_like(x.select(dim, 0), start), []
         for value in x.unbind(dim):
-            best = choose(best, value)
-            found.append(best)
-        return Extremes(torch.stack(found, dim))
+            total = combine(total, value)
+            found.append(total)
+        return torch.stack(found, dim)
 
     return run
 
 
-def product(x: Tensor, dim: int) -> Tensor:
-    """Return `torch.cumprod`."""
-    total, found = torch.ones_like(x.select(dim, 0)), []
-    for value in x.unbind(dim):
-        total = total * value
-        found.append(total)
-    return torch.stack(found, dim)
-
-
 def logcumsumexp(x: Tensor, dim: int) -> Tensor:
-    """Return `torch.logcumsumexp`, with the largest value so far taken out of the sum."""
-    high = torch.full_like(x.select(dim, 0), _LOWEST)
-    total, found = torch.zeros_like(high), []
-    for value in x.unbind(dim):
-        higher = torch.maximum(high, value)
-        total = total * torch.exp(high - higher) + torch.exp(value - higher)
-        high = higher
-        found.append(high + torch.log(total))
-    return torch.stack(found, dim)
+    """Return `torch.logcumsumexp`; `LogSpaceScans` recognises it by its name."""
+    return running(log_add, LOWEST)(x, dim)
+
+
+def extreme(choose: Callable[[Tensor, Tensor], Tensor], start: float) -> Callable[..., Extremes]:
+    """Return `torch.cummax` or `torch.cummin` as a loop."""
+    scan = running(choose, start)
+    return lambda x, dim: Extremes(scan(x, dim))
 
 
 @contextlib.contextmanager
@@ -184,7 +174,7 @@ def _zeros_in_front(args: tuple[Any, ...], kwargs: dict[str, Any], dim: int) -> 
 
 def _recurrence(logs: Tensor, total: _Sum) -> Tensor:
     dim, front = total.dim, total.front
-    state, before = torch.full_like(logs.select(dim, 0), _LOWEST), []
+    state, before = torch.full_like(logs.select(dim, 0), LOWEST), []
     for value in cut(logs, dim, slice(0, front)).unbind(dim) if front else ():
         state = log_add(state, value)
         before.append(state)

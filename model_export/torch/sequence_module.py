@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,46 +21,47 @@ from model_export.torch.decompositions import Decomposed
 from model_export.torch.graph import trace
 from model_export.torch.layers import StepLayer
 from model_export.torch.naming import named
-from model_export.torch.sampling import ExampleSampler
 from model_export.torch.step import AGAINST, Step, convert_step
 from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answers
 
-_STEPPED = (StepLayer, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+_STEPPED = (StepLayer, nn.RNNCellBase)
 """Layers that take one timestep at a time."""
 
 _TRACED_ROWS = 17
 """Rows of the example that is traced: no width is a multiple of it, so an axis of rows is found by its length."""
 
-_ATOL, _RTOL = 1e-4, 1e-3
-"""How near a stepped module must come to itself to be exported that way; the export's own proof is stricter."""
-
 
 def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     """Make a step graph of a module over whole sequences; not yet proven.
+
+    There are two ways, one tried after the other. By its layers, the module itself runs on one timestep, whatever its
+    code does with more of them; that comes first for loops over time, and for layers that torch's exporters write as
+    loops or not at all. By its graph, everything that mixes timesteps is stepped, and a step takes less time.
 
     Raises:
         RefusedModelError: The module cannot be stepped; the message has the reason.
     """
     assert spec.time_axis is not None
     whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
-    samplers = {whole.draw.kind: whole.draw}
-    try:
-        step = _stepped(whole)
-    except RefusedModelError as exc:
+    in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))
+    ways = [_by_its_layers, _by_its_graph] if in_steps else [_by_its_graph, _by_its_layers]
+    refused: dict[Any, RefusedModelError] = {}
+    for way in ways:
         try:
-            return _by_its_graph(whole, exc, spec, name=name)
-        except RefusedModelError as by_graph:
-            if whole.attention is not None and spec.length is None and "all timesteps before" in by_graph.problem:
-                raise whole.attention from exc
-            raise by_graph from exc
-    return convert_step(
-        step,
-        lambda names: SequenceModuleReference(whole, names),
-        samplers,
-        name=name,
-        names=spec.output_names,
-        only_length=whole.only_length or spec.length,
+            return way(whole, spec, name)
+        except RefusedModelError as exc:
+            refused[way] = exc
+    if whole.loops:
+        raise _hidden(whole, refused[_by_its_layers]) from refused[_by_its_graph]
+    raise refused[_by_its_graph]
+
+
+def _is_for_timesteps(layer: nn.Module) -> bool:
+    """Whether a layer has a timestep of its own, or no operator over whole sequences that onnxruntime runs."""
+    has_no_operator = isinstance(layer, nn.RNNBase) and (
+        layer.proj_size or any(weight.dtype != torch.float32 for weight in layer.parameters())
     )
+    return isinstance(layer, StepLayer) or bool(has_no_operator)
 
 
 class SequenceModuleReference:
@@ -113,86 +114,67 @@ class SequenceModuleReference:
         return {name: np.asarray(value) for name, value in zip(self._names, found, strict=True)}
 
 
-def _stepped(whole: Sequences) -> Step:
+def _by_its_layers(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
     """Step the module with the states of its recurrent layers.
 
     Raises:
         RefusedModelError: It takes no single timestep, or answers otherwise than for whole sequences.
     """
-    module = AutoStep.of(whole)
-    inputs = [replace(one, batch=0, time=None) for one in whole.inputs]
-    taken = {one.name for one in inputs}
-    states = {_free(name, taken): value for name, value in module.initial_states().items()}
-    draw = ExampleSampler(
-        inputs,
-        from_examples=whole.draw.kind == "example",
-        constant=[one.name for one in whole.inputs if one.time is None],
+    module = AutoStep(whole.module)
+    module.learn(whole)
+    taken = {one.name for one in whole.inputs}
+    states = {_free(state, taken): value for state, value in module.initial_states().items()}
+    step = Step(module, whole.draw, whole.inputs, states, [0] * len(states), [one.path for one in whole.outputs])
+    return convert_step(
+        step,
+        lambda names: SequenceModuleReference(whole, names),
+        name=name,
+        names=spec.output_names,
+        only_length=whole.only_length or spec.length,
     )
-    step = Step(module, draw, inputs, states, [0] * len(states), [one.path for one in whole.outputs])
-    length = whole.lengths[0]
-    values = whole.draw.tensors(2, ROWS, length)
-    want = whole(values)
-    now, got = step.initial(ROWS), []
-    for t in range(length):
-        outputs, now = step([*(value[:, t] for value in values), *now])
-        got.append([value for _, value in outputs])
-    for at, (one, expected) in enumerate(zip(whole.outputs, want, strict=True)):
-        found = got[-1][at] if one.time is None else torch.stack([answers[at] for answers in got], dim=1)
-        is_near = found.shape == expected.shape and torch.allclose(
-            found.double(), expected.double(), rtol=_RTOL, atol=_ATOL, equal_nan=True
-        )
-        if not is_near:
-            raise RefusedModelError(
-                f"{one.called} depends on more of the past than the recurrent layers carry.", fix=HOW_TO_WRITE_IT
-            )
-    return step
 
 
-def _by_its_graph(whole: Sequences, reason: RefusedModelError, spec: StepSpec, *, name: str) -> ConvertedModel:
-    """Step what is no layer that is known, convolutions and running sums, node by node of the sequence graph.
+def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
+    """Step the module node by node of its graph over whole sequences.
 
     Raises:
-        RefusedModelError: That cannot be done either.
+        RefusedModelError: It cannot be traced, or a node cannot be stepped.
     """
     from model_export import streaming
+    from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 
     if whole.only_length not in {None, spec.length}:
         raise RefusedModelError(
-            f"The module takes sequences of {whole.only_length} timesteps alone. {reason.problem}",
+            f"The module takes sequences of {whole.only_length} timesteps alone.",
             fix=f"Declare them: StepSpec(.., length={whole.only_length}). Or build it for any number of timesteps: "
             "take it from the input, x.shape[1].",
-        ) from reason
+        )
     takes = [one.name for one in whole.inputs]
     gives = named([one.path for one in whole.outputs], spec.output_names, takes)
-    timed = {
-        **{one.name: one.time is not None for one in whole.inputs},
-        **{gives[at]: one.time is not None for at, one in enumerate(whole.outputs)},
-    }
-    axes = {tensor: {"batch": 0, "time": 1} if has_time else {"batch": 0} for tensor, has_time in timed.items()}
+    timed = [one.name for one in whole.inputs if one.time is not None]
+    axes = {one.name: {"batch": 0, "time": 1} if one.name in timed else {"batch": 0} for one in whole.inputs}
+    axes |= {made: {"batch": 0} for made in gives}
     drawn = whole.draw.tensors(0, _TRACED_ROWS, whole.lengths[0])
     example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
-    proto = trace(_BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length)
+    proto = trace(
+        _BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length, layers=whole.module
+    )
     if whole.loops:
-        from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
-
-        rolled = with_loops_rolled(proto)
-        if rolled is proto:
-            raise _hidden(whole, reason)
-        proto = rolled
+        written, proto = proto, with_loops_rolled(proto)
+        if proto is written:  # the graph of exactly so many timesteps may be one that can be stepped
+            raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
     in_logs = _sums_in_log_space(whole)
     try:
         return streaming.convert(
             proto,
             name=name,
-            time_axes={one.name: 1 for one in whole.inputs if one.time is not None},
+            time_axes=dict.fromkeys(timed, 1),
             length=spec.length,
             original=SequenceModuleReference(whole, gives, is_exact=in_logs),
             against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
         )
     except StepwellError as exc:
-        if whole.loops:
-            raise _hidden(whole, reason) from exc
         raise RefusedModelError(exc.problem, fix=f"{exc.fix} {HOW_TO_WRITE_IT}".strip()) from exc
 
 
@@ -205,7 +187,7 @@ def _sums_in_log_space(whole: Sequences) -> bool:
 
 
 def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:
-    """Return the error for a module whose loops cannot be looked into."""
+    """Return the error for a module with a loop over time that can be stepped in neither way."""
     loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, _STEPPED)]
     if not loops:
         return RefusedModelError(

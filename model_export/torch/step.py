@@ -19,7 +19,7 @@ from model_export.torch.checks import Watch, check_behaviour, prepared, run
 from model_export.torch.graph import PlainOutputs, trace
 from model_export.torch.naming import flatten, named, numpy_dtype
 from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
-from model_export.verify.parity import ReferenceModel, Sampler
+from model_export.verify.parity import ReferenceModel
 
 ROWS = 3
 AGAINST = f"torch {torch.__version__}"
@@ -55,9 +55,13 @@ class Step:
         """Return one timestep and the initial states of so many streams."""
         return [value[:, 0] for value in self.draw.tensors(0, rows, 1)] + self.initial(rows)
 
+    def run(self, values: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+        """Consume one timestep; return outputs and next states with their paths."""
+        return flatten(run(self.module, values, doing="on one timestep"))
+
     def __call__(self, values: Sequence[Tensor]) -> tuple[list[tuple[str, Tensor]], list[Tensor]]:
         """Consume one timestep; return outputs with their paths, and the next states."""
-        found = flatten(run(self.module, values, doing="on one timestep"))
+        found = self.run(values)
         count = max(0, len(found) - len(self.states))
         return found[:count], [tensor for _, tensor in found[count:]]
 
@@ -94,15 +98,12 @@ def export_step(
             fix="Give each input and state its own name.",
         )
     step = run_to_fixed_point(mine, given, begin)
-    return convert_step(
-        step, lambda names: StepReference(step, names), {step.draw.kind: step.draw}, name=name, names=output_names
-    )
+    return convert_step(step, lambda names: StepReference(step, names), name=name, names=output_names)
 
 
 def convert_step(
     step: Step,
     original: Callable[[Sequence[str]], ReferenceModel],
-    samplers: Mapping[str, Sampler],
     *,
     name: str,
     names: Sequence[str] | None,
@@ -136,6 +137,7 @@ def convert_step(
             for output, (_, value) in zip(given_names, outputs, strict=True)
         ],
     )
+    samplers = {step.draw.kind: step.draw}
     return ConvertedModel(proto, manifest, original(given_names), AGAINST, samplers=samplers, only_length=only_length)
 
 
@@ -214,13 +216,9 @@ def _check(step: Step) -> None:
                     fix="Return (batch, ...) for one timestep.",
                 )
 
-    def call() -> list[Tensor]:
-        found, states = step(values)
-        return [*(value for _, value in found), *states]
-
-    check_behaviour(step.module, call)
+    check_behaviour(step.module, lambda: step.run(values))
     with Watch(values):
-        call()
+        step.run(values)
 
 
 def _check_states(step: Step, before: list[Tensor], outputs: list[Any], after: list[Tensor]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,42 +25,29 @@ def with_named_tensors(spec: StepSpec) -> StepSpec:
     if not any(map(_is_nested, (*spec.inputs.values(), *spec.states.values()))):
         return spec
     taken: set[str] = set()
-    parts: list[Any] = []
     flat: list[dict[str, Any]] = []
     for group in (spec.inputs, spec.states):
         flat.append({})
         for name, example in group.items():
-            names = []
-            for path, leaf in _tensors(example, (name,)):
-                names.append(_name(path, taken))
-                flat[-1][names[-1]] = leaf
-            parts.append(_Part(example, len(names)))
+            flat[-1] |= {_name(path, taken): leaf for path, leaf in _tensors(example, (name,))}
     if isinstance(spec.module, torch.nn.Module):
         module = copy.copy(spec.module)
         module._forward_pre_hooks = OrderedDict(module._forward_pre_hooks)
-        module.register_forward_pre_hook(_Regroup(parts))
+        module.register_forward_pre_hook(_Regroup([*spec.inputs.values(), *spec.states.values()]))
     else:
         module = spec.module  # refused later, by its type
     return replace(spec, module=module, inputs=flat[0], states=flat[1])
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One argument of `forward`: its example, and how many tensors it has."""
-
-    example: Any
-    count: int
-
-
 class _Regroup:
-    """A hook that puts tensors into the arguments that `forward` takes."""
+    """A hook that puts tensors into the arguments that `forward` takes, which are like these examples."""
 
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self._parts = parts
+    def __init__(self, examples: Sequence[Any]) -> None:
+        self._examples = examples
 
     def __call__(self, module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
         left = iter(values)
-        return tuple(_filled(part.example, left) for part in self._parts)
+        return tuple(_filled(example, left) for example in self._examples)
 
 
 def _is_nested(example: Any) -> bool:

@@ -241,6 +241,9 @@ class _Unrolled:
 
     def _are_equal(self, ours: str, theirs: str) -> bool:
         """Whether two tensors outside the loop are the same constant, or made of the same in the same way."""
+        ours, theirs = self._origin(ours), self._origin(theirs)
+        if ours == theirs:
+            return True
         if (cut := self._slices.get(ours)) and (other := self._slices.get(theirs)):  # of which the shape is used
             return (cut.data, cut.axis, cut.keeps) == (other.data, other.axis, other.keeps)
         if ours in self._constants and theirs in self._constants:
@@ -259,6 +262,12 @@ class _Unrolled:
             a == b or (bool(a) and bool(b) and self._are_equal(a, b))
             for a, b in zip(left.input, right.input, strict=True)
         )
+
+    def _origin(self, name: str) -> str:
+        """Return what a tensor is a copy of: torch's exporter writes a weight that is used again as an Identity."""
+        while name in self._makers and (maker := self._nodes[self._makers[name]]).op_type == "Identity":
+            name = maker.input[0]
+        return name
 
     # ---------------------------------------------------------------- the Scan
 

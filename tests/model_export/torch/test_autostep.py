@@ -15,13 +15,13 @@ from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 pytestmark = pytest.mark.torch
 
 STATES = {
-    "stacked": {"lstm.h": [2, 8], "lstm.c": [2, 8], "gru.h": [6]},
-    "bare": {"h": [5]},
+    "stacked": {"lstm.h": [8], "lstm.c": [8], "lstm.h_2": [8], "lstm.c_2": [8], "gru.h": [6]},
+    "bare": {"GRU.h": [5]},
     "projected": {"layer.h": [2, 5], "layer.c": [2, 8]},
-    "both_of_two": {"gru.h": [5], "gru.call2.h": [5]},
+    "both_of_two": {"gru.h": [5], "gru.h_2": [5]},
     "cells_in_a_loop": {"lstm.h": [8], "lstm.c": [8], "gru.h": [5], "rnn.h": [4]},
-    "started_by_an_input": {"gru.h": [6], "started": []},
-    "frequency_both_ways": {"over_time.h": [5, 4], "over_time.c": [5, 4]},
+    "started_by_an_input": {"gru.h": [6], "timesteps": []},
+    "frequency_both_ways": {"over_time.h": [5, 1, 4], "over_time.c": [5, 1, 4]},
     "causal_network": {"first.past": [4, 2], "second.past": [6, 4]},
     "transformer": {"attend.keys": [2, 6, 4], "attend.values": [2, 6, 4], "attend.filled": [6]},
     "without_memory": {},
@@ -54,9 +54,9 @@ def test_a_state_is_named_after_its_layer_and_has_the_batch_first(name: str) -> 
 
 
 def test_a_learned_initial_state_is_what_a_stream_begins_with() -> None:
-    (state,) = zoo.made("learned_start").manifest.states
+    states = zoo.made("learned_start").manifest.states
 
-    assert state.initial().tolist() == zoo.build("learned_start").module.h0[:, 0].tolist()
+    assert [state.initial().tolist() for state in states] == zoo.build("learned_start").module.h0[:, 0].tolist()
 
 
 def test_steps_equal_the_whole_sequence() -> None:
@@ -88,10 +88,10 @@ def test_export_step_takes_it_without_states() -> None:
 
 
 def test_a_state_that_is_called_as_an_input_gets_another_name() -> None:
-    spec = whole(nn.GRU(4, 5, batch_first=True))
+    spec = whole(nn.LSTM(4, 5, proj_size=3, batch_first=True))
     spec = type(spec)(spec.module, inputs={"h": spec.inputs["x"]}, time_axis=1)
 
-    assert [state.input for state in convert(spec, name="names").manifest.states] == ["h_state"]
+    assert [state.input for state in convert(spec, name="names").manifest.states] == ["h_state", "c"]
 
 
 def test_outputs_are_named_by_keys_fields_and_positions() -> None:
@@ -103,6 +103,13 @@ def test_outputs_are_named_by_keys_fields_and_positions() -> None:
         "nested_0": ("float32", [8]),
         "nested_1_0": ("int64", []),
     }
+
+
+def test_a_module_whose_timesteps_do_not_equal_its_sequences_is_refused() -> None:
+    module = of(lambda m, x: m.gru(x)[0].cumsum(1), gru=nn.GRU(4, 4, batch_first=True))
+
+    with pytest.raises(RefusedModelError, match="depends on more of the past than the recurrent layers carry"):
+        AutoStep(module.eval()).initial_states(torch.randn(2, 4))
 
 
 def test_a_layer_that_is_called_twice_in_a_row_is_no_step() -> None:

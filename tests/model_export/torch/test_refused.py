@@ -128,7 +128,7 @@ def tagged_layer(m: Any, x: Any) -> Any:
 WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "both_ways": (
         lambda: whole(of(lambda m, x: m.rnn(x)[0], rnn=lstm(bidirectional=True))),
-        "'rnn' (LSTM) is bidirectional",
+        "Layer 'rnn' (LSTM) is bidirectional over time",
     ),
     "batch_for_time": (
         lambda: whole(of(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(4, 6))),
@@ -156,7 +156,7 @@ WHOLE: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "time_axis": (lambda: whole(nn.Linear(4, 2), time_axis=3), "have shapes {'x': [2, 7, 4]}, and time_axis is 3"),
     "attention": (
         lambda: whole(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, 7, 8),
-        "'/module/self_attn/MatMul_3' (MatMul) attends to timesteps to come",
+        "Layer 'self_attn' (MultiheadAttention) attends to timesteps to come",
     ),
     "squeezed": (
         lambda: whole(of(lambda m, x: m.rnn(x)[0].squeeze(), rnn=nn.RNN(4, 1, batch_first=True))),
@@ -201,15 +201,15 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
     ),
     "encoder_decoder": (
         lambda: whole(of(encoder_decoder, encoder=lstm(), decoder=lstm())),
-        "'/module/decoder/LSTM' (LSTM) starts from",
+        "Layer 'decoder' (LSTM) starts from",
     ),
-    "symmetric": (lambda: whole(nn.Conv1d(4, 4, 3, padding=1), 2, 4, 9, time_axis=2), "'/module/Conv' (Conv)"),
-    "samples_ahead": (lambda: strided((1, 1), "constant"), "'/module/conv/Conv' (Conv) pads or shifts it on the right"),
+    "symmetric": (lambda: whole(nn.Conv1d(4, 4, 3, padding=1), 2, 4, 9, time_axis=2), "node 'Conv' (Conv)"),
+    "samples_ahead": (lambda: strided((1, 1), "constant"), "layer 'conv' (Conv1d) pads or shifts it on the right"),
     "reflected_samples": (
         lambda: strided((2, 0), "reflect"),
         "pads 2 sample(s) in front with values of the sequence (reflect)",
     ),
-    "over_time": (lambda: whole(of(lambda m, x: m.rnn(x)[0].softmax(1), rnn=lstm())), "'/module/Softmax' (Softmax)"),
+    "over_time": (lambda: whole(of(lambda m, x: m.rnn(x)[0].softmax(1), rnn=lstm())), "Node 'Softmax' (Softmax)"),
 }
 STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {
     "no_states_back": (lambda: stepwise(lambda m, x, h: x + h), "returns 1 tensors; expected at least one output"),

@@ -24,6 +24,19 @@ def moving_average() -> StepSpec:
     return whole(of(run, keep=nn.Parameter(torch.rand(4)), head=nn.Linear(4, 2)))
 
 
+def without_bias() -> StepSpec:
+    """Weights that are used at each timestep as they are: torch's exporter writes copies of them."""
+
+    def run(m: Any, x: Any) -> Any:
+        h, found = torch.zeros(x.shape[0], 5), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(m.input(x[:, t]) + m.carried(h))
+            found.append(h)
+        return torch.stack(found, dim=1)
+
+    return whole(of(run, input=nn.Linear(4, 5, bias=False), carried=nn.Linear(5, 5, bias=False)))
+
+
 def final_state() -> StepSpec:
     def run(m: Any, x: Any, start: Any) -> Any:
         h = torch.tanh(m.start(start))
@@ -216,6 +229,7 @@ ZOO = {
     ),
     "scanned_maximum": ZooModule(scanned_maximum, "a maximum by `associative_scan`", "the maximum so far"),
     "moving_average": ZooModule(moving_average, "an exponential moving average in a loop of its own", "the average"),
+    "without_bias": ZooModule(without_bias, "a recurrence in a loop whose layers have no bias", "h"),
     "final_state": ZooModule(
         final_state, "a recurrence in a loop, its first state from an input without time axis, its last one", "h"
     ),

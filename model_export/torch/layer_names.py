@@ -1,0 +1,62 @@
+"""Finds the layer that a node of a traced graph comes from: states and messages are named after it."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's newer exporter writes the modules that a node comes from."""
+
+_LAYERS = ("torch.", "model_export.")
+"""Packages whose layers a message names; of other modules it names the operator, too."""
+
+
+def name_and_layer(node: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name that a node gets, and its layer as `described` returns it; empty: no layer.
+
+    Args:
+        node: A node as one of torch's exporters has made it.
+        parts: The modules in the attribute `module` of what was traced, by their paths.
+    """
+    path = _path_in_scopes(node, parts) if node.metadata_props else _path_in_name(node.name, parts)
+    if path is None or path not in parts:
+        return str(node.name), ""
+    layer = parts[path]
+    if path and type(layer).__module__.startswith(_LAYERS):
+        return path, f"Layer {path!r} ({type(layer).__name__})"
+    return ".".join(filter(None, [path, re.split("[/.]", node.name)[-1]])), ""
+
+
+def _path_in_scopes(node: Any, parts: Mapping[str, Any]) -> str | None:
+    """Return the innermost module in a node's scopes: '', 'module', 'module.lstm', an operation."""
+    written = next((str(entry.value) for entry in node.metadata_props if entry.key == _SCOPES), "[]")
+    paths = [scope.removeprefix("module").removeprefix(".") for scope in ast.literal_eval(written)]
+    return next((path for path in reversed(paths) if path in parts), None)
+
+
+def _path_in_name(name: str, parts: Mapping[str, Any]) -> str | None:
+    """Return the module in the name that torch's older exporter gives: /module/encoder/layers.0/lstm_1/LSTM.
+
+    Each part of it is a module's name from the last one that is no number, and the number of its call.
+    """
+    first, *scopes = name.split("/")[1:-1] or [""]
+    if first != "module":
+        return None
+    path, outer_last = "", sorted(parts, key=lambda other: -other.count("."))
+    for scope in scopes:
+        inner = {_scope(other): other for other in outer_last if other.startswith(path and f"{path}.")}
+        found = inner.get(scope) or inner.get(re.sub(r"_\d+$", "", scope))
+        if found is None:
+            break
+        path = found
+    return path
+
+
+@functools.cache
+def _scope(path: str) -> str:
+    match = re.search(r"[^.]*[^.\d][^.]*[.\d]*$", path)
+    return match.group() if match else path
