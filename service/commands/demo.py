@@ -12,9 +12,10 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import httpx2
 import typer
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from service.commands.interruptible import ENDING, run_interruptible
 from service.commands.tables import Json, print_json
 from service.demo.forecasts import send_motion
 from service.demo.recordings import Recordings
@@ -33,9 +35,6 @@ from service.store.embedded_server import ended_with_parent
 _HOST = "127.0.0.1"
 _PORT = 8000
 _READY_WITHIN_S = 60.0
-_ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: a closed terminal also stops the service
-
-_T = TypeVar("_T")
 
 
 def demo(
@@ -54,7 +53,7 @@ def demo(
     Starts the service with an embedded store in a temporary folder, which is deleted at the end. Runs until Ctrl-C;
     exits with 1 if a prediction differs from the original model's by more than the model's tolerance.
     """
-    for number in _ENDING:
+    for number in ENDING:
         signal.signal(number, _exit)
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = f"{hosts},{_HOST}" if hosts else _HOST  # a proxy does not reach this machine's services
@@ -72,10 +71,11 @@ def demo(
         if not once:
             console.print("Ctrl-C stops the demo.")
         with Live(console=console, transient=True) as live:
-            run = replay(
-                url, seconds=seconds if once else None, speed=speed, on_progress=progress, recordings=recordings
-            )  # fmt: skip
-            report = _run(run if once else _with_other(run, send_motion(url, recordings, speed=speed)))
+            duration = seconds if once else None
+            run = partial(replay, url, seconds=duration, speed=speed, on_progress=progress, recordings=recordings)
+            report = run_interruptible(
+                run if once else lambda: _with_other(run(), send_motion(url, recordings, speed=speed))
+            )
     if as_json:
         print_json(_report_json(report))
     else:
@@ -114,7 +114,7 @@ def _service(port: int, workers: int) -> Iterator[str]:
                 start_new_session=True,  # Ctrl-C stops only the replay; the service is stopped after it
             )
         try:
-            if not _run(_is_ready(process, url, lambda: url in log.read_text(errors="replace"))):
+            if not run_interruptible(lambda: _is_ready(process, url, lambda: url in log.read_text(errors="replace"))):
                 raise StartError(
                     f"The service did not become ready. Its log:\n{log.read_text(errors='replace')[-2000:]}",
                     fix="Fix the problem in the log, or use another --port.",
@@ -139,37 +139,6 @@ async def _is_ready(process: subprocess.Popen[bytes], url: str, is_listening: Ca
                     return True
             await asyncio.sleep(0.05)
     return False
-
-
-def _run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run work on an event loop; SIGTERM and SIGHUP cancel it, and the program ends with exit code 1.
-
-    An exception that a signal handler raises inside a task would be logged as one that was never retrieved.
-    """
-    is_ended = False
-
-    async def run() -> _T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-
-        def end(_number: int, _frame: types.FrameType | None) -> None:
-            nonlocal is_ended
-            is_ended = True
-            loop.call_soon_threadsafe(task.cancel)
-
-        previous = [(number, signal.signal(number, end)) for number in _ENDING]
-        try:
-            return await work
-        finally:
-            for number, handler in previous:
-                signal.signal(number, handler)
-
-    try:
-        return asyncio.run(run())
-    except asyncio.CancelledError:
-        if is_ended:
-            raise SystemExit(1) from None
-        raise
 
 
 def _exit(_number: int, _frame: types.FrameType | None) -> None:

@@ -1,0 +1,85 @@
+"""`run_interruptible` ends its work at a signal, whenever it arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+import types
+import warnings
+from typing import Any
+
+import pytest
+
+from service.commands.interruptible import run_interruptible
+
+
+class AtLine:
+    """A trace function that sends a signal to this process before it executes its `n`-th line.
+
+    Attributes:
+        left: How many lines are to be executed before the signal.
+    """
+
+    def __init__(self, n: int, number: signal.Signals) -> None:
+        self.left = n
+        self._number = number
+
+    def __call__(self, _frame: types.FrameType, event: str, _: Any) -> AtLine:
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                signal.raise_signal(self._number)
+        return self
+
+
+async def short_work() -> None:
+    await asyncio.sleep(0)
+
+
+def test_ctrl_c_at_any_line_leaves_no_loop_open_and_no_coroutine_unstarted() -> None:
+    """Also while the event loop is made, begins to run, and is closed."""
+    before, n_ended, at_line = sys.gettrace(), 0, AtLine(0, signal.SIGINT)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")  # those of unclosed resources are not shown by default
+        while at_line.left <= 0:
+            at_line = AtLine(n_ended + 1, signal.SIGINT)
+            sys.settrace(at_line)
+            try:
+                run_interruptible(short_work)
+            except KeyboardInterrupt:
+                n_ended += 1
+            finally:
+                sys.settrace(before)
+        gc.collect()
+
+    assert n_ended > 100
+    assert [str(warning.message) for warning in warned] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_work_with_exit_code_1(number: signal.Signals) -> None:
+    async def work() -> None:
+        signal.raise_signal(number)
+        await asyncio.sleep(60)
+
+    with pytest.raises(SystemExit) as ended:
+        run_interruptible(work)
+
+    assert ended.value.code == 1
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    """As a shell has it for what it starts in the background."""
+
+    async def work() -> str:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0)
+        return "done"
+
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run_interruptible(work) == "done"
+    finally:
+        signal.signal(signal.SIGINT, previous)
