@@ -45,26 +45,30 @@ class Joint:
         Raises:
             RefusedModelError: The second one needs an output for every timestep, and the first one has none.
         """
-        found, linked, others = self._passed(inputs)
-        prefixes = [answer for answer in linked.values() if isinstance(answer, PrefixAnswers)]
+        found, given = self._passed(inputs)
+        prefixes = [answer for answer in given.values() if isinstance(answer, PrefixAnswers)]
         if not prefixes:
-            return {**found, **self.second.original({**others, **_arrays(linked)})}
-        if self.second.manifest.states or len(linked) > 1:
+            return {**found, **self.second.original(_arrays(given))}
+        if self.second.manifest.states:
             raise RefusedModelError(
                 f"What stands behind output {self.output!r} uses earlier timesteps, and the model in front has one "
                 "output for a whole sequence.",
                 fix="Give the model an output for every timestep (return_sequences=True), or leave that stage out.",
             )
-        after = self.second.original(dict.fromkeys(linked, prefixes[0].values))
+        ends = [steps - 1 for steps in prefixes[0].steps]
+        after = self.second.original({
+            name: answer.values if isinstance(answer, PrefixAnswers) else answer[:, ends]
+            for name, answer in given.items()
+        })  # fmt: skip
         return {**found, **{name: replace(prefixes[0], values=value) for name, value in _arrays(after).items()}}
 
     def probe(self, inputs: Mapping[str, Array]) -> list[Activation]:
         """Return what the layers of both originals give, as far as these give anything."""
         found = list(self.first.probe(self._own(inputs))) if self.first.probe else []
         if self.second.probe:
-            _, linked, others = self._passed(inputs)
-            arrays = _arrays(linked)
-            found += self.second.probe({**others, **arrays}) if len(arrays) == len(linked) else []
+            _, given = self._passed(inputs)
+            arrays = _arrays(given)
+            found += self.second.probe(arrays) if len(arrays) == len(given) else []
         return found
 
     def samplers(self, draw_before: DrawBefore | None) -> dict[str, Sampler]:
@@ -77,17 +81,17 @@ class Joint:
     def _own(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return {spec.name: inputs[spec.name] for spec in self.first.manifest.inputs}
 
-    def _passed(self, inputs: Mapping[str, Array]) -> tuple[Answers, Answers, dict[str, Array]]:
-        """Run the first reference; return its free outputs, and the linked and the other inputs of the second one."""
+    def _passed(self, inputs: Mapping[str, Array]) -> tuple[Answers, Answers]:
+        """Run the first reference; return its outputs that are not linked, and all inputs of the second one."""
         found = dict(self.first.original(self._own(inputs)))
         specs = {spec.name: spec for spec in self.second.manifest.inputs}
-        linked: Answers = {}
+        given: Answers = {name: inputs[name] for name in specs.keys() - self.links.values()}
         for out, into in self.links.items():
-            answer, spec = found.pop(out), specs.pop(into)
+            answer, spec = found.pop(out), specs[into]
             values = answer.values if isinstance(answer, PrefixAnswers) else answer
             values = values.reshape(*values.shape[:2], *spec.row_shape).astype(spec.dtype)
-            linked[into] = replace(answer, values=values) if isinstance(answer, PrefixAnswers) else values
-        return found, linked, {name: inputs[name] for name in specs}
+            given[into] = replace(answer, values=values) if isinstance(answer, PrefixAnswers) else values
+        return found, given
 
     def _drawn_before(self, draw: Sampler, before: DrawBefore) -> Sampler:
         (spec,), (into,) = self.first.manifest.inputs, self.links.values()

@@ -257,6 +257,19 @@ def test_a_stage_follows_an_answer_for_the_whole_sequence_only_if_it_needs_no_ot
         verify_model(converted(path, EWMA(0.1)), long_steps=128)
 
 
+def test_a_model_of_rows_with_an_input_of_its_own_follows_an_answer_for_the_whole_sequence(tmp_path: Path) -> None:
+    last, rows = tmp_path / "last.onnx", tmp_path / "rows.onnx"
+    text = "(float[b, t, 4] x) => (float[b, 4] y) { c = CumSum (x, a) y = Gather <axis = 1> (c, last) }"
+    onnx.save(graph(text, a=np.int64(1), last=np.int64(-1)), last)
+    onnx.save(graph("(float[n, 4] y, float[n, 4] more) => (float[n, 4] z) { z = Mul (y, more) }"), rows)
+
+    whole = converted(last, rows)
+    _, report = verify_model(whole, long_steps=128)
+
+    assert [spec.name for spec in whole.manifest.inputs] == ["x", "more"]
+    assert not report.weak
+
+
 def test_names_of_columns_become_labels(tmp_path: Path) -> None:
     candidate = converted(Select(["c", "a", "b", "d"], of=["a", "b", "c", "d"]), Standardize(), lstm(tmp_path))
 
