@@ -120,10 +120,10 @@ def verify_model(
         )
     content, model, chunk = made()
     model.manifest.verified, model.manifest.reference = report.parity, report.reference
-    return _with_manifest(content, model.manifest), replace(report, chunk=chunk)
+    return with_manifest(content, model.manifest), replace(report, chunk=chunk)
 
 
-def _with_manifest(content: bytes, manifest: Manifest) -> bytes:
+def with_manifest(content: bytes, manifest: Manifest) -> bytes:
     """Return an ONNX file with a manifest inside: the fields of a message may come in parts, so no weight is read."""
     from onnx import ModelProto, StringStringEntryProto
 

@@ -184,11 +184,12 @@ def _is_pipeline(found: Any) -> bool:
 
 def _loaded_parts(pipeline: Any) -> Any:
     """Return a pipeline with its models loaded."""
-    from model_export.stages.pipeline import Pipeline, RowPart
+    from model_export.stages.pipeline import Pipeline, RowModel
     from model_export.stages.stage import Stage
 
     def loaded(part: Any) -> Any:
-        return part if isinstance(part, Stage | RowPart) else load_source(str(part) if isinstance(part, Path) else part)
+        is_loaded = isinstance(part, Stage | RowModel)
+        return part if is_loaded else load_source(str(part) if isinstance(part, Path) else part)
 
     return Pipeline([loaded(part) for part in pipeline.parts])
 

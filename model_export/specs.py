@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,11 @@ Init = Annotated[
 """What stands before the first timestep."""
 
 
+def shape_of_rows(row: Sequence[int], batch_axis: int | None, rows: int) -> tuple[int, ...]:
+    """Return the shape of so many rows in the graph; without batch axis it is the row's."""
+    return tuple(row) if batch_axis is None else (*row[:batch_axis], rows, *row[batch_axis:])
+
+
 class TensorSpec(ManifestPart):
     """One row of a tensor: what travels on the wire.
 
@@ -106,6 +112,12 @@ class TensorSpec(ManifestPart):
     def row_bytes(self) -> int:
         """Bytes of one row on the wire."""
         return self.row_size * np.dtype(self.dtype).itemsize
+
+    def placed(self, graph_row: Sequence[int], batch_axis: int | None) -> Self:
+        """Return the same tensor with its row, of as many elements, and its batch axis elsewhere in the graph."""
+        row = list(graph_row)
+        update = {"batch_axis": batch_axis, "graph_shape": None if row == self.shape else row}
+        return self.model_copy(update=update)
 
     @model_validator(mode="after")
     def _same_elements(self) -> TensorSpec:
@@ -214,6 +226,11 @@ class StateSpec(ManifestPart):
     def row_bytes(self) -> int:
         """Bytes of one row in the store."""
         return math.prod(self.shape) * np.dtype(self.store_dtype).itemsize
+
+    def placed(self, row: Sequence[int], batch_axis: int | None) -> Self:
+        """Return the same state with another row, of as many elements, and another batch axis."""
+        init = self.init if self.init == "zeros" else PackedTensor.pack(self.initial().reshape(row))
+        return self.model_copy(update={"batch_axis": batch_axis, "shape": list(row), "init": init})
 
     def initial(self) -> Array:
         """Return the initial row, shape `row_shape`, dtype `dtype`."""

@@ -121,8 +121,7 @@ def adopt_file(
     )
     graph: Path | bytes = source
     if length is not None:
-        bounded = bound_caches(source, length, name=name, hints=hints)
-        graph, adoption = bounded.content, bounded.adoption
+        graph, adoption = bound_caches(source, length, name=name, hints=hints)
     else:
         adoption = adopt(source, name=name, hints=hints, replace=replace)
     manifest, effect = with_feedback(adoption.manifest, feedback or {}), None

@@ -45,17 +45,20 @@ class Adoption:
 
     Attributes:
         manifest: The description, proved by running.
-        batched: Whether rows are run together.
         flags: The command line's words for what was found; with them nothing is left to guess.
         how: How each state's pair was found: `name`, `operator`, `shape`, `flow` or `said`.
         notes: What was assumed, for people to read.
     """
 
     manifest: Manifest
-    batched: bool
     flags: list[str]
     how: dict[str, str]
     notes: list[str]
+
+    @property
+    def batched(self) -> bool:
+        """Whether rows are run together."""
+        return self.manifest.batch.mode == "stack"
 
 
 def adopt(
@@ -91,18 +94,34 @@ def adopt(
     kinds = _find_kinds(graph, hints, pairing, axes, notes, together=together)
     _check_chance(path, pairing, kinds)
 
-    found = _Found(graph, hints, rows, pairing, one, axes, kinds)
-    initial = find_initial(found.carried(), hints.initial, {e.key: e.value for e in model.metadata_props}, notes)
+    carried = _carried(graph, hints, rows, pairing)
+    initial = find_initial(carried, hints.initial, {e.key: e.value for e in model.metadata_props}, notes)
+    init = {name: PackedTensor.pack(value).model_dump() for name, value in initial.items()}
+    sent = [t for t in graph.inputs if t.name in rows and t.name not in pairing.states]
     described = {
         "name": name or _name_of(path),
-        **found.described({name: PackedTensor.pack(value).model_dump() for name, value in initial.items()}),
+        "inputs": [_tensor(tensor, rows[tensor.name]) for tensor in sent],
+        "states": [
+            _state(state, pairing.states[state.name], rows[state.name], init.get(state.name, "zeros"))
+            for state in carried
+            if state.name in pairing.states
+        ],
+        "outputs": [
+            {**_tensor(tensor, _output_row(tensor, axes, one, hints)), "kind": kinds[tensor.name]}
+            for tensor in graph.outputs
+            if tensor.name in kinds
+        ],
+        "windows": [
+            {"input": i, "context": n, "axis": rows[i].window_axis, "init": init.get(f"{i}.context", "zeros")}
+            for i, n in hints.windows.items()
+        ],
         "constants": {name: {"dtype": value.dtype.name, "value": value.tolist()} for name, value in constants.items()},
         "batch": {"mode": "stack" if together else "single"},
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
-    manifest, batched = verify_adopted(path, manifest, steps, notes)
+    manifest = verify_adopted(path, manifest, steps, notes)
     manifest = find_chunks(path, manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
-    return Adoption(manifest, batched, write_flags(manifest, graph.inputs, hints), pairing.how, notes)
+    return Adoption(manifest, write_flags(manifest, graph.inputs, hints), pairing.how, notes)
 
 
 def write_sidecar(path: Path, manifest: Manifest) -> Path:
@@ -224,74 +243,32 @@ def _check_chance(path: Path, pairing: Pairing, kinds: Mapping[str, Kind]) -> No
 # ---------------------------------------------------------------- telling
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """All that was read from a graph and tried on it."""
+def _carried(graph: OrtGraph, hints: Overrides, rows: Mapping[str, Row], pairing: Pairing) -> list[ShapedTensor]:
+    """Return all that is carried from step to step: the states, and the windows' past parts."""
+    found = [ShapedTensor(t.name, t.dtype, rows[t.name].graph) for t in graph.inputs if t.name in pairing.states]
+    for tensor in [tensor for tensor in graph.inputs if tensor.name in hints.windows]:
+        past, axis = list(rows[tensor.name].graph), rows[tensor.name].window_axis or 0
+        past[axis] = hints.windows[tensor.name]
+        found.append(ShapedTensor(f"{tensor.name}.context", tensor.dtype, tuple(past)))
+    return found
 
-    graph: OrtGraph
-    hints: Overrides
-    rows: Mapping[str, Row]
-    pairing: Pairing
-    shapes: Shapes
-    output_axes: Mapping[str, int | None]
-    kinds: Mapping[str, Kind]
 
-    @property
-    def states(self) -> list[Declared]:
-        return [tensor for tensor in self.graph.inputs if tensor.name in self.pairing.states]
+def _output_row(tensor: Declared, axes: Mapping[str, int | None], shapes: Shapes, hints: Overrides) -> Row:
+    batch_axis, said = axes[tensor.name], hints.shapes.get(tensor.name)
+    graph = tuple(length for axis, length in enumerate(shapes[tensor.name]) if axis != batch_axis)
+    if said is not None and math.prod(said) != math.prod(graph):
+        raise UnclearModelError(
+            f"Shape {list(said)} was given for output {tensor.name!r}, whose row is {list(graph)}.",
+            fix="Give a shape with as many elements.",
+        )
+    return Row(batch_axis, graph, without_ones(graph) if said is None else tuple(said))
 
-    @property
-    def sent(self) -> list[Declared]:
-        return [t for t in self.graph.inputs if t.name in self.rows and t.name not in self.pairing.states]
 
-    def carried(self) -> list[ShapedTensor]:
-        """Return all that is carried from step to step: the states, and the windows' past parts."""
-        rows = [ShapedTensor(tensor.name, tensor.dtype, self.rows[tensor.name].graph) for tensor in self.states]
-        for tensor in [tensor for tensor in self.sent if tensor.name in self.hints.windows]:
-            past, row = list(self.rows[tensor.name].graph), self.rows[tensor.name]
-            past[row.window_axis or 0] = self.hints.windows[tensor.name]
-            rows.append(ShapedTensor(f"{tensor.name}.context", tensor.dtype, tuple(past)))
-        return rows
-
-    def described(self, initial: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the manifest's tensors, as JSON."""
-        states = [
-            {
-                "in": tensor.name,
-                "out": self.pairing.states[tensor.name],
-                "dtype": tensor.dtype,
-                "shape": list(self.rows[tensor.name].graph),
-                "batch_axis": self.rows[tensor.name].batch_axis,
-                "init": initial.get(tensor.name, "zeros"),
-            }
-            for tensor in self.states
-        ]
-        windows = [
-            {
-                "input": name,
-                "context": length,
-                "axis": self.rows[name].window_axis,
-                "init": initial.get(f"{name}.context", "zeros"),
-            }
-            for name, length in self.hints.windows.items()
-        ]
-        outputs = [
-            {**_tensor(tensor, self._output_row(tensor)), "kind": self.kinds[tensor.name]}
-            for tensor in self.graph.outputs
-            if tensor.name in self.kinds
-        ]
-        inputs = [_tensor(tensor, self.rows[tensor.name]) for tensor in self.sent]
-        return {"inputs": inputs, "states": states, "outputs": outputs, "windows": windows}
-
-    def _output_row(self, tensor: Declared) -> Row:
-        batch_axis, said = self.output_axes[tensor.name], self.hints.shapes.get(tensor.name)
-        graph = tuple(length for axis, length in enumerate(self.shapes[tensor.name]) if axis != batch_axis)
-        if said is not None and math.prod(said) != math.prod(graph):
-            raise UnclearModelError(
-                f"Shape {list(said)} was given for output {tensor.name!r}, whose row is {list(graph)}.",
-                fix="Give a shape with as many elements.",
-            )
-        return Row(batch_axis, graph, without_ones(graph) if said is None else tuple(said))
+def _state(tensor: ShapedTensor, after: str, row: Row, init: Any) -> dict[str, Any]:
+    return {
+        "in": tensor.name, "out": after, "dtype": tensor.dtype, "shape": list(tensor.shape),
+        "batch_axis": row.batch_axis, "init": init,
+    }  # fmt: skip
 
 
 def _tensor(tensor: Declared, row: Row) -> dict[str, Any]:

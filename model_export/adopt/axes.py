@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model_export.errors import UnclearModelError
+from model_export.specs import shape_of_rows
 
 Dim = int | str | None
 """A declared length: a number, a symbol, or nothing known."""
@@ -67,9 +68,7 @@ class Row:
 
     def shape(self, rows: int) -> tuple[int, ...]:
         """Return the graph's shape with that many rows."""
-        if self.batch_axis is None:
-            return self.graph
-        return (*self.graph[: self.batch_axis], rows, *self.graph[self.batch_axis :])
+        return shape_of_rows(self.graph, self.batch_axis, rows)
 
 
 class UnknownLengthError(UnclearModelError):

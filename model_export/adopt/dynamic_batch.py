@@ -17,14 +17,15 @@ import numpy as np
 
 from model_export.errors import ModelLoadError, RefusedModelError
 from model_export.graph.nodes import constants, needed_nodes, replace_items
-from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
-from model_export.runtime.session import open_session
+from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, StateSpec
+from model_export.runtime.graph_session import GraphSession
+from model_export.specs import shape_of_rows
 from model_export.step_model import StepModel
 
 if TYPE_CHECKING:
     import onnx
 
-Spec = TypeVar("Spec", InputSpec, OutputSpec)
+Spec = TypeVar("Spec", InputSpec, OutputSpec, StateSpec)
 
 _TRIES = 32  # dead ends; a graph that can be read in more ways than that is not one for guessing
 
@@ -91,7 +92,7 @@ def _given(manifest: Manifest) -> dict[str, _Given]:
         lengths = list(row)
         if name in context:
             lengths[context[name].axis] += context[name].context
-        given[name] = _Given(dtype, (*lengths[:axis], 1, *lengths[axis:]), axis, name in context, is_state)
+        given[name] = _Given(dtype, shape_of_rows(lengths, axis, 1), axis, name in context, is_state)
     return given
 
 
@@ -176,29 +177,25 @@ class _Opened:
 
     def described(self) -> Manifest:
         """Return the manifest of the graph as it is now."""
-        one, two = self.run(self.model, 1), self.run(self.model, 2)
+        one, two = ({name: value.shape for name, value in self.run(self.model, rows).items()} for rows in (1, 2))
+
+        def placed(spec: Spec, name: str) -> Spec:
+            grown = _grown(one[name], two[name])
+            axis = grown[0] if len(grown) == 1 else None
+            return spec.placed([length for at, length in enumerate(one[name]) if at != axis], axis)
+
         inputs = [
-            spec if self.given[spec.name].is_windowed else _placed(spec, self.given[spec.name].shape, axis)
-            for spec in self.manifest.inputs
-            for axis in [self.axes[spec.name]]
+            spec if self.given[spec.name].is_windowed else placed(spec, spec.name) for spec in self.manifest.inputs
         ]
-        states = [
-            spec.model_copy(update={"batch_axis": axis, "shape": _without(self.given[spec.input].shape, axis)})
-            for spec in self.manifest.states
-            for axis in [self.axes[spec.input]]
-        ]
-        outputs = [
-            _placed(spec, one[spec.name].shape, grown[0] if len(grown) == 1 else None)
-            for spec in self.manifest.outputs
-            for grown in [_grown(one[spec.name].shape, two[spec.name].shape)]
-        ]
+        states = [placed(state, state.input) for state in self.manifest.states]
+        outputs = [placed(spec, spec.name) for spec in self.manifest.outputs]
         batch = self.manifest.batch.model_copy(update={"mode": "stack"})
         return self.manifest.model_copy(
             update={"inputs": inputs, "states": states, "outputs": outputs, "batch": batch, "verified": None}
         )
 
     def run(self, model: onnx.ModelProto, rows: int) -> dict[str, Array]:
-        """Run a model with the same inputs on zeros.
+        """Run a model with the same inputs on zeros; return what it takes and gives.
 
         Raises:
             ModelLoadError: It fails.
@@ -207,12 +204,7 @@ class _Opened:
         for name, tensor in self.given.items():
             shape = [rows if axis == self.axes[name] else length for axis, length in enumerate(tensor.shape)]
             feeds[name] = np.zeros(shape, tensor.dtype)
-        session = open_session(model.SerializeToString(), where="the graph")
-        names = [value.name for value in session.get_outputs()]
-        try:
-            return dict(zip(names, session.run(names, feeds), strict=True))
-        except Exception as exc:
-            raise ModelLoadError(f"onnxruntime fails on {rows} rows: {str(exc).strip()}.") from exc
+        return GraphSession(model).run(feeds)
 
 
 # ---------------------------------------------------------------- shapes inside the graph
@@ -229,19 +221,11 @@ def _targets(target: Sequence[int], one: Sequence[int], two: Sequence[int]) -> l
     grown = _grown(one, two)
     if len(grown) != 1:
         return [list(target)]
-    found = _resolved(target, one)
+    found = np.empty(one).reshape([one[axis] if length == 0 else length for axis, length in enumerate(target)]).shape
     before = math.prod(one[: grown[0]])
     places = [k for k in range(len(found)) if math.prod(found[:k]) == before]
     places.sort(key=lambda k: (found[k] != 1, target[k] > 0, k != grown[0]))
     return [[-1 if axis == k else length for axis, length in enumerate(found)] for k in places]
-
-
-def _resolved(target: Sequence[int], shape: Sequence[int]) -> list[int]:
-    """Return the shape that a Reshape gives."""
-    found = [shape[axis] if length == 0 else length for axis, length in enumerate(target)]
-    if -1 in found:
-        found[found.index(-1)] = math.prod(shape) // -math.prod(found)
-    return found
 
 
 def _grown(one: Sequence[int], two: Sequence[int]) -> list[int]:
@@ -265,16 +249,3 @@ def _upto(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     del part.graph.output[:]
     part.graph.output.add(name=name)
     return part
-
-
-# ---------------------------------------------------------------- telling
-
-
-def _placed(spec: Spec, shape: Sequence[int], axis: int | None) -> Spec:
-    """Return a tensor's description with its batch axis in another place."""
-    row = _without(shape, axis)
-    return spec.model_copy(update={"batch_axis": axis, "graph_shape": None if row == spec.shape else row})
-
-
-def _without(shape: Sequence[int], axis: int | None) -> list[int]:
-    return [length for at, length in enumerate(shape) if at != axis]

@@ -77,6 +77,22 @@ class OrtGraph:
             )
         return array
 
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph once and return every output by name.
+
+        Raises:
+            ModelLoadError: onnxruntime failed.
+        """
+        try:
+            values = self._session.run(None, dict(feeds), run_options())
+        except Exception as exc:
+            given = ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())
+            raise ModelLoadError(
+                f"onnxruntime failed in {self.path} on inputs of these shapes ({given}): {str(exc).strip()}.",
+                fix="Check `--constant`, `--window` and `--shape`.",
+            ) from exc
+        return {output.name: value for output, value in zip(self.outputs, values, strict=True)}
+
     def shapes(self, rows: Mapping[str, Row], constants: Mapping[str, Array], count: int) -> dict[str, tuple[int, ...]]:
         """Run `count` rows of zeros and return the shape of every output.
 
@@ -84,15 +100,7 @@ class OrtGraph:
             ModelLoadError: onnxruntime failed.
         """
         feeds = {t.name: np.zeros(rows[t.name].shape(count), t.dtype) for t in self.inputs if t.name in rows}
-        try:
-            values = self._session.run(None, {**feeds, **constants}, run_options())
-        except Exception as exc:
-            given = ", ".join(f"{name} {list(value.shape)}" for name, value in {**feeds, **constants}.items())
-            raise ModelLoadError(
-                f"onnxruntime failed in {self.path} on zeros ({given}): {str(exc).strip()}.",
-                fix="Check `--constant`, `--window` and `--shape`.",
-            ) from exc
-        return {output.name: np.shape(value) for output, value in zip(self.outputs, values, strict=True)}
+        return {name: np.shape(value) for name, value in self.run({**feeds, **constants}).items()}
 
 
 def _declared(value: Any) -> Declared:

@@ -10,12 +10,13 @@ import numpy as np
 
 from model_export.adopt.dynamic_batch import batchify
 from model_export.adopt.inline_window import fold_context
-from model_export.adopt.verify_adopted import largest_difference, report_comparison, run_chunk
+from model_export.adopt.verify_adopted import check_equal, report_comparison, run_chunk
+from model_export.converted import with_manifest
 from model_export.errors import ParityError, UnclearModelError
 from model_export.files import write_atomically
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import METADATA_KEY, Array, Manifest
-from model_export.runtime.batch_independence import nearly_equal, random_rows
+from model_export.runtime.batch_independence import random_rows
 from model_export.step_model import StepModel
 
 Change = Literal["fold-context", "batchify"]
@@ -74,12 +75,7 @@ def rewrite(
 
 def write_new_file(target: Path, content: bytes, manifest: Manifest) -> None:
     """Write a changed model with its manifest inside, whole or not at all."""
-    import onnx
-
-    model = onnx.load_model_from_string(content)
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, manifest.to_json()
-    write_atomically(target, model.SerializeToString())
+    write_atomically(target, with_manifest(content, manifest))
 
 
 def _compare(before: StepModel, after: StepModel, steps: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -93,13 +89,9 @@ def _compare(before: StepModel, after: StepModel, steps: int) -> tuple[dict[str,
     for rows in _ROWS:
         inputs = {spec.name: random_rows(rng, spec, (rows, steps)) for spec in before.manifest.inputs}
         want, got = (run_chunk(model, inputs) for model in (before, after))
-        for name, value in want.items():
-            if not nearly_equal(got[name], value):
-                raise ParityError(
-                    f"{name} of the rewritten graph differs from that of the file in {rows} rows and {steps} "
-                    f"timesteps: by {largest_difference(got[name], value):.3g}.",
-                    fix="Nothing was written. Leave out the flag; the file can be served as it is.",
-                )
+        how = f"of the rewritten graph differs from that of the file in {rows} rows and {steps} timesteps"
+        fix = "Nothing was written. Leave out the flag; the file can be served as it is."
+        check_equal(got, want, how, fix=fix)
         found[0].append({name: got[name] for name in want})
         found[1].append(want)
     got, want = ({name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in found)

@@ -9,10 +9,11 @@ import numpy as np
 
 from model_export.adopt.axes import Dim
 from model_export.errors import StepwellError
-from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
+from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
 from model_export.runtime.batch_independence import nearly_equal, random_rows
+from model_export.specs import shape_of_rows
 from model_export.step_model import StepModel
-from model_export.verify.runners import stepped
+from model_export.verify.runners import Run, stepped
 
 _ROWS, _STEPS = 2, 7
 
@@ -31,36 +32,21 @@ def find_chunks(path: Path, manifest: Manifest, declared: Mapping[str, tuple[Dim
     readings = [manifest]
     if manifest.batch.mode == "single":
         readings.append(_without_batch(manifest))
-    single = StepModel(path, manifest)
+    timed = [found for reading in readings if (found := _timed(reading, declared)) is not None]
+    if not timed:
+        return manifest
     rng = np.random.default_rng(2)
     inputs = {spec.name: random_rows(rng, spec, (_ROWS, _STEPS)) for spec in manifest.inputs}
-    for reading in readings:
-        timed = _timed(reading, declared)
-        if timed is not None and _runs_as(timed, path, single, inputs):
-            return timed
-    return manifest
+    steps = stepped(StepModel(path, manifest), inputs, stored=False)
+    return next((reading for reading in timed if _runs_as(reading, path, inputs, steps)), manifest)
 
 
 def _without_batch(manifest: Manifest) -> Manifest:
     """Return the manifest read as that of a graph without batch axes."""
-    inputs = [spec.model_copy(update=_whole(spec)) for spec in manifest.inputs]
-    outputs = [spec.model_copy(update=_whole(spec)) for spec in manifest.outputs]
-    states = [state if state.batch_axis is None else _whole_state(state) for state in manifest.states]
+    inputs = [spec.placed(shape_of_rows(spec.graph_row_shape, spec.batch_axis, 1), None) for spec in manifest.inputs]
+    outputs = [spec.placed(shape_of_rows(spec.graph_row_shape, spec.batch_axis, 1), None) for spec in manifest.outputs]
+    states = [state.placed(shape_of_rows(state.row_shape, state.batch_axis, 1), None) for state in manifest.states]
     return manifest.model_copy(update={"inputs": inputs, "states": states, "outputs": outputs})
-
-
-def _whole_state(state: StateSpec) -> StateSpec:
-    shape = list(state.shape)
-    shape.insert(state.batch_axis or 0, 1)
-    init = state.init if state.init == "zeros" else PackedTensor.pack(state.initial().reshape(shape))
-    return state.model_copy(update={"batch_axis": None, "shape": shape, "init": init})
-
-
-def _whole(spec: InputSpec | OutputSpec) -> dict[str, object]:
-    row = list(spec.graph_row_shape)
-    if spec.batch_axis is not None:
-        row.insert(spec.batch_axis, 1)
-    return {"batch_axis": None, "graph_shape": row}
 
 
 def _timed(manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manifest | None:
@@ -77,13 +63,13 @@ def _timed(manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manif
             if what == "inputs" and isinstance(declared[spec.name][axis], int):
                 return None
             del row[at]
-            parts[what].append(spec.model_copy(update={"graph_shape": None if row == spec.shape else row}))
+            parts[what].append(spec.placed(row, spec.batch_axis))
     return manifest.model_copy(update={**parts, "time": manifest.time.model_copy(update={"chunk": "dynamic"})})
 
 
-def _runs_as(manifest: Manifest, path: Path, single: StepModel, inputs: Mapping[str, Array]) -> bool:
+def _runs_as(manifest: Manifest, path: Path, inputs: Mapping[str, Array], steps: Run) -> bool:
     """Return whether a chunk in one run equals the same timesteps one by one."""
-    want, steps = stepped(single, inputs, stored=False)
+    want, after = steps
     try:
         model = StepModel(path, manifest)
         got, states = model.chunk(inputs, model.initial_states(_ROWS))
@@ -93,5 +79,5 @@ def _runs_as(manifest: Manifest, path: Path, single: StepModel, inputs: Mapping[
     return (
         model.chunked
         and all(nearly_equal(got[name], want[name]) for name in sure)
-        and all(nearly_equal(states[name].reshape(steps[name].shape), steps[name]) for name in steps)
+        and all(nearly_equal(states[name].reshape(after[name].shape), after[name]) for name in after)
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model_export.errors import RefusedModelError
+from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Array, Manifest, Parity
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel
@@ -23,7 +23,7 @@ ITSELF = "itself: rows alone and together"
 """What a graph is compared with that is adopted as it is."""
 
 
-def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> tuple[Manifest, bool]:
+def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> Manifest:
     """Run three different streams, twice together and each alone.
 
     Args:
@@ -33,7 +33,7 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
         notes: What people should read is added here.
 
     Returns:
-        The manifest with the report and the batch mode that this showed, and whether rows are run together.
+        The manifest with the report and the batch mode that this showed.
 
     Raises:
         ManifestError: The description does not fit the graph.
@@ -64,10 +64,10 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
         if manifest.batch.mode == "stack":
             notes.append("rows run together do not equal rows run alone: it runs one row at a time")
         single = manifest.batch.model_copy(update={"mode": "single"})
-        return manifest.model_copy(update={"batch": single}), False
+        return manifest.model_copy(update={"batch": single})
     verified, weak = report_comparison(ITSELF, steps, together, alone)
     notes += weak
-    return manifest.model_copy(update={"verified": verified}), True
+    return manifest.model_copy(update={"verified": verified})
 
 
 def report_comparison(
@@ -97,10 +97,8 @@ def _judge_outputs(together: Mapping[str, Array], alone: Mapping[str, Array]) ->
     lines = []
     for what, want in alone.items():
         if what.startswith("Output "):
-            line, worth = (
-                OutputParity(what.removeprefix("Output ").strip("'")),
-                Evidence(Tolerance(ATOL, RTOL, scaled=True)),
-            )
+            line = OutputParity(what.removeprefix("Output ").strip("'"))
+            worth = Evidence(Tolerance(ATOL, RTOL, scaled=True))
             worth.note(difference(together[what], want), want)
             worth.judge(line)
             lines.append(line)
@@ -122,6 +120,23 @@ def run_chunk(model: StepModel, inputs: Mapping[str, Array]) -> dict[str, Array]
     outputs, states = model.chunk(inputs, model.initial_states(rows))
     sure = {f"Output {o.name!r}": outputs[o.name] for o in model.manifest.answered if o.kind == "value"}
     return {**sure, **{f"State {name!r}": value.reshape(rows, -1) for name, value in states.items()}}
+
+
+def check_equal(found: Mapping[str, Array], expected: Mapping[str, Array], how: str, *, fix: str) -> None:
+    """Check that values differ by no more than rounding.
+
+    Args:
+        found: By name, as `run_chunk` has them.
+        expected: The same of the original.
+        how: For the message, between the name and the largest difference.
+        fix: For the message.
+
+    Raises:
+        ParityError: They differ; names the first one.
+    """
+    for name, value in expected.items():
+        if not nearly_equal(found[name], value):
+            raise ParityError(f"{name} {how} by {largest_difference(found[name], value):.3g}.", fix=fix)
 
 
 def largest_difference(found: Array, expected: Array) -> float:

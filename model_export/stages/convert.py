@@ -16,8 +16,8 @@ from model_export.graph.nodes import read_opset
 from model_export.labels import with_labels
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, TensorSpec
 from model_export.stages.join import join
-from model_export.stages.pipeline import Pipeline
-from model_export.stages.row_model import RowModel, row_model
+from model_export.stages.pipeline import Pipeline, RowModel
+from model_export.stages.row_model import convert_rows, read_row_model
 from model_export.stages.stage import Row, Stage
 
 Convert = Callable[[Any, bool], ConvertedModel]
@@ -34,7 +34,7 @@ def convert_pipeline(pipeline: Pipeline, convert: Convert, *, name: str) -> Conv
     parts = pipeline.parts
     anchor = pipeline.anchor
     model = parts[anchor]
-    whole = model.convert() if isinstance(model, RowModel) else convert(model, True)
+    whole = convert_rows(model) if isinstance(model, RowModel) else convert(model, True)
     for part in reversed(parts[:anchor]):
         whole = _in_front(part, whole, convert)
     for part in parts[anchor + 1 :]:
@@ -125,9 +125,8 @@ def _model(part: Any, neighbours: Sequence[TensorSpec], convert: Convert, *, ahe
     """Return a model as a step graph; an ONNX file whose tensors have the ranks of rows is one of rows."""
     if isinstance(part, Path):
         ranks = {len(spec.row_shape) for spec in neighbours}
-        found = row_model(part, ranks=ranks, ahead=ahead)
-        return convert(part, False) if found is None else found
-    return part.convert() if isinstance(part, RowModel) else convert(part, False)
+        part = read_row_model(part, ranks=ranks, ahead=ahead) or part
+    return convert_rows(part) if isinstance(part, RowModel) else convert(part, False)
 
 
 def _links(first: Manifest, second: Manifest) -> dict[str, str]:

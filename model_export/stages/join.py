@@ -15,7 +15,7 @@ from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.nodes import read_opset, tensor_names
 from model_export.manifest import BatchSpec, InputSpec, Manifest, OutputSpec
-from model_export.stages.joined_reference import DrawBefore, JoinedReference, Links, Middle, join_probes, join_samplers
+from model_export.stages.joined_reference import DrawBefore, Joint, Links
 from model_export.stages.renaming import with_names
 
 OLDEST_OPSET = 13
@@ -48,17 +48,17 @@ def join(
     one, two = _same_versions(first.proto, second.proto)
     names = tensor_names(one.graph), tensor_names(two.graph)
     glue = NodeBuilder("joint", sorted(names[0] | names[1]))
-    public = {spec.name for spec in first.manifest.inputs}
     inner = {name: glue.unique(f"{name}/in") for name in links.values()}
-    clashing = names[0] & names[1] - (public & set(links.values()))
-    outer = {name: glue.unique(f"{name}/first") for name in sorted(clashing)}
+    shown = _shown(second.manifest) - inner.keys()
+    outer = {name: glue.unique(f"{name}/first") for name in sorted(names[0] & shown)}
+    inner |= {name: glue.unique(f"{name}/second") for name in sorted((names[0] & names[1]) - shown - inner.keys())}
     first, second = with_names(replace(first, proto=one), outer), with_names(replace(second, proto=two), inner)
     tied = {outer.get(out, out): inner[into] for out, into in links.items()}
     behind = {spec.name: spec for spec in second.manifest.inputs}
     before = {spec.name: spec for spec in first.manifest.outputs}
     for out, into in tied.items():
         _glue(glue, before[out], behind[into])
-    middle = Middle(first, {out: behind[into] for out, into in tied.items()})
+    joint = Joint(first, second, tied, next(iter(links)))
     lengths = {part.only_length for part in (first, second)} - {None}
     if len(lengths) > 1:
         raise RefusedModelError(
@@ -69,12 +69,12 @@ def join(
     return ConvertedModel(
         _merged(first, second, glue, tied),
         _manifest(first.manifest, second.manifest, tied),
-        JoinedReference(middle, second, next(iter(links))),
+        joint.original,
         against=", ".join(dict.fromkeys([*first.against.split(", "), *second.against.split(", ")])),
-        samplers=join_samplers(first, second, tied, draw_before),
+        samplers=joint.samplers(draw_before),
         only_length=next(iter(lengths), None),
         longest=min(limits, default=None),
-        probe=join_probes(first.probe, second.probe, middle),
+        probe=joint.probe if first.probe or second.probe else None,
         rounding=max(first.rounding, second.rounding),
     )
 
@@ -98,11 +98,12 @@ def _check(first: ConvertedModel, second: ConvertedModel, links: Links) -> None:
                 raise UnclearModelError(
                     f"Both models have an {what} {name!r}.", fix="Rename it in one of them: a name is used once."
                 )
-    if any(window.input in links.values() for window in second.manifest.windows):
-        raise RefusedModelError(
-            "The second model's input is a window of the host, which cannot follow another model.",
-            fix="Adopt it with `--fold-context` first.",
-        )
+
+
+def _shown(manifest: Manifest) -> set[str]:
+    """Return the names that a manifest shows to people."""
+    states = [name for state in manifest.states for name in (state.input, state.output)]
+    return {*states, *(spec.name for spec in (*manifest.inputs, *manifest.outputs))}
 
 
 def _plain(row: Sequence[int]) -> list[int]:
@@ -178,8 +179,6 @@ def _manifest(first: Manifest, second: Manifest, tied: Links) -> Manifest:
         "inputs": [*first.inputs, *(spec for spec in second.inputs if spec.name not in tied.values())],
         "outputs": [*(spec for spec in first.outputs if spec.name not in tied), *second.outputs],
         "states": [*first.states, *second.states],
-        "constants": first.constants | second.constants,
-        "windows": [*first.windows, *second.windows],
         "batch": batch,
     })  # fmt: skip
     return Manifest.from_json(joined.to_json(), where="the joined graph")

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_export.errors import ManifestError
+from model_export.manifest import Array
 from model_export.stages.stage import Stage
 
+if TYPE_CHECKING:
+    import onnx
 
-class RowPart:
-    """A part of a pipeline that uses one row alone, such as `from_sklearn` returns."""
+Rows = Mapping[str, Array]
+"""One array by name, shape `(n, *row)`."""
 
-    __slots__ = ()
+
+@dataclass(frozen=True, slots=True)
+class RowModel:
+    """A model that uses one row alone, such as `from_sklearn` returns: every timestep is a row.
+
+    Attributes:
+        proto: Its graph; axis 0 of every input and output has the rows.
+        against: The original and its version; empty: the graph itself on onnxruntime.
+        reference: The original; None: the graph itself.
+    """
+
+    proto: onnx.ModelProto
+    against: str = ""
+    reference: Callable[[Rows], Rows] | None = None
 
 
 class Pipeline:
@@ -45,6 +62,6 @@ class Pipeline:
     def anchor(self) -> int:
         """The place of the model that the other parts are fitted to: the first that is no ONNX file, else the first."""
         models = [i for i, part in enumerate(self.parts) if not isinstance(part, Stage)]
-        others = [i for i in models if not isinstance(self.parts[i], RowPart | Path)]
+        others = [i for i in models if not isinstance(self.parts[i], RowModel | Path)]
         files = [i for i in models if isinstance(self.parts[i], Path)]
         return (others or files or models)[0] if self._anchor is None else self._anchor

@@ -49,8 +49,6 @@ def _renamed_manifest(manifest: Manifest, name: Callable[[str], str]) -> Manifes
             state.model_copy(update={"input": name(state.input), "output": name(state.output)})
             for state in manifest.states
         ],
-        "constants": _keys(manifest.constants, name),
-        "windows": [window.model_copy(update={"input": name(window.input)}) for window in manifest.windows],
     })  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from model_export.errors import MissingExtraError, RefusedModelError
 from model_export.manifest import Array
+from model_export.stages.pipeline import RowModel
 
 
 def from_sklearn(fitted: Any) -> Any:
@@ -33,8 +34,6 @@ def from_sklearn(fitted: Any) -> Any:
             f"Converting scikit-learn objects needs {exc.name}, which is not installed.",
             fix="Install it: pip install 'stepwell[sklearn]'.",
         ) from exc
-    from model_export.stages.row_model import RowModel
-
     features = getattr(fitted, "n_features_in_", None)
     if features is None:
         raise RefusedModelError(

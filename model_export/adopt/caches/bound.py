@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model_export.adopt.autoconfigure import Adoption, adopt
-from model_export.adopt.caches.bounded_graph import COUNT, GrowingGraph, read_caches, with_bounded_caches
+from model_export.adopt.caches.bounded_graph import COUNT, read_caches, with_bounded_caches
 from model_export.adopt.caches.growing_model import FAR, GrowingModel
 from model_export.adopt.ort_graph import OrtGraph
-from model_export.adopt.overrides import Overrides
-from model_export.adopt.verify_adopted import largest_difference, report_comparison
+from model_export.adopt.overrides import Overrides, write_flags
+from model_export.adopt.verify_adopted import check_equal, report_comparison
 from model_export.errors import ModelLoadError, ParityError, RefusedModelError, StepwellError
 from model_export.graph.onnx_file import read_model
-from model_export.manifest import Array, InputSpec, Parity
-from model_export.runtime.batch_independence import nearly_equal
+from model_export.manifest import Array, Parity
 from model_export.step_model import StepModel, stacked
-from model_export.verify.samplers import random_sampler
+from model_export.verify.samplers import Sampler, random_sampler
+
+if TYPE_CHECKING:
+    import onnx
 
 SHORTEST = 2
 """Timesteps of the shortest cache: the new one, and one before."""
@@ -39,27 +41,17 @@ _LARGEST = 2**31 - 1
 """Bytes of the largest protobuf message."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bounded:
-    """A graph with bounded caches.
-
-    Attributes:
-        content: The ONNX file's bytes, without manifest.
-        adoption: What was found in it, with the report of the comparison in its manifest.
-    """
-
-    content: bytes
-    adoption: Adoption
-
-
-def bound_caches(path: Path, length: int, *, name: str | None, hints: Overrides) -> Bounded:
-    """Return a graph whose caches hold the last timesteps, verified against the file.
+def bound_caches(path: Path, length: int, *, name: str | None, hints: Overrides) -> tuple[bytes, Adoption]:
+    """Return a graph whose caches hold the last timesteps, verified against the file; writes nothing.
 
     Args:
         path: The ONNX file.
         length: Timesteps that the model attends to, the new one included.
         name: The model's name; the file's stem by default.
         hints: What the file does not declare.
+
+    Returns:
+        The ONNX file's bytes without manifest, and what was found in it, with the report of the comparison.
 
     Raises:
         RefusedModelError: There are no caches, or the graph does not run with them.
@@ -79,43 +71,39 @@ def bound_caches(path: Path, length: int, *, name: str | None, hints: Overrides)
             f"{path} has more than 2 GiB of weights, which one ONNX file cannot hold.",
             fix="Export it with weights of half the size.",
         )
-    own = {state.past for state in growing.caches} | growing.states.keys()
-    original = GrowingModel(graph, path, growing, hints, length, ids=_sizes_of_tables(model, own))
-    growing = replace(growing, positions=original.count_positions())
-    if growing.positions is not None and growing.positions < length:
+    constants = {name: graph.constant(name, value) for name, value in hints.constants.items()}
+    original = GrowingModel(graph, growing, length, constants)
+    positions = original.count_positions()
+    if positions is not None and positions < length:
         raise RefusedModelError(
-            f"The declared length is {length} timesteps; {path} has {growing.positions} positions.",
-            fix=f"Declare at most {growing.positions}.",
+            f"The declared length is {length} timesteps; {path} has {positions} positions.",
+            fix=f"Declare at most {positions}.",
         )
     problem: StepwellError | None = None
     # without a mask, zeros in front would be attended to; some graphs count positions from the length of their caches
     for by_row in [False, True] if growing.mask is not None else [True]:
-        content, states = with_bounded_caches(model, growing, length, by_row=by_row)
+        content, states = with_bounded_caches(model, original.growing, length, by_row=by_row)
         try:
-            return _verified(content.SerializeToString(), states, original, growing, name=name, hints=hints)
+            return _verified(content, states, original, name=name, hints=hints)
         except (ParityError, ModelLoadError) as exc:
             problem = problem if isinstance(problem, ParityError) else exc
     assert problem is not None
     raise problem
 
 
-def _sizes_of_tables(model: Any, taken: set[str]) -> dict[str, int]:
-    from model_export.streaming.axes.vocabulary import vocabularies
-
-    return {name: size for name, size in vocabularies(model.graph).items() if name not in taken}
-
-
 def _verified(
-    content: bytes,
+    graph: onnx.ModelProto,
     states: Mapping[str, str],
     original: GrowingModel,
-    growing: GrowingGraph,
     *,
     name: str | None,
     hints: Overrides,
-) -> Bounded:
-    held = {cache.past for cache in growing.caches}
-    gone = held | {tensor.name for tensor in (growing.mask, growing.position) if tensor is not None}
+) -> tuple[bytes, Adoption]:
+    from model_export.streaming.axes.vocabulary import vocabularies
+
+    content, growing = graph.SerializeToString(), original.growing
+    gone = {cache.past for cache in growing.caches}
+    gone |= {tensor.name for tensor in (growing.mask, growing.position) if tensor is not None}
     left = {
         what: {key: value for key, value in getattr(hints, what).items() if key not in gone}
         for what in ("shapes", "time_axes", "initial")
@@ -124,108 +112,68 @@ def _verified(
     batches |= {cache.state: cache.batch for cache in growing.caches} | {COUNT: 0}
     known = replace(hints, states=states, batch_axes=batches, **left)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / original.path.name
+        path = Path(folder) / original.graph.path.name
         path.write_bytes(content)
         adoption = adopt(path, name=name, hints=known, steps=min(_STEPS, original.limit or _STEPS), replace=True)
-    if all(spec.name in states.values() for spec in adoption.manifest.answered):
+    manifest = adoption.manifest
+    if all(spec.name in states.values() for spec in manifest.answered):
         raise RefusedModelError(
-            f"{original.path} has no output besides its caches; expected one that could be compared.",
+            f"{original.graph.path} has no output besides its caches; expected one that could be compared.",
             fix="Export the model with its logits as an output.",
         )
-    model = StepModel(content, adoption.manifest)
-    parity, weak = _compare(original, model)
-    words = zip(adoption.flags[::2], adoption.flags[1::2], strict=True)
-    flags = [word for pair in words if pair[0] not in {"--state", "--batch-axis"} for word in pair]
-    said = [("--state", f"{before}={after}") for before, after in hints.states.items()]
-    said += [("--batch-axis", f"{key}={'none' if axis is None else axis}") for key, axis in hints.batch_axes.items()]
-    said += [("--time-axis", f"{key}={axis}") for key, axis in hints.time_axes.items() if key in held]
-    flags = [*(word for pair in said for word in pair), *flags, "--length", str(original.length)]
-    manifest = adoption.manifest.model_copy(update={"verified": parity})
-    adoption = replace(adoption, manifest=manifest, flags=flags, notes=list(dict.fromkeys([*adoption.notes, *weak])))
-    return Bounded(content, adoption)
+    draw = random_sampler(manifest, vocabularies(graph.graph))
+    parity, weak = _compare(original, StepModel(content, manifest), draw)
+    flags = [word for before, after in hints.states.items() for word in ("--state", f"{before}={after}")]
+    flags += write_flags(manifest.model_copy(update={"states": []}), original.graph.inputs, hints)
+    return content, replace(
+        adoption,
+        manifest=manifest.model_copy(update={"verified": parity}),
+        flags=[*flags, "--length", str(original.length)],
+        notes=list(dict.fromkeys([*adoption.notes, *weak])),
+    )
 
 
-@dataclass(slots=True)
-class _Compared:
-    """Outputs of both graphs, and the states in front of each timestep."""
-
-    want: dict[str, list[Array]]
-    got: dict[str, list[Array]]
-    before: list[tuple[dict[str, Array], dict[str, Array]]]
-
-
-def _compare(original: GrowingModel, model: StepModel) -> tuple[Parity, list[str]]:
-    """Run both over the beginning of a stream and over the end of the caches.
+def _compare(original: GrowingModel, model: StepModel, draw: Sampler) -> tuple[Parity, list[str]]:
+    """Run both over the beginning of a stream and over the end of the caches, then rows of different ages together.
 
     Raises:
         ParityError: They differ.
     """
     rng, length = np.random.default_rng(5), original.length
     defined = original.limit or FAR
-    runs = [(original.begin(1), 0, min(length + _BEYOND, _MOST, defined))]
+    runs = [(original.begin(), 0, min(length + _BEYOND, _MOST, defined))]
     if length + _BEYOND > min(_MOST, defined):
         first = max(length - _BEYOND, 1)
         runs.append((original.full(rng, first), first, min(length + _BEYOND, defined) - first))
-    compared = _Compared({}, {}, [])
+    sent, want, got, before = [], [], [], []
     for states, first, steps in runs:
-        _run_both(original, model, rng, (states, range(first, first + steps)), compared)
-    want = {f"Output {name!r}": np.stack(values, axis=1) for name, values in compared.want.items()}
-    got = {f"Output {name!r}": np.stack(values, axis=1) for name, values in compared.got.items()}
-    _check_equal(original, got, want)
+        sent.append(draw(rng, 1, steps))
+        answers, states_before = original.run(model.manifest, sent[-1], states, first)
+        want.append(_named(answers))
+        got.append(_named(model.chunk(sent[-1], original.bounded(states, first))[0]))
+        before += states_before
+    inputs, expected, found = (_behind_each_other(parts) for parts in (sent, want, got))
+    pairs = [(found, expected)]
     if model.batched:
-        _check_rows(original, model, compared)
-    steps = sum(steps for _, _, steps in runs)
-    return report_comparison(f"{original.path.name} with caches that grow", steps, got, want, length=length)
+        places = range(0, len(before), max(1, len(before) // 4))
+        rows = {name: values[0, places] for name, values in inputs.items()}
+        together, _ = model.step(rows, stacked([original.bounded(*before[at]) for at in places]))
+        pairs.append((_named(together), {name: values[0, places] for name, values in expected.items()}))
+    for answers, originals in pairs:
+        check_equal(
+            answers,
+            originals,
+            f"with bounded caches differs from that of {original.graph.path}",
+            fix="Nothing was written. The caches may hold something else than one entry for each timestep, or the "
+            "graph may count positions itself: export it with the inputs `attention_mask` and `position_ids`.",
+        )
+    against = f"{original.graph.path.name} with caches that grow"
+    return report_comparison(against, len(before), found, expected, length=length)
 
 
-def _run_both(
-    original: GrowingModel,
-    model: StepModel,
-    rng: np.random.Generator,
-    begin: tuple[dict[str, Array], range],
-    compared: _Compared,
-) -> None:
-    states, counts = begin
-    bounded = original.bounded(states, counts.start)
-    draw = random_sampler(model.manifest, original.ids)
-    for count in counts:
-        row = {name: values[:, 0] for name, values in draw(rng, 1, 1).items()}
-        compared.before.append((row, bounded))
-        found, states = original.step({s.name: _in_graph(s, row[s.name]) for s in model.manifest.inputs}, states, count)
-        answers, bounded = model.step(row, bounded)
-        for spec in model.manifest.answered:
-            if spec.kind == "value":
-                want = found[spec.name]
-                if want.size != spec.row_size:
-                    raise ParityError(
-                        f"Output {spec.name!r} has shape {list(want.shape)} at timestep {count + 1}, and "
-                        f"{list(spec.row_shape)} a row with bounded caches; expected as many numbers.",
-                        fix="Nothing was written. Leave the output out of the graph: its size follows the caches.",
-                    )
-                compared.want.setdefault(spec.name, []).append(want.reshape(1, *spec.row_shape))
-                compared.got.setdefault(spec.name, []).append(answers[spec.name])
+def _named(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {f"Output {name!r}": value for name, value in outputs.items()}
 
 
-def _check_equal(original: GrowingModel, got: Mapping[str, Array], want: Mapping[str, Array]) -> None:
-    for name, value in want.items():
-        if not nearly_equal(got[name], value):
-            raise ParityError(
-                f"{name} with bounded caches differs from that of {original.path} by "
-                f"{largest_difference(got[name], value):.3g}.",
-                fix="Nothing was written. The caches may hold something else than one entry for each timestep, or the "
-                "graph may count positions itself: export it with the inputs `attention_mask` and `position_ids`.",
-            )
-
-
-def _check_rows(original: GrowingModel, model: StepModel, compared: _Compared) -> None:
-    """Run rows together that have had different numbers of timesteps."""
-    places = range(0, len(compared.before), max(1, len(compared.before) // 4))
-    inputs, states = (stacked([compared.before[at][part] for at in places]) for part in (0, 1))
-    answers, _ = model.step(inputs, states)
-    alone = {name: np.concatenate([values[at] for at in places]) for name, values in compared.want.items()}
-    _check_equal(original, {name: answers[name] for name in alone}, alone)
-
-
-def _in_graph(spec: InputSpec, row: Array) -> Array:
-    inner = row.reshape(spec.graph_row_shape)
-    return inner if spec.batch_axis is None else np.expand_dims(inner, spec.batch_axis)
+def _behind_each_other(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}

@@ -208,6 +208,20 @@ def test_where_the_batch_goes_is_tried_out(tmp_path: Path) -> None:
     assert [state.batch_axis for state in after.manifest.states] == [1, 1]
 
 
+def test_what_a_state_starts_from_keeps_its_place_where_its_batch_axis_is_another_one(tmp_path: Path) -> None:
+    source = fixed(
+        """g (float[1,4] x, float[1,2,1,4] s) => (float[1,4] y, float[1,2,1,4] s_next) {
+            axes = Constant <value = int64[2] {0, 1}> ()
+            s_next = Add (s, x)
+            y = ReduceSum <keepdims = 0> (s_next, axes)
+        }"""
+    )
+    _, after = rewritten(tmp_path, source, "batchify", Overrides(initial={"s": np.arange(8)}))
+
+    assert [(state.batch_axis, state.shape) for state in after.manifest.states] == [(2, [1, 2, 4])]
+    assert after.initial_states(1)["s"].ravel().tolist() == list(range(8))
+
+
 def test_a_shape_with_an_open_length_elsewhere_is_opened(tmp_path: Path) -> None:
     _, after = rewritten(tmp_path, fixed(FIXED, {"shape": np.array([1, -1])}), "batchify")
 

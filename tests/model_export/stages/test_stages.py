@@ -210,6 +210,32 @@ def test_models_with_one_name_for_two_inputs_are_not_joined(tmp_path: Path) -> N
         converted(lstm(tmp_path), second)
 
 
+def test_an_input_keeps_its_name_where_a_tensor_inside_the_other_model_has_it(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    text = "(float[b, t, 2] raw) => (float[b, t, 2] y, float[b, t, 2] sums) { sums = CumSum (raw, a) y = Neg (sums) }"
+    onnx.save(graph(text, a=np.int64(1)), first)
+    text = "(float[b, t, 2] y) => (float[b, t, 2] z) { raw = CumSum (y, a) sums = Neg (raw) z = CumSum (sums, a) }"
+    onnx.save(graph(text, a=np.int64(1)), second)
+
+    joined = converted(first, second)
+
+    verify_model(joined, long_steps=128)
+    assert [spec.name for spec in joined.manifest.inputs] == ["raw"]
+    assert [spec.name for spec in joined.manifest.answered] == ["sums", "z"]
+
+
+def test_an_input_of_the_first_model_may_have_the_name_of_an_output_of_the_second(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    onnx.save(graph("(float[b, t, 2] x) => (float[b, t, 2] z) { z = CumSum (x, a) }", a=np.int64(1)), first)
+    onnx.save(graph("(float[b, t, 2] z) => (float[b, t, 2] x) { x = CumSum (z, a) }", a=np.int64(1)), second)
+
+    joined = converted(first, second)
+
+    verify_model(joined, long_steps=128)
+    assert [spec.name for spec in joined.manifest.inputs] == ["x/first"]
+    assert [spec.name for spec in joined.manifest.answered] == ["x"]
+
+
 def test_files_before_and_after_are_part_of_the_written_graph(tmp_path: Path) -> None:
     rows, whole = tmp_path / "rows.onnx", tmp_path / "whole.onnx"
     onnx.save(graph("(float[n, 3] raw) => (float[n, 4] x) { x = MatMul (raw, D) }", D=(3, 4)), rows)
@@ -229,6 +255,19 @@ def test_a_stage_follows_an_answer_for_the_whole_sequence_only_if_it_needs_no_ot
     verify_model(converted(path, Standardize(2.0, 3.0).inverse()), long_steps=128)
     with pytest.raises(RefusedModelError, match="uses earlier timesteps"):
         verify_model(converted(path, EWMA(0.1)), long_steps=128)
+
+
+def test_a_model_of_rows_with_an_input_of_its_own_follows_an_answer_for_the_whole_sequence(tmp_path: Path) -> None:
+    last, rows = tmp_path / "last.onnx", tmp_path / "rows.onnx"
+    text = "(float[b, t, 4] x) => (float[b, 4] y) { c = CumSum (x, a) y = Gather <axis = 1> (c, last) }"
+    onnx.save(graph(text, a=np.int64(1), last=np.int64(-1)), last)
+    onnx.save(graph("(float[n, 4] y, float[n, 4] more) => (float[n, 4] z) { z = Mul (y, more) }"), rows)
+
+    whole = converted(last, rows)
+    _, report = verify_model(whole, long_steps=128)
+
+    assert [spec.name for spec in whole.manifest.inputs] == ["x", "more"]
+    assert not report.weak
 
 
 def test_names_of_columns_become_labels(tmp_path: Path) -> None:
