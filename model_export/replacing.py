@@ -124,8 +124,8 @@ def check_translation(translation: bytes, old: StepModel, new: StepModel, *, whe
         ModelLoadError: onnxruntime refuses it, or it has operators that are not run.
         RefusedModelError: Names, shapes or dtypes are wrong, it fails, or it computes NaN or infinity.
     """
-    check_operators(translation)
-    session = open_session(translation, where=where, threads=1, providers=("CPUExecutionProvider",))
+    contents = check_operators(translation)
+    session = open_session(translation, where=where, contents=contents, threads=1, providers=("CPUExecutionProvider",))
     takes = {tensor.name for tensor in session.get_inputs()}
     gives = {tensor.name for tensor in session.get_outputs()}
     ours, theirs = {field.name for field in old.fields}, {field.name for field in new.fields}

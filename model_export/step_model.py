@@ -76,7 +76,9 @@ class StepModel:
         self._where = str(source) if isinstance(source, Path) else "the given bytes"
         contents = check_operators(source)
         self.weight_files = weight_files(source, contents) if isinstance(source, Path) else []
-        self._open = partial(open_session, source, where=self._where, threads=threads, providers=providers)
+        self._open = partial(
+            open_session, source, where=self._where, contents=contents, threads=threads, providers=providers
+        )
         self._session = self._open()
         self.manifest = manifest or self._read_manifest(source)
         check_random_operators(source, contents, self.manifest)

@@ -1,6 +1,6 @@
-"""`contents_of`: which operators a model file runs and which files it opens, read from its bytes; nothing is loaded.
+"""`contents_of`: what a model file runs, opens and computes in, read from its bytes; nothing is loaded.
 
-A model file is a program that onnxruntime runs. Its bytes are walked here as far as these two questions need it.
+A model file is a program that onnxruntime runs. Its bytes are walked here as far as these questions need it.
 
 Source: onnx.proto, the field numbers below.
 """
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from model_export.errors import ModelLoadError
-from model_export.runtime.protobuf import BrokenError, fields, opened
+from model_export.runtime.protobuf import BYTES, VARINT, BrokenError, fields, opened, varint
 
 DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Domains whose operators are onnxruntime's own and stay within the process."""
@@ -29,14 +29,19 @@ _WITHIN: Final[dict[str, dict[int, str]]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "graph": {1: "node", 5: "tensor", 11: "value", 15: "sparse"},
+    "value": {2: "type"},
+    "type": {1: "tensor_type"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
 # What is read: message -> (field of the name, field of the domain), or of an entry key and value.
-_TEXTS: Final[dict[str, tuple[int, int]]] = {"node": (4, 7), "function": (1, 10), "entry": (1, 2)}
+_TEXTS: Final[dict[str, tuple[int, int]]] = {"node": (4, 7), "function": (1, 10), "entry": (1, 2), "attribute": (1, 0)}
+# Which field has an element type: of tensors, of inputs, and of an attribute `to`, as Cast has it.
+_TYPES: Final[dict[str, int]] = {"tensor": 2, "tensor_type": 1, "attribute": 3}
+_FLOAT16: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,18 @@ class Contents:
         operators: Domain and type of every node, wherever it stands.
         functions: Domain and name of the functions that the file itself defines.
         weights: Where the tensors lie that are kept outside the file, as the file names it.
+        element_types: ONNX element types of weights, inputs and casts.
     """
 
     operators: frozenset[tuple[str, str]]
     functions: frozenset[tuple[str, str]]
     weights: frozenset[str]
+    element_types: frozenset[int]
+
+    @property
+    def has_float16(self) -> bool:
+        """Whether some tensors are float16."""
+        return _FLOAT16 in self.element_types
 
 
 def contents_of(source: Path | bytes) -> Contents:
@@ -130,6 +142,7 @@ def _walk(data: memoryview) -> Contents:
     operators: set[tuple[str, str]] = set()
     functions: set[tuple[str, str]] = set()
     weights: set[str] = set()
+    element_types: set[int] = set()
     to_do = [("model", 0, len(data), 0)]
     seen = 0
     while to_do:
@@ -140,9 +153,12 @@ def _walk(data: memoryview) -> Contents:
             raise BrokenError(f"it is nested deeper than {_DEEPEST}")
         within, texts = _WITHIN.get(kind, {}), _TEXTS.get(kind, (0, 0))
         first = second = ""
-        for field, at, to in fields(data, start, end):
+        element_type, place_of_type = 0, _TYPES.get(kind)
+        for field, at, to in fields(data, start, end, kinds=(BYTES, VARINT)):
             seen += 1
-            if (inner := within.get(field)) is not None:
+            if field == place_of_type:
+                element_type, _ = varint(data, at, to)
+            elif (inner := within.get(field)) is not None:
                 to_do.append((inner, at, to, depth + 1))
             elif field == texts[0]:
                 first = str(data[at:to], "utf-8", "replace")
@@ -154,4 +170,6 @@ def _walk(data: memoryview) -> Contents:
             functions.add((second, first))
         elif kind == "entry" and first == "location":
             weights.add(second)
-    return Contents(frozenset(operators), frozenset(functions), frozenset(weights))
+        elif element_type and (kind != "attribute" or first == "to"):
+            element_types.add(element_type)
+    return Contents(frozenset(operators), frozenset(functions), frozenset(weights), frozenset(element_types))

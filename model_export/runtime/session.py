@@ -9,12 +9,18 @@ import onnxruntime as ort
 
 from model_export.errors import ModelLoadError
 from model_export.manifest import Array
+from model_export.runtime.operator_scan import Contents, contents_of
+
+
+_CRASHES_ON_FLOAT16 = "MatmulTransposeFusion"
+"""An optimizer of onnxruntime 1.32 that ends the process at a float16 Transpose of a batch axis before a MatMul."""
 
 
 def open_session(
     source: Path | bytes,
     *,
     where: str,
+    contents: Contents | None = None,
     threads: int = 0,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     lengths: Mapping[str, int] | None = None,
@@ -26,6 +32,7 @@ def open_session(
     Args:
         source: The ONNX file, or its bytes.
         where: What it was read from, for the message.
+        contents: What the file has, if that is known; None: it is read.
         threads: Threads that onnxruntime may use inside one run; 0: as many as it likes.
         providers: onnxruntime execution providers, best first.
         lengths: Lengths of axes that the graph leaves open, by symbol; the graph is made simpler for them.
@@ -47,9 +54,10 @@ def open_session(
         options.add_external_initializers(list(weights), values)
     for symbol, length in (lengths or {}).items():
         options.add_free_dimension_override_by_name(symbol, length)
+    disabled = [_CRASHES_ON_FLOAT16] if (contents or contents_of(source)).has_float16 else []
     try:
         graph = str(source) if isinstance(source, Path) else source
-        return ort.InferenceSession(graph, options, providers=list(providers))
+        return ort.InferenceSession(graph, options, providers=list(providers), disabled_optimizers=disabled)
     except Exception as exc:
         raise ModelLoadError(
             f"onnxruntime {ort.__version__} cannot load {where}: {str(exc).strip()}.",

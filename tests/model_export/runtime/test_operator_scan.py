@@ -106,6 +106,31 @@ def read_or_refused(content: bytes) -> None:
         assert isinstance(contents_of(content), Contents)
 
 
+@pytest.mark.parametrize("where", ["input", "weight", "cast", "branch"])
+def test_float16_is_found_in_inputs_weights_and_casts(where: str) -> None:
+    half = numpy_helper.from_array(np.zeros(1, np.float16), "w")
+    nodes = {
+        "input": helper.make_node("Neg", ["x"], ["y"]),
+        "weight": helper.make_node("Constant", [], ["y"], value=half),
+        "cast": helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16),
+        "branch": node("If", then_branch=branch(node("Constant", value=half)), else_branch=branch()),
+    }
+    element_type = TensorProto.FLOAT16 if where == "input" else TensorProto.FLOAT
+    inputs = [helper.make_tensor_value_info("x", element_type, [1])]
+    made = helper.make_model(helper.make_graph([nodes[where]], "g", inputs, []))
+
+    assert contents_of(made.SerializeToString()).has_float16
+
+
+def test_a_file_of_float32_and_integers_has_no_float16() -> None:
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT64), node("Concat", axis=10)]
+    weights = [numpy_helper.from_array(np.zeros(10, np.float32), "w")]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [10])]
+    made = helper.make_model(helper.make_graph(nodes, "g", inputs, [], weights))
+
+    assert not contents_of(made.SerializeToString()).has_float16
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     read_or_refused(content)
