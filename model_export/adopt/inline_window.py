@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.graph.nodes import mapped, read_opset, renamed, replace_items
+from model_export.graph.nodes import read_opset, renamed, replace_items
 from model_export.manifest import InputSpec, Manifest, StateSpec, WindowSpec
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _fold(graph: Any, spec: InputSpec, window: WindowSpec) -> StateSpec:
     graph.initializer.extend(numpy_helper.from_array(np.array([bounds[what]]), name) for what, name in names.items())
     replace_items(graph.node, [
         helper.make_node("Concat", [before, spec.name], [joined], axis=axis),
-        *(renamed(node, mapped({spec.name: joined}), name=node.name) for node in graph.node),
+        *(renamed(node, {spec.name: joined}, name=node.name) for node in graph.node),
         helper.make_node("Slice", [joined, *names.values()], [after]),
     ])  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from model_export.chunk.analysis import Loop, StepGraphAnalysis
-from model_export.graph.nodes import attributes, mapped, renamed, uses
+from model_export.graph.nodes import attributes, renamed, uses
 from model_export.graph.operators import PICKING, RESHAPING, RNN, STATEFUL
 
 if TYPE_CHECKING:
@@ -117,5 +117,5 @@ def _once(builder: Vectorizer, loop: Loop, known: Mapping[str, str]) -> dict[str
     for node in loop.nodes:
         if node.op_type in _GLUE and found.keys() >= made.intersection(uses(node)):
             found |= {name: f"{place}/{name}" for name in node.output if name}
-            builder.emitter.nodes.append(renamed(node, mapped(found)))
+            builder.emitter.nodes.append(renamed(node, found))
     return found

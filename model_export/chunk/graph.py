@@ -19,7 +19,7 @@ from model_export.chunk.fused_rnn import is_of_operators
 from model_export.chunk.vectorize import Vectorizer, whole
 from model_export.graph.builder import element_type
 from model_export.graph.decompose_rnn import RnnSteps, decompose_rnn
-from model_export.graph.nodes import mapped, needed_nodes, renamed, uses
+from model_export.graph.nodes import needed_nodes, renamed, uses
 from model_export.graph.operators import RNN
 from model_export.manifest import Manifest, OutputSpec, TensorSpec
 
@@ -151,7 +151,7 @@ def _step_branch(reading: StepGraphAnalysis, written_out: RnnSteps) -> onnx.Grap
         gives.append(f"{_STEP}give_state/{state.output}")
         behind.append(helper.make_node("Identity", [names.get(state.output, state.output)], [gives[-1]]))
     kinds = _kinds(manifest)
-    nodes = [*before, *(renamed(node, mapped(names)) for node in moving), *behind]
+    nodes = [*before, *(renamed(node, names) for node in moving), *behind]
     return helper.make_graph(nodes, "step", [], tensors(gives, kinds))
 
 

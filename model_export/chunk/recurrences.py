@@ -12,7 +12,7 @@ from model_export.chunk.builder import ranked
 from model_export.chunk.fused_rnn import emit_operators
 from model_export.chunk.ring_buffers import emit_window
 from model_export.chunk.running_sums import emit_sum
-from model_export.graph.nodes import mapped, renamed, uses
+from model_export.graph.nodes import renamed, uses
 
 if TYPE_CHECKING:
     from model_export.chunk.vectorize import Vectorizer
@@ -47,7 +47,7 @@ def _emit_scan(builder: Vectorizer, loop: Loop) -> None:
     place = emitter.fresh("scan")
     names = {name: f"{place}/{name}" for node in nodes for name in node.output if name}
     names |= {name: f"{place}/{name}" for name in [*loop.states, *sliced]}
-    body = [renamed(node, mapped(names)) for node in nodes]
+    body = [renamed(node, names) for node in nodes]
     wanted = reading.wanted_outside(loop)
     if any(facts[name].axis is None for name in wanted):
         raise NoChunkError("something behind the state has no batch axis")

@@ -11,7 +11,7 @@ from model_export.chunk.analysis import Loop, NoChunkError, StepGraphAnalysis, T
 from model_export.chunk.builder import PREFIX, ChunkBuilder
 from model_export.chunk.recurrences import emit_loop
 from model_export.chunk.ring_buffers import Window, pick
-from model_export.graph.nodes import mapped, renamed, uses
+from model_export.graph.nodes import renamed, uses
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class Vectorizer:
         for name in node.output:
             if name:
                 names[name] = self._flat[name] = f"{PREFIX}{name}"
-        self.emitter.nodes.append(renamed(node, mapped(names)))
+        self.emitter.nodes.append(renamed(node, names))
 
     def _in_order(self) -> list[_Unit]:
         """Return nodes and loops so that each comes behind what it needs."""

@@ -116,6 +116,40 @@ class NodeBuilder:
         """Change the dtype."""
         return self.op("Cast", tensor, at=at, to=element_type(dtype))
 
+    def needed_nodes(self, tensors: Iterable[str]) -> list[onnx.NodeProto]:
+        """Return the nodes that these tensors need, each behind those that it needs itself."""
+        return needed_nodes(in_order(self.nodes), tensors)
+
+    def model(
+        self,
+        name: str,
+        takes: Iterable[onnx.ValueInfoProto],
+        gives: Sequence[onnx.ValueInfoProto],
+        opsets: Mapping[str, int] = ONLY_ONNX,
+        *,
+        ir_version: int = IR_VERSION,
+    ) -> onnx.ModelProto:
+        """Return the finished model, without nodes and constants that no output needs.
+
+        Args:
+            name: The graph's name.
+            takes: Its inputs.
+            gives: Its outputs.
+            opsets: The version of each domain's operators; that of ONNX's own is empty.
+            ir_version: The version of the file format that is declared.
+        """
+        nodes = self.needed_nodes(value.name for value in gives)
+        used = {tensor for node in nodes for tensor in uses(node)}
+        model = helper.make_model(
+            helper.make_graph(nodes, name, list(takes), list(gives)),
+            ir_version=ir_version,
+            opset_imports=[helper.make_opsetid(*entry) for entry in opsets.items()],
+            producer_name="stepwell",
+        )
+        constants = [tensor for tensor in self.constants if tensor.name in used]
+        replace_items(model.graph.initializer, constants)  # last, as a graph is copied into a model
+        return model
+
 
 class GraphBuilder(NodeBuilder):
     """A step graph under construction.
@@ -185,35 +219,15 @@ class GraphBuilder(NodeBuilder):
             self._started = spec.input
         return self._started
 
-    def needed_nodes(self, tensors: Iterable[str]) -> list[onnx.NodeProto]:
-        """Return the nodes that these tensors need, each behind those that it needs itself."""
-        return needed_nodes(in_order(self.nodes), tensors)
-
     def proto(
         self, name: str, opsets: Mapping[str, int] = ONLY_ONNX, *, ir_version: int = IR_VERSION
     ) -> onnx.ModelProto:
-        """Return the finished model, without nodes and constants that no output needs.
-
-        Args:
-            name: The graph's name.
-            opsets: The version of each domain's operators; that of ONNX's own is empty.
-            ir_version: The version of the file format that is declared.
-        """
+        """Return the finished model; see `model`."""
         takes = [declared(i.name, i.dtype, i.graph_row_shape, i.batch_axis) for i in self.inputs]
         takes += [declared(s.input, s.dtype, s.row_shape, s.batch_axis) for s in self.states]
         gives = [declared(o.name, o.dtype, o.graph_row_shape, o.batch_axis) for o in self.outputs]
         gives += [declared(s.output, s.dtype, s.row_shape, s.batch_axis) for s in self.states]
-        nodes = self.needed_nodes(value.name for value in gives)
-        used = {name for node in nodes for name in uses(node)}
-        constants = [tensor for tensor in self.constants if tensor.name in used]
-        model = helper.make_model(
-            helper.make_graph(nodes, name, takes, gives),
-            ir_version=ir_version,
-            opset_imports=[helper.make_opsetid(*entry) for entry in opsets.items()],
-            producer_name="stepwell",
-        )
-        replace_items(model.graph.initializer, constants)  # last, as a graph is copied into a model
-        return model
+        return self.model(name, takes, gives, opsets, ir_version=ir_version)
 
 
 def element_type(dtype: str) -> int:

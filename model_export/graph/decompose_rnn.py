@@ -7,7 +7,6 @@ run up to twice as fast in batches. Source of the formulas: the operators' speci
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
@@ -20,7 +19,6 @@ from model_export.graph.dataflow import in_order
 from model_export.graph.nodes import (
     attributes,
     constants,
-    mapped,
     needed_nodes,
     read_opset,
     renamed,
@@ -28,13 +26,11 @@ from model_export.graph.nodes import (
     tensor_names,
     uses,
 )
+from model_export.graph.onnx_file import infer_types, without_weights
 from model_export.graph.operators import RNN, STATEFUL
 
 OLDEST_OPSET = 13
 """The first one in which axes and parts are inputs."""
-
-_SMALL = 64
-"""Numbers in a constant that may be a shape; larger ones play no part in the sizes of tensors."""
 
 _ACTIVATIONS: dict[str, dict[str, float]] = {
     "Tanh": {}, "Sigmoid": {}, "Relu": {}, "Softsign": {}, "Softplus": {}, "HardSigmoid": {"alpha": 0.2, "beta": 0.5},
@@ -60,7 +56,7 @@ def decompose_rnn(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.Mo
     outputs = [value.name for value in model.graph.output]
     nodes = needed_nodes(in_order([*steps.front, *steps.expand(model.graph.node, outputs)]), outputs)
     flat = _used_flat(model, steps.front, nodes)
-    rename = mapped({node.output[0]: weight for weight, node in flat.items()})
+    rename = {node.output[0]: weight for weight, node in flat.items()}
     nodes = [renamed(node, rename, name=node.name) for node in nodes if node not in flat.values()]
     made = copy.deepcopy(model)
     replace_items(made.graph.node, nodes)
@@ -233,20 +229,7 @@ def _activations(node: onnx.NodeProto) -> _Activations:
 
 def _sequences(model: onnx.ModelProto, names: Collection[str]) -> set[str]:
     """Return which of these tensors are float32 and have a first axis of length 1, by what the graph declares."""
-    lean = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    graph = onnx.GraphProto(name="sizes", node=model.graph.node, input=model.graph.input)
-    given = {value.name for value in graph.input}
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= _SMALL:
-            graph.initializer.append(tensor)
-        elif tensor.name not in given:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    lean.graph.CopyFrom(graph)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(lean, data_prop=True).graph
-    except Exception:  # noqa: BLE001  # a graph that onnx cannot follow: its operators stay as they are
-        return set()
-    types = {value.name: value.type.tensor_type for value in (*inferred.value_info, *inferred.input)}
+    types = infer_types(without_weights(model))
     return {
         name for name in names & types.keys()
         if types[name].elem_type == onnx.TensorProto.FLOAT
@@ -271,7 +254,7 @@ def _without_detours(
     names: dict[str, str] = {}
     kept = []
     for node in nodes:
-        made = renamed(node, mapped(names), name=node.name) if names.keys() & set(uses(node)) else node
+        made = renamed(node, names, name=node.name) if names.keys() & set(uses(node)) else node
         if made.op_type in {"Squeeze", "Unsqueeze"} and len(made.input) > 1 and made.input[1] in known:
             axes = str(numpy_helper.to_array(known[made.input[1]]).tolist())
             if made.op_type == "Unsqueeze":

@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 import onnx
 
 from model_export.graph.dataflow import in_order
-from model_export.graph.nodes import mapped, needed_nodes, renamed, replace_items, subgraphs, uses
+from model_export.graph.nodes import needed_nodes, renamed, replace_items, subgraphs, uses
 from model_export.manifest import StateSpec
 
 
@@ -41,7 +41,7 @@ def _once(
     """Yield nodes with equal tensors under one name, without those that compute what another one does."""
     names, firsts = dict(same), dict[Hashable, onnx.NodeProto]()
     for node in nodes:
-        made = node if names.keys().isdisjoint(uses(node)) else renamed(node, mapped(names), name=node.name)
+        made = node if names.keys().isdisjoint(uses(node)) else renamed(node, names, name=node.name)
         first = firsts.setdefault((_kind(made), *made.input, *map(bool, made.output)), made)
         if first is made or not set(outputs).isdisjoint(made.output):
             yield made

@@ -5,11 +5,8 @@ The bodies of a node are the branches of an If, and the body of a Loop or Scan. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-Rename = Callable[[str], str]
-"""The new name of a tensor, given the old one."""
 
 
 def read_opset(model: Any) -> int:
@@ -77,41 +74,33 @@ def uses(node: Any) -> list[str]:
     return [name for name in dict.fromkeys((*node.input, *captures(node))) if name]
 
 
-def rename_captures(node: Any, rename: Rename) -> None:
-    """Let a node's bodies take other outer tensors, in place."""
+def rename_captures(node: Any, names: Mapping[str, str]) -> None:
+    """Let a node's bodies take other outer tensors, in place; those without a new name stay."""
     for graph in subgraphs(node):
         own = _own_names(graph)
-
-        def outer(name: str, own: set[str] = own) -> str:
-            return name if name in own or not name else rename(name)
-
+        outer = {old: new for old, new in names.items() if old not in own}
         for inner in graph.node:
-            inner.input[:] = [outer(name) for name in inner.input]
+            inner.input[:] = [outer.get(name, name) for name in inner.input]
             rename_captures(inner, outer)
         for value in graph.output:
-            value.name = outer(value.name)
+            value.name = outer.get(value.name, value.name)
 
 
-def renamed(node: Any, rename: Rename, *, name: str = "") -> Any:
+def renamed(node: Any, names: Mapping[str, str], *, name: str = "") -> Any:
     """Return a copy of a node with other names of tensors, in its bodies too.
 
     Args:
         node: The node.
-        rename: It is called for every tensor that the node takes or returns.
+        names: New names by old ones; other tensors keep theirs.
         name: The copy's own name.
     """
     copy = type(node)()
     copy.CopyFrom(node)
-    copy.input[:] = [rename(tensor) if tensor else "" for tensor in node.input]
-    copy.output[:] = [rename(tensor) if tensor else "" for tensor in node.output]
+    copy.input[:] = [names.get(tensor, tensor) for tensor in node.input]
+    copy.output[:] = [names.get(tensor, tensor) for tensor in node.output]
     copy.name = name
-    rename_captures(copy, rename)
+    rename_captures(copy, names)
     return copy
-
-
-def mapped(names: Mapping[str, str]) -> Rename:
-    """Return a function that gives a name its new one, and leaves others as they are."""
-    return lambda tensor: names.get(tensor, tensor)
 
 
 def needed_nodes(nodes: Sequence[Any], outputs: Iterable[str]) -> list[Any]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_export.errors import FileError, MissingExtraError, ModelLoadError
+from model_export.graph.nodes import all_nodes, replace_items
 
 if TYPE_CHECKING:
     import onnx
+
+_SMALL = 64
+"""Numbers in a constant that may be axes or a shape; a larger one is a weight."""
 
 
 def read_model(path: Path, *, weights: bool = False) -> onnx.ModelProto:
@@ -54,3 +60,57 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     import onnx.inliner
 
     return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model whose weights are inputs alone, for what reads no numbers of them."""
+    import onnx
+
+    lean = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
+    lean.functions.extend(model.functions)
+    graph = onnx.GraphProto(name=model.graph.name or "graph", node=model.graph.node, output=model.graph.output)
+    graph.input.extend(model.graph.input)
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        if tensor.name not in given:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    lean.graph.CopyFrom(graph)
+    return lean
+
+
+def infer_types(lean: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Return the types of a model's tensors as far as onnx infers them; none where it cannot follow the graph.
+
+    Args:
+        lean: As `without_weights` returns it.
+    """
+    import onnx.shape_inference
+
+    try:
+        graph = onnx.shape_inference.infer_shapes(lean, data_prop=True).graph
+    except Exception:  # noqa: BLE001  # whatever onnx raises; what needs a type is left as it is then
+        return {}
+    return {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
+
+
+def with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Return a model with the operators of a later version.
+
+    Raises:
+        RuntimeError: onnx has no conversion for one of them.
+    """
+    import onnx.version_converter
+
+    found = onnx.version_converter.convert_version(without_weights(model), opset)
+    notes = {node.name: node.metadata_props for node in all_nodes(model.graph) if node.metadata_props}
+    for node in all_nodes(found.graph):
+        replace_items(node.metadata_props, notes.get(node.name, ()))  # the conversion leaves them out
+    made = copy.deepcopy(model)
+    made.ir_version = max(model.ir_version, 8)
+    replace_items(made.opset_import, found.opset_import)
+    replace_items(made.graph.node, found.graph.node)
+    known = {tensor.name for tensor in model.graph.initializer}
+    made.graph.initializer.extend(tensor for tensor in found.graph.initializer if tensor.name not in known)
+    return made

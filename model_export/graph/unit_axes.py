@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 import onnx
@@ -12,15 +11,13 @@ from model_export.graph.builder import NodeBuilder
 from model_export.graph.dataflow import in_order
 from model_export.graph.forms import Axes, FormedTensor, Sizes, TensorForms, matched_axes, wide_axes
 from model_export.graph.nodes import attributes, needed_nodes, read_opset, renamed, replace_items, tensor_names, uses
+from model_export.graph.onnx_file import infer_types, without_weights
 
 OLDEST_OPSET = 18
 """The first one in which all axes are inputs."""
 
 _TRIALS = (5, 7)
 """Numbers of rows for which shapes are inferred: what differs is the axis of the batch."""
-
-_SMALL = 64
-"""Numbers in a constant that may be a shape; larger ones play no part in the sizes of tensors."""
 
 Shape = tuple[int, ...]
 
@@ -39,50 +36,40 @@ _AXES_INPUT = {"Slice": 3, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "Red
 """Operators whose axes are an input, and which one; reductions leave a single element as it is."""
 
 
-def without_unit_axes(model: onnx.ModelProto, rows: Mapping[str, int | None]) -> onnx.ModelProto:
+def without_unit_axes(model: onnx.ModelProto, rows: Mapping[str, int | None]) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Return a step graph whose tensors have no axes of length 1 where no operator needs them.
 
     Args:
         model: The step graph, which is changed in place.
         rows: The batch axis of each input; None: it has none.
+
+    Returns:
+        The graph; and for tensors that it does not have any more, the tensor with the same numbers.
     """
     if read_opset(model) < OLDEST_OPSET or not all(axis is not None for axis in rows.values()):
-        return model
+        return model, {}
     shapes = [_shapes(model, rows, trial) for trial in _TRIALS]
     known = {
         name: tuple(zip(shapes[0][name], shapes[1][name], strict=True))
         for name in shapes[0].keys() & shapes[1].keys()
         if len(shapes[0][name]) == len(shapes[1][name])
     }
-    return _Rewriting(model, known).model()
+    rewriting = _Rewriting(model, known)
+    return rewriting.model(), rewriting.left_out()
 
 
 def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) -> dict[str, Shape]:
     """Return the shapes that onnx infers for a number of rows."""
-    lean = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    graph = onnx.GraphProto(name="sizes", node=model.graph.node)
-    for value in model.graph.input:
-        given = onnx.ValueInfoProto()
-        given.CopyFrom(value)
+    lean = without_weights(model)
+    for value in lean.graph.input:
         if (axis := rows.get(value.name)) is not None:
-            given.type.tensor_type.shape.dim[axis].dim_value = count
-        graph.input.append(given)
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= _SMALL:
-            graph.initializer.append(tensor)
-        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    lean.graph.CopyFrom(graph)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(lean, data_prop=True).graph
-    except Exception:  # noqa: BLE001  # a graph that onnx cannot follow stays as it is
-        return {}
-    found: dict[str, Shape] = {}
-    for value in (*inferred.value_info, *inferred.input):
-        if value.type.tensor_type.HasField("shape"):
-            dims = value.type.tensor_type.shape.dim
-            if all(dim.HasField("dim_value") for dim in dims):
-                found[value.name] = tuple(dim.dim_value for dim in dims)
-    return found
+            value.type.tensor_type.shape.dim[axis].dim_value = count
+    del lean.graph.output[:]
+    return {
+        name: tuple(dim.dim_value for dim in found.shape.dim)
+        for name, found in infer_types(lean).items()
+        if found.HasField("shape") and all(dim.HasField("dim_value") for dim in found.shape.dim)
+    }
 
 
 class _Rewriting:
@@ -114,6 +101,11 @@ class _Rewriting:
         graph.initializer.extend(tensor for tensor in self._build.constants if tensor.name in used)
         return self._model
 
+    def left_out(self) -> dict[str, str]:
+        """Return tensors that have other forms alone, with one of these."""
+        found = {name: next(iter(one.forms.values()), (one.source or ("",))[0]) for name, one in self._tensors.items()}
+        return {name: form for name, form in found.items() if name != form}
+
     def _find_wanted(self) -> dict[str, set[int]]:
         """Return the axes of each tensor that nodes need whatever their length is, also behind other nodes."""
         wanted: dict[str, set[int]] = {}
@@ -132,7 +124,8 @@ class _Rewriting:
 
     def _keep(self, node: onnx.NodeProto) -> None:
         """Emit a node as it is."""
-        self._build.nodes.append(renamed(node, self._forms.whole, name=node.name))
+        names = {name: self._forms.whole(name) for name in uses(node)}
+        self._build.nodes.append(renamed(node, names, name=node.name))
         for name in filter(None, node.output):
             self._forms.add(name)
 

@@ -12,10 +12,8 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from model_export.graph.builder import BATCH, IR_VERSION, ONLY_ONNX, NodeBuilder, element_type
-from model_export.graph.dataflow import in_order
+from model_export.graph.builder import BATCH, NodeBuilder, element_type
 from model_export.graph.described import numbered, set_layer
-from model_export.graph.nodes import needed_nodes, replace_items, uses
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -167,18 +165,7 @@ class KerasGraph(NodeBuilder):
 
     def proto(self, name: str) -> onnx.ModelProto:
         """Return the finished model, without nodes and constants that no output needs."""
-        nodes = needed_nodes(in_order(self.nodes), [value.name for value in self._gives])
-        used = {tensor for node in nodes for tensor in uses(node)}
-        constants = [tensor for tensor in self.constants if tensor.name in used]
-        takes, gives = ([_declared(value) for value in values] for values in (self._takes, self._gives))
-        model = helper.make_model(
-            helper.make_graph(nodes, name, takes, gives),
-            ir_version=IR_VERSION,
-            opset_imports=[helper.make_opsetid(*entry) for entry in ONLY_ONNX.items()],
-            producer_name="stepwell",
-        )
-        replace_items(model.graph.initializer, constants)  # last, as a graph is copied into a model
-        return model
+        return self.model(name, map(_declared, self._takes), [*map(_declared, self._gives)])
 
 
 def _declared(value: Value) -> onnx.ValueInfoProto:

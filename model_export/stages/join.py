@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx
-import onnx.inliner
-import onnx.version_converter
 from onnx import helper
 
 from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.nodes import read_opset, tensor_names
+from model_export.graph.onnx_file import with_opset, without_functions
 from model_export.manifest import BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.stages.joined_reference import DrawBefore, Joint, Links
 from model_export.stages.renaming import with_names
@@ -117,12 +116,11 @@ def _same_versions(one: onnx.ModelProto, two: onnx.ModelProto) -> tuple[onnx.Mod
 
 
 def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+    proto = without_functions(proto)
     if read_opset(proto) == opset:
         return proto
     try:
-        return onnx.version_converter.convert_version(proto, opset)
+        return with_opset(proto, opset)
     except Exception as exc:
         raise RefusedModelError(
             f"{proto.graph.name!r} uses opset {read_opset(proto)}, the model that it is joined with {opset}; onnx "

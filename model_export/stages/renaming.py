@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import onnx
 
 from model_export.converted import ConvertedModel
-from model_export.graph.nodes import mapped, renamed, replace_items
+from model_export.graph.nodes import renamed, replace_items
 from model_export.manifest import Manifest
 from model_export.verify.localize import Activation
 from model_export.verify.samplers import Sampler
@@ -21,44 +21,42 @@ def with_names(part: ConvertedModel, names: Mapping[str, str]) -> ConvertedModel
     """Return a step graph with other names of tensors: in its manifest, its reference and its samplers too."""
     if not names:
         return part
-    name, probe, original = mapped(names), part.probe, part.original
+    probe, original, old = part.probe, part.original, {new: old for old, new in names.items()}
     proto = onnx.ModelProto()
     proto.CopyFrom(part.proto)
-    replace_items(proto.graph.node, [renamed(node, name) for node in proto.graph.node])
+    replace_items(proto.graph.node, [renamed(node, names) for node in proto.graph.node])
     del proto.graph.value_info[:]
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
-        value.name = name(value.name)
+        value.name = names.get(value.name, value.name)
     return replace(
         part,
         proto=proto,
-        manifest=_renamed_manifest(part.manifest, name),
-        original=lambda inputs: _keys(original(_keys(inputs, _inverse(names))), name),
-        samplers={kind: _renamed_sampler(draw, name) for kind, draw in (part.samplers or {}).items()} or None,
+        manifest=_renamed_manifest(part.manifest, names),
+        original=lambda inputs: _keys(original(_keys(inputs, old)), names),
+        samplers={kind: _renamed_sampler(draw, names) for kind, draw in (part.samplers or {}).items()} or None,
         probe=probe and (lambda inputs: [
-            Activation(found.layer, name(found.tensor), found.values)
-            for found in probe(_keys(inputs, _inverse(names)))
+            Activation(found.layer, names.get(found.tensor, found.tensor), found.values)
+            for found in probe(_keys(inputs, old))
         ]),
     )  # fmt: skip
 
 
-def _renamed_manifest(manifest: Manifest, name: Callable[[str], str]) -> Manifest:
+def _renamed_manifest(manifest: Manifest, names: Mapping[str, str]) -> Manifest:
+    def new(specs: Sequence[Any], *fields: str) -> list[Any]:
+        found = [{field: getattr(spec, field) for field in fields} for spec in specs]
+        changed = [{field: names.get(name, name) for field, name in old.items()} for old in found]
+        return [spec.model_copy(update=update) for spec, update in zip(specs, changed, strict=True)]
+
     return manifest.model_copy(update={
-        "inputs": [spec.model_copy(update={"name": name(spec.name)}) for spec in manifest.inputs],
-        "outputs": [spec.model_copy(update={"name": name(spec.name)}) for spec in manifest.outputs],
-        "states": [
-            state.model_copy(update={"input": name(state.input), "output": name(state.output)})
-            for state in manifest.states
-        ],
+        "inputs": new(manifest.inputs, "name"),
+        "outputs": new(manifest.outputs, "name"),
+        "states": new(manifest.states, "input", "output"),
     })  # fmt: skip
 
 
-def _renamed_sampler(draw: Sampler, name: Callable[[str], str]) -> Sampler:
-    return lambda rng, rows, steps: _keys(draw(rng, rows, steps), name)
+def _renamed_sampler(draw: Sampler, names: Mapping[str, str]) -> Sampler:
+    return lambda rng, rows, steps: _keys(draw(rng, rows, steps), names)
 
 
-def _keys(values: Mapping[str, _V], name: Callable[[str], str]) -> dict[str, _V]:
-    return {name(key): value for key, value in values.items()}
-
-
-def _inverse(names: Mapping[str, str]) -> Callable[[str], str]:
-    return mapped({new: old for old, new in names.items()})
+def _keys(values: Mapping[str, _V], names: Mapping[str, str]) -> dict[str, _V]:
+    return {names.get(key, key): value for key, value in values.items()}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from model_export.errors import RefusedModelError
-from model_export.graph.builder import NodeBuilder
 from model_export.graph.dataflow import Flow, laid_out_from, read_flow
 from model_export.graph.described import described
 from model_export.graph.nodes import uses
-from model_export.graph.unit_axes import OLDEST_OPSET
-from model_export.manifest import OutputSpec
+from model_export.manifest import OutputSpec, TensorSpec
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.walk import StreamingWalk
+
+Spec = TypeVar("Spec", bound=TensorSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +41,23 @@ class OutputLayout:
 
 def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
     """Declare the answers; leave out what a recurrence carries where its initial value was an input too."""
-    walk.need(*(value.name for value in walk.model.graph.output))
-    answers, outputs = [], {}
-    dropped: list[str] = []
+    names = [value.name for value in walk.model.graph.output]
+    walk.need(*names)
     bound = [one for one in inputs.inputs if one.role == "state"]
     flow = read_flow(walk.model.graph)
-    for value in walk.model.graph.output:
-        tensor = walk.tensors[value.name]
-        if tensor.kind not in {"per_step", "final", "static"} or not walk.facts.value(value.name).size:
-            continue
-        if tensor.kind == "final" and any(_carries_on(walk, flow, value.name, one) for one in bound):
-            dropped.append(value.name)
-            continue
-        spec, facts = _answer(walk, value.name, inputs)
-        answers.append(spec)
-        outputs[value.name] = facts
-    for name in dropped if not answers else []:
-        spec, facts = _answer(walk, name, inputs)
-        answers.append(spec)
-        outputs[name] = facts
-    if not answers:
+    given, carried = list[str](), list[str]()
+    for name in names:
+        kind = walk.tensors[name].kind
+        if kind in {"per_step", "final", "static"} and walk.facts.value(name).size:
+            is_carried = kind == "final" and any(_carries_on(walk, flow, name, one) for one in bound)
+            (carried if is_carried else given).append(name)
+    if not given and not carried:
         raise RefusedModelError(
-            f"No output of the graph depends on the timesteps; its outputs are "
-            f"{[value.name for value in walk.model.graph.output]}.",
+            f"No output of the graph depends on the timesteps; its outputs are {names}.",
             fix="Export the part of the model that answers the sequence.",
         )
-    return answers, outputs
+    found = {name: _answer(walk, name, inputs) for name in given or carried}
+    return [spec for spec, _ in found.values()], {name: layout for name, (_, layout) in found.items()}
 
 
 def _carries_on(walk: StreamingWalk, flow: Flow, name: str, one: SequenceInput) -> bool:
@@ -93,20 +84,13 @@ def _answer(walk: StreamingWalk, name: str, inputs: SequenceInputs) -> tuple[Out
         raise walk.resampled
     step = walk.aligned(name)[0] if tensor.kind == "per_step" else tensor.step
     folded = time is not None and batch == time
-    sizes = [dim.at_one_step()[0] for dim in dims]
     if batch is not None and dims[batch].at_one_step()[1] > 1:
-        step = walk.graph.op("Reshape", step, walk.graph.ints([-1, *_unfolded(dims, batch, time)]))
-        row = _unfolded(dims, batch, time)
-        spec = OutputSpec(name=name, dtype=walk.dtype(name), shape=row)
-    elif batch is not None and not folded and walk.opset >= OLDEST_OPSET:
-        row = [size for axis, size in enumerate(sizes) if axis not in {time, batch}]
-        spec = row_spec(OutputSpec, name, walk.dtype(name), row, batch=0, time=None)
-        step = out_of_layout(walk.graph, step, rank=len(sizes), batch=batch, time=time)
+        spec = OutputSpec(name=name, dtype=walk.dtype(name), shape=_unfolded(dims, batch, time))
+        step = walk.graph.reshape(step, spec.shape)
     else:
-        row = [size for axis, size in enumerate(sizes) if axis not in {time, batch}]
-        spec = row_spec(OutputSpec, name, walk.dtype(name), row, batch=batch, time=None if folded else time)
-        spec, perm = rows_in_front(spec)
-        step = walk.graph.op("Transpose", step, perm=perm) if perm else step
+        sizes = [dim.at_one_step()[0] for dim in dims]
+        spec = row_spec(OutputSpec, name, walk.dtype(name), sizes, batch=batch, time=time)
+        step = out_of_layout(walk, step, rank=len(sizes), batch=batch, time=None if folded else time)
     walk.graph.add_output(spec, step)
     extra = walk.facts.length_delta(name) if time is not None else 0
     resized = _resized(walk, name) if extra else ""
@@ -140,45 +124,53 @@ def _unfolded(dims: Sequence[Dim], batch: int, time: int | None) -> list[int]:
     return [dims[batch].at_one_step()[1], *rest]
 
 
-def in_layout(graph: NodeBuilder, tensor: str, *, rank: int, batch: int, time: int | None) -> str:
-    """Return a tensor `(batch, *row)` in the layout of the sequence graph, with a time axis of length 1."""
+def row_spec(
+    kind: type[Spec], name: str, dtype: str, sizes: Sequence[int], *, batch: int | None, time: int | None
+) -> Spec:
+    """Return the spec of an input or output: rows in front, without the axis of time; without rows, as it is.
+
+    Args:
+        kind: Its class.
+        name: The tensor.
+        dtype: NumPy name.
+        sizes: Of its axes at one timestep, in the layout of the sequence graph.
+        batch: The axis of the rows; None: it has none.
+        time: The axis of the timesteps; None: it has none.
+    """
+    row = [size for axis, size in enumerate(sizes) if axis not in {batch, time}]
+    is_whole = batch is None and time is not None
+    front = None if batch is None else 0
+    return kind(name=name, dtype=dtype, shape=row, batch_axis=front, graph_shape=list(sizes) if is_whole else None)
+
+
+def in_layout(walk: StreamingWalk, tensor: str, *, rank: int, batch: int | None, time: int | None) -> str:
+    """Return a tensor of such a spec in the layout of the sequence graph, with a time axis of length 1."""
+    if batch is None:
+        return tensor
     if time is not None:
-        tensor = graph.op("Unsqueeze", tensor, graph.ints([1]))
+        tensor = _at_axis_1(walk, "Unsqueeze", tensor)
     order = _order(rank, batch, time)
-    return tensor if order == sorted(order) else graph.op("Transpose", tensor, perm=list(np.argsort(order)))
+    return tensor if order == sorted(order) else walk.graph.op("Transpose", tensor, perm=list(np.argsort(order)))
 
 
-def out_of_layout(graph: NodeBuilder, tensor: str, *, rank: int, batch: int, time: int | None) -> str:
-    """Return a tensor in the layout of the sequence graph as `(batch, *row)`."""
+def out_of_layout(walk: StreamingWalk, tensor: str, *, rank: int, batch: int | None, time: int | None) -> str:
+    """Undo `in_layout`."""
+    if batch is None:
+        return tensor
     order = _order(rank, batch, time)
     if order != sorted(order):
-        tensor = graph.op("Transpose", tensor, perm=order)
-    return tensor if time is None else graph.op("Squeeze", tensor, graph.ints([1]))
+        tensor = walk.graph.op("Transpose", tensor, perm=order)
+    return tensor if time is None else _at_axis_1(walk, "Squeeze", tensor)
+
+
+def _at_axis_1(walk: StreamingWalk, kind: str, tensor: str) -> str:
+    """Emit a Squeeze or Unsqueeze of the axis of time behind the rows, in the form of the graph's opset."""
+    if walk.opset < 13:
+        return walk.graph.op(kind, tensor, axes=[1])
+    return walk.graph.op(kind, tensor, walk.graph.ints([1]))
 
 
 def _order(rank: int, batch: int, time: int | None) -> list[int]:
     """Return the axes of the sequence graph's layout as batch, time, and the others."""
     front = [batch] if time is None else [batch, time]
     return [*front, *(axis for axis in range(rank) if axis not in front)]
-
-
-def rows_in_front(spec: Any) -> tuple[Any, list[int]]:
-    """Return a spec with its batch axis in front, as chunks need it, and the order that brings a tensor there.
-
-    The order is empty where nothing moves.
-    """
-    if not spec.batch_axis:
-        return spec, []
-    rank = len(spec.graph_row_shape) + 1
-    others = [axis for axis in range(rank) if axis != spec.batch_axis]
-    return spec.model_copy(update={"batch_axis": 0}), [spec.batch_axis, *others]
-
-
-def row_spec(kind: Any, name: str, dtype: str, row: list[int], *, batch: int | None, time: int | None) -> Any:
-    """Return the spec of a tensor that has a time axis of length 1 in the graph."""
-    graph_row = list(row)
-    if time is not None:
-        graph_row.insert(time - (batch is not None and batch < time), 1)
-    return kind(
-        name=name, dtype=dtype, shape=row, batch_axis=batch, graph_shape=graph_row if graph_row != row else None
-    )

@@ -98,3 +98,33 @@ def initial_row(walk: StreamingWalk, name: str, node: onnx.NodeProto) -> Array |
         raise walk.refuse(node, f"starts from {name!r}, which differs from row to row or with the length")
     assert start is not None
     return start
+
+
+def history(facts: MeasuredShapes, name: str, offset: int, past: int, fill: float) -> Array | None:
+    """Return what a tensor has before the first timestep, in its layout with one row; None: zeros.
+
+    Args:
+        facts: What the runs show.
+        name: The tensor.
+        offset: Which of its elements belongs to the first timestep.
+        past: How many timesteps before that one.
+        fill: The value before its first element.
+
+    Raises:
+        RefusedModelError: It depends on the input.
+    """
+    if offset <= 0 and not fill:
+        return None
+    axis, each = facts.time_axis(name), facts.samples(name)
+    known = facts.before_start(name, (offset - past) * each, past * each)
+    if known is None:
+        raise RefusedModelError(
+            f"What stands before the first timestep of tensor {name!r} depends on the input.",
+            fix="Pad with a constant.",
+        )
+    if fill and offset < past:
+        assert axis is not None
+        place = [slice(None)] * known.ndim
+        place[axis] = slice(0, (past - max(offset, 0)) * each)
+        known[tuple(place)] = fill
+    return known

@@ -16,11 +16,11 @@ from model_export.graph.described import described
 from model_export.graph.equal_states import without_equal_states
 from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
-from model_export.graph.unit_axes import OLDEST_OPSET, without_unit_axes
+from model_export.graph.unit_axes import without_unit_axes
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
 from model_export.runtime.graph_session import with_weights_outside
 from model_export.runtime.random_ops import random_outputs
-from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec, rows_in_front
+from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec
 from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
@@ -31,6 +31,7 @@ from model_export.streaming.axes.sizes import FEW, LENGTHS
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
+from model_export.streaming.opset import with_newer_operators
 from model_export.streaming.rules.attention import attention_scores
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.loops import turns_with_time
@@ -147,6 +148,7 @@ def _recurrent_weights(graph: onnx.ModelProto) -> int:
 
 def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options) -> SequenceStep:
     inputs, runs, declared = _read(runs, declared, options)
+    runs = with_newer_operators(runs, inputs)
     if options.starts_are_sent:
         inputs = replace(inputs, inputs=tuple(replace(one, role="external") for one in inputs.inputs))
     if is_for_one_row(inputs, declared) and not rows_are_independent(runs, inputs):
@@ -162,9 +164,8 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     if not options.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
         inputs, facts = cached, measure_shapes(runs, cached)
     walk = StreamingWalk(runs.load(inputs, inputs.lengths[0]).model, facts, options.length)
-    walk.takes_weights = WEIGHTED
     specs = [_take(walk, one) for one in inputs.inputs]
-    walk.run(RULES, pointwise, attention_scores)
+    walk.run(RULES, pointwise, attention_scores, WEIGHTED)
     answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
@@ -183,12 +184,12 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     )
     rows = {spec.name: spec.batch_axis for spec in walk.graph.inputs}
     rows |= {state.input: state.batch_axis for state in walk.graph.states}
-    proto = without_unit_axes(walk.graph.step_proto(name, graph), rows)
+    proto, left_out = without_unit_axes(walk.graph.step_proto(name, graph), rows)
     proto, manifest.states = without_equal_states(proto, walk.graph.states)
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     rounding = HALF if is_half else 0.0
-    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk), walk.graph.states, rounding)
+    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk, left_out), walk.graph.states, rounding)
 
 
 def _read(runs: TensorRuns, declared: Declared, options: _Options) -> tuple[SequenceInputs, TensorRuns, Declared]:
@@ -246,8 +247,13 @@ def _check_chance(graph: onnx.ModelProto) -> None:
         )
 
 
-def _watched(walk: StreamingWalk) -> list[Watched]:
-    """Return the nodes that can be compared: neither ahead nor behind, rows and timesteps on an axis each."""
+def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
+    """Return the nodes that can be compared: neither ahead nor behind, rows and timesteps on an axis each.
+
+    Args:
+        walk: The walk.
+        left_out: Tensors that the step graph has under another name.
+    """
     found = []
     for node in walk.model.graph.node:
         for name in filter(None, node.output):
@@ -262,7 +268,9 @@ def _watched(walk: StreamingWalk) -> list[Watched]:
             ):
                 continue
             facts = OutputLayout(time, batch)
-            found.append(Watched(described(node).partition(" ")[2], name, tensor.step, facts))
+            found.append(
+                Watched(described(node).partition(" ")[2], name, left_out.get(tensor.step, tensor.step), facts)
+            )
     return found
 
 
@@ -296,16 +304,8 @@ def _take(walk: StreamingWalk, one: SequenceInput) -> InputSpec | None:
     if one.role != "external":
         walk.tensors[one.name] = StepTensor("constant")
         return None
-    axes = [axis for axis in range(len(one.sizes)) if axis not in {one.batch, one.time}]
-    row = [one.sizes[axis] for axis in axes]
-    if one.batch is not None and walk.opset >= OLDEST_OPSET:
-        walk.graph.add_input(row_spec(InputSpec, one.name, one.dtype, row, batch=0, time=None))
-        step = in_layout(walk.graph, one.name, rank=len(one.sizes), batch=one.batch, time=one.time)
-        walk.tensors[one.name] = StepTensor("static", step) if one.time is None else StepTensor("per_step", step, 0)
-        return walk.graph.inputs[-1]
-    spec: InputSpec = row_spec(InputSpec, one.name, one.dtype, row, batch=one.batch, time=one.time)
-    spec, perm = rows_in_front(spec)
+    spec: InputSpec = row_spec(InputSpec, one.name, one.dtype, one.shape(1, 1), batch=one.batch, time=one.time)
     walk.graph.add_input(spec)
-    step = walk.graph.op("Transpose", one.name, perm=list(np.argsort(perm))) if perm else one.name
+    step = in_layout(walk, one.name, rank=len(one.sizes), batch=one.batch, time=one.time)
     walk.tensors[one.name] = StepTensor("static", step) if one.time is None else StepTensor("per_step", step, 0)
     return spec

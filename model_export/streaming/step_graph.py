@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -26,8 +27,7 @@ class StreamingGraph(GraphBuilder):
     def __init__(self, taken: Iterable[str]) -> None:
         super().__init__("step", taken)
         self._rows: str | None = None
-        self._count: str | None = None
-        self._position: str | None = None
+        self._counters: dict[str, str] = {}
 
     def state_like(
         self, name: str, dims: Sequence[Dim], dtype: str, init: Array | None = None, *, whole: bool = False
@@ -44,59 +44,40 @@ class StreamingGraph(GraphBuilder):
         Returns:
             The tensor in that layout, and the spec. The state itself has its batch axis first.
         """
-        every, rows = _sizes(dims)
-        kept = _kept(every, rows) if not whole else list(range(len(every)))
-        sizes, batch = [every[axis] for axis in kept], None if rows is None else kept.index(rows)
-        shape = [fixed for axis, (fixed, _) in enumerate(sizes) if axis != batch]
-        if batch is not None:
-            per_row = sizes[batch][1]
-            shape = [per_row, *shape] if per_row > 1 else shape
-            init = None if init is None or rows is None else np.moveaxis(init, rows, 0)
-        init = None if init is None else init.reshape(shape)
-        spec = self.state(name, shape, dtype, init, batch_axis=None if batch is None else 0)
-        tensor = self._from_batch_first(spec.input, sizes, batch)
-        if len(kept) < len(every):
-            tensor = self.op("Reshape", tensor, self.ints([-1 if per_row else fixed for fixed, per_row in every]))
+        layout = _state_layout(dims, whole=whole)
+        row = layout.row
+        init = None if init is None else init.reshape(np.abs(layout.split)).transpose(layout.order).reshape(row)
+        spec = self.state(name, row, dtype, init, batch_axis=layout.batch_axis)
+        tensor = spec.input
+        if layout.is_moved:
+            tensor = self.op("Transpose", tensor, perm=[int(axis) for axis in np.argsort(layout.order)])
+        if layout.split != layout.tensor:
+            tensor = self.op("Reshape", tensor, self.ints(layout.tensor))
         return tensor, spec
 
     def next_state_like(self, spec: StateSpec, tensor: str, dims: Sequence[Dim]) -> None:
         """Set the tensor, in the layout of the sequence graph, that the state becomes."""
-        sizes, batch = _sizes(dims)
-        if batch is not None and len(spec.shape) + 1 < len(sizes):
-            kept = _kept(sizes, batch)
-            sizes, batch = [sizes[axis] for axis in kept], kept.index(batch)
-            tensor = self.op("Reshape", tensor, self.ints([-1 if per_row else fixed for fixed, per_row in sizes]))
-        if batch is not None and batch:
-            others = [axis for axis in range(len(sizes)) if axis != batch]
-            if sizes[batch][1] > 1:
-                split = [fixed for fixed, _ in sizes]
-                split[batch : batch + 1] = [-1, sizes[batch][1]]
-                tensor = self.op("Reshape", tensor, self.ints(split))
-                others = [axis + (axis > batch) for axis in others]
-                tensor = self.op("Transpose", tensor, perm=[batch, batch + 1, *others])
-            else:
-                tensor = self.op("Transpose", tensor, perm=[batch, *others])
-        elif batch == 0 and sizes[0][1] > 1:
-            tensor = self.reshape(tensor, spec.shape)
+        layout = _state_layout(dims, whole=len(spec.shape) + 1 >= len(dims))
+        if layout.split != layout.tensor:
+            tensor = self.op("Reshape", tensor, self.ints(layout.split))
+        if layout.is_moved:
+            tensor = self.op("Transpose", tensor, perm=layout.order)
         self.next_state(spec, tensor)
 
     def count(self) -> str:
         """Return the number of timesteps consumed before this one, int64; shape `(batch,)`, or [1] without rows."""
-        if self._count is None:
-            has_rows = any(spec.batch_axis is not None for spec in self.inputs)
-            self._count = self._counter(COUNT, _ROWS if has_rows else _ONE)
-        return self._count
+        has_rows = any(spec.batch_axis is not None for spec in self.inputs)
+        return self._counter(COUNT, _ROWS if has_rows else _ONE)
 
     def position(self) -> str:
         """Return the number of timesteps consumed before this one, shape [1] int64, for a graph of one row."""
-        if self._position is None:
-            self._position = self._counter("position", _ONE)
-        return self._position
+        return self._counter("position", _ONE)
 
     def _counter(self, name: str, dim: Dim) -> str:
-        tensor, spec = self.state_like(name, [dim], "int64", None)
-        self.next_state(spec, self.op("Add", tensor, self.ints([1])))
-        return tensor
+        if name not in self._counters:
+            self._counters[name], spec = self.state_like(name, [dim], "int64", None)
+            self.next_state(spec, self.op("Add", self._counters[name], self.ints([1])))
+        return self._counters[name]
 
     def drop_unused_states(self) -> None:
         """Forget the states that no output needs, such as those of parts that were refused."""
@@ -126,19 +107,46 @@ class StreamingGraph(GraphBuilder):
         forget_layers(made.graph)
         return made
 
-    def _from_batch_first(self, tensor: str, sizes: list[tuple[int, int]], batch: int | None) -> str:
-        if batch is None:
-            return tensor
-        per_row = sizes[batch][1]
-        if batch:
-            axes = list(range(1 + (per_row > 1), len(sizes) + (per_row > 1)))
-            lead = [0, 1] if per_row > 1 else [0]
-            tensor = self.op("Transpose", tensor, perm=[*axes[:batch], *lead, *axes[batch:]])
-        if per_row > 1:
-            merged = [fixed for fixed, _ in sizes]
-            merged[batch] = -1
-            tensor = self.op("Reshape", tensor, self.ints(merged))
-        return tensor
+
+@dataclass(frozen=True, slots=True)
+class _StateLayout:
+    """How a state holds a tensor: with its rows in front, without its axes of length 1.
+
+    Attributes:
+        tensor: The shape of the tensor at one timestep; -1 for the rows.
+        split: The same without the axes of length 1, and with an axis for the rows alone.
+        order: The axes of `split` in the state.
+        batch_axis: That of the state; None: the tensor has no rows.
+    """
+
+    tensor: list[int]
+    split: list[int]
+    order: list[int]
+    batch_axis: int | None
+
+    @property
+    def row(self) -> list[int]:
+        """The state's shape without batch axis."""
+        return [self.split[axis] for axis in self.order if self.split[axis] != -1]
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the axes are in another order than those of the tensor."""
+        return self.order != sorted(self.order)
+
+
+def _state_layout(dims: Sequence[Dim], *, whole: bool) -> _StateLayout:
+    """Return the layout of a state; `whole`, or where a row is several numbers on an axis, it has all axes."""
+    sizes = [dim.at_one_step() for dim in dims]
+    per_row = next((rows for _, rows in sizes if rows), None)
+    kept = [size for size in sizes if whole or per_row != 1 or size != (1, 0)]
+    split: list[int] = []
+    for fixed, rows in kept:
+        split += [fixed] if not rows else [-1] if rows == 1 else [-1, rows]
+    front = [] if per_row is None else [split.index(-1) + place for place in range(min(per_row, 2))]
+    order = [*front, *(axis for axis in range(len(split)) if axis not in front)]
+    tensor = [-1 if rows else fixed for fixed, rows in sizes]
+    return _StateLayout(tensor, split, order, None if per_row is None else 0)
 
 
 def plain(name: str) -> str:
@@ -165,16 +173,3 @@ def window_order(rank: int, batch: int | None, time: int, *, is_moved: bool) -> 
     if time == rank - 1 and time - 1 != batch:
         order[-2:] = order[:-3:-1]
     return order
-
-
-def _sizes(dims: Sequence[Dim]) -> tuple[list[tuple[int, int]], int | None]:
-    """Return each axis' length at one timestep, `(fixed, per row)`, and the axis that has the rows."""
-    sizes = [dim.at_one_step() for dim in dims]
-    return sizes, next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
-
-
-def _kept(sizes: list[tuple[int, int]], batch: int | None) -> list[int]:
-    """Return the axes of a tensor that a state of it has: those of length 1 are left out, if rows have an axis."""
-    if batch is None or sizes[batch][1] > 1:
-        return list(range(len(sizes)))
-    return [axis for axis, size in enumerate(sizes) if size != (1, 0)]

@@ -26,8 +26,9 @@ class StepTensor:
         position: Whether it counts the timesteps, so that it grows without end.
         blame: The node that made it look ahead.
         edge: Whether its elements before the first timestep equal that of the first timestep.
-        window: How many timesteps, the present one included, scores are kept for.
-        keys: The axis of scores for the timesteps that are looked at.
+        window: How many timesteps, the present one included, scores are kept for, or the end of a sequence has; at the
+            beginning of a stream some of them are before its first timestep.
+        keys: The axis of these timesteps.
         padded: What it pads with zeros in front, and by how many samples, where that is no whole number of timesteps; a
             convolution can have it.
         first: Whether it is the first timestep of a sequence.

@@ -18,11 +18,10 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.graph.described import described, mentioned
-from model_export.graph.nodes import captures, mapped, read_opset, rename_captures, uses
-from model_export.manifest import Array
+from model_export.graph.nodes import captures, read_opset, rename_captures, uses
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.causality import check_outputs
-from model_export.streaming.constants import emit_known
+from model_export.streaming.constants import emit_known, history
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain, window_order
 from model_export.streaming.tensor import Kind, StepTensor
@@ -33,7 +32,20 @@ SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
 
 
 class StreamingWalk:
-    """The pass over one sequence graph."""
+    """The pass over one sequence graph.
+
+    Attributes:
+        model: The sequence graph.
+        facts: What running it shows of its tensors.
+        length: The declared number of timesteps; None: there is none.
+        weights: Its initializers by name.
+        makers: The node that makes each tensor.
+        graph: The step graph.
+        tensors: What is known of the tensors so far.
+        sized: Tensors that follow from weights and sizes alone.
+        totals: Sums over time of what a softmax weighs, so that several uses share them.
+        resampled: Why outputs of several samples for each timestep are refused; None: they are not.
+    """
 
     def __init__(self, model: onnx.ModelProto, facts: MeasuredShapes, length: int | None = None) -> None:
         self.model = model
@@ -41,41 +53,47 @@ class StreamingWalk:
         self.length = length
         self.opset = read_opset(model)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
-        names = {name for node in model.graph.node for name in (*node.input, *node.output)}
-        names |= {value.name for value in (*model.graph.input, *model.graph.output)} | self.weights.keys()
-        self.graph = StreamingGraph(sorted(names))
-        self.tensors: dict[str, StepTensor] = dict.fromkeys(self.weights, StepTensor("constant"))
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.graph = StreamingGraph([*self.makers, *self.weights, *(value.name for value in model.graph.input)])
+        self.tensors = dict.fromkeys(self.weights, StepTensor("constant"))
         self.sized = set(self.weights)
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, bool, bool, bytes | None], str] = {}
         self._outputs = {value.name for value in model.graph.output}
         self.used = self._outputs.union(*map(uses, model.graph.node))
-        self.takes_weights: Collection[str] = ()
-        self.makers = {name: node for node in model.graph.node for name in node.output}
         self.totals: dict[str, Total] = {}
         self.ranges: dict[str, Range] = {}
         self.resampled: RefusedModelError | None = None
 
-    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule) -> None:
-        """Walk all nodes; what cannot be stepped is refused when it is needed."""
+    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule, weighted: Collection[str]) -> None:
+        """Walk all nodes; what cannot be stepped is refused when it is needed.
+
+        Args:
+            rules: By operator.
+            default: The rule of other operators.
+            on_square: The rule that comes before them, for what is measured between every two timesteps.
+            weighted: Operators whose rules take what `StepTensor.weights` describes.
+        """
         for node in self.model.graph.node:
             if self._is_known(node) or self._is_by_position(node):
                 continue
             outputs = [name for name in node.output if name]
             try:
                 if not on_square(self, node):
-                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name)))
+                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name, weighted)))
                     rules.get(node.op_type, default)(self, node)
                 check_outputs(self, node)
             except RefusedModelError as exc:
-                self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=exc)))
+                error = exc
             except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
                 error = self.refuse(
                     node,
                     f"is not what the rule of its operator expects ({type(exc).__name__}: {exc})",
                     "Check the graph with `onnx.checker`, and export it again.",
                 )
-                self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=error)))
+            else:
+                continue
+            self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=error)))
 
     def need(self, *names: str) -> None:
         """Raise the error of the first of these tensors that is refused.
@@ -120,7 +138,11 @@ class StreamingWalk:
             return ""
         tensor = self.tensors[name]
         if tensor.kind == "constant":
-            return self._emit_known(name, node)
+            if name not in self._emitted:
+                user = f"{described(node)} uses" if node is not None else "An answer is"
+                kept = self.graph.keep(self.weights[name]) if name in self.weights else ""
+                self._emitted[name] = kept or emit_known(self.graph, self.facts, name, user)
+            return self._emitted[name]
         if tensor.kind == "by_position":
             return emit_by_position(self, name, offset or 0, node)
         if tensor.kind != "per_step" or offset is None or tensor.offset is None:
@@ -134,29 +156,29 @@ class StreamingWalk:
         window, each = self.window(name, steps), self.facts.samples(name)
         return self.graph.op("Gather", window, self.graph.ints(range(each)), axis=self.facts.time_axis(name))
 
-    def window(self, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
-        """Return a tensor's last `past` timesteps and this one, joined on its time axis.
-
-        Args:
-            name: A timed tensor.
-            past: How many timesteps before this one.
-            fill: The value before the tensor's first element.
-            label: What the state is named after; the tensor by default.
-        """
-        return self.window_for(self.tensors[name].step, name, past, fill, label)
-
-    def window_for(self, step: str, name: str, past: int, fill: float = 0.0, label: str = "") -> str:
-        """Return the same for another tensor of the step graph, in the place of `name`."""
+    def window(self, name: str, past: int) -> str:
+        """Return a tensor's last `past` timesteps and this one, joined on its time axis."""
+        step = self.tensors[name].step
         if not past:
             return step
-        window, order = self.ordered_window(step, name, past, fill, label, is_moved=len(self.facts.dims(name)) == 3)
-        is_moved = order != sorted(order)
-        return self.graph.op("Transpose", window, perm=[int(at) for at in np.argsort(order)]) if is_moved else window
+        window, order = self.ordered_window(step, name, past, is_moved=len(self.facts.dims(name)) == 3)
+        if order == sorted(order):
+            return window
+        return self.graph.op("Transpose", window, perm=[order.index(axis) for axis in range(len(order))])
 
     def ordered_window(
         self, step: str, name: str, past: int, fill: float = 0.0, label: str = "", *, is_moved: bool = True
     ) -> tuple[str, list[int]]:
-        """Return the same in the order of `window_order`, and which of the tensor's axes each axis is."""
+        """Return the last timesteps of a tensor of the step graph, and which of its axes each axis is.
+
+        Args:
+            step: The tensor of the step graph.
+            name: That of the sequence graph which it has the axes and the past of.
+            past: How many timesteps before this one; at least one.
+            fill: The value before the tensor's first element.
+            label: What the state is named after; the tensor by default.
+            is_moved: Whether the timesteps come right behind the batch; see `window_order`.
+        """
         axis, tensor = self.facts.time_axis(name), self.tensors[name]
         assert axis is not None
         assert tensor.offset is not None
@@ -168,7 +190,7 @@ class StreamingWalk:
                 fix="Export the model with time on an axis of its own.",
             )
         dims[axis] = Dim(Fraction(past * each))
-        init = None if tensor.edge else self._history(name, axis, tensor.offset, past, fill)
+        init = None if tensor.edge else history(self.facts, name, tensor.offset, past, fill)
         key = step, past, tensor.edge, is_moved, None if init is None else init.tobytes()
         order = window_order(len(dims), self.facts.batch_axis(name), axis, is_moved=is_moved)
         if key not in self._windows:
@@ -229,9 +251,8 @@ class StreamingWalk:
         made.CopyFrom(node)
         for place, name in enumerate(node.input):
             made.input[place] = changed.get(f"i{place}") or self.operand(name, offset, node)
-        rename_captures(made, mapped({name: self.operand(name, offset, node) for name in captures(node)}))
-        for place, name in enumerate(node.output):
-            made.output[place] = self.fresh(name) if name else ""
+        rename_captures(made, {name: self.operand(name, offset, node) for name in captures(node)})
+        made.output[:] = [self.fresh(name) if name else "" for name in node.output]
         self.graph.nodes.append(made)
         return made
 
@@ -244,11 +265,21 @@ class StreamingWalk:
     ) -> None:
         """Set what an output of a node is in the step graph."""
         tensor = StepTensor(kind, step, offset, edge=edge)
+        if kind == "final" and node.op_type not in {"Reshape", "Transpose"}:
+            ends = (self.tensors[given] for given in uses(node) if self._has_end_of(given, name))
+            tensor = next((replace(end, step=step) for end in ends), tensor)
         if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
             if self.facts.length_delta(name) > offset:
                 tensor = replace(tensor, blame=blame or mentioned(node))
         self.tensors[name] = tensor
+
+    def _has_end_of(self, given: str, name: str) -> bool:
+        """Whether a tensor has the last timesteps of a sequence where one that is made of it may still have them."""
+        tensor, dims, before = self.tensors[given], self.facts.dims(name), self.facts.dims(given)
+        if tensor.kind != "final" or tensor.keys is None:
+            return False
+        return len(dims) == len(before) and dims[tensor.keys] == before[tensor.keys]
 
     def mark_position(self, name: str) -> None:
         """Note that a tensor counts the timesteps."""
@@ -276,7 +307,7 @@ class StreamingWalk:
 
     # ---------------------------------------------------------------- private
 
-    def _may_be_refused(self, node: onnx.NodeProto, name: str) -> bool:
+    def _may_be_refused(self, node: onnx.NodeProto, name: str, weighted: Collection[str]) -> bool:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.
 
         It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, a
@@ -287,7 +318,7 @@ class StreamingWalk:
         if self.tensors[name].padded is not None:
             return node.op_type == "Conv" and name == node.input[0]
         if self.tensors[name].weights is not None:
-            return node.op_type in self.takes_weights
+            return node.op_type in weighted
         return node.op_type == "Concat" and self.tensors[name].kind == "unsupported" and bool(self.tensors[name].step)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
@@ -315,32 +346,5 @@ class StreamingWalk:
         constant = {name for name in outputs if self.facts.same_over_time(name)}
         if not all(name in constant or is_by_position(self.facts, name) for name in outputs):
             return False
-        for name in outputs:
-            self.tensors[name] = StepTensor("constant" if name in constant else "by_position")
+        self.tensors |= {name: StepTensor("constant" if name in constant else "by_position") for name in outputs}
         return True
-
-    def _emit_known(self, name: str, node: onnx.NodeProto | None) -> str:
-        if name not in self._emitted:
-            user = f"{described(node)} uses" if node is not None else "An answer is"
-            weight = self.weights.get(name)
-            self._emitted[name] = (
-                emit_known(self.graph, self.facts, name, user) if weight is None else self.graph.keep(weight)
-            )
-        return self._emitted[name]
-
-    def _history(self, name: str, axis: int, offset: int, past: int, fill: float) -> Array | None:
-        """Return the elements before the first timestep, in the tensor's layout with one row."""
-        if offset <= 0 and not fill:
-            return None
-        each = self.facts.samples(name)
-        known = self.facts.before_start(name, (offset - past) * each, past * each)
-        if known is None:
-            raise RefusedModelError(
-                f"What stands before the first timestep of tensor {name!r} depends on the input.",
-                fix="Pad with a constant.",
-            )
-        if fill and offset < past:
-            place = [slice(None)] * known.ndim
-            place[axis] = slice(0, (past - max(offset, 0)) * each)
-            known[tuple(place)] = fill
-        return known

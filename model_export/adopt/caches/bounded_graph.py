@@ -20,7 +20,7 @@ from model_export.adopt.overrides import Overrides
 from model_export.adopt.pairing import related, split_words
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.builder import NodeBuilder, declared, element_type
-from model_export.graph.nodes import mapped, read_opset, renamed, replace_items, tensor_names
+from model_export.graph.nodes import read_opset, renamed, replace_items, tensor_names
 
 if TYPE_CHECKING:
     import onnx
@@ -212,7 +212,7 @@ def with_bounded_caches(
     outputs = [value for value in graph.output if value.name not in presents]
     last = growing.positions if growing.position is not None else length
     late = {} if last is None else _without_late(behind, outputs, growing, last)
-    nodes = [renamed(node, mapped(late), name=node.name) for node in graph.node]
+    nodes = [renamed(node, late, name=node.name) for node in graph.node]
     replace_items(graph.node, [*front.nodes, *nodes, *behind.nodes])
     graph.initializer.extend([*front.constants, *behind.constants])
     del graph.value_info[:]

@@ -83,6 +83,7 @@ def find_inputs(
         if search.votes > 0:
             break
     if search.best is not None:
+        _check_rates(search.best, declared, time_axes)
         return replace(search.best, is_certain=search.votes > 0 or bool(time_axes))
     raise UnclearModelError(
         f"No axis of {sorted(inputs)} can be read as time: declared are "
@@ -91,6 +92,24 @@ def find_inputs(
         fix="Export it with a dynamic time axis, or name it: `--time-axis INPUT=AXIS`. If it was made for one number "
         "of timesteps alone, declare that: `--length N`.",
     )
+
+
+def _check_rates(inputs: SequenceInputs, declared: Declared, given: Mapping[str, int | None]) -> None:
+    """Refuse inputs that declare different numbers of timesteps, unless the user gave their time axes.
+
+    Raises:
+        UnclearModelError: It has the inputs, their axes and their numbers.
+    """
+    timed = [one for one in inputs.external if one.time is not None]
+    sizes = {f"axis {one.time} of {one.name!r}": declared[one.name][one.time or 0] for one in timed}
+    numbers = {place: size for place, size in sizes.items() if isinstance(size, int)}
+    if len(set(numbers.values())) > 1 and any(one.name not in given for one in timed):
+        found = ", ".join(f"{size} on {place}" for place, size in numbers.items())
+        raise UnclearModelError(
+            f"The inputs declare different numbers of timesteps: {found}. A step takes one timestep of each.",
+            fix="Give the time axis of each: `--time-axis INPUT=AXIS`, or `none` for an input that is no sequence. For "
+            "sequences of different rates, export a model for each.",
+        )
 
 
 def _is_single(inputs: SequenceInputs, declared: Declared) -> bool:

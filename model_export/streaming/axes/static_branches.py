@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from model_export.graph.described import layer_of, set_layer
-from model_export.graph.nodes import mapped, read_opset, renamed, replace_items, uses
+from model_export.graph.nodes import read_opset, renamed, replace_items, uses
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import TensorRuns
 
@@ -96,7 +96,7 @@ def _body(graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto) -
     for index, inner in enumerate(body.node):
         names |= {name: f"{node.name}/{name}" for name in inner.output if name}
         own = inner.name or f"{inner.op_type}_{index}"
-        nodes.append(renamed(inner, mapped(names), name=f"{node.name}/{own}"))
+        nodes.append(renamed(inner, names, name=f"{node.name}/{own}"))
     for value, outer in zip(body.output, node.output, strict=True):
         nodes.append(
             onnx.helper.make_node("Identity", [names.get(value.name, value.name)], [outer], name=f"{node.name}/{outer}")

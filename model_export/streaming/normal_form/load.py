@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.dataflow import in_order
 from model_export.graph.described import numbered
-from model_export.graph.nodes import all_graphs, attributes, constants, replace_items, subgraphs
-from model_export.graph.onnx_file import read_model, require_onnx, without_functions
+from model_export.graph.nodes import all_graphs, attributes, constants, replace_items
+from model_export.graph.onnx_file import read_model, without_functions
 from model_export.graph.operators import RNN, STATEFUL
 from model_export.manifest import METADATA_KEY, Array
 from model_export.streaming.normal_form.attention import with_attention_written_out
@@ -23,7 +25,7 @@ Declared = dict[str, list[int | str | None]]
 """The declared size of every axis of every input: a number, a name or nothing."""
 
 
-def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[Any, Declared]:
+def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[onnx.ModelProto, Declared]:
     """Return a sequence graph without functions, declared shapes or batch-first recurrences.
 
     Args:
@@ -36,21 +38,19 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[Any, Declared]:
         declared.
 
     Raises:
-        MissingExtraError: The onnx package is not installed.
         FileError: There is no such file.
         ModelLoadError: The file is no ONNX model.
         RefusedModelError: It is a step graph that was exported already.
         UnclearModelError: A constant is no input.
     """
-    onnx = require_onnx()
-    model = read_model(Path(source), weights=True) if isinstance(source, str | Path) else source
-    if any(entry.key == METADATA_KEY for entry in model.metadata_props):
+    is_file = isinstance(source, str | Path)
+    plain = read_model(Path(source), weights=True) if is_file else without_functions(copy.deepcopy(source))
+    if any(entry.key == METADATA_KEY for entry in plain.metadata_props):
         raise RefusedModelError(
-            f"{model.graph.name!r} is a step graph with its manifest already; expected a graph over whole sequences.",
+            f"{plain.graph.name!r} is a step graph with its manifest already; expected a graph over whole sequences.",
             fix="Serve it as it is, or export the model that it was made of; `stepwell inspect` shows it.",
         )
-    plain = without_functions(copy.deepcopy(model))
-    _give(onnx, plain.graph, given)
+    _give(plain.graph, given)
     weights = {tensor.name for tensor in plain.graph.initializer}
     inputs = [value for value in plain.graph.input if value.name not in weights]
     replace_items(plain.graph.input, inputs)
@@ -59,8 +59,8 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[Any, Declared]:
     _check_names(plain.graph)
     _name_nodes(plain.graph)
     _name_states(plain.graph)
-    replace_items(plain.graph.node, _time_first(onnx, list(plain.graph.node)))
-    _drop_idle_inputs(onnx, plain.graph)
+    replace_items(plain.graph.node, _time_first(plain.graph.node))
+    _drop_idle_inputs(plain.graph)
     declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
     _forget_shapes(plain.graph)
     return plain, declared
@@ -70,7 +70,7 @@ def _size(dim: Any) -> int | str | None:
     return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else str(dim.dim_param) or None
 
 
-def _give(onnx: Any, graph: Any, given: Mapping[str, Array]) -> None:
+def _give(graph: onnx.GraphProto, given: Mapping[str, Array]) -> None:
     """Make inputs weights."""
     inputs = {value.name: value for value in graph.input}
     for name, value in given.items():
@@ -82,71 +82,65 @@ def _give(onnx: Any, graph: Any, given: Mapping[str, Array]) -> None:
         graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
 
 
-def _time_first(onnx: Any, nodes: list[Any]) -> list[Any]:
+def _time_first(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Give recurrent operators with `layout` 1, which onnxruntime refuses, layout 0 between transpositions."""
-    done = []
+    done: list[onnx.NodeProto] = []
+
+    def turned(source: str, target: str, perm: Sequence[int]) -> str:
+        done.append(onnx.helper.make_node("Transpose", [source], [target], perm=perm, name=f"{target}/layout"))
+        return target
+
     for node in nodes:
         if node.op_type not in RNN or not attributes(node).get("layout"):
             done.append(node)
             continue
         replace_items(node.attribute, [attribute for attribute in node.attribute if attribute.name != "layout"])
         stem = node.name or node.output[0] or node.output[1]
-
-        def turned(source: str, target: str, perm: tuple[int, ...]) -> Any:
-            return onnx.helper.make_node("Transpose", [source], [target], perm=perm, name=f"{target}/layout")
-
         for place in (0, 5, 6):
             if place < len(node.input) and node.input[place]:
-                name = f"{stem}/time_first_{place}"
-                done.append(turned(node.input[place], name, (1, 0, 2)))
-                node.input[place] = name
+                node.input[place] = turned(node.input[place], f"{stem}/time_first_{place}", (1, 0, 2))
         done.append(node)
         for place, perm in enumerate([(2, 0, 1, 3), (1, 0, 2), (1, 0, 2)][: len(node.output)]):
             if name := node.output[place]:
                 node.output[place] = f"{stem}/time_first_out_{place}"
-                done.append(turned(node.output[place], name, perm))
+                turned(node.output[place], name, perm)
     return done
 
 
-def _drop_idle_inputs(onnx: Any, graph: Any) -> None:
+def _drop_idle_inputs(graph: onnx.GraphProto) -> None:
     """Leave out initial states of zeros and lengths as declared: they often fix the exporter's batch size."""
     declared = {dim.dim_value for value in graph.input for dim in value.type.tensor_type.shape.dim}
     fixed = constants(graph)
     for node in graph.node:
         for place in range(4, min(len(node.input), 7)) if node.op_type in RNN else ():
             if node.input[place] in fixed:
-                value = onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1)
-                idle = (
-                    set(value.tolist()) <= declared and len(set(value.tolist())) == 1 if place == 4 else not value.any()
-                )
-                node.input[place] = "" if idle else node.input[place]
+                values = set(onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1).tolist())
+                if (values <= declared and len(values) == 1) if place == 4 else not any(values):
+                    node.input[place] = ""
 
 
-def _sort_nodes(graph: Any) -> None:
+def _sort_nodes(graph: onnx.GraphProto) -> None:
     """Put each node behind those that it needs, in the bodies too; a graph with a circle is left to onnxruntime."""
-    for node in graph.node:
-        for body in subgraphs(node):
-            _sort_nodes(body)
-    replace_items(graph.node, in_order(graph.node))
+    for inner in all_graphs(graph):
+        replace_items(inner.node, in_order(inner.node))
 
 
-def _check_names(graph: Any) -> None:
+def _check_names(graph: onnx.GraphProto) -> None:
     """Refuse a graph that gives one name to two inputs or two outputs.
 
     Raises:
         RefusedModelError: It names the tensor.
     """
     for what, values in (("input", graph.input), ("output", graph.output)):
-        names = [value.name for value in values]
-        for name in names:
-            if names.count(name) > 1:
+        for name, times in Counter(value.name for value in values).items():
+            if times > 1:
                 raise RefusedModelError(
-                    f"The graph declares {what} {name!r} {names.count(name)} times; expected once.",
+                    f"The graph declares {what} {name!r} {times} times; expected once.",
                     fix="Export it again with a name for each.",
                 )
 
 
-def _name_nodes(graph: Any) -> None:
+def _name_nodes(graph: onnx.GraphProto) -> None:
     """Give every node a name of its own, as onnxruntime requires; states are named after nodes."""
     for index, node in enumerate(graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
@@ -158,18 +152,16 @@ def _name_nodes(graph: Any) -> None:
             taken.add(node.name)
 
 
-def _name_states(graph: Any) -> None:
+def _name_states(graph: onnx.GraphProto) -> None:
     """Give operators an output for a state that they have along time: its shape is measured there."""
     for node in graph.node:
         operator = STATEFUL.get(node.op_type)
-        if operator is None or operator.time_axis is None:
-            continue
-        for place in operator.states.values():
+        for place in operator.states.values() if operator is not None and operator.time_axis is not None else ():
             node.output.extend([""] * (place + 1 - len(node.output)))
             node.output[place] = node.output[place] or f"{node.name}/state_{place}"
 
 
-def _forget_shapes(graph: Any) -> None:
+def _forget_shapes(graph: onnx.GraphProto) -> None:
     """Keep types and ranks: onnxruntime has to see that a Loop's counter is a scalar. Ranks of outputs are measured."""
     for value in graph.output:
         if value.type.HasField("tensor_type"):
@@ -177,5 +169,5 @@ def _forget_shapes(graph: Any) -> None:
     for inner in all_graphs(graph):
         del inner.value_info[:]
         for value in (*inner.input, *inner.output):
-            for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            for dim in value.type.tensor_type.shape.dim:
                 dim.Clear()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from itertools import accumulate, pairwise
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -112,9 +114,7 @@ class _Opening:
 
     def _cut(self, name: str, axis: int, times: int) -> str:
         end = self._now if times == 1 else self._op("Mul", self._now, self._ints([times]))
-        made = self._op("Slice", name, self._ints([0]), end, self._ints([axis]))
-        self._full[made] = self._full[name]
-        return made
+        return self._op("Slice", name, self._ints([0]), end, self._ints([axis]), like=name)
 
     def _sizes(self, name: str, axis: int) -> tuple[int, int]:
         return self._full[name].shape[axis], self._short[name].shape[axis]
@@ -150,9 +150,7 @@ class _Opening:
         """Subtract the missing timesteps from a written shape."""
         if any(times):
             less = self._op("Mul", self._missing, self._ints(times))
-            made = self._op("Add", node.input[place], less)
-            self._full[made] = self._full[node.input[place]]
-            node.input[place] = made
+            node.input[place] = self._op("Add", node.input[place], less, like=node.input[place])
 
     def _count_from_the_end(self, node: onnx.NodeProto, place: int) -> None:
         """Count places of a Slice in the second half of the timesteps from the end."""
@@ -181,10 +179,11 @@ class _Opening:
 
     # ---------------------------------------------------------------- running
 
-    def _op(self, kind: str, *inputs: str, **given: Any) -> str:
+    def _op(self, kind: str, *inputs: str, like: str = "", **given: Any) -> str:
+        """Add a node; for all timesteps it gives what `like` is, or the same as for fewer."""
         made = self._builder.op(kind, *inputs, **given)
         self._evaluate(self._builder.nodes[-1])
-        self._full.setdefault(made, self._short[made])
+        self._full[made] = self._full[like] if like else self._short[made]
         return made
 
     def _ints(self, values: Any, dtype: Any = np.int64) -> str:
@@ -237,20 +236,8 @@ def _together(node: onnx.NodeProto, ranks: Mapping[str, int]) -> Iterator[list[t
 
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
     """Yield the axes of a Reshape's input and output that hold the same numbers, the smallest such groups."""
-    i = j = 0
-    while i < len(before) or j < len(after):
-        ours: list[int] = []
-        theirs: list[int] = []
-        left = right = 1
-        while not ours or not theirs or left != right:
-            if i < len(before) and (left <= right or j >= len(after)):
-                left *= before[i]
-                ours.append(i)
-                i += 1
-            elif j < len(after):
-                right *= after[j]
-                theirs.append(j)
-                j += 1
-            else:
-                break
+    ends = [list(accumulate(shape, mul)) for shape in (before, after)]
+    common = sorted(set(ends[0]).intersection(ends[1]))
+    for begin, end in pairwise([0, *common]):
+        ours, theirs = ([axis for axis, at in enumerate(found) if begin < at <= end] for found in ends)
         yield ours, theirs

@@ -40,7 +40,7 @@ class ScanBody:
         """Add a node of the copy."""
         made = {name: f"{self._label}/{name}" for name in node.output if name}
         self._names |= made
-        self._nodes.append(renamed(node, self.inner_name, name=f"{self._label}/{node.name}"))
+        self._nodes.append(renamed(node, self._names, name=f"{self._label}/{node.name}"))
         self._makers |= dict.fromkeys(made.values(), self._nodes[-1])
 
     def inner_name(self, name: str) -> str:

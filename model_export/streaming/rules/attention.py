@@ -126,7 +126,7 @@ def _begun(walk: StreamingWalk, node: onnx.NodeProto) -> Square | None:
         return None
     out = node.output[0]
     times, kinds = time_axes(walk, out), {walk.tensors[name].kind for name in uses(node)}
-    from_the_end = walk.length is not None and len(times) == 1 and {"final", "per_step"} <= kinds
+    from_the_end = len(times) == 1 and {"final", "per_step"} <= kinds
     if not from_the_end and (len(times) != 2 or "per_step" not in kinds):
         return None
     walk.need(*(name for name in uses(node) if name not in walk.sized))

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from model_export.graph.described import shared_name
-from model_export.graph.nodes import attributes, captures, mapped, renamed, subgraphs, uses
+from model_export.graph.nodes import attributes, captures, renamed, subgraphs, uses
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.recurrent import Carried, carried, check_lengths, first_offset, give_final, hand_on
 from model_export.streaming.step_graph import plain
@@ -140,7 +140,7 @@ def _turn(walk: StreamingWalk, loop: _Loop, given: Sequence[str]) -> list[str]:
         graph.keep(own)
     for inner in loop.body.node:
         names |= {name: graph.unique(_inside(node, name)) for name in inner.output if name}
-        graph.nodes.append(renamed(inner, mapped(names)))
+        graph.nodes.append(renamed(inner, names))
     return [names[value.name] for value in loop.body.output]
 
 

@@ -31,6 +31,9 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """
     name = node.input[0]
     tensor, axis = walk.tensors[name], walk.facts.time_axis(name)
+    if tensor.kind == "final" and tensor.keys in read_axes(walk, node):
+        _of_the_last(walk, node)
+        return
     if tensor.kind != "per_step" or axis not in read_axes(walk, node) or not _begins_with_the_sequence(walk, name):
         pointwise(walk, node)
         return
@@ -52,13 +55,39 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     walk.set_output(node, node.output[0], result, "final")
 
 
+def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Reduce the last timesteps of a sequence: at the beginning of a stream, as many of them as there are."""
+    name, out = node.input[0], node.output[0]
+    tensor, dims, dtype = walk.tensors[name], walk.facts.dims(name), walk.dtype(name)
+    kind, graph, offset = _POOLS.get(node.op_type, node.op_type), walk.graph, tensor.offset or 0
+    step, neutral = tensor.step, _neutral(kind, dtype)
+    if neutral or walk.makers[name].op_type != "Slice":  # else there are zeros before the first timestep
+        shape = [size if axis == tensor.keys else 1 for axis, size in enumerate(walk.facts.value(name).shape)]
+        ages = np.arange(tensor.window - 1, -1, -1).reshape(shape) - offset
+        early = graph.op("Less", walk.count(dims), graph.constant(ages))
+        step = graph.op("Where", early, graph.constant(neutral), step)
+    result = walk.emit_like(node, None, i0=step).output[0]
+    if kind == "ReduceMean":
+        most = graph.constant(tensor.window, dtype)
+        count = graph.op("Min", count_so_far(walk, walk.facts.dims(out), dtype, offset), most)
+        result = graph.op("Mul", result, graph.op("Div", most, count))
+    walk.set_output(node, out, result, "final")
+
+
 def _before(kind: str, dims: Sequence[Dim], dtype: str) -> Array | None:
     """Return what a reduction begins with, one row, which changes nothing: a state holds finite numbers only."""
     if _JOINS[kind] == "Add":
         return None
-    limits = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
-    start = {"ReduceMax": limits.min, "ReduceMin": limits.max, "ReduceProd": 1}[kind]
-    return np.full([max(dim.at_one_step()) for dim in dims], start, dtype)
+    before: Array = np.nan_to_num(np.full([max(dim.at_one_step()) for dim in dims], _neutral(kind, dtype)))
+    return before
+
+
+def _neutral(kind: str, dtype: str) -> Array:
+    """Return the number that changes nothing in a reduction; infinity for extremes of floats."""
+    is_float = np.dtype(dtype).kind == "f"
+    most = np.inf if is_float else np.iinfo(dtype).max
+    least = -np.inf if is_float else np.iinfo(dtype).min
+    return np.asarray({"ReduceMax": least, "ReduceMin": most, "ReduceProd": 1}.get(kind, 0), dtype)
 
 
 def is_whole(walk: StreamingWalk, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,10 @@ def set_last_output(walk: StreamingWalk, node: onnx.NodeProto, back: int, length
         window = walk.window(name, length - 1 + delay)
         places = walk.graph.ints(list(range(length)))
         step = walk.graph.op("Gather", window, places, axis=walk.facts.time_axis(name))
-    walk.set_output(node, node.output[0], _sliced(walk, node, step, rest), "final")
+    out = node.output[0]
+    walk.set_output(node, out, _sliced(walk, node, step, rest), "final", walk.facts.length_delta(name) - back)
+    if length > 1:
+        walk.tensors[out] = replace(walk.tensors[out], window=length, keys=walk.facts.time_axis(name))
 
 
 def gather(walk: StreamingWalk, node: onnx.NodeProto) -> None:

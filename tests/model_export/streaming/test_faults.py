@@ -12,7 +12,7 @@ from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
 from model_export.graph import nodes
 from model_export.streaming import convert
-from tests.model_export.streaming.zoo_parts import GRU, LSTM, batch_first, graph, ints
+from tests.model_export.streaming.zoo_parts import GRU, LSTM, X, batch_first, graph, ints
 
 
 def test_an_answer_with_the_shape_of_a_state_is_answered() -> None:
@@ -163,3 +163,17 @@ def test_how_often_nodes_are_looked_at_grows_with_their_number(monkeypatch: pyte
         found.append(looks)
 
     assert found[2] - found[1] < 2.5 * (found[1] - found[0])
+
+
+@pytest.mark.parametrize("layer", ["t = Identity (c)", "b = Add (c, V) t = Exp (b)"])
+@pytest.mark.parametrize("cut", [(-5, 2**62), (-7, -2)])
+@pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1"])
+def test_a_reduction_of_the_last_timesteps_begins_with_fewer(operator: str, cut: tuple[int, int], layer: str) -> None:
+    """A sequence of three timesteps has three last ones: the mean is theirs, and the others are no zeros."""
+    model = graph(
+        f"({X}) => (float[batch, 4] y) {{ c = Slice (x, start, end, axis) {layer} y = {operator} <axes = [1], "
+        "keepdims = 0> (t) }",
+        start=ints(cut[0]), end=ints(cut[1]), axis=ints(1), V=(4,),
+    )  # fmt: skip
+
+    assert verify_model(convert(model, name="last"), long_steps=100)[1].parity.max_abs <= 1e-5

@@ -39,6 +39,26 @@ def folded_rows() -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def predictions_fed_back() -> onnx.ModelProto:
+    """A GRU whose prediction is its next input, four times behind the end of the sequence, as in a forecast."""
+    turns = [
+        f"x{k} = Unsqueeze (p{k - 1}, zero) o{k}, h{k} = GRU <hidden_size = 5> (x{k}, W, R, B, , h{k - 1}) "
+        f"s{k} = Squeeze (h{k}, zero) p{k} = MatMul (s{k}, D)"
+        for k in range(1, 5)
+    ]
+    each = " ".join(f"u{k} = Unsqueeze (p{k}, one)" for k in range(5))
+    return graph(
+        f"""({X}) => (float[batch, 5, 4] y) {{
+            xt = Transpose <perm = [1, 0, 2]> (x)
+            o0, h0 = GRU <hidden_size = 5> (xt, W, R, B)
+            s0 = Squeeze (h0, zero) p0 = MatMul (s0, D)
+            {" ".join(turns)} {each}
+            y = Concat <axis = 1> (u0, u1, u2, u3, u4)
+        }}""",
+        zero=ints(0), one=ints(1), D=(5, 4), **GRU,
+    )  # fmt: skip
+
+
 FORMS: dict[str, Build] = {
     "pad_of_time_and_features": lambda: channels(
         "a = Pad (x, pads) y = Conv (a, W)", W=(3, 6, 3), pads=ints(0, 1, 2, 0, 1, 0)
@@ -107,6 +127,12 @@ FORMS: dict[str, Build] = {
         one=ints(1),
     ),
     "folded_rows": folded_rows,
+    "batch_and_time_on_one_axis_and_back": lambda: summed(
+        """s = Shape (x) both = Slice (s, none, two, none) f = Reshape (c, flat) d = MatMul (f, V)
+        t = Concat <axis = 0> (both, five) y = Reshape (d, t)""",
+        none=ints(0), two=ints(2), five=ints(5), flat=ints(-1, 4), V=(4, 5),
+    ),
+    "predictions_fed_back": predictions_fed_back,
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
-from model_export.graph.nodes import mapped, renamed, replace_items, subgraphs
+from model_export.graph.nodes import renamed, replace_items, subgraphs
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.streaming import convert
@@ -98,7 +98,7 @@ def test_a_state_has_the_name_that_the_body_gives_it() -> None:
     body, names = next(subgraphs(node)), {"h": "own/rnn.h", "c": "own/rnn.0.c"}
     for value in body.input:
         value.name = names.get(value.name, value.name)
-    replace_items(body.node, [renamed(inner, mapped(names), name="own/rnn") for inner in body.node])
+    replace_items(body.node, [renamed(inner, names, name="own/rnn") for inner in body.node])
     made = convert(model, name="named")
     verify_model(made, long_steps=0)
 

@@ -1,0 +1,32 @@
+"""Gives a sequence graph of an older opset newer operators, where it computes the same with them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model_export.errors import ModelLoadError
+from model_export.graph.nodes import read_opset
+from model_export.graph.onnx_file import with_opset
+from model_export.graph.unit_axes import OLDEST_OPSET
+from model_export.streaming.axes.inputs import SequenceInputs
+from model_export.streaming.axes.runs import TensorRuns
+
+
+def with_newer_operators(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
+    """Return the graph with operators that take their axes as inputs, if it gives the same bits; else as it is.
+
+    A step graph of such operators has no axes of length 1, and chunks.
+    """
+    if read_opset(runs.graph) >= OLDEST_OPSET:
+        return runs
+    try:
+        made = TensorRuns(with_opset(runs.graph, OLDEST_OPSET))
+        pairs = [(runs.at(inputs, place, place), made.at(inputs, place, place)) for place in (0, 1)]
+    except (RuntimeError, ModelLoadError):  # what onnx has no conversion for, or onnxruntime does not run
+        return runs
+    same = all(
+        np.array_equal(one[value.name], other[value.name], equal_nan=one[value.name].dtype.kind == "f")
+        for one, other in pairs
+        for value in runs.graph.graph.output
+    )
+    return made if same else runs
