@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from model_export.errors import ModelLoadError
 from model_export.graph.nodes import all_nodes, constants, read_opset, uses
 from model_export.graph.onnx_file import without_functions
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array, Manifest
-from model_export.runtime.graph_session import GraphSession
 from model_export.runtime.random_ops import RANDOM
 
 OLDEST_OPSET = 15  # Shape with a start and an end

@@ -11,7 +11,6 @@ from model_export.errors import ModelLoadError
 from model_export.manifest import Array
 from model_export.runtime.operator_scan import Contents, contents_of
 
-
 _CRASHES_ON_FLOAT16 = "MatmulTransposeFusion"
 """An optimizer of onnxruntime 1.32 that ends the process at a float16 Transpose of a batch axis before a MatMul."""
 

@@ -12,8 +12,8 @@ import onnxruntime as ort
 from model_export.converted import ConvertedModel
 from model_export.errors import UnclearModelError
 from model_export.graph.onnx_file import read_model
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
-from model_export.runtime.graph_session import GraphSession
 from model_export.runtime.signature import ORT_TYPES
 from model_export.stages.pipeline import RowModel, Rows
 

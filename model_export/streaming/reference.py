@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array
-from model_export.runtime.graph_session import GraphSession
 from model_export.streaming.answers import OutputLayout
 from model_export.streaming.step import SequenceStep
 from model_export.verify.localize import Activation

@@ -17,8 +17,8 @@ from model_export.graph.equal_states import without_equal_states
 from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import without_unit_axes
+from model_export.graph_session import with_weights_outside
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
-from model_export.runtime.graph_session import with_weights_outside
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec
 from model_export.streaming.axes.axis_search import find_inputs

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from model_export.runtime.graph_session import GraphSession
+from model_export.graph_session import GraphSession
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.sizes import ROWS
 

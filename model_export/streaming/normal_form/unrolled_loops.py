@@ -122,14 +122,9 @@ class _Unrolled:
         return ages
 
     def _is_source(self, name: str) -> bool:
-        return (
-            name in self._slices
-            and self._ages[name] == self._slices[name].at
-            and (
-                max((self._ages.get(used, _ANY) for used in uses(self._nodes[self._makers[name]])), default=_ANY)
-                == _ANY
-            )
-        )
+        if name not in self._slices or self._ages[name] != self._slices[name].at:
+            return False
+        return all(self._ages.get(used, _ANY) == _ANY for used in uses(self._nodes[self._makers[name]]))
 
     # ---------------------------------------------------------------- copies of one body
 
@@ -221,15 +216,7 @@ class _Unrolled:
             raise _NoLoopError
         one, other = self._makers[ours], self._makers[theirs]
         left, right = self._nodes[one], self._nodes[other]
-        same = (
-            left.op_type == right.op_type
-            and list(left.output).index(ours) == list(right.output).index(theirs)
-            and len(left.input) == len(right.input)
-            and not captures(left)
-            and sorted(a.SerializeToString() for a in left.attribute)
-            == sorted(a.SerializeToString() for a in right.attribute)
-        )
-        if not same:
+        if not _are_copies(left, right) or list(left.output).index(ours) != list(right.output).index(theirs):
             raise _NoLoopError
         body.matched.add(other)
         if is_own:
@@ -254,9 +241,7 @@ class _Unrolled:
         if max(self._ages.get(ours, _ANY), self._ages.get(theirs, _ANY)) != _ANY:
             return False
         left, right = self._nodes[self._makers[ours]], self._nodes[self._makers[theirs]]
-        if left.op_type != right.op_type or len(left.input) != len(right.input) or captures(left):
-            return False
-        if [a.SerializeToString() for a in left.attribute] != [a.SerializeToString() for a in right.attribute]:
+        if not _are_copies(left, right):
             return False
         return list(left.output).index(ours) == list(right.output).index(theirs) and all(
             a == b or (bool(a) and bool(b) and self._are_equal(a, b))
@@ -354,3 +339,10 @@ class _Unrolled:
         """Return what the outputs and the nodes that stay use."""
         used = {name for index, node in enumerate(self._nodes) if index not in gone for name in uses(node)}
         return used | {value.name for value in self._model.graph.output}
+
+
+def _are_copies(node: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+    """Whether two nodes are the same operation, whatever they use; those with bodies that use outer tensors are not."""
+    one, two = (sorted(attribute.SerializeToString() for attribute in each.attribute) for each in (node, other))
+    same_operator = node.op_type == other.op_type and len(node.input) == len(other.input)
+    return same_operator and one == two and not captures(node)

@@ -14,8 +14,8 @@ import pytest
 
 from model_export.converted import verify_model
 from model_export.errors import StepwellError
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array, Manifest
-from model_export.runtime.graph_session import GraphSession
 from model_export.streaming import convert
 from model_export.streaming.normal_form.load import load_graph
 
