@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import onnx
 
 from model_export.errors import TensorError
 from model_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
@@ -17,6 +16,7 @@ from model_export.keras.registry import to_array
 from model_export.keras.sequence import ExportedStep
 from model_export.keras.walk import functional
 from model_export.manifest import Array
+from model_export.streaming.step import SequenceStep
 from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers, prefix_answers
 from model_export.verify.samplers import Sampler, random_sampler
@@ -140,7 +140,7 @@ class KerasReference:
         found = [
             (layer, tensor, keras.tree.flatten(layer.output)[0])
             for layer in function.layers
-            if len(layer._inbound_nodes) == 1 and (tensor := _tensor_of(layer, self._exported.proto)) is not None
+            if len(layer._inbound_nodes) == 1 and (tensor := _tensor_of(layer, self._exported.step)) is not None
         ]
         found = [part for part in found if _has_time(part[2].shape, length)]
         if not found:
@@ -174,11 +174,9 @@ class KerasReference:
             self._compiled, model.predict_function = model.predict_function, theirs
 
 
-def _tensor_of(layer: Any, proto: onnx.ModelProto) -> str | None:
-    """Return the last tensor that a layer's rule made; None where it made none, as for dropout."""
-    doors = {output.name for output in proto.graph.output}
-    made = [name for node in proto.graph.node for name in node.output if name not in doors]
-    own = [name for name in made if name.startswith((f"{layer.name}/", f"{layer.name}."))]
+def _tensor_of(layer: Any, step: SequenceStep) -> str | None:
+    """Return the step graph's tensor for what a layer gives; None where it has none, as of dropout."""
+    own = [node.tensor for node in step.watched if node.output.startswith(f"{layer.name}/")]
     return own[-1] if own else None
 
 

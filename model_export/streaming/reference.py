@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from model_export.graph_session import GraphSession
 from model_export.manifest import Array
 from model_export.streaming.answers import OutputLayout
 from model_export.streaming.step import SequenceStep
+from model_export.verify.graph_session import GraphSession
 from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers, prefix_answers
 

@@ -17,7 +17,6 @@ from model_export.graph.equal_states import without_equal_states
 from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import without_unit_axes
-from model_export.graph_session import with_weights_outside
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec
@@ -39,6 +38,7 @@ from model_export.streaming.rules.pooling.table import WEIGHTED
 from model_export.streaming.rules.table import RULES
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import StreamingWalk
+from model_export.verify.graph_session import with_weights_outside
 
 _MANY = 2_000_000
 """Numbers that recurrent operators read at each timestep, from which on a graph is large."""

@@ -14,10 +14,10 @@ import pytest
 
 from model_export.converted import verify_model
 from model_export.errors import StepwellError
-from model_export.graph_session import GraphSession
 from model_export.manifest import Array, Manifest
 from model_export.streaming import convert
 from model_export.streaming.normal_form.load import load_graph
+from model_export.verify.graph_session import GraphSession
 
 OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CumProd", "CausalConvWithState", "LinearAttention"}
 GIVEN = {"W", "R", "B", "P", "weight", "bias", "axis"}
