@@ -16,7 +16,7 @@ from model_export.verify.reference import PrefixAnswers
 from model_export.verify.runners import stepped
 from tests.model_export.mutants import Mutate, mutated
 from tests.model_export.streaming.zoo import ZOO
-from tests.model_export.streaming.zoo_parts import graph
+from tests.model_export.streaming.zoo_parts import graph, ints
 from tests.model_export.streaming.zoo_pooling import masked, pooled
 
 _NEVER = np.float32(-np.inf)
@@ -153,6 +153,38 @@ def test_a_mean_whose_weights_a_mask_or_gate_may_leave_out_takes_a_case_apart(
     step = convert(masked(nodes, large=np.float32(1e4)), name="pooled").proto
 
     assert ("Less" in {node.op_type for node in step.graph.node}) == takes_a_case_apart
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8"])
+def test_an_input_without_negative_numbers_is_a_weight(dtype: str) -> None:
+    """A mean keeps its digits in a long stream, where two sums would lose theirs."""
+    model = graph(
+        f"""(float[batch, time, 4] x, {dtype}[batch, time, 1] mask) => (float[batch, 4] y) {{
+            w = Cast <to = 1> (mask) p = Mul (x, w) s = ReduceSum <keepdims = 0> (p, one)
+            n = ReduceSum <keepdims = 0> (w, one) o = Clip (n, least) y = Div (s, o)
+        }}""",
+        one=ints(1), least=np.float32(1),
+    )  # fmt: skip
+
+    assert [state.input for state in convert(model, name="mask").manifest.states] == ["ReduceSum_3.sum", "Div_5.mean"]
+
+
+def test_a_mean_is_a_number_again_after_weights_that_round_to_zero() -> None:
+    """The exponential of -110 is no number of float32: the original divides zero by zero until another weight comes."""
+    nodes = f"a = Tanh (s) b = Mul (a, much) e = Exp (b) n = ReduceSum (e, one) v = Div (e, n) {_WEIGHED}"
+    model = model_of(convert(pooled(nodes, much=np.float32(110), V=np.eye(4, 1, dtype=np.float32)), name="small"))
+    x = np.ones((1, 3, 4), np.float32)
+    x[0, :, 0] = [-9, -9, 0.5]
+
+    answers, _ = stepped(model, {"x": x})
+
+    np.testing.assert_allclose(answers["y"][0, -1], x[0, -1], atol=1e-6)
+
+
+def test_texts_beside_a_softmax_have_no_range() -> None:
+    model = pooled(f'texts = Constant <value_strings = ["a", "b"]> () t = Gather (texts, one) f = Tanh (s) {_SUM}')
+
+    assert verify_model(convert(model, name="texts"), long_steps=0)[1].parity.max_abs <= 1e-5
 
 
 def test_a_mean_of_integers_is_divided_as_the_original_divides() -> None:

@@ -25,6 +25,9 @@ _LARGE = 1e3
 _FINITE: Range = (-_FAR, _FAR)
 _POSITIVE: Range = (0, math.inf)
 
+_BY_KIND: Mapping[str, Range] = {"b": (0, 1), "u": _POSITIVE}
+"""By the kind of NumPy types that have no negative numbers."""
+
 _BY_OPERATOR: Mapping[str, Range] = {
     **dict.fromkeys(("Cos", "Erf", "Sin", "Softsign", "Tanh"), (-1, 1)),
     **dict.fromkeys(("HardSigmoid", "Sigmoid", "Softmax"), (0, 1)),
@@ -56,7 +59,8 @@ def range_of(walk: StreamingWalk, name: str) -> Range:
         walk.ranges[name] = _of_values(walk, name)
     if name not in walk.ranges:
         for node in walk.model.graph.node:
-            walk.ranges |= {out: _of_node(walk, node, out) for out in node.output if out and out not in walk.ranges}
+            new = [out for out in node.output if out and out not in walk.ranges]
+            walk.ranges |= {out: _rounded(walk, out, _of_node(walk, node, out)) for out in new}
             if name in node.output:
                 break
     return walk.ranges[name]
@@ -74,11 +78,20 @@ def is_far(walk: StreamingWalk, name: str) -> bool:
 
 
 def _of_values(walk: StreamingWalk, name: str) -> Range:
-    """Return the range of a constant, or of an input."""
+    """Return the range of a constant, or of an input; texts and lists of tensors have none."""
+    value = walk.facts.value(name)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        return ANY
     if walk.tensors[name].kind != "constant":
-        return _FINITE
-    value = np.asarray(walk.facts.value(name))
+        return _BY_KIND.get(value.dtype.kind, _FINITE)
     return _near((float(value.min()), float(value.max())), is_finite=False) if value.size else (0, 0)
+
+
+def _rounded(walk: StreamingWalk, name: str, found: Range) -> Range:
+    """Return a range from zero where the least number is too small for the tensor's type, which rounds it to zero."""
+    low, high = found
+    is_lost = 0 < low < 1 and low < np.finfo(walk.dtype(name)).tiny
+    return (0 if is_lost else low), high
 
 
 def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
@@ -87,8 +100,8 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
         return _of_values(walk, out)
     if not isinstance(value, np.ndarray):
         return ANY
-    if value.dtype.kind in "bu":
-        return _POSITIVE if value.dtype.kind == "u" else (0, 1)
+    if value.dtype.kind in _BY_KIND:
+        return _BY_KIND[value.dtype.kind]
     if kind in _BY_OPERATOR:
         return _BY_OPERATOR[kind]
     if kind in COPYING | PICKING:
