@@ -99,11 +99,17 @@ def with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Return a model with the operators of a later version.
 
     Raises:
-        RuntimeError: onnx has no conversion for one of them.
+        ModelLoadError: onnx has no conversion for one of them, or cannot infer a type that the conversion needs.
     """
     import onnx.version_converter
 
-    found = onnx.version_converter.convert_version(without_weights(model), opset)
+    try:
+        found = onnx.version_converter.convert_version(without_weights(model), opset)
+    except Exception as exc:  # onnx raises RuntimeError, and errors of its own that are none
+        raise ModelLoadError(
+            f"onnx cannot convert the graph to opset {opset}: {str(exc).strip()}.",
+            fix=f"Export it with opset {opset} or later.",
+        ) from exc
     notes = {node.name: node.metadata_props for node in all_nodes(model.graph) if node.metadata_props}
     for node in all_nodes(found.graph):
         replace_items(node.metadata_props, notes.get(node.name, ()))  # the conversion leaves them out
