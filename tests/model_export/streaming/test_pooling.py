@@ -125,6 +125,9 @@ UNBOUNDED = {
     "a large number where a mask is": "t = Tanh (s) r = Cast <to = 1> (m) g = Mul (r, large) f = Sub (t, g)",
     "an operator with a clipped sum": "t = Tanh (s) q = Softplus (s) f = Add (t, q)",
 }
+UNBOUNDED["an operator whose gate may be negative"] = BOUNDED["an operator"].replace(
+    "hidden_size = 1", 'hidden_size = 1, activations = ["Tanh", "Tanh"]'
+)
 GIVEN = {"G": np.full(4, 2, np.float32), "W": (1, 3, 4), "R": (1, 3, 1), "large": np.float32(1e4)}
 
 

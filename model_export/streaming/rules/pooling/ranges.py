@@ -119,12 +119,11 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
 
 def _of_recurrence(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
     """Return the range of what an LSTM, GRU or RNN gives; the cell state of an LSTM may be large."""
-    within = {"HardSigmoid", "Sigmoid", "Softsign", "Tanh"}
-    start = node.input[5] if len(node.input) > 5 else ""
-    is_within = within.issuperset(attributes(node).get("activations") or []) and out in node.output[:2]
-    if not is_within or (node.op_type == "GRU" and start and max(map(abs, range_of(walk, start))) > 1):
-        return _FINITE
-    return (-1, 1)
+    gates, activations = {"HardSigmoid", "Sigmoid"}, list(attributes(node).get("activations") or [])
+    is_within = {*gates, "Softsign", "Tanh"}.issuperset(activations) and out in node.output[:2]
+    if node.op_type == "GRU":  # its gate weighs what is new and what was before, so that neither grows
+        is_within = is_within and gates.issuperset(activations[::2]) and _most(walk, *node.input[5:6]) <= 1
+    return (-1, 1) if is_within else _FINITE
 
 
 def _of_product(walk: StreamingWalk, node: onnx.NodeProto) -> Range:
