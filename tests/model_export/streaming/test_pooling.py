@@ -113,6 +113,7 @@ BOUNDED = {
     "weights of bounded features": "t = Tanh (x) f = MatMul (t, V)",
     "weights and a bias": "t = Softsign (x) q = MatMul (t, V) f = Sub (q, low)",
     "normalised features": "n = LayerNormalization (x, G) f = MatMul (n, V)",
+    "a quotient": "t = Tanh (s) f = Div (t, scale)",
     "a choice": "t = Tanh (s) n = Neg (t) f = Where (m, t, n)",
     "layouts": "t = Tanh (s) u = Transpose <perm = [1, 0, 2]> (t) f = Transpose <perm = [1, 0, 2]> (u)",
     "an operator": "u = Transpose <perm = [1, 0, 2]> (x) y4, h = GRU <hidden_size = 1> (u, W, R) "
@@ -128,7 +129,8 @@ UNBOUNDED = {
 UNBOUNDED["an operator whose gate may be negative"] = BOUNDED["an operator"].replace(
     "hidden_size = 1", 'hidden_size = 1, activations = ["Tanh", "Tanh"]'
 )
-GIVEN = {"G": np.full(4, 2, np.float32), "W": (1, 3, 4), "R": (1, 3, 1), "large": np.float32(1e4)}
+GIVEN = {"G": np.full(4, 2, np.float32), "W": (1, 3, 4), "R": (1, 3, 1), "large": np.float32(1e4),
+         "scale": np.float32(0.5)}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,18 @@ def test_a_mean_is_a_number_again_after_weights_that_round_to_zero() -> None:
     x[0, :, 0] = [-9, -9, 0.5]
 
     answers, _ = stepped(model, {"x": x})
+
+    np.testing.assert_allclose(answers["y"][0, -1], x[0, -1], atol=1e-6)
+
+
+@pytest.mark.parametrize("nodes", ["e = Exp (s) f = Neg (e)", "g = Neg (s) r = Relu (g) f = Div (minus, r)"])
+def test_a_softmax_is_a_number_again_after_scores_that_overflow(nodes: str) -> None:
+    """Their operands are finite, and they are minus infinity: the original gives NaN until another score comes."""
+    model = pooled(f"{nodes} {_SUM}", minus=np.float32(-1), V=np.eye(4, 1, dtype=np.float32))
+    x = np.ones((1, 3, 4), np.float32)
+    x[0, :, 0] = [100, 100, -0.5]
+
+    answers, _ = stepped(model_of(convert(model, name="overflow")), {"x": x})
 
     np.testing.assert_allclose(answers["y"][0, -1], x[0, -1], atol=1e-6)
 

@@ -36,7 +36,9 @@ _BY_OPERATOR: Mapping[str, Range] = {
 _BY_OPERANDS: Mapping[str, Callable[..., Range]] = {
     "Abs": lambda a: (max(a[0], -a[1], 0), max(-a[0], a[1])),
     "Add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
-    "Div": lambda a, b: _POSITIVE if min(*a, *b) >= 0 else ANY,
+    "Div": lambda a, b: (
+        _hull(x / y for x in a for y in b) if b[0] * b[1] > 0 else _POSITIVE if min(*a, *b) >= 0 else ANY
+    ),
     "Exp": lambda a: (math.exp(min(a[0], 99)), math.exp(min(a[1], 99))),
     "LeakyRelu": lambda _: ANY,
     "Max": lambda *each: (max(low for low, _ in each), max(high for _, high in each)),
@@ -113,7 +115,8 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
     if kind not in _BY_OPERANDS:
         return ANY
     ranges = [range_of(walk, each) for each in node.input]
-    is_finite = all(abs(bound) <= _FAR for each in ranges[kind == "Where" :] for bound in each)
+    may_overflow = kind == "Exp" or (kind == "Div" and ranges[1][0] * ranges[1][1] <= 0)
+    is_finite = not may_overflow and all(abs(bound) <= _FAR for each in ranges[kind == "Where" :] for bound in each)
     return _near(_BY_OPERANDS[kind](*ranges), is_finite=is_finite)
 
 
