@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 
 from model_export.chunk.analysis import Loop, StepGraphAnalysis, TensorFact
-from model_export.graph.nodes import uses
 from model_export.graph.operators import RESHAPING
 
 if TYPE_CHECKING:
@@ -105,11 +104,22 @@ def _weights(reading: StepGraphAnalysis, share: str) -> tuple[str, str]:
 
 def _count(reading: StepGraphAnalysis, divisor: str) -> tuple[str, str]:
     """Return no weight, and the divisor if it is the number of timesteps so far; empty: it is not."""
-    total = _behind(reading, divisor, _UNIT_AXES | {"Cast"})
-    adds = reading.maker.get(total)
-    one = next((name for name in uses(adds) if name in reading.fixed), "") if adds is not None else ""
-    is_count = bool(np.all(reading.constant(one) == np.int64(1))) and _grows_by(reading, total, one)
-    return "", divisor if is_count else ""
+    state = _counted(reading, _behind(reading, divisor, _UNIT_AXES | {"Cast"}))
+    after = _behind(reading, reading.after[state], {"Identity"}) if state in reading.after else ""
+    return "", divisor if state and _counted(reading, after) == state else ""
+
+
+def _counted(reading: StepGraphAnalysis, name: str) -> str:
+    """Return the tensor that another one is one more than; empty: there is none."""
+    adds = reading.maker.get(name)
+    if adds is None or adds.op_type != "Add":
+        return ""
+    return next((other for one, other in (adds.input, adds.input[::-1]) if _is_one(reading, one)), "")
+
+
+def _is_one(reading: StepGraphAnalysis, name: str) -> bool:
+    value = reading.constant(name)
+    return value is not None and bool(np.all(value == 1))
 
 
 def _grows_by(reading: StepGraphAnalysis, total: str, weight: str) -> bool:

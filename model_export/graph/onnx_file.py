@@ -62,21 +62,34 @@ def without_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model without its metadata and its dense initializers, which are never copied."""
+    lean, graph = type(model)(), model.graph
+    lean.ir_version, lean.graph.name = model.ir_version, graph.name
+    lean.opset_import.extend(model.opset_import)
+    lean.functions.extend(model.functions)
+    lean.graph.node.extend(graph.node)
+    lean.graph.input.extend(graph.input)
+    lean.graph.output.extend(graph.output)
+    lean.graph.value_info.extend(graph.value_info)
+    lean.graph.sparse_initializer.extend(graph.sparse_initializer)
+    return lean
+
+
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model whose weights are inputs alone, for what reads no numbers of them."""
+    """Return a copy of a model whose initializers are inputs; those of more than 64 numbers are inputs alone."""
     import onnx
 
-    lean = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
-    lean.functions.extend(model.functions)
-    graph = onnx.GraphProto(name=model.graph.name or "graph", node=model.graph.node, output=model.graph.output)
-    graph.input.extend(model.graph.input)
+    lean = without_initializers(model)
+    lean.ir_version, graph = max(model.ir_version, 4), lean.graph
+    graph.name = graph.name or "graph"
+    del graph.value_info[:], graph.sparse_initializer[:]
     given = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= _SMALL:
             graph.initializer.append(tensor)
         if tensor.name not in given:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    lean.graph.CopyFrom(graph)
     return lean
 
 
@@ -99,11 +112,17 @@ def with_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """Return a model with the operators of a later version.
 
     Raises:
-        RuntimeError: onnx has no conversion for one of them.
+        ModelLoadError: onnx has no conversion for one of them, or cannot infer a type that the conversion needs.
     """
     import onnx.version_converter
 
-    found = onnx.version_converter.convert_version(without_weights(model), opset)
+    try:
+        found = onnx.version_converter.convert_version(without_weights(model), opset)
+    except Exception as exc:  # onnx raises RuntimeError, and errors of its own that are none
+        raise ModelLoadError(
+            f"onnx cannot convert the graph to opset {opset}: {str(exc).strip()[:200]}.",
+            fix=f"Export it with opset {opset} or later.",
+        ) from exc
     notes = {node.name: node.metadata_props for node in all_nodes(model.graph) if node.metadata_props}
     for node in all_nodes(found.graph):
         replace_items(node.metadata_props, notes.get(node.name, ()))  # the conversion leaves them out

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from model_export.errors import ModelLoadError
-from model_export.runtime.protobuf import BYTES, VARINT, BrokenError, fields, opened, varint
+from model_export.runtime.protobuf import VARINT, BrokenError, fields, opened, varint
 
 DOMAINS: Final = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 """Domains whose operators are onnxruntime's own and stay within the process."""
@@ -153,12 +153,9 @@ def _walk(data: memoryview) -> Contents:
             raise BrokenError(f"it is nested deeper than {_DEEPEST}")
         within, texts = _WITHIN.get(kind, {}), _TEXTS.get(kind, (0, 0))
         first = second = ""
-        element_type, place_of_type = 0, _TYPES.get(kind)
-        for field, at, to in fields(data, start, end, kinds=(BYTES, VARINT)):
+        for field, at, to in fields(data, start, end):  # onnxruntime, too, passes over those encoded in another way
             seen += 1
-            if field == place_of_type:
-                element_type, _ = varint(data, at, to)
-            elif (inner := within.get(field)) is not None:
+            if (inner := within.get(field)) is not None:
                 to_do.append((inner, at, to, depth + 1))
             elif field == texts[0]:
                 first = str(data[at:to], "utf-8", "replace")
@@ -170,6 +167,7 @@ def _walk(data: memoryview) -> Contents:
             functions.add((second, first))
         elif kind == "entry" and first == "location":
             weights.add(second)
-        elif element_type and (kind != "attribute" or first == "to"):
-            element_types.add(element_type)
+        elif kind in _TYPES and (kind != "attribute" or first == "to"):
+            found = fields(data, start, end, kinds=(VARINT,))
+            element_types.update(varint(data, at, to)[0] for field, at, to in found if field == _TYPES[kind])
     return Contents(frozenset(operators), frozenset(functions), frozenset(weights), frozenset(element_types))

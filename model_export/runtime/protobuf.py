@@ -92,14 +92,19 @@ def varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
 
 
 class Message:
-    """A message: its fields by their number, each as often as it is there."""
+    """A message: its fields by their number, each as often as it is there.
+
+    A field counts in the encoding that its type has, as parsers of protocol buffers have it.
+    """
 
     def __init__(self, data: memoryview, start: int = 0, end: int | None = None) -> None:
         """Find the fields; those of fixed width are passed over."""
         self._data = data
         self._parts: dict[int, list[tuple[int, int]]] = {}
-        for number, at, to in fields(data, start, len(data) if end is None else end, kinds=(BYTES, VARINT)):
-            self._parts.setdefault(number, []).append((at, to))
+        self._numbers: dict[int, list[tuple[int, int]]] = {}
+        for found, kind in ((self._parts, BYTES), (self._numbers, VARINT)):
+            for number, at, to in fields(data, start, len(data) if end is None else end, kinds=(kind,)):
+                found.setdefault(number, []).append((at, to))
 
     def messages(self, *numbers: int) -> list[Message]:
         """Return the messages in these fields."""
@@ -115,9 +120,10 @@ class Message:
 
     def integer(self, number: int) -> int:
         """Return the last integer in a field; 0 where there is none."""
-        return varint(self._data, *self._parts[number][-1])[0] if number in self._parts else 0
+        return varint(self._data, *self._numbers[number][-1])[0] if number in self._numbers else 0
 
     def is_zero(self, *numbers: int) -> bool:
         """Whether some of these fields are there, and have no byte but zeros."""
-        parts = [bytes(self._data[at:to]) for number in numbers for at, to in self._parts.get(number, ())]
+        every = [self._parts.get(number, []) + self._numbers.get(number, []) for number in numbers]
+        parts = [bytes(self._data[at:to]) for places in every for at, to in places]
         return any(parts) and not any(map(any, parts))

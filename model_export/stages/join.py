@@ -9,7 +9,7 @@ import onnx
 from onnx import helper
 
 from model_export.converted import ConvertedModel
-from model_export.errors import RefusedModelError, UnclearModelError
+from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.nodes import read_opset, tensor_names
 from model_export.graph.onnx_file import with_opset, without_functions
@@ -121,11 +121,11 @@ def _converted(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return proto
     try:
         return with_opset(proto, opset)
-    except Exception as exc:
+    except ModelLoadError as exc:
         raise RefusedModelError(
-            f"{proto.graph.name!r} uses opset {read_opset(proto)}, the model that it is joined with {opset}; onnx "
-            f"cannot convert it: {str(exc).strip()[:200]}.",
-            fix=f"Export it with opset {opset}.",
+            f"{proto.graph.name!r} uses opset {read_opset(proto)}, the model that it is joined with {opset}. "
+            f"{exc.problem}",
+            fix=exc.fix,
         ) from exc
 
 

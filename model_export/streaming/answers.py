@@ -40,9 +40,26 @@ class OutputLayout:
 
 
 def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
-    """Declare the answers; leave out what a recurrence carries where its initial value was an input too."""
+    """Declare the answers; leave out what a recurrence carries where its initial value was an input too.
+
+    Args:
+        walk: The walk over all nodes.
+        inputs: Where the inputs have their axes.
+
+    Returns:
+        The specs, and where the sequence graph has rows and timesteps of each.
+
+    Raises:
+        RefusedModelError: An output cannot be stepped, is no tensor, or none depends on the timesteps.
+    """
     names = [value.name for value in walk.model.graph.output]
     walk.need(*names)
+    for name in names:
+        if not isinstance(walk.facts.value(name), np.ndarray):
+            raise RefusedModelError(
+                f"Output {name!r} is a list of tensors; expected a tensor.",
+                fix="Export the model with each tensor as an output of its own, or without this output.",
+            )
     bound = [one for one in inputs.inputs if one.role == "state"]
     flow = read_flow(walk.model.graph)
     given, carried = list[str](), list[str]()

@@ -45,6 +45,8 @@ class SequenceReference:
 
     def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
         """Return what the nodes of the graph give for one sequence, in order; see `model_export.verify.localize`."""
+        if not self._step.watched:
+            return []
         length = next(iter(inputs.values())).shape[1]
         watched = GraphSession(self._step.graph, [node.output for node in self._step.watched])
         values = watched.run(self._feeds(inputs, [0], length))

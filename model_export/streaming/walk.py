@@ -213,9 +213,15 @@ class StreamingWalk:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
         return self.graph.op("Greater", self.count(dims), self.graph.ints([steps - 1]))
 
-    def count(self, dims: Sequence[Dim]) -> str:
-        """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
+    def count(self, dims: Sequence[Dim], more: int = 0) -> str:
+        """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows.
+
+        Args:
+            dims: The tensor's axes.
+            more: What is added to it: 1 for this timestep too.
+        """
         graph, count = self.graph, self.graph.count()
+        count = graph.op("Add", count, graph.ints([more])) if more else count
         sizes = [dim.at_one_step() for dim in dims]
         batch = next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
         if batch is not None and sizes[batch][1] > 1:  # rows folded with another axis: each row's count, repeated

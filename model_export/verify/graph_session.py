@@ -11,6 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from model_export.errors import ModelLoadError
+from model_export.graph.onnx_file import without_initializers
 from model_export.manifest import Array
 from model_export.runtime.session import open_session, run_options
 
@@ -26,7 +27,7 @@ class GraphSession:
     Attributes:
         model: The graph.
         outputs: The tensors that a run returns.
-        session: It in onnxruntime.
+        session: The loaded graph.
     """
 
     def __init__(
@@ -74,16 +75,8 @@ class GraphSession:
 
 
 def with_weights_outside(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """Return a copy that declares the large weights as lying outside it, and these."""
-    graph, lean = model.graph, onnx.ModelProto()
-    lean.ir_version, lean.graph.name = model.ir_version, graph.name
-    lean.opset_import.extend(model.opset_import)
-    lean.functions.extend(model.functions)
-    lean.graph.node.extend(graph.node)
-    lean.graph.input.extend(graph.input)
-    lean.graph.output.extend(graph.output)
-    lean.graph.value_info.extend(graph.value_info)
-    lean.graph.sparse_initializer.extend(graph.sparse_initializer)
+    """Return a copy of a model that declares its large weights as lying outside it, and these weights."""
+    graph, lean = model.graph, without_initializers(model)
     inputs = {value.name for value in graph.input}
     weights = []
     for tensor in graph.initializer:

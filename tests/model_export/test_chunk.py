@@ -137,9 +137,14 @@ def means(weight: str, divisor: str) -> graphs.Built:
 
 WEIGHTED = "share = Div (gate, total) wide = Unsqueeze (share, last) part = Mul (far, wide)"
 COUNTED = "wide = Unsqueeze (total, last) part = Div (far, wide)"
+COUNTED_TWICE = (
+    "only = Constant <value = float {1}> () again = Add (only, s) wide = Unsqueeze (again, last) part = Div (far, wide)"
+)
+"""As the streaming pass writes it: the count that divides is another node than the one that the state becomes."""
 
 GRAPHS: dict[str, tuple[graphs.Build, str]] = {
     "weighted_mean": (lambda: means("gate", WEIGHTED), AT_ONCE), "mean": (lambda: means("one", COUNTED), AT_ONCE),
+    "mean_by_another_count": (lambda: means("one", COUNTED_TWICE), AT_ONCE),
     "other_share": (lambda: means("one", WEIGHTED), INSIDE), "other_count": (lambda: means("gate", COUNTED), INSIDE),
     "fold": (graphs.fold, INSIDE), "count": (graphs.count, AT_ONCE), "two_inputs": (graphs.two_inputs, INSIDE),
     "latch": (graphs.latch, INSIDE), "lstm": (graphs.lstm, INSIDE), "total": (graphs.total, AT_ONCE),

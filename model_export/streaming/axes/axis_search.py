@@ -77,7 +77,7 @@ def find_inputs(
                 if slot
                 else [one for one in choices[-1] if one.batch == batch]
             )
-    search = _Search(runs, declared, choices, told=bool(time_axes), length=length, tried=tried)
+    search = _Search(runs, declared, choices, has_given_axes=bool(time_axes), length=length, tried=tried)
     for any_steps, any_rows in ((True, True), (True, False), (False, True), (False, False)):
         search.try_all(any_rows=any_rows, any_steps=any_steps)
         if search.votes > 0:
@@ -133,14 +133,14 @@ class _Search:
         declared: Declared,
         choices: list[list[SequenceInput]],
         *,
-        told: bool,
+        has_given_axes: bool,
         length: int | None,
         tried: tuple[int, int],
     ) -> None:
         self._runs = runs
         self._declared = declared
         self._readings = _together(choices, declared)
-        self._told = told
+        self._has_given_axes = has_given_axes
         self._length, self._tried = length, tried
         self._lengths = trial_lengths(length, tried)
         self._score = -np.inf
@@ -161,7 +161,7 @@ class _Search:
                 self.problem = self.problem or exc.problem[:200]
                 continue
             votes = _votes(self._runs, values, inputs.only_rows or ROWS[0], self._lengths[0])
-            if votes <= 0 and not self._told and _is_single(inputs, self._declared):
+            if votes <= 0 and not self._has_given_axes and _is_single(inputs, self._declared):
                 continue
             score = 10 * votes + _prior(inputs, self._declared) - 4 * (not any_rows) - 4 * (not any_steps)
             if score > self._score:

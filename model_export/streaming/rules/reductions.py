@@ -134,7 +134,7 @@ def count_so_far(walk: StreamingWalk, dims: Sequence[Dim], dtype: str, offset: i
         offset: How much later than the sequence it begins, 0 or negative.
     """
     graph = walk.graph
-    count = graph.op("Add", walk.count(dims), graph.ints([1 + offset]))
+    count = walk.count(dims, 1 + offset)
     if offset:
         count = graph.op("Max", count, graph.ints([1]))
     return graph.op("Cast", count, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

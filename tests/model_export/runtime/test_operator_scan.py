@@ -131,6 +131,24 @@ def test_a_file_of_float32_and_integers_has_no_float16() -> None:
     assert not contents_of(made.SerializeToString()).has_float16
 
 
+def test_a_field_that_is_encoded_in_another_way_hides_nothing() -> None:
+    """Protocol buffers pass over a number where a text is declared; the text before it counts."""
+    one, two = 0x08, 0x10  # the tags of a number as field 1 and as field 2
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    onnx.external_data_helper.set_external_data(weight, "../elsewhere.bin")
+    weight.external_data[0].MergeFromString(bytes([one, ord("k"), two, ord("v")]))
+    node = helper.make_node("Stranger", ["x"], ["y"], domain="elsewhere")
+    node.MergeFromString(bytes([4 << 3, ord("S"), 7 << 3, ord("d")]))
+    content = helper.make_model(helper.make_graph([node], "g", [], [], [weight])).SerializeToString()
+    onnx_reads = onnx.load_from_string(content).graph
+
+    found = contents_of(content)
+
+    assert onnx_reads.initializer[0].external_data[0].value == "../elsewhere.bin"
+    assert found.weights == {"../elsewhere.bin"}
+    assert found.operators == {("elsewhere", "Stranger")}
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     read_or_refused(content)

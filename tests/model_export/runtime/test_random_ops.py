@@ -155,6 +155,14 @@ def test_dropout_that_is_off_for_good_is_no_chance(how: str, value: bool, is_ran
     assert bool(random_outputs(proto.SerializeToString())) == is_random
 
 
+def test_a_number_in_the_place_of_an_operators_name_hides_no_chance() -> None:
+    """Protocol buffers pass over it; the name before it counts."""
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> {GRAPHS["through other nodes"]}')
+    model.graph.node[0].MergeFromString(bytes([4 << 3, ord("S")]))
+
+    assert random_outputs(model.SerializeToString()).keys() == {"y"}
+
+
 def test_a_function_that_calls_itself_is_refused() -> None:
     proto = parser.parse_model(FUNCTIONS)
     proto.functions[1].node[0].CopyFrom(onnx.helper.make_node("inner", ["a"], ["noise"], domain="own"))

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from model_export.chunk.graph import AT_ONCE, dynamic_graphs
 from model_export.converted import verify_model
 from model_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import GRU, X, batch_first, channels, graph, ints
@@ -143,3 +144,13 @@ def test_a_form_of_an_operator_equals_itself_step_by_step(name: str) -> None:
     assert report.parity.max_abs <= 1e-5
     assert not report.weak
     onnx.checker.check_model(onnx.load_model_from_string(content), full_check=True)
+
+
+def test_a_mean_over_time_counts_by_the_node_that_its_count_becomes() -> None:
+    """A second node would count the same, and a chunk would run the mean timestep by timestep."""
+    model = graph(f"({X}) => (float[batch, 4] y) {{ y = ReduceMean <axes = [1], keepdims = 0> (x) }}")
+    candidate = convert(model, name="mean")
+    how, *_ = next(dynamic_graphs(candidate.proto, candidate.manifest))
+
+    assert [node.op_type for node in candidate.proto.graph.node].count("Add") == 2  # the count, and the mean
+    assert how == AT_ONCE

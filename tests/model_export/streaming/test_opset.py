@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from model_export.converted import verify_model
+from model_export.errors import ModelLoadError
 from model_export.graph.nodes import read_opset
 from model_export.graph.onnx_file import with_opset
 from model_export.graph.unit_axes import OLDEST_OPSET
@@ -81,3 +82,14 @@ def test_the_weights_of_a_converted_graph_are_its_own() -> None:
     assert ints(1) in [
         onnx.numpy_helper.to_array(a.t) for n in made.graph.node for a in n.attribute if a.name == "value"
     ]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    ["y = Affine (x)", "y = com.microsoft.Gelu (x)"],  # an operator without a schema, and one of an unknown domain
+)
+def test_what_onnx_cannot_convert_is_one_error(nodes: str) -> None:
+    model = graph(f"(float[batch, time, 4] x) => (float[batch, time, 4] y) {{ {nodes} }}", opset=13)
+
+    with pytest.raises(ModelLoadError, match="onnx cannot convert the graph to opset 18"):
+        with_opset(model, 18)

@@ -16,7 +16,7 @@ from model_export.verify.reference import PrefixAnswers
 from model_export.verify.runners import stepped
 from tests.model_export.mutants import Mutate, mutated
 from tests.model_export.streaming.zoo import ZOO
-from tests.model_export.streaming.zoo_parts import graph
+from tests.model_export.streaming.zoo_parts import graph, ints
 from tests.model_export.streaming.zoo_pooling import masked, pooled
 
 _NEVER = np.float32(-np.inf)
@@ -113,6 +113,7 @@ BOUNDED = {
     "weights of bounded features": "t = Tanh (x) f = MatMul (t, V)",
     "weights and a bias": "t = Softsign (x) q = MatMul (t, V) f = Sub (q, low)",
     "normalised features": "n = LayerNormalization (x, G) f = MatMul (n, V)",
+    "a quotient": "t = Tanh (s) f = Div (t, scale)",
     "a choice": "t = Tanh (s) n = Neg (t) f = Where (m, t, n)",
     "layouts": "t = Tanh (s) u = Transpose <perm = [1, 0, 2]> (t) f = Transpose <perm = [1, 0, 2]> (u)",
     "an operator": "u = Transpose <perm = [1, 0, 2]> (x) y4, h = GRU <hidden_size = 1> (u, W, R) "
@@ -125,7 +126,11 @@ UNBOUNDED = {
     "a large number where a mask is": "t = Tanh (s) r = Cast <to = 1> (m) g = Mul (r, large) f = Sub (t, g)",
     "an operator with a clipped sum": "t = Tanh (s) q = Softplus (s) f = Add (t, q)",
 }
-GIVEN = {"G": np.full(4, 2, np.float32), "W": (1, 3, 4), "R": (1, 3, 1), "large": np.float32(1e4)}
+UNBOUNDED["an operator whose gate may be negative"] = BOUNDED["an operator"].replace(
+    "hidden_size = 1", 'hidden_size = 1, activations = ["Tanh", "Tanh"]'
+)
+GIVEN = {"G": np.full(4, 2, np.float32), "W": (1, 3, 4), "R": (1, 3, 1), "large": np.float32(1e4),
+         "scale": np.float32(0.5)}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -153,6 +158,50 @@ def test_a_mean_whose_weights_a_mask_or_gate_may_leave_out_takes_a_case_apart(
     step = convert(masked(nodes, large=np.float32(1e4)), name="pooled").proto
 
     assert ("Less" in {node.op_type for node in step.graph.node}) == takes_a_case_apart
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8"])
+def test_an_input_without_negative_numbers_is_a_weight(dtype: str) -> None:
+    """A mean keeps its digits in a long stream, where two sums would lose theirs."""
+    model = graph(
+        f"""(float[batch, time, 4] x, {dtype}[batch, time, 1] mask) => (float[batch, 4] y) {{
+            w = Cast <to = 1> (mask) p = Mul (x, w) s = ReduceSum <keepdims = 0> (p, one)
+            n = ReduceSum <keepdims = 0> (w, one) o = Clip (n, least) y = Div (s, o)
+        }}""",
+        one=ints(1), least=np.float32(1),
+    )  # fmt: skip
+
+    assert [state.input for state in convert(model, name="mask").manifest.states] == ["ReduceSum_3.sum", "Div_5.mean"]
+
+
+def test_a_mean_is_a_number_again_after_weights_that_round_to_zero() -> None:
+    """The exponential of -110 is no number of float32: the original divides zero by zero until another weight comes."""
+    nodes = f"a = Tanh (s) b = Mul (a, much) e = Exp (b) n = ReduceSum (e, one) v = Div (e, n) {_WEIGHED}"
+    model = model_of(convert(pooled(nodes, much=np.float32(110), V=np.eye(4, 1, dtype=np.float32)), name="small"))
+    x = np.ones((1, 3, 4), np.float32)
+    x[0, :, 0] = [-9, -9, 0.5]
+
+    answers, _ = stepped(model, {"x": x})
+
+    np.testing.assert_allclose(answers["y"][0, -1], x[0, -1], atol=1e-6)
+
+
+@pytest.mark.parametrize("nodes", ["e = Exp (s) f = Neg (e)", "g = Neg (s) r = Relu (g) f = Div (minus, r)"])
+def test_a_softmax_is_a_number_again_after_scores_that_overflow(nodes: str) -> None:
+    """Their operands are finite, and they are minus infinity: the original gives NaN until another score comes."""
+    model = pooled(f"{nodes} {_SUM}", minus=np.float32(-1), V=np.eye(4, 1, dtype=np.float32))
+    x = np.ones((1, 3, 4), np.float32)
+    x[0, :, 0] = [100, 100, -0.5]
+
+    answers, _ = stepped(model_of(convert(model, name="overflow")), {"x": x})
+
+    np.testing.assert_allclose(answers["y"][0, -1], x[0, -1], atol=1e-6)
+
+
+def test_texts_beside_a_softmax_have_no_range() -> None:
+    model = pooled(f'texts = Constant <value_strings = ["a", "b"]> () t = Gather (texts, one) f = Tanh (s) {_SUM}')
+
+    assert verify_model(convert(model, name="texts"), long_steps=0)[1].parity.max_abs <= 1e-5
 
 
 def test_a_mean_of_integers_is_divided_as_the_original_divides() -> None:

@@ -8,7 +8,7 @@ import pytest
 from model_export.converted import verify_model
 from model_export.errors import ParityError, RefusedModelError, UnclearModelError
 from model_export.streaming import convert
-from tests.model_export.streaming.zoo_parts import GRU, graph
+from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 from tests.model_export.streaming.zoo_refused import REFUSED
 
 
@@ -70,6 +70,36 @@ def test_an_input_that_is_no_tensor_is_refused() -> None:
 
     with pytest.raises(RefusedModelError, match="Input 'x' is sequence_type; expected a tensor"):
         convert(model, name="list")
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_an_output_that_is_a_list_is_refused(opset: int) -> None:
+    model = graph(
+        """(float[batch, time, 4] x) => (float[batch, time, 4] y, seq(float[batch, time, 4]) both) {
+            y = CumSum (x, one)
+            both = SequenceConstruct (x, y)
+        }""",
+        opset=opset, one=np.int64(1),
+    )  # fmt: skip
+
+    with pytest.raises(RefusedModelError, match="Output 'both' is a list of tensors; expected a tensor"):
+        convert(model, name="list")
+
+
+def test_a_difference_without_layers_to_compare_is_reported_with_that_reason() -> None:
+    """Windows that end at different timesteps begin differently, and no node has one timestep of them."""
+    model = graph(
+        """(float[batch, time, 4] x) => (float[batch, 4] y) {
+            now = Slice (x, five, end, one)
+            before = Slice (x, six, last, one)
+            moved = Sub (now, before)
+            y = ReduceMean <axes = [1], keepdims = 0> (moved)
+        }""",
+        one=ints(1), five=ints(-5), six=ints(-6), last=ints(-1), end=ints(2**31),
+    )  # fmt: skip
+
+    with pytest.raises(ParityError, match="no layer's output stands in the step graph"):
+        verify_model(convert(model, name="windows"), long_steps=0)
 
 
 def test_inputs_of_different_lengths_are_not_read_at_one_rate() -> None:

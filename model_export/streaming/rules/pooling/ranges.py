@@ -25,6 +25,9 @@ _LARGE = 1e3
 _FINITE: Range = (-_FAR, _FAR)
 _POSITIVE: Range = (0, math.inf)
 
+_BY_KIND: Mapping[str, Range] = {"b": (0, 1), "u": _POSITIVE}
+"""By the kind of NumPy types that have no negative numbers."""
+
 _BY_OPERATOR: Mapping[str, Range] = {
     **dict.fromkeys(("Cos", "Erf", "Sin", "Softsign", "Tanh"), (-1, 1)),
     **dict.fromkeys(("HardSigmoid", "Sigmoid", "Softmax"), (0, 1)),
@@ -33,7 +36,9 @@ _BY_OPERATOR: Mapping[str, Range] = {
 _BY_OPERANDS: Mapping[str, Callable[..., Range]] = {
     "Abs": lambda a: (max(a[0], -a[1], 0), max(-a[0], a[1])),
     "Add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
-    "Div": lambda a, b: _POSITIVE if min(*a, *b) >= 0 else ANY,
+    "Div": lambda a, b: (
+        _hull(x / y for x in a for y in b) if b[0] * b[1] > 0 else _POSITIVE if min(*a, *b) >= 0 else ANY
+    ),
     "Exp": lambda a: (math.exp(min(a[0], 99)), math.exp(min(a[1], 99))),
     "LeakyRelu": lambda _: ANY,
     "Max": lambda *each: (max(low for low, _ in each), max(high for _, high in each)),
@@ -56,7 +61,8 @@ def range_of(walk: StreamingWalk, name: str) -> Range:
         walk.ranges[name] = _of_values(walk, name)
     if name not in walk.ranges:
         for node in walk.model.graph.node:
-            walk.ranges |= {out: _of_node(walk, node, out) for out in node.output if out and out not in walk.ranges}
+            new = [out for out in node.output if out and out not in walk.ranges]
+            walk.ranges |= {out: _rounded(walk, out, _of_node(walk, node, out)) for out in new}
             if name in node.output:
                 break
     return walk.ranges[name]
@@ -74,11 +80,20 @@ def is_far(walk: StreamingWalk, name: str) -> bool:
 
 
 def _of_values(walk: StreamingWalk, name: str) -> Range:
-    """Return the range of a constant, or of an input."""
+    """Return the range of a constant, or of an input; texts and lists of tensors have none."""
+    value = walk.facts.value(name)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        return ANY
     if walk.tensors[name].kind != "constant":
-        return _FINITE
-    value = np.asarray(walk.facts.value(name))
+        return _BY_KIND.get(value.dtype.kind, _FINITE)
     return _near((float(value.min()), float(value.max())), is_finite=False) if value.size else (0, 0)
+
+
+def _rounded(walk: StreamingWalk, name: str, found: Range) -> Range:
+    """Return a range from zero where the least number is too small for the tensor's type, which rounds it to zero."""
+    low, high = found
+    is_lost = 0 < low < 1 and low < np.finfo(walk.dtype(name)).tiny
+    return (0 if is_lost else low), high
 
 
 def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
@@ -87,8 +102,8 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
         return _of_values(walk, out)
     if not isinstance(value, np.ndarray):
         return ANY
-    if value.dtype.kind in "bu":
-        return _POSITIVE if value.dtype.kind == "u" else (0, 1)
+    if value.dtype.kind in _BY_KIND:
+        return _BY_KIND[value.dtype.kind]
     if kind in _BY_OPERATOR:
         return _BY_OPERATOR[kind]
     if kind in COPYING | PICKING:
@@ -100,18 +115,18 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
     if kind not in _BY_OPERANDS:
         return ANY
     ranges = [range_of(walk, each) for each in node.input]
-    is_finite = all(abs(bound) <= _FAR for each in ranges[kind == "Where" :] for bound in each)
+    may_overflow = kind == "Exp" or (kind == "Div" and ranges[1][0] * ranges[1][1] <= 0)
+    is_finite = not may_overflow and all(abs(bound) <= _FAR for each in ranges[kind == "Where" :] for bound in each)
     return _near(_BY_OPERANDS[kind](*ranges), is_finite=is_finite)
 
 
 def _of_recurrence(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
     """Return the range of what an LSTM, GRU or RNN gives; the cell state of an LSTM may be large."""
-    within = {"HardSigmoid", "Sigmoid", "Softsign", "Tanh"}
-    start = node.input[5] if len(node.input) > 5 else ""
-    is_within = within.issuperset(attributes(node).get("activations") or []) and out in node.output[:2]
-    if not is_within or (node.op_type == "GRU" and start and max(map(abs, range_of(walk, start))) > 1):
-        return _FINITE
-    return (-1, 1)
+    gates, activations = {"HardSigmoid", "Sigmoid"}, list(attributes(node).get("activations") or [])
+    is_within = {*gates, "Softsign", "Tanh"}.issuperset(activations) and out in node.output[:2]
+    if node.op_type == "GRU":  # its gate weighs what is new and what was before, so that neither grows
+        is_within = is_within and gates.issuperset(activations[::2]) and _most(walk, *node.input[5:6]) <= 1
+    return (-1, 1) if is_within else _FINITE
 
 
 def _of_product(walk: StreamingWalk, node: onnx.NodeProto) -> Range:
