@@ -112,6 +112,17 @@ def test_a_module_whose_timesteps_do_not_equal_its_sequences_is_refused() -> Non
         AutoStep(module.eval()).initial_states(torch.randn(2, 4))
 
 
+def test_what_was_refused_once_is_refused_again() -> None:
+    step = AutoStep(of(lambda m, x: m.gru(x)[0].cumsum(1), gru=nn.GRU(4, 4, batch_first=True)).eval())
+    with pytest.raises(RefusedModelError, match="depends on more of the past"):
+        step.initial_states(torch.randn(2, 4))
+
+    with pytest.raises(RefusedModelError, match="depends on more of the past"):
+        step.initial_states(torch.randn(2, 4))
+    with pytest.raises(RuntimeError, match="initial_states"):
+        step(torch.zeros(2, 4), torch.zeros(2, 4))
+
+
 def test_a_layer_that_is_called_twice_in_a_row_is_no_step() -> None:
     """The second call goes on from the first one's state, within one timestep."""
 
