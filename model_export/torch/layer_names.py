@@ -31,6 +31,13 @@ def name_and_layer(node: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
     return ".".join(filter(None, [path, re.split("[/.]", node.name)[-1]])), ""
 
 
+def short_tensor_name(name: str) -> str:
+    """Return a tensor's name without what torch's older exporter adds: /module/encoder/MatMul_1_output_0."""
+    if not name.startswith("/module/"):
+        return name
+    return name.removeprefix("/module").removesuffix("_output_0")
+
+
 def _path_in_scopes(node: Any, parts: Mapping[str, Any]) -> str | None:
     """Return the innermost module in a node's scopes: '', 'module', 'module.lstm', an operation."""
     written = next((str(entry.value) for entry in node.metadata_props if entry.key == _SCOPES), "[]")

@@ -112,6 +112,14 @@ def test_a_module_whose_timesteps_do_not_equal_its_sequences_is_refused() -> Non
         AutoStep(module.eval()).initial_states(torch.randn(2, 4))
 
 
+def test_past_keys_and_values_of_attention_are_named_after_its_layer() -> None:
+    states = zoo.made("causal_encoder").manifest.states
+
+    pasts = [state.input for state in states if state.input.endswith(".past")]
+
+    assert {name.partition(".self_attn.")[0] for name in pasts} == {"encoder.layers.0", "encoder.layers.1"}
+
+
 def test_what_was_refused_once_is_refused_again() -> None:
     step = AutoStep(of(lambda m, x: m.gru(x)[0].cumsum(1), gru=nn.GRU(4, 4, batch_first=True)).eval())
     with pytest.raises(RefusedModelError, match="depends on more of the past"):
