@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from model_export.streaming.walk import StreamingWalk
 
 BACKWARDS_FIX = (
-    "A stream has no last timestep to begin at. Train a causal model, each of whose outputs depends on no later timestep: "
-    "with recurrent layers of one direction, and without flipping the sequence. For outputs that may come n timesteps "
-    "late, train it on targets that are shifted by n."
+    "A stream has no last timestep to begin at. Train a causal model, whose output at a timestep depends on no later "
+    "one: with recurrent layers of one direction, and without flipping the sequence. For outputs that may come n "
+    "timesteps late, train it on targets that are shifted by n."
 )
 """For whatever goes from the last timestep to the first: no module of one timestep computes the same."""
 

@@ -125,8 +125,8 @@ def describe_cause(failure: BaseException | None) -> str:
     """Return what failed, in one line, without what Keras writes around it."""
     plain = re.sub(r"\x1b\[\d*m", "", str(failure))
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith("Exception encountered when calling")]
-    return f"{type(failure).__name__}: {(said or [''])[0].rstrip('.')}"
+    own = [line for line in lines if not line.startswith("Exception encountered when calling")]
+    return f"{type(failure).__name__}: {(own or [''])[0].rstrip('.')}"
 
 
 def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: int | None) -> Traced:
