@@ -38,6 +38,12 @@ def test_an_index_links_every_page_of_its_folder(folder: str, index: str) -> Non
     assert set((ROOT / folder).glob("*.md")) - {ROOT / index} - linked == set()
 
 
+def test_the_index_of_decisions_has_each_page_once_and_in_order() -> None:
+    rows = re.findall(r"^\| \[(\d{4})\]", (ROOT / "docs/adr/README.md").read_text(), flags=re.MULTILINE)
+
+    assert rows == sorted(set(rows))
+
+
 def texts() -> Iterator[tuple[str, str]]:
     """Yield every text of the packages with its file; also docstrings, since those of commands are their help."""
     for file in [*ROOT.glob("service/**/*.py"), *ROOT.glob("model_export/**/*.py")]:

@@ -208,11 +208,11 @@ def _find_kinds(
     kinds: dict[str, Kind] = {}
     for output in graph.outputs:
         name = output.name
-        said = hints.outputs.get(name)
+        given = hints.outputs.get(name)
         if output.dtype not in DTYPES:
             notes.append(f"output {name} is {output.dtype}, which no stream can be sent: left out")
-        elif said is not None:
-            kinds[name] = said
+        elif given is not None:
+            kinds[name] = given
         elif name not in carried and together and axes[name] is None:
             kinds[name] = "ignore"
             notes.append(f"output {name} is the same for every row: left out; `--output {name}=value` answers it")
@@ -240,7 +240,7 @@ def _check_chance(path: Path, pairing: Pairing, kinds: Mapping[str, Kind]) -> No
             )
 
 
-# ---------------------------------------------------------------- telling
+# ---------------------------------------------------------------- description
 
 
 def _carried(graph: OrtGraph, hints: Overrides, rows: Mapping[str, Row], pairing: Pairing) -> list[ShapedTensor]:
@@ -254,14 +254,14 @@ def _carried(graph: OrtGraph, hints: Overrides, rows: Mapping[str, Row], pairing
 
 
 def _output_row(tensor: Declared, axes: Mapping[str, int | None], shapes: Shapes, hints: Overrides) -> Row:
-    batch_axis, said = axes[tensor.name], hints.shapes.get(tensor.name)
+    batch_axis, given = axes[tensor.name], hints.shapes.get(tensor.name)
     graph = tuple(length for axis, length in enumerate(shapes[tensor.name]) if axis != batch_axis)
-    if said is not None and math.prod(said) != math.prod(graph):
+    if given is not None and math.prod(given) != math.prod(graph):
         raise UnclearModelError(
-            f"Shape {list(said)} was given for output {tensor.name!r}, whose row is {list(graph)}.",
+            f"Shape {list(given)} was given for output {tensor.name!r}, whose row is {list(graph)}.",
             fix="Give a shape with as many elements.",
         )
-    return Row(batch_axis, graph, without_ones(graph) if said is None else tuple(said))
+    return Row(batch_axis, graph, without_ones(graph) if given is None else tuple(given))
 
 
 def _state(tensor: ShapedTensor, after: str, row: Row, init: Any) -> dict[str, Any]:

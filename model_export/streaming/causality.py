@@ -13,6 +13,13 @@ from model_export.graph.nodes import uses
 if TYPE_CHECKING:
     from model_export.streaming.walk import StreamingWalk
 
+BACKWARDS_FIX = (
+    "A stream has no last timestep to begin at. Train a causal model, whose output at a timestep depends on no later "
+    "one: with recurrent layers of one direction, and without flipping the sequence. For outputs that may come n "
+    "timesteps late, train it on targets that are shifted by n."
+)
+"""For whatever goes from the last timestep to the first: no module of one timestep computes the same."""
+
 _NORMALISING = (
     "Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
     "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
@@ -20,7 +27,7 @@ _NORMALISING = (
 _REASONS = {
     **dict.fromkeys(_NORMALISING, "it is normalised over the time axis"),
     **dict.fromkeys(("MatMul", "Einsum"), "it looks ahead, as attention without a causal mask does"),
-    "ReverseSequence": "it turns the sequence round",
+    "ReverseSequence": "it reads the sequence backwards",
     "Attention": "it attends to timesteps to come",
     "Where": "its mask lets timesteps to come through",
 }

@@ -136,9 +136,13 @@ class AutoStep(nn.Module):
             timestep = [value[:, 0] for value in whole.draw.tensors(seed, ROWS, 1)]
             with torch.no_grad():
                 self._run(whole, timestep, partial(_seen, seen))
-        self._whole = whole
         self._calls = [_call(one, other) for one, other in zip(*both, strict=True)]
-        self._compare(whole)
+        self._whole = whole
+        try:
+            self._compare(whole)
+        except RefusedModelError:
+            self._whole = None  # it is refused again if it is used again
+            raise
 
     def _compare(self, whole: Sequences) -> None:
         """Compare the answers of single timesteps with those of whole sequences."""

@@ -293,9 +293,9 @@ def _readings(given: Mapping[str, torch.Tensor], time_axis: int) -> list[dict[st
     return readings
 
 
-def _time_axis(value: torch.Tensor, told: int | None, steps: int, batch: int) -> int | None:
+def _time_axis(value: torch.Tensor, given: int | None, steps: int, batch: int) -> int | None:
     """Return the axis of so many timesteps: the given one, else the last or another."""
-    likely = [value.dim() - 1 if told is None else told, value.dim() - 1, 1, 0]
+    likely = [value.dim() - 1 if given is None else given, value.dim() - 1, 1, 0]
     return next((a for a in likely if a != batch and a < value.dim() and value.shape[a] == steps), None)
 
 

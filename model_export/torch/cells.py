@@ -242,6 +242,8 @@ def refuse_packed(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """
     if isinstance(in_order(layer, args, kwargs)[0], nn.utils.rnn.PackedSequence):
         raise RefusedModelError(
-            f"{type(layer).__name__} is given a packed sequence; a stream has no length to pack.",
-            fix="Leave pack_padded_sequence out when the lengths are not given: the answers are the same.",
+            f"{type(layer).__name__} is given a packed sequence; expected a tensor of all timesteps.",
+            fix="A stream is never padded, so it needs no lengths: for the export, leave pack_padded_sequence, "
+            "pad_packed_sequence and an input of lengths out of `forward`. The weights stay as they are, and so do the "
+            "outputs at all timesteps that are no padding.",
         )

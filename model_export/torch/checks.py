@@ -203,7 +203,7 @@ def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Te
     )
 
 
-_ASKS_FOR_VALUES = {
+_READING_A_VALUE = {
     getattr(torch.Tensor, name)
     for name in ("__bool__", "__float__", "__int__", "__index__", "__contains__", "item", "tolist", "numpy")
 }
@@ -229,7 +229,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         self.operations += 1
         if any(id(value) in self._from_input for value in tree_leaves((args, kwargs))):
-            if func in _ASKS_FOR_VALUES:
+            if func in _READING_A_VALUE:
                 raise RefusedModelError(
                     f"The module decides by the value of a tensor{_place(traceback.extract_stack())}; "
                     "expected the same operations for every input.",

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from model_export.errors import RefusedModelError
 from model_export.graph.builder import element_type
 from model_export.graph.described import numbered, set_layer
+from model_export.graph.nodes import renamed, replace_items
 from model_export.runtime.session import open_session
 from model_export.torch.attention import attention_written_out
 from model_export.torch.cells import decomposed, patch_recurrent_layers
 from model_export.torch.checks import first_line, unfused
 from model_export.torch.decompositions import Decomposed
-from model_export.torch.layer_names import name_and_layer
+from model_export.torch.layer_names import name_and_layer, short_tensor_name
 from model_export.torch.naming import flatten, numpy_dtype
 from model_export.torch.recurrences import associative_scans_written_out
 
@@ -219,6 +220,8 @@ def _plain(exported: Any, name: str, layers: Any) -> onnx.ModelProto:
     graph = proto.graph
     graph.name = name
     modules = {} if layers is None else dict(layers.named_modules())
+    tensors = {tensor: short_tensor_name(tensor) for node in graph.node for tensor in node.output} if modules else {}
+    replace_items(graph.node, [renamed(node, tensors, name=node.name) for node in graph.node])
     kept = [name_and_layer(node, modules) for node in graph.node]
     del graph.value_info[:], graph.metadata_props[:], proto.metadata_props[:]
     proto.doc_string = graph.doc_string = ""

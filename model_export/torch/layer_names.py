@@ -28,7 +28,15 @@ def name_and_layer(node: Any, parts: Mapping[str, Any]) -> tuple[str, str]:
     layer = parts[path]
     if path and type(layer).__module__.startswith(_LAYERS):
         return path, f"Layer {path!r} ({type(layer).__name__})"
-    return ".".join(filter(None, [path, re.split("[/.]", node.name)[-1]])), ""
+    operator = re.sub(r"_\d+$", "", re.split("[/.]", node.name)[-1])
+    return ".".join(filter(None, [path, operator])), ""
+
+
+def short_tensor_name(name: str) -> str:
+    """Return a tensor's name without what torch's older exporter adds: /module/encoder/MatMul_1_output_0."""
+    if not name.startswith("/module/"):
+        return name
+    return name.removeprefix("/module").removesuffix("_output_0")
 
 
 def _path_in_scopes(node: Any, parts: Mapping[str, Any]) -> str | None:
@@ -41,7 +49,8 @@ def _path_in_scopes(node: Any, parts: Mapping[str, Any]) -> str | None:
 def _path_in_name(name: str, parts: Mapping[str, Any]) -> str | None:
     """Return the module in the name that torch's older exporter gives: /module/encoder/layers.0/lstm_1/LSTM.
 
-    Each part of it is a module's name from the last one that is no number, and the number of its call.
+    Each part of it is a module's name from the last one that is no number, and the number of its call. The module that
+    is traced is called `module`, so the second layer of an `nn.Sequential` is `module.1`.
     """
     first, *scopes = name.split("/")[1:-1] or [""]
     if first != "module":
@@ -58,5 +67,5 @@ def _path_in_name(name: str, parts: Mapping[str, Any]) -> str | None:
 
 @functools.cache
 def _scope(path: str) -> str:
-    match = re.search(r"[^.]*[^.\d][^.]*[.\d]*$", path)
+    match = re.search(r"[^.]*[^.\d][^.]*[.\d]*$", f"module.{path}")
     return match.group() if match else path

@@ -141,6 +141,7 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
         RefusedModelError: It cannot be traced, or a node cannot be stepped.
     """
     from model_export import streaming
+    from model_export.streaming.causality import BACKWARDS_FIX
     from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 
     if whole.only_length not in {None, spec.length}:
@@ -175,7 +176,8 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
             samplers={whole.draw.kind: whole.draw},
         )
     except StepwellError as exc:
-        raise RefusedModelError(exc.problem, fix=f"{exc.fix} {HOW_TO_WRITE_IT}".strip()) from exc
+        how = "" if exc.fix == BACKWARDS_FIX else HOW_TO_WRITE_IT
+        raise RefusedModelError(exc.problem, fix=f"{exc.fix} {how}".strip()) from exc
 
 
 def _sums_in_log_space(whole: Sequences) -> bool:

@@ -49,15 +49,15 @@ def localize_layer(
 ) -> str:
     """Return a sentence that names the first layer whose output differs at or before the failing timestep."""
     if probe is None:
-        return "Which layer it is cannot be told: the original's layers cannot be looked into here."
+        return "The layer that differs first is unknown: the original's layers cannot be looked into here."
     try:
         activations = [a for a in probe(failure.sequence) if a.values.ndim > 1]
         found = _run(proto, manifest, failure.sequence, activations)
     except Exception as exc:  # noqa: BLE001  # the probe is the framework's code; what failed first is what matters
         reason = exc.problem if isinstance(exc, StepwellError) else f"{type(exc).__name__}: {exc}"
-        return f"Which layer it is cannot be told: looking into the original's layers failed ({reason[:200]})."
+        return f"The layer that differs first is unknown: looking into the original's layers failed ({reason[:200]})."
     if not found:
-        return "Which layer it is cannot be told: no layer's output stands in the step graph under its name."
+        return "The layer that differs first is unknown: no layer's output stands in the step graph under its name."
     agreed: list[str] = []
     for activation in activations:
         if activation.tensor not in found:

@@ -56,7 +56,7 @@ DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
 
 USER = "user"
 ODD_LENGTHS = (1, 7, 2, 13)
-_NO_MORE = "the original was asked for no more"
+_NO_MORE = "the original was not run over more"
 
 
 class DifferentAnswerError(ParityError):
@@ -139,7 +139,7 @@ def verify_parity(
         if check.model.batched and alone_steps is not None and alone_steps < longest:
             check.skipped.append(Skipped(f"rows alone beyond {alone_steps} timesteps", "the model is large"))
         if long is None or running is None:
-            check.skipped.append(Skipped("long run", f"the original was asked for no more than {steps} timesteps"))
+            check.skipped.append(Skipped("long run", f"the original was run over {steps} timesteps at most"))
         else:
             check.long(long, running, shortened)
     lines = list(check.outputs.values())

@@ -56,7 +56,8 @@ class Beside:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._is_ended = error is not None
         while self._thread is not None and self._thread.is_alive():
-            if self._is_ended and self._started[0][0].done():
+            made = self._started[0][0]
+            if self._is_ended and made.done() and not made.cancelled() and made.exception() is None:
                 self.model().terminate()  # again, as it may come between two steps
             self._thread.join(0.001 if self._is_ended else None)
 

@@ -88,13 +88,13 @@ def conv_transpose(call: Call) -> Value:
     *sizes, filters, _ = kernel.shape
     count = len(sizes)
     strides, dilations = _each(call.layer.strides, count), _each(call.layer.dilation_rate, count)
-    asked = _each(call.layer.output_padding, count)
+    extra = _each(call.layer.output_padding, count)
     positions = _positions(call, x, sizes, strides)
-    if positions[0] is None and asked[0]:
+    if positions[0] is None and extra[0]:
         raise call.refuse(f"output_padding={call.layer.output_padding} adds timesteps behind the newest one")
     weights = call.constant(kernel.transpose(-1, -2, *range(count)))
     reaches = [(size - 1) * dilation + 1 for size, dilation in zip(sizes, dilations, strict=True)]
-    cuts = [_cut_ends(call.layer.padding, *facts) for facts in zip(reaches, strides, asked, strict=True)]
+    cuts = [_cut_ends(call.layer.padding, *facts) for facts in zip(reaches, strides, extra, strict=True)]
     moves = {
         "strides": strides,
         "dilations": dilations,
@@ -112,14 +112,20 @@ def conv_transpose(call: Call) -> Value:
     return _channels_in_front(call, x, emit, filters, answers, takes_bias=True)
 
 
-def _cut_ends(padding: str, reach: int, stride: int, asked: int | None) -> tuple[int, int]:
+def _cut_ends(padding: str, reach: int, stride: int, extra: int | None) -> tuple[int, int]:
     """Return how much of the full result is cut off in front and behind; negative: zeros are added.
+
+    Args:
+        padding: `same` or `valid`.
+        reach: Positions between the first and the last of the kernel, both included.
+        stride: Positions of the result for each of the input.
+        extra: The output_padding; None: Keras chooses it.
 
     Source: keras.src.backend.common.backend_utils, the padding of JAX.
     """
     if padding == "valid":
-        return 0, -(max(stride - reach, 0) if asked is None else asked)
-    whole = stride + reach - 2 if asked is None else reach + reach % 2 - 2 + asked
+        return 0, -(max(stride - reach, 0) if extra is None else extra)
+    whole = stride + reach - 2 if extra is None else reach + reach % 2 - 2 + extra
     left = min(whole // 2 + whole % 2, reach - 1)
     return reach - 1 - left, reach - 1 - (whole - left)
 

@@ -116,8 +116,8 @@ def clip(call: Call) -> Value:
 def filled(call: Call) -> Value:
     """A constant with the shape of a value."""
     x = call.value
-    asked = getattr(call.layer, "dtype", None) or call.kwargs.get("dtype")  # older versions of Keras: in the call
-    dtype = float32_for(keras.backend.standardize_dtype(asked or x.dtype))
+    dtype = getattr(call.layer, "dtype", None) or call.kwargs.get("dtype")  # older versions of Keras: in the call
+    dtype = float32_for(keras.backend.standardize_dtype(dtype or x.dtype))
     kind = call.kind(["ZerosLike", "OnesLike", "FullLike"])
     given: Any = call.args[1] if kind == "FullLike" else kind == "OnesLike"
     if isinstance(given, Value):

@@ -55,7 +55,9 @@ def norm(call: Call) -> Value:
     axes = _axes(call, x)
     kind = {None: "ReduceL2", "fro": "ReduceL2", 2: "ReduceL2", 1: "ReduceL1"}.get(order)
     if kind is None or (len(axes) > 1 and order not in {None, "fro"}):
-        raise call.refuse(f"ord={order!r} over {len(axes)} axes has no rule; expected 1 or 2 over one")
+        raise call.refuse(
+            f"its norm has order {order!r} over {len(axes)} axis or axes; expected order 1 or 2 over one axis"
+        )
     return reduce(call, kind, x, axes, keep=bool(call.layer.keepdims))
 
 

@@ -186,9 +186,13 @@ def broadcast_to(call: Call) -> Value:
 def resize(call: Call) -> Value:
     """Rows and columns, the first of which may be timesteps, interpolated between."""
     x, layer = call.as_float(call.value), call.layer
-    plain = not (layer.antialias or layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio)
-    if layer.interpolation != "bilinear" or layer.data_format != "channels_last" or not plain:
-        raise call.refuse(f"interpolation={layer.interpolation!r} in this way has no rule; expected plain 'bilinear'")
+    expected = {
+        "interpolation": "bilinear", "data_format": "channels_last",
+        "antialias": False, "crop_to_aspect_ratio": False, "pad_to_aspect_ratio": False,
+    }  # fmt: skip
+    for setting, value in expected.items():
+        if (found := getattr(layer, setting)) != value:
+            raise call.refuse(f"it resizes with {setting}={found!r}; expected {value!r}")
     row = (*(old if old is None else new for old, new in zip(x.row, layer.size, strict=False)), x.row[-1])
     if x.is_sequence and layer.size[0] not in {call.graph.length, TRIAL}:
         raise call.refuse(f"size={layer.size} changes the number of timesteps")

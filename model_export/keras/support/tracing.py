@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from threading import get_ident
-from typing import Any
+from threading import RLock, get_ident
+from typing import Any, Final
 
 import keras
 import numpy as np
@@ -27,6 +27,10 @@ _OTHER_TRIAL = 71
 
 _TAKES_SIZES = {"Reshape", "BroadcastTo", "GetItem", "Repeat", "Resize", "Tile"}
 """Operations in which a size may be the number of timesteps."""
+
+
+_TRACING: Final = RLock()
+"""Held while functions of Keras are replaced: two threads would restore each other's replacements, and so keep them."""
 
 
 class RandomNumbersError(Exception):
@@ -121,8 +125,8 @@ def describe_cause(failure: BaseException | None) -> str:
     """Return what failed, in one line, without what Keras writes around it."""
     plain = re.sub(r"\x1b\[\d*m", "", str(failure))
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith("Exception encountered when calling")]
-    return f"{type(failure).__name__}: {(said or [''])[0].rstrip('.')}"
+    own = [line for line in lines if not line.startswith("Exception encountered when calling")]
+    return f"{type(failure).__name__}: {(own or [''])[0].rstrip('.')}"
 
 
 def _trace(call: Call, function: Callable[..., Any], batch: int | None, length: int | None) -> Traced:
@@ -177,19 +181,23 @@ def _open_backend() -> Iterator[None]:
     Raises:
         RandomNumbersError: The code draws a seed: random numbers on symbolic tensors come out as constants.
     """
-    replaced = [
+    with _TRACING, ExitStack() as restored:
+        for owner, name, function in _replacements():
+            if (original := getattr(owner, name, None)) is not None:
+                restored.callback(setattr, owner, name, original)
+                setattr(owner, name, function)
+        yield
+
+
+def _replacements() -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Return what `_open_backend` replaces: where it is, its name, and what stands there meanwhile."""
+    return [
         *_backend_functions(),
         (nn, "check_conv_input_channels", lambda *_: None),
         (nn.BatchNorm, "compute_output_spec", lambda _, x, *__: keras.KerasTensor(x.shape, x.dtype)),
         (numpy.Digitize, "compute_output_spec", lambda _, x, __: keras.KerasTensor(x.shape, "int32")),
         (keras.random.SeedGenerator, "next", _refusing(keras.random.SeedGenerator.next)),
     ]
-    with ExitStack() as restored:
-        for owner, name, function in replaced:
-            if (original := getattr(owner, name, None)) is not None:
-                restored.callback(setattr, owner, name, original)
-                setattr(owner, name, function)
-        yield
 
 
 def _refusing(draw: Callable[..., Any]) -> Callable[..., Any]:

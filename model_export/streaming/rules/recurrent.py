@@ -13,6 +13,7 @@ from model_export.graph.nodes import attributes
 from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.manifest import Array, StateSpec
 from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.causality import BACKWARDS_FIX
 from model_export.streaming.constants import initial_row
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
@@ -50,7 +51,7 @@ def stateful_op(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         return
     direction = attributes(node).get("direction", "forward")
     if direction != "forward":
-        raise walk.refuse(node, f"is {direction} over time")
+        raise walk.refuse(node, f"is {direction} over time", BACKWARDS_FIX)
     if operator.lengths is not None and len(node.input) > operator.lengths:
         check_lengths(walk, node, node.input[operator.lengths], timed[0])
     offset = first_offset(walk, names)
@@ -86,7 +87,7 @@ def running(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         return
     attrs = attributes(node)
     if attrs.get("reverse"):
-        raise walk.refuse(node, "runs from the end of the sequence (reverse)")
+        raise walk.refuse(node, "runs from the end of the sequence (reverse)", BACKWARDS_FIX)
     offset = walk.tensors[name].offset or 0
     dims = list(walk.facts.dims(name))
     dims[axis] = _ONE

@@ -10,6 +10,7 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes
+from model_export.streaming.causality import BACKWARDS_FIX
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.reductions import is_whole
 from model_export.streaming.step_graph import plain
@@ -83,7 +84,7 @@ def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         raise walk.refuse(node, f"cuts a timestep of {each} samples", _WHOLE)
     start //= each
     if step < 0:
-        raise walk.refuse(node, "turns the sequence round in time")
+        raise walk.refuse(node, "reads the sequence backwards, from its last timestep to its first", BACKWARDS_FIX)
     if step > 1:
         raise walk.refuse(node, f"takes every {step}th timestep only: a stride over time")
     offset = walk.tensors[name].offset

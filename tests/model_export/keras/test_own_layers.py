@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from threading import Event, Thread
 from typing import Any
 
 import keras
@@ -252,3 +253,29 @@ def test_code_for_a_batch_of_known_size_may_have_weights_as_long_as_the_sequence
     _, report = export_model(of(lambda x: L.Dense(2)(Gained()(x)), features), name="m")
 
     assert report.parity.max_abs < 1e-4
+
+
+def test_models_that_are_exported_in_two_threads_leave_keras_as_it_was() -> None:
+    """The second export begins while the first one traces, and ends after it."""
+    before = keras.random.SeedGenerator.next
+    is_traced, may_go_on = Event(), Event()
+
+    def wait(x: Any) -> Any:
+        is_traced.set()
+        may_go_on.wait(0.5)  # for as long as both can be in their trace at once
+        return x * 2
+
+    def end_the_first(x: Any) -> Any:
+        may_go_on.set()
+        first.join()
+        return x * 2
+
+    models = [of(Own([], lambda x: x)) for _ in range(2)]
+    models[0].layers[1].code, models[1].layers[1].code = wait, end_the_first
+    first, second = (Thread(target=export_keras, args=[model], kwargs={"name": "one"}) for model in models)
+    first.start()
+    is_traced.wait()
+    second.start()
+    second.join()
+
+    assert keras.random.SeedGenerator.next is before

@@ -242,7 +242,7 @@ REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
         "Transpose",
         "moves the batch axis",
     ),
-    "reversed": (lambda: of(lambda x: ops.flip(x, axis=1)), "Flip", "turns the sequence round"),
+    "reversed": (lambda: of(lambda x: ops.flip(x, axis=1)), "Flip", "reads the sequence backwards"),
     "rolled": (lambda: of(lambda x: ops.roll(x, 1, axis=1)), "Roll", "along the time axis"),
     "sorted": (lambda: of(lambda x: ops.sort(x, axis=1)), "Sort", "along the time axis"),
     "cut_at_the_end": (lambda: of(lambda x: x[:, :-1]), "GetItem", "1 timestep(s) shorter"),

@@ -178,7 +178,7 @@ REFUSED: dict[str, Refused] = {
     "flipped": Refused(
         lambda: per_timestep("[flip] y = Slice (c, last, first, one, back)", last=ints(-1), first=ints(-(2**62)),
                              one=ints(1), back=ints(-1)),
-        "'flip' (Slice) turns the sequence round in time",
+        "'flip' (Slice) reads the sequence backwards",
     ),
     "reversed": Refused(
         lambda: per_timestep("s = Shape (x) n = Gather (s, one) r = Gather (s, zero) l = Expand (n, r) "

@@ -112,6 +112,40 @@ def test_a_module_whose_timesteps_do_not_equal_its_sequences_is_refused() -> Non
         AutoStep(module.eval()).initial_states(torch.randn(2, 4))
 
 
+def test_layers_of_a_sequential_module_are_named_by_their_places() -> None:
+    inner = nn.Sequential(nn.ConstantPad1d((4, 0), 0.0), nn.Conv1d(3, 3, 3, dilation=2))
+    module = nn.Sequential(nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(4, 3, 3), inner)
+
+    made = convert(whole(module, 2, 4, 9, time_axis=2), name="places")
+
+    assert [state.input for state in made.manifest.states] == ["1.past", "2.1.past"]
+
+
+def test_layers_of_a_module_that_is_one_layer_are_counted() -> None:
+    made = convert(whole(nn.LSTM(4, 5, 2, batch_first=True)), name="layers")
+
+    assert [state.input for state in made.manifest.states] == ["LSTM.h", "LSTM.c", "LSTM.h_2", "LSTM.c_2"]
+
+
+def test_past_keys_and_values_of_attention_are_named_after_its_layer() -> None:
+    states = zoo.made("causal_encoder").manifest.states
+
+    pasts = [state.input for state in states if state.input.endswith(".past")]
+
+    assert {name.partition(".self_attn.")[0] for name in pasts} == {"encoder.layers.0", "encoder.layers.1"}
+
+
+def test_what_was_refused_once_is_refused_again() -> None:
+    step = AutoStep(of(lambda m, x: m.gru(x)[0].cumsum(1), gru=nn.GRU(4, 4, batch_first=True)).eval())
+    with pytest.raises(RefusedModelError, match="depends on more of the past"):
+        step.initial_states(torch.randn(2, 4))
+
+    with pytest.raises(RefusedModelError, match="depends on more of the past"):
+        step.initial_states(torch.randn(2, 4))
+    with pytest.raises(RuntimeError, match="initial_states"):
+        step(torch.zeros(2, 4), torch.zeros(2, 4))
+
+
 def test_a_layer_that_is_called_twice_in_a_row_is_no_step() -> None:
     """The second call goes on from the first one's state, within one timestep."""
 

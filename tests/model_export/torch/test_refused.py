@@ -259,6 +259,28 @@ def test_a_batch_size_that_python_has_taken_from_the_input_is_named_as_the_reaso
     assert "int(x.shape[0])" in refused.fix
 
 
+def test_lengths_are_to_be_left_out_with_the_packing_that_needs_them() -> None:
+    refused = refusal(whole(of(packed, lstm=lstm())))
+
+    assert "A stream is never padded" in refused.fix
+    assert "an input of lengths" in refused.fix
+
+
+BACKWARDS: dict[str, Callable[[], StepSpec]] = {
+    "flip": lambda: whole(of(lambda m, x: m.lstm(x.flip(1))[0].flip(1), lstm=lstm())),
+    "flip_beside_a_forward_layer": lambda: whole(of(lambda m, x: m.a(x)[0] + m.b(x.flip(1))[0], a=lstm(), b=lstm())),
+    "both_ways": lambda: whole(of(lambda m, x: m.rnn(x)[0], rnn=lstm(bidirectional=True))),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARDS)
+def test_a_module_that_reads_backwards_is_refused_without_an_example_of_a_step_that_it_cannot_have(name: str) -> None:
+    refused = refusal(BACKWARDS[name]())
+
+    assert "Train a causal model" in refused.fix
+    assert "class Step" not in refused.fix
+
+
 def test_what_torchs_exporter_prints_is_kept_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     refused = refusal(whole(of(lambda m, x: m.head(torch.special.bessel_j0(x).cumsum(1)), head=nn.Linear(4, 2))))
 

@@ -141,5 +141,5 @@ def test_an_original_of_one_length_has_no_long_run_and_it_is_told() -> None:
 
     assert set(asked) == {12}
     assert [(left.what, left.why) for left in report.skipped] == [
-        ("long run", "the original was asked for no more than 12 timesteps")
+        ("long run", "the original was run over 12 timesteps at most")
     ]

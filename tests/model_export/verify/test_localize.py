@@ -68,7 +68,7 @@ def test_what_is_behind_the_last_layer_is_told() -> None:
 
 
 def test_without_a_probe_it_is_said() -> None:
-    assert "Which layer it is cannot be told: the original's layers cannot be looked into here." in failing(None)
+    assert "The layer that differs first is unknown: the original's layers cannot be looked into here." in failing(None)
 
 
 def test_layers_without_a_tensor_of_their_own_are_left_out() -> None:

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from model_export.errors import ModelTimeoutError
+from model_export.errors import ModelLoadError, ModelTimeoutError
 from model_export.step_model import StepModel
 from model_export.verify.runners import Beside
 from tests import graphs
@@ -53,3 +53,26 @@ def test_runs_end_and_others_do_not_begin_where_the_original_fails() -> None:
     with pytest.raises(ModelTimeoutError):
         runs[0]()
     assert others == []
+
+
+def test_what_ends_the_caller_is_raised_though_the_step_graph_cannot_be_loaded() -> None:
+    """As with Ctrl-C while a file is loaded that turns out to be none."""
+    is_loading, may_fail = threading.Event(), threading.Event()
+
+    def load() -> StepModel:
+        is_loading.set()
+        assert may_fail.wait(60)
+        raise ModelLoadError("It is no model.")
+
+    beside = Beside(load, in_thread=True)
+    for _ in range(50_000):  # so that the thread is alive for a while after it has failed
+        beside.start(lambda _: None)
+
+    def interrupted() -> None:
+        with beside:
+            assert is_loading.wait(60)
+            may_fail.set()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
