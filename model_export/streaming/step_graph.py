@@ -69,6 +69,25 @@ class StreamingGraph(GraphBuilder):
         has_rows = any(spec.batch_axis is not None for spec in self.inputs)
         return self._counter(COUNT, _ROWS if has_rows else _ONE)
 
+    def count_like(self, dims: Sequence[Dim], more: int = 0) -> str:
+        """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows.
+
+        Args:
+            dims: The tensor's axes.
+            more: What is added to it: 1 for this timestep too.
+        """
+        count = self.count()
+        count = self.op("Add", count, self.ints([more])) if more else count
+        sizes = [dim.at_one_step() for dim in dims]
+        batch = next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
+        if batch is not None and sizes[batch][1] > 1:  # rows folded with another axis: each row's count, repeated
+            per_row = sizes[batch][1]
+            count = self.op("Expand", self.op("Reshape", count, self.ints([-1, 1])), self.ints([1, per_row]))
+        shape = [1] * len(dims)
+        if batch is not None:
+            shape[batch] = -1
+        return self.op("Reshape", count, self.ints(shape))
+
     def position(self) -> str:
         """Return the number of timesteps consumed before this one, shape [1] int64, for a graph of one row."""
         return self._counter("position", _ONE)

@@ -38,8 +38,10 @@ class StreamingWalk:
         model: The sequence graph.
         facts: What running it shows of its tensors.
         length: The declared number of timesteps; None: there is none.
+        opset: The version of its operators.
         weights: Its initializers by name.
         makers: The node that makes each tensor.
+        used: Tensors that a node or the caller takes.
         graph: The step graph.
         tensors: What is known of the tensors so far.
         sized: Tensors that follow from weights and sizes alone.
@@ -105,7 +107,7 @@ class StreamingWalk:
             if (error := self.tensors[name].error) is not None:
                 raise error
 
-    # ---------------------------------------------------------------- what rules ask
+    # ---------------------------------------------------------------- tensors of the sequence graph
 
     def timed(self, node: onnx.NodeProto, names: Iterable[str] | None = None) -> list[str]:
         """Return a node's inputs, or those of `names`, with one value per timestep that differ over time."""
@@ -211,26 +213,7 @@ class StreamingWalk:
 
     def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
-        return self.graph.op("Greater", self.count(dims), self.graph.ints([steps - 1]))
-
-    def count(self, dims: Sequence[Dim], more: int = 0) -> str:
-        """Return how many timesteps came before this one, in a shape that broadcasts to a tensor's rows.
-
-        Args:
-            dims: The tensor's axes.
-            more: What is added to it: 1 for this timestep too.
-        """
-        graph, count = self.graph, self.graph.count()
-        count = graph.op("Add", count, graph.ints([more])) if more else count
-        sizes = [dim.at_one_step() for dim in dims]
-        batch = next((axis for axis, (_, per_row) in enumerate(sizes) if per_row), None)
-        if batch is not None and sizes[batch][1] > 1:  # rows folded with another axis: each row's count, repeated
-            per_row = sizes[batch][1]
-            count = graph.op("Expand", graph.op("Reshape", count, graph.ints([-1, 1])), graph.ints([1, per_row]))
-        shape = [1] * len(dims)
-        if batch is not None:
-            shape[batch] = -1
-        return graph.op("Reshape", count, graph.ints(shape))
+        return self.graph.op("Greater", self.graph.count_like(dims), self.graph.ints([steps - 1]))
 
     def started(self, tensor: str, name: str, offset: int, fill: Any) -> str:
         """Return a tensor with `fill` instead of its elements below 0, which the sequence graph does not have."""

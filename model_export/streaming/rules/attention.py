@@ -240,7 +240,9 @@ def _softmax(walk: StreamingWalk, node: onnx.NodeProto, square: Square) -> str:
         shape = [1] * rank
         shape[axis] = square.window
         ages = np.arange(square.window - 1, -1, -1) - square.front
-        early = walk.graph.op("Less", walk.count(walk.facts.dims(name)), walk.graph.constant(ages.reshape(shape)))
+        early = walk.graph.op(
+            "Less", walk.graph.count_like(walk.facts.dims(name)), walk.graph.constant(ages.reshape(shape))
+        )
         dtype = walk.dtype(name)
         step = walk.graph.op("Where", early, walk.graph.constant(np.asarray(np.finfo(dtype).min, dtype)), step)
     return str(walk.emit_like(node, 0, i0=step).output[0])

@@ -64,7 +64,7 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if neutral or walk.makers[name].op_type != "Slice":  # else there are zeros before the first timestep
         shape = [size if axis == tensor.keys else 1 for axis, size in enumerate(walk.facts.value(name).shape)]
         ages = np.arange(tensor.window - 1, -1, -1).reshape(shape) - offset
-        early = graph.op("Less", walk.count(dims), graph.constant(ages))
+        early = graph.op("Less", graph.count_like(dims), graph.constant(ages))
         step = graph.op("Where", early, graph.constant(neutral), step)
     result = walk.emit_like(node, None, i0=step).output[0]
     if kind == "ReduceMean":
@@ -134,7 +134,7 @@ def count_so_far(walk: StreamingWalk, dims: Sequence[Dim], dtype: str, offset: i
         offset: How much later than the sequence it begins, 0 or negative.
     """
     graph = walk.graph
-    count = walk.count(dims, 1 + offset)
+    count = graph.count_like(dims, 1 + offset)
     if offset:
         count = graph.op("Max", count, graph.ints([1]))
     return graph.op("Cast", count, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
