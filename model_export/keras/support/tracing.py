@@ -173,7 +173,8 @@ def _reached(results: list[Any]) -> set[int]:
 def _open_backend() -> Iterator[None]:
     """Let code that calls Keras' backend be traced: on symbolic tensors such a function is that of `keras.ops`.
 
-    Layers of Keras call it, and so do the operators of a variable, as in `self.gain * x`.
+    Layers of Keras call it, and so do the operators of a variable, as in `self.gain * x`. An array of NumPy or JAX
+    beside one, as in `ops.exp(self.gain) * x`, leaves the operation to the symbolic tensor.
 
     Checks of Keras 3.15 that refuse what it computes are switched off: a convolution by groups is held to the channels
     of one, a batch normalization with an offset to a scale, and bins to an array.
@@ -186,18 +187,30 @@ def _open_backend() -> Iterator[None]:
             if (original := getattr(owner, name, None)) is not None:
                 restored.callback(setattr, owner, name, original)
                 setattr(owner, name, function)
+        restored.callback(delattr, keras.KerasTensor, "__array_ufunc__")
+        keras.KerasTensor.__array_ufunc__ = None
         yield
 
 
-def _replacements() -> list[tuple[Any, str, Callable[..., Any]]]:
+def _replacements() -> list[tuple[Any, str, Any]]:
     """Return what `_open_backend` replaces: where it is, its name, and what stands there meanwhile."""
     return [
         *_backend_functions(),
+        (keras.KerasTensor, "__jax_array__", property(_absent)),
         (nn, "check_conv_input_channels", lambda *_: None),
         (nn.BatchNorm, "compute_output_spec", lambda _, x, *__: keras.KerasTensor(x.shape, x.dtype)),
         (numpy.Digitize, "compute_output_spec", lambda _, x, __: keras.KerasTensor(x.shape, "int32")),
         (keras.random.SeedGenerator, "next", _refusing(keras.random.SeedGenerator.next)),
     ]
+
+
+def _absent(_: Any) -> Any:
+    """Be no attribute: where a symbolic tensor has none of this name, operators of JAX's arrays leave it to the tensor.
+
+    Raises:
+        AttributeError: Always.
+    """
+    raise AttributeError
 
 
 def _refusing(draw: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,6 +86,17 @@ LAYERS: dict[str, tuple[list[tuple[int, ...]], Callable[..., Any]]] = {
         [(4,), (4,)], lambda x, g, b: ops.layer_normalization(x, g, b) if hasattr(ops, "layer_normalization") else x,
     ),
     "moments": ([], standardised),
+    "weights that are computed with": (
+        [(4,), (2, 4), (4, 4)],
+        lambda x, a, p, k: (ops.sigmoid(a) * x - p[0] * x / (2 + ops.exp(-a))) + (1 - ops.tanh(p[1])) * (x @ -k),
+    ),
+    "a computed weight on the left": (
+        [(4,)],
+        lambda x, w: ops.where(ops.abs(w) < x, ops.exp(w) / (3 + ops.tanh(x)), ops.exp(w) - x) + ops.exp(w) ** x,
+    ),
+    "arrays of NumPy on the left": (
+        [], lambda x: np.linspace(-1, 1, 4, dtype="float32") * x - np.float32(0.5) / (2 + ops.tanh(x)),
+    ),
     "a product with and without bias": ([(4, 3), (3,)], bias_in_one_of_two),
 }  # fmt: skip
 
@@ -101,6 +112,27 @@ def test_a_layer_of_ones_own_equals_keras(name: str) -> None:
 
     assert report.parity.max_abs < 1e-5
     assert report.max_abs_alone == 0
+
+
+class Leaky(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A cell that computes with its weight before it meets a state."""
+
+    state_size = output_size = 4
+
+    def build(self, shape: Any) -> None:
+        self.rate = self.add_weight(shape=(4,), name="rate")
+
+    def call(self, x: Any, states: Any) -> Any:
+        keep = ops.sigmoid(self.rate)
+        after = keep * states[0] + (1 - keep) * x
+        return after, [after]
+
+
+def test_a_cell_of_ones_own_computes_with_its_weights_first() -> None:
+    model = of(L.RNN(Leaky(), return_sequences=True))
+    randomise(model)
+
+    assert export_model(model, name="m")[1].parity.max_abs < 1e-5
 
 
 class Activated(keras.Layer):  # type: ignore[misc]  # Keras has no types
