@@ -15,7 +15,7 @@ from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import StreamingWalk
 
 _JOINS = {
-    **dict.fromkeys(("ReduceL1", "ReduceMean", "ReduceSum", "ReduceSumSquare"), "Add"),
+    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"), "Add"),
     "ReduceMax": "Max", "ReduceMin": "Min", "ReduceProd": "Mul",
 }  # fmt: skip
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
@@ -39,6 +39,8 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         return
     offset = tensor.offset or 0
     made = walk.emit_like(node, offset)
+    if node.op_type == "ReduceL2":  # the root of a sum of squares
+        made.op_type = "ReduceSumSquare"
     now, dims = made.output[0], walk.facts.dims(node.output[0])
     kind, dtype = _POOLS.get(node.op_type, node.op_type), walk.dtype(name)
     label = f"{plain(node.name)}.{kind.removeprefix('Reduce').lower()}"
@@ -52,6 +54,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         joined = walk.graph.op("Where", walk.has_seen(-offset, dims), joined, state)
     walk.graph.next_state_like(spec, joined, dims)
     result = walk.graph.op("Div", joined, count) if is_mean and not is_float else joined
+    result = walk.graph.op("Sqrt", result) if kind == "ReduceL2" else result
     walk.set_output(node, node.output[0], result, "final")
 
 

@@ -167,7 +167,7 @@ def test_how_often_nodes_are_looked_at_grows_with_their_number(monkeypatch: pyte
 
 @pytest.mark.parametrize("layer", ["t = Identity (c)", "b = Add (c, V) t = Exp (b)"])
 @pytest.mark.parametrize("cut", [(-5, 2**62), (-7, -2)])
-@pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1"])
+@pytest.mark.parametrize("operator", ["ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"])
 def test_a_reduction_of_the_last_timesteps_begins_with_fewer(operator: str, cut: tuple[int, int], layer: str) -> None:
     """A sequence of three timesteps has three last ones: the mean is theirs, and the others are no zeros."""
     model = graph(

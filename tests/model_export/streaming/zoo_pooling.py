@@ -142,7 +142,8 @@ ZOO: dict[str, Entry] = {
     ),
     "sums_of_squares": Entry(
         lambda: pooled("a = ReduceSumSquare <axes = [1], keepdims = 0> (x) b = ReduceL1 <axes = [1, 2]> (x) "
-                       "c = Squeeze (b, two) y = Div (a, c)"),
-        "sums over time of squares and of absolute values", "the sums so far",
+                       "c = Squeeze (b, two) d = ReduceL2 <axes = [1], keepdims = 0> (x) "
+                       "e = Div (a, c) y = Add (d, e)"),
+        "sums over time of squares and of absolute values, and the root of the former", "the sums so far",
     ),
 }  # fmt: skip
