@@ -43,6 +43,30 @@ def stepped(model: StepModel, values: Array) -> Array:
     return np.stack(found, 1)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("wave", ["Cos", "Sin"])
+def test_waves_by_position_are_a_table_though_their_last_digits_depend_on_the_length(wave: str, size: int) -> None:
+    model = graph(
+        f"""(float[batch, time, {size}] x) => (float[batch, time, {size}] y) {{
+            sizes = Shape (x)
+            steps = Gather <axis = 0> (sizes, one)
+            places = Range (zero, steps, one)
+            real = Cast <to = 1> (places)
+            column = Unsqueeze (real, last)
+            angles = Mul (column, speeds)
+            waves = {wave} (angles)
+            moved = Add (x, waves)
+            y = CumSum (moved, axis)
+        }}""",
+        one=np.int64(1), zero=np.int64(0), axis=np.int64(1), last=ints(1),
+        speeds=np.array([1.0, 0.1, 0.01], np.float32)[:size],
+    )  # fmt: skip
+
+    graph_bytes, _ = verify_model(convert(model, name="waves", length=LENGTH))
+
+    assert [state.input for state in StepModel(graph_bytes).manifest.states] == ["timesteps", "CumSum_8.sum"]
+
+
 @pytest.mark.parametrize("length", [LENGTH, 60])
 def test_attention_without_a_window_covers_the_declared_length(length: int) -> None:
     causal = REFUSED["growing_attention"].build()
