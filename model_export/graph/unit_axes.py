@@ -203,6 +203,8 @@ class _Rewriting:
         out, wanted = self._known[node.output[0]], self._wanted.get(node.output[0], ())
         kept = self._forms.cheapest(node.input, len(out), (*wide_axes(out), *needed), wanted)
         shifts = {name: len(out) - self._tensors[name].rank for name in node.input if name}
+        if any(axis + shifts[name] not in kept for name in shifts for axis in self._tensors[name].wide):
+            return False  # as the slope of a PRelu, which the inferred output does not broadcast to
         inputs = [
             self._forms.form(name, tuple(axis - shifts[name] for axis in kept if axis >= shifts[name])) if name else ""
             for name in node.input

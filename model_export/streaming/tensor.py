@@ -10,6 +10,26 @@ from model_export.streaming.time_weights import TimeWeights
 
 Kind = Literal["constant", "static", "per_step", "by_position", "final", "scores", "unsupported"]
 
+DEVIATING = ("Mul", "Pow", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sub")
+"""Operators that variances over time are made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """The difference between a tensor and its mean over time, which changes with every later timestep.
+
+    Attributes:
+        tensor: The tensor of the sequence graph.
+        mean: Its mean.
+        axes: The axes that the mean is taken over, time among them.
+        is_squared: Whether it is the square of the difference.
+    """
+
+    tensor: str
+    mean: str
+    axes: tuple[int, ...]
+    is_squared: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class StepTensor:
@@ -34,6 +54,7 @@ class StepTensor:
         first: Whether it is the first timestep of a sequence.
         weights: What a sum over time can be made of, where it changes with every later timestep, as a softmax over time
             does; it is refused for all other uses.
+        deviation: What a variance over time can be made of, in the same way.
         suspect: Why it is refused if it becomes an answer: some timesteps depend on later ones, unless they are masked
             on the way.
         error: Why it is refused.
@@ -50,5 +71,6 @@ class StepTensor:
     padded: tuple[str, int] | None = None
     first: bool = False
     weights: TimeWeights | None = None
+    deviation: Deviation | None = None
     suspect: RefusedModelError | None = None
     error: RefusedModelError | None = None

@@ -24,7 +24,7 @@ from model_export.streaming.causality import check_outputs
 from model_export.streaming.constants import emit_known, history
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain, window_order
-from model_export.streaming.tensor import Kind, StepTensor
+from model_export.streaming.tensor import DEVIATING, Kind, StepTensor
 from model_export.streaming.time_weights import Range, Total
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
@@ -300,12 +300,14 @@ class StreamingWalk:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.
 
         It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, a
-        softmax over time, or samples padded by less than a timestep.
+        softmax over time, the difference from a mean over time, or samples padded by less than a timestep.
         """
         if node.op_type == "Attention":
             return name in node.input[3:4]
         if self.tensors[name].padded is not None:
             return node.op_type == "Conv" and name == node.input[0]
+        if self.tensors[name].deviation is not None and node.op_type in DEVIATING:
+            return True
         if self.tensors[name].weights is not None:
             return node.op_type in weighted
         return node.op_type == "Concat" and self.tensors[name].kind == "unsupported" and bool(self.tensors[name].step)

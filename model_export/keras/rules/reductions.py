@@ -37,20 +37,11 @@ def reduce(call: Call, kind: str, x: Value, axes: list[int], *, keep: bool) -> V
 
 @op_rule("Var")
 def variance(call: Call) -> Value:
-    """The variance; over time from means of the values, seen from the first one, and of their squares.
-
-    A mean of squares alone has no digits left for the variance of numbers that are far from zero, such as kelvins.
-    """
+    """The mean square of the difference from the mean."""
     x = call.as_float(call.value)
-    axes, keep = _axes(call, x), bool(call.layer.keepdims)
-    if any(x.row[axis - 1] is None for axis in axes):
-        starts, ends, along = (call.graph.ints(part) for part in ([0] * len(axes), [1] * len(axes), axes))
-        x = x.like(call.op("Sub", x, call.op("Slice", x, starts, ends, along)))
-        mean = reduce(call, "ReduceMean", x, axes, keep=keep)
-        squares = reduce(call, "ReduceMean", x.like(call.op("Mul", x, x)), axes, keep=keep)
-        return mean.like(call.op("Relu", call.op("Sub", squares, call.op("Mul", mean, mean))))
+    axes = _axes(call, x)
     centred = call.op("Sub", x, call.op("ReduceMean", x, call.graph.ints(axes), keepdims=1))
-    return reduce(call, "ReduceMean", x.like(call.op("Mul", centred, centred)), axes, keep=keep)
+    return reduce(call, "ReduceMean", x.like(call.op("Mul", centred, centred)), axes, keep=bool(call.layer.keepdims))
 
 
 @op_rule("Norm")

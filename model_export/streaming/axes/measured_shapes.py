@@ -164,6 +164,10 @@ class MeasuredShapes:
         grows = np.vectorize(lambda d: d.has_time, otypes=[bool])
         return (fixed(dims), rows(dims), grows(dims)) if one[0].size else (one[0], one[0], one[0].astype(bool))
 
+    def number(self, name: str) -> Dim:
+        """Return how a single integer depends on the numbers of rows and timesteps, if it grows with them evenly."""
+        return self._solve([int(value.reshape(())) for value in self.values(name)])
+
     def earliest_change(self, name: str) -> int | None:
         """Return where, on its time axis, a tensor first changes when timestep `perturbed` of the inputs does.
 

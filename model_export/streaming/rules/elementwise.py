@@ -6,6 +6,7 @@ import onnx
 
 from model_export.graph.nodes import attributes, uses
 from model_export.streaming.constants import shape_at_one_step, shape_to_reshape
+from model_export.streaming.rules.lengths import lengths_so_far
 from model_export.streaming.walk import StreamingWalk
 
 _REFOLDING = {"Reshape", "Flatten"}
@@ -15,7 +16,7 @@ def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Emit a node as it is."""
     offset = joint_offset(walk, node)
     _check_tables(walk, node)
-    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset))
+    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **lengths_so_far(walk, node)))
 
 
 def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:

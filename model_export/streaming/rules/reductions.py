@@ -34,7 +34,7 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     if tensor.kind == "final" and tensor.keys in read_axes(walk, node):
         _of_the_last(walk, node)
         return
-    if tensor.kind != "per_step" or axis not in read_axes(walk, node) or not _begins_with_the_sequence(walk, name):
+    if tensor.kind != "per_step" or axis not in read_axes(walk, node) or not begins_with_the_sequence(walk, name):
         pointwise(walk, node)
         return
     offset = tensor.offset or 0
@@ -98,11 +98,11 @@ def is_whole(walk: StreamingWalk, name: str) -> bool:
     return (
         walk.tensors[name].kind == "per_step"
         and walk.tensors[name].offset == 0
-        and _begins_with_the_sequence(walk, name)
+        and begins_with_the_sequence(walk, name)
     )
 
 
-def _begins_with_the_sequence(walk: StreamingWalk, name: str) -> bool:
+def begins_with_the_sequence(walk: StreamingWalk, name: str) -> bool:
     """Whether a timed tensor has one element for each timestep, but for some of the first."""
     axis, offset = walk.facts.time_axis(name), walk.tensors[name].offset
     dim = walk.facts.dims(name)[axis or 0]

@@ -12,7 +12,9 @@ from model_export.streaming.rules.pooling.table import WEIGHTED, with_weights
 from model_export.streaming.rules.recurrent import running, stateful_op
 from model_export.streaming.rules.reductions import REDUCTIONS, reduction
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
+from model_export.streaming.rules.variances import with_deviations
 from model_export.streaming.rules.window import convolution, transposed
+from model_export.streaming.tensor import DEVIATING
 from model_export.streaming.walk import Rule
 
 RULES: dict[str, Rule] = {
@@ -42,4 +44,5 @@ RULES: dict[str, Rule] = {
     "Split": split,
 }
 RULES |= {name: with_weights(name, RULES.get(name, pointwise)) for name in WEIGHTED}
+RULES |= {name: with_deviations(RULES.get(name, pointwise)) for name in DEVIATING}
 """Operators that need more than to be emitted as they are."""

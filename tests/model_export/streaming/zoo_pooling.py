@@ -10,6 +10,7 @@ import onnx
 from tests.model_export.streaming.zoo_parts import Entry, X, graph, ints
 
 _SOFTMAX = "the weighted mean, the sum of the weights, the largest score unless all are small"
+_VARIANCE = "a running mean, and a variance"
 _QUOTIENT = "the weighted mean and the sum of the weights"
 
 
@@ -139,6 +140,34 @@ ZOO: dict[str, Entry] = {
         lambda: pooled("g = Sigmoid (x) h = Add (g, half) y = ReduceProd <axes = [1], keepdims = 0> (h)",
                        half=np.float32(0.5)),
         "a product over time", "the product so far",
+    ),
+    "variance": Entry(
+        lambda: pooled("m = ReduceMean <axes = [1]> (x) d = Sub (x, m) q = Mul (d, d) "
+                       "y = ReduceMean <axes = [1], keepdims = 0> (q)"),
+        "the variance over time", _VARIANCE,
+    ),
+    "variance_by_hand": Entry(
+        lambda: pooled("l = Shape (x) t = Gather (l, place) n = Cast <to = 1> (t) m = ReduceMean <axes = [1]> (x) "
+                       "d = Sub (x, m) q = Pow (d, square) v = ReduceSum <keepdims = 0> (q, one) o = Add (n, half) "
+                       "w = Div (v, o) y = Sqrt (w)", place=np.int64(1), square=np.float32(2), half=np.float32(0.5)),
+        "the root of a sum of squares of differences from the mean, divided by a number of timesteps", _VARIANCE,
+    ),
+    "variance_of_timesteps_and_features": Entry(
+        lambda: pooled("l = Shape (x) t = Gather (l, place) n = Cast <to = 1> (t) m = ReduceMean <axes = [1, 2]> (x) "
+                       "d = Sub (x, m) v = ReduceSumSquare <axes = [1, 2]> (d) q = Squeeze (v, two) y = Div (q, n)",
+                       "batch, 1", place=np.int64(1)),
+        "the sum of squares of differences from the mean over time and features, divided by the timesteps", _VARIANCE,
+    ),
+    "variance_behind_a_convolution": Entry(
+        lambda: pooled("c = Transpose <perm = [0, 2, 1]> (x) k = Conv (c, W) m = ReduceMean <axes = [2]> (k) "
+                       "d = Sub (k, m) q = Mul (d, d) y = ReduceMean <axes = [2], keepdims = 0> (q)", W=(4, 4, 3)),
+        "the variance over time behind a convolution without padding", _VARIANCE,
+    ),
+    "mean_by_hand": Entry(
+        lambda: pooled("l = Shape (x) t = Slice (l, one, two) n = Cast <to = 1> (t) "
+                       "v = ReduceSum <keepdims = 0> (x, one) r = Sqrt (n) a = Div (v, n) b = Div (v, r) "
+                       "y = Add (a, b)"),
+        "a sum over time divided by the number of timesteps, and by its root", "the sum so far",
     ),
     "sums_of_squares": Entry(
         lambda: pooled("a = ReduceSumSquare <axes = [1], keepdims = 0> (x) b = ReduceL1 <axes = [1, 2]> (x) "
