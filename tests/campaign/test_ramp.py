@@ -15,7 +15,7 @@ async def test_a_ramp_moves_no_stream_back_and_its_ends_give_each_stream_the_rig
     tally = Tally()
     found = await ramp.run(300, 1, short_path, tally)
 
-    assert tally.violations == []
+    assert not tally.violations, "\n".join(tally.examples())
     assert found.is_good(), found
     assert [shares[50] > 0 for shares in found.shares] == [True, True]
     assert found.shares[1][100] == 300
