@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "layer_norm": (lambda: fixed(L.LayerNormalization(axis=[1, 2], name="odd")), "LayerNormalization", "time axis"),
     "batch_norm": (lambda: fixed(L.BatchNormalization(axis=1, name="odd")), "BatchNormalization", "time axis"),
     "unit_norm": (
-        lambda: sequence(L.UnitNormalization(axis=1, name="odd")), "UnitNormalization", "all timesteps of the sequence",
+        lambda: sequence(L.UnitNormalization(axis=1, name="odd")), "UnitNormalization", "after the last timestep only",
     ),
     "conv_same": (lambda: sequence(L.Conv1D(3, 3, padding="same", name="odd")), "Conv1D", "padding='same'"),
     "conv_valid": (lambda: sequence(L.Conv1D(3, 3, name="odd")), "Conv1D", "2 timestep(s) shorter"),

@@ -108,8 +108,8 @@ REFUSED: dict[str, Refused] = {
         "'up' (Resize) gives 2 times as many timesteps",
     ),
     "norm_over_time": Refused(
-        lambda: per_timestep("[norm] m = ReduceL2 <axes = [1]> (c) y = Mul (c, m)"),
-        "'norm' (ReduceL2) takes all timesteps of the sequence together",
+        lambda: per_timestep("m = ReduceL2 <axes = [1]> (c) y = Mul (c, m)"),
+        "'m', which is known after the last timestep only, at every timestep",
     ),
     "mean": Refused(
         lambda: per_timestep("[mean] m = ReduceMean <axes = [1]> (c) y = Sub (c, m)"),
