@@ -1,4 +1,4 @@
-"""`Tensor`: a tensor of the sequence graph, with its axes and its place in the step graph."""
+"""`StepTensor`: a tensor of the sequence graph, with its axes and its place in the step graph."""
 
 from __future__ import annotations
 
