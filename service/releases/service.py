@@ -51,6 +51,8 @@ class ReleaseService:
     async def view(self, model: str) -> ReleaseResponse:
         """Return the release of a model as the API shows it; without one, revision 0 with the default version.
 
+        From then on, this worker steps by at least the revision that it shows.
+
         Raises:
             ServiceError: `model_not_found`, or an error of the store.
         """
@@ -61,6 +63,7 @@ class ReleaseService:
             self._counter.read(),
             read_sweep(self._store.state_store, model),
         )
+        await self._follower.apply(model, stored.document)
         document = stored.document or _without_release(default)
         compared = TrialCounts()
         if document.trial is not None:

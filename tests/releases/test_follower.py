@@ -60,6 +60,18 @@ def test_a_document_whose_announcement_was_missed_is_followed(redis_server: Serv
         assert until(lambda: default_version(one) == 1)
 
 
+def test_a_replica_that_has_shown_a_release_follows_it_at_once(redis_server: Server, tmp_path: Path) -> None:
+    with running_service(redis_server.url, folder_with(tmp_path / "models", 3, 5)) as one:
+        put(one, {"current": 1})
+        with redis_server.client() as client:
+            pinned = client.get(release_key("fold"))
+            put(one, {"current": 2})
+            client.set(release_key("fold"), pinned)  # without an announcement
+
+        assert one.http.get(RELEASE).json()["current"] == 1
+        assert default_version(one) == 1
+
+
 def test_a_replica_without_the_current_version_loads_it_from_its_artifact(redis_server: Server, tmp_path: Path) -> None:
     with (
         running_service(redis_server.url, folder_with(tmp_path / "one", 3, 5)) as one,
