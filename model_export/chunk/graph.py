@@ -19,7 +19,7 @@ from model_export.chunk.fused_rnn import is_of_operators
 from model_export.chunk.vectorize import Vectorizer, whole
 from model_export.graph.builder import element_type
 from model_export.graph.decompose_rnn import RnnSteps, decompose_rnn
-from model_export.graph.nodes import needed_nodes, renamed, uses
+from model_export.graph.nodes import needed_nodes, renamed, uses, without_copies
 from model_export.graph.operators import RNN
 from model_export.manifest import Manifest, OutputSpec, TensorSpec
 
@@ -152,7 +152,7 @@ def _step_branch(reading: StepGraphAnalysis, written_out: RnnSteps) -> onnx.Grap
         behind.append(helper.make_node("Identity", [names.get(state.output, state.output)], [gives[-1]]))
     kinds = _kinds(manifest)
     nodes = [*before, *(renamed(node, names) for node in moving), *behind]
-    return helper.make_graph(nodes, "step", [], tensors(gives, kinds))
+    return helper.make_graph(without_copies(nodes, gives), "step", [], tensors(gives, kinds))
 
 
 def _chunk_branch(builder: Vectorizer) -> onnx.GraphProto:
@@ -167,7 +167,8 @@ def _chunk_branch(builder: Vectorizer) -> onnx.GraphProto:
     gives = [emitter.op("Identity", name) for name in (*outputs, *states)]
     lengths = helper.make_node("Shape", [manifest.inputs[0].name], [LENGTHS], start=0, end=2)
     kinds = _kinds(manifest)
-    return helper.make_graph(needed_nodes([lengths, *emitter.nodes], gives), "chunk", [], tensors(gives, kinds))
+    nodes = without_copies(needed_nodes([lengths, *emitter.nodes], gives), gives)
+    return helper.make_graph(nodes, "chunk", [], tensors(gives, kinds))
 
 
 def _reshape(given: str, made: str, to: tuple[int, ...], of: tuple[int, ...]) -> list[onnx.NodeProto]:

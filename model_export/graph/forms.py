@@ -76,6 +76,8 @@ class TensorForms:
                 tensor.forms[axes] = self.build.constant(value, at=name)
             elif tensor.source is not None:
                 tensor.forms[axes] = self._made_of(*tensor.source, sizes, name)
+            elif same := [made for form, made in tensor.forms.items() if tensor.sizes_of(form) == sizes]:
+                tensor.forms[axes] = same[0]  # other axes of length 1 at the same places
             else:
                 nearest = min(tensor.forms, key=lambda form: len(set(form) ^ set(axes)))
                 both = tensor.sizes_of(tuple(axis for axis in nearest if axis in axes))

@@ -5,7 +5,7 @@ The bodies of a node are the branches of an If, and the body of a Loop or Scan. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -116,6 +116,26 @@ def needed_nodes(nodes: Sequence[Any], outputs: Iterable[str]) -> list[Any]:
             kept.append(node)
             needed.update(uses(node))
     return kept[::-1]
+
+
+def without_copies(nodes: Sequence[Any], outputs: Collection[str]) -> list[Any]:
+    """Return nodes that give the outputs themselves, without an Identity behind them where that is possible.
+
+    Args:
+        nodes: Of a graph or a body, each behind those that it needs.
+        outputs: Names of tensors. One that an input, a constant or another output has the value of stays a copy.
+    """
+    made = {name for node in nodes for name in node.output}
+    names: dict[str, str] = {}
+    kept = []
+    for node in reversed(nodes):
+        if node.op_type == "Identity":
+            copied, copy = node.input[0], names.get(node.output[0], node.output[0])
+            if copy in outputs and copied in made and copied not in outputs and copied not in names:
+                names[copied] = copy
+                continue
+        kept.append(node)
+    return [renamed(node, names, name=node.name) for node in reversed(kept)]
 
 
 def replace_items(field: Any, values: Iterable[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 from onnx import numpy_helper
@@ -10,8 +10,10 @@ from onnx import numpy_helper
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.dataflow import in_order
 from model_export.graph.forms import Axes, FormedTensor, Sizes, TensorForms, matched_axes, wide_axes
+from model_export.graph.needed_axes import ALONG, AXES_INPUT, ELEMENTWISE, LAYOUT, OF_ONE, is_joint, needed_axes
 from model_export.graph.nodes import attributes, needed_nodes, read_opset, renamed, replace_items, tensor_names, uses
 from model_export.graph.onnx_file import infer_types, without_weights
+from model_export.manifest import StateSpec
 
 OLDEST_OPSET = 18
 """The first one in which all axes are inputs."""
@@ -21,41 +23,32 @@ _TRIALS = (5, 7)
 
 Shape = tuple[int, ...]
 
-_LAYOUT = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
-_ELEMENTWISE = {
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "Cast", "Ceil", "Celu", "Clip", "Cos",
-    "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid",
-    "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod",
-    "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
-    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
-}  # fmt: skip
-_ALONG = {"Softmax": -1, "LogSoftmax": -1, "Concat": 0, "Gather": 0, "Split": 0, "LayerNormalization": -1}
-"""Operators along an axis that is an attribute, and which it is where there is none."""
 
-_AXES_INPUT = {"Slice": 3, "ReduceMax": 1, "ReduceMean": 1, "ReduceMin": 1, "ReduceProd": 1, "ReduceSum": 1}
-"""Operators whose axes are an input, and which one; reductions leave a single element as it is."""
-
-
-def without_unit_axes(model: onnx.ModelProto, rows: Mapping[str, int | None]) -> tuple[onnx.ModelProto, dict[str, str]]:
+def without_unit_axes(
+    model: onnx.ModelProto, rows: Mapping[str, int | None], states: Sequence[StateSpec] = ()
+) -> tuple[onnx.ModelProto, list[StateSpec], dict[str, str]]:
     """Return a step graph whose tensors have no axes of length 1 where no operator needs them.
 
     Args:
         model: The step graph, which is changed in place.
-        rows: The batch axis of each input; None: it has none.
+        rows: The batch axis of each input that is no state; None: it has none.
+        states: What it carries.
 
     Returns:
-        The graph; and for tensors that it does not have any more, the tensor with the same numbers.
+        The graph, and the states as it has them; and for tensors that it does not have any more, the tensor with the
+        same numbers.
     """
+    rows = {**rows, **{state.input: state.batch_axis for state in states}}
     if read_opset(model) < OLDEST_OPSET or not all(axis is not None for axis in rows.values()):
-        return model, {}
+        return model, list(states), {}
     shapes = [_shapes(model, rows, trial) for trial in _TRIALS]
     known = {
         name: tuple(zip(shapes[0][name], shapes[1][name], strict=True))
         for name in shapes[0].keys() & shapes[1].keys()
         if len(shapes[0][name]) == len(shapes[1][name])
     }
-    rewriting = _Rewriting(model, known)
-    return rewriting.model(), rewriting.left_out()
+    rewriting = _Rewriting(model, known, states)
+    return rewriting.model(), rewriting.states, rewriting.left_out()
 
 
 def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) -> dict[str, Shape]:
@@ -73,23 +66,28 @@ def _shapes(model: onnx.ModelProto, rows: Mapping[str, int | None], count: int) 
 
 
 class _Rewriting:
-    def __init__(self, model: onnx.ModelProto, known: Mapping[str, Sizes]) -> None:
+    def __init__(self, model: onnx.ModelProto, known: Mapping[str, Sizes], states: Sequence[StateSpec]) -> None:
         self._model = model
         self._known = known
         self._build = NodeBuilder("", tensor_names(model.graph))
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._makers = {name: node for node in model.graph.node for name in node.output}
         self._forms = TensorForms(self._build, self._constants, known)
         self._tensors = self._forms.tensors
-        self._given = {value.name for value in model.graph.input}
+        self._wanted = needed_axes(model.graph.node, self._constants, known)
+        self._carried: dict[str, Axes] = {}
         for name in (*self._constants, *(value.name for value in model.graph.input)):
             self._forms.add(name)
-        self._wanted = self._find_wanted()
+        self._unite(states)
+        self.states = [self._narrowed(state) for state in states]
 
     def model(self) -> onnx.ModelProto:
         """Return the model with its nodes on the forms that they need."""
         outputs = {value.name for value in self._model.graph.output}
         for node in self._model.graph.node:
-            if not (outputs.isdisjoint(node.output) and self._rewritten(node)):
+            if (axes := self._carried.get(node.output[0])) is not None:
+                self._emit(node, [self._forms.form(node.input[0], axes)], axes)
+            elif not (outputs.isdisjoint(node.output) and self._rewritten(node)):
                 self._keep(node)
         nodes = needed_nodes(in_order(self._build.nodes), outputs)
         used = {name for node in nodes for name in uses(node)} | outputs
@@ -106,21 +104,29 @@ class _Rewriting:
         found = {name: next(iter(one.forms.values()), (one.source or ("",))[0]) for name, one in self._tensors.items()}
         return {name: form for name, form in found.items() if name != form}
 
-    def _find_wanted(self) -> dict[str, set[int]]:
-        """Return the axes of each tensor that nodes need whatever their length is, also behind other nodes."""
-        wanted: dict[str, set[int]] = {}
-        for node in reversed(self._model.graph.node):
-            out = node.output[0]
-            rank = len(self._known.get(out) or ())
-            found = set(wanted.get(out, ())) if node.op_type in _ELEMENTWISE else set()
-            if node.op_type == "MatMul" and rank > 2:
-                found = {rank - 2, rank - 1}
-            elif node.op_type == "Concat" and not self._given.isdisjoint(node.input):
-                found = set(range(rank))
-            for name in filter(None, node.input if found else ()):
-                shift = rank - len(self._known.get(name) or ())
-                wanted.setdefault(name, set()).update(axis - shift for axis in found if axis >= shift)
-        return wanted
+    def _unite(self, states: Sequence[StateSpec]) -> None:
+        """Let all states of one number have an axis of length 1 if one needs it, so that equal ones look alike."""
+        single = {state.input: len(state.shape) for state in states if state.shape and set(state.shape) == {1}}
+        if any(len(self._wanted.get(name, ())) > 1 for name in single):
+            for name, last in single.items():
+                if len(wanted := self._wanted.setdefault(name, set())) < 2:
+                    wanted.add(last)
+
+    def _narrowed(self, state: StateSpec) -> StateSpec:
+        """Return a state without the axes of length 1 that no node needs; input and output are declared so."""
+        graph, sizes = self._model.graph, self._known.get(state.input)
+        last = self._makers[state.output]
+        if sizes is None or last.op_type != "Identity" or self._known.get(last.input[0]) != sizes:
+            return state
+        wanted = self._wanted.get(state.input, set())
+        axes = tuple(axis for axis in range(len(sizes)) if sizes[axis] != (1, 1) or axis in wanted)
+        for value in (*graph.input, *graph.output):
+            if value.name in {state.input, state.output}:
+                shape = value.type.tensor_type.shape
+                replace_items(shape.dim, [shape.dim[axis] for axis in axes])
+        self._forms.add(state.input, axes)
+        self._carried[state.output] = axes
+        return state.placed([sizes[axis][0] for axis in axes if axis != state.batch_axis], state.batch_axis)
 
     def _keep(self, node: onnx.NodeProto) -> None:
         """Emit a node as it is."""
@@ -136,12 +142,12 @@ class _Rewriting:
             return False
         if all(name in self._constants for name in node.input if name):
             return False
-        if node.op_type in _LAYOUT:
+        if node.op_type in LAYOUT:
             return self._layout(node)
-        if node.op_type == "Where" and self._is_idle(node):
-            self._tensors[node.output[0]] = self._tensors[node.input[1]]
+        if idle := self._idle(node):
+            self._tensors[node.output[0]] = self._tensors[idle]
             return True
-        if node.op_type in _ELEMENTWISE:
+        if node.op_type in ELEMENTWISE:
             return self._elementwise(node)
         if node.op_type == "MatMul":
             return self._matmul(node)
@@ -192,11 +198,22 @@ class _Rewriting:
             self._tensors[output] = FormedTensor(out, forms, None if forms else source.source)
         return True
 
-    def _is_idle(self, node: onnx.NodeProto) -> bool:
-        """Whether a choice is always that of its first operand, as a mask is that lets all of one timestep through."""
-        condition, chosen, _ = node.input
-        is_true = condition in self._constants and bool(numpy_helper.to_array(self._constants[condition]).all())
-        return is_true and self._known.get(chosen) == self._known.get(node.output[0])
+    def _idle(self, node: onnx.NodeProto) -> str:
+        """Return the operand that a choice or a sum always is, as of a mask that lets all of one timestep through."""
+        names, idle = list(node.input), ""
+        if node.op_type == "Where" and self._is_all(names[0], 1):
+            idle = names[1]
+        elif node.op_type == "Add":
+            idle = next((one for one, other in (names, names[::-1]) if self._is_zeros(other)), "")
+        return idle if idle and self._known[idle] == self._known[node.output[0]] else ""
+
+    def _is_zeros(self, name: str) -> bool:
+        maker = self._makers.get(name)
+        chosen = maker is not None and maker.op_type == "Where" and self._is_all(maker.input[0], 1)
+        return self._is_all(maker.input[1] if maker is not None and chosen else name, 0)
+
+    def _is_all(self, name: str, value: int) -> bool:
+        return name in self._constants and bool((numpy_helper.to_array(self._constants[name]) == value).all())
 
     def _elementwise(self, node: onnx.NodeProto, needed: Axes = ()) -> bool:
         """Emit a node whose operands broadcast, with the axes that are longer than 1 or needed."""
@@ -216,6 +233,10 @@ class _Rewriting:
         rank = len(self._known[node.output[0]])
         if min(left.rank, right.rank) < 2:
             return False
+        if is_joint(node, self._known):
+            kept, keys = (tuple(axis for axis in range(rank) if axis != gone) for gone in (rank - 2, rank - 3))
+            x, y = (self._forms.form(name, axes) for name, axes in zip(node.input, (kept, keys), strict=True))
+            return self._emit(node, [x, y], kept)
         if right.rank > 2:
             return self._elementwise(node, (rank - 2, rank - 1))
         kept = tuple(axis for axis in left.wide if axis < rank - 1)
@@ -230,17 +251,15 @@ class _Rewriting:
         if not axes or (node.op_type != "Split" and any(node.output[1:])):
             return False
         if is_reduction and not set(axes).intersection(first.wide):
-            return self._layout(node)
+            return node.op_type in OF_ONE and self._layout(node)
         least = {axis for name in data for axis in self._tensors[name].wide}.union(axes)
         if node.op_type == "LayerNormalization":
             least.update(range(axes[0], first.rank))
-        if not self._given.isdisjoint(data):  # a window: chunks find it where a state is joined as it is
-            least = set(range(first.rank))
         kept = self._forms.cheapest(data, first.rank, least, self._wanted.get(node.output[0], ()))
         inputs = [*(self._forms.form(name, kept) for name in data), *others]
-        if node.op_type in _ALONG:
+        if node.op_type in ALONG:
             return self._emit(node, inputs, kept, axis=kept.index(axes[0]))
-        place = _AXES_INPUT[node.op_type]
+        place = AXES_INPUT[node.op_type]
         dtype = numpy_helper.to_array(self._constants[node.input[place]]).dtype.name
         inputs[place] = self._build.constant([kept.index(axis) for axis in axes], dtype, what="axes")
         if is_reduction and not attributes(node).get("keepdims", 1):
@@ -253,9 +272,9 @@ class _Rewriting:
             node.input[1] not in self._constants or self._tensors[node.input[1]].rank != 1
         ):
             return []
-        if node.op_type in _ALONG:
-            return [int(attributes(node).get("axis", _ALONG[node.op_type])) % rank] if rank else []
-        place = _AXES_INPUT.get(node.op_type, 0)
+        if node.op_type in ALONG:
+            return [int(attributes(node).get("axis", ALONG[node.op_type])) % rank] if rank else []
+        place = AXES_INPUT.get(node.op_type, 0)
         if not 0 < place < len(node.input) or node.input[place] not in self._constants:
             return []
         return [int(axis) % rank for axis in numpy_helper.to_array(self._constants[node.input[place]])]

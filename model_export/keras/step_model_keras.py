@@ -187,5 +187,6 @@ class WindowStep(OneTimestep):
 
     def call(self, x: Any, past: Any) -> Any:
         """Return the answer for one timestep, and the past of the next one."""
-        window = keras.ops.concatenate([past, x], axis=1)
-        return self.layer(window)[:, -1:], window[:, 1:]
+        before = keras.ops.reshape(past, (-1, past.shape[1], *x.shape[2:]))  # the state lacks axes of length 1
+        window = keras.ops.concatenate([before, x], axis=1)
+        return self.layer(window)[:, -1:], keras.ops.reshape(window[:, 1:], (-1, *past.shape[1:]))

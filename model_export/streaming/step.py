@@ -183,13 +183,12 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
         batch=BatchSpec(mode="single" if _one_row(walk, inputs) else "stack"),
     )
     rows = {spec.name: spec.batch_axis for spec in walk.graph.inputs}
-    rows |= {state.input: state.batch_axis for state in walk.graph.states}
-    proto, left_out = without_unit_axes(walk.graph.step_proto(name, graph), rows)
-    proto, manifest.states = without_equal_states(proto, walk.graph.states)
+    proto, states, left_out = without_unit_axes(walk.graph.step_proto(name, graph), rows, walk.graph.states)
+    proto, manifest.states = without_equal_states(proto, states)
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     rounding = HALF if is_half else 0.0
-    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk, left_out), walk.graph.states, rounding)
+    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk, left_out), states, rounding)
 
 
 def _read(runs: TensorRuns, declared: Declared, options: _Options) -> tuple[SequenceInputs, TensorRuns, Declared]:

@@ -30,7 +30,7 @@ class StreamingGraph(GraphBuilder):
         self._counters: dict[str, str] = {}
 
     def state_like(
-        self, name: str, dims: Sequence[Dim], dtype: str, init: Array | None = None, *, whole: bool = False
+        self, name: str, dims: Sequence[Dim], dtype: str, init: Array | None = None
     ) -> tuple[str, StateSpec]:
         """Declare a state; the caller owes `next_state_like` for it.
 
@@ -39,12 +39,11 @@ class StreamingGraph(GraphBuilder):
             dims: Of the tensor in the sequence graph's layout.
             dtype: NumPy name.
             init: The initial row in that layout; zeros by default.
-            whole: It has the axes of length 1 as well.
 
         Returns:
             The tensor in that layout, and the spec. The state itself has its batch axis first.
         """
-        layout = _state_layout(dims, whole=whole)
+        layout = _state_layout(dims)
         row = layout.row
         init = None if init is None else init.reshape(np.abs(layout.split)).transpose(layout.order).reshape(row)
         spec = self.state(name, row, dtype, init, batch_axis=layout.batch_axis)
@@ -57,7 +56,7 @@ class StreamingGraph(GraphBuilder):
 
     def next_state_like(self, spec: StateSpec, tensor: str, dims: Sequence[Dim]) -> None:
         """Set the tensor, in the layout of the sequence graph, that the state becomes."""
-        layout = _state_layout(dims, whole=len(spec.shape) + 1 >= len(dims))
+        layout = _state_layout(dims)
         if layout.split != layout.tensor:
             tensor = self.op("Reshape", tensor, self.ints(layout.split))
         if layout.is_moved:
@@ -129,11 +128,11 @@ class StreamingGraph(GraphBuilder):
 
 @dataclass(frozen=True, slots=True)
 class _StateLayout:
-    """How a state holds a tensor: with its rows in front, without its axes of length 1.
+    """How a state holds a tensor: with its rows in front.
 
     Attributes:
         tensor: The shape of the tensor at one timestep; -1 for the rows.
-        split: The same without the axes of length 1, and with an axis for the rows alone.
+        split: The same with an axis for the rows alone.
         order: The axes of `split` in the state.
         batch_axis: That of the state; None: the tensor has no rows.
     """
@@ -154,13 +153,11 @@ class _StateLayout:
         return self.order != sorted(self.order)
 
 
-def _state_layout(dims: Sequence[Dim], *, whole: bool) -> _StateLayout:
-    """Return the layout of a state; `whole`, or where a row is several numbers on an axis, it has all axes."""
+def _state_layout(dims: Sequence[Dim]) -> _StateLayout:
     sizes = [dim.at_one_step() for dim in dims]
     per_row = next((rows for _, rows in sizes if rows), None)
-    kept = [size for size in sizes if whole or per_row != 1 or size != (1, 0)]
     split: list[int] = []
-    for fixed, rows in kept:
+    for fixed, rows in sizes:
         split += [fixed] if not rows else [-1] if rows == 1 else [-1, rows]
     front = [] if per_row is None else [split.index(-1) + place for place in range(min(per_row, 2))]
     order = [*front, *(axis for axis in range(len(split)) if axis not in front)]

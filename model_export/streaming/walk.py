@@ -200,16 +200,19 @@ class StreamingWalk:
             if order != sorted(order):
                 step = self.graph.op("Transpose", step, perm=order)
                 init = None if init is None else init.transpose(order)
-            state, spec = self.graph.state_like(
-                f"{plain(label or name)}.past", dims, self.dtype(name), init, whole=True
-            )
+            state, spec = self.graph.state_like(f"{plain(label or name)}.past", dims, self.dtype(name), init)
             if tensor.edge:
                 state = self.graph.op("Where", self.has_seen(1, dims), state, step)
             joined = self.graph.op("Concat", state, step, axis=at)
-            kept = self.graph.ints(range(each, (past + 1) * each))
-            self.graph.next_state_like(spec, self.graph.op("Gather", joined, kept, axis=at), dims)
+            self.graph.next_state_like(spec, self._last(joined, each, (past + 1) * each, dims, at), dims)
             self._windows[key] = joined
         return self._windows[key], order
+
+    def _last(self, joined: str, start: int, end: int, dims: Sequence[Dim], axis: int) -> str:
+        """Return a window without its first timesteps: parts of many axes are quickest copied by a Slice."""
+        if sum(dim.at_one_step() != (1, 0) for dim in dims[:axis]) < 2:
+            return self.graph.op("Gather", joined, self.graph.ints(range(start, end)), axis=axis)
+        return self.graph.op("Slice", joined, *(self.graph.ints([place]) for place in (start, end, axis)))
 
     def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
         """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""

@@ -113,7 +113,8 @@ def _attended(
         q = call.reshaped(q, (*q.row[:-2], count, heads // count, width))
         k, v = (call.reshaped(x, (*x.row[:-2], count, 1, x.row[-1])) for x in (k, v))
     scale = 1 / math.sqrt(width or 1) if scale is None else scale
-    queries = _by_head(call, q.like(call.op("Mul", q, call.constant(scale))), axis, "queries")
+    queries = _by_head(call, q, axis, "queries")
+    queries = queries.like(call.op("Mul", queries, call.constant(scale)))
     keys = _by_head(call, k, axis, "keys", turned=True)
     scores = queries.like(call.op("MatMul", queries, keys), row=(*queries.row[:-1], keys.row[-1]))
     scores = _masked(call, q, scores, mask, sliding, causal=causal)
@@ -165,7 +166,7 @@ def attention(call: Call) -> list[Value]:
     q, k, v = _operands(call, {"query": query, "key": key, "value": value})
     v = v.like(_named(call, "values", "Identity", v))
     k = v if key.name == value.name else k  # one tensor, so that its past is kept once
-    scores = q.like(_compared(call, q, k, shared=k is v), row=(*q.row[:-1], k.row[-2]))
+    scores = q.like(_compared(call, q, k), row=(*q.row[:-1], k.row[-2]))
     scores = _masked(call, query, scores, None, None, causal=bool(call.kwargs.get("use_causal_mask")), counts=counts)
     weights = scores.like(call.op("Softmax", scores, axis=-1))
     found = _weighed(call, weights, v)
@@ -189,7 +190,7 @@ def _counts(call: Call, query: Value, value: Value) -> str | None:
     return value.mask
 
 
-def _compared(call: Call, q: Value, k: Value, *, shared: bool) -> str:
+def _compared(call: Call, q: Value, k: Value) -> str:
     layer = call.layer
     scale = None if layer.scale is None else call.constant(layer.scale)
     if isinstance(layer, keras.layers.AdditiveAttention):
@@ -199,11 +200,7 @@ def _compared(call: Call, q: Value, k: Value, *, shared: bool) -> str:
         sums = _sums(call, q, k)
         summed = _summed(call, call.op("Tanh", call.op("Mul", sums, scale) if scale else sums))
         return call.op("Mul", summed, call.constant(layer.concat_score_weight))
-    if shared:
-        front = "abcdefgh"[: q.rank - 2]
-        scores = call.op("Einsum", q, k, equation=f"{front}qx,{front}kx->{front}qk")
-    else:
-        scores = call.op("MatMul", q, _by_head(call, k, k.rank - 2, "keys", turned=True))
+    scores = call.op("MatMul", q, _by_head(call, k, k.rank - 2, "keys", turned=True))
     return call.op("Mul", scores, scale) if scale else scores
 
 
@@ -248,7 +245,7 @@ def _masked(
     both = shown[0]
     for one in shown[1:]:
         both = call.op("And", both, one)
-    return scores.like(call.op("Where", both, scores, call.constant(NEVER)))
+    return scores.like(call.op("Add", scores, call.op("Where", both, call.constant(0.0), call.constant(NEVER))))
 
 
 def _is_of_sequence(call: Call, value: Value) -> bool:

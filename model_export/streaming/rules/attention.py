@@ -5,6 +5,7 @@ The window is read off the attention itself as it ran: the softmax is zero outsi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes, uses
 from model_export.manifest import Array
 from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.rules.pooling.ranges import range_of
 from model_export.streaming.rules.squares import (
     CAUSAL_FIX,
     SHAPED,
@@ -34,6 +36,9 @@ _ELEMENTWISE = {
     "Softplus", "Softsign", "Sqrt", "Sub", "Tanh", "Where", "Xor",
 }  # fmt: skip
 _MOVING = {"Einsum", "MatMul", "Squeeze", "Transpose", "Unsqueeze", *SHAPED}
+_TABLED = 256
+"""Timesteps of a window up to which a table of their square is small beside a model's weights."""
+
 LENGTH_FIX = (
     "If the model was trained on sequences of N timesteps, declare that: `--length N`, `StepSpec(length=N)`. Or give "
     "it a mask that lets a fixed number of past timesteps through, and train it that way."
@@ -237,12 +242,32 @@ def _softmax(walk: StreamingWalk, node: onnx.NodeProto, square: Square) -> str:
     name = node.input[0]
     step = walk.tensors[name].step
     if axis == square.keys and square.window > square.front + 1:
-        shape = [1] * rank
-        shape[axis] = square.window
-        ages = np.arange(square.window - 1, -1, -1) - square.front
-        early = walk.graph.op(
-            "Less", walk.graph.count_like(walk.facts.dims(name)), walk.graph.constant(ages.reshape(shape))
-        )
-        dtype = walk.dtype(name)
-        step = walk.graph.op("Where", early, walk.graph.constant(np.asarray(np.finfo(dtype).min, dtype)), step)
+        step = _without_early(walk, name, axis, square)
     return str(walk.emit_like(node, 0, i0=step).output[0])
+
+
+def _without_early(walk: StreamingWalk, name: str, axis: int, square: Square) -> str:
+    """Emit scores that are the lowest number where a timestep would be before the first one.
+
+    That number is added, of a table by the count of timesteps, which is quickest. Where a score may be NaN or infinite
+    for the zeros that stand before the first timestep, where the table would be large, or rows are not in front, there
+    is a choice instead.
+
+    Args:
+        walk: The walk.
+        name: The scores.
+        axis: Their axis of the timesteps that are looked at.
+        square: What the scores are part of.
+    """
+    graph, dims, dtype = walk.graph, walk.facts.dims(name), walk.dtype(name)
+    shape = [1] * len(dims)
+    shape[axis] = square.window
+    ages = np.arange(square.window - 1, -1, -1).reshape(shape) - square.front
+    lowest, step = np.finfo(dtype).min, walk.tensors[name].step
+    if axis and square.window <= _TABLED and dims[0].at_one_step() == (0, 1) and range_of(walk, name)[1] < math.inf:
+        counts = np.arange(np.max(ages) + 1).reshape([-1, *[1] * (len(dims) - 1)])
+        table = graph.constant(np.where(counts < ages, lowest, 0).astype(dtype), what="early")
+        place = graph.op("Min", graph.count(), graph.ints([len(counts) - 1]))
+        return graph.op("Add", step, graph.op("Gather", table, place))
+    early = graph.op("Less", graph.count_like(dims), graph.constant(ages))
+    return graph.op("Where", early, graph.constant(np.asarray(lowest, dtype)), step)

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from model_export.graph.unit_axes import without_unit_axes
-from model_export.manifest import Array
+from model_export.manifest import Array, StateSpec
 from tests.model_export.streaming.zoo_parts import graph, ints
 
 X = "(float[batch, 4] x) => (float[batch, 3] y)"
@@ -60,6 +60,21 @@ GRAPHS: dict[str, tuple[str, dict[str, Any], int]] = {
          f"z = MatMul (e, W) {SQUEEZED}"),
         {"W": (4, 3), "pairs": ints(-1, 2, 2), "flat": ints(-1, 4)}, 4,
     ),
+    "heads that share a key": (
+        ("h = Reshape (x, queries) k = Reshape (x, keys) p = MatMul (h, k) o = Reshape (p, flat) "
+         f"e = Unsqueeze (o, one) z = MatMul (e, W) {SQUEEZED}"),
+        {"W": (4, 3), "queries": ints(-1, 1, 2, 1, 2), "keys": ints(-1, 1, 1, 2, 2), "flat": ints(-1, 4)}, 3,
+    ),
+    "a mask that lets everything through": (
+        f"{UNSQUEEZED} m = MatMul (s, W) b = Where (all, nil, never) z = Add (m, b) {SQUEEZED}",
+        {"W": (4, 3), "all": np.ones((1, 3), bool), "nil": np.float32(0), "never": np.float32(-1e9)}, 0,
+    ),
+    "a length of the features": (
+        f"{UNSQUEEZED} n = ReduceL2 (s, two) d = Div (s, n) z = MatMul (d, W) {SQUEEZED}", {"W": (4, 3)}, 0,
+    ),
+    "a length of the one timestep": (
+        f"{UNSQUEEZED} n = ReduceL2 (s, one) z = MatMul (n, W) {SQUEEZED}", {"W": (4, 3)}, 2,
+    ),
     "a convolution": (
         "c = Unsqueeze (x, two) z = Conv <kernel_shape = [1]> (c, K) q = Squeeze (z, two)", {"K": (3, 4, 1)}, 2,
     ),
@@ -86,7 +101,7 @@ def test_the_answers_stay_for_any_number_of_rows(name: str) -> None:
     nodes, weights, left = GRAPHS[name]
     before = made(nodes, weights)
 
-    after, _ = without_unit_axes(before, {"x": 0})
+    after, _, _ = without_unit_axes(before, {"x": 0})
 
     onnx.checker.check_model(after, full_check=True)
     for rows in (1, 2, 5):
@@ -99,14 +114,14 @@ def test_a_reshape_that_joins_features_stays() -> None:
     nodes = "r = Reshape (x, pairs) t = Tanh (r) f = Reshape (t, flat) q = MatMul (f, W)"
     before = made(nodes, {"W": (4, 3), "pairs": ints(-1, 2, 2), "flat": ints(-1, 4)})
 
-    after, _ = without_unit_axes(before, {"x": 0})
+    after, _, _ = without_unit_axes(before, {"x": 0})
 
     assert [node.op_type for node in after.graph.node].count("Reshape") == 2
     np.testing.assert_allclose(answers(after, 3), answers(before, 3), atol=1e-6)
 
 
 def test_what_nothing_uses_any_more_is_gone() -> None:
-    after, _ = without_unit_axes(made(*GRAPHS["a product and a bias"][:2]), {"x": 0})
+    after, _, _ = without_unit_axes(made(*GRAPHS["a product and a bias"][:2]), {"x": 0})
 
     assert {tensor.name for tensor in after.graph.initializer} == {"W", "B"}
     assert [node.op_type for node in after.graph.node] == ["MatMul", "Add", "Identity"]
@@ -122,3 +137,48 @@ def test_a_graph_whose_axes_are_attributes_is_left_as_it_is() -> None:
     before = made(*GRAPHS["a product and a bias"][:2], opset=17)
 
     assert without_unit_axes(before, {"x": 0})[0] is before
+
+
+def carrying(nodes: str, dims: str, **weights: Any) -> tuple[onnx.ModelProto, StateSpec]:
+    """Return a step graph with a state `h` of these dims, and the state without them in its name."""
+    text = f"(float[batch, 4] x, float[{dims}] h) => (float[batch, 4] y, float[{dims}] h_next) {{ {nodes} }}"
+    shape = [int(size) for size in dims.split(",")[1:]]
+    state = StateSpec(input="h", output="h_next", dtype="float32", shape=shape)
+    return graph(text, opset=20, one=ints(1), two=ints(2), **weights), state
+
+
+@pytest.mark.parametrize(
+    ("nodes", "dims", "left"),
+    {
+        "a sum of features": (
+            "u = Unsqueeze (x, one) a = Add (h, u) t = Squeeze (a, one) y = Identity (t) h_next = Identity (a)",
+            "batch, 1, 4", [4],
+        ),
+        "one number that features are divided by": (
+            "n = ReduceMax (x, one) a = Add (h, n) d = Div (x, a) y = Identity (d) h_next = Identity (a)",
+            "batch, 1", [1],
+        ),
+        "the past of one head": (
+            ("c = Reshape (x, places) j = Concat <axis = 2> (h, c) p = ReduceSum <keepdims = 0> (j, both) "
+             "y = Identity (p) l = Slice (j, one, four, two) h_next = Identity (l)"),
+            "batch, 1, 3, 4", [3, 4],
+        ),
+    }.values(),
+)  # fmt: skip
+def test_a_state_has_the_axes_of_length_1_that_save_nodes_and_no_others(nodes: str, dims: str, left: list[int]) -> None:
+    weights = {"places": ints(-1, 1, 1, 4), "both": ints(1, 2), "four": ints(4)}
+    before, state = carrying(nodes, dims, **{name: value for name, value in weights.items() if name in nodes})
+    copied = onnx.ModelProto()
+    copied.CopyFrom(before)
+
+    after, (narrow,), _ = without_unit_axes(copied, {"x": 0}, [state])
+
+    onnx.checker.check_model(after, full_check=True)
+    assert narrow.shape == left
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    h = np.random.default_rng(1).standard_normal((3, *state.shape)).astype(np.float32)
+    runs = [onnxruntime.InferenceSession(model.SerializeToString()).run for model in (before, after)]
+    want = runs[0](None, {"x": x, "h": h})
+    found = runs[1](None, {"x": x, "h": h.reshape(3, *left)})
+    for one, other in zip(found, want, strict=True):
+        np.testing.assert_array_equal(one.reshape(other.shape), other)

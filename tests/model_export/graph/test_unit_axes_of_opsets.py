@@ -70,7 +70,7 @@ def _model(body: str, opset: int, functions: str = "") -> onnx.ModelProto:
 def _check(model: onnx.ModelProto) -> onnx.ModelProto:
     before = onnx.ModelProto()
     before.CopyFrom(model)
-    after, _ = without_unit_axes(model, {"x": 0})
+    after, _, _ = without_unit_axes(model, {"x": 0})
     onnx.checker.check_model(after, full_check=True)
     runs: list[Callable[..., list[np.ndarray]]] = [
         ort.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run for one in (before, after)

@@ -69,6 +69,17 @@ def test_layers_whose_states_are_equal_keep_one_each() -> None:
     np.testing.assert_allclose(found, model(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [L.LSTM, L.GRU, L.SimpleRNN])
+def test_layers_of_one_unit_and_one_channel_have_states_that_fit_their_cells(kind: Any) -> None:
+    model = sequence(L.Conv1D(1, 2, padding="causal"), L.Conv1D(2, 3, padding="causal"), kind(1, **RS))
+    x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
+
+    answers = run(to_step_model(model), {"x": x}, {"x": True}, 5)
+
+    found = np.concatenate([next(iter(answer.values())) for answer in answers], axis=1)
+    np.testing.assert_allclose(found, model(x), atol=1e-6)
+
+
 def test_weights_are_shared_and_not_copied() -> None:
     model = zoo.build("stacked")
     step = to_step_model(model)

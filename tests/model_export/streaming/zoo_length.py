@@ -164,6 +164,11 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
         f"{RANGES} age = Sub (rows, columns) near = Less (age, five) both_ = And (seen, near) "
         "m = Where (both_, s, never)", five=np.int64(5),
     ),
+    "angles_between_pairs": lambda: one_head(  # of the zeros before the first timestep they are no number
+        f"{RANGES} qn = ReduceL2 <axes = [2]> (q) kn = ReduceL2 <axes = [2]> (k) "
+        "kw = Transpose <perm = [0, 2, 1]> (kn) both_ = MatMul (qn, kw) angle = Div (s, both_) "
+        "m = Where (seen, angle, never)",
+    ),
     "heads": lambda: attending(f"{HEADS} {RANGES} m = Where (seen, s, never) p = Softmax <axis = -1> (m) {BACK}"),
     "einsum": lambda: attending(
         'qs = Reshape (q, heads) ks = Reshape (k, heads) vs = Reshape (v, heads) '

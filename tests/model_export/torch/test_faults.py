@@ -136,7 +136,7 @@ def test_the_mask_of_an_associative_scan_has_one_element_for_each_stream() -> No
 
     made = convert(whole(of(run, keep=nn.Linear(4, 96), input=nn.Linear(4, 96))), name="scan")
 
-    assert sorted(state.shape for state in made.manifest.states) == [[], [12, 8]]
+    assert sorted(state.shape for state in made.manifest.states) == [[1, 1], [12, 8]]
     assert not verify_model(made, long_steps=100)[1].weak
 
 

@@ -44,6 +44,7 @@ _BY_OPERANDS: Mapping[str, Callable[..., Range]] = {
     "Max": lambda *each: (max(low for low, _ in each), max(high for _, high in each)),
     "Mul": lambda a, b: _hull(0 if 0 in {x, y} else x * y for x in a for y in b),
     "Neg": lambda a: (-a[1], -a[0]),
+    "ReduceSum": lambda a, *_: (0 if a[0] >= 0 else -math.inf, 0 if a[1] <= 0 else math.inf),
     "Relu": lambda a: (max(a[0], 0), max(a[1], 0)),
     "Sqrt": lambda a: (0, math.sqrt(max(a[1], 0))),
     "Sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
