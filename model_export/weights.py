@@ -21,6 +21,9 @@ ATOL: dict[Weights, float] = {"fp16": 5e-3, "int8": 1e-1}
 SMALLEST = 256
 """Numbers in a weight; below that the nodes that expand it take about the room they save."""
 
+_LARGEST = np.finfo(np.float32).max / 2
+"""The lowest number, which tables of masks have, would be infinite after rounding to int8."""
+
 _SLICE = 16  # elements that share a scale, at least; a matrix of SMALLEST elements always has an axis for it
 
 
@@ -86,7 +89,7 @@ def _int8(name: str, values: Array) -> tuple[list[Any], list[Any]] | None:
     from onnx import TensorProto, helper, numpy_helper
 
     is_vector = max(values.shape) == values.size  # such as the biases of an LSTM, (1, 8 * units)
-    if is_vector or not np.isfinite(values).all():
+    if is_vector or not np.abs(values).max() < _LARGEST:
         return None
     scales = [_scale(values, axis) for axis in range(values.ndim) if values.size >= _SLICE * values.shape[axis]]
     scale = min(scales, key=lambda scale: float(np.square(np.rint(values / scale) * scale - values).sum(dtype=float)))

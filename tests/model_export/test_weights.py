@@ -97,6 +97,17 @@ def test_a_weight_that_is_not_finite_stays_as_it_is(weights: Weights) -> None:
     assert initializers(compress_weights(dense(masked), weights)) == {"W": "float32"}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("weights", ["fp16", "int8"])
+def test_a_table_of_a_mask_stays_as_it_is(weights: Weights) -> None:
+    """It has the lowest number of float32, which neither format can hold."""
+    table = np.where(np.tri(20, dtype=bool), 0, np.finfo(np.float32).min).astype(np.float32)
+
+    (stored,) = compress_weights(dense(table), weights).graph.initializer
+
+    np.testing.assert_array_equal(numpy_helper.to_array(stored), table)
+
+
 @pytest.mark.parametrize("weights", ["fp16", "int8"])
 def test_small_weights_and_integers_stay_as_they_are(weights: Weights) -> None:
     small, table = dense(normal(4, 4)), dense(normal(4, 4))
