@@ -282,21 +282,21 @@ MUTANTS = (
         "service/store/record.py",
         "h.update(history_hash + op_id)",
         "h.update(op_id)",
-        ("tests/store/test_record.py",),
+        ("tests/store/test_record.py::test_the_chain_depends_on_every_part_of_a_history",),
     ),
     Mutant(
         "the checksum is not compared",
         "service/store/record.py",
         "crc32(bytes(4), crc32(view[:_CRC_AT]))) != crc:",
         "crc32(bytes(4), crc32(view[:_CRC_AT]))) < 0:",
-        ("tests/store/test_record.py",),
+        ("tests/store/test_record.py::test_each_flipped_bit_is_detected",),
     ),
     Mutant(
         "the guard in arrays has another position",
         "service/store/record_arrays.py",
         "_GUARD_AT: Final = slice(8, 64)",
         "_GUARD_AT: Final = slice(16, 72)",
-        ("tests/store/test_record_arrays.py",),
+        ("tests/store/test_record_arrays.py::test_the_guards_of_a_batch_equal_those_of_its_records",),
     ),
     Mutant(
         "a reset ignores `after`",
@@ -478,7 +478,7 @@ def survives(mutant: Mutant, folder: Path, tests: tuple[str, ...] = (), *, warm:
     """
     broken_copy(mutant, folder, _TESTED)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    words = ["-q", "-x", "--hypothesis-seed=0"]
+    words = ["-q", "-x", "--hypothesis-seed=0", "--hypothesis-profile=any-failure"]
     words += [part for plugin in _NOT_NEEDED for part in ("-p", f"no:{plugin}")]
     words += tests or mutant.tests
     env = {**os.environ, **environment(folder)}

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from service.collector import collector_paused
 from tests.programs.start import forked_starts, real_starts
@@ -38,6 +38,10 @@ if _IS_QUICKLY_COMPILED and find_spec("jaxlib") is not None and version("jaxlib"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 settings.register_profile("patient", parent=settings.default, deadline=None)  # how long one example takes is no fact
+# For mutants, of which only whether a test fails counts: to find the smallest example takes seconds.
+settings.register_profile(
+    "any-failure", parent=settings.get_profile("patient"), phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile("patient")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what it starts with `&`
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else the programs that tests start would inherit it

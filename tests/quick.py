@@ -12,10 +12,12 @@ LEFT_OUT = {
     *("mlflow", "notebook", "offline", "parity", "process", "site", "triton"),
     *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
     *("grpc_api/test_serve.py", "package/test_wheel.py", "test_cli.py"),
-    *("test_examples_page.py", "test_readme.py", "test_tutorial.py"),
+    *("test_ci.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
-    *("engine/watch/test_cluster.py", "model_export/streaming/test_torch.py", "model_export/verify/test_evidence.py"),
+    *(f"model_export/streaming/{name}" for name in ("test_declared_length.py", "test_node_cases.py", "test_torch.py")),
+    *(f"model_export/verify/{name}" for name in ("test_evidence.py", "test_localize.py", "test_mutants.py")),
+    *("asgi/test_openapi.py", "engine/watch/test_cluster.py", "model_export/stages/test_frameworks.py"),
     *("releases/test_ramp.py", "releases/test_transitions.py", "tracing/test_grpc_traces.py"),
 }
 """Folders and files that need a training framework or a browser, start one program after the other, or repeat much.

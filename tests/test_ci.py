@@ -29,11 +29,17 @@ def repository(tmp_path: Path) -> Path:
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (tmp_path / "stepwell").write_text('#!/bin/sh\nshift\nexec .venv/bin/python -m pytest "$@" tests\n')
+    (tmp_path / "stepwell").write_text('#!/bin/sh\nshift\nexec .venv/bin/python -m pytest -pxdist.plugin "$@" tests\n')
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
     for program in (python, tmp_path / "stepwell"):
         program.chmod(0o755)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load of the installed plugins of pytest only those that are named: it takes longer than the tests here."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
 def run(repository: Path, **tests: str) -> subprocess.CompletedProcess[str]:

@@ -71,7 +71,7 @@ def test_a_proxy_of_the_callers_network_is_not_used(demo_folder: Path, monkeypat
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")  # nothing listens there
     monkeypatch.setenv("no_proxy", "example.org")
-    done = subprocess.run([*STEPWELL, "--once", "--seconds", "5"], capture_output=True, text=True, timeout=90)
+    done = subprocess.run([*STEPWELL, "--once", "--seconds", "1"], capture_output=True, text=True, timeout=90)
 
     assert done.returncode == 0, done.stderr
 

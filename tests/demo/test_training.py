@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +30,16 @@ def script(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the model was trained, exported and labelled."""
+    import jax
+
     from model_export.export import export_source
 
     folder = tmp_path_factory.mktemp("activity")
+    config: Any = jax.config
+    before = config.read("jax_disable_most_optimizations")
+    config.update("jax_disable_most_optimizations", False)  # training takes longer than compiling with them
     script("train").main(folder / "model.keras", folder / "recordings.npz")
+    config.update("jax_disable_most_optimizations", before)
     export_source(str(folder / "model.keras"), folder / "activity.onnx")
     script("label").main(folder / "activity.onnx")
     return folder

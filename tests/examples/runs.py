@@ -14,6 +14,7 @@ EXAMPLES = REPOSITORY / "examples"
 def run_python(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run this Python with arguments in a folder, with no STEPWELL_ variables but the given ones."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("STEPWELL_")} | variables
+    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"  # examples train, which takes longer than compiling with optimizations
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=150, check=False
     )

@@ -15,6 +15,7 @@ import pytest
 
 from tests.graphs import fold, write_models
 from tests.processes import ServiceProcess
+from tests.programs import start
 from tests.programs.start import (
     CannotForkError,
     ForkedProgram,
@@ -37,6 +38,16 @@ def running(tmp_path: Path) -> Iterator[ServiceProcess]:
     one = ServiceProcess(write_models(tmp_path / "models", fold), tmp_path, "--drain-s", "0").start()
     yield one
     one.stop()
+
+
+@pytest.fixture
+def first_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start no process to fork from before the test: those of other tests may have all the environments already."""
+    started: list[WarmProcess] = []
+    monkeypatch.setattr(start._Starts, "warm", started)
+    yield
+    for one in started:
+        one.close()
 
 
 def ended(folder: Path, *words: str, env: dict[str, str] | None = None) -> tuple[Program, str]:
@@ -149,6 +160,7 @@ def test_nothing_is_forked_from_a_process_that_has_ended(tmp_path: Path) -> None
                 ended_at_once.fork(["--version"], env={}, streams=(file, file, file))
 
 
+@pytest.mark.usefixtures("first_starts")
 def test_programs_are_forked_also_after_a_library_has_changed_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

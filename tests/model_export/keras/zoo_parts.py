@@ -133,4 +133,14 @@ def randomise(model: Any) -> None:
             continue
         scale = 0.8 / np.sqrt(max(weight.shape[0], 1)) if len(weight.shape) > 1 else 0.3
         values = rng.standard_normal(weight.shape) * scale
-        weight.assign(np.abs(values) + 0.3 if "variance" in weight.path else values)
+        weight.assign(tensor(np.abs(values) + 0.3 if "variance" in weight.path else values, weight.dtype))
+
+
+def tensor(values: Any, dtype: str) -> Any:
+    """Return the backend's tensor for an array; JAX itself would compile a program for each shape to make one."""
+    array = np.asarray(values).astype(dtype)
+    if keras.backend.backend() != "jax":
+        return array
+    import jax
+
+    return jax.device_put(array)
