@@ -46,6 +46,9 @@ class KerasGraph(NodeBuilder):
         facts: What is known about each input, by its name, in the order of the model's inputs.
         length: The number of timesteps that the model declares; None: any.
         bounded: Whether the original's answers depend on that number, so that it is run on no more.
+        keeps_ends: Whether a cut off the front of a sequence of declared length leaves its last timesteps, as many as
+            that number does, and not all later ones.
+        is_cut: Whether there is such a cut.
         layers: How errors name a layer, by its path.
         stateful: Paths of recurrent layers that keep their state between calls.
         repeated: Tensors that are one entry several times along axis 1, with what they repeat.
@@ -58,6 +61,8 @@ class KerasGraph(NodeBuilder):
         self.facts: dict[str, InputFacts] = {}
         self.length: int | None = None
         self.bounded = False
+        self.keeps_ends = False
+        self.is_cut = False
         self.layers: dict[str, str] = {}
         self.stateful: set[str] = set()
         self.repeated: dict[str, str] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import keras
@@ -40,12 +41,15 @@ class ExportedStep:
         timed: For each output whether the original gives one answer per timestep; else it gives one per sequence,
             and the step graph gives at every timestep the one for the timesteps so far.
         bounded: Whether the original answers for no more timesteps than it declares.
+        keeps_ends: Whether it has the last timesteps where the original has those from a fixed one on, which are the
+            same for the declared number alone.
     """
 
     step: SequenceStep
     facts: dict[str, InputFacts]
     timed: dict[str, bool]
     bounded: bool = False
+    keeps_ends: bool = False
 
     @property
     def proto(self) -> onnx.ModelProto:
@@ -70,8 +74,12 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     """
     model = walkable(model)
     refused: RefusedModelError | None = None
-    for timed in possible_axes(functional(model)):
+    is_cut = True
+    for timed, keeps_ends in product(possible_axes(functional(model)), (False, True)):
+        if keeps_ends and not is_cut:
+            continue
         walk = KerasWalk()
+        walk.graph.keeps_ends = keeps_ends
         try:
             return _exported(walk, model, timed, name)
         except RefusedModelError as exc:
@@ -79,6 +87,7 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
             refused = refused or exc
         except UnclearModelError as exc:
             refused = refused or RefusedModelError(str(exc), fix=exc.fix)
+        is_cut = walk.graph.is_cut
     assert refused is not None
     raise refused
 
@@ -104,7 +113,7 @@ def _exported(walk: KerasWalk, model: Any, timed: list[bool], name: str) -> Expo
         length=graph.length if graph.bounded else None,
         starts_are_sent=True,
     )
-    return ExportedStep(step, graph.facts, _timed(step, outputs), graph.bounded)
+    return ExportedStep(step, graph.facts, _timed(step, outputs), graph.bounded, graph.keeps_ends)
 
 
 def _timed(step: SequenceStep, outputs: list[str]) -> dict[str, bool]:

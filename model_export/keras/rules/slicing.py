@@ -76,6 +76,7 @@ def sliced(call: Call, x: Value, parts: Mapping[int, slice]) -> Value:
         if part == slice(None):
             continue
         if size is None:
+            part = _of_the_end(call, part)
             row[axis - 1] = _length(part, call.graph.length)
             step = part.step or 1
             start = part.start if part.start is not None else (0 if step > 0 else -1)
@@ -93,12 +94,22 @@ def sliced(call: Call, x: Value, parts: Mapping[int, slice]) -> Value:
     return x.like(x.name, row=tuple(row))
 
 
+def _of_the_end(call: Call, part: slice) -> slice:
+    """Return a cut as counted from the end of a sequence of the declared length, if the graph is read so."""
+    graph, start, stop = call.graph, part.start or 0, part.stop
+    to_the_end = stop is None or stop < 0 or stop == graph.length
+    if graph.length is None or start <= 0 or part.step not in {None, 1} or not to_the_end:
+        return part
+    graph.is_cut = True
+    return slice(start - graph.length, None if stop == graph.length else stop) if graph.keeps_ends else part
+
+
 def _length(part: slice, length: int | None) -> int | None:
     """Return how many timesteps a part has; None: that follows from how many there are."""
     start, stop = part.start or 0, part.stop
-    if part.step not in {None, 1} or stop == length:
+    if part.step not in {None, 1}:
         return None
-    if stop is None:
+    if stop is None or stop == length:
         return -start if start < 0 else None
     return max(stop - start, 0) if (start < 0) == (stop < 0) else None
 
