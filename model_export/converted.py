@@ -16,7 +16,7 @@ from model_export.graph.nodes import all_graphs
 from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
-from model_export.verify.localize import LayerOutputs, localize_layer
+from model_export.verify.localize import LayerOutputs, localize_layer, locate_not_finite
 from model_export.verify.parity import DEFAULT, ROWS, SEEDS, STEPS, DifferentAnswerError, verify_parity
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.report import ParityReport
@@ -162,9 +162,10 @@ def _blaming(candidate: ConvertedModel, tolerance: Tolerance) -> Iterator[None]:
     try:
         yield
     except DifferentAnswerError as exc:
-        suspect = (not np.isfinite(exc.want) and _not_finite(candidate.proto)) or localize_layer(
-            candidate.probe, candidate.proto, candidate.manifest, exc, tolerance
-        )
+        proto, manifest, suspect = candidate.proto, candidate.manifest, ""
+        if not np.isfinite(exc.found):
+            suspect = _not_finite(proto) or locate_not_finite(proto, manifest, exc)
+        suspect = suspect or localize_layer(candidate.probe, proto, manifest, exc, tolerance)
         raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_export.errors import StepwellError
+from model_export.graph.described import mentioned
 from model_export.manifest import Array, Manifest, OutputSpec
 from model_export.step_model import StepModel
 from model_export.verify.runners import stepped
@@ -35,6 +36,12 @@ class Activation:
     tensor: str
     values: Array
 
+
+_BY_ZERO = ", which divides by 0."
+_OF_ONE = (
+    " At the first timestep, the number of timesteps less 1 is 0: x.std(1) and x.var(1) of PyTorch divide by it. Write "
+    "x.std(1, correction=0), or torch.nan_to_num(x.std(1))."
+)
 
 LayerOutputs = Callable[[Mapping[str, Array]], Sequence[Activation]]
 """Whole sequences to what the original's layers give for them, in the order in which they are computed."""
@@ -74,6 +81,32 @@ def localize_layer(
             )
         agreed.append(activation.layer)
     return f"The {len(agreed)} layers that can be looked at agree, so the difference comes in behind {agreed[-1]}."
+
+
+def locate_not_finite(proto: onnx.ModelProto, manifest: Manifest, failure: DifferentAnswerError) -> str:
+    """Return a sentence that names the first node of the step graph whose output has such a number; empty: unknown."""
+    import onnx
+
+    graph, nodes = copy.deepcopy(proto), list(proto.graph.node)
+    names = [f"probe/{i}" for i in range(len(nodes))]
+    for name, node in zip(names, nodes, strict=True):
+        cast = onnx.helper.make_node("Cast", [node.output[0]], [f"{name}.float"], to=onnx.TensorProto.FLOAT)
+        total = onnx.helper.make_node("ReduceSum", [f"{name}.float"], [name], keepdims=0)
+        graph.graph.node.extend([cast, total])
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    outputs = [OutputSpec(name=name, dtype="float32", shape=[]) for name in names]
+    looked_at = manifest.model_copy(update={"outputs": [*manifest.outputs, *outputs]})
+    sequence = {name: values[:, : failure.step] for name, values in failure.sequence.items()}
+    is_bad = np.isnan if np.isnan(failure.found) else np.isinf
+    try:
+        found, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
+    except StepwellError:  # a node has no numbers, or those of one are none
+        return ""
+    node = next((node for name, node in zip(names, nodes, strict=True) if is_bad(found[name][0, -1])), None)
+    if node is None:
+        return ""
+    divides = node.op_type == "Div"
+    return f"It comes from {mentioned(node)}{_BY_ZERO if divides else '.'}{_OF_ONE * (divides and failure.step == 1)}"
 
 
 def _run(

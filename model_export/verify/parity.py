@@ -57,6 +57,14 @@ DEFAULT = Tolerance(ATOL, RTOL, scaled=True)
 USER = "user"
 ODD_LENGTHS = (1, 7, 2, 13)
 _NO_MORE = "the original was not run over more"
+_NOT_FINITE = (
+    "Nothing was written. A stream cannot be served values that are not finite. Check the weights of the original, and "
+    "the range of its inputs."
+)
+_DIFFERENT = (
+    "Nothing was written. A difference far above the tolerance means that the model does something over time that a step "
+    "cannot do; one just above it is rounding, and `--tolerance` may be raised."
+)
 
 
 class DifferentAnswerError(ParityError):
@@ -66,13 +74,15 @@ class DifferentAnswerError(ParityError):
         sequence: The sequence, shape `(1, T, *shape)` by input.
         step: The timestep, from 1.
         want: The original's value.
+        found: The step graph's value.
     """
 
-    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int, want: float) -> None:
+    def __init__(self, problem: str, *, fix: str, sequence: Sequences, step: int, want: float, found: float) -> None:
         super().__init__(problem, fix=fix)
         self.sequence = sequence
         self.step = step
         self.want = want
+        self.found = found
 
 
 def verify_parity(
@@ -176,7 +186,7 @@ class _Failure(NamedTuple):
     @property
     def limit(self) -> str:
         """How far both are apart, and how far they may be; nothing if there is no such distance."""
-        if not np.isfinite(self.want):
+        if not np.isfinite(self.want - self.found):
             return ""
         return f"; they differ by {abs(self.found - self.want):.3g}, and {self.allowed:.3g} is allowed"
 
@@ -288,10 +298,11 @@ class _Check:
                 f"Output {first.output!r} first {first.fault} at timestep {first.step} ({kind} data, sequence "
                 f"{first.row + 1}{where}): the original gives {first.want:.9g}, the step graph {first.found:.9g}"
                 f"{first.limit}.",
-                fix=_advice(first.want),
+                fix=_DIFFERENT if first.limit else _NOT_FINITE,
                 sequence={key: array[first.row : first.row + 1] for key, array in data.items()},
                 step=first.step,
                 want=first.want,
+                found=first.found,
             )
 
     def _rows_alone(self, kind: str, together: Mapping[str, Array], alone: Mapping[str, Array], count: int) -> None:
@@ -335,15 +346,3 @@ class _Check:
                         f"{of_chunks[(row, step, *place)]:.9g} and {of_steps[(row, step, *place)]:.9g}.",
                         fix="Set `time.chunk` to `step` in the manifest; then a chunk is run step by step.",
                     )
-
-
-def _advice(value: float) -> str:
-    if not np.isfinite(value):
-        return (
-            "Nothing was written. A stream cannot be served values that are not finite. Check the weights of the "
-            "original, and the range of its inputs."
-        )
-    return (
-        "Nothing was written. A difference far above the tolerance means that the model does something "
-        "over time that a step cannot do; one just above it is rounding, and `--tolerance` may be raised."
-    )

@@ -11,7 +11,7 @@ import pytest
 
 from model_export import StepSpec
 from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
+from model_export.errors import ParityError, RefusedModelError
 from model_export.export import export_source
 from model_export.step_model import StepModel
 from model_export.torch import convert
@@ -150,3 +150,16 @@ def test_a_refusal_from_within_a_module_ends_the_export() -> None:
 
     with pytest.raises(RefusedModelError, match="cannot be traced"):
         convert(whole(of(run, conv=nn.Conv1d(4, 4, 1))), name="refuses")
+
+
+def test_a_variance_that_is_nan_for_one_timestep_is_refused_with_what_to_write() -> None:
+    """PyTorch divides by the number of timesteps less 1; with NaN replaced, all other answers stay the same."""
+    with pytest.raises(ParityError) as caught:
+        verify_model(convert(whole(of(lambda _, x: x.std(1))), name="module"), long_steps=0)
+
+    assert "divides by 0. At the first timestep, the number of timesteps less 1 is 0" in caught.value.problem
+    assert "torch.nan_to_num(x.std(1))" in caught.value.problem
+
+    _, report = verify_model(convert(whole(of(lambda _, x: torch.nan_to_num(x.std(1)))), name="module"), long_steps=100)
+
+    assert report.parity.max_abs <= 1e-5

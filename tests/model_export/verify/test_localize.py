@@ -88,6 +88,31 @@ def test_a_probe_that_fails_hides_nothing() -> None:
     assert "failed (RuntimeError: out of memory)" in problem
 
 
+def test_the_node_that_computes_nan_is_named() -> None:
+    """An infinity that a mask puts in front of it is no reason."""
+    graph = graphs.graph_from_text(
+        """
+        rest (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {
+            s_next = Add (s, x)
+            much = Mul (x, large)
+            few = Sub (s_next, s_next)
+            share = Div (few, few)
+            y = Add (share, x)
+        }""",
+        {"large": np.array(3e38, np.float32)},
+    )
+
+    def original(inputs: Sequences) -> dict[str, Array]:
+        return {"y": np.zeros_like(inputs["x"])}
+
+    candidate = ConvertedModel(onnx.load_from_string(graph), graphs.total()[1], original, "numpy")
+    with pytest.raises(ParityError) as caught:
+        verify_model(candidate, long_steps=0)
+
+    assert "the original gives 0, the step graph nan. It comes from node 'share' (Div), " in caught.value.problem
+    assert "which divides by 0." in caught.value.problem
+
+
 def test_a_right_model_is_not_looked_into() -> None:
     def never(inputs: Sequences) -> list[Activation]:
         raise AssertionError("called")
