@@ -62,8 +62,8 @@ _NOT_FINITE = (
     "the range of its inputs."
 )
 _DIFFERENT = (
-    "Nothing was written. A difference far above the tolerance means that the model does something over time that a step "
-    "cannot do; one just above it is rounding, and `--tolerance` may be raised."
+    "Nothing was written. A difference far above the tolerance means that the model does something over time that a "
+    "step cannot do; one just above it is rounding, and `--tolerance` may be raised."
 )
 
 

@@ -71,12 +71,12 @@ def sliced(call: Call, x: Value, parts: Mapping[int, slice]) -> Value:
     """Return a part of each of some axes."""
     cut: list[tuple[int, int, int, int]] = []
     row = list(x.row)
-    for axis, part in parts.items():
+    for axis, given in parts.items():
         size = x.row[axis - 1]
+        part = given if size is not None else _of_the_end(call, given)
         if part == slice(None):
             continue
         if size is None:
-            part = _of_the_end(call, part)
             row[axis - 1] = _length(part, call.graph.length)
             step = part.step or 1
             start = part.start if part.start is not None else (0 if step > 0 else -1)

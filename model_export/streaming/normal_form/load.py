@@ -15,7 +15,7 @@ import onnx
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.dataflow import in_order
 from model_export.graph.described import numbered
-from model_export.graph.nodes import all_graphs, attributes, constants, replace_items
+from model_export.graph.nodes import all_graphs, attributes, constants, renamed, replace_items
 from model_export.graph.onnx_file import read_model, without_functions
 from model_export.graph.operators import RNN, STATEFUL
 from model_export.manifest import METADATA_KEY, Array
@@ -61,6 +61,7 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[onnx.ModelProto
     _name_states(plain.graph)
     replace_items(plain.graph.node, _time_first(plain.graph.node))
     _drop_idle_inputs(plain.graph)
+    _skip_copies(plain.graph)
     declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
     _forget_shapes(plain.graph)
     return plain, declared
@@ -117,6 +118,17 @@ def _drop_idle_inputs(graph: onnx.GraphProto) -> None:
                 values = set(onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1).tolist())
                 if (values <= declared and len(values) == 1) if place == 4 else not any(values):
                     node.input[place] = ""
+
+
+def _skip_copies(graph: onnx.GraphProto) -> None:
+    """Use weights by their own names: exporters give those of a layer that is called twice a second one by Identity."""
+    weights, outputs = {tensor.name for tensor in graph.initializer}, {value.name for value in graph.output}
+    copies: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in weights and node.output[0] not in outputs:
+            copies[node.output[0]] = node.input[0]
+    kept = [node for node in graph.node if node.op_type != "Identity" or node.output[0] not in copies]
+    replace_items(graph.node, [renamed(node, copies, name=node.name) if copies else node for node in kept])
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:

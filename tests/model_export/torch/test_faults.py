@@ -59,6 +59,16 @@ def test_a_module_that_can_be_stepped_is_exported(build: Callable[[], StepSpec])
     assert report.parity.max_abs <= 1e-5
 
 
+def test_a_layer_that_is_called_twice_with_the_same_has_one_state() -> None:
+    """Its weights are in the file once."""
+    made = convert(
+        whole(of(lambda m, x: m.g(x)[0] + m.g(x)[0].tanh(), g=nn.GRU(4, 6, batch_first=True))), name="module"
+    )
+
+    assert [state.shape for state in made.manifest.states] == [[6]]
+    assert [list(one.dims) for one in made.proto.graph.initializer].count([1, 18, 6]) == 1
+
+
 def test_a_module_that_takes_many_timesteps_together_is_not_said_to_take_one_length() -> None:
     parts = {"e": nn.Conv1d(1, 16, 16, 8), "d": nn.ConvTranspose1d(16, 1, 16, 8)}
     spec = whole(of(lambda m, x: m.d(m.e(x).relu()), **parts), 2, 1, 160, time_axis=2)

@@ -96,7 +96,7 @@ def test_the_node_that_computes_nan_is_named() -> None:
             s_next = Add (s, x)
             much = Mul (x, large)
             few = Sub (s_next, s_next)
-            share = Div (few, few)
+            [share] share = Div (few, few)
             y = Add (share, x)
         }""",
         {"large": np.array(3e38, np.float32)},
