@@ -224,6 +224,12 @@ def _with_masks(call: Call) -> Call:
     takes = inspect.signature(call.layer.call).parameters
     if call.mask is None or not any(name == "mask" or name.endswith("_mask") for name in takes):
         return call
+    if isinstance(call.layer, keras.layers.Softmax) and call.value.rank > 2:
+        raise call.refuse(
+            "it takes the mask of the timesteps, (batch, timesteps), for one of its features, as Keras' own code does, "
+            "which runs for no other sizes",
+            "Use Activation('softmax') for each timestep; over time, Softmax(axis=1) of scores (batch, timesteps).",
+        )
     first = call.args[0]
     given = [v for v in (*call.args, *call.kwargs.values()) if any(isinstance(p, Value) for p in keras.tree.flatten(v))]
     if len(given) > 1 or "mask" not in takes:

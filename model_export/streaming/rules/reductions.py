@@ -1,4 +1,4 @@
-"""Sums, means, products and extremes over time: the result for the timesteps so far."""
+"""Sums, means, products, extremes and their places over time: the result for the timesteps so far."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ _JOINS = {
 }  # fmt: skip
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
+_LARGEST = {"ReduceMax", "ReduceLogSumExp", "ArgMax"}
+
+PLACES = ("ArgMax", "ArgMin")
+"""The operators that `place_of_extreme` is the rule of."""
+
 REDUCTIONS = (*_JOINS, *_POOLS)
 """The operators that `reduction` is the rule of."""
 
@@ -29,15 +34,13 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
     Its answer counts after the last timestep, as that of a recurrence without its sequence does.
     """
-    name = node.input[0]
-    tensor, axis = walk.tensors[name], walk.facts.time_axis(name)
-    if tensor.kind == "final" and tensor.keys in read_axes(walk, node):
-        _of_the_last(walk, node)
+    if of_the_last(walk, node):
         return
-    if tensor.kind != "per_step" or axis not in read_axes(walk, node) or not begins_with_the_sequence(walk, name):
+    if not _over_time(walk, node):
         pointwise(walk, node)
         return
-    offset = tensor.offset or 0
+    name = node.input[0]
+    offset = walk.tensors[name].offset or 0
     made = walk.emit_like(node, offset)
     if node.op_type == "ReduceL2":  # the root of a sum of squares
         made.op_type = "ReduceSumSquare"
@@ -58,10 +61,41 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     walk.set_output(node, node.output[0], result, "final")
 
 
-def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Reduce the last timesteps of a sequence: at the beginning of a stream, as many of them as there are."""
+def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """ArgMax, ArgMin: over time the place of the extreme so far, which is a state beside it."""
+    if of_the_last(walk, node):
+        return
+    if not _over_time(walk, node):
+        pointwise(walk, node)
+        return
+    graph, attrs, name, out = walk.graph, attributes(node), node.input[0], node.output[0]
+    offset, dims, dtype = walk.tensors[name].offset or 0, walk.facts.dims(out), walk.dtype(name)
+    kind, label = node.op_type.replace("Arg", "Reduce"), plain(node.name)
+    zero = graph.constant(np.zeros([1] if attrs.get("keepdims", 1) else [], np.int64))
+    now = graph.op("Gather", walk.operand(name, offset), zero, axis=read_axes(walk, node)[0])
+    before, spec = graph.state_like(f"{label}.{_JOINS[kind].lower()}", dims, dtype, _before(kind, dims, dtype))
+    place, place_spec = graph.state_like(f"{label}.place", dims, "int64")
+    is_new = graph.op("Greater", now, before) if kind == "ReduceMax" else graph.op("Less", now, before)
+    if attrs.get("select_last_index"):
+        is_new = graph.op("Or", is_new, graph.op("Equal", now, before))
+    if offset < 0:
+        is_new = graph.op("And", is_new, walk.has_seen(-offset, dims))
+    graph.next_state_like(spec, graph.op("Where", is_new, now, before), dims)
+    place = graph.op("Where", is_new, graph.count_like(dims, offset), place)
+    graph.next_state_like(place_spec, place, dims)
+    walk.set_output(node, out, place, "final")
+
+
+def of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Reduce the last timesteps of a sequence: at the beginning of a stream, as many of them as there are.
+
+    Returns:
+        Whether the node reduces such timesteps.
+    """
     name, out = node.input[0], node.output[0]
     tensor, dims, dtype = walk.tensors[name], walk.facts.dims(name), walk.dtype(name)
+    if tensor.kind != "final" or tensor.keys not in read_axes(walk, node):
+        return False
     kind, graph, offset = _POOLS.get(node.op_type, node.op_type), walk.graph, tensor.offset or 0
     step, neutral = tensor.step, _neutral(kind, dtype)
     if neutral or walk.makers[name].op_type != "Slice":  # else there are zeros before the first timestep
@@ -70,11 +104,22 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         early = graph.op("Less", graph.count_like(dims), graph.constant(ages))
         step = graph.op("Where", early, graph.constant(neutral), step)
     result = walk.emit_like(node, None, i0=step).output[0]
-    if kind == "ReduceMean":
-        most = graph.constant(tensor.window, dtype)
-        count = graph.op("Min", count_so_far(walk, walk.facts.dims(out), dtype, offset), most)
-        result = graph.op("Mul", result, graph.op("Div", most, count))
+    if kind in {"ReduceMean", *PLACES}:
+        most = graph.constant(tensor.window, walk.dtype(out))
+        count = graph.op("Min", count_so_far(walk, walk.facts.dims(out), walk.dtype(out), offset), most)
+        if kind == "ReduceMean":
+            result = graph.op("Mul", result, graph.op("Div", most, count))
+        else:
+            result = graph.op("Sub", result, graph.op("Sub", most, count))
     walk.set_output(node, out, result, "final")
+    return True
+
+
+def _over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Whether a node reduces the timesteps of a sequence, from its beginning on."""
+    name = node.input[0]
+    is_timed = walk.tensors[name].kind == "per_step" and walk.facts.time_axis(name) in read_axes(walk, node)
+    return is_timed and begins_with_the_sequence(walk, name)
 
 
 def _before(kind: str, dims: Sequence[Dim], dtype: str) -> Array | None:
@@ -90,7 +135,8 @@ def _neutral(kind: str, dtype: str) -> Array:
     is_float = np.dtype(dtype).kind == "f"
     most = np.inf if is_float else np.iinfo(dtype).max
     least = -np.inf if is_float else np.iinfo(dtype).min
-    return np.asarray({"ReduceMax": least, "ReduceMin": most, "ReduceProd": 1}.get(kind, 0), dtype)
+    neutral = {"ReduceMin": most, "ArgMin": most, "ReduceProd": 1}
+    return np.asarray(least if kind in _LARGEST else neutral.get(kind, 0), dtype)
 
 
 def is_whole(walk: StreamingWalk, name: str) -> bool:
@@ -116,6 +162,8 @@ def read_axes(walk: StreamingWalk, node: onnx.NodeProto) -> list[int]:
     if node.op_type in _POOLS:
         return list(range(2, rank))
     attrs = attributes(node)
+    if node.op_type in PLACES:
+        return [int(attrs.get("axis", 0)) % rank]
     axes = attrs.get("axes")
     if len(node.input) > 1 and node.input[1]:
         known = walk.known(node.input[1])

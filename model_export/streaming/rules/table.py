@@ -10,7 +10,7 @@ from model_export.streaming.rules.pooling.factors import softmax
 from model_export.streaming.rules.pooling.sums import log_sum_exp
 from model_export.streaming.rules.pooling.table import WEIGHTED, with_weights
 from model_export.streaming.rules.recurrent import running, stateful_op
-from model_export.streaming.rules.reductions import REDUCTIONS, reduction
+from model_export.streaming.rules.reductions import PLACES, REDUCTIONS, place_of_extreme, reduction
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
 from model_export.streaming.rules.variances import with_deviations
 from model_export.streaming.rules.window import convolution, transposed
@@ -19,6 +19,7 @@ from model_export.streaming.walk import Rule
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, reduction),
+    **dict.fromkeys(PLACES, place_of_extreme),
     **{name: stateful_op for name, operator in STATEFUL.items() if operator.time_axis is not None},
     **dict.fromkeys(RUNNING, running),
     "Attention": attention,

@@ -20,6 +20,11 @@ from model_export.streaming.tensor import Deviation, StepTensor
 from model_export.streaming.walk import Rule, StreamingWalk
 
 _MEANS = {"ReduceMean", "ReduceSum", "ReduceSumSquare"}
+_DEVIATION_FIX = (
+    "Every later timestep changes all differences from the mean over time. Their mean square can be followed: use the "
+    "variance or the standard deviation over time. Or take differences from the mean of the timesteps so far: a "
+    "cumulative sum, divided by how many there are."
+)
 
 
 def with_deviations(otherwise: Rule) -> Rule:
@@ -45,7 +50,10 @@ def _difference_or(otherwise: Rule, walk: StreamingWalk, node: onnx.NodeProto) -
             raise
         walk.tensors[node.output[0]] = StepTensor("unsupported", error=exc)
     if deviation is not None:
-        walk.tensors[node.output[0]] = replace(walk.tensors[node.output[0]], deviation=deviation)
+        tensor = walk.tensors[node.output[0]]
+        if tensor.error is not None:
+            tensor.error.fix = _DEVIATION_FIX
+        walk.tensors[node.output[0]] = replace(tensor, deviation=deviation)
 
 
 def _difference(walk: StreamingWalk, node: onnx.NodeProto) -> Deviation | None:

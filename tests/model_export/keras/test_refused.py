@@ -118,7 +118,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "flatten": (lambda: fixed(L.Flatten(name="odd")), "Flatten", "flattens the time axis"),
     "softmax": (lambda: sequence(L.Softmax(axis=1, name="odd")), "Softmax", "mixes timesteps"),
-    "softmax_masked": (lambda: sequence(L.Masking(), L.Softmax(name="odd")), "Softmax", "joins values of 2 and 3 axes"),
+    "softmax_masked": (
+        lambda: sequence(L.Masking(), L.Softmax(name="odd")), "Softmax", "it takes the mask of the timesteps",
+    ),
     "layer_norm": (lambda: fixed(L.LayerNormalization(axis=[1, 2], name="odd")), "LayerNormalization", "time axis"),
     "batch_norm": (lambda: fixed(L.BatchNormalization(axis=1, name="odd")), "BatchNormalization", "time axis"),
     "unit_norm": (
@@ -279,6 +281,11 @@ FIXES: dict[str, tuple[Callable[[], Any], str]] = {
     "attention": (lambda: of(lambda x: L.Attention()([x, x])), "use_causal_mask=True"),
     "endless attention": (lambda: of(lambda x: L.Attention()([x, x], use_causal_mask=True)), "keras.Input((T, ...))"),
     "convolution": (lambda: sequence(L.Conv1D(3, 3)), "padding='causal' (Conv1D)"),
+    "softmax behind a mask": (lambda: sequence(L.Masking(), L.Softmax()), "Activation('softmax')"),
+    "absolute deviations": (
+        lambda: of(lambda x: ops.mean(ops.abs(x - ops.mean(x, axis=1, keepdims=True)), axis=1)),
+        "standard deviation",
+    ),
     "a layer of one's own": (lambda: of(Mixing()), "Or write a step rule for Mixing"),
 }
 

@@ -163,6 +163,21 @@ ZOO: dict[str, Entry] = {
                        "d = Sub (k, m) q = Mul (d, d) y = ReduceMean <axes = [2], keepdims = 0> (q)", W=(4, 4, 3)),
         "the variance over time behind a convolution without padding", _VARIANCE,
     ),
+    "places_of_extremes": Entry(
+        lambda: pooled("r = Round (x) a = ArgMax <axis = 1, keepdims = 0, select_last_index = 1> (r) "
+                       "b = ArgMin <axis = -2, keepdims = 0> (r) c = Sub (a, b) d = Cast <to = 1> (c) "
+                       "t = Transpose <perm = [0, 2, 1]> (x) k = Conv (t, W) e = ArgMin <axis = 2> (k) "
+                       "f = Squeeze (e, two) g = Cast <to = 1> (f) y = Add (d, g)", W=(4, 4, 3)),
+        "places of the largest and smallest over time, the first or last of equal ones; behind a convolution",
+        "each extreme so far and its place",
+    ),
+    "reduced_ends": Entry(
+        lambda: pooled("l = Slice (x, from, to, one) a = ReduceLogSumExp <axes = [1], keepdims = 0> (l) "
+                       "b = ArgMax <axis = 1, keepdims = 0> (l) c = Cast <to = 1> (b) y = Add (a, c)",
+                       **{"from": ints(-4), "to": ints(2**62)}),
+        "the logarithm of a sum of exponentials of the last four timesteps, and the place of the largest in them",
+        "the past three timesteps; at the beginning as many as there are",
+    ),
     "mean_by_hand": Entry(
         lambda: pooled("l = Shape (x) t = Slice (l, one, two) n = Cast <to = 1> (t) "
                        "v = ReduceSum <keepdims = 0> (x, one) r = Sqrt (n) a = Div (v, n) b = Div (v, r) "
