@@ -101,14 +101,17 @@ def _check_rates(inputs: SequenceInputs, declared: Declared, given: Mapping[str,
         UnclearModelError: It has the inputs, their axes and their numbers.
     """
     timed = [one for one in inputs.external if one.time is not None]
-    sizes = {f"axis {one.time} of {one.name!r}": declared[one.name][one.time or 0] for one in timed}
-    numbers = {place: size for place, size in sizes.items() if isinstance(size, int)}
-    if len(set(numbers.values())) > 1 and any(one.name not in given for one in timed):
-        found = ", ".join(f"{size} on {place}" for place, size in numbers.items())
+    sizes = [(one, size) for one in timed if isinstance(size := declared[one.name][one.time or 0], int)]
+    longest = max((size for _, size in sizes), default=0)
+    short = [one for one, size in sizes if size < longest]
+    if short and any(one.name not in given for one in timed):
+        found = ", ".join(f"{size} on axis {one.time} of {one.name!r}" for one, size in sizes)
         raise UnclearModelError(
             f"The inputs declare different numbers of timesteps: {found}. A step takes one timestep of each.",
-            fix="Give the time axis of each: `--time-axis INPUT=AXIS`, or `none` for an input that is no sequence. For "
-            "sequences of different rates, export a model for each.",
+            fix=f"Where {' and '.join(repr(one.name) for one in short)} is no sequence: "
+            f"`{' '.join(f'--time-axis {one.name}=none' for one in short)}`. Where all are: "
+            f"`{' '.join(f'--time-axis {one.name}={one.time}' for one in timed)}`. For sequences of different rates, "
+            "export a model for each.",
         )
 
 

@@ -19,7 +19,7 @@ SUM = "{ y = CumSum (x, one) }"
 RNN_OVER_0 = "{ y = GRU <hidden_size = 5> (x, W, R, B) }"
 
 
-def read(model: onnx.ModelProto, **time_axes: int) -> dict[str, tuple[int | None, int | None, str]]:
+def read(model: onnx.ModelProto, **time_axes: int | None) -> dict[str, tuple[int | None, int | None, str]]:
     """Return batch axis, time axis and role by input."""
     plain, declared = load_graph(model, {})
     found = find_inputs(TensorRuns(plain), declared, time_axes=time_axes)
@@ -113,3 +113,14 @@ def test_a_graph_that_runs_with_one_size_only_is_told_with_what_went_wrong() -> 
     with pytest.raises(UnclearModelError, match=r"No axis of .* can be read as time.*failed on x") as caught:
         read(model)
     assert "--time-axis" in caught.value.fix
+
+
+def test_inputs_of_different_lengths_are_refused_with_the_options_for_either_reading() -> None:
+    text = "(float[batch, 100, 4] x, float[batch, 1, 4] s) => (float[a, b, 4] y) { c = CumSum (x, one) y = Add (c, s) }"
+
+    with pytest.raises(UnclearModelError, match="100 on axis 1 of 'x', 1 on axis 1 of 's'") as caught:
+        read(graph(text, **ONE))
+
+    assert "`--time-axis s=none`. Where all are: `--time-axis x=1 --time-axis s=1`" in caught.value.fix
+    assert read(graph(text, **ONE), s=None) == {"x": (0, 1, "external"), "s": (0, None, "external")}
+    assert read(graph(text, **ONE), x=1, s=1) == {"x": (0, 1, "external"), "s": (0, 1, "external")}
