@@ -28,11 +28,13 @@ from model_export.verify.tolerance import OutputParity
 from model_export.weights import Weights
 from service.collector import freeze_startup_objects
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
+from service.commands.interruptible import reported_interrupt
 from service.commands.tables import Json, format_bytes, parity_lines, print_json, progress_bar, saved_lines, show, table
 
 _LONGEST_EXAMPLE = 300  # characters of a body that is printed
 
 
+@reported_interrupt()
 def export(
     source: Annotated[
         str,

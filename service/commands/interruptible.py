@@ -1,15 +1,22 @@
-"""`run_interruptible`: work on an event loop that a signal may end at any moment, without leaving anything open."""
+"""Work that a signal may end at any moment: on an event loop, without leaving anything open, or without one."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
+import sys
 import types
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
+import typer
+
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: a closed terminal also stops the program
+
+_INTERRUPTED = "stepwell: interrupted"
 
 _T = TypeVar("_T")
 
@@ -55,3 +62,33 @@ def run_interruptible(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
             signal.signal(number, handler)
         if received:
             raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(1)
+
+
+@contextlib.contextmanager
+def reported_interrupt() -> Iterator[None]:
+    """Report Ctrl-C in a line, during the block and until the program has ended.
+
+    In a callback of a weak reference, a destructor or a function that is called at the end, of which frameworks have
+    many, Python prints a KeyboardInterrupt and goes on: there the program ends at once, with exit code 130.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed in the block, anywhere else.
+    """
+    otherwise = sys.unraisablehook
+
+    def end(ignored: sys.UnraisableHookArgs) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            otherwise(ignored)
+            return
+        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            typer.echo(f"{show_cursor}{_INTERRUPTED}", err=True)
+        os._exit(130)
+
+    sys.unraisablehook = end
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(_INTERRUPTED, err=True)
+        raise

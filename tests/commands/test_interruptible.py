@@ -1,10 +1,11 @@
-"""`run_interruptible` ends its work at a signal, whenever it arrives."""
+"""Work ends at a signal, whenever it arrives."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import signal
+import subprocess
 import sys
 import types
 import warnings
@@ -87,3 +88,24 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
         assert run_interruptible(work) == "done"
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "with reported_interrupt(): interrupt()",
+        "with reported_interrupt(): weakref.finalize(part := Part(), interrupt); del part",
+        "with reported_interrupt(): pass\natexit.register(interrupt)",
+    ],
+    ids=["in the block", "in a callback of a weak reference", "at the end of the program"],
+)
+def test_ctrl_c_is_reported_in_a_line(work: str) -> None:
+    """Where Python would print a traceback and go on, the program ends, after what was printed before."""
+    code = (
+        "import atexit, signal, sys, weakref\nfrom service.commands.interruptible import reported_interrupt\n"
+        "class Part: pass\ndef interrupt(): signal.raise_signal(signal.SIGINT)\nprint('before')\n"
+        f"try:\n    exec({work!r})\nexcept KeyboardInterrupt:\n    sys.exit(130)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "before\n", "stepwell: interrupted\n")
