@@ -147,8 +147,9 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     if whole.only_length not in {None, spec.length}:
         raise RefusedModelError(
             f"The module takes sequences of {whole.only_length} timesteps alone.",
-            fix=f"Declare them: StepSpec(.., length={whole.only_length}). Or build it for any number of timesteps: "
-            "take it from the input, x.shape[1].",
+            fix=f"If it flattens them, let it take the last {whole.only_length} of any number: "
+            f"x[:, -{whole.only_length}:]. Else declare them: StepSpec(.., length={whole.only_length}); or build it for "
+            "any number: take that from the input, x.shape[1].",
         )
     takes = [one.name for one in whole.inputs]
     gives = named([one.path for one in whole.outputs], spec.output_names, takes)

@@ -90,8 +90,13 @@ def find_inputs(
         f"{ {name: list(dims) for name, dims in declared.items()} }, and the graph runs with no other number of "
         f"timesteps. {search.problem}".strip(),
         fix="Export it with a dynamic time axis, or name it: `--time-axis INPUT=AXIS`. If it was made for one number "
-        "of timesteps alone, declare that: `--length N`.",
+        f"of timesteps alone, {'declare that: `--length N`' if length is None else _window_fix(length)}.",
     )
+
+
+def _window_fix(length: int) -> str:
+    """Return what to do about a model that puts all of so many timesteps into features; part of a sentence."""
+    return f"as one that flattens them, let it take the last {length} of any number: x[:, -{length}:]"
 
 
 def _check_rates(inputs: SequenceInputs, declared: Declared, given: Mapping[str, int | None]) -> None:

@@ -10,6 +10,10 @@ from model_export.streaming.rules.lengths import lengths_so_far
 from model_export.streaming.walk import StreamingWalk
 
 _REFOLDING = {"Reshape", "Flatten"}
+_WHOLE_FIX = (
+    "Every timestep of a stream would change it for all timesteps before. Train the model with what is known at each "
+    "timestep: the first one or the one before, a cumulative sum, the mean or extreme of those so far."
+)
 
 
 def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -28,7 +32,8 @@ def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
     timed = walk.timed(node)
     last = [name for name in uses(node) if walk.tensors[name].kind == "final"]
     if timed and last:
-        raise walk.refuse(node, f"needs {last[0]!r}, which is known after the last timestep only, at every timestep")
+        reason = f"needs {last[0]!r}, which is known after the last timestep only, at every timestep"
+        raise walk.refuse(node, reason, _WHOLE_FIX)
     offsets = [offset for name in timed if (offset := walk.tensors[name].offset) is not None]
     if any(walk.tensors[name].edge for name in timed) and not _is_edge(walk, node):
         # what stands in front is the first timestep in a part of it alone: each part is delayed by itself
@@ -58,7 +63,8 @@ def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None
         times = [axis for axis, dim in enumerate(walk.facts.dims(name)) if dim.has_time]
         if "final" in kinds:
             if times:
-                raise walk.refuse(node, "spreads what is known after the last timestep only over all timesteps")
+                reason = "spreads what is known after the last timestep only over all timesteps"
+                raise walk.refuse(node, reason, _WHOLE_FIX)
             walk.set_output(node, name, step, "final")
         elif offset is None and "by_position" in kinds and len(times) == 1:
             dim = walk.facts.dims(name)[times[0]]

@@ -116,10 +116,17 @@ def of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
 
 
 def _over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
-    """Whether a node reduces the timesteps of a sequence, from its beginning on."""
+    """Whether a node reduces the timesteps of a sequence, from its beginning on.
+
+    Raises:
+        RefusedModelError: They look ahead.
+    """
     name = node.input[0]
-    is_timed = walk.tensors[name].kind == "per_step" and walk.facts.time_axis(name) in read_axes(walk, node)
-    return is_timed and begins_with_the_sequence(walk, name)
+    if walk.tensors[name].kind != "per_step" or walk.facts.time_axis(name) not in read_axes(walk, node):
+        return False
+    if walk.tensors[name].blame:
+        walk.aligned(name)
+    return begins_with_the_sequence(walk, name)
 
 
 def _before(kind: str, dims: Sequence[Dim], dtype: str) -> Array | None:
