@@ -148,8 +148,8 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
         raise RefusedModelError(
             f"The module takes sequences of {whole.only_length} timesteps alone.",
             fix=f"If it flattens them, let it take the last {whole.only_length} of any number: "
-            f"x[:, -{whole.only_length}:]. Else declare them: StepSpec(.., length={whole.only_length}); or build it for "
-            "any number: take that from the input, x.shape[1].",
+            f"x[:, -{whole.only_length}:]. Else declare them: StepSpec(.., length={whole.only_length}); or build it "
+            "for any number: take that from the input, x.shape[1].",
         )
     takes = [one.name for one in whole.inputs]
     gives = named([one.path for one in whole.outputs], spec.output_names, takes)

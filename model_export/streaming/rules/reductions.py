@@ -12,7 +12,7 @@ from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
-from model_export.streaming.walk import StreamingWalk
+from model_export.streaming.walk import Rule, StreamingWalk
 
 _JOINS = {
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"), "Add"),
@@ -29,16 +29,22 @@ REDUCTIONS = (*_JOINS, *_POOLS)
 """The operators that `reduction` is the rule of."""
 
 
+def over_time(rule: Rule) -> Rule:
+    """Return the rule of a reduction, of which `rule` is that for the timesteps of a sequence from its beginning on."""
+
+    def found(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+        if not _of_the_last(walk, node):
+            (rule if _is_over_time(walk, node) else pointwise)(walk, node)
+
+    return found
+
+
+@over_time
 def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Sums, means, products, extremes and global pooling: over time a running one, else as it is.
+    """Sums, means, products, extremes and global pooling: a running one.
 
     Its answer counts after the last timestep, as that of a recurrence without its sequence does.
     """
-    if of_the_last(walk, node):
-        return
-    if not _over_time(walk, node):
-        pointwise(walk, node)
-        return
     name = node.input[0]
     offset = walk.tensors[name].offset or 0
     made = walk.emit_like(node, offset)
@@ -61,13 +67,9 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     walk.set_output(node, node.output[0], result, "final")
 
 
+@over_time
 def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """ArgMax, ArgMin: over time the place of the extreme so far, which is a state beside it."""
-    if of_the_last(walk, node):
-        return
-    if not _over_time(walk, node):
-        pointwise(walk, node)
-        return
+    """ArgMax, ArgMin: the place of the extreme so far, which is a state beside it."""
     graph, attrs, name, out = walk.graph, attributes(node), node.input[0], node.output[0]
     offset, dims, dtype = walk.tensors[name].offset or 0, walk.facts.dims(out), walk.dtype(name)
     kind, label = node.op_type.replace("Arg", "Reduce"), plain(node.name)
@@ -86,7 +88,7 @@ def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     walk.set_output(node, out, place, "final")
 
 
-def of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Reduce the last timesteps of a sequence: at the beginning of a stream, as many of them as there are.
 
     Returns:
@@ -115,7 +117,7 @@ def of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+def _is_over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     """Whether a node reduces the timesteps of a sequence, from its beginning on.
 
     Raises:

@@ -172,9 +172,9 @@ ZOO: dict[str, Entry] = {
         "each extreme so far and its place",
     ),
     "reduced_ends": Entry(
-        lambda: pooled("l = Slice (x, from, to, one) a = ReduceLogSumExp <axes = [1], keepdims = 0> (l) "
+        lambda: pooled("l = Slice (x, start, end, one) a = ReduceLogSumExp <axes = [1], keepdims = 0> (l) "
                        "b = ArgMax <axis = 1, keepdims = 0> (l) c = Cast <to = 1> (b) y = Add (a, c)",
-                       **{"from": ints(-4), "to": ints(2**62)}),
+                       start=ints(-4), end=ints(2**62)),
         "the logarithm of a sum of exponentials of the last four timesteps, and the place of the largest in them",
         "the past three timesteps; at the beginning as many as there are",
     ),

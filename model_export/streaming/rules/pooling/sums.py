@@ -16,7 +16,7 @@ from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.pooling.parts import times
-from model_export.streaming.rules.reductions import is_whole, of_the_last, read_axes
+from model_export.streaming.rules.reductions import is_whole, over_time
 from model_export.streaming.step_graph import plain
 from model_export.streaming.time_weights import Part, TimeWeights, Total, joint_dims
 from model_export.streaming.walk import StreamingWalk
@@ -63,12 +63,11 @@ def summed_so_far(walk: StreamingWalk, label: str, weights: TimeWeights, dtype: 
     return times(walk, Part(graph.op("Div", result.step, some), result.dims), weights.factor)
 
 
+@over_time
 def log_sum_exp(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """ReduceLogSumExp: over time that of the timesteps so far."""
+    """ReduceLogSumExp: that of the timesteps so far."""
     name = node.input[0]
-    if of_the_last(walk, node):
-        return
-    if not is_whole(walk, name) or walk.facts.time_axis(name) not in read_axes(walk, node):
+    if not is_whole(walk, name):
         pointwise(walk, node)
         return
     scores = Part(walk.operand(name, 0), walk.facts.dims(name))
