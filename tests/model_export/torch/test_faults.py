@@ -173,3 +173,25 @@ def test_a_variance_that_is_nan_for_one_timestep_is_refused_with_what_to_write()
     _, report = verify_model(convert(whole(of(lambda _, x: torch.nan_to_num(x.std(1)))), name="module"), long_steps=100)
 
     assert report.parity.max_abs <= 1e-5
+
+
+def test_a_module_without_an_answer_for_one_timestep_is_refused_with_the_reason() -> None:
+    """The mean over pairs of neighbours is one over none then."""
+    spec = whole(of(lambda _, x: (x[:, 1:] * x[:, :-1] < 0).float().mean(1)))
+
+    with pytest.raises(ParityError, match="The original has no number there, as a mean of none"):
+        verify_model(convert(spec, name="module"), long_steps=0)
+
+
+def test_a_network_over_a_window_is_exported_where_it_begins_with_the_last_timesteps() -> None:
+    """Convolutions with any padding and strides, and dense layers: the past of the window is the only state."""
+
+    def run(m: Any, x: Any) -> Any:
+        return m.head(m.pool(m.conv(x[:, -8:].mT).relu()).flatten(1))
+
+    parts = {"conv": nn.Conv1d(4, 6, 3, padding=1), "pool": nn.MaxPool1d(2), "head": nn.Linear(24, 2)}
+    made = convert(whole(of(run, **parts), 2, 12, 4), name="module")
+    _, report = verify_model(made, long_steps=100)
+
+    assert [state.shape for state in made.manifest.states] == [[7, 4]]
+    assert report.parity.max_abs <= 1e-5

@@ -209,6 +209,10 @@ BY_ITS_GRAPH: dict[str, tuple[Callable[[], StepSpec], str]] = {
         lambda: strided((2, 0), "reflect"),
         "pads 2 sample(s) in front with values of the sequence (reflect)",
     ),
+    "symmetric_then_pooled": (
+        lambda: whole(of(lambda m, x: m.conv(x.mT).relu().amax(2), conv=nn.Conv1d(4, 4, 3, padding=1))),
+        "looks 1 timestep(s) ahead; layer 'conv' (Conv1d)",
+    ),
     "over_time": (lambda: whole(of(lambda m, x: m.rnn(x)[0].softmax(1), rnn=lstm())), "Node 'Softmax' (Softmax)"),
 }
 STATES: dict[str, tuple[Callable[[], StepSpec], str]] = {
