@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 BACKWARDS_FIX = (
     "A stream has no last timestep to begin at. Train a causal model, whose output at a timestep depends on no later "
     "one: with recurrent layers of one direction, and without flipping the sequence. For outputs that may come n "
-    "timesteps late, train it on targets that are shifted by n."
+    "timesteps late, train it on targets that are shifted by n. A model over the last n timesteps may look at them in "
+    "any order: let it pad n - 1 in front, and begin with x[:, -n:]."
 )
 """For whatever goes from the last timestep to the first: no module of one timestep computes the same."""
 

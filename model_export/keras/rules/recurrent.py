@@ -28,7 +28,8 @@ def recurrent(call: Call) -> list[Value]:
     if layer.go_backwards and x.is_sequence:
         raise call.refuse(
             "go_backwards=True reads the sequence from its end, and a live stream has none yet",
-            "Train it forwards; of a bidirectional layer, train the forward one alone.",
+            "Train it forwards; of a bidirectional layer, train the forward one alone. Over the last n timesteps, "
+            "it may run in both directions: let the model begin with ZeroPadding1D((n - 1, 0)) and x[:, -n:].",
         )
     if layer.stateful and call.path in call.graph.stateful:
         raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")

@@ -99,14 +99,15 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
     if tensor.kind != "final" or tensor.keys not in read_axes(walk, node):
         return False
     kind, graph, offset = _POOLS.get(node.op_type, node.op_type), walk.graph, tensor.offset or 0
-    step, neutral = tensor.step, _neutral(kind, dtype)
-    if neutral or walk.makers[name].op_type != "Slice":  # else there are zeros before the first timestep
+    step, neutral, is_padded = tensor.step, _neutral(kind, dtype), offset >= tensor.window - 1
+    # a slice has zeros before the first timestep
+    if not is_padded and (neutral or walk.makers[name].op_type != "Slice"):
         shape = [size if axis == tensor.keys else 1 for axis, size in enumerate(walk.facts.value(name).shape)]
         ages = np.arange(tensor.window - 1, -1, -1).reshape(shape) - offset
         early = graph.op("Less", graph.count_like(dims), graph.constant(ages))
         step = graph.op("Where", early, graph.constant(neutral), step)
     result = walk.emit_like(node, None, i0=step).output[0]
-    if kind in {"ReduceMean", *PLACES}:
+    if not is_padded and kind in {"ReduceMean", *PLACES}:
         most = graph.constant(tensor.window, walk.dtype(out))
         count = graph.op("Min", count_so_far(walk, walk.facts.dims(out), walk.dtype(out), offset), most)
         if kind == "ReduceMean":

@@ -224,6 +224,12 @@ ZOO: dict[str, ZooModel] = {
         "a fixed number of plain numbers, LSTM",
         "a timestep is one number",
     ),
+    "window": ZooModel(
+        lambda: of(lambda x: L.Dense(2)(L.Bidirectional(L.LSTM(3))(L.ZeroPadding1D((5, 0))(x)[:, -6:]))),
+        "a window of the last six timesteps, Bidirectional LSTM, Dense",
+        "the past five timesteps",
+        rows_alike=False,
+    ),
     "end_flattened": ZooModel(
         lambda: of(lambda x: L.Dense(2)(L.Reshape((15,))(L.GRU(5, **RS)(x)[:, -3:]))),
         "x[:, -3:] of any number of timesteps, Reshape, Dense",
