@@ -10,13 +10,11 @@ import sys
 import types
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: a closed terminal also stops the program
-
-_INTERRUPTED = "stepwell: interrupted"
 
 _T = TypeVar("_T")
 
@@ -66,29 +64,29 @@ def run_interruptible(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
 
 @contextlib.contextmanager
 def reported_interrupt() -> Iterator[None]:
-    """Report Ctrl-C in a line, during the block and until the program has ended.
+    """Let Ctrl-C print one line and end the program with exit code 130, in the block and from then on.
 
-    In a callback of a weak reference, a destructor or a function that is called at the end, of which frameworks have
-    many, Python prints a KeyboardInterrupt and goes on: there the program ends at once, with exit code 130.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed in the block, anywhere else.
+    Python only prints a KeyboardInterrupt, and goes on, in callbacks of weak references, in destructors and in
+    functions that are registered for the end. Frameworks have many of these, also after the block: so the hook stays.
     """
     otherwise = sys.unraisablehook
 
-    def end(ignored: sys.UnraisableHookArgs) -> None:
-        if not issubclass(ignored.exc_type, KeyboardInterrupt):
-            otherwise(ignored)
-            return
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            typer.echo(f"{show_cursor}{_INTERRUPTED}", err=True)
-        os._exit(130)
+    def hook(ignored: sys.UnraisableHookArgs) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            _end_interrupted()
+        otherwise(ignored)
 
-    sys.unraisablehook = end
+    sys.unraisablehook = hook
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(_INTERRUPTED, err=True)
-        raise
+        _end_interrupted()
+
+
+def _end_interrupted() -> NoReturn:
+    """Report Ctrl-C and end the process at once: the end of the interpreter crashes where JAX still compiles."""
+    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        typer.echo(f"{show_cursor}stepwell: interrupted", err=True)
+    os._exit(130)

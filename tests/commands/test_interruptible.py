@@ -94,17 +94,23 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
     "work",
     [
         "with reported_interrupt(): interrupt()",
+        "atexit.register(os.abort)\nwith reported_interrupt(): interrupt()",
         "with reported_interrupt(): weakref.finalize(part := Part(), interrupt); del part",
         "with reported_interrupt(): pass\natexit.register(interrupt)",
     ],
-    ids=["in the block", "in a callback of a weak reference", "at the end of the program"],
+    ids=[
+        "in the block",
+        "where the interpreter crashes at its end",
+        "in a callback of a weak reference",
+        "at the end of the program",
+    ],
 )
 def test_ctrl_c_is_reported_in_a_line(work: str) -> None:
     """Where Python would print a traceback and go on, the program ends, after what was printed before."""
     code = (
-        "import atexit, signal, sys, weakref\nfrom service.commands.interruptible import reported_interrupt\n"
+        "import atexit, os, signal, weakref\nfrom service.commands.interruptible import reported_interrupt\n"
         "class Part: pass\ndef interrupt(): signal.raise_signal(signal.SIGINT)\nprint('before')\n"
-        f"try:\n    exec({work!r})\nexcept KeyboardInterrupt:\n    sys.exit(130)"
+        f"{work}\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
