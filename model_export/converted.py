@@ -166,7 +166,7 @@ def _blaming(candidate: ConvertedModel, tolerance: Tolerance) -> Iterator[None]:
         if not np.isfinite(exc.found):
             suspect = _not_finite(proto) or locate_not_finite(proto, manifest, exc)
         elif not np.isfinite(exc.want):
-            suspect = "The original has no number there, as a mean of none: let it give one, as by torch.nan_to_num."
+            suspect = "The original has no number there, as a mean of none: let it give one, as by nan_to_num."
         suspect = suspect or localize_layer(candidate.probe, proto, manifest, exc, tolerance)
         raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
 

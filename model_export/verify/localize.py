@@ -37,10 +37,9 @@ class Activation:
     values: Array
 
 
-_BY_ZERO = ", which divides by 0."
 _OF_ONE = (
-    " At the first timestep, the number of timesteps less 1 is 0: x.std(1) and x.var(1) of PyTorch divide by it. Write "
-    "x.std(1, correction=0), or torch.nan_to_num(x.std(1))."
+    " x.std(1) and x.var(1) of PyTorch divide by the number of timesteps less 1, which is 0 at the first: for these, "
+    "write x.std(1, correction=0), or torch.nan_to_num(x.std(1))."
 )
 
 LayerOutputs = Callable[[Mapping[str, Array]], Sequence[Activation]]
@@ -84,29 +83,39 @@ def localize_layer(
 
 
 def locate_not_finite(proto: onnx.ModelProto, manifest: Manifest, failure: DifferentAnswerError) -> str:
-    """Return a sentence that names the first node of the step graph whose output has such a number; empty: unknown."""
+    """Return a sentence that names the first node of the step graph whose values add up to what was found.
+
+    Args:
+        proto: The step graph.
+        manifest: Its manifest.
+        failure: What was found, NaN or infinity, and where.
+
+    Returns:
+        Empty where there is no such node, or the graph has tensors that are no numbers.
+    """
     import onnx
 
     graph, nodes = copy.deepcopy(proto), list(proto.graph.node)
     names = [f"probe/{i}" for i in range(len(nodes))]
     for name, node in zip(names, nodes, strict=True):
-        cast = onnx.helper.make_node("Cast", [node.output[0]], [f"{name}.float"], to=onnx.TensorProto.FLOAT)
+        tensor = next(filter(None, node.output))
+        cast = onnx.helper.make_node("Cast", [tensor], [f"{name}.float"], to=onnx.TensorProto.FLOAT)
         total = onnx.helper.make_node("ReduceSum", [f"{name}.float"], [name], keepdims=0)
         graph.graph.node.extend([cast, total])
         graph.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     outputs = [OutputSpec(name=name, dtype="float32", shape=[]) for name in names]
     looked_at = manifest.model_copy(update={"outputs": [*manifest.outputs, *outputs]})
     sequence = {name: values[:, : failure.step] for name, values in failure.sequence.items()}
-    is_bad = np.isnan if np.isnan(failure.found) else np.isinf
     try:
         found, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
-    except StepwellError:  # a node has no numbers, or those of one are none
+    except StepwellError:
         return ""
-    node = next((node for name, node in zip(names, nodes, strict=True) if is_bad(found[name][0, -1])), None)
-    if node is None:
-        return ""
-    divides = node.op_type == "Div"
-    return f"It comes from {mentioned(node)}{_BY_ZERO if divides else '.'}{_OF_ONE * (divides and failure.step == 1)}"
+    for name, node in zip(names, nodes, strict=True):
+        if np.array_equal(found[name][0, -1], failure.found, equal_nan=True):
+            divides = node.op_type == "Div"
+            by_zero, hint = ", which divides by 0" if divides else "", _OF_ONE if divides and failure.step == 1 else ""
+            return f"It comes from {mentioned(node)}{by_zero}.{hint}"
+    return ""
 
 
 def _run(

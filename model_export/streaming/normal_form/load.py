@@ -127,8 +127,9 @@ def _skip_copies(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.op_type == "Identity" and node.input[0] in weights and node.output[0] not in outputs:
             copies[node.output[0]] = node.input[0]
-    kept = [node for node in graph.node if node.op_type != "Identity" or node.output[0] not in copies]
-    replace_items(graph.node, [renamed(node, copies, name=node.name) if copies else node for node in kept])
+    if copies:
+        kept = [node for node in graph.node if node.output[0] not in copies]
+        replace_items(graph.node, [renamed(node, copies, name=node.name) for node in kept])
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:

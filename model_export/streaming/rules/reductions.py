@@ -112,8 +112,8 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
         count = graph.op("Min", count_so_far(walk, walk.facts.dims(out), walk.dtype(out), offset), most)
         if kind == "ReduceMean":
             result = graph.op("Mul", result, graph.op("Div", most, count))
-        else:
-            result = graph.op("Sub", result, graph.op("Sub", most, count))
+        else:  # the first of equal ones may be a neutral number in front of the sequence
+            result = graph.op("Max", graph.op("Sub", result, graph.op("Sub", most, count)), graph.constant(0, "int64"))
     walk.set_output(node, out, result, "final")
     return True
 

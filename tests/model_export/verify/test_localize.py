@@ -113,6 +113,38 @@ def test_the_node_that_computes_nan_is_named() -> None:
     assert "which divides by 0." in caught.value.problem
 
 
+@pytest.mark.parametrize(
+    "before",
+    ["least = Log (zero) masked = Add (x, least)", ", h = GRU <hidden_size = 2> (sequence, weights, weights)"],
+    ids=["a mask", "a recurrence without its sequence"],
+)
+def test_the_node_that_computes_infinity_is_named(before: str) -> None:
+    """An infinity of the other sign is no reason, and a node need not have its first output."""
+    graph = graphs.graph_from_text(
+        f"""
+        rest (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {{
+            s_next = Add (s, x)
+            sequence = Unsqueeze (x, first)
+            {before}
+            [excess] excess = Exp (large)
+            y = Add (s_next, excess)
+        }}""",
+        {
+            "zero": np.array(0, np.float32),
+            "first": np.array([0]),
+            "weights": np.ones((1, 6, 2), np.float32),
+            "large": np.array(1e3, np.float32),
+        },
+    )
+
+    def original(inputs: Sequences) -> dict[str, Array]:
+        return {"y": np.zeros_like(inputs["x"])}
+
+    candidate = ConvertedModel(onnx.load_from_string(graph), graphs.total()[1], original, "numpy")
+    with pytest.raises(ParityError, match=r"the step graph inf. It comes from node 'excess' \(Exp\)\."):
+        verify_model(candidate, long_steps=0)
+
+
 def test_a_right_model_is_not_looked_into() -> None:
     def never(inputs: Sequences) -> list[Activation]:
         raise AssertionError("called")
