@@ -56,12 +56,12 @@ class KerasGraph(NodeBuilder):
         reshaped: Tensors that are another one in another shape of each row.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_ends: bool = False) -> None:
         super().__init__()
         self.facts: dict[str, InputFacts] = {}
         self.length: int | None = None
         self.bounded = False
-        self.keeps_ends = False
+        self.keeps_ends = keeps_ends
         self.is_cut = False
         self.layers: dict[str, str] = {}
         self.stateful: set[str] = set()

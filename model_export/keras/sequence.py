@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import keras
 import onnx
 
 from model_export.errors import RefusedModelError, UnclearModelError
-from model_export.keras.graph import InputFacts
+from model_export.keras.graph import InputFacts, KerasGraph
 from model_export.keras.input_axes import only_looked_up, possible_axes
 from model_export.keras.subclassed import walkable
 from model_export.keras.value import Value
@@ -74,20 +73,18 @@ def export_keras(model: Any, *, name: str) -> ExportedStep:
     """
     model = walkable(model)
     refused: RefusedModelError | None = None
-    is_cut = True
-    for timed, keeps_ends in product(possible_axes(functional(model)), (False, True)):
-        if keeps_ends and not is_cut:
-            continue
-        walk = KerasWalk()
-        walk.graph.keeps_ends = keeps_ends
-        try:
-            return _exported(walk, model, timed, name)
-        except RefusedModelError as exc:
-            exc.fix = _FIXES.get(exc.fix, exc.fix) + walk.advice(exc.layer)
-            refused = refused or exc
-        except UnclearModelError as exc:
-            refused = refused or RefusedModelError(str(exc), fix=exc.fix)
-        is_cut = walk.graph.is_cut
+    for timed in possible_axes(functional(model)):
+        for keeps_ends in (False, True):
+            walk = KerasWalk(KerasGraph(keeps_ends=keeps_ends))
+            try:
+                return _exported(walk, model, timed, name)
+            except RefusedModelError as exc:
+                exc.fix = _FIXES.get(exc.fix, exc.fix) + walk.advice(exc.layer)
+                refused = refused or exc
+            except UnclearModelError as exc:
+                refused = refused or RefusedModelError(str(exc), fix=exc.fix)
+            if not walk.graph.is_cut:  # the graph would be the same
+                break
     assert refused is not None
     raise refused
 

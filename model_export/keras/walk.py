@@ -226,8 +226,8 @@ def _with_masks(call: Call) -> Call:
         return call
     if isinstance(call.layer, keras.layers.Softmax) and call.value.rank > 2:
         raise call.refuse(
-            "it takes the mask of the timesteps, (batch, timesteps), for one of its features, as Keras' own code does, "
-            "which runs for no other sizes",
+            "its mask, (batch, timesteps), does not fit its values, (batch, timesteps, features); Keras itself runs it "
+            "only where both sizes happen to be the same",
             "Use Activation('softmax') for each timestep; over time, Softmax(axis=1) of scores (batch, timesteps).",
         )
     first = call.args[0]

@@ -10,6 +10,7 @@ import numpy as np
 
 from model_export.keras.registry import Call, op_rule, rule, to_array
 from model_export.keras.rules.cells import from_its_end, is_activation, recurrent_operator, run_cell, state_names
+from model_export.keras.rules.slicing import WINDOW_FIX
 from model_export.keras.scan import StepScan
 from model_export.keras.value import Value
 from model_export.manifest import Array
@@ -28,8 +29,7 @@ def recurrent(call: Call) -> list[Value]:
     if layer.go_backwards and x.is_sequence:
         raise call.refuse(
             "go_backwards=True reads the sequence from its end, and a live stream has none yet",
-            "Train it forwards; of a bidirectional layer, train the forward one alone. Over the last n timesteps, "
-            "it may run in both directions: let the model begin with ZeroPadding1D((n - 1, 0)) and x[:, -n:].",
+            f"Train it forwards; of a bidirectional layer, train the forward one alone. {WINDOW_FIX}",
         )
     if layer.stateful and call.path in call.graph.stateful:
         raise call.refuse("it is stateful and called more than once, so its calls hand their state to each other")

@@ -9,7 +9,7 @@ import numpy as np
 
 from model_export.keras.graph import TRIAL
 from model_export.keras.registry import Call, op_rule, to_array
-from model_export.keras.rules.slicing import picked, sliced
+from model_export.keras.rules.slicing import WINDOW_FIX, picked, sliced
 from model_export.keras.value import Value
 
 
@@ -34,8 +34,8 @@ def _row(call: Call, x: Value, target: list[int]) -> list[int | None]:
     elif len(target) == 1 and size > 1:
         raise call.refuse(
             "it flattens the time axis into the features, so it needs the whole sequence",
-            "Flatten each timestep: TimeDistributed(Flatten()), or the last k of them: x[:, -k:], which in front of "
-            "all layers makes a model over a window. Or end the recurrent part with return_sequences=False.",
+            "Flatten each timestep: TimeDistributed(Flatten()), or the last k of them: x[:, -k:]. Or end the recurrent "
+            f"part with return_sequences=False. {WINDOW_FIX}",
         )
     # A fixed number of timesteps is taken as declared; the verification on whole sequences would find a fault.
     places = [place for place, dim in enumerate(target) if dim in {-1, call.graph.length, TRIAL}]

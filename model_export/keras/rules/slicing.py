@@ -11,6 +11,10 @@ from model_export.keras.registry import Call, op_rule, to_array
 from model_export.keras.value import Value
 
 _TO_THE_END = np.iinfo(np.int64).max
+WINDOW_FIX = (
+    "A model that was trained on windows of n timesteps can be exported as it is: call it on "
+    "ZeroPadding1D((n - 1, 0))(inputs)[:, -n:], where inputs = keras.Input((None, features))."
+)
 
 
 @op_rule("Pad")
@@ -95,13 +99,16 @@ def sliced(call: Call, x: Value, parts: Mapping[int, slice]) -> Value:
 
 
 def _of_the_end(call: Call, part: slice) -> slice:
-    """Return a cut as counted from the end of a sequence of the declared length, if the graph is read so."""
-    graph, start, stop = call.graph, part.start or 0, part.stop
-    to_the_end = stop is None or stop < 0 or stop == graph.length
-    if graph.length is None or start <= 0 or part.step not in {None, 1} or not to_the_end:
+    """Return a cut off the front of a sequence of declared length; counted from its end if the graph is read so."""
+    graph, start = call.graph, part.start or 0
+    if graph.length is None or start <= 0 or part.step not in {None, 1}:
+        return part
+    length = call.layer.input.shape[1] or graph.length  # padding and convolution change it
+    stop = None if part.stop is None or part.stop >= length else part.stop
+    if start >= length or (stop is not None and stop >= 0):
         return part
     graph.is_cut = True
-    return slice(start - graph.length, None if stop == graph.length else stop) if graph.keeps_ends else part
+    return slice(start - length, stop) if graph.keeps_ends else part
 
 
 def _length(part: slice, length: int | None) -> int | None:

@@ -127,3 +127,41 @@ def test_two_windows_over_one_sequence_are_carried_once() -> None:
     randomise(gated)
 
     assert [state.shape for state in StepModel(export_model(gated, name="m")[0]).manifest.states] == [[3, 4]]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: L.Conv1D(3, 3)(x)[:, 5:],
+        lambda x: L.ZeroPadding1D((2, 0))(x)[:, 9:100],
+        lambda x: L.GRU(3, **RS)(x)[:, 5:-2],
+    ],
+    ids=["behind a convolution", "behind padding", "in the middle"],
+)
+def test_a_cut_off_the_front_of_a_declared_length_leaves_a_window(cut: Callable[[Any], Any]) -> None:
+    """A convolution or padding in front of it changes the number of timesteps."""
+    x = keras.Input((10, 4), name="x")
+    model = keras.Model(x, L.Bidirectional(L.GRU(3))(cut(x)))
+    randomise(model)
+
+    _, report = export_model(model, name="cut")
+
+    assert report.parity.max_abs <= 1e-5
+    assert report.parity.steps == 10
+
+
+def test_a_model_of_windows_is_exported_as_it_is() -> None:
+    """Each timestep has the answer for the last n timesteps, zeros in front of the first ones."""
+    n, inputs = 6, keras.Input((None, 4), name="x")
+    layers = [L.Conv1D(5, 3, strides=2, padding="same"), L.Bidirectional(L.GRU(3, **RS)), L.Flatten(), L.Dense(2)]
+    trained = keras.Sequential([keras.Input((n, 4)), *layers])
+    randomise(trained)
+    model = keras.Model(inputs, trained(L.ZeroPadding1D((n - 1, 0))(inputs)[:, -n:]))
+
+    step = StepModel(export_model(model, name="windows", long_steps=100)[0])
+
+    x = np.random.default_rng(1).normal(size=(1, 20, 4)).astype(np.float32)
+    padded = np.concatenate([np.zeros((1, n - 1, 4), np.float32), x], axis=1)
+    windows = np.concatenate([padded[:, at : at + n] for at in range(20)])
+    (answers,) = step.chunk({"x": x}, step.initial_states(1))[0].values()
+    np.testing.assert_allclose(answers[0], trained.predict_on_batch(windows), atol=1e-5)

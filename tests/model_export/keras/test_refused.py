@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "flatten": (lambda: fixed(L.Flatten(name="odd")), "Flatten", "flattens the time axis"),
     "softmax": (lambda: sequence(L.Softmax(axis=1, name="odd")), "Softmax", "mixes timesteps"),
     "softmax_masked": (
-        lambda: sequence(L.Masking(), L.Softmax(name="odd")), "Softmax", "it takes the mask of the timesteps",
+        lambda: sequence(L.Masking(), L.Softmax(name="odd")), "Softmax", "does not fit its values",
     ),
     "layer_norm": (lambda: fixed(L.LayerNormalization(axis=[1, 2], name="odd")), "LayerNormalization", "time axis"),
     "batch_norm": (lambda: fixed(L.BatchNormalization(axis=1, name="odd")), "BatchNormalization", "time axis"),
