@@ -195,14 +195,14 @@ def _sizes(candidate: ConvertedModel) -> tuple[int, int]:
 
 
 def _not_finite(proto: onnx.ModelProto) -> str:
-    """Return a sentence that names the weights which hold NaN or infinity; empty: there are none."""
+    """Return a sentence that names the weights which hold NaN or infinity; empty: none. A mask may hold -infinity."""
     from onnx import numpy_helper
 
     names = [
         tensor.name
         for graph in all_graphs(proto.graph)
         for tensor in graph.initializer
-        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not np.isfinite(values).all()
+        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not (values < np.inf).all()
     ]
     return f"Weights that are not finite: {', '.join(names)}." if names else ""
 

@@ -115,8 +115,12 @@ def test_the_node_that_computes_nan_is_named() -> None:
 
 @pytest.mark.parametrize(
     "before",
-    ["least = Log (zero) masked = Add (x, least)", ", h = GRU <hidden_size = 2> (sequence, weights, weights)"],
-    ids=["a mask", "a recurrence without its sequence"],
+    [
+        "masked = Add (x, least)",
+        "low = Log (zero) masked = Add (x, low)",
+        ", h = GRU <hidden_size = 2> (sequence, weights, weights)",
+    ],
+    ids=["a constant mask", "a mask", "a recurrence without its sequence"],
 )
 def test_the_node_that_computes_infinity_is_named(before: str) -> None:
     """An infinity of the other sign is no reason, and a node need not have its first output."""
@@ -130,6 +134,7 @@ def test_the_node_that_computes_infinity_is_named(before: str) -> None:
             y = Add (s_next, excess)
         }}""",
         {
+            "least": np.array(-np.inf, np.float32),
             "zero": np.array(0, np.float32),
             "first": np.array([0]),
             "weights": np.ones((1, 6, 2), np.float32),
