@@ -85,18 +85,18 @@ def find_inputs(
     if search.best is not None:
         _check_rates(search.best, declared, time_axes)
         return replace(search.best, is_certain=search.votes > 0 or bool(time_axes))
+    way_out = (
+        "declare that: `--length N`"
+        if length is None
+        else f"as one that flattens them, let it take the last {length} of any number: x[:, -{length}:]"
+    )
     raise UnclearModelError(
         f"No axis of {sorted(inputs)} can be read as time: declared are "
         f"{ {name: list(dims) for name, dims in declared.items()} }, and the graph runs with no other number of "
         f"timesteps. {search.problem}".strip(),
         fix="Export it with a dynamic time axis, or name it: `--time-axis INPUT=AXIS`. If it was made for one number "
-        f"of timesteps alone, {'declare that: `--length N`' if length is None else _window_fix(length)}.",
+        f"of timesteps alone, {way_out}.",
     )
-
-
-def _window_fix(length: int) -> str:
-    """Return what to do about a model that puts all of so many timesteps into features; part of a sentence."""
-    return f"as one that flattens them, let it take the last {length} of any number: x[:, -{length}:]"
 
 
 def _check_rates(inputs: SequenceInputs, declared: Declared, given: Mapping[str, int | None]) -> None:

@@ -30,13 +30,17 @@ REDUCTIONS = (*_JOINS, *_POOLS)
 
 
 def over_time(rule: Rule) -> Rule:
-    """Return the rule of a reduction, of which `rule` is that for the timesteps of a sequence from its beginning on."""
+    """Return the rule of a reduction over any axes; `rule` is for the timesteps from the beginning of a sequence on."""
 
-    def found(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-        if not _of_the_last(walk, node):
-            (rule if _is_over_time(walk, node) else pointwise)(walk, node)
+    def over_any_axes(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+        if _is_of_the_last(walk, node):
+            _of_the_last(walk, node)
+        elif _is_over_time(walk, node):
+            rule(walk, node)
+        else:
+            pointwise(walk, node)
 
-    return found
+    return over_any_axes
 
 
 @over_time
@@ -88,16 +92,16 @@ def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     walk.set_output(node, out, place, "final")
 
 
-def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
-    """Reduce the last timesteps of a sequence: at the beginning of a stream, as many of them as there are.
+def _is_of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Whether a node reduces the last timesteps of a sequence, a fixed number of them."""
+    tensor = walk.tensors[node.input[0]]
+    return tensor.kind == "final" and tensor.keys in read_axes(walk, node)
 
-    Returns:
-        Whether the node reduces such timesteps.
-    """
+
+def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Reduce the last timesteps of a sequence: at the beginning of a stream, as many of them as there are."""
     name, out = node.input[0], node.output[0]
     tensor, dims, dtype = walk.tensors[name], walk.facts.dims(name), walk.dtype(name)
-    if tensor.kind != "final" or tensor.keys not in read_axes(walk, node):
-        return False
     kind, graph, offset = _POOLS.get(node.op_type, node.op_type), walk.graph, tensor.offset or 0
     step, neutral, is_padded = tensor.step, _neutral(kind, dtype), offset >= tensor.window - 1
     # a slice has zeros before the first timestep
@@ -115,7 +119,6 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
         else:  # the first of equal ones may be a neutral number in front of the sequence
             result = graph.op("Max", graph.op("Sub", result, graph.op("Sub", most, count)), graph.constant(0, "int64"))
     walk.set_output(node, out, result, "final")
-    return True
 
 
 def _is_over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
