@@ -169,6 +169,16 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
         "kw = Transpose <perm = [0, 2, 1]> (kn) both_ = MatMul (qn, kw) angle = Div (s, both_) "
         "m = Where (seen, angle, never)",
     ),
+    "sizes_of_keys_above_a_least_one": lambda: one_head(  # the zeros before the first timestep are below it
+        f"{RANGES} squares = Mul (k, k) sums = MatMul (squares, ones) roots = Sqrt (sums) sizes_ = Max (roots, least) "
+        "kw = Transpose <perm = [0, 2, 1]> (sizes_) part = Div (s, kw) m = Where (seen, part, never)",
+        ones=np.ones((4, 1), np.float32), least=np.float32(1e-3),
+    ),
+    "roots_of_scores": lambda: one_head(  # of the zeros before the first timestep they are no number
+        f"{RANGES} sizes_ = Softmax (k) sums = MatMul (sizes_, ones) kw = Transpose <perm = [0, 2, 1]> (sums) "
+        "zero = Sub (s, s) b = Add (zero, kw) c = Sub (b, half) r = Sqrt (c) m = Where (seen, r, never)",
+        ones=np.ones((4, 1), np.float32), half=np.float32(0.5),
+    ),
     "heads": lambda: attending(f"{HEADS} {RANGES} m = Where (seen, s, never) p = Softmax <axis = -1> (m) {BACK}"),
     "einsum": lambda: attending(
         'qs = Reshape (q, heads) ks = Reshape (k, heads) vs = Reshape (v, heads) '

@@ -46,7 +46,7 @@ _BY_OPERANDS: Mapping[str, Callable[..., Range]] = {
     "Neg": lambda a: (-a[1], -a[0]),
     "ReduceSum": lambda a, *_: (0 if a[0] >= 0 else -math.inf, 0 if a[1] <= 0 else math.inf),
     "Relu": lambda a: (max(a[0], 0), max(a[1], 0)),
-    "Sqrt": lambda a: (0, math.sqrt(max(a[1], 0))),
+    "Sqrt": lambda a: (0, math.sqrt(a[1])),
     "Sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
     "Where": lambda _, a, b: _hull((*a, *b)),
 }
@@ -108,17 +108,26 @@ def _of_node(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
     if kind in _BY_OPERATOR:
         return _BY_OPERATOR[kind]
     if kind in COPYING | PICKING:
-        return range_of(walk, node.input[0])
+        return _of_operand(walk, node.input[0], out)
     if kind in RNN:
         return _of_recurrence(walk, node, out)
     if kind in {"LayerNormalization", "MatMul"}:
         return _of_product(walk, node)
     if kind not in _BY_OPERANDS:
         return ANY
-    ranges = [range_of(walk, each) for each in node.input]
+    ranges = [_of_operand(walk, each, out) for each in node.input]
+    if kind == "Sqrt" and ranges[0][0] < 0:
+        return ANY  # as NaN
     may_overflow = kind == "Exp" or (kind == "Div" and ranges[1][0] * ranges[1][1] <= 0)
     is_finite = not may_overflow and all(abs(bound) <= _FAR for each in ranges[kind == "Where" :] for bound in each)
     return _near(_BY_OPERANDS[kind](*ranges), is_finite=is_finite)
+
+
+def _of_operand(walk: StreamingWalk, name: str, out: str) -> Range:
+    """Return the range of what a node takes: scores are made of windows too, which begin with zeros."""
+    found = range_of(walk, name)
+    may_be_window = walk.tensors[out].kind == "scores" and walk.tensors[name].kind in {"per_step", "by_position"}
+    return _hull((*found, 0)) if may_be_window else found
 
 
 def _of_recurrence(walk: StreamingWalk, node: onnx.NodeProto, out: str) -> Range:
