@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -158,13 +159,15 @@ class RecurrentStep(OneTimestep):
     def call(self, x: Any, states: list[Any], mask: Any = None) -> Any:
         """Return the answers as the layer gives them for one timestep, then the next states in flat order."""
         layer = self.layer
-        nested = keras.tree.pack_sequence_as(layer.get_initial_state(1), list(states))
-        y, after = layer.cell(x[:, 0], nested)
+        nested = layer.get_initial_state(1)
+        before = [_with_row(s, first.shape[1:]) for s, first in zip(states, keras.tree.flatten(nested), strict=True)]
+        y, after = layer.cell(x[:, 0], keras.tree.pack_sequence_as(nested, before))
         after = keras.tree.flatten(after)
         if mask is not None:
-            y, after = self._held(mask, y, list(states), after)
+            y, after = self._held(mask, y, before, after)
         answer = [keras.ops.expand_dims(y, 1) if layer.return_sequences else y]
-        return [*answer, *(after if layer.return_state else []), *after]
+        carried = [_with_row(new, state.shape[1:]) for new, state in zip(after, states, strict=True)]
+        return [*answer, *(after if layer.return_state else []), *carried]
 
     def compute_mask(self, x: Any, mask: Any = None) -> Any:
         """Hand the mask on with the answer alone."""
@@ -187,6 +190,10 @@ class WindowStep(OneTimestep):
 
     def call(self, x: Any, past: Any) -> Any:
         """Return the answer for one timestep, and the past of the next one."""
-        before = keras.ops.reshape(past, (-1, past.shape[1], *x.shape[2:]))  # the state lacks axes of length 1
-        window = keras.ops.concatenate([before, x], axis=1)
-        return self.layer(window)[:, -1:], keras.ops.reshape(window[:, 1:], (-1, *past.shape[1:]))
+        window = keras.ops.concatenate([_with_row(past, (past.shape[1], *x.shape[2:])), x], axis=1)
+        return self.layer(window)[:, -1:], _with_row(window[:, 1:], past.shape[1:])
+
+
+def _with_row(tensor: Any, row: Iterable[int]) -> Any:
+    """Return a tensor with rows of another shape: a state may lack axes of length 1 that its layer has."""
+    return keras.ops.reshape(tensor, (-1, *row))

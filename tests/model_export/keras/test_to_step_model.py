@@ -80,6 +80,37 @@ def test_layers_of_one_unit_and_one_channel_have_states_that_fit_their_cells(kin
     np.testing.assert_allclose(found, model(x), atol=1e-6)
 
 
+class LeakyCell(keras.Layer):  # type: ignore[misc]  # Keras has no types
+    """A cell of one unit, whose state has its axis of length 1 for Keras alone."""
+
+    state_size = output_size = 1
+
+    def call(self, x: Any, states: Any, training: bool = False) -> Any:
+        h = 0.9 * states[0] + 0.1 * x[:, :1]
+        return h, [h]
+
+
+OF_ONE = {
+    "masked": lambda: [L.Masking(), L.LSTM(1, **RS)],
+    "cells_in_a_stack": lambda: [L.RNN([L.GRUCell(1), L.LSTMCell(1)], return_state=True, **RS)],
+    "a_cell_of_its_own": lambda: [L.RNN(LeakyCell(), **RS)],
+    "filters": lambda: [L.Reshape((-1, 4, 1)), L.ConvLSTM1D(1, 3, padding="same", **RS), L.Reshape((-1, 4))],
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE)
+def test_cells_get_states_of_length_1_in_their_own_shape(name: str) -> None:
+    """States of the step graph lack such axes: a cell would fail, or compute with rows in their place."""
+    model = sequence(*OF_ONE[name]())
+    x = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(np.float32)
+    x[1, :2] = 0
+
+    answers = run(to_step_model(model), {"x": x}, {"x": True}, 5)
+
+    found = np.concatenate([next(iter(answer.values())) for answer in answers], axis=1)
+    np.testing.assert_allclose(found, keras.tree.flatten(model(x))[0], atol=1e-6)
+
+
 def test_weights_are_shared_and_not_copied() -> None:
     model = zoo.build("stacked")
     step = to_step_model(model)
