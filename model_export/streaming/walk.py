@@ -18,7 +18,7 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.graph.described import described, mentioned
-from model_export.graph.nodes import captures, read_opset, rename_captures, uses
+from model_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.causality import check_outputs
 from model_export.streaming.constants import emit_known, history
@@ -57,8 +57,8 @@ class StreamingWalk:
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.makers = {name: node for node in model.graph.node for name in node.output}
         self.graph = StreamingGraph([*self.makers, *self.weights, *(value.name for value in model.graph.input)])
-        self.tensors = dict.fromkeys(self.weights, StepTensor("constant"))
-        self.sized = set(self.weights)
+        self.tensors = dict.fromkeys(constants(model.graph), StepTensor("constant"))  # rules look ahead of the walk
+        self.sized = set(self.tensors)
         self._emitted: dict[str, str] = {}
         self._windows: dict[tuple[str, int, bool, bool, bytes | None], str] = {}
         self._outputs = {value.name for value in model.graph.output}

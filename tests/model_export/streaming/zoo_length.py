@@ -202,6 +202,10 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
                               scale=(4,), end=ints(-1)),
     "concat": lambda: pairs("t = Tanh (pair) w = MatMul (t, U) s = Squeeze (w, end)", U=(4, 1), end=ints(-1)),
     "distances": lambda: pairs("t = Mul (pair, pair) w = ReduceSum <keepdims = 0> (t, end) s = Neg (w)", end=ints(-1)),
+    "distances_along_an_axis_of_a_node": lambda: pairs(
+        "t = Mul (pair, pair) axis = Constant <value = int64[1] {-1}> () w = ReduceSum <keepdims = 0> (t, axis) "
+        "s = Neg (w)",
+    ),
     "summed_by_hand": lambda: attending(
         f"kt = Transpose <perm = [0, 2, 1]> (k) s = MatMul (q, kt) {CAUSAL} p = Softmax <axis = -1> (m) "
         "pu = Unsqueeze (p, end) vu = Unsqueeze (v, last) w = Mul (pu, vu) y = ReduceSum <keepdims = 0> (w, two)",
