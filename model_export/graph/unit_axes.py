@@ -200,17 +200,18 @@ class _Rewriting:
 
     def _idle(self, node: onnx.NodeProto) -> str:
         """Return the operand that a choice or a sum always is, as of a mask that lets all of one timestep through."""
-        names, idle = list(node.input), ""
-        if node.op_type == "Where" and self._is_all(names[0], 1):
-            idle = names[1]
-        elif node.op_type == "Add":
-            idle = next((one for one, other in (names, names[::-1]) if self._is_zeros(other)), "")
-        return idle if idle and self._known[idle] == self._known[node.output[0]] else ""
+        output, pairs = node.output[0], (node.input, node.input[::-1])
+        idle = self._chosen(output)
+        if node.op_type == "Add":
+            idle = next((one for one, other in pairs if self._is_all(self._chosen(other), 0)), output)
+        return idle if idle != output and self._known[idle] == self._known[output] else ""
 
-    def _is_zeros(self, name: str) -> bool:
+    def _chosen(self, name: str) -> str:
+        """Return the operand that a tensor is if it is a choice which is always true; the tensor otherwise."""
         maker = self._makers.get(name)
-        chosen = maker is not None and maker.op_type == "Where" and self._is_all(maker.input[0], 1)
-        return self._is_all(maker.input[1] if maker is not None and chosen else name, 0)
+        if maker is not None and maker.op_type == "Where" and self._is_all(maker.input[0], 1):
+            return str(maker.input[1])
+        return name
 
     def _is_all(self, name: str, value: int) -> bool:
         return name in self._constants and bool((numpy_helper.to_array(self._constants[name]) == value).all())
