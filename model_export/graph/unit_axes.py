@@ -207,10 +207,14 @@ class _Rewriting:
         return idle if idle != output and self._known[idle] == self._known[output] else ""
 
     def _chosen(self, name: str) -> str:
-        """Return the operand that a tensor is if it is a choice which is always true; the tensor otherwise."""
+        """Return the operand that a tensor is if it is a choice which is the same everywhere; the tensor otherwise."""
         maker = self._makers.get(name)
-        if maker is not None and maker.op_type == "Where" and self._is_all(maker.input[0], 1):
-            return str(maker.input[1])
+        if maker is not None and maker.op_type == "Where":
+            condition, first, second = map(str, maker.input)
+            if self._is_all(condition, 1):
+                return first
+            if self._is_all(condition, 0):
+                return second
         return name
 
     def _is_all(self, name: str, value: int) -> bool:

@@ -69,6 +69,10 @@ GRAPHS: dict[str, tuple[str, dict[str, Any], int]] = {
         f"{UNSQUEEZED} m = MatMul (s, W) b = Where (all, nil, never) z = Add (m, b) {SQUEEZED}",
         {"W": (4, 3), "all": np.ones((1, 3), bool), "nil": np.float32(0), "never": np.float32(-1e9)}, 0,
     ),
+    "a mask that hides nothing": (
+        f"{UNSQUEEZED} m = MatMul (s, W) z = Where (none, never, m) {SQUEEZED}",
+        {"W": (4, 3), "none": np.zeros((1, 3), bool), "never": np.float32(-np.inf)}, 0,
+    ),
     "a length of the features": (
         f"{UNSQUEEZED} n = ReduceL2 (s, two) d = Div (s, n) z = MatMul (d, W) {SQUEEZED}", {"W": (4, 3)}, 0,
     ),
@@ -108,6 +112,13 @@ def test_the_answers_stay_for_any_number_of_rows(name: str) -> None:
         np.testing.assert_allclose(answers(after, rows), answers(before, rows), atol=1e-6)
     kinds = Counter(node.op_type for node in after.graph.node)
     assert sum(kinds[kind] for kind in LAYOUT) == left
+
+
+@pytest.mark.parametrize("name", ["a mask that lets everything through", "a mask that hides nothing"])
+def test_a_mask_without_effect_is_no_node(name: str) -> None:
+    after, _, _ = without_unit_axes(made(*GRAPHS[name][:2]), {"x": 0})
+
+    assert [node.op_type for node in after.graph.node] == ["MatMul", "Identity"]
 
 
 def test_a_reshape_that_joins_features_stays() -> None:

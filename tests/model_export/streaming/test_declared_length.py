@@ -15,7 +15,16 @@ from model_export.export import export_source
 from model_export.manifest import Array
 from model_export.step_model import StepModel
 from model_export.streaming import convert
-from tests.model_export.streaming.zoo_length import BANDED, DECLARED, LENGTH, LOWER, WRITTEN, masked_keys, one_head
+from tests.model_export.streaming.zoo_length import (
+    BANDED,
+    DECLARED,
+    LENGTH,
+    LOWER,
+    RANGES,
+    WRITTEN,
+    masked_keys,
+    one_head,
+)
 from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 from tests.model_export.streaming.zoo_refused import REFUSED
 
@@ -65,6 +74,19 @@ def test_waves_by_position_are_a_table_though_their_last_digits_depend_on_the_le
     graph_bytes, _ = verify_model(convert(model, name="waves", length=LENGTH))
 
     assert [state.input for state in StepModel(graph_bytes).manifest.states] == ["timesteps", "CumSum_8.sum"]
+
+
+TRIANGLE = (
+    "shape = Shape <start = 1> (s) full = Expand (never, shape) low = Trilu <upper = 1> (full, one) m = Add (s, low)"
+)
+
+
+@pytest.mark.parametrize("mask", [f"{RANGES} m = Where (seen, s, never)", TRIANGLE], ids=["choice", "triangle"])
+def test_scores_before_the_first_timestep_are_masked_by_a_sum(mask: str) -> None:
+    """It takes less time than a choice, which is left where scores may be no number there."""
+    made = convert(one_head(mask), name="m", length=LENGTH)
+
+    assert "Where" not in {node.op_type for node in made.proto.graph.node}
 
 
 @pytest.mark.parametrize("length", [LENGTH, 60])

@@ -48,6 +48,7 @@ _BY_OPERANDS: Mapping[str, Callable[..., Range]] = {
     "Relu": lambda a: (max(a[0], 0), max(a[1], 0)),
     "Sqrt": lambda a: (0, math.sqrt(a[1])),
     "Sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
+    "Trilu": lambda a, *_: _hull((*a, 0)),
     "Where": lambda _, a, b: _hull((*a, *b)),
 }
 
