@@ -22,7 +22,7 @@ SMALLEST = 256
 """Numbers in a weight; below that the nodes that expand it take about the room they save."""
 
 _LARGEST = np.finfo(np.float32).max / 2
-"""The lowest number, which tables of masks have, would be infinite after rounding to int8."""
+"""Tables of masks hold the lowest number of float32, which rounding to int8 would make infinite."""
 
 _SLICE = 16  # elements that share a scale, at least; a matrix of SMALLEST elements always has an axis for it
 

@@ -49,24 +49,25 @@ def folder_with(folder: Path, *factors: int) -> Path:
     return folder
 
 
+def pin_unannounced(one: Service, store: Server) -> None:
+    """Make version 1 current in the store, without an announcement; version 2 was announced last."""
+    put(one, {"current": 1})
+    with store.client() as client:
+        pinned = client.get(release_key("fold"))
+        put(one, {"current": 2})
+        client.set(release_key("fold"), pinned)
+
+
 def test_a_document_whose_announcement_was_missed_is_followed(redis_server: Server, tmp_path: Path) -> None:
     with running_service(redis_server.url, folder_with(tmp_path / "models", 3, 5)) as one:
-        put(one, {"current": 1})
-        with redis_server.client() as client:
-            pinned = client.get(release_key("fold"))
-            put(one, {"current": 2})
-            client.set(release_key("fold"), pinned)  # without an announcement
+        pin_unannounced(one, redis_server)
 
         assert until(lambda: default_version(one) == 1)
 
 
 def test_a_replica_that_has_shown_a_release_follows_it_at_once(redis_server: Server, tmp_path: Path) -> None:
     with running_service(redis_server.url, folder_with(tmp_path / "models", 3, 5)) as one:
-        put(one, {"current": 1})
-        with redis_server.client() as client:
-            pinned = client.get(release_key("fold"))
-            put(one, {"current": 2})
-            client.set(release_key("fold"), pinned)  # without an announcement
+        pin_unannounced(one, redis_server)
 
         assert one.http.get(RELEASE).json()["current"] == 1
         assert default_version(one) == 1
