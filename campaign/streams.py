@@ -98,8 +98,7 @@ class StreamDriver:
         run, snapshot = StreamRun(next(self._names)), None
         for _ in self._iterations():
             named: dict[str, Any] = {"seq": run.step + 1}
-            if run.state_id is not None:
-                named["after"] = run.state_id
+            named |= {"create": "must"} if run.state_id is None else {"after": run.state_id}
             if not await self._step(run, self._xs(), **named):
                 return
             await self._send_invalid_step(run)

@@ -316,7 +316,7 @@ def test_a_handle_that_starts_an_existing_stream_is_rejected(client: Client, str
 
     error = error_of(loser.step, [5])
 
-    assert (error.code, error.applied) == ("seq_conflict", "no")
+    assert (error.code, error.applied) == ("stream_exists", "no")
 
 
 def test_a_handle_that_deleted_a_stream_does_not_step_a_new_one(client: Client, stream: str) -> None:
@@ -325,7 +325,7 @@ def test_a_handle_that_deleted_a_stream_does_not_step_a_new_one(client: Client, 
     handle.delete()
     other.step([-3])
 
-    assert error_of(handle.step, [5]).code == "seq_conflict"
+    assert error_of(handle.step, [5]).code == "stream_exists"
 
 
 def test_a_status_does_not_move_the_handle(client: Client, stream: str) -> None:
@@ -994,6 +994,21 @@ def test_answered_rows_are_kept_when_the_retry_gets_no_answer() -> None:
 
     found = {name: getattr(result, "code", "answered") for name, result in end.value.value.items()}
     assert found == {"a": "answered", "b": "no_answer", "c": "state_changed"}
+
+
+def test_a_bulk_step_that_is_cancelled_between_its_attempts_can_be_repeated() -> None:
+    """It has returned no result, so its caller steps all streams again: those that were answered, too."""
+    places = [StreamCursor(name, 4, "history", known=True) for name in "abc"]
+    model, xs = exchanges(), {name: [7] for name in "abc"}
+    cancelled = model.step_many(places, xs)
+    begin(cancelled, DESCRIBED, bulk_reply({"1": "overloaded"}))
+    cancelled.close()
+
+    again = begin(model.step_many(places, xs))
+
+    assert again.document is not None
+    assert (again.document["seq"], again.document["after"]) == ([5] * 3, ["history"] * 3)
+    assert all(cursor.in_doubt for cursor in places)
 
 
 def bulk_reply(errors: dict[str, str]) -> RawReply:

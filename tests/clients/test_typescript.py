@@ -266,6 +266,58 @@ def test_a_chunk_that_must_create_its_stream_does_not_change_another(js: Js) -> 
     assert found == [["stream_exists", "no", "never"], 2]
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "stream.step([1])",
+        "stream.steps([[1], [2]])",
+        "stream.rollout(2, { inputs: [1], commit: true })",
+        "model.stepMany({ [stream.id]: [1] })",
+    ],
+)
+def test_a_late_copy_of_a_first_request_is_not_applied_after_a_reset(js: Js, first: str) -> None:
+    found = js(
+        f"""
+        await {first};
+        const {{ state_id }} = await stream.reset();
+        const late = await fetch(...globalThis.sent);
+        const now = await stream.status();
+        return [JSON.stringify(await late.json()).includes("stream_exists"), now.step, now.state_id === state_id];
+        """,
+        options="""{
+            async fetch(address, init) {
+              if (init.method === "POST") globalThis.sent ??= [address, { ...init, signal: null }];
+              return fetch(address, init);
+            },
+        }""",
+    )
+
+    assert found == [True, 0, True]
+
+
+def test_the_first_step_of_a_feed_is_not_applied_to_a_stream_that_exists(js: Js) -> None:
+    found = js("""
+        const other = client.model("doubling").stream(stream.id);
+        await stream.resume();
+        await other.step([3]);
+        await other.reset();
+        return failed(model.feed().step(stream.id, [1]));
+    """)
+
+    assert found == ["stream_exists", "no", "never"]
+
+
+def test_streams_that_exist_and_streams_that_do_not_are_stepped_by_one_call(js: Js) -> None:
+    found = js("""
+        await stream.step([1]);
+        const [a, b] = [`${stream.id}-a`, `${stream.id}-b`];
+        const results = await model.stepMany({ [a]: [5], [stream.id]: [5], [b]: [5] });
+        return [results[a], results[stream.id], results[b]].map(({ step, outputs }) => [step, outputs.y]);
+    """)
+
+    assert found == [[1, [5]], [2, [7]], [1, [5]]]
+
+
 def test_a_watch_continues_after_a_lost_connection(js: Js, proxy: Proxy) -> None:
     found = js(
         """

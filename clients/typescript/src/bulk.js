@@ -7,13 +7,7 @@ import { Retries } from "./transport.js";
 /** @import { Position, StepResults } from "./results.js" */
 /** @import { BulkResponse, StepResponse } from "./api.js" */
 
-/**
- * Step many streams by one timestep each; streams with a transient error are retried.
- * @param {Model} model
- * @param {InputsByStream} inputs
- * @param {Limits} limits
- * @returns {Promise<StepResults>}
- */
+/** As `Model.stepMany`. @param {Model} model @param {InputsByStream} inputs @param {Limits} limits */
 export async function bulkStep(model, inputs, limits) {
   const streams = Object.keys(inputs).map((id) => model.stream(id));
   /** @type {() => void} */
@@ -34,56 +28,48 @@ export async function bulkStep(model, inputs, limits) {
   }
 }
 
-/**
- * @param {Model} model
- * @param {Stream[]} streams
- * @param {InputsByStream} inputs
- * @param {Limits} limits
- */
+/** @param {Model} model @param {Stream[]} streams @param {InputsByStream} inputs @param {Limits} limits */
 async function stepAll(model, streams, inputs, limits) {
   const { transport } = model.client;
   const retries = new Retries(limits.deadline);
   /** @type {StepResults} */
   const results = {};
-  const positions = new Map(
-    await Promise.all(streams.map(async (stream) => /** @type {const} */ ([stream, await stream.position(limits)]))),
-  );
-  for (let waiting = streams; waiting.length; ) {
-    const rows = waiting.map((stream) => results[stream.id]);
-    try {
-      const response = await transport.send(bulkRequest(model, waiting, inputs, positions), limits);
-      waiting.forEach((stream, row) => (results[stream.id] = readRow(response, row)));
-    } catch (error) {
-      if (waiting === streams || !(error instanceof StepwellError)) {
-        for (const stream of waiting) stream.inDoubt ||= !(error instanceof StepwellError) || error.applied !== "no";
-        throw error;
+  const rows = await Promise.all(streams.map(async (stream) => ({ stream, ...(await stream.position(limits)) })));
+  // A request has one `create`, so the new streams have a request of their own.
+  for (const isNew of [false, true]) {
+    let waiting = rows.filter((row) => !row.state_id === isNew);
+    while (waiting.length) {
+      const before = waiting.map(({ stream }) => results[stream.id]);
+      try {
+        const response = await transport.send(bulkRequest(model, waiting, inputs), limits);
+        waiting.forEach(({ stream }, i) => (results[stream.id] = readRow(response, i)));
+      } catch (error) {
+        if (!(error instanceof StepwellError)) throw error;
+        if (!Object.keys(results).length) {
+          for (const { stream } of waiting) stream.inDoubt ||= error.applied !== "no";
+          throw error;
+        }
+        waiting.forEach(({ stream }) => (results[stream.id] = error));
       }
-      waiting.forEach((stream) => (results[stream.id] = error)); // the results of the other streams are kept
-    }
-    waiting = waiting.filter((stream, i) => settle(stream, results[stream.id], rows[i]));
-    if (!waiting.length) break;
-    try {
-      await transport.wait(retries.pause(results[waiting[0].id]), limits.signal);
-    } catch {
-      break; // the time is over, or the call was ended: the errors stay the streams' results
+      waiting = waiting.filter(({ stream }, i) => settle(stream, results[stream.id], before[i]));
+      if (!waiting.length) break;
+      try {
+        await transport.wait(retries.pause(results[waiting[0].stream.id]), limits.signal);
+      } catch {
+        break; // the call is over: the errors stay the results
+      }
     }
   }
   return results;
 }
 
-/**
- * @param {Model} model
- * @param {Stream[]} streams
- * @param {InputsByStream} inputs
- * @param {Map<Stream, Position>} positions
- */
-function bulkRequest(model, streams, inputs, positions) {
-  const seen = streams.map((stream) => positions.get(stream));
+/** @param {Model} model @param {(Position & { stream: Stream })[]} rows @param {InputsByStream} inputs */
+function bulkRequest(model, rows, inputs) {
   const body = {
-    streams: streams.map((stream) => stream.id),
-    inputs: columns(streams.map((stream) => inputs[stream.id])),
-    seq: seen.map((position) => (position?.step ?? 0) + 1),
-    after: seen.map((position) => position?.state_id ?? null),
+    streams: rows.map(({ stream }) => stream.id),
+    inputs: columns(rows.map(({ stream }) => inputs[stream.id])),
+    seq: rows.map(({ step }) => step + 1),
+    ...(rows[0].state_id ? { after: rows.map((row) => row.state_id) } : { create: "must" }),
   };
   return { method: "POST", path: `${model.path}/step`, body };
 }
@@ -116,19 +102,16 @@ function readRow(response, row) {
   const columns = Object.entries(response.outputs);
   const outputs = Object.fromEntries(columns.map(([name, column]) => [name, column[row]]));
   if (step == null || state_id == null) {
-    return new StepwellError("unreadable_answer", `The response has neither a result nor an error for row ${row}.`, {
-      applied: "unknown",
-    });
+    return new StepwellError("unreadable_answer", `The response has nothing for row ${row}.`, { applied: "unknown" });
   }
   return { outputs, step, state_id, ...(response.replayed?.includes(row) && { replayed: true }) };
 }
 
 /**
- * Record a stream's result.
+ * Record a stream's result, and return whether the step can be tried again.
  * @param {Stream} stream
  * @param {StepResponse | StepwellError} result
- * @param {StepResponse | StepwellError | undefined} before The result of the attempt before.
- * @returns {boolean} Whether the step can be tried again.
+ * @param {StepResponse | StepwellError} [before] The result of the attempt before.
  */
 function settle(stream, result, before) {
   if (!(result instanceof StepwellError)) {

@@ -102,12 +102,12 @@ export class Model {
   }
 
   /**
-   * Step many streams by one timestep each, in one request. Return a response per stream, or its error; a failed stream
-   * does not affect the others.
+   * Step many streams by one timestep each, in a request or two. Return a response per stream, or its error; a failed
+   * stream does not affect the others.
    * @param {InputsByStream} inputs By stream id.
    * @param {CallOptions} [options]
    * @returns {Promise<StepResults>}
-   * @throws {StepwellError} The whole request failed: no stream was stepped, or the outcome of all is unknown.
+   * @throws {StepwellError} No stream was stepped, or the outcome is unknown.
    */
   stepMany(inputs, options) {
     return bulkStep(this, plain(inputs), this.client.transport.limits(options));
@@ -404,7 +404,9 @@ export class Stream {
     return this.exclusive(limits, async () => {
       if (!request.body.source) {
         const { step, state_id } = await this.position(limits);
-        Object.assign(request.body, { seq: step + 1, after: state_id ?? undefined });
+        request.body.seq = step + 1;
+        if (state_id) request.body.after = state_id;
+        else request.body.create ??= "must"; // without it, a late copy is applied after a reset
         return this.#apply(request, limits, attempt);
       }
       this.#position = undefined; // until a response has the newest one

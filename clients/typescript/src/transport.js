@@ -266,8 +266,6 @@ function baseUrl(url) {
   try {
     const { protocol, href, search, hash } = new URL(url);
     if (/^https?:$/.test(protocol) && !search && !hash) return href.replace(/\/+$/, "");
-  } catch {
-    // Reported below, like an address of another scheme.
-  }
+  } catch {} // reported below, like another scheme
   throw new StepwellError("bad_url", `The address is '${url}'; expected http://HOST:PORT or https://HOST.`);
 }

@@ -7,11 +7,5 @@ import type { StepResults } from "./results.js";
 /** @import { Limits } from "./options.js" */
 /** @import { Position, StepResults } from "./results.js" */
 /** @import { BulkResponse, StepResponse } from "./api.js" */
-/**
- * Step many streams by one timestep each; streams with a transient error are retried.
- * @param {Model} model
- * @param {InputsByStream} inputs
- * @param {Limits} limits
- * @returns {Promise<StepResults>}
- */
+/** As `Model.stepMany`. @param {Model} model @param {InputsByStream} inputs @param {Limits} limits */
 export declare function bulkStep(model: Model, inputs: InputsByStream, limits: Limits): Promise<StepResults>;

@@ -63,12 +63,12 @@ export declare class Model {
      */
     describe(options?: CallOptions): Promise<ModelDescription>;
     /**
-     * Step many streams by one timestep each, in one request. Return a response per stream, or its error; a failed stream
-     * does not affect the others.
+     * Step many streams by one timestep each, in a request or two. Return a response per stream, or its error; a failed
+     * stream does not affect the others.
      * @param {InputsByStream} inputs By stream id.
      * @param {CallOptions} [options]
      * @returns {Promise<StepResults>}
-     * @throws {StepwellError} The whole request failed: no stream was stepped, or the outcome of all is unknown.
+     * @throws {StepwellError} No stream was stepped, or the outcome is unknown.
      */
     stepMany(inputs: InputsByStream, options?: CallOptions): Promise<StepResults>;
     /** Open a live feed: steps of many streams over one WebSocket. */

@@ -14,6 +14,11 @@ from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import ModelProtocol, timed
 from service.client.results import ClientError, StepResult
 
+_Rows = Mapping[str, Mapping[str, Array]]
+"""The arrays by input, by stream id."""
+
+_Results = dict[str, StepResult | ClientError]
+
 
 class BulkSteps(ModelProtocol):
     """The exchanges of one model and its streams, with bulk steps."""
@@ -25,7 +30,7 @@ class BulkSteps(ModelProtocol):
         cursors: Sequence[StreamCursor],
         xs: Mapping[str, Inputs],
         sources: Mapping[str, Source] | None = None,
-    ) -> Exchange[dict[str, StepResult | ClientError]]:
+    ) -> Exchange[_Results]:
         """Step many streams by one timestep each; streams with a transient error are retried.
 
         Args:
@@ -43,35 +48,75 @@ class BulkSteps(ModelProtocol):
         rows: dict[str, dict[str, Array]] = {}
         for cursor in cursors:
             rows[cursor.stream] = yield from self._prepare_inputs(xs[cursor.stream], policy)
-            if sources is None:
-                yield from self._ensure_cursor(cursor, policy)
         if sources is not None:
-            return (yield from self._apply_bulk(cursors, rows, policy, sources))
-        were_in_doubt = [cursor.in_doubt for cursor in cursors]
+            return (yield from self._apply_from_sources(cursors, rows, policy, sources))
         for cursor in cursors:
-            cursor.in_doubt = True
-        results: dict[str, StepResult | ClientError] = {}
-        try:
-            results = yield from self._apply_bulk(cursors, rows, policy)
-        except ClientError as error:
-            results = dict.fromkeys(rows, error)
-            raise
-        finally:
-            for cursor, was_in_doubt in zip(cursors, were_in_doubt, strict=True):
-                result = results.get(cursor.stream)
-                if isinstance(result, ClientError):
-                    cursor.in_doubt = was_in_doubt or result.applied != "no"
+            yield from self._ensure_cursor(cursor, policy)
+        return (yield from self._apply_bulk(cursors, rows, policy))
+
+    def _apply_from_sources(
+        self, cursors: Sequence[StreamCursor], rows: _Rows, policy: RetryPolicy, sources: Mapping[str, Source]
+    ) -> Exchange[_Results]:
+        """Send a timestep of each stream's source; as `_apply_from_source`."""
+        for cursor in cursors:
+            self._forget_position(cursor)
+        results = yield from self._send_rows(cursors, rows, policy, sources)
+        for cursor in cursors:
+            if isinstance(result := results[cursor.stream], StepResult):
+                self._on_source_result(cursor, result)
         return results
 
-    def _apply_bulk(
+    def _apply_bulk(self, cursors: Sequence[StreamCursor], rows: _Rows, policy: RetryPolicy) -> Exchange[_Results]:
+        """Send a timestep of each stream with `seq`; as `_apply`.
+
+        No cursor moves before all streams have their results: a call that is cancelled in between returns none of them,
+        and is repeated for all of its streams.
+        """
+        were_in_doubt = {cursor.stream: cursor.in_doubt for cursor in cursors}
+        for cursor in cursors:
+            cursor.in_doubt = True
+        try:
+            results = yield from self._send_groups(cursors, rows, policy)
+        except ClientError as error:
+            for cursor in cursors:
+                cursor.in_doubt = were_in_doubt[cursor.stream] or error.applied != "no"
+            raise
+        for cursor in cursors:
+            if isinstance(result := results[cursor.stream], StepResult):
+                single = {"inputs": packed(rows[cursor.stream]), **cursor.identifiers()}
+                self._on_result(cursor, self._step_request(cursor, single), result)
+            else:
+                cursor.in_doubt = were_in_doubt[cursor.stream] or result.applied != "no"
+        return results
+
+    def _send_groups(self, cursors: Sequence[StreamCursor], rows: _Rows, policy: RetryPolicy) -> Exchange[_Results]:
+        """Send a timestep of each stream: in one bulk request, or in two if only some of the streams exist.
+
+        Raises:
+            ClientError: The first bulk request failed as a whole.
+        """
+        new, existing = (
+            [cursor for cursor in cursors if (cursor.state_id is None) is is_new] for is_new in (True, False)
+        )
+        results: _Results = {}
+        for group in filter(None, (existing, new)):
+            try:
+                results |= yield from self._send_rows(group, rows, policy)
+            except ClientError as error:
+                if not results:
+                    raise
+                results |= {cursor.stream: error for cursor in group}
+        return results
+
+    def _send_rows(
         self,
         cursors: Sequence[StreamCursor],
-        rows: Mapping[str, Mapping[str, Array]],
+        rows: _Rows,
         policy: RetryPolicy,
         sources: Mapping[str, Source] | None = None,
-    ) -> Exchange[dict[str, StepResult | ClientError]]:
+    ) -> Exchange[_Results]:
         """Send a timestep of each stream as a bulk request, and retry the streams with a transient error."""
-        results: dict[str, StepResult | ClientError] = {}
+        results: _Results = {}
         in_doubt: set[str] = set()
         waiting, wait = list(cursors), 0.0
         while waiting:
@@ -80,9 +125,6 @@ class BulkSteps(ModelProtocol):
                 "inputs": packed(stack([rows[cursor.stream] for cursor in waiting])),
                 **_identifiers(waiting, sources),
             }
-            if sources is not None:
-                for cursor in waiting:
-                    self._forget_position(cursor)
             try:
                 reply = yield from self._send_with_retry(
                     ClientRequest("POST", f"{self.path}/step", document, wait=wait), policy
@@ -95,13 +137,8 @@ class BulkSteps(ModelProtocol):
             again: list[tuple[StreamCursor, ClientError]] = []
             rolled_back = False
             for cursor, result in zip(waiting, bulk, strict=True):
-                if isinstance(result, StepResult) and sources is not None:
-                    results[cursor.stream] = self._on_source_result(cursor, result)
-                    continue
                 if isinstance(result, StepResult):
-                    single = {"inputs": packed(rows[cursor.stream]), "seq": cursor.step + 1}
-                    single |= {} if cursor.state_id is None else {"after": cursor.state_id}
-                    results[cursor.stream] = self._on_result(cursor, self._step_request(cursor, single), result)
+                    results[cursor.stream] = result
                     continue
                 try:
                     if (yield from self._resend_lost(cursor, result, policy)):
@@ -124,8 +161,11 @@ class BulkSteps(ModelProtocol):
 
 
 def _identifiers(cursors: Sequence[StreamCursor], sources: Mapping[str, Source] | None) -> dict[str, Any]:
-    """Return the columns by which the service recognises a retry."""
+    """Return the columns by which the service recognises a retry. Without sources all streams exist, or none does."""
     if sources is None:
-        return {"seq": [cursor.step + 1 for cursor in cursors], "after": [cursor.state_id for cursor in cursors]}
+        columns: dict[str, Any] = {"seq": [cursor.step + 1 for cursor in cursors]}
+        if cursors[0].state_id is None:
+            return columns | {"create": "must"}
+        return columns | {"after": [cursor.state_id for cursor in cursors]}
     documents = [source_document(sources[cursor.stream]) for cursor in cursors]
     return {"source": {name: [document[name] for document in documents] for name in ("id", "at")}}

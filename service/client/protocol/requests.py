@@ -58,6 +58,14 @@ class StreamCursor:
         self.step, self.state_id, self.known, self.in_doubt = step, state_id, True, False
         self.keyed = None
 
+    def identifiers(self) -> dict[str, Any]:
+        """Return the fields by which the service recognises a retry, or a late copy, of the stream's next timestep.
+
+        Until the stream exists, there is no state id to name in `after`; without `create`, a copy of its first timestep
+        would be applied to the state of a later reset.
+        """
+        return {"seq": self.step + 1} | ({"create": "must"} if self.state_id is None else {"after": self.state_id})
+
     def key_of(self, request: ClientRequest, position: str | None) -> str:
         """Return the idempotency key of a call: that of the call before, if it was the same and has not succeeded.
 

@@ -2,8 +2,8 @@
 
 An exchange is a generator: it yields a `ClientRequest`, receives the `RawReply` (or a `NoReply`), and returns the
 result. `Client`, `AsyncClient` and `Feed` send the requests. All retries are made here. They are safe because a step
-carries the stream's next position (`seq`) and the history that its handle has seen (`after`), by which the service
-distinguishes a retry from another step.
+carries the stream's next position (`seq`) and the history that its handle has seen (`after`; for the first one,
+`create: must`), by which the service distinguishes a retry from another step.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ class ModelProtocol:
         document: dict[str, Any] = {"inputs": packed(inputs)}
         if source is None:
             yield from self._ensure_cursor(cursor, policy)
-            document["seq"] = cursor.step + 1
-            if cursor.state_id is not None:
-                document["after"] = cursor.state_id
+            document |= cursor.identifiers()
         else:
             document["source"] = source_document(source)
         request = (

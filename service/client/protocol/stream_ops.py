@@ -52,9 +52,7 @@ class StreamOps(BulkSteps):
             request = ClientRequest("POST", path, document, mutates=False)
             return (yield from self._fetch(request, policy, decoding.RolloutReply)).rollout()
         yield from self._ensure_cursor(cursor, policy)
-        document |= {"commit": True, "seq": cursor.step + 1}
-        if cursor.state_id is not None:
-            document["after"] = cursor.state_id
+        document |= {"commit": True, **cursor.identifiers()}
         return (yield from self._apply(cursor, ClientRequest("POST", path, document), policy, _read_rollout))
 
     @timed

@@ -156,7 +156,8 @@ def _check_position(record: Record, intent: StepIntent, skipped: int) -> None:
     seq = None if intent.seq is None else intent.seq + skipped  # of the first timestep that is to be applied
     facts: dict[str, Any] = {"step": step, "state_id": record.history_hash}
     if intent.create == "must":
-        reason, fix = "`create` is `must`", "Use another stream id, or `create: auto`."
+        reason = "`create` is `must`"
+        fix = "Read the stream, then continue from its `step` and `state_id`, or use another stream id."
         raise stream_exists(step, record.history_hash, reason, fix=fix)
     if intent.length:
         facts["expected"] = step + 1
