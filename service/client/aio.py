@@ -291,3 +291,5 @@ async def _locked(streams: Sequence[AsyncStream], timeout: float) -> AsyncIterat
     finally:
         for stream in acquired:
             stream._lock.release()
+            if stream._cursor.in_doubt:
+                stream._model.stream(stream.name)  # is kept, also if it was evicted before

@@ -387,4 +387,9 @@ def _locked(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
             if not stream._lock.acquire(timeout=left):
                 raise busy(stream.name, timeout)
             acquired.callback(stream._lock.release)
-        yield
+        try:
+            yield
+        finally:
+            for stream in streams:
+                if stream._cursor.in_doubt:
+                    stream._model.stream(stream.name)  # is kept, also if it was evicted before
