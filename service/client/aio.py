@@ -240,11 +240,11 @@ class AsyncStream:
 
     async def take_snapshot(self, name: str) -> StepResult:
         """Save a named copy of the stream; as `Stream.take_snapshot`."""
-        return await drive_async(self._operations.take_snapshot(self._cursor, name), self._send)
+        return await self._run(self._operations.take_snapshot(self._cursor, name))
 
     async def forget_snapshot(self, name: str) -> None:
         """Delete a snapshot; as `Stream.forget_snapshot`."""
-        await drive_async(self._operations.forget_snapshot(self._cursor, name), self._send)
+        await self._run(self._operations.forget_snapshot(self._cursor, name))
 
     async def state(self) -> State:
         """Return the stream's state; as `Stream.state`."""

@@ -310,11 +310,11 @@ class Stream:
 
     def take_snapshot(self, name: str) -> StepResult:
         """Save a named copy of the stream's current state; an existing snapshot of that name is replaced."""
-        return self._client.run(self._operations.take_snapshot(self._cursor, name))
+        return self._run(self._operations.take_snapshot(self._cursor, name))
 
     def forget_snapshot(self, name: str) -> None:
         """Delete a snapshot."""
-        self._client.run(self._operations.forget_snapshot(self._cursor, name))
+        self._run(self._operations.forget_snapshot(self._cursor, name))
 
     def state(self) -> State:
         """Return the stream's state."""
