@@ -318,6 +318,17 @@ def test_streams_that_exist_and_streams_that_do_not_are_stepped_by_one_call(js: 
     assert found == [[1, [5]], [2, [7]], [1, [5]]]
 
 
+def test_many_streams_are_stepped_by_handles_that_have_no_position_yet(js: Js) -> None:
+    found = js("""
+        await stream.step([1]);
+        const other = `${stream.id}-b`;
+        const results = await client.model("doubling").stepMany({ [stream.id]: [5], [other]: [5] });
+        return [results[stream.id].step, results[other].step];
+    """)
+
+    assert found == [2, 1]
+
+
 def test_a_watch_continues_after_a_lost_connection(js: Js, proxy: Proxy) -> None:
     found = js(
         """

@@ -19,7 +19,7 @@ export async function bulkStep(model, inputs, limits) {
     (stream) =>
       /** @type {Promise<Row>} */ (
         new Promise((resolve, reject) => {
-          const hold = async () => (resolve({ stream, ...(await stream.position(limits)) }), released);
+          const hold = async () => (resolve({ ...(await stream.position(limits)), stream }), released);
           stream.exclusive(limits, hold).catch(reject);
         })
       ),
