@@ -145,7 +145,7 @@ class AsyncModel:
     async def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
-        """Step many streams by one timestep each, in one request; as `Model.step_many`."""
+        """Step many streams by one timestep each; as `Model.step_many`."""
         streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
         exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
         async with _locked(streams, self._operations.timeout):

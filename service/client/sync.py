@@ -152,7 +152,7 @@ class Model:
     def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
-        """Step many streams by one timestep each, in one request.
+        """Step many streams by one timestep each, in one request; in two if only some of the streams exist.
 
         Args:
             inputs: The inputs of each stream by its id; shape `(*row)` per input.
@@ -162,7 +162,7 @@ class Model:
             A result per stream, or its error; a failed stream does not affect the others. `created` is always False.
 
         Raises:
-            ClientError: The whole request failed: no stream was stepped, or the outcome of all is unknown.
+            ClientError: No stream was stepped, or the outcome is unknown: repeat the call for all streams.
         """
         streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
         exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
