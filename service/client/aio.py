@@ -145,7 +145,7 @@ class AsyncModel:
     async def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
-        """Step many streams by one timestep each, in one request; as `Model.step_many`."""
+        """Step many streams by one timestep each; as `Model.step_many`."""
         streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
         exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
         async with _locked(streams, self._operations.timeout):
@@ -240,11 +240,11 @@ class AsyncStream:
 
     async def take_snapshot(self, name: str) -> StepResult:
         """Save a named copy of the stream; as `Stream.take_snapshot`."""
-        return await drive_async(self._operations.take_snapshot(self._cursor, name), self._send)
+        return await self._run(self._operations.take_snapshot(self._cursor, name))
 
     async def forget_snapshot(self, name: str) -> None:
         """Delete a snapshot; as `Stream.forget_snapshot`."""
-        await drive_async(self._operations.forget_snapshot(self._cursor, name), self._send)
+        await self._run(self._operations.forget_snapshot(self._cursor, name))
 
     async def state(self) -> State:
         """Return the stream's state; as `Stream.state`."""
@@ -291,3 +291,5 @@ async def _locked(streams: Sequence[AsyncStream], timeout: float) -> AsyncIterat
     finally:
         for stream in acquired:
             stream._lock.release()
+            if stream._cursor.in_doubt:
+                stream._model.stream(stream.name)  # is kept, also if it was evicted before

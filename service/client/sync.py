@@ -152,7 +152,7 @@ class Model:
     def step_many(
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
-        """Step many streams by one timestep each, in one request.
+        """Step many streams by one timestep each, in one request; in two if only some of the streams exist.
 
         Args:
             inputs: The inputs of each stream by its id; shape `(*row)` per input.
@@ -162,7 +162,7 @@ class Model:
             A result per stream, or its error; a failed stream does not affect the others. `created` is always False.
 
         Raises:
-            ClientError: The whole request failed: no stream was stepped, or the outcome of all is unknown.
+            ClientError: No stream was stepped, or the outcome is unknown: repeat the call for all streams.
         """
         streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
         exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
@@ -310,11 +310,11 @@ class Stream:
 
     def take_snapshot(self, name: str) -> StepResult:
         """Save a named copy of the stream's current state; an existing snapshot of that name is replaced."""
-        return self._client.run(self._operations.take_snapshot(self._cursor, name))
+        return self._run(self._operations.take_snapshot(self._cursor, name))
 
     def forget_snapshot(self, name: str) -> None:
         """Delete a snapshot."""
-        self._client.run(self._operations.forget_snapshot(self._cursor, name))
+        self._run(self._operations.forget_snapshot(self._cursor, name))
 
     def state(self) -> State:
         """Return the stream's state."""
@@ -387,4 +387,9 @@ def _locked(streams: Sequence[Stream], timeout: float) -> Iterator[None]:
             if not stream._lock.acquire(timeout=left):
                 raise busy(stream.name, timeout)
             acquired.callback(stream._lock.release)
-        yield
+        try:
+            yield
+        finally:
+            for stream in streams:
+                if stream._cursor.in_doubt:
+                    stream._model.stream(stream.name)  # is kept, also if it was evicted before

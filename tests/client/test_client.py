@@ -1011,13 +1011,46 @@ def test_a_bulk_step_that_is_cancelled_between_its_attempts_can_be_repeated() ->
     assert all(cursor.in_doubt for cursor in places)
 
 
-def bulk_reply(errors: dict[str, str]) -> RawReply:
-    """Return an answer for three streams, some of which failed."""
+@pytest.mark.parametrize("later", [BUSY, LOST])
+def test_the_outcome_of_a_row_stays_unknown_whatever_a_later_attempt_gets(later: RawReply | NoReply) -> None:
+    place = {name: StreamCursor(name, 4, "history", known=True) for name in "abc"}
+    exchange = exchanges(now=iter([0, 0, 0, 0, 0, 99])).step_many([*place.values()], {name: [7] for name in "abc"})
+    begin(exchange, DESCRIBED, bulk_reply({"1": "outcome_unknown"}, applied="unknown"))
+
+    with pytest.raises(StopIteration) as end:
+        exchange.send(later)
+
+    assert end.value.value["b"].applied == "unknown"
+    assert [cursor.in_doubt for cursor in place.values()] == [False, True, False]
+
+
+def test_streams_of_a_second_request_are_not_in_doubt_because_of_the_first() -> None:
+    old, new = StreamCursor("old", 4, "history", known=True), StreamCursor("new", known=True)
+    exchange = exchanges().step_many([old, new], {"old": [7], "new": [7]})
+    begin(exchange, DESCRIBED, LOST, bulk_reply({}, rows=1))
+
+    with pytest.raises(StopIteration) as end:
+        exchange.send(CHANGED)
+
+    assert (end.value.value["old"].step, end.value.value["new"].applied) == (5, "no")
+    assert (old.in_doubt, new.in_doubt) == (False, False)
+
+
+def test_streams_whose_request_was_not_sent_are_not_in_doubt() -> None:
+    old, new = StreamCursor("old", 4, "history", known=True), StreamCursor("new", known=True)
+    exchange = exchanges(now=iter([0, 0, 0, 99])).step_many([old, new], {"old": [7], "new": [7]})
+
+    assert error_of(begin, exchange, DESCRIBED, LOST).applied == "unknown"
+    assert (old.in_doubt, new.in_doubt) == (True, False)
+
+
+def bulk_reply(errors: dict[str, str], *, rows: int = 3, **more: Any) -> RawReply:
+    """Return an answer for some streams, some of which failed."""
     document = {
-        "outputs": {"y": {"d": "int64", "s": [3, 1], "b": bytes(24)}},
-        "step": [None if str(i) in errors else 1 for i in range(3)],
-        "state_id": [None if str(i) in errors else "id" for i in range(3)],
-        "errors": {i: json.loads(problem(code)) for i, code in errors.items()},
+        "outputs": {"y": {"d": "int64", "s": [rows, 1], "b": bytes(8 * rows)}},
+        "step": [None if str(i) in errors else 5 for i in range(rows)],
+        "state_id": [None if str(i) in errors else "id" for i in range(rows)],
+        "errors": {i: json.loads(problem(code, **more)) for i, code in errors.items()},
     }
     return RawReply(200, encode(document, MSGPACK), MSGPACK)
 

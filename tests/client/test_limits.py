@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -252,14 +253,19 @@ def test_the_handle_of_a_fork_in_doubt_is_kept_so_that_the_fork_can_be_repeated(
         assert source.fork(f"{stream}-b").step([-3]).step == 2
 
 
-def test_a_stream_in_doubt_among_many_is_kept_too(proxy: CuttingProxy, stream: str) -> None:
-    with Client(proxy.url, timeout=TIMEOUT_S, keep_streams=3) as client:
+@pytest.mark.parametrize("keep_streams", [0, 1, 3])
+def test_a_stream_in_doubt_among_many_is_kept_too(proxy: CuttingProxy, stream: str, keep_streams: int) -> None:
+    """Also one that was evicted before the call failed, because the call has more streams than are kept."""
+    with Client(proxy.url, timeout=TIMEOUT_S, keep_streams=keep_streams) as client:
         model = client.model("fold")
         names = [f"{stream}-{n}" for n in range(3)]
+        handles = [model.stream(name) for name in names]
         model.step_many({name: [7] for name in names})
         proxy.cut_answer()
         proxy.close()
         assert error_of(model.step_many, {name: [-3] for name in names}).applied == "unknown"
+        del handles
+        gc.collect()
         proxy.open()
         for n in range(10):
             model.stream(f"{stream}{n}").step([7])
@@ -267,6 +273,26 @@ def test_a_stream_in_doubt_among_many_is_kept_too(proxy: CuttingProxy, stream: s
         again = model.step_many({name: [-3] for name in names})
 
     assert [(one.replayed, one.step) for one in again.values() if isinstance(one, StepResult)] == [(True, 2)] * 3
+
+
+async def test_a_handle_that_was_evicted_before_its_call_failed_is_kept_by_an_asyncio_client(
+    proxy: CuttingProxy, stream: str
+) -> None:
+    async with AsyncClient(proxy.url, timeout=TIMEOUT_S, keep_streams=1) as client:
+        model = client.model("fold")
+        handle = model.stream(stream)
+        await handle.step([7])
+        model.stream(f"{stream}-other")
+        proxy.cut_answer()
+        proxy.close()
+        with pytest.raises(ClientError, match="No response"):
+            await handle.step([-3])
+        del handle
+        proxy.open()
+
+        again = await model.stream(stream).step([-3])
+
+    assert (again.replayed, again.step) == (True, 2)
 
 
 # -------------------------------------------------------------------- two handles

@@ -318,6 +318,17 @@ def test_streams_that_exist_and_streams_that_do_not_are_stepped_by_one_call(js: 
     assert found == [[1, [5]], [2, [7]], [1, [5]]]
 
 
+def test_many_streams_are_stepped_by_handles_that_have_no_position_yet(js: Js) -> None:
+    found = js("""
+        await stream.step([1]);
+        const other = `${stream.id}-b`;
+        const results = await client.model("doubling").stepMany({ [stream.id]: [5], [other]: [5] });
+        return [results[stream.id].step, results[other].step];
+    """)
+
+    assert found == [2, 1]
+
+
 def test_a_watch_continues_after_a_lost_connection(js: Js, proxy: Proxy) -> None:
     found = js(
         """
@@ -481,6 +492,46 @@ def test_a_call_that_created_a_stream_can_be_repeated_and_does_not_undo_later_st
     )
 
     assert found == [["no_answer", "unknown", "same"], 0, True, 1]
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("delete(by)", [2, ["s", 1]]),
+        ('takeSnapshot("s", by)', [4, ["s", 3]]),
+        ('forgetSnapshot("s", by)', [4, ["s", 3]]),
+    ],
+)
+def test_a_late_copy_of_a_call_that_was_repeated_changes_nothing(js: Js, call: str, expected: list[Any]) -> None:
+    found = js(
+        f"""
+        let by = {{ timeoutMs: 100 }};
+        const snapshotBetweenSteps = async () => {{
+          await stream.step([1]);
+          await stream.takeSnapshot("s");
+          await stream.step([2]);
+        }};
+        await snapshotBetweenSteps();
+        globalThis.holding = true;
+        const error = await failed(stream.{call});
+        by = {{}};
+        await stream.{call};
+        await snapshotBetweenSteps();
+        await fetch(...globalThis.held);
+        const [{{ name, step }}] = await stream.snapshots();
+        return [error, (await stream.status()).step, [name, step]];
+        """,
+        options="""{
+            fetch(address, init) {
+              if (!globalThis.holding) return fetch(address, init);
+              globalThis.holding = false;
+              globalThis.held = [address, { ...init, signal: null }];
+              return new Promise((_, reject) => init.signal.addEventListener("abort", () => reject(new Error("held"))));
+            },
+        }""",
+    )
+
+    assert found == [["no_answer", "unknown", "same"], *expected]
 
 
 def test_a_call_ends_at_its_deadline(js: Js) -> None:
@@ -674,6 +725,82 @@ def test_a_bulk_step_repeats_the_streams_whose_outcome_is_unknown(js: Js) -> Non
     assert found == [[1, [1], None], [1, [2], True], [2, [7], None]]
 
 
+def test_the_outcome_of_a_row_is_unknown_if_an_earlier_attempt_got_no_answer(js: Js) -> None:
+    found = js(
+        """
+        const [a, b] = [`${stream.id}-a`, `${stream.id}-b`];
+        const results = await model.stepMany({ [a]: [1], [b]: [2] });
+        return [results[a].replayed, results[b].code, results[b].applied, model.stream(b).inDoubt];
+        """,
+        options="""{
+            async fetch(address, init) {
+              const response = await fetch(address, init);
+              if (init.method !== "POST") return response;
+              globalThis.posts = (globalThis.posts ?? 0) + 1;
+              if (globalThis.posts === 1) throw new Error("the answer was lost");
+              const answer = await response.json();
+              answer.step[1] = answer.state_id[1] = answer.outputs.y[1] = null;
+              answer.errors[1] = { code: "store_unavailable", detail: "?", applied: "no", retry: "never" };
+              return Response.json(answer);
+            },
+        }""",
+    )
+
+    assert found == [True, "store_unavailable", "unknown", True]
+
+
+def test_an_unreadable_answer_for_new_streams_leaves_the_results_of_the_others(js: Js) -> None:
+    found = js(
+        """
+        const other = `${stream.id}-new`;
+        await stream.step([1]);
+        globalThis.replaced = 1;
+        const results = await model.stepMany({ [stream.id]: [5], [other]: [5] });
+        return [results[stream.id].step, results[other].code, results[other].applied, model.stream(other).inDoubt];
+        """,
+        options="""{
+            async fetch(address, init) {
+              const response = await fetch(address, init);
+              return init.method === "POST" && globalThis.replaced-- === 0 ? Response.json({}) : response;
+            },
+        }""",
+    )
+
+    assert found == [2, "unreadable_answer", "unknown", True]
+
+
+def test_a_position_that_arrives_after_its_call_has_failed_moves_no_handle_back(js: Js) -> None:
+    found = js(
+        """
+        const [a, b] = [`${stream.id}-a`, `${stream.id}-b`];
+        const many = failed(model.stepMany({ [a]: [1], [b]: [1] }));
+        const first = model.stream(b).step([1]);
+        setTimeout(() => globalThis.release(), 300);
+        const steps = [await many, (await first).step];
+        await globalThis.released;
+        await new Promise((resolve) => setTimeout(resolve));
+        return [...steps, (await model.stream(b).step([1])).step];
+        """,
+        options="""{
+            async fetch(address, init) {
+              if (init.method !== "GET") return fetch(address, init);
+              if (address.endsWith("-a")) {
+                const problem = { code: "forbidden", detail: "?", applied: "no", retry: "never" };
+                return Response.json(problem, { status: 403 });
+              }
+              const response = await fetch(address, init);
+              if (!globalThis.released) {
+                globalThis.released = new Promise((resolve) => (globalThis.release = resolve));
+                await globalThis.released;
+              }
+              return response;
+            },
+        }""",
+    )
+
+    assert found == [["forbidden", "no", "never"], 1, 2]
+
+
 def test_a_slow_watcher_gets_the_newest_events_and_a_gap(js: Js) -> None:
     gap, events = js("""
         const watch = model.watch({ prefix: stream.id });
@@ -838,7 +965,8 @@ def test_a_name_that_no_snapshot_can_have_deletes_no_stream(js: Js) -> None:
     assert found == [["bad_request", "no", "never"], 1]
 
 
-def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:
+@pytest.mark.parametrize("keep_streams", [0, 2])
+def test_a_handle_in_doubt_is_kept_also_if_it_was_evicted_before(js: Js, proxy: Proxy, keep_streams: int) -> None:
     found = js(
         """
         const id = `${stream.id}-x`;
@@ -853,7 +981,7 @@ def test_a_handle_in_doubt_is_never_evicted(js: Js, proxy: Proxy) -> None:
         return [error, again.step, again.outputs.y];
         """,
         url=url_of(proxy),
-        options="{ keepStreams: 2 }",
+        options=f"{{ keepStreams: {keep_streams} }}",
         flags=["--expose-gc"],
         between=losing_or_healing(proxy),
     )

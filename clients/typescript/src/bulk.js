@@ -7,41 +7,42 @@ import { Retries } from "./transport.js";
 /** @import { Position, StepResults } from "./results.js" */
 /** @import { BulkResponse, StepResponse } from "./api.js" */
 
+/** @typedef {Position & { stream: Stream }} Row */
+
 /** As `Model.stepMany`. @param {Model} model @param {InputsByStream} inputs @param {Limits} limits */
 export async function bulkStep(model, inputs, limits) {
   const streams = Object.keys(inputs).map((id) => model.stream(id));
-  /** @type {() => void} */
   let release = () => {};
   const released = new Promise((resolve) => (release = () => resolve(undefined)));
   // All streams are queued in this same turn of the event loop: two calls cannot wait for each other.
   const queued = streams.map(
     (stream) =>
-      new Promise((resolve, reject) => {
-        stream.exclusive(limits, async () => (resolve(undefined), released)).catch(reject);
-      }),
+      /** @type {Promise<Row>} */ (
+        new Promise((resolve, reject) => {
+          const hold = async () => (resolve({ ...(await stream.position(limits)), stream }), released);
+          stream.exclusive(limits, hold).catch(reject);
+        })
+      ),
   );
   try {
-    await Promise.all(queued);
-    return await stepAll(model, streams, inputs, limits);
+    return await stepAll(model, await Promise.all(queued), inputs, limits);
   } finally {
     release();
   }
 }
 
-/** @param {Model} model @param {Stream[]} streams @param {InputsByStream} inputs @param {Limits} limits */
-async function stepAll(model, streams, inputs, limits) {
+/** @param {Model} model @param {Row[]} rows @param {InputsByStream} inputs @param {Limits} limits */
+async function stepAll(model, rows, inputs, limits) {
   const { transport } = model.client;
-  const retries = new Retries(limits.deadline);
   /** @type {StepResults} */
   const results = {};
-  const rows = await Promise.all(streams.map(async (stream) => ({ stream, ...(await stream.position(limits)) })));
   // A request has one `create`, so the new streams have a request of their own.
   for (const isNew of [false, true]) {
+    const retries = new Retries(limits.deadline);
     let waiting = rows.filter((row) => !row.state_id === isNew);
     while (waiting.length) {
-      const before = waiting.map(({ stream }) => results[stream.id]);
       try {
-        const response = await transport.send(bulkRequest(model, waiting, inputs), limits);
+        const response = await transport.send(bulkRequest(model, waiting, inputs), limits, undefined, retries);
         waiting.forEach(({ stream }, i) => (results[stream.id] = readRow(response, i)));
       } catch (error) {
         if (!(error instanceof StepwellError)) throw error;
@@ -51,10 +52,19 @@ async function stepAll(model, streams, inputs, limits) {
         }
         waiting.forEach(({ stream }) => (results[stream.id] = error));
       }
-      waiting = waiting.filter(({ stream }, i) => settle(stream, results[stream.id], before[i]));
+      /** @type {StepwellError[]} */
+      const errors = []; // of the streams that can be tried again
+      waiting = waiting.filter(({ stream }) => {
+        const result = results[stream.id];
+        if (result instanceof StepwellError) {
+          stream.inDoubt ||= retries.final(result).applied !== "no";
+          return result.retry === "same" && errors.push(result);
+        }
+        stream.moveTo(result);
+      });
       if (!waiting.length) break;
       try {
-        await transport.wait(retries.pause(results[waiting[0].stream.id]), limits.signal);
+        await transport.wait(retries.pause(errors.find(({ applied }) => applied !== "no") ?? errors[0]), limits.signal);
       } catch {
         break; // the call is over: the errors stay the results
       }
@@ -63,7 +73,7 @@ async function stepAll(model, streams, inputs, limits) {
   return results;
 }
 
-/** @param {Model} model @param {(Position & { stream: Stream })[]} rows @param {InputsByStream} inputs */
+/** @param {Model} model @param {Row[]} rows @param {InputsByStream} inputs */
 function bulkRequest(model, rows, inputs) {
   const body = {
     streams: rows.map(({ stream }) => stream.id),
@@ -96,29 +106,13 @@ function namesOf(row) {
 
 /** @param {BulkResponse} response @param {number} row @returns {StepResponse | StepwellError} */
 function readRow(response, row) {
-  const problem = response.errors[row];
+  const problem = response?.errors?.[row];
   if (problem) return problemError(problem);
-  const [step, state_id] = [response.step[row], response.state_id[row]];
-  const columns = Object.entries(response.outputs);
-  const outputs = Object.fromEntries(columns.map(([name, column]) => [name, column[row]]));
+  const [step, state_id] = [response?.step?.[row], response?.state_id?.[row]];
   if (step == null || state_id == null) {
     return new StepwellError("unreadable_answer", `The response has nothing for row ${row}.`, { applied: "unknown" });
   }
+  const columns = Object.entries(response.outputs);
+  const outputs = Object.fromEntries(columns.map(([name, column]) => [name, column[row]]));
   return { outputs, step, state_id, ...(response.replayed?.includes(row) && { replayed: true }) };
-}
-
-/**
- * Record a stream's result, and return whether the step can be tried again.
- * @param {Stream} stream
- * @param {StepResponse | StepwellError} result
- * @param {StepResponse | StepwellError} [before] The result of the attempt before.
- */
-function settle(stream, result, before) {
-  if (!(result instanceof StepwellError)) {
-    stream.moveTo(result);
-    return false;
-  }
-  if (before instanceof StepwellError && before.applied !== "no" && result.applied === "no") result.applied = "unknown";
-  stream.inDoubt ||= result.applied !== "no";
-  return result.retry === "same";
 }

@@ -223,7 +223,7 @@ export class Stream {
     const from = options?.snapshot === undefined ? undefined : { snapshot: options.snapshot };
     const request = this.#post("fork", { to, from });
     return other.exclusive(this.#limits(options), async (limits) => {
-      await other.#replace(request, limits, this.#position);
+      other.moveTo(await other.#sendOnce(request, limits, this.#position));
       return other;
     });
   }
@@ -237,7 +237,7 @@ export class Stream {
     const to = options?.to === undefined ? undefined : { snapshot: options.to };
     return this.exclusive(this.#limits(options), async (limits) => {
       const after = (await this.position(limits)).state_id ?? undefined;
-      return this.#replace(this.#post("reset", { to, after }), limits);
+      return this.moveTo(await this.#sendOnce(this.#post("reset", { to, after }), limits));
     });
   }
 
@@ -257,7 +257,8 @@ export class Stream {
    * @returns {Promise<NewSnapshotResponse>}
    */
   async takeSnapshot(name, options) {
-    return this.#read({ method: "PUT", path: this.#snapshotPath(name), body: {}, key: newKey() }, options);
+    const request = { method: "PUT", path: this.#snapshotPath(name), body: {} };
+    return this.exclusive(this.#limits(options), (limits) => this.#sendOnce(request, limits));
   }
 
   /**
@@ -267,7 +268,8 @@ export class Stream {
    * @returns {Promise<void>}
    */
   async forgetSnapshot(name, options) {
-    return this.#read({ method: "DELETE", path: this.#snapshotPath(name), key: newKey() }, options);
+    const request = { method: "DELETE", path: this.#snapshotPath(name) };
+    return this.exclusive(this.#limits(options), (limits) => this.#sendOnce(request, limits));
   }
 
   /**
@@ -287,7 +289,7 @@ export class Stream {
    */
   putState(state, options) {
     const request = { method: "PUT", path: `${this.path}/state`, body: plain(state) };
-    return this.exclusive(this.#limits(options), (limits) => this.#replace(request, limits));
+    return this.exclusive(this.#limits(options), async (limits) => this.moveTo(await this.#sendOnce(request, limits)));
   }
 
   /**
@@ -318,7 +320,7 @@ export class Stream {
    */
   delete(options) {
     return this.exclusive(this.#limits(options), async (limits) => {
-      await this.#send({ method: "DELETE", path: this.path, key: newKey() }, limits);
+      await this.#sendOnce({ method: "DELETE", path: this.path }, limits);
       this.moveTo({ step: 0 });
     });
   }
@@ -357,7 +359,9 @@ export class Stream {
     const earlier = this.#last;
     const turn = within(earlier, limits.deadline - performance.now(), () => busy(this.id), limits.signal);
     const result = turn.then(() => action(limits));
-    this.#last = Promise.allSettled([earlier, result]).then(() => undefined);
+    this.#last = Promise.allSettled([earlier, result]).then(() => {
+      if (this.inDoubt) this.model.stream(this.id); // is kept, also if it was evicted before
+    });
     return result;
   }
 
@@ -369,13 +373,10 @@ export class Stream {
    */
   async position(limits) {
     if (this.#position) return this.#position;
-    /** @type {Position} */
-    let found = { step: 0 };
-    try {
-      found = await this.#send({ method: "GET", path: this.path }, limits);
-    } catch (error) {
-      if (!(error instanceof StepwellError && error.code === "stream_not_found")) throw error;
-    }
+    const found = await this.#send({ method: "GET", path: this.path }, limits).catch((error) => {
+      if (error.code !== "stream_not_found") throw error;
+      return { step: 0 };
+    });
     return this.moveTo(found);
   }
 
@@ -402,35 +403,30 @@ export class Stream {
     const request = this.#post(resource, body);
     if (resource === "step") request.stream = this.id;
     return this.exclusive(limits, async () => {
-      if (!request.body.source) {
+      if (request.body.source) {
+        this.#position = undefined; // until a response has the newest one
+      } else {
         const { step, state_id } = await this.position(limits);
         request.body.seq = step + 1;
         if (state_id) request.body.after = state_id;
         else request.body.create ??= "must"; // without it, a late copy is applied after a reset
-        return this.#apply(request, limits, attempt);
       }
-      this.#position = undefined; // until a response has the newest one
-      const response = await this.#send(request, limits, attempt); // repeated at any time, it is applied once
+      const response = await this.#send(request, limits, attempt);
       return response.state_id == null ? response : this.moveTo(response);
     });
   }
 
-  /** @param {Request} request @param {Limits} limits @param {Send} [attempt] */
-  async #apply(request, limits, attempt) {
-    try {
-      return this.moveTo(await this.#send(request, limits, attempt));
-    } catch (error) {
-      this.inDoubt ||= !(error instanceof StepwellError) || error.applied !== "no";
-      throw error;
-    }
-  }
-
-  /** Create the stream or replace its state. @param {Request} request @param {Limits} limits @param {Position} [from] */
-  #replace(request, limits, from) {
+  /**
+   * Send a request with a key, which the same call has again until it succeeds.
+   * @param {Request} request @param {Limits} limits @param {Position} [from]
+   */
+  async #sendOnce(request, limits, from) {
     const call = stringify([request, from]);
     if (call !== this.#keyed) this.#key = newKey();
     this.#keyed = call;
-    return this.#apply({ ...request, key: this.#key }, limits);
+    const response = await this.#send({ ...request, key: this.#key }, limits);
+    this.#keyed = "";
+    return response;
   }
 
   /** @param {string} name `..` would be the stream itself */
@@ -445,8 +441,13 @@ export class Stream {
   }
 
   /** @param {Request} request @param {Limits} limits @param {Send} [attempt] */
-  #send(request, limits, attempt) {
-    return this.model.client.transport.send(request, limits, attempt);
+  async #send(request, limits, attempt) {
+    try {
+      return await this.model.client.transport.send(request, limits, attempt);
+    } catch (error) {
+      this.inDoubt ||= !(error instanceof StepwellError) || error.applied !== "no";
+      throw error;
+    }
   }
 
   /** @param {Request} request @param {CallOptions} [options] */

@@ -42,9 +42,9 @@ export class Transport {
    * @param {Request} request
    * @param {Limits} limits
    * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
+   * @param {Retries} [retries]
    */
-  async send(request, { deadline, signal }, attempt = this.attempt.bind(this)) {
-    const retries = new Retries(deadline);
+  async send(request, { deadline, signal }, attempt = this.attempt.bind(this), retries = new Retries(deadline)) {
     for (;;) {
       if (signal?.aborted) throw retries.final(abortedError(signal));
       try {

@@ -24,8 +24,9 @@ export declare class Transport {
      * @param {Request} request
      * @param {Limits} limits
      * @param {Send} [attempt] How one attempt is sent; over HTTP by default.
+     * @param {Retries} [retries]
      */
-    send(request: Request, { deadline, signal }: Limits, attempt?: Send): Promise<any>;
+    send(request: Request, { deadline, signal }: Limits, attempt?: Send, retries?: Retries): Promise<any>;
     /** Wait; reject as soon as the call is over. @param {number} ms @param {AbortSignal} [signal] */
     wait(ms: number, signal?: AbortSignal): Promise<any>;
     /** As `onAbort`, also when the client is closed. @param {AbortSignal | undefined} signal @param {() => void} act */

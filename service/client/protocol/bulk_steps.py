@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from model_export.manifest import Array
@@ -67,45 +68,46 @@ class BulkSteps(ModelProtocol):
         return results
 
     def _apply_bulk(self, cursors: Sequence[StreamCursor], rows: _Rows, policy: RetryPolicy) -> Exchange[_Results]:
-        """Send a timestep of each stream with `seq`; as `_apply`.
+        """Send a timestep of each stream with `seq`; as `_apply`. Streams that exist and new ones are two requests.
 
         No cursor moves before all streams have their results: a call that is cancelled in between returns none of them,
         and is repeated for all of its streams.
-        """
-        were_in_doubt = {cursor.stream: cursor.in_doubt for cursor in cursors}
-        for cursor in cursors:
-            cursor.in_doubt = True
-        try:
-            results = yield from self._send_groups(cursors, rows, policy)
-        except ClientError as error:
-            for cursor in cursors:
-                cursor.in_doubt = were_in_doubt[cursor.stream] or error.applied != "no"
-            raise
-        for cursor in cursors:
-            if isinstance(result := results[cursor.stream], StepResult):
-                single = {"inputs": packed(rows[cursor.stream]), **cursor.identifiers()}
-                self._on_result(cursor, self._step_request(cursor, single), result)
-            else:
-                cursor.in_doubt = were_in_doubt[cursor.stream] or result.applied != "no"
-        return results
-
-    def _send_groups(self, cursors: Sequence[StreamCursor], rows: _Rows, policy: RetryPolicy) -> Exchange[_Results]:
-        """Send a timestep of each stream: in one bulk request, or in two if only some of the streams exist.
 
         Raises:
-            ClientError: The first bulk request failed as a whole.
+            ClientError: The first request failed as a whole.
         """
         new, existing = (
             [cursor for cursor in cursors if (cursor.state_id is None) is is_new] for is_new in (True, False)
         )
         results: _Results = {}
-        for group in filter(None, (existing, new)):
+        for group in filter(None, (existing, new)):  # a request has one `create`, so each group has its own
             try:
-                results |= yield from self._send_rows(group, rows, policy)
+                results |= yield from self._send_group(group, rows, policy)
             except ClientError as error:
                 if not results:
                     raise
                 results |= {cursor.stream: error for cursor in group}
+        for cursor in cursors:
+            if isinstance(result := results[cursor.stream], StepResult):
+                single = {"inputs": packed(rows[cursor.stream]), **cursor.identifiers()}
+                self._on_result(cursor, self._step_request(cursor, single), result)
+        return results
+
+    def _send_group(self, cursors: Sequence[StreamCursor], rows: _Rows, policy: RetryPolicy) -> Exchange[_Results]:
+        """Send a timestep of each stream as a bulk request, and record the streams whose outcome is unknown."""
+        were_in_doubt = [cursor.in_doubt for cursor in cursors]
+        for cursor in cursors:
+            cursor.in_doubt = True
+        results: _Results = {}
+        try:
+            results = yield from self._send_rows(cursors, rows, replace(policy, in_doubt=False))
+        except ClientError as error:
+            results = {cursor.stream: error for cursor in cursors}
+            raise
+        finally:
+            for cursor, was_in_doubt in zip(cursors, were_in_doubt, strict=True):
+                if isinstance(result := results.get(cursor.stream), ClientError):
+                    cursor.in_doubt = was_in_doubt or result.applied != "no"
         return results
 
     def _send_rows(
@@ -133,6 +135,7 @@ class BulkSteps(ModelProtocol):
             except ClientError as error:
                 if not results:
                     raise
+                error = policy.final_error(error, in_doubt=any(cursor.stream in in_doubt for cursor in waiting))
                 return results | {cursor.stream: error for cursor in waiting}  # keep the results of earlier attempts
             again: list[tuple[StreamCursor, ClientError]] = []
             rolled_back = False
@@ -146,7 +149,7 @@ class BulkSteps(ModelProtocol):
                         rolled_back = True
                         continue
                 except ClientError as error:
-                    results[cursor.stream] = error
+                    results[cursor.stream] = policy.final_error(error, in_doubt=cursor.stream in in_doubt)
                     continue
                 results[cursor.stream] = policy.final_error(result, in_doubt=cursor.stream in in_doubt)
                 if result.applied != "no":

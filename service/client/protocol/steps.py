@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import random
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -144,15 +143,6 @@ class ModelProtocol:
     def status(self, cursor: StreamCursor) -> Exchange[Status]:
         """Read a stream's status, without changing the known position."""
         return (yield from self._status(cursor, self._retry_policy()))
-
-    @timed
-    def delete(self, policy: RetryPolicy, cursor: StreamCursor) -> Exchange[None]:
-        """Delete a stream."""
-        yield from self._send_with_retry(
-            ClientRequest("DELETE", self._stream_path(cursor), key=uuid.uuid4().hex), policy
-        )
-        cursor.set(0, None)
-        self._discard_history(cursor)
 
     # ---------------------------------------------------------------- shared parts of exchanges
 

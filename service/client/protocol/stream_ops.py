@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +18,8 @@ from service.client.protocol.steps import timed
 from service.client.results import ClientError, Rollout, Snapshot, State, StepResult
 from service.codec.stream_ops import check_snapshot_name
 from service.errors import ServiceError
+
+T = TypeVar("T")
 
 
 class StreamOps(BulkSteps):
@@ -82,14 +83,24 @@ class StreamOps(BulkSteps):
         request = ClientRequest("GET", f"{self._stream_path(cursor)}/snapshots")
         return (yield from self._fetch(request, self._retry_policy(), decoding.SnapshotsReply)).snapshots
 
-    def take_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[StepResult]:
+    @timed
+    def take_snapshot(self, policy: RetryPolicy, cursor: StreamCursor, name: str) -> Exchange[StepResult]:
         """Save a named copy of a stream's current state."""
-        request = self._of_snapshot("PUT", cursor, name, {})
-        return (yield from self._fetch(request, self._retry_policy(), decoding.StepReply)).result()
+        request = ClientRequest("PUT", self._snapshot_path(cursor, name), {})
+        return (yield from self._send_once(cursor, request, policy, _read_position))
 
-    def forget_snapshot(self, cursor: StreamCursor, name: str) -> Exchange[None]:
+    @timed
+    def forget_snapshot(self, policy: RetryPolicy, cursor: StreamCursor, name: str) -> Exchange[None]:
         """Delete a snapshot."""
-        yield from self._send_with_retry(self._of_snapshot("DELETE", cursor, name, None), self._retry_policy())
+        request = ClientRequest("DELETE", self._snapshot_path(cursor, name))
+        yield from self._send_once(cursor, request, policy, _read_nothing)
+
+    @timed
+    def delete(self, policy: RetryPolicy, cursor: StreamCursor) -> Exchange[None]:
+        """Delete a stream."""
+        yield from self._send_once(cursor, ClientRequest("DELETE", self._stream_path(cursor)), policy, _read_nothing)
+        cursor.set(0, None)
+        self._discard_history(cursor)
 
     def state(self, cursor: StreamCursor) -> Exchange[State]:
         """Read a stream's state."""
@@ -109,36 +120,57 @@ class StreamOps(BulkSteps):
     def _replace(
         self, cursor: StreamCursor, request: ClientRequest, policy: RetryPolicy, position: str | None = None
     ) -> Exchange[StepResult]:
-        """Create a stream, or replace its state, by a request that can be repeated after a timeout, too.
+        """Create a stream, or replace its state; as `_send_once`."""
+        result = yield from self._send_once(cursor, request, policy, _read_position, position)
+        return self._restart_at(cursor, result)
+
+    def _send_once(
+        self,
+        cursor: StreamCursor,
+        request: ClientRequest,
+        policy: RetryPolicy,
+        read: Callable[[decoding.RawReply], T],
+        position: str | None = None,
+    ) -> Exchange[T]:
+        """Send a request with an idempotency key, which the same call has again until it succeeds.
+
+        So the call can be repeated, and a late copy of one of its attempts changes nothing.
 
         Args:
             cursor: The stream that is changed.
             request: The request, without a key.
             policy: The retries of this call.
+            read: Reads the reply.
             position: The state id of the stream that is copied.
         """
         request = replace(request, key=cursor.key_of(request, position))
         was_in_doubt, cursor.in_doubt = cursor.in_doubt, True
         try:
-            reply = yield from self._fetch(request, policy, decoding.StepReply)
+            result = read((yield from self._send_with_retry(request, policy)))
         except ClientError as error:
             cursor.in_doubt = was_in_doubt or error.applied != "no"
             raise
-        return self._restart_at(cursor, reply.result())
+        cursor.in_doubt, cursor.keyed = was_in_doubt, None
+        return result
 
-    def _of_snapshot(
-        self, method: str, cursor: StreamCursor, name: str, document: Mapping[str, Any] | None
-    ) -> ClientRequest:
-        """Return a request for a snapshot.
+    def _snapshot_path(self, cursor: StreamCursor, name: str) -> str:
+        """Return the path of a snapshot.
 
         Raises:
             ClientError: `bad_request`: the name is not valid; in a path, `..` would be the stream itself.
         """
         try:
-            path = f"{self._stream_path(cursor)}/snapshots/{check_snapshot_name(name)}"
+            return f"{self._stream_path(cursor)}/snapshots/{check_snapshot_name(name)}"
         except ServiceError as exc:
             raise ClientError(exc.code, exc.problem, fix=exc.fix) from exc
-        return ClientRequest(method, path, document, key=uuid.uuid4().hex)
+
+
+def _read_position(reply: decoding.RawReply) -> StepResult:
+    return decoding.read(reply, decoding.StepReply).result()
+
+
+def _read_nothing(_reply: decoding.RawReply) -> None:
+    return None
 
 
 def _read_rollout(reply: decoding.RawReply) -> Rollout:
