@@ -175,6 +175,22 @@ def test_a_variance_that_is_nan_for_one_timestep_is_refused_with_what_to_write()
     assert report.parity.max_abs <= 1e-5
 
 
+@pytest.mark.parametrize("divide_first", [False, True])
+def test_weights_that_are_divided_by_a_number_of_keys_are_refused_with_what_to_write(divide_first: bool) -> None:
+    """There is none at the first timestep; that is no matter of a standard deviation."""
+
+    def run(m: Any, x: Any) -> Any:
+        counts = (x > 2).float()
+        weights, n = m.score(x).softmax(1) * counts, counts.sum(1, keepdim=True)
+        return ((weights / n) * x).sum(1) if divide_first else (weights * x).sum(1) / n.squeeze(1)
+
+    with pytest.raises(ParityError) as caught:
+        verify_model(convert(whole(of(run, score=nn.Linear(4, 1))), name="module"), long_steps=0)
+
+    assert "which divides by 0. Let the divisor be a positive number where it is 0" in caught.value.problem
+    assert "std" not in caught.value.problem
+
+
 def test_the_place_of_an_extreme_is_in_the_sequence_where_all_are_masked() -> None:
     """At the beginning of a stream, the numbers in front of it are as small as those that a mask leaves."""
 
