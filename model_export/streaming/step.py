@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,6 +77,7 @@ class SequenceStep:
         watched: Nodes to compare where the answers differ, in order.
         layer_states: What each layer carries, also where the step graph has one state for several that are equal.
         rounding: How far the graph is from exact, where it computes in float16.
+        windows: How many of the last timesteps are taken, without padding in front of the first one.
     """
 
     proto: onnx.ModelProto
@@ -87,6 +88,7 @@ class SequenceStep:
     watched: list[Watched]
     layer_states: list[StateSpec]
     rounding: float = 0.0
+    windows: Collection[int] = ()
 
 
 def make_step(
@@ -188,7 +190,8 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     rounding = HALF if is_half else 0.0
-    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk, left_out), states, rounding)
+    watched, windows = _watched(walk, left_out), _short_windows(walk)
+    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, states, rounding, windows)
 
 
 def _read(runs: TensorRuns, declared: Declared, options: _Options) -> tuple[SequenceInputs, TensorRuns, Declared]:
@@ -271,6 +274,12 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
                 Watched(described(node).partition(" ")[2], name, left_out.get(tensor.step, tensor.step), facts)
             )
     return found
+
+
+def _short_windows(walk: StreamingWalk) -> set[int]:
+    """Return the lengths of windows that begin before the first timestep of a stream."""
+    ends = (tensor for tensor in walk.tensors.values() if tensor.kind == "final")
+    return {end.window for end in ends if (end.offset or 0) < end.window - 1}
 
 
 def _one_row(walk: StreamingWalk, inputs: SequenceInputs) -> bool:

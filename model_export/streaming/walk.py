@@ -19,6 +19,7 @@ import onnx
 from model_export.errors import RefusedModelError
 from model_export.graph.described import described, mentioned
 from model_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
+from model_export.graph.operators import STATEFUL
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.causality import check_outputs
 from model_export.streaming.constants import emit_known, history
@@ -263,7 +264,7 @@ class StreamingWalk:
         if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
             if self.facts.length_delta(name) > offset:
-                tensor = replace(tensor, blame=blame or mentioned(node))
+                tensor = replace(tensor, blame=blame or f"{mentioned(node)} {_look_ahead(node)}")
         self.tensors[name] = tensor
 
     def _has_end_of(self, given: str, name: str) -> bool:
@@ -291,9 +292,9 @@ class StreamingWalk:
         ahead = self.facts.length_delta(name) - back - tensor.offset
         if ahead > 0:
             raise RefusedModelError(
-                f"Tensor {name!r} looks {ahead} timestep(s) ahead; {tensor.blame or 'a node'} pads or "
-                "shifts it on the right of the time axis.",
-                fix="Pad on the left alone (causal), and train the model that way.",
+                f"Tensor {name!r} looks {ahead} timestep(s) ahead; {tensor.blame or 'a node shifts it'}.",
+                fix="Pad on the left alone (causal), no more than a convolution or a cut takes off again, and train "
+                "the model that way.",
             )
         return self.delayed(name, -ahead), -ahead
 
@@ -342,3 +343,10 @@ class StreamingWalk:
             return False
         self.tensors |= {name: StepTensor("constant" if name in constant else "by_position") for name in outputs}
         return True
+
+
+def _look_ahead(node: onnx.NodeProto) -> str:
+    """Return how a node whose inputs do not look ahead gives what does."""
+    if node.op_type in STATEFUL or node.op_type in {"Loop", "Scan"}:
+        return "begins in the padding in front of the sequence"
+    return "pads or shifts it on the right of the time axis"

@@ -157,6 +157,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: of(lambda x: L.ZeroPadding1D((1, 0), name="odd")(L.Activation("sigmoid")(L.ZeroPadding1D((1, 0))(x)))),
         "ZeroPadding1D", "2 timestep(s) longer than the model's input",
     ),
+    "cropped_less_than_padded": (
+        lambda: sequence(L.ZeroPadding1D((2, 0)), L.Cropping1D((1, 0)), L.LSTM(3, name="odd", **RS)),
+        "LSTM", "1 timestep(s) ahead; layer 'odd' (LSTM) begins in the padding in front of the sequence",
+    ),
+    "cropped_more_than_padded": (
+        lambda: sequence(L.ZeroPadding1D((2, 0)), L.Cropping1D((3, 0), name="odd"), L.LSTM(3, **RS)),
+        "Cropping1D", "1 timestep(s) shorter than the model's input",
+    ),
     "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "2 timestep(s) shorter"),
     "conv_lstm_backwards": (
         lambda: frames(L.ConvLSTM2D(2, 3, go_backwards=True, name="odd")), "ConvLSTM2D", "go_backwards",
