@@ -10,9 +10,6 @@ from model_export.streaming.time_weights import TimeWeights
 
 Kind = Literal["constant", "static", "per_step", "by_position", "final", "scores", "unsupported"]
 
-DEVIATING = ("Mul", "Pow", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sub")
-"""Operators that variances over time are made of."""
-
 
 @dataclass(frozen=True, slots=True)
 class Deviation:

@@ -33,9 +33,12 @@ def over_time(rule: Rule) -> Rule:
     """Return the rule of a reduction over any axes; `rule` is for the timesteps from the beginning of a sequence on."""
 
     def over_any_axes(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+        name, is_over_time = node.input[0], _is_over_time(walk, node)
+        if is_over_time and walk.tensors[name].blame:
+            walk.aligned(name)  # raises the refusal of what looks ahead
         if _is_of_the_last(walk, node):
             _of_the_last(walk, node)
-        elif _is_over_time(walk, node):
+        elif is_over_time and begins_with_the_sequence(walk, name):
             rule(walk, node)
         else:
             pointwise(walk, node)
@@ -122,17 +125,9 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 
 def _is_over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
-    """Whether a node reduces the timesteps of a sequence, from its beginning on.
-
-    Raises:
-        RefusedModelError: They look ahead.
-    """
+    """Whether a node reduces the timesteps of a sequence."""
     name = node.input[0]
-    if walk.tensors[name].kind != "per_step" or walk.facts.time_axis(name) not in read_axes(walk, node):
-        return False
-    if walk.tensors[name].blame:
-        walk.aligned(name)
-    return begins_with_the_sequence(walk, name)
+    return walk.tensors[name].kind == "per_step" and walk.facts.time_axis(name) in read_axes(walk, node)
 
 
 def _before(kind: str, dims: Sequence[Dim], dtype: str) -> Array | None:

@@ -12,9 +12,9 @@ from model_export.streaming.rules.pooling.table import WEIGHTED, with_weights
 from model_export.streaming.rules.recurrent import running, stateful_op
 from model_export.streaming.rules.reductions import PLACES, REDUCTIONS, place_of_extreme, reduction
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
-from model_export.streaming.rules.variances import with_deviations
+from model_export.streaming.rules.variances import DEVIATING, with_deviations
 from model_export.streaming.rules.window import convolution, transposed
-from model_export.streaming.tensor import DEVIATING
+from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import Rule
 
 RULES: dict[str, Rule] = {
@@ -47,3 +47,9 @@ RULES: dict[str, Rule] = {
 RULES |= {name: with_weights(name, RULES.get(name, pointwise)) for name in WEIGHTED}
 RULES |= {name: with_deviations(RULES.get(name, pointwise)) for name in DEVIATING}
 """Operators that need more than to be emitted as they are."""
+
+
+def takes_refused(operator: str, tensor: StepTensor) -> bool:
+    """Whether an operator's rule takes what is refused for others: a weight over time, a difference from a mean."""
+    weighs, deviates = tensor.weights is not None, tensor.deviation is not None
+    return (weighs and operator in WEIGHTED) or (deviates and operator in DEVIATING)

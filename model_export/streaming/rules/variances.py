@@ -19,6 +19,8 @@ from model_export.streaming.step_graph import plain
 from model_export.streaming.tensor import Deviation, StepTensor
 from model_export.streaming.walk import Rule, StreamingWalk
 
+DEVIATING = ("Mul", "Pow", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sub")
+"""Operators that variances over time are made of."""
 _MEANS = {"ReduceMean", "ReduceSum", "ReduceSumSquare"}
 _DEVIATION_FIX = (
     "Every later timestep changes all differences from the mean over time. Their mean square can be followed: use the "
