@@ -10,6 +10,7 @@ import onnx
 from model_export.graph.nodes import attributes
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.constants import reshaped
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import Rule, StreamingWalk
@@ -80,16 +81,17 @@ def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     graph, attrs, name, out = walk.graph, attributes(node), node.input[0], node.output[0]
     offset, dims, dtype = walk.tensors[name].offset or 0, walk.facts.dims(out), walk.dtype(name)
     kind, label = node.op_type.replace("Arg", "Reduce"), plain(node.name)
-    zero = graph.constant(np.zeros([1] if attrs.get("keepdims", 1) else [], np.int64))
-    now = graph.op("Gather", walk.operand(name, offset), zero, axis=read_axes(walk, node)[0])
+    now = reshaped(graph, walk.operand(name, offset), dims)
     before, spec = graph.state_like(f"{label}.{_JOINS[kind].lower()}", dims, dtype, _before(kind, dims, dtype))
     place, place_spec = graph.state_like(f"{label}.place", dims, "int64")
     is_new = graph.op("Greater", now, before) if kind == "ReduceMax" else graph.op("Less", now, before)
     if attrs.get("select_last_index"):
         is_new = graph.op("Or", is_new, graph.op("Equal", now, before))
+    extreme = graph.op(_JOINS[kind], before, now)  # as in `reduction`, so that both of one tensor are one state
     if offset < 0:
-        is_new = graph.op("And", is_new, walk.has_seen(-offset, dims))
-    graph.next_state_like(spec, graph.op("Where", is_new, now, before), dims)
+        begun = walk.has_seen(-offset, dims)
+        is_new, extreme = graph.op("And", is_new, begun), graph.op("Where", begun, extreme, before)
+    graph.next_state_like(spec, extreme, dims)
     place = graph.op("Where", is_new, graph.count_like(dims, offset), place)
     graph.next_state_like(place_spec, place, dims)
     walk.set_output(node, out, place, "final")
