@@ -10,6 +10,7 @@ import onnx
 from model_export.graph.nodes import attributes
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.causality import SORTED_FIX
 from model_export.streaming.constants import reshaped
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
@@ -95,6 +96,19 @@ def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     place = graph.op("Where", is_new, graph.count_like(dims, offset), place)
     graph.next_state_like(place_spec, place, dims)
     walk.set_output(node, out, place, "final")
+
+
+def top_k(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """TopK of features or of a window: as it is.
+
+    Raises:
+        RefusedModelError: It sorts the timesteps of the sequence.
+    """
+    name = node.input[0]
+    axis = int(attributes(node).get("axis", -1)) % len(walk.facts.dims(name))
+    if walk.timed(node, [name]) and walk.facts.time_axis(name) == axis:
+        raise walk.refuse(node, "sorts the timesteps of the whole sequence", SORTED_FIX)
+    pointwise(walk, node)
 
 
 def _is_of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:

@@ -10,7 +10,7 @@ from model_export.streaming.rules.pooling.factors import softmax
 from model_export.streaming.rules.pooling.sums import log_sum_exp
 from model_export.streaming.rules.pooling.table import WEIGHTED, with_weights
 from model_export.streaming.rules.recurrent import running, stateful_op
-from model_export.streaming.rules.reductions import PLACES, REDUCTIONS, place_of_extreme, reduction
+from model_export.streaming.rules.reductions import PLACES, REDUCTIONS, place_of_extreme, reduction, top_k
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
 from model_export.streaming.rules.variances import DEVIATING, with_deviations
 from model_export.streaming.rules.window import convolution, transposed
@@ -43,6 +43,7 @@ RULES: dict[str, Rule] = {
     "LogSoftmax": softmax,
     "Softmax": softmax,
     "Split": split,
+    "TopK": top_k,
 }
 RULES |= {name: with_weights(name, RULES.get(name, pointwise)) for name in WEIGHTED}
 RULES |= {name: with_deviations(RULES.get(name, pointwise)) for name in DEVIATING}

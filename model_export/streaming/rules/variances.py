@@ -25,7 +25,8 @@ _MEANS = {"ReduceMean", "ReduceSum", "ReduceSumSquare"}
 _DEVIATION_FIX = (
     "Every later timestep changes all differences from the mean over time. Their mean square can be followed: use the "
     "variance or the standard deviation over time. Or take differences from the mean of the timesteps so far: a "
-    "cumulative sum, divided by how many there are."
+    "cumulative sum, divided by how many there are. For skewness and other moments, take the last n timesteps, "
+    "x[:, -n:], with n - 1 timesteps of zeros padded in front."
 )
 
 

@@ -72,6 +72,11 @@ def product_with_mask(x: Any) -> Any:
     return L.Reshape((T, 8))(ops.dot_product_attention(q, k, v, mask=seen))
 
 
+def sorted_ends(x: Any) -> Any:
+    last = L.ZeroPadding1D((4, 0))(x)[:, -5:]
+    return ops.concatenate([ops.sort(last, axis=1)[:, 2], ops.top_k(ops.transpose(last, (0, 2, 1)), 2)[0][..., 1]], -1)
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "a masked layer that starts from an input": masked_from_an_input,
     "a static input broadcast over time": static_over_time,
@@ -85,6 +90,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "logsumexp over time": lambda: of(lambda x: ops.logsumexp(L.Dense(3)(x), axis=1)),
     "dot_product_attention with a mask": lambda: over(product_with_mask),
     "a recurrent layer over the features of the last answer": lambda: sequence(L.LSTM(6), L.Reshape((6, 1)), L.GRU(3)),
+    "sorted last timesteps": lambda: of(sorted_ends),
     "the newest of what was cut": lambda: of(lambda x: x[:, 1:][:, -1]),
 }
 
