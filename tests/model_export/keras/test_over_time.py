@@ -141,13 +141,16 @@ def test_two_windows_over_one_sequence_are_carried_once() -> None:
         lambda x: L.Conv1D(3, 3)(x)[:, 5:],
         lambda x: L.ZeroPadding1D((2, 0))(x)[:, 9:100],
         lambda x: L.GRU(3, **RS)(x)[:, 5:-2],
+        lambda x: L.Cropping1D((8, 1))(L.ZeroPadding1D((2, 0))(x)),
+        lambda x: L.Cropping1D((12, 0))(L.ZeroPadding1D((4, 0))(x)),
     ],
-    ids=["behind a convolution", "behind padding", "in the middle"],
+    ids=["behind a convolution", "behind padding", "in the middle", "by Cropping1D", "of more than the length"],
 )
 def test_a_cut_off_the_front_of_a_declared_length_leaves_a_window(cut: Callable[[Any], Any]) -> None:
     """A convolution or padding in front of it changes the number of timesteps."""
     x = keras.Input((10, 4), name="x")
-    model = keras.Model(x, L.Bidirectional(L.GRU(3))(cut(x)))
+    part = cut(x)
+    model = keras.Model(x, L.Add()([L.Bidirectional(L.GRU(3))(part), L.Dense(6)(L.Flatten()(part))]))
     randomise(model)
 
     _, report = export_model(model, name="cut")
