@@ -19,9 +19,8 @@ import onnx
 from model_export.errors import RefusedModelError
 from model_export.graph.described import described, mentioned
 from model_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
-from model_export.graph.operators import STATEFUL
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
-from model_export.streaming.causality import check_outputs
+from model_export.streaming.causality import check_outputs, how_ahead
 from model_export.streaming.constants import emit_known, history
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain, window_order
@@ -265,7 +264,7 @@ class StreamingWalk:
         if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
             if self.facts.length_delta(name) > offset:
-                tensor = replace(tensor, blame=blame or f"{mentioned(node)} {_look_ahead(node)}")
+                tensor = replace(tensor, blame=blame or f"{mentioned(node)} {how_ahead(node)}")
         self.tensors[name] = tensor
 
     def _has_end_of(self, given: str, name: str) -> bool:
@@ -342,10 +341,3 @@ class StreamingWalk:
             return False
         self.tensors |= {name: StepTensor("constant" if name in constant else "by_position") for name in outputs}
         return True
-
-
-def _look_ahead(node: onnx.NodeProto) -> str:
-    """Return how a node whose inputs do not look ahead gives what does."""
-    if node.op_type in STATEFUL or node.op_type in {"Loop", "Scan"}:
-        return "begins in the padding in front of the sequence"
-    return "pads or shifts it on the right of the time axis"
