@@ -135,8 +135,10 @@ def __dir__() -> list[str]:
 
 def main() -> None:
     """Run the `stepwell` program."""
-    from service.cli import main as run
+    from service.interrupted import loading
 
+    with loading():
+        from service.cli import main as run
     run()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 
     from model_export.chunk.decision import ChunkChoice
 
+_OF_NONE = (
+    "Nothing was written. Let the original give a number where there is nothing yet, as by "
+    "torch.nan_to_num(x[:, 7:].mean(1)) or ops.nan_to_num(ops.mean(x[:, 7:], axis=1)); or let it take the last "
+    "timesteps, x[:, -7:]: of these there is one from the first timestep on."
+)
+_SHORT_WINDOW = (
+    "The model takes the last {n} timesteps, x[:, -{n}:], and a stream has fewer before timestep {n}: there the "
+    "original computes with these alone, and the step graph with zeros in front of them."
+)
+_PAD_WINDOW = (
+    "Nothing was written. Pad zeros in front: F.pad(x, (0, 0, {past}, 0))[:, -{n}:] in PyTorch, "
+    "ZeroPadding1D(({past}, 0))(x)[:, -{n}:] in Keras. Each timestep then has the answer for the window that ends with "
+    "it."
+)
+
 UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
 
 
@@ -46,6 +61,7 @@ class ConvertedModel:
         probe: What the layers of the original give, to find the one to blame where the answers differ.
         rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
             is taken to be tighter.
+        windows: How many of the last timesteps are taken, without padding in front of the first one.
     """
 
     proto: onnx.ModelProto
@@ -57,6 +73,7 @@ class ConvertedModel:
     longest: int | None = None
     probe: LayerOutputs | None = None
     rounding: float = 0.0
+    windows: Collection[int] = ()
 
     @property
     def kinds(self) -> Mapping[str, Sampler]:
@@ -162,13 +179,17 @@ def _blaming(candidate: ConvertedModel, tolerance: Tolerance) -> Iterator[None]:
     try:
         yield
     except DifferentAnswerError as exc:
-        proto, manifest, suspect = candidate.proto, candidate.manifest, ""
+        proto, manifest, problem, suspect, fix = candidate.proto, candidate.manifest, exc.problem, "", exc.fix
+        window = min((size for size in candidate.windows if size > exc.step), default=0)
         if not np.isfinite(exc.found):
             suspect = _not_finite(proto) or locate_not_finite(proto, manifest, exc)
         elif not np.isfinite(exc.want):
-            suspect = "The original has no number there, as a mean of none: let it give one, as by nan_to_num."
+            suspect, fix = "The original has no number there, as a mean of none.", _OF_NONE
+        elif window:
+            problem = f"{problem} {_SHORT_WINDOW.format(n=window)}"
+            fix = _PAD_WINDOW.format(n=window, past=window - 1)
         suspect = suspect or localize_layer(candidate.probe, proto, manifest, exc, tolerance)
-        raise ParityError(f"{exc.problem} {suspect}", fix=exc.fix) from exc
+        raise ParityError(f"{problem} {suspect}", fix=fix) from exc
 
 
 def _tolerance(atol: float | None, rtol: float | None, default: Tolerance, rounding: float) -> Tolerance:

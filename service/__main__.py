@@ -1,5 +1,8 @@
 """`python -m service` is the `stepwell` program."""
 
-from service.cli import main
+from service.interrupted import loading
+
+with loading():
+    from service.cli import main
 
 main()

@@ -9,13 +9,11 @@ import sys
 from importlib.metadata import version
 from typing import Annotated
 
-try:
-    import typer
+import typer
 
-    from model_export.errors import StepwellError
-    from service.collector import collector_paused
-except KeyboardInterrupt:  # this takes a moment, and `main` cannot catch anything yet
-    sys.exit(130)
+from model_export.errors import StepwellError
+from service.collector import collector_paused
+from service.interrupted import loading
 
 # Each command is in service/commands/ and is imported only when it is called, so that `--help` is fast and serving
 # does not import the dependencies of exporting.
@@ -102,7 +100,7 @@ def main() -> None:
     if wanted == "serve":  # else pydantic reads the metadata of all installed packages, in each process
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        with collector_paused():
+        with loading(), collector_paused():
             app = make_app(wanted)
         app(prog_name="stepwell")  # also where it is run as a module
     except StepwellError as exc:

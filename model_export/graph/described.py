@@ -36,7 +36,8 @@ def layer_of(node: Any) -> str:
 
 def described(node: Any) -> str:
     """Return what a message calls a node at its beginning, for example `Node 'conv' (Conv)`."""
-    return layer_of(node) or f"Node {shared_name(node.name)!r} ({node.op_type})"
+    name = f"Node {shared_name(node.name)!r}" if node.name else "A node without name"
+    return layer_of(node) or f"{name} ({node.op_type})"
 
 
 def mentioned(node: Any) -> str:

@@ -73,6 +73,7 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
         longest=original.longest,
         probe=original.activations,
         rounding=rounding(model),
+        windows=exported.step.windows,
     )
 
 

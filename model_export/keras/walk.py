@@ -125,7 +125,7 @@ class KerasWalk:
             RefusedModelError: The code cannot be run that way, or does something that cannot be stepped.
         """
         try:
-            recorded = trace(call, function, self.graph.length)
+            recorded = trace(call, function, self.graph.length and _length_there(call, self.graph.length))
         except RandomNumbersError as exc:
             raise call.refuse(
                 "it draws random numbers outside training, so no retry could get the same answer",
@@ -169,6 +169,13 @@ class KerasWalk:
             return _checked_mask(call, explicit).name
         first = keras.tree.flatten(call.args[0])[0] if call.args else None
         return first.mask if isinstance(first, Value) else None
+
+
+def _length_there(call: Call, length: int) -> int:
+    """Return how many timesteps a layer takes in a model of a declared number: padding and convolutions change it."""
+    given = keras.tree.flatten(getattr(call.layer, "input", None))[0]
+    of_time = given is not None and any(value.is_sequence for value in call.operands[:1])
+    return (given.shape[1] if of_time else None) or length
 
 
 def _checked_mask(call: Call, mask: Value) -> Value:

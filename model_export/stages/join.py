@@ -75,6 +75,7 @@ def join(
         longest=min(limits, default=None),
         probe=joint.probe if first.probe or second.probe else None,
         rounding=max(first.rounding, second.rounding),
+        windows={*first.windows, *second.windows},
     )
 
 

@@ -85,4 +85,5 @@ def convert(
         probe=probe,
         only_length=only_length,
         rounding=step.rounding,
+        windows=step.windows,
     )

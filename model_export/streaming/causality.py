@@ -9,6 +9,7 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.graph.nodes import uses
+from model_export.graph.operators import STATEFUL
 
 if TYPE_CHECKING:
     from model_export.streaming.walk import StreamingWalk
@@ -20,6 +21,13 @@ BACKWARDS_FIX = (
     "any order: let it pad n - 1 in front, and begin with x[:, -n:]."
 )
 """For whatever goes from the last timestep to the first: no module of one timestep computes the same."""
+
+SORTED_FIX = (
+    "All timesteps would have to be kept. Let it take the last n of them, with zeros in front of the first ones: "
+    "F.pad(x, (0, 0, n - 1, 0))[:, -n:] in PyTorch, ZeroPadding1D((n - 1, 0))(x)[:, -n:] in Keras. Over all timesteps, "
+    "the largest, the smallest, the mean and the standard deviation can be followed."
+)
+"""For whatever sorts the timesteps of a sequence."""
 
 _NORMALISING = (
     "Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
@@ -66,6 +74,13 @@ def check_causal(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
             f"mixes timesteps: a change at timestep {walk.facts.perturbed + 1} changes its answer for "
             f"timestep {first - tensor.offset + 1}" + _why(node),
         )
+
+
+def how_ahead(node: onnx.NodeProto) -> str:
+    """Return how a node whose inputs do not look ahead gives a tensor that does, for messages."""
+    if node.op_type in STATEFUL or node.op_type in {"Loop", "Scan"}:
+        return "begins in the padding in front of the sequence"
+    return "pads or shifts it on the right of the time axis"
 
 
 def _why(node: onnx.NodeProto) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,8 +34,7 @@ from model_export.streaming.opset import with_newer_operators
 from model_export.streaming.rules.attention import attention_scores
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.loops import turns_with_time
-from model_export.streaming.rules.pooling.table import WEIGHTED
-from model_export.streaming.rules.table import RULES
+from model_export.streaming.rules.table import RULES, takes_refused
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import StreamingWalk
 from model_export.verify.graph_session import with_weights_outside
@@ -77,6 +76,7 @@ class SequenceStep:
         watched: Nodes to compare where the answers differ, in order.
         layer_states: What each layer carries, also where the step graph has one state for several that are equal.
         rounding: How far the graph is from exact, where it computes in float16.
+        windows: How many of the last timesteps are taken, without padding in front of the first one.
     """
 
     proto: onnx.ModelProto
@@ -87,6 +87,7 @@ class SequenceStep:
     watched: list[Watched]
     layer_states: list[StateSpec]
     rounding: float = 0.0
+    windows: Collection[int] = ()
 
 
 def make_step(
@@ -165,7 +166,7 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
         inputs, facts = cached, measure_shapes(runs, cached)
     walk = StreamingWalk(runs.load(inputs, inputs.lengths[0]).model, facts, options.length)
     specs = [_take(walk, one) for one in inputs.inputs]
-    walk.run(RULES, pointwise, attention_scores, WEIGHTED)
+    walk.run(RULES, pointwise, attention_scores, takes_refused)
     answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
@@ -188,7 +189,8 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     # adding up in another order shows in the last digits of float16
     is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
     rounding = HALF if is_half else 0.0
-    return SequenceStep(proto, manifest, graph, inputs, outputs, _watched(walk, left_out), states, rounding)
+    watched, windows = _watched(walk, left_out), _short_windows(walk)
+    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, states, rounding, windows)
 
 
 def _read(runs: TensorRuns, declared: Declared, options: _Options) -> tuple[SequenceInputs, TensorRuns, Declared]:
@@ -271,6 +273,12 @@ def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
                 Watched(described(node).partition(" ")[2], name, left_out.get(tensor.step, tensor.step), facts)
             )
     return found
+
+
+def _short_windows(walk: StreamingWalk) -> set[int]:
+    """Return the lengths of windows that begin before the first timestep of a stream."""
+    ends = (tensor for tensor in walk.tensors.values() if tensor.kind == "final")
+    return {end.window for end in ends if (end.offset or 0) < end.window - 1}
 
 
 def _one_row(walk: StreamingWalk, inputs: SequenceInputs) -> bool:

@@ -10,9 +10,6 @@ from model_export.streaming.time_weights import TimeWeights
 
 Kind = Literal["constant", "static", "per_step", "by_position", "final", "scores", "unsupported"]
 
-DEVIATING = ("Mul", "Pow", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sub")
-"""Operators that variances over time are made of."""
-
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
@@ -44,7 +41,7 @@ class StepTensor:
         step: The tensor in the step graph; empty for a known one, which is emitted when it is used.
         offset: At step t the step graph holds element t + offset; None: all elements are equal.
         position: Whether it counts the timesteps, so that it grows without end.
-        blame: The node that made it look ahead.
+        blame: The node that made it look ahead, and how, for messages.
         edge: Whether its elements before the first timestep equal that of the first timestep.
         window: How many timesteps, the present one included, scores are kept for, or the end of a sequence has; at the
             beginning of a stream some of them are before its first timestep.

@@ -8,7 +8,7 @@ is element t + extra, so a tensor whose extra is larger than its offset looks ah
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -20,15 +20,16 @@ from model_export.errors import RefusedModelError
 from model_export.graph.described import described, mentioned
 from model_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
-from model_export.streaming.causality import check_outputs
+from model_export.streaming.causality import check_outputs, how_ahead
 from model_export.streaming.constants import emit_known, history
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain, window_order
-from model_export.streaming.tensor import DEVIATING, Kind, StepTensor
+from model_export.streaming.tensor import Kind, StepTensor
 from model_export.streaming.time_weights import Range, Total
 
 Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
 SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
+TakesRefused = Callable[[str, StepTensor], bool]
 
 
 class StreamingWalk:
@@ -67,14 +68,14 @@ class StreamingWalk:
         self.ranges: dict[str, Range] = {}
         self.resampled: RefusedModelError | None = None
 
-    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule, weighted: Collection[str]) -> None:
+    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule, takes: TakesRefused) -> None:
         """Walk all nodes; what cannot be stepped is refused when it is needed.
 
         Args:
             rules: By operator.
             default: The rule of other operators.
             on_square: The rule that comes before them, for what is measured between every two timesteps.
-            weighted: Operators whose rules take what `StepTensor.weights` describes.
+            takes: Whether the rule of an operator takes a tensor that is refused for others.
         """
         for node in self.model.graph.node:
             if self._is_known(node) or self._is_by_position(node):
@@ -82,7 +83,7 @@ class StreamingWalk:
             outputs = [name for name in node.output if name]
             try:
                 if not on_square(self, node):
-                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name, weighted)))
+                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name, takes)))
                     rules.get(node.op_type, default)(self, node)
                 check_outputs(self, node)
             except RefusedModelError as exc:
@@ -263,7 +264,7 @@ class StreamingWalk:
         if kind == "per_step" and offset is not None and self.facts.dims(name):
             blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
             if self.facts.length_delta(name) > offset:
-                tensor = replace(tensor, blame=blame or mentioned(node))
+                tensor = replace(tensor, blame=blame or f"{mentioned(node)} {how_ahead(node)}")
         self.tensors[name] = tensor
 
     def _has_end_of(self, given: str, name: str) -> bool:
@@ -291,29 +292,27 @@ class StreamingWalk:
         ahead = self.facts.length_delta(name) - back - tensor.offset
         if ahead > 0:
             raise RefusedModelError(
-                f"Tensor {name!r} looks {ahead} timestep(s) ahead; {tensor.blame or 'a node'} pads or "
-                "shifts it on the right of the time axis.",
-                fix="Pad on the left alone (causal), and train the model that way.",
+                f"Tensor {name!r} looks {ahead} timestep(s) ahead; {tensor.blame or 'a node shifts it'}.",
+                fix="Pad on the left alone (causal), no more than a convolution or a cut takes off again, and train "
+                "the model that way.",
             )
         return self.delayed(name, -ahead), -ahead
 
     # ---------------------------------------------------------------- private
 
-    def _may_be_refused(self, node: onnx.NodeProto, name: str, weighted: Collection[str]) -> bool:
+    def _may_be_refused(self, node: onnx.NodeProto, name: str, takes: TakesRefused) -> bool:
         """Whether a rule decides itself what becomes of a tensor that cannot be stepped.
 
-        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention, a
-        softmax over time, the difference from a mean over time, or samples padded by less than a timestep.
+        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention,
+        samples padded by less than a timestep, or what `takes` has.
         """
+        tensor = self.tensors[name]
         if node.op_type == "Attention":
             return name in node.input[3:4]
-        if self.tensors[name].padded is not None:
+        if tensor.padded is not None:
             return node.op_type == "Conv" and name == node.input[0]
-        if self.tensors[name].deviation is not None and node.op_type in DEVIATING:
-            return True
-        if self.tensors[name].weights is not None:
-            return node.op_type in weighted
-        return node.op_type == "Concat" and self.tensors[name].kind == "unsupported" and bool(self.tensors[name].step)
+        is_beginning = node.op_type == "Concat" and tensor.kind == "unsupported" and bool(tensor.step)
+        return is_beginning or takes(node.op_type, tensor)
 
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""

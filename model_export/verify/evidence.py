@@ -41,6 +41,7 @@ class Evidence:
     _loose: str = ""
     _low: float = np.inf
     _high: float = -np.inf
+    _not_finite: int = 0
 
     def note(self, off: Array, want: Array) -> None:
         """Take differences within the tolerance, and the original's values, into account.
@@ -50,6 +51,7 @@ class Evidence:
             want: The same.
         """
         finite = want[np.isfinite(want)] if want.dtype.kind == "f" else want.reshape(-1)
+        self._not_finite += want.size - finite.size
         if not finite.size:
             return
         self._low = min(self._low, float(finite.min()))
@@ -60,6 +62,8 @@ class Evidence:
 
     def judge(self, line: OutputParity) -> None:
         """Write down in an output's line what its proof is worth."""
+        if self._not_finite:
+            line.why = f"{self._not_finite:,} of its values are not finite in both, and cannot be served"
         if not self._values:
             return
         values = np.concatenate(self._values)
@@ -68,7 +72,8 @@ class Evidence:
         largest = max(abs(self._low), abs(self._high))
         line.scale = Scale(largest, median, len(np.unique(values)) / len(values))
         line.atol = self.tolerance.atol if not self.tolerance.scaled else self._loosest
-        line.weak, line.why = self._judgement(median, values)
+        if not self._not_finite:
+            line.weak, line.why = self._judgement(median, values)
 
     def _judgement(self, median: float, values: Array) -> tuple[bool, str]:
         if self._low == self._high:

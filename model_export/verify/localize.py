@@ -11,6 +11,7 @@ import numpy as np
 
 from model_export.errors import StepwellError
 from model_export.graph.described import mentioned
+from model_export.graph.nodes import needed_nodes
 from model_export.manifest import Array, Manifest, OutputSpec
 from model_export.step_model import StepModel
 from model_export.verify.runners import stepped
@@ -37,8 +38,12 @@ class Activation:
     values: Array
 
 
+_BY_ZERO = (
+    "Let the divisor be a positive number where it is 0, as by torch.clamp(n, min=1) or ops.maximum(n, 1) of a number "
+    "of timesteps."
+)
 _OF_ONE = (
-    " x.std(1) and x.var(1) of PyTorch divide by the number of timesteps less 1, which is 0 at the first: for these, "
+    "x.std(1) and x.var(1) of PyTorch divide by the number of timesteps less 1, which is 0 at the first: for these, "
     "write x.std(1, correction=0), or torch.nan_to_num(x.std(1))."
 )
 
@@ -95,27 +100,38 @@ def locate_not_finite(proto: onnx.ModelProto, manifest: Manifest, failure: Diffe
     """
     import onnx
 
-    graph, nodes = copy.deepcopy(proto), list(proto.graph.node)
-    names = [f"probe/{i}" for i in range(len(nodes))]
-    for name, node in zip(names, nodes, strict=True):
-        tensor = next(filter(None, node.output))
-        cast = onnx.helper.make_node("Cast", [tensor], [f"{name}.float"], to=onnx.TensorProto.FLOAT)
-        total = onnx.helper.make_node("ReduceSum", [f"{name}.float"], [name], keepdims=0)
+    graph, nodes = copy.deepcopy(proto), {next(filter(None, node.output)): node for node in proto.graph.node}
+    probes = {name: f"probe/{i}" for i, name in enumerate(nodes)}
+    for name, probe in probes.items():
+        cast = onnx.helper.make_node("Cast", [name], [f"{probe}.float"], to=onnx.TensorProto.FLOAT)
+        total = onnx.helper.make_node("ReduceSum", [f"{probe}.float"], [probe], keepdims=0)
         graph.graph.node.extend([cast, total])
-        graph.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    outputs = [OutputSpec(name=name, dtype="float32", shape=[]) for name in names]
+        graph.graph.output.append(onnx.helper.make_tensor_value_info(probe, onnx.TensorProto.FLOAT, None))
+    outputs = [OutputSpec(name=probe, dtype="float32", shape=[]) for probe in probes.values()]
     looked_at = manifest.model_copy(update={"outputs": [*manifest.outputs, *outputs]})
     sequence = {name: values[:, : failure.step] for name, values in failure.sequence.items()}
     try:
         found, _ = stepped(StepModel(graph.SerializeToString(), looked_at), sequence)
     except StepwellError:
         return ""
-    for name, node in zip(names, nodes, strict=True):
-        if np.array_equal(found[name][0, -1], failure.found, equal_nan=True):
-            divides = node.op_type == "Div"
-            by_zero, hint = ", which divides by 0" if divides else "", _OF_ONE if divides and failure.step == 1 else ""
-            return f"It comes from {mentioned(node)}{by_zero}.{hint}"
-    return ""
+    sums = {name: found[probe][0, -1] for name, probe in probes.items()}
+    first = next((name for name, total in sums.items() if np.array_equal(total, failure.found, equal_nan=True)), None)
+    if first is None:
+        return ""
+    inverse = next(
+        (name for name in nodes[first].input if name in nodes and nodes[name].op_type == "Reciprocal"), first
+    )
+    node = nodes[first if np.isfinite(sums[inverse]) else inverse]
+    if node.op_type not in {"Div", "Reciprocal"}:
+        return f"It comes from {mentioned(node)}."
+    hint = _OF_ONE if _divides_variance(proto.graph.node, node) else _BY_ZERO
+    return f"It comes from {mentioned(node)}, which divides by 0. {hint}"
+
+
+def _divides_variance(nodes: Sequence[onnx.NodeProto], node: onnx.NodeProto) -> bool:
+    """Whether a quotient is that of a variance over time, by the names of its states."""
+    used = {name for needed in needed_nodes(nodes, node.input[:1]) for name in needed.input}
+    return any(name.endswith((".squares", ".variance")) for name in used)
 
 
 def _run(

@@ -19,8 +19,10 @@ from model_export.precision import StoreDType
 from model_export.runtime.npz import read_npz
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
 from service.commands.tables import Json, format_bytes, parity_lines, print_json, show, tensors_table
+from service.interrupted import reported_interrupt
 
 
+@reported_interrupt()
 def adopt(
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="A graph that consumes one timestep per run.")],
     *,

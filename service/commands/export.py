@@ -28,8 +28,8 @@ from model_export.verify.tolerance import OutputParity
 from model_export.weights import Weights
 from service.collector import freeze_startup_objects
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
-from service.commands.interruptible import reported_interrupt
 from service.commands.tables import Json, format_bytes, parity_lines, print_json, progress_bar, saved_lines, show, table
+from service.interrupted import reported_interrupt
 
 _LONGEST_EXAMPLE = 300  # characters of a body that is printed
 

@@ -9,8 +9,10 @@ import typer
 
 from model_export.describe import describe, load
 from service.commands.tables import Json, format_bytes, key_value_table, parity_lines, print_json, show, tensors_table
+from service.interrupted import reported_interrupt
 
 
+@reported_interrupt()
 def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="A model with a manifest, inside or beside it.")],
     as_json: Json = False,

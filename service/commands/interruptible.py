@@ -1,18 +1,13 @@
-"""Work that a signal may end at any moment: on an event loop, without leaving anything open, or without one."""
+"""Work on an event loop that a signal may end at any moment, without leaving anything open."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import signal
-import sys
 import types
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, NoReturn, TypeVar
-
-import typer
+from typing import Any, TypeVar
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: a closed terminal also stops the program
 
@@ -60,33 +55,3 @@ def run_interruptible(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
             signal.signal(number, handler)
         if received:
             raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(1)
-
-
-@contextlib.contextmanager
-def reported_interrupt() -> Iterator[None]:
-    """Let Ctrl-C print one line and end the program with exit code 130, in the block and from then on.
-
-    Python only prints a KeyboardInterrupt, and goes on, in callbacks of weak references, in destructors and in
-    functions that are registered for the end. Frameworks have many of these, also after the block: so the hook stays.
-    """
-    otherwise = sys.unraisablehook
-
-    def hook(ignored: sys.UnraisableHookArgs) -> None:
-        if issubclass(ignored.exc_type, KeyboardInterrupt):
-            _end_interrupted()
-        otherwise(ignored)
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    except KeyboardInterrupt:
-        _end_interrupted()
-
-
-def _end_interrupted() -> NoReturn:
-    """Report Ctrl-C and end the process at once: the end of the interpreter crashes where JAX still compiles."""
-    show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        typer.echo(f"{show_cursor}stepwell: interrupted", err=True)
-    os._exit(130)

@@ -108,7 +108,7 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
 def test_ctrl_c_is_reported_in_a_line(work: str) -> None:
     """Where Python would print a traceback and go on, the program ends, after what was printed before."""
     code = (
-        "import atexit, os, signal, weakref\nfrom service.commands.interruptible import reported_interrupt\n"
+        "import atexit, os, signal, weakref\nfrom service.interrupted import reported_interrupt\n"
         "class Part: pass\ndef interrupt(): signal.raise_signal(signal.SIGINT)\nprint('before')\n"
         f"{work}\n"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import keras
 import numpy as np
 
@@ -14,6 +16,11 @@ _REDUCTIONS = {
     "Logsumexp": "LogSumExp",
 }  # fmt: skip
 _OF_FLOATS = {"Mean", "LogSumExp"}
+_SORTED_FIX = (
+    "Sort features, ops.sort(x, axis=-1), or the last n timesteps, ops.sort(y, axis=1) of "
+    "y = ZeroPadding1D((n - 1, 0))(x)[:, -n:]. Over all timesteps, the largest, the smallest and the mean can be "
+    "followed."
+)
 
 
 @op_rule(*_REDUCTIONS)
@@ -97,8 +104,21 @@ def sort(call: Call) -> Value:
     """Ascending along one feature axis."""
     x = call.value
     axis = call.axis(x, call.layer.axis)
-    values, places = _top(call, x, call.size(x, axis), axis, largest=0)
+    size = x.row[axis - 1]
+    if size is None:
+        raise call.refuse("it sorts the timesteps of the whole sequence", _SORTED_FIX)
+    values, places = _top(call, x, size, axis, largest=0)
     return values if call.kind(["Sort", "Argsort"]) == "Sort" else places
+
+
+@op_rule("Median", "Quantile")
+def quantile(call: Call) -> NoReturn:
+    """A number between sorted ones, which has no rule.
+
+    Raises:
+        RefusedModelError: In any case.
+    """
+    raise call.refuse("there is no rule for it", f"Take it from sorted values. {_SORTED_FIX}")
 
 
 @op_rule("TopK")

@@ -77,7 +77,9 @@ def sliced(call: Call, x: Value, parts: Mapping[int, slice]) -> Value:
     row = list(x.row)
     for axis, given in parts.items():
         size = x.row[axis - 1]
-        part = given if size is not None else _of_the_end(call, given)
+        from_its_end = _from_its_end(call, given) if size is None else None
+        call.graph.is_cut |= from_its_end is not None
+        part = from_its_end if from_its_end is not None and call.graph.keeps_ends else given
         if part == slice(None):
             continue
         if size is None:
@@ -98,17 +100,14 @@ def sliced(call: Call, x: Value, parts: Mapping[int, slice]) -> Value:
     return x.like(x.name, row=tuple(row))
 
 
-def _of_the_end(call: Call, part: slice) -> slice:
-    """Return a cut off the front of a sequence of declared length; counted from its end if the graph is read so."""
+def _from_its_end(call: Call, part: slice) -> slice | None:
+    """Return a cut off the front of a sequence of declared length as counted from its end; None: it is another cut."""
     graph, start = call.graph, part.start or 0
     if graph.length is None or start <= 0 or part.step not in {None, 1}:
-        return part
+        return None
     length = call.layer.input.shape[1] or graph.length  # padding and convolution change it
     stop = None if part.stop is None or part.stop >= length else part.stop
-    if start >= length or (stop is not None and stop >= 0):
-        return part
-    graph.is_cut = True
-    return slice(start - length, stop) if graph.keeps_ends else part
+    return None if start >= length or (stop is not None and stop >= 0) else slice(start - length, stop)
 
 
 def _length(part: slice, length: int | None) -> int | None:

@@ -10,6 +10,8 @@ import onnx
 from model_export.graph.nodes import attributes
 from model_export.manifest import Array
 from model_export.streaming.axes.measured_shapes import Dim
+from model_export.streaming.causality import SORTED_FIX
+from model_export.streaming.constants import reshaped
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import Rule, StreamingWalk
@@ -33,9 +35,12 @@ def over_time(rule: Rule) -> Rule:
     """Return the rule of a reduction over any axes; `rule` is for the timesteps from the beginning of a sequence on."""
 
     def over_any_axes(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+        name, is_over_time = node.input[0], _is_over_time(walk, node)
+        if is_over_time and walk.tensors[name].blame:
+            walk.aligned(name)  # raises the refusal of what looks ahead
         if _is_of_the_last(walk, node):
             _of_the_last(walk, node)
-        elif _is_over_time(walk, node):
+        elif is_over_time and begins_with_the_sequence(walk, name):
             rule(walk, node)
         else:
             pointwise(walk, node)
@@ -77,19 +82,33 @@ def place_of_extreme(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     graph, attrs, name, out = walk.graph, attributes(node), node.input[0], node.output[0]
     offset, dims, dtype = walk.tensors[name].offset or 0, walk.facts.dims(out), walk.dtype(name)
     kind, label = node.op_type.replace("Arg", "Reduce"), plain(node.name)
-    zero = graph.constant(np.zeros([1] if attrs.get("keepdims", 1) else [], np.int64))
-    now = graph.op("Gather", walk.operand(name, offset), zero, axis=read_axes(walk, node)[0])
+    now = reshaped(graph, walk.operand(name, offset), dims)
     before, spec = graph.state_like(f"{label}.{_JOINS[kind].lower()}", dims, dtype, _before(kind, dims, dtype))
     place, place_spec = graph.state_like(f"{label}.place", dims, "int64")
     is_new = graph.op("Greater", now, before) if kind == "ReduceMax" else graph.op("Less", now, before)
     if attrs.get("select_last_index"):
         is_new = graph.op("Or", is_new, graph.op("Equal", now, before))
+    extreme = graph.op(_JOINS[kind], before, now)  # as in `reduction`, so that both of one tensor are one state
     if offset < 0:
-        is_new = graph.op("And", is_new, walk.has_seen(-offset, dims))
-    graph.next_state_like(spec, graph.op("Where", is_new, now, before), dims)
+        begun = walk.has_seen(-offset, dims)
+        is_new, extreme = graph.op("And", is_new, begun), graph.op("Where", begun, extreme, before)
+    graph.next_state_like(spec, extreme, dims)
     place = graph.op("Where", is_new, graph.count_like(dims, offset), place)
     graph.next_state_like(place_spec, place, dims)
     walk.set_output(node, out, place, "final")
+
+
+def top_k(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """TopK of features or of a window: as it is.
+
+    Raises:
+        RefusedModelError: It sorts the timesteps of the sequence.
+    """
+    name = node.input[0]
+    axis = int(attributes(node).get("axis", -1)) % len(walk.facts.dims(name))
+    if walk.timed(node, [name]) and walk.facts.time_axis(name) == axis:
+        raise walk.refuse(node, "sorts the timesteps of the whole sequence", SORTED_FIX)
+    pointwise(walk, node)
 
 
 def _is_of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
@@ -122,17 +141,9 @@ def _of_the_last(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 
 
 def _is_over_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
-    """Whether a node reduces the timesteps of a sequence, from its beginning on.
-
-    Raises:
-        RefusedModelError: They look ahead.
-    """
+    """Whether a node reduces the timesteps of a sequence."""
     name = node.input[0]
-    if walk.tensors[name].kind != "per_step" or walk.facts.time_axis(name) not in read_axes(walk, node):
-        return False
-    if walk.tensors[name].blame:
-        walk.aligned(name)
-    return begins_with_the_sequence(walk, name)
+    return walk.tensors[name].kind == "per_step" and walk.facts.time_axis(name) in read_axes(walk, node)
 
 
 def _before(kind: str, dims: Sequence[Dim], dtype: str) -> Array | None:

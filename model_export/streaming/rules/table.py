@@ -10,11 +10,11 @@ from model_export.streaming.rules.pooling.factors import softmax
 from model_export.streaming.rules.pooling.sums import log_sum_exp
 from model_export.streaming.rules.pooling.table import WEIGHTED, with_weights
 from model_export.streaming.rules.recurrent import running, stateful_op
-from model_export.streaming.rules.reductions import PLACES, REDUCTIONS, place_of_extreme, reduction
+from model_export.streaming.rules.reductions import PLACES, REDUCTIONS, place_of_extreme, reduction, top_k
 from model_export.streaming.rules.slicing import concat, gather, pad, slice_, split
-from model_export.streaming.rules.variances import with_deviations
+from model_export.streaming.rules.variances import DEVIATING, with_deviations
 from model_export.streaming.rules.window import convolution, transposed
-from model_export.streaming.tensor import DEVIATING
+from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import Rule
 
 RULES: dict[str, Rule] = {
@@ -43,7 +43,14 @@ RULES: dict[str, Rule] = {
     "LogSoftmax": softmax,
     "Softmax": softmax,
     "Split": split,
+    "TopK": top_k,
 }
 RULES |= {name: with_weights(name, RULES.get(name, pointwise)) for name in WEIGHTED}
 RULES |= {name: with_deviations(RULES.get(name, pointwise)) for name in DEVIATING}
 """Operators that need more than to be emitted as they are."""
+
+
+def takes_refused(operator: str, tensor: StepTensor) -> bool:
+    """Whether an operator's rule takes what is refused for others: a weight over time, a difference from a mean."""
+    weighs, deviates = tensor.weights is not None, tensor.deviation is not None
+    return (weighs and operator in WEIGHTED) or (deviates and operator in DEVIATING)

@@ -19,11 +19,14 @@ from model_export.streaming.step_graph import plain
 from model_export.streaming.tensor import Deviation, StepTensor
 from model_export.streaming.walk import Rule, StreamingWalk
 
+DEVIATING = ("Mul", "Pow", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Sub")
+"""Operators that variances over time are made of."""
 _MEANS = {"ReduceMean", "ReduceSum", "ReduceSumSquare"}
 _DEVIATION_FIX = (
     "Every later timestep changes all differences from the mean over time. Their mean square can be followed: use the "
     "variance or the standard deviation over time. Or take differences from the mean of the timesteps so far: a "
-    "cumulative sum, divided by how many there are."
+    "cumulative sum, divided by how many there are. For skewness and other moments, take the last n timesteps, "
+    "x[:, -n:], with n - 1 timesteps of zeros padded in front."
 )
 
 

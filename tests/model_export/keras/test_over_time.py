@@ -72,6 +72,11 @@ def product_with_mask(x: Any) -> Any:
     return L.Reshape((T, 8))(ops.dot_product_attention(q, k, v, mask=seen))
 
 
+def sorted_ends(x: Any) -> Any:
+    last = L.ZeroPadding1D((4, 0))(x)[:, -5:]
+    return ops.concatenate([ops.sort(last, axis=1)[:, 2], ops.top_k(ops.transpose(last, (0, 2, 1)), 2)[0][..., 1]], -1)
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "a masked layer that starts from an input": masked_from_an_input,
     "a static input broadcast over time": static_over_time,
@@ -85,6 +90,7 @@ KINDS: dict[str, Callable[[], Any]] = {
     "logsumexp over time": lambda: of(lambda x: ops.logsumexp(L.Dense(3)(x), axis=1)),
     "dot_product_attention with a mask": lambda: over(product_with_mask),
     "a recurrent layer over the features of the last answer": lambda: sequence(L.LSTM(6), L.Reshape((6, 1)), L.GRU(3)),
+    "sorted last timesteps": lambda: of(sorted_ends),
     "the newest of what was cut": lambda: of(lambda x: x[:, 1:][:, -1]),
 }
 
@@ -135,13 +141,16 @@ def test_two_windows_over_one_sequence_are_carried_once() -> None:
         lambda x: L.Conv1D(3, 3)(x)[:, 5:],
         lambda x: L.ZeroPadding1D((2, 0))(x)[:, 9:100],
         lambda x: L.GRU(3, **RS)(x)[:, 5:-2],
+        lambda x: L.Cropping1D((8, 1))(L.ZeroPadding1D((2, 0))(x)),
+        lambda x: L.Cropping1D((12, 0))(L.ZeroPadding1D((4, 0))(x)),
     ],
-    ids=["behind a convolution", "behind padding", "in the middle"],
+    ids=["behind a convolution", "behind padding", "in the middle", "by Cropping1D", "of more than the length"],
 )
 def test_a_cut_off_the_front_of_a_declared_length_leaves_a_window(cut: Callable[[Any], Any]) -> None:
     """A convolution or padding in front of it changes the number of timesteps."""
     x = keras.Input((10, 4), name="x")
-    model = keras.Model(x, L.Bidirectional(L.GRU(3))(cut(x)))
+    part = cut(x)
+    model = keras.Model(x, L.Add()([L.Bidirectional(L.GRU(3))(part), L.Dense(6)(L.Flatten()(part))]))
     randomise(model)
 
     _, report = export_model(model, name="cut")

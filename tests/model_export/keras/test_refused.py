@@ -157,6 +157,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: of(lambda x: L.ZeroPadding1D((1, 0), name="odd")(L.Activation("sigmoid")(L.ZeroPadding1D((1, 0))(x)))),
         "ZeroPadding1D", "2 timestep(s) longer than the model's input",
     ),
+    "cropped_less_than_padded": (
+        lambda: sequence(L.ZeroPadding1D((2, 0)), L.Cropping1D((1, 0)), L.LSTM(3, name="odd", **RS)),
+        "LSTM", "begins in the padding in front of the sequence",
+    ),
+    "cropped_more_than_padded": (
+        lambda: sequence(L.ZeroPadding1D((2, 0)), L.Cropping1D((3, 0), name="odd"), L.LSTM(3, **RS)),
+        "Cropping1D", "1 timestep(s) shorter than the model's input",
+    ),
     "cropping": (lambda: sequence(L.Cropping1D(1, name="odd")), "Cropping1D", "2 timestep(s) shorter"),
     "conv_lstm_backwards": (
         lambda: frames(L.ConvLSTM2D(2, 3, go_backwards=True, name="odd")), "ConvLSTM2D", "go_backwards",
@@ -246,7 +254,13 @@ REFUSED_OPERATIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "reversed": (lambda: of(lambda x: ops.flip(x, axis=1)), "Flip", "reads the sequence backwards"),
     "rolled": (lambda: of(lambda x: ops.roll(x, 1, axis=1)), "Roll", "along the time axis"),
-    "sorted": (lambda: of(lambda x: ops.sort(x, axis=1)), "Sort", "along the time axis"),
+    "sorted": (lambda: of(lambda x: ops.sort(x, axis=1)), "Sort", "sorts the timesteps of the whole sequence"),
+    "largest": (
+        lambda: of(lambda x: ops.top_k(ops.transpose(x, (0, 2, 1)), 2)[0]),
+        "TopK",
+        "sorts the timesteps of the whole",
+    ),
+    "median": (lambda: of(lambda x: ops.median(x, axis=1)), "Median", "there is no rule for it"),
     "cut_at_the_end": (lambda: of(lambda x: x[:, :-1]), "GetItem", "1 timestep(s) shorter"),
     "every_second": (lambda: of(lambda x: x[:, ::2]), "GetItem", "a stride over time"),
     "sum_of_the_batch": (lambda: of(lambda x: ops.einsum("btf->tf", x)), "Einsum", "mixes streams"),
@@ -281,6 +295,12 @@ FIXES: dict[str, tuple[Callable[[], Any], str]] = {
     "attention": (lambda: of(lambda x: L.Attention()([x, x])), "use_causal_mask=True"),
     "endless attention": (lambda: of(lambda x: L.Attention()([x, x], use_causal_mask=True)), "keras.Input((T, ...))"),
     "convolution": (lambda: sequence(L.Conv1D(3, 3)), "padding='causal' (Conv1D)"),
+    "median": (lambda: of(lambda x: ops.median(x, axis=1)), "Take it from sorted values. Sort features, ops.sort(x"),
+    "quantile": (lambda: of(lambda x: ops.quantile(x, 0.3, axis=1)), "ZeroPadding1D((n - 1, 0))(x)[:, -n:]"),
+    "skewness": (
+        lambda: of(lambda x: ops.mean((x - ops.mean(x, axis=1, keepdims=True)) ** 3, axis=1)),
+        "For skewness and other",
+    ),
     "softmax behind a mask": (lambda: sequence(L.Masking(), L.Softmax()), "Activation('softmax')"),
     "absolute deviations": (
         lambda: of(lambda x: ops.mean(ops.abs(x - ops.mean(x, axis=1, keepdims=True)), axis=1)),

@@ -257,3 +257,18 @@ def test_wrong_sums_of_weights_are_caught(nodes: str, scale: float, wrong: Mutat
 
     with pytest.raises(ParityError):
         verify_model(mutated(right, wrong), long_steps=0)
+
+
+@pytest.mark.parametrize("head", ["", "xs = Slice (x, two, end, one)"], ids=["of all timesteps", "from the third on"])
+def test_an_extreme_and_its_place_share_the_extreme_so_far(head: str) -> None:
+    name = "xs" if head else "x"
+    model = pooled(
+        f"{head} m = ReduceMax <axes = [1], keepdims = 0> ({name}) a = ArgMax <axis = 1, keepdims = 0> ({name}) "
+        "c = Cast <to = 1> (a) y = Add (m, c)",
+        end=ints(2**62),
+    )  # fmt: skip
+    made = convert(model, name="m")
+    _, report = verify_model(made, long_steps=100)
+
+    assert sum(state.shape == [4] for state in made.manifest.states) == 2
+    assert report.parity.max_abs == 0

@@ -242,6 +242,11 @@ REFUSED: dict[str, Refused] = {
                              nil=np.float32(0), one=ints(1)),
         "'pick' (Gather) picks timesteps by values that are computed on the way",
     ),
+    "largest_timesteps": Refused(
+        lambda: graph(f"({X}) => (float[N, 3, 4] y) {{ c = CumSum (x, one) [top] y, p = TopK <axis = 1> (c, three) }}",
+                      one=np.int64(1), three=ints(3)),
+        "'top' (TopK) sorts the timesteps of the whole sequence",
+    ),
     "mean_for_every_timestep": Refused(
         lambda: per_timestep("m = ReduceMean <axes = [1]> (c) s = Shape (x) [spread] y = Expand (m, s)"),
         "'spread' (Expand) spreads what is known after the last timestep only over all timesteps",

@@ -175,6 +175,22 @@ def test_a_variance_that_is_nan_for_one_timestep_is_refused_with_what_to_write()
     assert report.parity.max_abs <= 1e-5
 
 
+@pytest.mark.parametrize("divide_first", [False, True])
+def test_weights_that_are_divided_by_a_number_of_keys_are_refused_with_what_to_write(divide_first: bool) -> None:
+    """There is none at the first timestep; that is no matter of a standard deviation."""
+
+    def run(m: Any, x: Any) -> Any:
+        counts = (x > 2).float()
+        weights, n = m.score(x).softmax(1) * counts, counts.sum(1, keepdim=True)
+        return ((weights / n) * x).sum(1) if divide_first else (weights * x).sum(1) / n.squeeze(1)
+
+    with pytest.raises(ParityError) as caught:
+        verify_model(convert(whole(of(run, score=nn.Linear(4, 1))), name="module"), long_steps=0)
+
+    assert "which divides by 0. Let the divisor be a positive number where it is 0" in caught.value.problem
+    assert "std" not in caught.value.problem
+
+
 def test_the_place_of_an_extreme_is_in_the_sequence_where_all_are_masked() -> None:
     """At the beginning of a stream, the numbers in front of it are as small as those that a mask leaves."""
 
@@ -190,8 +206,30 @@ def test_a_module_without_an_answer_for_one_timestep_is_refused_with_the_reason(
     """The mean over pairs of neighbours is one over none then."""
     spec = whole(of(lambda _, x: (x[:, 1:] * x[:, :-1] < 0).float().mean(1)))
 
-    with pytest.raises(ParityError, match="The original has no number there, as a mean of none"):
+    with pytest.raises(ParityError, match="The original has no number there, as a mean of none") as caught:
         verify_model(convert(spec, name="module"), long_steps=0)
+
+    assert "torch.nan_to_num(x[:, 7:].mean(1))" in caught.value.fix
+
+
+@pytest.mark.parametrize("read", ["recurrence", "convolution", "attention", "deviation"])
+def test_a_window_that_is_not_padded_is_refused_with_what_to_write(read: str) -> None:
+    """At the first timesteps the module runs over fewer of them; the layers make other values of the zeros in front."""
+
+    def run(m: Any, x: Any) -> Any:
+        last = x[:, -5:]
+        if read == "recurrence":
+            return m.rnn(last)[0][:, -1]
+        if read == "convolution":
+            return m.conv(last.mT).amax(2)
+        return (m.score(last).softmax(1) * last).sum(1) if read == "attention" else torch.nan_to_num(last.std(1))
+
+    parts = {"rnn": nn.GRU(4, 3, batch_first=True), "conv": nn.Conv1d(4, 3, 3, padding=1), "score": nn.Linear(4, 1)}
+    with pytest.raises(ParityError) as caught:
+        verify_model(convert(whole(of(run, **parts)), name="module"), long_steps=0)
+
+    assert "takes the last 5 timesteps, x[:, -5:], and a stream has fewer before timestep 5" in caught.value.problem
+    assert "F.pad(x, (0, 0, 4, 0))[:, -5:] in PyTorch" in caught.value.fix
 
 
 def test_a_network_over_a_window_is_exported_where_it_begins_with_the_last_timesteps() -> None:

@@ -185,6 +185,30 @@ def test_an_output_that_was_constant_proves_nothing() -> None:
     assert report.outputs[0].scale.largest == 0
 
 
+@pytest.mark.parametrize("limit", ["2.0", "-1e9"])
+def test_numbers_that_are_infinite_in_both_prove_nothing_and_cannot_be_served(limit: str) -> None:
+    """Some of them, where sums are above a limit; or all."""
+
+    def limited(inputs: Any) -> dict[str, Array]:
+        sums = summed(inputs)["y"]
+        return {"y": np.where(sums > float(limit), np.float32(np.inf), sums)}
+
+    text = f"""limited (float[B,2] x, float[B,2] s) => (float[B,2] y, float[B,2] s_next) {{
+        s_next = Add (s, x)
+        limit = Constant <value = float[1] {{{limit}}}> ()
+        one = Constant <value = float[1] {{1.0}}> ()
+        zero = Constant <value = float[1] {{0.0}}> ()
+        infinity = Div (one, zero)
+        is_above = Greater (s_next, limit)
+        y = Where (is_above, infinity, s_next)
+    }}"""
+    model = StepModel(graphs.graph_from_text(text), graphs.total()[1])
+    report = verify_parity(limited, model, against="numpy", long_steps=0)
+
+    assert report.weak
+    assert "are not finite in both" in report.outputs[0].why
+
+
 def test_numbers_of_very_different_size_in_one_output_are_each_held_against_their_own() -> None:
     """The second number is wrong by all of it, and a millionth of the first."""
     sizes = np.array([1e3, 1e-3], np.float32)
