@@ -106,13 +106,14 @@ def _served(root: Path) -> Iterator[str]:
 
 
 def _wait_ready(url: str, service: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(_LOOKS):
-        with contextlib.suppress(httpx2.TransportError):
-            if httpx2.get(f"{url}/readyz", trust_env=False).is_success:
-                return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            service.wait(_LOOK_EVERY_S)
-            break
+    with httpx2.Client(base_url=url, trust_env=False) as http:
+        for _ in range(_LOOKS):
+            with contextlib.suppress(httpx2.TransportError):
+                if http.get("/readyz").is_success:
+                    return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                service.wait(_LOOK_EVERY_S)
+                break
     sys.exit(f"the service did not start:\n{log.read_text()}")
 
 

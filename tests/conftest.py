@@ -22,6 +22,11 @@ from tests.servers import Server, server
 
 TESTS = Path(__file__).parent
 _SLOW_UNTIL = 0.5  # of the other files
+_WAITING = {
+    *("client/test_client.py", "client/test_limits.py", "drift/test_service.py", "store/transport/test_cluster.py"),
+    *("test_drain.py", "tracing/test_traces.py"),
+}
+"""Files that have no slow test, but wait for most of 15 to 60 seconds."""
 os.environ.setdefault("KERAS_BACKEND", "jax")  # the test extra installs JAX, and Keras would default to TensorFlow
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for each other, for long on a busy machine
 # Compiled Keras models are cached: compiling takes two thirds of the time of their tests and examples.
@@ -68,6 +73,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     The last slow ones come long before the end, where one of them would run alone.
     """
     slow = dict.fromkeys(item.path for item in items if item.get_closest_marker("slow"))
+    waiting = {TESTS / name for name in _WAITING}
+    slow |= dict.fromkeys(item.path for item in items if item.path in waiting)
     others = dict.fromkeys(item.path for item in items if item.path not in slow)
     places = {path: _SLOW_UNTIL * len(others) * i / len(slow) for i, path in enumerate(slow)}
     computing = sorted(others, key=lambda path: not path.is_relative_to(TESTS / "model_export"))

@@ -15,13 +15,13 @@ import service
 from model_export.errors import StepwellError
 
 _NEEDED = ("pytest", "pytest_asyncio", "pytest_timeout", "hypothesis", "xdist")
-_PARALLEL = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
+_PARALLEL = ("-n", "6", "--dist", "loadfile", "--no-loadscope-reorder")  # tests mostly wait, for servers and timeouts
 _EXPECTED = (
     "stepwell: all tests take about a quarter of an hour on two idle cores, and longer beside other work. "
     "The percentage is the share of tests that have run. A part of them, in a few minutes: stepwell test --quick"
 )
 _OWN_HELP = """
-These are the options of pytest, to which `stepwell test` passes its arguments. Without any, all tests run in four
+These are the options of pytest, to which `stepwell test` passes its arguments. Without any, all tests run in six
 processes, in about a quarter of an hour; with --quick a part of them, in a few minutes."""
 _EXIT_CODES = {0: 0, 4: 2}  # pytest's exit codes: 0 passed, 4 wrong usage; any other is a failure
 
@@ -33,7 +33,7 @@ class NoTestsError(StepwellError):
 
 
 def test(context: typer.Context) -> None:
-    """Run all tests in four processes, or a part with `--quick`; arguments, also `--help`, are passed to pytest."""
+    """Run all tests in six processes, or a part with `--quick`; arguments, also `--help`, are passed to pytest."""
     root = _clone()
     # The tests are imported from the clone, whatever the working directory.
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}

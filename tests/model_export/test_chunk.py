@@ -23,6 +23,11 @@ from tests import graphs
 STRICT = Tolerance(1e-5, 1e-5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_measurements() -> None:
+    """Measure as exports by users do: here are the tests of what is measured."""
+
+
 def stateful(name: str, text: str, state: list[int], weights: dict[str, Array] | None = None) -> graphs.Built:
     """A graph with one input `x` of [2], one state `s` and one output `y` of [2]."""
     graph = graphs.graph_from_text(f"{name} (float[B,2] x, float[B,{','.join(map(str, state))}] s) => "
