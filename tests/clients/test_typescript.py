@@ -318,6 +318,17 @@ def test_streams_that_exist_and_streams_that_do_not_are_stepped_by_one_call(js: 
     assert found == [[1, [5]], [2, [7]], [1, [5]]]
 
 
+def test_inputs_that_differ_are_reported_with_their_stream_also_in_a_second_request(js: Js) -> None:
+    found = js("""
+        await stream.step([1]);
+        const [a, b] = [`${stream.id}-a`, `${stream.id}-b`];
+        const results = await model.stepMany({ [stream.id]: { x: [5] }, [a]: { x: [5] }, [b]: { z: [5] } });
+        return [results[stream.id].step, results[b].code, results[b].message.replace(b, "ID").slice(0, 30)];
+    """)
+
+    assert found == [2, "bad_input", "Stream 'ID' has the inputs [z]"]
+
+
 def test_many_streams_are_stepped_by_handles_that_have_no_position_yet(js: Js) -> None:
     found = js("""
         await stream.step([1]);

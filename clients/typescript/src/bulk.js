@@ -75,17 +75,20 @@ async function stepAll(model, rows, inputs, limits) {
 
 /** @param {Model} model @param {Row[]} rows @param {InputsByStream} inputs */
 function bulkRequest(model, rows, inputs) {
+  const streams = rows.map(({ stream }) => stream.id);
   const body = {
-    streams: rows.map(({ stream }) => stream.id),
-    inputs: columns(rows.map(({ stream }) => inputs[stream.id])),
+    streams,
+    inputs: columns(streams, inputs),
     seq: rows.map(({ step }) => step + 1),
     ...(rows[0].state_id ? { after: rows.map((row) => row.state_id) } : { create: "must" }),
   };
   return { method: "POST", path: `${model.path}/step`, body };
 }
 
-/** @param {any[]} rows The inputs of each stream, by name or as a bare tensor. */
-function columns(rows) {
+/** @param {string[]} streams @param {InputsByStream} inputs Of each stream, by name or as a bare tensor. */
+function columns(streams, inputs) {
+  /** @type {any[]} */
+  const rows = streams.map((id) => inputs[id]);
   const names = rows.map(namesOf);
   const expected = names.find((one) => one.length);
   if (!expected) return rows;
@@ -93,7 +96,7 @@ function columns(rows) {
   if (differs >= 0) {
     throw new StepwellError(
       "bad_input",
-      `Stream number ${differs} has the inputs [${names[differs]}]; expected [${expected}], as for the other streams.`,
+      `Stream '${streams[differs]}' has the inputs [${names[differs]}]; expected [${expected}], as for the others.`,
     );
   }
   return Object.fromEntries(expected.map((name) => [name, rows.map((row) => row[name])]));
