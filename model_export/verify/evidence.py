@@ -65,7 +65,7 @@ class Evidence:
         if self._infinite:
             line.why = (
                 f"{self._infinite:,} of its values are infinite, in the original and in the step graph, and infinities "
-                "cannot be served: let the original limit them, as by a clip or by a maximum in front of a logarithm"
+                "cannot be served: let the original limit them, as by a clip of what it divides by"
             )
         if not self._values:
             return
