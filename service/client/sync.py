@@ -208,6 +208,7 @@ class Stream:
         self.name = cursor.stream
         self._cursor = cursor
         self._lock = threading.Lock()
+        self._forked: Stream | None = None  # what it is a fork of, until that is done: its position identifies the call
         self._client = client
         self._operations = operations
 
@@ -301,7 +302,9 @@ class Stream:
             ClientError: `stream_exists`, or as for `step`.
         """
         other = self._model.stream(to)
+        other._forked = self
         other._run(self._operations.fork(self._cursor, other._cursor, snapshot))
+        other._forked = None
         return other
 
     def snapshots(self) -> list[Snapshot]:

@@ -465,6 +465,29 @@ def test_a_fork_whose_outcome_is_unknown_can_be_repeated(js: Js, proxy: Proxy, o
     assert found == [["no_answer", "unknown", "same"], [4], "stream_exists"]
 
 
+def test_the_handle_that_is_forked_is_kept_until_the_outcome_is_known(js: Js, proxy: Proxy) -> None:
+    """Its position identifies the fork; without it, the repeated call would find the stream that the first one made."""
+    found = js(
+        """
+        const [id, to] = [`${stream.id}-a`, `${stream.id}-b`];
+        await model.stream(id).step([1]);
+        await turn();
+        const error = await failed(model.stream(id).fork(to, { timeoutMs: 2000 }));
+        await turn();
+        model.stream(`${stream.id}-c`);
+        await new Promise((resolve) => setTimeout(resolve));
+        gc();
+        return [error, (await (await model.stream(id).fork(to)).step([2])).outputs.y];
+        """,
+        url=url_of(proxy),
+        options="{ keepStreams: 1 }",
+        flags=["--expose-gc"],
+        between=losing_or_healing(proxy),
+    )
+
+    assert found == [["no_answer", "unknown", "same"], [4]]
+
+
 @pytest.mark.parametrize("then", ["stream.step([2]).then(() => stream.fork(to))", 'stream.fork(to, { snapshot: "s" })'])
 def test_a_fork_of_another_position_or_snapshot_is_another_call(js: Js, proxy: Proxy, then: str) -> None:
     found = js(

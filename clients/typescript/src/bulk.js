@@ -36,7 +36,7 @@ async function stepAll(model, rows, inputs, limits) {
   const { transport } = model.client;
   /** @type {StepResults} */
   const results = {};
-  // A request has one `create`, so the new streams have a request of their own.
+  // A request has one `create`, so new streams have their own.
   for (const isNew of [false, true]) {
     const retries = new Retries(limits.deadline);
     let waiting = rows.filter((row) => !row.state_id === isNew);
@@ -85,9 +85,8 @@ function bulkRequest(model, rows, inputs) {
   return { method: "POST", path: `${model.path}/step`, body };
 }
 
-/** @param {string[]} streams @param {InputsByStream} inputs Of each stream, by name or as a bare tensor. */
+/** @param {string[]} streams @param {any} inputs Of each stream, by name or as a bare tensor. */
 function columns(streams, inputs) {
-  /** @type {any[]} */
   const rows = streams.map((id) => inputs[id]);
   const names = rows.map(namesOf);
   const expected = names.find((one) => one.length);
@@ -111,7 +110,8 @@ function namesOf(row) {
 function readRow(response, row) {
   const problem = response?.errors?.[row];
   if (problem) return problemError(problem);
-  const [step, state_id] = [response?.step?.[row], response?.state_id?.[row]];
+  const step = response?.step?.[row];
+  const state_id = response?.state_id?.[row];
   if (step == null || state_id == null) {
     return new StepwellError("unreadable_answer", `The response has nothing for row ${row}.`, { applied: "unknown" });
   }
