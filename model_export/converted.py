@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from model_export.chunk.decision import ChunkChoice
 
 _OF_NONE = (
-    "Nothing was written. Let the original give a number where there is nothing yet, as by "
-    "torch.nan_to_num(x[:, 7:].mean(1)) or ops.nan_to_num(ops.mean(x[:, 7:], axis=1)); or let it take the last "
-    "timesteps, x[:, -7:]: of these there is one from the first timestep on."
+    "Nothing was written. Let the original give a number there, as by torch.nan_to_num(x[:, 7:].mean(1)) or "
+    "ops.nan_to_num(ops.mean(x[:, 7:], axis=1)). A mean may take the last timesteps instead, x[:, -7:].mean(1): there "
+    "is one of them from the first timestep on. PyTorch's std and var need two: write x.var(1, correction=0)."
 )
 _SHORT_WINDOW = (
     "The model takes the last {n} timesteps, x[:, -{n}:], and a stream has fewer before timestep {n}: there the "
@@ -184,7 +184,8 @@ def _blaming(candidate: ConvertedModel, tolerance: Tolerance) -> Iterator[None]:
         if not np.isfinite(exc.found):
             suspect = _not_finite(proto) or locate_not_finite(proto, manifest, exc)
         elif not np.isfinite(exc.want):
-            suspect, fix = "The original has no number there, as a mean of none.", _OF_NONE
+            suspect = "The original has no number there, as a mean of no timesteps or PyTorch's variance of one."
+            fix = _OF_NONE
         elif window:
             problem = f"{problem} {_SHORT_WINDOW.format(n=window)}"
             fix = _PAD_WINDOW.format(n=window, past=window - 1)

@@ -54,9 +54,13 @@ def reported_interrupt() -> Iterator[None]:
 
 def _is_interrupt(error: BaseException | None) -> bool:
     """Whether an error is a KeyboardInterrupt, or was raised because of one, as where a module is imported."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # two errors can be the causes of each other
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def end_interrupted() -> NoReturn:

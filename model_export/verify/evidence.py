@@ -41,7 +41,7 @@ class Evidence:
     _loose: str = ""
     _low: float = np.inf
     _high: float = -np.inf
-    _not_finite: int = 0
+    _infinite: int = 0
 
     def note(self, off: Array, want: Array) -> None:
         """Take differences within the tolerance, and the original's values, into account.
@@ -51,7 +51,7 @@ class Evidence:
             want: The same.
         """
         finite = want[np.isfinite(want)] if want.dtype.kind == "f" else want.reshape(-1)
-        self._not_finite += want.size - finite.size
+        self._infinite += want.size - finite.size
         if not finite.size:
             return
         self._low = min(self._low, float(finite.min()))
@@ -62,8 +62,11 @@ class Evidence:
 
     def judge(self, line: OutputParity) -> None:
         """Write down in an output's line what its proof is worth."""
-        if self._not_finite:
-            line.why = f"{self._not_finite:,} of its values are not finite in both, and cannot be served"
+        if self._infinite:
+            line.why = (
+                f"{self._infinite:,} of its values are infinite, in the original and in the step graph, and infinities "
+                "cannot be served: let the original limit them, as by a clip of what it divides by"
+            )
         if not self._values:
             return
         values = np.concatenate(self._values)
@@ -72,7 +75,7 @@ class Evidence:
         largest = max(abs(self._low), abs(self._high))
         line.scale = Scale(largest, median, len(np.unique(values)) / len(values))
         line.atol = self.tolerance.atol if not self.tolerance.scaled else self._loosest
-        if not self._not_finite:
+        if not self._infinite:
             line.weak, line.why = self._judgement(median, values)
 
     def _judgement(self, median: float, values: Array) -> tuple[bool, str]:

@@ -185,6 +185,7 @@ class AsyncStream:
         self.name = cursor.stream
         self._cursor = cursor
         self._lock = asyncio.Lock()
+        self._forked: AsyncStream | None = None  # as in `Stream`
         self._operations = operations
         self._send = send
 
@@ -231,7 +232,9 @@ class AsyncStream:
     async def fork(self, to: str, *, snapshot: str | None = None) -> AsyncStream:
         """Create another stream as a copy of this one; as `Stream.fork`."""
         other = self._model.stream(to)
+        other._forked = self
         await other._run(self._operations.fork(self._cursor, other._cursor, snapshot))
+        other._forked = None
         return other
 
     async def snapshots(self) -> list[Snapshot]:

@@ -162,7 +162,7 @@ class Model:
             A result per stream, or its error; a failed stream does not affect the others. `created` is always False.
 
         Raises:
-            ClientError: No stream was stepped, or the outcome is unknown: repeat the call for all streams.
+            ClientError: No stream was stepped, or it is unknown which streams were: repeat the call for all of them.
         """
         streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
         exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
@@ -195,8 +195,8 @@ class Stream:
     """A stream's handle, which keeps the stream's position and sends it with each step.
 
     The first call reads the position from the service; later calls use the handle's own last result. If another
-    writer changes the stream, the next call fails with `state_changed`, and `resume` reads the position again.
-    After an error with an unknown outcome, repeat the same call: it is applied at most once.
+    writer changes or creates the stream, the next call fails with `state_changed` or `stream_exists`, and `resume`
+    reads the position again. After an error with an unknown outcome, repeat the same call: it is applied at most once.
 
     Attributes:
         name: The stream's id.
@@ -208,6 +208,7 @@ class Stream:
         self.name = cursor.stream
         self._cursor = cursor
         self._lock = threading.Lock()
+        self._forked: Stream | None = None  # what it is a fork of, until that is done: its position identifies the call
         self._client = client
         self._operations = operations
 
@@ -301,7 +302,9 @@ class Stream:
             ClientError: `stream_exists`, or as for `step`.
         """
         other = self._model.stream(to)
+        other._forked = self
         other._run(self._operations.fork(self._cursor, other._cursor, snapshot))
+        other._forked = None
         return other
 
     def snapshots(self) -> list[Snapshot]:

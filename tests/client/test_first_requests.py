@@ -70,6 +70,17 @@ async def test_the_first_step_of_a_feed_is_not_applied_to_a_stream_that_exists(o
     assert caught.value.code == "stream_exists"
 
 
+async def test_a_rollout_that_must_not_create_its_stream_does_not(one: ServiceProcess) -> None:
+    async with AsyncClient(one.url) as client:
+        handle = client.model("fold").stream("missing")
+
+        with pytest.raises(ClientError) as caught:
+            await handle.rollout(2, [7], feedback={"x": "y"}, commit=True, create="never")
+
+        assert caught.value.code == "stream_not_found"
+        assert await handle.resume() == 0
+
+
 async def test_streams_that_exist_and_streams_that_do_not_are_stepped_by_one_call(one: ServiceProcess) -> None:
     async with AsyncClient(one.url) as client:
         recorded, model = Recorded(client), client.model("fold")

@@ -253,6 +253,20 @@ def test_the_handle_of_a_fork_in_doubt_is_kept_so_that_the_fork_can_be_repeated(
         assert source.fork(f"{stream}-b").step([-3]).step == 2
 
 
+def test_the_handle_that_is_forked_is_kept_until_the_outcome_is_known(proxy: CuttingProxy, stream: str) -> None:
+    """Its position identifies the fork; without it, the repeated call would find the stream that the first one made."""
+    with Client(proxy.url, timeout=TIMEOUT_S, keep_streams=1) as client:
+        model = client.model("fold")
+        model.stream(stream).step([7])
+        proxy.cut_answer()
+        proxy.close()
+        assert error_of(model.stream(stream).fork, f"{stream}-b").applied == "unknown"
+        gc.collect()
+        proxy.open()
+
+        assert model.stream(stream).fork(f"{stream}-b").step([-3]).step == 2
+
+
 @pytest.mark.parametrize("keep_streams", [0, 1, 3])
 def test_a_stream_in_doubt_among_many_is_kept_too(proxy: CuttingProxy, stream: str, keep_streams: int) -> None:
     """Also one that was evicted before the call failed, because the call has more streams than are kept."""

@@ -318,6 +318,17 @@ def test_streams_that_exist_and_streams_that_do_not_are_stepped_by_one_call(js: 
     assert found == [[1, [5]], [2, [7]], [1, [5]]]
 
 
+def test_inputs_that_differ_are_reported_with_their_stream_also_in_a_second_request(js: Js) -> None:
+    found = js("""
+        await stream.step([1]);
+        const [a, b] = [`${stream.id}-a`, `${stream.id}-b`];
+        const results = await model.stepMany({ [stream.id]: { x: [5] }, [a]: { x: [5] }, [b]: { z: [5] } });
+        return [results[stream.id].step, results[b].code, results[b].message.replace(b, "ID").slice(0, 30)];
+    """)
+
+    assert found == [2, "bad_input", "Stream 'ID' has the inputs [z]"]
+
+
 def test_many_streams_are_stepped_by_handles_that_have_no_position_yet(js: Js) -> None:
     found = js("""
         await stream.step([1]);
@@ -452,6 +463,29 @@ def test_a_fork_whose_outcome_is_unknown_can_be_repeated(js: Js, proxy: Proxy, o
     )
 
     assert found == [["no_answer", "unknown", "same"], [4], "stream_exists"]
+
+
+def test_the_handle_that_is_forked_is_kept_until_the_outcome_is_known(js: Js, proxy: Proxy) -> None:
+    """Its position identifies the fork; without it, the repeated call would find the stream that the first one made."""
+    found = js(
+        """
+        const [id, to] = [`${stream.id}-a`, `${stream.id}-b`];
+        await model.stream(id).step([1]);
+        await turn();
+        const error = await failed(model.stream(id).fork(to, { timeoutMs: 2000 }));
+        await turn();
+        model.stream(`${stream.id}-c`);
+        await new Promise((resolve) => setTimeout(resolve));
+        gc();
+        return [error, (await (await model.stream(id).fork(to)).step([2])).outputs.y];
+        """,
+        url=url_of(proxy),
+        options="{ keepStreams: 1 }",
+        flags=["--expose-gc"],
+        between=losing_or_healing(proxy),
+    )
+
+    assert found == [["no_answer", "unknown", "same"], [4]]
 
 
 @pytest.mark.parametrize("then", ["stream.step([2]).then(() => stream.fork(to))", 'stream.fork(to, { snapshot: "s" })'])

@@ -115,3 +115,15 @@ def test_ctrl_c_is_reported_in_a_line(work: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
     assert (done.returncode, done.stdout, done.stderr) == (130, "before\n", "stepwell: interrupted\n")
+
+
+def test_errors_that_are_the_causes_of_each_other_are_no_interrupt() -> None:
+    code = (
+        "from service.interrupted import reported_interrupt\n"
+        "first, second = ValueError('first'), TypeError('second')\n"
+        "first.__cause__, second.__cause__ = second, first\n"
+        "with reported_interrupt(): raise first\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "ValueError: first")

@@ -36,7 +36,7 @@ async function stepAll(model, rows, inputs, limits) {
   const { transport } = model.client;
   /** @type {StepResults} */
   const results = {};
-  // A request has one `create`, so the new streams have a request of their own.
+  // A request has one `create`, so new streams have their own.
   for (const isNew of [false, true]) {
     const retries = new Retries(limits.deadline);
     let waiting = rows.filter((row) => !row.state_id === isNew);
@@ -75,17 +75,19 @@ async function stepAll(model, rows, inputs, limits) {
 
 /** @param {Model} model @param {Row[]} rows @param {InputsByStream} inputs */
 function bulkRequest(model, rows, inputs) {
+  const streams = rows.map(({ stream }) => stream.id);
   const body = {
-    streams: rows.map(({ stream }) => stream.id),
-    inputs: columns(rows.map(({ stream }) => inputs[stream.id])),
+    streams,
+    inputs: columns(streams, inputs),
     seq: rows.map(({ step }) => step + 1),
     ...(rows[0].state_id ? { after: rows.map((row) => row.state_id) } : { create: "must" }),
   };
   return { method: "POST", path: `${model.path}/step`, body };
 }
 
-/** @param {any[]} rows The inputs of each stream, by name or as a bare tensor. */
-function columns(rows) {
+/** @param {string[]} streams @param {any} inputs Of each stream, by name or as a bare tensor. */
+function columns(streams, inputs) {
+  const rows = streams.map((id) => inputs[id]);
   const names = rows.map(namesOf);
   const expected = names.find((one) => one.length);
   if (!expected) return rows;
@@ -93,7 +95,7 @@ function columns(rows) {
   if (differs >= 0) {
     throw new StepwellError(
       "bad_input",
-      `Stream number ${differs} has the inputs [${names[differs]}]; expected [${expected}], as for the other streams.`,
+      `Stream '${streams[differs]}' has the inputs [${names[differs]}]; expected [${expected}], as for the others.`,
     );
   }
   return Object.fromEntries(expected.map((name) => [name, rows.map((row) => row[name])]));
@@ -108,7 +110,8 @@ function namesOf(row) {
 function readRow(response, row) {
   const problem = response?.errors?.[row];
   if (problem) return problemError(problem);
-  const [step, state_id] = [response?.step?.[row], response?.state_id?.[row]];
+  const step = response?.step?.[row];
+  const state_id = response?.state_id?.[row];
   if (step == null || state_id == null) {
     return new StepwellError("unreadable_answer", `The response has nothing for row ${row}.`, { applied: "unknown" });
   }

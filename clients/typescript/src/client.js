@@ -142,9 +142,11 @@ export class Stream {
   #last = Promise.resolve();
   /** @type {Position | undefined} */
   #position;
-  /** The last call with a key, until it succeeds: the same call has the same key. */
+  /** The last call with a key, until it succeeds. */
   #keyed = "";
   #key = "";
+  /** What that call forks: kept for its position. @type {Stream | undefined} */
+  #forked;
 
   /**
    * @param {Model} model
@@ -222,8 +224,10 @@ export class Stream {
     const other = this.model.stream(to);
     const from = options?.snapshot === undefined ? undefined : { snapshot: options.snapshot };
     const request = this.#post("fork", { to, from });
+    other.#forked = this;
     return other.exclusive(this.#limits(options), async (limits) => {
       other.moveTo(await other.#sendOnce(request, limits, this.#position));
+      other.#forked = undefined;
       return other;
     });
   }

@@ -164,22 +164,17 @@ class _Search:
             if self.best is not None and not inputs.matches_declared(self._declared):
                 continue  # it was declared free, and it is
             try:
-                values = self._values(inputs)
+                values = self._runs.at(inputs), self._runs.at(inputs, rows=int(inputs.only_rows is None), length=1)
             except ModelLoadError as exc:
                 self.problem = self.problem or exc.problem[:200]
                 continue
-            votes = _votes(self._runs, values, inputs.only_rows or ROWS[0], self._lengths[0])
+            rows = ROWS if inputs.only_rows is None else (inputs.only_rows, inputs.only_rows)
+            votes = _votes(self._runs, values, rows, self._lengths)
             if votes <= 0 and not self._has_given_axes and _is_single(inputs, self._declared):
                 continue
             score = 10 * votes + _prior(inputs, self._declared) - 4 * (not any_rows) - 4 * (not any_steps)
             if score > self._score:
                 self.best, self.votes, self._score = inputs, votes, score
-
-    def _values(self, inputs: SequenceInputs) -> Values:
-        """Run a reading with two sizes and return every tensor of the first."""
-        first = self._runs.at(inputs)
-        self._runs.at(inputs, rows=int(inputs.only_rows is None), length=1)
-        return first
 
 
 def _checked(flag: str, name: str, axis: int | None, rank: int) -> int | None:
@@ -299,15 +294,22 @@ def _place_prior(one: SequenceInput, rank: int, *, floats: bool) -> float:
     return usual - (0.5 if last else 0.0)
 
 
-def _votes(runs: TensorRuns, values: Values, rows: int, steps: int) -> float:
-    """Count the operators that run over time in this reading, less those that run over the batch."""
-    known, votes = {**runs.load().weights, **values}, 0.0
+def _votes(runs: TensorRuns, values: tuple[Values, Values], rows: tuple[int, int], steps: tuple[int, int]) -> float:
+    """Count the operators that run over time in this reading, less those that run over the batch.
+
+    Args:
+        runs: The graph's runs.
+        values: Every tensor of two runs. An axis of the same size in both, as a window's, is neither.
+        rows: The number of rows in each.
+        steps: The number of timesteps in each.
+    """
+    known, votes = {**runs.load().weights, **values[0]}, 0.0
     for node in runs.graph.graph.node:
-        if not len(node.input) or _ran(node) not in values:
+        if not len(node.input) or _ran(node) not in values[0]:
             continue
         for axis, weight in _run_over(node, known):
-            size = np.shape(values[_ran(node)])[axis]
-            votes += weight * (size == steps) - 2 * weight * (size == rows and rows != 1)
+            sizes = tuple(np.shape(run[_ran(node)])[axis] for run in values)
+            votes += weight * (sizes == steps) - 2 * weight * (sizes == rows and rows[0] != 1)
     return votes
 
 

@@ -54,6 +54,8 @@ class StreamOps(BulkSteps):
             return (yield from self._fetch(request, policy, decoding.RolloutReply)).rollout()
         yield from self._ensure_cursor(cursor, policy)
         document |= {"commit": True, **cursor.identifiers()}
+        if "create" in options:
+            document["create"] = options["create"]
         return (yield from self._apply(cursor, ClientRequest("POST", path, document), policy, _read_rollout))
 
     @timed

@@ -11,6 +11,7 @@ import pytest
 from model_export.errors import UnclearModelError
 from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.runs import TensorRuns
+from model_export.streaming.axes.sizes import ROWS
 from model_export.streaming.normal_form.load import load_graph
 from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 
@@ -46,6 +47,16 @@ def read(model: onnx.ModelProto, **time_axes: int | None) -> dict[str, tuple[int
 )  # fmt: skip
 def test_time_is_what_the_operators_run_over(text: str, weights: dict[str, Any], batch: int | None, time: int) -> None:
     assert read(graph(text, **weights)) == {"x": (batch, time, "external")}
+
+
+def test_a_window_of_as_many_timesteps_as_there_were_rows_in_a_run_is_no_batch() -> None:
+    text = """(float[p, q, 4] x) => (float[1, a, 5] y) {
+        last = Slice (x, start, end, one) turned = Transpose <perm = [1, 0, 2]> (last)
+        all, y = GRU <hidden_size = 5> (turned, W, R, B)
+    }"""
+
+    for size in ROWS:
+        assert read(graph(text, start=ints(-size), end=ints(2**62), one=ints(1), **GRU)) == {"x": (0, 1, "external")}
 
 
 def test_an_axis_without_any_declared_name_is_found_too() -> None:

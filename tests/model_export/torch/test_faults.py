@@ -206,10 +206,22 @@ def test_a_module_without_an_answer_for_one_timestep_is_refused_with_the_reason(
     """The mean over pairs of neighbours is one over none then."""
     spec = whole(of(lambda _, x: (x[:, 1:] * x[:, :-1] < 0).float().mean(1)))
 
-    with pytest.raises(ParityError, match="The original has no number there, as a mean of none") as caught:
+    with pytest.raises(ParityError, match="The original has no number there, as a mean of no timesteps") as caught:
         verify_model(convert(spec, name="module"), long_steps=0)
 
     assert "torch.nan_to_num(x[:, 7:].mean(1))" in caught.value.fix
+
+
+def test_a_variance_of_the_last_timesteps_is_refused_with_what_to_write() -> None:
+    """That of one timestep is NaN in PyTorch: neither a mean of none nor a window that is too short is the reason."""
+    spec = whole(of(lambda _, x: x[:, -3:].var(1)))
+
+    with pytest.raises(ParityError, match="or PyTorch's variance of one") as caught:
+        verify_model(convert(spec, name="module"), long_steps=0)
+
+    assert "x.var(1, correction=0)" in caught.value.fix
+    spec = whole(of(lambda _, x: x[:, -3:].var(1, correction=0)))
+    assert verify_model(convert(spec, name="module"), long_steps=0)[1].parity.max_abs <= 1e-5
 
 
 @pytest.mark.parametrize("read", ["recurrence", "convolution", "attention", "deviation"])
