@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import runpy
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.examples.runs import EXAMPLES, ForkedExamples, forked_examples, run_python
-from tests.programs.start import CannotForkError
+from tests.examples.runs import EXAMPLES, run_python
 
 EXAMPLE_NAMES = [
     pytest.param(path.stem, marks=pytest.mark.torch if path.stem.startswith("pytorch_") else ())
@@ -40,39 +37,15 @@ class ExampleRun:
         return [(float(most), int(count.replace(",", ""))) for most, count in LINE.findall(self.process.stdout)]
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedExamples | None]:
-    with forked_examples() as one:
-        yield one
-
-
 @pytest.fixture(scope="module", params=EXAMPLE_NAMES)
-def example_run(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, forked: ForkedExamples | None
-) -> ExampleRun:
+def example_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ExampleRun:
     if request.param.startswith("pytorch_") and not find_spec("torch"):
         pytest.skip("PyTorch is not installed (STEPWELL_EXTRAS=torch)")
     folder = tmp_path_factory.mktemp(request.param)
     picture = tmp_path_factory.mktemp("pictures") / "picture.svg" if request.param in GALLERY else None
     arguments = [] if picture is None else [str(picture)]
-    script = str(EXAMPLES / f"{request.param}.py")
-    if forked is not None and not request.param.startswith("pytorch_"):
-        # Where it cannot be done, the test of it below fails, and no other.
-        with contextlib.suppress(CannotForkError):
-            return ExampleRun(request.param, folder, picture, forked.run(script, *arguments, folder=folder))
-    return ExampleRun(request.param, folder, picture, run_python(script, *arguments, folder=folder))
-
-
-@pytest.mark.slow
-def test_a_forked_example_is_as_one_of_a_new_interpreter(forked: ForkedExamples | None, tmp_path: Path) -> None:
-    if forked is None:
-        pytest.skip("needs Linux, and a run without --cov: examples are not forked elsewhere")
-    script = tmp_path / "example.py"
-    script.write_text("import os, sys\nprint(sys.argv, os.getcwd(), sys.path[0], __name__)\nsys.exit('failed')")
-
-    found, expected = (run(str(script), "a", folder=tmp_path) for run in (forked.run, run_python))
-
-    assert (found.returncode, found.stdout, found.stderr) == (1, expected.stdout, expected.stderr)
+    done = run_python(str(EXAMPLES / f"{request.param}.py"), *arguments, folder=folder)
+    return ExampleRun(request.param, folder, picture, done)
 
 
 NUMBERS = {

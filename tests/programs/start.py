@@ -103,22 +103,20 @@ class ForkedProgram:
 class WarmProcess:
     """The process that is forked; it ends with this one."""
 
-    def __init__(self, program: str, modules: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, program: str, modules: Sequence[str]) -> None:
         """Start it.
 
         Args:
-            program: The module that forked processes run, as by `python -m`; "": the script that their first argument
-                names.
+            program: The module that forked processes run, as by `python -m`.
             modules: What it imports before.
-            env: All of its environment; None: that of this process.
         """
-        self.env = dict(os.environ if env is None else env)
+        self.env = dict(os.environ)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         command = [sys.executable, "-P", str(Path(__file__).with_name("warm.py"))]
         command += [str(theirs.fileno()), program, *modules]
         with theirs:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd="/", env=self.env)
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd="/")
 
     def can_fork(self, words: Sequence[str], env: Mapping[str, str]) -> bool:
         """Whether a program would be as one of a new interpreter: no library has read something else meanwhile."""

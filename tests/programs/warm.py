@@ -88,11 +88,6 @@ def report_end(ended: int, pid: int, status: int) -> None:
 def main(sock: socket.socket, program: str, *modules: str) -> None:
     """Import modules, and wait for requests; in a forked process, run the program.
 
-    Args:
-        sock: Where requests arrive.
-        program: The module that is run, as by `python -m`; "": the script that is the first argument of a request.
-        modules: What is imported before.
-
     Raises:
         RuntimeError: A module has started a thread.
     """
@@ -114,12 +109,8 @@ def main(sock: socket.socket, program: str, *modules: str) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     sys.path[:0] = request["path"]
-    if program:
-        sys.argv[:] = [program, *request["words"]]
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
-    else:
-        sys.argv[:] = request["words"]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv[:] = [program, *request["words"]]
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
