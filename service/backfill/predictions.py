@@ -13,10 +13,10 @@ import numpy as np
 
 from model_export.errors import StepwellError
 from model_export.manifest import Array, OutputSpec
-from service.recorded.columns import own_columns
+from service.recorded.columns import prediction_columns
 
 _HEADER_BYTES = 4096
-_MISSING, _KNOWN, _UNKNOWN = 0, 1, 2
+_MISSING, _KNOWN, _UNKNOWN, _LEFT_OUT = 0, 1, 2, 3
 _PIECE_ROWS = 65_536
 
 
@@ -67,14 +67,17 @@ class PredictionSlots:
             self._slots: Any = np.frombuffer(self._mapped, slot, n_rows, _HEADER_BYTES)
         except OSError as exc:
             raise BackfillError(f"{self._partial} cannot be written: {exc.strerror}.") from exc
-        names = [own_columns(spec.name, spec.shape)[-1] if spec.shape else [spec.name] for spec in self._outputs]
-        self._names = names
-        self.columns = ["stream", "step", *(name for group in names for name in group)]
+        self._names = prediction_columns(self._outputs)
+        self.columns = ["stream", "step", *(name for group in self._names for name in group)]
 
     def pending(self, positions: Array) -> Array:
         """Return a mask of the rows that have no prediction yet."""
         mask: Array = self._slots["mark"][positions] == _MISSING
         return mask
+
+    def leave_out(self, positions: Array) -> None:
+        """Leave rows out of the file: an earlier run, on the beginning of this data, applied them."""
+        self._slots["mark"][positions] = _LEFT_OUT
 
     def write(
         self, positions: Array, codes: Array, last_steps: Array, unknown: Array, outputs: Mapping[str, Array]
@@ -124,25 +127,26 @@ class PredictionSlots:
         return sum(int((self._slots["mark"][part] == _UNKNOWN).sum()) for part in self.parts())
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return sum(map(len, self.parts()))
 
-    def parts(self) -> Iterator[slice]:
-        """Yield all rows, some at a time."""
-        for start in range(0, len(self), _PIECE_ROWS):
-            yield slice(start, min(start + _PIECE_ROWS, len(self)))
+    def parts(self) -> Iterator[Array]:
+        """Yield the rows of the file, some at a time."""
+        for start in range(0, len(self._slots), _PIECE_ROWS):
+            marks = self._slots["mark"][start : start + _PIECE_ROWS]
+            yield start + np.flatnonzero(marks != _LEFT_OUT)
             self.release_memory()
 
-    def streams_of(self, part: slice) -> Array:
+    def streams_of(self, part: Array) -> Array:
         """Return the codes of the rows' streams."""
         codes: Array = self._slots["stream"][part]
         return codes
 
-    def steps_of(self, part: slice) -> Array:
+    def steps_of(self, part: Array) -> Array:
         """Return the rows' steps; 0 where it is not known."""
         steps: Array = self._slots["step"][part]
         return steps
 
-    def numbers_of(self, part: slice) -> list[Any]:
+    def numbers_of(self, part: Array) -> list[Any]:
         """Return the columns of the outputs as masked arrays; those that are not known are masked."""
         is_unknown = self._slots["mark"][part] == _UNKNOWN
         numbers = []

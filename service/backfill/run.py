@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from service.backfill.history import Past
 from service.backfill.predictions import PredictionSlots
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ChunksResult, ColumnChunks
@@ -32,7 +33,7 @@ class Backfill:
     Attributes:
         applied: Timesteps that this run applied.
         skipped: Timesteps that were applied before.
-        failures: The error of each stream that was not stepped to its end, by its id.
+        failures: The error of each stream that was not stepped to its end, by its id; not those that were reset.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Backfill:
         protocol: ColumnChunks,
         data: RecordedData,
         predictions: PredictionSlots | None,
+        past: Past,
         *,
         width: int,
         row_bytes: int,
@@ -55,6 +57,7 @@ class Backfill:
             protocol: The exchanges of the model.
             data: The timesteps, which were read once before.
             predictions: Where predictions are written; None: none are requested.
+            past: What the streams have of the data; nothing is sent for those that were reset.
             width: Streams in one request.
             row_bytes: Bytes of one timestep's inputs and outputs.
             most_bytes: Bytes of one request's inputs and outputs at most.
@@ -66,8 +69,9 @@ class Backfill:
         self.failures: dict[str, ClientError] = {}
         self._client, self._protocol = client, protocol
         self._data, self._predictions = data, predictions
+        self._past = past
         self._streams = list(data.streams)
-        self._failed = set[int]()
+        self._failed = {data.streams[stream] for stream in past.reset}
         self._advance = advance
         self._lock = threading.Lock()
         most_bytes = min(_MOST_BYTES, most_bytes)
@@ -84,13 +88,16 @@ class Backfill:
         """
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             for rows in gathered(self._data.read()):
+                passed = rows.positions < self._past.passed[rows.codes]
+                pending = ~passed
                 if self._predictions is not None:
-                    pending = self._predictions.pending(rows.positions)
-                    self._advance(len(rows) - int(pending.sum()))
-                    self.skipped += len(rows) - int(pending.sum())
-                    rows = rows if pending.all() else rows.where(pending)  # noqa: PLW2901 - the rest is done
-                if len(rows):
-                    _run_all(threads, self._send, rows.groups(self._width))
+                    self._predictions.leave_out(rows.positions[passed])
+                    pending &= self._predictions.pending(rows.positions)
+                n_done = len(rows) - int(pending.sum())
+                self._advance(n_done)
+                self.skipped += n_done
+                if pending.any():
+                    _run_all(threads, self._send, rows.where(pending).groups(self._width))
                 if self._predictions is not None:
                     self._predictions.release_memory()
 
@@ -102,7 +109,7 @@ class Backfill:
                 self._protocol.step_chunks(
                     [self._streams[code] for code in block.codes],
                     block.inputs,
-                    self._data.source_id,
+                    [self._past.sources[code] for code in block.codes],
                     block.positions,
                     returns="none" if self._predictions is None else "all",
                 )

@@ -92,7 +92,7 @@ def writer_of(path: Path) -> Callable[[Path, PredictionSlots, Array], None]:
     return _WRITERS[ending]
 
 
-def _masked(predictions: PredictionSlots, part: slice) -> Iterator[Any]:
+def _masked(predictions: PredictionSlots, part: Array) -> Iterator[Any]:
     for column in predictions.numbers_of(part):
         yield np.ma.masked_array(np.ascontiguousarray(column.data), np.ma.getmaskarray(column))
 

@@ -146,10 +146,11 @@ class AsyncModel:
         self, inputs: Mapping[str, Inputs], *, sources: Mapping[str, Source] | None = None
     ) -> dict[str, StepResult | ClientError]:
         """Step many streams by one timestep each; as `Model.step_many`."""
-        streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
+        streams, invalid = self._handles.all_of(inputs)  # one lock order for all calls, so no deadlock
         exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
         async with _locked(streams, self._operations.timeout):
-            return await drive_async(exchange, self._send)
+            results = await drive_async(exchange, self._send)
+        return {name: (invalid | results)[name] for name in inputs}
 
     def feed(self) -> Feed:
         """Return a feed, which steps many streams over one WebSocket; use it in `async with`."""

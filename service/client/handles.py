@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from service.client.protocol.requests import StreamCursor
+from service.client.results import ClientError
 
 KEEP_STREAMS = 65_536
 """Default number of handles that a model keeps; one takes about 1.2 KB."""
@@ -51,7 +52,8 @@ class Handles(Generic[H]):
             ClientError: `bad_request`: the id is not a valid stream id.
         """
         with self._lock:
-            handle = self._recent.get(stream) or self._alive.get(stream)
+            is_text = isinstance(stream, str)  # what is none may have no hash
+            handle = self._recent.get(stream) or self._alive.get(stream) if is_text else None
             if handle is None:
                 handle = self._alive[stream] = self._make(StreamCursor.of(stream))
             self._recent[stream] = handle
@@ -62,3 +64,13 @@ class Handles(Generic[H]):
                     if oldest._cursor.in_doubt:
                         self._recent[name] = oldest
             return handle
+
+    def all_of(self, streams: Iterable[str]) -> tuple[list[H], dict[str, ClientError]]:
+        """Return the handles of some streams in one order for all calls, and the errors of invalid ids."""
+        handles, errors = [], {}
+        for stream in streams:
+            try:
+                handles.append(self.get(stream))
+            except ClientError as error:
+                errors[stream] = error
+        return sorted(handles, key=lambda handle: handle._cursor.stream), errors

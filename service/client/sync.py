@@ -164,10 +164,11 @@ class Model:
         Raises:
             ClientError: No stream was stepped, or it is unknown which streams were: repeat the call for all of them.
         """
-        streams = [self.stream(name) for name in sorted(inputs)]  # one lock order for all calls, so no deadlock
+        streams, invalid = self._handles.all_of(inputs)  # one lock order for all calls, so no deadlock
         exchange = self._operations.step_many([stream._cursor for stream in streams], inputs, sources)
         with _locked(streams, self._operations.timeout):
-            return self._client.run(exchange)
+            results = self._client.run(exchange)
+        return {name: (invalid | results)[name] for name in inputs}
 
     def watch(
         self, stream: str | None = None, *, prefix: str = "", since: int | None = None, inputs: bool = False

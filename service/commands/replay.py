@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +29,8 @@ from service.commands.recorded.flags import InputColumns, column_choice, data_pr
 from service.commands.tables import Json, key_value_table, print_json, show
 from service.ids import is_stream_id
 from service.recorded import open_data
-from service.replay.session import Predictions, ReplayError, ReplaySession, header_of
+from service.recorded.columns import prediction_columns
+from service.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
 
 _DRAWN_STREAMS = 4
 
@@ -69,15 +72,26 @@ def replay(
     if reset and append:
         raise typer.BadParameter("a stream is either reset or continued.", param_hint="--reset, --append")
     choice = column_choice(stream_column, time_column, inputs)
-    with _model(model, url, key) as served:
+    with _model(model, url, key) as (served, limits):
         described = served.describe()
         recorded = open_data([file], [InputSpec.model_validate(asdict(each)) for each in described.inputs], choice)
         has_streams = stream_column is not None or file.suffix.lower() == ".npz"
         name = stream or (None if has_streams else _new_stream(file))
         with data_progress() as progress:
             progress.start("checking the data", None)
-            progress.start("replaying", recorded.check(progress.advance))
-            session = ReplaySession(served, recorded, name, reset=reset, append=append)
+            n_rows = recorded.check(progress.advance)
+            if name is None:
+                recorded.check_stream_ids()
+            progress.start("replaying", n_rows)
+            session = ReplaySession(
+                served,
+                recorded,
+                name,
+                reset=reset,
+                append=append,
+                chunk=_chunk(described, limits),
+                kept_streams=0 if plot is None else _DRAWN_STREAMS,
+            )
             started = time.monotonic()
             with _written(output, described) as write:
                 for predictions in _sent(session, time_column, speed, rate):
@@ -117,13 +131,14 @@ def _check_flags(
 
 
 @contextlib.contextmanager
-def _model(model: str, url: str, key: str | None) -> Iterator[Model]:
-    """Yield a model of a running service; or of an engine in this process, if a model file is given."""
+def _model(model: str, url: str, key: str | None) -> Iterator[tuple[Model, Mapping[str, int]]]:
+    """Yield a model of a running service and its limits; or of an engine in this process, if a model file is given."""
     if not model.endswith(".onnx"):
         with HttpApi(url, key) as api:  # fails at once if nothing responds; the client would wait for it
             api.get(model_path(model))
+            limits = api.get("/v1/info")["limits"]
         with Client(url, key) as client:
-            yield client.model(model)
+            yield client.model(model), limits
         return
     path = Path(model).absolute()
     if not path.is_file():
@@ -132,7 +147,15 @@ def _model(model: str, url: str, key: str | None) -> Iterator[Model]:
         for part in path.parent.glob(f"{path.name}*"):  # with its weights and its manifest, if it has these beside it
             shutil.copy(part, folder)  # a link out of a models folder is refused
         with Client(MEMORY, models=folder) as client:
-            yield client.model(path.stem)
+            yield client.model(path.stem), {}
+
+
+def _chunk(described: ModelInfo, limits: Mapping[str, int]) -> int:
+    """Return the timesteps of one request: those of large rows would not fit into the body that a service takes."""
+    specs = [*described.inputs, *described.outputs]
+    row_bytes = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs) or 1
+    most = min(CHUNK, limits.get("max_chunk_steps", CHUNK))
+    return max(1, min(most, limits.get("max_body_bytes", 8 << 20) // 2 // row_bytes))
 
 
 def _sent(session: ReplaySession, time_column: str | None, speed: float, rate: float | None) -> Iterator[Predictions]:
@@ -158,7 +181,7 @@ def _written(path: Path | None, described: ModelInfo) -> Iterator[Any]:
     try:
         with path.open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out, lineterminator="\n")
-            writer.writerow(["row", "stream", "step", *header_of(described.outputs)])
+            writer.writerow(["row", "stream", "step", *chain(*prediction_columns(described.outputs))])
 
             def write(predictions: Predictions) -> None:
                 count = len(predictions.rows)
@@ -175,7 +198,7 @@ def _written(path: Path | None, described: ModelInfo) -> Iterator[Any]:
 
 def _picture(session: ReplaySession, described: ModelInfo) -> str:
     charts = []
-    for record in list(session.records.values())[:_DRAWN_STREAMS]:
+    for record in (record for record in session.records.values() if record.is_kept):
         for output in described.outputs:
             values = np.array([np.ravel(each[output.name]) for each in record.outputs], np.float64)
             lines = lines_of(values, output.labels)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from model_export.manifest import NAME
 from service.client import Client
 from service.commands.live.http_api import HttpApi, model_path
 from service.mlflow.flavor import FLAVOR, MlflowModelError, model_file
+from service.text_values import stream_id_of
 
 _RELEASE: Final = {"mode": str, "percent": float, "take": str, "warm_steps": int, "why": str}
 _STREAM: Final = "stream"
@@ -147,11 +149,12 @@ class StepwellDeployments(BaseDeploymentClient):
             A DataFrame with the columns `stream`, `step`, and `OUTPUT[LABEL]` for each number.
 
         Raises:
+            ServiceError: A stream's id is no text and no integer; nothing was applied.
             StepwellError: A column is missing, or the service rejects a step; rows before it were applied.
         """
         import pandas as pd
 
-        from service.replay.session import header_of
+        from service.recorded.columns import prediction_columns
 
         _check(deployment_name, None, endpoint)
         if _STREAM not in getattr(inputs, "columns", ()):
@@ -159,18 +162,21 @@ class StepwellDeployments(BaseDeploymentClient):
                 f"The inputs have no column {_STREAM!r}; each row is a timestep of the stream that it names.",
                 fix=f"Add a column {_STREAM!r} with the id of each row's stream.",
             )
-        found: dict[Any, tuple[Any, ...]] = {}
+        by_number = inputs.reset_index(drop=True)  # two rows may have one label
+        groups = list(by_number.groupby(_STREAM, sort=False, dropna=False, observed=True))
+        names = [stream_id_of(name.item() if hasattr(name, "item") else name) for name, _ in groups]
+        found: list[tuple[Any, ...]] = [()] * len(inputs)
         with Client(self._url, self._key) as client:
             model = client.model(str(deployment_name))
             outputs = model.describe().outputs
-            for name, rows in inputs.groupby(_STREAM, sort=False):
-                stream = model.stream(str(name))
+            for name, (_, rows) in zip(names, groups, strict=True):
+                stream = model.stream(name)
                 stream.resume()
                 for row, result in zip(rows.index, stream.replay(rows.drop(columns=_STREAM)), strict=True):
                     numbers = [number for each in outputs for number in result.outputs[each.name].ravel().tolist()]
-                    found[row] = (str(name), result.step, *numbers)
-        columns = [_STREAM, "step", *header_of(outputs)]
-        return pd.DataFrame([found[row] for row in inputs.index], index=inputs.index, columns=columns)
+                    found[row] = (name, result.step, *numbers)
+        columns = [_STREAM, "step", *chain(*prediction_columns(outputs))]
+        return pd.DataFrame(found, index=inputs.index, columns=columns)
 
     def _api(self) -> HttpApi:
         return HttpApi(self._url, self._key)

@@ -39,11 +39,10 @@ class Rows:
         """Bytes in memory, with those of sorting the rows by stream."""
         return sum(array.nbytes for array in self.inputs.values()) + 3 * self.positions.nbytes
 
-    def where(self, keep: Array) -> Rows:
-        """Return the rows that a mask `(n,)` keeps."""
-        return Rows(
-            self.codes[keep], self.positions[keep], {name: array[keep] for name, array in self.inputs.items()}
-        )  # fmt: skip
+    def where(self, keep: Array | slice) -> Rows:
+        """Return the rows of a slice, or those that a mask `(n,)` keeps."""
+        inputs = {name: array[keep] for name, array in self.inputs.items()}
+        return Rows(self.codes[keep], self.positions[keep], inputs, None if self.times is None else self.times[keep])
 
     def groups(self, width: int) -> list[Group]:
         """Divide the streams into groups of at most `width` streams, of about equally many rows each."""

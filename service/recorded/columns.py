@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from model_export.manifest import InputSpec
 from service.errors import counted
@@ -43,20 +44,33 @@ def input_columns(
     Raises:
         ColumnsError: A column is missing, or an input has too many or too few.
     """
-    if unknown := sorted(choice.inputs.keys() - {spec.name for spec in specs}):
-        raise ColumnsError(
-            f"Columns are named for {listed(unknown)}; the model's inputs are {listed([spec.name for spec in specs])}.",
-            fix="Use the names of inputs in --input NAME=COLUMN,COLUMN.",
-        )
     for flag, name in (("--stream-column", choice.stream), ("--time-column", choice.time)):
         if name is not None and name not in available:
             raise ColumnsError(
                 f"{where} has no column {name!r}; it has {listed(available)}.", fix=f"Name one of these with {flag}."
             )
-    return {spec.name: _columns_of(spec, choice.inputs.get(spec.name), available, where) for spec in specs}
+    return {spec.name: columns_of(spec, choice.inputs.get(spec.name), available, where) for spec in specs}
 
 
-def _columns_of(spec: InputSpec, named: Sequence[str] | None, available: Sequence[str], where: str) -> list[str]:
+def check_inputs(specs: Sequence[InputSpec], choice: ColumnChoice) -> None:
+    """Check that columns are named for inputs of the model alone.
+
+    Raises:
+        ColumnsError: It names the others.
+    """
+    if unknown := sorted(choice.inputs.keys() - {spec.name for spec in specs}):
+        raise ColumnsError(
+            f"Columns are named for {listed(unknown)}; the model's inputs are {listed([spec.name for spec in specs])}.",
+            fix="Use the names of inputs in --input NAME=COLUMN,COLUMN.",
+        )
+
+
+def columns_of(spec: InputSpec, named: Sequence[str] | None, available: Sequence[str], where: str) -> list[str]:
+    """Return the columns of one input; see `input_columns`.
+
+    Raises:
+        ColumnsError: A column is missing, or they are too few or too many.
+    """
     if named is None:
         candidates = [list(map(str, getattr(spec, "labels", None) or [])), *own_columns(spec.name, spec.shape)]
         for names in candidates:
@@ -92,3 +106,18 @@ def own_columns(name: str, shape: Sequence[int]) -> list[list[str]]:
     """Return the names of columns that a tensor's row may have without labels, the usual ones last."""
     indexed = [f"{name}[{n}]" for n in range(math.prod(shape))]
     return [[name], indexed] if len(indexed) == 1 else [indexed]
+
+
+def prediction_columns(outputs: Iterable[Any]) -> list[list[str]]:
+    """Return the columns of each output in a file of predictions.
+
+    They are `y[LABEL]`, without labels `y[0]`, `y[1]` and so on; an output whose row has no axis has its name.
+
+    Args:
+        outputs: Outputs with `name`, `shape` and `labels`, as the manifest and the service describe them.
+    """
+    columns = []
+    for output in outputs:
+        labels = getattr(output, "labels", None) or range(math.prod(output.shape))
+        columns.append([f"{output.name}[{label}]" for label in labels] if output.shape else [output.name])
+    return columns

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from model_export.manifest import Array, InputSpec
+from service.ids import is_stream_id
 from service.recorded.blocks import Rows
-from service.recorded.columns import ColumnChoice, input_columns
+from service.recorded.columns import ColumnChoice, check_inputs, input_columns
 from service.recorded.errors import RecordedDataError
 from service.recorded.npz import NpzRecording
+from service.recorded.rows_hash import RowsHash
 from service.recorded.tables import CsvFile, Kind, ParquetFile
 from service.recorded.values import Categories, cast, integers, numbers, times
 
@@ -37,7 +37,7 @@ class RecordedData:
     Attributes:
         files: The files, in the order in which they are read; the rows count on over them.
         streams: The code of each stream by its id, from 0 in the order of appearance; complete once all was read.
-        source_id: Identifies the files by their names and sizes.
+        source_id: Identifies the rows by their values: `rows:COUNT:SHA-256`; empty until `check` has read them.
     """
 
     def __init__(self, files: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice) -> None:
@@ -53,11 +53,11 @@ class RecordedData:
         self._specs = specs
         self._choice = choice
         self._kept: list[Rows] | None = None
-        sizes = [[file.name, file.stat().st_size] for file in self.files]
-        self.source_id = f"files:{hashlib.blake2b(json.dumps(sizes).encode(), digest_size=16).hexdigest()}"
+        self.source_id = ""
+        check_inputs(specs, choice)
         for file in self.files:
             if file.suffix.lower() == ".npz":
-                NpzRecording(file, specs)
+                NpzRecording(file, specs, choice)
             else:
                 table = _TABLES[file.suffix.lower()](file)
                 input_columns(specs, choice, table.columns, where=str(file))
@@ -73,8 +73,7 @@ class RecordedData:
             return
         first = 0
         for file in self.files:
-            parts = self._arrays(file) if file.suffix.lower() == ".npz" else self._table(file)
-            for codes, at, inputs in parts:
+            for codes, at, inputs in self._parts(file):
                 yield Rows(codes, np.arange(first, first + len(codes)), inputs, at)
                 first += len(codes)
 
@@ -87,7 +86,7 @@ class RecordedData:
         Raises:
             RecordedDataError: A stream is not sorted by time, or as for `read`.
         """
-        total, newest = 0, np.empty(0)
+        newest, found = np.empty(0), RowsHash()
         kept: list[Rows] | None = []
         for rows in self.read():
             if kept is not None:
@@ -96,12 +95,54 @@ class RecordedData:
             if rows.times is not None:
                 newest = np.append(newest, np.full(len(self.streams) - len(newest), -np.inf))
                 self._check_order(rows, newest)
-            total += len(rows)
+            found.add(rows, self.streams)
             advance(len(rows))
-        if not total:
+        if not found.count:
             raise RecordedDataError(f"{', '.join(map(str, self.files))}: there are no rows.")
-        self._kept = kept
-        return total
+        self._kept, self.source_id = kept, found.source_id
+        return found.count
+
+    def check_stream_ids(self) -> None:
+        """Check that the streams that were read have ids which a service takes.
+
+        Raises:
+            RecordedDataError: It names the first row with another one.
+        """
+        wrong = next((code for stream, code in self.streams.items() if not is_stream_id(stream)), None)
+        if wrong is None:
+            return
+        where = ""
+        for file in self.files:
+            first = 0
+            for codes, _, _ in self._parts(file):
+                if not where and (codes == wrong).any():
+                    where = f"{file}, row {first + int(np.argmax(codes == wrong)) + 1}"
+                first += len(codes)
+        stream = list(self.streams)[wrong]
+        raise RecordedDataError(
+            f"{where}: {stream[:140]!r} is not a stream id; expected 1 to 128 of A-Z a-z 0-9 . _ : @ -. "
+            "Nothing was sent.",
+            fix="Name another --stream-column, or rename the stream.",
+        )
+
+    def source_ids_of_beginnings(self, counts: Collection[int]) -> set[str]:
+        """Return the `source_id` of the first rows of this data, for some numbers of them.
+
+        Raises:
+            RecordedDataError: A file cannot be read.
+        """
+        ends, found, ids = sorted(counts, reverse=True), RowsHash(), set[str]()
+        for rows in self.read():
+            rest = rows
+            while ends and (missing := ends[-1] - found.count) <= len(rest):
+                found.add(rest.where(slice(missing)), self.streams)
+                ids.add(found.source_id)
+                rest = rest.where(slice(missing, None))
+                ends.pop()
+            if not ends:
+                break
+            found.add(rest, self.streams)
+        return ids
 
     def _check_order(self, rows: Rows, newest: Array) -> None:
         """Check that the times of each stream do not decrease; `newest` has the last time of each."""
@@ -123,6 +164,9 @@ class RecordedData:
         ends = np.concatenate([codes[1:] != codes[:-1], [True]])
         newest[codes[ends]] = at[ends]
 
+    def _parts(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
+        return self._arrays(file) if file.suffix.lower() == ".npz" else self._table(file)
+
     def _table(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
         table = _TABLES[file.suffix.lower()](file)
         choice, where, first = self._choice, str(file), 0
@@ -133,7 +177,7 @@ class RecordedData:
                 kind: Kind = "i8" if np.dtype(spec.dtype).kind in "iu" else "f8"
                 kinds[name] = kind if kinds.get(name, kind) == kind else "U"
         if choice.stream is not None:
-            kinds[choice.stream] = "U"
+            kinds[choice.stream] = "id"
         for cells in table.pieces(kinds):
             n_rows = len(next(iter(cells.values())))
             codes = self._codes([file.stem] if choice.stream is None else cells[choice.stream], n_rows)
@@ -147,11 +191,11 @@ class RecordedData:
             yield codes, at, inputs
             first += n_rows
 
-    def _arrays(self, file: Path) -> Iterator[tuple[Array, None, dict[str, Array]]]:
-        recording = NpzRecording(file, self._specs)
-        for streams, arrays in recording.pieces():
+    def _arrays(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
+        recording = NpzRecording(file, self._specs, self._choice)
+        for streams, at, arrays in recording.pieces():
             codes = np.repeat(self._codes(streams, len(streams)), recording.length)
-            yield codes, None, {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+            yield codes, at, {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
 
     def _codes(self, streams: Sequence[object] | Array, n_rows: int) -> Array:
         """Return the codes of stream ids, `(n_rows,)` int64; one id is that of all rows."""

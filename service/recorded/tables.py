@@ -20,8 +20,10 @@ PIECE_ROWS = 32_768
 
 _DELIMITERS = ",;\t|"
 
-Kind = Literal["f8", "i8", "U"]
-"""What the cells of a column are: numbers, integers, or texts."""
+Kind = Literal["f8", "i8", "U", "id"]
+"""What the cells of a column are: numbers, integers, texts, or stream ids, which are texts or integers."""
+
+_TEXTS = ("U", "id")
 
 _LONGEST_TEXT = 160
 """Characters of a text that are read at once; more than a stream id has."""
@@ -87,14 +89,14 @@ class CsvFile:
         delimiters = len(self.columns) - 1
         if any(line.count(self._delimiter) != delimiters for line in lines):
             return None
-        kinds = [(name, f"U{_LONGEST_TEXT}" if kind == "U" else kind) for name, kind in columns.items()]
+        kinds = [(name, f"U{_LONGEST_TEXT}" if kind in _TEXTS else kind) for name, kind in columns.items()]
         at = [self.columns.index(name) for name in columns]
         try:
             rows = np.loadtxt(lines, np.dtype(kinds), comments=None, delimiter=self._delimiter, usecols=at, ndmin=1)
         except ValueError:
             return None
-        piece = {name: rows[name].tolist() if kind == "U" else rows[name] for name, kind in columns.items()}
-        is_cut = any(kind == "U" and max(map(len, piece[name])) == _LONGEST_TEXT for name, kind in columns.items())
+        piece = {name: rows[name].tolist() if kind in _TEXTS else rows[name] for name, kind in columns.items()}
+        is_cut = any(kind in _TEXTS and max(map(len, piece[name])) == _LONGEST_TEXT for name, kind in columns.items())
         return None if is_cut else piece
 
     def _cells(self, lines: Sequence[str], columns: Mapping[str, Kind], first: int) -> Mapping[str, Cells]:
@@ -135,8 +137,20 @@ class ParquetFile:
     def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
         """Yield some columns of consecutive rows; as `CsvFile.pieces`."""
         with self._reading(), self._parquet.ParquetFile(self.path) as file:
+            for name in (name for name, kind in columns.items() if kind == "id"):
+                self._check_ids(name, file.schema_arrow.field(name).type)
             for batch in file.iter_batches(PIECE_ROWS, columns=list(columns), use_threads=False):
                 yield {name: _arrow_cells(batch.column(name), kind) for name, kind in columns.items()}
+
+    def _check_ids(self, name: str, dtype: Any) -> None:
+        import pyarrow as pa
+
+        held = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
+        if not (pa.types.is_string(held) or pa.types.is_large_string(held) or pa.types.is_integer(held)):
+            raise RecordedDataError(
+                f"{self.path}, column {name!r}: it has values of type {held}; a stream's id is a text or an integer.",
+                fix="Write the ids as texts, or name another --stream-column.",
+            )
 
     def _reading(self) -> _Reading:
         import pyarrow as pa
@@ -183,7 +197,7 @@ def _parsed_by_arrow(
         from pyarrow import csv as arrow_csv
     except ImportError:
         return None
-    types = {name: pa.string() if kind == "U" else pa.float64() for name, kind in columns.items()}
+    types = {name: pa.string() if kind in _TEXTS else pa.float64() for name, kind in columns.items()}
     try:
         table = arrow_csv.read_csv(
             pa.py_buffer(text.encode()),
@@ -202,7 +216,7 @@ def _arrow_cells(column: Any, kind: Kind) -> Cells:
     """Return a column of an Arrow batch as an array of numbers or dates, or as texts."""
     import pyarrow as pa
 
-    if kind == "U":
+    if kind in _TEXTS:
         texts = column if pa.types.is_dictionary(column.type) else column.cast(pa.string()).dictionary_encode()
         missing = len(texts.dictionary)
         indices = texts.indices.fill_null(missing).to_numpy(zero_copy_only=False)
@@ -215,7 +229,8 @@ def _arrow_cells(column: Any, kind: Kind) -> Cells:
             return column.cast(pa.float64()).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
         return column.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     if pa.types.is_timestamp(dtype) or pa.types.is_date(dtype):
-        return column.cast(pa.timestamp("us")).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+        # nanoseconds are cut: what is compared are seconds in a float64, which has microseconds until the year 2242
+        return column.cast(pa.timestamp("us"), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
     return column.to_pylist()  # type: ignore[no-any-return]
 
 

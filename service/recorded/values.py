@@ -52,7 +52,7 @@ def numbers(cells: Cells, where: str, first: int) -> Array:
     if isinstance(cells, np.ndarray) and cells.dtype.kind in "biuf":
         return cells
     try:
-        return np.fromiter(map(float, cells), np.float64, len(cells))
+        return np.fromiter(map(_float, cells), np.float64, len(cells))
     except (TypeError, ValueError):
         return np.fromiter((_number(cell, where, first + i) for i, cell in enumerate(cells)), np.float64, len(cells))
 
@@ -61,7 +61,7 @@ def integers(cells: Cells, where: str, first: int) -> Array:
     """Return a column of an integer input; as `numbers`, but also integers beyond 2 to the 53 are exact."""
     if not isinstance(cells, np.ndarray):
         try:
-            return np.fromiter(map(int, cells), np.int64, len(cells))
+            return np.fromiter(map(_int, cells), np.int64, len(cells))
         except (TypeError, ValueError, OverflowError):
             pass
     return numbers(cells, where, first)
@@ -80,7 +80,7 @@ def times(cells: Cells, where: str, first: int) -> Array:
         values = cells.astype(np.float64)
     else:
         try:
-            values = np.fromiter(map(float, cells), np.float64, len(cells))
+            values = np.fromiter(map(_float, cells), np.float64, len(cells))
         except (TypeError, ValueError):
             values = np.fromiter((_time(cell, where, first + i) for i, cell in enumerate(cells)), float, len(cells))
     if (missing := np.isnan(values)).any():
@@ -130,6 +130,25 @@ def cast(values: Array, spec: InputSpec, names: Sequence[str], where: str, first
     return cast_values.reshape(len(values), *spec.row_shape)
 
 
+def _float(cell: Any) -> float:
+    return float(_digits(cell))
+
+
+def _int(cell: Any) -> int:
+    return int(_digits(cell))
+
+
+def _digits(cell: Any) -> Any:
+    """Return a cell that may be a number: Python also reads `4_2` and full-width digits, which nobody wrote as one.
+
+    Raises:
+        ValueError: It is a text with such characters.
+    """
+    if isinstance(cell, str) and ("_" in cell or not cell.isascii()):
+        raise ValueError(cell)
+    return cell
+
+
 def _number(cell: Any, where: str, row: int) -> float:
     text = "" if cell is None else str(cell).strip()
     if text.lower() in _MISSING:
@@ -137,7 +156,7 @@ def _number(cell: Any, where: str, row: int) -> float:
     if text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
     try:
-        return float(text)
+        return _float(text)
     except ValueError:
         raise RecordedDataError(
             f"{where}, row {row + 1}: {text[:40]!r} is not a number.",
@@ -150,7 +169,7 @@ def _time(cell: Any, where: str, row: int) -> float:
     if text.lower() in _MISSING:
         return float("nan")
     try:
-        return float(text)
+        return _float(text)
     except ValueError:
         pass
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from model_export.manifest import Array
 from service.client import ClientError, Model, Stream
 from service.recorded import RecordedData
 
-_CHUNK: Final = 256
+CHUNK: Final = 256
+"""Timesteps in one request, unless the service takes fewer."""
+
 _KEPT_STEPS: Final = 100_000
 
 
@@ -45,9 +47,10 @@ class Predictions:
 
 @dataclass(slots=True)
 class StreamRecord:
-    """The newest predictions of a stream, for a picture."""
+    """A stream's step, and its newest predictions if they are kept."""
 
     stream: str
+    is_kept: bool
     step: int = 0
     outputs: deque[dict[str, Array]] = field(default_factory=lambda: deque(maxlen=_KEPT_STEPS))
 
@@ -56,11 +59,21 @@ class ReplaySession:
     """Replays rows through the streams of a model.
 
     Attributes:
-        records: The newest predictions by stream, in the order of their first rows.
+        records: What is known of each stream, in the order of their first rows.
         n_rows: The number of rows that were sent.
     """
 
-    def __init__(self, model: Model, recorded: RecordedData, stream: str | None, *, reset: bool, append: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        recorded: RecordedData,
+        stream: str | None,
+        *,
+        reset: bool,
+        append: bool,
+        chunk: int = CHUNK,
+        kept_streams: int = 0,
+    ) -> None:
         """Create a session.
 
         Args:
@@ -69,6 +82,8 @@ class ReplaySession:
             stream: The stream of all rows; None: each row has its own.
             reset: Reset streams that exist.
             append: Continue streams that exist.
+            chunk: Timesteps in one request at most.
+            kept_streams: The predictions of so many streams are kept, for a picture.
         """
         self.records: dict[str, StreamRecord] = {}
         self.n_rows = 0
@@ -77,6 +92,8 @@ class ReplaySession:
         self._stream = stream
         self._reset = reset
         self._append = append
+        self._chunk = chunk
+        self._kept_streams = kept_streams
 
     def in_chunks(self) -> Iterator[Predictions]:
         """Send rows as fast as possible, in chunks of one stream each.
@@ -91,8 +108,8 @@ class ReplaySession:
             codes, first_rows = np.unique(rows.codes, return_index=True)
             for code in codes[np.argsort(first_rows)]:
                 of_stream = np.flatnonzero(rows.codes == code)
-                for start in range(0, len(of_stream), _CHUNK):
-                    chunk = of_stream[start : start + _CHUNK]
+                for start in range(0, len(of_stream), self._chunk):
+                    chunk = of_stream[start : start + self._chunk]
                     inputs = {name: array[chunk] for name, array in rows.inputs.items()}
                     yield self._send(names[code], rows.positions[chunk], inputs)
 
@@ -139,7 +156,8 @@ class ReplaySession:
             raise ReplayError(f"{exc.problem} This was in {where} of stream {name!r}.", fix=exc.fix) from exc
         record = self.records[name]
         record.step = result.step
-        record.outputs.extend({each: part[n] for each, part in result.outputs.items()} for n in range(len(numbers)))
+        if record.is_kept:
+            record.outputs.extend({each: part[n] for each, part in result.outputs.items()} for n in range(len(numbers)))
         self.n_rows += len(numbers)
         return Predictions(numbers, name, result.step - len(numbers) + 1, result.outputs)
 
@@ -155,15 +173,5 @@ class ReplaySession:
                     fix="Reset it with --reset, continue it with --append, or give another --stream.",
                 )
             stream.reset()
-        self.records[name] = StreamRecord(name)
+        self.records[name] = StreamRecord(name, is_kept=len(self.records) < self._kept_streams)
         return stream
-
-
-def header_of(outputs: Sequence[Any]) -> list[str]:
-    """Return the names of the columns of predictions: `OUTPUT`, or `OUTPUT[LABEL]` for each number of a row."""
-    names = []
-    for output in outputs:
-        size = int(np.prod(output.shape, dtype=int))
-        labels = output.labels or [str(n) for n in range(size)]
-        names += [f"{output.name}[{label}]" for label in labels] if output.shape else [output.name]
-    return names

@@ -453,14 +453,34 @@ def test_missing_values_are_none_and_inputs_that_are_left_out(client: Client, st
     many = model.step_many({f"{stream}a": gaps[1], f"{stream}b": {"b": 8}})
     outputs = [one.outputs for one in many.values() if isinstance(one, StepResult)]
     assert [(one["y"].tolist(), one["z"].tolist()) for one in outputs] == [([7, 2], 5), ([0, 0], 8)]
-    assert error_of(model.step_many, {f"{stream}a": {"a": [1, 2]}, f"{stream}b": {"a": [1]}}).code == "bad_input"
     assert error_of(client.model("lstm").stream(stream).step, None).code == "bad_input"
 
 
-def test_rows_of_different_shapes_are_rejected(client: Client, stream: str) -> None:
-    error = error_of(client.model("lstm").step_many, {f"{stream}a": [0.0] * 4, f"{stream}b": [0.0] * 3})
+def test_each_row_of_a_bulk_step_is_rejected_by_itself(client: Client, stream: str) -> None:
+    """An id that is none, a shape, a name, a missing input: the other streams are stepped."""
+    model = client.model("lstm")
+    rows: dict[Any, Any] = {f"{stream}{n}": [0.5] * 4 for n in range(3)}
+    rows |= {f"{stream}short": [0.5] * 3, f"{stream}name": {"y": [0.5] * 4}, f"{stream}none": {}, "no id": [0.5] * 4}
+    rows |= {42: [0.5] * 4, ("a",): [0.5] * 4}
 
-    assert (error.code, error.applied) == ("bad_input", "no")
+    results = model.step_many(rows)
+
+    assert list(results) == list(rows)
+    codes = {name: one.code if isinstance(one, ClientError) else one.step for name, one in results.items()}
+    assert codes == {
+        **{f"{stream}{n}": 1 for n in range(3)},
+        **dict.fromkeys([f"{stream}short", f"{stream}name", f"{stream}none"], "bad_input"),
+        **dict.fromkeys(["no id", 42, ("a",)], "bad_request"),
+    }
+    assert {one.applied for one in results.values() if isinstance(one, ClientError)} == {"no"}
+
+
+@pytest.mark.parametrize("name", [42, None, b"a", ["a"]])
+def test_a_stream_id_that_is_no_text_is_named_with_its_type(client: Client, name: Any) -> None:
+    error = error_of(client.model("fold").stream, name)
+
+    assert error.code == "bad_request"
+    assert type(name).__name__ in error.problem
 
 
 def test_threads_that_share_a_handle_take_turns(client: Client, stream: str) -> None:
@@ -912,7 +932,7 @@ def begin(exchange: Exchange[Any], *got: RawReply | NoReply) -> ClientRequest:
 LOST = NoReply("The line went dead.", sent=True)
 REFUSED = NoReply("Nobody listens.", sent=False)
 BUSY = RawReply(503, problem("overloaded"), JSON)
-DESCRIBED = RawReply(200, encode({"inputs": [{"name": "x", "dtype": "int64"}]}, MSGPACK), MSGPACK)
+DESCRIBED = RawReply(200, encode({"inputs": [{"name": "x", "dtype": "int64", "shape": [1]}]}, MSGPACK), MSGPACK)
 NONE_THERE = RawReply(404, problem("stream_not_found"), JSON)
 CHANGED = RawReply(409, problem("state_changed"), JSON)
 

@@ -38,7 +38,7 @@ def run(*replies: RawReply) -> tuple[ChunksResult, list[ClientRequest]]:
         return next(waiting)
 
     protocol = ColumnChunks("m", 60.0, clock=lambda: 0.0, jitter=lambda: 0.0)
-    return drive(protocol.step_chunks(["a", "b", "c"], INPUTS, "log", POSITIONS), send), sent
+    return drive(protocol.step_chunks(["a", "b", "c"], INPUTS, ["log"] * 3, POSITIONS), send), sent
 
 
 def test_streams_with_a_transient_error_are_sent_again_alone() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from model_export.manifest import Array
 from service.client.protocol import decoding
 from service.client.protocol.exchange import Exchange
-from service.client.protocol.inputs import Inputs, Source, packed, source_document, stack
+from service.client.protocol.inputs import Inputs, Source, check_row, packed, source_document, stack
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import ModelProtocol, timed
@@ -47,13 +47,23 @@ class BulkSteps(ModelProtocol):
                 fix="Step streams without a source in another call.",
             )
         rows: dict[str, dict[str, Array]] = {}
+        rejected: _Results = {}
         for cursor in cursors:
-            rows[cursor.stream] = yield from self._prepare_inputs(xs[cursor.stream], policy)
+            try:
+                row = yield from self._prepare_inputs(xs[cursor.stream], policy)
+                check_row(row, self._declared)
+            except ClientError as error:
+                if error.code != "bad_input":
+                    raise
+                rejected[cursor.stream] = error
+            else:
+                rows[cursor.stream] = row
+        fitting = [cursor for cursor in cursors if cursor.stream in rows]
         if sources is not None:
-            return (yield from self._apply_from_sources(cursors, rows, policy, sources))
-        for cursor in cursors:
+            return rejected | (yield from self._apply_from_sources(fitting, rows, policy, sources))
+        for cursor in fitting:
             yield from self._ensure_cursor(cursor, policy)
-        return (yield from self._apply_bulk(cursors, rows, policy))
+        return rejected | (yield from self._apply_bulk(fitting, rows, policy))
 
     def _apply_from_sources(
         self, cursors: Sequence[StreamCursor], rows: _Rows, policy: RetryPolicy, sources: Mapping[str, Source]

@@ -50,7 +50,7 @@ class ColumnChunks(ModelProtocol):
         policy: RetryPolicy,
         streams: Sequence[str],
         inputs: dict[str, Array],
-        source_id: str,
+        source_ids: Sequence[str],
         positions: Array,
         *,
         returns: ReturnMode = "all",
@@ -61,8 +61,8 @@ class ColumnChunks(ModelProtocol):
             policy: The retries of this call.
             streams: The stream ids, each once.
             inputs: `(N, T, *row)` by input, in the model's dtypes.
-            source_id: The log.
-            positions: The position of each timestep in it, `(N, T)` int64.
+            source_ids: The log of each stream.
+            positions: The position of each timestep in its log, `(N, T)` int64.
             returns: `all` outputs or `none`.
         """
         n_streams, length = positions.shape
@@ -74,7 +74,10 @@ class ColumnChunks(ModelProtocol):
             document = {
                 "streams": [streams[i] for i in waiting.tolist()],
                 "inputs": packed({name: array[rows] for name, array in inputs.items()}),
-                "source": {"id": source_id, "at": encode_tensor(positions[rows], MSGPACK)},
+                "source": {
+                    "id": _shared([source_ids[i] for i in waiting.tolist()]),
+                    "at": encode_tensor(positions[rows], MSGPACK),
+                },
                 "return": returns,
             }
             reply = yield from self._send_with_retry(
@@ -107,3 +110,8 @@ class ColumnChunks(ModelProtocol):
                 elif error.retry == "same":
                     again.append(i)
         return again
+
+
+def _shared(ids: list[str]) -> str | list[str]:
+    """Return the one id that all streams have, or the id of each."""
+    return ids[0] if len(set(ids)) == 1 else ids

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from model_export.manifest import Array
+from service.client.protocol.decoding import TensorInfo
 from service.client.results import ClientError
 from service.codec.formats import MSGPACK
 from service.codec.responses import encode_tensors
@@ -45,23 +46,35 @@ def cast_inputs(x: Inputs, dtypes: Mapping[str, np.dtype[Any]]) -> dict[str, Arr
     return {name: _cast(value, dtypes.get(name), f"Input {name!r}") for name, value in given.items()}
 
 
+def check_row(row: Mapping[str, Array], declared: Mapping[str, TensorInfo]) -> None:
+    """Check names and shapes of one stream's inputs, so that they can be sent in the columns of a request.
+
+    Raises:
+        ClientError: `bad_input`: an input is not the model's, is left out, or has another shape.
+    """
+    if unknown := sorted(row.keys() - declared.keys()):
+        _fail(f"The model has no input {unknown[0]!r}; it has {', '.join(declared)}.", "Correct the name.")
+    for name, spec in declared.items():
+        if name not in row:
+            if spec.missing != "nan":
+                _fail(f"Input {name!r} is missing.", "Give it; this model takes no missing values for it.")
+        elif row[name].shape != tuple(spec.shape):
+            _fail(
+                f"Input {name!r} has shape {list(row[name].shape)}; one timestep has {spec.shape}.",
+                "Give one timestep for each stream.",
+            )
+
+
 def stack(rows: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     """Return one array per input, with the streams as axis 0: `(N, *row)`; NaN in a row that leaves an input out.
 
-    Raises:
-        ClientError: `bad_input`: the rows differ in shapes, or an input that some leave out is not of floats.
+    Args:
+        rows: What `check_row` lets pass.
     """
     if any(row.keys() != rows[0].keys() for row in rows):
-        known = {name: array for row in rows for name, array in row.items() if array.dtype.kind == "f"}
+        known = {name: array for row in rows for name, array in row.items()}
         missing = {name: np.full_like(array, np.nan) for name, array in known.items()}
         rows = [{**missing, **row} for row in rows]
-    shapes = [{name: array.shape for name, array in row.items()} for row in rows]
-    other = next((shape for shape in shapes if shape != shapes[0]), None)
-    if other is not None:
-        _fail(
-            f"The inputs of one stream have shapes {shapes[0]}, those of another {other}.",
-            "Give all streams inputs of the same shapes.",
-        )
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -48,6 +48,12 @@ class StreamCursor:
         Raises:
             ClientError: `bad_request`: the id is not a valid stream id.
         """
+        if not isinstance(stream, str):
+            raise ClientError(
+                "bad_request",
+                f"The stream id is {stream!r:.80}, of type {type(stream).__name__}; expected a text.",
+                fix="Convert it, as in `str(42)`.",
+            )
         if not is_stream_id(stream):
             invalid = bad_stream_id(stream)
             raise ClientError(invalid.code, invalid.problem, fix=invalid.fix)

@@ -90,7 +90,7 @@ class ModelProtocol:
         self._on_resend = on_resend
         self._clock = clock
         self._jitter = jitter
-        self._dtypes: dict[str, np.dtype[Any]] = {}
+        self._declared: dict[str, decoding.TensorInfo] = {}
         self._is_durable = False  # whether a confirmed commit also survives a failover of the store
 
     @timed
@@ -274,12 +274,12 @@ class ModelProtocol:
 
     def _prepare_inputs(self, x: Inputs, policy: RetryPolicy) -> Exchange[dict[str, Array]]:
         """Return the inputs as arrays of the model's dtypes, which are read from the service once."""
-        if not self._dtypes:
+        if not self._declared:
             model = yield from self._describe(policy)
             if self._resend_buffer is not None:
                 self._is_durable = yield from self._survives_failover(policy)
-            self._dtypes = {declared.name: np.dtype(declared.dtype) for declared in model.inputs}
-        return cast_inputs(x, self._dtypes)
+            self._declared = {declared.name: declared for declared in model.inputs}
+        return cast_inputs(x, {name: np.dtype(each.dtype) for name, each in self._declared.items()})
 
     def _describe(self, policy: RetryPolicy) -> Exchange[decoding.ModelInfo]:
         return (yield from self._fetch(ClientRequest("GET", self.path), policy, decoding.ModelInfo))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -28,6 +28,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmat
 
 _PAGE = 1000  # the service's maximum page size
 _TIMEOUT_S = 30.0
+_ASKED_ALONE = 500  # streams; the list of all takes less time for more of them
 _UNAVAILABLE = {429, 502, 503, 504}
 
 
@@ -39,6 +40,10 @@ class StreamsError(StepwellError):
 
 class ServiceUnavailableError(StreamsError):
     """No service responds, or not now; the same request may succeed later."""
+
+
+class StreamNotReadableError(StreamsError):
+    """There is no such stream, or its record is damaged."""
 
 
 class HttpApi:
@@ -78,13 +83,31 @@ class HttpApi:
         """Return the body of a GET; raises as `call` does."""
         return self.call("GET", path, params=query)
 
-    def streams(self, model: str, prefix: str) -> Iterator[dict[str, Any]]:
+    def statuses(self, model: str, streams: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Return `step` and `sources` of those of some streams that exist, by id.
+
+        Raises:
+            StreamsError: As `call` does; a stream without a record that can be read is left out.
+        """
+        if len(streams) > _ASKED_ALONE:
+            listed = self.streams(model, "", sources="true")
+            return {each["stream"]: each for each in listed if each["stream"] in streams and each["step"] is not None}
+        found = {}
+        for stream in streams:
+            try:
+                found[stream] = self.get(path_of(model, stream))
+            except StreamNotReadableError:
+                continue
+        return found
+
+    def streams(self, model: str, prefix: str, **query: str) -> Iterator[dict[str, Any]]:
         """Yield every stream of a model once; pages are fetched on demand."""
         cursor, seen = None, set[str]()  # a store that grows meanwhile may list a stream twice
         while True:
             page = self.get(
                 model_path(model, "streams"),
                 limit=_PAGE,
+                **query,
                 **({"prefix": prefix} if prefix else {}),
                 **({} if cursor is None else {"cursor": cursor}),
             )
@@ -105,6 +128,15 @@ class HttpApi:
         """
         try:
             response = self._http.request(method, path, **options)
+        except (httpx2.ReadError, httpx2.ReadTimeout, httpx2.RemoteProtocolError) as exc:
+            if method == "GET":
+                raise self._unreachable(str(exc) or type(exc).__name__) from exc
+            raise ServiceUnavailableError(
+                f"The request was sent to {self._url}, and no response arrived: "
+                f"{(str(exc) or type(exc).__name__).rstrip('.')}. It may have been applied.",
+                fix="Look at the result before you run the command again, for example with `stepwell release show` "
+                "or `stepwell streams show`.",
+            ) from exc
         except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
             raise self._unreachable(str(exc) or type(exc).__name__) from exc
         except ValueError as exc:  # JSON has neither NaN nor infinity
@@ -135,6 +167,7 @@ class HttpApi:
         problem = body if isinstance(body, dict) else {}
         code = problem.get("code", response.reason_phrase)
         error = ServiceUnavailableError if response.status_code in _UNAVAILABLE else StreamsError
+        error = StreamNotReadableError if code in {"stream_not_found", "state_corrupt"} else error
         raise error(
             f"{problem.get('detail') or 'The service gave no reason.'} ({response.status_code} {code})",
             fix=self._fixes.get(code, self._fixes.get(response.status_code, "")),

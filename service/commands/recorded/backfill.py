@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from model_export.manifest import InputSpec, OutputSpec
+from service.backfill.history import Past, past_of
 from service.backfill.predictions import BackfillError, PredictionSlots
 from service.backfill.run import Backfill, failures_in_words
 from service.backfill.writers import writer_of
@@ -25,8 +27,7 @@ from service.commands.recorded.flags import (
 )
 from service.commands.tables import Json, key_value_table, print_json, show
 from service.errors import counted
-from service.ids import is_stream_id
-from service.recorded import RecordedData, RecordedDataError, open_data
+from service.recorded import open_data
 
 _CALL_S = 120.0  # what one request may take, with its retries
 _NAMED = 5
@@ -43,14 +44,17 @@ def backfill(
         Path | None,
         typer.Option(metavar="OUT", help="Write the prediction of each row: .csv, .parquet or .npz."),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Apply the rows of streams that were reset from the first one on.")
+    ] = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Feed recorded data into the streams of a running service, each row once.
 
-    An interrupted run is continued by the same command: rows that were applied are not applied again. The files are
-    read once before anything is sent.
+    An interrupted run is continued by the same command: rows that were applied are not applied again. Data that begins
+    with the rows of an earlier run is continued after them. The files are read once before anything is sent.
     """
     started = time.monotonic()
     write = None if predictions is None else writer_of(predictions)
@@ -64,13 +68,16 @@ def backfill(
     with data_progress() as progress:
         progress.start("checking the data", None)
         n_rows = recorded.check(progress.advance)
-        _check_stream_ids(recorded)
+        recorded.check_stream_ids()
+        with HttpApi(url, key) as service:
+            past = past_of(recorded, service.statuses(model, recorded.streams), again=again)
         slots = None
         if predictions is not None:
             identity = {
                 "model": model,
                 "version": described["version"],
                 "source": recorded.source_id,
+                "again": hashlib.sha256("".join(past.sources).encode()).hexdigest(),
                 "columns": [choice.stream, sorted(choice.inputs.items())],
             }
             slots = PredictionSlots(predictions, n_rows, outputs, identity)
@@ -81,6 +88,7 @@ def backfill(
                 ColumnChunks(model, _CALL_S),
                 recorded,
                 slots,
+                past,
                 width=int(limits["max_batch_size"]),
                 row_bytes=sum(spec.row_bytes for spec in [*specs, *outputs]) or 1,
                 most_bytes=int(limits["max_body_bytes"]) // 2,
@@ -89,7 +97,8 @@ def backfill(
             )
             _run(run)
         n_unknown = 0
-        if slots is not None and write is not None and not run.failures:
+        is_whole = not run.failures and not past.reset
+        if slots is not None and write is not None and is_whole:
             progress.start("writing predictions", None)
             n_unknown = slots.finish(list(recorded.streams), write)
     report = {
@@ -99,12 +108,14 @@ def backfill(
         "applied": run.applied,
         "skipped": run.skipped,
         "failed": [{"stream": stream, "code": error.code} for stream, error in run.failures.items()],
-        "predictions": str(predictions) if predictions is not None and not run.failures else None,
+        "reset": past.reset,
+        "source": recorded.source_id,
+        "predictions": str(predictions) if predictions is not None and is_whole else None,
         "unknown": n_unknown,
         "seconds": round(time.monotonic() - started, 3),
     }
     _print(report, as_json=as_json)
-    _raise_if_incomplete(run, predictions, n_unknown)
+    _raise_if_incomplete(run, past, predictions, n_unknown)
 
 
 def _run(run: Backfill) -> None:
@@ -117,27 +128,31 @@ def _run(run: Backfill) -> None:
         ) from exc
 
 
-def _check_stream_ids(recorded: RecordedData) -> None:
-    for stream in recorded.streams:
-        if not is_stream_id(stream):
-            raise RecordedDataError(
-                f"{stream[:140]!r} is not a stream id; expected 1 to 128 of A-Z a-z 0-9 . _ : @ -. Nothing was sent.",
-                fix="Name another --stream-column, or rename the stream.",
-            )
-
-
-def _raise_if_incomplete(run: Backfill, predictions: Path | None, n_unknown: int) -> None:
+def _raise_if_incomplete(run: Backfill, past: Past, predictions: Path | None, n_unknown: int) -> None:
+    """Raise an error for what is left to do, or if there was nothing to do."""
+    written = f"; {predictions} is written then." if predictions is not None else "."
     if run.failures:
         raise BackfillError(
             failures_in_words(run.failures, _NAMED),
-            fix="All other streams are done. Run the same command again once the cause is removed"
-            + (f"; {predictions} is written then." if predictions is not None else "."),
+            fix="All other streams are done. Run the same command again once the cause is removed" + written,
+        )
+    if past.reset:
+        named = ", ".join(past.reset[:_NAMED]) + (" .." if len(past.reset) > _NAMED else "")
+        raise BackfillError(
+            f"{counted(len(past.reset), 'stream')} had these rows and were reset since: {named}. Nothing was sent for "
+            f"{'it' if len(past.reset) == 1 else 'them'}; all other streams are done.",
+            fix="Give --again to apply their rows from the first one on" + written,
         )
     if n_unknown:
         raise BackfillError(
             f"{n_unknown:,} rows were applied before and their predictions are not known any more; they are empty in "
             f"{predictions}.",
             fix="`stepwell backtest` compares models on the data without a service.",
+        )
+    if not run.applied and predictions is None:
+        raise BackfillError(
+            f"Nothing was applied: the streams had all {counted(run.skipped, 'row')} before.",
+            fix="Check that these are the files you meant. To apply them anew, reset the streams and give --again.",
         )
 
 
