@@ -67,11 +67,13 @@ class _Backend(httpcore2.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
         refused: Exception | None = None
-        for address in _addresses(host, port):  # one at a time: httpcore2 would give each address the whole timeout
-            left = self._deadline.left(httpcore2.ConnectTimeout)
+        addresses = _addresses(host, port)
+        for n, address in enumerate(addresses):  # httpcore2 would give each the whole timeout
+            # an address that drops packets, as of a network without IPv6, leaves time for the others
+            share = self._deadline.left(httpcore2.ConnectTimeout) / (len(addresses) - n)
             try:
-                opened = self._backend.connect_tcp(address, port, left, local_address, socket_options)
-            except httpcore2.ConnectError as exc:
+                opened = self._backend.connect_tcp(address, port, share, local_address, socket_options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as exc:
                 refused = exc
             else:
                 return _Stream(opened, self._deadline)

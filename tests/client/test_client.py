@@ -845,6 +845,23 @@ def test_a_call_to_an_unreachable_service_ends_in_time(stream: str) -> None:
     assert (error.code, error.applied, error.retry) == ("no_answer", "no", "same")
 
 
+def test_an_address_that_drops_packets_leaves_time_for_the_others(
+    one: ServiceProcess, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name with two addresses, of which the first accepts no connection: its queue is full."""
+    port = int(one.url.rsplit(":", 1)[1])
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.2", port), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        both = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+        with Client(f"http://two.test:{port}", timeout=6) as client:
+            assert client.model("fold").stream(stream).step([7]).step == 1
+
+
 def steps_around(killed: threading.Event, under_way: threading.Event) -> Iterator[int]:
     """Yield the numbers of the steps to take: until the service was killed, and 20 more."""
     n = 0

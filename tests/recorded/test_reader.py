@@ -308,3 +308,163 @@ def test_a_small_recording_is_parsed_once(tmp_path: Path) -> None:
 
     found = by_stream(data)
     assert {name: rows.tolist() for name, rows in found.items()} == {"a": [[1, 2]], "b": [[3, 4]]}
+
+
+# ------------------------------------------------------------- identity, ids, columns of NPZ
+
+
+def source_of(*paths: Path, specs: Sequence[InputSpec] = (an_input(),), **choice: Any) -> str:
+    data = open_data(list(paths), specs, ColumnChoice(**choice))
+    data.check()
+    return data.source_id
+
+
+def test_rows_have_one_identity_whatever_their_format_and_files(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((40, 2)).astype(np.float32)
+    ids = [f"{n % 3:04}" for n in range(40)]
+    rows = [(name, *map(repr, row)) for name, row in zip(ids, values.astype(float).tolist(), strict=True)]
+    whole = write_csv(tmp_path / "a.csv", ["device", "p", "q"], rows)
+    parts = [write_csv(tmp_path / "b1.csv", ["q", "p", "device"], [row[::-1] for row in rows[:7]])]
+    parts += [write_csv(tmp_path / "b2.csv", ["device", "p", "q"], rows[7:])]
+    parquet.write_table(pa.table({"device": ids, "p": values[:, 0], "q": values[:, 1]}), tmp_path / "c.parquet")
+    npz = write_npz(tmp_path / "d.npz", device=np.array(ids), p=values[:, 0], q=values[:, 1])
+    choice = {"stream": "device", "inputs": {"x": PQ}}
+
+    found = {source_of(*files, **choice) for files in ([whole], parts, [tmp_path / "c.parquet"], [npz])}
+
+    assert len(found) == 1
+    [(kind, count, digest)] = [one.split(":") for one in found]
+    assert (kind, count, len(digest)) == ("rows", "40", 64)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [("a", 1, 2), ("b", 3, 4), ("a", 5, 7)],
+        [("a", 1, 2), ("a", 5, 6), ("b", 3, 4)],
+        [("a", 1, 2), ("a", 3, 4), ("b", 5, 6)],
+        [("a", 1, 2), ("b", 3, 4)],
+    ],
+    ids=["another last row", "another order", "another stream", "fewer rows"],
+)
+def test_other_rows_have_another_identity(tmp_path: Path, other: list[tuple[str, int, int]]) -> None:
+    """The mutants of the identity are here: names and sizes, the first rows alone, the rows without their order."""
+    rows = [("a", 1, 2), ("b", 3, 4), ("a", 5, 6)]
+    choice = {"stream": "device", "inputs": {"x": PQ}}
+
+    one = source_of(write_csv(tmp_path / "a.csv", ["device", *PQ], rows), **choice)
+    another = source_of(write_csv(tmp_path / "a.csv", ["device", *PQ], other), **choice)
+
+    assert one != another
+
+
+def test_equal_values_at_other_times_are_other_rows(tmp_path: Path) -> None:
+    found = set()
+    for day in (1, 2):
+        rows = [(f"2026-01-0{day}T00:00:0{n}Z", 0, 0) for n in range(3)]
+        found.add(source_of(write_csv(tmp_path / "a.csv", ["time", *PQ], rows), time="time", inputs={"x": PQ}))
+
+    assert len(found) == 2
+
+
+def test_the_beginning_of_grown_data_has_the_identity_that_it_had_before(tmp_path: Path) -> None:
+    rows = [(f"d{n % 5}", n, -n) for n in range(90)]
+    choice = {"stream": "device", "inputs": {"x": PQ}}
+    before = {n: source_of(write_csv(tmp_path / "a.csv", ["device", *PQ], rows[:n]), **choice) for n in (30, 31, 90)}
+    data = open_data([write_csv(tmp_path / "a.csv", ["device", *PQ], rows)], [an_input()], ColumnChoice(**choice))
+    data.check()
+
+    assert data.source_ids_of_beginnings({31, 30, 90}) == set(before.values())
+
+
+ODD_IDS = ["0042", "42", "1.10", "48e2", "a:b@c", "-7"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "quoted csv", "parquet", "npz"])
+def test_an_id_is_the_text_as_it_stands(tmp_path: Path, ending: str) -> None:
+    values = [[n, n] for n in range(len(ODD_IDS))]
+    file = tmp_path / f"data.{ending.split()[-1]}"
+    if ending == "npz":
+        write_npz(file, device=np.array(ODD_IDS), p=np.arange(6.0), q=np.arange(6.0))
+    elif ending == "parquet":
+        pa = pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
+        from pyarrow import parquet
+
+        parquet.write_table(pa.table({"device": ODD_IDS, "p": np.arange(6.0), "q": np.arange(6.0)}), file)
+    else:
+        quote = '"' * (ending != "csv")
+        lines = [f"{quote}{name}{quote},{p},{q}" for name, (p, q) in zip(ODD_IDS, values, strict=True)]
+        file.write_text("\n".join(["device,p,q", *lines]))
+
+    data = open_data([file], [an_input()], ColumnChoice(stream="device", inputs={"x": PQ}))
+    data.check()
+    data.check_stream_ids()
+
+    assert list(data.streams) == ODD_IDS
+
+
+@pytest.mark.parametrize("name", ["+42", " 42", "4 2", "\uff14\uff12", "", "."])
+def test_an_id_that_no_stream_can_have_is_named_with_file_and_row(tmp_path: Path, name: str) -> None:
+    file = write_csv(tmp_path / "a.csv", ["device", *PQ], [("a", 1, 2), (name, 3, 4)])
+    data = open_data([file], [an_input()], ColumnChoice(stream="device", inputs={"x": PQ}))
+    data.check()
+
+    with pytest.raises(RecordedDataError, match=r"a\.csv, row 2: .* is not a stream id"):
+        data.check_stream_ids()
+
+
+def test_fractions_are_no_ids(tmp_path: Path) -> None:
+    npz = write_npz(tmp_path / "a.npz", device=np.array([42.0, 43.0]), p=np.zeros(2), q=np.zeros(2))
+
+    assert "which are texts or integers" in error_of(npz, stream="device", inputs={"x": PQ}).problem
+
+
+def test_fractions_are_no_ids_of_a_parquet_file(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"device": [1.0, 2.0], "p": [1.0, 2.0], "q": [1.0, 2.0]}), tmp_path / "a.parquet")
+
+    error = error_of(tmp_path / "a.parquet", stream="device", inputs={"x": PQ})
+
+    assert "has values of type double; a stream's id is a text or an integer" in error.problem
+
+
+def test_times_in_nanoseconds_of_a_parquet_file_are_read(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is missing: pip install 'stepwell[arrow]'")
+    from pyarrow import parquet
+
+    at = pa.array([1_700_000_000_000_000_001, 1_700_000_000_000_002_003], pa.timestamp("ns"))
+    parquet.write_table(pa.table({"t": at, "p": [1.0, 2.0], "q": [1.0, 2.0]}), tmp_path / "a.parquet")
+
+    assert read(tmp_path / "a.parquet", time="t", inputs={"x": PQ})["a"].tolist() == [[1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("cell", ["4_2", "\uff14\uff12", "0x2a"])
+def test_what_only_python_reads_as_a_number_is_none(tmp_path: Path, cell: str) -> None:
+    for dtype in ("float32", "int64"):
+        file = write_csv(tmp_path / "a.csv", PQ, [(1, cell)])
+
+        assert "is not a number" in error_of(file, [an_input(dtype=dtype)], inputs={"x": PQ}).problem
+
+
+def test_an_npz_file_may_have_an_array_for_each_number(tmp_path: Path) -> None:
+    file = write_npz(tmp_path / "a.npz", p=np.arange(6.0).reshape(2, 3), q=-np.arange(6.0).reshape(2, 3))
+
+    found = read(file, inputs={"x": PQ})
+
+    assert found["1"].tolist() == [[3, -3], [4, -4], [5, -5]]
+
+
+def test_an_array_that_an_npz_file_lacks_is_named(tmp_path: Path) -> None:
+    file = write_npz(tmp_path / "a.npz", p=np.zeros((2, 3)))
+
+    assert "has no column q" in error_of(file, inputs={"x": PQ}).problem
+    assert "has no array 'x:x'" in error_of(file).problem
+    assert "has no array 'device'" in error_of(file, [an_input(shape=())], stream="device", inputs={"x": ["p"]}).problem
+    assert "Columns are named for z" in error_of(file, inputs={"z": ["p"]}).problem

@@ -11,7 +11,16 @@ import { Retries } from "./transport.js";
 
 /** As `Model.stepMany`. @param {Model} model @param {InputsByStream} inputs @param {Limits} limits */
 export async function bulkStep(model, inputs, limits) {
-  const streams = Object.keys(inputs).map((id) => model.stream(id));
+  /** @type {StepResults} */
+  const results = {};
+  const streams = Object.keys(inputs).flatMap((id) => {
+    try {
+      return [model.stream(id)];
+    } catch (error) {
+      results[id] = /** @type {StepwellError} */ (error);
+      return [];
+    }
+  });
   let release = () => {};
   const released = new Promise((resolve) => (release = () => resolve(undefined)));
   // All streams are queued in this same turn of the event loop: two calls cannot wait for each other.
@@ -25,7 +34,7 @@ export async function bulkStep(model, inputs, limits) {
       ),
   );
   try {
-    return await stepAll(model, await Promise.all(queued), inputs, limits);
+    return { ...results, ...(await stepAll(model, await Promise.all(queued), inputs, limits)) };
   } finally {
     release();
   }

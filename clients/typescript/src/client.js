@@ -16,6 +16,7 @@ import { watch } from "./watch.js";
  */
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
+const NAMED = "1 to 64 of A-Z a-z 0-9 . _ -, a letter or digit first";
 
 /** A connection to a service, in browsers and Node. */
 export class Client {
@@ -36,7 +37,7 @@ export class Client {
    * @param {string} name
    */
   model(name) {
-    check("model's name", name, NAME);
+    check("model's name", name, NAME, NAMED);
     return new Model(this, name);
   }
 
@@ -88,7 +89,7 @@ export class Model {
    * @throws {StepwellError} `bad_request`: the id is not a valid stream id.
    */
   stream(id) {
-    check("stream id", id, /^(?!\.\.?$)[A-Za-z0-9._:@-]{1,128}$/);
+    check("stream id", id, /^(?!\.\.?$)[A-Za-z0-9._:@-]{1,128}$/, "1 to 128 of A-Z a-z 0-9 . _ : @ -");
     return this.#handles.get(id);
   }
 
@@ -435,7 +436,7 @@ export class Stream {
 
   /** @param {string} name `..` would be the stream itself */
   #snapshotPath(name) {
-    check("snapshot's name", name, NAME);
+    check("snapshot's name", name, NAME, NAMED);
     return `${this.path}/snapshots/${name}`;
   }
 
@@ -475,9 +476,9 @@ function busy(stream) {
   );
 }
 
-/** @param {string} what @param {string} name @param {RegExp} pattern */
-function check(what, name, pattern) {
-  if (!pattern.test(name)) throw new StepwellError("bad_request", `The ${what} is '${name}'; expected ${pattern}.`);
+/** @param {string} what @param {string} name @param {RegExp} pattern @param {string} expected */
+function check(what, name, pattern, expected) {
+  if (!pattern.test(name)) throw new StepwellError("bad_request", `The ${what} is '${name}'; expected ${expected}.`);
 }
 
 /** Return an `Idempotency-Key`: it has to be unique, not secret, and `crypto.randomUUID` exists only on https pages. */

@@ -1,7 +1,9 @@
+import { StepwellError } from "./errors.js";
 import type { Model, Stream } from "./client.js";
 import type { InputsByStream } from "./inputs.js";
 import type { Limits } from "./options.js";
-import type { Position, StepResults } from "./results.js";
+import type { Position } from "./results.js";
+import type { StepResponse } from "./api.js";
 export type Row = Position & {
     stream: Stream;
 };
@@ -12,4 +14,6 @@ export type Row = Position & {
 /** @import { BulkResponse, StepResponse } from "./api.js" */
 /** @typedef {Position & { stream: Stream }} Row */
 /** As `Model.stepMany`. @param {Model} model @param {InputsByStream} inputs @param {Limits} limits */
-export declare function bulkStep(model: Model, inputs: InputsByStream, limits: Limits): Promise<StepResults>;
+export declare function bulkStep(model: Model, inputs: InputsByStream, limits: Limits): Promise<{
+    [x: string]: StepResponse | StepwellError;
+}>;
