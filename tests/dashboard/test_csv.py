@@ -120,3 +120,32 @@ def test_a_bad_cell_is_named_before_anything_is_sent(page: Page, live: ServicePr
 
     assert result(page) == "Row 2, column accel z: “oops” is not a number."
     assert httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).status_code == 404
+
+
+def test_a_column_of_ids_has_a_stream_for_each_id_as_it_stands(
+    page: Page, live: ServiceProcess, stream: str
+) -> None:
+    ids = [f"{stream}-{end}" for end in ("0042", "42", "0042", "4_2", "1.10", "42")]
+    lines = [f"{name},1,2,3,4,5,6" for name in ids]
+    open_page(page, live)
+    drop(page, "\n".join(["machine," + ",".join(LABELS), *lines]), "data.csv")
+    ready_to_send(page)
+    click(page, "#csv-send")
+
+    assert result(page) == "6 rows applied to 4 streams."
+    for end, step in (("0042", 2), ("42", 2), ("4_2", 1), ("1.10", 1)):
+        status = httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}-{end}", trust_env=False, timeout=30)
+        assert status.json()["step"] == step
+
+
+def test_an_id_that_no_stream_can_have_is_named_before_anything_is_sent(
+    page: Page, live: ServiceProcess, stream: str
+) -> None:
+    lines = [f"{name},1,2,3,4,5,6" for name in (stream, " 42")]
+    open_page(page, live)
+    drop(page, "\n".join(["id," + ",".join(LABELS), *lines]), "data.csv")
+    ready_to_send(page)
+    click(page, "#csv-send")
+
+    assert result(page).startswith("Row 2: The stream id is ' 42'; expected 1 to 128 of")
+    assert httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).status_code == 404

@@ -5,7 +5,7 @@ import { elementNames, size } from "../shapes.js";
 const SEPARATORS = [",", ";", "\t", "|"];
 const SHOWN = 12; // names in a message
 
-/** Read a CSV file with a header: {header, rows}, all as text; throws an Error if that is not possible. */
+/** Read a CSV file with a header: {header, rows}, cells as they stand; throws an Error if that is not possible. */
 export function parseCsv(text) {
   const source = text.replace(/^\uFEFF/, "");
   const headLine = source.slice(0, source.search(/\r?\n|$/));
@@ -15,7 +15,7 @@ export function parseCsv(text) {
   let [row, cell, isQuoted] = [[], "", false];
   const endRow = () => {
     row.push(cell);
-    if (row.length > 1 || row[0].trim() !== "") rows.push(row.map((one) => one.trim()));
+    if (row.length > 1 || row[0].trim() !== "") rows.push(row);
     [row, cell] = [[], ""];
   };
   for (let i = 0; i < source.length; i += 1) {
@@ -31,7 +31,8 @@ export function parseCsv(text) {
   }
   if (isQuoted) throw new Error("The file ends inside a quoted cell. Close the quotes.");
   if (cell !== "" || row.length) endRow();
-  const [header, ...data] = rows;
+  const [first, ...data] = rows;
+  const header = first?.map((name) => name.trim());
   if (!header) throw new Error("The file is empty. It needs a header and a row for each timestep.");
   if (!data.length) throw new Error("The file has a header and no rows. It needs a row for each timestep.");
   const short = data.findIndex(({ length }) => length !== header.length);
@@ -56,12 +57,19 @@ function columnsOfInput(spec, header) {
   throw new Error(`Input ${spec.name} is made of the columns ${some(candidates[0])}; the file has ${some(header)}. Rename the columns: their order is not used.`);
 }
 
+/** The columns that no input is made of, and the one of them that names the stream of each row, if its name says so. */
+export function idColumns(columns, header) {
+  const used = new Set(Object.values(columns).flat());
+  const others = header.map((_, i) => i).filter((i) => !used.has(i));
+  return { others, ids: others.find((i) => /^(stream|machine|device|sensor|unit|patient|station)?[ _-]?(id)?$/i.test(header[i]) && header[i]) };
+}
+
 /** The inputs of one row, as a request has them; throws an Error that names the row (from 1) and the column. */
 export function inputsOf(specs, columns, { header, rows }, index) {
   return Object.fromEntries(
     specs.map((spec) => {
       const values = columns[spec.name].map((column) => {
-        const value = valueOf(rows[index][column], spec);
+        const value = valueOf(rows[index][column].trim(), spec);
         if (value !== undefined) return value;
         throw new Error(`Row ${index + 1}, column ${header[column]}: “${rows[index][column]}” is not ${WANTED[kindOf(spec)]}.`);
       });
@@ -71,6 +79,7 @@ export function inputsOf(specs, columns, { header, rows }, index) {
 }
 
 const WANTED = { float: "a number", int: "a whole number", bool: "true or false", other: "a value that this page can send" };
+const DECIMAL = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 const BOOLEANS = { true: true, 1: true, false: false, 0: false };
 
 function kindOf({ dtype }) {
@@ -83,7 +92,7 @@ function valueOf(cell, spec) {
   const kind = kindOf(spec);
   if (kind === "bool") return BOOLEANS[cell.toLowerCase()];
   if (cell === "" || /^nan$/i.test(cell)) return spec.missing === "nan" ? null : undefined;
-  const value = Number(cell);
+  const value = DECIMAL.test(cell) ? Number(cell) : NaN;
   const isRight = kind === "float" ? Number.isFinite(value) : kind === "int" && Number.isSafeInteger(value);
   return isRight ? value : undefined;
 }

@@ -1,7 +1,7 @@
-// A CSV file that is dropped onto the page, or chosen, becomes timesteps of a stream. The file stays in the browser.
+// A CSV file that is dropped onto the page, or chosen, becomes timesteps of a stream, or of one for each id in a column. The file stays in the browser.
 
 import { counted, number } from "../shapes.js";
-import { columnsOf, parseCsv } from "./csv_table.js";
+import { columnsOf, idColumns, parseCsv } from "./csv_table.js";
 import { sendRows } from "./sender.js";
 
 const $ = (id) => document.getElementById(id);
@@ -38,6 +38,7 @@ export class Recording {
       event.preventDefault();
       this.#run();
     });
+    $("csv-ids").addEventListener("change", () => ($("csv-stream").disabled = $("csv-ids").value !== ""));
     $("csv-close").addEventListener("click", () => (this.#isRunning ? (this.#isStopped = true) : $("csv").close()));
     $("csv").addEventListener("close", () => (this.#isStopped = true));
   }
@@ -47,6 +48,7 @@ export class Recording {
     if (!model || this.#isRunning) return;
     text("csv-title", `Send ${file.name} to ${model.name}`);
     $("csv-stream").value = file.name.replace(/\.[^.]*$/, "").replace(/[^A-Za-z0-9._:@-]/g, "-").slice(0, 128) || "recording";
+    this.#offerColumns([], undefined);
     $("csv-progress").hidden = true;
     text("csv-result", "");
     [this.#file, this.#recording] = [file, null];
@@ -56,6 +58,8 @@ export class Recording {
       if (file !== this.#file) return; // another one was opened meanwhile
       const columns = columnsOf(model.inputs, table.header);
       this.#recording = { model, limits, table, columns };
+      const { others, ids } = idColumns(columns, table.header);
+      this.#offerColumns(others, ids, table.header);
       const used = Object.entries(columns).map(([input, indexes]) => `${input}: ${indexes.map((i) => table.header[i]).join(", ")}`);
       text("csv-facts", `${counted(table.rows.length, "row")}, one timestep each. Columns of ${used.join("; ")}.`);
     } catch (problem) {
@@ -68,7 +72,9 @@ export class Recording {
 
   async #run() {
     const { model, limits, table, columns } = this.#recording;
-    const [stream, existing, perSecond] = [$("csv-stream").value.trim(), $("csv-existing").value, Number($("csv-pace").value)];
+    const [column, existing, perSecond] = [$("csv-ids").value, $("csv-existing").value, Number($("csv-pace").value)];
+    const names = table.rows.map((row) => (column === "" ? $("csv-stream").value.trim() : row[Number(column)]));
+    const [stream, count] = [names.at(-1), new Set(names).size];
     Object.assign($("csv-progress"), { hidden: false, max: table.rows.length, value: 0 });
     [this.#isRunning, this.#isStopped] = [true, false];
     text("csv-result", "");
@@ -77,17 +83,26 @@ export class Recording {
       $("csv-progress").value = sent;
       if (!this.#isStopped) text("csv-facts", `${number(sent)} of ${number(table.rows.length)} rows sent.`);
     };
-    this.on.onStream(stream);
+    if (count === 1) this.on.onStream(stream);
     try {
       const options = { existing, perSecond, maxChunk: limits.max_chunk_steps };
-      const { sent, step, isStopped } = await sendRows(model, stream, { table, columns }, options, { progress, isStopped: () => this.#isStopped });
-      text("csv-result", `${isStopped ? "Stopped: " : ""}${counted(sent, "row")} applied; ${stream} is at step ${number(step)}.`);
+      const { sent, step, isStopped } = await sendRows(model, names, { table, columns }, options, { progress, isStopped: () => this.#isStopped });
+      const where = count === 1 ? `; ${stream} is at step ${number(step)}` : ` to ${counted(count, "stream")}`;
+      text("csv-result", `${isStopped ? "Stopped: " : ""}${counted(sent, "row")} applied${where}.`);
       this.on.onStream(stream);
     } catch (problem) {
       text("csv-result", `${problem.sent ? `${counted(problem.sent, "row")} applied, then: ` : ""}${problem.message}`);
     }
     this.#isRunning = false;
     this.#showButtons();
+  }
+
+  /** Offer the columns that may name the stream of each row. */
+  #offerColumns(others, ids, header = []) {
+    const options = [new Option("one, with the id below", ""), ...others.map((i) => new Option(`one for each ${header[i]}`, String(i)))];
+    $("csv-ids").replaceChildren(...options);
+    $("csv-ids").value = ids ?? "";
+    $("csv-stream").disabled = $("csv-ids").value !== "";
   }
 
   #showButtons() {
