@@ -99,9 +99,11 @@ def test_the_same_files_twice_change_nothing(running: ServiceProcess, tmp_path: 
     run(running, tmp_path / "data.csv", *FOLD)
     before = status(running, "b.s3")["state_id"]
 
-    report = report_of(run(running, tmp_path / "data.csv", *FOLD, "--json"))
+    result = run(running, tmp_path / "data.csv", *FOLD, "--json")
 
-    assert (report["applied"], report["skipped"]) == (0, 6000)
+    assert (report_of(result)["applied"], report_of(result)["skipped"]) == (0, 6000)
+    assert result.exit_code == 1
+    assert "Nothing was applied: the streams had all 6,000 rows before." in str(result.exception)
     assert status(running, "b.s3")["state_id"] == before
     assert next_prediction(running, "b.s3", 1) == fold_reference([*streams["b.s3"], 1])[-1]
 
@@ -262,3 +264,124 @@ def test_a_service_that_is_not_there_is_reported(tmp_path: Path) -> None:
 
     assert result.exit_code == 1
     assert "No Stepwell service responds" in str(result.exception)
+
+
+# ------------------------------------------------------------- other, grown and repeated data
+
+
+def write_rows(path: Path, rows: list[tuple[str, int]]) -> Path:
+    return write_csv(path, ["value", "device", "time"], [(x, name, n) for n, (name, x) in enumerate(rows)])
+
+
+def rows_of(prefix: str, values: range, n_streams: int = 3) -> list[tuple[str, int]]:
+    return [(f"{prefix}{x % n_streams}", x) for x in values]
+
+
+def reset(service: ServiceProcess, stream: str) -> None:
+    httpx2.post(f"{service.url}/v1/models/fold/streams/{stream}/reset", timeout=30).raise_for_status()
+
+
+def test_another_file_of_the_same_name_and_size_is_applied(running: ServiceProcess, tmp_path: Path) -> None:
+    first, second = range(100, 160), range(300, 360)
+    size = write_rows(tmp_path / "data.csv", rows_of("l.", first)).stat().st_size
+    run(running, tmp_path / "data.csv", *FOLD)
+    assert write_rows(tmp_path / "data.csv", rows_of("l.", second)).stat().st_size == size
+
+    report = report_of(run(running, tmp_path / "data.csv", *FOLD, "--json"))
+
+    assert (report["applied"], report["skipped"]) == (60, 0)
+    values = [x for x in [*first, *second] if x % 3 == 1]
+    assert next_prediction(running, "l.1", 5) == fold_reference([*values, 5])[-1]
+    assert [source["id"].split(":")[:2] for source in status(running, "l.1")["sources"]] == [["rows", "60"]] * 2
+
+
+@pytest.mark.parametrize("as_a_second_file", [False, True])
+def test_grown_data_goes_on_where_it_grew(running: ServiceProcess, tmp_path: Path, as_a_second_file: bool) -> None:
+    prefix = f"m{as_a_second_file}."
+    write_rows(tmp_path / "data.csv", rows_of(prefix, range(60)))
+    run(running, tmp_path / "data.csv", *FOLD)
+    grown = rows_of(prefix, range(100), 4)  # with a stream more, from row 60 on
+    grown[:60] = rows_of(prefix, range(60))
+    files = [write_rows(tmp_path / "data.csv", grown)]
+    if as_a_second_file:
+        files = [write_rows(tmp_path / "data.csv", grown[:60])]
+        files += [write_csv(tmp_path / "more.csv", ["value", "device", "time"], [(x, n, x) for n, x in grown[60:]])]
+
+    report = report_of(run(running, *files, *FOLD, "--predictions", tmp_path / "out.csv", "--json"))
+
+    assert (report["applied"], report["skipped"]) == (40, 60)
+    expected = expected_of({f"{prefix}{n}": [x for name, x in grown if name == f"{prefix}{n}"] for n in range(4)})
+    new = {name: {x for one, x in grown[60:] if one == name} for name in expected}
+    assert predictions_of(tmp_path / "out.csv") == {name: expected[name][-len(new[name]) :] for name in expected}
+    assert status(running, f"{prefix}0")["step"] == len(expected[f"{prefix}0"])
+
+
+def test_grown_data_of_an_interrupted_run_goes_on_after_what_was_applied(
+    running: ServiceProcess, tmp_path: Path
+) -> None:
+    """One of the streams was not there when the first run ended: all of its rows are applied."""
+    write_rows(tmp_path / "data.csv", rows_of("n.", range(60)))
+    run(running, tmp_path / "data.csv", *FOLD)
+    httpx2.delete(f"{running.url}/v1/models/fold/streams/n.1", timeout=30).raise_for_status()
+    write_rows(tmp_path / "data.csv", rows_of("n.", range(90)))
+
+    report = report_of(run(running, tmp_path / "data.csv", *FOLD, "--json"))
+
+    assert (report["applied"], report["skipped"]) == (10 + 30 + 10, 40)
+    for n in range(3):
+        values = [x for x in range(90) if x % 3 == n]
+        assert next_prediction(running, f"n.{n}", 5) == fold_reference([*values, 5])[-1]
+
+
+def test_a_stream_that_was_reset_is_named_and_takes_its_rows_again(running: ServiceProcess, tmp_path: Path) -> None:
+    write_rows(tmp_path / "data.csv", rows_of("o.", range(60)))
+    run(running, tmp_path / "data.csv", *FOLD)
+    for _ in range(2):  # as often as it is reset
+        reset(running, "o.1")
+        write_rows(tmp_path / "data.csv", rows_of("o.", range(60)))
+
+        refused = run(running, tmp_path / "data.csv", *FOLD, "--json")
+
+        assert refused.exit_code == 1
+        assert "1 stream had these rows and were reset since: o.1." in str(refused.exception)
+        assert (report_of(refused)["applied"], report_of(refused)["reset"]) == (0, ["o.1"])
+        assert status(running, "o.1")["step"] == 0
+
+        again = run(running, tmp_path / "data.csv", *FOLD, "--again", "--json")
+
+        assert again.exit_code == 0
+        assert (report_of(again)["applied"], report_of(again)["skipped"]) == (20, 40)
+        assert status(running, "o.1")["step"] == 20
+
+    assert run(running, tmp_path / "data.csv", *FOLD, "--again").exit_code == 1
+    assert next_prediction(running, "o.1", 5) == fold_reference([*range(1, 60, 3), 5])[-1]
+
+
+def test_the_rows_of_a_stream_that_was_reset_are_applied_once_also_after_more_rows(
+    running: ServiceProcess, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "data.csv", rows_of("p.", range(60)))
+    run(running, tmp_path / "data.csv", *FOLD)
+    reset(running, "p.1")
+    run(running, tmp_path / "data.csv", *FOLD, "--again")
+    write_rows(tmp_path / "data.csv", rows_of("p.", range(90)))
+
+    report = report_of(run(running, tmp_path / "data.csv", *FOLD, "--json"))
+
+    assert (report["applied"], report["skipped"]) == (30, 60)
+    assert status(running, "p.1")["step"] == 30
+
+
+def test_columns_of_an_npz_file_are_those_of_a_table(running: ServiceProcess, tmp_path: Path) -> None:
+    rows = rows_of("q.", range(60))
+    np.savez(
+        tmp_path / "data.npz",
+        value=np.array([x for _, x in rows]),
+        device=np.array([name for name, _ in rows]),
+        time=np.arange(60),
+    )
+    run(running, write_rows(tmp_path / "data.csv", rows), *FOLD)
+
+    result = run(running, tmp_path / "data.npz", *FOLD, "--json")
+
+    assert (report_of(result)["applied"], report_of(result)["skipped"]) == (0, 60)

@@ -18,7 +18,7 @@ from service.client import Client, Event
 from service.commands.replay import replay
 from tests.api.running import Service, running_service
 from tests.commands.program import invoke
-from tests.graphs import fold, fold_reference, lstm, write_model, write_models
+from tests.graphs import fold, fold_reference, lstm, total, write_model, write_models
 from tests.processes import free_port
 from tests.servers import Server
 
@@ -183,6 +183,40 @@ def test_a_row_without_a_value_is_named_before_anything_is_sent(
     assert done.exit_code == 1
     assert "column 'x[1]', row 2: the value is missing" in str(done.exception)
     assert client.model("lstm").stream(stream).resume() == 0
+
+
+def test_an_id_that_no_stream_can_have_is_named_before_anything_is_sent(
+    service: Service, client: Client, tmp_path: Path, stream: str
+) -> None:
+    data = write(tmp_path / "data.csv", "device,x[0]", [[stream, 1], [stream, 2], ["no id", 3]])
+
+    done = run(service, "fold", data, "--stream-column", "device")
+
+    assert done.exit_code == 1
+    assert "data.csv, row 3: 'no id' is not a stream id" in str(done.exception)
+    assert client.model("fold").stream(stream).resume() == 0
+
+
+def test_ids_are_texts_as_they_stand(service: Service, client: Client, tmp_path: Path, stream: str) -> None:
+    ends = ["0042", "42", "1.10", "48e2", "0042"]
+    data = write(tmp_path / "data.csv", "device,x[0]", [[f"{stream}.{end}", 1] for end in ends])
+
+    run(service, "fold", data, "--stream-column", "device")
+
+    steps = {end: client.model("fold").stream(f"{stream}.{end}").resume() for end in ends}
+    assert steps == {"0042": 2, "42": 1, "1.10": 1, "48e2": 1}
+
+
+def test_chunks_have_as_many_rows_as_the_service_takes(shared_redis: Server, tmp_path: Path, stream: str) -> None:
+    """Rows of 2 KiB, inputs and outputs, and bodies of 64 KiB; or chunks of 7 timesteps at most."""
+    folder = write_models(tmp_path / "models", total=lambda: total(256))
+    data, header = tmp_path / "data.csv", ",".join(f"x[{n}]" for n in range(256))
+    write(data, header, [[1] * 256 for _ in range(100)])
+    for limits in ({"max_body_bytes": 64 << 10}, {"max_chunk_steps": 7}):
+        with running_service(shared_redis.url, folder, **limits) as small:
+            done = run(small, "total", data, "--stream", f"{stream}{next(iter(limits))}", "--json")
+
+        assert done.exit_code == 0, done.output
 
 
 def test_the_column_that_is_missing_is_named(service: Service, tmp_path: Path) -> None:

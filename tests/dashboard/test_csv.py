@@ -122,9 +122,7 @@ def test_a_bad_cell_is_named_before_anything_is_sent(page: Page, live: ServicePr
     assert httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).status_code == 404
 
 
-def test_a_column_of_ids_has_a_stream_for_each_id_as_it_stands(
-    page: Page, live: ServiceProcess, stream: str
-) -> None:
+def test_a_column_of_ids_has_a_stream_for_each_id_as_it_stands(page: Page, live: ServiceProcess, stream: str) -> None:
     ids = [f"{stream}-{end}" for end in ("0042", "42", "0042", "4_2", "1.10", "42")]
     lines = [f"{name},1,2,3,4,5,6" for name in ids]
     open_page(page, live)

@@ -63,7 +63,7 @@ def log_fold(folder: Path, factor: int, *, registered: str | None = "pump") -> A
         return stepwell.mlflow.log_model(file, "model", registered_model_name=registered)
 
 
-def table(streams: str | list[str], xs: list[int]) -> Any:
+def table(streams: str | list[Any], xs: list[int]) -> Any:
     import pandas as pd
 
     return pd.DataFrame({"x": xs, "stream": streams})
@@ -145,6 +145,27 @@ def test_rows_of_many_streams_come_back_in_their_order(tmp_path: Path, deploymen
     (a1, a2), (b1, b2) = fold_reference([1, 3], factor=OLD), fold_reference([2, 4], factor=OLD)
     assert answered["y[0]"].tolist() == [a1, b1, a2, b2]
     assert answered.index.tolist() == [9, 8, 7, 6]
+
+
+def test_rows_with_one_label_have_their_own_predictions(tmp_path: Path, deployments: Any) -> None:
+    deployments.create_deployment("pump", log_fold(tmp_path, OLD).model_uri)
+    rows = table([7, 7, "0042", 42], [1, 2, 3, 4]).set_axis([0, 0, 0, 0])
+
+    answered = deployments.predict("pump", rows)
+
+    one, two = fold_reference([1, 2], factor=OLD)
+    assert answered["y[0]"].tolist() == [one, two, *(fold_reference([x], factor=OLD)[0] for x in (3, 4))]
+    assert answered["stream"].tolist() == ["7", "7", "0042", "42"]
+
+
+@pytest.mark.parametrize("name", [float("nan"), 42.0, None, "no id"])
+def test_a_stream_that_is_no_id_is_named_and_nothing_is_applied(tmp_path: Path, deployments: Any, name: object) -> None:
+    deployments.create_deployment("pump", log_fold(tmp_path, OLD).model_uri)
+
+    with pytest.raises(StepwellError, match="The stream id is"):
+        deployments.predict("pump", table(["s", name], [1, 2]))
+
+    assert deployments.predict("pump", table(["s"], [1]))["step"].tolist() == [1]
 
 
 def test_a_model_that_is_deleted_is_served_no_more(tmp_path: Path, deployments: Any) -> None:

@@ -388,7 +388,7 @@ ODD_IDS = ["0042", "42", "1.10", "48e2", "a:b@c", "-7"]
 @pytest.mark.parametrize("ending", ["csv", "quoted csv", "parquet", "npz"])
 def test_an_id_is_the_text_as_it_stands(tmp_path: Path, ending: str) -> None:
     values = [[n, n] for n in range(len(ODD_IDS))]
-    file = tmp_path / f"data.{ending.split()[-1]}"
+    file = tmp_path / f"data.{ending.rsplit(maxsplit=1)[-1]}"
     if ending == "npz":
         write_npz(file, device=np.array(ODD_IDS), p=np.arange(6.0), q=np.arange(6.0))
     elif ending == "parquet":
