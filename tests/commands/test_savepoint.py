@@ -326,6 +326,13 @@ def test_a_file_that_is_no_savepoint_is_named(
     assert message in str(result.exception)
 
 
+def test_a_prefix_that_no_stream_has_is_an_error(running: ServiceProcess, tmp_path: Path) -> None:
+    result = run(running.url, "save", tmp_path / "a.savepoint", "--model", "fold", "--prefix", "nobody.")
+
+    assert result.exit_code == 1
+    assert "No stream of fold begins with 'nobody.'" in str(result.exception)
+
+
 def test_a_missing_file_and_a_missing_model_are_named(running: ServiceProcess, tmp_path: Path) -> None:
     assert "cannot be read" in str(run(running.url, "load", tmp_path / "none").exception)
     assert "404 model_not_found" in str(run(running.url, "save", tmp_path / "new", "--model", "none").exception)

@@ -76,6 +76,10 @@ def save(
         "seconds": round(time.monotonic() - started, 3),
     }
     _print(report, as_json=as_json)
+    if prefix and not written.n_streams:
+        raise SavepointError(
+            f"No stream of {model} begins with {prefix!r}; {file} has none.", fix="Check the prefix, and delete the file."
+        )
     if written.unreadable:
         raise SavepointError(
             f"{counted(len(written.unreadable), 'stream')} could not be saved to {file}, because the store's values "
