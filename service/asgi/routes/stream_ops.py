@@ -129,7 +129,12 @@ class StreamOpRoutes:
         imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
         with audited(request, self._context, "put_state", model=key.model, stream=key.stream) as audit:
             position = await engine.streams.put_state(
-                key, served, imported, after=body.after_bytes, idempotency_key=idempotency_key
+                key,
+                served,
+                imported,
+                is_named=version is not None,
+                after=body.after_bytes,
+                idempotency_key=idempotency_key,
             )
             audit.update(replacement_fields(position))
         return respond(position_response(position), request, request_format)

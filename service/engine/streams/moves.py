@@ -141,9 +141,6 @@ class StreamMoves:
     def _record(
         self, record: Record, target: ServedModel, op_id: bytes, state: bytes, outputs: bytes, *, had_key: bool
     ) -> Record:
-        plan = self._plans.plan(target.name)
-        # Not below the record's: with an older document here, an earlier promotion would move the stream again.
-        moved_by = max(record.moved >> 1, 0 if plan is None else plan.document.revision)
         [history_hash] = extend_history([record.history_hash], Kind.MOVE, [op_id], target.fingerprint)
         return replace(
             record,
@@ -156,5 +153,5 @@ class StreamMoves:
             outputs=outputs,
             state=state,
             answered_at=record.answered_at[-1:],
-            moved=moved_by << 1 | (moved_by > 0),
+            moved=self._plans.pinned(target.name, record.moved),
         )

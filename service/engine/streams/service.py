@@ -39,8 +39,9 @@ class StreamService:
     def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
         """Create the service."""
         self._deps = deps
-        self._sources = StateSources(deps.store, deps.models, snapshots)
+        self._sources = StateSources(deps.store, deps.models, snapshots, plans)
         self.copies = StreamCopies(deps, snapshots, self._sources)
+        self._plans = plans
         self.savepoints = Savepoints(deps)
         self.moves = StreamMoves(deps, plans, self._sources)
 
@@ -149,7 +150,8 @@ class StreamService:
         op_id = _reset_op_id(snapshot, after, idempotency_key)
         if snapshot is None:
             served = self._deps.models.get(key.model, version)
-            initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state)
+            moved = 0 if version is None else self._plans.pinned(served.name)
+            initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state, moved=moved)
             return await replace_state(self._deps, key, initial, op_id, after=after, idempotency_key=idempotency_key)
 
         async def of_snapshot(deadline: float) -> NewState:
@@ -164,6 +166,7 @@ class StreamService:
         served: ServedModel,
         imported: ImportedState,
         *,
+        is_named: bool = False,
         after: bytes | None,
         idempotency_key: str | None,
     ) -> ReplacedPosition:
@@ -175,6 +178,7 @@ class StreamService:
             key: The stream.
             served: The model version that continues the stream.
             imported: The state, checked against the model's declarations.
+            is_named: The request names that version, so no release of until now moves the stream from it.
             after: The state id that the stream must have; None: any.
             idempotency_key: The client's, if any.
 
@@ -190,7 +194,8 @@ class StreamService:
                 f"State {bad[0]!r} becomes infinite in the type in which it is stored.",
                 fix="Send numbers that its `store_dtype` can hold.",
             )
-        state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes())
+        moved = self._plans.pinned(served.name) if is_named else 0
+        state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes(), moved=moved)
         digest = blake2b_128(state.state, imported.step.to_bytes(8, "little"), served.fingerprint)
         op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
         return await replace_state(self._deps, key, state, op_id, after=after, idempotency_key=idempotency_key)

@@ -61,6 +61,18 @@ class ReleasePlans:
         """Return what steps the streams of a assignment; None: it is not loaded here."""
         return self._models.by_fingerprint(model, self.fingerprint(model, assignment))
 
+    def pinned(self, model: str, moved: int = 0) -> int:
+        """Return the field `moved` of a stream that is put on a version by hand: no release of until now moves it.
+
+        Args:
+            model: The model's name.
+            moved: The field of the record that it continues from.
+        """
+        plan = self.plan(model)
+        # Not below the record's: with an older document here, an earlier promotion would move the stream again.
+        moved_by = max(moved >> 1, 0 if plan is None else plan.document.revision)
+        return moved_by << 1 | (moved_by > 0)
+
     def moved(self, model: str, record: Record, standing: Standing, moves: Sequence[Move]) -> Record:
         """Return a stream's record after its moves, at the same position of its history.
 
