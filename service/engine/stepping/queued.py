@@ -37,6 +37,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         entry: The idempotency or end entry of this request, if one was loaded.
         confirmed: A Redis replica has what was loaded, if the durability requires that.
         answered: `done` was called, or another batcher is responsible for the request.
+        is_sent: Its commit was sent, and the result is not known yet.
         reservation: Of the tenant's quota, for the stream that it may create; None: it creates none, or there is no
             limit.
         skipped: Number of its first timesteps that its stream's record shows to have been applied before.
@@ -66,6 +67,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     entry: IdempotencyEntry | None = None
     confirmed: bool = False
     answered: bool = False
+    is_sent: bool = False
     reservation: Reservation | None = None
     skipped: int = 0
     kept: bytes = b""
@@ -158,7 +160,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         """Set the stream's record as the store has it; None: the stream is missing."""
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
         self.skipped, self.kept, self.kept_at, self.kept_versions, self.cached_sources = 0, b"", (), (), ()
-        self.standing, self.responded_before = None, b""
+        self.standing, self.responded_before, self.is_sent = None, b"", False
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:
         """Set the loaded entry. An end entry counts only if the stream is missing and this request ended it."""
