@@ -102,12 +102,12 @@ class ReleaseFollower:
         for trial in document.moving:
             if trial.take != "translate":
                 continue
-            problem = "there is neither its artifact nor its file"
+            problem = "there is neither its artifact nor the file with which the release was started"
             try:
                 old, new = [await models.find(model, version.fingerprint) for version in (trial.old, trial.new)]
                 if old is None or new is None:
                     continue  # the first stream that needs it reports it
-                if await models.translations.load(old, new, trial.revision) is not None:
+                if await models.translations.load(old, new, trial.translation) is not None:
                     continue
             except (StepwellError, ServiceError, OSError) as exc:
                 problem = str(exc)

@@ -131,7 +131,9 @@ class StreamMoves:
         if writer.fingerprint == target.fingerprint:
             return half_record.state
         try:
-            return self._plans.takeover.state_by(take, writer, target, half_record.state)
+            plan = self._plans.plan(model)
+            named = None if plan is None else plan.document.translation(writer.fingerprint, target.fingerprint)
+            return self._plans.takeover.state_by(take, writer, target, half_record.state, named)
         except TakeOverError as exc:
             raise ServiceError(
                 "release_refused", exc.problem, fix="Send another `take`.", step=record.step,
