@@ -203,13 +203,16 @@ class ReleaseDocument(Struct, frozen=True):
 
         Returns:
             `old` or `new`; None: the stream stays a pair, because the trial runs, was promoted with `rollback` less
-            than an hour ago, or is not one of this document. Of a trial that the document does not keep any more, the
-            half that is current.
+            than an hour ago, or no trial of these versions is one of this document. Of a trial that the document does
+            not keep any more, the half that is current; else that of the newest trial of these versions.
         """
         of_pair = [one for one in self._trials if (one.old.fingerprint, one.new.fingerprint) == (old, new)]
         trial = next((one for one in of_pair if one.revision <= moved_by), None)
         if trial is None:
-            return self._half_without_trial(old, new)
+            half = self._half_without_trial(old, new)
+            if half is not None or not of_pair:
+                return half
+            trial = of_pair[0]  # the document in which the pair's own trial was is lost
         if trial.ended is None:
             return None
         if trial == self.trial and trial.keeps_pairs(now):  # once another trial starts, no abort can follow

@@ -12,7 +12,6 @@ from service.releases.takeover import TakeOver, TakeOverError, VersionNotLoadedE
 
 if TYPE_CHECKING:
     from service.models.registry import ModelRegistry
-    from service.models.served import ServedModel
     from service.releases.lookup import Releases
     from service.store.record import Record
 
@@ -56,10 +55,6 @@ class ReleasePlans:
     def default(self, model: str) -> bytes:
         """Return the fingerprint of the version of new streams if there is no release."""
         return self._models.get(model).fingerprint
-
-    def served(self, model: str, assignment: Assignment) -> ServedModel | None:
-        """Return what steps the streams of a assignment; None: it is not loaded here."""
-        return self._models.by_fingerprint(model, self.fingerprint(model, assignment))
 
     def pinned(self, model: str, moved: int = 0) -> int:
         """Return the field `moved` of a stream that is put on a version by hand: no release of until now moves it.
