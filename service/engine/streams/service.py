@@ -132,18 +132,20 @@ class StreamService:
         version: int | None = None,
         after: bytes | None = None,
         idempotency_key: str | None = None,
+        only_existing: bool = False,
     ) -> ReplacedPosition:
         """Set a stream to its model's initial state, step 0, or to one of its snapshots.
 
         Args:
-            key: The stream. Without `after` it may be missing.
+            key: The stream. Without `after` and `only_existing` it may be missing.
             snapshot: The snapshot's name; None: the initial state.
             version: The model version that continues the stream; None: the default, or the one that wrote the snapshot.
             after: The state id that the stream must have; None: any.
             idempotency_key: The client's, if any.
+            only_existing: A missing stream is not created.
 
         Raises:
-            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`,
+            ServiceError: `stream_not_found` or `state_changed`, `idempotency_key_reused`,
                 `snapshot_not_found`; `model_changed`: `version` has other states than the snapshot; or an error of the
                 store.
         """
@@ -152,7 +154,15 @@ class StreamService:
             served = self._deps.models.get(key.model, version)
             moved = 0 if version is None else self._plans.pinned(served.name)
             initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state, moved=moved)
-            return await replace_state(self._deps, key, initial, op_id, after=after, idempotency_key=idempotency_key)
+            return await replace_state(
+                self._deps,
+                key,
+                initial,
+                op_id,
+                after=after,
+                idempotency_key=idempotency_key,
+                only_existing=only_existing,
+            )
 
         async def of_snapshot(deadline: float) -> NewState:
             stored = await self._sources.from_snapshot(key, snapshot, deadline=deadline)
@@ -214,8 +224,14 @@ class StreamService:
         """
         self._deps.models.get(model)
 
-        async def reset(key: StreamKey) -> None:
-            await self.reset(key, idempotency_key=idempotency_key)
+        async def reset(key: StreamKey) -> bool:
+            try:
+                await self.reset(key, idempotency_key=idempotency_key, only_existing=True)
+            except ServiceError as exc:
+                if exc.code == "stream_not_found":  # deleted since it was listed
+                    return False
+                raise
+            return True
 
         return await reset_all_streams(self._deps, tenant, model, reset, idempotency_key=idempotency_key)
 
