@@ -269,6 +269,7 @@ def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, An
         await gates.judge()
 
     async def drop_unused() -> None:
+        engine.steps.close_unused()
         engine.models.drop_unused()
 
     async def reload_changed() -> None:
