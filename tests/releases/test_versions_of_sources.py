@@ -64,6 +64,18 @@ def test_a_retry_after_a_sweep_has_the_version_of_its_first_response(redis_serve
     assert (again["version"], again["skipped"]) == (1, 1)
 
 
+def test_a_retry_after_a_move_by_hand_has_the_version_of_its_first_response(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    with two_folds(redis_server.url, tmp_path) as releases:
+        releases.step("a", [1], source=at(1))
+        service = releases.replica
+        service.http.post(service.path(releases.model, "a", "move"), json={"version": 2}).raise_for_status()
+        again = releases.step("a", [1], source=at(1))
+
+    assert (again["version"], again["skipped"]) == (1, 1)
+
+
 def test_a_chunk_of_several_versions_has_the_version_of_each_timestep(redis_server: Server, tmp_path: Path) -> None:
     """A part was applied before the promotion. It is read again twice, as after two crashes."""
     with two_folds(redis_server.url, tmp_path) as releases:

@@ -15,7 +15,7 @@ from service.errors import ServiceError, state_changed
 from service.models.pair_state import PAIR_BYTES
 from service.releases.takeover import TakeOverError
 from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history
+from service.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history, version_flags, version_of
 from service.store.state_store import decoded
 from service.types import StreamKey, StreamPosition
 
@@ -147,7 +147,7 @@ class StreamMoves:
         return replace(
             record,
             length=0,
-            flags=Kind.MOVE | (HAD_KEY if had_key else 0),
+            flags=Kind.MOVE | (HAD_KEY if had_key else 0) | version_flags(version_of(record.flags)),
             op_id=op_id,
             history_hash=history_hash,
             fingerprint=target.fingerprint,
@@ -155,5 +155,6 @@ class StreamMoves:
             outputs=outputs,
             state=state,
             answered_at=record.answered_at[-1:],
+            answer_versions=record.answer_versions[-1:],
             moved=self._plans.pinned(target.name, record.moved),
         )
