@@ -283,7 +283,7 @@ class BatchPipeline:
             ):
                 raise wrong_state_size(len(record.state), self._model.state_bytes)
             else:
-                if record is None and row.timestep.lifecycle not in ENDS:
+                if record is None and row.timestep.lifecycle not in ENDS and not row.dry_run:
                     self._reserve_stream(row)
                 row.skip_passed(self._answer_bytes, self._served.version)
                 return True

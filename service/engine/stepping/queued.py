@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from service.engine.protocol.decide import NO_STEP, StepIntent
 from service.engine.protocol.positions import advanced, overlap_of
 from service.engine.tenant_limits import Reservation
+from service.errors import ServiceError
 from service.releases.moves import Standing
 from service.store import keys
 from service.store.idempotency_entry import IdempotencyEntry
@@ -171,6 +172,12 @@ class QueuedStep(Struct, eq=False, gc=False):
         """Discard what was loaded, so that the next attempt loads it again."""
         self.set_stored(None, None)
         self.is_loaded, self.entry = False, None
+
+    def reject(self, error: ServiceError) -> None:
+        """Reply with an error to a timestep that waits, and end its reservation."""
+        if self.reservation is not None:
+            self.reservation.end(begun=error.applied != "no")
+        self.done(error)
 
     def for_other_version(self) -> QueuedStep:
         """Return the same request for another model version, with nothing loaded."""
