@@ -197,18 +197,19 @@ class BatchPipeline:
             for row in rows:
                 self._cache.drop(row.name)
         headers, states, expiry_set_at, any_loaded = await self._loader.load_records(rows, deadline)
+        remaining: list[QueuedStep] = []
         if any_loaded:
             if self._store.waits_for_replica:
                 await self._loader.confirm_replicated(rows, deadline)
             to_run = [i for i, row in enumerate(rows) if not row.is_loaded or self._decide_row(row)]
-            if not to_run:
-                return []
             if len(to_run) < len(rows):
+                remaining += await self._confirm_missing(rows, frozenset(to_run), deadline)
+                if not to_run:
+                    return remaining
                 rows = [rows[i] for i in to_run]
                 headers, states, expiry_set_at = headers[to_run], states[to_run], expiry_set_at[to_run]
         if any_loaded or rows[0].timestep.lifecycle in STARTS:
             self._scatter_loaded(rows, headers, states)
-        remaining: list[QueuedStep] = []
         for part in _of_equal_lengths(rows):
             one = (rows, headers, states, expiry_set_at)
             if len(part) < len(rows):
@@ -288,8 +289,21 @@ class BatchPipeline:
                 row.skip_passed(self._answer_bytes, self._served.version)
                 return True
         except ServiceError as exc:
-            self._replies.reply(row, exc)
+            if exc.code != "stream_not_found" or row.is_exact:
+                self._replies.reply(row, exc)
         return False
+
+    async def _confirm_missing(
+        self, rows: Sequence[QueuedStep], to_run: frozenset[int], deadline: float
+    ) -> list[QueuedStep]:
+        """Load the streams again whose rows are to be rejected because they are missing; return these rows.
+
+        The command that loads a batch returns nothing for a value of another type, too.
+        """
+        missing = [row for i, row in enumerate(rows) if i not in to_run and not row.answered]
+        if missing:
+            await self._loader.load_rows(missing, deadline, exact=True)
+        return [row for row in missing if not row.answered]
 
     def _place(self, row: QueuedStep) -> bool:
         """Whether this model steps a row's stream now; the row of a stream that moves here gets the moved record.

@@ -35,6 +35,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         is_loaded: `record` was loaded from the store during this request.
         record: With `is_loaded`, the stream's record; None: the stream is missing.
         stored: The bytes of `record`; empty: the stream is missing.
+        is_exact: With `is_loaded`: a value that is not a record would have been an error, and no missing stream.
         entry: The idempotency or end entry of this request, if one was loaded.
         confirmed: A Redis replica has what was loaded, if the durability requires that.
         answered: `done` was called, or another batcher is responsible for the request.
@@ -65,6 +66,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     is_loaded: bool = False
     record: Record | None = None
     stored: bytes = b""
+    is_exact: bool = False
     entry: IdempotencyEntry | None = None
     confirmed: bool = False
     answered: bool = False
@@ -157,8 +159,15 @@ class QueuedStep(Struct, eq=False, gc=False):
             timestep.source,
         )
 
-    def set_stored(self, stored: bytes | None, record: Record | None) -> None:
-        """Set the stream's record as the store has it; None: the stream is missing."""
+    def set_stored(self, stored: bytes | None, record: Record | None, *, exact: bool = False) -> None:
+        """Set the stream's record as the store has it; None: the stream is missing.
+
+        Args:
+            stored: Its bytes.
+            record: The record.
+            exact: See `is_exact`.
+        """
+        self.is_exact = exact
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
         self.skipped, self.kept, self.kept_at, self.kept_versions, self.cached_sources = 0, b"", (), (), ()
         self.standing, self.responded_before, self.is_sent = None, b"", False
