@@ -37,6 +37,7 @@ from service.types import StreamKey
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _DRAIN_S = 1.0
+_NOT_FOUND = frozenset({"stream_not_found", "snapshot_not_found"})  # of a GET: the answer to a look-up, no refusal
 
 
 class RawResponse(Response):
@@ -129,7 +130,8 @@ async def run_with_problems(
             b"", error_format.media_type, status=499
         )  # the client has disconnected and does not receive it
     except ServiceError as exc:
-        context.metrics.refusal(exc.code)
+        if request.method != "GET" or exc.code not in _NOT_FOUND:
+            context.metrics.refusal(exc.code)
         response = problem_response(exc, error_format)
     except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
         fields = log_fields(request.scope.get(SCOPE_KEY) or request_id_of(request.scope["headers"]))
