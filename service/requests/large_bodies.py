@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from service.codec.typed_decoder import LARGE_BYTES
 from service.errors import ServiceError
 from service.requests.problems import internal_error
 
 _log = logging.getLogger(__name__)
+_SWITCH_S: Final = 0.0005  # after which the event loop gets the interpreter lock from a thread that decodes
 T = TypeVar("T")
 
 
@@ -29,7 +31,7 @@ class LargeBodies:
 
     async def decode(self, decode: Callable[[], T]) -> T:
         """Return what a function returns that decodes a body; raises what it raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, decode)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _decode, decode)
 
     def submit(
         self, decode: Callable[[], T], submit: Callable[[T], None], failed: Callable[[ServiceError], None]
@@ -41,7 +43,7 @@ class LargeBodies:
             submit: Called with what it returns.
             failed: Called with the error that one of both raises.
         """
-        decoding = asyncio.get_running_loop().run_in_executor(self._thread, decode)
+        decoding = asyncio.get_running_loop().run_in_executor(self._thread, _decode, decode)
 
         def on_decoded(decoded: asyncio.Future[Any]) -> None:
             if decoded.cancelled():
@@ -55,3 +57,13 @@ class LargeBodies:
                 failed(internal_error())
 
         decoding.add_done_callback(on_decoded)
+
+
+def _decode(decode: Callable[[], T]) -> T:
+    """Decode in the thread. The event loop needs the interpreter lock several times for each request of others."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        return decode()
+    finally:
+        sys.setswitchinterval(before)
