@@ -66,6 +66,10 @@ _SINGLE = "tests/engine/stepping/test_single_timestep.py::"
 _PAIRS = "tests/releases/test_pairs.py::"
 _MIXED = "tests/engine/stepping/test_mixed_batches.py::"
 _LIVES = "tests/engine/stepping/test_lifecycle.py::"
+_LEASE = "tests/store/test_lease.py::"
+_OPERATIONS = "tests/releases/test_operations.py::"
+_LOST = "tests/releases/test_lost_documents.py::"
+_VERSIONS = "tests/releases/test_versions_of_sources.py::"
 
 NO_COMPARE_AND_SET = Mutant(
     "no compare-and-set",
@@ -329,7 +333,7 @@ MUTANTS = (
     Mutant(
         "the idempotency key of a snapshot is not stored",
         "service/store/scripts/snapshots.lua",
-        "call('SET', KEYS[2], ARGV[5], 'PX', ARGV[6])",
+        "call('SET', KEYS[3], ARGV[5], 'PX', ARGV[6])",
         "",
         ("tests/api/test_copies.py::test_a_retried_snapshot_keeps_its_first_state",),
     ),
@@ -402,6 +406,118 @@ MUTANTS = (
         "(current == '' and call('GET', key))",
         "false",
         (f"{_LAWS}test_what_is_no_record_counts_as_no_missing_stream",),
+    ),
+    Mutant(
+        "a lease is taken and released, whoever has it",
+        "service/store/scripts/lease.lua",
+        "if holder == '' or holder == ARGV[1] then",
+        "if holder ~= '-' then",
+        (f"{_LEASE}test_work_is_cancelled_when_another_process_has_the_lease_whose_lease_stays",),
+    ),
+    Mutant(
+        "work outlives its lease",
+        "service/store/lease.py",
+        "while self.is_held:",
+        "while True:",
+        (f"{_LEASE}test_work_is_cancelled_when_the_lease_cannot_be_renewed",),
+    ),
+    Mutant(
+        "a lease is not renewed while work is done",
+        "service/store/lease.py",
+        "await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)",
+        "await asyncio.wait({working})",
+        (f"{_LEASE}test_work_is_cancelled_when_the_lease_cannot_be_renewed",),
+    ),
+    Mutant(
+        "a promotion of before moves a stream that was put on its version by hand",
+        "service/engine/trials/plans.py",
+        "moved_by = max(moved >> 1, 0 if plan is None else plan.document.revision)",
+        "moved_by = moved >> 1",
+        (f"{_OPERATIONS}test_a_stream_that_is_put_on_a_version_by_hand_stays_there_after_a_promotion",),
+    ),
+    Mutant(
+        "revisions of releases begin again",
+        "service/releases/service.py",
+        "before = replace(before, revision=last)",
+        "pass",
+        (f"{_LOST}test_streams_that_a_lost_release_has_moved_move_by_the_next_one",),
+    ),
+    Mutant(
+        "an older release replaces a newer one",
+        "service/releases/lookup.py",
+        "if is_older and changes is not None and changes != self._changes[model]:",
+        "if False:",
+        (f"{_LOST}test_a_document_that_was_read_before_a_newer_one_was_written_does_not_replace_it",),
+    ),
+    Mutant(
+        "a replica translates states by its own file",
+        "service/models/translations.py",
+        "if content is None or digest not in {None, _digest(content)}:",
+        "if content is None:",
+        ("tests/models/test_translations.py::test_a_replica_whose_file_is_another_one_has_no_translation",),
+    ),
+    Mutant(
+        "a record does not show which version has answered",
+        "service/engine/stepping/committer.py",
+        'headers["flags"][i] |= np.uint32(version_flags(version))',
+        "pass",
+        (f"{_VERSIONS}test_a_record_whose_answers_are_of_one_version_is_read_by_the_release_before",),
+    ),
+    Mutant(
+        "a record of columns does not show which version has answered",
+        "service/engine/stepping/committer.py",
+        'headers["flags"] |= np.uint32(version_flags(version))',
+        "pass",
+        (f"{_VERSIONS}test_a_retry_after_a_sweep_has_the_version_of_its_first_response",),
+    ),
+    Mutant(
+        "a record of one timestep does not show which version has answered",
+        "service/store/record.py",
+        "position = epoch, step + 1, 1, Kind.STEP | version_flags(version), op_id, history_hash, fingerprint",
+        "position = epoch, step + 1, 1, Kind.STEP, op_id, history_hash, fingerprint",
+        (f"{_VERSIONS}test_a_retry_after_a_sweep_has_the_version_of_its_first_response",),
+    ),
+    Mutant(
+        "the versions of skipped timesteps are dropped",
+        "service/engine/stepping/queued.py",
+        "return (*self.kept_versions, *(by_timestep or (version,) * self.applied.length))",
+        "return (version,) * (len(self.kept_versions) + self.applied.length)",
+        (f"{_VERSIONS}test_a_chunk_of_several_versions_has_the_version_of_each_timestep",),
+    ),
+    Mutant(
+        "a candidate that becomes warm in a chunk has answered all of it",
+        "service/engine/stepping/responding.py",
+        "new if by_new else old for by_new in row",
+        "new for by_new in row",
+        (f"{_VERSIONS}test_a_candidate_that_becomes_warm_in_a_chunk_responds_to_its_end",),
+    ),
+    Mutant(
+        "the id of a source is not written before its first record",
+        "service/store/source_ids.py",
+        "if one and written_at(one, -math.inf) <= latest",
+        "if False",
+        ("tests/api/test_sources.py::test_the_status_of_a_stream_has_the_ids_and_positions_of_its_sources",),
+    ),
+    Mutant(
+        "a snapshot of a stream that was deleted is stored",
+        "service/store/scripts/snapshots.lua",
+        "if redis.pcall('GETRANGE', KEYS[2], 8, 15) ~= ARGV[7] then",
+        "if redis.pcall('GETRANGE', KEYS[2], 8, 15) == '' then",
+        ("tests/engine/streams/test_copies.py::test_a_snapshot_is_of_the_stream_that_was_created_meanwhile",),
+    ),
+    Mutant(
+        "a reset of all streams creates deleted ones again",
+        "service/engine/streams/resets.py",
+        "if loaded.raw is None and only_existing:",
+        "if False:",
+        ("tests/engine/streams/test_reset_all.py",),
+    ),
+    Mutant(
+        "a batch has the deadline of its oldest timestep",
+        "service/engine/stepping/pipeline.py",
+        "deadline = youngest + self._timeout",
+        "deadline = oldest + self._timeout",
+        ("tests/engine/stepping/test_deadlines.py",),
     ),
 )
 

@@ -195,6 +195,8 @@ async def _lifespan(
         reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
         stack.push_async_callback(reloads.fleet.close)
         await reloads.load()
+        for problem in context.settings.unknown_history(engine.models.names()):
+            _log.warning("%s. Its events are kept once it is", problem)
 
         await engine.watch.start()
         worker_releases = WorkerReleases(engine.store, engine.models, engine.releases)
@@ -269,6 +271,7 @@ def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, An
         await gates.judge()
 
     async def drop_unused() -> None:
+        engine.steps.close_unused()
         engine.models.drop_unused()
 
     async def reload_changed() -> None:

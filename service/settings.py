@@ -7,7 +7,7 @@ import ipaddress
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -210,6 +210,12 @@ class Settings(BaseModel):
             if not _ORIGIN.fullmatch(part):
                 raise ValueError(f"{part!r} is no origin, such as https://app.example or http://localhost:3000")
         return value
+
+    def unknown_history(self, models: Sequence[str]) -> list[str]:
+        """Return a problem for each model of `history` that is not served, out of these models."""
+        served = ", ".join(models) or "none"
+        unknown = sorted(self.kept_history.keys() - {"*", *models})
+        return [f"`history` names the model {name!r}, which is not served; models are: {served}" for name in unknown]
 
     @property
     def kept_history(self) -> dict[str, int]:

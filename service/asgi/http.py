@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -28,13 +28,16 @@ from service.requests.auth.api_keys import Scope as KeyScope
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, ErrorFormat, error_format_of
 from service.requests.hot_routes import KEY_LIMIT
+from service.requests.large_bodies import LargeBodies
 from service.requests.problems import UnreadBodyError, body_timeout, internal_error, problem_headers, response_headers
 from service.requests.request_ids import RESPONSE_HEADER, log_fields, request_id_of
 from service.requests.traced import SCOPE_KEY
 from service.types import StreamKey
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _DRAIN_S = 1.0
+_NOT_FOUND = frozenset({"stream_not_found", "snapshot_not_found"})  # of a GET: the answer to a look-up, no refusal
 
 
 class RawResponse(Response):
@@ -127,7 +130,8 @@ async def run_with_problems(
             b"", error_format.media_type, status=499
         )  # the client has disconnected and does not receive it
     except ServiceError as exc:
-        context.metrics.refusal(exc.code)
+        if request.method != "GET" or exc.code not in _NOT_FOUND:
+            context.metrics.refusal(exc.code)
         response = problem_response(exc, error_format)
     except Exception as exc:  # noqa: BLE001 - logged, and reported as `internal`
         fields = log_fields(request.scope.get(SCOPE_KEY) or request_id_of(request.scope["headers"]))
@@ -244,6 +248,11 @@ def idempotency_key_of(request: Request) -> str | None:
         f"The Idempotency-Key header has {found}; expected one of 1 to {KEY_LIMIT} characters.",
         fix="Send one fresh key per request, and the same again with its retries.",
     )
+
+
+async def decoded(context: AppContext, body: bytes, decode: Callable[[bytes], T]) -> T:
+    """Return what a function returns that decodes a body, called in a thread if the body is large."""
+    return await context.large_bodies.decode(lambda: decode(body)) if LargeBodies.is_large(body) else decode(body)
 
 
 async def body_of(request: Request, context: AppContext, *, encodings: Sequence[str] = ()) -> bytes:

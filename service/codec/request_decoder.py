@@ -178,7 +178,7 @@ class RequestDecoder:
     def _step(self, envelope: StepBody, body: bytes, body_format: Format, *, chunk: bool) -> DecodedStep:
         inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 1 if chunk else 0)
         if body_format is JSON:
-            reject_duplicate_keys(body, envelope, colons)
+            reject_duplicate_keys(body, envelope, colons, len(inputs) if colons else 0)
         else:
             reject_duplicate_entries(body, envelope)
         if chunk:
@@ -190,7 +190,7 @@ class RequestDecoder:
     def _bulk(self, envelope: BulkBody, body: bytes, body_format: Format, *, chunk: bool) -> DecodedBulk:
         inputs, colons = self._typed_inputs.read(envelope.inputs, body_format, 2 if chunk else 1)
         if body_format is JSON:
-            reject_duplicate_keys(body, envelope, colons)
+            reject_duplicate_keys(body, envelope, colons, len(inputs) if colons else 0)
         else:
             reject_duplicate_entries(body, envelope)
         if any(len(column) != len(envelope.streams) for column in inputs.values()):

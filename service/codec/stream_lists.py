@@ -24,13 +24,11 @@ class StreamListCache:
     """Lists of stream ids by their first id, each with the keys and record names of a tenant's streams.
 
     Attributes:
-        hits: How often names were found.
         size: Number of streams in all cached lists, where each tenant's names count as one more list.
     """
 
     def __init__(self, max_streams: int = 65_536) -> None:
         """Create an empty cache that holds at most so many streams; no list may take more than a quarter of it."""
-        self.hits = 0
         self.size = 0
         self._max_streams = max_streams
         self._lists: dict[str, _StreamList] = {}
@@ -51,7 +49,6 @@ class StreamListCache:
             return make()
         names = cached.names.get(tenant)
         if names is not None:
-            self.hits += 1
             return names
         names = make()
         if self._reserve(len(streams)) and self._find(streams) is cached:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -20,7 +20,9 @@ from model_export.manifest import Array, InputSpec
 from service.codec.formats import JSON, Format
 from service.codec.msgpack_maps import has_unique_keys, n_entries
 from service.codec.step_bodies import FeedMessage, PeekBody, StepBody, StepOptions, StreamMessage
+from service.codec.strict.parse import parse
 from service.codec.strict.tensors import is_finite
+from service.errors import ServiceError
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
 """What the fast path raises for an invalid body. msgspec's errors, UnicodeDecodeError, and NumPy's for ragged lists are
@@ -29,6 +31,10 @@ ValueErrors; integers out of range are OverflowErrors, and numbers that do not f
 _INPUTS = b'"inputs"'
 _INPUTS_KEYS = (_INPUTS + b":", _INPUTS + b": ")
 _encode = msgspec.json.Encoder().encode
+LARGE_BYTES: Final = 256 * 1024
+"""A larger body is decoded in a thread. No call in it holds the interpreter lock for long: the event loop needs it."""
+
+_PIECE_BYTES: Final = 64 * 1024
 _LEAF: dict[str, type] = {"b": bool, "i": int, "u": int, "f": float}
 _PACK_CODES = {
     "float16": "e", "float32": "f", "float64": "d", "bool": "?",
@@ -85,6 +91,8 @@ class TypedInputsDecoder:
             ValueError: The inputs are not valid; likewise the others of `DECODE_ERRORS`.
         """
         named, alone = self._decoders.get((body_format, lead)) or self._decoder(body_format, lead)
+        if body_format is JSON and len(raw) > LARGE_BYTES:
+            return self._read_in_pieces(raw, lead)
         if alone is None or (memoryview(raw)[0] == _BRACE if body_format is JSON else n_entries(raw) >= 0):
             # The order of the struct's fields is that of the declared inputs.
             values, colons = named(raw), self._colons
@@ -101,6 +109,23 @@ class TypedInputsDecoder:
                 raise NotTypedError
             arrays[name] = array
         return arrays, colons
+
+    def _read_in_pieces(self, raw: Raw, lead: int) -> tuple[dict[str, Array], int]:
+        """Do what `read` does, for large inputs in JSON."""
+        is_named = memoryview(raw)[0] == _BRACE or len(self._specs) > 1
+        values = _astuple(msgspec.json.decode(raw, type=self._raw_by_name)) if is_named else (raw,)
+        arrays = {}
+        for (name, dtype, _, row), item in zip(self._specs, values, strict=True):
+            array = _array_in_pieces(item, dtype, lead + len(row))
+            array = array if lead else array[None]
+            if array.shape[lead or 1 :] != row or not is_finite(array):
+                raise NotTypedError
+            arrays[name] = array
+        return arrays, self._colons if is_named else 0
+
+    @cached_property
+    def _raw_by_name(self) -> Any:
+        return _inputs_by_name(self._names, [Raw] * len(self._names))
 
     def _decoder(self, body_format: Format, lead: int) -> _Decoders:
         types = [_nested(_LEAF[dtype.kind], lead + len(row)) for _, dtype, _, row in self._specs]
@@ -215,7 +240,7 @@ def _has_no_colon(info: Any) -> bool:
     return isinstance(info, (inspect.IntType, inspect.FloatType, inspect.BoolType, inspect.NoneType))
 
 
-def reject_duplicate_keys(body: bytes, envelope: StepOptions, colons: int) -> None:
+def reject_duplicate_keys(body: bytes, envelope: StepOptions, colons: int, n_inputs: int | None = None) -> None:
     """Check that no key occurs twice, by counting colons: each key has one, and numbers have none.
 
     msgspec silently accepts the last of two equal keys. A backslash could encode a colon in another way.
@@ -224,18 +249,41 @@ def reject_duplicate_keys(body: bytes, envelope: StepOptions, colons: int) -> No
         body: The JSON body.
         envelope: The same, decoded.
         colons: Number of colons in its inputs.
+        n_inputs: Number of inputs by name, all of them numbers, if `envelope` has them undecoded.
 
     Raises:
         NotTypedError: A key may occur twice.
     """
+    if b"\\" in body:
+        _reject_duplicates_by_escapes(body, envelope, n_inputs)
+        return
     fields = _astuple(envelope)
     colons += len(fields) - fields.count(UNSET)
     for name in texts_with_colons(type(envelope)):
         value = getattr(envelope, name)
         if value is not UNSET:
             colons += _encode(value).count(b":")
-    if body.count(b":") != colons or b"\\" in body:
+    if body.count(b":") != colons:
         raise NotTypedError
+
+
+def _reject_duplicates_by_escapes(body: bytes, envelope: StepOptions, n_inputs: int | None) -> None:
+    """Do what `reject_duplicate_keys` does for a body with a backslash, by which colons and keys may be encoded.
+
+    The names of inputs have no quotation mark, so each has two in the body, however it is encoded; the values have
+    none. What is left of the body is parsed strictly.
+    """
+    raw: Any = getattr(envelope, "inputs", None)
+    if n_inputs is None or type(raw) is not Raw:
+        raise NotTypedError
+    inputs = bytes(raw)
+    at = body.find(inputs)
+    if inputs.count(b'"') != 2 * n_inputs or body.find(inputs, at + 1) >= 0:
+        raise NotTypedError
+    try:
+        parse(b"%b0%b" % (body[:at], body[at + len(inputs) :]), JSON)
+    except ServiceError as exc:
+        raise NotTypedError from exc
 
 
 def reject_duplicate_entries(body: bytes, envelope: StepOptions) -> None:
@@ -304,6 +352,25 @@ def _unpack(packed: _PackedArray, dtype: np.dtype[Any], dtype_name: str) -> Arra
     if dtype.kind == "b" and packed.b.translate(None, b"\x00\x01"):
         raise NotTypedError
     return np.frombuffer(packed.b, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(packed.s)
+
+
+def _array_in_pieces(raw: Raw, dtype: np.dtype[Any], depth: int) -> Array:
+    """Return nested lists in JSON as an array, decoded a piece at a time."""
+    kind = _LEAF[dtype.kind]
+    if len(raw) <= _PIECE_BYTES or depth < 2:
+        return _array(msgspec.json.decode(raw, type=_nested(kind, depth)), dtype)
+    decode, arrays, piece, size = msgspec.json.Decoder(_nested(kind, depth)).decode, list[Array](), list[Raw](), 0
+    rows = msgspec.json.decode(raw, type=list[Raw])
+    for i, row in enumerate(rows):
+        if len(row) > _PIECE_BYTES:
+            arrays.append(_array_in_pieces(row, dtype, depth - 1)[None])
+            continue
+        piece.append(row)
+        size += len(row)
+        if size > _PIECE_BYTES or i + 1 == len(rows) or len(rows[i + 1]) > _PIECE_BYTES:
+            arrays.append(_array(decode(b"[%b]" % b",".join(piece)), dtype))
+            piece, size = [], 0
+    return np.concatenate(arrays)
 
 
 @np.errstate(over="ignore")  # values that overflow are found afterwards, without a warning

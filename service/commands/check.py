@@ -87,6 +87,7 @@ def examine(settings: Settings) -> Checked:
     report = asyncio.run(registry.reload())
     checked.failed.extend(report.failed)
     checked.ignored.extend(report.ignored)
+    checked.failed.extend(settings.unknown_history(registry.names()))
     for name in registry.names():
         for version in registry.versions(name):
             served, is_off = registry.get(name, version), settings.artifacts == "off"

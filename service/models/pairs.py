@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
 
 from model_export.step_model import StepModel
 from service.models.pair_state import PairMode, pair_fingerprint, pair_state_of
@@ -11,8 +12,6 @@ from service.models.paired import PairedModel
 
 if TYPE_CHECKING:
     from service.models.served import ServedModel
-
-_MAX_PAIRS: Final = 64
 
 
 class Halves(NamedTuple):
@@ -30,7 +29,7 @@ class Halves(NamedTuple):
 
 
 class LoadedPairs:
-    """Pairs by the model's name and the pair's fingerprint. A pair needs no memory but that of its versions.
+    """Pairs by the model's name and the pair's fingerprint; one that nothing runs any more is not kept in memory.
 
     Args:
         build: Returns the served model of a pair; the arguments are its two versions and the paired model.
@@ -39,7 +38,7 @@ class LoadedPairs:
     def __init__(self, build: Callable[[ServedModel, ServedModel, PairedModel], ServedModel]) -> None:
         self._build = build
         self._halves: dict[tuple[str, bytes], Halves] = {}
-        self._served: dict[tuple[str, bytes], ServedModel] = {}
+        self._served = WeakValueDictionary[tuple[str, bytes], "ServedModel"]()
 
     def announce(self, model: str, old: bytes, new: bytes, mode: PairMode) -> bytes:
         """Make a pair available under its fingerprint, and return that, 8 bytes."""
@@ -90,6 +89,4 @@ class LoadedPairs:
         except ValueError:
             return None
         served = self._served[key] = self._build(old, new, paired)
-        if len(self._served) > _MAX_PAIRS:
-            del self._served[next(iter(self._served))]
         return served

@@ -14,7 +14,7 @@ from service.models.artifacts.keeper import KeptArtifact
 from service.models.paired import PairedModel
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ServedModel:
     """One version of one model, loaded and probed.
 

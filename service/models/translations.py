@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -22,6 +22,9 @@ from model_export.step_model import StepModel
 if TYPE_CHECKING:
     from service.models.artifacts.keeper import ArtifactKeeper, KeptArtifact
     from service.models.served import ServedModel
+
+
+_MAX_LOADED: Final = 64
 
 
 class TranslationError(StepwellError):
@@ -98,15 +101,14 @@ class Translation:
 
 class _Loaded(NamedTuple):
     translation: Translation
-    revision: int
     artifact: KeptArtifact | None
 
 
 class Translations:
-    """The translations that are loaded here.
+    """The translations that are loaded here, each identified by the digest of its file.
 
-    All replicas use the one that was beside the new version where the release was started: its artifact. Only without
-    artifacts does each use its own file.
+    A release names the digest of the one that was beside the new version where the release was started, and all
+    replicas use this one: its artifact, or their own file if that is the same.
 
     Args:
         artifacts: Keeps them for other replicas; None: they are not kept.
@@ -114,57 +116,63 @@ class Translations:
 
     def __init__(self, artifacts: ArtifactKeeper | None) -> None:
         self._artifacts = artifacts
-        self._loaded: dict[tuple[bytes, bytes], _Loaded] = {}
+        self._loaded: dict[tuple[bytes, bytes, bytes], _Loaded] = {}
 
     @property
     def in_use(self) -> list[Translation]:
         """The translations that are loaded."""
         return [loaded.translation for loaded in self._loaded.values()]
 
-    def get(self, old: ServedModel, new: ServedModel) -> Translation | None:
-        """Return the translation between two versions: one that is loaded, else from the file; None: there is none.
-
-        Raises:
-            ModelLoadError: The file is not a translation between them.
-        """
-        loaded = self._loaded.get((old.fingerprint, new.fingerprint))
-        if loaded is not None:
-            return loaded.translation
-        file = translation_file(new, old.version)
-        return self._open(old, new, file.read_bytes(), 0) if file.is_file() else None
-
-    async def publish(self, old: ServedModel, new: ServedModel, revision: int) -> bool:
-        """Store the file beside the new version for all replicas, and load it; False: there is no translation.
+    def get(self, old: ServedModel, new: ServedModel, digest: bytes | None) -> Translation | None:
+        """Return the translation between two versions that is loaded, else the file beside the new version.
 
         Args:
             old: The older version.
             new: The newer version.
-            revision: Revision of the release that is being started with it.
+            digest: Digest of its file, 8 bytes; None: that of the file.
+
+        Returns:
+            None: There is none with this digest here.
+
+        Raises:
+            ModelLoadError: The file is not a translation between them.
+        """
+        if digest is not None and (loaded := self._loaded.get((old.fingerprint, new.fingerprint, digest))) is not None:
+            return loaded.translation
+        content = _file_content(old, new)
+        if content is None or digest not in {None, _digest(content)}:
+            return None
+        return self._open(old, new, content).translation
+
+    async def publish(self, old: ServedModel, new: ServedModel) -> bytes | None:
+        """Store the file beside the new version for all replicas, which use it once a release names it.
+
+        Returns:
+            The digest of the file, 8 bytes; None: there is no file.
 
         Raises:
             ModelLoadError: The file is not a translation between them.
             ServiceError: The store did not reply.
             OSError: It cannot be read or stored.
         """
-        file = translation_file(new, old.version)
-        if not await asyncio.to_thread(file.is_file):
-            return await self.load(old, new, 0) is not None
-        content = await asyncio.to_thread(file.read_bytes)
-        await asyncio.to_thread(self._open, old, new, content, revision)
+        content = await asyncio.to_thread(_file_content, old, new)
+        if content is None:
+            return None
+        await asyncio.to_thread(self._open, old, new, content)
         if self._artifacts is not None:
-            await self._artifacts.put_file(new.name, _fingerprint(old, new), content)
-        return True
+            await self._artifacts.put_file(new.name, _digest(content), content)
+        return _digest(content)
 
-    async def load(self, old: ServedModel, new: ServedModel, revision: int) -> Translation | None:
-        """Return the translation between two versions as of a release, from its artifact if it is not loaded.
+    async def load(self, old: ServedModel, new: ServedModel, digest: bytes) -> Translation | None:
+        """Return the translation that a release names, from its artifact if it is not loaded; renews the artifact.
 
         Args:
             old: The older version.
             new: The newer version.
-            revision: Revision of the release that started with it; one that was loaded for an earlier one is replaced.
+            digest: Digest of its file, 8 bytes.
 
         Returns:
-            None: There is neither an artifact nor a file.
+            None: There is neither its artifact nor the same file.
 
         Raises:
             ModelLoadError: It is not a translation between them.
@@ -172,33 +180,38 @@ class Translations:
             ServiceError: The store did not reply.
             OSError: It cannot be read.
         """
-        loaded = self._loaded.get((old.fingerprint, new.fingerprint))
-        if loaded is not None and loaded.revision >= revision:
-            self._renew(loaded)
+        if (loaded := self._loaded.get((old.fingerprint, new.fingerprint, digest))) is not None:
+            if loaded.artifact is not None and time.monotonic() >= loaded.artifact.check_at:
+                loaded.artifact.check_soon()
             return loaded.translation
         content = None
         if self._artifacts is not None:
-            content = await self._artifacts.read_file(new.name, _fingerprint(old, new))
+            content = await self._artifacts.read_file(new.name, digest)
         if content is None:
-            return await asyncio.to_thread(self.get, old, new)
-        return await asyncio.to_thread(self._open, old, new, content, revision)
+            return await asyncio.to_thread(self.get, old, new, digest)
+        return (await asyncio.to_thread(self._open, old, new, content)).translation
 
-    def _open(self, old: ServedModel, new: ServedModel, content: bytes, revision: int) -> Translation:
+    def _open(self, old: ServedModel, new: ServedModel, content: bytes) -> _Loaded:
+        digest = _digest(content)
+        key = old.fingerprint, new.fingerprint, digest
+        if (loaded := self._loaded.get(key)) is not None:
+            return loaded
         assert isinstance(old.step_model, StepModel)
         assert isinstance(new.step_model, StepModel)
         where = f"the translation from version {old.version} to {new.version} of {new.name}"
         translation = Translation(content, old.step_model, new.step_model, where=where)
         artifact = None
         if self._artifacts is not None:
-            artifact = self._artifacts.kept_file(new.name, new.version, _fingerprint(old, new), content)
-        self._loaded[old.fingerprint, new.fingerprint] = _Loaded(translation, revision, artifact)
-        return translation
+            artifact = self._artifacts.kept_file(new.name, new.version, digest, content)
+        loaded = self._loaded[key] = _Loaded(translation, artifact)
+        while len(self._loaded) > _MAX_LOADED:
+            del self._loaded[next(iter(self._loaded))]
+        return loaded
 
-    @staticmethod
-    def _renew(loaded: _Loaded) -> None:
-        artifact = loaded.artifact
-        if loaded.revision and artifact is not None and time.monotonic() >= artifact.check_at:
-            artifact.check_soon()
+
+def _file_content(old: ServedModel, new: ServedModel) -> bytes | None:
+    file = translation_file(new, old.version)
+    return file.read_bytes() if file.is_file() else None
 
 
 def translation_file(new: ServedModel, old_version: int) -> Path:
@@ -206,9 +219,8 @@ def translation_file(new: ServedModel, old_version: int) -> Path:
     return new.path.parent / f"translate-from-{old_version}.onnx"
 
 
-def _fingerprint(old: ServedModel, new: ServedModel) -> bytes:
-    """Return the fingerprint under which a translation is kept, 8 bytes."""
-    return hashlib.blake2b(b"translation\0" + old.fingerprint + new.fingerprint, digest_size=8).digest()
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(b"translation\0" + content, digest_size=8).digest()
 
 
 def _layouts(model: StepModel) -> list[TensorLayout]:

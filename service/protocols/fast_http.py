@@ -199,8 +199,8 @@ class FastHttpProtocol(LimitedHttpProtocol):
         else:
             super()._on_receive_timeout()
 
-    def _rejection(self, path: str) -> ServiceError | None:
-        return self._timeout_error or super()._rejection(path)
+    def _rejection(self, path: str, host_fault: str) -> ServiceError | None:
+        return self._timeout_error or super()._rejection(path, host_fault)
 
     def _is_idle(self) -> bool:
         return not self._in_flight and not self._partial_needs and super()._is_idle()

@@ -13,6 +13,7 @@ from service.errors import ServiceError
 from service.protocols.http_upgrades import UpgradingHttpProtocol
 from service.requests.close_codes import SEND_TIMEOUT_S
 from service.requests.error_formats import RawHttpResponse, error_format_of
+from service.requests.hot_routes import HOST
 from service.requests.request_ids import RESPONSE_HEADER, request_id_of
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class LimitedHttpProtocol(UpgradingHttpProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to the WebSocket protocol, unless there are too many."""
-        error = self._rejection(path="")
+        error = self._rejection("", _host_fault(self.headers, self.parser.get_http_version()))
         if error is None and self._shutdown_requested:
             error = ServiceError(
                 "draining", "This process is about to end.", fix="Open the WebSocket again; another process accepts it."
@@ -188,7 +189,8 @@ class LimitedHttpProtocol(UpgradingHttpProtocol):
     # ---------------------------------------------------------------- helpers
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        error = self._rejection(cycle.scope["path"])
+        scope = cycle.scope
+        error = self._rejection(scope["path"], _host_fault(scope["headers"], scope["http_version"]))
         if self._over_limit or error is not None:
             cycle.keep_alive = False
         elif self.context.draining and cycle.keep_alive:
@@ -202,7 +204,9 @@ class LimitedHttpProtocol(UpgradingHttpProtocol):
         self._current_cycle = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _rejection(self, path: str) -> ServiceError | None:
+    def _rejection(self, path: str, host_fault: str) -> ServiceError | None:
+        if host_fault:
+            return ServiceError("bad_request", host_fault, fix="Send one `Host` header with the name of the service.")
         if self._head_too_long is not None:
             return self._head_too_long
         if self._over_limit and path not in _HEALTH_PATHS:
@@ -337,6 +341,23 @@ def _with_connection_close(app: Any) -> Any:
         await app(scope, receive, send_with_close)
 
     return close_after
+
+
+def _host_fault(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> str:
+    """Return what is wrong with the `Host` of a request (RFC 9112, 3.2), empty if nothing is.
+
+    Args:
+        headers: The request's headers; names in lower case.
+        http_version: HTTP/1.0 needs no `Host`.
+    """
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1:
+        return f"The request has {len(hosts)} `Host` headers; expected one."
+    if not hosts:
+        return "" if http_version == "1.0" else "The request has no `Host` header; HTTP/1.1 demands one."
+    if HOST.fullmatch(hosts[0].decode("latin-1").strip()) is None:
+        return f"The `Host` header is {hosts[0][:100].decode('latin-1')!a}; expected a name and a port."
+    return ""
 
 
 def _too_long() -> ServiceError:

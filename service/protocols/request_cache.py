@@ -109,6 +109,8 @@ class HotRequestMatcher:
         if request_line is None or parsed is None:
             return None
         headers, length, request_id = parsed
+        if not headers.has_valid_host:
+            return None
         return RequestHead(request_line, headers, length, request_id), head_end + 4, head_end + 4 + length
 
     def match_whole_request(
@@ -136,7 +138,7 @@ class HotRequestMatcher:
             headers, body_start, request_id = match
         else:
             return None
-        if not self._keep_alive:
+        if not self._keep_alive or not headers.has_valid_host:
             return None
         if request_line is None:
             line = data[:line_end]

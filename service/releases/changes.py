@@ -168,7 +168,7 @@ def _next(
     if trial is not None and before is not None and before.revision != trial.revision:
         earlier = (before, *earlier)[:MAX_EARLIER]
     # Without a release, the highest version was current only because its file was there.
-    if current is not None and current.fingerprint != document.current.fingerprint and document.revision:
+    if current is not None and current.fingerprint != document.current.fingerprint and document.started_at:
         formerly = (document.current, *(one for one in formerly if one != document.current))[:MAX_EARLIER]
     return replace(
         document,

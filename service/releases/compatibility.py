@@ -40,14 +40,19 @@ def check_candidate(old: ServedModel, new: ServedModel, take: Take) -> None:
         )
 
 
-async def publish_translation(models: ModelRegistry, old: ServedModel, new: ServedModel, revision: int) -> None:
+async def publish_translation(models: ModelRegistry, old: ServedModel, new: ServedModel, before: bytes) -> bytes:
     """Check the translation of a version's states to those of a new one, and store it for all replicas.
+
+    None of them uses it before a release names its digest.
 
     Args:
         models: The loaded models.
         old: The current version.
         new: The candidate.
-        revision: The revision of the release that starts with it.
+        before: The digest of the translation that the running release names; empty: it names none.
+
+    Returns:
+        The digest of the file beside the new version; if there is none, `before`.
 
     Raises:
         ServiceError: `release_refused`: there is no translation, or one that does not fit or cannot be stored; or an
@@ -55,16 +60,19 @@ async def publish_translation(models: ModelRegistry, old: ServedModel, new: Serv
     """
     name = translation_file(new, old.version).name
     try:
-        is_there = await models.translations.publish(old, new, revision)
+        digest = await models.translations.publish(old, new)
+        if digest is None and before and await models.translations.load(old, new, before) is not None:
+            digest = before
     except StepwellError as exc:
         raise _refused(f"{name} cannot be used: {exc.problem}", exc.fix or "Export it again.") from exc
     except OSError as exc:
         raise _refused(f"{name} cannot be read or stored: {exc}", "Check the folders' permissions.") from exc
-    if not is_there:
+    if digest is None:
         raise _refused(
             f"Version {new.version} has no {name} beside it.",
             "Export the translation graph to this name, or send `take`: `reset`.",
         )
+    return digest
 
 
 def check_gate(gate: Gate | None, new: ServedModel) -> None:

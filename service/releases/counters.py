@@ -134,7 +134,7 @@ async def add_counts(
         trial: `Trial.revision`.
         counts: What was counted since the addition before.
         worker: A name that no other worker has; random, new at each start.
-        number: The number of this addition: 1, 2, ..; the same when it is sent again.
+        number: The number of this addition, greater than those of the worker before; the same when it is sent again.
         deadline: On the running loop's clock.
 
     Raises:

@@ -104,6 +104,7 @@ class Trial(Struct, frozen=True):
         take: How the candidate's state is made from that of the old version.
         warm_steps: With `reset`: timesteps that the candidate consumes before it responds.
         existing: Whether streams take part that were there before the trial.
+        translation: With `translate`: digest of the graph that translates the states, 8 bytes; see `Translations`.
         rollback: Whether pairs are kept for `ROLLBACK_S` after a promotion, so that it can be aborted.
         salt: Selects which streams take part first.
         gate: The limits; None: it is ended by a request only.
@@ -124,6 +125,7 @@ class Trial(Struct, frozen=True):
     salt: str = ""
     gate: Gate | None = None
     ended: Ended | None = None
+    translation: bytes = b""
 
     def percent_at(self, now: float) -> float:
         """Return the share in force, 0 to 100: that of the last point whose second has passed.
@@ -180,6 +182,16 @@ class ReleaseDocument(Struct, frozen=True):
         """The trials by which streams of an older version may still move: the running one, and those promoted."""
         return [trial for trial in self._trials if trial.ended is None or trial.ended.how == "promoted"]
 
+    def translation(self, old: bytes, new: bytes) -> bytes | None:
+        """Return the digest of the graph by which streams move between two versions; None: they do not.
+
+        Args:
+            old: Fingerprint of the older version, 8 bytes.
+            new: Fingerprint of the newer one, 8 bytes.
+        """
+        found = (one.translation for one in self.moving if (one.old.fingerprint, one.new.fingerprint) == (old, new))
+        return next(filter(None, found), None)
+
     def settled(self, old: bytes, new: bytes, moved_by: int, now: float) -> bytes | None:
         """Return the fingerprint of the half with which a pair goes on, once its trial has ended.
 
@@ -191,13 +203,16 @@ class ReleaseDocument(Struct, frozen=True):
 
         Returns:
             `old` or `new`; None: the stream stays a pair, because the trial runs, was promoted with `rollback` less
-            than an hour ago, or is not one of this document. Of a trial that the document does not keep any more, the
-            half that is current.
+            than an hour ago, or no trial of these versions is one of this document. Of a trial that the document does
+            not keep any more, the half that is current; else that of the newest trial of these versions.
         """
         of_pair = [one for one in self._trials if (one.old.fingerprint, one.new.fingerprint) == (old, new)]
         trial = next((one for one in of_pair if one.revision <= moved_by), None)
         if trial is None:
-            return self._half_without_trial(old, new)
+            half = self._half_without_trial(old, new)
+            if half is not None or not of_pair:
+                return half
+            trial = of_pair[0]  # the document in which the pair's own trial was is lost
         if trial.ended is None:
             return None
         if trial == self.trial and trial.keeps_pairs(now):  # once another trial starts, no abort can follow

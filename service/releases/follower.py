@@ -8,7 +8,7 @@ import logging
 from typing import Final
 
 from model_export.errors import StepwellError
-from service.background import run_forever
+from service.background import cancel, run_forever
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
 from service.releases.document import ReleaseDocument
@@ -21,7 +21,11 @@ _EVERY_S: Final = 1.0
 
 
 class ReleaseFollower:
-    """Reads the documents of all models when one is announced, and each second in case an announcement was missed."""
+    """Reads the documents of all models when one is announced, and each second in case an announcement was missed.
+
+    Attributes:
+        releases: The documents of this worker.
+    """
 
     def __init__(self, store: ReleaseStore, releases: Releases, models: ModelRegistry, pubsub: StorePubSub) -> None:
         """Create it; `refresh` reads the documents, `follow` keeps them current.
@@ -33,10 +37,11 @@ class ReleaseFollower:
             pubsub: Receives announcements; used by this follower alone.
         """
         self._store = store
-        self._releases = releases
+        self.releases = releases
         self._models = models
         self._pubsub = pubsub
         self._announced = asyncio.Event()
+        self._applying: dict[str, asyncio.Task[None]] = {}  # by model
         self._logged: dict[str, str] = {}  # by model, the problem that was logged
 
     async def refresh(self) -> None:
@@ -46,23 +51,35 @@ class ReleaseFollower:
             StoreUnavailableError: No reply; the documents stay as they are.
         """
         names = self._models.names()
-        self._releases.set_store_time(await self._store.time())
-        for model, stored in zip(names, await self._store.read_all(names), strict=True):
+        self.releases.set_store_time(await self._store.time())
+        changes = [self.releases.changes(model) for model in names]
+        for model, n, stored in zip(names, changes, await self._store.read_all(names), strict=True):
             if isinstance(stored, ServiceError):
                 self._log_once(model, f"The release of model {model} cannot be read, the one before stays: {stored}")
-            else:
-                await self.apply(model, stored.document)
+            elif model not in self._applying:  # a model that is slow to load does not delay the others
+                self._applying[model] = asyncio.create_task(self.apply(model, stored.document, n))
+        if self._applying:
+            done, _ = await asyncio.wait(self._applying.values(), timeout=_EVERY_S)
+            self._applying = {model: task for model, task in self._applying.items() if task not in done}
+            for task in done:
+                task.result()
 
-    async def apply(self, model: str, document: ReleaseDocument | None) -> None:
-        """Make a document the one of this worker; None: the store has none."""
+    async def apply(self, model: str, document: ReleaseDocument | None, changes: int) -> None:
+        """Make a document the one of this worker; None: the store has none.
+
+        Args:
+            model: The model's name.
+            document: What was read from the store, or written.
+            changes: `Releases.changes` before it was read.
+        """
         if document is not None:
             await self._load_translations(model, document)
-        if self._releases.put(model, document):
+        if self.releases.put(model, document, changes):
             if document is None:
                 _log.warning("The store has no release of model %s any more: its highest version is current", model)
             else:
                 _log.info("Model %s has release revision %d: %s", model, document.revision, _summary(document))
-        await self._set_current(model, document)
+        await self._set_current(model, self.releases.current(model))
 
     async def follow(self) -> None:
         """Follow the documents until cancelled."""
@@ -71,7 +88,12 @@ class ReleaseFollower:
         try:
             await run_forever(self._refresh_when_due, every_s=0.0, name="Following the releases")
         finally:
+            await self.close()
             await self._pubsub.close()
+
+    async def close(self) -> None:
+        """End what is still being loaded."""
+        await cancel(self._applying.values())
 
     async def _refresh_when_due(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -102,12 +124,12 @@ class ReleaseFollower:
         for trial in document.moving:
             if trial.take != "translate":
                 continue
-            problem = "there is neither its artifact nor its file"
+            problem = "there is neither its artifact nor the file with which the release was started"
             try:
                 old, new = [await models.find(model, version.fingerprint) for version in (trial.old, trial.new)]
                 if old is None or new is None:
                     continue  # the first stream that needs it reports it
-                if await models.translations.load(old, new, trial.revision) is not None:
+                if await models.translations.load(old, new, trial.translation) is not None:
                     continue
             except (StepwellError, ServiceError, OSError) as exc:
                 problem = str(exc)

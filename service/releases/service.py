@@ -56,14 +56,14 @@ class ReleaseService:
         Raises:
             ServiceError: `model_not_found`, or an error of the store.
         """
-        default = self._models.get(model)
+        default, n_changes = self._models.get(model), self._follower.releases.changes(model)
         stored, now, streams, sweep = await asyncio.gather(
             self._store.read(model),
             self._store.time(),
             self._counter.read(),
             read_sweep(self._store.state_store, model),
         )
-        await self._follower.apply(model, stored.document)
+        await self._follower.apply(model, stored.document, n_changes)
         document = stored.document or _without_release(default)
         compared = TrialCounts()
         if document.trial is not None:
@@ -108,7 +108,6 @@ class ReleaseService:
         limits = UNSET if body.gate is UNSET else None if gate is None else Gate(**asdict(gate))
 
         async def change(document: ReleaseDocument, now: float) -> ReleaseDocument:
-            changes.check_revision(document, body.revision)
             revision = document.revision
             if current is not None:
                 document = changes.pin(document, _named(current), now)
@@ -117,7 +116,7 @@ class ReleaseService:
                 return await self._with_candidate(document, candidate, body, limits, now)
             return document if body.schedule is UNSET else changes.set_percent(document, body.schedule, now)
 
-        return await self._change(model, change)
+        return await self._change(model, change, body.revision)
 
     async def end(
         self, model: str, how: How, why: str | None = None, *, revision: int | UnsetType = UNSET
@@ -162,20 +161,31 @@ class ReleaseService:
         await self._change(model, change)
         return aborted
 
-    async def _change(self, model: str, change: _Change) -> ReleaseDocument:
+    async def _change(self, model: str, change: _Change, revision: int | UnsetType = UNSET) -> ReleaseDocument:
         """Replace a model's document by what `change` makes of it, as of the newest document.
 
+        Args:
+            model: The model's name.
+            change: Makes it.
+            revision: That the document must have; 0 if there is none.
+
         Raises:
-            ServiceError: What `change` raises, or an error of the store.
+            ServiceError: What `change` raises, `release_changed`, or an error of the store.
         """
+        releases = self._follower.releases
         for _ in range(_ATTEMPTS):
+            n_changes = releases.changes(model)
             stored, now = await self._store.read(model), await self._store.time()
             before = stored.document or _without_release(self._models.get(model))
+            changes.check_revision(before, revision)
+            if stored.document is None:  # it may be lost: streams that were moved by it must move on by the new one
+                last = max(await self._store.last_revision(model), releases.largest_revision(model))
+                before = replace(before, revision=last)
             after = await change(before, now)
             if after is before:
                 return before
             if await self._store.write(stored, after):
-                await self._follower.apply(model, after)
+                await self._follower.apply(model, after, n_changes)
                 return after
         raise ServiceError(
             "overloaded", f"{_ATTEMPTS} other requests changed the release meanwhile.", fix="Send the same again later."
@@ -209,7 +219,8 @@ class ReleaseService:
         check_gate(trial.gate, candidate)
         check_candidate(old, candidate, trial.take)
         if trial.take == "translate":
-            await publish_translation(self._models, old, candidate, after.revision)
+            digest = await publish_translation(self._models, old, candidate, trial.translation)
+            after = replace(after, trial=replace(trial, translation=digest))
         for served in (old, candidate):  # other replicas may have other files
             await self._models.keep(document.model, served.fingerprint, deadline())
         return after

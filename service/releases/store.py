@@ -14,7 +14,7 @@ from service.releases.document import ReleaseDocument
 from service.store import keys
 from service.store.scripts import Script
 from service.store.state_store import StateStore
-from service.store.transport.connection import NotSentError
+from service.store.transport.connection import Argument, NotSentError
 from service.store.transport.retry import execute_with_retry
 
 _log = logging.getLogger(__name__)
@@ -79,11 +79,18 @@ class ReleaseStore:
         Raises:
             ServiceError: As for `StateStore.run`.
         """
-        name, raw = keys.release_key(after.model), msgspec.json.encode(after)
-        written = await self.state_store.run(
-            SCRIPT, [1, name, before.raw, raw, TOPIC, after.model], deadline=deadline()
-        )
-        return bool(written)
+        names, raw = (keys.release_key(after.model), keys.release_revision_key(after.model)), msgspec.json.encode(after)
+        arguments: list[Argument] = [2, *names, before.raw, raw, TOPIC, after.model, after.revision]
+        return bool(await self.state_store.run(SCRIPT, arguments, deadline=deadline()))
+
+    async def last_revision(self, model: str) -> int:
+        """Return the largest revision that a model's document has had; 0: it never had one.
+
+        Raises:
+            StoreUnavailableError: No reply in time.
+        """
+        stored = await self.state_store.execute(deadline(), "GET", keys.release_revision_key(model))
+        return int(stored) if isinstance(stored, bytes) and stored.isdigit() else 0
 
     async def time(self) -> float:
         """Return the store's clock: seconds since 1970. In a Cluster, that of its first primary.
@@ -117,5 +124,6 @@ def _decode(value: bytes | ServiceError | None) -> StoredRelease | ServiceError:
     except msgspec.MsgspecError as exc:
         return CorruptRecordError(
             f"The model's release is stored in a form that cannot be read: {exc}.",
-            fix="Update this replica, if another runs a newer version; else delete the release's key in the store.",
+            fix="Update this replica, if another runs a newer version; else delete the key that ends in `:document` in "
+            "the store, and start the release again.",
         )

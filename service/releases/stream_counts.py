@@ -14,6 +14,7 @@ from service.errors import ServiceError, StoreUnavailableError
 from service.releases.lookup import Releases
 from service.releases.store import ReleaseStore, deadline
 from service.store import keys
+from service.store.lease import Lease
 from service.store.scripts import Script
 from service.store.transport.connection import NotSentError
 from service.store.transport.retry import execute_with_retry
@@ -27,9 +28,8 @@ _SHARE: Final = 0.01  # of the store's time that counting may use
 _URGENT_PASS_S: Final = 25.0  # duration of a pass while a model has a release: counts are right within a minute
 _FIRST_PAGE_S: Final = 0.025  # the same for a page of a million streams, as long as nothing has counted them
 _MAX_PAUSE_S: Final = 5.0
-_LEASE_MS: Final = 15_000
-_RENEW_S: Final = 3.0
-_BETWEEN_PASSES_MS: Final = 1000
+_LEASE_S: Final = 15.0
+_BETWEEN_PASSES_S: Final = 1.0
 
 
 class StreamCounts(Struct, frozen=True):
@@ -54,8 +54,8 @@ class StreamCounter:
     """Counts streams in turn with the other workers, and reads what they have counted.
 
     The count is a slow SCAN: it uses at most a hundredth of the store's time, or more if a model has a release and the
-    numbers would be older than a minute. A key in the store is the lease of the worker that counts; the next pass
-    begins when it expires.
+    numbers would be older than a minute. One worker has the lease to count; it
+    keeps it for a second after a pass.
 
     Attributes:
         counts: The newest count that this worker has read; None: there is none.
@@ -71,7 +71,9 @@ class StreamCounter:
         self._releases = releases
         self._store = store
         self._transport = store.state_store.transport
-        self._worker = secrets.token_hex(8)
+        self._lease = Lease(
+            store.state_store, keys.COUNT_LEASE, secrets.token_hex(8), lease_s=_LEASE_S, rest_s=_BETWEEN_PASSES_S
+        )
         self.counts: StreamCounts | None = None
 
     async def refresh(self) -> None:
@@ -80,13 +82,13 @@ class StreamCounter:
         Raises:
             ServiceError: An error of the store.
         """
-        store = self._store.state_store
-        lease = ("SET", keys.COUNT_LEASE, self._worker, "NX", "PX", _LEASE_MS)
-        if await store.execute(deadline(), *lease) is not None:
-            counts = await self._count()
-            await store.execute(deadline(), "SET", keys.STREAM_COUNTS, msgspec.json.encode(counts))
-            await store.execute(deadline(), "PEXPIRE", keys.COUNT_LEASE, _BETWEEN_PASSES_MS)
+        await self._lease.run(self._count_and_write)
         self.counts = await self.read()
+
+    async def _count_and_write(self) -> None:
+        counts = await self._count()
+        if self._lease.is_held:
+            await self._store.state_store.execute(deadline(), "SET", keys.STREAM_COUNTS, msgspec.json.encode(counts))
 
     async def read(self) -> StreamCounts | None:
         """Return the newest count; None: there is none.
@@ -109,7 +111,6 @@ class StreamCounter:
             _, primaries = await self._transport.primaries()
         except NotSentError as exc:
             raise StoreUnavailableError(f"The store did not reply: {exc.public_reason}.") from exc
-        renew_at = loop.time() + _RENEW_S
         for primary in primaries:
             cursor = b"0"
             while True:
@@ -126,9 +127,6 @@ class StreamCounter:
                 if self._releases.models():
                     pause = min(pause, max(page_s / 2, page_s - seconds))
                 await asyncio.sleep(pause)
-                if loop.time() >= renew_at:
-                    renew_at = loop.time() + _RENEW_S
-                    await self._store.state_store.execute(deadline(), "PEXPIRE", keys.COUNT_LEASE, _LEASE_MS)
         return StreamCounts(await self._store.time(), dict(by_model), pages)
 
 

@@ -69,8 +69,17 @@ class TakeOver:
             standing = move.standing
         return state
 
-    def state_by(self, take: Take, old: ServedModel, new: ServedModel, state: bytes) -> bytes:
+    def state_by(
+        self, take: Take, old: ServedModel, new: ServedModel, state: bytes, translation: bytes | None
+    ) -> bytes:
         """Return the packed state of a version, made from that of another one.
+
+        Args:
+            take: How it is made.
+            old: The version of the state.
+            new: The version to move to.
+            state: The packed state.
+            translation: With `translate`: digest of the graph; None: that beside the new version.
 
         Raises:
             TakeOverError: It cannot be made.
@@ -87,7 +96,7 @@ class TakeOver:
             if (difference := same_states(before.fields, after.fields)) is not None:
                 raise TakeOverError(f"The state cannot be kept: {difference}.")
         else:
-            states = self._translated(old, new, states)
+            states = self._translated(old, new, states, translation)
         packed = after.pack(states, rows=1)
         if any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in after.unpack(packed).values()):
             raise TakeOverError("The state becomes infinite in the type in which the new version stores it.")
@@ -105,7 +114,7 @@ class TakeOver:
         assert move.taken_by is not None
         old = self._version(model, standing.assignment.old)
         new = self._version(model, move.taken_by.new.fingerprint)
-        new_state = self.state_by(move.taken_by.take, old, new, state)
+        new_state = self.state_by(move.taken_by.take, old, new, state, move.taken_by.translation)
         return new_state if new_pair is None else state + new_state + new_pair.encode()
 
     def _version(self, model: str, fingerprint: bytes) -> ServedModel:
@@ -114,13 +123,15 @@ class TakeOver:
             raise VersionNotLoadedError(fingerprint)
         return served
 
-    def _translated(self, old: ServedModel, new: ServedModel, states: dict[str, Array]) -> dict[str, Array]:
+    def _translated(
+        self, old: ServedModel, new: ServedModel, states: dict[str, Array], digest: bytes | None
+    ) -> dict[str, Array]:
         try:
-            translation = self._models.translations.get(old, new)
+            translation = self._models.translations.get(old, new, digest)
             if translation is not None:
                 return translation(states)
         except StepwellError as exc:
             raise TakeOverError(exc.problem) from exc
         raise NoTranslationError(
-            f"There is no translation of the states of version {old.version} to those of version {new.version} here."
+            f"The translation of the states of version {old.version} to those of version {new.version} is not here."
         )

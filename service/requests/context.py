@@ -16,6 +16,7 @@ from service.models.served import ServedModel
 from service.releases.service import ReleaseService
 from service.requests.audit import AuditLog
 from service.requests.auth.api_keys import ApiKeys, Caller, Scope
+from service.requests.large_bodies import LargeBodies
 from service.settings import is_loopback
 from service.store.checks.safety import SafetyMonitor
 
@@ -41,6 +42,7 @@ class AppContext:
         releases: Starts, changes and ends releases; set while the application runs.
         safety: Checks that the store's settings are safe; set while the application runs.
         tracer: Traces requests; None: none is traced.
+        large_bodies: Decodes large bodies.
         connections: The open connections of this process, those of WebSockets included.
         websockets: Number of open WebSockets of this process.
         websockets_of: The same by tenant.
@@ -59,6 +61,7 @@ class AppContext:
         self.releases: ReleaseService
         self.safety: SafetyMonitor
         self.tracer = tracer
+        self.large_bodies = LargeBodies()
         self.connections: Collection[object] = ()
         self.websockets = 0
         self.websockets_of: Counter[str] = Counter()

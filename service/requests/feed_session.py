@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import UNSET
 
-from service.codec import JSON, DecodedBulk, Format, RequestDecoder
+from service.codec import JSON, DecodedBulk, DecodedStep, Format, RequestDecoder
 from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
 from service.codec.step_bodies import StreamMessage, guess_correlation
@@ -21,6 +21,7 @@ from service.models.served import ServedModel
 from service.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
 from service.requests.close_codes import DRAINING, POLICY, TOO_BIG, UNREADABLE
 from service.requests.context import AppContext
+from service.requests.large_bodies import LargeBodies
 from service.requests.problems import problem_document, status_of
 from service.store.keys import record_key
 from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
@@ -72,6 +73,7 @@ class FeedSession:
         self._on_ready = on_ready
         self._pending: deque[_PendingReply] = deque()
         self._bytes = 0  # of the pending messages
+        self._is_decoding = False  # a large message; the following ones wait, so that the order is kept
         self._handles: dict[tuple[str, str | None], StreamHandle] = {}  # of streams that earlier messages named
         self._generation = -1  # of the served models when the following were looked up
         self._served: ServedModel
@@ -90,7 +92,7 @@ class FeedSession:
     @property
     def is_full(self) -> bool:
         """Whether so many replies are pending that no further message should be read."""
-        return len(self._pending) >= _MAX_PENDING or self._bytes >= _MAX_PENDING_BYTES
+        return len(self._pending) >= _MAX_PENDING or self._bytes >= _MAX_PENDING_BYTES or self._is_decoding
 
     @property
     def is_drained(self) -> bool:
@@ -114,12 +116,15 @@ class FeedSession:
             try:
                 self._decode_and_submit(message, tenant, correlation)
             except ServiceError as exc:
-                self._context.engine.refusals.add(tenant, self._model, self._stream or correlation.get("stream"), exc)
                 self.reject(exc, correlation)
-                if exc.code == "bad_json":
-                    self.close_after_replies(UNREADABLE)
+                self._refused(exc, tenant, correlation)
         self._pending[-1].message_bytes = len(message)
         self._bytes += len(message)
+
+    def _refused(self, error: ServiceError, tenant: str, correlation: Mapping[str, Any]) -> None:
+        self._context.engine.refusals.add(tenant, self._model, self._stream or correlation.get("stream"), error)
+        if error.code == "bad_json":
+            self.close_after_replies(UNREADABLE)
 
     def _look_up_model(self) -> None:
         generation = self._models.generation  # read first: what is cached for a generation must come from its models
@@ -133,6 +138,9 @@ class FeedSession:
             ServiceError: The message is rejected; `correlation` has the first fields of the reply.
         """
         decoder, many = self._decoder, self._stream is None
+        if LargeBodies.is_large(message):
+            self._decode_in_thread(message, tenant, correlation)
+            return
         read = decoder.read_stream_message if many else decoder.read_message
         is_other = b'"chunk"' in message or (many and b'"streams"' in message)
         if read is None or is_other or self.message_format is not JSON:
@@ -145,15 +153,44 @@ class FeedSession:
             else:
                 self._submit_typed(typed, tenant, correlation)
                 return
+        self._submit_decoded(decoded, tenant, correlation)
+
+    def _decode_in_thread(self, message: bytes, tenant: str, correlation: dict[str, Any]) -> None:
+        decoder, large = self._decoder, self._append(_PendingLarge(self, correlation))
+        self._is_decoding = True
+
+        def decode() -> DecodedStep | DecodedBulk:
+            return decoder.feed(message, self.message_format, correlation, many=self._stream is None)
+
+        def submit(decoded: DecodedStep | DecodedBulk) -> None:
+            self._is_decoding = False
+            self._submit_decoded(decoded, tenant, correlation, large)
+            self._on_ready()
+
+        def fail(error: ServiceError) -> None:
+            self._is_decoding = False
+            self._refused(error, tenant, correlation)
+            large.on_result(error)
+            self._on_ready()
+
+        self._context.large_bodies.submit(decode, submit, fail)
+
+    def _submit_decoded(
+        self,
+        decoded: DecodedStep | DecodedBulk,
+        tenant: str,
+        correlation: dict[str, Any],
+        large: _PendingLarge | None = None,
+    ) -> None:
         served, engine = self._served, self._context.engine
         if isinstance(decoded, DecodedBulk):
-            bulk = self._append(_PendingBulk(self, correlation, decoded, served))
+            bulk = self._append(_PendingBulk(self, correlation, decoded, served), large)
             submit_columns(
                 engine,
                 decoded,
                 self._version,
                 bulk.on_result,
-                stream_lists=decoder.stream_lists,
+                stream_lists=self._decoder.stream_lists,
                 tenant=tenant,
                 served=served,
                 transport="websocket",
@@ -164,7 +201,8 @@ class FeedSession:
             step = self._append(
                 _PendingTimestep(self, correlation)
                 if self.message_format is JSON and not decoded.chunk
-                else _PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep)
+                else _PendingStep(self, correlation, chunk=decoded.chunk, keep=decoded.keep),
+                large,
             )
             engine.steps.submit(to_timestep(decoded, key, self._version, transport="websocket"), step.on_result, served)
 
@@ -180,7 +218,11 @@ class FeedSession:
         self._pending.append(step)
         submit_typed(self._context.engine, typed, handle, step.on_result, served=self._served)
 
-    def _append(self, pending: P) -> P:
+    def _append(self, pending: P, large: _PendingLarge | None = None) -> P | _PendingLarge:
+        """Append a pending reply, or give it to the one of its large message, and return what gets the result."""
+        if large is not None:
+            large.reply = pending
+            return large
         self._pending.append(pending)
         return pending
 
@@ -275,6 +317,27 @@ class _PendingReply:
     def encode(self) -> bytes:
         """Return the encoded reply."""
         return encode({**self._correlation, "error": problem_document(self.result)}, self._session.message_format)
+
+
+class _PendingLarge(_PendingReply):
+    """The pending reply to a large message; once that is decoded, it has the pending reply to its content."""
+
+    __slots__ = ("reply",)
+
+    def __init__(self, session: FeedSession, correlation: Mapping[str, Any]) -> None:
+        super().__init__(session, correlation)
+        self.reply: _PendingReply | None = None
+
+    def on_result(self, result: Any) -> None:
+        if self.reply is None:
+            super().on_result(result)
+            return
+        self.reply.on_result(result)
+        self.result = result
+        self._session.on_reply(self)
+
+    def encode(self) -> bytes:
+        return super().encode() if self.reply is None else self.reply.encode()
 
 
 class _PendingTimestep(_PendingReply):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from service.codec import DecodedBulk, Format, RequestDecoder, StepBody
+from service.codec import DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
 from service.codec.formats import encode
 from service.codec.request_decoder import ReadStep
 from service.codec.responses import encode_json_step, encode_step
@@ -18,6 +19,7 @@ from service.codec.typed_decoder import DECODE_ERRORS
 from service.engine.stepping.columns.outcomes import BulkOutcomes, StepOutcome
 from service.errors import ServiceError
 from service.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
+from service.requests.large_bodies import LargeBodies
 from service.store.keys import record_key
 from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
 
@@ -34,7 +36,7 @@ class RequestHandler(Protocol):
         """Decode the body and submit it; `done` gets the result, exactly once, possibly before this returns.
 
         Raises:
-            ServiceError: The body was rejected; `done` is not called.
+            ServiceError: The body was rejected; `done` is not called. What is wrong with a large body is its result.
         """
         ...
 
@@ -110,29 +112,42 @@ class StepHandler:
 
     def submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
         """Submit the timestep or chunk, or raise what is wrong with the body."""
+        if LargeBodies.is_large(body):
+            self.context.large_bodies.submit(
+                lambda: self._decode(body), lambda step: self._submit_decoded(step, done), partial(self._fail, done)
+            )
+            return
         try:
             self._submit(body, done)
         except ServiceError as exc:
             self._engine.refusals.add(*self.key, exc)
             raise
 
+    def _fail(self, done: Callable[[StepOutcome], None], error: ServiceError) -> None:
+        self._engine.refusals.add(*self.key, error)
+        done(error)
+
     def _submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
-        decoder, request_format = self._decoder, self.request_format
         if self._read is not None:  # the most frequent kind
             try:
                 typed = self._read(body)
             except DECODE_ERRORS:
-                step = decoder.strict.step(body, request_format, StepBody)
+                step = self._decoder.strict.step(body, self.request_format, StepBody)
             else:
                 submit_typed(
                     self._engine, typed, self._stream, done, served=self.served, idempotency_key=self.idempotency_key
                 )
                 return
-        elif self.chunk:
-            step = decoder.steps(body, request_format)
-            self._keep = step.keep
         else:
-            step = decoder.step(body, request_format)
+            step = self._decode(body)
+        self._submit_decoded(step, done)
+
+    def _decode(self, body: bytes) -> DecodedStep:
+        return (self._decoder.steps if self.chunk else self._decoder.step)(body, self.request_format)
+
+    def _submit_decoded(self, step: DecodedStep, done: Callable[[StepOutcome], None]) -> None:
+        if self.chunk:
+            self._keep = step.keep
         timestep = to_timestep(step, self.key, self.version, transport="http", idempotency_key=self.idempotency_key)
         self._engine.steps.submit(timestep, done, self.served)
 
@@ -170,13 +185,25 @@ class BulkHandler:
     extra_headers: ClassVar[None] = None
     is_reusable: ClassVar[bool] = False
 
-    def submit(self, body: bytes, done: Callable[[BulkOutcomes], None]) -> None:
+    def submit(self, body: bytes, done: Callable[[BulkOutcomes | ServiceError], None]) -> None:
         """Submit all timesteps, or raise what is wrong with the body."""
         decoder = self.context.decoder(self.served)
-        self._bulk = decoder.bulk(body, self.request_format, chunk=self.chunk)
+        if LargeBodies.is_large(body):
+            self.context.large_bodies.submit(
+                lambda: decoder.bulk(body, self.request_format, chunk=self.chunk),
+                lambda bulk: self._submit_decoded(bulk, decoder, done),
+                done,
+            )
+        else:
+            self._submit_decoded(decoder.bulk(body, self.request_format, chunk=self.chunk), decoder, done)
+
+    def _submit_decoded(
+        self, bulk: DecodedBulk, decoder: RequestDecoder, done: Callable[[BulkOutcomes | ServiceError], None]
+    ) -> None:
+        self._bulk = bulk
         submit_columns(
             self.context.engine,
-            self._bulk,
+            bulk,
             self.version,
             done,
             stream_lists=decoder.stream_lists,

@@ -6,6 +6,7 @@ The route stays declared in FastAPI, which handles every request with an unusual
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -34,6 +35,10 @@ RELEVANT_HEADERS: Final = frozenset({
 })  # fmt: skip
 """Names of the headers that change how a hot request is handled; all others are ignored."""
 
+HOST: Final = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+"""The value of `Host`: a name or an address, and a port (RFC 9110, 7.2). It may be empty, but not missing."""
+_NO_HOST: Final = "/"
+
 
 @dataclass(frozen=True, slots=True)
 class RequestHeaders:
@@ -49,6 +54,7 @@ class RequestHeaders:
         response_format: The format of the response.
         document_bytes: Length in bytes of the JSON document at the start of the body, which raw bytes follow; None:
             the whole body is the document.
+        has_valid_host: There is a `Host`, and its value is valid; else the declared route rejects the request.
     """
 
     authorization: str | None
@@ -59,6 +65,7 @@ class RequestHeaders:
     request_format: Format
     response_format: Format
     document_bytes: int | None = None
+    has_valid_host: bool = True
 
 
 def parse_headers(headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders | None:
@@ -91,6 +98,7 @@ def parse_headers(headers: Iterable[tuple[bytes, bytes]]) -> RequestHeaders | No
         request_format,
         format_of_answer(found.get(b"accept"), request_format),
         None if document is None else int(document),
+        HOST.fullmatch(found.get(b"host", _NO_HOST)) is not None,
     )
 
 

@@ -21,6 +21,7 @@ from service.types import Lifecycle, Prediction, StreamKey, Timestep, Transport
 if TYPE_CHECKING:
     from service.models.served import ServedModel
     from service.requests.context import AppContext
+from service.requests.large_bodies import LargeBodies
 
 _LIFECYCLES: Mapping[tuple[bool, bool], Lifecycle] = {
     (False, False): "on",
@@ -94,7 +95,13 @@ class InferHandler:
 
     def submit(self, body: bytes, done: Callable[[Any], None]) -> None:
         """Submit the request's timesteps, or raise what is wrong with the body."""
-        self.submit_request(self.context.infer_codec(self.served).read(body, self.document_bytes), done)
+        codec = self.context.infer_codec(self.served)
+        if LargeBodies.is_large(body):
+            self.context.large_bodies.submit(
+                lambda: codec.read(body, self.document_bytes), lambda request: self.submit_request(request, done), done
+            )
+        else:
+            self.submit_request(codec.read(body, self.document_bytes), done)
 
     def submit_request(self, request: InferRequest, done: Callable[[Any], None]) -> None:
         """Submit the timesteps of a decoded request, or raise what is wrong with it; otherwise as `submit`."""

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from service.errors import ServiceError
+from service.store.lease import StoredLease, acquire_lease
 from service.store.scripts import Script
 from service.store.state_store import StateStore
 from service.store.transport.connection import Argument
@@ -21,23 +22,9 @@ from service.store.transport.connection import Argument
 MAX_OUTBOX: Final = 1_000_000
 """Most alarms that wait for one target; the oldest ones beyond it are deleted."""
 
-_LEASE: Final = Script.of("alert_lease.lua")
 _COMMIT: Final = Script.of("alert_commit.lua")
-_RELEASE: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 _TIMEOUT_S: Final = 5.0
 _SCAN_COUNT: Final = 1000
-
-
-class StoredLease(NamedTuple):
-    """The lease of a group, as the store has it.
-
-    Attributes:
-        holder: Who has it.
-        time_ms: The store's clock, milliseconds since 1970.
-    """
-
-    holder: str
-    time_ms: int
 
 
 class AlertWrites(NamedTuple):
@@ -78,14 +65,12 @@ class AlertStore:
         Raises:
             ServiceError: The store does not reply in time.
         """
-        found, seconds, microseconds = await self._store.run(
-            _LEASE, [1, f"{self._keys}:lease", holder, lease_ms], deadline=_deadline(lease_ms / 1000)
-        )
-        return StoredLease(found.decode(), int(seconds) * 1000 + int(microseconds) // 1000)
+        deadline = _deadline(lease_ms / 1000)
+        return await acquire_lease(self._store, f"{self._keys}:lease", holder, lease_ms, deadline=deadline)
 
     async def release(self, holder: str) -> None:
         """Give the lease back, if this holder has it; raises as `acquire` does."""
-        await self._store.execute(_deadline(), "EVAL", _RELEASE, 1, f"{self._keys}:lease", holder)
+        await acquire_lease(self._store, f"{self._keys}:lease", holder, 0, deadline=_deadline())
 
     async def load(self, model: str) -> dict[str, bytes]:
         """Return the encoded state of each stream of a model; raises as `acquire` does."""

@@ -76,6 +76,11 @@ def release_key(model: str) -> str:
     return f"{PREFIX}release:{{{model}}}:document"
 
 
+def release_revision_key(model: str) -> str:
+    """Return the key of the largest revision that a model's release document has had."""
+    return f"{PREFIX}release:{{{model}}}:revision"
+
+
 def trial_key(model: str, revision: int) -> str:
     """Return the key of the counts of a trial, a hash; see `service/releases/counters.py`."""
     return f"{PREFIX}release:{{{model}}}:trial:{revision}"

@@ -137,13 +137,18 @@ async def _scan(
     return scan.following(cursor.decode(), len(servers)), [key.decode() for key in batch]
 
 
+def _is_position(text: str) -> bool:
+    """Whether a text is a position that `_ScanCursor` may have returned; SCAN's cursors have 64 bits."""
+    return _CURSOR.fullmatch(text) is not None and (text in {"start", "end"} or int(text.rsplit("-", 1)[1]) < 2**64)
+
+
 def _read_cursor(cursor: str | None) -> tuple[str, list[str]]:
     if cursor is None:
         return "start", []
     try:
         parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         position, *rest = (str(part) for part in parts)
-        if not _CURSOR.fullmatch(position) or not all(is_stream_id(stream) for stream in rest):
+        if not _is_position(position) or not all(is_stream_id(stream) for stream in rest):
             raise ValueError(position)
     except (ValueError, TypeError, RecursionError) as exc:
         raise ServiceError(

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from service.errors import CorruptRecordError, ServiceError
 from service.store import keys
-from service.store.record import Record, decode
+from service.store.record import EPOCH_AT, Record, decode
 from service.store.scripts import Script
 from service.store.state_store import StateStore
 from service.store.transport.connection import Argument
@@ -17,7 +17,11 @@ from service.store.transport.connection import Argument
 SCRIPT: Final = Script.of("snapshots.lua")
 """Writes and deletes snapshots."""
 
-_DONE, _KEY_REPLAY = 1, 3
+_DONE, _KEY_REPLAY, _CHANGED = 1, 3, 6
+
+
+class StreamChangedError(Exception):
+    """The stream was deleted or reset since it was read; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,11 @@ class SnapshotStore:
             The entry that an earlier request with this idempotency key wrote; None if the snapshot is stored now.
 
         Raises:
+            StreamChangedError: The stream has not the record's epoch any more.
             ServiceError: `stream_quota`: the stream has the maximum number of snapshots; or an error of the store.
         """
         value = int(time.time() * 1000).to_bytes(8, "little") + record
-        return await self._change(stream, name, value, idempotency, deadline=deadline)
+        return await self._change(stream, name, value, idempotency, record[EPOCH_AT], deadline=deadline)
 
     async def delete(
         self, stream: str, name: str, *, deadline: float, idempotency: IdempotencyWrite | None = None
@@ -117,16 +122,25 @@ class SnapshotStore:
         return {name.decode(): _decode(value) for name, value in sorted(pairs)}
 
     async def _change(
-        self, stream: str, name: str, value: bytes, idempotency: IdempotencyWrite | None, *, deadline: float
+        self,
+        stream: str,
+        name: str,
+        value: bytes,
+        idempotency: IdempotencyWrite | None,
+        epoch: bytes = b"",
+        *,
+        deadline: float,
     ) -> bytes | None:
-        names = [keys.snapshots_key(stream), *([] if idempotency is None else [idempotency.key])]
+        names = [keys.snapshots_key(stream), stream, *([] if idempotency is None else [idempotency.key])]
         entry = b"" if idempotency is None else idempotency.entry
         arguments: list[Argument] = [len(names), *names, name, value, self._max_snapshots, self._ttl]
-        arguments += (entry, self._entry_ttl)
+        arguments += (entry, self._entry_ttl, epoch)
         outcome, *stored = await self._store.run(SCRIPT, arguments, deadline=deadline)
         if outcome == _KEY_REPLAY:
             stored_entry: bytes = stored[0]
             return stored_entry
+        if outcome == _CHANGED:
+            raise StreamChangedError
         if outcome != _DONE:
             raise ServiceError(
                 "stream_quota",

@@ -308,5 +308,8 @@ def _attributes_of(result: Any) -> dict[str, Any]:
             found["stepwell.replayed"] = True
         return found
     if isinstance(result, BulkPrediction):
-        return {"stepwell.rows": len(result.batch.steps), "stepwell.version": result.version}
+        found = {"stepwell.rows": len(result.batch.steps)}
+        if len(versions := {*result.versions}) == 1:
+            found["stepwell.version"] = versions.pop()
+        return found
     return {"stepwell.rows": len(result)}

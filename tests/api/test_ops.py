@@ -454,3 +454,23 @@ def test_a_page_of_a_foreign_origin_cannot_change_anything(service: Service, str
 
     assert (evil.status_code, code_of(evil)) == (403, "forbidden")
     assert own.json()["step"] == 1
+
+
+def test_a_look_up_that_finds_no_stream_is_no_refusal(shared_redis: Server, tmp_path: Path) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold)) as own:
+        looked_up = own.http.get(own.path("fold", "nothing"))
+        refused = own.http.post(own.path("fold", "nothing", "step"), json={"inputs": [1], "seq": 7})
+        text = own.http.get("/metrics").text
+
+    assert [looked_up.json()["code"], refused.json()["code"]] == ["stream_not_found"] * 2
+    assert 'stepwell_refusals_total{code="stream_not_found"} 1.0' in text
+    assert 'code="404"' in text
+
+
+def test_history_of_a_model_that_is_not_served_is_logged(
+    shared_redis: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_service(shared_redis.url, write_models(tmp_path, fold), history="fold=8,flod=64"):
+        pass
+
+    assert "`history` names the model 'flod', which is not served" in caplog.text

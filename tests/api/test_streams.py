@@ -497,11 +497,22 @@ def test_streams_with_the_longest_ids_are_listed_page_by_page(service: Service, 
 
 
 NESTED = base64.urlsafe_b64encode(b"[" * 9000).decode()
+ABOVE_64_BITS = base64.urlsafe_b64encode(f'["0-0-{2**64}"]'.encode()).decode()
 
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=x", "prefix=*", "prefix=a%5Bb", "cursor=%21", "cursor=%C2%B2", f"cursor={NESTED}"],
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "prefix=*",
+        "prefix=a%5Bb",
+        "cursor=%21",
+        "cursor=%C2%B2",
+        f"cursor={NESTED}",
+        f"cursor={ABOVE_64_BITS}",
+    ],
     ids=lambda query: query[:16],
 )
 def test_an_invalid_list_query_is_a_bad_request(service: Service, query: str) -> None:

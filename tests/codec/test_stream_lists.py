@@ -33,7 +33,7 @@ def test_names_of_a_checked_list_are_computed_once_per_tenant() -> None:
 
     found = [owner.names(["a", "b"]) for owner in (one, other, one, other)]
 
-    assert (one.made, other.made, cache.hits) == (1, 1, 2)
+    assert (one.made, other.made) == (1, 1)
     assert found[2] == found[0] != found[1] == found[3]
     assert [key.tenant for key in found[2][0]] == ["one", "one"]
 
@@ -54,7 +54,7 @@ def test_names_of_a_list_that_was_not_checked_are_not_cached() -> None:
     owner = Owner(cache, "one")
 
     assert owner.names(["a"]) == owner.names(["a"])
-    assert (owner.made, cache.hits, cache.has(["a"])) == (2, 0, False)
+    assert (owner.made, cache.has(["a"])) == (2, False)
 
 
 def test_the_cache_holds_no_more_streams_than_its_bound() -> None:

@@ -188,3 +188,10 @@ def test_the_json_output_has_one_overall_result(models: Path, shared_redis: Serv
     words = ["--models", str(models), "--redis", shared_redis.url, "--port", "0", "--json"]
 
     assert json.loads(CliRunner().invoke(app, words).stdout)["ok"] is True
+
+
+def test_history_of_a_model_that_is_not_served_is_a_failure(models: Path, shared_redis: Server) -> None:
+    found = run_check(models, shared_redis, history="pump=8,pmup=64,1")
+
+    assert found.failed == ["`history` names the model 'pmup', which is not served; models are: pump"]
+    assert found.exit_code == 1

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from service.engine.engine import Engine
 from service.engine.options import EngineOptions
-from service.engine.tenant_limits import StreamQuota
+from service.engine.stepping.queued import QueuedStep
+from service.engine.stepping.rerouter import Rerouter
+from service.engine.tenant_limits import Reservation, StreamQuota
 from service.errors import ServiceError
+from service.models.registry import ModelRegistry
 from service.types import Prediction, RolloutRequest, StreamKey, Timestep
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker
 from tests.graphs import fold, nan_at, write_models
@@ -197,3 +202,35 @@ async def test_what_another_worker_has_begun_meanwhile_takes_no_room(
     assert begun[0].created
     expected: dict[Begin, int] = {reset: 0, fork: 1, roll_out: 4}
     assert after.step == expected[begin]
+
+
+async def test_a_peek_of_a_missing_stream_needs_no_room(tmp_path: Path, redis_server: Server) -> None:
+    folder = write_models(tmp_path, fold=fold)
+    async with worker(redis_server.url, folder, options=limited(1)) as engine:
+        await engine.steps.advance(step("only", 1))
+        peeked = await engine.steps.peek(step("missing", 1))
+
+    assert peeked.step == 1
+
+
+async def test_a_row_that_waits_for_another_version_gives_its_room_back_when_it_is_rejected(
+    tmp_path: Path, redis_server: Server
+) -> None:
+    """Its version is being loaded when the service ends."""
+
+    async def load_later(_name: str, _fingerprint: bytes) -> None:
+        await asyncio.Event().wait()
+
+    quota, answers = StreamQuota(1), list[Prediction | ServiceError]()
+    async with worker(redis_server.url, write_models(tmp_path, fold=fold)) as engine:
+        served = engine.models.get(FOLD)
+        models = SimpleNamespace(find=load_later, by_fingerprint=lambda *_: None, may_find=lambda *_: True)
+        rerouter = Rerouter(cast("ModelRegistry", models), lambda *_: None, lambda *_: None, timeout=60.0)
+        row = QueuedStep(step("a", 1), answers.append, 0.0, "a", 1, bytes(16))
+        row.reservation = Reservation(quota, "default")
+        row.reservation.take()
+        assert rerouter.reroute(served, row, b"version2")
+        await rerouter.close()
+
+    assert [answer.code for answer in answers if isinstance(answer, ServiceError)] == ["draining"]
+    quota.check("default")  # there is room

@@ -15,7 +15,7 @@ from service.errors import ServiceError
 from service.store.keys import idempotency_key_of, record_key
 from service.types import ImportedState, RolloutRequest, StreamKey
 from tests.api.running import running_service
-from tests.engine.harness import FOLD, chunk, gather_results, step, submit_bulk, worker, ys
+from tests.engine.harness import FOLD, CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server
 
@@ -253,3 +253,36 @@ def test_an_unreadable_stream_is_a_500_for_itself_only(tmp_path: Path, redis_ser
     assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(500, "state_corrupt")] * 4
     assert (bulk["step"], bulk["errors"]["0"]["code"]) == ([None, 2], "state_corrupt")
     assert sorted(listed, key=lambda row: row["stream"]) == [{"stream": "a", "step": None}, {"stream": "b", "step": 2}]
+
+
+@pytest.mark.parametrize("length", [1, 2])
+@pytest.mark.parametrize("more", [{"seq": 5}, {"after": bytes(16)}, {"create": "never"}])
+async def test_a_step_that_needs_an_existing_stream_reports_a_value_of_another_type_as_corrupt(
+    folder: Path, redis_server: Server, more: dict[str, Any], length: int
+) -> None:
+    """It is no missing stream: a client that gets 404 would send its whole history again."""
+    damage(redis_server, LIST)
+    async with worker(redis_server.url, folder) as engine:
+        wrong, missing = await gather_results(
+            engine.steps.advance(chunk("a", [1] * length, **more)),
+            engine.steps.advance(chunk("missing", [1] * length, **more)),
+        )
+
+    assert isinstance(wrong, ServiceError)
+    assert isinstance(missing, ServiceError)
+    assert (wrong.code, missing.code) == ("state_corrupt", "stream_not_found")
+    assert (wrong.applied, missing.applied) == ("no", "no")
+
+
+async def test_a_missing_stream_is_read_once_more_only_if_its_step_is_rejected(
+    folder: Path, redis_server: Server
+) -> None:
+    counts = CountingObserver()
+    async with worker(redis_server.url, folder, counts=counts) as engine:
+        await engine.steps.advance(chunk("new", [1, 2]))
+        created = list(counts.store_ops)
+        with pytest.raises(ServiceError, match="does not exist"):
+            await engine.steps.advance(chunk("missing", [1, 2], seq=7))
+
+    assert created == ["load", "commit"]
+    assert counts.store_ops == ["load", "commit", "load", "load"]

@@ -144,6 +144,17 @@ def widening() -> bytes:
         }""")
 
 
+def widening_by(more: int) -> bytes:
+    """`widening`, after which the state of `fold` is greater by a number."""
+    return graph_from_text(f"""
+        widening (int64[B,1] h) => (int64[B,2] g) {{
+            more = Constant <value = int64[1] {{{more}}}> ()
+            none = Sub (h, h)
+            greater = Add (h, more)
+            g = Concat <axis = 1> (greater, none)
+        }}""")
+
+
 def widening_below(limit: int) -> bytes:
     """`widening`, which onnxruntime cannot compute for a state of `limit` or more: an index that is out of range."""
     numbers = {"numbers": np.arange(limit, dtype=np.int64)}

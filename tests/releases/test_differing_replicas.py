@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.api.running import running_service
 from tests.graphs import fold, write_model
-from tests.releases.builds import wide_fold, widening
+from tests.releases.builds import wide_fold, widening, widening_by
 from tests.releases.fleet import MODEL, NEW_FACTOR, OLD_FACTOR, Fleet, folded, over_both, two_folds
 from tests.servers import Server
 
@@ -131,6 +131,32 @@ def test_a_replica_without_the_translation_loads_its_artifact(redis_server: Serv
         assert before[name]["outputs"]["y"] == folded([1])
         assert [answer["outputs"]["y"][0] for answer in answers[name]] == expected
         assert [answer.get("version") for answer in answers[name]] == [2, None]
+
+
+def test_all_replicas_translate_by_the_graph_that_the_release_names(redis_server: Server, tmp_path: Path) -> None:
+    """The file is replaced in one of them, and the same candidate is put again."""
+    for folder in ("first", "second"):
+        write_model(tmp_path / folder, MODEL, lambda: fold(OLD_FACTOR), version=1)
+        write_model(tmp_path / folder, MODEL, lambda: wide_fold(NEW_FACTOR), version=2)
+    file = tmp_path / "first" / MODEL / "2" / "translate-from-1.onnx"
+    file.write_bytes(widening())
+    release = f"/v1/models/{MODEL}/release"
+    with contextlib.ExitStack() as stack:
+        replicas = [
+            stack.enter_context(running_service(redis_server.url, tmp_path / one)) for one in ("first", "second")
+        ]
+        releases, http = Fleet(replicas), replicas[0].http
+        releases.wait_for(http.put(release, json={"current": 1}).json()["revision"])
+        for n, replica in enumerate(replicas):
+            replica.step(MODEL, f"s{n}", [1])
+        body = {"candidate": 2, "mode": "ramp", "percent": 100, "take": "translate"}
+        releases.wait_for(http.put(release, json={**body, "percent": 0}).json()["revision"])
+        file.write_bytes(widening_by(1000))
+        releases.wait_for(http.put(release, json=body).json()["revision"])
+        answers = [replica.step(MODEL, f"s{n}", [2]).json() for n, replica in enumerate(replicas)]
+
+    [expected] = folded([2], start=folded([1])[0] + 1000, factor=NEW_FACTOR)
+    assert [answer["outputs"]["y"] for answer in answers] == [[expected]] * 2
 
 
 def test_a_stream_moves_although_the_old_versions_file_is_gone(redis_server: Server, tmp_path: Path) -> None:

@@ -168,6 +168,6 @@ def test_the_lookup_counts_changes_and_corrects_its_clock() -> None:
     assert releases.current("m") is None
     assert releases.put("m", document())
     assert not releases.put("m", document())
-    assert (releases.revision, releases.now(), releases.current("m")) == (1, 105.0, document())
+    assert (releases.changes("m"), releases.now(), releases.current("m")) == (1, 105.0, document())
     assert releases.put("m", None)
     assert releases.current("m") is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +250,50 @@ def test_without_existing_only_streams_that_begin_take_part(redis_server: Server
     old, new = folded([1, 2, 3]), folded([2, 3], factor=NEW_FACTOR)
     assert [answer["outputs"]["y"][0] for answer in answers] == [old[1], new[0], old[2], new[1]]
     assert [answer.get("version") for answer in answers] == [None] * 4
+
+
+def _fork(releases: Fleet) -> str:
+    service = releases.replica
+    path = service.path("fold", "s", "fork") + "?version=1"
+    service.http.post(path, json={"to": "copy"}).raise_for_status()
+    return "copy"
+
+
+def _reset_to_snapshot(releases: Fleet) -> str:
+    service = releases.replica
+    service.http.put(service.path("fold", "s", "snapshots/before")).raise_for_status()
+    path = service.path("fold", "s", "reset") + "?version=1"
+    service.http.post(path, json={"to": {"snapshot": "before"}}).raise_for_status()
+    return "s"
+
+
+def _reset(releases: Fleet) -> str:
+    service = releases.replica
+    service.http.post(service.path("fold", "s", "reset") + "?version=1").raise_for_status()
+    return "s"
+
+
+def _import_state(releases: Fleet) -> str:
+    service = releases.replica
+    state = service.http.get(service.path("fold", "s", "state")).json()["states"]
+    path = service.path("fold", "s", "state") + "?version=1"
+    service.http.put(path, json={"states": state, "step": len(XS)}).raise_for_status()
+    return "s"
+
+
+@pytest.mark.parametrize("put_on_version_1", [_fork, _reset_to_snapshot, _reset, _import_state])
+def test_a_stream_that_is_put_on_a_version_by_hand_stays_there_after_a_promotion(
+    redis_server: Server, tmp_path: Path, put_on_version_1: Callable[[Fleet], str]
+) -> None:
+    """Version 1 is that from which streams were promoted; with `reset` a move would discard the state."""
+    with two_folds(redis_server.url, tmp_path) as folds:
+        folds.chunk("s", [[x] for x in XS])
+        folds.put(candidate=2, mode="switch", percent=0, take="reset")
+        folds.end("promote")
+        stream = put_on_version_1(folds)
+        before = 0 if put_on_version_1 is _reset else folded(XS)[-1]
+        answers = [folds.step(stream, [x]) for x in (7, 8)]
+        version = request(folds, "GET", stream, "").json()["version"]
+
+    assert [answer["outputs"]["y"][0] for answer in answers] == folded([7, 8], start=before)
+    assert version == 1

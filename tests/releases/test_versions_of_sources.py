@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.store.keys import record_key
 from tests.releases.fleet import Fleet, over_both, two_folds, wait_until
 from tests.servers import Server
 
@@ -51,14 +52,56 @@ def test_a_retry_after_a_promotion_has_the_version_of_its_first_response(redis_s
     assert (first["version"], again["version"], again["skipped"]) == (1, 1, 2)
 
 
-def test_a_retry_after_a_sweep_has_the_version_of_its_first_response(redis_server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["the first timestep", "one timestep", "columns"])
+def test_a_retry_after_a_sweep_has_the_version_of_its_first_response(
+    redis_server: Server, tmp_path: Path, how: str
+) -> None:
     """The sweep gives the record the fingerprint of the new version; its answers are of the old one."""
+    names = [f"s{n}" for n in range(20)]
     with two_folds(redis_server.url, tmp_path) as releases:
-        releases.step("a", [1], source=at(1))
+        [first, _] = releases.replicas
+
+        def send(n: int) -> Any:
+            if how != "columns":
+                return releases.send(first, "s0", "step", {"inputs": [n], "source": at(n)})
+            body = {"streams": names, "inputs": [[n]] * 20, "source": {"id": "log", "at": [n] * 20}}
+            return first.http.post(f"/v1/models/{releases.model}/step", json=body).json()
+
+        for n in range(1 if how == "the first timestep" else 3):
+            send(n)
         promote(releases)
         releases.release("POST", "/move")
-        status = releases.replica.http.get
-        wait_until(lambda: status(releases.replica.path(releases.model, "a")).json()["version"] == 2)
+        wait_until(lambda: first.http.get(first.path(releases.model, "s0")).json()["version"] == 2)
+        again = send(n)
+
+    version, skipped = (again[name] if how != "columns" else again[name][0] for name in ("version", "skipped"))
+    assert (version, skipped) == (1, 1)
+
+
+def test_a_record_whose_answers_are_of_one_version_is_read_by_the_release_before(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    """It has format 2, whichever way the timestep was processed; only answers of several versions need format 3."""
+    formats = []
+    with two_folds(redis_server.url, tmp_path) as releases, redis_server.client() as client:
+        [first, _] = releases.replicas
+        for n in range(3):
+            releases.send(first, "a", "step", {"inputs": [n], "source": at(n)})
+            formats.append(client.get(record_key("default", releases.model, "a"))[:4])
+        promote(releases)
+        releases.chunk("a", [[2], [3]], source=at(2, 3))
+        formats.append(client.get(record_key("default", releases.model, "a"))[:4])
+
+    assert formats == [b"SW2\0"] * 3 + [b"SW3\0"]
+
+
+def test_a_retry_after_a_move_by_hand_has_the_version_of_its_first_response(
+    redis_server: Server, tmp_path: Path
+) -> None:
+    with two_folds(redis_server.url, tmp_path) as releases:
+        releases.step("a", [1], source=at(1))
+        service = releases.replica
+        service.http.post(service.path(releases.model, "a", "move"), json={"version": 2}).raise_for_status()
         again = releases.step("a", [1], source=at(1))
 
     assert (again["version"], again["skipped"]) == (1, 1)

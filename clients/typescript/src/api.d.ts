@@ -35,8 +35,10 @@ export type BulkResponse = {
   skipped?: Array<number>;
   /** Indices of the rows whose source replaced another. */
   source_changed?: Array<number>;
-  /** For each row, the model version that responded, if it is another one than before. */
+  /** For each row, `version` of the response to a chunk. */
   version?: Array<number | null>;
+  /** For each row, `versions` of the response to a chunk; null: all are `version`. */
+  versions?: Array<Array<number | null> | null>;
   /** In msgpack: for each row, its first timesteps without known outputs. */
   unknown?: Array<number>;
 };
@@ -146,6 +148,11 @@ export type ImportResponse = {
   refused_count: number;
 };
 
+/** The position of the source that a stream has used last. */
+export type LastSource = {
+  at: number;
+};
+
 /** The description of a model. */
 export type ModelDescription = {
   name: string;
@@ -217,7 +224,7 @@ export type PeekResponse = {
   step: number;
   /** The stream's current state id; absent if the stream does not exist. */
   state_id?: string;
-  /** The model version that responded; present if it is another one than before. */
+  /** The model version that responded; present with a `source`, or if it is another one than before. */
   version?: number;
 };
 
@@ -481,8 +488,11 @@ export type SourceColumns = {
   at: Array<number | Array<number>> | PackedPositions;
 };
 
-/** The position of the source that a stream has used last. */
+/** How far a stream has consumed one source. */
 export type SourceEntry = {
+  /** Null if it is not stored any more. */
+  id: string | null;
+  /** The position of the newest timestep that was applied from it. */
   at: number;
 };
 
@@ -525,7 +535,9 @@ export type StatusResponse = {
   updated_at: string;
   expires_in_s: number;
   outputs?: { [name: string]: Tensor };
-  source?: SourceEntry;
+  source?: LastSource;
+  /** The sources used last, the newest use first; a record keeps four. */
+  sources?: Array<SourceEntry>;
 };
 
 /** The body of a step. */
@@ -553,8 +565,10 @@ export type StepResponse = {
   replayed?: true;
   /** This request created the stream. */
   created?: true;
-  /** The model version that responded; present if it is another one than before. */
+  /** The model version that responded; present with a `source`, or if it is another one than before. */
   version?: number;
+  /** The version that responded to each timestep, null if not known; present if they are several. */
+  versions?: Array<number | null>;
   /** Number of first timesteps that were applied before, by their positions in `source`. */
   skipped?: number;
   /** The record keeps this source in place of the one used longest ago. */
@@ -583,6 +597,8 @@ export type StepsBody = {
 export type StreamEntry = {
   stream: string;
   step: number | null;
+  /** With `?sources=true`. */
+  sources?: Array<SourceEntry>;
 };
 
 /** The body of a request that moves one stream to a version. */

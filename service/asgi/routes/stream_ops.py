@@ -12,6 +12,7 @@ from service.asgi.http import (
     audited,
     authorized_stream,
     body_of,
+    decoded,
     format_of,
     idempotency_key_of,
     model_of,
@@ -66,7 +67,8 @@ class StreamOpRoutes:
         context = self._context
         key = authorized_stream(request, context, "step")
         served, request_format = model_of(request, context), format_of(request)
-        body = context.decoder(served).peek(await body_of(request, context), request_format)
+        decoder = context.decoder(served)
+        body = await decoded(context, await body_of(request, context), lambda raw: decoder.peek(raw, request_format))
         result = await context.engine.steps.peek(to_timestep(body, key, version_of(request), transport="http"))
         response_format = format_of_answer(request.headers.get("accept"), request_format)
         document = step_response(result, response_format, chunk=body.chunk, keep=body.keep)
@@ -80,7 +82,11 @@ class StreamOpRoutes:
         key = authorized_stream(request, context, "step")
         served, request_format, version = model_of(request, context), format_of(request), version_of(request)
         limits = RolloutLimits(settings.max_horizon, settings.max_samples, settings.max_body_bytes)
-        body, inputs = read_rollout(await body_of(request, context), request_format, served.manifest, limits)
+        body, inputs = await decoded(
+            context,
+            await body_of(request, context),
+            lambda raw: read_rollout(raw, request_format, served.manifest, limits),
+        )
         rollout = RolloutRequest(
             key, inputs=inputs, idempotency_key=idempotency_key_of(request), version=version, **body.options()
         )
@@ -123,13 +129,19 @@ class StreamOpRoutes:
             version_of(request),
         )
         engine, idempotency_key = self._context.engine, idempotency_key_of(request)
-        body = read_state(await body_of(request, self._context), request_format)
+        raw_body = await body_of(request, self._context)
+        body = await decoded(self._context, raw_body, lambda raw: read_state(raw, request_format))
         self._context.require_precondition("new state", body.after_bytes, idempotency_key)
         served = await engine.streams.copies.model_for_import(key.model, body.fingerprint_bytes, version)
         imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
         with audited(request, self._context, "put_state", model=key.model, stream=key.stream) as audit:
             position = await engine.streams.put_state(
-                key, served, imported, after=body.after_bytes, idempotency_key=idempotency_key
+                key,
+                served,
+                imported,
+                is_named=version is not None,
+                after=body.after_bytes,
+                idempotency_key=idempotency_key,
             )
             audit.update(replacement_fields(position))
         return respond(position_response(position), request, request_format)

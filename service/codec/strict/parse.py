@@ -16,6 +16,7 @@ from service.errors import ServiceError
 MAX_DEPTH = 32
 _PREVIEW_CHARACTERS = 60
 _PREVIEW_MEMBERS = 8
+_LARGE_CHARACTERS = 256 * 1024
 
 
 class _DuplicateKeyError(Exception):
@@ -93,7 +94,9 @@ def _parse_json(body: bytes) -> Any:
     except UnicodeDecodeError as exc:
         _bad_json(f"The body is not UTF-8 at byte {exc.start}; expected JSON in UTF-8.", exc)
     try:
-        document = json.loads(text, object_pairs_hook=_object_with_unique_keys)
+        # In a thread, a function that is called for each number lets the event loop run in between.
+        hooks: dict[str, Any] = {"parse_float": _float, "parse_int": _int} if len(text) > _LARGE_CHARACTERS else {}
+        document = json.loads(text, object_pairs_hook=_object_with_unique_keys, **hooks)
     except _DuplicateKeyError as exc:
         _reject_duplicate(exc.args[0], exc)
     except json.JSONDecodeError as exc:
@@ -105,6 +108,14 @@ def _parse_json(body: bytes) -> Any:
     if "\\u" in text:
         _check_surrogates(document)
     return document
+
+
+def _float(text: str) -> float:
+    return float(text)
+
+
+def _int(text: str) -> int:
+    return int(text)
 
 
 def _parse_msgpack(body: bytes) -> Any:

@@ -287,7 +287,7 @@ class Batcher:
             batch.reject(error)
         else:
             for row in batch:
-                row.done(error)
+                row.reject(error)
         self._release(names)
         length = batch.length if isinstance(batch, ColumnarBatch) else batch[0].timestep.length
         self.deps.on_answered(len(batch), len(batch) * length * self.timestep_bytes)

@@ -162,6 +162,10 @@ class BatchCommitter:
                 [self._served.version] * len(rows) if responding is None else responding.versions,
                 () if run.beside is None else self._candidates(run.beside, rows[0].timestep.keep),
             )
+        if len(waiting := [row for row in rows if not row.answered]) < len(rows):
+            return waiting  # the deadlines of the others have passed
+        for row in rows:
+            row.is_sent = True
         results = await self.send(commits, float(expiry_set_at.min()), deadline, notifications)
         sources = sources_table([row.sources for row in rows]) if with_sources else None
         committed = CommittedRows(
@@ -325,6 +329,8 @@ class BatchCommitter:
     def _handle_conflict(self, row: QueuedStep, result: CommitResult, header: Array) -> bool:
         """Handle a commit that was not applied; True: the row has to be decided again, else it has its reply."""
         self._cache.drop(row.name)
+        if row.answered:
+            return False
         try:
             if result.outcome is Outcome.KEY_REPLAY and result.stored is not None:
                 self._replies.replay_by_key(row, IdempotencyEntry.decode(result.stored))

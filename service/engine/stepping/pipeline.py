@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from model_export.manifest import Array
 from service.engine.packing import prediction_bytes
 from service.engine.protocol.decide import Decision, decide
 from service.engine.stepping.committer import BatchCommitter
+from service.engine.stepping.expiry import Expiry
 from service.engine.stepping.model_runner import ModelRunner, RunResult
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.record_cache import RecordCache
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
+_SAME_DEADLINE_S: Final = 0.05  # rows that were received within this time have the deadline of the last of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +120,24 @@ class BatchPipeline:
 
     async def process(self, batch: Sequence[QueuedStep]) -> None:
         """Process a batch until every timestep has its response. Raises only `CancelledError`."""
+        expiry: Expiry | None = None
         try:
             rows = batch
             while rows:
-                oldest = self._oldest_received(rows)
-                if oldest > self._time() - self._timeout:
-                    if unwritten := self._source_ids.unwritten(self._source_ids_of(rows)):
-                        await self._source_ids.write(unwritten, deadline=oldest + self._timeout)
-                    rows = await self._attempt(rows, oldest + self._timeout)
-                else:
+                oldest, youngest = self._received(rows)
+                if oldest <= self._time() - self._timeout:
                     rows = self._drop_expired(rows)
+                    continue
+                # Store and model have until the last row's deadline; a row whose own is earlier gets its response then.
+                if youngest - oldest > _SAME_DEADLINE_S:
+                    expiry = self._expiry(rows, oldest)
+                deadline = youngest + self._timeout
+                if unwritten := self._source_ids.unwritten(self._source_ids_of(rows)):
+                    await self._source_ids.write(unwritten, deadline=deadline)
+                rows = await self._attempt(rows, deadline)
+                if expiry is not None:
+                    expiry.cancel()
+                    rows = [row for row in rows if not row.answered]
         except ServiceError as exc:
             self._replies.fail_unanswered(batch, exc)
         except asyncio.CancelledError:
@@ -137,9 +147,35 @@ class BatchPipeline:
         except Exception:  # noqa: BLE001 - a fault in one batch must not end the worker; it is logged
             _log.exception("A batch failed (model=%s, rows=%d)", self._served.name, len(batch))
             self._replies.fail_unanswered(batch, failed("unknown"))
+        finally:
+            if expiry is not None:
+                expiry.cancel()
 
-    def _oldest_received(self, rows: Sequence[QueuedStep]) -> float:
-        return min([row.received for row in rows])
+    def _received(self, rows: Sequence[QueuedStep]) -> tuple[float, float]:
+        """Return when the first and the last of these rows were received."""
+        received = [row.received for row in rows]
+        return min(received), max(received)
+
+    def _is_sent(self, rows: Sequence[QueuedStep]) -> bool:
+        """Whether the commit of these rows as a whole was sent, and the result is not known yet."""
+        return False
+
+    def _expiry(self, rows: Sequence[QueuedStep], oldest: float) -> Expiry:
+        """Return a timer that replies to each row whose deadline passes during an attempt."""
+        return Expiry(lambda: self._expire(rows), oldest + self._timeout)
+
+    def _expire(self, rows: Sequence[QueuedStep]) -> float | None:
+        """Reply with errors to the rows whose deadline has passed; return the next deadline, None if there is none."""
+        latest_expired, are_sent = self._time() - self._timeout, self._is_sent(rows)
+        for row in rows:
+            if row.received <= latest_expired and not row.answered:
+                if are_sent or row.is_sent:
+                    self._cache.drop(row.name)
+                    self._replies.reply(row, OutcomeUnknownError("The store did not confirm the commit in time."))
+                else:
+                    self._replies.reply(row, _expired())
+        waiting = [row.received for row in rows if not row.answered]
+        return min(waiting) + self._timeout if waiting else None
 
     def _source_ids_of(self, rows: Sequence[QueuedStep]) -> Sequence[str]:
         return [row.timestep.source.id for row in rows if row.timestep.source is not None]
@@ -152,12 +188,7 @@ class BatchPipeline:
         latest_expired = self._time() - self._timeout
         for row in rows:
             if row.received <= latest_expired:
-                error = ServiceError(
-                    "overloaded",
-                    "The request waited in the queue until its deadline; nothing was applied.",
-                    fix="Send the same request again after a pause.",
-                )
-                self._replies.reply(row, error)
+                self._replies.reply(row, _expired())
         return [row for row in rows if not row.answered]
 
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
@@ -166,18 +197,19 @@ class BatchPipeline:
             for row in rows:
                 self._cache.drop(row.name)
         headers, states, expiry_set_at, any_loaded = await self._loader.load_records(rows, deadline)
+        remaining: list[QueuedStep] = []
         if any_loaded:
             if self._store.waits_for_replica:
                 await self._loader.confirm_replicated(rows, deadline)
             to_run = [i for i, row in enumerate(rows) if not row.is_loaded or self._decide_row(row)]
-            if not to_run:
-                return []
             if len(to_run) < len(rows):
+                remaining += await self._confirm_missing(rows, frozenset(to_run), deadline)
+                if not to_run:
+                    return remaining
                 rows = [rows[i] for i in to_run]
                 headers, states, expiry_set_at = headers[to_run], states[to_run], expiry_set_at[to_run]
         if any_loaded or rows[0].timestep.lifecycle in STARTS:
             self._scatter_loaded(rows, headers, states)
-        remaining: list[QueuedStep] = []
         for part in _of_equal_lengths(rows):
             one = (rows, headers, states, expiry_set_at)
             if len(part) < len(rows):
@@ -252,13 +284,26 @@ class BatchPipeline:
             ):
                 raise wrong_state_size(len(record.state), self._model.state_bytes)
             else:
-                if record is None and row.timestep.lifecycle not in ENDS:
+                if record is None and row.timestep.lifecycle not in ENDS and not row.dry_run:
                     self._reserve_stream(row)
                 row.skip_passed(self._answer_bytes, self._served.version)
                 return True
         except ServiceError as exc:
-            self._replies.reply(row, exc)
+            if exc.code != "stream_not_found" or row.is_exact:
+                self._replies.reply(row, exc)
         return False
+
+    async def _confirm_missing(
+        self, rows: Sequence[QueuedStep], to_run: frozenset[int], deadline: float
+    ) -> list[QueuedStep]:
+        """Load the streams again whose rows are to be rejected because they are missing; return these rows.
+
+        The command that loads a batch returns nothing for a value of another type, too.
+        """
+        missing = [row for i, row in enumerate(rows) if i not in to_run and not row.answered]
+        if missing:
+            await self._loader.load_rows(missing, deadline, exact=True)
+        return [row for row in missing if not row.answered]
 
     def _place(self, row: QueuedStep) -> bool:
         """Whether this model steps a row's stream now; the row of a stream that moves here gets the moved record.
@@ -346,6 +391,14 @@ class BatchPipeline:
                 headers["fingerprint"][i] = np.void(self._served.fingerprint)
                 if row.standing.pair is not None:
                     states[i, -PAIR_BYTES:] = np.frombuffer(row.standing.pair.encode(), np.uint8)
+
+
+def _expired() -> ServiceError:
+    return ServiceError(
+        "overloaded",
+        "The request waited until its deadline; nothing was applied.",
+        fix="Send the same request again after a pause.",
+    )
 
 
 def _of_equal_lengths(rows: Sequence[QueuedStep]) -> Sequence[Sequence[int]]:

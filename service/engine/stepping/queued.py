@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from service.engine.protocol.decide import NO_STEP, StepIntent
 from service.engine.protocol.positions import advanced, overlap_of
 from service.engine.tenant_limits import Reservation
+from service.errors import ServiceError
 from service.releases.moves import Standing
 from service.store import keys
 from service.store.idempotency_entry import IdempotencyEntry
@@ -34,9 +35,11 @@ class QueuedStep(Struct, eq=False, gc=False):
         is_loaded: `record` was loaded from the store during this request.
         record: With `is_loaded`, the stream's record; None: the stream is missing.
         stored: The bytes of `record`; empty: the stream is missing.
+        is_exact: With `is_loaded`: a value that is not a record would have been an error, and no missing stream.
         entry: The idempotency or end entry of this request, if one was loaded.
         confirmed: A Redis replica has what was loaded, if the durability requires that.
         answered: `done` was called, or another batcher is responsible for the request.
+        is_sent: Its commit was sent, and the result is not known yet.
         reservation: Of the tenant's quota, for the stream that it may create; None: it creates none, or there is no
             limit.
         skipped: Number of its first timesteps that its stream's record shows to have been applied before.
@@ -63,9 +66,11 @@ class QueuedStep(Struct, eq=False, gc=False):
     is_loaded: bool = False
     record: Record | None = None
     stored: bytes = b""
+    is_exact: bool = False
     entry: IdempotencyEntry | None = None
     confirmed: bool = False
     answered: bool = False
+    is_sent: bool = False
     reservation: Reservation | None = None
     skipped: int = 0
     kept: bytes = b""
@@ -154,11 +159,18 @@ class QueuedStep(Struct, eq=False, gc=False):
             timestep.source,
         )
 
-    def set_stored(self, stored: bytes | None, record: Record | None) -> None:
-        """Set the stream's record as the store has it; None: the stream is missing."""
+    def set_stored(self, stored: bytes | None, record: Record | None, *, exact: bool = False) -> None:
+        """Set the stream's record as the store has it; None: the stream is missing.
+
+        Args:
+            stored: Its bytes.
+            record: The record.
+            exact: See `is_exact`.
+        """
+        self.is_exact = exact
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
         self.skipped, self.kept, self.kept_at, self.kept_versions, self.cached_sources = 0, b"", (), (), ()
-        self.standing, self.responded_before = None, b""
+        self.standing, self.responded_before, self.is_sent = None, b"", False
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:
         """Set the loaded entry. An end entry counts only if the stream is missing and this request ended it."""
@@ -169,6 +181,12 @@ class QueuedStep(Struct, eq=False, gc=False):
         """Discard what was loaded, so that the next attempt loads it again."""
         self.set_stored(None, None)
         self.is_loaded, self.entry = False, None
+
+    def reject(self, error: ServiceError) -> None:
+        """Reply with an error to a timestep that waits, and end its reservation."""
+        if self.reservation is not None:
+            self.reservation.end(begun=error.applied != "no")
+        self.done(error)
 
     def for_other_version(self) -> QueuedStep:
         """Return the same request for another model version, with nothing loaded."""

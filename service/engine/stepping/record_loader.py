@@ -104,7 +104,7 @@ class RecordLoader:
         for row, raw in zip(rows, loaded, strict=False):
             try:
                 stored = checked(raw)
-                row.set_stored(stored, None if stored is None else decode(stored))
+                row.set_stored(stored, None if stored is None else decode(stored), exact=exact)
             except ServiceError as exc:  # a bad record fails its own stream only
                 row.set_stored(None, None)
                 self._replies.reply(row, exc)

@@ -14,6 +14,7 @@ from service.engine.packing import unpack_outputs
 from service.engine.protocol.decide import check_idempotency_entry
 from service.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
 from service.engine.stepping.queued import QueuedStep
+from service.engine.stepping.responding import Responding
 from service.errors import Applied, ServiceError
 from service.releases.moves import Standing
 from service.store.idempotency_entry import IdempotencyEntry
@@ -23,7 +24,6 @@ from service.types import BatchOutput, Prediction
 if TYPE_CHECKING:
     from service.engine.stepping.columns.batch import ColumnarBatch
     from service.engine.stepping.pipeline import PipelineDeps
-    from service.engine.stepping.responding import Responding
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,11 @@ class Replies:
             responding: The versions that responded; None: that of the model, as before.
         """
         version, has_changed, created_rows = self._served.version, False, frozenset(created)
+        received = list[float]()
         for i, row in enumerate(rows):
+            if row.answered:  # its deadline has passed
+                continue
+            received.append(row.received)
             if responding is not None:
                 version, has_changed = responding.versions[i], responding.changed[i]
             row.answered = True
@@ -85,9 +89,9 @@ class Replies:
                 row.done(prediction)
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 self._log_failed_callback(row)
-        self.on_answered(len(rows), len(rows) * rows[0].timestep.length * self._timestep_bytes)
+        self.on_answered(len(received), len(received) * rows[0].timestep.length * self._timestep_bytes)
         now = self._time()
-        self._observer.replied(self._served.name, [now - row.received for row in rows])
+        self._observer.replied(self._served.name, [now - at for at in received])
         self.count_applied(rows)
 
     def reply_columnar(self, batch: ColumnarBatch, output: BatchOutput, versions: Sequence[int] | None = None) -> None:
@@ -99,6 +103,10 @@ class Replies:
             versions: The version that responded to each row; None: that of the model.
         """
         served, n_rows = self._served, len(batch)
+        if batch.has_answered_row:
+            responding = None if versions is None else Responding.unchanged(versions, served.fingerprint)
+            self.reply_committed(list(batch), output, (), responding)
+            return
         batch.reply(output, served.version, versions)
         self.on_answered(n_rows, n_rows * batch.length * self._timestep_bytes)
         self._observer.replied(served.name, batch.latencies(self._time()))

@@ -110,7 +110,7 @@ class Rerouter:
 
     def _reject(self, rows: _Rows, error: ServiceError) -> None:
         for requested, queued in rows:
-            queued.done(error)
+            queued.reject(error)
             self._on_answered(1, queued.timestep.length * requested.timestep_bytes)
 
 

@@ -276,6 +276,10 @@ class StepService:
         await self._rerouter.close()
         await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
 
+    def close_unused(self) -> None:
+        """Close the batchers of pairs and of replaced models that have neither a timestep nor a cached record."""
+        self._close_idle_batchers(cached=False)
+
     def _batcher(self, served: ServedModel) -> Batcher:
         batcher = self._batchers.get(served)
         if batcher is None:
@@ -307,10 +311,15 @@ class StepService:
         VersionBatchers.link(batchers, moves=moves)
         self._commits[model].is_on = moves and len(batchers) > 1
 
-    def _close_idle_batchers(self) -> None:
-        """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one."""
+    def _close_idle_batchers(self, *, cached: bool = True) -> None:
+        """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one.
+
+        Args:
+            cached: Also those that have cached records.
+        """
         for served, batcher in list(self._batchers.items()):
-            if batcher.is_idle and not self._models.is_current(served):
+            is_idle = batcher.is_idle and (cached or not len(batcher.cache))
+            if is_idle and not self._models.is_current(served):
                 batcher.close()
                 self._drift.release(served)
                 self._cache_memory.remove(batcher.cache)

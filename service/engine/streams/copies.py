@@ -16,7 +16,7 @@ from service.models.served import ServedModel
 from service.store import keys
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import Kind, Record, blake2b_128
-from service.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot
+from service.store.snapshots import IdempotencyWrite, SnapshotStore, StoredSnapshot, StreamChangedError
 from service.store.state_store import decoded
 from service.types import SnapshotStatus, StreamKey, StreamPosition, StreamState
 
@@ -121,7 +121,7 @@ class StreamCopies:
         record_key, request = keys.record_key(*key), blake2b_128(b"snapshot", name.encode(), after or b"")
         intent = StepIntent(request, 0, None, after, "auto", None)
 
-        async def snapshot_stream(loaded: Loaded) -> Reply[StreamPosition]:
+        async def snapshot_stream(loaded: Loaded) -> Reply[StreamPosition] | None:
             if loaded.entry is not None:
                 return Reply(replay_position(loaded.entry, intent))
             record = decoded(loaded.raw)
@@ -137,10 +137,15 @@ class StreamCopies:
             # Of a chunk's predictions only the last is copied.
             last = await self._sources.last_prediction(key.model, record)
             await self._deps.models.keep(key.model, record.fingerprint, loaded.deadline)
-            snapshot = replace(record, outputs=last, answered_at=record.answered_at[-1:])
-            stored_entry = await self._snapshots.put(
-                record_key, name, snapshot.encode(), deadline=loaded.deadline, idempotency=entry_write
+            snapshot = replace(
+                record, outputs=last, answered_at=record.answered_at[-1:], answer_versions=record.answer_versions[-1:]
             )
+            try:
+                stored_entry = await self._snapshots.put(
+                    record_key, name, snapshot.encode(), deadline=loaded.deadline, idempotency=entry_write
+                )
+            except StreamChangedError:
+                return None
             position = (
                 StreamPosition(record.step, record.history_hash)
                 if stored_entry is None

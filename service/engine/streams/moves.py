@@ -15,7 +15,7 @@ from service.errors import ServiceError, state_changed
 from service.models.pair_state import PAIR_BYTES
 from service.releases.takeover import TakeOverError
 from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history
+from service.store.record import HAD_KEY, Kind, Record, blake2b_128, extend_history, version_flags, version_of
 from service.store.state_store import decoded
 from service.types import StreamKey, StreamPosition
 
@@ -131,7 +131,9 @@ class StreamMoves:
         if writer.fingerprint == target.fingerprint:
             return half_record.state
         try:
-            return self._plans.takeover.state_by(take, writer, target, half_record.state)
+            plan = self._plans.plan(model)
+            named = None if plan is None else plan.document.translation(writer.fingerprint, target.fingerprint)
+            return self._plans.takeover.state_by(take, writer, target, half_record.state, named)
         except TakeOverError as exc:
             raise ServiceError(
                 "release_refused", exc.problem, fix="Send another `take`.", step=record.step,
@@ -141,14 +143,11 @@ class StreamMoves:
     def _record(
         self, record: Record, target: ServedModel, op_id: bytes, state: bytes, outputs: bytes, *, had_key: bool
     ) -> Record:
-        plan = self._plans.plan(target.name)
-        # Not below the record's: with an older document here, an earlier promotion would move the stream again.
-        moved_by = max(record.moved >> 1, 0 if plan is None else plan.document.revision)
         [history_hash] = extend_history([record.history_hash], Kind.MOVE, [op_id], target.fingerprint)
         return replace(
             record,
             length=0,
-            flags=Kind.MOVE | (HAD_KEY if had_key else 0),
+            flags=Kind.MOVE | (HAD_KEY if had_key else 0) | version_flags(version_of(record.flags)),
             op_id=op_id,
             history_hash=history_hash,
             fingerprint=target.fingerprint,
@@ -156,5 +155,6 @@ class StreamMoves:
             outputs=outputs,
             state=state,
             answered_at=record.answered_at[-1:],
-            moved=moved_by << 1 | (moved_by > 0),
+            answer_versions=record.answer_versions[-1:],
+            moved=self._plans.pinned(target.name, record.moved),
         )

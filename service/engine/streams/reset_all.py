@@ -26,7 +26,7 @@ async def reset_all_streams(
     deps: StreamOpDeps,
     tenant: str,
     model: str,
-    reset: Callable[[StreamKey], Awaitable[None]],
+    reset: Callable[[StreamKey], Awaitable[bool]],
     *,
     idempotency_key: str | None,
 ) -> int:
@@ -36,7 +36,7 @@ async def reset_all_streams(
         deps: Store, models, admission and quota.
         tenant: The tenant.
         model: The model's name.
-        reset: Resets a stream; with the request's idempotency key, once.
+        reset: Resets a stream; with the request's idempotency key, once. Returns False if the stream is missing.
         idempotency_key: The client's, if any: a request with a key that has its result stored resets nothing.
 
     Raises:
@@ -52,27 +52,29 @@ async def reset_all_streams(
             return _number_in(entry)
     cursor: str | None = None
     done: set[str] = set()
+    n_reset = 0
     while True:
         try:
             names, cursor = await page(transport, tenant, model, "", cursor, limit=500, deadline=deadline())
         except ServiceError as exc:
-            raise _partial_error(len(done), [exc], is_all=False) from exc
+            raise _partial_error(n_reset, [exc], is_all=False) from exc
         new_names = [name for name in names if name not in done]
         results = await asyncio.gather(*(_attempt(reset, StreamKey(tenant, model, name)) for name in new_names))
-        if errors := [error for error in results if error is not None]:
-            raise _partial_error(len(done) + len(new_names) - len(errors), errors, is_all=cursor is None)
+        n_reset += sum([result is True for result in results])
+        if errors := [result for result in results if isinstance(result, ServiceError)]:
+            raise _partial_error(n_reset, errors, is_all=cursor is None)
         done.update(new_names)
         if cursor is None:
             break
     if entry_key is None:
-        return len(done)
+        return n_reset
     # The entry is that of a stream without a name, which no request can create: its deletion writes the entry alone.
-    number = IdempotencyEntry(_INTENT.op_id, 0, len(done), bytes(16), 0, b"").encode()
+    number = IdempotencyEntry(_INTENT.op_id, 0, n_reset, bytes(16), 0, b"").encode()
     try:
         result = (await deps.store.commit([Commit(name, b"", DELETE, entry_key, number)], deadline=deadline()))[0]
     except ServiceError as exc:
-        raise _partial_error(len(done), [exc], is_all=True) from exc
-    return len(done) if result.stored is None else _number_in(result.stored)  # that of a copy of this request
+        raise _partial_error(n_reset, [exc], is_all=True) from exc
+    return n_reset if result.stored is None else _number_in(result.stored)  # that of a copy of this request
 
 
 def _number_in(entry: bytes) -> int:
@@ -80,12 +82,11 @@ def _number_in(entry: bytes) -> int:
     return check_idempotency_entry(IdempotencyEntry.decode(entry), _INTENT).step
 
 
-async def _attempt(reset: Callable[[StreamKey], Awaitable[None]], key: StreamKey) -> ServiceError | None:
+async def _attempt(reset: Callable[[StreamKey], Awaitable[bool]], key: StreamKey) -> ServiceError | bool:
     try:
-        await reset(key)
+        return await reset(key)
     except ServiceError as exc:
         return exc
-    return None
 
 
 def _partial_error(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:

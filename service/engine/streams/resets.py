@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from service.engine.protocol.decide import Decision, StepIntent, check_idempotency_entry, decide
-from service.engine.streams.sources import NewState
+from service.engine.streams.sources import NewState, no_stream
 from service.engine.streams.transaction import Loaded, Reply, StreamOpDeps, Write, commit_when_decided
 from service.errors import CorruptRecordError, ServiceError
 from service.store.commits import NO_RECORD
@@ -35,6 +35,7 @@ async def replace_state(
     *,
     after: bytes | None,
     idempotency_key: str | None,
+    only_existing: bool = False,
 ) -> ReplacedPosition:
     """Replace the state of a stream in one commit. A corrupt record is replaced, too.
 
@@ -47,10 +48,11 @@ async def replace_state(
         op_id: Identifies the operation, 16 bytes.
         after: The state id that the stream must have; None: any.
         idempotency_key: The client's, if any.
+        only_existing: A missing stream is not created.
 
     Raises:
-        ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`, or an error of the
-            store.
+        ServiceError: `stream_not_found` with `after` or `only_existing`, `state_changed` with `after`,
+            `idempotency_key_reused`, or an error of the store.
     """
     intent = StepIntent(op_id, 0, None, after, "auto", None)
 
@@ -61,6 +63,8 @@ async def replace_state(
         stored_record, expect = _record_to_replace(loaded.raw, intent)
         if decide(stored_record, intent) is Decision.REPLAY and stored_record is not None:
             return Reply(ReplacedPosition(stored_record.step, stored_record.history_hash, replayed=True))
+        if loaded.raw is None and only_existing:
+            raise no_stream(key)
         state = new_state if isinstance(new_state, NewState) else await new_state(loaded.deadline)
         record = state.record(
             op_id,

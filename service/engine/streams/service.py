@@ -39,8 +39,9 @@ class StreamService:
     def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
         """Create the service."""
         self._deps = deps
-        self._sources = StateSources(deps.store, deps.models, snapshots)
+        self._sources = StateSources(deps.store, deps.models, snapshots, plans)
         self.copies = StreamCopies(deps, snapshots, self._sources)
+        self._plans = plans
         self.savepoints = Savepoints(deps)
         self.moves = StreamMoves(deps, plans, self._sources)
 
@@ -131,26 +132,37 @@ class StreamService:
         version: int | None = None,
         after: bytes | None = None,
         idempotency_key: str | None = None,
+        only_existing: bool = False,
     ) -> ReplacedPosition:
         """Set a stream to its model's initial state, step 0, or to one of its snapshots.
 
         Args:
-            key: The stream. Without `after` it may be missing.
+            key: The stream. Without `after` and `only_existing` it may be missing.
             snapshot: The snapshot's name; None: the initial state.
             version: The model version that continues the stream; None: the default, or the one that wrote the snapshot.
             after: The state id that the stream must have; None: any.
             idempotency_key: The client's, if any.
+            only_existing: A missing stream is not created.
 
         Raises:
-            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`,
+            ServiceError: `stream_not_found` or `state_changed`, `idempotency_key_reused`,
                 `snapshot_not_found`; `model_changed`: `version` has other states than the snapshot; or an error of the
                 store.
         """
         op_id = _reset_op_id(snapshot, after, idempotency_key)
         if snapshot is None:
             served = self._deps.models.get(key.model, version)
-            initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state)
-            return await replace_state(self._deps, key, initial, op_id, after=after, idempotency_key=idempotency_key)
+            moved = 0 if version is None else self._plans.pinned(served.name)
+            initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state, moved=moved)
+            return await replace_state(
+                self._deps,
+                key,
+                initial,
+                op_id,
+                after=after,
+                idempotency_key=idempotency_key,
+                only_existing=only_existing,
+            )
 
         async def of_snapshot(deadline: float) -> NewState:
             stored = await self._sources.from_snapshot(key, snapshot, deadline=deadline)
@@ -164,6 +176,7 @@ class StreamService:
         served: ServedModel,
         imported: ImportedState,
         *,
+        is_named: bool = False,
         after: bytes | None,
         idempotency_key: str | None,
     ) -> ReplacedPosition:
@@ -175,6 +188,7 @@ class StreamService:
             key: The stream.
             served: The model version that continues the stream.
             imported: The state, checked against the model's declarations.
+            is_named: The request names that version, so no release of until now moves the stream from it.
             after: The state id that the stream must have; None: any.
             idempotency_key: The client's, if any.
 
@@ -190,7 +204,8 @@ class StreamService:
                 f"State {bad[0]!r} becomes infinite in the type in which it is stored.",
                 fix="Send numbers that its `store_dtype` can hold.",
             )
-        state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes())
+        moved = self._plans.pinned(served.name) if is_named else 0
+        state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes(), moved=moved)
         digest = blake2b_128(state.state, imported.step.to_bytes(8, "little"), served.fingerprint)
         op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
         return await replace_state(self._deps, key, state, op_id, after=after, idempotency_key=idempotency_key)
@@ -209,8 +224,14 @@ class StreamService:
         """
         self._deps.models.get(model)
 
-        async def reset(key: StreamKey) -> None:
-            await self.reset(key, idempotency_key=idempotency_key)
+        async def reset(key: StreamKey) -> bool:
+            try:
+                await self.reset(key, idempotency_key=idempotency_key, only_existing=True)
+            except ServiceError as exc:
+                if exc.code == "stream_not_found":  # deleted since it was listed
+                    return False
+                raise
+            return True
 
         return await reset_all_streams(self._deps, tenant, model, reset, idempotency_key=idempotency_key)
 

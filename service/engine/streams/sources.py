@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from service.engine.packing import prediction_bytes
+from service.engine.trials.plans import ReleasePlans
 from service.errors import ServiceError, wrong_state_size
 from service.models.pair_state import PAIR_BYTES
 from service.models.registry import ModelRegistry
@@ -105,12 +106,14 @@ class StateSources:
         store: Loads records.
         models: The loaded models.
         snapshots: Loads snapshots.
+        plans: Where streams move by a release.
     """
 
-    def __init__(self, store: StateStore, models: ModelRegistry, snapshots: SnapshotStore) -> None:
+    def __init__(self, store: StateStore, models: ModelRegistry, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
         self._store = store
         self._models = models
         self._snapshots = snapshots
+        self._plans = plans
 
     async def from_stream(self, key: StreamKey, *, deadline: float) -> Record:
         """Return a stream's record.
@@ -168,7 +171,7 @@ class StateSources:
         outputs, moved = await self.last_prediction(model, record), record.moved
         fingerprint, state = record.fingerprint, record.state
         if version is not None:
-            target, moved = self._models.get(model, version), 0
+            target, moved = self._models.get(model, version), self._plans.pinned(model, record.moved)
             writer, half = await responding_half(self._models, model, record)
             fingerprint, state = half.fingerprint, half.state
             if target.fingerprint != fingerprint:

@@ -6,15 +6,17 @@ import asyncio
 import math
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from service.errors import ServiceError
 from service.releases.moves import Standing
 from service.releases.store import deadline
-from service.releases.sweeps import SweepProgress, read_sweep
+from service.releases.sweeps import read_sweep
 from service.releases.takeover import TakeOverError
 from service.store import keys
 from service.store.commits import Commit, Outcome
+from service.store.lease import Lease
 from service.store.listing import records_of_model
 from service.store.record import decode
 from service.types import StreamKey
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from service.releases.lookup import Releases
 
 _PAGE: Final = 500
-_LEASE_MS: Final = 15_000
+_LEASE_S: Final = 15.0
 
 
 class Sweeper:
@@ -34,15 +36,19 @@ class Sweeper:
     A sweep changes neither step nor state id nor the newest prediction of a stream, so that `after` and retries hold.
     """
 
-    def __init__(self, deps: StreamOpDeps, plans: ReleasePlans, releases: Releases) -> None:
+    def __init__(
+        self, deps: StreamOpDeps, plans: ReleasePlans, releases: Releases, *, lease_s: float = _LEASE_S
+    ) -> None:
         """Create it.
 
         Args:
             deps: Store, models and quota.
             plans: Where streams move by a release.
             releases: The release documents of this worker.
+            lease_s: Seconds after which another worker sweeps if the one that did has ended.
         """
         self._deps = deps
+        self._lease_s = lease_s
         self._plans = plans
         self._releases = releases
         self._worker = secrets.token_hex(8)
@@ -57,34 +63,37 @@ class Sweeper:
             sweep = await read_sweep(self._deps.store, model)
             document = self._releases.current(model)
             if sweep.left and document is not None and document.revision >= sweep.revision:
-                lease = ("SET", keys.sweep_lease_key(model), self._worker, "NX", "PX", _LEASE_MS)
-                if await self._deps.store.execute(deadline(), *lease) is not None:
-                    try:
-                        await self._sweep(model, sweep)
-                    finally:
-                        await self._deps.store.execute(deadline(), "DEL", keys.sweep_lease_key(model))
+                key = keys.sweep_lease_key(model)
+                lease = Lease(self._deps.store, key, self._worker, lease_s=self._lease_s)
+                await lease.run(partial(self._sweep, model, sweep.requested_at, lease))
 
-    async def _sweep(self, model: str, sweep: SweepProgress) -> None:
-        """Move all streams of a model, page by page, until none is left that can be moved."""
+    async def _sweep(self, model: str, requested_at: float, lease: Lease) -> None:
+        """Move all streams of a model, page by page, until none is left that can be moved.
+
+        What another worker has moved since the sweep was read is counted on, not overwritten.
+        """
         store, loop = self._deps.store, asyncio.get_running_loop()
+        sweep = await read_sweep(store, model)
+        if sweep.requested_at != requested_at or not sweep.left:
+            return
         moved, position, left = sweep.moved, "start", 0
         while position != "end":
             started_at = loop.time()
             position, names = await records_of_model(store.transport, model, position, count=_PAGE, deadline=deadline())
+            if not lease.is_held:
+                return
             n_moved, n_left = await self._move(model, names)
             moved, left = moved + n_moved, left + n_left
-            is_current = (await read_sweep(store, model)).requested_at == sweep.requested_at
-            if not is_current:
-                return  # another one was requested
+            is_current = (await read_sweep(store, model)).requested_at == requested_at
+            if not is_current or not lease.is_held:
+                return  # another one was requested, or another worker has the lease
             await self._report(model, moved, max(left, 1))
             if sweep.limit_per_s:
                 await asyncio.sleep(max(0.0, n_moved / sweep.limit_per_s - (loop.time() - started_at)))
         await self._report(model, moved, left)
 
     async def _report(self, model: str, moved: int, left: int) -> None:
-        store = self._deps.store
-        await store.execute(deadline(), "HSET", keys.sweep_key(model), "moved", moved, "left", left)
-        await store.execute(deadline(), "PEXPIRE", keys.sweep_lease_key(model), _LEASE_MS)
+        await self._deps.store.execute(deadline(), "HSET", keys.sweep_key(model), "moved", moved, "left", left)
 
     async def _move(self, model: str, names: Sequence[str]) -> tuple[int, int]:
         """Move some streams, and return how many were moved, and how many are left because they were stepped."""

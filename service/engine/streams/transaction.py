@@ -103,7 +103,7 @@ class Write(Generic[T]):
 async def commit_when_decided(
     deps: StreamOpDeps,
     key: StreamKey,
-    decide: Callable[[Loaded], Awaitable[Reply[T] | Write[T]]],
+    decide: Callable[[Loaded], Awaitable[Reply[T] | Write[T] | None]],
     *,
     idempotency_key: str | None = None,
     other_keys: Sequence[str] = (),
@@ -113,7 +113,8 @@ async def commit_when_decided(
     Args:
         deps: Store, models and quota.
         key: The stream.
-        decide: Returns the decision. It may be called more than once, and may raise.
+        decide: Returns the decision; None: the stream was changed, and is to be loaded again. It may be called more
+            than once, and may raise.
         idempotency_key: The client's, if any.
         other_keys: Keys of other records that the decision needs.
 
@@ -130,6 +131,9 @@ async def commit_when_decided(
             stored_entry = None if entry_key is None else checked(loaded.pop())
             entry = None if stored_entry is None else IdempotencyEntry.decode(stored_entry)
             decision = await decide(Loaded(raw, loaded, entry, deadline))
+            if decision is None:
+                _check_deadline(deadline)
+                continue
             if isinstance(decision, Reply):
                 if not decision.is_replay:
                     return decision.result
@@ -152,9 +156,13 @@ async def commit_when_decided(
                 return decision.result if result.stored is None else decision.result_if_duplicate(result.stored)
             if result.outcome is Outcome.WRONG_TYPE and not decision.replaces_foreign:
                 raise not_a_record(f"The key of stream {key.stream!r}")
-            if asyncio.get_running_loop().time() >= deadline:
-                raise ServiceError(
-                    "overloaded",
-                    "Other requests changed the stream again and again until the deadline; nothing was applied.",
-                    fix="Send the same request again.",
-                )
+            _check_deadline(deadline)
+
+
+def _check_deadline(deadline: float) -> None:
+    if asyncio.get_running_loop().time() >= deadline:
+        raise ServiceError(
+            "overloaded",
+            "Other requests changed the stream again and again until the deadline; nothing was applied.",
+            fix="Send the same request again.",
+        )

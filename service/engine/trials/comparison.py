@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -118,8 +119,8 @@ class TrialComparison:
         self._observer = observer
         self._collected: dict[tuple[str, int], _Collected] = {}
         self._sending: dict[tuple[str, int], tuple[TrialCounts, int]] = {}
-        self._numbers: dict[tuple[str, int], int] = {}
-        self._run_s: dict[int, tuple[PairedModel, float, float]] = {}
+        self._n_additions = 0
+        self._run_s = WeakKeyDictionary[PairedModel, tuple[float, float]]()  # a pair is not kept for its counts
         self._worker = secrets.token_hex(8)
 
     def add(self, served: ServedModel, beside: Beside, states: Array) -> None:
@@ -194,9 +195,9 @@ class TrialComparison:
 
     def _count_run_s(self, model: PairedModel, counts: TrialCounts) -> None:
         old, new = model.run_s
-        _, old_before, new_before = self._run_s.get(id(model), (model, 0.0, 0.0))
+        old_before, new_before = self._run_s.get(model, (0.0, 0.0))
         counts.run_s = counts.run_s[0] + old - old_before, counts.run_s[1] + new - new_before
-        self._run_s[id(model)] = model, old, new
+        self._run_s[model] = old, new
 
     async def flush(self) -> None:
         """Add what was counted to the counts in the store; what cannot be added now is added at the next call."""
@@ -206,8 +207,8 @@ class TrialComparison:
             collected.compare()
             for name, output in collected.counts.outputs.items():
                 self._observer.compared(key[0], name, output.differences())
-            self._numbers[key] = self._numbers.get(key, 0) + 1
-            self._sending[key] = collected.counts, self._numbers[key]
+            self._n_additions += 1
+            self._sending[key] = collected.counts, self._n_additions
             del self._collected[key]
         for key, (counts, number) in list(self._sending.items()):
             model, trial = key

@@ -12,7 +12,6 @@ from service.releases.takeover import TakeOver, TakeOverError, VersionNotLoadedE
 
 if TYPE_CHECKING:
     from service.models.registry import ModelRegistry
-    from service.models.served import ServedModel
     from service.releases.lookup import Releases
     from service.store.record import Record
 
@@ -57,9 +56,17 @@ class ReleasePlans:
         """Return the fingerprint of the version of new streams if there is no release."""
         return self._models.get(model).fingerprint
 
-    def served(self, model: str, assignment: Assignment) -> ServedModel | None:
-        """Return what steps the streams of a assignment; None: it is not loaded here."""
-        return self._models.by_fingerprint(model, self.fingerprint(model, assignment))
+    def pinned(self, model: str, moved: int = 0) -> int:
+        """Return the field `moved` of a stream that is put on a version by hand: no release of until now moves it.
+
+        Args:
+            model: The model's name.
+            moved: The field of the record that it continues from.
+        """
+        plan = self.plan(model)
+        # Not below the record's: with an older document here, an earlier promotion would move the stream again.
+        moved_by = max(moved >> 1, 0 if plan is None else plan.document.revision)
+        return moved_by << 1 | (moved_by > 0)
 
     def moved(self, model: str, record: Record, standing: Standing, moves: Sequence[Move]) -> Record:
         """Return a stream's record after its moves, at the same position of its history.

@@ -23,6 +23,7 @@ from service.models.paired import PairedModel
 
 _log = logging.getLogger(__name__)
 _RETRY_S: Final = 5.0  # after an artifact could not be stored
+_CHECK_TIMEOUT_S: Final = 60.0
 
 
 class ArtifactBackend(Protocol):
@@ -96,7 +97,7 @@ class KeptArtifact:
         if self._backend is None or time.monotonic() < self._retry_at:
             return
         if self._running is None:
-            self._start(deadline)
+            self._start()
         assert self._running is not None
         try:
             async with asyncio.timeout_at(deadline):
@@ -113,10 +114,11 @@ class KeptArtifact:
             return
         self.check_at = time.monotonic() + self._backend.check_s
         if self._running is None:
-            self._start(asyncio.get_running_loop().time() + _RETRY_S)
+            self._start()
 
-    def _start(self, deadline: float) -> None:
-        self._running = asyncio.create_task(self._check(deadline))
+    def _start(self) -> None:
+        # Not with the deadline of the request that starts it: others with later ones wait for it, too.
+        self._running = asyncio.create_task(self._check(asyncio.get_running_loop().time() + _CHECK_TIMEOUT_S))
         self._running.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

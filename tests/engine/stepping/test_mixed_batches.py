@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -435,3 +437,20 @@ async def test_single_timesteps_are_mixed_again_after_more_of_them_than_a_mixed_
             seq += 1
 
     assert len(few) in counts.batches
+
+
+async def test_a_pair_whose_release_has_ended_is_not_kept_in_memory(folder: Path, redis_server: Server) -> None:
+    """Its two ONNX sessions would be kept with it; no further model or version is needed."""
+    async with trial(redis_server.url, folder, percent=100.0) as engine:
+        await engine.steps.advance(step("s1", 1))
+        document = engine.releases.current(FOLD)
+        assert document is not None
+        paired = [weakref.ref(served.step_model) for served in engine.steps.models if served.halves is not None]
+        assert len(paired) == 1
+        engine.releases.put(FOLD, end(document, "aborted", None, 1.0))
+        await engine.steps.advance(step("s1", 2))
+        await engine.comparison.flush()
+        engine.steps.close_unused()
+        gc.collect()
+
+        assert paired[0]() is None

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.engine.engine import Engine
 from service.engine.options import EngineOptions
+from service.engine.streams.copies import StreamCopies
+from service.engine.streams.sources import StateSources
+from service.engine.streams.transaction import StreamOpDeps
 from service.errors import ServiceError
+from service.store.snapshots import SnapshotStore
+from service.store.source_ids import SourceIds
 from service.types import ImportedState, StreamKey, StreamPosition
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_model, write_models
@@ -225,3 +232,51 @@ async def test_a_draining_engine_rejects_peeks_forks_and_snapshots(folder: Path,
         refused = await gather_results(engine.steps.peek(step("a", 1)), fork(engine, "b"), snapshot(engine, "s"))
 
     assert [error.code for error in refused] == ["draining"] * 3
+
+
+class RacingSnapshots(SnapshotStore):
+    """Deletes the stream, and lets `then` create it again, after it was read and before its snapshot is stored."""
+
+    engine: Engine
+    then: Callable[[], Awaitable[object]] | None = None
+    has_raced = False
+
+    async def put(self, stream: str, name: str, record: bytes, **more: Any) -> bytes | None:
+        if not self.has_raced:
+            self.has_raced = True
+            await self.engine.streams.delete(key("a"))
+            if self.then is not None:
+                await self.then()
+        return await super().put(stream, name, record, **more)
+
+
+async def racing_copies(engine: Engine, then: Callable[[], Awaitable[object]] | None) -> StreamCopies:
+    snapshots = RacingSnapshots(engine.store, ttl_s=None, max_snapshots=4)
+    snapshots.engine, snapshots.then = engine, then
+    ids = SourceIds(engine.store, longest_ttl_s=60)
+    deps = StreamOpDeps(engine.store, engine.models, engine.admission, None, engine.steps.drop_cached, ids)
+    return StreamCopies(deps, snapshots, StateSources(engine.store, engine.models, snapshots, engine.plans))
+
+
+async def test_no_snapshot_is_stored_of_a_stream_that_was_deleted_meanwhile(folder: Path, redis_server: Server) -> None:
+    """It would belong to the next stream of that id."""
+    async with worker(redis_server.url, folder) as engine:
+        await engine.steps.advance(step("a", 1))
+        copies = await racing_copies(engine, None)
+        with pytest.raises(ServiceError) as refused:
+            await copies.create_snapshot(key("a"), "s", after=None, idempotency_key=None)
+        await engine.steps.advance(step("a", 2))
+        found = await engine.streams.copies.list_snapshots(key("a"))
+
+    assert refused.value.code == "stream_not_found"
+    assert found == []
+
+
+async def test_a_snapshot_is_of_the_stream_that_was_created_meanwhile(folder: Path, redis_server: Server) -> None:
+    async with worker(redis_server.url, folder) as engine:
+        await engine.steps.advance(step("a", 1))
+        copies = await racing_copies(engine, lambda: engine.steps.advance(chunk("a", [5, 6, 7])))
+        made = await copies.create_snapshot(key("a"), "s", after=None, idempotency_key=None)
+        status, _ = await engine.streams.copies.get_snapshot(key("a"), "s")
+
+    assert (made.step, status.step) == (3, 3)

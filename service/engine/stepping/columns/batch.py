@@ -51,7 +51,9 @@ class ColumnarBatch(Sequence[QueuedStep]):
         keep: Which of each row's predictions are returned, and stored.
         oldest_received: When the first of them was received, on the monotonic clock.
         rows_by_transport: Number of rows by transport.
+        youngest_received: When the last of them was received, likewise.
         answered: Whether all rows have their response.
+        is_sent: The commit of the rows as columns was sent, and the result is not known yet.
         sources: Where the rows' timesteps stand in their logs; None: they are from none.
     """
 
@@ -60,8 +62,10 @@ class ColumnarBatch(Sequence[QueuedStep]):
     length: int
     keep: ReturnMode
     oldest_received: float
+    youngest_received: float
     rows_by_transport: Mapping[Transport, int]
     answered: bool = False
+    is_sent: bool = False
     sources: BatchSources | None = None
     _seqs: Sequence[int | None]
     _afters: Sequence[bytes | None]
@@ -94,6 +98,11 @@ class ColumnarBatch(Sequence[QueuedStep]):
 
     @abstractmethod
     def _build_rows(self) -> list[QueuedStep]: ...
+
+    @property
+    def has_answered_row(self) -> bool:
+        """Whether one of its rows, accessed by itself, has its response already."""
+        return "_rows" in self.__dict__ and any([row.answered for row in self._rows])  # noqa: C419 - see all_finite
 
     @cached_property
     def _rows(self) -> list[QueuedStep]:
@@ -198,7 +207,8 @@ class BulkBatch(ColumnarBatch):
         """
         self.names, self.op_ids = bulk.names, op_ids
         self.length, self.keep = bulk.length, bulk.keep
-        self.oldest_received, self.rows_by_transport = received, {bulk.transport: len(op_ids)}
+        self.oldest_received = self.youngest_received = received
+        self.rows_by_transport = {bulk.transport: len(op_ids)}
         self._seqs, self._afters = bulk.seqs, bulk.afters
         self.sources = bulk.sources
         self._bulk = bulk
@@ -275,7 +285,7 @@ class CoalescedBatch(ColumnarBatch):
             self.sources = BatchSources.of(sources)
         self.op_ids = op_id_hasher.for_rows(1, self._seqs, self._afters, self._packed, self.sources)
         self._streams = streams
-        self.oldest_received = self._received[0]
+        self.oldest_received, self.youngest_received = self._received[0], self._received[-1]
         transports = [stream.transport for stream in streams]
         self.rows_by_transport = {transport: transports.count(transport) for transport in set(transports)}
 

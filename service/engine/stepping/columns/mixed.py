@@ -173,7 +173,7 @@ class MixedPipeline:
     def _submit_to_pair(self, rows: Sequence[QueuedStep]) -> None:
         """Submit rows to the pair's batcher; those whose request names a version are decided by that one."""
         for row in rows:
-            if row.timestep.version is None:
+            if row.timestep.version is None and not row.answered:
                 row.answered = self._replies.reroute(row, self._pair_deps.served.fingerprint)
 
     def _records(self, batch: ColumnarBatch, slots: Array, paired: Array, pair_slots: Array) -> _Records | None:
@@ -244,6 +244,9 @@ class MixedPipeline:
         parts.append(_Part(self._pair_committer, pairs, pair_run.states, pair_run.beside))
         committed, commits = self._next_records(batch, outputs, records, parts)
         self._pair_committer.check_artifacts()
+        if batch.has_answered_row:
+            return None
+        batch.is_sent = True
         results = await self._committer.send(commits, float(records.expiry_set_at.min()), deadline)
         if results.not_applied:
             return self._handle_results(batch, records, parts, committed, results)

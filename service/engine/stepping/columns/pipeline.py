@@ -58,8 +58,20 @@ class ColumnarPipeline(BatchPipeline):
     # The rows that remain of a batch are attempted again as a list. `isinstance(rows, list)` is cheap, unlike a check
     # for `ColumnarBatch`, which is an abstract class.
 
-    def _oldest_received(self, rows: Sequence[QueuedStep]) -> float:
-        return super()._oldest_received(rows) if isinstance(rows, list) else cast("ColumnarBatch", rows).oldest_received
+    def _received(self, rows: Sequence[QueuedStep]) -> tuple[float, float]:
+        if isinstance(rows, list):
+            return super()._received(rows)
+        batch = cast("ColumnarBatch", rows)
+        return batch.oldest_received, batch.youngest_received
+
+    def _is_sent(self, rows: Sequence[QueuedStep]) -> bool:
+        return not isinstance(rows, list) and cast("ColumnarBatch", rows).is_sent
+
+    def _source_ids_of(self, rows: Sequence[QueuedStep]) -> Sequence[str]:
+        if isinstance(rows, list):
+            return super()._source_ids_of(rows)
+        sources = cast("ColumnarBatch", rows).sources
+        return () if sources is None else sources.ids
 
     def _source_ids_of(self, rows: Sequence[QueuedStep]) -> Sequence[str]:
         if isinstance(rows, list):
@@ -169,6 +181,9 @@ class ColumnarPipeline(BatchPipeline):
         version = 0 if batch.sources is None else served.version
         history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers, version=version)
         encode_records(commits.records, headers, packed, states, section)
+        if batch.has_answered_row:
+            return [row for row in batch if not row.answered]
+        batch.is_sent = True
         results = await self._committer.send(commits, float(expiry_set_at.min()), deadline)
         committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources, run.beside)
         if results.not_applied:

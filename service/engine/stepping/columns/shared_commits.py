@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from service.errors import OutcomeUnknownError, ServiceError
 from service.store.commits import ColumnarCommits, Commit, CommitResults, JoinedCommits, Notification
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
+
+_SAME_DEADLINE_S: Final = 0.05  # batches whose deadlines are so close are sent together
 
 
 class _Part(NamedTuple):
@@ -46,7 +48,7 @@ class SharedCommits:
         notifications: Sequence[Notification] = (),
     ) -> CommitResults:
         """Commit a batch; arguments, result and errors are those of `StateStore.commit`."""
-        if not self.is_on or notifications or type(commits) is not ColumnarCommits or self._has_one_of(commits):
+        if not self.is_on or notifications or type(commits) is not ColumnarCommits or not self._fits(commits, deadline):
             return await self._store.commit(
                 commits, deadline=deadline, expiry_set_at=expiry_set_at, notifications=notifications
             )
@@ -74,7 +76,7 @@ class SharedCommits:
         together = [part.commits for part in parts]
         found = await self._store.commit(
             together[0] if len(parts) == 1 else JoinedCommits(together),
-            deadline=min([part.deadline for part in parts]),
+            deadline=max([part.deadline for part in parts]),
             expiry_set_at=min([part.expiry_set_at for part in parts]),
         )
         start = len(together[0])
@@ -85,6 +87,13 @@ class SharedCommits:
             start = stop
         return found.part(0, len(together[0]))
 
-    def _has_one_of(self, commits: ColumnarCommits) -> bool:
-        """Whether a stream is in a part already: a request that names a version is not submitted where others wait."""
-        return any(not set(part.commits.names).isdisjoint(commits.names) for part in self._parts)
+    def _fits(self, commits: ColumnarCommits, deadline: float) -> bool:
+        """Whether a batch can be sent with those that wait.
+
+        It cannot if their deadlines differ, or if a stream is in one of them: a request that names a version is not
+        submitted where others wait.
+        """
+        return all(
+            abs(part.deadline - deadline) <= _SAME_DEADLINE_S and set(part.commits.names).isdisjoint(commits.names)
+            for part in self._parts
+        )

@@ -1,0 +1,124 @@
+"""Large bodies are decoded beside the event loop: other requests go on, and a feed keeps its order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.running import Service, running_service
+from tests.graphs import fold, lstm, write_models
+from tests.servers import Server
+
+FEATURES = 512
+N_ROWS = 820  # of 9.9 kB each
+
+
+@pytest.fixture(params=[True, False], ids=["fast", "declared"])
+def wide(request: pytest.FixtureRequest, redis_server: Server, tmp_path: Path) -> Iterator[Service]:
+    folder = write_models(tmp_path, fold, wide=lambda: lstm(features=FEATURES))
+    with running_service(redis_server.url, folder, lane=request.param) as one:
+        yield one
+
+
+def large(name: str = "x", first: str = "0.5", more: str = "") -> bytes:
+    """Return a chunk of 8 MB, whose input has this name in the body, and whose first number is this text."""
+    row = ", ".join([str(0.123456789012345 + n / 1000) for n in range(FEATURES - 1)])
+    rows = ", ".join([f"[{first}, {row}]"] * N_ROWS)
+    return f'{{"inputs": {{"{name}": [{rows}]}}, "return": "last"{more}}}'.encode()
+
+
+def longest_pause(service: Service, work: Callable[[], Any]) -> float:
+    """Return for how many seconds the service's event loop did nothing else at most during some work."""
+    ended = threading.Event()
+
+    async def beat() -> float:
+        longest, last = 0.0, time.perf_counter()
+        while not ended.is_set():
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        return longest
+
+    found = list[float]()
+    beating = threading.Thread(target=lambda: found.append(service.run_in_loop(beat)))
+    beating.start()
+    try:
+        work()
+    finally:
+        ended.set()
+        beating.join()
+    return found[0]
+
+
+def post(service: Service, stream: str, body: bytes) -> Any:
+    headers = {"content-type": "application/json"}
+    return service.http.post(service.path("wide", stream, "steps"), content=body, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (large(name="\\u0078"), 200),
+        (large(more=', "source": {"id": "a\\"b", "at": ' + str(list(range(N_ROWS))) + "}"), 200),
+        (large(first="null"), 422),
+        (large(first="1e999"), 422),
+        (large()[:-1], 400),
+    ],
+    ids=["an escape", "an escape in a text", "no number", "infinite", "cut"],
+)
+def test_a_large_body_does_not_block_the_event_loop(wide: Service, body: bytes, status: int) -> None:
+    """The pause is compared with the time that a parser of this machine needs for the body."""
+    started = time.perf_counter()
+    json.loads(large())
+    at_once = time.perf_counter() - started
+    found = []
+    pause = longest_pause(wide, lambda: found.append(post(wide, "s", body)))
+
+    assert found[0].status_code == status, found[0].text
+    assert pause < at_once / 2
+
+
+def test_a_key_that_occurs_twice_by_an_escape_is_refused(wide: Service) -> None:
+    twice = large(more=f', "inputs": {{"x": [{[0] * FEATURES}]}}'.replace("inputs", "\\u0069nputs"))
+    of_inputs = large().replace(b'{"x": ', b'{"\\u0078": [[0]], "x": ')
+
+    for body in (twice, of_inputs):
+        refused = post(wide, "s", body)
+        assert (refused.status_code, refused.json()["code"]) == (400, "bad_json")
+
+
+def test_a_large_body_gives_the_same_answer_as_a_small_one(wide: Service) -> None:
+    answer = post(wide, "a", large()).json()
+    rows = json.loads(large())["inputs"]["x"]
+    for first in range(0, N_ROWS, 10):
+        parts = wide.http.post(wide.path("wide", "b", "steps"), json={"inputs": rows[first : first + 10]}).json()
+
+    assert answer["step"] == N_ROWS
+    assert answer["outputs"]["y"] == pytest.approx(parts["outputs"]["y"][-1], abs=1e-5)
+
+
+def test_a_feed_keeps_the_order_around_a_large_message(wide: Service) -> None:
+    """The message behind a large one is of the same stream, and a third one is of another."""
+    padded = "[" + f",{' ' * 1000}".join(f"[{n}]" for n in range(400)) + "]"
+    messages = [
+        f'{{"stream": "a", "inputs": {padded}, "chunk": true, "seq": 1, "id": 1}}',
+        '{"stream": "a", "inputs": [7], "seq": 401, "id": 2}',
+        '{"stream": "b", "inputs": [7], "id": 3}',
+        f'{{"stream": "a", "inputs": {padded[:-1]}, ["x"]], "chunk": true, "id": 4}}',
+        '{"stream": "a", "inputs": [7], "seq": 402, "id": 5}',
+    ]
+    with wide.feed("fold") as feed:
+        for message in messages:
+            feed.send(message)
+        answers = [json.loads(feed.recv(60)) for _ in messages]
+
+    assert [answer["id"] for answer in answers] == [1, 2, 3, 4, 5]
+    assert [answer.get("step") for answer in answers] == [400, 401, 1, None, 402]
+    assert answers[3]["error"]["code"] == "bad_input"
