@@ -65,4 +65,4 @@ def stream_id_of(value: object) -> str:
             f"The stream id is {repr(value)[:_PREVIEW]}; expected a text or an integer.",
             fix="Write it as a text.",
         )
-    return check_stream_id(value)
+    return check_stream_id(str(value))  # not a subclass, which encoders refuse

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Final
 
 from model_export.manifest import Array
@@ -33,7 +34,8 @@ class AppliedChunks:
         steps: The step of each one's last timestep.
         state_ids: The state id behind it; None: the stream is beyond it.
         outputs: The predictions, `(chunks, T, *row)`.
-        skipped: Timesteps of all chunks that had been applied before.
+        skipped: The first timesteps of each chunk that were not applied, because they are before its stream's position;
+            empty: all were applied.
         unknown: The first timesteps of each chunk whose predictions are not known any more.
     """
 
@@ -41,22 +43,28 @@ class AppliedChunks:
     steps: Sequence[int]
     state_ids: Sequence[str | None]
     outputs: Mapping[str, Array]
-    skipped: int
+    skipped: Sequence[int]
     unknown: int = 0
 
     @property
     def n_timesteps(self) -> int:
-        """Timesteps of all chunks."""
-        return len(self.chunks) * len(self.chunks[0].timesteps)
+        """Timesteps of all chunks that were applied now."""
+        return len(self.chunks) * len(self.chunks[0].timesteps) - sum(self.skipped)
+
+    @property
+    def passed(self) -> Iterator[int]:
+        """The timesteps of all chunks that were not applied."""
+        for chunk, skipped in zip(self.chunks, self.skipped or repeat(0), strict=False):
+            yield from chunk.timesteps[:skipped]
 
     @classmethod
     def of(cls, chunk: StreamChunk, found: StepResult | None) -> AppliedChunks:
         """Return one chunk with its result; None: it was applied before, and no prediction of it is known any more."""
         if found is None:
             length = len(chunk.timesteps)
-            return cls([chunk], [0], [None], {}, length, length)
+            return cls([chunk], [0], [None], {}, [length], length)
         outputs = {name: array[None] for name, array in found.outputs.items()}
-        return cls([chunk], [found.step], [found.state_id or None], outputs, found.skipped, found.unknown)
+        return cls([chunk], [found.step], [found.state_id or None], outputs, [found.skipped], found.unknown)
 
 
 OnRejected = Callable[[Sequence[int], ClientError], Awaitable[None]]
@@ -109,7 +117,7 @@ class _Round:
             reply = await self._reply(chunks)
             if isinstance(reply, BulkReply) and not reply.errors and not any(reply.unknown) and None not in reply.step:
                 steps: Any = reply.step  # no None is in it
-                self.applied.append(AppliedChunks(chunks, steps, reply.state_id, reply.arrays(), sum(reply.skipped)))
+                self.applied.append(AppliedChunks(chunks, steps, reply.state_id, reply.arrays(), reply.skipped))
                 return
             again, last = [], None
             for chunk, found in zip(chunks, await self._results(chunks, reply), strict=True):
@@ -179,6 +187,7 @@ class _Round:
         good: list[int] = []
         rest = chunk.timesteps
         applied: StepResult | None = None
+        n_applied = n_before = 0  # by the attempts of this chunk, and before them
         while rest:
             low, high = 0, len(rest)  # `rest[:low]` is accepted, `rest[:high]` is rejected or was not tried
             error: ClientError | None = None
@@ -186,7 +195,8 @@ class _Round:
             while low < high:
                 found = await self._try_until_final(StreamChunk(chunk.stream, good + rest[:size]))
                 if isinstance(found, StepResult):
-                    low, applied = size, found
+                    n_before = found.skipped if found.skipped > n_applied else n_before
+                    low, n_applied, applied = size, len(good) + size, replace(found, skipped=n_before)
                 elif found.code in _OF_A_TIMESTEP:
                     high, error = size - 1, found
                 elif found.code in _PASSED:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from service.connect.messages import BrokerMessage, OutMessage
+from service.recorded.csv_header import CsvHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +17,12 @@ class ReaderOptions:
     Attributes:
         once: End at what was there when the reader was opened.
         preview: Only show messages: join no group, acknowledge nothing, and read from the oldest message on.
+        header: The first line of a CSV file, which is no message; None: the source is something else.
     """
 
     once: bool = False
     preview: bool = False
+    header: CsvHeader | None = None
 
 
 class MessageReader(Protocol):

@@ -75,17 +75,25 @@ class MessageMapper:
         self.seq = None if section.seq is None else FieldPath(section.seq)
         self._decode: Callable[[BrokerMessage], Any] = decoder_of(section.format)
 
+    def decode(self, message: BrokerMessage) -> Any:
+        """Return the content of a message.
+
+        Raises:
+            BadMessageError: It is too large, or not of the format.
+        """
+        if message.size > self.max_body_bytes:
+            raise BadMessageError(
+                "too_large", f"the message has {message.size} bytes; the service accepts {self.max_body_bytes}"
+            )
+        return self._decode(message)
+
     def map(self, message: BrokerMessage) -> MappedTimestep:
         """Return the timestep of a message.
 
         Raises:
             BadMessageError: It is not one.
         """
-        if message.size > self.max_body_bytes:
-            raise BadMessageError(
-                "too_large", f"the message has {message.size} bytes; the service accepts {self.max_body_bytes}"
-            )
-        document = self._decode(message)
+        document = self.decode(message)
         stream = self.place.stream_of(message, document)
         try:
             source, at = message.source, message.at
