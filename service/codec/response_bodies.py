@@ -23,7 +23,15 @@ Replayed = Annotated[
 ReplayedRows = Annotated[list[int], Meta(description="Indices of the rows that were applied before.")]
 Created = Annotated[bool, Meta(description="This request created the stream.", extra_json_schema=_FLAG)]
 Version = Annotated[
-    int, Meta(ge=1, description="The model version that responded; present if it is another one than before.")
+    int,
+    Meta(
+        ge=1,
+        description="The model version that responded; present with a `source`, or if it is another one than before.",
+    ),
+]
+TimestepVersions = Annotated[
+    list[int | None],
+    Meta(description="The version that responded to each timestep, null if not known; present if they are several."),
 ]
 Skipped = Annotated[
     int, Meta(ge=1, description="Number of first timesteps that were applied before, by their positions in `source`.")
@@ -70,6 +78,7 @@ class StepResponse(Document, kw_only=True):
     replayed: Replayed | UnsetType = UNSET
     created: Created | UnsetType = UNSET
     version: Version | UnsetType = UNSET
+    versions: TimestepVersions | UnsetType = UNSET
     skipped: Skipped | UnsetType = UNSET
     source_changed: SourceChanged | UnsetType = UNSET
     unknown: Unknown | UnsetType = UNSET
@@ -95,7 +104,14 @@ class BulkResponse(Document, kw_only=True):
     version: (
         Annotated[
             list[int | None],
-            Meta(description="For each row, the model version that responded, if it is another one than before."),
+            Meta(description="For each row, `version` of the response to a chunk."),
+        ]
+        | UnsetType
+    ) = UNSET
+    versions: (
+        Annotated[
+            list[list[int | None] | None],
+            Meta(description="For each row, `versions` of the response to a chunk; null: all are `version`."),
         ]
         | UnsetType
     ) = UNSET
@@ -182,10 +198,22 @@ class SnapshotsResponse(Document, kw_only=True):
     snapshots: list[SnapshotEntry]
 
 
-class SourceEntry(Document, kw_only=True):
+class LastSource(Document, kw_only=True):
     """The position of the source that a stream has used last."""
 
     at: int
+
+
+class SourceEntry(Document, kw_only=True):
+    """How far a stream has consumed one source."""
+
+    id: Annotated[str | None, Meta(description="Null if it is not stored any more.")]
+    at: Annotated[int, Meta(description="The position of the newest timestep that was applied from it.")]
+
+
+Sources = Annotated[
+    list[SourceEntry], Meta(description="The sources used last, the newest use first; a record keeps four.")
+]
 
 
 class StatusResponse(Document, kw_only=True):
@@ -200,7 +228,8 @@ class StatusResponse(Document, kw_only=True):
     updated_at: Time
     expires_in_s: float
     outputs: Tensors | UnsetType = UNSET
-    source: SourceEntry | UnsetType = UNSET
+    source: LastSource | UnsetType = UNSET
+    sources: Sources | UnsetType = UNSET
 
 
 class StreamEntry(Document, kw_only=True):
@@ -208,6 +237,7 @@ class StreamEntry(Document, kw_only=True):
 
     stream: StreamId
     step: int | None
+    sources: Annotated[Sources, Meta(description="With `?sources=true`.")] | UnsetType = UNSET
 
 
 class StreamsResponse(Document, kw_only=True):

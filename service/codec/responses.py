@@ -31,17 +31,17 @@ def encode_step(prediction: Prediction, body_format: Format, *, chunk: bool, kee
 def encode_json_step(prediction: Prediction) -> bytes:
     """Return the encoded JSON response to one timestep, the most frequent response."""
     batch = prediction.batch
-    if prediction.skipped or prediction.source_changed:
+    if prediction.skipped or prediction.source_changed or prediction.versions:
         return encode(step_response(prediction, JSON, chunk=False), JSON)
     if not batch.encoded_rows:
         batch.encoded_rows = _encode_rows(batch)
     text = batch.encoded_rows[prediction.row]
-    if prediction.replayed or prediction.created or prediction.version_changed:
+    if prediction.replayed or prediction.created or prediction.shows_version:
         return b"%b%b%b%b}" % (
             text[:-1],
             b',"replayed":true' * prediction.replayed,
             b',"created":true' * prediction.created,
-            b',"version":%d' % prediction.version if prediction.version_changed else b"",
+            b',"version":%d' % prediction.version if prediction.shows_version else b"",
         )
     return text
 
@@ -94,8 +94,10 @@ def step_response(
         response["replayed"] = True
     if prediction.created:
         response["created"] = True
-    if prediction.version_changed:
+    if prediction.shows_version:
         response["version"] = prediction.version
+    if prediction.versions and chunk and keep == "all":
+        response["versions"] = _or_null(prediction.versions)
     if prediction.skipped:
         response["skipped"] = prediction.skipped
     if prediction.source_changed:
@@ -116,12 +118,15 @@ def bulk_response(
         array = arrays[spec.name]
         shape = array.shape if chunk and keep == "all" else (rows, *spec.row_shape)
         outputs[spec.name] = encode_tensor(array.reshape(shape).astype(spec.dtype, copy=False), body_format)
-    return {
+    response = {
         "outputs": outputs,
         "step": batch.steps,
         "state_id": encode_state_ids(batch.state_ids),
         "errors": {},
     }
+    if prediction.shows_version:
+        response["version"] = list(prediction.versions)
+    return response
 
 
 def bulk_response_of_rows(
@@ -184,12 +189,19 @@ def bulk_response_of_rows(
         response["skipped"] = skipped
     if changed := [i for i, result in enumerate(results) if result is not None and result.source_changed]:
         response["source_changed"] = changed
-    versions = [result.version if result is not None and result.version_changed else None for result in results]
+    versions = [result.version if result is not None and result.shows_version else None for result in results]
     if any(versions):
         response["version"] = versions
+    if chunk and keep == "all" and any(result is not None and result.versions for result in results):
+        response["versions"] = [result and _or_null(result.versions) for result in results]
     if unknown_of and body_format is not JSON:
         response["unknown"] = [unknown_of.get(i, 0) for i in range(len(results))]
     return response
+
+
+def _or_null(versions: Sequence[int]) -> list[int | None] | None:
+    """Return the version of each timestep, None where it is not known; None: all are `version`."""
+    return [version or None for version in versions] or None
 
 
 def _joined(results: Sequence[Prediction | None], name: str, shape: tuple[int, ...]) -> Array | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -17,7 +15,7 @@ from service.codec.formats import Format
 from service.codec.strict.parse import bad_request
 from service.errors import counted
 from service.ids import POSITION_LIMIT
-from service.types import BatchSources, Source
+from service.types import BatchSources, Source, source_digest
 
 SourceId = Annotated[str, Meta(min_length=1, max_length=255)]
 At = Annotated[int, Meta(ge=0, le=POSITION_LIMIT - 1)]
@@ -110,19 +108,14 @@ def sources_of(
     if not _fits(rows, chunk=chunk):
         expected = "a list of positions for each stream" if chunk else "a position for each stream"
         bad_request(f"`source.at` does not fit the columns; expected {expected}.")
-    return BatchSources(_digests(ids, count), _columns(rows, length, chunk=chunk))
-
-
-@lru_cache(maxsize=1024)
-def source_digest(source_id: str) -> bytes:
-    """Return the digest by which a record names a source, 8 bytes."""
-    return hashlib.blake2b(source_id.encode(), digest_size=8).digest()
+    at_columns = _columns(rows, length, chunk=chunk)
+    return BatchSources(_digests(ids, count), at_columns, [ids] if isinstance(ids, str) else ids)
 
 
 def source_of(source: SourceField) -> Source:
     """Return the source of a body that steps one stream."""
     at = source.at
-    return Source(source_digest(source.id), (at,) if type(at) is int else _positions(source))
+    return Source.of(source.id, (at,) if type(at) is int else _positions(source))
 
 
 def _positions(source: SourceField) -> tuple[int, ...]:

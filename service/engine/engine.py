@@ -25,6 +25,7 @@ from service.models.registry import ModelRegistry
 from service.releases.lookup import Releases
 from service.store.pubsub import StorePubSub
 from service.store.snapshots import SnapshotStore
+from service.store.source_ids import SourceIds
 from service.store.state_store import StateStore
 
 _READY_PING_S = 1.0
@@ -80,6 +81,8 @@ class Engine:
         self.plans = ReleasePlans(self.releases, models)
         self.comparison = TrialComparison(store, self.plans, observer)
         self.drift = DriftMonitor(store, is_on=options.drift, max_features=options.drift_max_features)
+        longest_ttl_s = max(store.stream_ttl_s, options.snapshot_ttl_s or 0.0)
+        source_ids = SourceIds(store, longest_ttl_s=longest_ttl_s)
         self.steps = StepService(
             store,
             models,
@@ -92,8 +95,9 @@ class Engine:
             plans=self.plans,
             comparison=self.comparison,
             drift=self.drift,
+            source_ids=source_ids,
         )
-        deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached)
+        deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached, source_ids)
         snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
         self.streams = StreamService(deps, snapshots, self.plans)
         self.sweeper = Sweeper(deps, self.plans, self.releases)

@@ -11,6 +11,9 @@ from service.errors import CorruptRecordError, RecordVersionError
 
 _MAGIC = b"SK1\0"
 _MAGIC_2 = b"SK2\0"  # of a response with `version`
+_MAGIC_3 = b"SK3\0"  # of a response with `versions`
+_MAGICS = (_MAGIC, _MAGIC_2, _MAGIC_3)
+_COUNT = struct.Struct("<I")
 _HEADER = struct.Struct("<4sI16sQQ16sI8s")
 
 
@@ -19,7 +22,8 @@ class IdempotencyEntry:
     """The stored response to a request with an idempotency key: a value of its own, with its own time to live.
 
     Its bytes start with `SK1` and a zero, where 1 is the format version, and a CRC-32 of the bytes that follow. An
-    entry with `changed_version` has format version 2.
+    entry with `shows_version` has format version 2; one with `versions` has format version 3, and between header and
+    outputs 4 bytes with their number and 4 for each.
 
     Attributes:
         op_id: Op id of the request that used the key, 16 bytes.
@@ -29,7 +33,8 @@ class IdempotencyEntry:
         length: Timesteps it applied.
         outputs: Its predictions that a replay needs, packed rows.
         fingerprint: Fingerprint of the step graph that computed them, 8 bytes.
-        changed_version: Another version responded than to the operation before.
+        shows_version: The response has `version`.
+        versions: The version that computed each of the outputs, 0 if that is not known, if they are several.
     """
 
     op_id: bytes
@@ -39,16 +44,23 @@ class IdempotencyEntry:
     length: int
     outputs: bytes
     fingerprint: bytes = bytes(8)
-    changed_version: bool = False
+    shows_version: bool = False
+    versions: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
         """Return the bytes for the store."""
-        body = self._packed(0)[8:] + self.outputs
-        return self._packed(crc32(body))[:8] + body
+        n = len(self.versions)
+        versions = struct.pack(f"<{1 + n}I", n, *self.versions) if n else b""
+        body = self._packed(0)[8:] + versions + self.outputs
+        return self._packed(_checksum(self._magic, body))[:8] + body
+
+    @property
+    def _magic(self) -> bytes:
+        return _MAGIC_3 if self.versions else _MAGICS[self.shows_version]
 
     def _packed(self, crc: int) -> bytes:
         parts = (self.op_id, self.epoch, self.step, self.history_hash, self.length, self.fingerprint)
-        return _HEADER.pack(_MAGIC_2 if self.changed_version else _MAGIC, crc, *parts)
+        return _HEADER.pack(self._magic, crc, *parts)
 
     @classmethod
     def decode(cls, raw: bytes) -> IdempotencyEntry:
@@ -58,19 +70,29 @@ class IdempotencyEntry:
             CorruptRecordError: The bytes are not an entry of ours, are truncated, or do not match their checksum.
             RecordVersionError: An entry of another format version.
         """
-        is_known = raw[:4] in (_MAGIC, _MAGIC_2)
+        is_known = raw[:4] in _MAGICS
         if len(raw) >= 4 and not is_known and raw[:2] + raw[3:4] == _MAGIC[:2] + _MAGIC[3:]:
             raise RecordVersionError(
-                f"The entry of the idempotency key has format version {raw[2:3]!r}; this release reads b'1' and b'2'.",
+                f"The entry of the idempotency key has format version {raw[2:3]!r}; this release reads b'1' to b'3'.",
                 applied="unknown",
             )
         if len(raw) < _HEADER.size or not is_known:
             raise _corrupt(f"has {len(raw)} bytes and does not start like an entry")
         _, crc, op_id, epoch, step, history_hash, length, fingerprint = _HEADER.unpack_from(raw)
-        if crc32(memoryview(raw)[8:]) != crc:
+        if _checksum(raw[:4], memoryview(raw)[8:]) != crc:
             raise _corrupt("has a checksum that does not match its bytes")
-        outputs, changed_version = raw[_HEADER.size :], raw[:4] == _MAGIC_2
-        return cls(op_id, epoch, step, history_hash, length, outputs, fingerprint, changed_version)
+        versions: tuple[int, ...] = ()
+        outputs_at = _HEADER.size
+        if raw[:4] == _MAGIC_3:
+            [n] = _COUNT.unpack_from(raw, outputs_at)
+            versions = struct.unpack_from(f"<{n}I", raw, outputs_at + _COUNT.size)
+            outputs_at += _COUNT.size + 4 * n
+        shows_version = raw[:4] != _MAGIC
+        return cls(op_id, epoch, step, history_hash, length, raw[outputs_at:], fingerprint, shows_version, versions)
+
+
+def _checksum(magic: bytes, body: bytes | memoryview) -> int:
+    return crc32(body, crc32(magic)) if magic == _MAGIC_3 else crc32(body)
 
 
 def _corrupt(what: str) -> CorruptRecordError:

@@ -28,6 +28,11 @@ def artifact_key(name: str, fingerprint: bytes) -> str:
     return f"swl:artifact:{{{fingerprint.hex()}}}:{name}"
 
 
+def source_key(digest: bytes) -> str:
+    """Return the key of the id of a source, by the digest that records have of it; see `store/source_ids.py`."""
+    return f"swl:source:{{{digest.hex()}}}"
+
+
 def record_key(tenant: str, model: str, stream: str) -> str:
     """Return the key of a stream's record."""
     return f"{PREFIX}{{{tenant}/{model}/{stream}}}"

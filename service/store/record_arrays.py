@@ -9,7 +9,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from model_export.manifest import Array
-from service.store.record import HEADER_BYTES, MAGIC, MAGIC_2, MAX_SOURCES, Record, SourcePosition
+from service.store.record import HEADER_BYTES, MAGIC, MAGIC_2, MAX_SOURCES, Record, SourcePosition, version_of
 
 HEADER_DTYPE: Final = np.dtype(
     [
@@ -94,6 +94,12 @@ def sources_in(row: Array) -> tuple[SourcePosition, ...]:
     return tuple([SourcePosition(digest.to_bytes(8, "little"), at) for digest, at in row.tolist() if at != NO_POSITION])
 
 
+def digests_in(table: Array) -> set[bytes]:
+    """Return the digests of all sources in a table."""
+    used = table[table[..., _AT] != NO_POSITION]
+    return {digest.to_bytes(8, "little") for digest in used[:, _DIGEST].tolist()}
+
+
 def advance_sources(table: Array, digests: Array, at: Array) -> Array | None:
     """Return the sources of records after a chunk of each was applied; None: they have to be advanced one by one.
 
@@ -153,16 +159,31 @@ def decode_sources(sections: Array) -> Array | None:
     return table
 
 
-def record_with_sources(
-    header: Array, outputs: bytes, state: bytes, sources: tuple[SourcePosition, ...], answered_at: tuple[int, ...]
+def record_with_sources(  # noqa: PLR0917 - the parts of a record
+    header: Array,
+    outputs: bytes,
+    state: bytes,
+    sources: tuple[SourcePosition, ...],
+    answered_at: tuple[int, ...],
+    versions: tuple[int, ...],
 ) -> Record:
-    """Return the record with a header, a scalar of `HEADER_DTYPE`, and the positions of its sources."""
+    """Return the record with a header, a scalar of `HEADER_DTYPE`, and the positions of its sources.
+
+    Args:
+        header: The header.
+        outputs: Packed predictions.
+        state: The packed state.
+        sources: As in `Record`.
+        answered_at: As in `Record`.
+        versions: The version that computed each answer of `answered_at`.
+    """
     epoch, step, length, flags, updated_ms, created_ms, moved = (
         int(header[name]) for name in ("epoch", "step", "length", "flags", "updated_ms", "created_ms", "moved")
     )
     op_id, history_hash, fingerprint = (header[name].tobytes() for name in ("op_id", "history_hash", "fingerprint"))
     position = epoch, step, length, flags, op_id, history_hash, fingerprint
-    return Record(*position, updated_ms, created_ms, outputs, state, sources, answered_at, moved)
+    versions = () if set(versions) <= {version_of(flags)} else versions
+    return Record(*position, updated_ms, created_ms, outputs, state, sources, answered_at, moved, versions)
 
 
 def guards(headers: Array) -> Array:

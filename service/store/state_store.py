@@ -26,7 +26,7 @@ from service.store.commits import (
     script_call,
     single_calls,
 )
-from service.store.record import HEADER_BYTES, Record, decode, is_header, step_of
+from service.store.record import HEAD_BYTES, Record, decode, is_header
 from service.store.scripts import Script
 from service.store.transport.connection import Argument, CommandError, NotSentError
 from service.store.transport.retry import execute_with_retry, replies_of
@@ -276,21 +276,19 @@ class StateStore:
             raise not_replicated()
         return reply
 
-    async def steps(self, names: Sequence[str], *, deadline: float) -> dict[str, int | None]:
-        """Return the step of each record that exists; None if its step cannot be read."""
+    async def heads(self, names: Sequence[str], *, deadline: float) -> dict[str, bytes | None]:
+        """Return the first `HEAD_BYTES` of each record that exists; None if they are not those of a record."""
         if not names:
             return {}
-        reads = [("GETRANGE", name, 0, HEADER_BYTES - 1) for name in names]
-        headers = await replies_of(self._transport, reads, deadline=deadline)
-        steps = {
-            name: step_of(header) if is_header(header) else None for name, header in zip(names, headers, strict=True)
-        }
-        if unread := [name for name, step in steps.items() if step is None]:
+        reads = [("GETRANGE", name, 0, HEAD_BYTES - 1) for name in names]
+        replies = await replies_of(self._transport, reads, deadline=deadline)
+        heads = {name: head if is_header(head) else None for name, head in zip(names, replies, strict=True)}
+        if unread := [name for name, head in heads.items() if head is None]:
             values = await self.load_with_errors(unread, deadline=deadline, exact=True)
             for name, value in zip(unread, values, strict=True):
                 if value is None:
-                    del steps[name]
-        return steps
+                    del heads[name]
+        return heads
 
     async def ping(self, *, timeout: float) -> None:
         """Check that the store replies; in a Cluster, that more than half of its primaries do.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.types.rollouts import RolloutRequest, RolloutResult
-from service.types.sources import BatchSources, Source
+from service.types.sources import BatchSources, Source, source_digest
 from service.types.steps import (
     ENDS,
     STARTS,
@@ -21,7 +21,15 @@ from service.types.steps import (
     Timestep,
     Transport,
 )
-from service.types.streams import ImportedState, SnapshotStatus, StreamList, StreamPosition, StreamState, StreamStatus
+from service.types.streams import (
+    ImportedState,
+    SnapshotStatus,
+    SourceStatus,
+    StreamList,
+    StreamPosition,
+    StreamState,
+    StreamStatus,
+)
 
 __all__ = [
     "ENDS",
@@ -41,6 +49,7 @@ __all__ = [
     "RolloutResult",
     "SnapshotStatus",
     "Source",
+    "SourceStatus",
     "StreamHandle",
     "StreamKey",
     "StreamList",
@@ -49,4 +58,5 @@ __all__ = [
     "StreamStatus",
     "Timestep",
     "Transport",
+    "source_digest",
 ]

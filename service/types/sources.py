@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Final, NamedTuple, Self
 
@@ -15,16 +17,29 @@ from model_export.manifest import Array
 _MARK: Final = b"source"
 
 
+@lru_cache(maxsize=1024)
+def source_digest(source_id: str) -> bytes:
+    """Return the digest by which a record names a source, 8 bytes."""
+    return hashlib.blake2b(source_id.encode(), digest_size=8).digest()
+
+
 class Source(Struct, frozen=True, gc=False):
     """Where the timesteps of a request stand in the log that they were read from.
 
     Attributes:
         digest: Digest of the log's id, 8 bytes.
         at: The position of each timestep, strictly growing, 0 or more.
+        id: The log's id; empty: only its digest is known.
     """
 
     digest: bytes
     at: tuple[int, ...]
+    id: str = ""
+
+    @classmethod
+    def of(cls, source_id: str, at: tuple[int, ...]) -> Self:
+        """Return positions in the log with an id."""
+        return cls(source_digest(source_id), at, source_id)
 
     def encode(self) -> bytes:
         """Return the bytes that an op id covers: a mark, the digest and the positions, `14 + 8 T` bytes."""
@@ -37,22 +52,25 @@ class BatchSources(NamedTuple):
     Attributes:
         digests: The digests of the logs' ids, each as a little-endian number, `(rows,)` uint64.
         at: The positions, `(rows, T)` uint64.
+        ids: The logs' ids: one for all rows, or one for each.
     """
 
     digests: Array
     at: Array
+    ids: Sequence[str]
 
     @classmethod
     def of(cls, sources: Sequence[Source]) -> Self:
         """Return the columns of sources that have equally many positions."""
         positions = np.fromiter(chain.from_iterable([one.at for one in sources]), np.uint64)
         digests = np.frombuffer(b"".join([one.digest for one in sources]), "<u8")
-        return cls(digests, positions.reshape(len(sources), -1))
+        return cls(digests, positions.reshape(len(sources), -1), [one.id for one in sources])
 
     def rows(self) -> list[Source]:
         """Return the source of each row."""
         digests = self.digests.astype("<u8", copy=False).view("V8").tolist()
-        return [*map(Source, digests, map(tuple, self.at.tolist()))]
+        ids = self.ids if len(self.ids) == len(digests) else [*self.ids] * len(digests)
+        return [*map(Source, digests, map(tuple, self.at.tolist()), ids)]
 
     def encode_behind(self, first: bytes, packed: Sequence[tuple[bytes, ...]]) -> list[bytes]:
         """Return for each row what `Source.encode` returns, behind other bytes.
@@ -75,4 +93,5 @@ class BatchSources(NamedTuple):
 
     def select(self, rows: Sequence[int]) -> Self:
         """Return the sources of some rows, in this order."""
-        return type(self)(self.digests[rows], self.at[rows])
+        ids = self.ids if len(self.ids) == 1 else [self.ids[row] for row in rows]
+        return type(self)(self.digests[rows], self.at[rows], ids)

@@ -196,7 +196,10 @@ class Prediction(Struct, frozen=True, gc=False):
         skipped: Number of its first timesteps that were applied before, by their positions in their source.
         unknown: Number of its first timesteps whose predictions are not stored any more; they are zeros in `outputs`.
         source_changed: The stream's record keeps the position of its source in place of another source's.
-        version_changed: Another version had computed the stream's prediction before this one.
+        shows_version: The response has `version`: the request has a source, or another version had computed the
+            stream's prediction before this one.
+        versions: The version that computed each returned prediction, 0 if that is not known, if they are several; the
+            last one is `version`.
     """
 
     batch: BatchOutput
@@ -207,7 +210,8 @@ class Prediction(Struct, frozen=True, gc=False):
     skipped: int = 0
     unknown: int = 0
     source_changed: bool = False
-    version_changed: bool = False
+    shows_version: bool = False
+    versions: tuple[int, ...] = ()
 
     @property
     def step(self) -> int:
@@ -230,11 +234,13 @@ class BulkPrediction(Struct, frozen=True, gc=False):
 
     Attributes:
         batch: Their predictions, in the order of the request.
-        version: The model version that computed them.
+        versions: The model version that computed each.
+        shows_version: The response has `version`: the request has a source.
     """
 
     batch: BatchOutput
-    version: int
+    versions: Sequence[int]
+    shows_version: bool = False
 
 
 ReplyCallback = Callable[[Prediction | ServiceError], None]

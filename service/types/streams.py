@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from model_export.manifest import Array
 from service.types.steps import StreamKey
+
+
+class SourceStatus(NamedTuple):
+    """How far a stream has consumed one source.
+
+    Attributes:
+        id: The source's id; None: it is not stored.
+        at: Position of the newest timestep applied from it.
+    """
+
+    id: str | None
+    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +35,7 @@ class StreamStatus:
         updated_ms: Milliseconds since the Unix epoch.
         expires_in_ms: Milliseconds until the stream expires if it stays idle.
         outputs: The last stored prediction, `*row` by name; empty if there is none, or its model is not loaded here.
-        source_at: The position of the source used last; None: the stream has none.
+        sources: The positions of the sources used last, the newest use first.
     """
 
     key: StreamKey
@@ -33,7 +46,7 @@ class StreamStatus:
     updated_ms: int
     expires_in_ms: int
     outputs: Mapping[str, Array] = field(default_factory=dict)
-    source_at: int | None = None
+    sources: Sequence[SourceStatus] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +113,14 @@ class SnapshotStatus:
 
 @dataclass(frozen=True, slots=True)
 class StreamList:
-    """One page of a listing: `(stream, step)` pairs, and the cursor of the next page, None at the end.
+    """One page of a listing.
 
-    The step is None if the stream's record cannot be read.
+    Attributes:
+        streams: `(stream, step)` pairs; the step is None if the stream's record cannot be read.
+        cursor: The cursor of the next page, None at the end.
+        sources: The positions of sources by stream, if they were requested; a record that cannot be read has none.
     """
 
     streams: list[tuple[str, int | None]] = field(default_factory=list)
     cursor: str | None = None
+    sources: Mapping[str, Sequence[SourceStatus]] = field(default_factory=dict)

@@ -43,10 +43,9 @@ def test_a_timestep_of_a_source_is_applied_once(service: Service, stream: str) -
     again = service.step("fold", stream, [7], source=at).json()
     following = service.step("fold", stream, [-3], source={"id": "orders/3", "at": 50}).json()
 
-    assert first == {"outputs": {"y": [YS[0]]}, "step": 1, "state_id": first["state_id"], "created": True}
-    assert again == {
-        "outputs": {"y": [YS[0]]}, "step": 1, "state_id": first["state_id"], "replayed": True, "skipped": 1,
-    }  # fmt: skip
+    shared = {"outputs": {"y": [YS[0]]}, "step": 1, "state_id": first["state_id"], "version": 1}
+    assert first == {**shared, "created": True}
+    assert again == {**shared, "replayed": True, "skipped": 1}
     assert (following["outputs"]["y"], following["step"]) == ([YS[1]], 2)
     assert service.http.get(service.path("fold", stream)).json()["source"] == {"at": 50}
 
@@ -132,6 +131,29 @@ def test_a_fifth_source_replaces_the_one_used_longest_ago_and_the_answer_reports
     assert [answer.get("source_changed") for answer in answers] == [None] * 4 + [True]
     assert code_of(kept) == "source_passed"
     assert (replaced["step"], replaced["source_changed"]) == (6, True)
+
+
+def test_the_status_of_a_stream_has_the_ids_and_positions_of_its_sources(service: Service, stream: str) -> None:
+    for n in (1, 2, 1):
+        service.step("fold", stream, [1], source=source(n * 10 + (n == 1), log=f"log {n}"))
+    service.step("fold", stream, [1], source=source(99, log="log 1"))
+
+    expected = [{"id": "log 1", "at": 99}, {"id": "log 2", "at": 20}]
+    assert service.http.get(service.path("fold", stream)).json()["sources"] == expected
+
+
+def test_the_list_of_streams_has_their_sources_on_request(service: Service, stream: str) -> None:
+    service.step("fold", f"{stream}-a", [1], source=source(5, log="l"))
+    service.step("fold", f"{stream}-b", [1])
+    path = f"/v1/models/fold/streams?prefix={stream}"
+
+    found = service.http.get(f"{path}&sources=true").json()["streams"]
+    without = service.http.get(path).json()["streams"]
+    assert sorted(found, key=lambda entry: entry["stream"]) == [
+        {"stream": f"{stream}-a", "step": 1, "sources": [{"id": "l", "at": 5}]},
+        {"stream": f"{stream}-b", "step": 1, "sources": []},
+    ]
+    assert all(entry.keys() == {"stream", "step"} for entry in without)
 
 
 def test_a_timestep_without_a_source_in_between_keeps_the_position(service: Service, stream: str) -> None:

@@ -110,7 +110,10 @@ async def submit_bulk(
         return None
     found = await answer
     if isinstance(found, BulkPrediction):
-        found = [Prediction(found.batch, at) for at in range(len(found.batch.steps))]
+        found = [
+            Prediction(found.batch, at, version=version, shows_version=found.shows_version)
+            for at, version in enumerate(found.versions)
+        ]
     return dict(zip(rows, found, strict=True))
 
 

@@ -22,13 +22,13 @@ from service.store.record import (
     Record,
     SourcePosition,
     blake2b_128,
-    changed_to,
-    changed_version_of,
     decode,
     encode_next,
     extend_history,
     history_hash_of,
     step_of,
+    version_flags,
+    version_of,
 )
 
 U64 = st.integers(0, 2**64 - 1)
@@ -170,9 +170,9 @@ def test_foreign_bytes_are_never_a_record(raw: bytes) -> None:
 
 def test_another_format_version_is_named() -> None:
     raw = bytearray(a_record().encode())
-    raw[2:3] = b"3"
+    raw[2:3] = b"4"
 
-    with pytest.raises(RecordVersionError, match="format version b'3'"):
+    with pytest.raises(RecordVersionError, match="format version b'4'"):
         decode(bytes(raw))
 
 
@@ -215,8 +215,8 @@ def test_each_truncation_of_an_entry_is_detected() -> None:
 
 
 def test_an_entry_of_another_format_version_is_named() -> None:
-    with pytest.raises(RecordVersionError, match="format version b'3'"):
-        IdempotencyEntry.decode(b"SK3\0" + ENTRY[4:])
+    with pytest.raises(RecordVersionError, match="format version b'4'"):
+        IdempotencyEntry.decode(b"SK4\0" + ENTRY[4:])
 
 
 @given(st.lists(st.binary(max_size=5), max_size=4), st.lists(st.binary(max_size=5), max_size=4))
@@ -258,8 +258,8 @@ def test_the_epoch_is_in_the_guard_but_not_in_the_chain() -> None:
 
 @pytest.mark.parametrize(("version", "kept"), [(1, 1), (2**22 - 1, 2**22 - 1), (2**22, 0)])
 def test_the_flags_keep_the_version_that_a_step_changed_to(version: int, kept: int) -> None:
-    flags = Kind.STEP | HAD_KEY | changed_to(version)
+    flags = Kind.STEP | HAD_KEY | version_flags(version, changed=True)
 
     assert flags < 2**32
     assert (flags & 0xFF, flags & HAD_KEY, flags & CHANGED_VERSION) == (Kind.STEP, HAD_KEY, CHANGED_VERSION)
-    assert changed_version_of(flags) == kept
+    assert version_of(flags) == kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -24,14 +24,21 @@ from service.asgi.query import flag_of, number_of, version_of
 from service.asgi.run_handler import run_handler
 from service.codec import JSON, Format
 from service.codec.formats import format_of_answer
-from service.codec.response_bodies import ResetAllResponse, SourceEntry, StatusResponse, StreamEntry, StreamsResponse
+from service.codec.response_bodies import (
+    LastSource,
+    ResetAllResponse,
+    SourceEntry,
+    StatusResponse,
+    StreamEntry,
+    StreamsResponse,
+)
 from service.codec.responses import encode_tensors, position_response, rfc3339
 from service.codec.stream_ops import check_no_fields, read_reset
 from service.errors import ServiceError
 from service.ids import STREAM_ID, check_stream_id, encode_state_id
 from service.requests.context import AppContext
 from service.requests.handlers import BulkHandler, RequestHandler, StepHandler
-from service.types import StreamKey
+from service.types import SourceStatus, StreamKey
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 _MODEL = "/v1/models/{model}"
@@ -131,8 +138,9 @@ class StreamRoutes:
             updated_at=rfc3339(status.updated_ms),
             expires_in_s=status.expires_in_ms / 1000,
         )
-        if status.source_at is not None:
-            document.source = SourceEntry(at=status.source_at)
+        if status.sources:
+            document.source = LastSource(at=status.sources[0].at)
+            document.sources = _source_entries(status.sources)
         if flag_of(request.query_params, "outputs"):
             response_format = format_of_answer(request.headers.get("accept"), JSON)
             document.outputs = encode_tensors(status.outputs, response_format)
@@ -149,8 +157,11 @@ class StreamRoutes:
             prefix=prefix_of(query),
             cursor=query.get("cursor") or None,
             limit=number_of(query, "limit", 1, _PAGE_LIMIT) or 100,
+            with_sources=(with_sources := flag_of(query, "sources")),
         )
         streams = [StreamEntry(stream=stream, step=step) for stream, step in page.streams]
+        for entry in streams if with_sources else ():
+            entry.sources = _source_entries(page.sources.get(entry.stream, ()))
         return respond(StreamsResponse(streams=streams, cursor=page.cursor), request)
 
     # ---------------------------------------------------------------- helpers
@@ -184,6 +195,10 @@ class StreamRoutes:
     async def _respond(self, handler: RequestHandler, request: Request) -> Response:
         body = await run_handler(handler, await body_of(request, self._context), request, self._context)
         return RawResponse(body, handler.response_format.value, headers=handler.extra_headers)
+
+
+def _source_entries(sources: Sequence[SourceStatus]) -> list[SourceEntry]:
+    return [SourceEntry(id=source.id, at=source.at) for source in sources]
 
 
 def prefix_of(query: Mapping[str, str]) -> str:

@@ -8,7 +8,6 @@ from msgspec import UNSET
 
 from service.codec.oip.errors import bad_request, not_supported, quote
 from service.codec.oip.infer_bodies import KEY_LIMIT, InferInput, Parameters
-from service.codec.sources import source_digest
 from service.codec.strict.parse import preview
 from service.ids import POSITION_LIMIT, SEQ_LIMIT
 from service.types import Source
@@ -63,7 +62,7 @@ def read_source(parameters: Parameters, sequence: int | str | None) -> Source | 
         bad_request(
             f"Unable to parse 'source_at': it is {preview(at)}; expected an integer from 0 to {POSITION_LIMIT - 1}"
         )
-    return Source(source_digest(source_id), (at,))
+    return Source.of(source_id, (at,))
 
 
 def read_peek(parameters: Parameters, *, start: bool, end: bool) -> bool:

@@ -101,7 +101,22 @@ def skipped_prediction(manifest: Manifest, timestep: Timestep, record: Record, p
         [step],
         [record.history_hash if step == record.step else b""],
     )
-    return Prediction(batch, 0, replayed=True, skipped=timestep.length, unknown=unknown)
+    versions = tuple([record.versions[i] for i in rows])
+    return Prediction(
+        batch,
+        0,
+        replayed=True,
+        version=versions[-1],
+        skipped=timestep.length,
+        unknown=unknown,
+        shows_version=True,
+        versions=several((*(0,) * unknown, *versions)) if timestep.keep == "all" else (),
+    )
+
+
+def several(versions: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the versions of predictions unless all that are known are the same one; 0: not known."""
+    return versions if len({*versions} - {0}) > 1 else ()
 
 
 def after_unknown(unknown: int, known: Array) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from model_export.manifest import Array
 from service.engine.packing import all_true, pack_outputs, select_returned
+from service.engine.protocol.replay import several
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.replies import Replies
 from service.engine.watch.commit_events import CandidateOutputs
@@ -19,8 +20,8 @@ from service.models.pair_state import pair_rows
 from service.models.paired import PairedModel
 from service.store.commits import DELETE, ColumnarCommits, Commit, CommitResults, Outcome
 from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, changed_to, decode, extend_history
-from service.store.record_arrays import encode_records, guards, record_with_sources, sources_table
+from service.store.record import CHANGED_VERSION, HAD_KEY, HEADER_BYTES, Kind, decode, extend_history, version_flags
+from service.store.record_arrays import digests_in, encode_records, guards, record_with_sources, sources_table
 from service.types import ENDS, STARTS, BatchOutput
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class BatchCommitter:
         self._comparison = deps.comparison
         self._runner = deps.runner
         self._sampler = deps.sampler
+        self._source_ids = deps.source_ids
 
     async def commit(
         self,
@@ -120,8 +122,9 @@ class BatchCommitter:
         if responding is not None and any(responding.changed):
             changed_rows = np.flatnonzero(responding.changed).tolist()
             headers["flags"][changed_rows] |= np.array(
-                [changed_to(responding.versions[i]) for i in changed_rows], "<u4"
+                [version_flags(responding.versions[i], changed=True) for i in changed_rows], "<u4"
             )
+        answer_versions = self._set_source_versions(rows, headers, responding)
         encode_records(columnar.records, headers, packed, states)
         created = [i for i, row in enumerate(rows) if row.is_loaded and row.record is None]
         commits: Sequence[Commit] = columnar
@@ -131,7 +134,7 @@ class BatchCommitter:
             for i in with_sources:
                 record = record_with_sources(
                     headers[i], rows[i].kept + packed[i].tobytes(), states[i].tobytes(), rows[i].sources,
-                    rows[i].answered_at,
+                    rows[i].answered_at, answer_versions[i],
                 )  # fmt: skip
                 changed[i] = changed[i]._replace(record=record.encode())
             for i in created:
@@ -142,6 +145,7 @@ class BatchCommitter:
                 changed[i] = _with_entry(
                     changed[i], rows[i], headers[i], rows[i].kept + packed[i].tobytes(),
                     self._served.fingerprint if responding is None else responding.fingerprints[i],
+                    several(answer_versions[i]),
                 )  # fmt: skip
         if created or lifecycle in STARTS or any([row.standing is not None for row in rows]):  # noqa: C419 - see all_finite
             for artifact in self._artifacts:  # these records may be the first ones with this fingerprint
@@ -242,6 +246,8 @@ class BatchCommitter:
         """Cache the committed records."""
         expiry_set_at = committed.expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
         self._cache.put(committed.names, committed.headers, committed.states, expiry_set_at, committed.sources)
+        if committed.sources is not None and results.expiry_set_at is not None:
+            self._source_ids.renew_soon(digests_in(committed.sources))
         if committed.beside is not None:
             self.count_comparison(committed.beside, committed.states)
             if all_true(committed.beside.compared):
@@ -263,6 +269,24 @@ class BatchCommitter:
             row.advance_sources()
         return [i for i, row in enumerate(rows) if row.sources]
 
+    def _set_source_versions(
+        self, rows: Sequence[QueuedStep], headers: Array, responding: Responding | None
+    ) -> list[tuple[int, ...]]:
+        """Set the flags of the rows that have a source: their record shows which version has responded.
+
+        Returns:
+            Of each row the version that computed each answer of `answered_at`; empty: it has no source.
+        """
+        found: list[tuple[int, ...]] = [()] * len(rows)
+        version, by_timestep = self._served.version, tuple[int, ...]()
+        for i, row in enumerate(rows):
+            if row.timestep.source is not None:
+                if responding is not None:
+                    version, by_timestep = responding.versions[i], responding.by_timestep[i]
+                found[i] = row.answer_versions(version, by_timestep)
+                headers["flags"][i] |= np.uint32(version_flags(version))
+        return found
+
     def _reset_headers(self, rows: Sequence[QueuedStep], headers: Array) -> None:
         """Reset headers in place. The history continues, so that a late request matches no earlier position."""
         fingerprint = self._served.fingerprint
@@ -275,7 +299,7 @@ class BatchCommitter:
         headers["fingerprint"] = np.frombuffer(fingerprint, "V8")
 
     def advance_headers(
-        self, op_ids: Sequence[bytes], length: int, headers: Array, keyed: Sequence[int] = ()
+        self, op_ids: Sequence[bytes], length: int, headers: Array, keyed: Sequence[int] = (), *, version: int = 0
     ) -> list[bytes]:
         """Advance headers in place by one step or chunk, and return the new history hashes.
 
@@ -284,9 +308,12 @@ class BatchCommitter:
             length: Timesteps of each row.
             headers: `(rows,)` of `HEADER_DTYPE`.
             keyed: Indices of the rows that have an idempotency key.
+            version: The version that has responded, if the rows have a source and are not `QueuedStep`s; else 0.
         """
         history_hashes = self.extend(headers["history_hash"].tolist(), op_ids)
         set_next(headers, op_ids, length, history_hashes)
+        if version:
+            headers["flags"] |= np.uint32(version_flags(version))
         if keyed:
             headers["flags"][keyed] = Kind.STEP | HAD_KEY
         return history_hashes
@@ -342,9 +369,12 @@ def set_next(headers: Array, op_ids: Sequence[bytes], length: int, history_hashe
     headers["updated_ms"] = int(time.time() * 1000)
 
 
-def _with_entry(commit: Commit, row: QueuedStep, header: Array, outputs: bytes, fingerprint: bytes) -> Commit:
+def _with_entry(  # noqa: PLR0917 - the parts of an entry
+    commit: Commit, row: QueuedStep, header: Array, outputs: bytes, fingerprint: bytes, versions: tuple[int, ...]
+) -> Commit:
     """Return a commit with the entry of its idempotency key; `fingerprint` is that of the version that responded."""
     step, epoch, history_hash = int(header["step"]), int(header["epoch"]), header["history_hash"].tobytes()
-    has_changed, length = bool(header["flags"] & CHANGED_VERSION), row.applied.length
-    entry = IdempotencyEntry(row.op_id, epoch, step, history_hash, length, outputs, fingerprint, has_changed)
+    shows_version = row.timestep.source is not None or bool(header["flags"] & CHANGED_VERSION)
+    parts = row.op_id, epoch, step, history_hash, row.applied.length, outputs, fingerprint
+    entry = IdempotencyEntry(*parts, shows_version, versions)
     return commit._replace(entry_key=row.entry_key, entry=entry.encode())

@@ -39,12 +39,12 @@ class DryRunPipeline(BatchPipeline):
         )
         if run.rows is not None:
             states = states[run.rows]
-        responding = responding_versions(self._served, finite, states, run.states)
+        responding = responding_versions(self._served, finite, states, run.states, run.beside)
         for i, row in enumerate(finite):
             version, has_changed = self._served.version, False
             if responding is not None:
                 version, has_changed = responding.versions[i], responding.changed[i]
-            self._replies.reply(row, Prediction(output, i, version=version, version_changed=has_changed))
+            self._replies.reply(row, Prediction(output, i, version=version, shows_version=has_changed))
         return []
 
 
@@ -57,7 +57,8 @@ class StatelessPipeline(BatchPipeline):
         finite = self._accepted(rows, run)
         output = BatchOutput(run.outputs, [0] * len(finite), [NO_HISTORY] * len(finite))
         for i, row in enumerate(finite):
-            self._replies.reply(row, Prediction(output, i, version=self._served.version))
+            shows_version = row.timestep.source is not None
+            self._replies.reply(row, Prediction(output, i, version=self._served.version, shows_version=shows_version))
         if finite:
             self._replies.count_applied(finite)
         return []

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from service.models.served import ServedModel
     from service.releases.moves import Move
     from service.store.record import Record
+    from service.store.source_ids import SourceIds
     from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class PipelineDeps:
         plans: Where streams move by a release.
         comparison: Counts the committed timesteps of trials.
         sampler: Collects committed batches; None: none is collected.
+        source_ids: Writes the ids of sources before records have their digests.
     """
 
     served: ServedModel
@@ -88,6 +90,7 @@ class PipelineDeps:
     plans: ReleasePlans
     comparison: TrialComparison
     sampler: TimestepSampler | None
+    source_ids: SourceIds
 
 
 class BatchPipeline:
@@ -105,6 +108,7 @@ class BatchPipeline:
         self._quota = deps.quota
         self._plans = deps.plans
         self._comparison = deps.comparison
+        self._source_ids = deps.source_ids
         self._changed_error = deps.changed_error
         self._time = time.monotonic
         self._answer_bytes = prediction_bytes(deps.served.manifest.answered)
@@ -119,6 +123,8 @@ class BatchPipeline:
             while rows:
                 oldest = self._oldest_received(rows)
                 if oldest > self._time() - self._timeout:
+                    if unwritten := self._source_ids.unwritten(self._source_ids_of(rows)):
+                        await self._source_ids.write(unwritten, deadline=oldest + self._timeout)
                     rows = await self._attempt(rows, oldest + self._timeout)
                 else:
                     rows = self._drop_expired(rows)
@@ -134,6 +140,9 @@ class BatchPipeline:
 
     def _oldest_received(self, rows: Sequence[QueuedStep]) -> float:
         return min([row.received for row in rows])
+
+    def _source_ids_of(self, rows: Sequence[QueuedStep]) -> Sequence[str]:
+        return [row.timestep.source.id for row in rows if row.timestep.source is not None]
 
     def _stack_inputs(self, rows: Sequence[QueuedStep]) -> dict[str, Array]:
         parts = [row.applied for row in rows]
@@ -210,7 +219,7 @@ class BatchPipeline:
             states = states[run.rows]
         if not rows:
             return []
-        responding = responding_versions(self._served, rows, states, run.states)
+        responding = responding_versions(self._served, rows, states, run.states, run.beside)
         return await self._committer.commit(
             rows, headers, run, responding=responding, expiry_set_at=expiry_set_at, deadline=deadline
         )
@@ -245,7 +254,7 @@ class BatchPipeline:
             else:
                 if record is None and row.timestep.lifecycle not in ENDS:
                     self._reserve_stream(row)
-                row.skip_passed(self._answer_bytes)
+                row.skip_passed(self._answer_bytes, self._served.version)
                 return True
         except ServiceError as exc:
             self._replies.reply(row, exc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -42,6 +42,7 @@ class QueuedStep(Struct, eq=False, gc=False):
         skipped: Number of its first timesteps that its stream's record shows to have been applied before.
         kept: The answers of the last of these that are known, packed; they become part of the new operation.
         kept_at: The position of each of those timesteps.
+        kept_versions: The version that computed each of those answers, 0 if that is not known.
         cached_sources: The positions of sources of the cached record, if none was loaded.
         sources: The positions of sources after it; set by `advance_sources`.
         source_changed: Whether its source replaces another one; set likewise.
@@ -69,6 +70,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     skipped: int = 0
     kept: bytes = b""
     kept_at: tuple[int, ...] = ()
+    kept_versions: tuple[int, ...] = ()
     cached_sources: tuple[SourcePosition, ...] = ()
     sources: tuple[SourcePosition, ...] = ()
     source_changed: bool = False
@@ -95,11 +97,13 @@ class QueuedStep(Struct, eq=False, gc=False):
             return ()
         return (*self.kept_at, *source.at[self.skipped :]) if self.timestep.keep == "all" else source.at[-1:]
 
-    def skip_passed(self, answer_bytes: int) -> None:
+    def skip_passed(self, answer_bytes: int, version: int) -> None:
         """Skip the timesteps that the loaded record shows to have been applied before, but keep their answers.
 
         Args:
             answer_bytes: Size of one timestep's packed answer.
+            version: The version that steps the stream; it has computed the answers of a record that does not have
+                their version, unless the stream was moved.
         """
         record, source = self.record, self.timestep.source
         if record is None or source is None:
@@ -107,7 +111,20 @@ class QueuedStep(Struct, eq=False, gc=False):
         self.skipped, known = overlap_of(record, source)
         if self.timestep.keep == "all" and len(record.outputs) == answer_bytes * len(record.answered_at):
             self.kept_at = tuple([record.answered_at[i] for i in known])
+            default = 0 if self.responded_before else version
+            self.kept_versions = tuple([record.versions[i] or default for i in known])
             self.kept = b"".join([record.outputs[i * answer_bytes : (i + 1) * answer_bytes] for i in known])
+
+    def answer_versions(self, version: int, by_timestep: Sequence[int]) -> tuple[int, ...]:
+        """Return the version that computed each answer of `answered_at`, 0 if that is not known.
+
+        Args:
+            version: The version that has responded now.
+            by_timestep: That of each timestep that was applied now, if they are several.
+        """
+        if self.timestep.keep != "all":
+            return (version,)
+        return (*self.kept_versions, *(by_timestep or (version,) * self.applied.length))
 
     def advance_sources(self) -> None:
         """Set the positions of sources after this request; a stream without any has none."""
@@ -140,7 +157,7 @@ class QueuedStep(Struct, eq=False, gc=False):
     def set_stored(self, stored: bytes | None, record: Record | None) -> None:
         """Set the stream's record as the store has it; None: the stream is missing."""
         self.is_loaded, self.record, self.stored, self.confirmed = True, record, stored or b"", False
-        self.skipped, self.kept, self.kept_at, self.cached_sources = 0, b"", (), ()
+        self.skipped, self.kept, self.kept_at, self.kept_versions, self.cached_sources = 0, b"", (), (), ()
         self.standing, self.responded_before = None, b""
 
     def set_idempotency_entry(self, entry: IdempotencyEntry) -> None:

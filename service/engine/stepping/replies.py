@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from service.engine.packing import unpack_outputs
 from service.engine.protocol.decide import check_idempotency_entry
-from service.engine.protocol.replay import after_unknown, replay_prediction, skipped_prediction
+from service.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
 from service.engine.stepping.queued import QueuedStep
 from service.errors import Applied, ServiceError
 from service.releases.moves import Standing
 from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import CHANGED_VERSION, Record, changed_version_of
+from service.store.record import CHANGED_VERSION, Record, version_of
 from service.types import BatchOutput, Prediction
 
 if TYPE_CHECKING:
@@ -78,8 +78,11 @@ class Replies:
             if row.reservation is not None:
                 row.reservation.end(begun=True)
             try:
-                prediction = Prediction(output, i, False, i in created_rows, version, version_changed=has_changed)
-                row.done(prediction if row.timestep.source is None else self._with_skipped(row, prediction))
+                prediction = Prediction(output, i, False, i in created_rows, version, shows_version=has_changed)
+                if row.timestep.source is not None:
+                    by_timestep = () if responding is None else responding.by_timestep[i]
+                    prediction = self._with_skipped(row, prediction, by_timestep)
+                row.done(prediction)
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 self._log_failed_callback(row)
         self.on_answered(len(rows), len(rows) * rows[0].timestep.length * self._timestep_bytes)
@@ -102,8 +105,10 @@ class Replies:
         for transport, rows in batch.rows_by_transport.items():
             self._observer.steps_applied(served.name, transport, rows * batch.length)
 
-    def _with_skipped(self, row: QueuedStep, prediction: Prediction) -> Prediction:
+    def _with_skipped(self, row: QueuedStep, prediction: Prediction, by_timestep: Sequence[int]) -> Prediction:
         """Return the response to a row with a source: with the answers of the timesteps that were skipped."""
+        versions = row.answer_versions(prediction.version, by_timestep)
+        versions = several((*(0,) * row.unknown, *versions)) if row.timestep.keep == "all" else ()
         if row.skipped and row.timestep.keep == "all":
             kept = unpack_outputs(self._served.manifest, row.kept)
             outputs = {
@@ -112,7 +117,14 @@ class Replies:
             }
             output = BatchOutput(outputs, [prediction.step], [prediction.state_id])
             prediction = replace(prediction, batch=output, row=0)
-        return replace(prediction, skipped=row.skipped, unknown=row.unknown, source_changed=row.source_changed)
+        return replace(
+            prediction,
+            skipped=row.skipped,
+            unknown=row.unknown,
+            source_changed=row.source_changed,
+            shows_version=True,
+            versions=versions,
+        )
 
     def count_applied(self, rows: Sequence[QueuedStep]) -> None:
         """Count the timesteps of rows that were applied, by transport."""
@@ -152,13 +164,16 @@ class Replies:
         """Return a stored result with the version that computed it."""
         version = self._served.version
         if isinstance(stored, IdempotencyEntry):
-            return replace(prediction, version=version, version_changed=stored.changed_version)
+            versions = stored.versions if prediction.batch.arrays and len(stored.versions) > 1 else ()
+            return replace(prediction, version=version, shows_version=stored.shows_version, versions=versions)
         if self._served.halves is not None and (pair := Standing.of(stored).pair) is not None:
             version = self._served.halves[pair.responded].version
+        if prediction.shows_version:  # it has a source
+            return replace(prediction, version=prediction.version or version)
         has_changed = bool(stored.flags & CHANGED_VERSION)
         if has_changed:  # a sweep may have moved the stream since
-            version = changed_version_of(stored.flags) or version
-        return replace(prediction, version=version, version_changed=has_changed)
+            version = version_of(stored.flags) or version
+        return replace(prediction, version=version, shows_version=has_changed)
 
     def reply(self, row: QueuedStep, result: Prediction | ServiceError) -> None:
         """Reply to one row, unless it has its response, and end its reservation of a stream."""

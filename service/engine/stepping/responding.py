@@ -12,6 +12,7 @@ from service.types import STARTS
 
 if TYPE_CHECKING:
     from service.engine.stepping.queued import QueuedStep
+    from service.engine.trials.comparison import Beside
     from service.models.served import ServedModel
 
 
@@ -19,14 +20,17 @@ class Responding(NamedTuple):
     """The versions that have responded to the rows of a batch.
 
     Attributes:
-        versions: The number of each.
+        versions: The number of each; in a chunk, of the one that has responded to its last timestep.
         fingerprints: The fingerprint of each, 8 bytes.
         changed: Whether each is another one than before.
+        by_timestep: For each row of several versions, the number of the one that has responded to each timestep; empty
+            for all others.
     """
 
     versions: Sequence[int]
     fingerprints: Sequence[bytes]
     changed: Sequence[bool]
+    by_timestep: Sequence[tuple[int, ...]]
 
     def select(self, indices: Sequence[int]) -> Responding:
         """Return some of the rows."""
@@ -34,7 +38,7 @@ class Responding(NamedTuple):
 
 
 def responding_versions(
-    served: ServedModel, rows: Sequence[QueuedStep], before: Array, after: Array
+    served: ServedModel, rows: Sequence[QueuedStep], before: Array, after: Array, beside: Beside | None
 ) -> Responding | None:
     """Return the versions that have responded; None: that of the model, and no stream has changed its version.
 
@@ -43,13 +47,14 @@ def responding_versions(
         rows: The rows.
         before: Their packed states before the run, `(rows, bytes)` uint8.
         after: Those after it.
+        beside: Of a pair, what the run returned beside the predictions.
     """
     if served.halves is None:
         fingerprint = served.fingerprint
         changed = [row.responded_before not in (b"", fingerprint) for row in rows]
         if not any(changed):
             return None
-        return Responding([served.version] * len(rows), [fingerprint] * len(rows), changed)
+        return Responding([served.version] * len(rows), [fingerprint] * len(rows), changed, [()] * len(rows))
     halves = [(half.version, half.fingerprint) for half in served.halves]
     which = pair_rows(after)["responded"].tolist()
     versions, fingerprints = zip(*(halves[i] for i in which), strict=True)
@@ -58,7 +63,16 @@ def responding_versions(
         _has_changed(row, fingerprint, halves[was][1])
         for row, fingerprint, was in zip(rows, fingerprints, previous, strict=True)
     ]
-    return Responding(versions, fingerprints, changed)
+    return Responding(versions, fingerprints, changed, _by_timestep(served, versions, beside))
+
+
+def _by_timestep(served: ServedModel, versions: Sequence[int], beside: Beside | None) -> Sequence[tuple[int, ...]]:
+    """Return `Responding.by_timestep` of a pair: a candidate that becomes warm in a chunk responds to its end only."""
+    if beside is None or served.halves is None or served.version == served.halves[0].version:
+        return [()] * len(versions)
+    old, new = (half.version for half in served.halves)
+    compared: list[list[bool]] = beside.compared.tolist()
+    return [tuple([new if by_new else old for by_new in row]) if any(row) and not all(row) else () for row in compared]
 
 
 def is_uniform(served: ServedModel, before: Array, after: Array) -> bool:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from service.engine.watch.refusals import RefusalLog
     from service.models.registry import ModelRegistry
     from service.store.record import Record
+    from service.store.source_ids import SourceIds
     from service.store.state_store import StateStore
 
 
@@ -54,6 +55,7 @@ class StepService:
         plans: Where streams move by a release.
         comparison: Counts the committed timesteps of trials.
         drift: Observes the distributions of committed timesteps.
+        source_ids: Writes the ids of sources.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class StepService:
         plans: ReleasePlans,
         comparison: TrialComparison,
         drift: DriftMonitor,
+        source_ids: SourceIds,
     ) -> None:
         self._drift = drift
         self._plans = plans
@@ -96,6 +99,7 @@ class StepService:
             quota=quota,
             plans=plans,
             comparison=comparison,
+            source_ids=source_ids,
         )
 
     def submit(self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from service.engine.packing import finite_rows, last_prediction
@@ -16,8 +17,8 @@ from service.engine.streams.sources import NewState, StateSources, no_stream, re
 from service.errors import ServiceError
 from service.store import keys
 from service.store.listing import count_by_tenant, page
-from service.store.record import Kind, blake2b_128, decode
-from service.types import ImportedState, StreamKey, StreamList, StreamStatus
+from service.store.record import Kind, SourcePosition, blake2b_128, decode, sources_of, step_of
+from service.types import ImportedState, SourceStatus, StreamKey, StreamList, StreamStatus
 
 if TYPE_CHECKING:
     from service.engine.streams.transaction import StreamOpDeps
@@ -67,13 +68,20 @@ class StreamService:
             record.updated_ms,
             max(ttl, 0),
             {} if served is None else last_prediction(served.manifest, record.outputs),
-            record.sources[0].at if record.sources else None,
+            (await self._sources_by_id([record.sources], admission.deadline()))[0],
         )
 
     async def list(
-        self, tenant: str, model: str, *, prefix: str = "", cursor: str | None = None, limit: int = 100
+        self,
+        tenant: str,
+        model: str,
+        *,
+        prefix: str = "",
+        cursor: str | None = None,
+        limit: int = 100,
+        with_sources: bool = False,
     ) -> StreamList:
-        """Return one page of a model's streams with their steps.
+        """Return one page of a model's streams with their steps, and on request with the positions of their sources.
 
         Raises:
             ServiceError: `model_not_found`; `bad_request`: the cursor was not returned by an earlier page; or an error
@@ -83,9 +91,22 @@ class StreamService:
         self._deps.models.get(model)
         names, next_cursor = await page(store.transport, tenant, model, prefix, cursor, limit=limit, deadline=deadline)
         records = [keys.record_key(tenant, model, name) for name in names]
-        steps = await store.steps(records, deadline=deadline)
-        streams = [(name, steps[record]) for name, record in zip(names, records, strict=True) if record in steps]
-        return StreamList(streams, next_cursor)
+        heads = await store.heads(records, deadline=deadline)
+        found = [(name, heads[record]) for name, record in zip(names, records, strict=True) if record in heads]
+        streams = [(name, None if head is None else step_of(head)) for name, head in found]
+        if not with_sources:
+            return StreamList(streams, next_cursor)
+        positions = [() if head is None else sources_of(head) for _, head in found]
+        by_id = await self._sources_by_id(positions, deadline)
+        return StreamList(streams, next_cursor, {name: own for (name, _), own in zip(found, by_id, strict=True)})
+
+    async def _sources_by_id(
+        self, streams: Sequence[Sequence[SourcePosition]], deadline: float
+    ) -> Sequence[Sequence[SourceStatus]]:
+        """Return the positions of each stream's sources with their ids."""
+        digests = {source.digest for sources in streams for source in sources}
+        ids = await self._deps.source_ids.read(digests, deadline=deadline)
+        return [[SourceStatus(ids.get(digest), at) for digest, at in sources] for sources in streams]
 
     async def count(self) -> None:
         """Count every tenant's streams in the store, if their number is limited and may have changed."""

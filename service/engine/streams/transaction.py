@@ -20,6 +20,7 @@ from service.types import StreamKey
 
 if TYPE_CHECKING:
     from service.store.commits import Notification
+    from service.store.source_ids import SourceIds
 
 T = TypeVar("T")
 
@@ -34,6 +35,7 @@ class StreamOpDeps:
         admission: Accepts or rejects requests, and gives their deadlines.
         quota: Limit on the streams of a tenant; None: no limit.
         invalidate: Called with a stream that was changed or created, so that its cached record is dropped.
+        source_ids: The ids of sources.
     """
 
     store: StateStore
@@ -41,6 +43,7 @@ class StreamOpDeps:
     admission: RequestAdmission
     quota: StreamQuota | None
     invalidate: Callable[[StreamKey], None]
+    source_ids: SourceIds
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class ColumnarBatch(Sequence[QueuedStep]):
         if self.sources is None:
             return None
         before = empty_sources(len(self)) if sources is None else sources
-        digests, at = self.sources
+        digests, at, _ = self.sources
         after = advance_sources(before, digests, at)
         return None if after is None else (after, encode_sources(after, at if self.keep == "all" else at[:, -1:]))
 
@@ -212,7 +212,8 @@ class BulkBatch(ColumnarBatch):
         """Reply with columns."""
         self.answered = True
         try:
-            self._done(BulkPrediction(output, version))
+            versions = [version] * len(self) if versions is None else versions
+            self._done(BulkPrediction(output, versions, self.sources is not None))
         except Exception:  # noqa: BLE001 - a fault of the caller's callback; the commit is valid
             model, tenant = self._bulk.keys[0].model, self._bulk.keys[0].tenant
             _log.exception("The callback of a bulk request failed (model=%s, tenant=%s)", model, tenant)
@@ -285,9 +286,11 @@ class CoalescedBatch(ColumnarBatch):
     def reply(self, output: BatchOutput, version: int, versions: Sequence[int] | None = None) -> None:
         """Reply to each row."""
         self.answered = True
+        shows_version = self.has_source
         for i, done in enumerate(self._dones):
             try:
-                done(Prediction(output, i, False, False, version if versions is None else versions[i]))
+                own = version if versions is None else versions[i]
+                done(Prediction(output, i, False, False, own, shows_version=shows_version))
             except Exception:  # noqa: BLE001 - a fault in one callback must not fail the others; it is logged
                 key = self._streams[i].key
                 _log.exception("The callback of a step failed (model=%s, stream=%s)", key.model, key.stream)

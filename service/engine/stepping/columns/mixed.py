@@ -21,7 +21,7 @@ from service.engine.stepping.responding import is_uniform
 from service.engine.trials.plans import BatchPlans
 from service.models.paired import PairedModel
 from service.store.commits import ColumnarCommits, JoinedCommits
-from service.store.record import HEADER_BYTES
+from service.store.record import HEADER_BYTES, version_flags
 from service.store.record_arrays import HEADER_DTYPE, OPAQUE_HEADER, empty_sources, encode_records, guards
 from service.types import BatchOutput
 
@@ -273,6 +273,9 @@ class MixedPipeline:
         for committer, rows, _, _ in parts:
             hashes += committer.extend(before[rows], op_ids[rows])
         set_next(headers, op_ids, batch.length, hashes)
+        if batch.sources is not None:
+            headers["flags"][records.others] |= np.uint32(version_flags(self._deps.served.version))
+            headers["flags"][records.pairs] |= np.uint32(version_flags(self._pair_deps.served.version))
         committed = []
         for (_, rows, states, beside), commits in zip(parts, columns, strict=True):
             own = headers[rows]

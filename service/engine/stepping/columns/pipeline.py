@@ -61,6 +61,12 @@ class ColumnarPipeline(BatchPipeline):
     def _oldest_received(self, rows: Sequence[QueuedStep]) -> float:
         return super()._oldest_received(rows) if isinstance(rows, list) else cast("ColumnarBatch", rows).oldest_received
 
+    def _source_ids_of(self, rows: Sequence[QueuedStep]) -> Sequence[str]:
+        if isinstance(rows, list):
+            return super()._source_ids_of(rows)
+        sources = cast("ColumnarBatch", rows).sources
+        return () if sources is None else sources.ids
+
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
         if isinstance(rows, list):
             return await super()._attempt(rows, deadline)
@@ -94,9 +100,10 @@ class ColumnarPipeline(BatchPipeline):
             row.cached_sources = sources_before
             return await self._commit_finite_rows([row], headers, state, expiry, run, deadline)
         outputs = b"".join([run.outputs[spec.name].tobytes() for spec in served.manifest.answered])
-        answered_at = () if batch.sources is None else batch.sources.at[0].tolist()
+        answered_at, version = ((), 0) if batch.sources is None else (batch.sources.at[0].tolist(), served.version)
+        updated_ms, new_state = int(time.time() * 1000), run.states.tobytes()
         record, step, history_hash = encode_next(
-            header, batch.op_ids[0], int(time.time() * 1000), outputs, run.states.tobytes(), sources, answered_at
+            header, batch.op_ids[0], updated_ms, outputs, new_state, sources, answered_at, version
         )
         results = await self._committer.send([Commit(names[0], header[GUARD_AT], record)], expiry_set_at, deadline)
         if 0 in results.not_applied:
@@ -105,6 +112,8 @@ class ColumnarPipeline(BatchPipeline):
             return self._committer.handle_results(list(batch), committed, [], results)
         new_expiry = expiry_set_at if results.expiry_set_at is None else results.expiry_set_at
         self._cache.put_one(names[0], CachedRecord(header_of(record), run.states, new_expiry, sources))
+        if sources and results.expiry_set_at is not None:
+            self._source_ids.renew_soon([source.digest for source in sources])
         self._replies.reply_columnar(batch, BatchOutput(run.outputs, [step], [history_hash]))
         if self._sampler is not None and not self._sampler.skips():
             self._sampler.add(names, inputs, run.outputs)
@@ -157,7 +166,8 @@ class ColumnarPipeline(BatchPipeline):
         header_bytes = HEADER_BYTES if section is None else HEADER_BYTES + section.shape[1]
         commits = ColumnarCommits(names, header_bytes + packed.shape[1] + states.shape[1])
         commits.guards[:] = guards(headers)  # of the old headers, which the next line overwrites
-        history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers)
+        version = 0 if batch.sources is None else served.version
+        history_hashes = self._committer.advance_headers(batch.op_ids, batch.length, headers, version=version)
         encode_records(commits.records, headers, packed, states, section)
         results = await self._committer.send(commits, float(expiry_set_at.min()), deadline)
         committed = CommittedRows(names, headers, states, expiry_set_at, outputs, history_hashes, sources, run.beside)

@@ -63,16 +63,20 @@ class JoinedOutcomes:
         for part, rows in enumerate(self._parts):
             outcomes = self._outcomes[part]
             if isinstance(outcomes, BulkPrediction):
-                output, version = outcomes.batch, outcomes.version
-                outcomes = [Prediction(output, i, version=version) for i in range(len(rows))]
+                output, shows_version = outcomes.batch, outcomes.shows_version
+                outcomes = [
+                    Prediction(output, i, version=version, shows_version=shows_version)
+                    for i, version in enumerate(outcomes.versions)
+                ]
             for row, outcome in zip(rows, outcomes, strict=True):
                 results[row] = outcome
         return results
 
     def _joined_columns(self, n_rows: int) -> BulkPrediction:
         """Return the results of parts that were all applied as columns."""
-        outputs = [self._outcomes[part] for part in range(len(self._parts))]
-        batches = [outcome.batch for outcome in outputs if isinstance(outcome, BulkPrediction)]
+        outcomes = [self._outcomes[part] for part in range(len(self._parts))]
+        columns = [outcome for outcome in outcomes if isinstance(outcome, BulkPrediction)]
+        batches = [outcome.batch for outcome in columns]
         order = np.argsort(np.concatenate([np.asarray(rows, np.intp) for rows in self._parts]))
         steps = [*chain.from_iterable(batch.steps for batch in batches)]
         state_ids = [*chain.from_iterable(batch.state_ids for batch in batches)]
@@ -83,8 +87,8 @@ class JoinedOutcomes:
         at = order.tolist()
         assert len(at) == n_rows
         joined = BatchOutput(arrays, _items(steps, at), _items(state_ids, at))
-        first = outputs[0]
-        return BulkPrediction(joined, first.version if isinstance(first, BulkPrediction) else 0)
+        versions = [*chain.from_iterable(outcome.versions for outcome in columns)]
+        return BulkPrediction(joined, _items(versions, at), columns[0].shows_version)
 
 
 def _items(items: Sequence[_ItemT], indices: Sequence[int]) -> list[_ItemT]:
