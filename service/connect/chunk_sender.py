@@ -33,18 +33,27 @@ class AppliedChunks:
         chunks: One for each stream.
         steps: The step of each one's last timestep.
         state_ids: The state id behind it; None: the stream is beyond it.
+        versions: The version that made the prediction of each one's last timestep.
         outputs: The predictions, `(chunks, T, *row)`.
         skipped: The first timesteps of each chunk that were not applied, because they are before its stream's position;
             empty: all were applied.
         unknown: The first timesteps of each chunk whose predictions are not known any more.
+        by_timestep: The version of each timestep, of chunks that have several; empty: no chunk has.
     """
 
     chunks: list[StreamChunk]
     steps: Sequence[int]
     state_ids: Sequence[str | None]
+    versions: Sequence[int | None]
     outputs: Mapping[str, Array]
     skipped: Sequence[int]
     unknown: int = 0
+    by_timestep: Sequence[Sequence[int | None] | None] = ()
+
+    def version_of(self, number: int, place: int) -> int | None:
+        """Return the version that made a prediction: of a chunk by its index, and a timestep by its place in it."""
+        own = self.by_timestep[number] if self.by_timestep else None
+        return own[place] if own else self.versions[number]
 
     @property
     def n_timesteps(self) -> int:
@@ -62,9 +71,12 @@ class AppliedChunks:
         """Return one chunk with its result; None: it was applied before, and no prediction of it is known any more."""
         if found is None:
             length = len(chunk.timesteps)
-            return cls([chunk], [0], [None], {}, [length], length)
+            return cls([chunk], [0], [None], [None], {}, [length], length)
         outputs = {name: array[None] for name, array in found.outputs.items()}
-        return cls([chunk], [found.step], [found.state_id or None], outputs, [found.skipped], found.unknown)
+        return cls(
+            [chunk], [found.step], [found.state_id or None], [found.version], outputs, [found.skipped], found.unknown,
+            [found.versions],
+        )  # fmt: skip
 
 
 OnRejected = Callable[[Sequence[int], ClientError], Awaitable[None]]
@@ -117,7 +129,12 @@ class _Round:
             reply = await self._reply(chunks)
             if isinstance(reply, BulkReply) and not reply.errors and not any(reply.unknown) and None not in reply.step:
                 steps: Any = reply.step  # no None is in it
-                self.applied.append(AppliedChunks(chunks, steps, reply.state_id, reply.arrays(), reply.skipped))
+                self.applied.append(
+                    AppliedChunks(
+                        chunks, steps, reply.state_id, reply.version, reply.arrays(), reply.skipped,
+                        by_timestep=reply.versions,
+                    )
+                )  # fmt: skip
                 return
             again, last = [], None
             for chunk, found in zip(chunks, await self._results(chunks, reply), strict=True):

@@ -232,7 +232,7 @@ class Connector:
                     "state_id": applied.state_ids[number] if place == last else None,
                     "source": {"id": source, "at": at},
                     "model": self._model.name,
-                    "version": self._model.version,
+                    "version": applied.version_of(number, place),
                 }
                 yield OutMessage(chunk.stream, source, at if source != self._mapper.own_source else None, document)
 
