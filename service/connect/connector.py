@@ -13,7 +13,7 @@ from service.client.results import ClientError
 from service.connect.brokers.protocol import MessageReader, MessageWriter
 from service.connect.chunk_sender import AppliedChunks, ChunkSender
 from service.connect.counters import ConnectCounters
-from service.connect.dead_letters import dead_letter
+from service.connect.dead_letters import dead_letter, undelivered_letter
 from service.connect.late_timesteps import LateTimesteps
 from service.connect.mapping.poll_mapper import MappedPoll, PollMapper
 from service.connect.mapping.unseen_fields import UnseenFields
@@ -237,9 +237,12 @@ class Connector:
                 yield OutMessage(chunk.stream, source, at if source != self._mapper.own_source else None, document)
 
     async def _write(self, predictions: list[OutMessage]) -> None:
-        if predictions and self._writer is not None:
-            await self._writer.write(predictions)
-            self._counters.add(predictions=len(predictions))
+        if not predictions or self._writer is None:
+            return
+        refused = await self._writer.write(predictions)
+        self._counters.add(predictions=len(predictions) - len(refused))
+        if refused:
+            await self._write_dead_letters([undelivered_letter(*one) for one in refused])
 
     async def _on_rejected(self, poll: MappedPoll, timesteps: Sequence[int], error: ClientError) -> None:
         await self._write_dead_letters(
@@ -251,7 +254,11 @@ class Connector:
             self._counters.add_dead_letter(letter.document["code"])
         if self._dead_letters is not None:
             async with self._writing_dead_letters:
-                await self._dead_letters.write(letters)
+                refused = await self._dead_letters.write(letters)
+            if refused:
+                self._report(
+                    f"{counted(len(refused), 'dead letter')} cannot be written. The first one: {refused[0].reason}"
+                )
             return
         first = letters[0].document
         self._report(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 from model_export.errors import StepwellError
 from service.recorded.csv_header import CsvHeader
@@ -160,3 +160,15 @@ class OutMessage:
     source: str
     at: int | None
     document: dict[str, Any]
+
+
+class Undeliverable(NamedTuple):
+    """A message that its writer cannot write now or later, such as one to an illegal topic; others are not concerned.
+
+    Attributes:
+        message: The message.
+        reason: What was found and what was expected.
+    """
+
+    message: OutMessage
+    reason: str

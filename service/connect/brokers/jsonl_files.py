@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 import msgspec
 
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, ConnectError, ConnectUsageError, OutMessage
+from service.connect.messages import BrokerMessage, ConnectError, ConnectUsageError, OutMessage, Undeliverable
 from service.connect.urls import BrokerUrl
 from service.recorded.csv_header import CsvHeader
 
@@ -182,8 +182,8 @@ class FileWriter:
         except OSError as exc:
             raise ConnectError(f"{self._path} cannot be written: {exc.strerror}.", fix="Give another place.") from exc
 
-    async def write(self, messages: Sequence[OutMessage]) -> None:
-        """Append the messages that are not there yet."""
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
+        """Append the messages that are not there yet; a file takes all."""
         assert self._file is not None
         lines = []
         for message in messages:
@@ -197,6 +197,7 @@ class FileWriter:
             await asyncio.to_thread(_append, self._file, b"".join(lines))
         except OSError as exc:
             raise ConnectError(f"{self._path} cannot be written: {exc.strerror}.", fix="Free some space.") from exc
+        return ()
 
     async def close(self) -> None:
         """Close the file."""
