@@ -176,8 +176,8 @@ class MqttWriter:
         self._encode = _ENCODE[body_format]
         self._session: MqttSession | None = None
         self._refused: dict[int, str] = {}  # why the broker refuses a message, by its id
-        # By topic, with the time until which it is not tried again. Mosquitto 2.0.21 ends the connection after a message
-        # that it refuses: without this it would do so for ever, and the other topics would get nothing
+        # By topic, with the time until which it is not tried again. Mosquitto 2.0.21 ends the connection after it has
+        # refused a message: without this it would do so for ever, and the other topics would get nothing
         self._refused_topics: dict[str, tuple[float, str]] = {}
 
     async def open(self) -> None:
