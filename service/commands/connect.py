@@ -106,6 +106,10 @@ def connect(
         _print_rows(rows, as_json=as_json)
         if error is not None:
             raise error
+        if rows and all("reason" in row for row in rows):
+            raise ConnectError(
+                f"None of the {counted(len(rows), 'message')} can be used.", fix="Correct the mapping, or the messages."
+            )
         return
     serve_metrics(session.counters.registry, metrics_host, metrics_port)
     run_on_loop(_carry(session, as_json=as_json))
