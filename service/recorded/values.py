@@ -11,8 +11,8 @@ import numpy as np
 
 from model_export.manifest import Array, InputSpec
 from service.recorded.errors import RecordedDataError
+from service.text_values import is_missing
 
-_MISSING = {"", "na", "n/a", "nan", "null", "none"}
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 
 Cells = Sequence[Any] | Array
@@ -132,7 +132,7 @@ def cast(values: Array, spec: InputSpec, names: Sequence[str], where: str, first
 
 def _number(cell: Any, where: str, row: int) -> float:
     text = "" if cell is None else str(cell).strip()
-    if text.lower() in _MISSING:
+    if is_missing(text):
         return float("nan")
     if text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
@@ -147,7 +147,7 @@ def _number(cell: Any, where: str, row: int) -> float:
 
 def _time(cell: Any, where: str, row: int) -> float:
     text = "" if cell is None else str(cell).strip()
-    if text.lower() in _MISSING:
+    if is_missing(text):
         return float("nan")
     try:
         return float(text)
