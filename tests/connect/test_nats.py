@@ -12,6 +12,7 @@ import pytest
 
 from service.connect.brokers import make_reader
 from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import ConnectError
 from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, nats
 from tests.connect.connectors import (
@@ -365,4 +366,18 @@ async def test_once_ends_where_nothing_of_the_subject_is_left(subjects: NatsSubj
     found = await next_messages(reader, 2)
 
     assert (len(found), reader.is_done) == (1, True)
+    await reader.close()
+
+
+async def test_a_bucket_that_keeps_a_lease_for_ever_is_refused(subjects: NatsSubjects) -> None:
+    """Nobody would take over from a connector that was killed."""
+
+    async def create(js: Any) -> None:
+        await js.create_key_value(bucket="stepwell-connect")
+
+    await asyncio.to_thread(subjects.run, create)
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}")), ReaderOptions())
+
+    with pytest.raises(ConnectError, match="keeps entries for ever; a lease needs 10 s"):
+        await reader.open()
     await reader.close()

@@ -80,7 +80,9 @@ def _decode_csv(body: bytes, delimiter: str = ",") -> list[TextValue]:
     try:
         [row] = csv.reader([body.decode().rstrip("\r\n")], delimiter=delimiter, strict=True)
     except (UnicodeDecodeError, csv.Error, ValueError) as exc:
-        raise BadMessageError("bad_message", f"the message is not one line of CSV: {exc}") from exc
+        raise BadMessageError(
+            "bad_message", f"the message is not one line of CSV, in which no cell has a line break: {exc}"
+        ) from exc
     return [TextValue(cell) for cell in row]
 
 
