@@ -310,15 +310,15 @@ def test_check_creates_no_consumer(service: ServiceProcess, subjects: NatsSubjec
     assert 'shown: {"x": [5]}' in one.text()
 
 
-async def test_a_stream_that_is_no_part_of_a_subject_is_refused_alone(subjects: NatsSubjects) -> None:
-    """Its prediction would be published to another subject."""
-    messages = [out_message(one, n) for n, one in enumerate(["ok", "a.b", "a@b:c", "ok"])]
+async def test_a_stream_that_makes_an_illegal_subject_is_refused_alone(subjects: NatsSubjects) -> None:
+    """Ids may begin and end with a dot, and have two in a row."""
+    messages = [out_message(one, n) for n, one in enumerate(["a.b", "a..b", ".a", "a.", "a@b:c"])]
 
-    [refused] = await write(subjects.url("out.{stream}"), messages)
+    refused = await write(subjects.url("out.{stream}"), messages)
 
-    assert refused.message is messages[1]
-    assert refused.reason == "the stream 'a.b' is no part of a subject: a dot would divide it"
-    assert [one for one, _ in await asyncio.to_thread(subjects.read, "OUT")] == ["out.ok", "out.a@b:c", "out.ok"]
+    assert [one.message for one in refused] == messages[1:4]
+    assert refused[0].reason == "the subject 'out.a..b' is illegal: it has an empty part"
+    assert [one for one, _ in await asyncio.to_thread(subjects.read, "OUT")] == ["out.a.b", "out.a@b:c"]
 
 
 async def test_a_stream_whose_subject_no_jetstream_stream_has_is_refused_alone(subjects: NatsSubjects) -> None:

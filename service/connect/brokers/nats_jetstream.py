@@ -233,7 +233,9 @@ class NatsReader:
 
 
 class NatsWriter:
-    """Publishes messages into JetStream; `{stream}` in the subject is replaced by the stream's id, if it has no dot.
+    """Publishes messages into JetStream; `{stream}` in the subject is replaced by the stream's id.
+
+    The dots of an id divide the subject, so that a stream `a.b` needs a subject such as `predictions.>`.
 
     Each message has an id, so the server drops one that is there within its window for duplicates (two minutes if the
     stream has no other limit).
@@ -257,8 +259,8 @@ class NatsWriter:
         sent: list[tuple[OutMessage, asyncio.Future[Any]]] = []
         with _nats_errors(self._url):
             for one in messages:
-                if self._url.is_per_stream and "." in one.key:
-                    reason = f"the stream {one.key!r} is no part of a subject: a dot would divide it"
+                if not all(self._url.target(one.key).split(".")):
+                    reason = f"the subject {self._url.target(one.key)!r} is illegal: it has an empty part"
                     refused.append(Undeliverable(one, reason))
                     continue
                 headers = None if one.at is None else {"Nats-Msg-Id": f"{one.key}|{one.source}|{one.at}"}
