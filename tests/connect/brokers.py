@@ -55,6 +55,7 @@ class BrokerProcess:
     def pause(self) -> None:
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
 
     def resume(self) -> None:
         assert self._process is not None
