@@ -12,6 +12,7 @@ import re
 from service.errors import ServiceError
 from service.ids import check_stream_id
 
+_MISSING = frozenset(("", "na", "n/a", "nan", "null", "none"))
 _JSON_NUMBER = re.compile(r"[ \t\r\n]*(-?(?:0|[1-9][0-9]*))((?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)[ \t\r\n]*")
 _LONGEST_INTEGER = 4300  # digits that Python converts
 _LONGEST_ID_BITS = 512  # more than 128 digits have; `str` refuses very long ones
@@ -30,6 +31,11 @@ def number_of(text: str) -> int | float | None:
         return None
     integer, rest = found.groups()
     return float(integer + rest) if rest or len(integer) > _LONGEST_INTEGER else int(integer)
+
+
+def is_missing(text: str) -> bool:
+    """Whether a text stands for a value that is not there: an empty cell, `NA`, `n/a`, `nan`, `null` or `None`."""
+    return text.strip(" \t").lower() in _MISSING
 
 
 def stream_id_of(value: object) -> str:
@@ -59,4 +65,4 @@ def stream_id_of(value: object) -> str:
             f"The stream id is {repr(value)[:_PREVIEW]}; expected a text or an integer.",
             fix="Write it as a text.",
         )
-    return check_stream_id(value)
+    return check_stream_id(str(value))  # not a subclass, which encoders refuse

@@ -242,7 +242,8 @@ ALERTS: Final = (
         "5m",
         "warning",
         "Alarms cannot be delivered to {{ $labels.target }}.",
-        "They are kept and sent again. Check the target, and `stepwell_alert_undelivered`.",
+        "They are sent again; one that is refused ten times is set aside in the store, and the command's log has the "
+        "status. Check the target, and `stepwell_alert_undelivered`.",
     ),
     Alert(
         "Restarts",

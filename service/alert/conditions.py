@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_export.manifest import Array
+from service.errors import counted
 
 Values = Any
 """One value a timestep, `(T,)`, or one for all of them; of a whole tensor `(T, *row)`."""
@@ -101,11 +102,19 @@ class AlarmCondition:
                 found = ", ".join(known) or "none"
                 raise ConditionError(f"{one} is not there; the model's {one.group} are {found}")
             shape = tuple(known[one.name])
-            fits = len(one.place) <= len(shape) and all(
-                -size <= i < size for i, size in zip(one.place, shape, strict=False)
-            )
+            if len(one.place) > len(shape):
+                raise ConditionError(
+                    f"{one} has {counted(len(one.place), 'index', 'indices')}; a timestep of {one.name} has the shape "
+                    f"{list(shape)}, so give {len(shape)}"
+                )
+            for axis, (i, size) in enumerate(zip(one.place, shape, strict=False)):
+                if not -size <= i < size:
+                    raise ConditionError(
+                        f"{one} has the index {i} on axis {axis}; a timestep of {one.name} has the shape "
+                        f"{list(shape)}, so give 0 to {size - 1}"
+                    )
             is_number = int(np.prod(shape[len(one.place) :], dtype=np.int64)) == 1
-            if not fits or not (is_number or one.reduced):
+            if not is_number and not one.reduced:
                 raise ConditionError(
                     f"{one} is not one number: a timestep of {one.name} has the shape {list(shape)}; "
                     "give an index for each axis, or min(..) or max(..) of it"

@@ -30,7 +30,7 @@ class AlertCounters:
         self.registry = CollectorRegistry()
         self.leads = False
         self._started, self._clock = clock(), clock
-        self._values = dict.fromkeys((*_COUNTS, "raised", "cleared", "delivered", "failed_deliveries"), 0)
+        self._values = dict.fromkeys((*_COUNTS, "raised", "cleared", "delivered", "failed_deliveries", "refused"), 0)
         self._gauges: dict[str, Callable[[], int]] = {"streams": lambda: 0, "undelivered": lambda: 0}
         self._counters = {
             name: Counter(f"stepwell_alert_{name}", text, registry=self.registry) for name, text in _COUNTS.items()
@@ -39,7 +39,9 @@ class AlertCounters:
             "stepwell_alert_alarms", "Alarms that were raised or cleared.", ["rule", "state"], registry=self.registry
         )
         self._deliveries = Counter(
-            "stepwell_alert_deliveries", "Attempts to deliver alarms, by target and result.", ["target", "result"],
+            "stepwell_alert_deliveries",
+            "Attempts to deliver alarms, by target and result; refused: alarms that were set aside.",
+            ["target", "result"],
             registry=self.registry,
         )  # fmt: skip
         leads = Gauge("stepwell_alert_leads", "1: this process evaluates the rules; 0: it stands by.",
@@ -67,11 +69,12 @@ class AlertCounters:
         self._values[alarm.state] += 1
         self._alarms.labels(alarm.rule, alarm.state).inc()
 
-    def add_delivery(self, target: str, *, delivered: int = 0, failed: int = 0) -> None:
-        """Count attempts to deliver alarms to a target."""
+    def add_delivery(self, target: str, *, delivered: int = 0, failed: int = 0, refused: int = 0) -> None:
+        """Count attempts to deliver alarms to a target, and the alarms that were set aside because it refuses them."""
         self._values["delivered"] += delivered
         self._values["failed_deliveries"] += failed
-        for result, count in (("delivered", delivered), ("failed", failed)):
+        self._values["refused"] += refused
+        for result, count in (("delivered", delivered), ("failed", failed), ("refused", refused)):
             if count:
                 self._deliveries.labels(target, result).inc(count)
 

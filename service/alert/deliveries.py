@@ -7,20 +7,21 @@ import hashlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
 from service.alert.counters import AlertCounters
-from service.alert.errors import TargetUnavailableError
+from service.alert.errors import AlarmRefusedError, TargetUnavailableError
 from service.alert.rules import AlarmTarget
 from service.alert.webhook import Webhook
 from service.background import cancel
 from service.connect.brokers import make_writer
 from service.connect.messages import ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
-from service.errors import ServiceError
+from service.errors import ServiceError, counted
 from service.store.alerts import AlertStore
 
 _AT_ONCE: Final = 500
@@ -30,6 +31,14 @@ _POLL_S: Final = 1.0
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 30.0
 _POSITION_BITS: Final = 20
+_FINAL_REFUSALS: Final = 10
+"""Refusals in a row of a stream's alarms after which an alarm is set aside: with the pauses, within two minutes."""
+
+_MOST_REFUSED: Final = 100_000
+_REPORT_EVERY_S: Final = 30.0
+_SECRET_OPTIONS: Final = frozenset(
+    ("access_token", "api_key", "apikey", "auth", "code", "key", "password", "secret", "sig", "signature", "token")
+)
 
 
 class WaitingAlarm(NamedTuple):
@@ -72,19 +81,44 @@ class DeliveryOptions(NamedTuple):
     group: str
 
 
-def make_delivery(target: AlarmTarget, options: DeliveryOptions) -> WebhookDelivery | BrokerDelivery:
+def make_delivery(target: AlarmTarget, target_id: str, options: DeliveryOptions) -> WebhookDelivery | BrokerDelivery:
     """Return the delivery to a target.
+
+    Args:
+        target: The target.
+        target_id: The id of its outbox.
+        options: What every delivery needs.
 
     Raises:
         MissingExtraError: The broker's client library is not installed.
         ConnectUsageError: The broker's URL is wrong.
     """
-    return (WebhookDelivery if target.is_webhook else BrokerDelivery)(target, options)
+    return (WebhookDelivery if target.is_webhook else BrokerDelivery)(target, target_id, options)
 
 
-def target_id(target: AlarmTarget) -> str:
-    """Return the id of a target's outbox; a URL may have a password, so it is not the URL."""
-    return hashlib.blake2b(target.url.encode(), digest_size=8).hexdigest()
+def target_ids(targets: Sequence[AlarmTarget]) -> list[str]:
+    """Return the id of each target's outbox.
+
+    It is made of the URL without passwords, tokens and other secrets: what waits for a target stays when one of them is
+    replaced. Targets whose URLs differ in nothing else are numbered in their order.
+    """
+    places = [_place_of(target.url) for target in targets]
+    ids = []
+    for target, place in zip(targets, places, strict=True):
+        alike = dict.fromkeys(one.url for one, other in zip(targets, places, strict=True) if other == place)
+        number = list(alike).index(target.url)
+        text = place if number == 0 else f"{place} {number}"
+        ids.append(hashlib.blake2b(text.encode(), digest_size=8).hexdigest())
+    return ids
+
+
+def _place_of(url: str) -> str:
+    """Return a URL without what is secret in it."""
+    parts = urlsplit(url, allow_fragments=False)
+    login, at, host = parts.netloc.rpartition("@")
+    user = login.partition(":")[0]
+    options = [one for one in parts.query.split("&") if one.partition("=")[0].lower() not in _SECRET_OPTIONS]
+    return f"{parts.scheme}://{user}{at}{host}{parts.path}?{'&'.join(options)}"
 
 
 class _Pauses:
@@ -95,6 +129,9 @@ class _Pauses:
         self._report = report
         self._failures = 0
         self._resume_at = 0.0
+        self._refused_at = float("-inf")
+        self._n_set_aside = 0
+        self._set_aside_at = float("-inf")
 
     def failed(self, reason: object) -> None:
         now = time.monotonic()
@@ -104,6 +141,23 @@ class _Pauses:
             self._report(f"{self._name} does not accept alarms, which are sent again: {reason}")
         self._failures += 1
         self._resume_at = now + pause_after(self._failures)
+
+    def refused(self, reason: object) -> None:
+        """Report that an alarm is refused; the others do not wait for it."""
+        now = time.monotonic()
+        if now >= self._refused_at + _REPORT_EVERY_S:
+            self._refused_at = now
+            self._report(f"{self._name} refuses an alarm, which is sent again: {reason}")
+
+    def set_aside(self, n: int, reason: object, place: str) -> None:
+        """Report alarms that are not sent again, some at a time."""
+        self._n_set_aside += n
+        now = time.monotonic()
+        if now >= self._set_aside_at + _REPORT_EVERY_S:
+            self._set_aside_at = now
+            found = counted(self._n_set_aside, "alarm")
+            self._report(f"{self._name} refuses {found} ({reason}), which are set aside in the store as {place}")
+            self._n_set_aside = 0
 
     def worked(self) -> None:
         if self._failures:
@@ -122,10 +176,14 @@ def pause_after(failures: int) -> float:
 
 
 class _OutboxDelivery:
-    """What every delivery has: the outbox of its target, and its pauses."""
+    """What every delivery has: the outbox of its target, and its pauses.
 
-    def __init__(self, target: AlarmTarget, name: str, options: DeliveryOptions) -> None:
-        self._id = target_id(target)
+    Attributes:
+        id: The id of the outbox.
+    """
+
+    def __init__(self, target_id: str, name: str, options: DeliveryOptions) -> None:
+        self.id = target_id
         self._name = name
         self._options = options
         self._pauses = _Pauses(name, options.report)
@@ -135,15 +193,27 @@ class _OutboxDelivery:
         """Check the outbox now."""
         self._woken.set()
 
+    async def _set_aside(self, entry: str, body: bytes, reason: str) -> None:
+        """Keep an alarm that the target refuses in another place than the outbox, once the store replies."""
+        store = self._options.store
+        await _until_stored(lambda: store.set_aside(self.id, entry, body, reason))
+        self._options.counters.add_delivery(self._name, refused=1)
+        self._pauses.set_aside(1, reason, store.refused_key(self.id))
+
 
 class WebhookDelivery(_OutboxDelivery):
-    """Posts alarms to a webhook: those of one stream one after the other, of some streams at the same time."""
+    """Posts alarms to a webhook: those of one stream one after the other, of some streams at the same time.
 
-    def __init__(self, target: AlarmTarget, options: DeliveryOptions) -> None:
+    An alarm that is refused ten times in a row is set aside; those of its stream that follow it are tried once each,
+    until one is accepted. Meanwhile those of other streams are delivered.
+    """
+
+    def __init__(self, target: AlarmTarget, target_id: str, options: DeliveryOptions) -> None:
         """Use `make_delivery`."""
         self._webhook = Webhook(target)
-        super().__init__(target, self._webhook.name, options)
+        super().__init__(target_id, self._webhook.name, options)
         self._pending: dict[tuple[str, str], deque[WaitingAlarm]] = {}
+        self._refused: set[tuple[str, str]] = set()  # the keys of those whose first alarm was refused
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_CONCURRENT)
 
@@ -157,7 +227,7 @@ class WebhookDelivery(_OutboxDelivery):
         try:
             while True:
                 self._woken.clear()
-                entries = await self._unsent(last) if len(self) < _MOST_PENDING else []
+                entries = await self._unsent(last) if self._has_room() else []
                 for entry, body in entries:
                     self._start(WaitingAlarm.of(entry, body))
                     last = entry
@@ -167,9 +237,14 @@ class WebhookDelivery(_OutboxDelivery):
             await cancel(self._tasks)
             await self._webhook.close()
 
+    def _has_room(self) -> bool:
+        """Whether more alarms may be read: those that are refused take no room from the others."""
+        n_refused = sum(len(self._pending[key]) for key in self._refused)
+        return n_refused < _MOST_REFUSED and len(self) - n_refused < _MOST_PENDING
+
     async def _unsent(self, last: str) -> Sequence[tuple[str, bytes]]:
         try:
-            return await self._options.store.unsent(self._id, last, _AT_ONCE)
+            return await self._options.store.unsent(self.id, last, _AT_ONCE)
         except ServiceError:
             return ()  # the store does not respond: the outbox is read again later
 
@@ -185,42 +260,61 @@ class WebhookDelivery(_OutboxDelivery):
 
     async def _deliver(self, key: tuple[str, str]) -> None:
         """Deliver the alarms of one stream."""
-        waiting, failures = self._pending[key], 0
+        waiting, failures, refusals = self._pending[key], 0, 0
         while waiting:
-            if await self._attempt(waiting[0]):
+            try:
+                accepted = await self._attempt(waiting[0])
+            except AlarmRefusedError as exc:
+                accepted = False
+                self._refused.add(key)
+                refusals += 1
+                if refusals >= _FINAL_REFUSALS:
+                    alarm = waiting.popleft()
+                    await self._set_aside(alarm.entry, alarm.body, exc.problem)
+                    continue
+            if accepted:
                 waiting.popleft()
-                failures = 0
+                self._refused.discard(key)
+                failures = refusals = 0
             else:
                 failures += 1
                 await asyncio.sleep(pause_after(failures))
+        self._refused.discard(key)
         del self._pending[key]
 
     async def _attempt(self, alarm: WaitingAlarm) -> bool:
+        """Send an alarm once; returns whether the receiver has it now.
+
+        Raises:
+            AlarmRefusedError: The receiver refuses it.
+        """
+        counters = self._options.counters
         async with self._slots:
             await self._pauses.wait()
             if not self._options.may_send():
                 return False
             try:
-                accepted = await self._webhook.post(alarm.body)
-            except TargetUnavailableError as exc:
+                await self._webhook.post(alarm.body)
+            except (TargetUnavailableError, AlarmRefusedError) as exc:
+                counters.add_delivery(self._name, failed=1)
+                if isinstance(exc, AlarmRefusedError):
+                    self._pauses.refused(exc)
+                    raise
                 self._pauses.failed(exc)
-                accepted = False
-            else:
-                if accepted:
-                    self._pauses.worked()
-            self._options.counters.add_delivery(self._name, delivered=accepted, failed=not accepted)
-        if accepted:
-            await _mark_sent(self._options.store, self._id, [alarm.entry])
-        return accepted
+                return False
+            self._pauses.worked()
+            counters.add_delivery(self._name, delivered=1)
+        await _until_stored(lambda: self._options.store.mark_sent(self.id, [alarm.entry]))
+        return True
 
 
 class BrokerDelivery(_OutboxDelivery):
     """Writes alarms to a topic, stream, queue or file, in the order of the outbox."""
 
-    def __init__(self, target: AlarmTarget, options: DeliveryOptions) -> None:
+    def __init__(self, target: AlarmTarget, target_id: str, options: DeliveryOptions) -> None:
         """Use `make_delivery`."""
         url = BrokerUrl.parse(target.url)
-        super().__init__(target, url.text, options)
+        super().__init__(target_id, url.text, options)
         self._writer = make_writer(url, "json")
         self._n_pending = 0
 
@@ -246,14 +340,18 @@ class BrokerDelivery(_OutboxDelivery):
 
     async def _write_some(self) -> bool:
         """Write the oldest alarms that wait; returns whether there were any."""
-        entries = await self._options.store.unsent(self._id, "", _AT_ONCE) if self._options.may_send() else []
+        entries = await self._options.store.unsent(self.id, "", _AT_ONCE) if self._options.may_send() else []
         self._n_pending = len(entries)
         if not entries:
             return False
-        await self._writer.write([self._message(*one) for one in entries])
+        messages = [self._message(*one) for one in entries]
+        refused = {id(one.message): one.reason for one in await self._writer.write(messages)}
         self._pauses.worked()
-        self._options.counters.add_delivery(self._name, delivered=len(entries))
-        await self._options.store.mark_sent(self._id, [entry for entry, _ in entries])
+        self._options.counters.add_delivery(self._name, delivered=len(entries) - len(refused))
+        for message, (entry, body) in zip(messages, entries, strict=True):
+            if id(message) in refused:
+                await self._set_aside(entry, body, refused[id(message)])
+        await self._options.store.mark_sent(self.id, [entry for entry, _ in entries])
         self._n_pending = 0
         return True
 
@@ -265,12 +363,12 @@ class BrokerDelivery(_OutboxDelivery):
         return OutMessage(document["stream"], f"alerts:{self._options.group}:{document['model']}", at, document)
 
 
-async def _mark_sent(store: AlertStore, target: str, entries: Sequence[str]) -> None:
-    """Delete alarms from an outbox, once the store replies."""
+async def _until_stored(write: Callable[[], Awaitable[None]]) -> None:
+    """Write to the store, once it replies."""
     failures = 0
     while True:
         try:
-            return await store.mark_sent(target, entries)
+            return await write()
         except ServiceError:
             failures += 1
             await asyncio.sleep(pause_after(failures))

@@ -29,6 +29,12 @@ class TargetUnavailableError(AlertError):
     code = "target_unavailable"
 
 
+class AlarmRefusedError(AlertError):
+    """A target refuses an alarm, for a reason that is likely to stay."""
+
+    code = "alarm_refused"
+
+
 class LeaseLostError(AlertError):
     """Another process of the group has the lease now."""
 

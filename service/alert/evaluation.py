@@ -183,7 +183,7 @@ class _AlarmMaker:
         self, rule: AlarmRule, kind: AlarmKind, own: ConditionState, step: int, outputs: dict[str, Any]
     ) -> Alarm:
         alarm = self._alarm(rule, kind, "cleared", step, outputs, own.alarm)
-        own.alarm = ""
+        own.count, own.alarm = 0, ""
         return alarm
 
     def _alarm(  # noqa: PLR0917 - the parts of an alarm
@@ -230,7 +230,8 @@ def _thresholds(
     for i in range(known):
         back = known - i
         if own.alarm:
-            if clear[i]:
+            own.count = own.count + 1 if clear[i] else 0
+            if own.count >= rule.clear_for_steps:
                 alarms.append(make.cleared(rule, "when", own, update.step - back + 1, update.last_outputs(back)))
             continue
         own.count = own.count + 1 if holds[i] else 0

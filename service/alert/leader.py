@@ -15,12 +15,12 @@ import httpx2
 from websockets.exceptions import WebSocketException
 
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import BrokerDelivery, WebhookDelivery, target_id
+from service.alert.deliveries import BrokerDelivery, WebhookDelivery
 from service.alert.errors import LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.follower import StreamFollower
 from service.alert.lease import GroupLease
-from service.alert.rules import AlarmTarget, FollowedModel
+from service.alert.rules import FollowedModel
 from service.alert.stream_state import StreamUpdate
 from service.alert.updates import update_of_message
 from service.background import cancel
@@ -56,7 +56,7 @@ class AlertLeader:
         logs: Mapping[str, tuple[EventLogs, RefusalReader]],
         lease: GroupLease,
         store: AlertStore,
-        deliveries: Sequence[tuple[AlarmTarget, WebhookDelivery | BrokerDelivery]],
+        deliveries: Sequence[WebhookDelivery | BrokerDelivery],
         counters: AlertCounters,
         group: str,
     ) -> None:
@@ -68,14 +68,14 @@ class AlertLeader:
             logs: The event logs and the log of refusals of each model.
             lease: The lease, which was acquired.
             store: The store of the group.
-            deliveries: The targets and what delivers to them.
+            deliveries: What delivers to each target.
             counters: Counts what is done.
             group: The name of the group.
         """
         self._lease = lease
         self._store = store
-        self._deliveries = [delivery for _, delivery in deliveries]
-        self._targets = [target_id(target) for target, _ in deliveries]
+        self._deliveries = deliveries
+        self._targets = [delivery.id for delivery in deliveries]
         self._followers = [
             StreamFollower(model, *logs[model.name], evaluations[model.name], lease.now_ms, counters, group)
             for model in models

@@ -35,6 +35,7 @@ class RuleTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     when: str | None = None
     for_steps: Annotated[int, Meta(ge=1)] | None = None
     clear: str | int | float | None = None
+    clear_for_steps: Annotated[int, Meta(ge=1)] | None = None
     silent_s: Annotated[float, Meta(gt=0, le=_LONGEST_SILENCE_S)] | None = None
     expired: bool = False
     refused: Annotated[int, Meta(ge=1)] | None = None
@@ -87,6 +88,7 @@ class AlarmRule:
         when: The condition that raises an alarm; None: there is none.
         for_steps: Timesteps in a row in which the condition has to hold.
         clear: The condition that clears it; None: it is cleared by the first timestep in which `when` does not hold.
+        clear_for_steps: Timesteps in a row in which it has to be so before the alarm is cleared.
         silent_s: Seconds without a timestep that raise an alarm; None: any silence is allowed.
         expired: Whether the expiry of a stream raises an alarm.
         refused: Refused timesteps since the last one that was applied that raise an alarm; None: none do.
@@ -98,6 +100,7 @@ class AlarmRule:
     when: AlarmCondition | None
     for_steps: int
     clear: AlarmCondition | None
+    clear_for_steps: int
     silent_s: float | None
     expired: bool
     refused: int | None = None
@@ -266,7 +269,7 @@ def _rule(table: RuleTable, index: int, where: _Places) -> AlarmRule:
         expected = "expected when, silent_s, expired or refused"
         raise error("name", f"the rule {table.name!r} never raises an alarm; {expected}")
     if table.when is None:
-        for key in ("for_steps", "clear"):
+        for key in ("for_steps", "clear", "clear_for_steps"):
             if getattr(table, key) is not None:
                 raise error(
                     key, f"found {getattr(table, key)!r} without `when`; expected a condition that it belongs to"
@@ -286,6 +289,7 @@ def _rule(table: RuleTable, index: int, where: _Places) -> AlarmRule:
         when,
         table.for_steps or 1,
         clear,
+        table.clear_for_steps or 1,
         table.silent_s,
         table.expired,
         table.refused,

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from service.alert.conditions import ConditionError
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import DeliveryOptions, make_delivery
+from service.alert.deliveries import DeliveryOptions, make_delivery, target_ids
 from service.alert.errors import AlertStartError, LeaseLostError, RulesError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.leader import AlertLeader
@@ -153,6 +153,7 @@ class AlertSession:
         self, service: FollowedService, store: AlertStore, lease: GroupLease, stopped: asyncio.Event
     ) -> None:
         options = DeliveryOptions(store, lambda: lease.is_held, self.counters, self._report, self._rules.group)
+        targets = self._rules.targets
         leader = AlertLeader(
             service.models,
             {
@@ -162,7 +163,7 @@ class AlertSession:
             {model.name: (service.logs(model.name), service.refusals(model.name)) for model in service.models},
             lease,
             store,
-            [(target, make_delivery(target, options)) for target in self._rules.targets],
+            [make_delivery(*one, options) for one in zip(targets, target_ids(targets), strict=True)],
             self.counters,
             self._rules.group,
         )

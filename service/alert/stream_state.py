@@ -54,7 +54,7 @@ class ConditionState(Struct, array_like=True):
     """The state of one condition of a rule for one stream.
 
     Attributes:
-        count: Timesteps in a row in which `when` held; 0 while an alarm is raised.
+        count: Timesteps in a row in which `when` held; while an alarm is raised, those in which it was to be cleared.
         alarm: The id of the alarm that is raised; empty: none is.
         refused: Refused timesteps, by the `at_us` of the commit before them.
     """

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from service.alert.errors import TargetUnavailableError
+from service.alert.errors import AlarmRefusedError, TargetUnavailableError
 from service.alert.rules import AlarmTarget
 
 SIGNATURE_HEADER: Final = "Stepwell-Signature"
@@ -38,11 +38,12 @@ class Webhook:
         self._clock = clock
         self._http = httpx2.AsyncClient(timeout=_TIMEOUT_S)
 
-    async def post(self, body: bytes) -> bool:
-        """Post one alarm; returns whether the receiver has accepted it with a status from 200 to 299.
+    async def post(self, body: bytes) -> None:
+        """Post one alarm; the receiver has accepted it with a status from 200 to 299.
 
         Raises:
             TargetUnavailableError: There was no response, or one that is not about this alarm: 5xx, 408, 425, 429.
+            AlarmRefusedError: Any other status.
         """
         headers = {"content-type": "application/json", "user-agent": "stepwell-alert"}
         if self._secret is not None:
@@ -53,7 +54,10 @@ class Webhook:
             raise TargetUnavailableError(str(exc) or type(exc).__name__) from exc
         if response.status_code >= 500 or response.status_code in _UNAVAILABLE:
             raise TargetUnavailableError(f"status {response.status_code}")
-        return response.is_success
+        if response.is_redirect:
+            raise AlarmRefusedError(f"status {response.status_code}, a redirect, which is not followed")
+        if not response.is_success:
+            raise AlarmRefusedError(f"status {response.status_code}")
 
     async def close(self) -> None:
         """Close all connections."""

@@ -66,6 +66,10 @@ class StepResult:
         skipped: Number of the call's first timesteps that were applied before, by their positions in their source.
         unknown: Number of the call's first timesteps whose outputs are not known any more; they are zeros.
         source_changed: The stream keeps the position of this source in place of the one used longest ago.
+        version: The model version that computed the last timestep; None: the call had no source, and the version is the
+            one of the call before.
+        versions: The version that computed each timestep, None where it is not known any more; empty: `version` is that
+            of all.
     """
 
     outputs: dict[str, Array]
@@ -76,6 +80,8 @@ class StepResult:
     skipped: int = field(default=0, kw_only=True)
     unknown: int = field(default=0, kw_only=True)
     source_changed: bool = field(default=False, kw_only=True)
+    version: int | None = field(default=None, kw_only=True)
+    versions: tuple[int | None, ...] = field(default=(), kw_only=True)
 
     @property
     def output(self) -> Array:

@@ -26,8 +26,9 @@ from service.commands.live.until_stopped import (
 from service.commands.tables import Json
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.config import ConnectConfig, config_of, read_config
-from service.connect.messages import ConnectUsageError
+from service.connect.messages import ConnectError, ConnectUsageError
 from service.connect.session import ConnectSession
+from service.connect.urls import BrokerUrl
 from service.errors import counted
 
 _OBJECTS_OF_A_POLL = 200_000  # at most: none of them is garbage before the poll ends, so no collection interrupts it
@@ -57,7 +58,11 @@ def connect(
     seq: Annotated[str | None, typer.Option(metavar="PATH", help="The field that counts a stream's timesteps.")] = None,
     body_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="json|msgpack|csv|raw", help="The format of messages. Default: json."),
+        typer.Option(
+            "--format",
+            metavar="json|msgpack|csv|raw",
+            help="The format of messages. Default: json; of a file .csv: csv.",
+        ),
     ] = None,
     to: Annotated[str | None, typer.Option(metavar="URL", help="Where predictions are written.")] = None,
     dead_letter: Annotated[
@@ -89,9 +94,7 @@ def connect(
     if "://" in source:
         config = _config_of_flags(source, flags)
     else:
-        given = [flag for flag, value in flags.items() if value]
-        if given:
-            raise typer.BadParameter(f"{source} is a file, which has this itself.", param_hint=" ".join(given))
+        _check_configuration(source, [flag for flag, value in flags.items() if value])
         config = read_config(Path(source))
     address = url or config.service.url or DEFAULT_URL
     options = ReaderOptions(once=once, preview=check)
@@ -99,14 +102,22 @@ def connect(
         config, url=address, key=key or _key_of(config), options=options, report=report_of("connect")
     )
     if check:
-        rows = run_on_loop(_check(session))
+        rows, error = run_on_loop(_check(session))
         _print_rows(rows, as_json=as_json)
+        if error is not None:
+            raise error
+        if rows and all("reason" in row for row in rows):
+            raise ConnectError(
+                f"None of the {counted(len(rows), 'message')} can be used.", fix="Correct the mapping, or the messages."
+            )
         return
     serve_metrics(session.counters.registry, metrics_host, metrics_port)
     run_on_loop(_carry(session, as_json=as_json))
+    if once:
+        _check_dead_letters(session.counters.report(), config)
 
 
-async def _check(session: ConnectSession) -> list[dict[str, Any]]:
+async def _check(session: ConnectSession) -> tuple[list[dict[str, Any]], ConnectError | None]:
     async with session:
         return await session.preview()
 
@@ -130,11 +141,29 @@ async def _carry(session: ConnectSession, *, as_json: bool) -> None:
                 await cancel([running])
 
 
+def _check_dead_letters(counts: dict[str, Any], config: ConnectConfig) -> None:
+    """Check that all messages could be used.
+
+    Raises:
+        ConnectError: Some are dead letters.
+    """
+    if not counts["dead_letters"]:
+        return
+    codes = ", ".join(f"{code}: {n:,}" for code, n in counts["dead_letter_codes"].items())
+    kept = config.dead_letter and BrokerUrl.parse(config.dead_letter.url).text
+    raise ConnectError(
+        f"{counted(counts['dead_letters'], 'dead letter')} of {counted(counts['messages'], 'message')} ({codes}).",
+        fix=f"The reasons are in {kept}." if kept else "Give --dead-letter URL to keep them with their reasons.",
+    )
+
+
 def _sentence(counts: dict[str, Any]) -> str:
     lag = "" if counts["lag"] is None else f"; {counts['lag']} not read yet"
+    before = f"{counts['skipped']:,} applied before, " if counts["skipped"] else ""
+    late = f"{counts['late']:,} late and not applied, " if counts["late"] else ""
     return (
         f"{counted(counts['messages'], 'message')} ({counts['messages_per_s']:g}/s), "
-        f"{counted(counts['timesteps'], 'timestep')} applied, "
+        f"{counted(counts['timesteps'], 'timestep')} applied, {before}{late}"
         f"{counted(counts['predictions'], 'prediction')} written, {counted(counts['dead_letters'], 'dead letter')}{lag}"
     )
 
@@ -152,6 +181,25 @@ def _print_rows(rows: list[dict[str, Any]], *, as_json: bool) -> None:
             typer.echo(f"{row['stream']}: {json.dumps(row['inputs'])} ({place})")
     if not rows and not as_json:
         typer.echo("No message is there.")
+
+
+def _check_configuration(source: str, given: list[str]) -> None:
+    """Check that what is no URL can be a configuration.
+
+    Raises:
+        typer.BadParameter: It is a file of messages, or flags are given that a configuration has itself.
+    """
+    path = Path(source.removeprefix("file:"))
+    if source.startswith("file:") or (path.suffix != ".toml" and given):
+        raise typer.BadParameter(
+            f"{source!r} is neither a URL nor a configuration FILE.toml. The URL of that file is file://{path.absolute()}",
+            param_hint="SOURCE",
+        )
+    if given:
+        raise typer.BadParameter(
+            f"{source} is a configuration, which has what {' and '.join(given)} would give: put it there.",
+            param_hint=" ".join(given),
+        )
 
 
 def _config_of_flags(source: str, flags: dict[str, Any]) -> ConnectConfig:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Final
 
 from model_export.manifest import Array
@@ -32,31 +33,50 @@ class AppliedChunks:
         chunks: One for each stream.
         steps: The step of each one's last timestep.
         state_ids: The state id behind it; None: the stream is beyond it.
+        versions: The version that made the prediction of each one's last timestep.
         outputs: The predictions, `(chunks, T, *row)`.
-        skipped: Timesteps of all chunks that had been applied before.
+        skipped: The first timesteps of each chunk that were not applied, because they are before its stream's position;
+            empty: all were applied.
         unknown: The first timesteps of each chunk whose predictions are not known any more.
+        by_timestep: The version of each timestep, of chunks that have several; empty: no chunk has.
     """
 
     chunks: list[StreamChunk]
     steps: Sequence[int]
     state_ids: Sequence[str | None]
+    versions: Sequence[int | None]
     outputs: Mapping[str, Array]
-    skipped: int
+    skipped: Sequence[int]
     unknown: int = 0
+    by_timestep: Sequence[Sequence[int | None] | None] = ()
+
+    def version_of(self, number: int, place: int) -> int | None:
+        """Return the version that made a prediction: of a chunk by its index, and a timestep by its place in it."""
+        own = self.by_timestep[number] if self.by_timestep else None
+        return own[place] if own else self.versions[number]
 
     @property
     def n_timesteps(self) -> int:
-        """Timesteps of all chunks."""
-        return len(self.chunks) * len(self.chunks[0].timesteps)
+        """Timesteps of all chunks that were applied now."""
+        return len(self.chunks) * len(self.chunks[0].timesteps) - sum(self.skipped)
+
+    @property
+    def passed(self) -> Iterator[int]:
+        """The timesteps of all chunks that were not applied."""
+        for chunk, skipped in zip(self.chunks, self.skipped or repeat(0), strict=False):
+            yield from chunk.timesteps[:skipped]
 
     @classmethod
     def of(cls, chunk: StreamChunk, found: StepResult | None) -> AppliedChunks:
         """Return one chunk with its result; None: it was applied before, and no prediction of it is known any more."""
         if found is None:
             length = len(chunk.timesteps)
-            return cls([chunk], [0], [None], {}, length, length)
+            return cls([chunk], [0], [None], [None], {}, [length], length)
         outputs = {name: array[None] for name, array in found.outputs.items()}
-        return cls([chunk], [found.step], [found.state_id or None], outputs, found.skipped, found.unknown)
+        return cls(
+            [chunk], [found.step], [found.state_id or None], [found.version], outputs, [found.skipped], found.unknown,
+            [found.versions],
+        )  # fmt: skip
 
 
 OnRejected = Callable[[Sequence[int], ClientError], Awaitable[None]]
@@ -109,7 +129,12 @@ class _Round:
             reply = await self._reply(chunks)
             if isinstance(reply, BulkReply) and not reply.errors and not any(reply.unknown) and None not in reply.step:
                 steps: Any = reply.step  # no None is in it
-                self.applied.append(AppliedChunks(chunks, steps, reply.state_id, reply.arrays(), sum(reply.skipped)))
+                self.applied.append(
+                    AppliedChunks(
+                        chunks, steps, reply.state_id, reply.version, reply.arrays(), reply.skipped,
+                        by_timestep=reply.versions,
+                    )
+                )  # fmt: skip
                 return
             again, last = [], None
             for chunk, found in zip(chunks, await self._results(chunks, reply), strict=True):
@@ -179,6 +204,7 @@ class _Round:
         good: list[int] = []
         rest = chunk.timesteps
         applied: StepResult | None = None
+        n_applied = n_before = 0  # by the attempts of this chunk, and before them
         while rest:
             low, high = 0, len(rest)  # `rest[:low]` is accepted, `rest[:high]` is rejected or was not tried
             error: ClientError | None = None
@@ -186,7 +212,8 @@ class _Round:
             while low < high:
                 found = await self._try_until_final(StreamChunk(chunk.stream, good + rest[:size]))
                 if isinstance(found, StepResult):
-                    low, applied = size, found
+                    n_before = found.skipped if found.skipped > n_applied else n_before
+                    low, n_applied, applied = size, len(good) + size, replace(found, skipped=n_before)
                 elif found.code in _OF_A_TIMESTEP:
                     high, error = size - 1, found
                 elif found.code in _PASSED:

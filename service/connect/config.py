@@ -23,7 +23,7 @@ class FromSection(Struct, kw_only=True, frozen=True):
 
     Attributes:
         url: The topic, stream, queue or file.
-        format: The format of the messages.
+        format: The format of the messages; by default that of the ending of a file `.csv`, else JSON.
         stream: Where a message has its stream's id: `key`, `header:NAME`, `topic` or the path of a field.
         position: The path of a field that grows; None: the broker's own position.
         seq: The path of the field with the step of the timestep; None: there is none.
@@ -123,6 +123,9 @@ def config_of(document: dict[str, Any], where: str) -> ConnectConfig:
         for key in table if name != "inputs" else ():
             if key not in _SECTIONS[name].__struct_fields__:
                 raise _unknown(where, f"{name}.{key}", [f"{name}.{one}" for one in _SECTIONS[name].__struct_fields__])
+    source = document.get("from", {})
+    if str(source.get("url", "")).lower().endswith(".csv"):
+        document = document | {"from": {"format": "csv"} | source}
     try:
         return msgspec.convert(document, ConnectConfig)
     except msgspec.ValidationError as exc:

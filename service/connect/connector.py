@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence, Set
 from functools import partial
 from typing import Final
 
@@ -13,8 +13,10 @@ from service.client.results import ClientError
 from service.connect.brokers.protocol import MessageReader, MessageWriter
 from service.connect.chunk_sender import AppliedChunks, ChunkSender
 from service.connect.counters import ConnectCounters
-from service.connect.dead_letters import dead_letter
+from service.connect.dead_letters import dead_letter, undelivered_letter
+from service.connect.late_timesteps import LateTimesteps
 from service.connect.mapping.poll_mapper import MappedPoll, PollMapper
+from service.connect.mapping.unseen_fields import UnseenFields
 from service.connect.messages import BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
 from service.connect.polls import PollLimits, rounds_of
 from service.connect.service_feed import ModelFacts
@@ -50,9 +52,11 @@ class Connector:
         reader: MessageReader,
         writer: MessageWriter | None,
         dead_letters: MessageWriter | None,
+        unseen: UnseenFields,
         mapper: PollMapper,
         sender: ChunkSender,
         model: ModelFacts,
+        late: LateTimesteps | None,
         limits: PollLimits,
         counters: ConnectCounters,
         report: Callable[[str], None],
@@ -64,9 +68,11 @@ class Connector:
             reader: What is read.
             writer: Where predictions are written; None: nowhere.
             dead_letters: Where messages are written that cannot be used; None: they are reported only.
+            unseen: Finds fields of the mapping that no message has.
             mapper: Maps polls to timesteps.
             sender: Steps the streams.
             model: The model.
+            late: Finds late timesteps; None: positions are those of the broker, which grow.
             limits: The limits of a chunk.
             counters: Counts what is done.
             report: Called with a sentence about a broker that does not respond, or a message that is not kept.
@@ -76,9 +82,12 @@ class Connector:
         self._outputs = [one for one in (writer, dead_letters) if one is not None]
         self._writer = writer
         self._dead_letters = dead_letters
+        self._unseen: UnseenFields | None = unseen
         self._mapper = mapper
         self._sender = sender
         self._model = model
+        self._late = late
+        self._late_reported = False
         self._limits = limits
         self._counters = counters
         self._report = report
@@ -121,6 +130,8 @@ class Connector:
                 for output in self._outputs:
                     await output.open()
                 await self._reader.open()
+                if self._late is not None:
+                    self._late.clear()
                 self._counters.reads = True
                 async for _ in self._polls():
                     failures = 0
@@ -147,19 +158,41 @@ class Connector:
             self._counters.set_lag(self._reader.lag())
             if found:
                 messages = found if isinstance(found, MessageColumns) else MessageColumns.of(found)
+                self._check_fields(messages)
                 if await self._carry(messages):
                     await self._reader.acknowledge(found)
                 limit = _next_limit(limit, messages, self._clock() - started)
             elif self._reader.is_done:
+                if self._unseen is not None and (error := self._unseen.error()) is not None:
+                    raise error
                 return
             yield
+
+    def _check_fields(self, messages: MessageColumns) -> None:
+        """Check that the fields of the mapping are there, before the first messages are applied.
+
+        Raises:
+            ConnectError: No message has one of them.
+        """
+        if self._unseen is None:
+            return
+        self._unseen.look_in(messages)
+        error = self._unseen.error()
+        if error is not None and (self._unseen.is_decided or self._reader.is_done):
+            raise error
+        if error is not None and not self._unseen.is_reported:
+            self._report(f"{error.problem} {error.fix}")
+            self._unseen.is_reported = True
+        if self._unseen.is_decided:
+            self._unseen = None
 
     async def _carry(self, messages: MessageColumns) -> bool:
         """Step the streams by a poll, and write what comes out of it; return False if the poll belongs to another."""
         self._counters.add(messages=len(messages))
         poll, letters = self._mapper.map(messages)
-        rounds, n_dropped = rounds_of(poll, self._limits)
-        self._counters.add(skipped=n_dropped)
+        late = frozenset() if self._late is None else self._late.find(poll)
+        rounds, dropped = rounds_of(poll, self._limits)
+        self._count_passed(poll, dropped, late)
         if letters:
             await self._write_dead_letters(letters)
         on_rejected = partial(self._on_rejected, poll)
@@ -168,12 +201,22 @@ class Connector:
             if not await self._reader.is_current():
                 self._report("another connector has taken over; what this one has read is dropped")
                 return False
-            self._counters.add(
-                timesteps=sum(one.n_timesteps for one in applied), skipped=sum(one.skipped for one in applied)
-            )
+            self._counters.add(timesteps=sum(one.n_timesteps for one in applied))
+            self._count_passed(poll, {i for one in applied for i in one.passed}, late)
             if self._writer is not None:
                 await self._write([message for one in applied for message in self._predictions_of(poll, one)])
         return True
+
+    def _count_passed(self, poll: MappedPoll, passed: Collection[int], late: Set[int]) -> None:
+        """Count timesteps that were not applied, those that are late apart from those that had been applied before."""
+        found = [i for i in passed if i in late]
+        self._counters.add(skipped=len(passed) - len(found), late=len(found))
+        if found and not self._late_reported:
+            self._late_reported = True
+            self._report(
+                f"stream {poll.streams[found[0]]!r} has position {poll.at[found[0]]} after a greater one: such late "
+                "messages are not applied, and counted as late"
+            )
 
     def _predictions_of(self, poll: MappedPoll, applied: AppliedChunks) -> Iterator[OutMessage]:
         columns = {name: array.tolist() for name, array in applied.outputs.items()}
@@ -189,14 +232,17 @@ class Connector:
                     "state_id": applied.state_ids[number] if place == last else None,
                     "source": {"id": source, "at": at},
                     "model": self._model.name,
-                    "version": self._model.version,
+                    "version": applied.version_of(number, place),
                 }
                 yield OutMessage(chunk.stream, source, at if source != self._mapper.own_source else None, document)
 
     async def _write(self, predictions: list[OutMessage]) -> None:
-        if predictions and self._writer is not None:
-            await self._writer.write(predictions)
-            self._counters.add(predictions=len(predictions))
+        if not predictions or self._writer is None:
+            return
+        refused = await self._writer.write(predictions)
+        self._counters.add(predictions=len(predictions) - len(refused))
+        if refused:
+            await self._write_dead_letters([undelivered_letter(*one) for one in refused])
 
     async def _on_rejected(self, poll: MappedPoll, timesteps: Sequence[int], error: ClientError) -> None:
         await self._write_dead_letters(
@@ -208,7 +254,11 @@ class Connector:
             self._counters.add_dead_letter(letter.document["code"])
         if self._dead_letters is not None:
             async with self._writing_dead_letters:
-                await self._dead_letters.write(letters)
+                refused = await self._dead_letters.write(letters)
+            if refused:
+                self._report(
+                    f"{counted(len(refused), 'dead letter')} cannot be written. The first one: {refused[0].reason}"
+                )
             return
         first = letters[0].document
         self._report(

@@ -23,13 +23,15 @@ class ConnectCounters:
         self._clock = clock
         self._started = self._last_at = clock()
         self._last_messages = 0
-        self._values = dict.fromkeys(("messages", "timesteps", "skipped", "predictions", "dead_letters"), 0)
+        self._values = dict.fromkeys(("messages", "timesteps", "skipped", "late", "predictions"), 0)
+        self._letters: dict[str, int] = {}
         self._lag: int | None = None
         self._retries: Callable[[], int] = lambda: 0
         texts = {
             "messages": "Messages that were read.",
-            "timesteps": "Timesteps that were applied, now or by an earlier reading of the same message.",
+            "timesteps": "Timesteps that were applied.",
             "skipped": "Timesteps that had been applied before, by their positions.",
+            "late": "Timesteps that were not applied, because a newer one of their stream came before them.",
             "predictions": "Predictions that were written.",
         }
         self._counters = {
@@ -55,14 +57,14 @@ class ConnectCounters:
         self._retries = retries
 
     def add(self, **counts: int) -> None:
-        """Add to `messages`, `timesteps`, `skipped` or `predictions`."""
+        """Add to `messages`, `timesteps`, `skipped`, `late` or `predictions`."""
         for name, count in counts.items():
             self._values[name] += count
             self._counters[name].inc(count)
 
     def add_dead_letter(self, code: str) -> None:
         """Count a message that could not be used."""
-        self._values["dead_letters"] += 1
+        self._letters[code] = self._letters.get(code, 0) + 1
         self._dead.labels(code).inc()
 
     def set_lag(self, lag: int | None) -> None:
@@ -78,6 +80,8 @@ class ConnectCounters:
         self._last_at, self._last_messages = now, messages
         return {
             **self._values,
+            "dead_letters": sum(self._letters.values()),
+            "dead_letter_codes": dict(self._letters),
             "lag": self._lag,
             "retries": self._retries(),
             "messages_per_s": round(rate, 1),

@@ -37,6 +37,27 @@ def dead_letter(message: BrokerMessage, code: str, reason: str, stream: str | No
     return OutMessage(stream or "", message.source, None, document)
 
 
+def undelivered_letter(prediction: OutMessage, reason: str) -> OutMessage:
+    """Return the dead letter of a prediction that cannot be handed over; its message is the prediction.
+
+    Args:
+        prediction: The prediction as it should have been written.
+        reason: Why it could not be, for people.
+    """
+    source = prediction.document["source"]
+    message = msgspec.json.encode(prediction.document)
+    document: dict[str, Any] = {
+        "reason": reason,
+        "code": "undeliverable",
+        "stream": prediction.key,
+        "source": source,
+        "message": _text(message),
+    }
+    if len(message) > _MAX_BYTES:
+        document["size"] = len(message)
+    return OutMessage(prediction.key, prediction.source, None, document)
+
+
 def _shown(message: BrokerMessage) -> str:
     fields = message.fields
     if fields is None:

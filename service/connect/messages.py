@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, overload
+from typing import Any, NamedTuple, Self, overload
 
 from model_export.errors import StepwellError
+from service.recorded.csv_header import CsvHeader
 
 
 class ConnectError(StepwellError):
@@ -56,6 +57,8 @@ class BrokerMessage:
         topic: The topic, subject, routing key or stream that it came from.
         headers: Its headers.
         fields: The fields of an entry of a Redis stream; None for all others.
+        header: The first line of the CSV file that it is a line of; None: its fields have numbers only.
+        unplaced: Why it has no position although its log has positions; empty: it has one, or its log has none.
         handle: What the reader needs to acknowledge it.
     """
 
@@ -67,6 +70,8 @@ class BrokerMessage:
     topic: str = ""
     headers: Mapping[str, bytes] = field(default_factory=dict)
     fields: Mapping[bytes, bytes] | None = None
+    header: CsvHeader | None = None
+    unplaced: str = ""
     handle: Any = None
 
     @property
@@ -155,3 +160,15 @@ class OutMessage:
     source: str
     at: int | None
     document: dict[str, Any]
+
+
+class Undeliverable(NamedTuple):
+    """A message that its writer cannot write now or later, such as one to an illegal topic; others are not concerned.
+
+    Attributes:
+        message: The message.
+        reason: What was found and what was expected.
+    """
+
+    message: OutMessage
+    reason: str

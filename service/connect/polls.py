@@ -49,8 +49,8 @@ class PollLimits:
         self.frame_bytes = min(_FRAME_BYTES, max_bytes // 2)
 
 
-def rounds_of(poll: MappedPoll, limits: PollLimits) -> tuple[list[list[StreamChunk]], int]:
-    """Return the rounds of a poll, and the number of timesteps that were dropped because they are there twice.
+def rounds_of(poll: MappedPoll, limits: PollLimits) -> tuple[list[list[StreamChunk]], list[int]]:
+    """Return the rounds of a poll, and the timesteps that were dropped: they are there twice, or behind a newer one.
 
     A round has at most one chunk of each stream. The chunks of a stream are sent one after the other, and each only
     when the predictions of the one before it were written: of a stream, the service keeps the predictions of the newest
@@ -65,11 +65,11 @@ def rounds_of(poll: MappedPoll, limits: PollLimits) -> tuple[list[list[StreamChu
         by_stream[stream].append(i)
     chunks = list(map(StreamChunk, by_stream, by_stream.values()))
     if _are_whole(poll, chunks, limits):
-        return [chunks] if chunks else [], 0
+        return [chunks] if chunks else [], []
     split = [_split(chunk, poll, limits) for chunk in chunks]
     n_rounds = max((len(own) for own, _ in split), default=0)
     rounds = [[own[i] for own, _ in split if i < len(own)] for i in range(n_rounds)]
-    return rounds, sum(n_dropped for _, n_dropped in split)
+    return rounds, [i for _, dropped in split for i in dropped]
 
 
 def frames_of(chunks: Sequence[StreamChunk], poll: MappedPoll, limits: PollLimits) -> list[list[StreamChunk]]:
@@ -121,20 +121,20 @@ def _are_whole(poll: MappedPoll, chunks: Sequence[StreamChunk], limits: PollLimi
     return bool(grows.all())
 
 
-def _split(chunk: StreamChunk, poll: MappedPoll, limits: PollLimits) -> tuple[list[StreamChunk], int]:
-    """Return a stream's timesteps as chunks, and the number of those that are there twice."""
+def _split(chunk: StreamChunk, poll: MappedPoll, limits: PollLimits) -> tuple[list[StreamChunk], list[int]]:
+    """Return a stream's timesteps as chunks, and those that are not behind all others."""
     chunks: list[StreamChunk] = []
-    n_dropped = 0
+    dropped: list[int] = []
     for i in chunk.timesteps:
         last = chunks[-1].timesteps[-1] if chunks else None
         if last is not None and poll.sources[last] == poll.sources[i]:
             seq, last_seq = poll.seq[i], poll.seq[last]
             if poll.positions[i] <= poll.positions[last]:
-                n_dropped += 1  # delivered twice, or out of order: it is before the position, so it is not applied
+                dropped.append(i)  # delivered twice, or late: it is before the position, so it is not applied
                 continue
             follows = seq is None or last_seq is None or seq == last_seq + 1
             if follows and len(chunks[-1].timesteps) < limits.steps:
                 chunks[-1].timesteps.append(i)
                 continue
         chunks.append(StreamChunk(chunk.stream, [i]))
-    return chunks, n_dropped
+    return chunks, dropped

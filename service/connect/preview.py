@@ -10,7 +10,8 @@ from typing import Any, Final
 from service.connect.brokers.protocol import MessageReader
 from service.connect.mapping.input_columns import InputColumn
 from service.connect.mapping.message_mapper import MessageMapper
-from service.connect.messages import BadMessageError, BrokerMessage
+from service.connect.mapping.unseen_fields import UnseenFields
+from service.connect.messages import BadMessageError, BrokerMessage, ConnectError
 
 _MESSAGES: Final = 10
 _WAIT_S: Final = 10.0
@@ -23,8 +24,8 @@ async def preview(
     *,
     wait_s: float = _WAIT_S,
     clock: Callable[[], float] = time.monotonic,
-) -> list[dict[str, Any]]:
-    """Return what would be sent for the first ten messages, each as a document.
+) -> tuple[list[dict[str, Any]], ConnectError | None]:
+    """Return what would be sent for the first ten messages, each as a document, and the error about missing fields.
 
     Args:
         reader: A reader that was made with `preview`.
@@ -41,7 +42,9 @@ async def preview(
             messages += await reader.poll(_MESSAGES - len(messages))
     finally:
         await reader.close()
-    return [await asyncio.to_thread(_row, message, mapper, columns) for message in messages]
+    unseen = UnseenFields(mapper)
+    unseen.look_in(messages)
+    return [await asyncio.to_thread(_row, message, mapper, columns) for message in messages], unseen.error()
 
 
 def _row(message: BrokerMessage, mapper: MessageMapper, columns: dict[str, InputColumn]) -> dict[str, Any]:

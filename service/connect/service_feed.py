@@ -41,14 +41,12 @@ class ModelFacts:
 
     Attributes:
         name: The model's name.
-        version: The version that new streams are stepped by.
         inputs: The declared inputs.
         max_chunk_steps: The service's limit for the timesteps of a chunk.
         max_body_bytes: The service's limit for the bytes of a message.
     """
 
     name: str
-    version: int
     inputs: list[InputSpec]
     max_chunk_steps: int
     max_body_bytes: int
@@ -106,7 +104,6 @@ class ServiceFeed:
         limits = (await self.get("/v1/info"))["limits"]
         return ModelFacts(
             model["name"],
-            model["version"],
             [InputSpec.model_validate(one) for one in model["inputs"]],
             limits["max_chunk_steps"],
             limits["max_body_bytes"],

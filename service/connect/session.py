@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 
 from service.connect.brokers import make_reader, make_writer
+from service.connect.brokers.jsonl_files import csv_header
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.chunk_sender import ChunkSender
 from service.connect.config import ConnectConfig
 from service.connect.connector import Connector
 from service.connect.counters import ConnectCounters
+from service.connect.late_timesteps import LateTimesteps
 from service.connect.mapping.input_columns import InputColumn, make_columns
 from service.connect.mapping.message_mapper import MessageMapper, check_segment
 from service.connect.mapping.poll_mapper import PollMapper
 from service.connect.mapping.typed_decoding import typed_decoder
-from service.connect.messages import ConnectUsageError
+from service.connect.mapping.unseen_fields import UnseenFields
+from service.connect.messages import ConnectError, ConnectUsageError
 from service.connect.polls import PollLimits
 from service.connect.preview import preview
 from service.connect.service_feed import ModelFacts, ServiceFeed
 from service.connect.urls import BrokerUrl, stream_segment
+from service.recorded.columns import ColumnChoice, input_columns
 
 _WITHOUT_POSITIONS = {"mqtt", "mqtts", "amqp", "amqps"}
 
@@ -67,6 +71,7 @@ class ConnectSession:
             ConnectUsageError: The configuration is wrong.
             MissingExtraError: A broker's client library is not installed.
             ClientError: `bad_url`.
+            ConnectError, RecordedDataError: The first line of a CSV file cannot be used.
         """
         self.counters = ConnectCounters()
         self._config = config
@@ -74,12 +79,16 @@ class ConnectSession:
         source = BrokerUrl.parse(config.source.url)
         self._segment = stream_segment(source)
         check_segment(config.source, self._segment, source.scheme)
-        self._reader = make_reader(source, options)
+        is_csv_file = source.scheme == "file" and config.source.format == "csv"
+        self._header = csv_header(source) if is_csv_file else None
+        self._reader = make_reader(source, replace(options, header=self._header))
         self._writer = None if config.to is None else make_writer(BrokerUrl.parse(config.to.url), config.to.format)
         letters = config.dead_letter
         self._dead_letters = None if letters is None else make_writer(BrokerUrl.parse(letters.url), "json")
         _check_places(config, source)
-        if source.scheme in _WITHOUT_POSITIONS and config.source.position is None and config.source.seq is None:
+        places_by_seq = source.scheme in _WITHOUT_POSITIONS and config.source.seq is not None
+        self._has_own_positions = config.source.position is not None or places_by_seq
+        if source.scheme in _WITHOUT_POSITIONS and not self._has_own_positions:
             report(
                 f"{source.scheme} messages have no positions: a message that is delivered twice is applied twice. "
                 "Name a field that grows with --position, or one that counts the timesteps with --seq."
@@ -98,6 +107,7 @@ class ConnectSession:
 
         Raises:
             ConnectError: The service rejects the model's name or the key, or the inputs do not fit the model.
+            ColumnsError: A CSV file has no columns with the names of an input.
         """
         mapped = await self._map()
         row_bytes = sum(
@@ -108,22 +118,29 @@ class ConnectSession:
             reader=self._reader,
             writer=self._writer,
             dead_letters=self._dead_letters,
+            unseen=UnseenFields(mapped.mapper),
             mapper=PollMapper(mapped.mapper, typed_decoder(self._config.source.format, mapped.mapper)),
             sender=ChunkSender(self._feed, limits),
             model=mapped.model,
+            late=LateTimesteps() if self._has_own_positions else None,
             limits=limits,
             counters=self.counters,
             report=self._report,
         )
 
-    async def preview(self) -> list[dict[str, Any]]:
-        """Return what would be sent for the first messages; raises as `connector` does."""
+    async def preview(self) -> tuple[list[dict[str, Any]], ConnectError | None]:
+        """Return what would be sent for the first messages, and an error in the mapping; raises as `connector` does."""
         mapped = await self._map()
         return await preview(self._reader, mapped.mapper, mapped.columns)
 
     async def _map(self) -> _Mapped:
         model = await self._feed.describe()
         section = self._config.source
-        columns = make_columns(model.inputs, self._config.inputs, raw=section.format == "raw")
+        inputs: dict[str, list[str | int | float]] = dict(self._config.inputs)
+        if self._header is not None:  # by the names that `replay` and `backfill` accept
+            others = [spec for spec in model.inputs if spec.name not in inputs]
+            found = input_columns(others, ColumnChoice(), self._header.names, where=self._config.source.url)
+            inputs |= {name: list(names) for name, names in found.items()}
+        columns = make_columns(model.inputs, inputs, raw=section.format == "raw")
         mapper = MessageMapper(section, columns, max_body_bytes=model.max_body_bytes, segment=self._segment)
         return _Mapped(model, columns, mapper)

@@ -108,9 +108,14 @@ class BrokerUrl:
         host, colon, port = self.hosts.rpartition(":")
         if not colon or host.endswith(":") or "]" in port:
             return self.hosts.strip("[]"), default_port
-        if not port.isdecimal() or not 0 < int(port) < 65536:
+        if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
             raise ConnectUsageError(f"{self.text!r} has the port {port!r}; expected a number from 1 to 65535.")
         return host.strip("[]"), int(port)
+
+    @property
+    def is_per_stream(self) -> bool:
+        """Whether each stream has a target of its own."""
+        return _PLACEHOLDER in self.path
 
     def target(self, stream: str) -> str:
         """Return the path with the stream's id in place of `{stream}`."""

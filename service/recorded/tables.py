@@ -11,14 +11,12 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from model_export.errors import MissingExtraError
+from service.recorded.csv_header import CsvHeader
 from service.recorded.errors import RecordedDataError
 from service.recorded.values import Categories, Cells
 
 PIECE_ROWS = 32_768
 """Rows that are read at a time."""
-
-
-_DELIMITERS = ",;\t|"
 
 Kind = Literal["f8", "i8", "U", "id"]
 """What the cells of a column are: numbers, integers, texts, or stream ids, which are texts or integers."""
@@ -43,16 +41,9 @@ class CsvFile:
         """
         self.path = path
         with self._reading(), path.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            self._delimiter = max(_DELIMITERS, key=first.count)
-            file.seek(0)
-            self.columns: Sequence[str] = [name.strip() for name in next(self._rows(file), [])]
-        if not self.columns or len(set(self.columns)) != len(self.columns):
-            found = "no names" if not self.columns else f"the names {', '.join(self.columns)}, some of them twice"
-            raise RecordedDataError(
-                f"The first line of {path} has {found}; expected a different name for each column.",
-                fix="Put a line with the names of the columns first.",
-            )
+            header = CsvHeader.of(file.readline(), path)
+        self.columns: Sequence[str] = header.names
+        self._delimiter = header.delimiter
 
     def pieces(self, columns: Mapping[str, Kind]) -> Iterator[Mapping[str, Cells]]:
         """Yield some columns of consecutive rows, at most about `PIECE_ROWS` at a time.

@@ -11,8 +11,8 @@ import numpy as np
 
 from model_export.manifest import Array, InputSpec
 from service.recorded.errors import RecordedDataError
+from service.text_values import is_missing
 
-_MISSING = {"", "na", "n/a", "nan", "null", "none"}
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 
 Cells = Sequence[Any] | Array
@@ -151,7 +151,7 @@ def _digits(cell: Any) -> Any:
 
 def _number(cell: Any, where: str, row: int) -> float:
     text = "" if cell is None else str(cell).strip()
-    if text.lower() in _MISSING:
+    if is_missing(text):
         return float("nan")
     if text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
@@ -166,7 +166,7 @@ def _number(cell: Any, where: str, row: int) -> float:
 
 def _time(cell: Any, where: str, row: int) -> float:
     text = "" if cell is None else str(cell).strip()
-    if text.lower() in _MISSING:
+    if is_missing(text):
         return float("nan")
     try:
         return _float(text)

@@ -25,6 +25,7 @@ MAX_OUTBOX: Final = 1_000_000
 _COMMIT: Final = Script.of("alert_commit.lua")
 _TIMEOUT_S: Final = 5.0
 _SCAN_COUNT: Final = 1000
+_MOST_REFUSED: Final = 10_000
 
 
 class AlertWrites(NamedTuple):
@@ -123,6 +124,21 @@ class AlertStore:
         """Delete alarms that a target has received; raises as `acquire` does."""
         await self._store.execute(_deadline(), "XDEL", self._outbox(target), *entries)
 
+    async def set_aside(self, target: str, entry: str, body: bytes, reason: str) -> None:
+        """Move an alarm that a target refuses into the stream `..:refused:TARGET`, which keeps about the last 10,000.
+
+        It may be there twice, if the store's reply is lost; raises as `acquire` does.
+        """
+        kept = self.refused_key(target)
+        await self._store.execute(
+            _deadline(), "XADD", kept, "MAXLEN", "~", _MOST_REFUSED, "*", "alarm", body, "reason", reason
+        )
+        await self.mark_sent(target, [entry])
+
+    def refused_key(self, target: str) -> str:
+        """Return the key of the stream with the alarms that a target has refused."""
+        return f"{self._keys}:refused:{target}"
+
     async def targets(self) -> list[str]:
         """Return the ids of the targets of the group's last leader; raises as `acquire` does."""
         return [one.decode() for one in await self._store.execute(_deadline(), "SMEMBERS", f"{self._keys}:targets")]
@@ -132,6 +148,7 @@ class AlertStore:
         removed = [one for one in await self.targets() if one not in targets]
         for one in removed:
             await self._store.delete(self._outbox(one), deadline=_deadline())
+            await self._store.delete(self.refused_key(one), deadline=_deadline())
         if removed:
             await self._store.execute(_deadline(), "SREM", f"{self._keys}:targets", *removed)
         if targets:

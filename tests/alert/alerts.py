@@ -176,23 +176,27 @@ def is_signed(body: bytes, header: str) -> bool:
     return hmac.compare_digest(expected, parts.get("v1", "")) and abs(time.time() - int(parts["t"])) < 60
 
 
-def expected_thresholds(holds: npt.NDArray[Any], clears: npt.NDArray[Any], for_steps: int) -> list[tuple[str, int]]:
+def expected_thresholds(
+    holds: npt.NDArray[Any], clears: npt.NDArray[Any], for_steps: int, clear_for_steps: int = 1
+) -> list[tuple[str, int]]:
     """Return state and step of the alarms of a stream: the offline computation.
 
     Args:
         holds: Whether `when` holds, by timestep.
         clears: Whether `clear` holds, by timestep.
         for_steps: Timesteps in a row in which `when` has to hold.
+        clear_for_steps: Timesteps in a row in which `clear` has to hold.
     """
     alarms, raised, in_a_row = [], False, 0
     for step, (hold, clear) in enumerate(zip(holds, clears, strict=True), 1):
         if raised:
-            if clear and not hold:
+            in_a_row = in_a_row + 1 if clear and not hold else 0
+            if in_a_row == clear_for_steps:
                 raised, in_a_row = False, 0
                 alarms.append(("cleared", step))
             continue
         in_a_row = in_a_row + 1 if hold else 0
         if in_a_row == for_steps:
-            raised = True
+            raised, in_a_row = True, 0
             alarms.append(("raised", step))
     return alarms

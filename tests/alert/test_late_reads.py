@@ -81,7 +81,7 @@ def follower_of(
     expired: bool = False,
     refused: int | None = None,
 ) -> StreamFollower:
-    rules = [AlarmRule("rule", FOLD, "", None, 1, None, silent_s, expired, refused)]
+    rules = [AlarmRule("rule", FOLD, "", None, 1, None, 1, silent_s, expired, refused)]
     ids = itertools.count(1)
     one = StreamFollower(
         FollowedModel(FOLD, rules, {"x": 1}, int(store.stream_ttl_s * 1000), 10.0),

@@ -38,13 +38,14 @@ def send(service: ServiceProcess, prefix: str, xs: npt.NDArray[np.float32]) -> n
 
 
 def test_thresholds_equal_an_offline_computation(service: ServiceProcess, tmp_path: Path) -> None:
-    """Hysteresis and `for_steps`, over chunks of any length, with the process killed in between."""
+    """Hysteresis, `for_steps` and `clear_for_steps`, over chunks of any length, with the process killed in between."""
     xs = np.random.default_rng(1).normal(size=(12, 120, 4)).astype(np.float32)
     with webhook() as receiver:
         rules = rules_of(
             service,
             receiver,
-            'name = "high"\nmodel = "lstm"\nprefix = "t."\nwhen = "outputs.y[0] > 0.1"\nfor_steps = 2\nclear = 0.0',
+            'name = "high"\nmodel = "lstm"\nprefix = "t."\nwhen = "outputs.y[0] > 0.1"\nfor_steps = 2\nclear = 0.0\n'
+            "clear_for_steps = 2",
             'name = "odd"\nmodel = "lstm"\nprefix = "t."\n'
             'when = "abs(outputs.y[1] - outputs.y[0]) > 0.3 and not inputs.x[0] < 0"\nclear = "inputs.x[2] > 0.5"',
         )
@@ -56,7 +57,7 @@ def test_thresholds_equal_an_offline_computation(service: ServiceProcess, tmp_pa
             process.start()
             third = send(service, "t.", xs[:, 100:])
             y = np.concatenate([first, second, third], axis=1)
-            high = {f"t.{i}": expected_thresholds(y[i, :, 0] > 0.1, y[i, :, 0] < 0.0, 2) for i in range(12)}
+            high = {f"t.{i}": expected_thresholds(y[i, :, 0] > 0.1, y[i, :, 0] < 0.0, 2, 2) for i in range(12)}
             odd = {
                 f"t.{i}": expected_thresholds(
                     (abs(y[i, :, 1] - y[i, :, 0]) > 0.3) & ~(xs[i, :, 0] < 0), xs[i, :, 2] > 0.5, 1

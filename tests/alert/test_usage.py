@@ -34,6 +34,7 @@ GOOD = '[[rule]]\nname = "a"\nmodel = "lstm"\nwhen = "outputs.y[0] > 1"\n'
             "line 6: webhok of [[to]]: unknown key; expected one of webhook, url",
         ),
         (GOOD + "for_steps = 0\n", "line 5: for_steps of [[rule]]"),
+        (GOOD + "clear_for_steps = 0\n", "line 5: clear_for_steps of [[rule]]"),
         (GOOD.replace("> 1", ">> 1"), "line 4: when of [[rule]]"),
         (GOOD + 'clear = "outputs"\n', "line 5: clear of [[rule]]"),
         (GOOD.replace("> 1", "> inputs.x[0]") + "clear = 3\n", "line 5: clear of [[rule]]: a number needs a `when`"),
@@ -112,6 +113,28 @@ def test_conditions_are_evaluated_by_timestep(text: str, expected: list[bool]) -
     }
 
     assert parse_condition(text).evaluate(tensors, 3).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "outputs.y[7] > 0",
+            "outputs.y[7] has the index 7 on axis 0; a timestep of y has the shape [3], so give 0 to 2",
+        ),
+        ("outputs.y[-4] > 0", "outputs.y[-4] has the index -4 on axis 0"),
+        ("outputs.y[0][1] > 0", "outputs.y[0][1] has 2 indices; a timestep of y has the shape [3], so give 1"),
+        (
+            "outputs.y > 0",
+            "outputs.y is not one number: a timestep of y has the shape [3]; give an index for each axis",
+        ),
+    ],
+)
+def test_an_index_that_does_not_fit_is_reported_with_those_that_do(text: str, reason: str) -> None:
+    with pytest.raises(ConditionError) as found:
+        parse_condition(text).check({"outputs": {"y": [3]}, "inputs": {}})
+
+    assert str(found.value).startswith(reason)
 
 
 def run(rules: Path, *words: object) -> subprocess.CompletedProcess[str]:

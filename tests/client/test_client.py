@@ -196,6 +196,15 @@ def test_the_first_steps_of_a_fifth_source_report_that_it_replaced_another(clien
     assert [handle.step([1], source=(f"log-{n}", 0)).source_changed for n in range(5)] == [False] * 4 + [True]
 
 
+def test_results_of_timesteps_with_a_source_have_the_version_that_computed_them(client: Client, stream: str) -> None:
+    model = client.model("fold")
+    single = model.stream(stream).step([1], source=("log", 1))
+    chunk = model.stream(stream).steps([[2], [3]], source=("log", range(2, 4)))
+    without = model.stream(stream).step([4])
+
+    assert (single.version, chunk.version, without.version) == (1, 1, None)
+
+
 def test_a_status_has_the_position_of_the_stream(client: Client, stream: str) -> None:
     handle = client.model("fold").stream(stream)
     answer = handle.steps([[x] for x in XS])

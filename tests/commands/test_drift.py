@@ -28,10 +28,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
         yield one
 
 
-def run_drift(running: ServiceProcess, words: Sequence[str]) -> Result:
+def run_drift(running: ServiceProcess, words: Sequence[str], **env: str) -> Result:
     app = typer.Typer()
     app.command()(drift)
-    return invoke(app, words, STEPWELL_URL=running.url)
+    return invoke(app, words, STEPWELL_URL=running.url, **env)
 
 
 def test_the_features_that_drifted_most_are_first(running: ServiceProcess) -> None:
@@ -55,6 +55,19 @@ def test_the_features_that_drifted_most_are_first(running: ServiceProcess) -> No
     psis = [float(row[2]) for row in rows]
     assert psis == sorted(psis, reverse=True)
     assert as_json()["x[1]"]["psi"] in [pytest.approx(psi, rel=0.01) for psi in psis]
+
+
+def test_no_cell_is_divided_at_80_columns(running: ServiceProcess) -> None:
+    """The columns that are needed least are left out, and named."""
+    lines, wide = (
+        run_drift(running, ["--model", "pump"], COLUMNS=width).stdout.splitlines() for width in ("80", "200")
+    )
+
+    assert max(map(len, lines)) <= 80
+    assert [len([line for line in one if "x[" in line or "y[" in line]) for one in (lines, wide)] == [5, 5]
+    assert len(lines) == len(wide) + ("Without min" in lines[-1])
+    assert all(name in lines[2] for name in ("PSI 1h", "PSI 24h"))
+    assert all(name in wide[2] for name in ("min", "median", "max"))
 
 
 def test_a_model_without_a_reference_says_how_to_get_one(running: ServiceProcess) -> None:

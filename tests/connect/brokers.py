@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +52,15 @@ class BrokerProcess:
                 return self
             time.sleep(0.02)  # noqa: TID251 - another process gives no event
 
+    def pause(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # until it has stopped
+
+    def resume(self) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)  # a script may have started the broker
@@ -77,8 +86,8 @@ def kafka(folder: Path) -> Iterator[BrokerProcess]:
 
 
 @contextlib.contextmanager
-def mosquitto(folder: Path) -> Iterator[BrokerProcess]:
-    """Run Mosquitto, which keeps sessions and messages in a file."""
+def mosquitto(folder: Path, settings: Sequence[str] = ()) -> Iterator[BrokerProcess]:
+    """Run Mosquitto, which keeps sessions and messages in a file; `settings` are more lines of its configuration."""
     needs("paho", "paho-mqtt")
     binary = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if binary is None:
@@ -87,7 +96,7 @@ def mosquitto(folder: Path) -> Iterator[BrokerProcess]:
     config = folder / "mosquitto.conf"
     config.write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location {folder}/\n"
-        f"max_queued_messages 0\nmax_inflight_messages 1000\nuser root\n"
+        f"max_queued_messages 0\nmax_inflight_messages 1000\nuser root\n" + "".join(f"{one}\n" for one in settings)
     )
     one = BrokerProcess(folder, binary, "-c", config, port=port)
     try:

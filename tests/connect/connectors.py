@@ -65,11 +65,11 @@ def connector(folder: Path, *words: object) -> Iterator[ConnectorProcess]:
         one.stop()
 
 
-def run_once(folder: Path, *words: object) -> dict[str, Any]:
-    """Run a connector with `--once` to its end, and return its last counts."""
+def run_once(folder: Path, *words: object, code: int = 0) -> dict[str, Any]:
+    """Run a connector with `--once` to its end, and return its last counts; `code` is its exit code."""
     one = ConnectorProcess(folder, *words, "--once", "--json").start()
-    assert one.process.wait(100) == 0, one.text()
-    counts: dict[str, Any] = json.loads(one.text().splitlines()[-1])
+    assert one.process.wait(100) == code, one.text()
+    counts: dict[str, Any] = json.loads([line for line in one.text().splitlines() if line.startswith("{")][-1])
     return counts
 
 

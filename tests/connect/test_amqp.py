@@ -27,6 +27,7 @@ from tests.connect.connectors import (
 )
 from tests.connect.readers import first_messages_around_a_loss, next_messages
 from tests.connect.skipping import or_skip
+from tests.connect.writers import out_message, write
 from tests.faults.proxy import Proxy
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
@@ -120,7 +121,7 @@ def test_a_queue_gives_the_predictions_of_the_fold(
     readings = Readings(51, streams=20, steps=20)
     queues.add([*readings.documents(), b"{"])
 
-    counts = run_once(tmp_path, queues.url("in"), *flags(service, queues), "--dead-letter", queues.url("dead"))
+    counts = run_once(tmp_path, queues.url("in"), *flags(service, queues), "--dead-letter", queues.url("dead"), code=1)
 
     assert written(queues.read("out")) == readings.expected()
     assert [one["code"] for one in queues.read("dead")] == ["bad_json"]
@@ -219,3 +220,12 @@ def test_check_puts_the_messages_back(service: ServiceProcess, queues: RabbitQue
     assert one.process.wait(60) == 0, one.text()
     assert 'shown: {"x": [5]}' in one.text()
     wait_for(lambda: queues.count("in") == 1)
+
+
+async def test_a_stream_whose_queue_is_not_there_is_refused_alone(queues: RabbitQueues) -> None:
+    messages = [out_message(one, n) for n, one in enumerate(["out", "nosuch", "out"])]
+
+    [refused] = await write(queues.url("{stream}"), messages)
+
+    assert (refused.message, refused.reason) == (messages[1], "there is no queue 'nosuch'")
+    assert [one["step"] for one in await asyncio.to_thread(queues.read, "out")] == [0, 2]

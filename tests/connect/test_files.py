@@ -86,8 +86,9 @@ def test_bad_messages_are_dead_letters_and_the_others_are_applied(service: Servi
     source = write_lines(tmp_path / "in.jsonl", documents)
 
     counts = run_once(
-        tmp_path, source, *flags(service, tmp_path / "out.jsonl"), "--dead-letter", f"file://{tmp_path}/dead.jsonl"
-    )
+        tmp_path, source, *flags(service, tmp_path / "out.jsonl"),
+        "--dead-letter", f"file://{tmp_path}/dead.jsonl", code=1,
+    )  # fmt: skip
 
     letters = lines_of(tmp_path / "dead.jsonl")
     assert sorted(one["code"] for one in letters) == sorted(bad.values())
@@ -108,18 +109,20 @@ def test_a_timestep_that_only_the_service_can_reject_is_a_dead_letter_alone(
     xs = [1.0, 3e38, 3e38, 2.0, 3e38, 4.0]
     source = write_lines(tmp_path / "in.jsonl", [{"stream": "sum", "x": [x, 0.5]} for x in xs])
 
-    run_once(
+    counts = run_once(
         tmp_path, source, *flags(service, tmp_path / "out.jsonl", model="total"),
-        "--dead-letter", f"file://{tmp_path}/dead.jsonl",
+        "--dead-letter", f"file://{tmp_path}/dead.jsonl", code=1,
     )  # fmt: skip
 
     letters, out = lines_of(tmp_path / "dead.jsonl"), lines_of(tmp_path / "out.jsonl")
     assert [(one["source"]["at"], one["code"]) for one in letters] == [(2, "non_finite_state"), (4, "non_finite_state")]
     assert [one["step"] for one in out] == [1, 2, 3, 4]
     assert [one["source"]["at"] for one in out] == [0, 1, 3, 5]
+    assert (counts["timesteps"], counts["skipped"]) == (4, 0)
 
     # As after a crash before anything was handed over: the rejected ones are before the position now
-    run_once(tmp_path, source, *flags(service, tmp_path / "again.jsonl", model="total"))
+    again = run_once(tmp_path, source, *flags(service, tmp_path / "again.jsonl", model="total"))
+    assert (again["timesteps"], again["skipped"]) == (0, 6)
     assert [one | {"state_id": None} for one in lines_of(tmp_path / "again.jsonl")] == [
         one | {"state_id": None} for one in out
     ]
@@ -133,7 +136,7 @@ def test_timesteps_with_a_seq_do_not_follow_one_that_the_service_rejects(
 
     run_once(
         tmp_path, source, *flags(service, tmp_path / "out.jsonl", model="total"), "--seq", "n",
-        "--dead-letter", f"file://{tmp_path}/dead.jsonl",
+        "--dead-letter", f"file://{tmp_path}/dead.jsonl", code=1,
     )  # fmt: skip
 
     letters, out = lines_of(tmp_path / "dead.jsonl"), lines_of(tmp_path / "out.jsonl")
@@ -295,3 +298,125 @@ def test_a_service_with_small_limits_gets_small_messages(models: Path, short_pat
 
     assert written(lines_of(out)) == readings.expected()
     assert (counts["dead_letters"], counts["retries"]) == (0, 0)
+
+
+def csv_flags(service: ServiceProcess, out: Path, *, model: str = "fold") -> list[str]:
+    return ["--model", model, "--stream", "machine", "--url", service.url, "--to", f"file://{out}"]
+
+
+def test_a_csv_file_has_its_columns_by_name_and_its_ids_as_they_stand(service: ServiceProcess, tmp_path: Path) -> None:
+    """The first line is no dead letter, and `0042` and `42` are two machines."""
+    ids = ["0042", "42", "4_2", "48e2", "1.10"]
+    source = write_lines(tmp_path / "in.csv", ["n;machine;x", *(f"{n};{one};{n}" for n, one in enumerate(ids))])
+
+    counts = run_once(tmp_path, source, *csv_flags(service, tmp_path / "out.jsonl"))
+
+    out = lines_of(tmp_path / "out.jsonl")
+    assert [(one["stream"], one["step"], one["source"]["at"]) for one in out] == [
+        (one, 1, n) for n, one in enumerate(ids, 1)
+    ]
+    assert counts["dead_letters"] == 0
+
+
+def test_ids_of_a_csv_file_that_are_none_are_dead_letters(service: ServiceProcess, tmp_path: Path) -> None:
+    bad = ["+42", " 42", "\uff14\uff12", '"+7"']
+    source = write_lines(tmp_path / "in.csv", ["machine,x", "ok1,1", *(f"{one},1" for one in bad)])
+
+    counts = run_once(
+        tmp_path, source, *csv_flags(service, tmp_path / "out.jsonl"),
+        "--dead-letter", f"file://{tmp_path}/dead.jsonl", code=1,
+    )  # fmt: skip
+
+    letters = lines_of(tmp_path / "dead.jsonl")
+    assert counts["dead_letter_codes"] == {"bad_request": len(bad)}
+    assert all("the stream id is" in one["reason"] for one in letters)
+    assert [one["stream"] for one in lines_of(tmp_path / "out.jsonl")] == ["ok1"]
+
+
+def test_once_with_dead_letters_ends_with_1_and_their_number(service: ServiceProcess, tmp_path: Path) -> None:
+    """A job that uses half of its file has not succeeded."""
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "half", "x": 1}, "{", {"stream": "half"}])
+    one = ConnectorProcess(tmp_path, source, *flags(service, tmp_path / "out.jsonl"), "--once").start()
+
+    assert one.process.wait(60) == 1, one.text()
+    assert "2 dead letters of 3 messages (bad_json: 1, bad_input: 1)" in one.text()
+    assert "--dead-letter" in one.text()
+
+
+def test_late_timesteps_are_counted_apart_from_repeated_ones(service: ServiceProcess, tmp_path: Path) -> None:
+    """A greater position came before them, so they are lost: nobody would look for them among repetitions."""
+    ats = [1, 3, 2, 3, 3, 5, 4]
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "late1", "at": at, "x": at} for at in ats])
+    words = (source, *flags(service, tmp_path / "out.jsonl"), "--position", "at")
+
+    first = run_once(tmp_path, *words)
+    again = run_once(tmp_path, *words)
+
+    assert {name: first[name] for name in ("messages", "timesteps", "skipped", "late", "predictions")} == {
+        "messages": 7, "timesteps": 3, "skipped": 2, "late": 2, "predictions": 3
+    }  # fmt: skip
+    assert (again["timesteps"], again["skipped"], again["late"]) == (0, 5, 2)
+
+
+def test_the_last_line_has_what_was_applied_by_this_run(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", [{"stream": "again", "at": at, "x": at} for at in (1, 3, 2)])
+    words = (source, *flags(service, tmp_path / "out.jsonl"), "--position", "at", "--once")
+
+    texts = []
+    for _ in range(2):
+        one = ConnectorProcess(tmp_path, *words).start()
+        assert one.process.wait(60) == 0, one.text()
+        texts.append(one.text())
+
+    assert "2 timesteps applied, 1 late and not applied" in texts[0]
+    assert "0 timesteps applied, 2 applied before, 1 late and not applied" in texts[1]
+    assert "stream 'again' has position 2 after a greater one" in texts[0]
+
+
+@pytest.mark.parametrize("n_messages", [3, 150])
+def test_a_field_that_no_message_has_is_an_error_before_anything_is_applied(
+    service: ServiceProcess, tmp_path: Path, n_messages: int
+) -> None:
+    """A model that takes missing values would be stepped by NaN."""
+    documents = [{"stream": f"typo{n_messages}", "temperature_c": 1.5, "pressure": 2} for _ in range(n_messages)]
+    words = [
+        *flags(service, tmp_path / "out.jsonl", model="lstm"),
+        "--input",
+        "x=temperatur_c,pressure,pressure,pressure",
+    ]
+    one = ConnectorProcess(tmp_path, write_lines(tmp_path / "in.jsonl", documents), *words, "--once").start()
+
+    assert one.process.wait(60) == 1, one.text()
+    assert "had no field 'temperatur_c' (nearest: 'temperature_c')" in one.text()
+    assert httpx2.get(f"{service.url}/v1/models/lstm/streams/typo{n_messages}", timeout=30).status_code == 404
+
+
+def test_a_field_that_no_message_has_is_reported_while_there_are_few(service: ServiceProcess, tmp_path: Path) -> None:
+    """The next message may have it."""
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    with connector(tmp_path, write_lines(path, [{"stream": "few", "X": 1}]), *flags(service, out)) as one:
+        wait_for(lambda: "1 message had no field 'x'" in one.text(), what=one.text)
+        with path.open("a") as file:
+            file.write('{"stream": "few", "x": 2}\n')
+        wait_for(lambda: n_lines(out) == 1, what=one.text)
+
+
+def test_check_ends_with_1_if_no_message_has_a_field(service: ServiceProcess, tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.csv", ["machine,temperature_c", "m1,1", "m2,2"])
+    words = ["--input", "x=temperature_c", "--model", "fold", "--stream", "maschine", "--url", service.url, "--check"]
+    one = ConnectorProcess(tmp_path, source, *words).start()
+
+    assert one.process.wait(60) == 1, one.text()
+    assert "2 messages had no field 'maschine' (nearest: 'machine')" in one.text()
+
+
+def test_a_csv_file_without_the_columns_of_an_input_is_refused_with_the_names_that_it_has(
+    service: ServiceProcess, tmp_path: Path
+) -> None:
+    """By the rules and in the words of `replay` and `backfill`."""
+    source = write_lines(tmp_path / "in.csv", ["machine,temp", "m1,1"])
+    one = ConnectorProcess(tmp_path, source, *csv_flags(service, tmp_path / "out.jsonl")).start()
+
+    assert one.process.wait(60) == 2, one.text()
+    assert "Input 'x' is made of x or x[0]" in one.text()
+    assert "has machine, temp" in one.text()

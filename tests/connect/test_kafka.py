@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from service.connect.brokers import make_reader
+from service.connect.brokers import make_reader, make_writer
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage
+from service.connect.messages import BrokerMessage, ConnectUsageError
 from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, kafka
 from tests.connect.connectors import (
@@ -27,6 +27,7 @@ from tests.connect.connectors import (
     written,
 )
 from tests.connect.skipping import or_skip
+from tests.connect.writers import out_message, write
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -121,7 +122,7 @@ def test_bad_messages_are_dead_letters(service: ServiceProcess, topics: KafkaTop
     bad = [("k", b"{"), ("k", {"y": 1}), ("a b", {"x": 1}), ("k", {"x": [1, 2]})]
     topics.add([one for pair in zip(bad, [("fine", {"x": 1})] * 4, strict=True) for one in pair])
 
-    run_once(tmp_path, topics.url("in"), *flags(service, topics), "--dead-letter", topics.url("dead"))
+    run_once(tmp_path, topics.url("in"), *flags(service, topics), "--dead-letter", topics.url("dead"), code=1)
 
     assert sorted(document["code"] for _, document in topics.read("dead", 4)) == [
         "bad_input", "bad_input", "bad_json", "bad_request",
@@ -238,3 +239,95 @@ def test_check_joins_no_group_and_shows_the_oldest_messages(
 
     assert one.process.wait(60) == 0, one.text()
     assert 'shown: {"x": [5]}' in one.text()
+
+
+async def test_a_stream_whose_topic_cannot_be_is_refused_alone(topics: KafkaTopics) -> None:
+    """Ids may have a colon and an at sign, and topics may not."""
+    streams = ["out", "a:b", "a@b", "out"]
+
+    refused = await write(topics.url("{stream}"), [out_message(one, n) for n, one in enumerate(streams)])
+
+    assert {one.message.key: one.reason for one in refused} == {
+        "a:b": "the topic 'a:b' is illegal: Kafka takes 1 to 249 of A-Z a-z 0-9 . _ -",
+        "a@b": "the topic 'a@b' is illegal: Kafka takes 1 to 249 of A-Z a-z 0-9 . _ -",
+    }
+    assert [document["step"] for _, document in await asyncio.to_thread(topics.read, "out", 2)] == [0, 3]
+
+
+class NoSuchTopics:
+    """A producer whose broker has the topic `out` and creates none; the real broker of these tests creates all."""
+
+    def __init__(self) -> None:
+        self.client = self.cluster = self
+        self.unauthorized_topics = {"secret"}
+        self.n_updates = 0
+        self.written: list[str] = []
+
+    def add_topic(self, topic: str) -> None:
+        """Do nothing: it is not there."""
+
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        return {0} if topic == "out" else None
+
+    async def force_metadata_update(self) -> None:
+        self.n_updates += 1
+
+    async def fetch_all_metadata(self) -> None:
+        """Do nothing: the broker responds."""
+
+    async def send(self, topic: str, _body: bytes, *, key: bytes | None) -> asyncio.Future[None]:
+        self.written.append(topic)
+        confirmed = asyncio.get_running_loop().create_future()
+        confirmed.set_result(None)
+        return confirmed
+
+
+async def test_a_stream_whose_topic_is_not_there_delays_the_others_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kafka_module = pytest.importorskip("service.connect.brokers.kafka", reason="aiokafka is not installed")
+    monkeypatch.setattr(kafka_module, "_TOPIC_S", 0.05)
+    producer, writer = NoSuchTopics(), kafka_module.KafkaWriter(BrokerUrl.parse("kafka://h/{stream}"), "json")
+    writer._producer = producer
+    messages = [out_message("out"), out_message("nosuch"), out_message("secret")]
+
+    first = await writer.write(messages)
+    n_updates = producer.n_updates
+    again = await writer.write(messages)
+
+    assert [(one.message.key, one.reason) for one in first] == [
+        ("nosuch", "the broker has no topic 'nosuch', and does not create it"),
+        ("secret", "the login may not write to the topic 'secret'"),
+    ]
+    assert (again, producer.n_updates) == (first, n_updates)
+    assert producer.written == ["out", "out"]
+
+
+async def test_a_message_that_is_too_large_is_refused_alone(topics: KafkaTopics) -> None:
+    messages = [out_message("p1", 0), out_message("p1", 1, "p" * (5 << 20)), out_message("p1", 2)]
+
+    [refused] = await write(topics.url("out"), messages)
+
+    assert (refused.message, "too large" in refused.reason) == (messages[1], True)
+    assert [document["step"] for _, document in await asyncio.to_thread(topics.read, "out", 2)] == [0, 2]
+
+
+def test_a_prediction_that_cannot_be_handed_over_is_a_dead_letter(
+    service: ServiceProcess, topics: KafkaTopics, tmp_path: Path
+) -> None:
+    """The other streams go on, and `--once` ends with 1."""
+    topics.add([("a:b", {"x": 1}), ("out", {"x": 2}), ("a:b", {"x": 3}), ("out", {"x": 4})])
+    to = ["--model", "fold", "--stream", "key", "--url", service.url, "--to", topics.url("{stream}")]
+
+    counts = run_once(tmp_path, topics.url("in"), *to, "--dead-letter", f"file://{tmp_path}/dead.jsonl", code=1)
+
+    letters = [json.loads(line) for line in (tmp_path / "dead.jsonl").read_text().splitlines()]
+    assert [(one["code"], one["stream"], json.loads(one["message"])["step"]) for one in letters] == [
+        ("undeliverable", "a:b", 1), ("undeliverable", "a:b", 2),
+    ]  # fmt: skip
+    assert [document["step"] for _, document in topics.read("out", 2)] == [1, 2]
+    assert (counts["timesteps"], counts["predictions"], counts["dead_letters"]) == (4, 2, 2)
+
+
+def test_a_topic_that_cannot_be_is_refused_at_the_start() -> None:
+    pytest.importorskip("aiokafka")
+    with pytest.raises(ConnectUsageError, match="the topic 'a:b' is illegal"):
+        make_writer(BrokerUrl.parse("kafka://h/a:b"), "json")

@@ -17,6 +17,7 @@ from service.connect.mapping.poll_mapper import MappedPoll, PollMapper
 from service.connect.mapping.typed_decoding import typed_decoder
 from service.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError, MessageColumns, OutMessage
 from service.connect.polls import PollLimits, rounds_of
+from service.recorded.csv_header import CsvHeader
 
 FLOATS = InputSpec(name="x", dtype="float32", shape=[2])
 LIMITS = PollLimits(4096, 1 << 23, 8)
@@ -156,11 +157,11 @@ def test_repeated_positions_are_dropped_and_a_gap_in_seq_begins_a_chunk() -> Non
     places = [("a", 1, 1), ("b", 1, 1), ("a", 2, 2), ("a", 2, 2), ("a", 5, 9), ("b", 2, 2)]
     poll, _ = mapped(one, [message({"s": s, "x": [1, 2], "n": n, "k": k}) for s, n, k in places])
 
-    rounds, n_dropped = rounds_of(poll, LIMITS)
+    rounds, dropped = rounds_of(poll, LIMITS)
 
     shape = [[(chunk.stream, [poll.seq[i] for i in chunk.timesteps]) for chunk in each] for each in rounds]
     assert shape == [[("a", [1, 2]), ("b", [1, 2])], [("a", [9])]]
-    assert n_dropped == 1
+    assert dropped == [3]
 
 
 MESSAGES = [
@@ -244,7 +245,7 @@ def test_streams_by_key_and_topic_are_decoded_together() -> None:
 
     assert (by_key.streams, by_topic.streams) == (["p"], ["t", "u"])
     assert [letter.document["reason"] for letter in letters] == [
-        "the stream id b'\\xff' is not UTF-8",
+        "the stream id is b'\\xff', which is not UTF-8.",
         "the message has no key",
     ]
 
@@ -256,12 +257,12 @@ def test_timesteps_of_several_sources_are_whole_chunks() -> None:
     ]
 
     poll, _ = mapped(mapper(), received)
-    rounds, n_dropped = rounds_of(poll, LIMITS)
+    rounds, dropped = rounds_of(poll, LIMITS)
 
     assert [[(chunk.stream, chunk.timesteps) for chunk in each] for each in rounds] == [
         [("a", [0, 3]), ("b", [1]), ("c", [2, 4])]
     ]
-    assert n_dropped == 0
+    assert dropped == []
 
 
 def test_a_stream_that_is_in_two_sources_begins_a_chunk_with_each() -> None:
@@ -271,7 +272,166 @@ def test_a_stream_that_is_in_two_sources_begins_a_chunk_with_each() -> None:
     ]
 
     poll, _ = mapped(mapper(), received)
-    rounds, n_dropped = rounds_of(poll, LIMITS)
+    rounds, dropped = rounds_of(poll, LIMITS)
 
     assert [[chunk.timesteps for chunk in each] for each in rounds] == [[[0, 1]], [[2]]]
-    assert n_dropped == 1
+    assert dropped == [3]
+
+
+ODD_IDS = ["0042", "42", "4_2", "48e2", "1.10", "1e3", "007", "-7"]
+"""Texts that Python's `int` or `float` reads as numbers, and that are valid ids."""
+
+BAD_IDS = ["+42", " 42", "42 ", "\uff14\uff12"]
+"""Texts that Python's `int` reads as numbers, and that are no ids."""
+
+
+def where(text: str) -> dict[str, tuple[MessageMapper, BrokerMessage]]:
+    """Return a mapper and a message for each place and format in which a text may be the stream."""
+    values = {"s": text, "x": [1, 2]}
+    header = CsvHeader(["s", "a", "b"], ",")
+    entry = {b"s": text.encode(), b"a": b"1", b"b": b"2"}
+    return {
+        "json": (mapper(), message(values)),
+        "msgpack": (mapper(format="msgpack"), message(msgspec.msgpack.encode(values))),
+        "csv line": (mapper(paths=["1", "2"], format="csv", stream="0"), message(f"{text},1,2".encode())),
+        "quoted csv": (mapper(paths=["1", "2"], format="csv", stream="0"), message(f'"{text}",1,2'.encode())),
+        "csv file": (mapper(paths=["a", "b"], format="csv"), message(f"{text},1,2".encode(), header=header)),
+        "redis fields": (mapper(paths=["a", "b"]), message(b"", fields=entry)),
+        "redis data": (mapper(), message(b"", fields={b"data": msgspec.json.encode(values)})),
+        "key": (mapper(stream="key"), message({"x": [1, 2]}, key=text.encode())),
+        "header": (mapper(stream="header:h"), message({"x": [1, 2]}, headers={"h": text.encode()})),
+        "topic": (mapper(stream="topic"), message({"x": [1, 2]}, topic=text)),
+    }
+
+
+PLACES = list(where("p1"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_streams_id_is_the_text_as_it_stands_in_every_place(place: str) -> None:
+    """`0042` and `42` are two machines."""
+    formats = {"msgpack": "msgpack", "csv line": "csv", "quoted csv": "csv", "csv file": "csv"}
+    streams = []
+    for text in ODD_IDS:
+        one, received = where(text)[place]
+        poll, letters = mapped(one, [received], formats.get(place, "json"))  # type: ignore[arg-type]
+        assert not letters
+        streams += poll.streams
+
+    assert streams == ODD_IDS
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_text_that_is_no_id_is_a_dead_letter_in_every_place(place: str) -> None:
+    """It is not the stream of the text that looks like it."""
+    for text in BAD_IDS:
+        one, received = where(text)[place]
+
+        with pytest.raises(BadMessageError, match="stream id is") as found:
+            one.map(received)
+
+        assert found.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("body_format", ["json", "msgpack"])
+def test_an_integer_of_json_or_msgpack_is_the_id_of_its_decimal_text(body_format: BodyFormat) -> None:
+    encode = msgspec.json.encode if body_format == "json" else msgspec.msgpack.encode
+    one = mapper(format=body_format)
+
+    poll, letters = mapped(one, [message(encode({"s": 42, "x": [1, 2]}))], body_format)
+
+    assert (poll.streams, letters) == (["42"], [])
+
+
+@pytest.mark.parametrize("body_format", ["json", "msgpack"])
+@pytest.mark.parametrize("value", [42.0, 4.2, True, None, ["42"]])
+def test_other_values_are_no_id(body_format: BodyFormat, value: object) -> None:
+    """Also once the integer of equal value was one."""
+    encode = msgspec.json.encode if body_format == "json" else msgspec.msgpack.encode
+    one = mapper(format=body_format)
+
+    poll, letters = mapped(
+        one, [message(encode({"s": found, "x": [1, 2]})) for found in (42, 4, 1, value)], body_format
+    )
+
+    assert poll.streams == ["42", "4", "1"]
+    assert [one.document["code"] for one in letters] == ["bad_request"]
+
+
+@pytest.mark.parametrize("text", ["+1", "1_0", "\uff11", ".5", "0x1", "01"])
+def test_a_number_in_a_text_is_what_json_allows(text: str) -> None:
+    one = mapper(paths=["1", "2"], format="csv", stream="0")
+
+    with pytest.raises(BadMessageError, match="expected numbers"):
+        one.map(message(f"a,{text},2".encode()))
+
+
+@pytest.mark.parametrize("text", ["7", " 7"])
+def test_a_position_may_be_a_text_of_digits(text: str) -> None:
+    one = mapper(paths=["a", "b"], position="n")
+
+    assert one.map(message(b"", fields={b"s": b"p", b"a": b"1", b"b": b"2", b"n": text.encode()})).at == 7
+
+
+@pytest.mark.parametrize("text", ["", "NA", "nan", "null"])
+def test_an_empty_cell_is_a_missing_value(text: str) -> None:
+    """As it is for `replay` and `backfill`."""
+    spec = InputSpec(name="x", dtype="float32", shape=[2], missing="nan")
+    one = mapper(spec, ["1", "2"], format="csv", stream="0")
+
+    assert np.isnan(inputs_of(one, message(f"a,{text},2".encode()), spec)).tolist() == [True, False]
+
+
+def test_an_empty_cell_is_refused_by_a_model_that_takes_no_missing_values() -> None:
+    with pytest.raises(BadMessageError, match="the field '1' is '', a missing value"):
+        mapper(paths=["1", "2"], format="csv", stream="0").map(message(b"a,,2"))
+
+
+def test_cells_are_integers_and_truths_where_the_input_has_them() -> None:
+    """As they are for `replay` and `backfill`: `1.0` of a spreadsheet is 1."""
+    whole = InputSpec(name="x", dtype="int64", shape=[2])
+    truth = InputSpec(name="x", dtype="bool", shape=[2])
+
+    assert inputs_of(mapper(whole, ["1", "2"], format="csv", stream="0"), message(b"a,1.0,2"), whole) == [1, 2]
+    assert inputs_of(mapper(truth, ["1", "2"], format="csv", stream="0"), message(b"a,true,0"), truth) == [True, False]
+
+
+def test_a_line_of_another_length_than_the_first_one_is_a_dead_letter() -> None:
+    one = mapper(paths=["a", "b"], format="csv")
+
+    with pytest.raises(BadMessageError, match="the line has 2 cells; expected 3"):
+        one.map(message(b"p,1", header=CsvHeader(["s", "a", "b"], ",")))
+
+
+def test_a_field_that_a_line_does_not_have_is_reported_with_those_that_it_has() -> None:
+    one = mapper(paths=["1", "2"], format="csv", stream="machine")
+
+    with pytest.raises(BadMessageError, match="'machine' is missing; the message is a list, whose fields are 0 to 2"):
+        one.map(message(b"a,1,2"))
+
+
+@pytest.mark.parametrize("paths", [["a", "b"], None])
+@pytest.mark.parametrize("body_format", ["json", "csv"])
+def test_a_message_without_any_field_of_an_input_is_a_dead_letter(
+    paths: list[str | int | float] | None, body_format: BodyFormat
+) -> None:
+    """Also for a model that takes missing values: these may be other messages."""
+    spec = InputSpec(name="x", dtype="float32", shape=[2], missing="nan")
+    body = b"p1,3" if body_format == "csv" else b'{"s": "p1", "c": 3}'
+    header = CsvHeader(["s", "c"], ",") if body_format == "csv" else None
+
+    poll, letters = mapped(mapper(spec, paths, format=body_format), [message(body, header=header)], body_format)
+
+    assert poll.rows == []
+    assert [(one.document["code"], one.document["stream"]) for one in letters] == [("bad_input", "p1")]
+    assert "is missing; the message has s, c" in letters[0].document["reason"]
+
+
+def test_a_message_whose_fields_are_null_is_a_timestep_without_values() -> None:
+    """A sensor that has nothing to report is no mistake in the mapping."""
+    spec = InputSpec(name="x", dtype="float32", shape=[2], missing="nan")
+
+    poll, letters = mapped(mapper(spec, ["a", "b"]), [message({"s": "p1", "a": None, "b": None})])
+
+    assert letters == []
+    assert np.isnan(poll.inputs["x"]).all()

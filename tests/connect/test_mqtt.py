@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from service.connect.brokers import make_reader
+from service.connect.brokers import make_reader, make_writer
 from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import BrokerUnavailableError
 from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, mosquitto
 from tests.connect.connectors import (
@@ -24,8 +26,9 @@ from tests.connect.connectors import (
     wait_while_killing,
     written,
 )
-from tests.connect.readers import first_messages_around_a_loss
+from tests.connect.readers import first_messages_around_a_loss, next_messages
 from tests.connect.skipping import or_skip
+from tests.connect.writers import out_message
 from tests.faults.proxy import Proxy
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
@@ -288,3 +291,66 @@ def test_the_example_of_compose_gives_predictions_of_the_demos_model(topics: Mqt
 
     assert topics.topics == {"out/pump-1"}
     assert len(topics.out[0]["outputs"]["activity"]) == 4
+
+
+async def test_a_topic_that_the_login_may_not_write_is_refused_alone(tmp_path: Path) -> None:
+    """The broker confirms the message with a code that it was refused; this one also ends the connection."""
+    (tmp_path / "acl").write_text("topic write out/ok\n")
+    with or_skip(partial(mosquitto, settings=(f"acl_file {tmp_path}/acl",)), tmp_path) as broker:
+        messages = [out_message(one, n) for n, one in enumerate(["ok", "nosuch", "ok"])]
+        writer = make_writer(BrokerUrl.parse(f"mqtt://127.0.0.1:{broker.port}/out/{{stream}}"), "json")
+        await writer.open()
+        with contextlib.suppress(BrokerUnavailableError):
+            await writer.write(messages)
+        await writer.close()
+        await writer.open()
+        [refused] = await writer.write(messages)
+        await writer.close()
+
+    assert refused.message is messages[1]
+    assert "the broker refuses the topic 'out/nosuch': Not authorized" in refused.reason
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_once_does_not_end_while_another_connector_reads(topics: MqttTopics) -> None:
+    """It has read nothing, so nothing is done."""
+    from service.connect.brokers.mqtt import MqttReader
+
+    url, clock = BrokerUrl.parse(topics.url("in/{stream}", "?client=c9")), Clock()
+    first = make_reader(url, ReaderOptions())
+    second = MqttReader(url, ReaderOptions(once=True), clock=clock)
+    await first.open()
+    try:
+        await second.open()
+        clock.now += 100
+        assert (await second.poll(1), second.is_done) == ([], False)
+    finally:
+        await second.close()
+        await first.close()
+
+
+async def test_once_counts_its_quiet_seconds_from_the_last_acknowledgement(topics: MqttTopics) -> None:
+    """Until then the broker keeps what is beyond the messages that it may send ahead."""
+    from service.connect.brokers.mqtt import MqttReader
+
+    clock = Clock()
+    reader = MqttReader(BrokerUrl.parse(topics.url("in/{stream}")), ReaderOptions(once=True), clock=clock)
+    await reader.open()
+    topics.publish("in/a", {"x": 1})
+    found = await next_messages(reader, 5)
+    clock.now += 100
+    await reader.acknowledge(found)
+
+    assert not reader.is_done
+    clock.now += 100
+    assert reader.is_done
+    await reader.close()

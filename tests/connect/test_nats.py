@@ -12,6 +12,7 @@ import pytest
 
 from service.connect.brokers import make_reader
 from service.connect.brokers.protocol import ReaderOptions
+from service.connect.messages import ConnectError
 from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, nats
 from tests.connect.connectors import (
@@ -26,6 +27,7 @@ from tests.connect.connectors import (
 )
 from tests.connect.readers import next_messages, until_lost
 from tests.connect.skipping import or_skip
+from tests.connect.writers import out_message, write
 from tests.processes import ServiceProcess, service_process
 from tests.servers import AOF, server
 
@@ -102,7 +104,7 @@ def test_a_subject_gives_the_predictions_of_the_fold(
     subjects.add([*documents, ("in.n0", b"{")])
     words = (subjects.url("in.{stream}", "?durable=d"), *flags(service, subjects))
 
-    counts = run_once(tmp_path, *words, "--dead-letter", subjects.url("dead.x"))
+    counts = run_once(tmp_path, *words, "--dead-letter", subjects.url("dead.x"), code=1)
     again = run_once(tmp_path, *words)
 
     out = subjects.read("OUT")
@@ -306,3 +308,74 @@ def test_check_creates_no_consumer(service: ServiceProcess, subjects: NatsSubjec
 
     assert one.process.wait(60) == 0, one.text()
     assert 'shown: {"x": [5]}' in one.text()
+
+
+async def test_a_stream_that_makes_an_illegal_subject_is_refused_alone(subjects: NatsSubjects) -> None:
+    """Ids may begin and end with a dot, and have two in a row."""
+    messages = [out_message(one, n) for n, one in enumerate(["a.b", "a..b", ".a", "a.", "a@b:c"])]
+
+    refused = await write(subjects.url("out.{stream}"), messages)
+
+    assert [one.message for one in refused] == messages[1:4]
+    assert refused[0].reason == "the subject 'out.a..b' is illegal: it has an empty part"
+    assert [one for one, _ in await asyncio.to_thread(subjects.read, "OUT")] == ["out.a.b", "out.a@b:c"]
+
+
+async def test_a_stream_whose_subject_no_jetstream_stream_has_is_refused_alone(subjects: NatsSubjects) -> None:
+    messages = [out_message(one, n) for n, one in enumerate(["out", "nosuch", "out"])]
+
+    [refused] = await write(subjects.url("{stream}.x"), messages)
+
+    assert (refused.message, refused.reason) == (messages[1], "no JetStream stream has the subject 'nosuch.x'")
+    assert len(await asyncio.to_thread(subjects.read, "OUT")) == 2
+
+
+async def test_a_message_that_is_too_large_is_refused_alone(subjects: NatsSubjects) -> None:
+    messages = [out_message("ok", 0), out_message("ok", 1, "p" * (2 << 20)), out_message("ok", 2)]
+
+    [refused] = await write(subjects.url("out.x"), messages)
+
+    assert (refused.message, "too large" in refused.reason) == (messages[1], True)
+    assert [document["step"] for _, document in await asyncio.to_thread(subjects.read, "OUT")] == [0, 2]
+
+
+async def test_once_does_not_end_at_a_request_that_was_slow(subjects: NatsSubjects) -> None:
+    """An empty response is no end: the server may be busy."""
+    await asyncio.to_thread(subjects.add, [("in.a", {"x": n}) for n in range(5)])
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}")), ReaderOptions(once=True))
+    await reader.open()
+    found = list(await next_messages(reader, 2))
+    await reader.acknowledge(found)
+
+    subjects.broker.pause()
+    asyncio.get_running_loop().call_later(1.0, subjects.broker.resume)
+    while not reader.is_done:
+        found += await reader.poll(2)
+    await reader.close()
+
+    assert [json.loads(one.body)["x"] for one in found] == [0, 1, 2, 3, 4]
+
+
+async def test_once_ends_where_nothing_of_the_subject_is_left(subjects: NatsSubjects) -> None:
+    """The last message of the JetStream stream is of another subject."""
+    await asyncio.to_thread(subjects.add, [("in.a", {"x": 1}), ("in", {"x": 2})])
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}")), ReaderOptions(once=True))
+    await reader.open()
+    found = await next_messages(reader, 2)
+
+    assert (len(found), reader.is_done) == (1, True)
+    await reader.close()
+
+
+async def test_a_bucket_that_keeps_a_lease_for_ever_is_refused(subjects: NatsSubjects) -> None:
+    """Nobody would take over from a connector that was killed."""
+
+    async def create(js: Any) -> None:
+        await js.create_key_value(bucket="stepwell-connect")
+
+    await asyncio.to_thread(subjects.run, create)
+    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}")), ReaderOptions())
+
+    with pytest.raises(ConnectError, match="keeps entries for ever; a lease needs 10 s"):
+        await reader.open()
+    await reader.close()

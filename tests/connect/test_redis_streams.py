@@ -267,7 +267,9 @@ def test_bad_entries_are_dead_letters(service: ServiceProcess, broker: RedisBrok
             "in", rng.choice([{"x": 1}, {"stream": "mixed1", "x": "nan"}, {"data": "{"}]) if bad else fields
         )
 
-    counts = run_once(tmp_path, broker.url("in", "g"), *flags(service, broker), "--dead-letter", broker.url("dead"))
+    counts = run_once(
+        tmp_path, broker.url("in", "g"), *flags(service, broker), "--dead-letter", broker.url("dead"), code=1
+    )
 
     assert counts["dead_letters"] == broker.client.xlen("dead") == n_bad > 0
     assert broker.client.xlen("out") == 200 - n_bad
@@ -284,3 +286,53 @@ def test_check_joins_no_group(service: ServiceProcess, broker: RedisBroker, tmp_
     assert one.process.wait(60) == 0
     assert 'c: {"x": [1]}' in one.text()
     assert broker.client.xinfo_groups("in") == []
+
+
+def test_entries_whose_ids_have_no_position_are_dead_letters(
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
+) -> None:
+    """`1-1048576` would have the position of `1-0`, and be taken for a repetition of it."""
+    ids = ["1-0", "1-1048575", "1-1048576", "2-0", f"{2**43}-0", "1796066977277123-0"]
+    for n, one in enumerate(ids):
+        broker.client.xadd("in", {"stream": "ids", "x": n}, id=one)
+
+    words = (broker.url("in", "g"), *flags(service, broker), "--dead-letter", broker.url("dead"))
+    counts = run_once(tmp_path, *words, code=1)
+
+    assert (counts["timesteps"], counts["dead_letters"]) == (3, 3)
+    assert [one["source"]["at"] for one in broker.entries("out")] == [1 << 20, 2 * (1 << 20) - 1, 2 << 20]
+    letters = broker.entries("dead")
+    assert [one["code"] for one in letters] == ["bad_request"] * 3
+    assert all(f"the entry id {name} has no position" in one["reason"] for name, one in zip(
+        ["1-1048576", f"{2**43}-0", "1796066977277123-0"], letters, strict=True
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("as_data", [False, True])
+def test_entries_with_ids_of_microseconds_are_placed_by_a_field(
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path, as_data: bool
+) -> None:
+    for n in range(3):
+        document = {"stream": f"us{as_data:d}", "x": n, "n": n}
+        broker.client.xadd(
+            "in", {"data": json.dumps(document)} if as_data else document, id=f"{1796066977277123 + n}-0"
+        )
+
+    counts = run_once(tmp_path, broker.url("in", "g"), *flags(service, broker), "--position", "n")
+
+    assert (counts["timesteps"], counts["dead_letters"]) == (3, 0)
+    assert [one["source"] for one in broker.entries("out")] == [{"id": "redis:0/in#n", "at": n} for n in range(3)]
+
+
+def test_ids_in_fields_of_entries_are_the_text_as_it_stands(
+    service: ServiceProcess, broker: RedisBroker, tmp_path: Path
+) -> None:
+    """The documented `XADD`: each is a machine of its own."""
+    ids = ["0042", "42", "4_2", "48e2", "1.10"]
+    for n, one in enumerate([*ids, "+42", " 42"]):
+        broker.client.xadd("in", {"stream": one, "x": n})
+
+    counts = run_once(tmp_path, broker.url("in", "g"), *flags(service, broker), code=1)
+
+    assert [(one["stream"], one["step"]) for one in broker.entries("out")] == [(one, 1) for one in ids]
+    assert counts["dead_letter_codes"] == {"bad_request": 2}

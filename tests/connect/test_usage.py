@@ -74,6 +74,22 @@ def test_a_url_without_a_model_is_wrong_usage() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "flags", "said"),
+    [
+        ("file:data.csv", ["--model", "m", "--stream", "key"], "The URL of that file is file:///"),
+        ("file:data.csv", [], "The URL of that file is file:///"),
+        ("data.csv", ["--model", "m", "--stream", "key"], "/data.csv"),
+        ("c.toml", ["--model", "m"], "is a configuration, which has what --model would give"),
+    ],
+)
+def test_a_path_instead_of_a_url_is_answered_with_the_url(source: str, flags: list[str], said: str) -> None:
+    result = invoke(app, [source, *flags])
+
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", "").split())
+
+
+@pytest.mark.parametrize(
     ("words", "code", "said"),
     [
         (["file:///nowhere/x.jsonl", "--model", "fold", "--stream", "key"], 1, "cannot be read"),

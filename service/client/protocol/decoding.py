@@ -80,6 +80,8 @@ class StepReply(Struct):
     skipped: int = 0
     unknown: int = 0
     source_changed: bool = False
+    version: int | None = None
+    versions: tuple[int | None, ...] = ()
 
     def result(self) -> StepResult:
         """Return the response as a `StepResult`."""
@@ -92,6 +94,8 @@ class StepReply(Struct):
             skipped=self.skipped,
             unknown=self.unknown,
             source_changed=self.source_changed,
+            version=self.version,
+            versions=self.versions,
         )
 
 
@@ -200,6 +204,8 @@ class BulkReply(Struct):
     skipped: list[int] = []
     unknown: list[int] = []
     source_changed: list[int] = []
+    version: list[int | None] = []
+    versions: list[tuple[int | None, ...] | None] = []
 
     def arrays(self) -> dict[str, Array]:
         """Return the columns of outputs, writable."""
@@ -269,7 +275,7 @@ def bulk_reply(reply: RawReply, count: int) -> BulkReply:
         len(bulk.state_id),
         *(packed.s[0] if packed.s else 0 for packed in bulk.outputs.values()),
     }
-    lengths |= {len(column) or count for column in (bulk.skipped, bulk.unknown)}
+    lengths |= {len(column) or count for column in (bulk.skipped, bulk.unknown, bulk.version, bulk.versions)}
     if lengths != {count}:
         raise _unreadable(reply, f"its columns do not have {count} rows", "unknown")
     return bulk
@@ -293,6 +299,8 @@ def bulk_results(bulk: BulkReply) -> list[StepResult | ClientError]:
                     skipped=bulk.skipped[i] if bulk.skipped else 0,
                     unknown=bulk.unknown[i] if bulk.unknown else 0,
                     source_changed=i in bulk.source_changed,
+                    version=bulk.version[i] if bulk.version else None,
+                    versions=(bulk.versions[i] if bulk.versions else None) or (),
                 )
             )
     return results

@@ -79,11 +79,12 @@ async def _follow(session: AlertSession, *, as_json: bool) -> None:
 def _sentence(counts: dict[str, Any]) -> str:
     if not counts["leads"] and "ended" not in counts:
         return "standing by"
+    refused = f"; {counts['refused']:,} refused and set aside" if counts["refused"] else ""
     missed = f"; {counted(counts['missed'], 'timestep')} not in the history any more" if counts["missed"] else ""
     return (
         f"{counted(counts['streams'], 'stream')}, {counted(counts['timesteps'], 'timestep')} evaluated, "
         f"{counted(counts['raised'], 'alarm')} raised, {counts['cleared']} cleared, "
-        f"{counts['delivered']} delivered, {counts['undelivered']} being delivered{missed}"
+        f"{counts['delivered']} delivered, {counts['undelivered']} being delivered{refused}{missed}"
     )
 
 

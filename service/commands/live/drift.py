@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
 from service.commands.tables import Json, print_json, table
 
 _COLUMNS: Final = ("", "feature", "values 1h", "missing", "min", "median", "max")
 _OF_REFERENCE: Final = ("", "feature", "PSI 1h", "PSI 24h", "values 1h", "missing", "outside", "min", "median", "max")
+_LEAST_NEEDED: Final = ("min", "max", "values 1h", "missing", "median")
+"""Columns that are left out where the terminal is too narrow, the first one first."""
+
+_WIDEST: Final = 10_000
 _NO_REFERENCE: Final = (
     "The model has no reference, so there is no PSI. Export it with own data: stepwell export .. --verify FILE.npz."
 )
@@ -36,11 +41,28 @@ def drift(
         print_json(found)
         return
     console = Console(highlight=False, markup=False)
-    columns = _OF_REFERENCE if found["reference"] else _COLUMNS
-    rows = (tuple(row[name] for name in columns) for row in _rows(found["windows"]))
-    console.print(table(f"{model}, sampled timesteps of all replicas", columns, rows))
+    title, rows = f"{model}, sampled timesteps of all replicas", list(_rows(found["windows"]))
+    columns, left_out = list(_OF_REFERENCE if found["reference"] else _COLUMNS), list[str]()
+    for least_needed in _LEAST_NEEDED:
+        if _width(console, title, columns, rows) <= console.width:
+            break
+        columns.remove(least_needed)
+        left_out.append(least_needed)
+    console.print(_table(title, columns, rows))
+    if left_out:
+        console.print(f"Without {', '.join(left_out)}: they need more than {console.width} characters. --json has all.")
     if not found["reference"]:
         console.print(_NO_REFERENCE)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Table:
+    return table(title, columns, (tuple(row[name] for name in columns) for row in rows))
+
+
+def _width(console: Console, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> int:
+    """Return the characters of a line in which no cell has to be divided."""
+    options = console.options.update(max_width=_WIDEST)
+    return console.measure(_table(title, columns, rows), options=options).maximum
 
 
 def _rows(windows: Mapping[str, Any]) -> Iterator[dict[str, str]]:

@@ -23,7 +23,7 @@ from aiormq.exceptions import (
 
 from service.connect.brokers.confirmations import all_confirmed
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
+from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage, Undeliverable
 from service.connect.urls import BrokerUrl
 
 _PORTS: Final = {False: 5672, True: 5671}
@@ -109,6 +109,7 @@ class AmqpReader:
         """Acknowledge the messages, and with them all that arrived before."""
         with _amqp_errors(self._url):
             await messages[-1].handle.ack(multiple=True)
+        self._last_at = self._clock()  # only now the broker sends more than it may send ahead
 
     async def is_current(self) -> bool:
         """Return True: the broker gives the queue to another connector only when the connection is lost."""
@@ -209,18 +210,22 @@ class AmqpWriter:
         with _amqp_errors(self._url):
             self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
 
-    async def write(self, messages: Sequence[OutMessage]) -> None:
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
         """Publish the messages, and wait until the broker has confirmed all of them."""
         assert self._channel is not None
         exchange = self._channel.default_exchange
+        queues = [self._url.target(one.key) for one in messages]
         with _amqp_errors(self._url):
-            await all_confirmed(
-                [
-                    asyncio.ensure_future(exchange.publish(self._body(one), self._url.target(one.key)))
-                    for one in messages
-                ],
-                _TIMEOUT_S,
-            )
+            sent = [
+                asyncio.ensure_future(exchange.publish(self._body(one), queue))
+                for one, queue in zip(messages, queues, strict=True)
+            ]
+            await all_confirmed(sent, _TIMEOUT_S, but=(DeliveryError,) if self._url.is_per_stream else ())
+        return [
+            Undeliverable(message, f"there is no queue {queue!r}")
+            for message, queue, confirmed in zip(messages, queues, sent, strict=True)
+            if confirmed.exception() is not None
+        ]
 
     async def close(self) -> None:
         """Disconnect."""

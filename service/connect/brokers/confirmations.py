@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-async def all_confirmed(confirmations: Iterable[asyncio.Future[Any]], timeout_s: float) -> None:
+async def all_confirmed(
+    confirmations: Iterable[asyncio.Future[Any]], timeout_s: float, *, but: Sequence[type[Exception]] = ()
+) -> None:
     """Wait until all messages are confirmed.
 
     A poll may have thousands of messages, so a slow broker may need long for all of them. If it had a limit for them
@@ -16,6 +18,7 @@ async def all_confirmed(confirmations: Iterable[asyncio.Future[Any]], timeout_s:
     Args:
         confirmations: One for each message.
         timeout_s: Seconds within which any of them has to arrive.
+        but: Errors of one message, which concern no other: they are left in its confirmation.
 
     Raises:
         TimeoutError: None arrived for so long; all others are what a confirmation has raised.
@@ -28,7 +31,9 @@ async def all_confirmed(confirmations: Iterable[asyncio.Future[Any]], timeout_s:
             if not done:
                 raise TimeoutError(f"no message was confirmed within {timeout_s:g} s")
             for one in done:
-                one.result()
+                error = one.exception()
+                if error is not None and not isinstance(error, tuple(but)):
+                    raise error
     finally:
         for one in pending:
             one.cancel()

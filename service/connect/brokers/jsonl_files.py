@@ -11,12 +11,30 @@ from typing import BinaryIO, Final
 import msgspec
 
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, ConnectError, ConnectUsageError, OutMessage
+from service.connect.messages import BrokerMessage, ConnectError, ConnectUsageError, OutMessage, Undeliverable
 from service.connect.urls import BrokerUrl
+from service.recorded.csv_header import CsvHeader
 
 _WAIT_S: Final = 0.2
 _MAX_READ: Final = 32 << 20
 """Bytes that one poll reads, unless a single line is longer."""
+
+
+def csv_header(url: BrokerUrl) -> CsvHeader:
+    """Return the first line of a CSV file.
+
+    Raises:
+        ConnectError: The file cannot be read.
+        RecordedDataError: The line has no names, or one twice.
+    """
+    path = Path(url.path).absolute()
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return CsvHeader.of(file.readline(), path)
+    except OSError as exc:
+        raise _unreadable(path, exc.strerror) from exc
+    except UnicodeDecodeError as exc:
+        raise ConnectError(f"{path} is not a CSV file in UTF-8: {exc}.", fix="Save it in UTF-8.") from exc
 
 
 def open_reader(url: BrokerUrl, options: ReaderOptions) -> FileReader:
@@ -38,8 +56,9 @@ def open_writer(url: BrokerUrl, body_format: str) -> FileWriter:
 class FileReader:
     """Reads the lines of a file from its first one on, and waits for new ones at its end.
 
-    The position of a message is the number of its line, from 0. It is kept by the service: after a restart the file is
-    read from the start, and what was applied is skipped.
+    The position of a message is the number of its line, from 0; the first line of a CSV file has the names of the
+    fields, and is no message. The position is kept by the service: after a restart the file is read from the start, and
+    what was applied is skipped.
     """
 
     def __init__(self, path: Path, options: ReaderOptions) -> None:
@@ -57,9 +76,12 @@ class FileReader:
         try:
             self._file = self._path.open("rb")
         except OSError as exc:
-            raise ConnectError(f"{self._path} cannot be read: {exc.strerror}.", fix="Give an existing file.") from exc
+            raise _unreadable(self._path, exc.strerror) from exc
         self._row, self._rest = 0, b""
         self._left = self._size() if self._options.once or self._options.preview else None
+        if self._options.header is not None:
+            self._next_line()
+            self._row = 1
 
     async def poll(self, limit: int) -> Sequence[BrokerMessage]:
         """Return the next lines."""
@@ -71,7 +93,8 @@ class FileReader:
                 break
             n_bytes += len(line)
             if line.strip():
-                messages.append(BrokerMessage(line.rstrip(b"\r\n"), self._source, self._row, self._source))
+                body = line.rstrip(b"\r\n")
+                messages.append(BrokerMessage(body, self._source, self._row, self._source, header=self._options.header))
             self._row += 1
         if not messages and not self.is_done:
             if self._file is not None and self._size() < self._file.tell():
@@ -121,6 +144,10 @@ class FileReader:
         return self._path.stat().st_size
 
 
+def _unreadable(path: Path, reason: str | None) -> ConnectError:
+    return ConnectError(f"{path} cannot be read: {reason}.", fix="Give an existing file.")
+
+
 class _WrittenLine(msgspec.Struct):
     """The fields of a written line that identify its timestep."""
 
@@ -155,8 +182,8 @@ class FileWriter:
         except OSError as exc:
             raise ConnectError(f"{self._path} cannot be written: {exc.strerror}.", fix="Give another place.") from exc
 
-    async def write(self, messages: Sequence[OutMessage]) -> None:
-        """Append the messages that are not there yet."""
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
+        """Append the messages that are not there yet; a file takes all."""
         assert self._file is not None
         lines = []
         for message in messages:
@@ -170,6 +197,7 @@ class FileWriter:
             await asyncio.to_thread(_append, self._file, b"".join(lines))
         except OSError as exc:
             raise ConnectError(f"{self._path} cannot be written: {exc.strerror}.", fix="Free some space.") from exc
+        return ()
 
     async def close(self) -> None:
         """Close the file."""

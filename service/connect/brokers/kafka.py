@@ -5,17 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
+import time
 from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaConnectionError, KafkaError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaConnectionError,
+    KafkaError,
+    MessageSizeTooLargeError,
+)
 
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
+from service.connect.messages import (
+    BrokerMessage,
+    BrokerUnavailableError,
+    ConnectError,
+    ConnectUsageError,
+    MessageColumns,
+    OutMessage,
+    Undeliverable,
+)
 from service.connect.urls import BrokerUrl
 
 _PORT: Final = 9092
@@ -28,6 +44,14 @@ _HEARTBEAT_MS: Final = 250
 
 _HAND_OVER_S: Final = 10.0
 _MAX_REQUEST_BYTES: Final = 4 << 20
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_TOPIC_S: Final = 5.0
+"""Seconds within which a broker that creates topics by itself has created one."""
+
+_METADATA_S: Final = 0.1
+_MISSING_S: Final = 30.0
+"""Seconds for which a topic that was missing is not looked for again: its predictions must not delay the others."""
+
 _VALUE, _OFFSET, _KEY = map(attrgetter, ("value", "offset", "key"))
 _ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
 
@@ -40,8 +64,22 @@ def open_reader(url: BrokerUrl, options: ReaderOptions) -> KafkaReader:
 
 
 def open_writer(url: BrokerUrl, body_format: str) -> KafkaWriter:
-    """Return the writer of a topic."""
+    """Return the writer of a topic.
+
+    Raises:
+        ConnectUsageError: The topic's name is illegal.
+    """
+    if not url.is_per_stream and not _is_topic(url.path):
+        raise ConnectUsageError(f"{url.text!r}: {_illegal(url.path)}.", fix="Give a legal topic.")
     return KafkaWriter(url, body_format)
+
+
+def _is_topic(name: str) -> bool:
+    return _TOPIC.fullmatch(name) is not None and name not in (".", "..")
+
+
+def _illegal(topic: str) -> str:
+    return f"the topic {topic!r} is illegal: Kafka takes 1 to 249 of A-Z a-z 0-9 . _ -"
 
 
 class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -222,7 +260,9 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
 class KafkaWriter:
     """Writes messages to a topic; `{stream}` in its name is replaced by the stream's id.
 
-    A message is there twice if the connector was killed, or a confirmation was lost, after it was written.
+    Of such topics, one that is illegal, that the broker does not have and does not create, or that the login may not
+    write, concerns its stream alone. A message is there twice if the connector was killed, or a confirmation was lost,
+    after it was written.
     """
 
     def __init__(self, url: BrokerUrl, body_format: str) -> None:
@@ -230,6 +270,7 @@ class KafkaWriter:
         self._url = url
         self._encode = _ENCODE[body_format]
         self._producer: Any = None
+        self._missing: dict[str, float] = {}  # topics, with the time at which each is looked for again
 
     async def open(self) -> None:
         """Connect."""
@@ -239,18 +280,69 @@ class KafkaWriter:
         with _kafka_errors(self._url):
             await self._producer.start()
 
-    async def write(self, messages: Sequence[OutMessage]) -> None:
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
         """Write the messages; those of one stream go to one partition, in their order."""
+        topics = {key: self._url.target(key) for key in {message.key for message in messages}}
+        refused: list[Undeliverable] = []
         with _kafka_errors(self._url):
+            unusable = await self._unusable(set(topics.values())) if self._url.is_per_stream else {}
             written = [
-                await self._producer.send(
-                    self._url.target(message.key),
-                    self._encode(message.document),
-                    key=message.key.encode() if message.key else None,
-                )
+                (message, await self._sent(topics[message.key], message))
                 for message in messages
+                if topics[message.key] not in unusable
             ]
-            await asyncio.gather(*written)
+            await asyncio.gather(*(future for _, future in written), return_exceptions=True)
+            for message, future in written:
+                try:
+                    future.result()
+                except MessageSizeTooLargeError as exc:
+                    refused.append(Undeliverable(message, f"the message is too large for Kafka: {exc}"))
+        refused += [Undeliverable(one, unusable[topics[one.key]]) for one in messages if topics[one.key] in unusable]
+        return refused
+
+    async def _sent(self, topic: str, message: OutMessage) -> asyncio.Future[Any]:
+        """Return the confirmation of a message, which is to be waited for."""
+        key = message.key.encode() if message.key else None
+        try:
+            future: asyncio.Future[Any] = await self._producer.send(topic, self._encode(message.document), key=key)
+        except MessageSizeTooLargeError as exc:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(exc)
+        return future
+
+    async def _unusable(self, topics: set[str]) -> dict[str, str]:
+        """Return the topics that cannot be written, each with the reason.
+
+        Raises:
+            BrokerUnavailableError: The broker does not respond, so nothing is known.
+        """
+        found = {topic: _illegal(topic) for topic in topics if not _is_topic(topic)}
+        client, now = self._producer.client, time.monotonic()
+        waited_for = [one for one in topics - found.keys() if self._missing.get(one, now) <= now]
+        for topic in waited_for:
+            client.add_topic(topic)
+        deadline = now + _TOPIC_S
+        while (absent := [one for one in waited_for if not self._is_there(one)]) and time.monotonic() < deadline:
+            await client.force_metadata_update()
+            await asyncio.sleep(_METADATA_S)
+        if absent:
+            await self._check_responds()
+            self._missing |= dict.fromkeys(absent, time.monotonic() + _MISSING_S)
+        for topic in topics - found.keys():
+            if topic in client.cluster.unauthorized_topics:
+                found[topic] = f"the login may not write to the topic {topic!r}"
+            elif not self._is_there(topic):
+                found[topic] = f"the broker has no topic {topic!r}, and does not create it"
+        return found
+
+    def _is_there(self, topic: str) -> bool:
+        return self._producer.client.cluster.partitions_for_topic(topic) is not None
+
+    async def _check_responds(self) -> None:
+        try:
+            await self._producer.client.fetch_all_metadata()
+        except KafkaError as exc:
+            raise BrokerUnavailableError(f"{self._url.text} does not respond: {exc}") from exc
 
     async def close(self) -> None:
         """Disconnect."""

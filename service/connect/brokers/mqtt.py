@@ -16,12 +16,22 @@ from paho.mqtt import client as mqtt
 from service.connect.brokers.mqtt_lease import MqttLease
 from service.connect.brokers.mqtt_session import TIMEOUT_S, MqttSession
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectUsageError, OutMessage
+from service.connect.messages import (
+    BrokerMessage,
+    BrokerUnavailableError,
+    ConnectError,
+    ConnectUsageError,
+    OutMessage,
+    Undeliverable,
+)
 from service.connect.urls import BrokerUrl
 
 _WAIT_S: Final = 0.5
 _QUIET_S: Final = 2.0
 """Seconds without a message after which `once` ends: MQTT has no end to compare with."""
+
+_REFUSED_S: Final = 30.0
+"""Seconds for which a topic that the broker has refused is not tried again."""
 
 _MAX_WAITING: Final = 65536
 """Messages with QoS 0 that wait for the service; newer ones are dropped. Those with QoS 1 wait in the broker."""
@@ -120,6 +130,7 @@ class MqttReader:
         for message in messages:
             if message.handle.qos:
                 self._session.client.ack(message.handle.mid, message.handle.qos)
+        self._last_at = self._clock()  # only now the broker sends more than it may send ahead
 
     async def is_current(self) -> bool:
         """Return whether this connector reads: one that takes over ends its connection."""
@@ -129,9 +140,9 @@ class MqttReader:
 
     @property
     def is_done(self) -> bool:
-        """Whether no message has arrived for two seconds; only with `once`."""
+        """Whether this connector reads, and no message has arrived for two seconds; only with `once`."""
         is_quiet = not self._waiting and self._clock() - self._last_at > _QUIET_S
-        return self._options.once and is_quiet
+        return self._options.once and self._session is not None and is_quiet
 
     def lag(self) -> int | None:
         """Return the number of messages that have arrived and wait."""
@@ -164,22 +175,56 @@ class MqttWriter:
         self._url = url
         self._encode = _ENCODE[body_format]
         self._session: MqttSession | None = None
+        self._refused: dict[int, str] = {}  # why the broker refuses a message, by its id
+        # By topic, with the time until which it is not tried again. Mosquitto 2.0.21 ends the connection after it has
+        # refused a message: without this it would do so for ever, and the other topics would get nothing
+        self._refused_topics: dict[str, tuple[float, str]] = {}
 
     async def open(self) -> None:
         """Connect."""
         self._session = MqttSession(self._url, f"stepwell-{secrets.token_hex(6)}")
+        self._session.client.on_publish = self._on_confirmed
         await self._session.connect()
 
-    async def write(self, messages: Sequence[OutMessage]) -> None:
+    def _on_confirmed(self, _client: object, _data: object, mid: int, code: mqtt.ReasonCode, _more: object) -> None:
+        """Keep a refusal, in paho's thread; it is called before the message counts as published."""
+        if code.is_failure:
+            self._refused[mid] = str(code)
+
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
         """Publish the messages, and wait until the broker has confirmed all of them."""
         assert self._session is not None
         self._session.check()
+        now = time.monotonic()
+        self._refused_topics = {topic: one for topic, one in self._refused_topics.items() if one[0] > now}
+        topics = [self._url.target(one.key) for one in messages]
+        await self._publish(
+            [(topic, one) for topic, one in zip(topics, messages, strict=True) if topic not in self._refused_topics]
+        )
+        return [
+            Undeliverable(message, f"the broker refuses the topic {topic!r}: {self._refused_topics[topic][1]}")
+            for topic, message in zip(topics, messages, strict=True)
+            if topic in self._refused_topics
+        ]
+
+    async def _publish(self, messages: Sequence[tuple[str, OutMessage]]) -> None:
+        """Publish messages to their topics, and keep those topics that the broker refuses."""
+        assert self._session is not None
         client = self._session.client
-        sent = [client.publish(self._url.target(one.key), self._encode(one.document), qos=1) for one in messages]
+        self._refused.clear()
+        sent = [client.publish(topic, self._encode(one.document), qos=1) for topic, one in messages]
         try:
             await asyncio.to_thread(_wait_for_all, sent)
         except (ValueError, RuntimeError) as exc:
             raise BrokerUnavailableError(f"{self._url.text} did not confirm: {exc}") from exc
+        finally:
+            until = time.monotonic() + _REFUSED_S
+            for (topic, _), one in zip(messages, sent, strict=True):
+                if one.mid in self._refused:
+                    self._refused_topics[topic] = until, self._refused[one.mid]
+        if self._refused and not self._url.is_per_stream:
+            reason = next(iter(self._refused.values()))
+            raise ConnectError(f"{self._url.text} refuses messages: {reason}.", fix="Check the user's permissions.")
         self._session.check()
         if not all(one.is_published() for one in sent):
             raise BrokerUnavailableError(f"{self._url.text} did not confirm all messages")

@@ -18,7 +18,7 @@ from nats.js import errors as js_errors
 from service.connect.brokers.confirmations import all_confirmed
 from service.connect.brokers.nats_lease import NatsLease
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage
+from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage, Undeliverable
 from service.connect.urls import BrokerUrl
 
 _PORT: Final = 4222
@@ -109,7 +109,7 @@ class NatsReader:
                 if self._subscription is None:
                     await self._begin()
                 found = await self._fetch(limit)
-        self._done = self._options.once and self._is_behind_end(found)
+                self._done = self._options.once and await self._has_all(found)
         return [self._message(one) for one in found if not self._end or one.metadata.sequence.stream <= self._end]
 
     async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
@@ -211,13 +211,19 @@ class NatsReader:
 
     async def _next_of_preview(self) -> list[Any]:
         try:
-            return [await self._subscription.next_msg(_WAIT_S)]
+            found = await self._subscription.next_msg(_WAIT_S)
         except TimeoutError:
-            self._done = True
             return []
+        self._done = found.metadata.num_pending == 0
+        return [found]
 
-    def _is_behind_end(self, found: Sequence[Any]) -> bool:
-        return not found or found[-1].metadata.sequence.stream >= self._end
+    async def _has_all(self, found: Sequence[Any]) -> bool:
+        """Return whether nothing is left of what was there at the start; a request may also have been slow."""
+        if not found:
+            info = await self._js.consumer_info(self._stream, self._durable)
+            return bool(info.num_pending == 0)
+        last = found[-1].metadata
+        return bool(last.num_pending == 0 or last.sequence.stream >= self._end)
 
     def _message(self, message: Any) -> BrokerMessage:
         source = f"nats:{self._stream}"
@@ -228,6 +234,8 @@ class NatsReader:
 
 class NatsWriter:
     """Publishes messages into JetStream; `{stream}` in the subject is replaced by the stream's id.
+
+    The dots of an id divide the subject, so that a stream `a.b` needs a subject such as `predictions.>`.
 
     Each message has an id, so the server drops one that is there within its window for duplicates (two minutes if the
     stream has no other limit).
@@ -245,19 +253,32 @@ class NatsWriter:
         self._client = await _connect(self._url)
         self._js = self._client.jetstream(timeout=_TIMEOUT_S)
 
-    async def write(self, messages: Sequence[OutMessage]) -> None:
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
         """Publish the messages, and wait until the server has confirmed all of them."""
+        refused: list[Undeliverable] = []
+        sent: list[tuple[OutMessage, asyncio.Future[Any]]] = []
         with _nats_errors(self._url):
-            sent = []
             for one in messages:
+                if not all(self._url.target(one.key).split(".")):
+                    reason = f"the subject {self._url.target(one.key)!r} is illegal: it has an empty part"
+                    refused.append(Undeliverable(one, reason))
+                    continue
                 headers = None if one.at is None else {"Nats-Msg-Id": f"{one.key}|{one.source}|{one.at}"}
-                body = self._encode(one.document)
-                sent.append(
-                    await self._js.publish_async(
-                        self._url.target(one.key), body, wait_stall=_TIMEOUT_S, headers=headers
+                try:
+                    confirmed = await self._js.publish_async(
+                        self._url.target(one.key), self._encode(one.document), wait_stall=_TIMEOUT_S, headers=headers
                     )
-                )
-            await all_confirmed(sent, _TIMEOUT_S)
+                except nats.errors.MaxPayloadError as exc:
+                    refused.append(Undeliverable(one, f"the message is too large for the server: {exc}"))
+                    continue
+                sent.append((one, confirmed))
+            of_one_stream = (js_errors.NoStreamResponseError,) if self._url.is_per_stream else ()
+            await all_confirmed((one for _, one in sent), _TIMEOUT_S, but=of_one_stream)
+            for message, confirmed in sent:
+                if confirmed.exception() is not None:
+                    subject = self._url.target(message.key)
+                    refused.append(Undeliverable(message, f"no JetStream stream has the subject {subject!r}"))
+        return refused
 
     async def close(self) -> None:
         """Disconnect."""

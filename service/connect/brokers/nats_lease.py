@@ -9,6 +9,8 @@ from typing import Any, Final
 import nats
 from nats.js import errors as js_errors
 
+from service.connect.messages import ConnectError
+
 _BUCKET: Final = "stepwell-connect"
 _LEASE_S: Final = 10.0
 _RENEW_EVERY_S: Final = 2.0
@@ -27,11 +29,24 @@ class NatsLease:
         self._updating = asyncio.Lock()
 
     async def open(self) -> None:
-        """Find the bucket, or create it."""
+        """Find the bucket, or create it.
+
+        Raises:
+            ConnectError: The bucket keeps its entries longer than a lease lasts, so nobody would take over from a
+                connector that was killed.
+        """
         try:
             self._bucket = await self._js.key_value(_BUCKET)
         except js_errors.NotFoundError:
             self._bucket = await self._js.create_key_value(bucket=_BUCKET, ttl=_LEASE_S)
+            return
+        ttl = (await self._bucket.status()).ttl
+        if not ttl or ttl > _LEASE_S:
+            raise ConnectError(
+                f"The key-value bucket {_BUCKET!r} keeps entries for {f'{ttl:g} s' if ttl else 'ever'}; a lease needs "
+                f"{_LEASE_S:g} s.",
+                fix="Delete the bucket: a connector creates it as it has to be.",
+            )
 
     @property
     def is_held(self) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.connect.messages import BrokerMessage, OutMessage
+from service.connect.messages import BrokerMessage, OutMessage, Undeliverable
+from service.recorded.csv_header import CsvHeader
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +17,12 @@ class ReaderOptions:
     Attributes:
         once: End at what was there when the reader was opened.
         preview: Only show messages: join no group, acknowledge nothing, and read from the oldest message on.
+        header: The first line of a CSV file, which is no message; None: the source is something else.
     """
 
     once: bool = False
     preview: bool = False
+    header: CsvHeader | None = None
 
 
 class MessageReader(Protocol):
@@ -79,8 +82,11 @@ class MessageWriter(Protocol):
     async def open(self) -> None:
         """Connect; raises as `MessageReader.open` does."""
 
-    async def write(self, messages: Sequence[OutMessage]) -> None:
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
         """Write the messages, and return once the broker has confirmed all of them.
+
+        Returns:
+            Those that can never be written, because of what they are or where they belong. All others were written.
 
         Raises:
             BrokerUnavailableError: Some messages may not have been written; the same call may be repeated.

@@ -31,7 +31,7 @@ def connect(url: BrokerUrl) -> redis.Redis:
         ConnectUsageError: The database is not a number.
     """
     host, port = url.address(_PORT)
-    if url.path and not url.path.isdecimal():
+    if url.path and not (url.path.isascii() and url.path.isdigit()):
         raise ConnectUsageError(f"{url.text!r} has the database {url.path!r}; expected a number.")
     return redis.Redis(
         host=host,

@@ -32,6 +32,12 @@ _RENEW_EVERY_S: Final = 1.0
 _BLOCK_MS: Final = 500
 _STAND_BY_S: Final = 0.1
 _SEQUENCE_BITS: Final = 20
+_SEQUENCE_LIMIT: Final = 1 << _SEQUENCE_BITS
+_MILLISECONDS_LIMIT: Final = 1 << (63 - _SEQUENCE_BITS)
+_EXPECTED_ID: Final = (
+    "expected milliseconds below 2^43 and a number below 2^20; let Redis choose ids (XADD .. *), or name a field that "
+    "grows with --position"
+)
 _decode_integers = msgspec.json.Decoder(list[int]).decode
 
 _Entry = tuple[bytes, list[bytes]]
@@ -76,7 +82,8 @@ def open_writer(url: BrokerUrl, body_format: str) -> RedisStreamWriter:
 class RedisStreamReader:
     """Reads a stream as a consumer group, one connector at a time: the others wait for the lease.
 
-    The position of an entry `ms-n` is `ms << 20 | n`.
+    The position of an entry `ms-n` is `ms << 20 | n`. Ids that are too large for that, such as those of a clock of
+    microseconds, have none: their entries are dead letters unless a field is the position.
     """
 
     def __init__(self, url: BrokerUrl, options: ReaderOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -264,6 +271,7 @@ class RedisStreamReader:
         self._open = [entry_id for entry_id, _ in entries]
         numbers = b",".join(self._open).replace(b"-", b",")  # decoded together: two calls of `int` an entry take longer
         parts = _decode_integers(b"[%b]" % numbers)
+        at = list(map(_position, parts[::2], parts[1::2]))
         n = len(entries)
 
         def make(row: int) -> BrokerMessage:
@@ -272,11 +280,11 @@ class RedisStreamReader:
 
         return MessageColumns(
             make,
-            bodies=[flat[1] if len(flat) == 2 and flat[0] == DATA_FIELD else None for _, flat in entries],
-            at=[
-                milliseconds << _SEQUENCE_BITS | number
-                for milliseconds, number in zip(parts[::2], parts[1::2], strict=True)
+            bodies=[
+                flat[1] if len(flat) == 2 and flat[0] == DATA_FIELD and place is not None else None
+                for (_, flat), place in zip(entries, at, strict=True)
             ],
+            at=at,
             sources=[self._source] * n,
             logs=[self._source] * n,
             keys=[None] * n,
@@ -284,9 +292,18 @@ class RedisStreamReader:
         )
 
     def _message(self, entry_id: bytes, fields: dict[bytes, bytes]) -> BrokerMessage:
-        milliseconds, number = _split(entry_id)
-        at = milliseconds << _SEQUENCE_BITS | number
-        return BrokerMessage(b"", self._source, at, self._source, topic=self._name, fields=fields, handle=entry_id)
+        at = _position(*_split(entry_id))
+        return BrokerMessage(
+            b"", self._source, at, self._source, topic=self._name, fields=fields, handle=entry_id,
+            unplaced="" if at is not None else f"the entry id {entry_id.decode()} has no position: {_EXPECTED_ID}",
+        )  # fmt: skip
+
+
+def _position(milliseconds: int, number: int) -> int | None:
+    """Return the position of an entry; None: it has none that no other entry has."""
+    if milliseconds >= _MILLISECONDS_LIMIT or number >= _SEQUENCE_LIMIT:
+        return None
+    return milliseconds << _SEQUENCE_BITS | number
 
 
 def _split(entry_id: bytes) -> tuple[int, int]:

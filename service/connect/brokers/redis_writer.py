@@ -10,7 +10,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from service.connect.brokers.redis_connection import connect, redis_errors, tagged
-from service.connect.messages import OutMessage
+from service.connect.messages import OutMessage, Undeliverable
 from service.connect.urls import BrokerUrl
 
 _ENTRIES_PER_CALL: Final = 500
@@ -48,14 +48,15 @@ class RedisStreamWriter:
         with redis_errors(self._url):
             await self._client.ping()
 
-    async def write(self, messages: Sequence[OutMessage]) -> None:
-        """Append the entries that were not appended yet."""
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
+        """Append the entries that were not appended yet; a stream takes all."""
         assert self._client is not None
         script = self._client.register_script(_WRITE)
         with redis_errors(self._url):
             for start in range(0, len(messages), _ENTRIES_PER_CALL):
                 part = messages[start : start + _ENTRIES_PER_CALL]
                 await script(self._keys, [msgspec.msgpack.encode([_entry(one) for one in part])])
+        return ()
 
     async def close(self) -> None:
         """Disconnect."""

@@ -10,6 +10,8 @@ import msgspec
 
 from service.connect.config import BodyFormat
 from service.connect.messages import BadMessageError, BrokerMessage
+from service.errors import counted
+from service.recorded.csv_header import CsvHeader
 
 _json = msgspec.json.Decoder().decode
 _msgpack = msgspec.msgpack.Decoder().decode
@@ -17,38 +19,37 @@ DATA_FIELD = b"data"
 """The only field of an entry of a Redis stream that is a body."""
 
 
+class TextValue(str):
+    """A field of a Redis entry or a cell of CSV: where a number is expected, the number that it has; else its text.
+
+    A text of JSON or msgpack is never a number.
+    """
+
+    __slots__ = ()
+
+
 def decoder_of(body_format: BodyFormat) -> Callable[[BrokerMessage], Any]:
     """Return the function that decodes messages of a format; it raises `BadMessageError`.
 
     Entries of a Redis stream are decoded by their fields: the only field `data` has a body of the format, and other
-    entries are dictionaries of numbers and texts.
+    entries are dictionaries of `TextValue`.
     """
     decode_body = _DECODERS[body_format]
 
     def decode(message: BrokerMessage) -> Any:
         fields = message.fields
+        if message.header is not None:
+            return _named(message.header, message.body)
         if fields is None:
             return decode_body(message.body)
         if len(fields) == 1 and DATA_FIELD in fields:
             return decode_body(fields[DATA_FIELD])
         try:
-            return {name.decode(): number_or_text(value.decode()) for name, value in fields.items()}
+            return {name.decode(): TextValue(value.decode()) for name, value in fields.items()}
         except UnicodeDecodeError as exc:
             raise BadMessageError("bad_message", f"a field is not UTF-8: {exc}") from exc
 
     return decode
-
-
-def number_or_text(text: str) -> int | float | str:
-    """Return the number that a text has, or the text."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _decode_json(body: bytes) -> Any:
@@ -65,12 +66,24 @@ def _decode_msgpack(body: bytes) -> Any:
         raise BadMessageError("bad_message", f"the message is not msgpack: {exc}") from exc
 
 
-def _decode_csv(body: bytes) -> Any:
+def _named(header: CsvHeader, body: bytes) -> dict[str, TextValue]:
+    cells = _decode_csv(body, header.delimiter)
+    if len(cells) != len(header.names):
+        raise BadMessageError(
+            "bad_message",
+            f"the line has {counted(len(cells), 'cell')}; expected {len(header.names)}, as in the first line",
+        )
+    return dict(zip(header.names, cells, strict=True))
+
+
+def _decode_csv(body: bytes, delimiter: str = ",") -> list[TextValue]:
     try:
-        [row] = csv.reader([body.decode().rstrip("\r\n")], strict=True)
+        [row] = csv.reader([body.decode().rstrip("\r\n")], delimiter=delimiter, strict=True)
     except (UnicodeDecodeError, csv.Error, ValueError) as exc:
-        raise BadMessageError("bad_message", f"the message is not one line of CSV: {exc}") from exc
-    return [number_or_text(field) for field in row]
+        raise BadMessageError(
+            "bad_message", f"the message is not one line of CSV, in which no cell has a line break: {exc}"
+        ) from exc
+    return [TextValue(cell) for cell in row]
 
 
 def _decode_raw(body: bytes) -> Any:

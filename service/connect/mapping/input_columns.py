@@ -10,12 +10,15 @@ from typing import Any, Final
 import numpy as np
 
 from model_export.manifest import Array, InputSpec
+from service.connect.mapping.decoding import TextValue
 from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.messages import BadMessageError, ConnectUsageError
 from service.errors import counted
+from service.text_values import is_missing, number_of
 
 _NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
 _NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}
+_BOOLEANS: Final = {"true": 1, "false": 0}
 _PREVIEW: Final = 60
 
 
@@ -27,6 +30,7 @@ class InputColumn:
         dtype: Its dtype.
         size: Its numbers in one timestep.
         parts: The fields, in order; numbers are constants.
+        paths: Those of them that are fields.
         types: The types of its values in a message.
         may_be_missing: A value that is missing is NaN.
     """
@@ -48,6 +52,7 @@ class InputColumn:
         if not given:
             raise ConnectUsageError(f"Input {spec.name!r} has no fields.", fix="Give it at least one path.")
         self.parts = [FieldPath(one) if isinstance(one, str) else one for one in given]
+        self.paths = [part for part in self.parts if isinstance(part, FieldPath)]
         if any(not isinstance(one, FieldPath) for one in self.parts) and len(self.parts) > self.size:
             raise ConnectUsageError(f"Input {spec.name!r} has {counted(len(given), 'value')}; it takes {self.size}.")
         self.may_be_missing = spec.missing == "nan"
@@ -61,7 +66,12 @@ class InputColumn:
         """
         if type(document) is bytes:
             return self._from_bytes(document)
-        found = [self._read(part, document) for part in self.parts]
+        fields = {path: path.read(document) for path in self.paths}
+        if self.paths and all(field is MISSING for field in fields.values()):
+            raise BadMessageError("bad_input", self.paths[0].missing_in(document))
+        found = [
+            self._value(part, fields[part], document) if isinstance(part, FieldPath) else part for part in self.parts
+        ]
         if len(found) == 1:
             value = found[0]
             if value is None and self.may_be_missing:
@@ -110,15 +120,35 @@ class InputColumn:
             return np.fromiter(chain.from_iterable(rows), self.dtype, self.size * len(rows))
         return np.array(rows, dtype=self.dtype)
 
-    def _read(self, part: FieldPath | float, document: Any) -> Any:
-        if not isinstance(part, FieldPath):
-            return part
-        value = part.read(document)
-        if value is not MISSING:
-            return value
+    def _value(self, part: FieldPath, field: Any, document: Any) -> Any:
+        if type(field) is TextValue:
+            return self._number(part, field)
+        if type(field) is list and field and type(field[0]) is TextValue:  # a whole line of CSV
+            return [self._number(part, one) for one in field]
+        if field is not MISSING:
+            return field
         if self.may_be_missing:
             return None
         raise BadMessageError("bad_input", part.missing_in(document))
+
+    def _number(self, part: FieldPath, text: str) -> float | bool | None:
+        """Return the value of a text for this input; None: it stands for a missing value."""
+        if is_missing(text):
+            if self.may_be_missing:
+                return None
+            raise BadMessageError(
+                "bad_input", f"the field {part.text!r} is {text!r}, a missing value; expected {_NAMES[self.dtype.kind]}"
+            )
+        number = _BOOLEANS.get(text.strip().lower(), number_of(text))
+        if number is None:
+            raise BadMessageError(
+                "bad_input", f"the field {part.text!r} is {text[:_PREVIEW]!r}; expected {_NAMES[self.dtype.kind]}"
+            )
+        if self.dtype.kind == "b" and number in (0, 1):
+            return bool(number)
+        if self.dtype.kind in "iu" and isinstance(number, float) and number.is_integer():
+            return int(number)
+        return number
 
     def _check(self, value: Any, shape: Sequence[int]) -> None:
         if shape:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service.connect.config import FromSection
-from service.connect.mapping.decoding import decoder_of
+from service.connect.mapping.decoding import TextValue, decoder_of
 from service.connect.mapping.input_columns import InputColumn
 from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.mapping.stream_places import StreamPlace
 from service.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError
 from service.ids import POSITION_LIMIT, SEQ_LIMIT
+from service.text_values import number_of
 
 _PREVIEW: Final = 60
 
@@ -74,17 +75,25 @@ class MessageMapper:
         self.seq = None if section.seq is None else FieldPath(section.seq)
         self._decode: Callable[[BrokerMessage], Any] = decoder_of(section.format)
 
+    def decode(self, message: BrokerMessage) -> Any:
+        """Return the content of a message.
+
+        Raises:
+            BadMessageError: It is too large, or not of the format.
+        """
+        if message.size > self.max_body_bytes:
+            raise BadMessageError(
+                "too_large", f"the message has {message.size} bytes; the service accepts {self.max_body_bytes}"
+            )
+        return self._decode(message)
+
     def map(self, message: BrokerMessage) -> MappedTimestep:
         """Return the timestep of a message.
 
         Raises:
             BadMessageError: It is not one.
         """
-        if message.size > self.max_body_bytes:
-            raise BadMessageError(
-                "too_large", f"the message has {message.size} bytes; the service accepts {self.max_body_bytes}"
-            )
-        document = self._decode(message)
+        document = self.decode(message)
         stream = self.place.stream_of(message, document)
         try:
             source, at = message.source, message.at
@@ -92,6 +101,8 @@ class MessageMapper:
                 source, at = source_of_field(message.log, self.position), _integer(self.position, document)
                 if at >= POSITION_LIMIT:
                     raise BadMessageError("bad_request", f"the position is {at}; expected less than 2^63")
+            elif message.unplaced:
+                raise BadMessageError("bad_request", message.unplaced)
             seq = None
             if self.seq is not None:
                 seq = _integer(self.seq, document)
@@ -126,6 +137,9 @@ def source_of_field(log: str, path: FieldPath) -> str:
 
 def _integer(path: FieldPath, document: Any) -> int:
     value = path.read(document)
+    if type(value) is TextValue:
+        number = number_of(value)
+        value = number if type(number) is int else value
     if type(value) is not int or value < 0:
         shown = "missing" if value is MISSING else repr(value)[:_PREVIEW]
         raise BadMessageError("bad_request", f"the field {path.text!r} is {shown}; expected an integer from 0")

@@ -11,7 +11,12 @@ _PREVIEW: Final = 60
 MISSING: Final = object()
 """The value of a field that is not there."""
 
-_INDEX = re.compile(r"\[(\d+)\]")
+_INDEX = re.compile(r"\[([0-9]+)\]")
+
+
+def is_index(part: str) -> bool:
+    """Whether a part of a path is an index of a list."""
+    return part.isascii() and part.isdigit()
 
 
 class FieldPath:
@@ -38,8 +43,12 @@ class FieldPath:
 
     def missing_in(self, document: Any) -> str:
         """Return the reason for a dead letter whose message has no such field, with the fields that it has."""
-        names = ", ".join(map(str, document))[:_PREVIEW] if type(document) is dict else ""
-        return f"the field {self.text!r} is missing" + (f"; the message has {names}" if names else "")
+        has = ""
+        if type(document) is dict and document:
+            has = f"; the message has {', '.join(map(str, document))[:_PREVIEW]}"
+        elif type(document) is list:
+            has = f"; the message is a list, whose fields are 0 to {len(document) - 1}" if document else ""
+        return f"the field {self.text!r} is missing{has}"
 
     def read(self, document: Any) -> Any:
         """Return the value, or `MISSING`. A field whose name has dots is found by its whole name."""
@@ -48,7 +57,7 @@ class FieldPath:
         for part in self.parts:
             if type(document) is dict:
                 document = document.get(part, MISSING)
-            elif type(document) is list and part.isdecimal() and int(part) < len(document):
+            elif type(document) is list and is_index(part) and int(part) < len(document):
                 document = document[int(part)]
             else:
                 return MISSING

@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from service.connect.mapping.decoding import TextValue
 from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.messages import BadMessageError, BrokerMessage, MessageColumns
-from service.ids import bad_stream_id, is_stream_id
+from service.errors import ServiceError
+from service.text_values import stream_id_of
 
-_PREVIEW: Final = 60
+_HASHED: Final = frozenset((str, bytes, int, TextValue))  # not `float`: 42.0 has the hash of 42, and is no id
 _MOST_KNOWN: Final = 1_000_000
 
 
@@ -36,7 +38,7 @@ class StreamPlace:
         self._header = place.removeprefix("header:") if place.startswith("header:") else None
         is_field = self._header is None and place not in ("key", "topic")
         self.path = FieldPath(place) if is_field else None
-        self._known: dict[Any, str] = {}
+        self._known: dict[bytes | str | int, str] = {}
 
     def stream_of(self, message: BrokerMessage, document: Any) -> str:
         """Return the id of a message's stream.
@@ -48,9 +50,6 @@ class StreamPlace:
             found = self.path.read(document)
             if found is MISSING:
                 raise BadMessageError("bad_request", self.path.missing_in(document))
-            if type(found) is not int and not isinstance(found, str):
-                shown = repr(found)[:_PREVIEW]
-                raise BadMessageError("bad_request", f"the field {self.path.text!r} is {shown}; expected a stream id")
         elif self._header is not None:
             found = message.headers.get(self._header)
         else:
@@ -76,27 +75,21 @@ class StreamPlace:
                         continue
         return found
 
-    def _stream(self, value: bytes | str | int | None) -> str:
-        stream = self._known.get(value)
+    def _stream(self, value: Any) -> str:
+        stream = self._known.get(value) if type(value) in _HASHED else None
         if stream is None:
-            stream = self._segment_of(value) if self._place == "topic" else self._text(value)
-            if not is_stream_id(stream):
-                raise BadMessageError("bad_request", bad_stream_id(stream).problem)
+            if value is None and self.path is None:
+                missing = "key" if self._header is None else f"header {self._header!r}"
+                raise BadMessageError("bad_request", f"the message has no {missing}")
+            try:
+                stream = stream_id_of(self._segment_of(value) if self._place == "topic" else value)
+            except ServiceError as exc:
+                where = "" if self.path is None else f"the field {self.path.text!r}: "
+                raise BadMessageError("bad_request", f"{where}the{exc.problem.removeprefix('The')}") from exc
             if len(self._known) > _MOST_KNOWN:
                 self._known.clear()
             self._known[value] = stream
         return stream
-
-    def _text(self, value: bytes | str | int | None) -> str:
-        if value is None:
-            missing = "key" if self._header is None else f"header {self._header!r}"
-            raise BadMessageError("bad_request", f"the message has no {missing}")
-        if not isinstance(value, bytes):
-            return str(value)
-        try:
-            return value.decode()
-        except UnicodeDecodeError as exc:
-            raise BadMessageError("bad_request", f"the stream id {value[:_PREVIEW]!r} is not UTF-8") from exc
 
     def _segment_of(self, topic: Any) -> str:
         if self._segment is None:

@@ -13,7 +13,7 @@ from msgspec import Meta
 from service.connect.config import BodyFormat
 from service.connect.mapping.input_columns import InputColumn
 from service.connect.mapping.message_mapper import MessageMapper
-from service.connect.mapping.paths import FieldPath
+from service.connect.mapping.paths import FieldPath, is_index
 from service.ids import POSITION_LIMIT, SEQ_LIMIT
 
 _SCALARS: Final[Mapping[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}
@@ -47,9 +47,11 @@ class TypedDecoder:
         position: Getter | None,
         seq: Getter | None,
         inputs: Mapping[str, Sequence[Getter | float]],
+        optional: Sequence[Sequence[Getter]],
     ) -> None:
         """Use `typed_decoder`."""
         self._decode = decode
+        self._optional = optional
         self._inputs = inputs
         self.stream = stream
         self.position = position
@@ -62,12 +64,7 @@ class TypedDecoder:
             bodies: The bytes of each message, or None.
             max_bytes: Larger messages are not decoded.
         """
-        try:
-            if max(map(len, bodies), default=0) <= max_bytes:  # type: ignore[arg-type]  # TypeError: one is None
-                return list(map(self._decode, bodies))
-        except (msgspec.MsgspecError, ValueError, RecursionError, TypeError):
-            pass
-        return [None if body is None or len(body) > max_bytes else self._decode_one(body) for body in bodies]
+        return self._with_fields(self._decoded(bodies, max_bytes))
 
     def values(self, documents: Sequence[Any]) -> dict[str, list[Any]]:
         """Return, by input, the values of decoded messages, as `InputColumn.stack` accepts them."""
@@ -78,6 +75,25 @@ class TypedDecoder:
             ]
             found[name] = list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
         return found
+
+    def _decoded(self, bodies: Sequence[bytes | None], max_bytes: int) -> list[Any]:
+        try:
+            if max(map(len, bodies), default=0) <= max_bytes:  # type: ignore[arg-type]  # TypeError: one is None
+                return list(map(self._decode, bodies))
+        except (msgspec.MsgspecError, ValueError, RecursionError, TypeError):
+            pass
+        return [None if body is None or len(body) > max_bytes else self._decode_one(body) for body in bodies]
+
+    def _with_fields(self, documents: list[Any]) -> list[Any]:
+        """Return None in the place of messages in which all fields of an input are null, or absent: the type has both.
+
+        A message without the fields is a dead letter, and one whose fields are null is none.
+        """
+        for getters in self._optional:
+            for row, document in enumerate(documents):
+                if document is not None and all(getter(document) is None for getter in getters):
+                    documents[row] = None
+        return documents
 
     def _decode_one(self, body: bytes) -> Any:
         try:
@@ -100,7 +116,14 @@ def typed_decoder(body_format: BodyFormat, mapper: MessageMapper) -> TypedDecode
         return None
     kind = fields.struct()
     decoder: Any = msgspec.json.Decoder(kind) if body_format == "json" else msgspec.msgpack.Decoder(kind)
-    return TypedDecoder(decoder.decode, stream=stream, position=position, seq=seq, inputs=inputs)
+    optional = [
+        [getter for getter in getters if callable(getter)]
+        for name, getters in inputs.items()
+        if mapper.columns[name].may_be_missing and len(mapper.columns[name].parts) > 1
+    ]
+    return TypedDecoder(
+        decoder.decode, stream=stream, position=position, seq=seq, inputs=inputs, optional=[*filter(None, optional)]
+    )
 
 
 class _UntypedError(Exception):
@@ -120,7 +143,7 @@ class _Fields:
         Raises:
             _UntypedError: The path has an index, or the field is used with another type.
         """
-        if not path.parts or any(part.isdecimal() for part in path.parts):
+        if not path.parts or any(is_index(part) for part in path.parts):
             raise _UntypedError
         if len(path.parts) > 1:
             self._whole_names.add(path.text)  # a field with this name comes first

@@ -1,0 +1,30 @@
+"""Writers of brokers and messages that some of them cannot write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.connect.brokers import make_writer
+from service.connect.messages import OutMessage, Undeliverable
+from service.connect.urls import BrokerUrl
+
+
+def out_message(stream: str, n: int = 0, padding: str = "") -> OutMessage:
+    document = {
+        "stream": stream,
+        "step": n,
+        "outputs": {"y": [n]},
+        "source": {"id": "log", "at": n},
+        "padding": padding,
+    }
+    return OutMessage(stream, "log", n, document)
+
+
+async def write(url: str, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
+    """Write messages, and return those that cannot be written."""
+    writer = make_writer(BrokerUrl.parse(url), "json")
+    await writer.open()
+    try:
+        return await writer.write(messages)
+    finally:
+        await writer.close()
