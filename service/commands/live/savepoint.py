@@ -78,7 +78,8 @@ def save(
     _print(report, as_json=as_json)
     if prefix and not written.n_streams:
         raise SavepointError(
-            f"No stream of {model} begins with {prefix!r}; {file} has none.", fix="Check the prefix, and delete the file."
+            f"No stream of {model} begins with {prefix!r}; {file} has none.",
+            fix="Check the prefix, and delete the file.",
         )
     if written.unreadable:
         raise SavepointError(

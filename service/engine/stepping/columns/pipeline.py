@@ -73,18 +73,6 @@ class ColumnarPipeline(BatchPipeline):
         sources = cast("ColumnarBatch", rows).sources
         return () if sources is None else sources.ids
 
-    def _source_ids_of(self, rows: Sequence[QueuedStep]) -> Sequence[str]:
-        if isinstance(rows, list):
-            return super()._source_ids_of(rows)
-        sources = cast("ColumnarBatch", rows).sources
-        return () if sources is None else sources.ids
-
-    def _source_ids_of(self, rows: Sequence[QueuedStep]) -> Sequence[str]:
-        if isinstance(rows, list):
-            return super()._source_ids_of(rows)
-        sources = cast("ColumnarBatch", rows).sources
-        return () if sources is None else sources.ids
-
     async def _attempt(self, rows: Sequence[QueuedStep], deadline: float) -> Sequence[QueuedStep]:
         if isinstance(rows, list):
             return await super()._attempt(rows, deadline)
