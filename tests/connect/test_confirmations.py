@@ -57,3 +57,14 @@ async def test_only_one_of_many_errors_is_reported() -> None:
     gc.collect()
 
     assert reports == []
+
+
+async def test_an_error_of_one_message_alone_stops_no_other_one() -> None:
+    """It stays in the confirmation of its message."""
+    confirmations = confirmed_every(0.01, 3)
+    confirmations.insert(1, asyncio.get_running_loop().create_future())
+    confirmations[1].set_exception(LookupError("no such queue"))
+
+    await all_confirmed(confirmations, 60, but=(LookupError,))
+
+    assert [one.exception() is None for one in confirmations] == [True, False, True, True]

@@ -12,13 +12,13 @@ from typing import Any, Final
 import aio_pika
 import msgspec
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
-from aio_pika.exceptions import DeliveryError
 from aiormq.exceptions import (
     AMQPError,
     ChannelAccessRefused,
     ChannelLockedResource,
     ChannelNotFoundEntity,
     ProbableAuthenticationError,
+    PublishError,
 )
 
 from service.connect.brokers.confirmations import all_confirmed
@@ -220,7 +220,7 @@ class AmqpWriter:
                 asyncio.ensure_future(exchange.publish(self._body(one), queue))
                 for one, queue in zip(messages, queues, strict=True)
             ]
-            await all_confirmed(sent, _TIMEOUT_S, but=(DeliveryError,) if self._url.is_per_stream else ())
+            await all_confirmed(sent, _TIMEOUT_S, but=(PublishError,) if self._url.is_per_stream else ())
         return [
             Undeliverable(message, f"there is no queue {queue!r}")
             for message, queue, confirmed in zip(messages, queues, sent, strict=True)
@@ -263,7 +263,7 @@ def _amqp_errors(url: BrokerUrl) -> Iterator[None]:
         yield
     except ProbableAuthenticationError as exc:
         raise ConnectError(f"{url.text} rejects the login: {exc}.", fix="Check user and password.") from exc
-    except (ChannelNotFoundEntity, DeliveryError) as exc:
+    except (ChannelNotFoundEntity, PublishError) as exc:  # not a queue that is full: that one is waited for
         raise ConnectError(f"{url.text}: there is no such queue: {exc}.", fix="Create the queue.") from exc
     except ChannelAccessRefused as exc:
         raise ConnectError(f"{url.text} refuses it: {exc}.", fix="Check the permissions.") from exc
