@@ -14,7 +14,7 @@ import pytest
 
 from service.connect.brokers import make_reader, make_writer
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerUnavailableError
+from service.connect.messages import BrokerUnavailableError, ConnectError
 from service.connect.urls import BrokerUrl
 from tests.connect.brokers import BrokerProcess, mosquitto
 from tests.connect.connectors import (
@@ -309,6 +309,18 @@ async def test_a_topic_that_the_login_may_not_write_is_refused_alone(tmp_path: P
 
     assert refused.message is messages[1]
     assert "the broker refuses the topic 'out/nosuch': Not authorized" in refused.reason
+
+
+async def test_a_topic_of_all_streams_that_the_login_may_not_write_ends_the_writing(tmp_path: Path) -> None:
+    """Whenever it is tried: it is a mistake in the permissions, and no message is to blame."""
+    (tmp_path / "acl").write_text("topic write other\n")
+    with or_skip(partial(mosquitto, settings=(f"acl_file {tmp_path}/acl",)), tmp_path) as broker:
+        writer = make_writer(BrokerUrl.parse(f"mqtt://127.0.0.1:{broker.port}/out"), "json")
+        for _ in range(2):
+            await writer.open()
+            with pytest.raises(ConnectError, match="refuses messages: Not authorized"):
+                await writer.write([out_message("ok")])
+            await writer.close()
 
 
 class Clock:

@@ -220,7 +220,7 @@ class MqttWriter:
         finally:
             until = time.monotonic() + _REFUSED_S
             for (topic, _), one in zip(messages, sent, strict=True):
-                if one.mid in self._refused:
+                if one.mid in self._refused and self._url.is_per_stream:
                     self._refused_topics[topic] = until, self._refused[one.mid]
         if self._refused and not self._url.is_per_stream:
             reason = next(iter(self._refused.values()))
