@@ -24,7 +24,7 @@ from service.types.steps import (
 from service.types.streams import (
     ImportedState,
     SnapshotStatus,
-    SourceStatus,
+    SourceProgress,
     StreamList,
     StreamPosition,
     StreamState,
@@ -49,7 +49,7 @@ __all__ = [
     "RolloutResult",
     "SnapshotStatus",
     "Source",
-    "SourceStatus",
+    "SourceProgress",
     "StreamHandle",
     "StreamKey",
     "StreamList",
