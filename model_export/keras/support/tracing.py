@@ -187,8 +187,9 @@ def _open_backend() -> Iterator[None]:
             if (original := getattr(owner, name, None)) is not None:
                 restored.callback(setattr, owner, name, original)
                 setattr(owner, name, function)
-        restored.callback(delattr, keras.KerasTensor, "__array_ufunc__")
-        keras.KerasTensor.__array_ufunc__ = None
+        for name, value in (("__array_ufunc__", None), ("__eq__", _equal)):  # it has neither
+            restored.callback(delattr, keras.KerasTensor, name)
+            setattr(keras.KerasTensor, name, value)
         yield
 
 
@@ -202,6 +203,11 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (numpy.Digitize, "compute_output_spec", lambda _, x, __: keras.KerasTensor(x.shape, "int32")),
         (keras.random.SeedGenerator, "next", _refusing(keras.random.SeedGenerator.next)),
     ]
+
+
+def _equal(tensor: Any, other: Any) -> Any:
+    """Compare number by number, as tensors of every backend do; Keras leaves `==` of symbolic ones to Python: False."""
+    return NotImplemented if other is None or isinstance(other, str) else keras.ops.equal(tensor, other)
 
 
 def _absent(_: Any) -> Any:
