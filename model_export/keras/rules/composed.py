@@ -65,8 +65,10 @@ def _selu(_: Any, x: Any) -> Any:
 
 
 def _log1p(_: Any, x: Any) -> Any:
-    """log(1 + x), by the inverse hyperbolic tangent where the sum would lose the digits of a small number."""
-    return ops.where(ops.abs(x) < 0.5, 2 * ops.arctanh(x / (x + 2)), ops.log(x + 1))
+    """log(1 + x), multiplied by what rounding took from the sum; source: W. Kahan, HP-15C Advanced Functions, 1982."""
+    total = x + 1
+    counted = total - 1
+    return ops.where(counted == 0, x, ops.log(total) * ops.where(counted == x, 1.0, x / counted))
 
 
 def _logaddexp(_: Any, x: Any, y: Any) -> Any:

@@ -88,16 +88,13 @@ def softmax(call: Call) -> Value:
 def log_softmax(call: Call) -> Value:
     """Logarithms of probabilities along one axis.
 
-    ONNX Runtime adds the largest number to the logarithm before it subtracts, which costs the digits of large ones.
+    ONNX Runtime adds the largest number to a logarithm, which costs the digits of large ones: it is subtracted before.
     """
     x = call.as_float(call.value)
     axis = call.axis(x, call.layer.axis)
-    if x.row[axis - 1] is None:  # weights over time, which the streaming pass finds by the operator
-        return x.like(call.op("LogSoftmax", x, axis=axis))
-    axes = call.graph.ints([axis])
-    apart = call.op("Sub", x, call.op("ReduceMax", x, axes, keepdims=1))
-    total = call.op("ReduceSum", call.op("Exp", apart), axes, keepdims=1)
-    return x.like(call.op("Sub", apart, call.op("Log", total)))
+    if x.row[axis - 1] is not None:  # over time they are weights, which the streaming pass finds by the operator
+        x = x.like(call.op("Sub", x, call.op("ReduceMax", x, call.graph.ints([axis]), keepdims=1)))
+    return x.like(call.op("LogSoftmax", x, axis=axis))
 
 
 @op_rule("Argmax", "Argmin")

@@ -29,7 +29,7 @@ _TAKES_SIZES = {"Reshape", "BroadcastTo", "GetItem", "Repeat", "Resize", "Tile"}
 """Operations in which a size may be the number of timesteps."""
 
 
-_TRACING: Final = RLock()
+TRACING: Final = RLock()
 """Held while functions of Keras are replaced: two threads would restore each other's replacements, and so keep them."""
 
 
@@ -182,7 +182,7 @@ def _open_backend() -> Iterator[None]:
     Raises:
         RandomNumbersError: The code draws a seed: random numbers on symbolic tensors come out as constants.
     """
-    with _TRACING, ExitStack() as restored:
+    with TRACING, ExitStack() as restored:
         for owner, name, function in _replacements():
             if (original := getattr(owner, name, None)) is not None:
                 restored.callback(setattr, owner, name, original)

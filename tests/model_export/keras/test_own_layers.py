@@ -299,7 +299,7 @@ def test_models_that_are_exported_in_two_threads_leave_keras_as_it_was() -> None
 
     def end_the_first(x: Any) -> Any:
         may_go_on.set()
-        first.join()
+        first.join(0.5)  # it may wait for the lock
         return x * 2
 
     models = [of(Own([], lambda x: x)) for _ in range(2)]
