@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from model_export.arguments import check_name
 from model_export.errors import MissingExtraError
 from model_export.keras.step_rules import register_step_rule
 from model_export.sources import choose_keras_backend
@@ -49,7 +50,9 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
     Raises:
         MissingExtraError: Keras or onnx is not installed.
         RefusedModelError: A layer cannot be stepped; the message names it and has the reason.
+        UnclearModelError: The name is none.
     """
+    check_name(name)
     _require()
     import keras
 

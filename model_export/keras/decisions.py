@@ -1,9 +1,9 @@
 """Finds what a model's Python code decides by a value or by a size, by running it where neither exists.
 
-The walk runs code once, on symbolic tensors, and keeps the branch that this run takes. Here JAX runs the model itself on
-abstract arrays whose numbers of rows and timesteps are symbols: `if ops.max(x) > 8` and `if x.shape[1] > 2500` have no
-answer there. A decision is noted where it is made, since code may catch the error: `try: n = int(x[0, 0, 0])`. Models on
-another backend than JAX are not run here: they are compared with samples alone.
+The walk runs code once, on symbolic tensors, and keeps the branch that this run takes. Here JAX runs the model itself
+on abstract arrays whose numbers of rows and timesteps are symbols: `if ops.max(x) > 8` and `if x.shape[1] > 2500` have
+no answer there. A decision is noted where it is made, since code may catch the error: `try: n = int(x[0, 0, 0])`.
+Models on another backend than JAX are not run here: they are compared with samples alone.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ def _check_pure(model: Any, first: Any, second: Any, changed: list[Any]) -> None
         raise RefusedModelError(
             f"Model {model.name!r} cannot be stepped: its Python code does something else when it is run again, as one "
             "with a counter or random numbers does.",
-            fix="Let `call` depend on its arguments and the weights alone. A state is carried by keras.layers.RNN(cell), or "
-            "by a step rule (stepwell.register_step_rule).",
+            fix="Let `call` depend on arguments and weights alone. A state is carried by keras.layers.RNN(cell), "
+            "or by a step rule (stepwell.register_step_rule).",
         )
 
 
