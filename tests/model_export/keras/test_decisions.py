@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import pytest
 
+from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
-from model_export.keras import register_step_rule
+from model_export.keras import convert, register_step_rule
 from model_export.keras.registry import Call
 from model_export.keras.sequence import ExportedStep, export_keras
 from model_export.keras.step_rules import STEP_RULES
@@ -248,3 +249,60 @@ def test_an_export_leaves_jax_and_keras_as_they_were() -> None:
         with pytest.raises(RefusedModelError):
             export(code)
     assert state() == before
+
+
+# ---------------------------------------------------------------- subclasses that compute something else
+
+
+class LimitedLSTM(L.LSTM):  # type: ignore[misc]  # Keras has no types
+    """Runs its loop over inputs that are limited."""
+
+    def inner_loop(self, sequence: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().inner_loop(ops.clip(sequence, -8, 8), *args, **kwargs)
+
+
+class LoudAttention(L.MultiHeadAttention):  # type: ignore[misc]  # Keras has no types
+    """Attends to large scores alone."""
+
+    def _masked_softmax(self, scores: Any, attention_mask: Any = None) -> Any:
+        return ops.where(scores > 8, 1.0, super()._masked_softmax(scores, attention_mask))
+
+
+class StackedTwice(L.StackedRNNCells):  # type: ignore[misc]  # Keras has no types
+    """Runs its cells, and doubles what they give."""
+
+    def call(self, inputs: Any, states: Any, training: bool = False, **kwargs: Any) -> Any:
+        y, states = super().call(inputs, states, training=training, **kwargs)
+        return ops.where(y > 8, 2 * y, y), states
+
+
+SUBCLASSES = {
+    "a_loop": LimitedLSTM(3, name="odd"),
+    "an_attention": lambda x: LoudAttention(2, 4, name="odd")(x, x, use_causal_mask=True),
+    "a_stack_of_cells": L.RNN(StackedTwice([L.LSTMCell(3), L.GRUCell(2)]), name="odd"),
+}
+
+
+@pytest.mark.parametrize("name", SUBCLASSES)
+def test_a_subclass_that_computes_something_else_has_no_rule_of_its_parent(name: str) -> None:
+    x = keras.Input((12, 4))
+    model = keras.Model(x, SUBCLASSES[name](x))
+    data = np.random.default_rng(0).normal(0, 20, (2, 12, 4)).astype(np.float32)
+    try:
+        made = convert(model, name="m")
+    except RefusedModelError as exc:
+        assert "odd" in exc.layer  # noqa: PT017  # either is right
+        return
+    verify_model(made, user_data={made.manifest.inputs[0].name: data})
+
+
+def test_a_subclass_that_only_describes_itself_has_the_rule_of_its_parent() -> None:
+    class Named(L.LSTM):  # type: ignore[misc]  # Keras has no types
+        def get_config(self) -> Any:
+            return {**super().get_config(), "site": "north"}
+
+        def describe(self) -> str:
+            return "north"
+
+    x = keras.Input((None, 4))
+    assert "LSTM" in {node.op_type for node in export_keras(keras.Model(x, Named(3)(x)), name="m").proto.graph.node}
