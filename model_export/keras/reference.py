@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from model_export.errors import TensorError
-from model_export.keras.decisions import stateless
+from model_export.keras.code_decisions import stateless
 from model_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
 from model_export.keras.registry import to_array
 from model_export.keras.sequence import ExportedStep

@@ -10,7 +10,7 @@ import keras
 import onnx
 
 from model_export.errors import RefusedModelError, UnclearModelError
-from model_export.keras.decisions import decides_by_length
+from model_export.keras.code_decisions import decides_by_length
 from model_export.keras.graph import InputFacts, KerasGraph
 from model_export.keras.input_axes import only_looked_up, possible_axes
 from model_export.keras.subclassed import walkable

@@ -91,7 +91,7 @@ BY_VALUE = [loud_if_real, loud_by_a_number, loud_by_an_array, loud_by_keras, row
 @pytest.mark.parametrize("code", BY_VALUE)
 def test_a_decision_by_a_value_is_refused_with_the_layer_and_the_line(code: Callable[[Any, Any], Any]) -> None:
     with pytest.raises(
-        RefusedModelError, match=r"'alarm' \(Alarm\).*value of a tensor \(test_decisions.py:\d+"
+        RefusedModelError, match=r"'alarm' \(Alarm\).*value of a tensor \(test_code_decisions.py:\d+"
     ) as info:
         export(code)
     assert "ops.where" in info.value.fix
@@ -149,7 +149,7 @@ BY_LENGTH = [
 
 @pytest.mark.parametrize("code", BY_LENGTH)
 def test_a_decision_by_an_open_number_of_timesteps_is_refused_with_the_line(code: Callable[[Any, Any], Any]) -> None:
-    with pytest.raises(RefusedModelError, match=r"'alarm' \(Alarm\).*number of timesteps \(test_decisions.py:\d+"):
+    with pytest.raises(RefusedModelError, match=r"'alarm' \(Alarm\).*number of timesteps \(test_code_decisions.py:\d+"):
         export(code)
 
 
@@ -206,7 +206,7 @@ def called_back(_: Any, x: Any) -> Any:
     [
         (counted, "something else when it is run again"),
         (counted_in_a_variable, "'alarm'.*assigns its variable 'count'"),
-        (called_back, r"callback of JAX \(test_decisions.py"),
+        (called_back, r"callback of JAX \(test_code_decisions.py"),
     ],
 )
 def test_code_that_is_no_computation_is_refused(code: Callable[[Any, Any], Any], words: str) -> None:
