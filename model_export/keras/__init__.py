@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from model_export.arguments import check_name
 from model_export.errors import MissingExtraError
 from model_export.keras.step_rules import register_step_rule
 from model_export.sources import choose_keras_backend
@@ -52,15 +51,16 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
         RefusedModelError: A layer cannot be stepped; the message names it and has the reason.
         UnclearModelError: The name is none.
     """
-    check_name(name)
     _require()
     import keras
 
+    from model_export.arguments import check_name
     from model_export.converted import ConvertedModel
     from model_export.keras.reference import KerasReference, rounding, samplers
     from model_export.keras.sequence import export_keras
     from model_export.keras.subclassed import walkable
 
+    check_name(name)
     if progress:
         progress("walking the model", 0, 1)
     model = walkable(model)

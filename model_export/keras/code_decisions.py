@@ -364,7 +364,8 @@ def _decision(kind: Kind, stack: list[tuple[FrameType, int]]) -> Decision:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
-    while frame is not None:
+    """Yield frames and their lines, up to this module's: what called it is no code of the model."""
+    while frame is not None and frame.f_globals.get("__name__") != __name__:
         yield frame, frame.f_lineno
         frame = frame.f_back
 

@@ -187,7 +187,7 @@ def _open_backend() -> Iterator[None]:
             if (original := getattr(owner, name, None)) is not None:
                 restored.callback(setattr, owner, name, original)
                 setattr(owner, name, function)
-        for name, value in (("__array_ufunc__", None), ("__eq__", _equal)):  # it has neither
+        for name, value in (("__array_ufunc__", None), ("__eq__", _comparing())):  # it has neither
             restored.callback(delattr, keras.KerasTensor, name)
             setattr(keras.KerasTensor, name, value)
         yield
@@ -205,9 +205,19 @@ def _replacements() -> list[tuple[Any, str, Any]]:
     ]
 
 
-def _equal(tensor: Any, other: Any) -> Any:
-    """Compare number by number, as tensors of every backend do; Keras leaves `==` of symbolic ones to Python: False."""
-    return NotImplemented if other is None or isinstance(other, str) else keras.ops.equal(tensor, other)
+def _comparing() -> Callable[[Any, Any], Any]:
+    """Return `==` that compares number by number in this thread, as tensors of every backend do.
+
+    Keras leaves it to Python, for which two tensors are equal if they are one: `x == 0` would be False.
+    """
+    thread = get_ident()
+
+    def equal(tensor: Any, other: Any) -> Any:
+        if get_ident() != thread or other is None or isinstance(other, str):
+            return NotImplemented
+        return keras.ops.equal(tensor, other)
+
+    return equal
 
 
 def _absent(_: Any) -> Any:
