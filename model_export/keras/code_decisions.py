@@ -37,7 +37,7 @@ _FIXES = {
     "value": "Choose between numbers with `ops.where`, or between computations with `ops.cond`.",
     _ROWS: "Let it do the same for any number of rows: streams share a batch with others.",
     _TIMESTEPS: "Let it do the same for any number of timesteps; or declare the number, keras.Input((T, ...)), and the "
-    "exported model answers for that many alone.",
+    "exported model does what this does for that many.",
 }
 
 Kind = Literal["value", "rows", "timesteps"]

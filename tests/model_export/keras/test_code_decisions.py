@@ -154,13 +154,13 @@ def test_a_decision_by_an_open_number_of_timesteps_is_refused_with_the_line(code
 
 
 @pytest.mark.parametrize("code", BY_LENGTH)
-def test_a_model_of_a_declared_length_that_decides_by_it_answers_for_that_many_alone(
+def test_a_model_of_a_declared_length_that_decides_by_it_is_compared_on_that_many_alone(
     code: Callable[[Any, Any], Any],
 ) -> None:
     assert export(code, 6).bounded
 
 
-def test_a_model_of_a_declared_length_that_does_not_decide_by_it_answers_for_any_number() -> None:
+def test_a_model_of_a_declared_length_that_does_not_decide_by_it_is_compared_on_any_number() -> None:
     assert not export(lambda _, x: x * 2, 6).bounded
 
 
@@ -172,7 +172,7 @@ def test_a_decision_by_the_number_of_rows_is_refused() -> None:
         export(code)
 
 
-def test_a_subclassed_model_that_was_built_for_a_length_and_decides_by_it_answers_for_that_many_alone() -> None:
+def test_a_subclassed_model_that_was_built_for_a_length_and_decides_by_it_is_compared_on_that_many_alone() -> None:
     class Own(keras.Model):  # type: ignore[misc]  # Keras has no types
         def call(self, x: Any) -> Any:
             return x * 2 if x.shape[1] > 2500 else x
