@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model_export.arguments import check_tolerance
 from model_export.errors import ParityError
 from model_export.graph.nodes import all_graphs
 from model_export.manifest import METADATA_KEY, Array, Manifest
@@ -109,7 +110,10 @@ def verify_model(
 
     Raises:
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
+        UnclearModelError: A tolerance is no number of at least 0.
     """
+    check_tolerance(atol)
+    check_tolerance(rtol)
     tolerance = _tolerance(atol, rtol, default, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
     lengths = _long_lengths(candidate)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copyreg
+import traceback
+from pathlib import Path
 from typing import Any
 
 
@@ -28,6 +30,23 @@ class StepwellError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Between processes: `Exception` would call the class with the problem alone, and most classes take more.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]  # not in the stubs
+
+
+class InternalError(StepwellError):
+    """A fault of this package itself, met on a model that may be in order.
+
+    Args:
+        doing: What was being done.
+        cause: The error that ended it.
+    """
+
+    def __init__(self, doing: str, cause: BaseException) -> None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        place = f", {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+        super().__init__(
+            f"A fault of Stepwell, not of the model: {doing} failed ({type(cause).__name__}: {cause}{place}).",
+            fix="Report it to the maintainers with this message and, if you may, the model.",
+        )
 
 
 class ManifestError(StepwellError):

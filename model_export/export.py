@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from model_export.arguments import check_name, check_tolerance
 from model_export.converted import ConvertedModel, check_model, verify_model
 from model_export.errors import FileError, UnclearModelError, WeakProofError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file, write_atomically
 from model_export.labels import read_columns, read_labels, with_labels
-from model_export.manifest import NAME, Manifest, TensorSpec
+from model_export.manifest import Manifest, TensorSpec
 from model_export.precision import FULL, Precision, saved
 from model_export.replacing import Replaced, Replacement, replaced
 from model_export.sources import load_source
@@ -108,8 +109,9 @@ def export_source(
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
     name = name or target.stem
-    if not NAME.fullmatch(name):
-        raise UnclearModelError(f"The model's name would be {name!r}; expected {NAME.pattern}.", fix="Give `--name`.")
+    check_name(name)
+    check_tolerance(tolerance)
+    before, after = _paths(before), _paths(after)
     check_new_file(target, *([Path(source)] if isinstance(source, str) else []), *before, *after)
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
@@ -140,6 +142,10 @@ def export_source(
         write_atomically(replacement.translation, translation)
     write_atomically(target, content)
     return done
+
+
+def _paths(given: Any) -> list[Path]:
+    return [Path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
 
 
 def _with_files(found: Any, before: Sequence[Path], after: Sequence[Path]) -> Pipeline:

@@ -11,7 +11,7 @@ import numpy as np
 from model_export.chunk.analysis import NoChunkError
 from model_export.chunk.decision import ChunkChoice, Timing
 from model_export.chunk.graph import AT_ONCE, dynamic_graphs, dynamic_manifest, operator_products
-from model_export.errors import ModelLoadError
+from model_export.errors import InternalError, ModelLoadError
 from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.manifest import Array, Manifest
 from model_export.runtime.batch_independence import random_rows
@@ -75,8 +75,8 @@ def choose_chunk(
             return graph, described, ChunkChoice("dynamic", how, _measure(step, model))
     except NoChunkError as exc:
         refusals.append(ChunkChoice("step", str(exc)))
-    except Exception as exc:  # noqa: BLE001  # a graph that is odd in some way is served step by step, not refused
-        refusals.append(ChunkChoice("step", f"making a graph with a time axis failed: {type(exc).__name__}: {exc}"))
+    except Exception as exc:  # noqa: BLE001  # the step graph is right without; the report has the fault
+        refusals.append(ChunkChoice("step", str(InternalError("making a graph with a time axis", exc))))
     return alone, manifest, refusals[0]
 
 

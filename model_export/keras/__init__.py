@@ -49,15 +49,18 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
     Raises:
         MissingExtraError: Keras or onnx is not installed.
         RefusedModelError: A layer cannot be stepped; the message names it and has the reason.
+        UnclearModelError: The name is none.
     """
     _require()
     import keras
 
+    from model_export.arguments import check_name
     from model_export.converted import ConvertedModel
     from model_export.keras.reference import KerasReference, rounding, samplers
     from model_export.keras.sequence import export_keras
     from model_export.keras.subclassed import walkable
 
+    check_name(name)
     if progress:
         progress("walking the model", 0, 1)
     model = walkable(model)

@@ -14,12 +14,16 @@ from onnx import helper
 
 from model_export.graph.builder import BATCH, NodeBuilder, element_type
 from model_export.graph.described import numbered, set_layer
+from model_export.graph.operators import RESHAPING
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
 TIME = "timesteps"
 TRIAL = 67
 """Timesteps of the tensors on which code is tried that cannot run with an open number of them."""
+
+
+_SAME_NUMBERS = RESHAPING | {"Cast"}
 
 
 @dataclass(slots=True)
@@ -148,9 +152,13 @@ class KerasGraph(NodeBuilder):
         return emit(self.constant(bias.reshape(size), "float32", at=at))
 
     def note_vocabulary(self, value: Value, size: int) -> None:
-        """Remember that an input is looked up in a table of this size."""
-        if value.name in self.facts:
-            facts = self.facts[value.name]
+        """Remember that an input is looked up in a table of this size, perhaps in another dtype or shape."""
+        makers = {name: node for node in self.nodes for name in node.output}
+        name = value.name
+        while (node := makers.get(name)) is not None and node.op_type in _SAME_NUMBERS:
+            name = node.input[0]
+        if name in self.facts:
+            facts = self.facts[name]
             facts.vocabulary = min(size, facts.vocabulary or size)
 
     def note_mask(self, value: Value, mask_value: float) -> None:

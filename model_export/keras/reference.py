@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from model_export.errors import TensorError
+from model_export.keras.code_decisions import stateless
 from model_export.keras.fast_time_distributed import find_wrappers, may_spread_timesteps, timesteps_as_rows
 from model_export.keras.registry import to_array
 from model_export.keras.sequence import ExportedStep
@@ -160,17 +161,11 @@ class KerasReference:
         A stateful model also has a fixed batch size, and on the JAX backend `predict` never moves its state.
         """
         model = self._model
-        stateful = [
-            layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful
-        ]
         theirs, model.predict_function = model.predict_function, self._compiled
-        for layer in stateful:
-            layer.stateful = False
         try:
-            yield
+            with stateless(model):
+                yield
         finally:
-            for layer in stateful:
-                layer.stateful = True
             self._compiled, model.predict_function = model.predict_function, theirs
 
 

@@ -285,10 +285,18 @@ class Call:
         return self.in_dtype(value, "int32") if value.dtype == "bool" else value
 
     def in_dtype(self, value: Value, dtype: str) -> Value:
-        """Return the value in a dtype."""
+        """Return the value in a dtype; a float that an integer cannot hold becomes the nearest one, and NaN 0."""
         if value.dtype == dtype:
             return value
-        return value.like(self.cast(value, dtype), dtype=dtype, mask=value.mask)
+        source: str | Value = value
+        if "float" in value.dtype and "int" in dtype and dtype != "int64":  # the operator leaves such numbers open
+            ends = np.iinfo(dtype)
+            number = self.op("Where", self.op("IsNaN", value), self.constant(0, value.dtype), value)
+            low, high = (self.constant(end, value.dtype) for end in (ends.min, ends.max))
+            number = self.cast(self.op("Clip", number, low, high), "int64")
+            source = self.op("Min", number, self.constant(ends.max, "int64"))  # as a float32 it may be one more
+        name = self.cast(source, dtype)
+        return value.like(name, dtype=dtype, mask=value.mask)
 
 
 RULES: dict[type, tuple[Rule, bool]] = {}

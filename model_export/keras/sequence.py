@@ -10,6 +10,7 @@ import keras
 import onnx
 
 from model_export.errors import RefusedModelError, UnclearModelError
+from model_export.keras.code_decisions import decides_by_length
 from model_export.keras.graph import InputFacts, KerasGraph
 from model_export.keras.input_axes import only_looked_up, possible_axes
 from model_export.keras.subclassed import walkable
@@ -100,6 +101,7 @@ def _exported(walk: KerasWalk, model: Any, timed: list[bool], name: str) -> Expo
     graph = walk.graph
     graph.length = _length(function, values)
     found = zip(_output_names(function), walk.run(function, values), function.outputs, strict=True)
+    graph.bounded |= decides_by_length(function, timed, graph.length)
     outputs = [graph.output(output, _as_declared(walk, value, tensor)) for output, value, tensor in found]
     times = {name: 1 if facts.time else None for name, facts in graph.facts.items()}
     step = make_step(

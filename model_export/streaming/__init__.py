@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from model_export.arguments import check_axes, check_length, check_name
 from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array
@@ -47,12 +49,17 @@ def convert(
         MissingExtraError: The onnx package is not installed.
         FileError: There is no such file.
         ModelLoadError: onnxruntime cannot run the graph.
-        UnclearModelError: No time axis can be found.
+        UnclearModelError: No time axis can be found, or the name, an axis or the length is none.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
     from model_export.graph.onnx_file import require_onnx
 
+    check_name(name)
+    check_axes("--time-axis", time_axes)
+    check_axes("--batch-axis", batch_axes)
+    check_length(length)
     require_onnx()
+    _check_source(source)
     import onnxruntime
 
     from model_export.streaming.axes.vocabulary import vocabularies
@@ -87,3 +94,19 @@ def convert(
         rounding=step.rounding,
         windows=step.windows,
     )
+
+
+def _check_source(source: Any) -> None:
+    """Refuse what is neither a file nor a model.
+
+    Raises:
+        UnclearModelError: It is something else.
+    """
+    import onnx
+
+    if not isinstance(source, str | os.PathLike | onnx.ModelProto):
+        is_content = isinstance(source, bytes | bytearray | memoryview)
+        raise UnclearModelError(
+            f"The source is {type(source).__name__}; expected the path of an ONNX file, or an onnx.ModelProto.",
+            fix="Load the bytes: onnx.load_from_string(content)." if is_content else "Give the file's path.",
+        )

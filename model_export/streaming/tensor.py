@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model_export.errors import RefusedModelError
+from model_export.errors import RefusedModelError, StepwellError
 from model_export.streaming.time_weights import TimeWeights
 
 Kind = Literal["constant", "static", "per_step", "by_position", "final", "scores", "unsupported"]
@@ -70,4 +70,4 @@ class StepTensor:
     weights: TimeWeights | None = None
     deviation: Deviation | None = None
     suspect: RefusedModelError | None = None
-    error: RefusedModelError | None = None
+    error: StepwellError | None = None

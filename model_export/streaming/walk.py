@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from model_export.errors import RefusedModelError
+from model_export.errors import InternalError, RefusedModelError, StepwellError
 from model_export.graph.described import described, mentioned
 from model_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
@@ -87,13 +87,10 @@ class StreamingWalk:
                     rules.get(node.op_type, default)(self, node)
                 check_outputs(self, node)
             except RefusedModelError as exc:
-                error = exc
-            except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
-                error = self.refuse(
-                    node,
-                    f"is not what the rule of its operator expects ({type(exc).__name__}: {exc})",
-                    "Check the graph with `onnx.checker`, and export it again.",
-                )
+                error: StepwellError = exc
+            except Exception as exc:  # noqa: BLE001  # onnxruntime has run the graph, so that the rule is at fault
+                error = InternalError(f"the rule of {described(node)}", exc)
+                error.__cause__ = exc
             else:
                 continue
             self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=error)))
@@ -103,6 +100,7 @@ class StreamingWalk:
 
         Raises:
             RefusedModelError: The message names the node and has the reason.
+            InternalError: The rule of a node failed.
         """
         for name in sorted(names, key=self.sized.__contains__):  # a mask is refused for what it masks
             if (error := self.tensors[name].error) is not None:

@@ -356,3 +356,18 @@ def test_a_wide_recurrence_stays_a_step_graph(weights: Weights | None) -> None:
 
     assert (described.time.chunk, choice.chunk) == ("step", "step")
     assert "little is gained" in choice.why
+
+
+def test_a_fault_in_the_making_of_a_chunk_is_reported_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("s_next")
+
+    graph, manifest = ring()
+    monkeypatch.setattr("model_export.chunk.selection.dynamic_graphs", fail)
+
+    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
+
+    assert described.time.chunk == "step"
+    assert choice.why.startswith(
+        "A fault of Stepwell, not of the model: making a graph with a time axis failed (KeyError"
+    )

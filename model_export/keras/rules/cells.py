@@ -11,7 +11,7 @@ import numpy as np
 from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
 from model_export.keras.registry import Call, to_array
-from model_export.keras.support.find_rule import find_rule
+from model_export.keras.support.find_rule import computes_as, find_rule
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -41,7 +41,7 @@ def state_names(cell: Any, states: Any) -> list[str]:
         pairs = zip(cell.cells, states, strict=True)
         return [f"{i}.{name}" for i, (c, own) in enumerate(pairs) for name in state_names(c, own)]
     count = len(keras.tree.flatten(states))
-    known = any(_computes_as(cell, cls) for cls in (*_OPERATORS, ConvLSTMCell))
+    known = any(computes_as(cell, cls) for cls in (*_OPERATORS, ConvLSTMCell))
     return ["h", "c"][:count] if known else [f"state{i}" for i in range(count)]
 
 
@@ -57,7 +57,7 @@ def run_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, list[
     Returns:
         The output, and the next states in flat order.
     """
-    if isinstance(cell, keras.layers.StackedRNNCells):
+    if computes_as(cell, keras.layers.StackedRNNCells):
         after: list[Value] = []
         for inner, its in zip(cell.cells, states, strict=True):
             x, new = run_cell(call, inner, x, its)
@@ -68,15 +68,10 @@ def run_cell(call: Call, cell: Any, x: Value, states: Any) -> tuple[Value, list[
     given = list(states) if keras.tree.is_nested(states) else [states]
     inner_call = Call(call.walk, cell, f"{call.path}.{cell.name}", (x, given), {})
     own = find_rule(cell)
-    code = partial(_conv_lstm_cell, cell) if _computes_as(cell, ConvLSTMCell) else cell.call
+    code = partial(_conv_lstm_cell, cell) if computes_as(cell, ConvLSTMCell) else cell.call
     results = own[0](inner_call) if own else call.walk.trace(inner_call, code)
     y, *rest = results if isinstance(results, list) else [results]
     return y, rest
-
-
-def _computes_as(cell: Any, cls: type) -> bool:
-    """Whether a cell computes as a class of Keras does."""
-    return isinstance(cell, cls) and type(cell).call is cls.call  # type: ignore[attr-defined]  # a cell has one
 
 
 def recurrent_operator(call: Call, x: Value, starts: Sequence[Value | Array]) -> tuple[Value, list[Value]] | None:
@@ -151,7 +146,7 @@ def _operator_cell(call: Call, cell: Any, x: Value, states: Sequence[Value]) -> 
 
 def _operator(call: Call, cell: Any) -> tuple[str, list[str], dict[str, Any]] | None:
     """Return a cell's operator, its weights and its attributes; None: there is none, or not with its activations."""
-    facts = next((facts for cls, facts in _OPERATORS.items() if _computes_as(cell, cls)), None)
+    facts = next((facts for cls, facts in _OPERATORS.items() if computes_as(cell, cls)), None)
     if facts is None:
         return None
     kind, order, names = facts

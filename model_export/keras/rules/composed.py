@@ -19,16 +19,74 @@ from model_export.keras.value import Value
 
 
 def _arctan2(_: Any, y: Any, x: Any) -> Any:
-    sign = ops.where(y < 0, -1.0, 1.0)
-    angle = ops.arctan(y / ops.where(x == 0, 1.0, x))
-    angle = ops.where(x < 0, angle + sign * math.pi, angle)
-    return ops.where(x == 0, ops.where(y == 0, 0.0, sign * (math.pi / 2)), angle)
+    """The arc tangent of the smaller operand by the larger one, so that neither 0 nor infinity divides."""
+    x, y = ops.cast(x, "float32"), ops.cast(y, "float32")
+    wide, high = ops.abs(x), ops.abs(y)
+    least, most = ops.minimum(wide, high), ops.maximum(wide, high)
+    ratio = ops.where(least == most, 1.0, least / ops.where(most == 0, 1.0, most))  # both may be infinite
+    angle = ops.arctan(ops.where(most == 0, 0.0, ratio))
+    angle = ops.where(high > wide, math.pi / 2 - angle, angle)
+    angle = ops.where(ops.signbit(x), math.pi - angle, angle)
+    angle = ops.where(ops.logical_and(ops.isnan(x + y), least != most), x + y, angle)
+    return ops.where(ops.signbit(y), -angle, angle)
 
 
-def _whole(result: Any, *operands: Any) -> Any:
-    """Return a result as a whole number, where all operands are."""
-    dtype = keras.backend.result_type(*(getattr(operand, "dtype", type(operand)) for operand in operands))
-    return ops.cast(result, dtype) if "int" in dtype else result
+def _cbrt(_: Any, x: Any) -> Any:
+    """The cube root, with one step of Newton's method: 1/3 as a float32 is not exact enough for a large logarithm."""
+    size = ops.abs(x)
+    root = ops.power(size, 1 / 3)
+    mended = root - (root - size / ops.square(root)) / 3
+    return ops.sign(x) * ops.where(ops.logical_and(root > 0, ops.isfinite(root)), mended, root)
+
+
+def _expm1(_: Any, x: Any) -> Any:
+    """exp(x) - 1, by a hyperbolic tangent where the difference would lose the digits of a small number."""
+    return ops.where(x > 1, ops.exp(x) - 1, _below_zero(x))
+
+
+def _below_zero(x: Any) -> Any:
+    """Return exp(x) - 1 for numbers up to 1."""
+    half = ops.tanh(x * 0.5)
+    return 2 * half / (1 - half)
+
+
+def _celu(operation: Any, x: Any) -> Any:
+    alpha = float(operation.alpha)
+    return ops.maximum(x, 0) + alpha * _below_zero(ops.minimum(x, 0) / alpha)
+
+
+def _elu(operation: Any, x: Any) -> Any:
+    return ops.maximum(x, 0) + float(operation.alpha) * _below_zero(ops.minimum(x, 0))
+
+
+def _selu(_: Any, x: Any) -> Any:
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    return scale * ops.maximum(x, 0) + scale * alpha * _below_zero(ops.minimum(x, 0))
+
+
+def _log1p(_: Any, x: Any) -> Any:
+    """log(1 + x), multiplied by what rounding took from the sum; source: W. Kahan, HP-15C Advanced Functions, 1982."""
+    total = x + 1
+    counted = total - 1
+    return ops.where(counted == 0, x, ops.log(total) * ops.where(counted == x, 1.0, x / counted))
+
+
+def _logaddexp(_: Any, x: Any, y: Any) -> Any:
+    apart = x - y
+    return ops.where(ops.isnan(apart), x + y, ops.maximum(x, y) + ops.log1p(ops.exp(-ops.abs(apart))))
+
+
+def _hypot(_: Any, x: Any, y: Any) -> Any:
+    """The longer side times a root between 1 and 2: squares of the sides alone may be too large, or too small."""
+    x, y = ops.abs(ops.cast(x, "float32")), ops.abs(ops.cast(y, "float32"))
+    most, least = ops.maximum(x, y), ops.minimum(x, y)
+    ratio = least / ops.where(most == 0, 1.0, most)
+    return ops.where(ops.isinf(most), most, most * ops.sqrt(1 + ops.square(ratio)))
+
+
+def _heaviside(_: Any, x: Any, y: Any) -> Any:
+    step = ops.where(x == 0, ops.cast(y, "float32"), ops.cast(x > 0, "float32"))
+    return ops.where(ops.isnan(x), x, step)
 
 
 def _nan_to_num(operation: Any, x: Any) -> Any:
@@ -57,15 +115,16 @@ def _sparsemax(operation: Any, x: Any) -> Any:
 
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "Cbrt": lambda _, x: ops.sign(x) * ops.power(ops.abs(x), 1 / 3),
+    "Cbrt": _cbrt,
+    "Celu": _celu,
     "Deg2rad": lambda _, x: x * (math.pi / 180),
-    "Erfc": lambda _, x: 1 - ops.erf(x),
+    "Elu": _elu,
     "Exp2": lambda _, x: ops.power(2.0, x),
-    "Expm1": lambda _, x: ops.exp(x) - 1,
+    "Expm1": _expm1,
     "HardSilu": lambda _, x: x * ops.hard_sigmoid(x),
     "Isfinite": lambda _, x: ops.logical_not(ops.logical_or(ops.isnan(x), ops.isinf(x))),
     "Log10": lambda _, x: ops.log(x) * (1 / math.log(10)),
-    "Log1p": lambda _, x: ops.log(x + 1),
+    "Log1p": _log1p,
     "Log2": lambda _, x: ops.log(x) * (1 / math.log(2)),
     "LogSigmoid": lambda _, x: -ops.softplus(-x),
     "Mish": lambda _, x: x * ops.tanh(ops.softplus(x)),
@@ -73,25 +132,25 @@ _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "Rad2deg": lambda _, x: x * (180 / math.pi),
     "ReLU": lambda operation, x: operation.call(x),
     "Rsqrt": lambda _, x: ops.reciprocal(ops.sqrt(x)),
-    "Signbit": lambda _, x: x < 0,
+    "Selu": _selu,
+    "Sigmoid": lambda _, x: ops.reciprocal(ops.exp(-x) + 1),
+    "Signbit": lambda _, x: ops.logical_or(x < 0, ops.reciprocal(x) < 0),
     "Silu": lambda _, x: x * ops.sigmoid(x),
     "Sinc": _sinc,
     "SparsePlus": lambda _, x: ops.where(x > 1, x, ops.square(ops.maximum(x + 1, 0)) / 4),
     "Sparsemax": _sparsemax,
-    "Square": lambda _, x: x * x,
+    "Square": lambda _, x: ops.multiply(*[ops.cast(x, "int32") if x.dtype == "bool" else x] * 2),
     "Squareplus": lambda operation, x: (x + ops.sqrt(ops.square(x) + operation.b)) * 0.5,
     "TanhShrink": lambda _, x: x - ops.tanh(x),
     "Threshold": lambda operation, x: ops.where(x > operation.threshold, x, operation.default_value),
-    "Trunc": lambda _, x: ops.sign(x) * ops.floor(ops.abs(x)),
+    "Trunc": lambda _, x: x if "int" in x.dtype else ops.where(x < 0, ops.ceil(x), ops.floor(x)),
     "Arctan2": _arctan2,
     "DivideNoNan": lambda _, x, y: ops.where(y == 0, 0.0, x / ops.where(y == 0, 1.0, y)),
-    "FloorDivide": lambda _, x, y: _whole(ops.floor(x / y), x, y),
     "HardTanh": lambda _, x: ops.clip(x, -1, 1),
     "Relu6": lambda _, x: ops.clip(x, 0, 6),
-    "Heaviside": lambda _, x, y: ops.where(x == 0, y, ops.cast(x > 0, "float32")),
-    "Hypot": lambda _, x, y: ops.sqrt(ops.square(x) + ops.square(y)),
-    "Logaddexp": lambda _, x, y: ops.maximum(x, y) + ops.log(ops.exp(-ops.abs(x - y)) + 1),
-    "Mod": lambda _, x, y: _whole(x - ops.floor(x / y) * y, x, y),
+    "Heaviside": _heaviside,
+    "Hypot": _hypot,
+    "Logaddexp": _logaddexp,
     "NotEqual": lambda _, x, y: ops.logical_not(ops.equal(x, y)),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from model_export.keras.registry import Call, op_rule, to_array
+from model_export.keras.support.broadcast import common_dtype
 from model_export.keras.value import Value
 from model_export.manifest import Array
 
@@ -89,6 +90,11 @@ def einstein(call: Call, subscripts: str, operands: list[Any], kind: str = "Eins
     Raises:
         RefusedModelError: It sums over the batch, moves it, or multiplies timesteps with constants of their own.
     """
+    if "float" not in common_dtype(operands):
+        raise call.refuse(
+            "it multiplies matrices of whole numbers, whose sums may overflow",
+            "Cast one of them to float32 first: ops.cast(x, 'float32').",
+        )
     terms, result = _spelled_out(call, subscripts, operands)
     parts = [call.as_float(operand) if isinstance(operand, Value) else to_array(operand) for operand in operands]
     _check_batch(call, subscripts, result, list(zip(terms, parts, strict=True)))

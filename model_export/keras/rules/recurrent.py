@@ -26,6 +26,11 @@ def recurrent(call: Call) -> list[Value]:
             "Give the recurrent layer before it return_sequences=True, and the model's input the shape "
             "(batch, time, features).",
         )
+    if len(x.row) == 2 and x.row[1] is None:
+        raise call.refuse(
+            "its input has the features in the place of timesteps, and the timesteps as features: they were swapped",
+            "Leave out the Permute or transpose in front of it: its input is (batch, time, features).",
+        )
     if layer.go_backwards and x.is_sequence:
         raise call.refuse(
             "go_backwards=True reads the sequence from its end, and a live stream has none yet",

@@ -16,6 +16,7 @@ _REDUCTIONS = {
     "Logsumexp": "LogSumExp",
 }  # fmt: skip
 _OF_FLOATS = {"Mean", "LogSumExp"}
+_OF_ORDER = {"Max", "Min", "Amax", "Amin"}
 _SORTED_FIX = (
     "Sort features, ops.sort(x, axis=-1), or the last n timesteps, ops.sort(y, axis=1) of "
     "y = ZeroPadding1D((n - 1, 0))(x)[:, -n:]. Over all timesteps, the largest, the smallest and the mean can be "
@@ -26,9 +27,21 @@ _SORTED_FIX = (
 @op_rule(*_REDUCTIONS)
 def reduction(call: Call) -> Value:
     """A sum, mean, maximum, minimum or product, or the logarithm of a sum of exponentials."""
-    kind = _REDUCTIONS[call.kind(_REDUCTIONS)]
-    x = call.as_float(call.value) if kind in _OF_FLOATS else call.as_number(call.value)
-    return reduce(call, f"Reduce{kind}", x, _axes(call, x), keep=bool(call.layer.keepdims))
+    kind, given = _REDUCTIONS[call.kind(_REDUCTIONS)], call.value
+    x = call.as_float(given) if kind in _OF_FLOATS else call.as_number(given)
+    axes, keep = _axes(call, x), bool(call.layer.keepdims)
+    if kind == "Sum" and x.dtype != "float32":  # ONNX Runtime's sum saturates, and Keras' wraps around
+        wide = reduce(call, "ReduceSum", call.in_dtype(x, "int64"), axes, keep=keep)
+        return call.in_dtype(wide, x.dtype)
+    if kind == "Prod" and given.dtype == "bool":
+        kind = "Min"
+    if kind == "Prod" and x.dtype != "float32":
+        raise call.refuse(
+            f"it multiplies whole numbers of {x.dtype}, whose product may overflow",
+            "Cast them to float32 first: ops.prod(ops.cast(x, 'float32'), axis=-1).",
+        )
+    y = reduce(call, f"Reduce{kind}", x, axes, keep=keep)
+    return call.in_dtype(y, "bool") if given.dtype == "bool" and call.kind(_REDUCTIONS) in _OF_ORDER else y
 
 
 def _axes(call: Call, x: Value) -> list[int]:
@@ -64,17 +77,30 @@ def norm(call: Call) -> Value:
     return reduce(call, kind, x, axes, keep=bool(call.layer.keepdims))
 
 
-@op_rule("Softmax", "LogSoftmax")
+@op_rule("Softmax")
 def softmax(call: Call) -> Value:
     """Probabilities along one axis."""
     x = call.as_float(call.value)
-    return x.like(call.op(call.kind(["LogSoftmax", "Softmax"]), x, axis=call.axis(x, call.layer.axis)))
+    return x.like(call.op("Softmax", x, axis=call.axis(x, call.layer.axis)))
+
+
+@op_rule("LogSoftmax")
+def log_softmax(call: Call) -> Value:
+    """Logarithms of probabilities along one axis.
+
+    ONNX Runtime adds the largest number to a logarithm, which costs the digits of large ones: it is subtracted before.
+    """
+    x = call.as_float(call.value)
+    axis = call.axis(x, call.layer.axis)
+    if x.row[axis - 1] is not None:  # over time they are weights, which the streaming pass finds by the operator
+        x = x.like(call.op("Sub", x, call.op("ReduceMax", x, call.graph.ints([axis]), keepdims=1)))
+    return x.like(call.op("LogSoftmax", x, axis=axis))
 
 
 @op_rule("Argmax", "Argmin")
 def place(call: Call) -> Value:
     """Where the largest or smallest is along one feature axis."""
-    x, layer = call.value, call.layer
+    x, layer = call.as_number(call.value), call.layer
     axis = call.axis(x, layer.axis)
     kind = "ArgMax" if call.kind(["Argmax", "Argmin"]) == "Argmax" else "ArgMin"
     found = call.op(kind, x, axis=axis, keepdims=int(layer.keepdims))
@@ -85,7 +111,7 @@ def place(call: Call) -> Value:
 @op_rule("Cumsum", "Cumprod")
 def cumulative(call: Call) -> Value:
     """A running sum or product along an axis."""
-    x = call.value
+    x = call.as_number(call.value)
     axis = call.axis(x, call.layer.axis)
     if call.kind(["Cumsum", "Cumprod"]) == "Cumsum":
         return x.like(call.op("CumSum", x, call.constant(axis, "int32")))
@@ -107,7 +133,8 @@ def sort(call: Call) -> Value:
     size = x.row[axis - 1]
     if size is None:
         raise call.refuse("it sorts the timesteps of the whole sequence", _SORTED_FIX)
-    values, places = _top(call, x, size, axis, largest=0)
+    values, places = _top(call, call.as_number(x), size, axis, largest=0)
+    values = call.in_dtype(values, x.dtype)
     return values if call.kind(["Sort", "Argsort"]) == "Sort" else places
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,18 @@ from model_export.keras.scan import StepScan
 from model_export.keras.step_rules import STEP_RULES
 from model_export.keras.value import Value
 
+_COMPUTING = ("call", "compute_mask")
+_DESCRIBING = {
+    "__init__", "add_weight", "build", "build_from_config", "compute_output_shape", "compute_output_spec",
+    "from_config", "get_build_config", "get_config", "get_initial_state", "load_own_variables", "save_own_variables",
+}  # fmt: skip
+"""Methods that may differ without another result: those of the weights, and of what the rules read of a layer."""
+
+
+def is_of_keras(cls: type) -> bool:
+    """Return whether a class comes with Keras."""
+    return cls.__module__.partition(".")[0] == "keras"
+
 
 def find_rule(layer: Any) -> tuple[Rule, bool] | None:
     """Return a layer's rule and whether it sets masks; a step rule becomes one for all timesteps.
@@ -22,13 +35,26 @@ def find_rule(layer: Any) -> tuple[Rule, bool] | None:
     for cls in type(layer).__mro__:
         own = STEP_RULES.get(cls)
         if (found := own or RULES.get(cls)) is not None:
-            same = all(
-                getattr(type(layer), name, None) is getattr(cls, name, None) for name in ("call", "compute_mask")
-            )
-            if not same:
+            if not computes_as(layer, cls):
                 return None
             return (partial(at_each_timestep, rule=own[0]), own[1]) if own else found
     return None
+
+
+def computes_as(layer: Any, cls: type) -> bool:
+    """Return whether a layer or cell computes as a class does: no method that this may call is another one.
+
+    Args:
+        layer: The layer; methods that Keras' own subclasses replace are those of layers with the same rule.
+        cls: The class.
+    """
+    if not isinstance(layer, cls) or any(callable(own) for name, own in vars(layer).items() if name in _COMPUTING):
+        return False
+    if any(getattr(type(layer), name, None) is not getattr(cls, name, None) for name in _COMPUTING):
+        return False
+    theirs = [part for part in type(layer).__mro__ if part not in cls.__mro__ and not is_of_keras(part)]
+    names = {name for part in theirs for name, own in vars(part).items() if inspect.isfunction(own)}
+    return not any(inspect.isfunction(getattr(cls, name, None)) for name in names - _DESCRIBING)
 
 
 def find_op_rule(operation: Any) -> Rule | None:

@@ -29,7 +29,7 @@ _TAKES_SIZES = {"Reshape", "BroadcastTo", "GetItem", "Repeat", "Resize", "Tile"}
 """Operations in which a size may be the number of timesteps."""
 
 
-_TRACING: Final = RLock()
+TRACING: Final = RLock()
 """Held while functions of Keras are replaced: two threads would restore each other's replacements, and so keep them."""
 
 
@@ -182,13 +182,14 @@ def _open_backend() -> Iterator[None]:
     Raises:
         RandomNumbersError: The code draws a seed: random numbers on symbolic tensors come out as constants.
     """
-    with _TRACING, ExitStack() as restored:
+    with TRACING, ExitStack() as restored:
         for owner, name, function in _replacements():
             if (original := getattr(owner, name, None)) is not None:
                 restored.callback(setattr, owner, name, original)
                 setattr(owner, name, function)
-        restored.callback(delattr, keras.KerasTensor, "__array_ufunc__")
-        keras.KerasTensor.__array_ufunc__ = None
+        for name, value in (("__array_ufunc__", None), ("__eq__", _comparing())):  # it has neither
+            restored.callback(delattr, keras.KerasTensor, name)
+            setattr(keras.KerasTensor, name, value)
         yield
 
 
@@ -202,6 +203,21 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (numpy.Digitize, "compute_output_spec", lambda _, x, __: keras.KerasTensor(x.shape, "int32")),
         (keras.random.SeedGenerator, "next", _refusing(keras.random.SeedGenerator.next)),
     ]
+
+
+def _comparing() -> Callable[[Any, Any], Any]:
+    """Return `==` that compares number by number in this thread, as tensors of every backend do.
+
+    Keras leaves it to Python, for which two tensors are equal if they are one: `x == 0` would be False.
+    """
+    thread = get_ident()
+
+    def equal(tensor: Any, other: Any) -> Any:
+        if get_ident() != thread or other is None or isinstance(other, str):
+            return NotImplemented
+        return keras.ops.equal(tensor, other)
+
+    return equal
 
 
 def _absent(_: Any) -> Any:

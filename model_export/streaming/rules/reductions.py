@@ -52,15 +52,28 @@ def over_time(rule: Rule) -> Rule:
 def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Sums, means, products, extremes and global pooling: a running one.
 
-    Its answer counts after the last timestep, as that of a recurrence without its sequence does.
+    Its answer counts after the last timestep, as that of a recurrence without its sequence does. Sums of integers below
+    64 bits are carried in 64, and limited at the end, as ONNX Runtime does for a whole sequence.
+
+    Raises:
+        RefusedModelError: It multiplies integers.
     """
-    name = node.input[0]
+    name, out = node.input[0], node.output[0]
     offset = walk.tensors[name].offset or 0
-    made = walk.emit_like(node, offset)
+    kind, dtype = _POOLS.get(node.op_type, node.op_type), walk.dtype(name)
+    if kind in {"ReduceL2", "ReduceProd", "ReduceSumSquare"} and np.dtype(dtype).kind in "iu":
+        raise walk.refuse(
+            node,
+            f"multiplies integers of {dtype} over time, and what is more than the type holds depends on the runtime",
+            "Cast them to float in front of it.",
+        )
+    is_wide = _JOINS[kind] == "Add" and np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize < 8
+    wide = walk.graph.op("Cast", walk.operand(name, offset, node), to=onnx.TensorProto.INT64) if is_wide else ""
+    given, dtype = dtype, "int64" if is_wide else dtype
+    made = walk.emit_like(node, offset, **({"i0": wide} if is_wide else {}))
     if node.op_type == "ReduceL2":  # the root of a sum of squares
         made.op_type = "ReduceSumSquare"
-    now, dims = made.output[0], walk.facts.dims(node.output[0])
-    kind, dtype = _POOLS.get(node.op_type, node.op_type), walk.dtype(name)
+    now, dims = made.output[0], walk.facts.dims(out)
     label = f"{plain(node.name)}.{kind.removeprefix('Reduce').lower()}"
     state, spec = walk.graph.state_like(label, dims, dtype, _before(kind, dims, dtype))
     is_mean, is_float = kind == "ReduceMean", np.dtype(dtype).kind == "f"
@@ -73,7 +86,11 @@ def reduction(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     walk.graph.next_state_like(spec, joined, dims)
     result = walk.graph.op("Div", joined, count) if is_mean and not is_float else joined
     result = walk.graph.op("Sqrt", result) if kind == "ReduceL2" else result
-    walk.set_output(node, node.output[0], result, "final")
+    if is_wide:
+        ends = (walk.graph.constant(end, "int64") for end in (np.iinfo(given).min, np.iinfo(given).max))
+        limited = walk.graph.op("Clip", result, *ends)
+        result = walk.graph.op("Cast", limited, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(given)))
+    walk.set_output(node, out, result, "final")
 
 
 @over_time

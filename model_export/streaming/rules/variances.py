@@ -54,7 +54,7 @@ def _difference_or(otherwise: Rule, walk: StreamingWalk, node: onnx.NodeProto) -
         walk.tensors[node.output[0]] = StepTensor("unsupported", error=exc)
     if deviation is not None:
         tensor = walk.tensors[node.output[0]]
-        if tensor.error is not None:
+        if isinstance(tensor.error, RefusedModelError):
             tensor.error.fix = _DEVIATION_FIX
         walk.tensors[node.output[0]] = replace(tensor, deviation=deviation)
 

@@ -287,6 +287,23 @@ def test_code_for_a_batch_of_known_size_may_have_weights_as_long_as_the_sequence
     assert report.parity.max_abs < 1e-4
 
 
+def test_a_model_that_is_built_in_another_thread_meanwhile_compares_its_tensors_as_ever() -> None:
+    found = []
+
+    def look(x: Any) -> Any:
+        if keras.backend.is_keras_tensor(x):
+            another = Thread(target=lambda: found.append((keras.Input((None, 3)) == 0, x in [0, x])))
+            another.start()
+            another.join()
+        return x * 2
+
+    model = of(Own([], lambda x: x))
+    model.layers[1].code = look
+    export_keras(model, name="one")
+
+    assert found[0] == (False, True)
+
+
 def test_models_that_are_exported_in_two_threads_leave_keras_as_it_was() -> None:
     """The second export begins while the first one traces, and ends after it."""
     before = keras.random.SeedGenerator.next
@@ -299,7 +316,7 @@ def test_models_that_are_exported_in_two_threads_leave_keras_as_it_was() -> None
 
     def end_the_first(x: Any) -> Any:
         may_go_on.set()
-        first.join()
+        first.join(0.5)  # it may wait for the lock
         return x * 2
 
     models = [of(Own([], lambda x: x)) for _ in range(2)]

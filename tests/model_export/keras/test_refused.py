@@ -116,6 +116,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, str]] = {
     "pooling_same": (
         lambda: sequence(L.MaxPooling1D(3, strides=1, padding="same", name="odd")), "MaxPooling1D", "padding='same'",
     ),
+    "swapped": (lambda: fixed(L.Permute((2, 1)), L.LSTM(3, name="odd")), "LSTM", "the timesteps as features"),
     "flatten": (lambda: fixed(L.Flatten(name="odd")), "Flatten", "flattens the time axis"),
     "softmax": (lambda: sequence(L.Softmax(axis=1, name="odd")), "Softmax", "mixes timesteps"),
     "softmax_masked": (

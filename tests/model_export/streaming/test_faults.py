@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
+from model_export.errors import InternalError, RefusedModelError
 from model_export.graph import nodes
 from model_export.streaming import convert
+from model_export.streaming.rules.table import RULES
 from tests.model_export.streaming.zoo_parts import GRU, LSTM, X, batch_first, graph, ints
 
 
@@ -177,3 +178,16 @@ def test_a_reduction_of_the_last_timesteps_begins_with_fewer(operator: str, cut:
     )  # fmt: skip
 
     assert verify_model(convert(model, name="last"), long_steps=100)[1].parity.max_abs <= 1e-5
+
+
+def test_a_fault_of_a_rule_is_called_a_fault_of_stepwell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(walk: Any, node: onnx.NodeProto) -> None:
+        raise KeyError(node.output[0])
+
+    monkeypatch.setitem(RULES, "CumSum", fails)
+    model = graph("(float[batch, time, 4] x) => (float[batch, time, 4] y) { y = CumSum (x, one) }", one=ints(1))
+
+    with pytest.raises(
+        InternalError, match=r"A fault of Stepwell.*the rule of .*'?CumSum.*KeyError: 'y', test_faults.py"
+    ):
+        convert(model, name="sum")

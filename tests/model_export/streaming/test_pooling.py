@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from model_export.converted import ConvertedModel, verify_model
-from model_export.errors import ParityError
+from model_export.errors import ParityError, RefusedModelError
 from model_export.step_model import StepModel
 from model_export.streaming import convert
 from model_export.verify.reference import PrefixAnswers
@@ -208,6 +208,35 @@ def test_a_mean_of_integers_is_divided_as_the_original_divides() -> None:
     model = graph("(int32[batch, time, 4] x) => (int32[batch, 4] y) { y = ReduceMean <axes = [1], keepdims = 0> (x) }")
 
     assert verify_model(convert(model, name="integers"), long_steps=100)[1].parity.max_abs == 0
+
+
+def over_time(kind: str) -> onnx.ModelProto:
+    """Return a graph that reduces integers over time; the axes of a sum are an input since opset 13."""
+    node = f"{kind} <keepdims = 0> (x, one)" if kind == "ReduceSum" else f"{kind} <axes = [1], keepdims = 0> (x)"
+    return graph(f"(int32[batch, time, 4] x) => (int32[batch, 4] y) {{ y = {node} }}", one=ints(1))
+
+
+@pytest.mark.parametrize("kind", ["ReduceSum", "ReduceMean", "ReduceL1"])
+def test_a_sum_of_integers_is_limited_as_the_original_limits_it(kind: str) -> None:
+    """ONNX Runtime adds up exactly, and limits the total to what the type holds."""
+    model = over_time(kind)
+    rows = np.random.default_rng(0).integers(-(2**31), 2**31, (3, 9, 4)).astype(np.int32)
+    rows[0] = np.abs(rows[0] // 2)
+    made = convert(model, name="integers")
+
+    answers, _ = stepped(model_of(made), {"x": rows})
+
+    want = made.original({"x": rows})["y"]
+    assert isinstance(want, PrefixAnswers)
+    np.testing.assert_array_equal(answers["y"][:, -1], want.values[:, -1])
+
+
+@pytest.mark.parametrize("kind", ["ReduceProd", "ReduceL2", "ReduceSumSquare"])
+def test_a_product_of_integers_over_time_is_refused(kind: str) -> None:
+    model = over_time(kind)
+
+    with pytest.raises(RefusedModelError, match="multiplies integers of int32"):
+        convert(model, name="product")
 
 
 def test_weights_of_any_sign_are_summed_as_they_are() -> None:

@@ -1,0 +1,72 @@
+"""Calls in Python with what is no name, axis, length, tolerance or model are refused in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_export.converted import verify_model
+from model_export.errors import UnclearModelError
+from model_export.export import export_source
+from model_export.streaming import convert
+from tests.model_export.streaming.zoo_parts import graph, ints
+
+
+def running_sum() -> Any:
+    return graph("(float[batch, time, 4] x) => (float[batch, time, 4] y) { y = CumSum (x, one) }", one=ints(1))
+
+
+CALLS: dict[str, tuple[Callable[[], object], str]] = {
+    "a_name_with_a_space": (lambda: convert(running_sum(), name="a b"), "The model's name would be 'a b'"),
+    "a_name_that_is_no_text": (lambda: convert(running_sum(), name=3), "name would be 3"),  # type: ignore[arg-type]  # wrong
+    "an_axis_as_text": (
+        lambda: convert(running_sum(), name="m", time_axes={"x": "1"}),  # type: ignore[dict-item]  # wrong
+        "`--time-axis` has '1' for 'x'; expected a whole number",
+    ),
+    "an_axis_as_a_float": (
+        lambda: convert(running_sum(), name="m", batch_axes={"x": 0.0}),  # type: ignore[dict-item]  # wrong
+        "`--batch-axis` has 0.0 for 'x'",
+    ),
+    "axes_as_a_list": (
+        lambda: convert(running_sum(), name="m", time_axes=["x"]),  # type: ignore[arg-type]  # wrong
+        "expected an axis by input",
+    ),
+    "a_length_and_a_half": (
+        lambda: convert(running_sum(), name="m", length=2.5),  # type: ignore[arg-type]  # wrong
+        "`--length` is 2.5; expected a whole number",
+    ),
+    "a_length_as_text": (
+        lambda: convert(running_sum(), name="m", length="12"),  # type: ignore[arg-type]  # wrong
+        "`--length` is '12'",
+    ),
+    "bytes_of_a_model": (
+        lambda: convert(running_sum().SerializeToString(), name="m"),
+        r"source is bytes; .*onnx.load_from_string",
+    ),
+    "no_model": (lambda: convert(None, name="m"), "source is NoneType"),
+    "a_tolerance_below_zero": (
+        lambda: verify_model(convert(running_sum(), name="m"), atol=-1.0), "`--tolerance` is -1.0; expected a number",
+    ),
+    "a_tolerance_that_is_no_number": (
+        lambda: verify_model(convert(running_sum(), name="m"), atol=float("nan")), "`--tolerance` is nan",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_argument_that_is_none_is_refused(name: str) -> None:
+    call, words = CALLS[name]
+
+    with pytest.raises(UnclearModelError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"), [({"tolerance": "1e-3"}, "`--tolerance` is '1e-3'"), ({"name": 3}, "name would be 3")]
+)
+def test_an_argument_of_an_export_that_is_none_is_refused(tmp_path: Path, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnclearModelError, match=words):
+        export_source("model.onnx", tmp_path / "m.onnx", **more)
