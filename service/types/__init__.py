@@ -22,9 +22,9 @@ from service.types.steps import (
     Transport,
 )
 from service.types.streams import (
+    ConsumedSource,
     ImportedState,
     SnapshotStatus,
-    SourceProgress,
     StreamList,
     StreamPosition,
     StreamState,
@@ -38,6 +38,7 @@ __all__ = [
     "BatchSources",
     "BulkPrediction",
     "BulkTimesteps",
+    "ConsumedSource",
     "Create",
     "ImportedState",
     "Lifecycle",
@@ -49,7 +50,6 @@ __all__ = [
     "RolloutResult",
     "SnapshotStatus",
     "Source",
-    "SourceProgress",
     "StreamHandle",
     "StreamKey",
     "StreamList",

@@ -10,7 +10,7 @@ from model_export.manifest import Array
 from service.types.steps import StreamKey
 
 
-class SourceProgress(NamedTuple):
+class ConsumedSource(NamedTuple):
     """How far a stream has consumed one source.
 
     Attributes:
@@ -46,7 +46,7 @@ class StreamStatus:
     updated_ms: int
     expires_in_ms: int
     outputs: Mapping[str, Array] = field(default_factory=dict)
-    sources: Sequence[SourceProgress] = ()
+    sources: Sequence[ConsumedSource] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +123,4 @@ class StreamList:
 
     streams: list[tuple[str, int | None]] = field(default_factory=list)
     cursor: str | None = None
-    sources: Mapping[str, Sequence[SourceProgress]] = field(default_factory=dict)
+    sources: Mapping[str, Sequence[ConsumedSource]] = field(default_factory=dict)

@@ -38,7 +38,7 @@ from service.errors import ServiceError
 from service.ids import STREAM_ID, check_stream_id, encode_state_id
 from service.requests.context import AppContext
 from service.requests.handlers import BulkHandler, RequestHandler, StepHandler
-from service.types import SourceProgress, StreamKey
+from service.types import ConsumedSource, StreamKey
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 _MODEL = "/v1/models/{model}"
@@ -197,7 +197,7 @@ class StreamRoutes:
         return RawResponse(body, handler.response_format.value, headers=handler.extra_headers)
 
 
-def _source_entries(sources: Sequence[SourceProgress]) -> list[SourceEntry]:
+def _source_entries(sources: Sequence[ConsumedSource]) -> list[SourceEntry]:
     return [SourceEntry(id=source.id, at=source.at) for source in sources]
 
 

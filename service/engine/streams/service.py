@@ -18,7 +18,7 @@ from service.errors import ServiceError
 from service.store import keys
 from service.store.listing import count_by_tenant, page
 from service.store.record import Kind, SourcePosition, blake2b_128, decode, sources_of, step_of
-from service.types import ImportedState, SourceProgress, StreamKey, StreamList, StreamStatus
+from service.types import ConsumedSource, ImportedState, StreamKey, StreamList, StreamStatus
 
 if TYPE_CHECKING:
     from service.engine.streams.transaction import StreamOpDeps
@@ -103,11 +103,11 @@ class StreamService:
 
     async def _sources_by_id(
         self, streams: Sequence[Sequence[SourcePosition]], deadline: float
-    ) -> Sequence[Sequence[SourceProgress]]:
+    ) -> Sequence[Sequence[ConsumedSource]]:
         """Return the positions of each stream's sources with their ids."""
         digests = {source.digest for sources in streams for source in sources}
         ids = await self._deps.source_ids.read(digests, deadline=deadline)
-        return [[SourceProgress(ids.get(digest), at) for digest, at in sources] for sources in streams]
+        return [[ConsumedSource(ids.get(digest), at) for digest, at in sources] for sources in streams]
 
     async def count(self) -> None:
         """Count every tenant's streams in the store, if their number is limited and may have changed."""
