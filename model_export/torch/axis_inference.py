@@ -6,7 +6,6 @@ changes with the number of timesteps is the time axis.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,9 @@ import torch
 from torch import nn
 
 from model_export.errors import RefusedModelError
+from model_export.torch.capture import Capture
 from model_export.torch.cells import in_order, refuse_packed
-from model_export.torch.checks import Watch, check_behaviour, hooked, run
+from model_export.torch.checks import check_behaviour, hooked, run
 from model_export.torch.naming import flatten, numpy_dtype
 from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 
@@ -247,15 +247,19 @@ class Sequences:
         check_behaviour(self.module, lambda: self._run(values))
         operations = self._operations(self.lengths[0])
         self.loops = operations != self._operations(self.lengths[1])
-        with contextlib.suppress(RefusedModelError):  # it may have a table of fewer positions
-            self.loops = self.loops or operations != self._operations(DOUBLED)
+        if not self.loops:
+            try:
+                self._run(self._drawn(ROWS, DOUBLED))
+            except RefusedModelError:  # it may have a table of fewer positions
+                return
+            self.loops = operations != self._operations(DOUBLED)
 
     def _operations(self, steps: int) -> int:
         """Return how many operations the module does for so many timesteps; refuse what no trace shows."""
         values = self._drawn(ROWS, steps)
-        with Watch(values) as watch:
-            self._run(values)
-        return int(watch.operations)
+        capture = Capture()
+        capture.run(self.module, values)
+        return capture.operations
 
     def _drawn(self, rows: int, steps: int) -> list[torch.Tensor]:
         """Return sequences in the module's own axes."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from model_export.errors import RefusedModelError
@@ -137,9 +136,9 @@ def run(module: Any, values: Any, *, doing: str) -> Any:
         raise
     except Exception as exc:
         shapes = ", ".join(str(list(value.shape)) for value in values)
-        place = _place(traceback.extract_tb(exc.__traceback__))
+        where = place(traceback.extract_tb(exc.__traceback__))
         raise RefusedModelError(
-            f"The module fails {doing} (shapes {shapes}): {first_line(exc)}{place}.",
+            f"The module fails {doing} (shapes {shapes}): {first_line(exc)}{where}.",
             fix="Give examples that it takes, with a batch axis, in the order of `forward`.",
         ) from exc
 
@@ -174,8 +173,7 @@ def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Te
         call: Runs it; returns its outputs with their paths.
 
     Raises:
-        RefusedModelError: It changes its buffers, keeps something from call to call, draws random numbers, or
-            decides by the values of its input.
+        RefusedModelError: It changes its buffers, keeps something from call to call, or draws random numbers.
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
@@ -203,51 +201,6 @@ def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Te
     )
 
 
-_READING_A_VALUE = {
-    getattr(torch.Tensor, name)
-    for name in ("__bool__", "__float__", "__int__", "__index__", "__contains__", "item", "tolist", "numpy")
-}
-
-
-class Watch(TorchFunctionMode):
-    """Watches a module run, and refuses Python that reads the value of a tensor which depends on the input.
-
-    `if x.sum() > 0`, `.item()`: a trace takes one branch and forgets the other, silently. What computes in bfloat16
-    is refused, too.
-
-    Attributes:
-        operations: How many operations were done.
-    """
-
-    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.operations = 0
-        self._kept = list(inputs)  # a tensor that lives on keeps its id for itself
-        self._from_input = {id(value) for value in inputs}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.operations += 1
-        if any(id(value) in self._from_input for value in tree_leaves((args, kwargs))):
-            if func in _READING_A_VALUE:
-                raise RefusedModelError(
-                    f"The module decides by the value of a tensor{_place(traceback.extract_stack())}; "
-                    "expected the same operations for every input.",
-                    fix="Use torch.where(condition, a, b), or torch.clamp, instead of `if`, `float()`, `.item()`.",
-                )
-            found = func(*args, **kwargs)
-            made = [value for value in tree_leaves(found) if isinstance(value, torch.Tensor)]
-            if any(value.dtype == torch.bfloat16 for value in made):
-                raise RefusedModelError(
-                    f"The module computes in bfloat16{_place(traceback.extract_stack())}; expected float32.",
-                    fix="Leave torch.autocast and casts to bfloat16 out of `forward`: onnxruntime has no such kernels.",
-                )
-            self._kept += made
-            self._from_input |= set(map(id, made))
-            return found
-        return func(*args, **kwargs)
-
-
 def first_line(exc: BaseException) -> str:
     """Return an error's class and the first line of its text."""
     lines = str(exc).strip().splitlines()
@@ -258,9 +211,9 @@ def _called(path: str, part: Any) -> str:
     return f"{path!r} ({type(part).__name__})" if path else f"The module ({type(part).__name__})"
 
 
-def _place(frames: Sequence[traceback.FrameSummary]) -> str:
+def place(frames: Sequence[traceback.FrameSummary]) -> str:
     """Return the innermost line of the module's own code, for a message; empty where all of it is torch's."""
-    while frames and frames[-1].filename.startswith(_HERE):
+    while frames and frames[-1].filename.startswith((_HERE, _TORCH)):
         frames = frames[:-1]
     theirs: list[traceback.FrameSummary] = []
     for frame in frames:

@@ -15,7 +15,8 @@ from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError
 from model_export.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from model_export.torch.autostep import AutoStep
-from model_export.torch.checks import Watch, check_behaviour, prepared, run
+from model_export.torch.capture import Capture
+from model_export.torch.checks import check_behaviour, prepared, run
 from model_export.torch.graph import PlainOutputs, trace
 from model_export.torch.naming import flatten, named, numpy_dtype
 from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
@@ -217,8 +218,7 @@ def _check(step: Step) -> None:
                 )
 
     check_behaviour(step.module, lambda: step.run(values))
-    with Watch(values):
-        step.run(values)
+    Capture().run(step.module, values)
 
 
 def _check_states(step: Step, before: list[Tensor], outputs: list[Any], after: list[Tensor]) -> None:
