@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,12 @@ _BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _SHAPED_BY: dict[Any, int] = {torch.ops.aten.index.Tensor: 1, torch.ops.aten.masked_select.default: 1}
 """The argument that the shape follows from, of operations where it is one of several."""
 
+FILLS = {
+    "empty", "empty_like", "empty_strided", "fill", "full", "full_like", "new_empty", "new_empty_strided", "new_full",
+    "new_ones", "new_zeros", "ones", "ones_like", "zero", "zeros", "zeros_like",
+}  # fmt: skip
+"""Operations that give the same number everywhere, whatever is in the tensor that they are called with."""
+
 _TENSORS = ("Tensor", "List[Tensor]", "NoneType", "Optional[Tensor]")
 
 _ABOUT_FORM = {"is_same_size", "size", "stride", "sym_size", "sym_stride", "sym_numel", "sym_storage_offset"}
@@ -41,10 +47,12 @@ class Value(Tensor):
     Attributes:
         inner: The numbers.
         capture: Where it was made.
+        times: The timesteps that each number depends on, where the capture follows them.
     """
 
     inner: Tensor
     capture: Capture
+    times: Tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -167,6 +175,26 @@ class Capture(TorchDispatchMode):
         self._keep(self._shared, numbers)
         return numbers
 
+    def made(self, value: Tensor, *, depends: bool) -> Value:
+        """Return numbers that were computed aside as a part of the run.
+
+        Args:
+            value: The numbers.
+            depends: Whether they depend on an input.
+        """
+        if depends:
+            self._mark(value)
+        return Value(value, self)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Compute with plain tensors within the run."""
+        before, self._is_off = self._is_off, True
+        try:
+            yield
+        finally:
+            self._is_off = before
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do an operation."""
         kwargs = kwargs or {}
@@ -174,19 +202,35 @@ class Capture(TorchDispatchMode):
             return func(*args, **kwargs)
         self.operations += 1
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        depends = any(map(self.depends, given))
+        depends = any(map(self.depends, _operands(func, args, given)))
         if func is not torch.ops.aten.lift_fresh.default:  # of `torch.tensor`: nothing else holds what it is given
             for value in given:
                 if not isinstance(value, Value):
                     self._keep(self._shared, value)
         if depends:
             self._check(func, args, given)
-        plain_args, plain_kwargs = tree_map_only(Value, lambda value: value.inner, (args, kwargs))
-        found = func(*plain_args, **plain_kwargs)
+        found = func(*plain(args), **plain(kwargs))
         if depends:
             self._mark_all(func, args, kwargs, found)
         made = tree_map_only(Tensor, lambda value: Value(value, self), found)
-        return _with_arguments(func, args, kwargs, made) if func._schema.is_mutable else made
+        made = _with_arguments(func, args, kwargs, made) if func._schema.is_mutable else made
+        self.follow(func, args, kwargs, made)
+        return made
+
+    def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any) -> None:
+        """Follow an operation that was done; nothing, but in a capture of more than decisions."""
+
+    def layers_of(self, module: Any) -> Mapping[Any, Callable[..., Any]]:
+        """Return the layers of a module that are called as one operation, each with what answers for it.
+
+        Recurrent layers of torch's own decide by no values.
+        """
+        own = {nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward}
+        return {
+            layer: partial(self._as_one, layer)
+            for layer in module.modules()
+            if isinstance(layer, nn.RNNBase) and type(layer).forward in own
+        }
 
     # ---------------------------------------------------------------- within
 
@@ -244,16 +288,10 @@ class Capture(TorchDispatchMode):
 
     @contextlib.contextmanager
     def _layers_as_one(self, module: Any) -> Iterator[None]:
-        """Let recurrent layers of torch's own run by themselves: they decide by no values."""
-        layers = [
-            layer
-            for layer in module.modules()
-            if isinstance(layer, nn.RNNBase)
-            and type(layer).forward in {nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward}
-            and "forward" not in vars(layer)
-        ]
-        for layer in layers:
-            layer.forward = partial(self._as_one, layer)
+        """Answer for layers in their place; a layer keeps what answers for it already."""
+        layers = {layer: how for layer, how in self.layers_of(module).items() if "forward" not in vars(layer)}
+        for layer, how in layers.items():
+            layer.forward = how
         try:
             yield
         finally:
@@ -263,20 +301,26 @@ class Capture(TorchDispatchMode):
     def _as_one(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         self.operations += 1
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        depends = any(map(self.depends, given))
-        args, kwargs = tree_map_only(Value, lambda value: value.inner, (args, kwargs))
-        before, self._is_off = self._is_off, True
-        try:
-            found = type(layer).forward(layer, *args, **kwargs)
-        finally:
-            self._is_off = before
+        with self.aside():
+            found = type(layer).forward(layer, *plain(args), **plain(kwargs))
+        return tree_map_only(Tensor, partial(self.made, depends=any(map(self.depends, given))), found)
 
-        def made(value: Tensor) -> Value:
-            if depends:
-                self._mark(value)
-            return Value(value, self)
 
-        return tree_map_only(Tensor, made, found)
+def named(func: Any) -> str:
+    """Return an operation's name, the same for its form in place."""
+    return str(func.overloadpacket.__name__).removesuffix("_")
+
+
+def _operands(func: Any, args: Sequence[Any], given: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the tensors whose numbers an operation computes with, or changes some of."""
+    if named(func) not in FILLS:
+        return given
+    return [one for one in args[1:] if isinstance(one, Tensor)]  # a value to fill with
+
+
+def plain(values: Any) -> Any:
+    """Return the numbers of each `Value` in any structure."""
+    return tree_map_only(Value, lambda value: value.inner, values)
 
 
 def _counts(index: Tensor) -> bool:
