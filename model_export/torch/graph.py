@@ -25,7 +25,7 @@ from model_export.runtime.session import open_session
 from model_export.torch.attention import attention_written_out
 from model_export.torch.cells import decomposed, patch_recurrent_layers
 from model_export.torch.checks import first_line, unfused
-from model_export.torch.decompositions import Decomposed
+from model_export.torch.decompositions import Decomposed, Stable
 from model_export.torch.layer_names import name_and_layer, short_tensor_name
 from model_export.torch.naming import flatten, numpy_dtype
 from model_export.torch.recurrences import associative_scans_written_out
@@ -40,8 +40,8 @@ _Axes = Mapping[str, Mapping[str, int]]
 _Names = tuple[Sequence[str], Sequence[str]]
 
 
-class _ExporterError(RefusedModelError):
-    """One of torch's exporters fails; the other may not."""
+class NoGraphError(RefusedModelError):
+    """One of torch's exporters makes no graph that can be used; the other may."""
 
 
 def trace(
@@ -77,7 +77,7 @@ def trace(
         RefusedModelError: No exporter makes a graph for any number of rows; the error of the first. Or a refusal from
             within the module, for which the other exporter is not tried.
     """
-    errors: list[_ExporterError] = []
+    errors: list[NoGraphError] = []
     not_run: list[onnx.ModelProto] = []
     for export in (_older, _newer):
         try:
@@ -87,7 +87,7 @@ def trace(
             if _runs_on_fewer_rows(proto, values, axes, names):
                 return proto
             not_run.append(proto)
-        except _ExporterError as exc:
+        except NoGraphError as exc:
             errors.append(exc)
     if not_run:
         return not_run[0]
@@ -117,7 +117,7 @@ def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
 def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
     lengths = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
     dynamic = tuple({axis: lengths[what] for what, axis in axes[given].items()} for given in names[0])
-    with attention_written_out():
+    with Stable(), attention_written_out():
         return torch.onnx.export(
             module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
             input_names=names[0], output_names=names[1], verbose=False,
@@ -128,7 +128,7 @@ def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: 
     """Run a graph on the example, then on fewer rows; return whether it runs at all.
 
     Raises:
-        _ExporterError: It runs on as many alone.
+        NoGraphError: It runs on as many alone.
     """
     try:
         session = open_session(proto.SerializeToString(), where="the graph", threads=1, as_written=True)
@@ -146,7 +146,7 @@ def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: 
     except Exception:  # noqa: BLE001  # it ran on all rows
         fits = False
     if not fits:
-        raise _ExporterError(_FIXED_ROWS, fix=_FIX_ROWS)
+        raise NoGraphError(_FIXED_ROWS, fix=_FIX_ROWS)
     return True
 
 
@@ -156,7 +156,7 @@ def _tracing() -> Iterator[None]:
 
     Raises:
         RefusedModelError: The module is refused from within.
-        _ExporterError: The exporter fails.
+        NoGraphError: The exporter fails.
     """
     try:
         with quiet(), unfused(), torch.no_grad():
@@ -201,14 +201,14 @@ def quiet() -> Iterator[None]:
         switch(True)
 
 
-def _refused(exc: Exception) -> _ExporterError:
+def _refused(exc: Exception) -> NoGraphError:
     causes = [exc]
     while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
         causes.append(cause)
     text = " ".join(str(one) for one in causes)
     if "specialized it to be a constant" in text:
-        return _ExporterError(_FIXED_ROWS, fix=_FIX_ROWS)
-    return _ExporterError(
+        return NoGraphError(_FIXED_ROWS, fix=_FIX_ROWS)
+    return NoGraphError(
         f"torch {torch.__version__} cannot export the module: {first_line(causes[-1])}.",
         fix="Write the part that it names with other operations, and try again.",
     )
