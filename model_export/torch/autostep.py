@@ -19,6 +19,7 @@ from model_export.torch.axis_inference import ROWS, Sequences
 from model_export.torch.capture import Capture
 from model_export.torch.cells import CellCall, States, decomposed, patch_recurrent_layers
 from model_export.torch.checks import HOW_TO_WRITE_IT
+from model_export.torch.lengths import check_lengths, check_one_timestep
 from model_export.torch.sampling import STEPS_OF_AN_EXAMPLE
 from model_export.torch.timesteps import check_timesteps
 
@@ -94,7 +95,9 @@ class AutoStep(nn.Module):
             axes = (0 if self._time_axis else 1, self._time_axis)
             long = [torch.stack([value] * STEPS_OF_AN_EXAMPLE, 1).movedim((0, 1), axes) for value in timestep]
             names = [f"input_{at}" for at in range(len(long))]
-            self.learn(Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis))
+            whole = Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis)
+            check_lengths(whole, None)
+            self.learn(whole)
         states: dict[str, Tensor] = {}
         for at, call in enumerate(self._calls):
             again = [other.path for other in self._calls[:at]].count(call.path)
@@ -138,6 +141,7 @@ class AutoStep(nn.Module):
             timestep = [value[:, 0] for value in whole.draw.tensors(seed, ROWS, 1)]
             with torch.no_grad():
                 self._run(whole, timestep, partial(_seen, seen))
+        check_one_timestep(whole)
         depend = _depend_on_inputs(whole)
         calls = [_call(*found, depends=depends) for *found, depends in zip(*both, depend, strict=True)]
         if [call.path for call in calls] != check_timesteps(whole):

@@ -114,7 +114,7 @@ class Sequences:
         """
         steps = next(value.shape[1] for one, value in zip(self.inputs, sequences, strict=True) if one.time is not None)
         values = [one.to_module(value) for one, value in zip(self.inputs, sequences, strict=True)]
-        found = self._run(values, module=module)
+        found = self.run(values, module=module)
         return [one.from_module(value, steps) for one, (_, value) in zip(self.outputs, found, strict=True)]
 
     # ---------------------------------------------------------------- finding out
@@ -130,10 +130,10 @@ class Sequences:
                     ids[at] = layer.num_embeddings
 
         with hooked(self.module, nn.Embedding, see), hooked(self.module, nn.RNNBase, refuse_packed):
-            check_behaviour(self.module, lambda: self._run(given, doing="on its examples"))
+            check_behaviour(self.module, lambda: self.run(given, doing="on its examples"))
         return ids
 
-    def _run(
+    def run(
         self, values: Sequence[torch.Tensor], *, doing: str = "on whole sequences", module: Any = None
     ) -> list[tuple[str, torch.Tensor]]:
         """Run the module as it is; return its outputs with their paths."""
@@ -180,7 +180,7 @@ class Sequences:
                 seen[paths[id(layer)]].add(shape[layer.batch_first])
 
         with hooked(self.module, (nn.RNNBase, nn.MultiheadAttention), see):
-            found = self._run(self._drawn(rows, steps))
+            found = self.run(self.drawn(rows, steps))
         return [(path, value.shape) for path, value in found], seen
 
     def _output(self, path: str, one: torch.Size, longer: torch.Size, fewer: torch.Size) -> Output:
@@ -235,33 +235,33 @@ class Sequences:
                 )
 
     def _check(self) -> None:
-        values = self._drawn(ROWS, self.lengths[0])
-        alone = self._run(self._drawn(1, self.lengths[0]))
-        for one, (_, value), (_, single) in zip(self.outputs, self._run(values), alone, strict=True):
+        values = self.drawn(ROWS, self.lengths[0])
+        alone = self.run(self.drawn(1, self.lengths[0]))
+        for one, (_, value), (_, single) in zip(self.outputs, self.run(values), alone, strict=True):
             numpy_dtype(value, one.called)
             if single.dim() < one.rank:
                 raise RefusedModelError(
                     f"{one.called} has shape {list(single.shape)} for one sequence and {list(value.shape)} for {ROWS}.",
                     fix="Say which axis goes, squeeze(-1): squeeze() alone takes a batch axis of 1 away, too.",
                 )
-        check_behaviour(self.module, lambda: self._run(values))
+        check_behaviour(self.module, lambda: self.run(values))
         operations = self._operations(self.lengths[0])
         self.loops = operations != self._operations(self.lengths[1])
         if not self.loops:
             try:
-                self._run(self._drawn(ROWS, DOUBLED))
+                self.run(self.drawn(ROWS, DOUBLED))
             except RefusedModelError:  # it may have a table of fewer positions
                 return
             self.loops = operations != self._operations(DOUBLED)
 
     def _operations(self, steps: int) -> int:
         """Return how many operations the module does for so many timesteps; refuse what no trace shows."""
-        values = self._drawn(ROWS, steps)
+        values = self.drawn(ROWS, steps)
         capture = Capture()
         capture.run(self.module, values)
         return capture.operations
 
-    def _drawn(self, rows: int, steps: int) -> list[torch.Tensor]:
+    def drawn(self, rows: int, steps: int) -> list[torch.Tensor]:
         """Return sequences in the module's own axes."""
         drawn = self.draw.tensors(0, rows, steps)
         return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]

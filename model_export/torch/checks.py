@@ -224,6 +224,21 @@ def place(frames: Sequence[traceback.FrameSummary]) -> str:
     return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
 
 
+def user_frame(frame: Any, *, within: Sequence[str]) -> Any:
+    """Return the frame of the module's own code that a call comes from; None where it comes from a layer, or from here.
+
+    Args:
+        frame: Where to begin.
+        within: Endings of torch's files that may be between, besides that which calls a layer.
+    """
+    between = (*within, "nn/modules/module.py")
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        if not frame.f_code.co_filename.endswith(between):
+            return None
+        frame = frame.f_back
+    return None if frame is None or frame.f_code.co_filename.startswith((_HERE, "<")) else frame
+
+
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and bool(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True))
 

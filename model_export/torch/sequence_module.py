@@ -20,6 +20,7 @@ from model_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
 from model_export.torch.decompositions import Decomposed
 from model_export.torch.graph import NoGraphError, trace
 from model_export.torch.layers import StepLayer
+from model_export.torch.lengths import check_lengths
 from model_export.torch.naming import named
 from model_export.torch.step import AGAINST, Step, convert_step
 from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answers
@@ -44,6 +45,7 @@ def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     """
     assert spec.time_axis is not None
     whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
+    check_lengths(whole, spec.length)
     in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))
     if not in_steps:
         try:
