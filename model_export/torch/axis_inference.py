@@ -114,7 +114,7 @@ class Sequences:
         """
         steps = next(value.shape[1] for one, value in zip(self.inputs, sequences, strict=True) if one.time is not None)
         values = [one.to_module(value) for one, value in zip(self.inputs, sequences, strict=True)]
-        found = self.run(values, module=module)
+        found = self.run(values, module=module, is_eager=True)
         return [one.from_module(value, steps) for one, (_, value) in zip(self.outputs, found, strict=True)]
 
     # ---------------------------------------------------------------- finding out
@@ -134,10 +134,15 @@ class Sequences:
         return ids
 
     def run(
-        self, values: Sequence[torch.Tensor], *, doing: str = "on whole sequences", module: Any = None
+        self,
+        values: Sequence[torch.Tensor],
+        *,
+        doing: str = "on whole sequences",
+        module: Any = None,
+        is_eager: bool = False,
     ) -> list[tuple[str, torch.Tensor]]:
-        """Run the module as it is; return its outputs with their paths."""
-        return flatten(run(module or self.module, values, doing=doing))
+        """Run the module in its own axes, as `checks.run` does; return its outputs with their paths."""
+        return flatten(run(module or self.module, values, doing=doing, is_eager=is_eager))
 
     def _settle(
         self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ HOW_TO_WRITE_IT = """Write one timestep with its state as a module of its own, a
 """
 
 _TORCH = str(Path(torch.__file__).parent)
+_TURN = threading.RLock()
 _HERE = str(Path(__file__).parent)
 
 
@@ -122,14 +124,21 @@ def _stays_behind(name: str, value: Any) -> bool:
     return False
 
 
-def run(module: Any, values: Any, *, doing: str) -> Any:
+def run(module: Any, values: Any, *, doing: str, is_eager: bool = False) -> Any:
     """Call a module without gradients.
+
+    Args:
+        module: The module.
+        values: What it is called with.
+        doing: What a message calls the run.
+        is_eager: Run it as it runs for the user; else a transformer layer runs by its parts.
 
     Raises:
         RefusedModelError: It fails; the message has the line of the user's code.
     """
     try:
-        with torch.no_grad(), unfused(), warnings.catch_warnings():
+        as_one = contextlib.nullcontext() if is_eager else unfused()
+        with in_turn(), torch.no_grad(), as_one, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oneDNN, on what it leaves to others
             return module(*values)
     except RefusedModelError:
@@ -144,25 +153,34 @@ def run(module: Any, values: Any, *, doing: str) -> Any:
 
 
 @contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Let one thread at a time change what torch, or Python, has once in a process; torch's exporters need that too."""
+    with _TURN:
+        yield
+
+
+@contextlib.contextmanager
 def unfused() -> Iterator[None]:
     """Keep torch from running a whole transformer layer as one operator, which passes its parts by."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with in_turn():
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
     """Let tensors that a module makes have the type of its weights."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with in_turn():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Tensor]]]) -> None:
@@ -178,7 +196,7 @@ def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Te
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
     def seeded(seed: int) -> list[torch.Tensor]:
-        with torch.random.fork_rng(devices=[]):
+        with in_turn(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return [value for _, value in call()]
 

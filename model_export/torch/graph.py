@@ -6,6 +6,8 @@ import contextlib
 import copy
 import io
 import logging
+import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ from model_export.graph.nodes import renamed, replace_items
 from model_export.runtime.session import open_session
 from model_export.torch.attention import attention_written_out
 from model_export.torch.cells import decomposed, patch_recurrent_layers
-from model_export.torch.checks import first_line, unfused
+from model_export.torch.checks import first_line, in_turn, unfused
 from model_export.torch.decompositions import Decomposed, Stable
 from model_export.torch.layer_names import name_and_layer, short_tensor_name
 from model_export.torch.naming import flatten, numpy_dtype
@@ -159,7 +161,7 @@ def _tracing() -> Iterator[None]:
         NoGraphError: The exporter fails.
     """
     try:
-        with quiet(), unfused(), torch.no_grad():
+        with in_turn(), quiet(), unfused(), torch.no_grad():
             yield
     except RefusedModelError:
         raise
@@ -181,7 +183,7 @@ class PlainOutputs(nn.Module):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's exporters from talking: what fails is raised."""
+    """Keep torch's exporters from printing: what fails is raised. Other threads print as before."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     switch: Any = torch._C._jit_set_onnx_log_enabled
@@ -190,8 +192,8 @@ def quiet() -> Iterator[None]:
     try:
         with (
             warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(_OfOthers(sys.stdout)),
+            contextlib.redirect_stderr(_OfOthers(sys.stderr)),
         ):
             warnings.simplefilter("ignore")
             yield
@@ -199,6 +201,21 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
         torch._C._jit_set_onnx_log_enabled = switch
         switch(True)
+
+
+class _OfOthers(io.TextIOBase):
+    """A stream that drops what this thread prints."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Print what another thread prints."""
+        if threading.get_ident() != self._thread:
+            self._stream.write(text)
+        return len(text)
 
 
 def _refused(exc: Exception) -> NoGraphError:

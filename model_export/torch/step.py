@@ -57,8 +57,8 @@ class Step:
         return [value[:, 0] for value in self.draw.tensors(0, rows, 1)] + self.initial(rows)
 
     def run(self, values: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
-        """Consume one timestep; return outputs and next states with their paths."""
-        return flatten(run(self.module, values, doing="on one timestep"))
+        """Consume one timestep as the user's module does; return outputs and next states with their paths."""
+        return flatten(run(self.module, values, doing="on one timestep", is_eager=True))
 
     def __call__(self, values: Sequence[Tensor]) -> tuple[list[tuple[str, Tensor]], list[Tensor]]:
         """Consume one timestep; return outputs with their paths, and the next states."""
