@@ -177,7 +177,7 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
             raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
     in_logs = _sums_in_log_space(whole)
     try:
-        return streaming.convert(
+        made = streaming.convert(
             proto,
             name=name,
             time_axes=dict.fromkeys(timed, 1),
@@ -191,6 +191,14 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     except StepwellError as exc:
         how = "" if exc.fix == BACKWARDS_FIX else HOW_TO_WRITE_IT
         raise RefusedModelError(exc.problem, fix=f"{exc.fix} {how}".strip()) from exc
+    answers = {output.name for output in made.manifest.outputs}
+    for one, output in zip(whole.outputs, gives, strict=True):
+        if output not in answers and not one.depends:
+            raise RefusedModelError(
+                f"{one.called} does not depend on an input: it follows from sizes alone, and is no answer of a stream.",
+                fix="Leave it out of what `forward` returns.",
+            )
+    return made
 
 
 def _sums_in_log_space(whole: Sequences) -> bool:

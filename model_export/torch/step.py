@@ -92,7 +92,7 @@ def export_step(
     given = tensors(inputs)
     if states is None and isinstance(mine, AutoStep):
         states = mine.initial_states(*given.values())
-    begin = tensors(states or {})
+    begin = tensors(states or {}, may_be_empty=True)
     if both := given.keys() & begin.keys():
         raise RefusedModelError(
             f"{min(both)!r} names both an input and a state; expected one.",
