@@ -64,6 +64,8 @@ def check_timesteps(whole: Sequences) -> list[str]:
         RefusedModelError: Something does, or may.
     """
     short, length = whole.lengths
+    if 1 << length >= _PLACES:
+        raise _mixed(f"The module takes no sequence of fewer than {length} timesteps")
     seen: set[Any] = set()
     if not whole.only_length:
         before = _Timesteps(whole, short, None)
@@ -142,7 +144,7 @@ class _Timesteps(Capture):
     def times(self, value: Tensor) -> Tensor:
         """Return the masks of a tensor."""
         found = getattr(value, "times", None)
-        return torch.zeros(value.shape, dtype=torch.int64) if found is None else found
+        return torch.zeros((), dtype=torch.int64).expand(value.shape) if found is None else found
 
     def layers_of(self, module: Any) -> Mapping[Any, Callable[..., Any]]:
         """Return what answers for each recurrent layer; parts of a `StepLayer` are its own affair."""
@@ -194,11 +196,18 @@ class _Timesteps(Capture):
             by_name = _by_name(func, args, kwargs)
             filled = [by_name.get(part) for part in ("fill_value", "value")]
             key = [(name, value) for value in filled if isinstance(value, int | float)]
-        elif any(self.depends(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)):
-            numbers = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, int | float)]
-            key = [] if name in _MOVES else [(name, tuple(numbers))]
+            return self._unknown(key)
+        leaves = tree_leaves((args, kwargs))
+        numbers = tuple(leaf for leaf in leaves if isinstance(leaf, int | float))
+        if any(self.depends(leaf) for leaf in leaves if isinstance(leaf, Tensor)):
+            key = [] if name in _MOVES else [(name, numbers)]
+        elif len(outs) >= self._length:  # a table in pieces, of which each may be of one timestep
+            return _PLACES
         else:
-            key = [(name, tuple(out.shape), out.inner.contiguous().numpy().tobytes()) for out in outs]
+            key = [(name, numbers, tuple(out.shape), plain(out).contiguous().numpy().tobytes()) for out in outs]
+        return self._unknown(key)
+
+    def _unknown(self, key: Sequence[Any]) -> int:
         self.seen.update(key)
         return 0 if self._known is None or self._known.issuperset(key) else _PLACES
 
@@ -367,6 +376,8 @@ def _of(axes: Any, value: Tensor) -> set[int]:
 def _mix(times: Tensor, axes: Any) -> Tensor:
     """Return masks with each of these axes put together; the axis stays, of size 1."""
     for axis in _of(axes, times) if times.dim() else ():
+        if not times.stride(axis) and times.shape[axis]:  # the same all along
+            times = times.narrow(axis, 0, 1)
         while (size := times.shape[axis]) > 1:
             half = size // 2
             both = times.narrow(axis, 0, half) | times.narrow(axis, half, half)

@@ -131,6 +131,33 @@ def started_rarely() -> StepSpec:
     return whole(of(run, rnn=nn.GRU(4, 4, batch_first=True).double().float()))
 
 
+def by_a_row_of_a_table(t: int, x: Any) -> Any:
+    table = torch.ones(5000)
+    table[2500:] = 2.0
+    return x * table[t]
+
+
+def by_a_piece_of_a_table(t: int, x: Any) -> Any:
+    table = torch.ones(5000)
+    table[2500:] = 2.0
+    return x * table.unbind(0)[t]
+
+
+def by_a_number(t: int, x: Any) -> Any:
+    return x + t * 1e-9
+
+
+def of_the_position(change: Callable[[int, Any], Any]) -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h, found = torch.zeros(x.shape[0], 6), []
+        for t in range(x.shape[1]):
+            h = m.cell(change(t, x[:, t]), h)
+            found.append(h)
+        return torch.stack(found, 1)
+
+    return whole(of(run, cell=nn.GRUCell(4, 6)))
+
+
 CARRIED = {
     "reset_by_a_value": in_the_loop(lambda h, x: torch.where(x[:, :1] > 8, torch.zeros(1), h)),
     "clamped": in_the_loop(lambda h, x: h.clamp(max=0.9999)),
@@ -159,6 +186,12 @@ def test_an_operation_that_mixes_timesteps_is_seen_however_rarely_it_shows(name:
 def test_a_state_that_is_changed_between_two_timesteps_is_seen_however_rarely_it_shows(name: str) -> None:
     with pytest.raises(RefusedModelError, match="does not go on from what it gave"):
         check_timesteps(sequences(CARRIED[name]()))
+
+
+@pytest.mark.parametrize("change", [by_a_row_of_a_table, by_a_piece_of_a_table, by_a_number])
+def test_what_differs_from_timestep_to_timestep_is_seen_before_it_shows(change: Any) -> None:
+    with pytest.raises(RefusedModelError, match=r"given numbers of several timesteps|depends on the position"):
+        check_timesteps(sequences(of_the_position(change)))
 
 
 @pytest.mark.parametrize("around", AROUND)
