@@ -83,6 +83,7 @@ class Sequences:
         draw: Sequences that it takes.
         only_length: The one number of timesteps that it takes; None: any.
         lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
+        largest: By a number of timesteps, how many numbers the largest tensor has in a run over so many.
         loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
     """
 
@@ -98,6 +99,7 @@ class Sequences:
         readings = _readings(given, time_axis)
         ids = self._look(list(given.values()))
         self.loops = False
+        self.largest: dict[int, int] = {}
         runs = self._settle(given, readings, ids)
         shapes = zip(*(shapes for shapes, _ in runs), strict=True)
         self.outputs = [self._output(path, one, longer, fewer) for (path, one), (_, longer), (_, fewer) in shapes]
@@ -271,6 +273,7 @@ class Sequences:
         values = self.drawn(ROWS, steps)
         capture = Capture()
         found = flatten(capture.run(self.module, values))
+        self.largest[steps] = capture.largest
         return capture.operations, [capture.depends(value) for _, value in found]
 
     def drawn(self, rows: int, steps: int) -> list[torch.Tensor]:

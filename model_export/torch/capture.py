@@ -10,6 +10,7 @@ alone may be read.
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -100,11 +101,12 @@ class Capture(TorchDispatchMode):
 
     Attributes:
         operations: How many operations were done, a recurrent layer of torch's own as one.
+        largest: How many numbers the largest tensor has, scores of attention that has none of them in memory included.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations = 0
+        self.operations = self.largest = 0
         self._from_inputs: dict[int, Any] = {}
         self._shared: dict[int, Any] = {}
         self._refusal: RefusedModelError | None = None
@@ -210,6 +212,7 @@ class Capture(TorchDispatchMode):
         if depends:
             self._check(func, args, given)
         found = func(*plain(args), **plain(kwargs))
+        self.largest = max([self.largest, _scores(func, given), *(v.numel() for v in _tensors_in(found))])
         if depends:
             self._mark_all(func, args, kwargs, found)
         made = tree_map_only(Tensor, lambda value: Value(value, self), found)
@@ -304,6 +307,17 @@ class Capture(TorchDispatchMode):
         with self.aside():
             found = type(layer).forward(layer, *plain(args), **plain(kwargs))
         return tree_map_only(Tensor, partial(self.made, depends=any(map(self.depends, given))), found)
+
+
+def _tensors_in(found: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def _scores(func: Any, given: Sequence[Tensor]) -> int:
+    """Return how many scores an operation of torch's for attention computes; 0: it is another one."""
+    if "attention" not in named(func) or len(given) < 2 or given[1].dim() < 2:
+        return 0
+    return int(math.prod(given[0].shape[:-1]) * given[1].shape[-2])
 
 
 def named(func: Any) -> str:

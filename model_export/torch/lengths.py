@@ -37,7 +37,8 @@ LARGEST = 50_000_000
 """The most timesteps of a run, and the most numbers of a tensor in it."""
 
 CALLS = 500_000
-"""The most calls of torch in all runs together, some seconds; the shortest come first."""
+WORK = 1e11
+"""The most calls of torch, and products with weights, in all runs together, some seconds; the shortest come first."""
 
 _FUNCTIONS = ("_jit_internal.py", "_tensor.py", "functional.py", "overrides.py")
 """Files of torch between a line and the function that it calls; what layers do within is no matter of the line."""
@@ -62,11 +63,13 @@ def check_lengths(whole: Sequences, length: int | None) -> None:
     numbers = _numbers_in_code(whole, short)
     runs = {steps: _lines(whole, steps) for steps in (short, long)}
     expected = _Expected(runs[short], runs[long])
-    calls = 0.0
+    calls = work = 0.0
+    weights = sum(weight.numel() for weight in whole.module.parameters())
     shorter = {at for one in numbers for at in (one - 1, one, one + 1) if 1 < at < short}
     for steps in sorted(shorter | {at for one in numbers for at in (one, one + BEYOND) if short < at <= LONGEST}):
         calls += expected.calls(steps)
-        if calls > CALLS or expected.largest(steps) > LARGEST:
+        work += steps * weights
+        if calls > CALLS or work > WORK or _largest(whole, steps) > LARGEST:
             break
         try:
             lines = _lines(whole, steps)
@@ -110,14 +113,6 @@ class _Expected:
         short, long = (sum(map(len, run.values())) for run in (self._short, self._long))
         return _grown(short, long, steps)
 
-    def largest(self, steps: int) -> float:
-        """Return about how many numbers the largest tensor has."""
-        one, other = (max((math.prod(shape) for calls in run.values() for _, shape in calls), default=1)
-                      for run in (self._short, self._long))  # fmt: skip
-        short, long = LENGTHS
-        power = math.log(max(other, 1) / max(one, 1)) / math.log(long / short)
-        return float(other * (steps / long) ** max(power, 0.0))
-
     def differs(self, lines: _Lines, steps: int) -> tuple[str, int] | None:
         """Return the file and the line that does something else; None: none does."""
         for key in [*lines, *self._short]:
@@ -133,6 +128,13 @@ class _Expected:
             return all(_is_call(one, other, call, steps) for one, other, call in zip(short, long, found, strict=True))
         each = (len(long) - len(short)) // (LENGTHS[1] - LENGTHS[0])
         return _is_steady([numbers for numbers, _ in found], each, first=len(short), last=END * each)
+
+
+def _largest(whole: Sequences, steps: int) -> float:
+    """Return about how many numbers the largest tensor of a run has."""
+    short, long = (max(whole.largest[length], 1) for length in LENGTHS)
+    power = math.log(long / short) / math.log(LENGTHS[1] / LENGTHS[0])
+    return float(long * (steps / LENGTHS[1]) ** max(power, 0.0))
 
 
 def _grown(short: float, long: float, steps: int) -> float:
