@@ -110,7 +110,6 @@ class Capture(TorchDispatchMode):
         self._from_inputs: dict[int, Any] = {}
         self._shared: dict[int, Any] = {}
         self._refusal: RefusedModelError | None = None
-        self._is_off = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -191,17 +190,12 @@ class Capture(TorchDispatchMode):
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Compute with plain tensors within the run."""
-        before, self._is_off = self._is_off, True
-        try:
+        with no_dispatch():
             yield
-        finally:
-            self._is_off = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do an operation."""
         kwargs = kwargs or {}
-        if self._is_off:
-            return func(*args, **kwargs)
         self.operations += 1
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         depends = any(map(self.depends, _operands(func, args, given)))
