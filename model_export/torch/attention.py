@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from model_export.torch.checks import in_turn
 
 
 @contextlib.contextmanager
@@ -16,23 +19,28 @@ def attention_written_out() -> Iterator[None]:
     """Trace attention without the sizes of the example, and a mask of `nn.TransformerEncoder` as it is.
 
     Torch's own function writes sizes into shapes. The encoder compares its mask with a causal one, which no trace can
-    do; without the comparison the mask is applied, to the same result.
+    do; without the comparison the mask is applied, to the same result. In other threads, which may train a model, both
+    stay as they are.
     """
+    thread = threading.get_ident()
     layer, encoder = nn.MultiheadAttention, nn.modules.transformer
     forward, detect = layer.forward, encoder._detect_is_causal_mask
 
     def written_out(self: Any, *args: Any, **kwargs: Any) -> Any:
         query = args[0] if args else kwargs["query"]
-        if self.bias_k is not None or self.add_zero_attn or query.dim() != 3:
+        if threading.get_ident() != thread or self.bias_k is not None or self.add_zero_attn or query.dim() != 3:
             return forward(self, *args, **kwargs)
         return _attend(self, *args, **kwargs)
 
-    layer.forward = written_out
-    encoder._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
-    try:
-        yield
-    finally:
-        layer.forward, encoder._detect_is_causal_mask = forward, detect
+    def as_given(mask: Any, is_causal: Any = None, size: Any = None) -> bool:
+        return bool(is_causal) if threading.get_ident() == thread else detect(mask, is_causal, size)
+
+    with in_turn():
+        layer.forward, encoder._detect_is_causal_mask = written_out, as_given
+        try:
+            yield
+        finally:
+            layer.forward, encoder._detect_is_causal_mask = forward, detect
 
 
 def _attend(  # noqa: PLR0917  # the arguments of `nn.MultiheadAttention.forward`, in its order

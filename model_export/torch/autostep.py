@@ -16,9 +16,12 @@ from torch import Tensor, nn
 
 from model_export.errors import RefusedModelError
 from model_export.torch.axis_inference import ROWS, Sequences
+from model_export.torch.capture import Capture
 from model_export.torch.cells import CellCall, States, decomposed, patch_recurrent_layers
 from model_export.torch.checks import HOW_TO_WRITE_IT
+from model_export.torch.lengths import check_lengths, check_one_timestep
 from model_export.torch.sampling import STEPS_OF_AN_EXAMPLE
+from model_export.torch.timesteps import check_timesteps
 
 STARTED = "started"
 """The state that shows whether a stream has begun, where the module computes an initial state from its inputs."""
@@ -92,7 +95,9 @@ class AutoStep(nn.Module):
             axes = (0 if self._time_axis else 1, self._time_axis)
             long = [torch.stack([value] * STEPS_OF_AN_EXAMPLE, 1).movedim((0, 1), axes) for value in timestep]
             names = [f"input_{at}" for at in range(len(long))]
-            self.learn(Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis))
+            whole = Sequences(self.module, dict(zip(names, long, strict=True)), self._time_axis)
+            check_lengths(whole, None)
+            self.learn(whole)
         states: dict[str, Tensor] = {}
         for at, call in enumerate(self._calls):
             again = [other.path for other in self._calls[:at]].count(call.path)
@@ -136,8 +141,14 @@ class AutoStep(nn.Module):
             timestep = [value[:, 0] for value in whole.draw.tensors(seed, ROWS, 1)]
             with torch.no_grad():
                 self._run(whole, timestep, partial(_seen, seen))
-        self._calls = [_call(one, other) for one, other in zip(*both, strict=True)]
-        self._whole = whole
+        check_one_timestep(whole)
+        depend = _depend_on_inputs(whole)
+        calls = [_call(*found, depends=depends) for *found, depends in zip(*both, depend, strict=True)]
+        if [call.path for call in calls] != check_timesteps(whole):
+            raise RefusedModelError(
+                "The module calls other recurrent layers for one timestep than for several.", fix=HOW_TO_WRITE_IT
+            )
+        self._calls, self._whole = calls, whole
         try:
             self._compare(whole)
         except RefusedModelError:
@@ -174,6 +185,24 @@ class AutoStep(nn.Module):
         ]
 
 
+def _depend_on_inputs(whole: Sequences) -> list[bool]:
+    """Return for each call of a recurrent layer, at one timestep, whether the states that it gives follow from inputs.
+
+    Raises:
+        RefusedModelError: The module decides by a value, at one timestep.
+    """
+    capture, found = Capture(), list[bool]()
+
+    def see(taken: CellCall) -> tuple[Tensor, States]:
+        found.append(any(map(capture.depends, taken.states or ())))
+        return decomposed(taken)
+
+    values = [one.to_module(v) for one, v in zip(whole.inputs, whole.draw.tensors(0, ROWS, 1), strict=True)]
+    with patch_recurrent_layers(whole.module, see):
+        capture.run(whole.module, values)
+    return found
+
+
 def _seen(seen: list[CellCall], taken: CellCall) -> tuple[Tensor, States]:
     """Answer for a layer as it would by itself, and note what it was called with."""
     seen.append(taken)
@@ -196,8 +225,14 @@ def _fed(feed: _Feed, taken: CellCall) -> tuple[Tensor, States]:
     return answer, after
 
 
-def _call(one: CellCall, other: CellCall) -> _Call:
-    """Describe a call, seen twice with different numbers coming in."""
+def _call(one: CellCall, other: CellCall, *, depends: bool) -> _Call:
+    """Describe a call, seen twice with different numbers coming in.
+
+    Args:
+        one: The call.
+        other: The same with other numbers.
+        depends: Whether its states follow from an input.
+    """
     rows = one.x.shape[0]  # streams, or a multiple where the module folds another axis into them
     fold = rows // ROWS
     if fold * ROWS != rows:
@@ -207,8 +242,10 @@ def _call(one: CellCall, other: CellCall) -> _Call:
         )
     begin = one.begin()
     outer = [value.reshape(ROWS, *_outer(fold, one.layer, value.shape[1:])) for value in begin]
-    fixed = all(map(torch.equal, begin, other.begin())) and all(
-        torch.equal(value, value[:1].expand_as(value)) for value in outer
+    fixed = (
+        not depends
+        and all(map(torch.equal, begin, other.begin()))
+        and all(torch.equal(value, value[:1].expand_as(value)) for value in outer)
     )
     initial = [value[:1].clone() if fixed else torch.zeros_like(value[:1]) for value in outer]
     kinds = one.how.initial(one.layer)

@@ -6,7 +6,6 @@ changes with the number of timesteps is the time axis.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,9 @@ import torch
 from torch import nn
 
 from model_export.errors import RefusedModelError
+from model_export.torch.capture import Capture
 from model_export.torch.cells import in_order, refuse_packed
-from model_export.torch.checks import Watch, check_behaviour, hooked, run
+from model_export.torch.checks import check_behaviour, hooked, run
 from model_export.torch.naming import flatten, numpy_dtype
 from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
 
@@ -48,6 +48,7 @@ class Output:
         time: Its time axis; None: one answer for a whole sequence.
         rank: Its number of axes.
         folded: Batch and time are one axis, the first.
+        depends: Whether it depends on the values of an input.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Output:
     time: int | None
     rank: int
     folded: bool = False
+    depends: bool = True
 
     @property
     def called(self) -> str:
@@ -81,6 +83,7 @@ class Sequences:
         draw: Sequences that it takes.
         only_length: The one number of timesteps that it takes; None: any.
         lengths: Two numbers of timesteps that it takes, the shorter first; equal where it takes one alone.
+        largest: By a number of timesteps, how many numbers the largest tensor has in a run over so many.
         loops: Whether the module does more operations for more timesteps: a loop over them in its own code.
     """
 
@@ -96,6 +99,7 @@ class Sequences:
         readings = _readings(given, time_axis)
         ids = self._look(list(given.values()))
         self.loops = False
+        self.largest: dict[int, int] = {}
         runs = self._settle(given, readings, ids)
         shapes = zip(*(shapes for shapes, _ in runs), strict=True)
         self.outputs = [self._output(path, one, longer, fewer) for (path, one), (_, longer), (_, fewer) in shapes]
@@ -114,7 +118,7 @@ class Sequences:
         """
         steps = next(value.shape[1] for one, value in zip(self.inputs, sequences, strict=True) if one.time is not None)
         values = [one.to_module(value) for one, value in zip(self.inputs, sequences, strict=True)]
-        found = self._run(values, module=module)
+        found = self.run(values, module=module, is_eager=True)
         return [one.from_module(value, steps) for one, (_, value) in zip(self.outputs, found, strict=True)]
 
     # ---------------------------------------------------------------- finding out
@@ -130,14 +134,19 @@ class Sequences:
                     ids[at] = layer.num_embeddings
 
         with hooked(self.module, nn.Embedding, see), hooked(self.module, nn.RNNBase, refuse_packed):
-            check_behaviour(self.module, lambda: self._run(given, doing="on its examples"))
+            check_behaviour(self.module, lambda: self.run(given, doing="on its examples"))
         return ids
 
-    def _run(
-        self, values: Sequence[torch.Tensor], *, doing: str = "on whole sequences", module: Any = None
+    def run(
+        self,
+        values: Sequence[torch.Tensor],
+        *,
+        doing: str = "on whole sequences",
+        module: Any = None,
+        is_eager: bool = False,
     ) -> list[tuple[str, torch.Tensor]]:
-        """Run the module as it is; return its outputs with their paths."""
-        return flatten(run(module or self.module, values, doing=doing))
+        """Run the module in its own axes, as `checks.run` does; return its outputs with their paths."""
+        return flatten(run(module or self.module, values, doing=doing, is_eager=is_eager))
 
     def _settle(
         self, given: Mapping[str, torch.Tensor], readings: Sequence[Mapping[str, int]], ids: Mapping[int, int]
@@ -180,7 +189,7 @@ class Sequences:
                 seen[paths[id(layer)]].add(shape[layer.batch_first])
 
         with hooked(self.module, (nn.RNNBase, nn.MultiheadAttention), see):
-            found = self._run(self._drawn(rows, steps))
+            found = self.run(self.drawn(rows, steps))
         return [(path, value.shape) for path, value in found], seen
 
     def _output(self, path: str, one: torch.Size, longer: torch.Size, fewer: torch.Size) -> Output:
@@ -235,29 +244,39 @@ class Sequences:
                 )
 
     def _check(self) -> None:
-        values = self._drawn(ROWS, self.lengths[0])
-        alone = self._run(self._drawn(1, self.lengths[0]))
-        for one, (_, value), (_, single) in zip(self.outputs, self._run(values), alone, strict=True):
+        values = self.drawn(ROWS, self.lengths[0])
+        alone = self.run(self.drawn(1, self.lengths[0]))
+        for one, (_, value), (_, single) in zip(self.outputs, self.run(values), alone, strict=True):
             numpy_dtype(value, one.called)
             if single.dim() < one.rank:
                 raise RefusedModelError(
                     f"{one.called} has shape {list(single.shape)} for one sequence and {list(value.shape)} for {ROWS}.",
                     fix="Say which axis goes, squeeze(-1): squeeze() alone takes a batch axis of 1 away, too.",
                 )
-        check_behaviour(self.module, lambda: self._run(values))
-        operations = self._operations(self.lengths[0])
-        self.loops = operations != self._operations(self.lengths[1])
-        with contextlib.suppress(RefusedModelError):  # it may have a table of fewer positions
-            self.loops = self.loops or operations != self._operations(DOUBLED)
+        check_behaviour(self.module, lambda: self.run(values))
+        operations, found = self._captured(self.lengths[0])
+        self.outputs = [replace(one, depends=depends) for one, depends in zip(self.outputs, found, strict=True)]
+        self.loops = operations != self._captured(self.lengths[1])[0]
+        if not self.loops:
+            try:
+                self.run(self.drawn(ROWS, DOUBLED))
+            except RefusedModelError:  # it may have a table of fewer positions
+                return
+            self.loops = operations != self._captured(DOUBLED)[0]
 
-    def _operations(self, steps: int) -> int:
-        """Return how many operations the module does for so many timesteps; refuse what no trace shows."""
-        values = self._drawn(ROWS, steps)
-        with Watch(values) as watch:
-            self._run(values)
-        return int(watch.operations)
+    def _captured(self, steps: int) -> tuple[int, list[bool]]:
+        """Refuse what no trace shows.
 
-    def _drawn(self, rows: int, steps: int) -> list[torch.Tensor]:
+        Returns:
+            How many operations the module does for so many timesteps, and whether each output depends on an input.
+        """
+        values = self.drawn(ROWS, steps)
+        capture = Capture()
+        found = flatten(capture.run(self.module, values))
+        self.largest[steps] = capture.largest
+        return capture.operations, [capture.depends(value) for _, value in found]
+
+    def drawn(self, rows: int, steps: int) -> list[torch.Tensor]:
         """Return sequences in the module's own axes."""
         drawn = self.draw.tensors(0, rows, steps)
         return [one.to_module(value) for one, value in zip(self.inputs, drawn, strict=True)]

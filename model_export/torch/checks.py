@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from model_export.errors import RefusedModelError
@@ -29,6 +29,7 @@ HOW_TO_WRITE_IT = """Write one timestep with its state as a module of its own, a
 """
 
 _TORCH = str(Path(torch.__file__).parent)
+_TURN = threading.RLock()
 _HERE = str(Path(__file__).parent)
 
 
@@ -123,47 +124,63 @@ def _stays_behind(name: str, value: Any) -> bool:
     return False
 
 
-def run(module: Any, values: Any, *, doing: str) -> Any:
+def run(module: Any, values: Any, *, doing: str, is_eager: bool = False) -> Any:
     """Call a module without gradients.
+
+    Args:
+        module: The module.
+        values: What it is called with.
+        doing: What a message calls the run.
+        is_eager: Run it as it runs for the user; else a transformer layer runs by its parts.
 
     Raises:
         RefusedModelError: It fails; the message has the line of the user's code.
     """
     try:
-        with torch.no_grad(), unfused(), warnings.catch_warnings():
+        as_one = contextlib.nullcontext() if is_eager else unfused()
+        with in_turn(), torch.no_grad(), as_one, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oneDNN, on what it leaves to others
             return module(*values)
     except RefusedModelError:
         raise
     except Exception as exc:
         shapes = ", ".join(str(list(value.shape)) for value in values)
-        place = _place(traceback.extract_tb(exc.__traceback__))
+        where = place(traceback.extract_tb(exc.__traceback__))
         raise RefusedModelError(
-            f"The module fails {doing} (shapes {shapes}): {first_line(exc)}{place}.",
+            f"The module fails {doing} (shapes {shapes}): {first_line(exc)}{where}.",
             fix="Give examples that it takes, with a batch axis, in the order of `forward`.",
         ) from exc
 
 
 @contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Let one thread at a time change what torch, or Python, has once in a process; torch's exporters need that too."""
+    with _TURN:
+        yield
+
+
+@contextlib.contextmanager
 def unfused() -> Iterator[None]:
     """Keep torch from running a whole transformer layer as one operator, which passes its parts by."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with in_turn():
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
     """Let tensors that a module makes have the type of its weights."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with in_turn():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Tensor]]]) -> None:
@@ -174,13 +191,12 @@ def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Te
         call: Runs it; returns its outputs with their paths.
 
     Raises:
-        RefusedModelError: It changes its buffers, keeps something from call to call, draws random numbers, or
-            decides by the values of its input.
+        RefusedModelError: It changes its buffers, keeps something from call to call, or draws random numbers.
     """
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
     def seeded(seed: int) -> list[torch.Tensor]:
-        with torch.random.fork_rng(devices=[]):
+        with in_turn(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return [value for _, value in call()]
 
@@ -203,51 +219,6 @@ def check_behaviour(module: Any, call: Callable[[], Sequence[tuple[str, torch.Te
     )
 
 
-_READING_A_VALUE = {
-    getattr(torch.Tensor, name)
-    for name in ("__bool__", "__float__", "__int__", "__index__", "__contains__", "item", "tolist", "numpy")
-}
-
-
-class Watch(TorchFunctionMode):
-    """Watches a module run, and refuses Python that reads the value of a tensor which depends on the input.
-
-    `if x.sum() > 0`, `.item()`: a trace takes one branch and forgets the other, silently. What computes in bfloat16
-    is refused, too.
-
-    Attributes:
-        operations: How many operations were done.
-    """
-
-    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.operations = 0
-        self._kept = list(inputs)  # a tensor that lives on keeps its id for itself
-        self._from_input = {id(value) for value in inputs}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.operations += 1
-        if any(id(value) in self._from_input for value in tree_leaves((args, kwargs))):
-            if func in _READING_A_VALUE:
-                raise RefusedModelError(
-                    f"The module decides by the value of a tensor{_place(traceback.extract_stack())}; "
-                    "expected the same operations for every input.",
-                    fix="Use torch.where(condition, a, b), or torch.clamp, instead of `if`, `float()`, `.item()`.",
-                )
-            found = func(*args, **kwargs)
-            made = [value for value in tree_leaves(found) if isinstance(value, torch.Tensor)]
-            if any(value.dtype == torch.bfloat16 for value in made):
-                raise RefusedModelError(
-                    f"The module computes in bfloat16{_place(traceback.extract_stack())}; expected float32.",
-                    fix="Leave torch.autocast and casts to bfloat16 out of `forward`: onnxruntime has no such kernels.",
-                )
-            self._kept += made
-            self._from_input |= set(map(id, made))
-            return found
-        return func(*args, **kwargs)
-
-
 def first_line(exc: BaseException) -> str:
     """Return an error's class and the first line of its text."""
     lines = str(exc).strip().splitlines()
@@ -258,9 +229,9 @@ def _called(path: str, part: Any) -> str:
     return f"{path!r} ({type(part).__name__})" if path else f"The module ({type(part).__name__})"
 
 
-def _place(frames: Sequence[traceback.FrameSummary]) -> str:
+def place(frames: Sequence[traceback.FrameSummary]) -> str:
     """Return the innermost line of the module's own code, for a message; empty where all of it is torch's."""
-    while frames and frames[-1].filename.startswith(_HERE):
+    while frames and frames[-1].filename.startswith((_HERE, _TORCH)):
         frames = frames[:-1]
     theirs: list[traceback.FrameSummary] = []
     for frame in frames:
@@ -269,6 +240,21 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> str:
         elif not frame.filename.startswith(_TORCH):
             theirs.append(frame)
     return f" ({Path(theirs[-1].filename).name}, line {theirs[-1].lineno})" if theirs else ""
+
+
+def user_frame(frame: Any, *, within: Sequence[str]) -> Any:
+    """Return the frame of the module's own code that a call comes from; None where it comes from a layer, or from here.
+
+    Args:
+        frame: Where to begin.
+        within: Endings of torch's files that may be between, besides that which calls a layer.
+    """
+    between = (*within, "nn/modules/module.py")
+    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+        if not frame.f_code.co_filename.endswith(between):
+            return None
+        frame = frame.f_back
+    return None if frame is None or frame.f_code.co_filename.startswith((_HERE, "<")) else frame
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

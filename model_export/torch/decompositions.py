@@ -12,6 +12,13 @@ from torch.overrides import TorchFunctionMode
 from model_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, logcumsumexp, running
 
 
+class Stable(TorchFunctionMode):
+    """While a module is traced: what both exporters write in a form that loses digits is written in another."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _STABLE.get(func, func)(*args, **kwargs or {})
+
+
 class Decomposed(TorchFunctionMode):
     """While a module is traced: operations that ONNX has no name for become those that they are made of."""
 
@@ -54,24 +61,81 @@ def _rms_norm(
     return found if weight is None else found * weight
 
 
+def _expm1(x: Tensor) -> Tensor:
+    """Source: torch.expm1; exp(x) - 1 has no digits left near zero."""
+    return torch.tanh(x / 2) * (torch.exp(x) + 1)
+
+
+def _log1p(x: Tensor) -> Tensor:
+    """Source: torch.log1p; log(1 + x) has no digits left near zero.
+
+    Source: Goldberg 1991, "What Every Computer Scientist Should Know About Floating-Point Arithmetic", theorem 4.
+    """
+    rounded = 1 + x
+    is_exact = (rounded == 1) | torch.isinf(rounded)
+    return torch.where(is_exact, x, torch.log(rounded) * (x / torch.where(is_exact, torch.ones_like(x), rounded - 1)))
+
+
+def _logsigmoid(x: Tensor) -> Tensor:
+    """Source: torch.nn.functional.logsigmoid; the logarithm of a sigmoid is infinite below -104."""
+    return x.clamp(max=0) - _log1p(torch.exp(-x.abs()))
+
+
+def _floor_divide(x: Any, other: Any) -> Any:
+    """Source: torch.floor_divide, of which the exporter rounds towards zero."""
+    return torch.div(x, other, rounding_mode="floor") if isinstance(x, Tensor) else _floor_divide_number(x, other)
+
+
+def _floor_divide_number(x: Any, other: Tensor) -> Tensor:
+    return torch.div(torch.full_like(other, x), other, rounding_mode="floor")
+
+
+def _right_shift(x: Tensor, other: Any) -> Tensor:
+    """Source: torch.bitwise_right_shift: a division that rounds down, below zero too."""
+    return torch.div(x, 2**other, rounding_mode="floor")
+
+
+def _cumsum(x: Tensor, dim: int, *, dtype: Any = None) -> Tensor:
+    """Source: torch.cumsum, which adds integers in int64."""
+    made = x if dtype is None and (x.is_floating_point() or x.is_complex()) else x.to(dtype or torch.int64)
+    return made.cumsum(dim)
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cummax": extreme(torch.maximum, LOWEST),
     "cummin": extreme(torch.minimum, -LOWEST),
+    "cumsum": _cumsum,
     "cumprod": running(torch.mul, 1.0),
     "diff": _diff,
     "exp2": lambda x: torch.pow(2.0, x),
-    "expm1": lambda x: torch.exp(x) - 1,
+    "floor_divide": _floor_divide,
     "logaddexp": log_add,
     "logcumsumexp": logcumsumexp,
     "unflatten": _unflatten,
 }
 """Operations that are functions of torch and methods of tensors."""
 
+_STABLE = {
+    **{
+        getattr(home, name): made
+        for name, made in (("expm1", _expm1), ("log1p", _log1p))
+        for home in (torch, torch.Tensor)
+    },
+    torch.nn.functional.logsigmoid: _logsigmoid,
+}
+"""Operations that both exporters write in a form that loses digits."""
+
 _WORDS: dict[Any, Callable[..., Any]] = {
+    **_STABLE,
     **{getattr(home, name): made for name, made in _FUNCTIONS.items() for home in (torch, torch.Tensor)},
     torch.Tensor.mT.__get__: lambda x: x.transpose(-2, -1),
     torch.Tensor.unfold: _unfold,
     torch.nn.functional.rms_norm: _rms_norm,
     torch.rms_norm: _rms_norm,
+    **dict.fromkeys(
+        (torch.bitwise_right_shift, torch.Tensor.bitwise_right_shift, torch.Tensor.__rshift__), _right_shift
+    ),
+    torch.Tensor.__floordiv__: _floor_divide,
+    torch.Tensor.__rfloordiv__: lambda x, other: _floor_divide(other, x),
     torch.take_along_dim: lambda x, indices, dim: torch.gather(x, dim, indices),
 }

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import io
 import logging
+import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +26,8 @@ from model_export.graph.nodes import renamed, replace_items
 from model_export.runtime.session import open_session
 from model_export.torch.attention import attention_written_out
 from model_export.torch.cells import decomposed, patch_recurrent_layers
-from model_export.torch.checks import first_line, unfused
-from model_export.torch.decompositions import Decomposed
+from model_export.torch.checks import first_line, in_turn, unfused
+from model_export.torch.decompositions import Decomposed, Stable
 from model_export.torch.layer_names import name_and_layer, short_tensor_name
 from model_export.torch.naming import flatten, numpy_dtype
 from model_export.torch.recurrences import associative_scans_written_out
@@ -40,8 +42,8 @@ _Axes = Mapping[str, Mapping[str, int]]
 _Names = tuple[Sequence[str], Sequence[str]]
 
 
-class _ExporterError(RefusedModelError):
-    """One of torch's exporters fails; the other may not."""
+class NoGraphError(RefusedModelError):
+    """One of torch's exporters makes no graph that can be used; the other may."""
 
 
 def trace(
@@ -77,7 +79,7 @@ def trace(
         RefusedModelError: No exporter makes a graph for any number of rows; the error of the first. Or a refusal from
             within the module, for which the other exporter is not tried.
     """
-    errors: list[_ExporterError] = []
+    errors: list[NoGraphError] = []
     not_run: list[onnx.ModelProto] = []
     for export in (_older, _newer):
         try:
@@ -87,7 +89,7 @@ def trace(
             if _runs_on_fewer_rows(proto, values, axes, names):
                 return proto
             not_run.append(proto)
-        except _ExporterError as exc:
+        except NoGraphError as exc:
             errors.append(exc)
     if not_run:
         return not_run[0]
@@ -117,7 +119,7 @@ def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, le
 def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
     lengths = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
     dynamic = tuple({axis: lengths[what] for what, axis in axes[given].items()} for given in names[0])
-    with attention_written_out():
+    with Stable(), attention_written_out():
         return torch.onnx.export(
             module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
             input_names=names[0], output_names=names[1], verbose=False,
@@ -128,7 +130,7 @@ def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: 
     """Run a graph on the example, then on fewer rows; return whether it runs at all.
 
     Raises:
-        _ExporterError: It runs on as many alone.
+        NoGraphError: It runs on as many alone.
     """
     try:
         session = open_session(proto.SerializeToString(), where="the graph", threads=1, as_written=True)
@@ -146,7 +148,7 @@ def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: 
     except Exception:  # noqa: BLE001  # it ran on all rows
         fits = False
     if not fits:
-        raise _ExporterError(_FIXED_ROWS, fix=_FIX_ROWS)
+        raise NoGraphError(_FIXED_ROWS, fix=_FIX_ROWS)
     return True
 
 
@@ -156,10 +158,10 @@ def _tracing() -> Iterator[None]:
 
     Raises:
         RefusedModelError: The module is refused from within.
-        _ExporterError: The exporter fails.
+        NoGraphError: The exporter fails.
     """
     try:
-        with quiet(), unfused(), torch.no_grad():
+        with in_turn(), quiet(), unfused(), torch.no_grad():
             yield
     except RefusedModelError:
         raise
@@ -181,7 +183,7 @@ class PlainOutputs(nn.Module):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep torch's exporters from talking: what fails is raised."""
+    """Keep torch's exporters from printing: what fails is raised. Other threads print as before."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     switch: Any = torch._C._jit_set_onnx_log_enabled
@@ -190,8 +192,8 @@ def quiet() -> Iterator[None]:
     try:
         with (
             warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(_OfOthers(sys.stdout)),
+            contextlib.redirect_stderr(_OfOthers(sys.stderr)),
         ):
             warnings.simplefilter("ignore")
             yield
@@ -201,14 +203,29 @@ def quiet() -> Iterator[None]:
         switch(True)
 
 
-def _refused(exc: Exception) -> _ExporterError:
+class _OfOthers(io.TextIOBase):
+    """A stream that drops what this thread prints."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Print what another thread prints."""
+        if threading.get_ident() != self._thread:
+            self._stream.write(text)
+        return len(text)
+
+
+def _refused(exc: Exception) -> NoGraphError:
     causes = [exc]
     while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
         causes.append(cause)
     text = " ".join(str(one) for one in causes)
     if "specialized it to be a constant" in text:
-        return _ExporterError(_FIXED_ROWS, fix=_FIX_ROWS)
-    return _ExporterError(
+        return NoGraphError(_FIXED_ROWS, fix=_FIX_ROWS)
+    return NoGraphError(
         f"torch {torch.__version__} cannot export the module: {first_line(causes[-1])}.",
         fix="Write the part that it names with other operations, and try again.",
     )

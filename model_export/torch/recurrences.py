@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
+
+from model_export.torch.checks import in_turn
 
 LOWEST = -1e30
 """Instead of minus infinity, which a state cannot hold; the logarithm of zero for all purposes."""
@@ -64,11 +67,17 @@ def associative_scans_written_out(rows: int) -> Iterator[None]:
     except (ImportError, AttributeError):  # torch's other releases; it is a prototype there
         yield
         return
-    home.generic_associative_scan = functools.partial(_scan, rows)
-    try:
-        yield
-    finally:
-        home.generic_associative_scan = parallel
+    thread, written_out = threading.get_ident(), functools.partial(_scan, rows)
+
+    def scan(*args: Any, **kwargs: Any) -> Any:
+        return (written_out if threading.get_ident() == thread else parallel)(*args, **kwargs)
+
+    with in_turn():
+        home.generic_associative_scan = scan
+        try:
+            yield
+        finally:
+            home.generic_associative_scan = parallel
 
 
 def _scan(

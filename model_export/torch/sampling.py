@@ -120,13 +120,13 @@ def drawn_like(rows: Array, rng: np.random.Generator, shape: tuple[int, ...]) ->
     return drawn
 
 
-def tensors(examples: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def tensors(examples: Mapping[str, Any], *, may_be_empty: bool = False) -> dict[str, torch.Tensor]:
     """Return examples or initial states as tensors on the CPU; arrays, lists and data frames are taken too.
 
     A data frame is one sequence, a column for each number: it gets a batch axis.
 
     Raises:
-        RefusedModelError: One is no array, or of a dtype that the service has not.
+        RefusedModelError: One is no array, of a dtype that the service has not, or empty though it may not be.
     """
     found = {}
     for name, given in examples.items():
@@ -139,6 +139,11 @@ def tensors(examples: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             ) from exc
         if tensor.dtype == torch.float64 and not isinstance(value, torch.Tensor):
             tensor = tensor.float()  # what Python and NumPy call a number
+        if not tensor.numel() and not may_be_empty:
+            raise RefusedModelError(
+                f"{name!r} has shape {list(tensor.shape)}, without a number; expected an example.",
+                fix="Give at least one sequence of one timestep: torch.zeros(1, 7, 4).",
+            )
         numpy_dtype(tensor, repr(name))
         if tensor.dtype == torch.float16:
             raise RefusedModelError(

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model_export.converted import ConvertedModel
-from model_export.errors import RefusedModelError, StepwellError, TensorError
+from model_export.errors import ModelLoadError, RefusedModelError, StepwellError, TensorError
 from model_export.manifest import Array
 from model_export.spec import StepSpec
 from model_export.torch.autostep import AutoStep
 from model_export.torch.axis_inference import ROWS, Sequences
 from model_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
 from model_export.torch.decompositions import Decomposed
-from model_export.torch.graph import trace
+from model_export.torch.graph import NoGraphError, trace
 from model_export.torch.layers import StepLayer
+from model_export.torch.lengths import check_lengths
 from model_export.torch.naming import named
 from model_export.torch.step import AGAINST, Step, convert_step
 from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answers
@@ -34,26 +35,34 @@ _TRACED_ROWS = 17
 def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
     """Make a step graph of a module over whole sequences; not yet proven.
 
-    There are two ways, one tried after the other. By its layers, the module itself runs on one timestep, whatever its
-    code does with more of them; that comes first for loops over time, and for layers that torch's exporters write as
-    loops or not at all. By its graph, everything that mixes timesteps is stepped, and a step takes less time.
+    There are two ways. By its graph, everything that mixes timesteps is stepped, and a step takes less time; a refusal
+    of what a graph does with them is final. By its layers, the module itself runs on one timestep, if nothing else in
+    it mixes them; that comes first for loops over time, and for layers that torch's exporters write as loops or not at
+    all, and follows where a module has no graph.
 
     Raises:
         RefusedModelError: The module cannot be stepped; the message has the reason.
     """
     assert spec.time_axis is not None
     whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
+    check_lengths(whole, spec.length)
     in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))
-    ways = [_by_its_layers, _by_its_graph] if in_steps else [_by_its_graph, _by_its_layers]
-    refused: dict[Any, RefusedModelError] = {}
-    for way in ways:
+    if not in_steps:
         try:
-            return way(whole, spec, name)
+            return _by_its_graph(whole, spec, name)
+        except NoGraphError as exc:
+            with contextlib.suppress(RefusedModelError):
+                return _by_its_layers(whole, spec, name)
+            raise exc from exc.__cause__
+    try:
+        return _by_its_layers(whole, spec, name)
+    except RefusedModelError as of_layers:
+        try:
+            return _by_its_graph(whole, spec, name)
         except RefusedModelError as exc:
-            refused[way] = exc
-    if whole.loops:
-        raise _hidden(whole, refused[_by_its_layers]) from refused[_by_its_graph]
-    raise refused[_by_its_graph]
+            if whole.loops:
+                raise _hidden(whole, of_layers) from exc
+            raise
 
 
 def _is_for_timesteps(layer: nn.Module) -> bool:
@@ -138,7 +147,8 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     """Step the module node by node of its graph over whole sequences.
 
     Raises:
-        RefusedModelError: It cannot be traced, or a node cannot be stepped.
+        NoGraphError: It cannot be traced, or onnxruntime does not load the graph.
+        RefusedModelError: A node cannot be stepped.
     """
     from model_export import streaming
     from model_export.streaming.causality import BACKWARDS_FIX
@@ -167,7 +177,7 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
             raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
     in_logs = _sums_in_log_space(whole)
     try:
-        return streaming.convert(
+        made = streaming.convert(
             proto,
             name=name,
             time_axes=dict.fromkeys(timed, 1),
@@ -176,9 +186,19 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
             against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
         )
+    except ModelLoadError as exc:
+        raise NoGraphError(exc.problem, fix=exc.fix) from exc
     except StepwellError as exc:
         how = "" if exc.fix == BACKWARDS_FIX else HOW_TO_WRITE_IT
         raise RefusedModelError(exc.problem, fix=f"{exc.fix} {how}".strip()) from exc
+    answers = {output.name for output in made.manifest.outputs}
+    for one, output in zip(whole.outputs, gives, strict=True):
+        if output not in answers and not one.depends:
+            raise RefusedModelError(
+                f"{one.called} does not depend on an input: it follows from sizes alone, and is no answer of a stream.",
+                fix="Leave it out of what `forward` returns.",
+            )
+    return made
 
 
 def _sums_in_log_space(whole: Sequences) -> bool:

@@ -15,7 +15,8 @@ from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError
 from model_export.manifest import Array, Init, InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
 from model_export.torch.autostep import AutoStep
-from model_export.torch.checks import Watch, check_behaviour, prepared, run
+from model_export.torch.capture import Capture
+from model_export.torch.checks import check_behaviour, prepared, run
 from model_export.torch.graph import PlainOutputs, trace
 from model_export.torch.naming import flatten, named, numpy_dtype
 from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
@@ -56,8 +57,8 @@ class Step:
         return [value[:, 0] for value in self.draw.tensors(0, rows, 1)] + self.initial(rows)
 
     def run(self, values: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
-        """Consume one timestep; return outputs and next states with their paths."""
-        return flatten(run(self.module, values, doing="on one timestep"))
+        """Consume one timestep as the user's module does; return outputs and next states with their paths."""
+        return flatten(run(self.module, values, doing="on one timestep", is_eager=True))
 
     def __call__(self, values: Sequence[Tensor]) -> tuple[list[tuple[str, Tensor]], list[Tensor]]:
         """Consume one timestep; return outputs with their paths, and the next states."""
@@ -91,7 +92,7 @@ def export_step(
     given = tensors(inputs)
     if states is None and isinstance(mine, AutoStep):
         states = mine.initial_states(*given.values())
-    begin = tensors(states or {})
+    begin = tensors(states or {}, may_be_empty=True)
     if both := given.keys() & begin.keys():
         raise RefusedModelError(
             f"{min(both)!r} names both an input and a state; expected one.",
@@ -217,8 +218,7 @@ def _check(step: Step) -> None:
                 )
 
     check_behaviour(step.module, lambda: step.run(values))
-    with Watch(values):
-        step.run(values)
+    Capture().run(step.module, values)
 
 
 def _check_states(step: Step, before: list[Tensor], outputs: list[Any], after: list[Tensor]) -> None:

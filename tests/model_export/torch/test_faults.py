@@ -79,6 +79,46 @@ def test_a_module_that_takes_many_timesteps_together_is_not_said_to_take_one_len
     assert "timesteps alone" not in caught.value.problem
 
 
+@pytest.mark.parametrize("shape", [(0, 7, 4), (2, 7, 0)])
+def test_an_example_without_numbers_is_refused_by_name(shape: tuple[int, ...]) -> None:
+    with pytest.raises(RefusedModelError, match=r"'x' has shape .*, without a number"):
+        convert(whole(of(lambda m, x: m.rnn(x)[0], rnn=nn.GRU(4, 4)), *shape), name="empty")
+
+
+def test_an_example_of_no_stream_is_refused_by_name() -> None:
+    spec = StepSpec(nn.GRUCell(4, 4), inputs={"x": torch.zeros(0, 4)}, states={"h": torch.zeros(1, 4)})
+
+    with pytest.raises(RefusedModelError, match=r"'x' has shape .*, without a number"):
+        convert(spec, name="empty")
+
+
+FROM_SIZES: dict[str, Callable[[Any], Any]] = {
+    "number_of_timesteps": lambda x: torch.full((x.shape[0],), x.shape[1]),
+    "sum_of_ones": lambda x: torch.ones_like(x).sum(1),
+    "share_of_a_timestep": lambda x: torch.ones(x.shape[0], 1) / x.shape[1],
+    "share_of_a_row": lambda x: torch.ones(x.shape[0]) / x.shape[0],
+    "number_of_rows": lambda x: torch.full((x.shape[0], 1), float(x.shape[0])),
+    "numbers_in_all": lambda x: torch.zeros(x.shape[0]) + x.numel(),
+}
+
+
+@pytest.mark.parametrize("name", FROM_SIZES)
+def test_an_output_that_follows_from_sizes_alone_is_refused_by_name(name: str) -> None:
+    spec = whole(of(lambda m, x: (m.rnn(x)[0], FROM_SIZES[name](x)), rnn=nn.GRU(4, 4, batch_first=True)))
+
+    with pytest.raises(RefusedModelError, match="Output '1' does not depend on an input"):
+        convert(spec, name="sizes")
+
+
+def test_the_position_of_each_timestep_is_an_answer() -> None:
+    def run(m: Any, x: Any) -> Any:
+        return m.rnn(x)[0], torch.arange(x.shape[1]).expand(x.shape[0], -1)
+
+    made = convert(whole(of(run, rnn=nn.GRU(4, 4, batch_first=True))), name="positions")
+
+    assert len(made.manifest.outputs) == 2
+
+
 @pytest.mark.parametrize(
     ("batch_first", "time_axis", "advice"),
     [(True, 0, "`time_axis=1`"), (False, 1, "`time_axis=0`")],

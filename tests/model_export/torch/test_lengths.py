@@ -1,0 +1,161 @@
+"""A module that does something else for longer or shorter sequences is refused with the length and the line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from model_export.errors import RefusedModelError
+from model_export.torch import AutoStep, convert
+from model_export.torch.axis_inference import Sequences
+from model_export.torch.checks import prepared
+from model_export.torch.lengths import check_lengths
+from tests.model_export.torch import zoo
+from tests.model_export.torch.zoo_parts import nn, of, torch, whole
+
+pytestmark = pytest.mark.torch
+
+F = torch.nn.functional
+HOUR = 60 * 60
+
+
+def a_comparison(m: Any, x: Any) -> Any:
+    return x.cumsum(1) * (2.0 if x.shape[1] > 2500 else 1.0)
+
+
+def equality(m: Any, x: Any) -> Any:
+    return m.extra(x) if x.size(1) == 300 else x
+
+
+def few_timesteps(m: Any, x: Any) -> Any:
+    return x * 2 if x.shape[1] < 10 else x
+
+
+def a_length_of_the_module(m: Any, x: Any) -> Any:
+    return m.extra(x.cumsum(1)) if len(x[0]) >= m.limit else x.cumsum(1)
+
+
+def a_global_number(m: Any, x: Any) -> Any:
+    return x.cumsum(1) / max(x.shape[1], HOUR) * HOUR
+
+
+def pieces(m: Any, x: Any) -> Any:
+    return torch.cat([part.cumsum(1) for part in x.split(2048, 1)], 1)
+
+
+def the_last(m: Any, x: Any) -> Any:
+    return x[:, -4096:].sum(1)
+
+
+def the_first(m: Any, x: Any) -> Any:
+    return F.relu(x)[:, :500].sum(1)
+
+
+def computed(m: Any, x: Any) -> Any:
+    last = m.limit * 2 - 100
+    return x[:, -last:].sum(1)
+
+
+def a_remainder_in_a_loop(m: Any, x: Any) -> Any:
+    h, found = torch.zeros(x.shape[0], 4), []
+    for t in range(x.shape[1]):
+        if t % HOUR == 0:
+            h = torch.zeros(x.shape[0], 4)
+        h = 0.9 * h + x[:, t]
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+def a_factor_in_a_loop(m: Any, x: Any) -> Any:
+    h, found = torch.zeros(x.shape[0], 4), []
+    for t, now in enumerate(x.unbind(1)):
+        h = h * (0.5 if t < 1000 else 0.9) + now
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+def a_lag_in_a_loop(m: Any, x: Any) -> Any:
+    h, found = torch.zeros(x.shape[0], 4), []
+    for t in range(x.shape[1]):
+        h = 0.5 * h + x[:, t] - x[:, max(t - 720, 0)]
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+def a_cell_that_is_reset(m: Any, x: Any) -> Any:
+    h, found = torch.zeros(x.shape[0], 4), []
+    for t in range(x.shape[1]):
+        h = m.cell(x[:, t], h if t % 1440 else torch.zeros(x.shape[0], 4))
+        found.append(h)
+    return torch.stack(found, 1)
+
+
+DECIDING: list[Callable[..., Any]] = [
+    a_comparison, equality, few_timesteps, a_length_of_the_module, a_global_number, pieces, the_last, the_first,
+    computed, a_remainder_in_a_loop, a_factor_in_a_loop, a_lag_in_a_loop, a_cell_that_is_reset,
+]  # fmt: skip
+
+
+def spec_of(run: Callable[..., Any]) -> Any:
+    return whole(of(run, extra=nn.Linear(4, 4), cell=nn.GRUCell(4, 4), limit=700))
+
+
+@pytest.mark.parametrize("run", DECIDING)
+def test_a_decision_by_the_number_of_timesteps_is_refused_with_its_line(run: Any) -> None:
+    with pytest.raises(RefusedModelError, match=r"does something else for a sequence of .* \(test_lengths.py, line "):
+        convert(spec_of(run), name="decides")
+
+
+def a_window(m: Any, x: Any) -> Any:
+    return x[:, -5:].sum(1)
+
+
+def a_mean(m: Any, x: Any) -> Any:
+    return x.mean(1) + x.sum(1) / x.shape[1]
+
+
+def a_loop(m: Any, x: Any) -> Any:
+    h = torch.zeros(x.shape[0], 4)
+    for t in range(1, x.shape[1]):
+        h = 0.5 * h + 100 * x[:, t] - x[:, t - 1]
+    return h.reshape(x.shape[0], 2, 2)
+
+
+def folded(m: Any, x: Any) -> Any:
+    return m.extra(x.reshape(-1, 4)).clamp(max=512).view(x.shape[0], x.shape[1], 4)
+
+
+@pytest.mark.parametrize("run", [a_window, a_mean, a_loop, folded])
+def test_what_grows_with_the_timesteps_is_no_decision(run: Any) -> None:
+    spec = spec_of(run)
+
+    check_lengths(Sequences(prepared(spec.module), spec.inputs, 1), None)
+
+
+def test_a_module_with_a_declared_length_may_decide_by_longer_ones() -> None:
+    made = convert(replace(spec_of(a_comparison), length=64), name="declared")
+
+    assert made.only_length == 64
+
+
+def test_a_module_that_does_something_else_for_one_timestep_is_not_stepped_by_its_layers() -> None:
+    def run(m: Any, x: Any) -> Any:
+        return m.rnn(x if x.shape[1] == 1 else x.clamp(max=8))[0]
+
+    module = of(run, rnn=nn.LSTM(4, 6, proj_size=3, batch_first=True)).eval()
+
+    with pytest.raises(RefusedModelError, match="for a sequence of 1 timestep than for one of 11"):
+        AutoStep(module).initial_states(torch.randn(2, 4))
+
+
+ZOO = ["cells_in_a_loop", "mamba", "codec", "banded_encoder", "scanned_recurrence", "window"]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_module_of_the_zoo_does_the_same_for_every_length(name: str) -> None:
+    spec = zoo.build(name)
+
+    check_lengths(Sequences(prepared(spec.module), spec.inputs, spec.time_axis or 0), spec.length)

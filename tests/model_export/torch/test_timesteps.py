@@ -1,0 +1,267 @@
+"""A module that is stepped by its layers has no other memory, however rarely that shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_export import StepSpec
+from model_export.converted import verify_model
+from model_export.errors import RefusedModelError
+from model_export.step_model import StepModel
+from model_export.torch import AutoStep, convert
+from model_export.torch.axis_inference import Sequences
+from model_export.torch.checks import prepared
+from model_export.torch.timesteps import check_timesteps
+from tests.model_export.torch import zoo
+from tests.model_export.torch.zoo_parts import nn, of, torch, whole
+
+pytestmark = pytest.mark.torch
+
+F = torch.nn.functional
+
+
+def gain_by_the_largest(x: Any) -> Any:
+    return x / x.abs().amax(1, keepdim=True).clamp(min=10.0)
+
+
+def peek(x: Any) -> Any:
+    after = F.pad(x, (0, 0, 0, 1))[:, 1:]
+    return torch.where(after > 8, torch.zeros(1), x)
+
+
+def mean_of_rare(x: Any) -> Any:
+    return x - F.relu(x - 8).mean(1, keepdim=True)
+
+
+def latch(x: Any) -> Any:
+    alarm = (x.abs() > 8).float().cummax(1).values
+    return x * (1 - alarm)
+
+
+def counted(x: Any) -> Any:
+    return x + (x > 8).float().cumsum(1)
+
+
+def delayed(x: Any) -> Any:
+    return x + F.pad(F.relu(x - 8), (0, 0, 3, 0))[:, :-3]
+
+
+def sorted_rare(x: Any) -> Any:
+    return x + F.relu(x - 8).sort(1).values
+
+
+def by_position(x: Any) -> Any:
+    table = torch.ones(5000)
+    table[2500:] = 2.0
+    return x * table[: x.shape[1], None]
+
+
+MIXING: dict[str, Callable[[Any], Any]] = {
+    one.__name__: one
+    for one in (gain_by_the_largest, peek, mean_of_rare, latch, counted, delayed, sorted_rare, by_position)
+}
+
+
+def projected(change: Callable[[Any], Any]) -> StepSpec:
+    return whole(of(lambda m, x: m.rnn(change(x))[0], rnn=nn.LSTM(4, 6, proj_size=3, batch_first=True)))
+
+
+def doubles(change: Callable[[Any], Any]) -> StepSpec:
+    module = of(lambda m, x: m.rnn(change(x.double()))[0].float(), rnn=nn.GRU(4, 6, batch_first=True).double())
+    return whole(module)
+
+
+def cell_loop(change: Callable[[Any], Any]) -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h, found = torch.zeros(x.shape[0], 6), []
+        for now in change(x).unbind(1):
+            h = m.cell(now, h)
+            found.append(h)
+        return torch.stack(found, 1)
+
+    return whole(of(run, cell=nn.GRUCell(4, 6)))
+
+
+def behind_the_loop(change: Callable[[Any], Any]) -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h, found = torch.zeros(x.shape[0], 4), torch.zeros_like(x)
+        for t in range(x.shape[1]):
+            h = m.cell(x[:, t], h)
+            found[:, t] = h * 10
+        return change(found)
+
+    return whole(of(run, cell=nn.RNNCell(4, 4)))
+
+
+AROUND = [projected, doubles, cell_loop, behind_the_loop]
+
+
+def in_the_loop(carry: Callable[[Any, Any], Any]) -> Callable[[], StepSpec]:
+    def run(m: Any, x: Any) -> Any:
+        h, found = torch.zeros(x.shape[0], 6), []
+        for t in range(x.shape[1]):
+            h = m.cell(x[:, t], h)
+            found.append(h)
+            h = carry(h, x[:, t])
+        return torch.stack(found, 1)
+
+    return lambda: whole(of(run, cell=nn.GRUCell(4, 6)))
+
+
+def skipped() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h = before = torch.zeros(x.shape[0], 6)
+        found = []
+        for t in range(x.shape[1]):
+            before, h = h, m.cell(x[:, t], before)
+            found.append(h)
+        return torch.stack(found, 1)
+
+    return whole(of(run, cell=nn.GRUCell(4, 6)))
+
+
+def started_rarely() -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        return m.rnn(x, F.relu(x[:, 0] - 8)[None].contiguous())[0]
+
+    return whole(of(run, rnn=nn.GRU(4, 4, batch_first=True).double().float()))
+
+
+def by_a_row_of_a_table(t: int, x: Any) -> Any:
+    table = torch.ones(5000)
+    table[2500:] = 2.0
+    return x * table[t]
+
+
+def by_a_piece_of_a_table(t: int, x: Any) -> Any:
+    table = torch.ones(5000)
+    table[2500:] = 2.0
+    return x * table.unbind(0)[t]
+
+
+def by_a_number(t: int, x: Any) -> Any:
+    return x + t * 1e-9
+
+
+def of_the_position(change: Callable[[int, Any], Any]) -> StepSpec:
+    def run(m: Any, x: Any) -> Any:
+        h, found = torch.zeros(x.shape[0], 6), []
+        for t in range(x.shape[1]):
+            h = m.cell(change(t, x[:, t]), h)
+            found.append(h)
+        return torch.stack(found, 1)
+
+    return whole(of(run, cell=nn.GRUCell(4, 6)))
+
+
+CARRIED = {
+    "reset_by_a_value": in_the_loop(lambda h, x: torch.where(x[:, :1] > 8, torch.zeros(1), h)),
+    "clamped": in_the_loop(lambda h, x: h.clamp(max=0.9999)),
+    "raised": in_the_loop(lambda h, x: h + F.relu(x[:, :1] - 8)),
+    "written": in_the_loop(lambda h, x: h.mul_((x[:, :1] < 8).float())),
+    "turned": in_the_loop(lambda h, x: torch.cat([h[:, 1:], h[:, :1]], 1)),
+    "skipped": skipped,
+}
+
+
+def sequences(spec: StepSpec) -> Sequences:
+    assert spec.time_axis is not None
+    return Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("name", MIXING)
+def test_an_operation_that_mixes_timesteps_is_seen_however_rarely_it_shows(name: str, around: Any) -> None:
+    found = sequences(around(MIXING[name]))
+
+    with pytest.raises(RefusedModelError, match=r"depends on|given numbers of several timesteps"):
+        check_timesteps(found)
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_a_state_that_is_changed_between_two_timesteps_is_seen_however_rarely_it_shows(name: str) -> None:
+    with pytest.raises(RefusedModelError, match="does not go on from what it gave"):
+        check_timesteps(sequences(CARRIED[name]()))
+
+
+@pytest.mark.parametrize("change", [by_a_row_of_a_table, by_a_piece_of_a_table, by_a_number])
+def test_what_differs_from_timestep_to_timestep_is_seen_before_it_shows(change: Any) -> None:
+    with pytest.raises(RefusedModelError, match=r"given numbers of several timesteps|depends on the position"):
+        check_timesteps(sequences(of_the_position(change)))
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_treats_each_timestep_by_itself_is_no_memory(around: Any) -> None:
+    assert check_timesteps(sequences(around(lambda x: F.relu(x) * 2 - x.softmax(-1) + x.mean(-1, keepdim=True))))
+
+
+@pytest.mark.parametrize("build", [projected, cell_loop, doubles])
+@pytest.mark.parametrize("name", ["gain_by_the_largest", "peek", "mean_of_rare", "sorted_rare"])
+def test_what_looks_ahead_rarely_is_refused(name: str, build: Any) -> None:
+    with pytest.raises(RefusedModelError):
+        convert(build(MIXING[name]), name="ahead")
+
+
+def answers(made: Any, x: Any) -> Any:
+    graph, _ = verify_model(made, long_steps=0)
+    model = StepModel(graph)
+    states, found = model.initial_states(len(x)), []
+    for now in x.transpose(1, 0, 2):
+        given, states = model.step({"x": now}, states)
+        found.append(given["output"])
+    return np.stack(found, 1)
+
+
+def loud() -> Any:
+    x = np.random.default_rng(0).standard_normal((2, 20, 4)).astype(np.float32)
+    x[0, 5, 1] = 9.0
+    return x
+
+
+@pytest.mark.parametrize("name", ["latch", "counted", "delayed"])
+def test_a_rare_memory_beside_a_loop_over_time_is_stepped_with_it(name: str) -> None:
+    """A causal latch beside a GRUCell is a state of its own."""
+    spec = cell_loop(MIXING[name])
+    x = loud()
+
+    want = spec.module(torch.from_numpy(x)).detach().numpy()
+
+    np.testing.assert_allclose(answers(convert(spec, name="latch"), x), want, atol=1e-5)
+
+
+def test_a_state_that_starts_from_a_rare_value_of_the_first_timestep_is_computed() -> None:
+    module = AutoStep(started_rarely().module.eval())
+    x = loud()
+    x[0, 0, 1] = 9.0
+    given = torch.from_numpy(x)
+
+    states = [value.repeat_interleave(2, 0) for value in module.initial_states(given[:, 0]).values()]
+    found = []
+    for now in given.unbind(1):
+        answer, *states = module(now, *states)
+        found.append(answer)
+
+    torch.testing.assert_close(torch.stack(found, 1), module.module(given), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gain_by_the_largest", "peek", "mean_of_rare"])
+def test_a_refusal_of_what_a_graph_does_with_time_is_final(name: str) -> None:
+    spec = whole(of(lambda m, x: m.rnn(MIXING[name](x))[0], rnn=nn.GRU(4, 6, batch_first=True)))
+
+    with pytest.raises(RefusedModelError):
+        convert(spec, name="final")
+
+
+STEPPED = [
+    "projected", "cells_in_a_loop", "state_passed_on", "causal_network", "transformer", "linear_recurrence",
+    "own_layer", "in_float64", "stacked", "viewed", "two_in_two_out", "folded_head", "frequency_both_ways", "frames",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_module_of_the_zoo_whose_memory_is_in_its_layers_mixes_no_timesteps(name: str) -> None:
+    check_timesteps(sequences(zoo.build(name)))
