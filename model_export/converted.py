@@ -14,10 +14,10 @@ import numpy as np
 from model_export.arguments import check_tolerance
 from model_export.errors import ParityError
 from model_export.graph.nodes import all_graphs
+from model_export.localize import LayerOutputs, localize_layer, locate_not_finite
 from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
-from model_export.verify.localize import LayerOutputs, localize_layer, locate_not_finite
 from model_export.verify.parity import DEFAULT, ROWS, SEEDS, STEPS, DifferentAnswerError, verify_parity
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.report import ParityReport
@@ -27,7 +27,7 @@ from model_export.verify.tolerance import Tolerance
 if TYPE_CHECKING:
     import onnx
 
-    from model_export.chunk.decision import ChunkChoice
+    from model_export.verify.chunk_choice import ChunkChoice
 
 _OF_NONE = (
     "Nothing was written. Let the original give a number there, as by torch.nan_to_num(x[:, 7:].mean(1)) or "

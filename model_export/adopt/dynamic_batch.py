@@ -17,10 +17,10 @@ import numpy as np
 
 from model_export.errors import ModelLoadError, RefusedModelError
 from model_export.graph.nodes import constants, needed_nodes, replace_items
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, StateSpec
 from model_export.specs import shape_of_rows
 from model_export.step_model import StepModel
-from model_export.verify.graph_session import GraphSession
 
 if TYPE_CHECKING:
     import onnx

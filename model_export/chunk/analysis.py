@@ -15,9 +15,9 @@ from onnx import numpy_helper
 from model_export.errors import ModelLoadError
 from model_export.graph.nodes import all_nodes, constants, read_opset, uses
 from model_export.graph.onnx_file import without_functions
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array, Manifest
 from model_export.runtime.random_ops import RANDOM
-from model_export.verify.graph_session import GraphSession
 
 OLDEST_OPSET = 15  # Shape with a start and an end
 _ROWS = (3, 5)  # a tensor's batch axis is the one that follows these

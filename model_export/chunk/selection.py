@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model_export.chunk.analysis import NoChunkError
-from model_export.chunk.decision import ChunkChoice, Timing
 from model_export.chunk.graph import AT_ONCE, dynamic_graphs, dynamic_manifest, operator_products
 from model_export.errors import InternalError, ModelLoadError
 from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.manifest import Array, Manifest
 from model_export.runtime.batch_independence import random_rows
 from model_export.step_model import StepModel
+from model_export.verify.chunk_choice import ChunkChoice, Timing
 
 if TYPE_CHECKING:
     import onnx

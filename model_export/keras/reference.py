@@ -16,9 +16,9 @@ from model_export.keras.fast_time_distributed import find_wrappers, may_spread_t
 from model_export.keras.registry import to_array
 from model_export.keras.sequence import ExportedStep
 from model_export.keras.walk import functional
+from model_export.localize import Activation
 from model_export.manifest import Array
 from model_export.streaming.step import SequenceStep
-from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers, prefix_answers
 from model_export.verify.samplers import Sampler, random_sampler
 

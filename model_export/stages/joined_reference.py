@@ -9,8 +9,8 @@ import numpy as np
 
 from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError
+from model_export.localize import Activation
 from model_export.manifest import Array
-from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers
 from model_export.verify.samplers import Sampler
 

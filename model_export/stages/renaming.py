@@ -10,8 +10,8 @@ import onnx
 
 from model_export.converted import ConvertedModel
 from model_export.graph.nodes import renamed, replace_items
+from model_export.localize import Activation
 from model_export.manifest import Manifest
-from model_export.verify.localize import Activation
 from model_export.verify.samplers import Sampler
 
 _V = TypeVar("_V")

@@ -12,10 +12,10 @@ import onnxruntime as ort
 from model_export.converted import ConvertedModel
 from model_export.errors import UnclearModelError
 from model_export.graph.onnx_file import read_model
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.runtime.signature import ORT_TYPES
 from model_export.stages.pipeline import RowModel, Rows
-from model_export.verify.graph_session import GraphSession
 
 
 def convert_rows(model: RowModel) -> ConvertedModel:

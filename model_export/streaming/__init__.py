@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from model_export.arguments import check_axes, check_length, check_name
 from model_export.converted import ConvertedModel
@@ -12,6 +13,9 @@ from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.manifest import Array
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.samplers import Sampler, random_sampler
+
+if TYPE_CHECKING:
+    from model_export.streaming.step import SequenceStep
 
 __all__ = ["convert"]
 
@@ -39,8 +43,8 @@ def convert(
         constants: Inputs that are given once and for all.
         length: The number of timesteps that the model was built for. Attention without a window then covers as many,
             and positions end after them; the comparison has exactly so many timesteps.
-        original: The model that the graph was made of, in the place of the graph on onnxruntime. It takes and
-            gives tensors by the names that the graph has.
+        original: The model that the graph was made of; None: the file itself, run as it is. It takes and gives
+            tensors by the names that the graph has.
         against: The original and its version.
         samplers: What to draw for the comparison; random data by default.
         progress: Called as parts are done.
@@ -60,11 +64,11 @@ def convert(
     check_length(length)
     require_onnx()
     _check_source(source)
-    import onnxruntime
 
     from model_export.streaming.axes.vocabulary import vocabularies
-    from model_export.streaming.reference import SequenceReference
+    from model_export.streaming.reference import activations
     from model_export.streaming.step import make_step
+    from model_export.verify.onnx_original import OnnxOriginal
 
     if progress:
         progress("running the graph", 0, 1)
@@ -78,8 +82,17 @@ def convert(
         raise
     probe, only_length = None, length
     if original is None:
-        original = reference = SequenceReference(step)
-        probe, only_length = reference.activations, length or step.inputs.only_steps
+        only_length = _only_length(step)
+        original = file = OnnxOriginal(
+            source,
+            step.inputs.inputs,
+            step.outputs,
+            only_rows=step.inputs.only_rows,
+            only_steps=only_length,
+            constants=constants,
+        )
+        against = against or file.against
+        probe = partial(activations, step)
     if not samplers:
         constant = [one.name for one in step.inputs.external if one.time is None]
         samplers = {"random": random_sampler(step.manifest, vocabularies(step.graph.graph), constant=constant)}
@@ -87,7 +100,7 @@ def convert(
         step.proto,
         step.manifest,
         original,
-        against=against or f"onnxruntime {onnxruntime.__version__}",
+        against=against or "",
         samplers=samplers,
         probe=probe,
         only_length=only_length,
@@ -110,3 +123,24 @@ def _check_source(source: Any) -> None:
             f"The source is {type(source).__name__}; expected the path of an ONNX file, or an onnx.ModelProto.",
             fix="Load the bytes: onnx.load_from_string(content)." if is_content else "Give the file's path.",
         )
+
+
+def _only_length(step: SequenceStep) -> int | None:
+    """Return the one number of timesteps that an ONNX file answers; None: any.
+
+    Raises:
+        RefusedModelError: It has a loop written out for another number of timesteps than it declares.
+    """
+    if not step.written_out or step.only_length in step.written_out:
+        return step.only_length
+    timed = [one for one in step.inputs.external if one.time is not None]
+    declared = {step.declared[one.name][one.time or 0] for one in timed}
+    if len(declared) == 1 and (length := declared.pop()) in step.written_out:
+        return int(str(length))
+    (length, *_) = sorted(step.written_out)
+    raise RefusedModelError(
+        f"The graph has a loop over time written out for {length} timesteps, and declares any number: of a longer "
+        f"sequence, it takes the first {length}.",
+        fix=f"If it was made for {length} timesteps, declare that: `--length {length}`. Else give the module itself to "
+        "`stepwell export`, or export it with its loop.",
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -13,30 +12,12 @@ from model_export.graph.dataflow import Flow, laid_out_from, read_flow
 from model_export.graph.described import described
 from model_export.graph.nodes import uses
 from model_export.manifest import OutputSpec, TensorSpec
-from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
+from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.measured_shapes import Dim
 from model_export.streaming.walk import StreamingWalk
+from model_export.verify.onnx_original import InputLayout, OutputLayout
 
 Spec = TypeVar("Spec", bound=TensorSpec)
-
-
-@dataclass(frozen=True, slots=True)
-class OutputLayout:
-    """Where an output of the sequence graph has its axes.
-
-    Attributes:
-        time: Axis of the timesteps; None: one answer for the whole sequence.
-        batch: Axis of the rows; None: it has none.
-        extra: How many timesteps longer than the sequence it is.
-        order: How a folded axis holds both: `BT` or `TB`; empty: they have an axis each.
-        resized: What messages call the last node before it that gives more or fewer timesteps than it takes.
-    """
-
-    time: int | None
-    batch: int | None
-    extra: int = 0
-    order: str = ""
-    resized: str = ""
 
 
 def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[OutputSpec], dict[str, OutputLayout]]:
@@ -77,7 +58,7 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
     return [spec for spec, _ in found.values()], {name: layout for name, (_, layout) in found.items()}
 
 
-def _carries_on(walk: StreamingWalk, flow: Flow, name: str, one: SequenceInput) -> bool:
+def _carries_on(walk: StreamingWalk, flow: Flow, name: str, one: InputLayout) -> bool:
     """Whether an output is, but for its layout, the next value of what an input starts from.
 
     It is what a recurrence carries, or the end of a sequence that the input was joined to. The shape alone is no proof:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,20 @@ from model_export.graph.equal_states import without_equal_states
 from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import without_unit_axes
+from model_export.graph_session import with_weights_outside
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
 from model_export.runtime.random_ops import random_outputs
-from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec
+from model_export.streaming.answers import declare_outputs, in_layout, row_spec
 from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
-from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
+from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
 from model_export.streaming.axes.opened import is_written, opened_graphs
 from model_export.streaming.axes.runs import TensorRuns
 from model_export.streaming.axes.sizes import FEW, LENGTHS
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph
-from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
+from model_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 from model_export.streaming.opset import with_newer_operators
 from model_export.streaming.rules.attention import attention_scores
 from model_export.streaming.rules.elementwise import pointwise
@@ -37,7 +38,7 @@ from model_export.streaming.rules.loops import turns_with_time
 from model_export.streaming.rules.table import RULES, takes_refused
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import StreamingWalk
-from model_export.verify.graph_session import with_weights_outside
+from model_export.verify.onnx_original import InputLayout, OutputLayout
 
 _MANY = 2_000_000
 """Numbers that recurrent operators read at each timestep, from which on a graph is large."""
@@ -77,6 +78,9 @@ class SequenceStep:
         layer_states: What each layer carries, also where the step graph has one state for several that are equal.
         rounding: How far the graph is from exact, where it computes in float16.
         windows: How many of the last timesteps are taken, without padding in front of the first one.
+        only_length: The one number of timesteps that the sequence graph, as it was given, answers; None: any.
+        written_out: The numbers of timesteps that loops were written out for, with a copy of their body for each.
+        declared: The declared size of every axis of every input of the sequence graph.
     """
 
     proto: onnx.ModelProto
@@ -88,6 +92,9 @@ class SequenceStep:
     layer_states: list[StateSpec]
     rounding: float = 0.0
     windows: Collection[int] = ()
+    only_length: int | None = None
+    written_out: Collection[int] = ()
+    declared: Declared = field(default_factory=dict)
 
 
 def make_step(
@@ -115,14 +122,18 @@ def make_step(
         UnclearModelError: No time axis can be found.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    plain, declared = load_graph(source, constants or {})
+    plain, declared, only_length = load_graph(source, constants or {})
     graph = with_loops_rolled(plain)
     _check_chance(graph)
     runs = TensorRuns(graph)
 
+    written_out = lengths_written_out(plain) if graph is not plain else set()
+
     def read(tried: tuple[int, int]) -> SequenceStep:
         options = _Options(time_axes or {}, batch_axes or {}, length, tried, starts_are_sent=starts_are_sent)
-        return _step_of(runs, declared, name, options)
+        step = _step_of(runs, declared, name, options)
+        only = length or step.inputs.only_steps or only_length
+        return replace(step, declared=declared, only_length=only, written_out=written_out)
 
     if length is None and _recurrent_weights(graph) > _MANY:
         with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
@@ -298,7 +309,7 @@ def _with_caches(graph: onnx.ModelProto, inputs: SequenceInputs, facts: Measured
         place = next((a.i for a in node.attribute if a.name == "axis"), 0)
         return axis is not None and place % len(facts.dims(node.output[0])) == axis and node.input[0] == name
 
-    def is_cache(one: SequenceInput) -> bool:
+    def is_cache(one: InputLayout) -> bool:
         users = [node for node in graph.graph.node if one.name in uses(node)]
         return one.role == "external" and one.time is None and all(is_front(node, one.name) for node in users)
 
@@ -306,7 +317,7 @@ def _with_caches(graph: onnx.ModelProto, inputs: SequenceInputs, facts: Measured
     return replace(inputs, inputs=read) if any(one.role == "external" for one in read) else inputs
 
 
-def _take(walk: StreamingWalk, one: SequenceInput) -> InputSpec | None:
+def _take(walk: StreamingWalk, one: InputLayout) -> InputSpec | None:
     """Let the walk begin with an input; return its spec where the caller sends it."""
     if one.role != "external":
         walk.tensors[one.name] = StepTensor("constant")

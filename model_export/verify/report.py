@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from model_export.chunk.decision import ChunkChoice
 from model_export.manifest import DataReference, Parity
+from model_export.verify.chunk_choice import ChunkChoice
 from model_export.verify.error_growth import ErrorGrowth
 from model_export.verify.tolerance import OutputParity
 

@@ -16,7 +16,7 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
-from model_export.chunk.decision import ChunkChoice
+from model_export.verify.chunk_choice import ChunkChoice
 from model_export.errors import WeakProofError
 from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType

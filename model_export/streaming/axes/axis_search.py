@@ -15,11 +15,12 @@ from model_export.errors import ModelLoadError, RefusedModelError, UnclearModelE
 from model_export.graph.nodes import attributes
 from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.manifest import DTYPES
-from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
+from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import TensorRuns, Values
 from model_export.streaming.axes.sizes import LENGTHS, ROWS, trial_lengths
 from model_export.streaming.axes.state_inputs import find_slot
 from model_export.streaming.normal_form.load import Declared
+from model_export.verify.onnx_original import InputLayout
 
 _TIME = re.compile(r"time|seq|len|step|frame|^[tTlLsS]$", re.IGNORECASE)
 _BATCH = re.compile(r"batch|^[bBnN]$|^bs$", re.IGNORECASE)
@@ -139,7 +140,7 @@ class _Search:
         self,
         runs: TensorRuns,
         declared: Declared,
-        choices: list[list[SequenceInput]],
+        choices: list[list[InputLayout]],
         *,
         has_given_axes: bool,
         length: int | None,
@@ -190,7 +191,7 @@ def _checked(flag: str, name: str, axis: int | None, rank: int) -> int | None:
 
 def _readings(
     name: str, dtype: str, dims: list[int | str | None], time_axes: Mapping[str, int | None]
-) -> list[SequenceInput]:
+) -> list[InputLayout]:
     """Return what an input may be, the likeliest first."""
     sizes = tuple(dim if isinstance(dim, int) and dim > 0 else 2 for dim in dims)
     axes = range(len(dims))
@@ -204,23 +205,23 @@ def _readings(
         for b in (*(axis for axis in axes if axis != t), None):
             if b is None and (len(free) > 1 or (len(dims) > 2 and dims[0] == 1 and t != 0)):
                 continue
-            found.append(SequenceInput(name, dtype, sizes, b, t))
+            found.append(InputLayout(name, dtype, sizes, b, t))
     return found
 
 
-def _bound(name: str, dtype: str, dims: list[int | str | None], slot: str) -> list[SequenceInput]:
+def _bound(name: str, dtype: str, dims: list[int | str | None], slot: str) -> list[InputLayout]:
     """Return what an input that only is an initial state, or the lengths, may be."""
     sizes = tuple(dim if isinstance(dim, int) and dim > 0 else 2 for dim in dims)
     free = [axis for axis, dim in enumerate(dims) if not isinstance(dim, int)]
     if slot == "length":
-        return [SequenceInput(name, dtype, sizes, 0, None, "length")]
+        return [InputLayout(name, dtype, sizes, 0, None, "length")]
     likely = free or {"gated": [1], "first": [0]}.get(slot, []) or [*range(len(dims))]
     rest = [axis for axis in range(len(dims)) if axis not in likely]
-    return [SequenceInput(name, dtype, sizes, batch, None, "state") for batch in (*likely, None, *rest)]
+    return [InputLayout(name, dtype, sizes, batch, None, "state") for batch in (*likely, None, *rest)]
 
 
 def _combined(
-    readings: list[tuple[SequenceInput, ...]], declared: Declared, *, any_rows: bool, any_steps: bool
+    readings: list[tuple[InputLayout, ...]], declared: Declared, *, any_rows: bool, any_steps: bool
 ) -> Iterator[SequenceInputs]:
     """Yield readings of one kind, in order."""
     for inputs in readings:
@@ -240,16 +241,16 @@ def _combined(
         yield SequenceInputs(inputs, rows, steps)
 
 
-def _together(choices: list[list[SequenceInput]], declared: Declared) -> list[tuple[SequenceInput, ...]]:
+def _together(choices: list[list[InputLayout]], declared: Declared) -> list[tuple[InputLayout, ...]]:
     """Return the likeliest readings of all inputs together: axes that agree, names that agree.
 
     One input is added after another, and the best so far are kept: all of them are too many to be looked at.
     """
 
-    def likely(inputs: tuple[SequenceInput, ...]) -> float:
+    def likely(inputs: tuple[InputLayout, ...]) -> float:
         return -_prior(SequenceInputs(inputs), declared)
 
-    found: list[tuple[SequenceInput, ...]] = [()]
+    found: list[tuple[InputLayout, ...]] = [()]
     for options in choices:
         best = sorted(options, key=lambda one: likely((one,)))[:8]
         found = sorted(((*inputs, one) for inputs in found for one in best), key=likely)[:_KEPT]
@@ -283,7 +284,7 @@ def _prior(inputs: SequenceInputs, declared: Declared) -> float:
     return score - 2 * len(numbers) - 6 * mixed
 
 
-def _place_prior(one: SequenceInput, rank: int, *, floats: bool) -> float:
+def _place_prior(one: InputLayout, rank: int, *, floats: bool) -> float:
     """Return how usual the places of batch and time are: batch first, time second, features last."""
     if one.time is None:
         return 0.5 if rank <= 2 else -1.0

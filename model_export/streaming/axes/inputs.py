@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -11,57 +11,21 @@ from model_export.manifest import Array
 from model_export.streaming.axes.relength import with_length
 from model_export.streaming.axes.sizes import LENGTHS, perturbed_step, trial_lengths
 from model_export.streaming.normal_form.load import Declared
+from model_export.verify.onnx_original import InputLayout
 
-Role = Literal["external", "state", "length"]
 
-
-@dataclass(frozen=True, slots=True)
-class SequenceInput:
-    """One input of a sequence graph.
-
-    Attributes:
-        name: The input.
-        dtype: NumPy name.
-        sizes: Of every axis; those of batch and time are an example.
-        batch: Axis of the rows; None: it has none.
-        time: Axis of the timesteps; None: one value for the whole sequence.
-        role: `external` of the caller; the initial `state` of a recurrence, which becomes a state of the step graph;
-            or the `length` of the sequences.
-    """
-
-    name: str
-    dtype: str
-    sizes: tuple[int, ...]
-    batch: int | None = None
-    time: int | None = None
-    role: Role = "external"
-
-    def shape(self, rows: int, steps: int) -> tuple[int, ...]:
-        """Return the shape for so many rows and timesteps."""
-        shape = list(self.sizes)
-        for axis, size in ((self.batch, rows), (self.time, steps)):
-            if axis is not None:
-                shape[axis] = size
-        return tuple(shape)
-
-    def fixed(self, rows: int, steps: int) -> Array | None:
-        """Return what an input that the caller does not send is fed with; None: the caller sends it."""
-        if self.role == "external":
-            return None
-        return np.full(self.shape(rows, steps), steps if self.role == "length" else 0, self.dtype)
-
-    def drawn(self, rows: int, steps: int, seed: int, changed: int) -> Array:
-        """Return data for `model_export.streaming.axes.measured_shapes.measure_shapes`."""
-        fixed = self.fixed(rows, steps)
-        if fixed is not None:
-            return fixed
-        value = _draw(np.random.default_rng(seed // 10), self.dtype, self.shape(rows, steps))
-        if seed % 10 and self.time is not None:
-            at = [slice(None)] * value.ndim
-            at[self.time] = slice(changed, changed + 1)
-            other = _draw(np.random.default_rng(seed), self.dtype, value[tuple(at)].shape)
-            value[tuple(at)] = other + 2 if value.dtype.kind == "f" else 1 - value[tuple(at)]
-        return value
+def draw_input(one: InputLayout, rows: int, steps: int, seed: int, changed: int) -> Array:
+    """Return data for `model_export.streaming.axes.measured_shapes.measure_shapes`."""
+    fixed = one.fixed(rows, steps)
+    if fixed is not None:
+        return fixed
+    value = _draw(np.random.default_rng(seed // 10), one.dtype, one.shape(rows, steps))
+    if seed % 10 and one.time is not None:
+        at = [slice(None)] * value.ndim
+        at[one.time] = slice(changed, changed + 1)
+        other = _draw(np.random.default_rng(seed), one.dtype, value[tuple(at)].shape)
+        value[tuple(at)] = other + 2 if value.dtype.kind == "f" else 1 - value[tuple(at)]
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +41,7 @@ class SequenceInputs:
         tried: Two numbers of timesteps that it is run with, if it was not declared for fewer.
     """
 
-    inputs: tuple[SequenceInput, ...]
+    inputs: tuple[InputLayout, ...]
     only_rows: int | None = None
     only_steps: int | None = None
     is_certain: bool = False
@@ -103,10 +67,10 @@ class SequenceInputs:
     def feeds(self, rows: int, steps: int, seed: int) -> dict[str, Array]:
         """Return drawn data for every input; seeds that differ by one differ at one timestep alone."""
         changed = perturbed_step(self.lengths)
-        return {one.name: one.drawn(rows, steps, seed, changed) for one in self.inputs}
+        return {one.name: draw_input(one, rows, steps, seed, changed) for one in self.inputs}
 
     @property
-    def external(self) -> list[SequenceInput]:
+    def external(self) -> list[InputLayout]:
         """The inputs that a caller sends."""
         return [one for one in self.inputs if one.role == "external"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from model_export.errors import RefusedModelError
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import TensorRuns, Values
 from model_export.streaming.axes.sizes import LENGTHS, ROWS, perturbed_step
-from model_export.verify.graph_session import GraphSession
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 import onnx
 
-from model_export.streaming.axes.inputs import SequenceInput
+from model_export.streaming.axes.inputs import draw_input
 from model_export.streaming.axes.sizes import ROWS, trial_lengths
 from model_export.streaming.normal_form.load import Declared
 from model_export.streaming.normal_form.open_length import with_open_length
+from model_export.verify.onnx_original import InputLayout
 
 _MOST_READINGS = 6
 
@@ -68,5 +69,5 @@ def _drawn(model: onnx.ModelProto, declared: Declared, axes: Mapping[str, int], 
         dims, axis = declared[value.name], axes.get(value.name)
         sizes = tuple(dim if isinstance(dim, int) else ROWS[0] for dim in dims)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-        found[value.name] = SequenceInput(value.name, dtype, sizes, None, axis).drawn(ROWS[0], steps, 0, 0)
+        found[value.name] = draw_input(InputLayout(value.name, dtype, sizes, None, axis), ROWS[0], steps, 0, 0)
     return found

@@ -7,9 +7,9 @@ from typing import Any
 
 import onnx
 
+from model_export.graph_session import GraphSession
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.sizes import ROWS
-from model_export.verify.graph_session import GraphSession
 
 Values = Mapping[str, Any]
 """Every tensor's value by name: an array, or a list of arrays."""

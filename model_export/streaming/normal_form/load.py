@@ -7,7 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from model_export.errors import RefusedModelError, UnclearModelError
 from model_export.graph.dataflow import in_order
 from model_export.graph.described import numbered
 from model_export.graph.nodes import all_graphs, attributes, constants, renamed, replace_items
-from model_export.graph.onnx_file import read_model, without_functions
+from model_export.graph.onnx_file import infer_types, read_model, without_functions, without_weights
 from model_export.graph.operators import RNN, STATEFUL
 from model_export.manifest import METADATA_KEY, Array
 from model_export.streaming.normal_form.attention import with_attention_written_out
@@ -25,17 +25,27 @@ Declared = dict[str, list[int | str | None]]
 """The declared size of every axis of every input: a number, a name or nothing."""
 
 
-def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[onnx.ModelProto, Declared]:
+class PlainForm(NamedTuple):
+    """A sequence graph in its plain form.
+
+    Attributes:
+        graph: Functions inlined, every node named, recurrent operators in the layout that onnxruntime runs (time,
+            batch, features), the ranks of the inputs alone declared: shapes may lie.
+        declared: What was declared.
+        only_length: The declared number of timesteps, which the graph answers alone; None: it may answer others.
+    """
+
+    graph: onnx.ModelProto
+    declared: Declared
+    only_length: int | None = None
+
+
+def load_graph(source: Any, given: Mapping[str, Array]) -> PlainForm:
     """Return a sequence graph without functions, declared shapes or batch-first recurrences.
 
     Args:
         source: An ONNX file, or an `onnx.ModelProto`, which is left alone.
         given: Inputs that are given once and for all.
-
-    Returns:
-        A new `onnx.ModelProto`: functions inlined, every node named, recurrent operators in the layout that
-        onnxruntime runs (time, batch, features), the ranks of the inputs alone declared: shapes may lie. And what was
-        declared.
 
     Raises:
         FileError: There is no such file.
@@ -60,11 +70,11 @@ def load_graph(source: Any, given: Mapping[str, Array]) -> tuple[onnx.ModelProto
     _name_nodes(plain.graph)
     _name_states(plain.graph)
     replace_items(plain.graph.node, _time_first(plain.graph.node))
-    _drop_idle_inputs(plain.graph)
+    only_length = _drop_idle_inputs(plain)
     _skip_copies(plain.graph)
     declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
     _forget_shapes(plain.graph)
-    return plain, declared
+    return PlainForm(plain, declared, only_length)
 
 
 def _size(dim: Any) -> int | str | None:
@@ -108,16 +118,32 @@ def _time_first(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
     return done
 
 
-def _drop_idle_inputs(graph: onnx.GraphProto) -> None:
-    """Leave out initial states of zeros and lengths as declared: they often fix the exporter's batch size."""
-    declared = {dim.dim_value for value in graph.input for dim in value.type.tensor_type.shape.dim}
-    fixed = constants(graph)
-    for node in graph.node:
+def _drop_idle_inputs(plain: onnx.ModelProto) -> int | None:
+    """Leave out initial states of zeros, and lengths that are the declared length of what the recurrence runs over.
+
+    They often fix the exporter's batch size. A length that equals another declared size is a length: timesteps after
+    it give zeros.
+
+    Returns:
+        The length that was left out; None: there was none.
+    """
+    only_length = None
+    fixed = constants(plain.graph)
+    types: dict[str, onnx.TypeProto.Tensor] = {}
+    for node in plain.graph.node:
         for place in range(4, min(len(node.input), 7)) if node.op_type in RNN else ():
             if node.input[place] in fixed:
                 values = set(onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1).tolist())
-                if (values <= declared and len(values) == 1) if place == 4 else not any(values):
+                if place == 4:
+                    types = types or infer_types(without_weights(plain))
+                    dims = types[node.input[0]].shape.dim if node.input[0] in types else []
+                    is_idle = bool(dims) and values == {dims[0].dim_value}
+                    only_length = dims[0].dim_value if is_idle else only_length
+                else:
+                    is_idle = not any(values)
+                if is_idle:
                     node.input[place] = ""
+    return only_length
 
 
 def _skip_copies(graph: onnx.GraphProto) -> None:

@@ -18,8 +18,8 @@ from onnx import helper, numpy_helper
 
 from model_export.graph.builder import NodeBuilder
 from model_export.graph.nodes import attributes, replace_items, tensor_names, uses
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array
-from model_export.verify.graph_session import GraphSession
 
 Feeds = Mapping[str, Array]
 _BROADCASTING = frozenset({

@@ -59,6 +59,11 @@ def with_loops_rolled(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def lengths_written_out(model: onnx.ModelProto) -> set[int]:
+    """Return the numbers of timesteps that sequences are cut into, one slice for each."""
+    return {steps for _, _, steps in _Unrolled(model).families()}
+
+
 class _Unrolled:
     """A graph in which loops are searched for."""
 

@@ -22,7 +22,7 @@ RNN_OVER_0 = "{ y = GRU <hidden_size = 5> (x, W, R, B) }"
 
 def read(model: onnx.ModelProto, **time_axes: int | None) -> dict[str, tuple[int | None, int | None, str]]:
     """Return batch axis, time axis and role by input."""
-    plain, declared = load_graph(model, {})
+    plain, declared, _ = load_graph(model, {})
     found = find_inputs(TensorRuns(plain), declared, time_axes=time_axes)
     return {one.name: (one.batch, one.time, one.role) for one in found.inputs}
 
@@ -76,7 +76,7 @@ def test_what_the_user_says_wins() -> None:
 
 def test_the_batch_axis_that_the_user_says_wins_too() -> None:
     model = graph(f"(float[batch, time, 4] x) => (float[a, b, 4] y) {SUM}", **ONE)
-    plain, declared = load_graph(model, {})
+    plain, declared, _ = load_graph(model, {})
 
     [one] = find_inputs(TensorRuns(plain), declared, time_axes={"x": 1}, batch_axes={"x": 2}).inputs
 

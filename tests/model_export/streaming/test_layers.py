@@ -46,7 +46,7 @@ def test_nodes_that_an_operator_is_written_out_to_are_of_its_layer() -> None:
     text = """(float[batch, time, 4] x) => (float[batch, time, 4] y) {
         y = Attention <is_causal = 1, q_num_heads = 1, kv_num_heads = 1> (x, x, x)
     }"""
-    plain, _ = load_graph(of_layer(graph(text, opset=23), "Attention"), {})
+    plain = load_graph(of_layer(graph(text, opset=23), "Attention"), {}).graph
 
     assert {described(node) for node in plain.graph.node} == {WORDS}
 
@@ -56,7 +56,7 @@ def test_functions_and_loops_that_are_rolled_up_keep_the_layer() -> None:
     text = "(float[batch, time, 4] x) => (float[batch, time, 4] y) { d = own.Twice (x) y = Tanh (d) }"
     model = of_layer(graph(text, head=', "own": 1', functions=functions), "Tanh")
     set_layer(model.functions[0].node, WORDS)
-    plain, _ = load_graph(model, {})
+    plain = load_graph(model, {}).graph
 
     assert [described(node) for node in plain.graph.node] == [WORDS, WORDS]
 
@@ -76,7 +76,7 @@ def test_an_unrolled_loop_is_of_the_layer_of_its_nodes() -> None:
     model = of_layer(ZOO["unrolled"].build(), "Gather", "MatMul", "Add", "Tanh", "Unsqueeze")
     for node in model.graph.node:
         node.name = "own/rnn" if layer_of(node) else ""
-    [scan] = [node for node in with_loops_rolled(load_graph(model, {})[0]).graph.node if node.op_type == "Scan"]
+    [scan] = [node for node in with_loops_rolled(load_graph(model, {}).graph).graph.node if node.op_type == "Scan"]
 
     assert described(scan) == WORDS
     assert [state.input for state in convert(model, name="unrolled").manifest.states] == ["own.rnn.state_0"]

@@ -14,10 +14,10 @@ import pytest
 
 from model_export.converted import verify_model
 from model_export.errors import StepwellError
+from model_export.graph_session import GraphSession
 from model_export.manifest import Array, Manifest
 from model_export.streaming import convert
 from model_export.streaming.normal_form.load import load_graph
-from model_export.verify.graph_session import GraphSession
 
 OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CumProd", "CausalConvWithState", "LinearAttention"}
 GIVEN = {"W", "R", "B", "P", "weight", "bias", "axis"}
@@ -116,7 +116,7 @@ def test_a_case_that_cannot_be_stepped_is_refused_for_the_right_reason(name: str
 def test_the_plain_form_of_a_case_gives_its_answers(name: str) -> None:
     """That form is what the step graph is held against: layout 1 turned round, shapes forgotten."""
     case = CASES[name]
-    plain, _ = load_graph(case.model, given(case))
+    plain = load_graph(case.model, given(case)).graph
     names = [value.name for value in case.model.graph.input]
     feeds = dict(zip(names, arrays(case.data_sets[0][0]), strict=True))
     values = GraphSession(plain).run({name: value for name, value in feeds.items() if name not in GIVEN})

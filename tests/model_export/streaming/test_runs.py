@@ -10,7 +10,7 @@ from tests.model_export.streaming.zoo import ZOO
 
 
 def test_a_graph_is_loaded_once_and_each_run_is_made_once() -> None:
-    plain, declared = load_graph(ZOO["lstm"].build(), {})
+    plain, declared, _ = load_graph(ZOO["lstm"].build(), {})
     runs = TensorRuns(plain)
     loaded = runs.load()
     inputs = find_inputs(runs, declared, time_axes={"x": 1}, batch_axes={"x": 0})
@@ -24,7 +24,7 @@ def test_a_graph_is_loaded_once_and_each_run_is_made_once() -> None:
 
 
 def test_a_graph_of_one_length_is_loaded_for_each_that_is_written_into_it() -> None:
-    plain, declared = load_graph(ZOO["length_in_shapes"].build(), {})
+    plain, declared, _ = load_graph(ZOO["length_in_shapes"].build(), {})
     runs = TensorRuns(plain)
     inputs = find_inputs(runs, declared, time_axes={})
 

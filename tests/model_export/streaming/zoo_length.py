@@ -225,9 +225,11 @@ DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
         "d = Greater (e, half) f = And (d, seen) m = Where (f, s, low)"
     ),
     "operator_with_masked_keys": lambda: attending(
-        "c = Unsqueeze (counts, inner) z = Attention <is_causal = 1, q_num_heads = 2, kv_num_heads = 2> (q, k, v, c) "
+        "c = Unsqueeze (counts, inner) t = Shape <start = 1, end = 2> (x) o = Concat <axis = 0> (ones, t, t) "
+        "e = Expand (c, o) z = Attention <is_causal = 1, q_num_heads = 2, kv_num_heads = 2> (q, k, v, e) "
         "here = Unsqueeze (counts, two) y = Where (here, z, nothing)",
         inputs=f"{X}, bool[batch, time] counts", opset=23, inner=ints(1, 2), nothing=np.zeros((), np.float32),
+        ones=ints(1, 1),
     ),
     "from_the_end": from_the_end,
     "rotated_by_position": lambda: attending(

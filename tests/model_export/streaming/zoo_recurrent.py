@@ -185,7 +185,7 @@ def unrolled(steps: int) -> str:
         for t in range(steps)
     )
     return (
-        f"({X}) => (float[N, T, 5] y, float[N, 5] hn) {{ sx = Shape (x) r = Gather (sx, zero) "
+        f"(float[batch, {steps}, 4] x) => (float[N, T, 5] y, float[N, 5] hn) {{ sx = Shape (x) r = Gather (sx, zero) "
         f"z = Concat <axis = 0> (r, five) h0 = ConstantOfShape (z) {copies}"
         f"y = Concat <axis = 1> ({', '.join(f'u{t}' for t in range(steps))}) hn = Neg (h{steps}) }}"
     )

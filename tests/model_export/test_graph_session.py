@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from model_export.errors import ModelLoadError
-from model_export.verify.graph_session import GraphSession, with_weights_outside
+from model_export.graph_session import GraphSession, with_weights_outside
 from tests.model_export.streaming.zoo_parts import graph
 
 SIZE = 600

@@ -11,8 +11,8 @@ import pytest
 
 from model_export.converted import ConvertedModel, verify_model
 from model_export.errors import ParityError
+from model_export.localize import Activation, LayerOutputs
 from model_export.manifest import Array
-from model_export.verify.localize import Activation, LayerOutputs
 from tests import graphs
 
 Sequences = Mapping[str, Array]
