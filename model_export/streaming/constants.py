@@ -10,6 +10,7 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.manifest import Array
+from model_export.streaming.axes.dependence import BATCH, SIZES, TIME
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.step_graph import StreamingGraph
 
@@ -26,11 +27,13 @@ def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: st
     parts, dims = facts.values(name), facts.dims(name)
     if isinstance(parts[0], list):
         return _sequence(graph, parts[0])
+    by_length = TIME in facts.depends(name).value and parts[0].dtype.kind not in "iu"
     for axis, dim in enumerate(dims):
         if dim.has_time or dim.has_batch:
             fixed, per_row = dim.at_one_step()
             parts = [np.take(part, range(fixed or per_row), axis=axis) for part in parts]
-    if all(np.array_equal(part, parts[0], equal_nan=part.dtype.kind == "f") for part in parts[1:]):
+    is_equal = all(np.array_equal(part, parts[0], equal_nan=part.dtype.kind == "f") for part in parts[1:])
+    if is_equal and not by_length:
         value = graph.constant(parts[0], at=name)
     elif parts[0].dtype.kind in "iu":
         fixed_part, row_part, _ = facts.affine(parts)
@@ -93,8 +96,9 @@ def initial_row(walk: StreamingWalk, name: str, node: onnx.NodeProto) -> Array |
     if not name:
         return None
     parts = [walk.facts.one_row(part, name) for part in walk.facts.values(name)]
-    start = parts[0]
-    if any(part is None or not np.array_equal(part, np.asarray(start)) for part in parts):
+    start, depends = parts[0], walk.facts.depends(name)
+    differs = depends.value & SIZES or BATCH in depends.varies
+    if differs or any(part is None or not np.array_equal(part, np.asarray(start)) for part in parts):
         raise walk.refuse(node, f"starts from {name!r}, which differs from row to row or with the length")
     assert start is not None
     return start

@@ -315,7 +315,7 @@ class StreamingWalk:
     def _is_known(self, node: onnx.NodeProto) -> bool:
         """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
         used = uses(node)
-        sizes = node.op_type in {"Shape", "Size"}
+        sizes = node.op_type in {"Shape", "Size"} and self.facts.depends(node.output[0]).is_sized
         if sizes or self.sized.issuperset(used):
             self.sized |= set(node.output)
         outputs = [name for name in node.output if name]

@@ -13,13 +13,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx
 
 from model_export.errors import RefusedModelError
+from model_export.graph.nodes import read_opset
 from model_export.graph_session import GraphSession
 from model_export.manifest import Array
+from model_export.streaming.axes.beginnings import Beginnings
+from model_export.streaming.axes.dependence import BATCH, DATA, SIZES, TIME, Dependence, dependences
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import TensorRuns, Values
 from model_export.streaming.axes.sizes import LENGTHS, ROWS, perturbed_step
+
+_UNKNOWN = Dependence(SIZES | {DATA}, SIZES | {DATA}, SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,17 @@ class MeasuredShapes:
         self._weights = weights
         self._dims: dict[str, tuple[Dim, ...]] = {}
         self._rows_vary = (1, 0) in runs
+        self._depends: dict[str, Dependence] = {}
+        self._beginnings: Beginnings | None = None
+
+    def follow(self, model: onnx.ModelProto, inputs: SequenceInputs) -> None:
+        """Find what follows from the operators of the graph that was run."""
+        self._depends = dependences(model.graph, inputs, self.dims)
+        self._beginnings = Beginnings(model.graph, read_opset(model), self, self._depends)
+
+    def depends(self, name: str) -> Dependence:
+        """Return what a tensor depends on, by its operators."""
+        return self._depends.get(name, _UNKNOWN)
 
     @cached_property
     def first(self) -> Values:
@@ -138,11 +155,15 @@ class MeasuredShapes:
         return int(self.dims(name)[axis].extra)
 
     def same_over_time(self, name: str) -> bool:
-        """Whether a tensor has equal values at every timestep, in every run."""
+        """Whether a tensor has equal values at every timestep, by its operators; the runs are a second check."""
+        varies = self.depends(name).varies
+        timed = [(axis, dim) for axis, dim in enumerate(self.dims(name)) if dim.has_time]
+        if timed and (TIME in varies or (BATCH in varies and any(dim.both for _, dim in timed))):
+            return False
         return all(
             np.array_equal(value, _first_of(value, axis), equal_nan=value.dtype.kind == "f")
-            for axis, dim in enumerate(self.dims(name))
-            if dim.has_time and dim.elements_per_step == 1
+            for axis, dim in timed
+            if dim.elements_per_step == 1
             for value in self.values(name)
         )
 
@@ -195,13 +216,16 @@ class MeasuredShapes:
     def before_start(self, name: str, first: int, count: int) -> Array | None:
         """Return a tensor's elements `first` to `first + count` on its time axis; those below 0 are zeros.
 
-        They come before the first timestep of the inputs, so they must be equal for all inputs.
+        They come before the first timestep of the inputs, so they must be equal for all inputs: by the operators, and
+        in the runs.
 
         Returns:
-            With the batch axis, if any, reduced to one row; None where they differ from run to run.
+            With the batch axis, if any, reduced to one row; None where they may differ from input to input.
         """
         axis = self.time_axis(name)
         assert axis is not None
+        if first + count > max(self._beginnings.of(name) if self._beginnings is not None else 0, 0):
+            return None
         there = range(max(first, 0), first + count)
         taken = [self.one_row(np.take(value, there, axis=axis), name) for value in self.values(name)]
         taken += [self.one_row(np.take(self._touched[name], there, axis=axis), name)] if name in self._touched else []
@@ -263,7 +287,9 @@ def measure_shapes(runs: TensorRuns, inputs: SequenceInputs) -> MeasuredShapes:
     found = {(rows, length): runs.at(inputs, rows, length) for rows in counts for length in range(2)}
     touched = runs.at(inputs, is_changed=True)
     weights = runs.load(inputs, inputs.lengths[0]).weights
-    return MeasuredShapes(found, touched, weights, inputs.lengths, at_length if inputs.length else None)
+    facts = MeasuredShapes(found, touched, weights, inputs.lengths, at_length if inputs.length else None)
+    facts.follow(runs.load(inputs, inputs.lengths[0]).model, inputs)
+    return facts
 
 
 def _along(changed: Array, axis: int) -> Array:

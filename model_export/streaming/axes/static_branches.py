@@ -3,27 +3,72 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
 from model_export.graph.described import layer_of, set_layer
-from model_export.graph.nodes import read_opset, renamed, replace_items, uses
+from model_export.graph.nodes import read_opset, renamed, replace_items
+from model_export.graph.onnx_file import infer_types, without_weights
+from model_export.graph_session import GraphSession
+from model_export.streaming.axes.dependence import BATCH, SIZES, TIME, Marks, dependences, size_marks
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.runs import TensorRuns
+from model_export.streaming.axes.sizes import ROWS
 
 
 def without_known_branches(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
-    """Return the graph with the branch that is taken in the place of each such `If`."""
+    """Return the graph with the branch that is taken in the place of each such `If`.
+
+    One branch is taken for all sequences only where the condition follows from sizes that are neither the number of
+    timesteps nor that of rows. Where the length is declared, sequences of that length alone are proven.
+    """
     while True:
         graph = runs.graph.graph
-        known = _from_sizes(graph, inputs)
-        found = [node for node in graph.node if node.op_type == "If" and node.input[0] in known]
-        taken = _decided(runs, inputs, [node.input[0] for node in found])
+        conditions = {node.input[0] for node in graph.node if node.op_type == "If"}
+        known = [name for name in sorted(conditions) if _is_known(runs.graph, inputs, name)]
+        taken = _decided(runs, inputs, known)
         if not taken:
             return runs
         runs = TensorRuns(_inlined(runs.graph, taken))
+
+
+def _is_known(model: onnx.ModelProto, inputs: SequenceInputs, condition: str) -> bool:
+    """Whether a condition follows from the weights, and from sizes that are the same for all sequences."""
+    found = dependences(model.graph, inputs)
+    depends = found.get(condition)
+    if depends is None or not depends.is_sized:
+        return False
+    one_length = inputs.length is not None or inputs.only_steps is not None
+    free = ({TIME} if not one_length else set()) | ({BATCH} if inputs.only_rows is None else set())
+    return not depends.value & free or not size_marks(model.graph, condition, found, _sizes(model, inputs)) & free
+
+
+def _sizes(model: onnx.ModelProto, inputs: SequenceInputs) -> Callable[[str], Sequence[Marks] | None]:
+    """Return what each size of a tensor depends on, as far as onnx infers it from those of the inputs."""
+    lean = without_weights(model)
+    names = {one.name: one for one in inputs.inputs}
+    for value in lean.graph.input:
+        if (one := names.get(value.name)) is None:
+            continue
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            dim.Clear()
+            if axis in {one.batch, one.time}:
+                dim.dim_param = BATCH if axis == one.batch else TIME
+            else:
+                dim.dim_value = one.sizes[axis]
+    types = infer_types(lean)
+
+    def sizes(name: str) -> list[Marks] | None:
+        if name not in types or not types[name].HasField("shape"):
+            return None
+        dims = types[name].shape.dim
+        named = {BATCH: frozenset({BATCH}), TIME: frozenset({TIME})}
+        return [frozenset() if dim.HasField("dim_value") else named.get(dim.dim_param, SIZES) for dim in dims]
+
+    return sizes
 
 
 def with_squeeze_axes(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
@@ -50,22 +95,17 @@ def _axes(node: onnx.NodeProto) -> bool:
     return len(node.attribute) > 0 or (len(node.input) > 1 and bool(node.input[1]))
 
 
-def _from_sizes(graph: onnx.GraphProto, inputs: SequenceInputs) -> set[str]:
-    """Return the tensors that follow from weights and sizes."""
-    known = {tensor.name for tensor in graph.initializer}
-    known |= {one.name for one in inputs.inputs if one.role != "external"}
-    for node in graph.node:
-        if known.issuperset(uses(node)) or node.op_type in {"Shape", "Size"}:
-            known |= set(node.output)
-    return known
-
-
 def _decided(runs: TensorRuns, inputs: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
-    """Return the conditions that are the same for all sizes."""
+    """Return the conditions that are the same for all sizes, the declared length among them."""
     if not conditions:
         return {}
     given, counts = runs.load().weights, range(1 if inputs.only_rows else 2)
     every = [{**given, **runs.at(inputs, rows, length)} for rows in counts for length in range(2)]
+    if inputs.length is not None:
+        feeds = inputs.feeds(inputs.only_rows or ROWS[0], inputs.length, 0)
+        every.append(
+            {**given, **GraphSession(runs.graph, [name for name in conditions if name not in given]).run(feeds)}
+        )
     found = {name: {bool(np.reshape(values[name], ())) for values in every} for name in conditions}
     return {name: seen.pop() for name, seen in found.items() if len(seen) == 1}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from model_export.graph.nodes import attributes, uses
+from model_export.streaming.axes.dependence import mixed_axes
 from model_export.streaming.constants import shape_at_one_step, shape_to_reshape
 from model_export.streaming.rules.lengths import lengths_so_far
 from model_export.streaming.walk import StreamingWalk
@@ -20,6 +21,8 @@ def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Emit a node as it is."""
     offset = joint_offset(walk, node)
     _check_tables(walk, node)
+    _check_branches(walk, node)
+    _check_mixed(walk, node)
     _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **lengths_so_far(walk, node)))
 
 
@@ -148,6 +151,30 @@ def _check_length(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
     multiples = {walk.facts.dims(given)[walk.facts.time_axis(given) or 0].elements_per_step for given in timed}
     if node.op_type not in _REFOLDING and dim.elements_per_step > max(multiples):
         raise walk.refuse(node, f"gives {dim.elements_per_step / max(multiples)} times as many timesteps as it takes")
+
+
+def _check_branches(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a branch that is chosen by the number of timesteps or rows; others by sizes were put in place before."""
+    if node.op_type == "If" and walk.tensors[node.input[0]].kind == "constant":
+        raise walk.refuse(
+            node,
+            "chooses a branch by the number of timesteps or rows",
+            "A stream has no length: compute the same for any number of timesteps, or declare the number: "
+            "`--length N`, `StepSpec(length=N)`.",
+        )
+
+
+def _check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse an operator without a rule that makes a timestep of others than its own."""
+    ranks = {name: len(walk.facts.dims(name)) for name in node.input if name}
+    timed = set(walk.timed(node))
+    for place, name in enumerate(node.input):
+        axis = walk.facts.time_axis(name) if name in timed else None
+        if axis is None or not node.output[0] or walk.facts.time_axis(node.output[0]) is None:
+            continue  # without a time axis it is refused for that
+        mixed = mixed_axes(node, place, ranks, walk.opset, walk.facts.value)
+        if mixed is not None and axis in mixed:
+            raise walk.refuse(node, f"makes each timestep of all timesteps of {name!r}")
 
 
 def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from model_export.graph.described import shared_name
-from model_export.graph.nodes import attributes, captures, renamed, subgraphs, uses
+from model_export.graph.nodes import attributes, captures, constants, renamed, subgraphs, uses
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.recurrent import Carried, carried, check_lengths, first_offset, give_final, hand_on
 from model_export.streaming.step_graph import plain
@@ -100,6 +100,7 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             than = "more" if more > 0 else "fewer"
             raise walk.refuse(node, f"has {abs(more)} turn(s) {than} than there are timesteps in what it takes")
     over_time = _Loop(node, next(subgraphs(node)), first, (2, 1), offset)
+    _check_goes_on(walk, over_time)
     same = _unchanged(over_time)
     _check_outside(walk, over_time, same, picks=True)
     anew = {place for place, name in enumerate(first) if place not in same and _stays(walk, name, node.output[place])}
@@ -112,6 +113,37 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             collected = step if place < len(first) else _with_axis(walk, step, 0, name)
             all_of_them = isinstance(walk.facts.value(name), list) or walk.facts.time_axis(name) is not None
             walk.set_output(node, name, collected, *(("per_step", offset) if all_of_them else ("final", None)))
+
+
+def _check_goes_on(walk: StreamingWalk, loop: _Loop) -> None:
+    """Refuse a Loop that may end before its last turn: a stream would have answers, where the sequence has none.
+
+    Raises:
+        RefusedModelError: What decides whether it goes on is neither left out nor true by a constant.
+    """
+    fixed = {**walk.weights, **constants(walk.model.graph), **constants(loop.body)}
+    given, kept = loop.node.input[1], {node.output[0]: node for node in loop.body.node if len(node.output) == 1}
+    goes_on = loop.body.output[0].name
+    while goes_on in kept and kept[goes_on].op_type == "Identity":
+        goes_on = kept[goes_on].input[0]
+
+    def is_true(name: str) -> bool:
+        return name in fixed and bool(onnx.numpy_helper.to_array(fixed[name]).all())
+
+    begins = not given or is_true(given) or _is_copy_of(walk, given, is_true)
+    if not begins or not (is_true(goes_on) or goes_on == loop.body.input[1].name):
+        raise walk.refuse(
+            loop.node,
+            f"goes on only while a condition holds ({goes_on!r}), and may end before the last timestep",
+            "Let it run over every timestep, with the condition in what it computes: torch.where(go_on, new, old).",
+        )
+
+
+def _is_copy_of(walk: StreamingWalk, name: str, is_true: Callable[[str], bool]) -> bool:
+    """Whether a tensor outside the loop is a constant under another name."""
+    while (maker := walk.makers.get(name)) is not None and maker.op_type in {"Identity", "Cast"}:
+        name = maker.input[0]
+    return is_true(name)
 
 
 def turns_with_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
