@@ -31,7 +31,7 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
         The specs, and where the sequence graph has rows and timesteps of each.
 
     Raises:
-        RefusedModelError: An output cannot be stepped, is no tensor, or none depends on the timesteps.
+        RefusedModelError: An output cannot be stepped, is no tensor, or does not depend on the timesteps.
     """
     names = [value.name for value in walk.model.graph.output]
     walk.need(*names)
@@ -43,12 +43,21 @@ def declare_outputs(walk: StreamingWalk, inputs: SequenceInputs) -> tuple[list[O
             )
     bound = [one for one in inputs.inputs if one.role == "state"]
     flow = read_flow(walk.model.graph)
-    given, carried = list[str](), list[str]()
+    given, carried, sized = list[str](), list[str](), list[str]()
     for name in names:
         kind = walk.tensors[name].kind
-        if kind in {"per_step", "final", "static"} and walk.facts.value(name).size:
-            is_carried = kind == "final" and any(_carries_on(walk, flow, name, one) for one in bound)
-            (carried if is_carried else given).append(name)
+        if not walk.facts.value(name).size and walk.facts.depends(name).has_even_sizes:
+            continue  # there is nothing in it
+        if kind not in {"per_step", "final", "static"}:
+            sized.append(name)
+            continue
+        is_carried = kind == "final" and any(_carries_on(walk, flow, name, one) for one in bound)
+        (carried if is_carried else given).append(name)
+    if (given or carried) and sized:
+        raise RefusedModelError(
+            f"Output {sized[0]!r} follows from the sizes of the inputs alone, and not from what they hold.",
+            fix="Export the model without this output.",
+        )
     if not given and not carried:
         raise RefusedModelError(
             f"No output of the graph depends on the timesteps; its outputs are {names}.",

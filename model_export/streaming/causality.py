@@ -10,6 +10,7 @@ import onnx
 from model_export.errors import RefusedModelError
 from model_export.graph.nodes import uses
 from model_export.graph.operators import STATEFUL
+from model_export.streaming.axes.dependence import DATA
 
 if TYPE_CHECKING:
     from model_export.streaming.walk import StreamingWalk
@@ -29,6 +30,13 @@ SORTED_FIX = (
 )
 """For whatever sorts the timesteps of a sequence."""
 
+VALUES_FIX = "Keep the size, and choose by values: torch.where(condition, x, 0) instead of x[condition]."
+
+LIMIT_FIX = (
+    "A stream has no end: take out what counts timesteps up to a limit. If no sequence is longer, declare that: "
+    "`--length N`, `StepSpec(length=N)`."
+)
+
 _NORMALISING = (
     "Softmax", "LogSoftmax", "Hardmax", "LayerNormalization", "InstanceNormalization", "GroupNormalization",
     "LpNormalization", "MeanVarianceNormalization", "RMSNormalization",
@@ -40,6 +48,20 @@ _REASONS = {
     "Attention": "it attends to timesteps to come",
     "Where": "its mask lets timesteps to come through",
 }
+
+
+def check_sizes(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a node whose outputs have sizes that depend on values, or on the length up to a limit only.
+
+    Raises:
+        RefusedModelError: They have.
+    """
+    for name in filter(None, node.output):
+        depends = walk.facts.depends(name)
+        if DATA in depends.shape and walk.timed(node):
+            raise walk.refuse(node, "gives a tensor whose size depends on values", VALUES_FIX)
+        if not depends.has_even_sizes and any(dim.has_time or dim.has_batch for dim in walk.facts.dims(name)):
+            raise walk.refuse(node, "gives as many timesteps as it takes up to a limit only", LIMIT_FIX)
 
 
 def check_outputs(walk: StreamingWalk, node: onnx.NodeProto) -> None:
@@ -72,7 +94,7 @@ def check_causal(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
         raise walk.refuse(
             node,
             f"mixes timesteps: a change at timestep {walk.facts.perturbed + 1} changes its answer for "
-            f"timestep {first - tensor.offset + 1}" + _why(node),
+            f"timestep {first - tensor.offset + 1}" + why(node),
         )
 
 
@@ -83,5 +105,6 @@ def how_ahead(node: onnx.NodeProto) -> str:
     return "pads or shifts it on the right of the time axis"
 
 
-def _why(node: onnx.NodeProto) -> str:
+def why(node: onnx.NodeProto) -> str:
+    """Return why an operator mixes timesteps, for messages; empty: there is no more to it."""
     return f" ({_REASONS[node.op_type]})" if node.op_type in _REASONS else ""

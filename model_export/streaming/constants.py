@@ -27,7 +27,8 @@ def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: st
     parts, dims = facts.values(name), facts.dims(name)
     if isinstance(parts[0], list):
         return _sequence(graph, parts[0])
-    by_length = TIME in facts.depends(name).value and parts[0].dtype.kind not in "iu"
+    depends = facts.depends(name)
+    by_length = TIME in depends.value and (parts[0].dtype.kind not in "iu" or not depends.is_even)
     for axis, dim in enumerate(dims):
         if dim.has_time or dim.has_batch:
             fixed, per_row = dim.at_one_step()
@@ -35,7 +36,7 @@ def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: st
     is_equal = all(np.array_equal(part, parts[0], equal_nan=part.dtype.kind == "f") for part in parts[1:])
     if is_equal and not by_length:
         value = graph.constant(parts[0], at=name)
-    elif parts[0].dtype.kind in "iu":
+    elif parts[0].dtype.kind in "iu" and not by_length:
         fixed_part, row_part, _ = facts.affine(parts)
         value = graph.constant(fixed_part.astype(parts[0].dtype), at=name)
         if row_part.any():

@@ -33,7 +33,7 @@ from model_export.streaming.normal_form.load import Declared, load_graph
 from model_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
 from model_export.streaming.opset import with_newer_operators
 from model_export.streaming.rules.attention import attention_scores
-from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.rules.elementwise import by_timestep
 from model_export.streaming.rules.loops import turns_with_time
 from model_export.streaming.rules.table import RULES, takes_refused
 from model_export.streaming.tensor import StepTensor
@@ -177,7 +177,7 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
         inputs, facts = cached, measure_shapes(runs, cached)
     walk = StreamingWalk(runs.load(inputs, inputs.lengths[0]).model, facts, options.length)
     specs = [_take(walk, one) for one in inputs.inputs]
-    walk.run(RULES, pointwise, attention_scores, takes_refused)
+    walk.run(RULES, by_timestep, attention_scores, takes_refused)
     answers, outputs = declare_outputs(walk, inputs)
     walk.graph.drop_unused_states()
     loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)

@@ -20,7 +20,7 @@ from model_export.errors import InternalError, RefusedModelError, StepwellError
 from model_export.graph.described import described, mentioned
 from model_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
-from model_export.streaming.causality import check_outputs, how_ahead
+from model_export.streaming.causality import check_outputs, check_sizes, how_ahead
 from model_export.streaming.constants import emit_known, history
 from model_export.streaming.positions import emit_by_position, is_by_position
 from model_export.streaming.step_graph import StreamingGraph, plain, window_order
@@ -85,6 +85,7 @@ class StreamingWalk:
                 if not on_square(self, node):
                     self.need(*(name for name in uses(node) if not self._may_be_refused(node, name, takes)))
                     rules.get(node.op_type, default)(self, node)
+                check_sizes(self, node)
                 check_outputs(self, node)
             except RefusedModelError as exc:
                 error: StepwellError = exc

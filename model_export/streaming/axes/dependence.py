@@ -6,16 +6,17 @@ the number of rows), and along which axes its elements may differ. An operator t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from model_export.graph.nodes import attributes, constants, subgraphs, uses
+from model_export.graph.nodes import attributes, constants, subgraphs
 from model_export.graph.operators import RESHAPING
 from model_export.streaming.axes.inputs import SequenceInputs
+from model_export.streaming.axes.sizes import LENGTHS
 
 if TYPE_CHECKING:
     from model_export.streaming.axes.measured_shapes import Dim
@@ -58,6 +59,18 @@ _SIZED_BY = {
 }  # fmt: skip
 """By operator, the inputs whose values decide the sizes of its outputs."""
 
+_EVEN = RESHAPING | {
+    "Add", "Cast", "Concat", "ConstantOfShape", "Expand", "Gather", "Mul", "Neg", "Range", "ReduceProd", "ReduceSum",
+    "Slice", "Split", "Sub", "Sum", "Tile",
+}  # fmt: skip
+"""Operators whose results grow evenly where what they take does."""
+
+_FEW = 64
+"""Elements of a list that are followed one by one."""
+
+_NO_END = 2**31 - 1
+"""From here on, the end of a Slice means the end of the sequence."""
+
 _SIZES_ALONE = {
     "ConstantOfShape": (0,), "Expand": (1,), "OneHot": (1,), "Range": (1,), "Reshape": (1,), "Slice": (2,),
     "Tile": (1,),
@@ -73,11 +86,18 @@ class Dependence:
         value: What its elements depend on: `DATA`, `TIME`, `BATCH`.
         shape: What its sizes depend on.
         varies: `TIME`, `BATCH`: its elements may differ along an axis that grows with it.
+        is_even: Whether its elements, as far as they depend on the numbers of timesteps and rows, grow evenly with
+            these, without a limit.
+        has_even_sizes: Whether its sizes do.
+        parts: What each element of a list of sizes depends on; None: it is not known, or there are many.
     """
 
     value: Marks = frozenset()
     shape: Marks = frozenset()
     varies: Marks = frozenset()
+    is_even: bool = True
+    has_even_sizes: bool = True
+    parts: tuple[Marks, ...] | None = None
 
     @property
     def is_sized(self) -> bool:
@@ -97,19 +117,15 @@ Dims = Callable[[str], Sequence["Dim"]]
 """What the axes of a tensor carry; nothing where that is not known."""
 
 
-def _unknown(_: str) -> Sequence[Dim]:
-    return ()
-
-
-def dependences(graph: onnx.GraphProto, inputs: SequenceInputs, dims: Dims = _unknown) -> dict[str, Dependence]:
+def dependences(graph: onnx.GraphProto, inputs: SequenceInputs, dims: Dims) -> dict[str, Dependence]:
     """Return what each tensor of a graph depends on.
 
     Args:
         graph: The graph.
         inputs: Where the inputs have their axes.
-        dims: What the axes of its tensors carry.
+        dims: What the axes of its tensors carry, in runs.
     """
-    found = dict.fromkeys(constants(graph), NOTHING)
+    found = {name: _of_constant(tensor) for name, tensor in constants(graph).items()}
     for one in inputs.inputs:
         axes = ((TIME, one.time), (BATCH, one.batch))
         sizes = frozenset(mark for mark, axis in axes if axis is not None)
@@ -117,78 +133,202 @@ def dependences(graph: onnx.GraphProto, inputs: SequenceInputs, dims: Dims = _un
             found[one.name] = Dependence(frozenset({DATA}), sizes, sizes)
         else:
             found[one.name] = Dependence(frozenset({TIME} if one.role == "length" else ()), sizes)
-    _follow(graph.node, found, constants(graph), dims)
+    _Pass(found, dims, constants(graph), inputs.length or inputs.only_steps or _NO_END).follow(graph.node)
     return found
 
 
-def _follow(
-    nodes: Iterable[onnx.NodeProto],
-    found: dict[str, Dependence],
-    tables: Mapping[str, onnx.TensorProto],
-    dims: Dims = _unknown,
-) -> None:
-    flat = {name for name, tensor in tables.items() if _is_flat(tensor)}
-    for node in nodes:
-        if not any(node.output) or all(name in found for name in node.output if name):
-            continue
-        made = _of_bodies(node, found) if any(subgraphs(node)) else _of_node(node, found, flat, dims)
-        if node.op_type in {"Expand", "Tile"} and _repeats_one(node, dims):
-            flat |= set(node.output)
-        found.update(dict.fromkeys(filter(None, node.output), made))
+def _of_constant(tensor: onnx.TensorProto) -> Dependence:
+    count = int(np.prod(tensor.dims))
+    return Dependence(parts=(frozenset(),) * count) if count <= _FEW and len(tensor.dims) < 2 else Dependence()
 
 
-def _of_node(node: onnx.NodeProto, found: Mapping[str, Dependence], flat: Collection[str], dims: Dims) -> Dependence:
-    kind = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
-    given = [found.get(name, NOTHING) for name in node.input]
-    sizes_alone, sized_by = _SIZES_ALONE.get(kind, ()), _SIZED_BY.get(kind, ())
-    value, shape, varies = _joined(one for place, one in enumerate(given) if place not in sizes_alone)
-    if kind in {"Shape", "Size"}:
-        return Dependence(shape)
-    if kind in {"ConstantOfShape", "Range"}:
-        shape = frozenset()
-    if kind not in ELEMENTWISE | RESHAPING | {"Concat", "Expand", "Gather", "Pad", "Range", "Slice", "Split", "Tile"}:
-        value |= shape  # a sum over an axis depends on how long it is
-    shape |= frozenset[str]().union(*(given[place].value for place in sized_by if place < len(given)))
-    if kind == "Gather" and len(given) > 1:
-        shape |= given[1].shape
-    if kind in {"Gather", "Slice", "Split"} and given:
-        cut = shape - given[0].shape
-        varies |= cut & SIZES if node.input[0] not in flat else frozenset()
-    elif kind == "Concat" and any(one.value or one.varies for one in given):
-        # of parts that are the same for all sizes, a run shows whether they are equal
-        varies |= shape & _grows(dims(node.output[0]), attributes(node)["axis"])
-    elif (kind == "Pad" and any(one.value for one in given)) or kind not in _ALIKE:
-        varies |= shape & SIZES
-    return Dependence(value, shape, varies)
+@dataclass(slots=True)
+class _Pass:
+    """One pass over the nodes of a graph or a body.
+
+    Attributes:
+        found: What its tensors depend on.
+        dims: What the axes of its tensors carry; nothing for those of a body.
+        tables: Its constants.
+        longest: From this number of timesteps on, no sequence is longer.
+        flat: Tensors whose elements are equal along each axis that can be cut.
+    """
+
+    found: dict[str, Dependence]
+    dims: Dims
+    tables: Mapping[str, onnx.TensorProto]
+    longest: int = _NO_END
+    flat: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.flat = {name for name, tensor in self.tables.items() if _is_flat(tensor)}
+
+    def follow(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Find what the outputs of nodes depend on."""
+        for node in nodes:
+            if all(name in self.found for name in node.output if name):
+                continue
+            has_bodies = any(subgraphs(node))
+            made = self._of_bodies(node) if has_bodies else [self._of_node(node)] * len(node.output)
+            self.found.update({name: one for name, one in zip(node.output, made, strict=True) if name})
+            if node.op_type in {"Expand", "Tile"} and self._repeats_one(node):
+                self.flat |= set(node.output)
+
+    def _given(self, name: str) -> Dependence:
+        return self.found.get(name, NOTHING) if name else NOTHING
+
+    def _value(self, name: str) -> Any:
+        return onnx.numpy_helper.to_array(self.tables[name]) if name in self.tables else None
+
+    def _of_node(self, node: onnx.NodeProto) -> Dependence:
+        kind = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
+        given = [self._given(name) for name in node.input]
+        if kind in {"Shape", "Size"}:
+            return self._of_sizes(node, given[0])
+        if (parts := self._parts(node, kind, given)) is not None:
+            is_even = all(one.is_even for one in given) if kind in _EVEN else not frozenset().union(*parts) & SIZES
+            return Dependence(frozenset[str]().union(*parts), is_even=is_even, parts=parts)
+        sizes_alone, sized_by = _SIZES_ALONE.get(kind, ()), _SIZED_BY.get(kind, ())
+        value, shape, varies = _joined(one for place, one in enumerate(given) if place not in sizes_alone)
+        if kind in {"ConstantOfShape", "Range"}:
+            shape = frozenset()
+        value |= self._counted(node, kind)
+        deciding = [given[place] for place in sized_by if place < len(given)]
+        shape |= frozenset[str]().union(*(one.value for one in deciding))
+        even_sizes = all(one.has_even_sizes for one in given) and all(one.is_even for one in deciding)
+        if kind == "Slice" and given[0].shape & SIZES:
+            even_sizes &= self._cuts_evenly(node)
+        if kind in {"Gather", "Slice", "Split"}:
+            varies |= (shape - given[0].shape) & SIZES if node.input[0] not in self.flat else frozenset()
+        elif kind == "Concat" and any(one.value or one.varies for one in given):
+            # of parts that are the same for all sizes, a run shows whether they are equal
+            varies |= shape & _grows(self.dims(node.output[0]), attributes(node)["axis"])
+        elif (kind == "Pad" and any(one.value for one in given)) or kind not in _ALIKE:
+            varies |= shape & SIZES
+        is_even = all(one.is_even for one in given) if kind in _EVEN else not value & SIZES
+        return Dependence(value, shape, varies, is_even, even_sizes)
+
+    def _of_sizes(self, node: onnx.NodeProto, of: Dependence) -> Dependence:
+        """Return what the sizes of a tensor depend on; one that is the same in runs of even growth is always."""
+        dims = self.dims(node.input[0])
+        parts = [_grows((dim,), 0) if of.has_even_sizes else of.shape & SIZES for dim in dims]
+        parts = [part | (of.shape & {DATA}) for part in parts]
+        if not dims:
+            return Dependence(of.shape, is_even=of.has_even_sizes)
+        if node.op_type == "Size":
+            parts = [frozenset[str]().union(*parts)]
+        attrs = attributes(node)
+        parts = parts[attrs.get("start", 0) : attrs.get("end")]
+        return Dependence(frozenset[str]().union(*parts), is_even=of.has_even_sizes, parts=tuple(parts))
+
+    def _parts(self, node: onnx.NodeProto, kind: str, given: Sequence[Dependence]) -> tuple[Marks, ...] | None:
+        """Return what the elements of a list depend on that is made of lists of sizes; None: it is none."""
+        lists = [one.parts for one in given]
+        if not lists or lists[0] is None:
+            return None
+        if kind in RESHAPING | {"Cast"}:
+            return lists[0]
+        places = self._value(node.input[1]) if len(node.input) > 1 else None
+        if kind == "Gather" and places is not None:
+            return tuple(lists[0][int(place)] for place in places.reshape(-1))
+        if kind == "Slice" and "axes" not in attributes(node) and all(name in self.tables for name in node.input[1:]):
+            numbers = [int(self._value(name).reshape(-1)[0]) for name in node.input[1:]]
+            step = numbers[3] if len(numbers) > 3 else 1
+            return lists[0][numbers[0] : numbers[1] : step] if step > 0 else None
+        whole = [part for part in lists if part is not None]
+        if len(whole) < len(lists):
+            return None
+        if kind == "Concat":
+            return tuple(marks for part in whole for marks in part)
+        longest = max(map(len, whole))
+        if kind in ELEMENTWISE and all(len(part) in {1, longest} for part in whole):
+            wide = [part * longest if len(part) == 1 else part for part in whole]
+            return tuple(frozenset[str]().union(*marks) for marks in zip(*wide, strict=True))
+        return None
+
+    def _counted(self, node: onnx.NodeProto, kind: str) -> Marks:
+        """Return what the sizes of the axes depend on that an operator sums over, or counts along."""
+        if kind in _MOVING | ELEMENTWISE | RESHAPING | {"ConstantOfShape", "Range", "EyeLike", "CumSum", "CumProd"}:
+            return frozenset()
+        marks = frozenset[str]()
+        ranks = {name: len(self.dims(name)) for name in node.input if name}
+        for place, name in enumerate(node.input):
+            if not name:
+                continue
+            dims = self.dims(name)
+            mixed = mixed_axes(node, place, ranks, 13, self._value) if dims else None
+            of = self._given(name)
+            if mixed is None or not of.has_even_sizes:
+                marks |= of.shape
+            else:
+                marks |= frozenset[str]().union(*(_grows(dims, axis) for axis in mixed), of.shape & {DATA})
+        return marks
+
+    def _cuts_evenly(self, node: onnx.NodeProto) -> bool:
+        """Whether a Slice cuts sequences that are longer than those of the runs as it cuts these."""
+        attrs = attributes(node)
+        numbers = [*attrs.get("starts", ()), *attrs.get("ends", ())]
+        for name in node.input[1:3]:
+            if name in self.tables:
+                numbers += self._value(name).reshape(-1).tolist()
+        return all(abs(number) <= LENGTHS[0] or abs(number) >= self.longest for number in numbers)
+
+    def _repeats_one(self, node: onnx.NodeProto) -> bool:
+        """Whether a node makes a longer axis of one element, and no other axis longer."""
+        before, after = self.dims(node.input[0]), self.dims(node.output[0])
+        longer = [at for at, dim in enumerate(after[len(after) - len(before) :]) if dim != before[at]]
+        return bool(before) and len(longer) == 1 and before[longer[0]].at_one_step() == (1, 0)
+
+    def _of_bodies(self, node: onnx.NodeProto) -> list[Dependence]:
+        """Return what the outputs of an If, Loop or Scan depend on: what it carries is followed until it stays."""
+        given = [self._given(name) for name in node.input]
+        if node.op_type == "If":
+            ends = [self._ends(body, []) for body in subgraphs(node)]
+            decides = given[0].value
+            made = [_union(pair) for pair in zip(*ends, strict=True)]
+            return [_decided(one, decides) for one in made]
+        body = next(subgraphs(node))
+        is_loop = node.op_type == "Loop"
+        turns = _union(given[:2]) if is_loop else NOTHING
+        lead = [Dependence(turns.value), given[1]] if is_loop else []
+        first = 2 if is_loop else 0
+        count = len(node.input) - first if is_loop else len(node.input) - attributes(node)["num_scan_inputs"]
+        carried, scanned = given[first : first + count], given[first + count :]
+        while True:
+            ends = self._ends(body, [*lead, *carried, *scanned])
+            wider = [_union(pair) for pair in zip(carried, ends[int(is_loop) :][:count], strict=True)]
+            if wider == carried:
+                break
+            carried = wider
+        goes_on = ends[0] if is_loop else NOTHING
+        decides = turns.value | goes_on.value | frozenset[str]().union(*(one.shape for one in scanned))
+        even = all(one.has_even_sizes for one in given) and (turns.is_even or not turns.value & SIZES)
+        collected = [_decided(one, decides) for one in ends[int(is_loop) + count :]]
+        made = [_decided(one, decides) for one in carried] + collected
+        return [replace(one, is_even=not one.value & SIZES, has_even_sizes=even) for one in made]
+
+    def _ends(self, body: onnx.GraphProto, given: Sequence[Dependence]) -> list[Dependence]:
+        """Return what the outputs of a body depend on, by what its inputs do."""
+        tables = constants(body)
+        inner = {**self.found, **{name: _of_constant(tensor) for name, tensor in tables.items()}}
+        inner |= {value.name: one for value, one in zip(body.input, given, strict=False)}
+        for name in (name for node in body.node for name in node.output):
+            inner.pop(name, None)
+        _Pass(inner, lambda name: (), {**self.tables, **tables}, self.longest).follow(body.node)
+        return [inner.get(value.name, NOTHING) for value in body.output]
 
 
-def _of_bodies(node: onnx.NodeProto, found: Mapping[str, Dependence]) -> Dependence:
-    """Return what an If, Loop or Scan depends on: all that it takes, and all that its bodies make of that."""
-    value, shape, varies = _joined(found.get(name, NOTHING) for name in uses(node))
-    decides = frozenset[str]()
-    if node.op_type in {"If", "Loop"}:
-        decides = decides.union(
-            *(found.get(name, NOTHING).value for name in node.input[: 1 + (node.op_type == "Loop")])
-        )
-    everything = Dependence(value | shape, shape | decides, varies)
-    while True:
-        ends = []
-        for body in subgraphs(node):
-            inner = {**found, **dict.fromkeys(constants(body), NOTHING)}
-            inner |= dict.fromkeys((given.name for given in body.input), everything)
-            _follow(body.node, inner, constants(body))
-            ends += [inner.get(given.name, NOTHING) for given in body.output]
-            if node.op_type == "Loop":  # how often it turns
-                ends.append(Dependence(shape=ends[-len(body.output)].value))
-        made, sizes, _ = _joined([everything, *ends])
-        wider = Dependence(made | sizes, sizes, everything.varies | (sizes & SIZES))
-        if wider == everything:
-            break
-        everything = wider
-    if node.op_type == "If":
-        made, sizes, apart = _joined(ends)
-        return Dependence(made | decides, sizes | decides, apart | (decides & SIZES))
-    return everything
+def _union(parts: Iterable[Dependence]) -> Dependence:
+    parts = list(parts)
+    value, shape, varies = _joined(parts)
+    is_even, even_sizes = all(one.is_even for one in parts), all(one.has_even_sizes for one in parts)
+    return Dependence(value, shape, varies, is_even, even_sizes)
+
+
+def _decided(one: Dependence, decides: Marks) -> Dependence:
+    """Return what a tensor depends on where something decides which it is, or how often it is computed."""
+    shape = one.shape | decides
+    return replace(one, value=one.value | decides, shape=shape, varies=one.varies | (shape & SIZES), is_even=False)
 
 
 def _joined(parts: Iterable[Dependence]) -> tuple[Marks, Marks, Marks]:
@@ -204,67 +344,12 @@ def _is_flat(tensor: onnx.TensorProto) -> bool:
     return value.size > 0 and bool((value == value.reshape(-1)[0]).all())
 
 
-def _repeats_one(node: onnx.NodeProto, dims: Dims) -> bool:
-    """Whether a node makes of axes of one element longer ones alone, and only such can be cut further on."""
-    before, after = dims(node.input[0]), dims(node.output[0])
-    longer = [at for at, dim in enumerate(after[len(after) - len(before) :]) if dim != before[at]]
-    return bool(before) and len(longer) == 1 and before[longer[0]].at_one_step() == (1, 0)
-
-
 def _grows(dims: Sequence[Dim], axis: int) -> Marks:
     """Return what an axis grows with; `TIME` and `BATCH` where that is not known."""
     if not dims:
         return SIZES
     dim = dims[axis % len(dims)]
     return frozenset({mark for mark, grows in ((TIME, dim.has_time), (BATCH, dim.has_batch)) if grows})
-
-
-def size_marks(
-    graph: onnx.GraphProto, name: str, found: Mapping[str, Dependence], sizes: Callable[[str], Sequence[Marks] | None]
-) -> Marks:
-    """Return what a tensor of sizes depends on, element by element: a width does not depend on the length beside it.
-
-    Args:
-        graph: The graph.
-        name: The tensor.
-        found: What `dependences` returns.
-        sizes: What each size of a tensor depends on; None: it is not known.
-    """
-    makers = {made: node for node in graph.node for made in node.output if made}
-    fixed = constants(graph)
-
-    def elements(name: str) -> list[Marks] | None:
-        if name in fixed:
-            return [frozenset()] * int(np.prod(fixed[name].dims))
-        node = makers.get(name)
-        if node is None:
-            return None
-        if node.op_type in {"Shape", "Size"}:
-            of = sizes(node.input[0])
-            if of is None:
-                of = None if node.op_type == "Shape" else [found[node.input[0]].shape]
-            if of is None or node.op_type == "Size":
-                return None if of is None else [frozenset[str]().union(*of)]
-            attrs = attributes(node)
-            return list(of)[attrs.get("start", 0) : attrs.get("end")]
-        if node.op_type in RESHAPING | {"Cast"}:
-            return elements(node.input[0])
-        parts = [elements(given) for given in node.input]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        if node.op_type == "Gather" and node.input[1] in fixed:
-            places = onnx.numpy_helper.to_array(fixed[node.input[1]]).reshape(-1)
-            return [known[0][int(place)] for place in places]
-        if node.op_type == "Slice" and all(given in fixed for given in node.input[1:]):
-            first, last, *_ = (int(onnx.numpy_helper.to_array(fixed[at]).reshape(-1)[0]) for at in node.input[1:])
-            return known[0][first:last] if len(node.input) < 5 else None
-        if node.op_type == "Concat":
-            return [marks for part in known for marks in part]
-        return [frozenset[str]().union(*(marks for part in known for marks in part))]
-
-    marks = elements(name)
-    return found[name].value if marks is None else frozenset[str]().union(*marks)
 
 
 # ---------------------------------------------------------------- which axes an operator mixes
@@ -315,9 +400,13 @@ def mixed_axes(
         return {1}
     if kind in {"ArgMax", "ArgMin", "TopK", "CumSum", "CumProd"}:
         axis = value(node.input[1]) if kind in {"CumSum", "CumProd"} else attrs.get("axis", -1 if kind == "TopK" else 0)
-        return {int(np.reshape(axis, -1)[0]) % rank}
+        return None if axis is None else {int(np.reshape(axis, -1)[0]) % rank}
     if kind.startswith("Reduce"):
-        given = attrs.get("axes") or (value(node.input[1]) if len(node.input) > 1 and node.input[1] else None)
+        given = attrs.get("axes")
+        if len(node.input) > 1 and node.input[1]:
+            given = value(node.input[1])
+            if given is None:
+                return None
         if given is None and attrs.get("noop_with_empty_axes"):
             return set()
         return set(range(rank)) if given is None else {int(axis) % rank for axis in given}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ import onnx
 
 from model_export.graph.described import layer_of, set_layer
 from model_export.graph.nodes import read_opset, renamed, replace_items
-from model_export.graph.onnx_file import infer_types, without_weights
 from model_export.graph_session import GraphSession
-from model_export.streaming.axes.dependence import BATCH, SIZES, TIME, Marks, dependences, size_marks
+from model_export.streaming.axes.dependence import BATCH, DATA, TIME
 from model_export.streaming.axes.inputs import SequenceInputs
+from model_export.streaming.axes.measured_shapes import measure_shapes
 from model_export.streaming.axes.runs import TensorRuns
 from model_export.streaming.axes.sizes import ROWS
 
@@ -28,47 +27,10 @@ def without_known_branches(runs: TensorRuns, inputs: SequenceInputs) -> TensorRu
     while True:
         graph = runs.graph.graph
         conditions = {node.input[0] for node in graph.node if node.op_type == "If"}
-        known = [name for name in sorted(conditions) if _is_known(runs.graph, inputs, name)]
-        taken = _decided(runs, inputs, known)
+        taken = _decided(runs, inputs, sorted(conditions))
         if not taken:
             return runs
         runs = TensorRuns(_inlined(runs.graph, taken))
-
-
-def _is_known(model: onnx.ModelProto, inputs: SequenceInputs, condition: str) -> bool:
-    """Whether a condition follows from the weights, and from sizes that are the same for all sequences."""
-    found = dependences(model.graph, inputs)
-    depends = found.get(condition)
-    if depends is None or not depends.is_sized:
-        return False
-    one_length = inputs.length is not None or inputs.only_steps is not None
-    free = ({TIME} if not one_length else set()) | ({BATCH} if inputs.only_rows is None else set())
-    return not depends.value & free or not size_marks(model.graph, condition, found, _sizes(model, inputs)) & free
-
-
-def _sizes(model: onnx.ModelProto, inputs: SequenceInputs) -> Callable[[str], Sequence[Marks] | None]:
-    """Return what each size of a tensor depends on, as far as onnx infers it from those of the inputs."""
-    lean = without_weights(model)
-    names = {one.name: one for one in inputs.inputs}
-    for value in lean.graph.input:
-        if (one := names.get(value.name)) is None:
-            continue
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            dim.Clear()
-            if axis in {one.batch, one.time}:
-                dim.dim_param = BATCH if axis == one.batch else TIME
-            else:
-                dim.dim_value = one.sizes[axis]
-    types = infer_types(lean)
-
-    def sizes(name: str) -> list[Marks] | None:
-        if name not in types or not types[name].HasField("shape"):
-            return None
-        dims = types[name].shape.dim
-        named = {BATCH: frozenset({BATCH}), TIME: frozenset({TIME})}
-        return [frozenset() if dim.HasField("dim_value") else named.get(dim.dim_param, SIZES) for dim in dims]
-
-    return sizes
 
 
 def with_squeeze_axes(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
@@ -96,9 +58,13 @@ def _axes(node: onnx.NodeProto) -> bool:
 
 
 def _decided(runs: TensorRuns, inputs: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
-    """Return the conditions that are the same for all sizes, the declared length among them."""
+    """Return the conditions that follow from the weights, and from sizes that are the same for all sequences."""
     if not conditions:
         return {}
+    free = set() if inputs.length is not None or inputs.only_steps is not None else {TIME}
+    free |= {BATCH, DATA} if inputs.only_rows is None else {DATA}
+    facts = measure_shapes(runs, inputs)
+    conditions = [name for name in conditions if not (facts.depends(name).value | facts.depends(name).shape) & free]
     given, counts = runs.load().weights, range(1 if inputs.only_rows else 2)
     every = [{**given, **runs.at(inputs, rows, length)} for rows in counts for length in range(2)]
     if inputs.length is not None:

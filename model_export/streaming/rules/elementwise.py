@@ -6,6 +6,7 @@ import onnx
 
 from model_export.graph.nodes import attributes, uses
 from model_export.streaming.axes.dependence import mixed_axes
+from model_export.streaming.causality import why
 from model_export.streaming.constants import shape_at_one_step, shape_to_reshape
 from model_export.streaming.rules.lengths import lengths_so_far
 from model_export.streaming.walk import StreamingWalk
@@ -22,8 +23,17 @@ def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     offset = joint_offset(walk, node)
     _check_tables(walk, node)
     _check_branches(walk, node)
-    _check_mixed(walk, node)
     _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **lengths_so_far(walk, node)))
+
+
+def by_timestep(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Emit a node without a rule of its own as it is, where each timestep takes its own alone.
+
+    Raises:
+        RefusedModelError: It mixes timesteps, or it is not known whether it does.
+    """
+    check_mixed(walk, node)
+    pointwise(walk, node)
 
 
 def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
@@ -164,8 +174,12 @@ def _check_branches(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         )
 
 
-def _check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
-    """Refuse an operator without a rule that makes a timestep of others than its own."""
+def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse an operator that makes a timestep of others than its own.
+
+    Raises:
+        RefusedModelError: It does, or it is not known whether it does.
+    """
     ranks = {name: len(walk.facts.dims(name)) for name in node.input if name}
     timed = set(walk.timed(node))
     for place, name in enumerate(node.input):
@@ -173,8 +187,8 @@ def _check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         if axis is None or not node.output[0] or walk.facts.time_axis(node.output[0]) is None:
             continue  # without a time axis it is refused for that
         mixed = mixed_axes(node, place, ranks, walk.opset, walk.facts.value)
-        if mixed is not None and axis in mixed:
-            raise walk.refuse(node, f"makes each timestep of all timesteps of {name!r}")
+        if mixed is None or axis in mixed:
+            raise walk.refuse(node, f"mixes timesteps: each of its answers may take all of {name!r}{why(node)}")
 
 
 def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:

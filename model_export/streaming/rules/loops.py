@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,14 @@ import onnx
 
 from model_export.graph.described import shared_name
 from model_export.graph.nodes import attributes, captures, constants, renamed, subgraphs, uses
+from model_export.streaming.causality import LIMIT_FIX
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.recurrent import Carried, carried, check_lengths, first_offset, give_final, hand_on
 from model_export.streaming.step_graph import plain
 from model_export.streaming.walk import StreamingWalk
 
 _SIZES = {"Shape", "Size"}
+_COPIES = {"Identity", "Cast"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ def loop(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     offset = first_offset(walk, timed)
     turns = walk.known(node.input[0])
     if turns is not None and np.any(walk.facts.affine(turns)[2]):
+        if not walk.facts.depends(node.input[0]).is_even:
+            raise walk.refuse(node, "has as many turns as there are timesteps up to a limit only", LIMIT_FIX)
         at_one = int(walk.facts.affine(turns)[0].reshape(()))
         if more := at_one - 1 - offset:
             than = "more" if more > 0 else "fewer"
@@ -119,31 +123,49 @@ def _check_goes_on(walk: StreamingWalk, loop: _Loop) -> None:
     """Refuse a Loop that may end before its last turn: a stream would have answers, where the sequence has none.
 
     Raises:
-        RefusedModelError: What decides whether it goes on is neither left out nor true by a constant.
+        RefusedModelError: What decides whether it goes on is neither left out, nor true, nor a count of the timesteps.
     """
-    fixed = {**walk.weights, **constants(walk.model.graph), **constants(loop.body)}
-    given, kept = loop.node.input[1], {node.output[0]: node for node in loop.body.node if len(node.output) == 1}
-    goes_on = loop.body.output[0].name
-    while goes_on in kept and kept[goes_on].op_type == "Identity":
-        goes_on = kept[goes_on].input[0]
-
-    def is_true(name: str) -> bool:
-        return name in fixed and bool(onnx.numpy_helper.to_array(fixed[name]).all())
-
-    begins = not given or is_true(given) or _is_copy_of(walk, given, is_true)
-    if not begins or not (is_true(goes_on) or goes_on == loop.body.input[1].name):
+    begins = loop.node.input[1]
+    while begins in walk.makers and walk.makers[begins].op_type in _COPIES:
+        begins = walk.makers[begins].input[0]
+    outer = constants(walk.model.graph)
+    is_begun = not begins or (begins in outer and bool(onnx.numpy_helper.to_array(outer[begins]).all()))
+    if not is_begun or not _goes_on(walk, loop, loop.body.output[0].name):
         raise walk.refuse(
             loop.node,
-            f"goes on only while a condition holds ({goes_on!r}), and may end before the last timestep",
+            f"goes on only while a condition holds ({loop.body.output[0].name!r}), and may end before the last timestep",
             "Let it run over every timestep, with the condition in what it computes: torch.where(go_on, new, old).",
         )
 
 
-def _is_copy_of(walk: StreamingWalk, name: str, is_true: Callable[[str], bool]) -> bool:
-    """Whether a tensor outside the loop is a constant under another name."""
-    while (maker := walk.makers.get(name)) is not None and maker.op_type in {"Identity", "Cast"}:
-        name = maker.input[0]
-    return is_true(name)
+def _goes_on(walk: StreamingWalk, loop: _Loop, name: str) -> bool:
+    """Whether a condition of a body holds until the last timestep, by its operators."""
+    makers = {made: node for node in loop.body.node for made in node.output}
+    fixed = {**constants(walk.model.graph), **constants(loop.body)}
+    if name == loop.body.input[1].name:
+        return True
+    if name in fixed:
+        return bool(onnx.numpy_helper.to_array(fixed[name]).all())
+    node = makers.get(name)
+    if node is None or node.op_type not in _COPIES | {"And", "Less", "Greater"}:
+        return False
+    if node.op_type in _COPIES | {"And"}:
+        return all(_goes_on(walk, loop, given) for given in node.input)
+    place, end = node.input if node.op_type == "Less" else reversed(node.input)
+    is_length = end in walk.tensors and walk.known(end) is not None and walk.facts.depends(end).is_even
+    return is_length and _counts_turns(loop, makers, fixed, place) and bool(walk.facts.affine(walk.known(end))[2].all())
+
+
+def _counts_turns(
+    loop: _Loop, makers: Mapping[str, onnx.NodeProto], fixed: Mapping[str, onnx.TensorProto], name: str
+) -> bool:
+    """Whether a tensor of a body is the number of the turn, or a carried number and what is added to it."""
+    while name in makers and makers[name].op_type in {*_COPIES, "Add"}:
+        others = [given for given in makers[name].input if given not in fixed]
+        if len(others) != 1:
+            return False
+        name = others[0]
+    return name in {value.name for value in loop.body.input if value.name != loop.body.input[1].name}
 
 
 def turns_with_time(walk: StreamingWalk, node: onnx.NodeProto) -> bool:

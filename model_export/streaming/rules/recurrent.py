@@ -180,7 +180,8 @@ def check_lengths(walk: StreamingWalk, node: onnx.NodeProto, name: str, source: 
     axis = walk.facts.time_axis(source)
     assert axis is not None
     sizes = [value.shape[axis] for value in walk.facts.values(source)]
-    if known is None or any((value != size).any() for value, size in zip(known, sizes, strict=True)):
+    is_even = walk.facts.depends(name).is_even
+    if not is_even or known is None or any((value != size).any() for value, size in zip(known, sizes, strict=True)):
         raise walk.refuse(
             node,
             "takes the length of every sequence (sequence_lens)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model_export.graph.operators import RUNNING, STATEFUL
 from model_export.streaming.rules.attention import attention
-from model_export.streaming.rules.elementwise import count_up, pointwise, reshape
+from model_export.streaming.rules.elementwise import by_timestep, count_up, reshape
 from model_export.streaming.rules.loops import loop, scan
 from model_export.streaming.rules.pooling.factors import softmax
 from model_export.streaming.rules.pooling.sums import log_sum_exp
@@ -45,8 +45,8 @@ RULES: dict[str, Rule] = {
     "Split": split,
     "TopK": top_k,
 }
-RULES |= {name: with_weights(name, RULES.get(name, pointwise)) for name in WEIGHTED}
-RULES |= {name: with_deviations(RULES.get(name, pointwise)) for name in DEVIATING}
+RULES |= {name: with_weights(name, RULES.get(name, by_timestep)) for name in WEIGHTED}
+RULES |= {name: with_deviations(RULES.get(name, by_timestep)) for name in DEVIATING}
 """Operators that need more than to be emitted as they are."""
 
 

@@ -165,15 +165,14 @@ LOOPS: dict[str, Case] = {
 """Loops that may end before the last timestep."""
 
 
-def _front(part: str, rest: str = "y = CumSum (p, one)", **weights: object) -> onnx.ModelProto:
+def _front(part: str, rest: str, *, inputs: str = X, **weights: object) -> onnx.ModelProto:
     """Return a graph with a `part` of two timesteps in front of the sequence, as `p`."""
     return graph(
-        f"({X}) => (float[batch, time, 4] y) {{ {part} p = Concat <axis = 1> (front, x) {rest} }}",
+        f"({inputs}) => (float[batch, time, 4] y) {{ {part} p = Concat <axis = 1> (front, x) {rest} }}",
         one=np.int64(1), first=ints(0), two=ints(2), axis=ints(1), limit=np.float32(100), **weights,
     )  # fmt: skip
 
 
-BEGINNING = "begin = Slice (x, first, two, axis) over = Sub (begin, limit) front = Relu (over)"
 CONV = "t = Transpose <perm = [0, 2, 1]> (p) v = Conv (t, V) y = Transpose <perm = [0, 2, 1]> (v)"
 TABLE = np.concatenate([np.ones((3000, 4)), np.full((2000, 4), 2)]).astype(np.float32)
 RANGE = f"{T} zeroth = Sub (one, one) places = Range (zeroth, steps, one)"
@@ -197,27 +196,34 @@ def _from(start: str, **weights: object) -> onnx.ModelProto:
 
 
 CONSTANT: dict[str, Case] = {
-    "a_beginning_that_rarely_counts": lambda: _front(BEGINNING, CONV, V=(4, 4, 3)),
-    "a_beginning_that_rarely_counts_in_a_sum": lambda: _front(BEGINNING),
-    "a_largest_value_in_front": lambda: _front(
-        "top = ReduceMax <axes = [1]> (x) over = Sub (top, limit) u = Relu (over) front = Concat <axis = 1> (u, u)",
-        CONV, V=(4, 4, 3),
+    "an_input_in_front_that_rarely_counts": lambda: _front(
+        "over = Sub (u, limit) r = Relu (over) front = Reshape (r, rows)", CONV, inputs=f"{X}, float[batch, 8] u",
+        V=(4, 4, 3), rows=ints(-1, 2, 4),
     ),
-    "a_beginning_by_the_length": lambda: _front(
-        f"{T} late = Greater (steps, most) f = Cast <to = 1> (late) begin = Slice (x, first, two, axis) "
-        "none = Mul (begin, zero) front = Add (none, f)", CONV, V=(4, 4, 3), zero=np.float32(0), most=np.int64(3000),
+    "an_input_in_front_that_rarely_counts_in_a_sum": lambda: _front(
+        "over = Sub (u, limit) r = Relu (over) front = Reshape (r, rows)", "c = CumSum (p, one) t = Slice (c, two, "
+        "last, axis) y = Relu (t)", inputs=f"{X}, float[batch, 8] u", rows=ints(-1, 2, 4), last=ints(10**12),
+    ),
+    "a_front_by_the_length": lambda: _front(
+        f"{T} late = Greater (steps, most) f = Cast <to = 1> (late) row = Slice (sizes, first, axis) "
+        "of = Concat <axis = 0> (row, two, four) front = Expand (f, of)", CONV, V=(4, 4, 3), most=np.int64(3000),
+        four=ints(4),
+    ),
+    "a_window_longer_than_any_run": lambda: graph(
+        f"({X}) => (float[batch, time, 4] y) {{ t = Slice (x, start, end, axis) y = CumSum (t, one) }}",
+        start=ints(-3600), end=ints(10**12), axis=ints(1), one=np.int64(1),
+    ),
+    "the_first_3000": lambda: graph(
+        f"({X}) => (float[batch, time, 4] y) {{ t = Slice (x, start, end, axis) y = CumSum (t, one) }}",
+        start=ints(0), end=ints(3000), axis=ints(1), one=np.int64(1),
+    ),
+    "all_but_those_3000_ago": lambda: graph(
+        f"({X}) => (float[batch, time, 4] y) {{ {T} d = Sub (steps, most) e = Max (d, none) start = Reshape (e, axis) "
+        "t = Slice (x, start, end, axis) y = CumSum (t, one) }", end=ints(10**12), axis=ints(1), one=np.int64(1),
+        most=np.int64(3000), none=np.int64(0),
     ),
     "a_table_that_changes_late": lambda: _by_place(
         f"{T} end = Reshape (steps, row) f = Slice (table, first, end, first)", table=TABLE, row=ints(1), first=ints(0)
-    ),
-    "a_place_that_counts_late": lambda: _by_place(
-        f"{RANGE} late = Greater (places, most) fs = Where (late, three, single) f = Unsqueeze (fs, last)",
-        most=np.int64(3000), three=np.float32(3), single=np.float32(1), last=ints(1),
-    ),
-    "an_input_that_counts_late": lambda: _by_place(
-        f"{RANGE} late = Greater (places, most) lates = Unsqueeze (late, last) r = Unsqueeze (u, middle) "
-        "f = Where (lates, r, single)", inputs=f"{X}, float[batch, 4] u", most=np.int64(3000), single=np.float32(1),
-        last=ints(1), middle=ints(1),
     ),
     "a_factor_by_the_length": lambda: _by_place(
         f"{T} late = Greater (steps, most) f = Where (late, three, single)", most=np.int64(3000), three=np.float32(3),

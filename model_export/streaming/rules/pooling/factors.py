@@ -10,7 +10,7 @@ import onnx
 from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes
 from model_export.streaming.causality import check_causal
-from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.rules.elementwise import by_timestep, pointwise
 from model_export.streaming.rules.pooling.parts import is_beside, keeps_time, ones, part_of, set_weights, side_by_side
 from model_export.streaming.rules.pooling.quotients import divisor_of, is_weight, source, split
 from model_export.streaming.rules.pooling.ranges import is_far, is_gate, range_of
@@ -25,9 +25,10 @@ def softmax(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     name, out = node.input[0], node.output[0]
     axis = int(attributes(node).get("axis", -1)) % max(len(walk.facts.dims(name)), 1)
     over_time = walk.opset >= 13 and walk.facts.time_axis(name) == axis and is_whole(walk, name)
-    pointwise(walk, node)
     if not over_time:
+        by_timestep(walk, node)
         return
+    pointwise(walk, node)
     error = walk.refuse(node, "mixes timesteps: it is normalised over the time axis")
     try:
         check_causal(walk, node, out)
