@@ -117,13 +117,16 @@ Dims = Callable[[str], Sequence["Dim"]]
 """What the axes of a tensor carry; nothing where that is not known."""
 
 
-def dependences(graph: onnx.GraphProto, inputs: SequenceInputs, dims: Dims) -> dict[str, Dependence]:
+def dependences(
+    graph: onnx.GraphProto, inputs: SequenceInputs, dims: Dims, measured: Callable[[str], Any]
+) -> dict[str, Dependence]:
     """Return what each tensor of a graph depends on.
 
     Args:
         graph: The graph.
         inputs: Where the inputs have their axes.
         dims: What the axes of its tensors carry, in runs.
+        measured: The value of a tensor in a run, which is that of every run where it depends on nothing.
     """
     found = {name: _of_constant(tensor) for name, tensor in constants(graph).items()}
     for one in inputs.inputs:
@@ -133,7 +136,8 @@ def dependences(graph: onnx.GraphProto, inputs: SequenceInputs, dims: Dims) -> d
             found[one.name] = Dependence(frozenset({DATA}), sizes, sizes)
         else:
             found[one.name] = Dependence(frozenset({TIME} if one.role == "length" else ()), sizes)
-    _Pass(found, dims, constants(graph), inputs.length or inputs.only_steps or _NO_END).follow(graph.node)
+    longest = inputs.length or inputs.only_steps or _NO_END
+    _Pass(found, dims, constants(graph), measured, longest).follow(graph.node)
     return found
 
 
@@ -150,6 +154,7 @@ class _Pass:
         found: What its tensors depend on.
         dims: What the axes of its tensors carry; nothing for those of a body.
         tables: Its constants.
+        measured: The value of a tensor in a run; None for those of a body.
         longest: From this number of timesteps on, no sequence is longer.
         flat: Tensors whose elements are equal along each axis that can be cut.
     """
@@ -157,6 +162,7 @@ class _Pass:
     found: dict[str, Dependence]
     dims: Dims
     tables: Mapping[str, onnx.TensorProto]
+    measured: Callable[[str], Any]
     longest: int = _NO_END
     flat: set[str] = field(default_factory=set)
 
@@ -185,6 +191,8 @@ class _Pass:
         given = [self._given(name) for name in node.input]
         if kind in {"Shape", "Size"}:
             return self._of_sizes(node, given[0])
+        if kind == "Equal" and self._is_never(node, given):
+            return NOTHING
         if (parts := self._parts(node, kind, given)) is not None:
             is_even = all(one.is_even for one in given) if kind in _EVEN else not frozenset().union(*parts) & SIZES
             return Dependence(frozenset[str]().union(*parts), is_even=is_even, parts=parts)
@@ -205,8 +213,17 @@ class _Pass:
             varies |= shape & _grows(self.dims(node.output[0]), attributes(node)["axis"])
         elif (kind == "Pad" and any(one.value for one in given)) or kind not in _ALIKE:
             varies |= shape & SIZES
-        is_even = all(one.is_even for one in given) if kind in _EVEN else not value & SIZES
+        keeps_even = kind in _EVEN or (kind == "Where" and not given[0].value & SIZES)
+        is_even = all(one.is_even for one in given) if keeps_even else not value & SIZES
         return Dependence(value, shape, varies, is_even, even_sizes)
+
+    def _is_never(self, node: onnx.NodeProto, given: Sequence[Dependence]) -> bool:
+        """Whether a node compares sizes with negative numbers, as PyTorch's exporter does where it expands a tensor."""
+        for sizes, other in ((0, 1), (1, 0)):
+            if given[sizes].parts is not None and given[other] in (NOTHING, replace(NOTHING, parts=given[other].parts)):
+                value = self.measured(node.input[other])
+                return value is not None and bool((np.asarray(value) < 0).all())
+        return False
 
     def _of_sizes(self, node: onnx.NodeProto, of: Dependence) -> Dependence:
         """Return what the sizes of a tensor depend on; one that is the same in runs of even growth is always."""
@@ -314,7 +331,7 @@ class _Pass:
         inner |= {value.name: one for value, one in zip(body.input, given, strict=False)}
         for name in (name for node in body.node for name in node.output):
             inner.pop(name, None)
-        _Pass(inner, lambda name: (), {**self.tables, **tables}, self.longest).follow(body.node)
+        _Pass(inner, lambda _: (), {**self.tables, **tables}, lambda _: None, self.longest).follow(body.node)
         return [inner.get(value.name, NOTHING) for value in body.output]
 
 

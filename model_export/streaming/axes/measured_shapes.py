@@ -98,7 +98,7 @@ class MeasuredShapes:
 
     def follow(self, model: onnx.ModelProto, inputs: SequenceInputs) -> None:
         """Find what follows from the operators of the graph that was run."""
-        self._depends = dependences(model.graph, inputs, self.dims)
+        self._depends = dependences(model.graph, inputs, self.dims, self.value)
         self._beginnings = Beginnings(model.graph, read_opset(model), self, self._depends)
 
     def depends(self, name: str) -> Dependence:

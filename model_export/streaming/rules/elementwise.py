@@ -186,6 +186,7 @@ def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         axis = walk.facts.time_axis(name) if name in timed else None
         if axis is None or not node.output[0] or walk.facts.time_axis(node.output[0]) is None:
             continue  # without a time axis it is refused for that
+        _check_length(walk, node, node.output[0])
         mixed = mixed_axes(node, place, ranks, walk.opset, walk.facts.value)
         if mixed is None or axis in mixed:
             raise walk.refuse(node, f"mixes timesteps: each of its answers may take all of {name!r}{why(node)}")

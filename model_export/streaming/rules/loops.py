@@ -133,7 +133,7 @@ def _check_goes_on(walk: StreamingWalk, loop: _Loop) -> None:
     if not is_begun or not _goes_on(walk, loop, loop.body.output[0].name):
         raise walk.refuse(
             loop.node,
-            f"goes on only while a condition holds ({loop.body.output[0].name!r}), and may end before the last timestep",
+            f"goes on only while {loop.body.output[0].name!r} holds, and may end before the last timestep",
             "Let it run over every timestep, with the condition in what it computes: torch.where(go_on, new, old).",
         )
 
