@@ -25,12 +25,14 @@ class RowModel:
     Attributes:
         proto: Its graph; axis 0 of every input and output has the rows.
         against: The original and its version; empty: the graph itself on onnxruntime.
-        reference: The original; None: the graph itself.
+        reference: The original; None: the file, or the graph itself where there is none.
+        file: The file that the graph was read from; None: it was made in memory.
     """
 
     proto: onnx.ModelProto
     against: str = ""
     reference: Callable[[Rows], Rows] | None = None
+    file: Path | None = None
 
 
 class Pipeline:

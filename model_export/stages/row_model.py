@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from model_export.converted import ConvertedModel
@@ -16,6 +17,7 @@ from model_export.graph_session import GraphSession
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.runtime.signature import ORT_TYPES
 from model_export.stages.pipeline import RowModel, Rows
+from model_export.verify.onnx_original import OnnxFile
 
 
 def convert_rows(model: RowModel) -> ConvertedModel:
@@ -27,13 +29,14 @@ def convert_rows(model: RowModel) -> ConvertedModel:
     loaded = GraphSession(model.proto)
     inputs = [InputSpec.model_validate(_spec(value)) for value in loaded.session.get_inputs()]
     outputs = [OutputSpec.model_validate(_spec(value)) for value in loaded.session.get_outputs()]
+    file = loaded if model.file is None else OnnxFile(onnx.load(str(model.file)), model.file)
     is_single = any(isinstance(value.shape[0], int) for value in loaded.session.get_inputs())
     manifest = Manifest(inputs=inputs, outputs=outputs, batch=BatchSpec(mode="single" if is_single else "stack"))
 
     def run_graph(rows: Rows) -> Rows:
         count = len(next(iter(rows.values())))
         size = 1 if is_single else count
-        parts = [loaded.run({name: array[i : i + size] for name, array in rows.items()}) for i in range(0, count, size)]
+        parts = [file.run({name: array[i : i + size] for name, array in rows.items()}) for i in range(0, count, size)]
         return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in outputs}
 
     def original(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -58,7 +61,7 @@ def read_row_model(path: Path, *, ranks: Collection[int], ahead: bool) -> RowMod
     joined = loaded.get_outputs() if ahead else loaded.get_inputs()
     if not any(len(value.shape) - 1 in ranks for value in joined):
         return None
-    return RowModel(proto)
+    return RowModel(proto, file=path)
 
 
 def _spec(value: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from model_export.manifest import Array
+from model_export.streaming.axes.dependence import TIME
 from model_export.streaming.axes.measured_shapes import MeasuredShapes
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ def is_by_position(facts: MeasuredShapes, name: str) -> bool:
     dims = facts.dims(name)
     timed = [axis for axis, dim in enumerate(dims) if dim.has_time]
     if len(timed) != 1 or dims[timed[0]].elements_per_step != 1 or dims[timed[0]].both or dims[timed[0]].extra:
+        return False
+    if TIME in facts.depends(name).value:  # as places divided by their number: another table for each length
         return False
     if facts.at_length is None or not isinstance(facts.value(name), np.ndarray):
         return False

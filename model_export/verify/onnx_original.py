@@ -147,7 +147,7 @@ class OnnxOriginal:
         self._only_steps = only_steps if steps == {only_steps} else None
         # a Squeeze without axes drops the axis of one row
         self._fewest = 2 if any(map(_squeezes_any, self.proto.graph.node)) and not self._rows else 1
-        self._as_declared = _File(
+        self._as_declared = OnnxFile(
             self.proto, Path(source) if isinstance(source, str | Path) and not constants else None
         )
 
@@ -217,14 +217,14 @@ class OnnxOriginal:
         return all(size in {0, given} for pair in pairs for size, given in pair)
 
     @cached_property
-    def _at_any_size(self) -> _File:
+    def _at_any_size(self) -> OnnxFile:
         """The file without its declared shapes; types and ranks of its inputs stay, as the file's format needs."""
         opened = copy.deepcopy(self.proto)
         _forget_sizes(opened.graph)
-        return _File(opened)
+        return OnnxFile(opened)
 
 
-class _File:
+class OnnxFile:
     """A file in onnxruntime, or in the evaluator of the onnx package where onnxruntime cannot load it, or run it first.
 
     Attributes:

@@ -112,14 +112,14 @@ class Beginnings:
         axes = list(range(rank))
         if len(node.input) > 3 and node.input[3]:
             axes = [int(at) % rank for at in self._facts.value(node.input[3])]
-        return self.of(node.input[0]) + (pads[axes.index(axis)] if axis in axes else 0)
+        return self.of(node.input[0]) + (int(pads[axes.index(axis)]) if axis in axes else 0)
 
     def _joined(self, node: onnx.NodeProto, axis: int) -> int | None:
         if int(attributes(node)["axis"]) % len(self._facts.dims(node.output[0])) != axis:
             return None
         total = 0
         for name in node.input:
-            size = np.shape(self._facts.value(name))[axis]
+            size = int(np.shape(self._facts.value(name))[axis])
             if self.of(name) != _ALL or self._facts.dims(name)[axis].has_time:
                 return total + min(self.of(name), size)
             total += size
@@ -145,16 +145,18 @@ class Beginnings:
     def _slid(self, node: onnx.NodeProto, axis: int) -> int | None:
         """Return that of a convolution or a pool: an element takes those under its kernel."""
         attrs, rank = attributes(node), len(self._facts.dims(node.input[0]))
-        if axis < 2 or any(self.of(name) != _ALL for name in node.input[1:] if name):
-            return None if axis < 2 and axis == 0 else 0
+        if any(self.of(name) != _ALL for name in node.input[1:] if name) or axis == 1:
+            return 0
+        if axis == 0:
+            return self.of(node.input[0]) if self._facts.time_axis(node.input[0]) == 0 else 0
         if attrs.get("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
             return 0
         kernel = attrs.get("kernel_shape") or list(np.shape(self._facts.value(node.input[1])))[2:]
         at, ones = axis - 2, [1] * (rank - 2)
         reach = (kernel[at] - 1) * (attrs.get("dilations") or ones)[at]
         front = (attrs.get("pads") or [0] * 2 * (rank - 2))[at]
-        stride = (attrs.get("strides") or ones)[at]
-        return -((reach - front - self.of(node.input[0])) // stride)
+        stride = int((attrs.get("strides") or ones)[at])
+        return -int((reach - front - self.of(node.input[0])) // stride)
 
     def _summed_up(self, node: onnx.NodeProto, axis: int) -> int | None:
         attrs, places = attributes(node), self._facts.value(node.input[1])

@@ -300,16 +300,15 @@ class _Pass:
         """Return what the outputs of an If, Loop or Scan depend on: what it carries is followed until it stays."""
         given = [self._given(name) for name in node.input]
         if node.op_type == "If":
-            ends = [self._ends(body, []) for body in subgraphs(node)]
-            decides = given[0].value
-            made = [_union(pair) for pair in zip(*ends, strict=True)]
-            return [_decided(one, decides) for one in made]
+            branches = zip(*(self._ends(body, []) for body in subgraphs(node)), strict=True)
+            return [_decided(_union(pair), given[0].value) for pair in branches]
         body = next(subgraphs(node))
+        given = given[max(len(given) - len(body.input), 0) :]  # the Scan of opset 8 takes lengths first
         is_loop = node.op_type == "Loop"
         turns = _union(given[:2]) if is_loop else NOTHING
         lead = [Dependence(turns.value), given[1]] if is_loop else []
         first = 2 if is_loop else 0
-        count = len(node.input) - first if is_loop else len(node.input) - attributes(node)["num_scan_inputs"]
+        count = len(given) - (first if is_loop else int(attributes(node)["num_scan_inputs"]))
         carried, scanned = given[first : first + count], given[first + count :]
         while True:
             ends = self._ends(body, [*lead, *carried, *scanned])

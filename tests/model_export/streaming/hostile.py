@@ -235,7 +235,8 @@ CONSTANT: dict[str, Case] = {
     ),
     "a_start_by_the_row": lambda: _from(
         "r = Squeeze (rows) z = Sub (r, r) u = Div (r, r) places = Range (z, r, u) late = Greater (places, most) "
-        "f = Cast <to = 1> (late) g = Reshape (f, shape) h = Expand (g, five)", most=np.int64(100), shape=ints(1, -1, 1),
+        "f = Cast <to = 1> (late) g = Reshape (f, shape) h = Expand (g, five)", most=np.int64(100),
+        shape=ints(1, -1, 1),
     ),
 }  # fmt: skip
 """What is constant in the compared sequences alone."""
@@ -292,8 +293,8 @@ OUTPUTS: dict[str, Case] = {
 HOSTILE = {
     f"{group}-{name}": build
     for group, cases in {
-        "by_length": BY_LENGTH, "lengths": LENGTHS, "sizes": SIZES, "loops": LOOPS, "constant": CONSTANT, "ahead": AHEAD,
-        "outputs": OUTPUTS,
+        "by_length": BY_LENGTH, "lengths": LENGTHS, "sizes": SIZES, "loops": LOOPS, "constant": CONSTANT,
+        "ahead": AHEAD, "outputs": OUTPUTS,
     }.items()
     for name, build in cases.items()
 }  # fmt: skip
