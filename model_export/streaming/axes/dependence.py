@@ -118,7 +118,11 @@ Dims = Callable[[str], Sequence["Dim"]]
 
 
 def dependences(
-    graph: onnx.GraphProto, inputs: SequenceInputs, dims: Dims, measured: Callable[[str], Any]
+    graph: onnx.GraphProto,
+    inputs: SequenceInputs,
+    dims: Dims,
+    measured: Callable[[str], Any],
+    settled: Mapping[str, Dependence],
 ) -> dict[str, Dependence]:
     """Return what each tensor of a graph depends on.
 
@@ -127,8 +131,9 @@ def dependences(
         inputs: Where the inputs have their axes.
         dims: What the axes of its tensors carry, in runs.
         measured: The value of a tensor in a run, which is that of every run where it depends on nothing.
+        settled: What is proven of tensors in another way.
     """
-    found = {name: _of_constant(tensor) for name, tensor in constants(graph).items()}
+    found = {name: _of_constant(tensor) for name, tensor in constants(graph).items()} | dict(settled)
     for one in inputs.inputs:
         axes = ((TIME, one.time), (BATCH, one.batch))
         sizes = frozenset(mark for mark, axis in axes if axis is not None)
@@ -417,6 +422,8 @@ def mixed_axes(
     if kind in {"ArgMax", "ArgMin", "TopK", "CumSum", "CumProd"}:
         axis = value(node.input[1]) if kind in {"CumSum", "CumProd"} else attrs.get("axis", -1 if kind == "TopK" else 0)
         return None if axis is None else {int(np.reshape(axis, -1)[0]) % rank}
+    if kind in {"Resize", "Upsample"}:
+        return _resized(node, attrs, rank, value)
     if kind.startswith("Reduce"):
         given = attrs.get("axes")
         if len(node.input) > 1 and node.input[1]:
@@ -430,6 +437,21 @@ def mixed_axes(
 
 
 _MOVING = frozenset({"Concat", "Expand", "Gather", "OneHot", "Pad", "Shape", "Size", "Slice", "Split", "Tile"})
+
+
+def _resized(node: onnx.NodeProto, attrs: Mapping[str, Any], rank: int, value: Callable[[str], Any]) -> set[int] | None:
+    """Return the axes that a Resize or Upsample makes longer or shorter."""
+    axes = [int(axis) % rank for axis in attrs.get("axes", range(rank))]
+    scales = attrs.get("scales")
+    if scales is None:
+        given = value(node.input[1 if node.op_type == "Upsample" else 2]) if len(node.input) > 1 else None
+        scales = None if given is None else given.tolist()
+    if scales:
+        return {axis for axis, scale in zip(axes, scales, strict=True) if scale != 1}
+    sizes, before = (value(node.input[at]) if len(node.input) > 3 else None for at in (3, 0))
+    if sizes is None or before is None:
+        return None
+    return {axis for axis, size in zip(axes, sizes.tolist(), strict=True) if size != before.shape[axis]}
 
 
 def _summed(equation: str, place: int, rank: int) -> set[int]:

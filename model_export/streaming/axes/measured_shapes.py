@@ -94,12 +94,21 @@ class MeasuredShapes:
         self._dims: dict[str, tuple[Dim, ...]] = {}
         self._rows_vary = (1, 0) in runs
         self._depends: dict[str, Dependence] = {}
+        self._settled: dict[str, Dependence] = {}
+        self._followed: tuple[onnx.ModelProto, SequenceInputs] | None = None
         self._beginnings: Beginnings | None = None
 
     def follow(self, model: onnx.ModelProto, inputs: SequenceInputs) -> None:
         """Find what follows from the operators of the graph that was run."""
-        self._depends = dependences(model.graph, inputs, self.dims, self.value)
+        self._followed = model, inputs
+        self._depends = dependences(model.graph, inputs, self.dims, self.value, self._settled)
         self._beginnings = Beginnings(model.graph, read_opset(model), self, self._depends)
+
+    def settle(self, name: str) -> None:
+        """Take a tensor for the same for all inputs and lengths: it stands in front of the sequence."""
+        self._settled[name] = Dependence(shape=self.depends(name).shape & {BATCH})
+        if self._followed is not None:
+            self.follow(*self._followed)
 
     def depends(self, name: str) -> Dependence:
         """Return what a tensor depends on, by its operators."""

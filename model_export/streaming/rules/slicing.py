@@ -104,6 +104,7 @@ def slice_(walk: StreamingWalk, node: onnx.NodeProto) -> None:
         stands_before = len(length) == 1 and start + max(length) <= offset and not rest
         if stands_before and walk.facts.before_start(name, start, max(length)) is not None:
             walk.tensors[node.output[0]] = StepTensor("constant")  # the same in front of every sequence
+            walk.facts.settle(node.output[0])
             return
         front = walk.operand(name, 0) if not start and not offset and not rest else ""
         walk.tensors[node.output[0]] = StepTensor("unsupported", front, error=_early(walk, node))
