@@ -68,8 +68,8 @@ _EVEN = RESHAPING | {
 _FEW = 64
 """Elements of a list that are followed one by one."""
 
-_NO_END = 2**31 - 1
-"""From here on, the end of a Slice means the end of the sequence."""
+_NO_END = 10**9
+"""From here on, the end of a Slice means the end of the sequence: exporters write the largest integer."""
 
 _SIZES_ALONE = {
     "ConstantOfShape": (0,), "Expand": (1,), "OneHot": (1,), "Range": (1,), "Reshape": (1,), "Slice": (2,),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import onnx
 
-from model_export.graph.nodes import attributes, uses
-from model_export.streaming.axes.dependence import mixed_axes
+from model_export.graph.nodes import all_graphs, attributes, subgraphs, uses
+from model_export.streaming.axes.dependence import ELEMENTWISE, mixed_axes
 from model_export.streaming.causality import why
 from model_export.streaming.constants import shape_at_one_step, shape_to_reshape
 from model_export.streaming.rules.lengths import lengths_so_far
 from model_export.streaming.walk import StreamingWalk
 
+_IN_BODIES = ELEMENTWISE | {"Constant", "ConstantOfShape", "Expand", "If", "Loop", "Shape", "Size"}
+"""Operators of bodies that take each element by itself, or make others of sizes."""
 _REFOLDING = {"Reshape", "Flatten"}
 _WHOLE_FIX = (
     "Every timestep of a stream would change it for all timesteps before. Train the model with what is known at each "
@@ -23,6 +25,7 @@ def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     offset = joint_offset(walk, node)
     _check_tables(walk, node)
     _check_branches(walk, node)
+    _check_bodies(walk, node)
     _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **lengths_so_far(walk, node)))
 
 
@@ -172,6 +175,21 @@ def _check_branches(walk: StreamingWalk, node: onnx.NodeProto) -> None:
             "A stream has no length: compute the same for any number of timesteps, or declare the number: "
             "`--length N`, `StepSpec(length=N)`.",
         )
+
+
+def _check_bodies(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a body that is emitted as it is, for one timestep, and may mix timesteps.
+
+    The axes of its tensors are not known: its operators take each element by itself, or multiply by a weight.
+    """
+    if not walk.timed(node):
+        return
+    fixed = {name for name, tensor in walk.tensors.items() if tensor.kind == "constant"}
+    for body in subgraphs(node):
+        for inner in (inner for part in all_graphs(body) for inner in part.node):
+            is_product = inner.op_type in {"MatMul", "Gemm"} and all(name in fixed for name in inner.input[1:])
+            if inner.op_type not in _IN_BODIES and not is_product:
+                raise walk.refuse(node, f"may mix timesteps by its {inner.op_type}")
 
 
 def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:

@@ -275,6 +275,26 @@ AHEAD: dict[str, Case] = {
 }  # fmt: skip
 """What looks ahead only where a value is large."""
 
+
+def _chosen(branch: str) -> onnx.ModelProto:
+    """Return running sums, or what a `branch` makes of the sequence where an input is above a limit."""
+    return graph(
+        f"""({X}, float[1] u) => (float[batch, time, 4] y) {{
+            {SUM} above = Greater (u, limit) c = Squeeze (above)
+            y = If (c) <
+                then_branch = t () => (float[b, t, f] p) {{ {branch} }},
+                else_branch = e () => (float[b, t, f] m) {{ m = Identity (s) }}>
+        }}""",
+        one=np.int64(1), limit=np.float32(100), axis=ints(1),
+    )  # fmt: skip
+
+
+AHEAD |= {
+    "a_branch_that_adds_up": lambda: _chosen("p = CumSum (s, one)"),
+    "a_branch_that_sums_all": lambda: _chosen("r = ReduceSum (x, axis) p = Add (s, r)"),
+    "a_branch_over_all": lambda: _chosen("p = Softmax <axis = 1> (s)"),
+}
+
 OUTPUTS: dict[str, Case] = {
     "the_number_of_timesteps": lambda: graph(
         f"({X}) => (float[batch, time, 4] y, int64 n) {{ {T} y = CumSum (x, one) n = Identity (steps) }}",
