@@ -29,7 +29,8 @@ def convert_rows(model: RowModel) -> ConvertedModel:
     loaded = GraphSession(model.proto)
     inputs = [InputSpec.model_validate(_spec(value)) for value in loaded.session.get_inputs()]
     outputs = [OutputSpec.model_validate(_spec(value)) for value in loaded.session.get_outputs()]
-    file = loaded if model.file is None else OnnxFile(onnx.load(str(model.file)), model.file)
+    path = model.file
+    file = loaded if path is None else OnnxFile(lambda: onnx.load(str(path)), path)
     is_single = any(isinstance(value.shape[0], int) for value in loaded.session.get_inputs())
     manifest = Manifest(inputs=inputs, outputs=outputs, batch=BatchSpec(mode="single" if is_single else "stack"))
 

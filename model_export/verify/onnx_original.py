@@ -8,7 +8,7 @@ run by the evaluator of the onnx package: recurrent operators with `layout` 1 ar
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +138,11 @@ class OnnxOriginal:
         """
         self._source, self._constants = source, dict(constants or {})
         self._inputs, self._outputs = inputs, outputs
-        declared = {value.name: value.type.tensor_type.shape.dim for value in self.proto.graph.input}
+        is_file = isinstance(source, str | Path)
+        header = (  # weights beside the file stay there
+            onnx.load(str(source), load_external_data=False) if isinstance(source, str | Path) else source
+        )
+        declared = {value.name: value.type.tensor_type.shape.dim for value in header.graph.input}
         self._sizes = {name: [int(dim.dim_value) for dim in dims] for name, dims in declared.items()}  # 0: open
         sent = [one for one in inputs if one.role == "external"]
         rows = [0 if one.batch is None else self._sizes[one.name][one.batch] for one in sent]
@@ -146,10 +150,8 @@ class OnnxOriginal:
         steps = {self._sizes[one.name][one.time] for one in sent if one.time is not None}
         self._only_steps = only_steps if steps == {only_steps} else None
         # a Squeeze without axes drops the axis of one row
-        self._fewest = 2 if any(map(_squeezes_any, self.proto.graph.node)) and not self._rows else 1
-        self._as_declared = OnnxFile(
-            self.proto, Path(source) if isinstance(source, str | Path) and not constants else None
-        )
+        self._fewest = 2 if any(map(_squeezes_any, header.graph.node)) and not self._rows else 1
+        self._as_declared = OnnxFile(lambda: self.proto, Path(str(source)) if is_file and not constants else None)
 
     @property
     def against(self) -> str:
@@ -221,7 +223,7 @@ class OnnxOriginal:
         """The file without its declared shapes; types and ranks of its inputs stay, as the file's format needs."""
         opened = copy.deepcopy(self.proto)
         _forget_sizes(opened.graph)
-        return OnnxFile(opened)
+        return OnnxFile(lambda: opened)
 
 
 class OnnxFile:
@@ -231,30 +233,31 @@ class OnnxFile:
         against: What runs it, and its version.
     """
 
-    def __init__(self, proto: onnx.ModelProto, path: Path | None = None) -> None:
+    def __init__(self, proto: Callable[[], onnx.ModelProto], path: Path | None = None) -> None:
         """Load it.
 
         Args:
-            proto: What the file has.
+            proto: Returns what the file has; not called where onnxruntime runs the file itself.
             path: The file itself; None: it is in memory alone.
 
         Raises:
             ModelLoadError: Neither loads it.
         """
-        self._proto, self._names = proto, [value.name for value in proto.graph.output]
-        self._is_checked = False
+        self._proto, self._is_checked = proto, False
         self.against = f"onnxruntime {onnxruntime.__version__}"
         self._evaluator: ReferenceEvaluator | None = None
         try:
-            self._session = _session(path or proto.SerializeToString())
+            self._session = _session(path or proto().SerializeToString())
         except ModelLoadError as exc:
-            nameless = copy.deepcopy(proto)  # onnxruntime refuses two nodes of one name, which means nothing
+            nameless = copy.deepcopy(proto())  # onnxruntime refuses two nodes of one name, which means nothing
             for node in (node for graph in _graphs(nameless.graph) for node in graph.node):
                 node.name = ""
             try:
                 self._session = _session(nameless.SerializeToString())
             except ModelLoadError:
                 self._evaluate(exc)
+                return
+        self._names = [value.name for value in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
         """Return its outputs by name.
@@ -285,9 +288,10 @@ class OnnxFile:
         """
         reason.fix = _FIX
         try:
-            self._evaluator = ReferenceEvaluator(self._proto)
+            self._evaluator = ReferenceEvaluator(self._proto())
         except Exception as exc:  # whatever onnx raises: what onnxruntime reported is the reason
             raise reason from exc
+        self._names = list(self._evaluator.output_names)
         self.against, self._is_checked = f"onnx {onnx.__version__}", True
 
 

@@ -442,13 +442,14 @@ _MOVING = frozenset({"Concat", "Expand", "Gather", "OneHot", "Pad", "Shape", "Si
 def _resized(node: onnx.NodeProto, attrs: Mapping[str, Any], rank: int, value: Callable[[str], Any]) -> set[int] | None:
     """Return the axes that a Resize or Upsample makes longer or shorter."""
     axes = [int(axis) % rank for axis in attrs.get("axes", range(rank))]
+    given = dict(enumerate(node.input))
     scales = attrs.get("scales")
-    if scales is None:
-        given = value(node.input[1 if node.op_type == "Upsample" else 2]) if len(node.input) > 1 else None
-        scales = None if given is None else given.tolist()
+    if name := given.get(1 if node.op_type == "Upsample" else 2):
+        found = value(name)
+        scales = None if found is None else found.tolist()
     if scales:
         return {axis for axis, scale in zip(axes, scales, strict=True) if scale != 1}
-    sizes, before = (value(node.input[at]) if len(node.input) > 3 else None for at in (3, 0))
+    sizes, before = value(given[3]) if given.get(3) else None, value(node.input[0])
     if sizes is None or before is None:
         return None
     return {axis for axis, size in zip(axes, sizes.tolist(), strict=True) if size != before.shape[axis]}

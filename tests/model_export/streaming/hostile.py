@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ T = "sizes = Shape (x) steps = Gather <axis = 0> (sizes, one)"
 SUM = "s = CumSum (x, one)"
 
 
-def _twice_if(condition: str, given: str = "", x: str = X, **weights: object) -> onnx.ModelProto:
+def _twice_if(condition: str, given: str = "", x: str = X, **weights: Any) -> onnx.ModelProto:
     """Return running sums, twice as large where a condition `c` holds."""
     return graph(
         f"""({x}) => (float[batch, time, 4] y) {{
@@ -84,7 +85,7 @@ LENGTHS: dict[str, Case] = {
 """Lengths of sequences that equal some declared size, or the number of timesteps up to a limit."""
 
 
-def _moved_by(number: str, **weights: object) -> onnx.ModelProto:
+def _moved_by(number: str, **weights: Any) -> onnx.ModelProto:
     """Return running sums and a number `n` which is 0 in all compared sequences."""
     return graph(
         f"({X}) => (float[batch, time, 4] y) {{ {SUM} {number} f = Cast <to = 1> (n) y = Add (s, f) }}",
@@ -131,7 +132,7 @@ SIZES: dict[str, Case] = {
 """Sizes that depend on values."""
 
 
-def _loop(goes_on: str, *, begins: str = "", turns: str = "steps", **weights: object) -> onnx.ModelProto:
+def _loop(goes_on: str, *, begins: str = "", turns: str = "steps", **weights: Any) -> onnx.ModelProto:
     """Return a running sum by a Loop; `goes_on` makes `go` in its body, `begins` makes `first` before it."""
     return graph(
         f"""(float[time, batch, 4] x) => (float[time, batch, 4] y) {{
@@ -165,7 +166,7 @@ LOOPS: dict[str, Case] = {
 """Loops that may end before the last timestep."""
 
 
-def _front(part: str, rest: str, *, inputs: str = X, **weights: object) -> onnx.ModelProto:
+def _front(part: str, rest: str, *, inputs: str = X, **weights: Any) -> onnx.ModelProto:
     """Return a graph with a `part` of two timesteps in front of the sequence, as `p`."""
     return graph(
         f"({inputs}) => (float[batch, time, 4] y) {{ {part} p = Concat <axis = 1> (front, x) {rest} }}",
@@ -178,7 +179,7 @@ TABLE = np.concatenate([np.ones((3000, 4)), np.full((2000, 4), 2)]).astype(np.fl
 RANGE = f"{T} zeroth = Sub (one, one) places = Range (zeroth, steps, one)"
 
 
-def _by_place(nodes: str, *, inputs: str = X, **weights: object) -> onnx.ModelProto:
+def _by_place(nodes: str, *, inputs: str = X, **weights: Any) -> onnx.ModelProto:
     """Return running sums of the sequence times a factor `f`, which is 1 for the first 3000 timesteps."""
     return graph(
         f"({inputs}) => (float[batch, time, 4] y) {{ {nodes} m = Mul (x, f) y = CumSum (m, one) }}",
@@ -186,7 +187,7 @@ def _by_place(nodes: str, *, inputs: str = X, **weights: object) -> onnx.ModelPr
     )  # fmt: skip
 
 
-def _from(start: str, **weights: object) -> onnx.ModelProto:
+def _from(start: str, **weights: Any) -> onnx.ModelProto:
     """Return a GRU that starts from `h`."""
     return batch_first(
         f"sizes = Shape (x) rows = Slice (sizes, none, one) steps = Slice (sizes, one, two) {start} "
@@ -242,7 +243,7 @@ CONSTANT: dict[str, Case] = {
 """What is constant in the compared sequences alone."""
 
 
-def _with_all(nodes: str, *, opset: int = 17, **weights: object) -> onnx.ModelProto:
+def _with_all(nodes: str, *, opset: int = 17, **weights: Any) -> onnx.ModelProto:
     """Return running sums and `n`, which all timesteps make, and which is 0 in all compared sequences."""
     return graph(
         f"({X}) => (float[batch, time, 4] y) {{ {SUM} over = Sub (x, limit) r = Relu (over) {nodes} y = Add (s, n) }}",
