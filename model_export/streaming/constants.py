@@ -10,7 +10,7 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.manifest import Array
-from model_export.streaming.axes.dependence import BATCH, SIZES, TIME
+from model_export.streaming.axes.dependence import BATCH, SIZES
 from model_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
 from model_export.streaming.step_graph import StreamingGraph
 
@@ -22,21 +22,26 @@ def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: st
     """Emit a tensor that follows from weights and sizes, as it is for one timestep; return its name.
 
     Raises:
-        RefusedModelError: It depends on the number of timesteps, and is no integer.
+        RefusedModelError: It depends on the number of timesteps or rows, and is no integer that grows evenly with these.
     """
     parts, dims = facts.values(name), facts.dims(name)
     if isinstance(parts[0], list):
         return _sequence(graph, parts[0])
     depends = facts.depends(name)
-    by_length = TIME in depends.value and (parts[0].dtype.kind not in "iu" or not depends.is_even)
+    by_size = bool(depends.value & SIZES) and (parts[0].dtype.kind not in "iu" or not depends.is_even)
+    if BATCH in depends.varies and any(dim.has_batch for dim in dims):
+        raise RefusedModelError(
+            f"{user} {name!r}, which differs from row to row by their number alone.",
+            fix="A row is a stream, which has no place among others: send such values as an input.",
+        )
     for axis, dim in enumerate(dims):
         if dim.has_time or dim.has_batch:
             fixed, per_row = dim.at_one_step()
             parts = [np.take(part, range(fixed or per_row), axis=axis) for part in parts]
     is_equal = all(np.array_equal(part, parts[0], equal_nan=part.dtype.kind == "f") for part in parts[1:])
-    if is_equal and not by_length:
+    if is_equal and not by_size:
         value = graph.constant(parts[0], at=name)
-    elif parts[0].dtype.kind in "iu" and not by_length:
+    elif parts[0].dtype.kind in "iu" and not by_size:
         fixed_part, row_part, _ = facts.affine(parts)
         value = graph.constant(fixed_part.astype(parts[0].dtype), at=name)
         if row_part.any():
@@ -45,7 +50,7 @@ def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: st
             value = graph.op("Add", value, shaped)
     else:
         raise RefusedModelError(
-            f"{user} {name!r}, which depends on the number of timesteps.",
+            f"{user} {name!r}, which depends on the number of timesteps or rows.",
             fix="A stream has no end: take out what divides by the length, or averages over it.",
         )
     return _expanded(graph, value, dims)

@@ -43,16 +43,17 @@ class Beginnings:
 
     def _upstream(self, name: str) -> list[str]:
         """Return a tensor and those that it is made of and that are not counted, each behind what it is made of."""
-        order, stack = list[str](), [(name, False)]
+        order, seen, stack = list[str](), set[str](), [(name, False)]
         while stack:
             at, is_done = stack.pop()
             if is_done:
                 order.append(at)
-            elif at not in self._found and at not in order:
+            elif at not in self._found and at not in seen:
+                seen.add(at)
                 stack.append((at, True))
                 node = self._makers.get(at)
                 stack += [(used, False) for used in uses(node)] if node is not None else []
-        return list(dict.fromkeys(order))
+        return order
 
     def _count(self, name: str) -> int:
         depends = self._depends.get(name)
@@ -62,8 +63,8 @@ class Beginnings:
         if node is None or axis is None:
             return 0
         count = _COUNTS.get(node.op_type)
-        if count is not None and count(self, node, axis) is not None:
-            return max(count(self, node, axis) or 0, 0)
+        if count is not None and (found := count(self, node, axis)) is not None:
+            return max(found, 0)
         if node.op_type in RESHAPING:
             return self._reshaped(node, axis)
         return self._side_by_side(node, axis)

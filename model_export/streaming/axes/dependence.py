@@ -161,7 +161,7 @@ class _Pass:
         tables: Its constants.
         measured: The value of a tensor in a run; None for those of a body.
         longest: From this number of timesteps on, no sequence is longer.
-        flat: Tensors whose elements are equal along each axis that can be cut.
+        repeated: Tensors with an axis along which one element is repeated.
     """
 
     found: dict[str, Dependence]
@@ -169,10 +169,7 @@ class _Pass:
     tables: Mapping[str, onnx.TensorProto]
     measured: Callable[[str], Any]
     longest: int = _NO_END
-    flat: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.flat = {name for name, tensor in self.tables.items() if _is_flat(tensor)}
+    repeated: set[str] = field(default_factory=set)
 
     def follow(self, nodes: Iterable[onnx.NodeProto]) -> None:
         """Find what the outputs of nodes depend on."""
@@ -183,7 +180,7 @@ class _Pass:
             made = self._of_bodies(node) if has_bodies else [self._of_node(node)] * len(node.output)
             self.found.update({name: one for name, one in zip(node.output, made, strict=True) if name})
             if node.op_type in {"Expand", "Tile"} and self._repeats_one(node):
-                self.flat |= set(node.output)
+                self.repeated |= set(node.output)
 
     def _given(self, name: str) -> Dependence:
         return self.found.get(name, NOTHING) if name else NOTHING
@@ -212,7 +209,8 @@ class _Pass:
         if kind == "Slice" and given[0].shape & SIZES:
             even_sizes &= self._cuts_evenly(node)
         if kind in {"Gather", "Slice", "Split"}:
-            varies |= (shape - given[0].shape) & SIZES if node.input[0] not in self.flat else frozenset()
+            grown = (shape - given[0].shape) & SIZES
+            varies |= frozenset() if not grown or self._is_flat(node.input[0]) else grown
         elif kind == "Concat" and any(one.value or one.varies for one in given):
             # of parts that are the same for all sizes, a run shows whether they are equal
             varies |= shape & _grows(self.dims(node.output[0]), attributes(node)["axis"])
@@ -295,6 +293,11 @@ class _Pass:
                 numbers += self._value(name).reshape(-1).tolist()
         return all(abs(number) <= LENGTHS[0] or abs(number) >= self.longest for number in numbers)
 
+    def _is_flat(self, name: str) -> bool:
+        """Whether all parts that can be cut off a tensor are equal: the whole of a table is compared."""
+        value = self._value(name)
+        return name in self.repeated or (value is not None and value.size > 0 and bool((value == value.flat[0]).all()))
+
     def _repeats_one(self, node: onnx.NodeProto) -> bool:
         """Whether a node makes a longer axis of one element, and no other axis longer."""
         before, after = self.dims(node.input[0]), self.dims(node.output[0])
@@ -357,12 +360,6 @@ def _joined(parts: Iterable[Dependence]) -> tuple[Marks, Marks, Marks]:
     for one in parts:
         value, shape, varies = value | one.value, shape | one.shape, varies | one.varies
     return value, shape, varies
-
-
-def _is_flat(tensor: onnx.TensorProto) -> bool:
-    """Whether all elements of a table are equal."""
-    value = onnx.numpy_helper.to_array(tensor)
-    return value.size > 0 and bool((value == value.reshape(-1)[0]).all())
 
 
 def _grows(dims: Sequence[Dim], axis: int) -> Marks:

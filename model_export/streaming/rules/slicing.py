@@ -10,7 +10,7 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes
-from model_export.streaming.causality import BACKWARDS_FIX
+from model_export.streaming.causality import BACKWARDS_FIX, LIMIT_FIX
 from model_export.streaming.rules.elementwise import pointwise
 from model_export.streaming.rules.reductions import is_whole
 from model_export.streaming.step_graph import plain
@@ -137,6 +137,8 @@ def gather(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     known = walk.known(places)
     if known is None:
         raise walk.refuse(node, "picks timesteps by values that are computed on the way")
+    if not walk.facts.depends(places).is_even:
+        raise walk.refuse(node, "picks timesteps by their number up to a limit only", LIMIT_FIX)
     backs = {
         value.shape[axis] - int(place.reshape(-1)[0]) % value.shape[axis]
         for value, place in zip(walk.facts.values(name), known, strict=True)

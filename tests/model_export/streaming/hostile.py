@@ -230,6 +230,25 @@ CONSTANT: dict[str, Case] = {
         f"{T} late = Greater (steps, most) f = Where (late, three, single)", most=np.int64(3000), three=np.float32(3),
         single=np.float32(1),
     ),
+    "the_last_up_to_3000": lambda: graph(
+        f"({X}) => (float[batch, 4] y) {{ {T} k = Sub (steps, one) e = Min (k, most) c = CumSum (x, one) "
+        "y = Gather <axis = 1> (c, e) }", one=np.int64(1), most=np.int64(3000),
+    ),
+    "a_factor_of_the_hundredth_row": lambda: _by_place(
+        "sizes = Shape (x) rows = Gather <axis = 0> (sizes, none) r = Range (none, rows, one) g = Greater (r, most) "
+        "w = Where (g, three, single) f = Reshape (w, wide)", none=np.int64(0), most=np.int64(100),
+        three=np.float32(3), single=np.float32(1), wide=ints(-1, 1, 1),
+    ),
+    "a_factor_by_the_number_of_rows": lambda: _by_place(
+        "sizes = Shape (x) rows = Gather <axis = 0> (sizes, none) g = Greater (rows, most) "
+        "f = Where (g, three, single)", none=np.int64(0), most=np.int64(100), three=np.float32(3),
+        single=np.float32(1),
+    ),
+    "padded_from_timestep_3000_on": lambda: graph(
+        f"({X}) => (float[batch, time, 4] y) {{ {T} d = Sub (steps, most) e = Max (d, none) f = Reshape (e, axis) "
+        "pads = Concat <axis = 0> (zeros1, f, zeros4) p = Pad (x, pads) y = CumSum (p, one) }", axis=ints(1),
+        one=np.int64(1), most=np.int64(3000), none=np.int64(0), zeros1=ints(0), zeros4=ints(0, 0, 0, 0),
+    ),
     "a_start_by_the_length": lambda: _from(
         "shape = Concat <axis = 0> (one, rows, five) z = ConstantOfShape (shape) late = Greater (steps, most) "
         "f = Cast <to = 1> (late) h = Add (z, f)", most=ints(3000),
