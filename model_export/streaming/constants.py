@@ -22,7 +22,7 @@ def emit_known(graph: StreamingGraph, facts: MeasuredShapes, name: str, user: st
     """Emit a tensor that follows from weights and sizes, as it is for one timestep; return its name.
 
     Raises:
-        RefusedModelError: It depends on the number of timesteps or rows, and is no integer that grows evenly with these.
+        RefusedModelError: It depends on the number of timesteps or rows, and is no integer that grows evenly.
     """
     parts, dims = facts.values(name), facts.dims(name)
     if isinstance(parts[0], list):

@@ -31,11 +31,12 @@ SIZES = frozenset({TIME, BATCH})
 ELEMENTWISE = frozenset({
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
     "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "DequantizeLinear", "Div",
-    "Dropout", "DynamicQuantizeLinear", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual",
+    "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual",
     "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean",
     "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Round",
     "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan",
-    "Tanh", "ThresholdedRelu", "Where", "Xor",
+    "StringConcat", "Tanh", "ThresholdedRelu", "Where", "Xor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.LabelEncoder",
+    "com.microsoft.BiasGelu", "com.microsoft.FastGelu", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
 })  # fmt: skip
 """Operators whose elements depend on those at the same place of their inputs alone."""
 
@@ -285,13 +286,20 @@ class _Pass:
         return marks
 
     def _cuts_evenly(self, node: onnx.NodeProto) -> bool:
-        """Whether a Slice cuts sequences that are longer than those of the runs as it cuts these."""
-        attrs = attributes(node)
-        numbers = [*attrs.get("starts", ()), *attrs.get("ends", ())]
-        for name in node.input[1:3]:
-            if name in self.tables:
-                numbers += self._value(name).reshape(-1).tolist()
-        return all(abs(number) <= LENGTHS[0] or abs(number) >= self.longest for number in numbers)
+        """Whether a Slice cuts sequences that are longer than those of the shortest run as it cuts these."""
+        attrs, dims = attributes(node), self.dims(node.input[0])
+        starts, ends, axes = (
+            attrs[key] if key in attrs else self._value(name)
+            for key, name in zip(("starts", "ends", "axes"), [*node.input[1:4], "", "", ""], strict=False)
+        )
+        shortest = np.shape(self.measured(node.input[0])) if dims else ()
+        axes = range(len(dims)) if axes is None else [int(axis) for axis in axes]
+        for numbers in (starts, ends):
+            for axis, number in zip(axes, () if numbers is None else numbers, strict=False):
+                size = shortest[axis] if shortest else LENGTHS[0]
+                if _grows(dims, axis) and size < abs(int(number)) < self.longest:
+                    return False
+        return True
 
     def _is_flat(self, name: str) -> bool:
         """Whether all parts that can be cut off a tensor are equal: the whole of a table is compared."""
@@ -372,9 +380,11 @@ def _grows(dims: Sequence[Dim], axis: int) -> Marks:
 
 # ---------------------------------------------------------------- which axes an operator mixes
 
-_LAST_AXIS = {"LayerNormalization": -1, "RMSNormalization": -1, "LpNormalization": -1, "Hardmax": -1, "Softmax": -1,
-              "LogSoftmax": -1}  # fmt: skip
-_PER_FEATURE = ("BatchNormalization", "GroupNormalization", "InstanceNormalization")
+_LAST_AXIS = {
+    "LayerNormalization", "RMSNormalization", "LpNormalization", "Hardmax", "Softmax", "LogSoftmax",
+    "com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization",
+    "SimplifiedLayerNormalization",
+}  # fmt: skip
 
 
 def mixed_axes(
@@ -399,15 +409,21 @@ def mixed_axes(
     if kind in _LAST_AXIS:
         is_old = opset < 13 and kind in {"Hardmax", "Softmax", "LogSoftmax"}
         axis = int(attrs.get("axis", 1 if is_old else -1)) % rank
-        return set(range(axis, rank)) if is_old or kind in {"LayerNormalization", "RMSNormalization"} else {axis}
+        return set(range(axis, rank)) if is_old or "LayerNorm" in kind or "RMSNorm" in kind else {axis}
     if kind in {"MatMul", "MatMulInteger", "QLinearMatMul"}:
         return {rank - 1} if place == 0 or rank == 1 else {rank - 2}
     if kind in {"Gemm"}:
         return set() if place > 1 else {int(place == 0) ^ int(attrs.get("transA" if place == 0 else "transB", 0))}
     if kind == "Einsum":
         return _summed(str(attrs["equation"]), place, rank)
-    if kind == "BatchNormalization":
-        return set()
+    if kind in {"BatchNormalization", "DynamicQuantizeLinear"}:
+        return set(range(rank)) if attrs.get("training_mode") or kind != "BatchNormalization" else set()
+    if kind == "GatherElements":
+        return {int(attrs.get("axis", 0)) % rank} if place == 0 else set()
+    if kind == "RotaryEmbedding":
+        return {rank - 1} if place == 0 else set()
+    if kind == "Trilu":
+        return {rank - 2, rank - 1}
     if kind == "InstanceNormalization":
         return set(range(2, rank))
     if kind == "GroupNormalization":

@@ -54,10 +54,15 @@ def test_a_number_depends_on_what_its_operators_take(nodes: str, marks: set[str]
         ("t = Gather <axis = 0> (sizes, one) n = Mod (t, far)", False),
         ("s = Slice (x, start, end, unit) of = Shape (s) n = Gather <axis = 0> (of, one)", False),
         ("s = Slice (x, start, near, unit) of = Shape (s) n = Gather <axis = 0> (of, one)", True),
+        ("p = Pad (x, pads) s = Slice (p, start, cut, unit) of = Shape (s) n = Gather <axis = 0> (of, one)", True),
+        ("s = Slice (x, start, cut, unit) of = Shape (s) n = Gather <axis = 0> (of, one)", False),
     ],
 )
 def test_a_limit_that_no_run_reaches_is_no_even_growth(nodes: str, is_even: bool) -> None:
-    facts = facts_of(nodes, far=np.int64(5000), start=ints(0), end=ints(5000), near=ints(-1))
+    facts = facts_of(
+        nodes, far=np.int64(5000), start=ints(0), end=ints(5000), near=ints(-1), pads=ints(0, 128, 0, 0, 128, 0),
+        cut=ints(-128),
+    )  # fmt: skip
 
     assert facts.depends("n").is_even == is_even
 
@@ -113,6 +118,8 @@ def test_what_an_input_reaches_does_not_stand_before_it(nodes: str, is_before: b
         ("y = Tanh (x)", 0, set()),
         ("y = ReduceSum (x, one)", 0, {1}),
         ("y = ReverseSequence (x, one)", 0, None),
+        ("y = DynamicQuantizeLinear (x)", 0, {0, 1, 2}),
+        ("y = GatherElements <axis = 1> (x, one)", 0, {1}),
     ],
 )
 def test_an_operator_mixes_the_axes_that_it_runs_over(node: str, place: int, axes: set[int] | None) -> None:
