@@ -45,7 +45,7 @@ def convert(
             and positions end after them; the comparison has exactly so many timesteps.
         original: The model that the graph was made of; None: the file itself, run as it is. It takes and gives
             tensors by the names that the graph has.
-        against: The original and its version.
+        against: The original and its version; what runs the file by default.
         samplers: What to draw for the comparison; random data by default.
         progress: Called as parts are done.
 
@@ -100,7 +100,7 @@ def convert(
         step.proto,
         step.manifest,
         original,
-        against=against or "",
+        against=against or "the given original",
         samplers=samplers,
         probe=probe,
         only_length=only_length,

@@ -179,7 +179,8 @@ class _Pass:
                 continue
             has_bodies = any(subgraphs(node))
             made = self._of_bodies(node) if has_bodies else [self._of_node(node)] * len(node.output)
-            self.found.update({name: one for name, one in zip(node.output, made, strict=True) if name})
+            # the last outputs may be left out
+            self.found.update({name: one for name, one in zip(node.output, made, strict=False) if name})
             if node.op_type in {"Expand", "Tile"} and self._repeats_one(node):
                 self.repeated |= set(node.output)
 
@@ -404,7 +405,7 @@ def mixed_axes(
     """
     kind = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
     attrs, rank = attributes(node), ranks[node.input[place]]
-    if kind in ELEMENTWISE | RESHAPING | _MOVING:
+    if kind in ELEMENTWISE | RESHAPING | _MOVING or not rank:
         return set()
     if kind in _LAST_AXIS:
         is_old = opset < 13 and kind in {"Hardmax", "Softmax", "LogSoftmax"}
@@ -436,7 +437,7 @@ def mixed_axes(
         axis = value(node.input[1]) if kind in {"CumSum", "CumProd"} else attrs.get("axis", -1 if kind == "TopK" else 0)
         return None if axis is None else {int(np.reshape(axis, -1)[0]) % rank}
     if kind in {"Resize", "Upsample"}:
-        return _resized(node, attrs, rank, value)
+        return set() if place else _resized(node, attrs, rank, value)
     if kind.startswith("Reduce"):
         given = attrs.get("axes")
         if len(node.input) > 1 and node.input[1]:
