@@ -16,11 +16,11 @@ import typer
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.table import Table
 
-from model_export.verify.chunk_choice import ChunkChoice
 from model_export.errors import WeakProofError
 from model_export.export import Exported, export_source
 from model_export.precision import Precision, StoreDType
 from model_export.replacing import Replaced, Replacement
+from model_export.verify.chunk_choice import ChunkChoice
 from model_export.verify.error_growth import ErrorGrowth
 from model_export.verify.parity import ATOL
 from model_export.verify.report import ParityReport
