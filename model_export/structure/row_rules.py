@@ -287,12 +287,10 @@ def _gemm(call: RowCall) -> Rows:
 
 
 def _einsum(call: RowCall) -> Rows:
-    terms, _, result = call.attrs["equation"].replace(" ", "").partition("->")
-    if not result or "..." in terms:
-        raise UndecidedError("has an equation that is not read here")
+    terms, result = _equation(call)
     letters = {
         (term[fact.rows.axis], fact.rows)
-        for term, fact in zip(terms.split(","), call.given, strict=True)
+        for term, fact in zip(terms, call.given, strict=True)
         if fact is not None and fact.rows is not None
     }
     if len({letter for letter, _ in letters}) > 1:
@@ -301,6 +299,22 @@ def _einsum(call: RowCall) -> Rows:
     if letter not in result:
         raise MixedError("adds up the rows of the batch")
     return common_axis([replace(rows, axis=result.index(letter)) for _, rows in letters])
+
+
+def _equation(call: RowCall) -> tuple[list[str], str]:
+    """Return the letters of an Einsum's inputs and of its output; those of an ellipsis are digits."""
+    left, arrow, result = call.attrs["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    counts = [call.rank(place) - len(term) + 3 for place, term in enumerate(terms) if "..." in term]
+    hidden = "0123456789"[: max(counts, default=0)]
+    found = [
+        term.replace("...", hidden[len(hidden) - (call.rank(place) - len(term) + 3) :] if "..." in term else "")
+        for place, term in enumerate(terms)
+    ]
+    if not arrow:
+        every = "".join(found)
+        result = "..." + "".join(sorted(letter for letter in set(every) - set(hidden) if every.count(letter) == 1))
+    return found, result.replace("...", hidden)
 
 
 # ---------------------------------------------------------------- layout

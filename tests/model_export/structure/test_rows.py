@@ -36,6 +36,8 @@ INDEPENDENT: dict[str, Case] = {
     "elementwise": ("(float[B,4] x) => (float[B,4] y) { y = Tanh (x) }", FOUR, {}),
     "a product with weights": ("(float[B,4] x) => (float[B,3] y) { y = MatMul (x, W) }", FOUR, {"W": (4, 3)}),
     "a Gemm": ("(float[B,4] x) => (float[B,3] y) { y = Gemm <transB = 1> (x, W) }", FOUR, {"W": (3, 4)}),
+    "an Einsum of each row": (
+        '(float[B,6,4] x) => (float[B,6] y) { y = Einsum <equation = "...f,f"> (x, v) }', SEQUENCE, {"v": (4,)}),
     "a norm of features": ("(float[B,4] x) => (float[B,4] y) { y = LayerNormalization (x, g) }", FOUR, {"g": (4,)}),
     "a softmax of features": ("(float[B,4] x) => (float[B,4] y) { y = Softmax (x) }", FOUR, {}),
     "a maximum of features": ("(float[B,4] x) => (float[B] y) { y = ReduceMax <keepdims = 0> (x, one) }", FOUR,
@@ -145,6 +147,8 @@ MIXED: dict[str, Case] = {
         }""", FOUR, {}),
     "Gemm": ("(float[B,4] x) => (float[4,4] y) { y = Gemm <transA = 1> (x, x) }", FOUR, {}),
     "Einsum": ('(float[B,4] x) => (float[4] y) { y = Einsum <equation = "bf,bf->f"> (x, x) }', FOUR, {}),
+    "Einsum of all pairs": (
+        '(float[B,4] x) => (float[B,4] y) { y = Einsum <equation = "b...,c...->b..."> (x, x) }', FOUR, {}),
     "differences of all pairs": (
         """(float[B,4] x) => (float[B,B,4] y) {
             a = Unsqueeze (x, zero)
