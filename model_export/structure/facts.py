@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,11 +30,13 @@ class Rows:
         axis: The axis.
         before: How many times all rows follow each other on it, as of a tensor `(time, rows)` that was folded.
         behind: How many elements of one row follow each other, as of a tensor `(rows, time)` that was folded.
+        is_filled: Whether all along the axis is equal, so that rows may as well be on it in another order.
     """
 
     axis: int
     before: int = 1
     behind: int = 1
+    is_filled: bool = False
 
     def size(self, rows: int) -> int:
         """Return the axis' length."""
@@ -133,7 +135,18 @@ def folded(shapes: tuple[Shape, Shape], rows: Rows, to: tuple[Shape, Shape]) -> 
         MixedError: Elements of several rows come to one place.
         UndecidedError: There are no elements.
     """
-    shape = shapes[0]
+    ways = [(rows.before, rows.behind)]
+    if rows.is_filled:  # any order of the rows on the axis is as good as another
+        count = rows.before * rows.behind
+        ways = [(before, count // before) for before in range(1, count + 1) if count % before == 0]
+    for before, behind in ways:
+        found = _refolded(shapes[0], replace(rows, before=before, behind=behind), to)
+        if found is not None:
+            return found
+    raise MixedError("puts elements of different rows where those of one row were")
+
+
+def _refolded(shape: Shape, rows: Rows, to: tuple[Shape, Shape]) -> Rows | None:
     before = math.prod(shape[: rows.axis]) * rows.before
     behind = math.prod(shape[rows.axis + 1 :]) * rows.behind
     if not before or not behind:
@@ -143,9 +156,11 @@ def folded(shapes: tuple[Shape, Shape], rows: Rows, to: tuple[Shape, Shape]) -> 
         if not front or not rest or before % front or behind % rest:
             continue
         found = Rows(axis, before // front, behind // rest)
+        if (found.before, found.behind) == (rows.before, rows.behind):
+            found = replace(found, is_filled=rows.is_filled)
         if all(found.size(trial) == sizes[axis] for trial, sizes in zip(TRIALS, to, strict=True)):
             return found
-    raise MixedError("puts elements of different rows where those of one row were")
+    return None
 
 
 def common_axis(places: Sequence[Rows]) -> Rows:
@@ -154,6 +169,9 @@ def common_axis(places: Sequence[Rows]) -> Rows:
     Raises:
         MixedError: They are not at one place.
     """
-    if any(place != places[0] for place in places):
-        raise MixedError("combines every row with every other")
-    return places[0]
+    first = next((place for place in places if not place.is_filled), places[0])
+    for place in places:
+        is_alike = place.is_filled and (place.axis, place.size(1)) == (first.axis, first.size(1))
+        if place != first and not is_alike:
+            raise MixedError("combines every row with every other")
+    return first

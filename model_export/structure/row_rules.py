@@ -344,6 +344,8 @@ def _concat(call: RowCall) -> Rows:
     places = [fact.rows for fact in call.given if fact is not None and fact.rows is not None]
     if all(place.axis != axis for place in places):
         return common_axis(places)
+    if any(place.is_filled for place in places):
+        raise UndecidedError("joins something to the axis that has the rows")
     if len(places) < len(call.given) or len({(place.axis, place.behind) for place in places}) > 1:
         raise MixedError("joins something to the rows of the batch")
     return replace(places[0], before=sum(place.before for place in places))
@@ -445,10 +447,8 @@ def _scatter_nd(call: RowCall) -> Rows:
     updates = call.rows(2)
     if data is None or fact.rows is not None or data.axis < depth:
         raise UndecidedError("writes into the axis that has the rows")
-    if updates is not None and updates != replace(data, axis=data.axis - depth + fact.rank - 1):
-        raise MixedError("writes something of one row into another")
-    if updates is None:
-        raise UndecidedError("writes something without rows into rows")
+    if updates != replace(data, axis=data.axis - depth + fact.rank - 1):
+        raise UndecidedError("writes something whose rows are elsewhere")
     return data
 
 
@@ -726,10 +726,13 @@ def filled(kind: str, shapes: tuple[Shape, Shape], before: tuple[Shape, Shape] |
         return None
     place = grown[0] - len(shapes[0]) + (0 if before is None else len(before[0]))
     is_one = before is None or place < 0 or before[0][place] == 1
-    sizes = tuple(shape[grown[0]] for shape in shapes)
-    if kind not in {"Expand", "ConstantOfShape", "Tile"} or len(grown) > 1 or sizes != TRIALS or not is_one:
+    times = {shape[grown[0]] / trial for shape, trial in zip(shapes, TRIALS, strict=True)}
+    if kind not in {"Expand", "ConstantOfShape", "Tile"} or len(grown) > 1 or len(times) > 1 or not is_one:
         raise UndecidedError("makes something that follows from the number of rows")
-    return Rows(grown[0])
+    count = times.pop()
+    if count != int(count):
+        raise UndecidedError("makes something that follows from the number of rows")
+    return Rows(grown[0], int(count), is_filled=count > 1)
 
 
 SIZES: Final[Mapping[str, frozenset[int]]] = {

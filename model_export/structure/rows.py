@@ -191,16 +191,12 @@ class _Walk:
 
     def node(self, node: onnx.NodeProto, facts: Mapping[str, TensorFact]) -> list[TensorFact]:
         """Return the facts of what a node gives."""
-        count = len(node.output)
         try:
             if node.op_type in _SPECIAL:
                 return _SPECIAL[node.op_type](self, node, facts)
             return self._operator(node, [facts.get(name) if name else None for name in node.input])
-        except MixedError as exc:
-            fault = RowFault("mixed", described(node), str(exc))
-        except UndecidedError as exc:
-            fault = RowFault("undecided", described(node), str(exc))
-        return [TensorFact(fault=fault)] * count
+        except (MixedError, UndecidedError) as exc:
+            return [TensorFact(fault=_fault(node, exc))] * len(node.output)
 
     def _operator(self, node: onnx.NodeProto, given: Sequence[TensorFact | None]) -> list[TensorFact]:
         attrs = _attributes(node)
@@ -220,9 +216,13 @@ class _Walk:
                 for (kind, shapes), other in zip(made, known, strict=True)
             ]  # fmt: skip
             call = replace(call, made=[shapes for _, shapes in made])
-        if any(fact is not None and fact.rows is not None for fact in given):
-            return self._with_rows(call, made)
-        return self._without_rows(node, call, made)
+        try:
+            if any(fact is not None and fact.rows is not None for fact in given):
+                return self._with_rows(call, made)
+            return self._without_rows(node, call, made)
+        except (MixedError, UndecidedError) as exc:  # its shape may be asked for all the same
+            fault = _fault(node, exc)
+            return [TensorFact(kind, shapes, fault=fault) for kind, shapes in made]
 
     def _with_rows(self, call: RowCall, made: Sequence[tuple[int, Any]]) -> list[TensorFact]:
         sizes = SIZES.get(call.kind, frozenset())
@@ -296,7 +296,7 @@ class _Walk:
                     if fact.values is not None:
                         value = fact.values[trial]
                         kind = onnx.helper.tensor_dtype_to_np_dtype(fact.kind) if fact.kind else value.dtype
-                        data[name] = numpy_helper.from_array(np.ascontiguousarray(value.astype(kind)), name)
+                        data[name] = numpy_helper.from_array(np.array(value, kind, order="C"), name)
             try:
                 made = onnx.shape_inference.infer_node_outputs(
                     self._schema(node), node, types, data, None, list(self.model.opset_import), self.model.ir_version
@@ -461,7 +461,11 @@ class _Walk:
 
         found = self._settled(carried, turn)
         made = list(attrs.get("scan_output_axes") or [0] * (len(node.output) - kept))
-        return [*found[:kept], *(_stacked(fact, int(axis)) for fact, axis in zip(found[kept:], made, strict=True))]
+        steps = _length(facts.get(node.input[kept], TensorFact()), int(axes[0]))
+        return [
+            *found[:kept],
+            *(_stacked(fact, int(axis), steps) for fact, axis in zip(found[kept:], made, strict=True)),
+        ]
 
     def _settled(self, carried: list[TensorFact], turn: Any, skipped: int = 0) -> list[TensorFact]:
         """Return what a body gives once the facts of what it carries stay as they are."""
@@ -525,6 +529,10 @@ def _sizes(kind: str, attrs: Mapping[str, Any], shapes: tuple[Shape, Shape]) -> 
         onnx.TensorProto.INT64, (pair[0].shape, pair[1].shape), values=(pair[0], pair[1]), counts=counts,
         is_count=bool(counts.any()),
     )  # fmt: skip
+
+
+def _fault(node: onnx.NodeProto, exc: MixedError | UndecidedError) -> RowFault:
+    return RowFault("mixed" if isinstance(exc, MixedError) else "undecided", described(node), str(exc))
 
 
 def _faulted(given: Sequence[TensorFact | None]) -> list[TensorFact]:
@@ -600,10 +608,18 @@ def _cut(fact: TensorFact, axis: int) -> TensorFact:
     return TensorFact(fact.kind, (shapes[0], shapes[1]), rows, is_count=fact.is_count)
 
 
-def _stacked(fact: TensorFact, axis: int) -> TensorFact:
-    """Return the fact of slices that are joined along a new axis, of unknown length."""
-    if fact.fault is not None or fact.rows is None:
+def _length(fact: TensorFact, axis: int) -> int | None:
+    return None if fact.shapes is None else fact.shapes[0][axis]
+
+
+def _stacked(fact: TensorFact, axis: int, steps: int | None = None) -> TensorFact:
+    """Return the fact of so many slices that are joined along a new axis; None: their number is not known."""
+    if fact.fault is not None or fact.shapes is None:
         return replace(fact, shapes=None, values=None, counts=None)
-    if axis < 0:
-        axis += fact.rank + 1
-    return TensorFact(fact.kind, None, replace(fact.rows, axis=fact.rows.axis + (axis <= fact.rows.axis)))
+    axis %= fact.rank + 1
+    rows = fact.rows and replace(fact.rows, axis=fact.rows.axis + (axis <= fact.rows.axis))
+    found = None
+    if steps is not None:
+        one, other = ((*shape[:axis], steps, *shape[axis:]) for shape in fact.shapes)
+        found = one, other
+    return TensorFact(fact.kind, found, rows, is_count=fact.is_count)
