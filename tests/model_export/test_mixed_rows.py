@@ -15,13 +15,16 @@ import pytest
 
 from model_export import StepSpec
 from model_export.adopt.adopt_file import adopt_file
+from model_export.adopt.rewrite import Change
 from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
 from model_export.export import export_source
 from model_export.step_model import StepModel
 from model_export.streaming import convert
 from tests import graphs
+from tests.model_export.rows_apart import assert_rows_apart
 from tests.model_export.streaming.zoo_parts import GRU, batch_first, ints
+from tests.published import NAMES, published
 
 MIXES = "The rows of a batch depend on each other: "
 
@@ -147,7 +150,23 @@ def test_an_adopted_graph_whose_rows_never_meet_runs_them_together(tmp_path: Pat
     path.write_bytes(step_loud("y = Div (h, eight)", "B"))
     adopt_file(path)
 
-    assert StepModel(path).batched
+    model = StepModel(path)
+    assert model.batched
+    assert_rows_apart(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_a_published_model_never_meet(name: str, tmp_path: Path) -> None:
+    """Two of them were made for one row, and are rewritten to run several."""
+    one = published(name)
+    changes: list[Change] = ["batchify"] if name.startswith("dtln") else ["fold-context"]
+    (tmp_path / "found.onnx").write_bytes(one.file.read_bytes())
+    hints = {"constants": one.hints.constants, "windows": one.hints.windows, "shapes": one.hints.shapes}
+    adopt_file(tmp_path / "found.onnx", changes=changes, target=tmp_path / "new.onnx", **hints)  # type: ignore[arg-type]
+
+    model = StepModel(tmp_path / "new.onnx")
+    assert model.batched
+    assert_rows_apart(model)
 
 
 # ---------------------------------------------------------------- PyTorch
