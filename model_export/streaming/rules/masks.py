@@ -90,8 +90,12 @@ class _Reader:
             self._found[name] = self._read(name)
         return self._found[name]
 
+    def value(self, name: str) -> Array:
+        """Return a tensor's value in the run."""
+        return np.asarray(self._walk.facts.values(name)[self._run])
+
     def _read(self, name: str) -> Bounds:
-        value = np.asarray(self._walk.facts.values(name)[self._run])
+        value = self.value(name)
         if self._is_sized(name):
             known = value.astype(np.float64)
             return Bounds(known, known)
@@ -99,7 +103,9 @@ class _Reader:
         rule = None if node is None else _RULES.get(node.op_type)
         with np.errstate(all="ignore"):
             found = None if rule is None or node is None else rule(self, node)
-        return _unknown(value) if found is None else _without_nan(found)
+        if found is None or (value.dtype == np.bool_ and found.scored):
+            return _unknown(value)
+        return _without_nan(found)
 
     def _is_sized(self, name: str) -> bool:
         """Whether a tensor follows from weights and sizes alone; the walk may not have come to it yet."""
@@ -113,7 +119,7 @@ class _Reader:
     def moved(self, node: onnx.NodeProto) -> Bounds | None:
         """Return the bounds of a tensor in another shape."""
         given = self.bounds(node.input[0])
-        before, after = (np.shape(self._walk.facts.values(name)[self._run]) for name in (node.input[0], node.output[0]))
+        before, after = (self.value(name).shape for name in (node.input[0], node.output[0]))
         if node.op_type in _IN_ORDER:
             parts = [np.broadcast_to(bound, before).reshape(after) for bound in (given.low, given.high)]
         elif node.op_type == "Expand":
@@ -141,8 +147,12 @@ def _without_nan(found: Bounds) -> Bounds:
     return Bounds(low, np.where(np.isnan(found.high), np.inf, found.high), found.scored)
 
 
-def _copied(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
-    return reader.bounds(node.input[0])
+def _cast(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
+    given = reader.bounds(node.input[0])
+    if reader.value(node.output[0]).dtype == np.bool_:  # of a number: whether it is not zero
+        is_one, is_zero = (given.low > 0) | (given.high < 0), (given.low == 0) & (given.high == 0)
+        return Bounds(np.where(is_one, 1.0, 0.0), np.where(is_zero, 0.0, 1.0), given.scored)
+    return given
 
 
 def _added(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
@@ -172,16 +182,14 @@ def _multiplied(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
 
 def _divided(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
     one, other = reader.pair(node)
-    if other.scored or not (other.low > 0).all():
+    if other.scored or not ((other.low > 0) | (other.high < 0)).all():
         return _open()
     return _product(one, Bounds(1 / other.high, 1 / other.low))
 
 
 def _product(one: Bounds, other: Bounds) -> Bounds:
-    if one.scored and other.scored:
-        return _open()
     for scored, factor in ((one, other), (other, one)):
-        if scored.scored and not ((factor.low >= 0).all() and (factor.high <= _MODERATE).all()):
+        if scored.scored and not ((factor.low >= -_MODERATE).all() and (factor.high <= _MODERATE).all()):
             return _open()
     ends = [a * b for a in (one.low, one.high) for b in (other.low, other.high)]
     return Bounds(np.minimum.reduce(np.broadcast_arrays(*ends)), np.maximum.reduce(np.broadcast_arrays(*ends)),
@@ -228,7 +236,7 @@ def _moved(reader: _Reader, node: onnx.NodeProto) -> Bounds | None:
 
 _RULES: dict[str, Callable[[_Reader, onnx.NodeProto], Bounds | None]] = {
     **dict.fromkeys((*_IN_ORDER, "Expand", "Transpose"), _moved),
-    "Cast": _copied, "CastLike": _copied, "Add": _added, "Sub": _subtracted, "Neg": _negated, "Mul": _multiplied,
+    "Cast": _cast, "CastLike": _cast, "Add": _added, "Sub": _subtracted, "Neg": _negated, "Mul": _multiplied,
     "Div": _divided, "Where": _chosen, "And": _least, "Min": _least, "Or": _most, "Max": _most, "Not": _inverted,
 }  # fmt: skip
 """By operator; what others give is as the data have it."""
