@@ -21,11 +21,11 @@ from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSp
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.answers import OutputLayout, declare_outputs, in_layout, row_spec
 from model_export.streaming.axes.axis_search import find_inputs
-from model_export.streaming.axes.batch_independence import is_for_one_row, rows_of_sequence
 from model_export.streaming.axes.inputs import SequenceInput, SequenceInputs
 from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
 from model_export.streaming.axes.opened import is_written, opened_graphs
 from model_export.streaming.axes.runs import TensorRuns
+from model_export.streaming.axes.sequence_rows import is_for_one_row, rows_of_sequence
 from model_export.streaming.axes.sizes import FEW, LENGTHS
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph

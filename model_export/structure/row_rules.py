@@ -693,10 +693,25 @@ def made_shapes(call: RowCall) -> Sequence[tuple[Shape, Shape] | None]:
         return [shapes, *[None] * (len(call.made) - 1)]
     if call.kind in {"MatMulNBits", "MatMulBnb4"}:
         return [tuple((*shape[:-1], int(call.attrs["N"])) for shape in shapes)]  # type: ignore[list-item]  # of two
+    if call.kind in {"GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding"}:
+        return [_attended(call, shapes), *[None] * (len(call.made) - 1)]
     other = call.fact(1)
     if call.kind in {"FusedMatMul", "MatMulIntegerToFloat"} and other is not None and other.shapes is not None:
         return [_product_shapes(call, shapes, other.shapes)]
     return [None] * len(call.made)
+
+
+def _attended(call: RowCall, query: tuple[Shape, Shape]) -> tuple[Shape, Shape] | None:
+    """Return the shapes of an attention's answer; keys and values may be packed behind the queries."""
+    value, heads, kept = call.fact(2), int(call.attrs.get("num_heads", 0)), int(call.attrs.get("kv_num_heads", 0))
+    if call.kind == "RotaryEmbedding" or (call.kind == "GroupQueryAttention" and value is not None):
+        return query
+    if call.kind == "GroupQueryAttention" and heads:
+        size = query[0][-1] // (heads + 2 * kept) * heads
+        return (*query[0][:-1], size), (*query[1][:-1], size)
+    if value is None or value.shapes is None or {len(query[0]), len(value.shapes[0])} != {3}:
+        return None
+    return (*query[0][:-1], value.shapes[0][-1]), (*query[1][:-1], value.shapes[1][-1])
 
 
 def _product_shapes(call: RowCall, left: tuple[Shape, Shape], right: tuple[Shape, Shape]) -> tuple[Shape, Shape] | None:

@@ -194,7 +194,9 @@ class _Walk:
         try:
             if node.op_type in _SPECIAL:
                 return _SPECIAL[node.op_type](self, node, facts)
-            return self._operator(node, [facts.get(name) if name else None for name in node.input])
+            if missing := [name for name in node.input if name and name not in facts]:
+                raise UndecidedError(f"takes {missing[0]!r}, which nothing describes")
+            return self._operator(node, [facts[name] if name else None for name in node.input])
         except (MixedError, UndecidedError) as exc:
             return [TensorFact(fault=_fault(node, exc))] * len(node.output)
 
@@ -202,6 +204,8 @@ class _Walk:
         attrs = _attributes(node)
         if node.op_type == "Constant":
             return [_of_constant(node, attrs)]
+        if any(fact is not None and fact.parts is not None for fact in given):
+            raise UndecidedError("takes a sequence of tensors")
         types = self._types(node, given)
         made = [types.get(name, (0, None)) for name in node.output]
         if node.op_type in {"Shape", "Size"} and given[0] is not None and given[0].shapes is not None:
