@@ -198,8 +198,10 @@ def _mean_variance(call: RowCall) -> Rows:
 def _batch_norm(call: RowCall) -> list[Rows | None]:
     call.only(0)
     rows = _first(call)
-    if call.attrs.get("training_mode"):
+    if call.attrs.get("training_mode") or (call.opset < 7 and not call.attrs.get("is_test")):
         raise MixedError("is in training mode, so it normalises over the rows of the batch")
+    if call.opset < 14 and len(call.made) > 1:
+        raise UndecidedError("gives statistics, as in training mode")
     if rows.axis == 1 and call.rank(0) > 1:
         raise UndecidedError("has the rows where its channels are")
     return [rows, *[None] * (len(call.made) - 1)]
@@ -234,6 +236,8 @@ def _convolution(call: RowCall) -> Rows:
 def _windowed(call: RowCall) -> Rows:
     """A kernel that moves over the axes behind the first two."""
     rows = _first(call)
+    if call.kind == "MaxPool" and len(call.made) > 1:
+        raise UndecidedError("gives places that are counted through the batch")
     if rows.axis < 2:
         return rows
     place, weights = rows.axis - 2, call.fact(1)
@@ -489,6 +493,8 @@ def _expand(call: RowCall) -> Rows:
 
 def _same_size(call: RowCall) -> Rows:
     rows = _first(call)
+    if call.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise UndecidedError("crops")
     if any(shape[rows.axis] != rows.size(trial) for shape, trial in zip(call.output(), TRIALS, strict=True)):
         raise MixedError("resizes the rows of the batch")
     return rows
@@ -542,6 +548,9 @@ def _all_in_front(call: RowCall) -> list[Rows | None]:
     for place, fact in enumerate(call.given):
         if fact is not None and fact.rows is not None and fact.rows.axis != 0:
             raise UndecidedError(f"has the rows of its input {place + 1} on axis {fact.rows.axis}")
+    mask = call.fact(3) if call.kind == "Attention" else None
+    if mask is not None and mask.rows is not None and mask.rank < 4:
+        raise UndecidedError("has a mask whose rows are not those of its other inputs")
     rows = common_axis([fact.rows for fact in call.given if fact is not None and fact.rows is not None])
     return [rows] * len(call.made)
 
@@ -565,6 +574,13 @@ def _transformed(call: RowCall) -> Rows:
     if (given or [-2])[0] % rank == rows.axis:
         raise MixedError("transforms over the rows of the batch")
     return rows
+
+
+def _table(call: RowCall) -> list[Rows | None]:
+    """An operator of `ai.onnx.ml` on lines of features; what has one axis is one line."""
+    if call.rank(0) < 2:
+        raise UndecidedError("takes the rows for one line of features")
+    return _all_in_front(call)
 
 
 def _mixing(what: str) -> Rule:
@@ -627,7 +643,7 @@ RULES: Final[Mapping[str, Rule]] = {
             "FeatureVectorizer",
             "ArrayFeatureExtractor",
         ),
-        _all_in_front,
+        _table,
     ),
     "Softmax": _along(-1, "normalises over", flat_below=13),
     "LogSoftmax": _along(-1, "normalises over", flat_below=13),
