@@ -30,6 +30,7 @@ from model_export.graph.described import described
 from model_export.graph.nodes import attributes, needed_nodes, read_opset
 from model_export.graph.onnx_file import without_functions
 from model_export.manifest import Manifest
+from model_export.runtime.operator_scan import DOMAINS
 from model_export.runtime.random_ops import RANDOM
 from model_export.specs import shape_of_rows
 from model_export.structure.facts import (
@@ -206,6 +207,8 @@ class _Walk:
             return [_of_constant(node, attrs)]
         if any(fact is not None and fact.parts is not None for fact in given):
             raise UndecidedError("takes a sequence of tensors")
+        if node.domain not in DOMAINS and any(fact is not None and fact.rows is not None for fact in given):
+            raise UndecidedError(f"is an operator of {node.domain}, whose rows are not known")
         types = self._types(node, given)
         made = [types.get(name, (0, None)) for name in node.output]
         if node.op_type in {"Shape", "Size"} and given[0] is not None and given[0].shapes is not None:

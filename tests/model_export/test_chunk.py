@@ -207,8 +207,9 @@ SELDOM = {
 @pytest.mark.parametrize("name", SELDOM)
 def test_a_graph_whose_rows_may_meet_runs_chunks_step_by_step(name: str) -> None:
     """A chunk runs timesteps as rows, so they would meet as well: at a loud timestep, or in a long chunk."""
-    weights: dict[str, Array] = {"eight": np.array(80, np.float32), "many": np.array(1e3, np.float32), "zero": np.array(0, np.int64),
-               "two": np.array([2], np.int64)}  # fmt: skip
+    weights: dict[str, Array] = {
+        "eight": np.array(80, np.float32), "many": np.array(1e3, np.float32), "zero": np.array(0), "two": np.array([2])
+    }  # fmt: skip
     text = f"k = Tanh (s) s_next = Add (k, x) h = Tanh (s_next) a = Abs (s_next) {SELDOM[name]}"
     graph, manifest = stateful("seldom", text, [2], {key: value for key, value in weights.items() if key in text})
     model = onnx.load_from_string(graph)

@@ -214,6 +214,11 @@ MIXED: dict[str, Case] = {
 
 UNDECIDED: dict[str, Case] = {
     "an unknown operator": ('(float[B,4] x) => (float[B,4] y) { y = com.example.Odd (x) }', FOUR, {}),
+    "an operator of another domain with a known name": (
+        "(float[B,4] x) => (float[B,4] y) { y = com.example.Tanh (x) }", FOUR, {}),
+    "a convolution with a kernel for each row": (
+        "(float[1,B,6] x) => (float[1,B,6] y) { y = Conv <group = 1009, kernel_shape = [1]> (x, W) }",
+        {"x": ((1, 6), 1)}, {"W": (1009, 1, 1)}),
     "the number of rows as a number": (
         """(float[B,4] x) => (float[B,4] y) {
             n = Shape <start = 0, end = 1> (x)
