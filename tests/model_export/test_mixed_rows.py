@@ -18,7 +18,8 @@ from model_export.adopt.adopt_file import adopt_file
 from model_export.adopt.rewrite import Change
 from model_export.converted import verify_model
 from model_export.errors import RefusedModelError
-from model_export.export import export_source
+from model_export.export import convert_source, export_source
+from model_export.stages import Pipeline
 from model_export.step_model import StepModel
 from model_export.streaming import convert
 from tests import graphs
@@ -167,6 +168,23 @@ def test_rows_of_a_published_model_never_meet(name: str, tmp_path: Path) -> None
     model = StepModel(tmp_path / "new.onnx")
     assert model.batched
     assert_rows_apart(model)
+
+
+# ---------------------------------------------------------------- stages
+
+
+@pytest.mark.parametrize("name", STEP_LOUD)
+def test_a_pipeline_with_a_graph_over_rows_that_meet_is_refused(name: str, tmp_path: Path) -> None:
+    """The model in front is calm; what follows is an ONNX graph over rows, as of a classifier."""
+    weights = {key: value for key, value in (NUMBERS | {"one": ints(1)}).items() if key in STEP_LOUD[name]}
+    rows = f"rows (float[B,5] h) => (float[B,5] y) {{ a = Abs (h) {STEP_LOUD[name]} }}"
+    (tmp_path / "rows.onnx").write_bytes(graphs.graph_from_text(rows, weights))
+    onnx.save(batch_first("yt = GRU <hidden_size = 5> (xt, W, R, B)", **GRU), tmp_path / "gru.onnx")
+    pipeline = Pipeline([tmp_path / "gru.onnx", tmp_path / "rows.onnx"])
+
+    with pytest.raises(RefusedModelError) as caught:
+        verify_model(convert_source(pipeline, name="loud"), long_steps=0)
+    assert caught.value.problem.startswith(MIXES)
 
 
 # ---------------------------------------------------------------- PyTorch
