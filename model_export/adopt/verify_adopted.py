@@ -27,9 +27,7 @@ ITSELF = "itself: rows alone and together"
 """What a graph is compared with that is adopted as it is."""
 
 
-def verify_adopted(
-    path: Path, graph: onnx.ModelProto, manifest: Manifest, steps: int, notes: list[str]
-) -> Manifest:  # fmt: skip
+def verify_adopted(path: Path, graph: onnx.ModelProto, manifest: Manifest, steps: int, notes: list[str]) -> Manifest:
     """Run three different streams, twice together and each alone, if rows are independent by the graph's operators.
 
     Args:

@@ -19,9 +19,7 @@ _FIX = (
 
 def mixed_rows(verdict: RowsVerdict) -> RefusedModelError:
     """Return the error for a graph whose rows depend on each other."""
-    return RefusedModelError(
-        f"The rows of a batch depend on each other: {verdict.why}.", fix=_FIX, layer=verdict.node
-    )  # fmt: skip
+    return RefusedModelError(f"The rows of a batch depend on each other: {verdict.why}.", fix=_FIX, layer=verdict.node)
 
 
 def with_rows_judged(model: onnx.ModelProto, manifest: Manifest) -> Manifest:

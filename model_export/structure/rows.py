@@ -36,6 +36,7 @@ from model_export.specs import shape_of_rows
 from model_export.structure.facts import (
     MOST_NUMBERS,
     TRIALS,
+    Array,
     MixedError,
     Outcome,
     RowFault,
@@ -218,10 +219,7 @@ class _Walk:
         call = RowCall(node.op_type, attrs, given, [shapes for _, shapes in made], self._opset(node.domain))
         if any(shapes is None for _, shapes in made) and not self._has_schema(node):
             known = made_shapes(call)
-            made = [
-                (kind or _kind(given), shapes or other)
-                for (kind, shapes), other in zip(made, known, strict=True)
-            ]  # fmt: skip
+            made = [(kind or _kind(given), shapes or other) for (kind, shapes), other in zip(made, known, strict=True)]
             call = replace(call, made=[shapes for _, shapes in made])
         try:
             if any(fact is not None and fact.rows is not None for fact in given):
@@ -248,9 +246,7 @@ class _Walk:
             facts.append(TensorFact(kind, shapes, rows))
         return facts
 
-    def _without_rows(
-        self, node: onnx.NodeProto, call: RowCall, made: Sequence[tuple[int, Any]]
-    ) -> list[TensorFact]:  # fmt: skip
+    def _without_rows(self, node: onnx.NodeProto, call: RowCall, made: Sequence[tuple[int, Any]]) -> list[TensorFact]:
         given = call.given
         valued = [None if fact is None else fact.values for fact in given]
         if all(fact is None or fact.values is not None for fact in given) and any(valued):
@@ -258,10 +254,7 @@ class _Walk:
             found = computed(call.kind, call.attrs, valued, marks)
             if found is not None and len(found) == len(made):
                 return [
-                    TensorFact(
-                        kind, (one.shape, other.shape), values=(one, other), counts=mark, is_count=bool(mark.any())
-                    )
-                    for (kind, _), ((one, other), mark) in zip(made, found, strict=True)
+                    _valued(kind, one, other, mark) for (kind, _), ((one, other), mark) in zip(made, found, strict=True)
                 ]
         facts = []
         sizes = SIZES.get(call.kind, frozenset())
@@ -282,14 +275,13 @@ class _Walk:
     def _types(
         self, node: onnx.NodeProto, given: Sequence[TensorFact | None]
     ) -> dict[str, tuple[int, tuple[Shape, Shape] | None]]:
-        """Return the element type and the shapes of what a node gives, as the onnx package infers them."""
-        found = {}
-        if self._has_schema(node) and all(fact is None or fact.shapes is not None for fact in given):
-            found = self._inferred(node, given)
-        for name in node.output:
-            if found.get(name, (0, None))[1] is None and name in self.declared:
-                found[name] = self._as_declared(self.declared[name])
-        return found
+        """Return the element type and the shapes of what a node gives, as the onnx package infers them.
+
+        A file may declare anything: that counts only for operators of which the package has no schema.
+        """
+        if not self._has_schema(node):
+            return {name: self._as_declared(self.declared[name]) for name in node.output if name in self.declared}
+        return self._inferred(node, given) if all(fact is None or fact.shapes is not None for fact in given) else {}
 
     def _inferred(
         self, node: onnx.NodeProto, given: Sequence[TensorFact | None]
@@ -374,9 +366,7 @@ class _Walk:
         assert added is not None
         return [TensorFact(parts=(*parts[:place], added, *parts[place:]))]
 
-    def _concatenated(
-        self, node: onnx.NodeProto, parts: Sequence[TensorFact], attrs: Mapping[str, Any]
-    ) -> TensorFact:  # fmt: skip
+    def _concatenated(self, node: onnx.NodeProto, parts: Sequence[TensorFact], attrs: Mapping[str, Any]) -> TensorFact:
         if attrs.get("new_axis"):
             axes = constant_fact(onnx.TensorProto.INT64, np.asarray([attrs["axis"]]))
             put = onnx.helper.make_node("Unsqueeze", ["data", "axes"], ["made"], name=node.name)
@@ -385,9 +375,7 @@ class _Walk:
         join = onnx.helper.make_node("Concat", names, ["made"], name=node.name, axis=attrs["axis"])
         return self._operator(join, parts)[0]
 
-    def _split(
-        self, node: onnx.NodeProto, given: Sequence[TensorFact | None], attrs: Mapping[str, Any]
-    ) -> TensorFact:  # fmt: skip
+    def _split(self, node: onnx.NodeProto, given: Sequence[TensorFact | None], attrs: Mapping[str, Any]) -> TensorFact:
         data, axis = given[0], int(attrs.get("axis", 0))
         if data is None or len(given) > 1 or (data.rows is not None and data.rows.axis == axis % data.rank):
             raise UndecidedError("splits into a sequence of tensors whose length is not known")
@@ -478,9 +466,7 @@ class _Walk:
         """Return what a body gives once the facts of what it carries stay as they are."""
         for _ in range(_ROUNDS):
             found: list[TensorFact] = turn(carried)
-            after = [
-                _joined(before, _varying(fact)) for before, fact in zip(carried, found[skipped:], strict=False)
-            ]  # fmt: skip
+            after = [_joined(before, _varying(fact)) for before, fact in zip(carried, found[skipped:], strict=False)]
             if after == carried:
                 return [*found[:skipped], *after, *found[skipped + len(carried) :]]
             carried = after
@@ -507,6 +493,12 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     lean = onnx.NodeProto(op_type=node.op_type)
     lean.attribute.extend(attribute for attribute in node.attribute if not attribute.HasField("g"))
     return attributes(lean)
+
+
+def _valued(kind: int, one: Array, other: Array, counts: Array) -> TensorFact:
+    kind = kind or onnx.helper.np_dtype_to_tensor_dtype(one.dtype)
+    shapes = one.shape, other.shape
+    return TensorFact(kind, shapes, values=(one, other), counts=counts, is_count=bool(counts.any()))
 
 
 def _of_tensor(tensor: onnx.TensorProto) -> TensorFact:
@@ -598,9 +590,7 @@ def _joined(one: TensorFact, other: TensorFact) -> TensorFact:
     if one.rows is not None and other.rows is not None and one.rows != other.rows:
         raise UndecidedError("gives rows that are not always at one place")
     shapes = one.shapes if one.shapes == other.shapes else None
-    return TensorFact(
-        one.kind or other.kind, shapes, one.rows or other.rows, is_count=one.is_count or other.is_count
-    )  # fmt: skip
+    return TensorFact(one.kind or other.kind, shapes, one.rows or other.rows, is_count=one.is_count or other.is_count)
 
 
 def _cut(fact: TensorFact, axis: int) -> TensorFact:
