@@ -197,7 +197,7 @@ class StepGraphAnalysis:
         return self._facts
 
 
-def _fact(fact: structure.TensorFact) -> TensorFact:
+def _fact(fact: structure.RowFact) -> TensorFact:
     """Return a fact of the rows' analysis; a tensor whose rows are folded, or whose shape is not known, has no axis."""
     row, rows = fact.row_shape, fact.rows
     if row is None:

@@ -59,7 +59,7 @@ class RowFault:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorFact:
+class RowFact:
     """What is known of a tensor.
 
     Attributes:
@@ -80,7 +80,7 @@ class TensorFact:
     values: tuple[Array, Array] | None = None
     counts: Array | None = None
     is_count: bool = False
-    parts: tuple[TensorFact, ...] | None = None
+    parts: tuple[RowFact, ...] | None = None
     fault: RowFault | None = None
 
     @property
@@ -120,12 +120,12 @@ class UndecidedError(Exception):
     """What a node does with the rows is not known; the text is why, as a verb. Caught in this package."""
 
 
-def constant_fact(kind: int, value: Array) -> TensorFact:
+def constant_fact(kind: int, value: Array) -> RowFact:
     """Return the fact of a tensor that never changes."""
     shape = tuple(int(size) for size in value.shape)
     if value.size > MOST_NUMBERS:
-        return TensorFact(kind, (shape, shape))
-    return TensorFact(kind, (shape, shape), values=(value, value), counts=np.zeros(shape, bool))
+        return RowFact(kind, (shape, shape))
+    return RowFact(kind, (shape, shape), values=(value, value), counts=np.zeros(shape, bool))
 
 
 def folded(shapes: tuple[Shape, Shape], rows: Rows, to: tuple[Shape, Shape]) -> Rows:

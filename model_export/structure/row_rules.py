@@ -15,9 +15,9 @@ from model_export.graph.operators import RNN, STATEFUL
 from model_export.structure.facts import (
     TRIALS,
     MixedError,
+    RowFact,
     Rows,
     Shape,
-    TensorFact,
     UndecidedError,
     common_axis,
     folded,
@@ -41,11 +41,11 @@ class RowCall:
 
     kind: str
     attrs: Mapping[str, Any]
-    given: Sequence[TensorFact | None]
+    given: Sequence[RowFact | None]
     made: Sequence[tuple[Shape, Shape] | None]
     opset: int
 
-    def fact(self, place: int) -> TensorFact | None:
+    def fact(self, place: int) -> RowFact | None:
         """Return what it takes at a place; None: nothing."""
         return self.given[place] if place < len(self.given) else None
 

@@ -39,10 +39,10 @@ from model_export.structure.facts import (
     Array,
     MixedError,
     Outcome,
+    RowFact,
     RowFault,
     Rows,
     Shape,
-    TensorFact,
     UndecidedError,
     constant_fact,
 )
@@ -83,7 +83,7 @@ class RowAnalysis:
     """
 
     verdict: RowsVerdict
-    facts: Mapping[str, TensorFact]
+    facts: Mapping[str, RowFact]
 
 
 def rows_of_step(model: onnx.ModelProto, manifest: Manifest) -> RowAnalysis:
@@ -130,11 +130,11 @@ def read_rows(
     model = without_functions(model)
     walk = _Walk(model)
     types = {value.name: value.type.tensor_type for value in model.graph.input}
-    facts: dict[str, TensorFact] = {}
+    facts: dict[str, RowFact] = {}
     for name, (row, axis) in given.items():
         shapes = tuple(shape_of_rows(row, axis, rows) for rows in TRIALS)
         kind = types[name].elem_type if name in types else 0
-        facts[name] = TensorFact(kind, (shapes[0], shapes[1]), None if axis is None else Rows(axis))
+        facts[name] = RowFact(kind, (shapes[0], shapes[1]), None if axis is None else Rows(axis))
         walk.note_symbols(types.get(name), shapes)
     for name, value in (constant or {}).items():
         facts[name] = constant_fact(types[name].elem_type if name in types else 0, np.asarray(value))
@@ -143,11 +143,11 @@ def read_rows(
     return RowAnalysis(_verdict(facts, answers), facts)
 
 
-def _verdict(facts: Mapping[str, TensorFact], answers: Mapping[str, int | None]) -> RowsVerdict:
+def _verdict(facts: Mapping[str, RowFact], answers: Mapping[str, int | None]) -> RowsVerdict:
     """Return the verdict over all answers; one that is mixed comes before one that is not decided."""
     faults: list[RowsVerdict] = []
     for name, axis in answers.items():
-        fact = facts.get(name, TensorFact())
+        fact = facts.get(name, RowFact())
         if fact.fault is not None:
             faults.append(RowsVerdict(fact.fault.outcome, fact.fault.node, fact.fault.reason))
         elif axis is None:
@@ -176,8 +176,8 @@ class _Walk:
                 self.symbols.setdefault(dim.dim_param, (shapes[0][axis], shapes[1][axis]))
 
     def graph(
-        self, graph: onnx.GraphProto, outer: Mapping[str, TensorFact], needed: Sequence[str] | None = None
-    ) -> dict[str, TensorFact]:
+        self, graph: onnx.GraphProto, outer: Mapping[str, RowFact], needed: Sequence[str] | None = None
+    ) -> dict[str, RowFact]:
         """Return the facts of a graph's tensors, with those of the graphs around it."""
         facts = dict(outer)
         for tensor in graph.initializer:
@@ -185,13 +185,13 @@ class _Walk:
                 facts[tensor.name] = _of_tensor(tensor)
         for sparse in graph.sparse_initializer:
             shape = tuple(sparse.dims)
-            facts[sparse.values.name] = TensorFact(sparse.values.data_type, (shape, shape))
+            facts[sparse.values.name] = RowFact(sparse.values.data_type, (shape, shape))
         nodes = in_order(graph.node)
         for node in nodes if needed is None else needed_nodes(nodes, needed):
             facts.update(zip(node.output, self.node(node, facts), strict=True))
         return facts
 
-    def node(self, node: onnx.NodeProto, facts: Mapping[str, TensorFact]) -> list[TensorFact]:
+    def node(self, node: onnx.NodeProto, facts: Mapping[str, RowFact]) -> list[RowFact]:
         """Return the facts of what a node gives."""
         try:
             if node.op_type in _SPECIAL:
@@ -200,9 +200,9 @@ class _Walk:
                 raise UndecidedError(f"takes {missing[0]!r}, which nothing describes")
             return self._operator(node, [facts[name] if name else None for name in node.input])
         except (MixedError, UndecidedError) as exc:
-            return [TensorFact(fault=_fault(node, exc))] * len(node.output)
+            return [RowFact(fault=_fault(node, exc))] * len(node.output)
 
-    def _operator(self, node: onnx.NodeProto, given: Sequence[TensorFact | None]) -> list[TensorFact]:
+    def _operator(self, node: onnx.NodeProto, given: Sequence[RowFact | None]) -> list[RowFact]:
         attrs = _attributes(node)
         if node.op_type == "Constant":
             return [_of_constant(node, attrs)]
@@ -215,7 +215,7 @@ class _Walk:
         if node.op_type in {"Shape", "Size"} and given[0] is not None and given[0].shapes is not None:
             return [_sizes(node.op_type, attrs, given[0].shapes)]
         if (fault := next((fact.fault for fact in _faulted(given)), None)) is not None:
-            return [TensorFact(kind, shapes, fault=fault) for kind, shapes in made]
+            return [RowFact(kind, shapes, fault=fault) for kind, shapes in made]
         call = RowCall(node.op_type, attrs, given, [shapes for _, shapes in made], self._opset(node.domain))
         if any(shapes is None for _, shapes in made) and not self._has_schema(node):
             known = made_shapes(call)
@@ -227,9 +227,9 @@ class _Walk:
             return self._without_rows(node, call, made)
         except (MixedError, UndecidedError) as exc:  # its shape may be asked for all the same
             fault = _fault(node, exc)
-            return [TensorFact(kind, shapes, fault=fault) for kind, shapes in made]
+            return [RowFact(kind, shapes, fault=fault) for kind, shapes in made]
 
-    def _with_rows(self, call: RowCall, made: Sequence[tuple[int, Any]]) -> list[TensorFact]:
+    def _with_rows(self, call: RowCall, made: Sequence[tuple[int, Any]]) -> list[RowFact]:
         sizes = SIZES.get(call.kind, frozenset())
         for place, fact in enumerate(call.given):
             if fact is not None and fact.rows is None and fact.is_count and place not in sizes:
@@ -243,10 +243,10 @@ class _Walk:
         for rows, (kind, shapes) in zip(places, made, strict=True):
             if shapes is not None and not _grows_by(shapes, rows):
                 raise UndecidedError(f"gives a tensor of shape {list(shapes[0])} for {TRIALS[0]} rows")
-            facts.append(TensorFact(kind, shapes, rows))
+            facts.append(RowFact(kind, shapes, rows))
         return facts
 
-    def _without_rows(self, node: onnx.NodeProto, call: RowCall, made: Sequence[tuple[int, Any]]) -> list[TensorFact]:
+    def _without_rows(self, node: onnx.NodeProto, call: RowCall, made: Sequence[tuple[int, Any]]) -> list[RowFact]:
         given = call.given
         valued = [None if fact is None else fact.values for fact in given]
         if all(fact is None or fact.values is not None for fact in given) and any(valued):
@@ -267,13 +267,13 @@ class _Walk:
                 raise UndecidedError("makes something that follows from the number of rows")
             before = given[0].shapes if given and given[0] is not None and call.kind != "ConstantOfShape" else None
             rows = None if shapes is None else filled(call.kind, shapes, before)
-            facts.append(TensorFact(kind, shapes, rows, is_count=count and rows is None))
+            facts.append(RowFact(kind, shapes, rows, is_count=count and rows is None))
         return facts
 
     # ---------------------------------------------------------------- types
 
     def _types(
-        self, node: onnx.NodeProto, given: Sequence[TensorFact | None]
+        self, node: onnx.NodeProto, given: Sequence[RowFact | None]
     ) -> dict[str, tuple[int, tuple[Shape, Shape] | None]]:
         """Return the element type and the shapes of what a node gives, as the onnx package infers them.
 
@@ -284,7 +284,7 @@ class _Walk:
         return self._inferred(node, given) if all(fact is None or fact.shapes is not None for fact in given) else {}
 
     def _inferred(
-        self, node: onnx.NodeProto, given: Sequence[TensorFact | None]
+        self, node: onnx.NodeProto, given: Sequence[RowFact | None]
     ) -> dict[str, tuple[int, tuple[Shape, Shape] | None]]:
         trials = []
         for trial in range(2):
@@ -339,17 +339,17 @@ class _Walk:
 
     # ---------------------------------------------------------------- sequences of tensors
 
-    def sequence(self, node: onnx.NodeProto, facts: Mapping[str, TensorFact]) -> list[TensorFact]:
+    def sequence(self, node: onnx.NodeProto, facts: Mapping[str, RowFact]) -> list[RowFact]:
         """Return the facts of what a node makes of or with a sequence of tensors, whose length has to be known."""
-        given = [facts.get(name, TensorFact()) if name else None for name in node.input]
+        given = [facts.get(name, RowFact()) if name else None for name in node.input]
         if (fault := next((fact.fault for fact in _faulted(given)), None)) is not None:
-            return [TensorFact(fault=fault)]
+            return [RowFact(fault=fault)]
         kind, attrs = node.op_type, _attributes(node)
         first = given[0] if given else None
         if kind == "SequenceEmpty":
-            return [TensorFact(parts=())]
+            return [RowFact(parts=())]
         if kind == "SequenceConstruct":
-            return [TensorFact(parts=tuple(fact for fact in given if fact is not None))]
+            return [RowFact(parts=tuple(fact for fact in given if fact is not None))]
         if kind == "SplitToSequence":
             return [self._split(node, given, attrs)]
         if first is None or first.parts is None:
@@ -364,9 +364,9 @@ class _Walk:
             return [parts[place]]
         added = given[1]
         assert added is not None
-        return [TensorFact(parts=(*parts[:place], added, *parts[place:]))]
+        return [RowFact(parts=(*parts[:place], added, *parts[place:]))]
 
-    def _concatenated(self, node: onnx.NodeProto, parts: Sequence[TensorFact], attrs: Mapping[str, Any]) -> TensorFact:
+    def _concatenated(self, node: onnx.NodeProto, parts: Sequence[RowFact], attrs: Mapping[str, Any]) -> RowFact:
         if attrs.get("new_axis"):
             axes = constant_fact(onnx.TensorProto.INT64, np.asarray([attrs["axis"]]))
             put = onnx.helper.make_node("Unsqueeze", ["data", "axes"], ["made"], name=node.name)
@@ -375,24 +375,24 @@ class _Walk:
         join = onnx.helper.make_node("Concat", names, ["made"], name=node.name, axis=attrs["axis"])
         return self._operator(join, parts)[0]
 
-    def _split(self, node: onnx.NodeProto, given: Sequence[TensorFact | None], attrs: Mapping[str, Any]) -> TensorFact:
+    def _split(self, node: onnx.NodeProto, given: Sequence[RowFact | None], attrs: Mapping[str, Any]) -> RowFact:
         data, axis = given[0], int(attrs.get("axis", 0))
         if data is None or len(given) > 1 or (data.rows is not None and data.rows.axis == axis % data.rank):
             raise UndecidedError("splits into a sequence of tensors whose length is not known")
         count = data.known_shapes[0][axis]
         cut = _cut(data, axis)
         if not attrs.get("keepdims", 1):
-            return TensorFact(parts=(cut,) * count)
+            return RowFact(parts=(cut,) * count)
         shapes = tuple((*s[: axis % data.rank], 1, *s[axis % data.rank + 1 :]) for s in data.known_shapes)
-        return TensorFact(parts=(replace(data, shapes=(shapes[0], shapes[1]), values=None, counts=None),) * count)
+        return RowFact(parts=(replace(data, shapes=(shapes[0], shapes[1]), values=None, counts=None),) * count)
 
     # ---------------------------------------------------------------- bodies
 
-    def branches(self, node: onnx.NodeProto, facts: Mapping[str, TensorFact]) -> list[TensorFact]:
+    def branches(self, node: onnx.NodeProto, facts: Mapping[str, RowFact]) -> list[RowFact]:
         """Return the facts of an If: of the branch that is known, or of both."""
-        condition = facts.get(node.input[0], TensorFact())
+        condition = facts.get(node.input[0], RowFact())
         if condition.fault is not None:
-            return [TensorFact(fault=condition.fault)] * len(node.output)
+            return [RowFact(fault=condition.fault)] * len(node.output)
         if condition.rows is not None:
             raise UndecidedError("decides by the value of a row")
         if condition.is_count:
@@ -404,39 +404,39 @@ class _Walk:
         found = []
         for name in names:
             inside = self.graph(bodies[name], facts, [value.name for value in bodies[name].output])
-            found.append([inside.get(value.name, TensorFact()) for value in bodies[name].output])
+            found.append([inside.get(value.name, RowFact()) for value in bodies[name].output])
         return found[0] if len(found) == 1 else [_joined(*pair) for pair in zip(*found, strict=True)]
 
-    def loop(self, node: onnx.NodeProto, facts: Mapping[str, TensorFact]) -> list[TensorFact]:
+    def loop(self, node: onnx.NodeProto, facts: Mapping[str, RowFact]) -> list[RowFact]:
         """Return the facts of a Loop."""
         body = _body_of(node)
         for name in filter(None, node.input[:2]):
-            fact = facts.get(name, TensorFact())
+            fact = facts.get(name, RowFact())
             if fact.fault is not None:
-                return [TensorFact(fault=fact.fault)] * len(node.output)
+                return [RowFact(fault=fact.fault)] * len(node.output)
             if fact.rows is not None:
                 raise UndecidedError("turns as often as the value of a row has it")
             if fact.is_count:
                 raise UndecidedError("turns as often as there are rows")
-        carried = [_varying(facts.get(name, TensorFact())) for name in node.input[2:]]
-        count = TensorFact(onnx.TensorProto.INT64, ((), ()))
-        condition = TensorFact(onnx.TensorProto.BOOL, ((), ()))
+        carried = [_varying(facts.get(name, RowFact())) for name in node.input[2:]]
+        count = RowFact(onnx.TensorProto.INT64, ((), ()))
+        condition = RowFact(onnx.TensorProto.BOOL, ((), ()))
 
-        def turn(now: Sequence[TensorFact]) -> list[TensorFact]:
+        def turn(now: Sequence[RowFact]) -> list[RowFact]:
             taken = dict(zip((value.name for value in body.input), [count, condition, *now], strict=True))
             inside = self.graph(body, {**facts, **taken}, [value.name for value in body.output])
-            return [inside.get(value.name, TensorFact()) for value in body.output]
+            return [inside.get(value.name, RowFact()) for value in body.output]
 
         condition_out, *found = self._settled(carried, turn, skipped=1)
         for fact in (condition_out,):
             if fact.fault is not None:
-                return [TensorFact(fault=fact.fault)] * len(node.output)
+                return [RowFact(fault=fact.fault)] * len(node.output)
             if fact.rows is not None or fact.is_count:
                 raise UndecidedError("goes on by the value of a row, or their number")
         kept = len(carried)
         return [*found[:kept], *(_stacked(fact, 0) for fact in found[kept:])]
 
-    def scan(self, node: onnx.NodeProto, facts: Mapping[str, TensorFact]) -> list[TensorFact]:
+    def scan(self, node: onnx.NodeProto, facts: Mapping[str, RowFact]) -> list[RowFact]:
         """Return the facts of a Scan."""
         attrs = _attributes(node)
         if self._opset("") < 9:
@@ -444,28 +444,28 @@ class _Walk:
         body, count = _body_of(node), int(attrs["num_scan_inputs"])
         kept = len(node.input) - count
         axes = list(attrs.get("scan_input_axes") or [0] * count)
-        carried = [_varying(facts.get(name, TensorFact())) for name in node.input[:kept]]
+        carried = [_varying(facts.get(name, RowFact())) for name in node.input[:kept]]
         slices = [
-            _cut(facts.get(name, TensorFact()), int(axis)) for name, axis in zip(node.input[kept:], axes, strict=True)
+            _cut(facts.get(name, RowFact()), int(axis)) for name, axis in zip(node.input[kept:], axes, strict=True)
         ]
 
-        def turn(now: Sequence[TensorFact]) -> list[TensorFact]:
+        def turn(now: Sequence[RowFact]) -> list[RowFact]:
             taken = dict(zip((value.name for value in body.input), [*now, *slices], strict=True))
             inside = self.graph(body, {**facts, **taken}, [value.name for value in body.output])
-            return [inside.get(value.name, TensorFact()) for value in body.output]
+            return [inside.get(value.name, RowFact()) for value in body.output]
 
         found = self._settled(carried, turn)
         made = list(attrs.get("scan_output_axes") or [0] * (len(node.output) - kept))
-        steps = _length(facts.get(node.input[kept], TensorFact()), int(axes[0]))
+        steps = _length(facts.get(node.input[kept], RowFact()), int(axes[0]))
         return [
             *found[:kept],
             *(_stacked(fact, int(axis), steps) for fact, axis in zip(found[kept:], made, strict=True)),
         ]
 
-    def _settled(self, carried: list[TensorFact], turn: Any, skipped: int = 0) -> list[TensorFact]:
+    def _settled(self, carried: list[RowFact], turn: Any, skipped: int = 0) -> list[RowFact]:
         """Return what a body gives once the facts of what it carries stay as they are."""
         for _ in range(_ROUNDS):
-            found: list[TensorFact] = turn(carried)
+            found: list[RowFact] = turn(carried)
             after = [_joined(before, _varying(fact)) for before, fact in zip(carried, found[skipped:], strict=False)]
             if after == carried:
                 return [*found[:skipped], *after, *found[skipped + len(carried) :]]
@@ -495,20 +495,20 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return attributes(lean)
 
 
-def _valued(kind: int, one: Array, other: Array, counts: Array) -> TensorFact:
+def _valued(kind: int, one: Array, other: Array, counts: Array) -> RowFact:
     kind = kind or onnx.helper.np_dtype_to_tensor_dtype(one.dtype)
     shapes = one.shape, other.shape
-    return TensorFact(kind, shapes, values=(one, other), counts=counts, is_count=bool(counts.any()))
+    return RowFact(kind, shapes, values=(one, other), counts=counts, is_count=bool(counts.any()))
 
 
-def _of_tensor(tensor: onnx.TensorProto) -> TensorFact:
+def _of_tensor(tensor: onnx.TensorProto) -> RowFact:
     shape = tuple(tensor.dims)
     if int(np.prod(shape, dtype=np.int64)) > MOST_NUMBERS or tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return TensorFact(tensor.data_type, (shape, shape))
+        return RowFact(tensor.data_type, (shape, shape))
     return constant_fact(tensor.data_type, numpy_helper.to_array(tensor))
 
 
-def _of_constant(node: onnx.NodeProto, attrs: Mapping[str, Any]) -> TensorFact:
+def _of_constant(node: onnx.NodeProto, attrs: Mapping[str, Any]) -> RowFact:
     if isinstance(tensor := attrs.get("value"), onnx.TensorProto):
         return _of_tensor(tensor)
     kinds = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
@@ -516,15 +516,15 @@ def _of_constant(node: onnx.NodeProto, attrs: Mapping[str, Any]) -> TensorFact:
         if name in attrs:
             value = np.asarray(attrs[name], dtype)
             return constant_fact(onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value)
-    return TensorFact()
+    return RowFact()
 
 
-def _sizes(kind: str, attrs: Mapping[str, Any], shapes: tuple[Shape, Shape]) -> TensorFact:
+def _sizes(kind: str, attrs: Mapping[str, Any], shapes: tuple[Shape, Shape]) -> RowFact:
     pair = [np.asarray(shape, np.int64)[slice(attrs.get("start", 0), attrs.get("end"))] for shape in shapes]
     if kind == "Size":
         pair = [np.asarray(np.prod(shape, dtype=np.int64)) for shape in shapes]
     counts = np.asarray(pair[0] != pair[1])
-    return TensorFact(
+    return RowFact(
         onnx.TensorProto.INT64, (pair[0].shape, pair[1].shape), values=(pair[0], pair[1]), counts=counts,
         is_count=bool(counts.any()),
     )  # fmt: skip
@@ -534,13 +534,13 @@ def _fault(node: onnx.NodeProto, exc: MixedError | UndecidedError) -> RowFault:
     return RowFault("mixed" if isinstance(exc, MixedError) else "undecided", described(node), str(exc))
 
 
-def _faulted(given: Sequence[TensorFact | None]) -> list[TensorFact]:
+def _faulted(given: Sequence[RowFact | None]) -> list[RowFact]:
     """Return the inputs that have a fault, those that are mixed first."""
     found = [fact for fact in given if fact is not None and fact.fault is not None]
     return sorted(found, key=lambda fact: fact.fault is not None and fact.fault.outcome != "mixed")
 
 
-def _kind(given: Sequence[TensorFact | None]) -> int:
+def _kind(given: Sequence[RowFact | None]) -> int:
     return next((fact.kind for fact in given if fact is not None), 0)
 
 
@@ -566,7 +566,7 @@ def _grows_by(shapes: tuple[Shape, Shape], rows: Rows | None) -> bool:
     return True
 
 
-def _number(given: Sequence[TensorFact | None], place: int, count: int) -> int:
+def _number(given: Sequence[RowFact | None], place: int, count: int) -> int:
     """Return the place in a sequence of tensors that a node takes; its end where none is given."""
     fact = given[place] if place < len(given) else None
     if fact is None:
@@ -577,23 +577,23 @@ def _number(given: Sequence[TensorFact | None], place: int, count: int) -> int:
     return found + count if found < 0 else found
 
 
-def _varying(fact: TensorFact) -> TensorFact:
+def _varying(fact: RowFact) -> RowFact:
     """Return the fact of a tensor that has another value in each turn of a loop."""
     return replace(fact, values=None, counts=None)
 
 
-def _joined(one: TensorFact, other: TensorFact) -> TensorFact:
+def _joined(one: RowFact, other: RowFact) -> RowFact:
     """Return what holds for a tensor that is one of two."""
     fault = next((fact.fault for fact in _faulted([one, other])), None)
     if fault is not None:
-        return TensorFact(one.kind, fault=fault)
+        return RowFact(one.kind, fault=fault)
     if one.rows is not None and other.rows is not None and one.rows != other.rows:
         raise UndecidedError("gives rows that are not always at one place")
     shapes = one.shapes if one.shapes == other.shapes else None
-    return TensorFact(one.kind or other.kind, shapes, one.rows or other.rows, is_count=one.is_count or other.is_count)
+    return RowFact(one.kind or other.kind, shapes, one.rows or other.rows, is_count=one.is_count or other.is_count)
 
 
-def _cut(fact: TensorFact, axis: int) -> TensorFact:
+def _cut(fact: RowFact, axis: int) -> RowFact:
     """Return the fact of one slice of a tensor along an axis."""
     if fact.fault is not None:
         return fact
@@ -602,14 +602,14 @@ def _cut(fact: TensorFact, axis: int) -> TensorFact:
         raise MixedError("runs over the rows of the batch")
     shapes = tuple((*shape[:axis], *shape[axis + 1 :]) for shape in fact.known_shapes)
     rows = fact.rows and replace(fact.rows, axis=fact.rows.axis - (axis < fact.rows.axis))
-    return TensorFact(fact.kind, (shapes[0], shapes[1]), rows, is_count=fact.is_count)
+    return RowFact(fact.kind, (shapes[0], shapes[1]), rows, is_count=fact.is_count)
 
 
-def _length(fact: TensorFact, axis: int) -> int | None:
+def _length(fact: RowFact, axis: int) -> int | None:
     return None if fact.shapes is None else fact.shapes[0][axis]
 
 
-def _stacked(fact: TensorFact, axis: int, steps: int | None = None) -> TensorFact:
+def _stacked(fact: RowFact, axis: int, steps: int | None = None) -> RowFact:
     """Return the fact of so many slices that are joined along a new axis; None: their number is not known."""
     if fact.fault is not None or fact.shapes is None:
         return replace(fact, shapes=None, values=None, counts=None)
@@ -619,4 +619,4 @@ def _stacked(fact: TensorFact, axis: int, steps: int | None = None) -> TensorFac
     if steps is not None:
         one, other = ((*shape[:axis], steps, *shape[axis:]) for shape in fact.shapes)
         found = one, other
-    return TensorFact(fact.kind, found, rows, is_count=fact.is_count)
+    return RowFact(fact.kind, found, rows, is_count=fact.is_count)
