@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from model_export.graph.operators import RNN, STATEFUL
+from model_export.graph.operators import RNN, RUNNING, STATEFUL
 from model_export.structure.facts import (
     TRIALS,
     MixedError,
@@ -614,13 +614,8 @@ RULES: Final[Mapping[str, Rule]] = {
     **dict.fromkeys(RNN, _recurrent),
     **dict.fromkeys(
         (
-            "Attention",
-            "CausalConvWithState",
-            "GroupQueryAttention",
-            "LinearAttention",
-            "MultiHeadAttention",
+            *sorted(STATEFUL.keys() - RNN),
             "RotaryEmbedding",
-            "TensorScatter",
             "Multinomial",
             "GridSample",
             "STFT",
@@ -649,8 +644,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "LogSoftmax": _along(-1, "normalises over", flat_below=13),
     "Hardmax": _along(-1, "picks one of", flat_below=13),
     "LpNormalization": _along(-1, "normalises over"),
-    "CumSum": _along_input,
-    "CumProd": _along_input,
+    **dict.fromkeys(RUNNING, _along_input),
     "TopK": lambda call: [_along(-1, "sorts")(call)] * 2,  # type: ignore[list-item]  # one place, for both outputs
     "LayerNormalization": _from_axis(-1, "normalises over"),
     "SimplifiedLayerNormalization": _from_axis(-1, "normalises over"),
