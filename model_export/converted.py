@@ -109,11 +109,15 @@ def verify_model(
         The bytes of the ONNX file with its manifest inside, and the parity report.
 
     Raises:
+        RefusedModelError: The rows of a batch depend on each other; names the node.
         ParityError: Step by step and whole sequence differ; names the first timestep and output.
         UnclearModelError: A tolerance is no number of at least 0.
     """
+    from model_export.structure.judged_rows import with_rows_judged
+
     check_tolerance(atol)
     check_tolerance(rtol)
+    candidate = replace(candidate, manifest=with_rows_judged(candidate.proto, candidate.manifest))
     tolerance = _tolerance(atol, rtol, default, candidate.rounding)
     given = user_data(candidate.manifest) if callable(user_data) else user_data
     lengths = _long_lengths(candidate)

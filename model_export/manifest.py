@@ -63,6 +63,15 @@ class BatchSpec(ManifestPart):
     mode: Literal["stack", "single"] = "stack"
     max: Annotated[int, Field(ge=1)] = 256
 
+    @property
+    def why(self) -> str:
+        """Why one row a run: the node and what it does, where the exporter or `adopt` has found that; else empty."""
+        return str((self.model_extra or {}).get("reason", ""))
+
+    def single(self, reason: str) -> BatchSpec:
+        """Return the same with one row a run."""
+        return BatchSpec.model_validate({**self.model_dump(), "mode": "single", "reason": reason})
+
 
 class Parity(ManifestPart):
     """The report of the verification at export.

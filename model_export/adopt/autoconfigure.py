@@ -119,7 +119,7 @@ def adopt(
         "batch": {"mode": "stack" if together else "single"},
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
-    manifest = verify_adopted(path, manifest, steps, notes)
+    manifest = verify_adopted(path, model, manifest, steps, notes)
     manifest = find_chunks(path, manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
     return Adoption(manifest, write_flags(manifest, graph.inputs, hints), pairing.how, notes)
 

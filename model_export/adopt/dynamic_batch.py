@@ -21,6 +21,7 @@ from model_export.graph_session import GraphSession
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec, StateSpec
 from model_export.specs import shape_of_rows
 from model_export.step_model import StepModel
+from model_export.structure.rows import rows_of_step
 
 if TYPE_CHECKING:
     import onnx
@@ -49,9 +50,13 @@ def batchify(model: onnx.ModelProto, manifest: Manifest) -> tuple[onnx.ModelProt
         for rewritten in opened.rewritten():
             try:
                 described = rewritten.described()
-                if StepModel(rewritten.model.SerializeToString(), described).batched:
+                verdict = rows_of_step(rewritten.model, described).verdict
+                if verdict.outcome != "independent":
+                    problems.append(f"{verdict.why}.")
+                elif StepModel(rewritten.model.SerializeToString(), described).batched:
                     return rewritten.model, described
-                problems.append("two rows run together do not equal each alone.")
+                else:
+                    problems.append("two rows run together do not equal each alone.")
             except ModelLoadError as exc:
                 problems.append(exc.problem)
         if len(problems) >= _TRIES:

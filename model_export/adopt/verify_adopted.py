@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,13 @@ from model_export.errors import ParityError, RefusedModelError
 from model_export.manifest import Array, Manifest, Parity
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.step_model import StepModel
+from model_export.structure.rows import rows_of_step
 from model_export.verify.evidence import Evidence
 from model_export.verify.report import is_weak
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
+
+if TYPE_CHECKING:
+    import onnx
 
 ATOL, RTOL = 1e-5, 1e-4
 
@@ -23,23 +27,29 @@ ITSELF = "itself: rows alone and together"
 """What a graph is compared with that is adopted as it is."""
 
 
-def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str]) -> Manifest:
-    """Run three different streams, twice together and each alone.
+def verify_adopted(path: Path, graph: onnx.ModelProto, manifest: Manifest, steps: int, notes: list[str]) -> Manifest:
+    """Run three different streams, twice together and each alone, if rows are independent by the graph's operators.
 
     Args:
         path: The ONNX file.
+        graph: What is in it; weights may lie beside the file.
         manifest: The description to prove.
         steps: Timesteps of each stream, states fed back.
         notes: What people should read is added here.
 
     Returns:
-        The manifest with the report and the batch mode that this showed.
+        The manifest with the report and the batch mode.
 
     Raises:
         ManifestError: The description does not fit the graph.
         ModelLoadError: The graph fails when its states are fed back.
         RefusedModelError: Two runs on the same values differ.
     """
+    verdict = rows_of_step(graph, manifest).verdict
+    if verdict.outcome != "independent":
+        if manifest.batch.mode == "stack":
+            notes.append(f"rows are run one at a time: {verdict.why}")
+        manifest = manifest.model_copy(update={"batch": manifest.batch.single(verdict.why)})
     model = StepModel(path, manifest)
     rng = np.random.default_rng(1)
     inputs = {spec.name: random_rows(rng, spec, (3, steps)) for spec in manifest.inputs}
@@ -61,10 +71,11 @@ def verify_adopted(path: Path, manifest: Manifest, steps: int, notes: list[str])
     parts = [run_chunk(model, {name: value[r : r + 1] for name, value in inputs.items()}) for r in range(3)]
     alone = {name: np.concatenate([part[name] for part in parts]) for name in together}
     if not model.batched or not all(nearly_equal(together[name], alone[name]) for name in together):
-        if manifest.batch.mode == "stack":
-            notes.append("rows run together do not equal rows run alone: it runs one row at a time")
-        single = manifest.batch.model_copy(update={"mode": "single"})
-        return manifest.model_copy(update={"batch": single})
+        if manifest.batch.mode == "single":
+            return manifest
+        why = "rows run together do not equal rows run alone"
+        notes.append(f"{why}: it runs one row at a time")
+        return manifest.model_copy(update={"batch": manifest.batch.single(why)})
     verified, weak = report_comparison(ITSELF, steps, together, alone)
     notes += weak
     return manifest.model_copy(update={"verified": verified})

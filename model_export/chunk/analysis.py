@@ -1,4 +1,8 @@
-"""Reads a step graph: what in it depends on the state, and what could run for many timesteps at once."""
+"""Reads a step graph: what in it depends on the state, and what could run for many timesteps at once.
+
+A node that depends on no state runs for all timesteps at once with these as rows. So it equals its single steps by
+construction where rows are independent by the graph's operators; other graphs have no chunks.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import or_
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from model_export.errors import ModelLoadError
 from model_export.graph.nodes import all_nodes, constants, read_opset, uses
 from model_export.graph.onnx_file import without_functions
-from model_export.graph_session import GraphSession
 from model_export.manifest import Array, Manifest
 from model_export.runtime.random_ops import RANDOM
+from model_export.structure import facts as structure
+from model_export.structure.rows import rows_of_step
 
 OLDEST_OPSET = 15  # Shape with a start and an end
-_ROWS = (3, 5)  # a tensor's batch axis is the one that follows these
 
 
 class NoChunkError(Exception):
@@ -123,7 +126,8 @@ class StepGraphAnalysis:
             raise NoChunkError("an input or output has no batch axis in front")
         carried = set(self.after.values())
         if any(state.batch_axis is None for state in manifest.states) or manifest.batch.mode == "single":
-            raise NoChunkError("it runs one row at a time")
+            why = manifest.batch.why
+            raise NoChunkError(f"it runs one row at a time{why and f': {why}'}")
         if carried.intersection(spec.name for spec in manifest.outputs):
             raise NoChunkError("one tensor of it is both an output and a state")
         if manifest.windows or graph.sparse_initializer:
@@ -174,39 +178,32 @@ class StepGraphAnalysis:
                     loop.nodes.append(node)
         return [loop for _, loop in masks]
 
-    # ---------------------------------------------------------------- facts, by running
+    # ---------------------------------------------------------------- facts, by operators
 
     def facts(self) -> dict[str, TensorFact]:
-        """Return what is known of each tensor that is not the same in every timestep, learnt from two runs."""
+        """Return what is known of each tensor that is not the same in every timestep.
+
+        Raises:
+            NoChunkError: Rows are not independent by the graph's operators. A chunk runs timesteps as rows, so then it
+                need not equal them.
+        """
         if not self._facts:
-            small, large = self._run(_ROWS[0]), self._run(_ROWS[1])
-            for name, array in small.items():
-                axes = [a for a, pair in enumerate(zip(array.shape, large[name].shape, strict=True)) if pair == _ROWS]
-                if len(axes) > 1 or (not axes and array.shape != large[name].shape):
-                    self._facts[name] = TensorFact(_kind(array), None, (-1,))
-                    continue
-                axis = axes[0] if axes else None
-                row = tuple(length for a, length in enumerate(array.shape) if a != axis)
-                self._facts[name] = TensorFact(_kind(array), axis, row)
+            analysis = rows_of_step(self.model, self.manifest)
+            if analysis.verdict.outcome != "independent":
+                raise NoChunkError(f"timesteps cannot be run at once: {analysis.verdict.why}")
+            taken = [*self.inputs, *self.after]
+            moving = [name for name in self.maker if name not in self.fixed]
+            self._facts = {name: _fact(analysis.facts[name]) for name in (*moving, *taken) if name in analysis.facts}
         return self._facts
 
-    def _run(self, rows: int) -> dict[str, Array]:
-        taken = {spec.name: np.zeros((rows, *spec.graph_row_shape), spec.dtype) for spec in self.manifest.inputs}
-        for state in self.manifest.states:
-            batch = np.repeat(state.initial()[None], rows, axis=0)
-            taken[state.input] = np.ascontiguousarray(np.moveaxis(batch, 0, state.batch_axis or 0))
-        feeds = taken | {name: spec.array() for name, spec in self.manifest.constants.items()}
-        wanted = [name for name in self.maker if name not in self.fixed]
-        try:
-            made = GraphSession(self.model, wanted, as_written=True).run(feeds)
-        except ModelLoadError as exc:
-            raise NoChunkError(f"its tensors cannot be looked at with {rows} rows") from exc
-        return {name: np.asarray(made[name]) for name in (*wanted, *taken)}
+
+def _fact(fact: structure.RowFact) -> TensorFact:
+    """Return a fact of the rows' analysis; a tensor whose rows are folded, or whose shape is not known, has no axis."""
+    row, rows = fact.row_shape, fact.rows
+    if row is None:
+        return TensorFact(fact.kind, None, (-1,))
+    return TensorFact(fact.kind, None if rows is None else rows.axis, row)
 
 
 def _joined(masks: Mapping[str, int], names: Iterable[str]) -> int:
     return reduce(or_, (masks.get(name, 0) for name in names), 0)
-
-
-def _kind(array: Any) -> int:
-    return int(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))

@@ -15,6 +15,7 @@ from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.manifest import Array, Manifest
 from model_export.runtime.batch_independence import random_rows
 from model_export.step_model import StepModel
+from model_export.structure.rows import rows_of_step
 from model_export.verify.chunk_choice import ChunkChoice, Timing
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ def choose_chunk(
                 refusals.append(ChunkChoice("step", f"{how}: {why}"))
                 break  # the other way has more to run in each timestep
             described = dynamic_manifest(manifest)
+            if (verdict := rows_of_step(graph, described).verdict).outcome != "independent":
+                refusals.append(ChunkChoice("step", f"{how}: {verdict.why}"))
+                continue
             try:
                 model = StepModel(graph.SerializeToString(), described)
                 if not all(_equal(step, model, sample, tolerance) for sample in samples):

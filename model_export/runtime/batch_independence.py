@@ -1,6 +1,8 @@
-"""Whether rows can be run together: two different streams alone and together, compared.
+"""Whether a loaded graph runs rows together: two different streams alone and together, compared.
 
-A declared symbolic batch axis proves nothing: published models exist that declare one and fail on two rows.
+A declared symbolic batch axis proves nothing: published models exist that declare one and fail on two rows. Nor do
+equal samples prove that rows never meet; exporting and adopting read that from the operators
+(`model_export.structure`), and this is the check of what was loaded, which needs no onnx package.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSp
 from model_export.runtime.random_ops import random_outputs
 from model_export.streaming.answers import declare_outputs, in_layout, row_spec
 from model_export.streaming.axes.axis_search import find_inputs
-from model_export.streaming.axes.batch_independence import is_for_one_row, rows_are_independent
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
 from model_export.streaming.axes.opened import is_written, opened_graphs
 from model_export.streaming.axes.runs import TensorRuns
+from model_export.streaming.axes.sequence_rows import is_for_one_row, rows_of_sequence
 from model_export.streaming.axes.sizes import FEW, LENGTHS
 from model_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
 from model_export.streaming.normal_form.load import Declared, load_graph
@@ -38,6 +38,7 @@ from model_export.streaming.rules.loops import turns_with_time
 from model_export.streaming.rules.table import RULES, takes_refused
 from model_export.streaming.tensor import StepTensor
 from model_export.streaming.walk import StreamingWalk
+from model_export.structure.judged_rows import mixed_rows
 from model_export.verify.onnx_original import InputLayout, OutputLayout
 
 _MANY = 2_000_000
@@ -163,10 +164,15 @@ def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options)
     runs = with_newer_operators(runs, inputs)
     if options.starts_are_sent:
         inputs = replace(inputs, inputs=tuple(replace(one, role="external") for one in inputs.inputs))
-    if is_for_one_row(inputs, declared) and not rows_are_independent(runs, inputs):
-        inputs = replace(inputs, only_rows=1)
-    runs = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
-    graph = runs.graph
+    opened = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
+    if inputs.only_rows is None:
+        verdict = rows_of_sequence(opened, inputs)
+        if verdict.outcome != "independent" and is_for_one_row(inputs, declared):
+            inputs = replace(inputs, only_rows=1)
+            opened = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
+        elif verdict.outcome == "mixed":
+            raise mixed_rows(verdict)
+    runs, graph = opened, opened.graph
     if inputs.only_rows not in {None, 1}:
         raise _written_rows(graph) or RefusedModelError(
             f"The graph takes {inputs.only_rows} rows at once and no other number; a stream is one row.",

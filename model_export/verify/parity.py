@@ -226,7 +226,8 @@ class _Check:
         if random:
             self.skipped.append(Skipped(f"outputs {', '.join(random)}", "they are drawn at random"))
         if not self.model.batched:
-            self.skipped.append(Skipped("rows together", "the model runs one row at a time"))
+            why = self.manifest.batch.why
+            self.skipped.append(Skipped("rows together", f"the model runs one row at a time{why and f': {why}'}"))
         if any(f.store_dtype != f.dtype for f in self.model.fields):
             why = "states are stored in fewer bits after each chunk, and after each step, so both differ by that"
             self.skipped.append(Skipped("chunks with stored states", f"{why}; they were compared without storing"))

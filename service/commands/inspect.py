@@ -24,6 +24,7 @@ def inspect(
         print_json(description)
         return
     batch, graph = description["batch"], description["graph"]
+    why = f": {reason}" if (reason := batch.get("reason")) else ""
     opset = ", ".join(f"{domain} {version}".strip() for domain, version in graph["opset"].items())
     show(
         tensors_table(model.manifest),
@@ -31,7 +32,7 @@ def inspect(
             "",
             {
                 "bytes per stream": format_bytes(description["bytes_per_stream"]),
-                "rows": f"run together, {batch['max']} at most" if batch["together"] else "run one at a time",
+                "rows": f"run together, {batch['max']} at most" if batch["together"] else f"run one at a time{why}",
                 "chunks": "many timesteps in one run" if description["chunked"] else "timestep by timestep",
                 "weights": f"stored as {description['weights']}" if description["weights"] else "unchanged",
                 "parity": parity_lines(description["parity"]),

@@ -14,6 +14,12 @@ from tests import graphs
 from tests.commands.program import run_stepwell
 
 
+def one_row(reason: str) -> graphs.Built:
+    """A running sum whose manifest has one row a run, with the reason."""
+    graph, manifest = graphs.total()
+    return graph, manifest.model_copy(update={"batch": manifest.batch.single(reason)})
+
+
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
@@ -22,6 +28,7 @@ from tests.commands.program import run_stepwell
             ["-> h_next", "64 bytes", "run together, 256 at most", "not verified", "opset 17", "timestep by timestep"],
         ),
         (graphs.lying_batch, ["run one at a time"]),
+        (lambda: one_row("'x' (Odd) is unknown"), ["run one at a time: 'x' (Odd) is unknown"]),
         (graphs.batch_axis_1, ["[2, 3]"]),
         (graphs.no_batch_axis, ["none"]),
         (graphs.scaled, ["constant", "= 3"]),

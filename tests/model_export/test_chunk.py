@@ -192,6 +192,36 @@ def test_a_chunk_equals_its_steps_however_it_is_run(name: str) -> None:
                 assert all(STRICT.holds(found[key], expected[key]) for key in expected)
 
 
+SELDOM = {
+    "the largest of all rows": "m = ReduceMax <axes = [0]> (a) d = Max (m, eight) y = Div (h, d)",
+    "an alarm that any row sets": "m = ReduceMax <axes = [0]> (a) c = Greater (m, eight) n = Neg (h) "
+    "y = Where (c, n, h)",
+    "a running sum over the rows": "i = CumSum (a, zero) e = Sub (i, many) r = Relu (e) y = Sub (h, r)",
+    "a softmax over the rows, of zeros": "o = Sub (h, h) p = Softmax <axis = 0> (o) q = Mul (p, o) y = Add (h, q)",
+    "the number of rows": "n = Shape <start = 0, end = 1> (h) f = Cast <to = 1> (n) e = Sub (f, many) r = Relu (e) "
+    "y = Sub (h, r)",
+    "an operator whose rows are not known": "y = CenterCropPad <axes = [1]> (h, two)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SELDOM)
+def test_a_graph_whose_rows_may_meet_runs_chunks_step_by_step(name: str) -> None:
+    """A chunk runs timesteps as rows, so they would meet as well: at a loud timestep, or in a long chunk."""
+    weights: dict[str, Array] = {
+        "eight": np.array(80, np.float32), "many": np.array(1e3, np.float32), "zero": np.array(0), "two": np.array([2])
+    }  # fmt: skip
+    text = f"k = Tanh (s) s_next = Add (k, x) h = Tanh (s_next) a = Abs (s_next) {SELDOM[name]}"
+    graph, manifest = stateful("seldom", text, [2], {key: value for key, value in weights.items() if key in text})
+    model = onnx.load_from_string(graph)
+    model.opset_import[0].version = 18 if "CenterCropPad" in text else 17
+    sample = {"x": np.random.default_rng(0).standard_normal((3, 64, 2)).astype(np.float32)}
+
+    _, described, choice = choose_chunk(model, manifest, [sample], STRICT)
+
+    assert (described.time.chunk, choice.chunk) == ("step", "step")
+    assert choice.why.startswith("timesteps cannot be run at once: ")
+
+
 @pytest.mark.parametrize(("weight", "divisor"), [("gate", WEIGHTED), ("one", COUNTED)])
 def test_a_mean_of_a_long_stream_keeps_its_digits_in_a_chunk(weight: str, divisor: str) -> None:
     """Added up, the values of that stream would leave no digits for those of the chunk."""

@@ -299,7 +299,20 @@ def test_a_time_axis_stands_behind_the_batch_axis_wherever_that_is() -> None:
 
 
 def test_terminate_ends_a_chunk_in_one_run() -> None:
-    model = with_time(graphs.slow)
+    graph = graphs.graph_from_text("""
+        slow (int64[B,T,1] x, int64[B,1] s) => (int64[B,T,1] y, int64[B,1] s_next) {
+            longest = ReduceMax <keepdims = 0> (x)
+            zero = Constant <value = int64 {0}> ()
+            turns = Max (longest, zero)
+            yes = Constant <value = bool {1}> ()
+            last = Loop <body = turn (int64 i, bool go_on, int64 v) => (bool still, int64 v_next) {
+                still = Identity (go_on)
+                v_next = Mul (i, v)
+            }> (turns, yes, zero)
+            y = Add (x, last)
+            s_next = Add (s, last)
+        }""")
+    model = StepModel(graph, dynamic_manifest(graphs.slow()[1]))
     with ThreadPoolExecutor(1) as threads:
         data = {"x": np.full((1, 3, 1), 10**12, np.int64)}
         call: Future[object] = threads.submit(model.chunk, data, model.initial_states(1))

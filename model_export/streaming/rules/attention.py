@@ -1,6 +1,6 @@
 """Attention to a fixed number of timesteps: keys and values of that window are carried.
 
-The window is read off the attention itself as it ran: the softmax is zero outside it, for both lengths.
+The window is read from the mask, `model_export.streaming.rules.masks`: what that hides from positions alone.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import onnx
 
 from model_export.errors import RefusedModelError
 from model_export.graph.nodes import attributes, uses
-from model_export.manifest import Array
 from model_export.streaming.rules.elementwise import pointwise
+from model_export.streaming.rules.masks import hidden
 from model_export.streaming.rules.pooling.ranges import range_of
 from model_export.streaming.rules.squares import (
     CAUSAL_FIX,
@@ -190,38 +190,48 @@ def _softmax_behind(walk: StreamingWalk, name: str, axes: list[int]) -> _Weights
 def _window(walk: StreamingWalk, node: onnx.NodeProto, weights: _Weights, front: int) -> tuple[int, bool]:
     """Return how many timesteps the attention that begins here looks at, this one included.
 
-    And whether some that look see none that count: a softmax makes all timesteps equal then, those to come too, and
+    And whether some that look may see none that count: a softmax makes all timesteps equal then, those to come too, and
     what comes of that has to be masked.
     """
     runs = list(_seen(walk, weights, front))
-    shortest = min((len(ahead[0]) for ahead, _, _ in runs), default=0)
-    if runs and np.concatenate([ahead[:, :shortest] for ahead, _, _ in runs]).all(axis=0).any():
+    if any(run.ahead for run in runs):
         raise ahead_of_time(walk, node)
-    masked = any(ahead.any() for ahead, _, _ in runs)
-    sizes = {int(np.where(masked & whole, 0, most).max()) for _, most, whole in runs}
-    largest = max(sizes, default=0)
-    # masks that are drawn may hide that there is no band; a window that is too long does no harm
-    if len(sizes) == 1 and not (masked and walk.length and 2 * largest > shortest):
-        return largest, masked
+    masked = any(run.may_be_empty for run in runs)
+    if len(sizes := {run.most for run in runs}) == 1:
+        return sizes.pop(), masked
     if walk.length is None:
         raise walk.refuse(node, "attends to all timesteps before, so its state would grow without end", LENGTH_FIX)
     return walk.length + front, masked
 
 
-def _seen(walk: StreamingWalk, weights: _Weights, front: int) -> Iterator[tuple[Array, Array, Array]]:
-    """Yield for each run what the timesteps see: whether one to come, how many else, and whether all; (rows, steps)."""
-    batch = walk.facts.batch_axis(weights.name)
-    for value in walk.facts.values(weights.name) if len(weights.axes) == 2 else ():
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the timesteps of a run look at, as the mask has it.
+
+    Attributes:
+        ahead: Whether any looks at one to come.
+        most: How many timesteps one looks at, the furthest and itself included.
+        may_be_empty: Whether all that one looks at may be masked by what comes with the data.
+    """
+
+    ahead: bool
+    most: int
+    may_be_empty: bool
+
+
+def _seen(walk: StreamingWalk, weights: _Weights, front: int) -> Iterator[_Seen]:
+    scores = walk.makers[weights.name].input[0]
+    for run in range(len(walk.facts.values(weights.name)) if len(weights.axes) == 2 else 0):
+        mask = hidden(walk, scores, run)
         queries, keys = weights.axes[1 - weights.place], weights.axes[weights.place]
-        if batch is None:
-            pairs = np.moveaxis(value, (queries, keys), (-2, -1))[None]
-        else:
-            pairs = np.moveaxis(value, (batch, queries, keys), (0, -2, -1))
-        seen = (pairs != 0).reshape(len(pairs), -1, *pairs.shape[-2:]).any(axis=1)
-        ages = np.arange(seen.shape[1])[:, None] + front - np.arange(seen.shape[2])
-        ahead = (seen & (ages < 0)).any(axis=2)
-        most = np.where(seen & ~ahead[:, :, None], ages + 1, 0).max(axis=2)
-        yield ahead, most, seen.all(axis=2)
+        always, sometimes = (
+            np.moveaxis(array, (queries, keys), (-2, -1)).reshape(-1, array.shape[queries], array.shape[keys])
+            for array in (mask.always, mask.sometimes)
+        )
+        seen = ~always.all(axis=0)
+        ages = np.arange(seen.shape[0])[:, None] + front - np.arange(seen.shape[1])
+        most = int(np.where(seen, ages + 1, 0).max(initial=0))
+        yield _Seen(bool((seen & (ages < 0)).any()), most, bool(sometimes.all(axis=2).any()))
 
 
 def ahead_of_time(walk: StreamingWalk, node: onnx.NodeProto) -> RefusedModelError:

@@ -237,7 +237,7 @@ def test_rows_that_an_operator_mixes_are_refused(tmp_path: Path) -> None:
         }"""
     )
 
-    assert "two rows run together do not equal each alone" in refusal(tmp_path, source, "batchify")
+    assert "(ReduceMean) reduces over the rows of the batch" in refusal(tmp_path, source, "batchify")
 
 
 def test_an_operator_that_fails_on_two_rows_is_named(tmp_path: Path) -> None:

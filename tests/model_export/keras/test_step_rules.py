@@ -110,6 +110,19 @@ def test_a_constant_array_of_whole_numbers_keeps_its_dtype() -> None:
     np.testing.assert_array_equal(next(iter(outputs.values())), 2 * x[:, ::-1])
 
 
+def test_a_rule_that_takes_all_rows_together_is_refused_by_its_layer() -> None:
+    """Its nodes are not those of Keras, whose own rules never take the batch; seldom may it show."""
+
+    @register_step_rule(RunningMean)
+    def rule(call: Call) -> Value:
+        largest = call.op("ReduceMax", call.value, call.constant(np.array([0])))
+        return call.value.like(call.op("Div", call.value, call.op("Max", largest, call.constant([80.0]))))
+
+    with pytest.raises(RefusedModelError) as caught:
+        export_model(of(lambda x: L.GRU(3)(RunningMean(name="loud")(x))), name="m")
+    assert "Layer 'loud' (RunningMean) reduces over the rows of the batch" in caught.value.problem
+
+
 def test_a_rule_may_run_other_layers_by_their_rules() -> None:
     class Gated(keras.Layer):  # type: ignore[misc]  # Keras has no types
         def __init__(self) -> None:

@@ -11,6 +11,7 @@ from model_export.step_model import StepModel
 from model_export.verify.parity import STEPS, verify_parity
 from model_export.verify.tolerance import Tolerance
 from tests.model_export.keras import zoo
+from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -21,7 +22,7 @@ def test_a_model_of_the_zoo_equals_keras_step_by_step(name: str) -> None:
 
     report = verify_parity(
         made.original,
-        model := StepModel(decompose_rnn(made.proto).SerializeToString(), made.manifest),
+        model := StepModel(graph := decompose_rnn(made.proto).SerializeToString(), made.manifest),
         against=made.against,
         samplers=made.samplers,
         steps=made.only_length or STEPS,
@@ -33,4 +34,6 @@ def test_a_model_of_the_zoo_equals_keras_step_by_step(name: str) -> None:
     assert all(output.compared >= 9 for output in report.outputs)
     assert model.batched
     onnx.checker.check_model(made.proto, full_check=True)
+    assert_rows_apart(model)
+    assert_rows_alone(model, graph)
     assert report.max_abs_alone <= (0 if zoo.ZOO[name].rows_alike else 1e-6)

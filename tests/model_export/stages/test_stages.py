@@ -31,6 +31,7 @@ from model_export.stages import (
 )
 from model_export.step_model import StepModel
 from model_export.verify.runners import stepped
+from tests.model_export.rows_apart import assert_rows_apart
 from tests.model_export.streaming.zoo_parts import LSTM, batch_first, graph
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -98,6 +99,7 @@ def test_a_stage_in_front_of_a_model_is_verified_with_it(tmp_path: Path, stage: 
     assert [spec.name for spec in model.manifest.inputs] == ["x"]
     assert [spec.name for spec in model.manifest.answered] == ["y"]
     assert model.batched
+    assert_rows_apart(model)
 
 
 @pytest.mark.parametrize(

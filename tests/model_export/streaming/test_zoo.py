@@ -10,6 +10,7 @@ from model_export.converted import verify_model
 from model_export.step_model import StepModel
 from model_export.streaming import convert
 from model_export.verify.runners import stepped
+from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 from tests.model_export.streaming.zoo import ZOO
 
 ONE_ROW = {
@@ -31,6 +32,8 @@ def test_a_graph_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
     assert model.batched == (name not in ONE_ROW)
     assert model.manifest.states
     onnx.checker.check_model(onnx.load_model_from_string(content), full_check=True)
+    assert_rows_apart(model)
+    assert_rows_alone(model, content)
 
 
 OPERATORS = "lstm lstm_time_first gru rnn_relu learned_initial_state stacked_with_states pad_then_conv padded_once"

@@ -237,10 +237,13 @@ REFUSED: dict[str, Refused] = {
         "'join' (Concat) puts 2 sequences one behind the other in time",
     ),
     "picked_by_values": Refused(
-        lambda: per_timestep("s = ReduceSum <keepdims = 0> (x) n = Mul (s, nil) r = Cast <to = 7> (n) "
-                             "i = Reshape (r, one) [pick] p = Gather <axis = 1> (c, i) y = Sub (c, p)",
-                             nil=np.float32(0), one=ints(1)),
+        lambda: graph(f"({X}, int64[1] at) => (float[batch, time, 4] y) {{ c = CumSum (x, one) r = Add (at, at) "
+                      "[pick] p = Gather <axis = 1> (c, r) y = Sub (c, p) }", one=np.int64(1)),
         "'pick' (Gather) picks timesteps by values that are computed on the way",
+    ),
+    "rows_added_up": Refused(
+        lambda: per_timestep("[all] s = ReduceSum <keepdims = 0> (x) y = Sub (c, s)"),
+        "The rows of a batch depend on each other: Node 'all' (ReduceSum) reduces over the rows of the batch",
     ),
     "largest_timesteps": Refused(
         lambda: graph(f"({X}) => (float[N, 3, 4] y) {{ c = CumSum (x, one) [top] y, p = TopK <axis = 1> (c, three) }}",

@@ -52,6 +52,24 @@ def banded() -> StepSpec:
     return whole(of(run, layer=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)), 2, 9, 8)
 
 
+def decaying() -> StepSpec:
+    """Attention to all timesteps before with a bias of -4 for each of them: beyond 27 of them it underflows."""
+
+    def run(m: Any, x: Any) -> Any:
+        at = torch.arange(x.shape[1])
+        age = (at[:, None] - at[None]).float()
+        scores = m.q(x) @ m.k(x).mT - 4 * age.clamp(min=0)
+        return torch.softmax(scores.masked_fill(age < 0, float("-inf")), -1) @ m.v(x)
+
+    return whole(of(run, q=nn.Linear(4, 6), k=nn.Linear(4, 6), v=nn.Linear(4, 3)), 2, 60, 4)
+
+
+def test_attention_whose_scores_underflow_has_no_window() -> None:
+    with pytest.raises(RefusedModelError) as caught:
+        convert(decaying(), name="decaying")
+    assert "attends to all timesteps before, so its state would grow without end" in caught.value.problem
+
+
 @pytest.mark.parametrize("build", [by_keyword, short_kernel, long_kernel, banded])
 def test_a_module_that_can_be_stepped_is_exported(build: Callable[[], StepSpec]) -> None:
     _, report = verify_model(convert(build(), name="module"), long_steps=100)

@@ -10,6 +10,7 @@ import pytest
 from model_export.converted import verify_model
 from model_export.step_model import StepModel
 from model_export.torch import convert
+from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import torch
 
@@ -28,6 +29,8 @@ def test_a_module_of_the_zoo_equals_itself_step_by_step(name: str) -> None:
     assert all(output.compared >= 9 for output in report.outputs)
     assert model.batched
     onnx.checker.check_model(onnx.load_model_from_string(graph), full_check=True)
+    assert_rows_apart(model)
+    assert_rows_alone(model, graph)
 
 
 @pytest.mark.parametrize("name", ["in_training", "chomped", "cell"])

@@ -1,0 +1,1 @@
+"""What a graph's operators show of it, without running it."""
