@@ -46,7 +46,7 @@ class Adoption:
     Attributes:
         manifest: The description, proved by running.
         flags: The command line's words for what was found; with them nothing is left to guess.
-        how: How each state's pair was found: `name`, `operator`, `shape`, `flow` or `said`.
+        how: How each state's pair was found: `name`, `operator`, `shape` or `said`.
         notes: What was assumed, for people to read.
     """
 
