@@ -31,6 +31,7 @@ from model_export.adopt.verify_adopted import verify_adopted
 from model_export.errors import ManifestError, ModelLoadError, RefusedModelError, UnclearModelError
 from model_export.files import write_atomically
 from model_export.graph.dataflow import read_flow
+from model_export.graph.nodes import all_nodes
 from model_export.graph.onnx_file import read_model
 from model_export.manifest import DTYPES, NAME, Manifest, PackedTensor, sidecar_of
 from model_export.runtime.random_ops import random_outputs
@@ -48,12 +49,14 @@ class Adoption:
         flags: The command line's words for what was found; with them nothing is left to guess.
         how: How each state's pair was found: `name`, `operator`, `shape` or `said`.
         notes: What was assumed, for people to read.
+        unknown: What was not compared, for people to read.
     """
 
     manifest: Manifest
     flags: list[str]
     how: dict[str, str]
     notes: list[str]
+    unknown: str
 
     @property
     def batched(self) -> bool:
@@ -119,9 +122,9 @@ def adopt(
         "batch": {"mode": "stack" if together else "single"},
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
-    manifest = verify_adopted(path, manifest, steps, notes)
-    manifest = find_chunks(path, manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
-    return Adoption(manifest, write_flags(manifest, graph.inputs, hints), pairing.how, notes)
+    verified = verify_adopted(path, manifest, steps, notes, {node.op_type for node in all_nodes(model.graph)})
+    manifest = find_chunks(path, verified.manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
+    return Adoption(manifest, write_flags(manifest, graph.inputs, hints), pairing.how, notes, verified.unknown)
 
 
 def write_sidecar(path: Path, manifest: Manifest) -> Path:

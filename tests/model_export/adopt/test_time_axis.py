@@ -142,3 +142,54 @@ def test_an_answer_without_time_axis_keeps_the_graph_at_single_steps(tmp_path: P
     )
 
     assert manifest.time.chunk == "step"
+
+
+PEAKS = """g (float[B,T,3] x, float[B,3] h) => (float[B,T,3] y, float[B,3] h_next) {
+    limit = Constant <value = float {1000.0}> ()
+    size = Abs (x)
+    peak = ReduceMax <axes = [1], keepdims = 1> (size)
+    gain = Max (peak, limit)
+    y = Div (x, gain)
+    h_next = Add (h, zero)
+}"""
+"""Each chunk is divided by its largest value, where that is above 1,000."""
+
+LATE = """g (float[B,T,3] x, float[B,3] h) => (float[B,T,3] y, float[B,3] h_next) {
+    pads = Constant <value = int64[6] {0, 100, 0, 0, -100, 0}> ()
+    late = Pad (x, pads)
+    y = Add (x, late)
+    h_next = Add (h, zero)
+}"""
+"""The value of 100 timesteps ago is added, within a chunk."""
+
+BY_LENGTH = """g (float[B,T,3] x, float[B,3] h) => (float[B,T,3] y, float[B,3] h_next) {
+    shape = Shape <start = 1, end = 2> (x)
+    length = Squeeze (shape)
+    limit = Constant <value = int64 {300}> ()
+    is_long = Greater (length, limit)
+    y = If (is_long) <
+        then_branch = a () => (float[B,T,3] doubled) { doubled = Add (x, x) },
+        else_branch = b () => (float[B,T,3] same) { same = Identity (x) }
+    >
+    h_next = Add (h, zero)
+}"""
+"""Chunks of more than 300 timesteps are doubled."""
+
+LATCH = """g (float[B,T,1] x, float[B,1] h) => (float[B,T,1] y, float[B,1] h_next) {
+    limit = Constant <value = float {50.0}> ()
+    is_high = Greater (x, limit)
+    alarm = Cast <to = 1> (is_high)
+    any = ReduceMax <axes = [1], keepdims = 0> (alarm)
+    h_next = Max (h, any)
+    state = Unsqueeze (h_next, one)
+    y = Add (x, state)
+}"""
+"""An alarm above 50 is set for the whole chunk, from its first timestep on."""
+
+
+@pytest.mark.parametrize("text", [PEAKS, LATE, BY_LENGTH, LATCH], ids=["peaks", "late", "by length", "latch"])
+def test_a_graph_whose_chunks_differ_from_steps_for_something_rare_runs_single_steps(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rare.onnx"
+    path.write_bytes(graphs.graph_from_text(text, {"one": np.array([1]), "zero": np.zeros(1, np.float32)}))
+
+    assert adopt(path, hints=Overrides(states={"h": "h_next"})).manifest.time.chunk == "step"
