@@ -18,7 +18,7 @@ from campaign.exporter.cases import Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
 from model_export.adopt.adopt_file import adopt_file
-from model_export.errors import WeakProofError
+from model_export.errors import UnclearModelError, WeakProofError
 from model_export.export import export_source
 
 VOCABULARY = 50
@@ -292,7 +292,10 @@ def _sequence_graph(case: Case) -> Built:
         source = path.with_name("source.onnx")
         source.write_bytes(content)
         try:
-            export_source(str(source), path)
+            try:
+                export_source(str(source), path)
+            except UnclearModelError:  # nothing in the graph shows where time is
+                export_source(str(source), path, time_axes={"x": 1}, batch_axes={"x": 0})
         except WeakProofError:
             return True
         return False
