@@ -17,14 +17,20 @@ FRONT_ENDS: Final[tuple[FrontEnd, ...]] = get_args(FrontEnd)
 Place = Literal["before", "inside", "behind", "nowhere"]
 """Where the rare condition is: in front of a recurrence, in its cell, behind it; or there is none."""
 
-Head = Literal["each", "last", "mean"]
-"""What is answered: each timestep, the last one, or the mean."""
+Head = Literal["each", "last", "mean", "recent"]
+"""What is answered: each timestep, the last one, or the mean of all, or of as many of the last as the period has."""
 
 PLAIN_SHARE: Final = 0.3
 """Share of models without anything rare."""
 
 LIMITS: Final = (6.0, 10.0, 50.0, 1000.0)
 PERIODS: Final = (23, 60, 100, 300, 700, 2100, 3600)
+RECENT: Final = "mean of the recent past"
+"""A head that forgets after the period."""
+
+KEEP_WIDTH: Final = ("relu", "norm")
+"""Layers that have as many outputs as inputs."""
+
 IDS: Final = ("ids modulo", "ids divided")
 """Rare conditions of integer inputs, in front of an embedding."""
 
@@ -88,22 +94,26 @@ def draw(front_end: FrontEnd, seed: int, index: int) -> Case:
         int(rng.integers(0, 12)),
     )
     is_stepwise = front_end in ("states", "adopt")
-    beyond = [*OTHER_ROWS] if is_stepwise else [*SEQUENCE, *SEQUENCE, *IDS]
+    beyond = [*OTHER_ROWS] if is_stepwise else [*SEQUENCE, *SEQUENCE, *IDS, RECENT]
     names = [*CELLS, *STEPWISE, *beyond]
     rare = str(rng.choice([name for name in names if name not in CELLS or CELLS[name].is_rare]))
     plain_cells = [name for name, cell in CELLS.items() if not cell.is_rare]
-    layers = plain_cells if is_stepwise else ["lstm", "gru", "rnn", "dense", "conv", *plain_cells]
+    layers = plain_cells if is_stepwise else ["lstm", "gru", "rnn", "dense", "conv", *KEEP_WIDTH, *plain_cells]
     blocks = [str(name) for name in rng.choice(layers, int(rng.integers(1, 3)))]
     place: Place
     if rng.random() < PLAIN_SHARE:
         rare, place = "", "nowhere"
         if not is_stepwise and rng.random() < 0.15:
             blocks.insert(0, "embedding")
+    elif rare == RECENT:
+        place = "behind"
     elif rare in CELLS:
         place, blocks = "inside", blocks[:1] if rng.random() < 0.5 else []
     else:
         place = "before" if rare in IDS or rng.random() < 0.6 else "behind"
-    heads: list[Head] = ["each"] if is_stepwise else ["each", "each", "last", "mean"]
+    heads: list[Head] = ["each"] if is_stepwise else ["each", "each", "each", "last", "mean"]
+    if rare == RECENT:
+        heads = ["recent"]
     return Case(
         front_end,
         seed,

@@ -76,6 +76,24 @@ class KerasOps:
     def clip(self, a: Tensor, low: float, high: float) -> Tensor:
         return ops.clip(a, low, high)
 
+    def log1p(self, a: Tensor) -> Tensor:
+        return ops.log1p(a)
+
+    def expm1(self, a: Tensor) -> Tensor:
+        return ops.expm1(a)
+
+    def tail(self, a: Tensor) -> Tensor:
+        return 1.0 - ops.erf(a)
+
+    def floor_quotient(self, a: Tensor, b: float) -> Tensor:
+        return a // b
+
+    def first(self, a: Tensor) -> Tensor:
+        return a[:, :1]
+
+    def how_many(self, a: Tensor, limit: float) -> Tensor:
+        return ops.cast(ops.count_nonzero(a > limit), "float32")
+
     def feature_max(self, a: Tensor) -> Tensor:
         return ops.max(a, axis=-1, keepdims=True)
 
@@ -180,12 +198,18 @@ def build(case: Case) -> Built:
                 "rnn": lambda: layers.SimpleRNN(units, return_sequences=True),
                 "dense": lambda: layers.Dense(units),
                 "conv": lambda: layers.Conv1D(units, 3, padding="causal"),
+                "relu": layers.ReLU,
+                "norm": layers.LayerNormalization,
             }[name]()(x)
     y = layers.Dense(2)(x)
     if is_part and case.place == "behind":
         y = Part(case)(y + layers.Dense(2)(start))
-    if case.head != "each":
-        y = layers.GlobalAveragePooling1D()(y) if case.head == "mean" else layers.Lambda(lambda value: value[:, -1])(y)
+    if case.head == "mean":
+        y = layers.GlobalAveragePooling1D()(y)
+    elif case.head == "last":
+        y = layers.Lambda(lambda value: value[:, -1])(y)
+    elif case.head == "recent":
+        y = layers.Lambda(lambda value: ops.mean(value[:, -case.setting.period :], axis=1))(y)
     model = keras.Model(given, y)
 
     def run(values: Array) -> Array:

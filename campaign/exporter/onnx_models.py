@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from campaign.exporter.built import Array, Built, weight
-from campaign.exporter.cases import Case
+from campaign.exporter.cases import KEEP_WIDTH, Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
 from model_export.adopt.adopt_file import adopt_file
@@ -123,6 +123,26 @@ class Graph:
 
     def clip(self, a: Tensor, low: float, high: float) -> Tensor:
         return self.node("Clip", a, low, high)
+
+    def log1p(self, a: Tensor) -> Tensor:
+        return self.log(self.add(a, 1.0))
+
+    def expm1(self, a: Tensor) -> Tensor:
+        return self.sub(self.exp(a), 1.0)
+
+    def tail(self, a: Tensor) -> Tensor:
+        return self.sub(1.0, self.node("Erf", a))
+
+    def floor_quotient(self, a: Tensor, b: float) -> Tensor:
+        return self.floor(self.div(a, b))
+
+    def first(self, a: Tensor) -> Tensor:
+        return self.node("Slice", a, self.ints(0), self.ints(1), self.ints(1))
+
+    def how_many(self, a: Tensor, limit: float) -> Tensor:
+        chosen = self.node("Compress", self.node("Reshape", a, self.ints(-1)), self.node(
+            "Reshape", self.node("Greater", a, limit), self.ints(-1)), axis=0)  # fmt: skip
+        return self.node("Cast", self.node("Size", chosen), to=_FLOAT)
 
     def feature_max(self, a: Tensor) -> Tensor:
         return self.node("ReduceMax", a, axes=[-1], keepdims=1)
@@ -273,13 +293,16 @@ def _sequence_graph(case: Case) -> Built:
         if name in CELLS:
             x = _recurrence(graph, x, case, name)
         elif name != "embedding":
-            x, width = _layer(graph, rng, name, x, (width, units)), units
+            x = _layer(graph, rng, name, x, (width, units))
+            width = width if name in KEEP_WIDTH else units
     y = _dense(graph, rng, x, width, 2)
     if part is not None and case.place == "behind":
         y = part(graph, graph.add(y, _dense(graph, rng, start, start_width, 2)), case.setting)
     if case.head == "last":
         y = graph.node("Gather", y, graph.constant(np.array(-1, np.int64)), axis=1)
-    elif case.head == "mean":
+    elif case.head == "recent":
+        y = graph.node("Slice", y, graph.ints(-case.setting.period), graph.ints(2**40), graph.ints(1))
+    if case.head in ("mean", "recent"):
         y = graph.node("ReduceMean", y, axes=[1], keepdims=0)
     graph.nodes.append(helper.make_node("Identity", [y], ["y"]))
     given = _value("x", _INT, ["batch", "time"]) if case.takes_ids else _value(
@@ -324,6 +347,11 @@ def _layer(graph: Graph, rng: np.random.Generator, name: str, x: str, sizes: tup
     width, units = sizes
     if name == "dense":
         return _dense(graph, rng, x, width, units)
+    if name == "relu":
+        return str(graph.relu(x))
+    if name == "norm":
+        scale, bias = (graph.constant(np.full(width, value, np.float32)) for value in (1, 0))
+        return str(graph.node("LayerNormalization", x, scale, bias, axis=-1))
     if name == "conv":
         padded = graph.node("Pad", graph.node("Transpose", x, perm=[0, 2, 1]), graph.ints(0, 0, 2, 0, 0, 0))
         found = graph.node("Conv", padded, graph.constant(weight(rng, units, width, 3)))

@@ -109,6 +109,25 @@ def _other_rows_alarm(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:
     return ops.add(a, exceeds(ops, ops.row_max(a), at))
 
 
+def _first_alarm(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:
+    return ops.add(a, exceeds(ops, ops.first(a), at))
+
+
+def _first_gain(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:
+    return ops.div(a, ops.maximum(ops.abs(ops.first(a)), at.limit))
+
+
+def _first_past(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:
+    steps = 1 + at.how % 4
+    is_there = ops.greater(ops.count(a), float(steps))
+    before = ops.relu(ops.sub(ops.first(a), at.limit))
+    return ops.add(a, ops.where(is_there, ops.late(a, steps), before))
+
+
+def _selected(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:
+    return ops.mul(a, ops.add(ops.how_many(a, at.limit), 1.0))
+
+
 def _window(ops: SequenceOps, a: Tensor, at: Setting) -> Tensor:
     return ops.decaying_attention(a, (0.5, 2.0, 4.0, 8.0)[at.how % 4])
 
@@ -138,6 +157,22 @@ def _ties(ops: Ops, a: Tensor, at: Setting) -> Tensor:
 
 def _small(ops: Ops, a: Tensor, at: Setting) -> Tensor:
     return ops.log(ops.add(ops.abs(ops.mul(a, 1e-6)), 1.0))
+
+
+def _small_log(ops: Ops, a: Tensor, at: Setting) -> Tensor:
+    return ops.log1p(ops.abs(ops.mul(a, 1e-6)))
+
+
+def _small_power(ops: Ops, a: Tensor, at: Setting) -> Tensor:
+    return ops.expm1(ops.clip(ops.mul(a, 1e-6), -1.0, 1.0))
+
+
+def _tail(ops: Ops, a: Tensor, at: Setting) -> Tensor:
+    return ops.tail(ops.clip(a, -9.0, 9.0))
+
+
+def _quotient(ops: Ops, a: Tensor, at: Setting) -> Tensor:
+    return ops.floor_quotient(a, (0.1, 0.3, 3.0)[at.how % 3])
 
 
 def _tiny_quotient(ops: Ops, a: Tensor, at: Setting) -> Tensor:
@@ -170,6 +205,10 @@ SEQUENCE: Final[Mapping[str, Part]] = {
     "mode by value": _by_value,
     "gain of other rows": _other_rows_gain,
     "alarm of other rows": _other_rows_alarm,
+    "alarm by the first value": _first_alarm,
+    "gain by the first value": _first_gain,
+    "past by the first value": _first_past,
+    "size of what is selected": _selected,
     "decaying attention": _window,
 }
 """Parts that look along time or along rows."""
@@ -184,6 +223,10 @@ STEPWISE: Final[Mapping[str, Part]] = {
     "not a number": _not_a_number,
     "ties": _ties,
     "small numbers": _small,
+    "small logarithm": _small_log,
+    "small power": _small_power,
+    "tail of the error function": _tail,
+    "floor quotient": _quotient,
     "tiny quotient": _tiny_quotient,
     "remainder": _remainder,
     "gain of features": _largest_feature,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from campaign.exporter.built import Array, Built
-from campaign.exporter.cases import Case
+from campaign.exporter.cases import KEEP_WIDTH, Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
 from model_export.errors import WeakProofError
@@ -81,6 +81,24 @@ class TorchOps:
 
     def clip(self, a: Tensor, low: float, high: float) -> Tensor:
         return a.clamp(low, high)
+
+    def log1p(self, a: Tensor) -> Tensor:
+        return a.log1p()
+
+    def expm1(self, a: Tensor) -> Tensor:
+        return a.expm1()
+
+    def tail(self, a: Tensor) -> Tensor:
+        return a.erfc()
+
+    def floor_quotient(self, a: Tensor, b: float) -> Tensor:
+        return a // b
+
+    def first(self, a: Tensor) -> Tensor:
+        return a[:, :1]
+
+    def how_many(self, a: Tensor, limit: float) -> Tensor:
+        return a.new_tensor(float(a[a > limit].numel()))
 
     def feature_max(self, a: Tensor) -> Tensor:
         return a.amax(-1, keepdim=True)
@@ -170,6 +188,19 @@ class CausalConv(nn.Module):  # type: ignore[misc]  # as above
         return self.conv(nn.functional.pad(x.transpose(1, 2), (2, 0))).transpose(1, 2)
 
 
+def _layer(name: str, width: int, units: int) -> Any:
+    makers: dict[str, Callable[[], Any]] = {
+        "lstm": lambda: nn.LSTM(width, units, batch_first=True),
+        "gru": lambda: nn.GRU(width, units, batch_first=True),
+        "rnn": lambda: nn.RNN(width, units, batch_first=True),
+        "conv": lambda: CausalConv(width, units),
+        "dense": lambda: nn.Linear(width, units),
+        "relu": nn.ReLU,
+        "norm": lambda: nn.LayerNorm(width),
+    }
+    return makers[name]()
+
+
 class Model(nn.Module):  # type: ignore[misc]  # as above
     """A generated model over sequences."""
 
@@ -185,13 +216,8 @@ class Model(nn.Module):  # type: ignore[misc]  # as above
             if name in CELLS:
                 layers.append(Loop(case, name))
             elif name != "embedding":
-                layer = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}.get(name)
-                layers.append(
-                    layer(width, units, batch_first=True)
-                    if layer
-                    else (CausalConv(width, units) if name == "conv" else nn.Linear(width, units))
-                )
-                width = units
+                layers.append(_layer(name, width, units))
+                width = width if name in KEEP_WIDTH else units
         self.layers = nn.ModuleList(layers)
         self.last = nn.Linear(width, 2)
         self.around = nn.Linear(self.start, 2)
@@ -215,7 +241,13 @@ class Model(nn.Module):  # type: ignore[misc]  # as above
         y = self.last(x)
         if part is not None and case.place == "behind":
             y = part(ops, y + self.around(start), case.setting)
-        return {"each": lambda: y, "last": lambda: y[:, -1], "mean": lambda: y.mean(1)}[case.head]()
+        heads: dict[str, Callable[[], Tensor]] = {
+            "each": lambda: y,
+            "last": lambda: y[:, -1],
+            "mean": lambda: y.mean(1),
+            "recent": lambda: y[:, -case.setting.period :].mean(1),
+        }
+        return heads[case.head]()
 
 
 class Step(nn.Module):  # type: ignore[misc]  # as above
