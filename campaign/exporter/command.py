@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import secrets
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from campaign.exporter import broken
 from campaign.exporter.cases import FRONT_ENDS, find
 from campaign.exporter.run import Found, Plan, run
 from campaign.exporter.verdicts import VERDICTS, Outcome, judge_case
@@ -63,6 +65,44 @@ def exporter(
     else:
         _show(found, document, all_of_them=bool(case))
     raise typer.Exit(bool(found.wrong))
+
+
+def exporter_mutants(
+    *,
+    mutants: Annotated[int, typer.Option(min=1, help="How many times the exporter is broken.")] = 100,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of what is broken; random by default.")] = None,
+    front_end: Annotated[str, typer.Option(help=f"One of {', '.join(broken.PACKAGES)}.")] = "onnx",
+    models: Annotated[int, typer.Option(min=1, help="Models that each broken exporter exports.")] = 6,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every mutant as JSON.")] = False,
+) -> None:
+    """Break one expression of the exporter at a time: the proof has to catch what it then makes of ordinary models.
+
+    Exits with 0 if no model was written, wrong, and not called weak; else with 1.
+    """
+    if front_end not in broken.PACKAGES:
+        raise typer.BadParameter(
+            f"{front_end!r}; expected one of {', '.join(broken.PACKAGES)}", param_hint="--front-end"
+        )
+    name = next(name for name in broken.PACKAGES if name == front_end)
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    _console.print(f"seed {seed}")
+    found: list[broken.Mutant] = []
+    with Progress(console=_console, transient=True) as bar:
+        task = bar.add_task("starting", total=mutants)
+
+        def update(mutant: broken.Mutant) -> None:
+            found.append(mutant)
+            bar.update(task, completed=len(found), description=str(broken.counted(found)))
+            if mutant.fate == "escaped":
+                bar.console.print(f"escaped: {mutant.what}: {mutant.by}", markup=False, highlight=False)
+
+        breaks = itertools.islice(broken.draw_breaks(name, seed), mutants)
+        broken.run(breaks, broken.plain_cases(name, seed, models), update)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(mutant) for mutant in found], indent=1))  # noqa: T201
+    else:
+        Console().print(broken.counted(found))
+    raise typer.Exit(any(mutant.fate == "escaped" for mutant in found))
 
 
 def _run_with_progress(plan: Plan, found: Found) -> None:

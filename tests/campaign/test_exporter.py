@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import onnxruntime
 import pytest
 
 from campaign.exporter import onnx_models
+from campaign.exporter.breaking import Break, count_breaks, install, was_reached
+from campaign.exporter.broken import draw_breaks
 from campaign.exporter.built import Array, Built
 from campaign.exporter.cases import FRONT_ENDS, IDS, RECENT, Case, FrontEnd, draw, find
 from campaign.exporter.judge import Fault, find_fault, sequences
@@ -151,3 +154,41 @@ def test_the_table_has_the_share_of_plain_models_that_are_written() -> None:
         "models": 1, "right": 1, "weak": 0, "refused": 0, "wrong": 0, "failed": 0, "plain": 1, "plain_written": 1,
         "plain_share": 1.0,
     }  # fmt: skip
+
+
+# -------------------------------------------------------------------- broken exporters
+
+VICTIM = """
+def part(a, b, c):
+    if a > b and c:
+        return a - b
+    return 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("index", "arguments", "result"),
+    [(0, (2, 2, True), 0), (1, (2, 1, False), 1), (2, (3, 1, True), -2), (3, (1, 2, True), 8)],
+)
+def test_one_expression_of_a_module_is_broken_as_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: int, arguments: tuple[Any, ...], result: Any
+) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "__init__.py").touch()
+    (tmp_path / "victim" / "part.py").write_text(VICTIM)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    for name in ("victim", "victim.part"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    install(Break("victim.part", index))
+
+    assert importlib.import_module("victim.part").part(*arguments) == result
+    assert was_reached()
+
+
+def test_expressions_are_drawn_from_all_modules_of_a_front_end() -> None:
+    drawn = [broken for broken, _ in zip(draw_breaks("adopt", 1), range(200), strict=False)]
+
+    assert {broken.module for broken in drawn} >= {"model_export.adopt.pairing", "model_export.adopt.axes"}
+    assert all(broken.index < count_breaks(broken.module) for broken in drawn)
