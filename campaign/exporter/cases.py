@@ -25,6 +25,9 @@ PLAIN_SHARE: Final = 0.3
 
 LIMITS: Final = (6.0, 10.0, 50.0, 1000.0)
 PERIODS: Final = (23, 60, 100, 300, 700, 2100, 3600)
+CHUNKED: Final = tuple(name for name in SEQUENCE if name not in OTHER_ROWS)
+"""Rare conditions along time: of a graph to adopt, within each of its chunks alone."""
+
 RECENT: Final = "mean of the recent past"
 """A head that forgets after the period."""
 
@@ -94,7 +97,9 @@ def draw(front_end: FrontEnd, seed: int, index: int) -> Case:
         int(rng.integers(0, 12)),
     )
     is_stepwise = front_end in ("states", "adopt")
-    beyond = [*OTHER_ROWS] if is_stepwise else [*SEQUENCE, *SEQUENCE, *IDS, RECENT]
+    beyond = [*SEQUENCE, *SEQUENCE, *IDS, RECENT]
+    if is_stepwise:
+        beyond = [*OTHER_ROWS, *CHUNKED] if front_end == "adopt" else [*OTHER_ROWS]
     names = [*CELLS, *STEPWISE, *beyond]
     rare = str(rng.choice([name for name in names if name not in CELLS or CELLS[name].is_rare]))
     plain_cells = [name for name, cell in CELLS.items() if not cell.is_rare]

@@ -57,7 +57,9 @@ def find_fault(case: Case, built: Built, path: Path) -> Fault | None:
     """
     model = StepModel(path)
     [answer] = [spec.name for spec in model.manifest.answered]
-    [given] = model.manifest.inputs
+    given, *more = model.manifest.inputs
+    if more:
+        return Fault(f"the inputs {[spec.name for spec in more]} are states", 0, 0, 1.0)
     rng = np.random.default_rng([case.seed, case.index, 1])
     x = sequences(case, rng)
     rows = len(x)
@@ -76,7 +78,7 @@ def sequences(case: Case, rng: np.random.Generator) -> Array:
 
     The rows: ordinary; about the limit; a spike at the first, a middle and the last timestep; far above; tiny; ties.
     """
-    length = min(LONGEST, 2 * case.setting.period + 50) if case.rare in _TIMED else 300
+    length = min(LONGEST, 2 * case.setting.period + 50) if case.rare in _TIMED else 600
     if case.rare == "decaying attention":
         length = 120
     if case.takes_ids:
@@ -109,10 +111,9 @@ def _compare(
         [run(part) for part in moved] if case.rare in OTHER_ROWS else np.split(run(np.concatenate(moved)), len(moved))
     )
     want, *others = (_timed(case, part) for part in parts)
-    ordinary = float(np.abs(want[0]).max(initial=0.0, where=np.isfinite(want[0])))
     noise = np.max([np.zeros_like(want), *(_difference(other, want) for other in others)], axis=0)
     mine = got[:, -1:] if want.shape[1] == 1 else got
-    noise += _ORDINARY / _NOISE * ordinary
+    noise += _ORDINARY / _NOISE * _largest(want[0])
     fault = _first_fault("together", mine, want, noise, length)
     if fault is not None:
         return fault
@@ -132,6 +133,10 @@ def _timed(case: Case, values: Array) -> Array:
 def _moved(x: Array, rng: np.random.Generator) -> Array:
     """Return inputs that differ in their last bits: what they change in the original is rounding."""
     return (x * (1 + 1e-6 * rng.choice([-1, 1], x.shape))).astype(np.float32)
+
+
+def _largest(values: Array) -> float:
+    return float(np.abs(values).max(initial=0.0, where=np.isfinite(values)))
 
 
 def _difference(a: Array, b: Array) -> Array:
@@ -164,4 +169,5 @@ def _steps_fault(model: StepModel, x: Array, want: Array) -> Fault | None:
         out, states = model.step({given.name: x[:, t].reshape(rows, *given.row_shape)}, states)
         answers.append(out[answer].reshape(rows, -1))
     got = np.stack(answers, 1).astype(np.float64)
-    return _first_fault("chunk against steps", got, want.astype(np.float64), np.zeros_like(got), x.shape[1])
+    noise = np.full_like(got, _ORDINARY / _NOISE * _largest(want[0]))
+    return _first_fault("chunk against steps", got, want.astype(np.float64), noise, x.shape[1])

@@ -123,7 +123,7 @@ def adopt(
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
     verified = verify_adopted(path, manifest, steps, notes, {node.op_type for node in all_nodes(model.graph)})
-    manifest = find_chunks(path, verified.manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
+    manifest = find_chunks(path, model, verified.manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
     return Adoption(manifest, write_flags(manifest, graph.inputs, hints), pairing.how, notes, verified.unknown)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model_export.adopt.axes import Dim
 from model_export.adopt.rare_rows import rare_rows
+from model_export.adopt.timewise import is_timewise
 from model_export.errors import ModelLoadError, StepwellError
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
 from model_export.runtime.batch_independence import nearly_equal, random_rows
@@ -17,38 +19,55 @@ from model_export.specs import shape_of_rows
 from model_export.step_model import MOST_STEPS, StepModel
 from model_export.verify.runners import Run, chunked, stepped
 
+if TYPE_CHECKING:
+    import onnx
+
 _LENGTHS = (1, 2, 3, 7, 51)
 """Timesteps of the chunks that rows with something rare are cut into."""
 
 
-def find_chunks(path: Path, manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manifest:
+def find_chunks(
+    path: Path, model: onnx.ModelProto, manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]
+) -> Manifest:
     """Return the manifest with `time.chunk` `dynamic` if the graph runs so, else as it was.
 
     It does where every input and answer has an open axis right behind the batch axis, and timesteps along it equal
-    single steps: in chunks of several lengths up to the longest that is ever run, for ordinary rows and such with
-    something rare in them. A graph of one row may have no batch axis at all: what looked like one is time then.
+    single steps: by the operators, and in chunks of several lengths up to the longest that is ever run, for ordinary
+    rows and such with something rare in them. A graph of one row may have no batch axis at all: what looked like one is
+    time then.
 
     Args:
         path: The ONNX file.
+        model: The same, as it was read.
         manifest: Its description, one timestep a run.
         declared: The lengths of each graph input's axes as they are declared.
     """
     readings = [manifest]
     if manifest.batch.mode == "single":
         readings.append(_without_batch(manifest))
-    timed = [found for reading in readings if (found := _timed(reading, declared)) is not None]
+    found = [_timed(reading, declared) for reading in readings]
+    timed = [reading for reading in found if reading is not None and _by_operators(model, reading)]
     if not timed:
         return manifest
     rng = np.random.default_rng(2)
     long = {spec.name: random_rows(rng, spec, (2, MOST_STEPS)) for spec in manifest.inputs}
     rare = rare_rows(rng, manifest, sum(_LENGTHS), most=1)
-    model = StepModel(path, manifest)
+    single = StepModel(path, manifest)
     runs: list[tuple[Mapping[str, Array], Sequence[int], Run]] = [
-        (long, [MOST_STEPS], stepped(model, long, stored=False))
+        (long, [MOST_STEPS], stepped(single, long, stored=False))
     ]
     with suppress(ModelLoadError):  # a graph may fail on values that are never sent; then it was not run on them at all
-        runs.append((rare, _LENGTHS, stepped(model, rare, stored=False)))
+        runs.append((rare, _LENGTHS, stepped(single, rare, stored=False)))
     return next((reading for reading in timed if all(_runs_as(reading, path, *run) for run in runs)), manifest)
+
+
+def _by_operators(model: onnx.ModelProto, manifest: Manifest) -> bool:
+    times = {
+        spec.name: 0 if spec.batch_axis is None else spec.batch_axis + 1
+        for spec in (*manifest.inputs, *manifest.answered)
+    }
+    states = {state.input: state.output for state in manifest.states}
+    return is_timewise(model, {name: axis for name, axis in times.items() if name not in states.values()}, states)
 
 
 def _without_batch(manifest: Manifest) -> Manifest:
