@@ -12,6 +12,7 @@ from typing import Final, Literal, get_args
 
 from campaign.exporter.cases import Case
 from model_export.errors import StepwellError
+from model_export.sources import choose_keras_backend
 
 Verdict = Literal["right", "weak", "refused", "wrong", "failed"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
@@ -58,6 +59,7 @@ def judge_case(case: Case) -> Outcome:
 def _judge(case: Case) -> tuple[Verdict, str]:
     from campaign.exporter.judge import find_fault
 
+    choose_keras_backend()
     built = importlib.import_module(f"campaign.exporter.{_HOMES[case.front_end]}").build(case)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
