@@ -18,6 +18,7 @@ from campaign import mutants, result, soak
 from campaign.alerts import run_silence
 from campaign.chaos import ChaosPlan, Client, run
 from campaign.clients import conformance
+from campaign.exporter.command import exporter, exporter_mutants
 from campaign.fuzz import TARGETS
 from campaign.releases import ramp
 from campaign.roads.command import roads
@@ -29,6 +30,8 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 _console = Console(stderr=True)
 _INTERRUPTED = 130
 app.command()(roads)
+app.command()(exporter)
+app.command()(exporter_mutants)
 
 
 @app.callback()

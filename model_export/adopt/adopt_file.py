@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from model_export.adopt.autoconfigure import Adoption, adopt, write_sidecar
 from model_export.adopt.caches.bound import bound_caches
@@ -16,7 +18,7 @@ from model_export.adopt.rewrite import Change, rewrite, write_new_file
 from model_export.errors import FileError, UnclearModelError
 from model_export.feedback import with_feedback
 from model_export.files import check_new_file
-from model_export.manifest import Manifest
+from model_export.manifest import NAME, Manifest
 from model_export.precision import StoreDType, StoreEffect, narrow_store
 
 
@@ -91,9 +93,13 @@ def adopt_file(
         FileError: The target cannot be written, or there is no file of own sequences.
         MissingExtraError: The onnx package is not installed.
     """
-    source = Path(source)
-    target = None if target is None else Path(target)
-    verify = None if verify is None else Path(verify)
+    given = _read_arguments({
+        "source": source, "name": name, "states": states or {}, "constants": constants or {}, "outputs": outputs or {},
+        "windows": windows or {}, "shapes": shapes or {}, "batch_axes": batch_axes or {}, "time_axes": time_axes or {},
+        "initial": initial or {}, "feedback": feedback or {}, "store_dtype": store_dtype, "changes": changes,
+        "verify": verify, "length": length, "target": target,
+    })  # fmt: skip
+    source, target, verify, length = given.source, given.target, given.verify, given.length
     if changes and length is not None:
         raise UnclearModelError(
             f"The changes are {list(changes)} and the length is {length}; expected one of them.",
@@ -110,21 +116,21 @@ def adopt_file(
     if verify is not None and not verify.is_file():
         raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
     hints = Overrides(
-        states=states or {},
-        constants=constants or {},
-        outputs=outputs or {},
-        windows=windows or {},
-        shapes=shapes or {},
-        batch_axes=batch_axes or {},
-        time_axes=time_axes or {},
-        initial=initial or {},
+        states=given.states,
+        constants=given.constants,
+        outputs=given.outputs,
+        windows=given.windows,
+        shapes=given.shapes,
+        batch_axes=given.batch_axes,
+        time_axes=given.time_axes,
+        initial=given.initial,
     )
     graph: Path | bytes = source
     if length is not None:
         graph, adoption = bound_caches(source, length, name=name, hints=hints)
     else:
         adoption = adopt(source, name=name, hints=hints, replace=replace)
-    manifest, effect = with_feedback(adoption.manifest, feedback or {}), None
+    manifest, effect = with_feedback(adoption.manifest, given.feedback), None
     if changes:
         graph, manifest = rewrite(source, manifest, changes, adoption.notes)
     if store_dtype:
@@ -135,3 +141,42 @@ def adopt_file(
         write_new_file(target, graph, manifest)
         return Adopted(target, manifest, adoption, effect)
     return Adopted(write_sidecar(source, manifest), manifest, adoption, effect)
+
+
+class _Arguments(BaseModel):
+    """What `adopt_file` is given; a number may also be a text, an axis an integer of NumPy."""
+
+    source: Path
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None
+    states: Mapping[str, str]
+    constants: Mapping[str, Any]
+    outputs: Mapping[str, Kind]
+    windows: Mapping[str, Annotated[int, Field(ge=1)]]
+    shapes: Mapping[str, Sequence[Annotated[int, Field(ge=1)]]]
+    batch_axes: Mapping[str, Annotated[int, Field(ge=0)] | None]
+    time_axes: Mapping[str, Annotated[int, Field(ge=0)] | None]
+    initial: Mapping[str, Any]
+    feedback: Mapping[str, Any]
+    store_dtype: StoreDType | None
+    changes: Sequence[Change]
+    verify: Path | None
+    length: int | None
+    target: Path | None
+
+
+def _read_arguments(given: Mapping[str, Any]) -> _Arguments:
+    """Return the arguments in their types.
+
+    Raises:
+        UnclearModelError: One has another type; names it.
+    """
+    try:
+        return _Arguments.model_validate(given)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        first, *rest = error["loc"]
+        place = f"[{rest[0]!r}]" if rest and isinstance(given[str(first)], Mapping | list | tuple) else ""
+        raise UnclearModelError(
+            f"The argument {first}{place} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}.",
+            fix="Give it as the documentation of `adopt` has it.",
+        ) from exc

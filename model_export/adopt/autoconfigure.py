@@ -46,14 +46,16 @@ class Adoption:
     Attributes:
         manifest: The description, proved by running.
         flags: The command line's words for what was found; with them nothing is left to guess.
-        how: How each state's pair was found: `name`, `operator`, `shape`, `flow` or `said`.
+        how: How each state's pair was found: `name`, `operator`, `shape` or `said`.
         notes: What was assumed, for people to read.
+        unknown: What was not compared, for people to read.
     """
 
     manifest: Manifest
     flags: list[str]
     how: dict[str, str]
     notes: list[str]
+    unknown: str
 
     @property
     def batched(self) -> bool:
@@ -119,9 +121,9 @@ def adopt(
         "batch": {"mode": "stack" if together else "single"},
     }
     manifest = Manifest.from_json(json.dumps(described), where=f"the description of {path}")
-    manifest = verify_adopted(path, model, manifest, steps, notes)
-    manifest = find_chunks(path, manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
-    return Adoption(manifest, write_flags(manifest, graph.inputs, hints), pairing.how, notes)
+    verified = verify_adopted(path, model, manifest, steps, notes)
+    manifest = find_chunks(path, model, verified.manifest, {tensor.name: tensor.dims for tensor in graph.inputs})
+    return Adoption(manifest, write_flags(manifest, graph.inputs, hints), pairing.how, notes, verified.unknown)
 
 
 def write_sidecar(path: Path, manifest: Manifest) -> Path:

@@ -49,6 +49,14 @@ class Overrides:
                     raise UnclearModelError(
                         f"`{flag}` names {name!r}; the graph has {list(known)}.", fix="Use a name that the graph has."
                     )
+        followers = list(self.states.values())
+        for before, after in self.states.items():
+            if followers.count(after) > 1:
+                raise UnclearModelError(
+                    f"`--state` names {after!r} as the next value of {followers.count(after)} states, {before!r} among "
+                    "them; expected one.",
+                    fix="Name an output of its own for each state.",
+                )
         for name in self.constants:
             if name in self.states or name in self.windows:
                 raise UnclearModelError(

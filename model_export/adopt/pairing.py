@@ -1,14 +1,19 @@
-"""Which state input goes with which state output: read from names and shapes, and never decided where it is open.
+"""Which state input goes with which state output: read from names, operators and shapes, never from data flow alone.
 
 Naming habits met in published models: `x` / `x_next`, `x_out`, `xN`, `x_n`, `new_x`, `next_x`; `x_in` / `x_out`,
 `cache_in_3` / `cache_out_3`, `h0` / `hn`, `past_x` / `present_x`, `input_3` / `output_3`. A pair by name is believed
-where dtype and shape fit; so is one that a recurrent operator makes. Without either, shapes are believed where only
-one pair is possible, or only one pairing in which every state reaches its own next value: in a stack of layers the
-last layer's state reaches one output, that of the layer before two, and so on.
+where dtype and shape fit and no operator contradicts it; so is one that a recurrent operator makes. Without either, a
+shape is believed where only one input and one output have it.
+
+Several of one shape are a question. Which inputs reach which outputs cannot decide it: in a stack of layers only one
+pairing may let every state reach its own next value, but in a shift register (the past outputs of a filter) the older
+tap reaches only the next value of the newer one, and the same reasoning pairs them crosswise. What the flow suggests is
+proposed in the message: an output that is a copy of a state input is the next value of the tap behind that input.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +33,7 @@ class Pairing:
 
     Attributes:
         states: State output by state input, in input order.
-        how: By state input: `name`, `operator`, `shape` or `flow`.
+        how: By state input: `name`, `operator` or `shape`.
         notes: What was assumed, for people to read.
     """
 
@@ -65,13 +70,16 @@ def pair_states(
     add(_by_name(inputs, outputs, flow), "name")
     named = bool(pairs)
     add(_by_operator(*_open(inputs, outputs, pairs), flow), "operator")
+    left = _open(inputs, outputs, pairs)
     if named:
-        notes += _lookalikes(*_open(inputs, outputs, pairs))
+        _check_numbers(pairs, *left)
+        notes += _lookalikes(*left)
     else:
-        by_flow, by_shape = _by_shape(*_open(inputs, outputs, pairs), flow)
+        by_shape = _by_shape(*left)
         _check_names(by_shape, inputs, outputs)
-        add(by_flow, "flow")
+        _check_rivals(pairs, *left, flow)
         add(by_shape, "shape")
+    _check_moving(pairs, flow)
     if pairs and len(pairs) == len(inputs) and not all_may_be_states:
         first_in, first_out = inputs[0].name, outputs[0].name
         if len(inputs) > 1 and pairs[first_in] != first_out:
@@ -133,7 +141,14 @@ def _by_name(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor], fl
         if len(names) > 1 or rivals:
             raise UnclearModelError(
                 f"By their names, {_and([name, *rivals])} could be followed by {_and(names)}; expected one for each.",
-                fix="Say which: `--state IN=OUT` for every state.",
+                fix="Set each state's next value: `--state IN=OUT` for every state.",
+            )
+        if flow.carried.get(name) and names[0] not in flow.carried[name]:
+            raise UnclearModelError(
+                f"By its name, {name!r} is followed by {names[0]!r}; by the operator whose state it is, by "
+                f"{_and(flow.carried[name])}.",
+                fix=f"Set each state's next value: `--state {name}={flow.carried[name][0]}` or `--state "
+                f"{name}={names[0]}`, and the other states likewise.",
             )
     return {name: names[0] for name, names in options.items()}
 
@@ -151,36 +166,146 @@ def _by_operator(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]
     return {name: options[0] for name, options in fitting.items() if len(options) == 1}
 
 
-def _by_shape(
-    inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor], flow: Flow
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the pairs of which a dtype and shape leave several, found by what reaches what, and the only ones."""
-    by_flow: dict[str, str] = {}
-    by_shape: dict[str, str] = {}
+def _by_shape(inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> dict[str, str]:
+    """Return the pairs of which a dtype and shape leave no other."""
+    pairs = {}
+    for tensor in inputs:
+        options = [o.name for o in outputs if o.fits(tensor)]
+        if len(options) == sum(i.fits(tensor) for i in inputs) == 1:
+            pairs[tensor.name] = options[0]
+    return pairs
+
+
+def _check_rivals(
+    pairs: dict[str, str], inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor], flow: Flow
+) -> None:
+    """Check that no dtype and shape leaves more than one pair.
+
+    Args:
+        pairs: What names and operators pair.
+        inputs: What they do not.
+        outputs: The same.
+        flow: What the graph's nodes show about them.
+
+    Raises:
+        UnclearModelError: One does; names the rivals, and the flags of the likeliest pairing of all states.
+    """
+    questions: list[str] = []
+    likely, swapped = dict(pairs), dict[str, str]()
     for tensor in inputs:
         rivals = [i.name for i in inputs if i.fits(tensor)]
         options = [o.name for o in outputs if o.fits(tensor)]
+        if not options or tensor.name != rivals[0]:
+            continue
+        copies = {o: flow.copied[o] for o in options if o in flow.copied}
+        found = _likely(rivals, options, copies, flow, others=len(inputs) > len(rivals))
+        is_sent = tensor is inputs[0] and options[0] == outputs[0].name  # they come first and look alike
         if len(rivals) == len(options) == 1:
-            by_shape[tensor.name] = options[0]
-        elif options and tensor.name not in by_flow:
-            found = _only_pairing({r: [o for o in options if r in flow.reached.get(o, ())] for r in rivals}, options)
-            if found is None:
-                likely = _likely(rivals, options, others=len(inputs) > len(rivals))
-                raise UnclearModelError(
-                    f"By dtype and shape ({tensor.dtype} {list(tensor.shape)}), {_and(rivals)} could be followed by "
-                    f"{_and(options)}; expected one choice.",
-                    fix=f"Say which: {_flags(likely)} if their order is right.",
-                )
-            by_flow |= found
-    return by_flow, by_shape
+            likely |= {} if is_sent else found
+            continue
+        questions.append(
+            f"{_and(rivals)} could be followed by {_and(options)} ({tensor.dtype} {list(tensor.shape)})"
+            + "".join(f"; {o!r} is a copy of {i!r}, as in a shift register" for o, i in copies.items())
+        )
+        likely |= found
+        if len(found) == 2:
+            swapped |= dict(zip(found, reversed(found.values()), strict=True))
+    if questions:
+        raise UnclearModelError(
+            f"By dtype and shape, {'; '.join(questions)}. Neither names nor operators decide; expected one choice.",
+            fix=f"Set every state: {_flags(likely)} if that is right"
+            + f", or the other way round: {_flags(likely | swapped)}" * bool(swapped)
+            + ".",
+        )
 
 
-def _likely(rivals: Sequence[str], options: Sequence[str], *, others: bool) -> dict[str, str]:
-    """Return pairs in order, for an example: what is sent and answered comes before the states."""
+def _likely(
+    rivals: Sequence[str], options: Sequence[str], copies: dict[str, str], flow: Flow, *, others: bool
+) -> dict[str, str]:
+    """Return the likeliest pairs, for an example.
+
+    Args:
+        rivals: Inputs of one dtype and shape.
+        options: Outputs of the same.
+        copies: The input by each output that is a copy of one.
+        flow: What reaches what.
+        others: Whether there are other inputs.
+    """
+    if copies and (found := _taps(rivals, options, copies, others=others)):
+        return found
+    if found := _only_pairing({r: [o for o in options if r in flow.reached.get(o, ())] for r in rivals}, options):
+        return {name: found[name] for name in rivals}
+    return _in_order(rivals, options, others=others)
+
+
+def _taps(
+    rivals: Sequence[str], options: Sequence[str], copies: dict[str, str], *, others: bool
+) -> dict[str, str] | None:
+    """Return the pairs of shift registers whose taps are declared behind each other; None: there are none."""
+    for inputs in (list(rivals), list(reversed(rivals))):
+        behind = dict(itertools.pairwise(inputs))
+        found = {behind[i]: o for o, i in copies.items() if i in behind}
+        lost = [i for i in copies.values() if i in rivals and i not in behind]
+        if lost or len(found) != sum(i in rivals for i in copies.values()):
+            continue
+        rest = [i for i in rivals if i not in found]
+        found |= _in_order(rest if others else rest[1:], [o for o in options if o not in found.values()], others=True)
+        return {name: found[name] for name in rivals if name in found}
+    return None
+
+
+def _in_order(rivals: Sequence[str], options: Sequence[str], *, others: bool) -> dict[str, str]:
+    """Return pairs in order: what is sent and answered comes before the states."""
     count = min(len(rivals), len(options))
     if count == len(rivals) > 1 and not others:
         count -= 1  # not every input is a state
-    return dict(zip(rivals[-count:], options[-count:], strict=True))
+    return dict(zip(rivals[len(rivals) - count :], options[len(options) - count :], strict=True))
+
+
+def _check_numbers(pairs: dict[str, str], inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> None:
+    """Check that no input is left that has the name of an output that is left, but for their numbers.
+
+    Raises:
+        UnclearModelError: One is, as where `state_0` to `state_2` are followed by `state_out_1` to `state_out_3`.
+    """
+    for before, after in itertools.product(inputs, outputs):
+        words = _without_numbers(before.name, after.name)
+        if not words or not before.fits(after):
+            continue
+        found = {i: o for i, o in pairs.items() if words & _without_numbers(i, o)}
+        series = [*found, *(i.name for i in inputs if words & _without_numbers(i.name, after.name))]
+        follow = [*found.values(), *(o.name for o in outputs if words & _without_numbers(before.name, o.name))]
+        moved = dict(zip(sorted(series, key=_number), sorted(follow, key=_number), strict=False))
+        raise UnclearModelError(
+            f"The names of {before.name!r} and {after.name!r} differ in their numbers alone, and each of them is left "
+            f"without a pair; expected states and their next values counted from the same number.",
+            fix=f"Set every state: {_flags(moved | {i: o for i, o in pairs.items() if i not in moved})} if their order "
+            "is right.",
+        )
+
+
+def _without_numbers(before: str, after: str) -> set[tuple[str, ...]]:
+    """Return what two names have in common when numbers and the words for before and after are left out."""
+    bare = [re.sub(r"\d+", "", name) for name in (before, after)]
+    return _stems(bare[0], _BEFORE) & _stems(bare[1], _AFTER)
+
+
+def _number(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def _check_moving(pairs: dict[str, str], flow: Flow) -> None:
+    """Check that no state is its own next value.
+
+    Raises:
+        UnclearModelError: One is, and would keep what it starts from.
+    """
+    for before, after in pairs.items():
+        if flow.copied.get(after) == before:
+            raise UnclearModelError(
+                f"Output {after!r} is a copy of the input {before!r}; as its next value, the state would never change.",
+                fix=f"Set every state, `--state IN=OUT`, or `--constant {before}=VALUE` if it never changes.",
+            )
 
 
 def _check_names(by_shape: dict[str, str], inputs: Sequence[ShapedTensor], outputs: Sequence[ShapedTensor]) -> None:

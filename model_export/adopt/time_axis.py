@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from model_export.adopt.axes import Dim
-from model_export.errors import StepwellError
+from model_export.adopt.rare_rows import rare_rows
+from model_export.adopt.timewise import is_timewise
+from model_export.errors import ModelLoadError, StepwellError
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
 from model_export.runtime.batch_independence import nearly_equal, random_rows
 from model_export.specs import shape_of_rows
-from model_export.step_model import StepModel
-from model_export.verify.runners import Run, stepped
+from model_export.step_model import MOST_STEPS, StepModel
+from model_export.verify.runners import Run, chunked, stepped
 
-_ROWS, _STEPS = 2, 7
+if TYPE_CHECKING:
+    import onnx
+
+_LENGTHS = (1, 2, 3, 7, 51)
+"""Timesteps of the chunks that rows with something rare are cut into."""
 
 
-def find_chunks(path: Path, manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manifest:
+def find_chunks(
+    path: Path, model: onnx.ModelProto, manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]
+) -> Manifest:
     """Return the manifest with `time.chunk` `dynamic` if the graph runs so, else as it was.
 
-    It does where every input and answer has an open axis right behind the batch axis, and seven timesteps given along
-    it equal seven single steps. A graph of one row may have no batch axis at all: what looked like one is time then.
+    It does where every input and answer has an open axis right behind the batch axis, and timesteps along it equal
+    single steps: by the operators, and in chunks of several lengths up to the longest that is ever run, for ordinary
+    rows and such with something rare in them. A graph of one row may have no batch axis at all: what looked like one is
+    time then.
 
     Args:
         path: The ONNX file.
+        model: The same, as it was read.
         manifest: Its description, one timestep a run.
         declared: The lengths of each graph input's axes as they are declared.
     """
     readings = [manifest]
     if manifest.batch.mode == "single":
         readings.append(_without_batch(manifest))
-    timed = [found for reading in readings if (found := _timed(reading, declared)) is not None]
+    found = [_timed(reading, declared) for reading in readings]
+    timed = [reading for reading in found if reading is not None and _by_operators(model, reading)]
     if not timed:
         return manifest
     rng = np.random.default_rng(2)
-    inputs = {spec.name: random_rows(rng, spec, (_ROWS, _STEPS)) for spec in manifest.inputs}
-    steps = stepped(StepModel(path, manifest), inputs, stored=False)
-    return next((reading for reading in timed if _runs_as(reading, path, inputs, steps)), manifest)
+    long = {spec.name: random_rows(rng, spec, (2, MOST_STEPS)) for spec in manifest.inputs}
+    rare = rare_rows(rng, manifest, sum(_LENGTHS), most=1)
+    single = StepModel(path, manifest)
+    runs: list[tuple[Mapping[str, Array], Sequence[int], Run]] = [
+        (long, [MOST_STEPS], stepped(single, long, stored=False))
+    ]
+    with suppress(ModelLoadError):  # a graph may fail on values that are never sent; then it was not run on them at all
+        runs.append((rare, _LENGTHS, stepped(single, rare, stored=False)))
+    return next((reading for reading in timed if all(_runs_as(reading, path, *run) for run in runs)), manifest)
+
+
+def _by_operators(model: onnx.ModelProto, manifest: Manifest) -> bool:
+    times = {
+        spec.name: 0 if spec.batch_axis is None else spec.batch_axis + 1
+        for spec in (*manifest.inputs, *manifest.answered)
+    }
+    states = {state.input: state.output for state in manifest.states}
+    return is_timewise(model, {name: axis for name, axis in times.items() if name not in states.values()}, states)
 
 
 def _without_batch(manifest: Manifest) -> Manifest:
@@ -67,17 +96,22 @@ def _timed(manifest: Manifest, declared: Mapping[str, tuple[Dim, ...]]) -> Manif
     return manifest.model_copy(update={**parts, "time": manifest.time.model_copy(update={"chunk": "dynamic"})})
 
 
-def _runs_as(manifest: Manifest, path: Path, inputs: Mapping[str, Array], steps: Run) -> bool:
-    """Return whether a chunk in one run equals the same timesteps one by one."""
+def _runs_as(manifest: Manifest, path: Path, inputs: Mapping[str, Array], lengths: Sequence[int], steps: Run) -> bool:
+    """Return whether chunks, each in one run, equal the same timesteps one by one."""
     want, after = steps
     try:
         model = StepModel(path, manifest)
-        got, states = model.chunk(inputs, model.initial_states(_ROWS))
+        got, states = chunked(model, inputs, lengths)
     except StepwellError:
         return False
     sure = [output.name for output in manifest.answered if output.kind == "value"]
     return (
         model.chunked
-        and all(nearly_equal(got[name], want[name]) for name in sure)
-        and all(nearly_equal(states[name].reshape(after[name].shape), after[name]) for name in after)
+        and all(_rows_nearly_equal(got[name], want[name]) for name in sure)
+        and all(_rows_nearly_equal(states[name].reshape(after[name].shape), after[name]) for name in after)
     )
+
+
+def _rows_nearly_equal(found: Array, expected: Array) -> bool:
+    """Return whether each row differs by no more than rounding, in units of its own largest value."""
+    return all(nearly_equal(one, other) for one, other in zip(found, expected, strict=True))

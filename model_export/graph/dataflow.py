@@ -14,6 +14,7 @@ from model_export.graph.operators import PICKING, RESHAPING, STATEFUL
 Marks = frozenset[str]
 
 _LAYOUT = RESHAPING | PICKING | {"Concat", "Cast"}
+_SAME = {"Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 
 
 def propagate_labels(
@@ -67,10 +68,12 @@ class Flow:
         reached: For each graph output, the graph inputs that it depends on.
         carried: For each graph input that an operator takes as a state, the outputs that are, but for their layout,
             that state's next value. Where states of several layers are packed into one tensor, it is that of all.
+        copied: For each graph output that has the values of a graph input, unchanged and in the same order, that input.
     """
 
     reached: dict[str, Marks] = field(default_factory=dict)
     carried: dict[str, list[str]] = field(default_factory=dict)
+    copied: dict[str, str] = field(default_factory=dict)
 
 
 def read_flow(graph: Any) -> Flow:
@@ -80,7 +83,16 @@ def read_flow(graph: Any) -> Flow:
     return Flow(
         {output.name: reached.get(output.name, frozenset()) for output in graph.output},
         {name: [output for output, found in after.items() if found == slots] for name, slots in before.items()},
+        _copies(graph),
     )
+
+
+def _copies(graph: Any) -> dict[str, str]:
+    origins = {value.name: value.name for value in graph.input}
+    for node in in_order(graph.node):
+        if node.op_type in _SAME and node.input[0] in origins:
+            origins[node.output[0]] = origins[node.input[0]]
+    return {output.name: origins[output.name] for output in graph.output if output.name in origins}
 
 
 def laid_out_from(graph: Any, name: str) -> set[str]:

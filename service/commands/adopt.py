@@ -140,6 +140,7 @@ def _report(adopted: Adopted) -> dict[str, object]:
         "states_found_by": adoption.how,
         "flags": adoption.flags,
         "notes": adoption.notes,
+        "unknown": adoption.unknown,
         "store": dataclasses.asdict(adopted.store) if adopted.store else None,
     }
 
@@ -152,6 +153,7 @@ def _show(adopted: Adopted, arguments: Sequence[str]) -> None:
         f"checked: {parity_lines(verified.model_dump())}."
         if verified
         else "checked: the graph runs, and two runs give the same result.",
+        *([f"unknown: {adoption.unknown}."] if adoption.unknown else []),
         f"rows:    {'run together' if manifest.batch.mode == 'stack' else 'run one at a time'}",
     ]
     if manifest.time.chunk == "dynamic":

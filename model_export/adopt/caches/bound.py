@@ -130,6 +130,7 @@ def _verified(
         manifest=manifest.model_copy(update={"verified": parity}),
         flags=[*flags, "--length", str(original.length)],
         notes=list(dict.fromkeys([*adoption.notes, *weak])),
+        unknown="",
     )
 
 

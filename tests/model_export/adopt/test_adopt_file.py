@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,14 @@ def graph(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def lstm(tmp_path: Path) -> Path:
+    """A graph with the input x, the states h and c, and the output y, without a manifest."""
+    path = tmp_path / "pump.onnx"
+    path.write_bytes(graphs.lstm()[0])
+    return path
+
+
 def test_a_manifest_is_written_beside_the_graph(graph: Path) -> None:
     adopted = adopt_file(str(graph), name="sum", replace=True)
 
@@ -35,3 +44,43 @@ def test_a_target_without_a_change_is_refused(graph: Path, tmp_path: Path) -> No
         adopt_file(graph, target=tmp_path / "new.onnx", replace=True)
 
     assert not (tmp_path / "new.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"name": "a b"}, "The argument name is 'a b'"),
+        ({"name": ""}, "The argument name is ''"),
+        ({"states": [("h", "h_next")]}, "The argument states is [('h', 'h_next')]"),
+        ({"states": "h=h_next"}, "The argument states is 'h=h_next'"),
+        ({"outputs": {"y": "maybe"}}, "The argument outputs['y'] is 'maybe'"),
+        ({"windows": {"x": 1.5}}, "The argument windows['x'] is 1.5"),
+        ({"windows": {"x": 0}}, "The argument windows['x'] is 0"),
+        ({"shapes": {"x": 4}}, "The argument shapes['x'] is 4"),
+        ({"shapes": {"y": "2"}}, "The argument shapes['y'] is '2'"),
+        ({"batch_axes": {"x": "first"}}, "The argument batch_axes['x'] is 'first'"),
+        ({"time_axes": {"x": 0.5}}, "The argument time_axes['x'] is 0.5"),
+        ({"feedback": ["x"]}, "The argument feedback is ['x']"),
+        ({"store_dtype": "int8"}, "The argument store_dtype is 'int8'"),
+        ({"changes": ["fold"], "target": "new.onnx"}, "The argument changes[0] is 'fold'"),
+        ({"changes": ["batchify"], "target": 3}, "The argument target is 3"),
+        ({"length": 2.5, "target": "new.onnx"}, "The argument length is 2.5"),
+        ({"verify": 3}, "The argument verify is 3"),
+        ({"source": b"bytes"}, "The argument source is b'bytes'"),
+    ],
+)
+def test_an_argument_of_another_type_is_named_and_nothing_is_written(
+    lstm: Path, arguments: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        adopt_file(**{"source": lstm, **arguments})
+
+    assert caught.value.problem.startswith(problem)
+    assert [path.name for path in lstm.parent.iterdir()] == [lstm.name]
+
+
+def test_one_output_is_the_next_value_of_one_state(lstm: Path) -> None:
+    with pytest.raises(UnclearModelError) as caught:
+        adopt_file(lstm, states={"h": "h_next", "c": "h_next"})
+
+    assert "`--state` names 'h_next' as the next value of 2 states" in caught.value.problem

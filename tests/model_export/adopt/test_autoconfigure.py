@@ -158,6 +158,69 @@ def test_a_batch_axis_of_one_without_symbols_is_found(tmp_path: Path) -> None:
     assert not found.batched
 
 
+SHARED_GAIN = """g (float[B,3] x, float[B,3] s) => (float[B,3] y, float[B,3] s_next) {
+    limit = Constant <value = float {10.0}> ()
+    size = Abs (x)
+    peak = ReduceMax <keepdims = 1> (size)
+    gain = Max (peak, limit)
+    y = Div (x, gain)
+    s_next = Add (s, y)
+}"""
+"""All rows are divided by the largest value of the batch, where that is above 10."""
+
+SHARED_ALARM = """g (float[B,3] x, float[B,1] s) => (float[B,3] y, float[B,1] s_next) {
+    limit = Constant <value = float {500.0}> ()
+    high = ReduceMax <keepdims = 1> (x)
+    is_high = Greater (high, limit)
+    alarm = Cast <to = 1> (is_high)
+    s_next = Max (s, alarm)
+    y = Add (x, s_next)
+}"""
+"""One row above 500 sets the alarm of all."""
+
+SHARED_ID = """g (int64[B] x, float[B] s) => (float[B] y, float[B] s_next) {
+    limit = Constant <value = int64 {1000}> ()
+    high = ReduceMax <keepdims = 1> (x)
+    is_high = Greater (high, limit)
+    alarm = Cast <to = 1> (is_high)
+    s_next = Max (s, alarm)
+    y = Neg (s_next)
+}"""
+"""One id above 1,000 sets the alarm of all rows."""
+
+
+@pytest.mark.parametrize("text", [SHARED_GAIN, SHARED_ALARM, SHARED_ID], ids=["gain", "alarm", "id"])
+def test_rows_that_a_rare_value_in_another_row_changes_run_one_at_a_time(tmp_path: Path, text: str) -> None:
+    found = adopt_text(tmp_path, text, states={"s": "s_next"})
+
+    assert not found.batched
+    assert [note for note in found.notes if note.endswith("of a row changes with what the other rows are: "
+                                                         "it runs one row at a time")]  # fmt: skip
+
+
+def test_what_was_not_compared_is_reported_with_the_integers_that_the_graph_takes(tmp_path: Path) -> None:
+    text = """g (int64[B] x, float[B] s) => (float[B] y, float[B] s_next) {
+        row = Gather (table, x)
+        s_next = Add (s, row)
+        y = Neg (s_next)
+    }"""
+    graph = graphs.graph_from_text(text, {"table": np.arange(200, dtype=np.float32)})
+
+    assert "integers from 0 to 100)" in adopt_graph(tmp_path, graph).unknown
+
+
+def test_a_graph_that_fails_on_rare_values_is_adopted_with_what_was_not_compared(tmp_path: Path) -> None:
+    text = """g (float[B] x, float[B] s) => (float[B] y, float[B] s_next) {
+        place = Cast <to = 7> (x)
+        row = Gather (table, place)
+        s_next = Add (s, row)
+        y = Neg (s_next)
+    }"""
+    graph = graphs.graph_from_text(text, {"table": np.arange(8, dtype=np.float32)})
+
+    assert "random numbers around 0 alone" in adopt_graph(tmp_path, graph).unknown
+
+
 def test_an_output_that_is_declared_without_shape_is_measured(tmp_path: Path) -> None:
     found = adopt_text(
         tmp_path,

@@ -174,22 +174,111 @@ def test_an_operator_decides_between_two_outputs_of_fitting_name() -> None:
     assert found.states == {"h": "h_next"}
 
 
-def test_names_win_over_operators() -> None:
+def test_an_operator_that_contradicts_a_name_is_a_question() -> None:
     carried = Flow(carried={"h": ["c_next"]})
-    found = pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(h_next=(1, 8), c_next=(1, 8)), flow=carried)
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(tensors(x=(1, 4), h=(1, 8)), tensors(h_next=(1, 8), c_next=(1, 8)), flow=carried)
 
-    assert found.states == {"h": "h_next"}
+    assert "by the operator whose state it is, by 'c_next'" in caught.value.problem
+    assert "--state h=c_next" in caught.value.fix
 
 
-def test_layers_in_a_stack_are_paired_by_what_reaches_what() -> None:
+def question(inputs: list[ShapedTensor], outputs: list[ShapedTensor], flow: Flow | None = None) -> UnclearModelError:
+    with pytest.raises(UnclearModelError) as caught:
+        pair_states(inputs, outputs, flow=flow)
+    return caught.value
+
+
+def test_layers_in_a_stack_are_asked_for_with_the_only_pairing_by_which_each_reaches_its_own_next_value() -> None:
     """The state of the last layer reaches its own next value alone, that of the one before both, and so on."""
-    found = pair_states(
+    asked = question(
         tensors(x=(1, 4), a=(1, 8), b=(1, 8), c=(1, 8)),
         tensors(y=(1, 2), p=(1, 8), q=(1, 8), r=(1, 8)),
-        flow=flow(y="xabc", p="xab", q="xabc", r="xa"),
+        flow(y="xabc", p="xab", q="xabc", r="xa"),
     )
 
-    assert (found.states, set(found.how.values())) == ({"a": "r", "b": "p", "c": "q"}, {"flow"})
+    assert "Set every state: --state a=r --state b=p --state c=q if that is right." in asked.fix
+
+
+@pytest.mark.parametrize(
+    ("taps", "flags"),
+    [
+        (["a", "b"], "--state a=p --state b=q"),
+        (["b", "a"], "--state b=q --state a=p"),
+        (["a", "b", "c"], "--state a=p --state b=q --state c=r"),
+        (["c", "b", "a"], "--state c=r --state b=q --state a=p"),
+    ],
+)
+def test_the_taps_of_a_shift_register_are_asked_for_each_with_the_copy_of_the_tap_in_front(
+    taps: list[str], flags: str
+) -> None:
+    """`p` is new, `q` a copy of `a`, and `r` one of `b`; the flow alone pairs `a` with `q` and `b` with `p`."""
+    copies = {"q": "a", "r": "b"} if "c" in taps else {"q": "a"}
+    reached = {"y": frozenset("xabc"), "p": frozenset("xabc"), "q": frozenset("a"), "r": frozenset("b")}
+    asked = question(
+        tensors(x=(1, 4), **dict.fromkeys(taps, (1, 8))),
+        tensors(y=(1, 2), p=(1, 8), **dict.fromkeys(copies, (1, 8))),
+        Flow(reached=reached, copied=copies),
+    )
+
+    assert "'q' is a copy of 'a', as in a shift register" in asked.problem
+    assert f"Set every state: {flags} if" in asked.fix
+
+
+def test_the_other_way_round_is_named_too_where_there_are_two() -> None:
+    asked = question(
+        tensors(x=(1, 4), a=(1, 8), b=(1, 8)), tensors(y=(1, 2), p=(1, 8), q=(1, 8)), Flow(copied={"q": "a"})
+    )
+
+    assert "or the other way round: --state a=q --state b=p." in asked.fix
+
+
+def test_two_shift_registers_of_one_shape_are_proposed_together_with_what_is_sent() -> None:
+    """A biquad in direct form I: past inputs and past outputs, all single numbers."""
+    asked = question(
+        tensors(x=(1, 1), u=(1, 1), v=(1, 1), a=(1, 1), b=(1, 1)),
+        tensors(y=(1, 1), k=(1, 1), m=(1, 1), p=(1, 1), q=(1, 1)),
+        Flow(copied={"k": "x", "m": "u", "q": "a"}),
+    )
+
+    assert "--state u=k --state v=m --state a=p --state b=q if" in asked.fix
+
+
+def test_the_flags_of_a_question_have_the_states_that_are_not_in_question() -> None:
+    """`--state` switches detection off: with the flags of the rivals alone, the others would be inputs."""
+    asked = question(
+        tensors(x=(1, 4), a=(1, 8), b=(1, 8), h=(1, 6)),
+        tensors(y=(1, 2), p=(1, 8), q=(1, 8), z=(1, 6)),
+        Flow(carried={"h": ["z"]}),
+    )
+
+    assert "--state h=z --state a=p --state b=q" in asked.fix
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "flags"),
+    [
+        ("state_0 state_1 state_2", "state_out_1 state_out_2 state_out_3", "state_0=state_out_1 state_1=state_out_2"),
+        ("s0 s1 s2", "s2_out s3_out s4_out", "s0=s2_out s1=s3_out s2=s4_out"),
+        ("h1 h2 h3", "h0_next h1_next h2_next", "h1=h0_next h2=h1_next h3=h2_next"),
+        ("cache_in_9 cache_in_10", "cache_out_10 cache_out_11", "cache_in_9=cache_out_10 cache_in_10=cache_out_11"),
+        ("past.1.key past.2.key", "present.0.key present.1.key", "past.1.key=present.0.key past.2.key=present.1.key"),
+    ],
+)
+def test_states_that_are_counted_from_different_numbers_are_asked_for(inputs: str, outputs: str, flags: str) -> None:
+    asked = question(
+        tensors(x=(1, 4), **dict.fromkeys(inputs.split(), (1, 8))),
+        tensors(y=(1, 2), **dict.fromkeys(outputs.split(), (1, 8))),
+    )
+
+    assert " ".join(f"--state {pair}" for pair in flags.split()) in asked.fix
+
+
+def test_a_state_that_would_be_its_own_next_value_is_a_question() -> None:
+    asked = question(tensors(x=(1, 4), h=(1, 8)), tensors(y=(1, 2), h_out=(1, 8)), Flow(copied={"h_out": "h"}))
+
+    assert "Output 'h_out' is a copy of the input 'h'" in asked.problem
+    assert "--constant h=VALUE" in asked.fix
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,12 @@ def test_single_numbers_along_time_are_a_chunk(tmp_path: Path) -> None:
     path.write_bytes(
         graphs.graph_from_text(
             """g (float[T] x, float[1] h) => (float[T] y, float[1] h_next) {
-                sums = CumSum (x, axis)
-                y = Add (sums, h)
-                h_next = Slice (y, last, end, first)
+                row = Unsqueeze (x, inner)
+                h_next, rows = Scan <num_scan_inputs = 1, body = step (float[1] s, float[1] now)
+                    => (float[1] s_next, float[1] answer) { s_next = Add (s, now) answer = Identity (s_next) }> (h, row)
+                y = Squeeze (rows, inner)
             }""",
-            {"axis": np.array(0), "first": np.array([0]), "last": np.array([-1]), "end": np.array([2**40])},
+            {"inner": np.array([1])},
         )
     )
     write_sidecar(path, adopt(path).manifest)
@@ -140,5 +141,98 @@ def test_an_answer_without_time_axis_keeps_the_graph_at_single_steps(tmp_path: P
             y = Identity (h_next)
         }""",
     )
+
+    assert manifest.time.chunk == "step"
+
+
+def running(features: int, part: str) -> str:
+    """Return a graph with a sum over time, of which each chunk makes y in the way of a part."""
+    x, h = f"float[B,T,{features}]", f"float[B,{features}]"
+    return f"""g ({x} x, {h} h) => ({x} y, {h} h_next) {{
+        one = Constant <value = int64[1] {{1}}> ()
+        zero = Constant <value = int64[1] {{0}}> ()
+        h_next, sums = Scan <num_scan_inputs = 1, scan_input_axes = [1], scan_output_axes = [1],
+            body = step ({h} before, {h} now) => ({h} after, {h} answer) {{
+                after = Add (before, now)
+                answer = Identity (after)
+            }}> (h, x)
+        {part}
+    }}"""
+
+
+RARE = {
+    "divided by the largest value above 1,000": """
+        limit = Constant <value = float {1000.0}> ()
+        size = Abs (x)
+        peak = ReduceMax <axes = [1], keepdims = 1> (size)
+        gain = Max (peak, limit)
+        y = Div (sums, gain)""",
+    "the value of 100 timesteps ago": """
+        pads = Constant <value = int64[6] {0, 100, 0, 0, -100, 0}> ()
+        late = Pad (x, pads)
+        y = Add (sums, late)""",
+    "doubled above 300 timesteps": """
+        shape = Shape <start = 1, end = 2> (x)
+        length = Squeeze (shape)
+        limit = Constant <value = int64 {300}> ()
+        is_long = Greater (length, limit)
+        y = If (is_long) <
+            then_branch = a () => (float[B,T,3] doubled) { doubled = Add (sums, sums) },
+            else_branch = b () => (float[B,T,3] same) { same = Identity (sums) }
+        >""",
+    "an alarm for the whole chunk": """
+        limit = Constant <value = float {50.0}> ()
+        is_high = Greater (x, limit)
+        alarm = Cast <to = 1> (is_high)
+        any = ReduceMax <axes = [1], keepdims = 1> (alarm)
+        y = Add (sums, any)""",
+    "an alarm of the first timestep at a value that no sample has": """
+        limit = Constant <value = float {12345678.0}> ()
+        start = Slice (x, zero, one, one)
+        is_high = Greater (start, limit)
+        alarm = Cast <to = 1> (is_high)
+        y = Add (sums, alarm)""",
+    "the state before the chunk at a value that no sample has": """
+        limit = Constant <value = float {12345678.0}> ()
+        is_high = Greater (h, limit)
+        alarm = Cast <to = 1> (is_high)
+        row = Unsqueeze (alarm, one)
+        y = Add (sums, row)""",
+    "a softmax over the timesteps of a chunk that is nearly nothing": """
+        tiny = Constant <value = float {1e-30}> ()
+        share = Softmax <axis = 1> (x)
+        little = Mul (share, tiny)
+        y = Add (sums, little)""",
+}
+
+
+@pytest.mark.parametrize("part", RARE.values(), ids=list(RARE))
+def test_a_graph_whose_chunks_differ_from_steps_for_something_rare_runs_single_steps(tmp_path: Path, part: str) -> None:
+    _, manifest = adopted(tmp_path, running(3, part))
+
+    assert manifest.time.chunk == "step"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "y = Identity (sums)",
+        "half = Constant <value = float {0.5}> () low = Mul (x, half) t = Tanh (low) y = Add (sums, t)",
+        "turned = Transpose <perm = [1,0,2]> (sums) a = Softmax <axis = 2> (turned) y = Transpose <perm = [1,0,2]> (a)",
+        "more = Concat <axis = 2> (sums, x) y, rest = Split <axis = 2> (more)",
+    ],
+)
+def test_a_graph_that_does_the_same_for_every_timestep_takes_chunks(tmp_path: Path, part: str) -> None:
+    model, manifest = adopted(tmp_path, running(3, part))
+
+    assert manifest.time.chunk == "dynamic"
+    assert_chunk_equals_steps(model, rows=3)
+
+
+def test_a_recurrence_that_starts_from_the_middle_of_a_state_runs_single_steps(tmp_path: Path) -> None:
+    """What is done to the state before a chunk is done once, not once for each timestep."""
+    text = running(3, "y = Identity (sums)").replace("> (h, x)", "> (fading, x)")
+    half = "keep = Constant <value = float {0.9999999}> () fading = Mul (h, keep)"
+    _, manifest = adopted(tmp_path, text.replace("h_next, sums", f"{half}\n h_next, sums"))
 
     assert manifest.time.chunk == "step"
