@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -18,6 +19,8 @@ from model_export.keras.sequence import ExportedStep
 from model_export.keras.walk import functional
 from model_export.manifest import Array
 from model_export.streaming.step import SequenceStep
+from model_export.verify.decisions.module_code import note_constants_of
+from model_export.verify.decisions.record import Observed, Observer
 from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers, prefix_answers
 from model_export.verify.samplers import Sampler, random_sampler
@@ -130,6 +133,29 @@ class KerasReference:
         facts = self._exported.facts
         arrays = [inputs[name][:, :length] if facts[name].time else inputs[name][:, 0] for name in facts]
         return keras.tree.pack_sequence_as(functional(self._model)._inputs_struct, arrays)
+
+    @property
+    def observer(self) -> Observer | None:
+        """Records the decisions of the model, on the JAX backend; None: it is on another one."""
+        if keras.backend.backend() != "jax":
+            return None
+        from model_export.verify.decisions.jax import JaxObserver
+
+        names = list(self._exported.facts)
+
+        def run(*arrays: Any) -> Any:
+            packed = self.feeds(dict(zip(names, arrays, strict=True)), arrays[0].shape[1])
+            with self.stateless(), timesteps_as_rows(self._model) if self._spreads_timesteps else nullcontext():
+                return keras.tree.flatten(self._model.call(packed, training=False))
+
+        recorder = JaxObserver(run, framework=str(Path(keras.__file__).parent))
+
+        def observe(inputs: Mapping[str, Array]) -> Observed:
+            seen = recorder.observe([inputs[name] for name in names])
+            note_constants_of(self._model._flatten_layers(), ("call",), ("keras",), seen)
+            return seen
+
+        return observe
 
     def activations(self, sequences: Mapping[str, Array]) -> list[Activation]:
         """Return what each layer gives, to find the one to blame; a nested model is looked at as one layer.

@@ -9,6 +9,8 @@ import numpy as np
 from model_export.manifest import Array
 from model_export.streaming.answers import OutputLayout
 from model_export.streaming.step import SequenceStep
+from model_export.verify.decisions.onnx import OnnxObserver
+from model_export.verify.decisions.record import Observed
 from model_export.verify.graph_session import GraphSession
 from model_export.verify.localize import Activation
 from model_export.verify.reference import PrefixAnswers, prefix_answers
@@ -20,6 +22,7 @@ class SequenceReference:
     def __init__(self, step: SequenceStep) -> None:
         self._step = step
         self._session = GraphSession(step.graph)
+        self._observer: OnnxObserver | None = None
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
         """Return each output's answers.
@@ -43,6 +46,15 @@ class SequenceReference:
             answers |= prefix_answers(lambda steps: self._run(inputs, steps), whole, last, length)
         return answers
 
+    def observe(self, inputs: Mapping[str, Array]) -> Observed:
+        """Record the decisions of the graph on whole sequences."""
+        if self._observer is None:
+            self._observer = OnnxObserver(self._step.graph)
+        seen, length = Observed(), next(iter(inputs.values())).shape[1]
+        for rows in self._batches(len(next(iter(inputs.values())))):
+            seen.add(self._observer.observe(self._feeds(inputs, rows, length)))
+        return seen
+
     def activations(self, inputs: Mapping[str, Array]) -> list[Activation]:
         """Return what the nodes of the graph give for one sequence, in order; see `model_export.verify.localize`."""
         if not self._step.watched:
@@ -58,10 +70,14 @@ class SequenceReference:
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         """Run beginnings of the sequences; return `(batch, T or nothing, *shape)` by output."""
         rows = len(next(iter(inputs.values())))
+        parts = [self._run_rows(inputs, batch, length) for batch in self._batches(rows)]
+        return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
+
+    def _batches(self, rows: int) -> list[list[int]]:
+        """Return the rows of each run: as many as the graph takes."""
         has_rows = all(one.batch is not None for one in self._step.inputs.external)
         most = self._step.inputs.only_rows or (rows if has_rows else 1)
-        parts = [self._run_rows(inputs, list(range(start, start + most)), length) for start in range(0, rows, most)]
-        return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
+        return [list(range(start, start + most)) for start in range(0, rows, most)]
 
     def _run_rows(self, inputs: Mapping[str, Array], rows: list[int], length: int) -> dict[str, Array]:
         values = self._session.run(self._feeds(inputs, rows, length))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +25,9 @@ from model_export.torch.graph import NoGraphError, trace
 from model_export.torch.layers import StepLayer
 from model_export.torch.lengths import check_lengths
 from model_export.torch.naming import named
-from model_export.torch.step import AGAINST, Step, convert_step
-from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answers
+from model_export.torch.step import AGAINST, Step, convert_step, ids_of
+from model_export.verify.decisions.torch import TorchObserver
+from model_export.verify.reference import PrefixAnswers, prefix_answers
 
 _STEPPED = (StepLayer, nn.RNNCellBase)
 """Layers that take one timestep at a time."""
@@ -106,10 +110,11 @@ class SequenceModuleReference:
         found = self._run(values)
         answers: dict[str, Array | PrefixAnswers] = dict(found)
         if last := [name for name, one in zip(self._names, whole.outputs, strict=True) if one.time is None]:
-            beginnings = () if whole.only_length else PREFIXES
-            answers |= prefix_answers(
-                lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
-            )
+            beginnings = () if whole.only_length else None
+            with _on_one_thread():
+                answers |= prefix_answers(
+                    lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
+                )
         return answers
 
     def _run(self, values: Sequence[Tensor]) -> dict[str, Array]:
@@ -121,6 +126,12 @@ class SequenceModuleReference:
                 found = self._whole([v.double() if v.is_floating_point() else v for v in values], module=self._exact)
             found = [value.float() if value.is_floating_point() else value for value in found]
         return {name: np.asarray(value) for name, value in zip(self._names, found, strict=True)}
+
+    @property
+    def observer(self) -> TorchObserver:
+        """Records the decisions of the module."""
+        whole = self._whole
+        return TorchObserver(whole.module, whole, [one.name for one in whole.inputs])
 
 
 def _by_its_layers(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
@@ -176,13 +187,14 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
         if proto is written:  # the graph of exactly so many timesteps may be one that can be stepped
             raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
     in_logs = _sums_in_log_space(whole)
+    original = SequenceModuleReference(whole, gives, is_exact=in_logs)
     try:
         made = streaming.convert(
             proto,
             name=name,
             time_axes=dict.fromkeys(timed, 1),
             length=spec.length,
-            original=SequenceModuleReference(whole, gives, is_exact=in_logs),
+            original=original,
             against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
         )
@@ -198,7 +210,7 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
                 f"{one.called} does not depend on an input: it follows from sizes alone, and is no answer of a stream.",
                 fix="Leave it out of what `forward` returns.",
             )
-    return made
+    return replace(made, observer=original.observer, vocabularies=ids_of(whole.inputs))
 
 
 def _sums_in_log_space(whole: Sequences) -> bool:
@@ -241,6 +253,17 @@ class _BatchTimeFirst(nn.Module):
             for one, value in zip(whole.inputs, values, strict=True)
         ]
         return tuple(whole(sequences))
+
+
+@contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """Run short sequences, for each of which several threads would wait longer for each other than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _free(name: str, taken: set[str]) -> str:

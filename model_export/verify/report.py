@@ -43,6 +43,8 @@ class ParityReport:
         skipped: What was not compared, and why.
         reference: The distributions of own data; None: none was given.
         chunk: How the model runs several timesteps of a stream; None: as it came.
+        lowered: What was stored in fewer bits, in words; empty: nothing. Random data does not show what that does to
+            the values of a real stream.
     """
 
     parity: Parity
@@ -55,11 +57,24 @@ class ParityReport:
     skipped: list[Skipped] = field(default_factory=list)
     reference: DataReference | None = None
     chunk: ChunkChoice | None = None
+    lowered: str = ""
 
     @property
     def weak(self) -> bool:
         """Whether a wrong graph might have passed."""
-        return is_weak(self.outputs)
+        return bool(self.reasons)
+
+    @property
+    def reasons(self) -> list[str]:
+        """What makes the verification weak, in words; none: a wrong graph would hardly have passed."""
+        reasons = [f"output {line.name}: {line.why}" for line in self.outputs if line.weak]
+        if not self.outputs:
+            reasons.append("no output could be compared")
+        covered = self.parity.covered
+        reasons += [] if covered is None else covered.one_sided
+        if self.lowered and not self.is_settled:
+            reasons.append(f"{self.lowered}, and random data does not show what that does to your own values")
+        return reasons
 
     @property
     def is_settled(self) -> bool:

@@ -1,0 +1,172 @@
+"""Compares the step graph with the original on sequences that drive it to what is rare, and at lengths it may depend on.
+
+Such sequences have values of any size, so each timestep is held to the size of its own answers. Where a difference is
+larger, both run again with inputs that are changed in their last digits: what that changes in their answers is
+rounding, and nothing else is allowed. Where the step graph has no number and the original has one, as by an exponential
+that overflows, nothing is compared: the service refuses such an answer, so it is not silent, and the report has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from model_export.errors import StepwellError
+from model_export.manifest import Array
+from model_export.verify.reference import PrefixAnswers, ReferenceModel, run_reference
+from model_export.verify.tolerance import Tolerance, difference
+
+_NUDGE = 2.0**-22  # relative; two units in the last place of float32
+_NUDGES = 3
+_LOOSER = 10.0
+"""Times what is allowed of usual data: what decides wrongly is off by far more."""
+
+_NOTHING = 1e-12
+"""In parts of the usual size: numbers below are as good as 0, and at the end of what a float can hold."""
+
+_ROUNDING = 16.0
+"""What is allowed, in parts of what a change of the inputs in their last digits makes: a model rounds many times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """A batch of driven sequences on which the original gives numbers.
+
+    Attributes:
+        data: The sequences; a row without an answer is replaced by another one.
+        want: The original's answers to these.
+        replaced: Rows that were replaced.
+    """
+
+    data: dict[str, Array]
+    want: dict[str, PrefixAnswers]
+    replaced: int
+
+
+def answered(original: ReferenceModel, data: Mapping[str, Array], judged: list[str]) -> Driven | None:
+    """Run the original; None: it does not take these values, or has no number for any row."""
+    with np.errstate(all="ignore"):
+        try:
+            want = run_reference(original, data, judged)
+        except StepwellError:
+            return None
+    rows = len(next(iter(data.values())))
+    finite = np.ones(rows, bool)
+    for answers in want.values():
+        if answers.values.dtype.kind == "f":
+            finite &= np.isfinite(answers.values).all(axis=tuple(range(1, answers.values.ndim)))
+    if not finite.any():
+        return None
+    kept = np.where(finite, np.arange(rows), int(np.argmax(finite)))
+    return Driven(
+        {name: array[kept] for name, array in data.items()},
+        {name: PrefixAnswers(answers.steps, answers.values[kept]) for name, answers in want.items()},
+        int((~finite).sum()),
+    )
+
+
+def beyond_rounding(
+    original: ReferenceModel,
+    run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    driven: Driven,
+    tolerance: Tolerance,
+    usual: Mapping[str, float],
+    saturated: Array,
+) -> dict[str, Difference]:
+    """Compare the step graph with the original on driven sequences.
+
+    Args:
+        original: The original.
+        run: Runs the step graph; its answers have shape `(rows, T, *shape)`.
+        driven: The sequences, and the original's answers.
+        tolerance: What is allowed of usual data.
+        usual: By output, the largest value on usual data.
+        saturated: Which rows have inputs so large that activations are at their limits: what is chosen or counted among
+            equal numbers there is a matter of rounding, so whole numbers are not compared.
+    """
+    got = run(driven.data)
+    found = {}
+    for name, answers in driven.want.items():
+        mine = _at(got[name], answers)
+        if mine.size != answers.values.size:  # a head on the last timesteps gives fewer rows where there are fewer
+            continue
+        values = answers.values.reshape(mine.shape)
+        off = difference(mine, values)
+        lost = np.zeros(off.shape, bool) if mine.dtype.kind != "f" else ~np.isfinite(mine) & np.isfinite(values)
+        lost = np.logical_or.accumulate(lost.any(axis=tuple(range(2, lost.ndim)), keepdims=True), axis=1)
+        bad = _beyond(off, values, tolerance, usual[name]) & ~lost
+        if values.dtype.kind != "f":
+            bad[saturated] = False
+        found[name] = Difference(mine, values, off, bad, int(lost.sum()))
+    if any(one.bad.any() for one in found.values()):
+        jitter = _jitter(lambda data: _of(run_reference(original, data, list(driven.want))), driven)
+        mine = _jitter(lambda data: {name: _at(run(data)[name], driven.want[name]) for name in found}, driven)
+        for name, one in found.items():
+            allowed = _ROUNDING * np.maximum(jitter[name].reshape(mine[name].shape), mine[name])
+            found[name] = replace(one, bad=one.bad & ~(one.off <= allowed))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How an output of the step graph differs from the original's on driven sequences.
+
+    Attributes:
+        found: The step graph's values, shape `(rows, timesteps, *shape)`.
+        want: The original's.
+        off: The absolute differences.
+        bad: Where they are larger than rounding makes them.
+        lost: Timesteps from which on the step graph has no number, over all rows.
+    """
+
+    found: Array
+    want: Array
+    off: Array
+    bad: Array
+    lost: int
+
+
+def _at(values: Array, answers: PrefixAnswers) -> Array:
+    return values[:, [step - 1 for step in answers.steps]]
+
+
+def _of(answers: Mapping[str, PrefixAnswers]) -> dict[str, Array]:
+    return {name: answer.values for name, answer in answers.items()}
+
+
+def _beyond(off: Array, values: Array, tolerance: Tolerance, usual: float) -> Array:
+    if values.dtype.kind != "f":
+        return tolerance.beyond(off, values)
+    sizes = np.abs(values.astype(np.float64))
+    rest = tuple(range(2, values.ndim))
+    each = sizes.max(axis=rest, keepdims=True, initial=0.0)  # of the timestep
+    whole = sizes.max(axis=tuple(range(1, values.ndim)), keepdims=True, initial=0.0)  # of the row
+    size = np.maximum(each, np.clip(whole, _NOTHING * usual, usual))
+    scale = size if tolerance.scaled else np.maximum(1.0, size / usual)
+    return np.asarray(~((off <= _LOOSER * (tolerance.atol * scale + tolerance.rtol * sizes)) | (off == 0)))
+
+
+def _jitter(run: Callable[[Mapping[str, Array]], Mapping[str, Array]], driven: Driven) -> dict[str, Array]:
+    """Return how far answers change where the inputs change in their last digits, by output.
+
+    The largest change so far in a row counts: what is rounded stays in a state.
+    """
+    rng = np.random.default_rng(0)
+    runs = []
+    for nudge in (0.0, *[_NUDGE] * _NUDGES):
+        data = {
+            name: (array * (1 + nudge * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in driven.data.items()
+        }
+        with np.errstate(all="ignore"):
+            runs.append(run(data))
+    changes = {}
+    for name, values in runs[0].items():
+        off = np.max([difference(other[name], values, equal_nan=True) for other in runs[1:]], axis=0)
+        off[~np.isfinite(off)] = np.inf
+        changes[name] = np.maximum.accumulate(off.max(axis=tuple(range(2, off.ndim)), keepdims=True, initial=0.0), axis=1)
+    return changes
