@@ -24,18 +24,17 @@ from model_export.verify.decisions.record import TRUE_FALSE, Observed, is_guard
 
 _COMPARED = {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "ne": "Equal"}
 
-LIBRARY = {
-    "_mean", "_var", "_std", "_normalize", "softmax", "_softmax", "log_softmax", "logsumexp", "_logsumexp", "logaddexp",
-    "gelu", "silu", "sigmoid", "softplus", "log_sigmoid", "erf_inv", "norm", "floor_divide", "true_divide", "round",
-    "_take", "take", "_take_along_axis", "take_along_axis", "_gather", "_one_hot", "tril", "triu", "_roll_static",
-    "_roll_dynamic", "isnan", "isinf", "isfinite", "isclose", "nan_to_num", "cumsum", "cumprod", "_cumulative_reduction",
-    "_pad", "matrix_transpose", "divide_no_nan", "sinc",
+DECIDING = {
+    "_where", "where", "clip", "maximum", "minimum", "relu", "relu6", "hard_sigmoid", "hard_tanh", "hard_silu",
+    "leaky_relu", "elu", "selu", "celu", "squareplus", "_scan", "scan", "select", "piecewise", "_piecewise", "vectorized",
 }  # fmt: skip
-"""Functions of JAX and Keras with comparisons inside that only make them accurate; they are run as they are."""
+"""Functions of JAX whose comparisons are decisions; those of all others only make them accurate."""
 
-_WHOLE = {"remainder": "Mod", "fmod": "Mod", "argmax": "ArgMax", "argmin": "ArgMin"}
+LIBRARY = {"divide_no_nan", "sinc", "softmax", "log_softmax", "_take", "take", "normalize", "moments", "one_hot"}
+"""The same of functions of Keras that are not traced by themselves."""
 
-_FRAMEWORKS = (str(Path(jax.__file__).parent), str(Path(__file__).parents[2]))
+_JAX = str(Path(jax.__file__).parent)
+_FRAMEWORKS = (_JAX, str(Path(__file__).parents[2]))
 
 _NO_LIMIT = 1e30
 """A limit beyond this is the largest number of a type."""
@@ -154,10 +153,8 @@ class _Walk:
             where = self._place(eqn, place)
             found = self._inner(eqn, given, own, where, label) if does_follow else None
             if found is None:
-                inner, params = eqn.primitive.get_bind_params(eqn.params)
-                outs = eqn.primitive.bind(*inner, *given, **params)
-                outs = outs if eqn.primitive.multiple_results else [outs]
-                found = _Found(list(outs), [does_follow] * len(outs), [], [])
+                outs = _bound(eqn, given)
+                found = _Found(outs, [does_follow] * len(outs), [], [])
             env.update(zip(eqn.outvars, found.values, strict=True))
             depends.update(var for var, follow in zip(eqn.outvars, found.follows, strict=True) if follow)
             made_by.update(dict.fromkeys(eqn.outvars, eqn))
@@ -185,12 +182,9 @@ class _Walk:
             return self._while(eqn, given, place, label)
         if kind == "cond":
             return self._cond(eqn, given, own, place, label)
-        inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
-        name = str(params.get("name", "")) or label
-        if inner is None or name in LIBRARY or name in _WHOLE or _is_of_library(eqn):
-            return None
-        jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
-        if len(jaxpr.invars) != len(given):
+        jaxpr, consts = _called_by(eqn)
+        name = str(params.get("name") or _source_of(jaxpr).partition(" at ")[0]) or label
+        if jaxpr is None or _is_of_library(eqn) or (name not in DECIDING and _is_of_jax(jaxpr)):
             return None
         return self.run(jaxpr, consts, given, own, place, name)
 
@@ -355,6 +349,33 @@ class _Walk:
 
 
 _ACTIVATIONS = {"relu", "relu6", "hard_sigmoid", "hard_tanh", "hard_silu", "leaky_relu", "elu", "clip", "maximum", "minimum"}
+
+
+def _called_by(eqn: Any) -> tuple[Any, Sequence[Any]]:
+    """Return the jaxpr that an equation calls, and its constants; None: it calls none."""
+    params = eqn.params
+    inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
+    jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
+    return (jaxpr, consts) if jaxpr is not None and len(jaxpr.invars) == len(eqn.invars) else (None, [])
+
+
+def _bound(eqn: Any, given: Sequence[Any]) -> list[Any]:
+    """Run an equation as it is."""
+    jaxpr, consts = _called_by(eqn)
+    if jaxpr is not None and eqn.primitive.name not in {"scan", "while", "cond"}:
+        return list(jax.core.eval_jaxpr(jaxpr, consts, *given))
+    outs = eqn.primitive.bind(*given, **eqn.params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def _is_of_jax(jaxpr: Any) -> bool:
+    """Whether a jaxpr is that of a function of JAX itself."""
+    return f"{_JAX}/" in _source_of(jaxpr)
+
+
+def _source_of(jaxpr: Any) -> str:
+    """Return the function that a jaxpr was made of, and its file: `relu at .../functions.py:80`."""
+    return str(getattr(getattr(jaxpr, "debug_info", None), "func_src_info", ""))
 
 
 def _is_of_library(eqn: Any) -> bool:
