@@ -17,8 +17,8 @@ from model_export.graph.nodes import all_graphs
 from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
-from model_export.verify.localize import LayerOutputs, localize_layer, locate_not_finite
 from model_export.verify.decisions.record import Observer
+from model_export.verify.localize import LayerOutputs, localize_layer, locate_not_finite
 from model_export.verify.parity import (
     DEFAULT,
     FEW_LENGTHS,

@@ -32,8 +32,8 @@ from model_export.specs import (
 
 # the specs of tensors are in a module of their own, and imported from here
 __all__ = [
-    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "Covered", "DataReference", "FeatureReference", "Init",
-    "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec", "TensorSpec", "TimeSpec",
+    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "Covered", "DataReference", "FeatureReference",
+    "Init", "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec", "TensorSpec", "TimeSpec",
     "WindowSpec", "sidecar_of",
 ]  # fmt: skip
 

@@ -145,7 +145,8 @@ class KerasReference:
 
         def run(*arrays: Any) -> Any:
             packed = self.feeds(dict(zip(names, arrays, strict=True)), arrays[0].shape[1])
-            with self.stateless(), timesteps_as_rows(self._model) if self._spreads_timesteps else nullcontext():
+            spread = timesteps_as_rows(self._model) if self._spreads_timesteps else nullcontext()
+            with self.stateless(), keras.StatelessScope(), spread:  # what is traced is not to stay in variables
                 return keras.tree.flatten(self._model.call(packed, training=False))
 
         recorder = JaxObserver(run, framework=str(Path(keras.__file__).parent))
@@ -153,6 +154,7 @@ class KerasReference:
         def observe(inputs: Mapping[str, Array]) -> Observed:
             seen = recorder.observe([inputs[name] for name in names])
             note_constants_of(self._model._flatten_layers(), ("call",), ("keras",), seen)
+            seen.candidates.update(_numbers_of(functional(self._model)))
             return seen
 
         return observe
@@ -193,6 +195,20 @@ class KerasReference:
                 yield
         finally:
             self._compiled, model.predict_function = model.predict_function, theirs
+
+
+def _numbers_of(function: Any) -> set[int]:
+    """Return the whole numbers in the operations of a functional model that are no layers, such as ends of slices."""
+    found: set[int] = set()
+    for operation in function.operations:
+        if isinstance(operation, keras.layers.Layer):
+            continue
+        given = [node.arguments.args for node in operation._inbound_nodes]
+        given += [node.arguments.kwargs for node in operation._inbound_nodes]
+        for value in keras.tree.flatten([given, vars(operation).get("pad_width"), vars(operation).get("shift")]):
+            ends = (value.start, value.stop) if isinstance(value, slice) else (value,)
+            found.update(abs(end) for end in ends if type(end) is int)
+    return found
 
 
 def _tensor_of(layer: Any, step: SequenceStep) -> str | None:

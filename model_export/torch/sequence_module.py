@@ -107,14 +107,17 @@ class SequenceModuleReference:
                 "module takes.",
                 fix="Send sequences of that length.",
             )
-        found = self._run(values)
+        with _threads_for(whole.module):
+            return self._answers(values, length)
+
+    def _answers(self, values: Sequence[Tensor], length: int) -> dict[str, Array | PrefixAnswers]:
+        whole, found = self._whole, self._run(values)
         answers: dict[str, Array | PrefixAnswers] = dict(found)
         if last := [name for name, one in zip(self._names, whole.outputs, strict=True) if one.time is None]:
             beginnings = () if whole.only_length else None
-            with _on_one_thread():
-                answers |= prefix_answers(
-                    lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
-                )
+            answers |= prefix_answers(
+                lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
+            )
         return answers
 
     def _run(self, values: Sequence[Tensor]) -> dict[str, Array]:
@@ -131,7 +134,12 @@ class SequenceModuleReference:
     def observer(self) -> TorchObserver:
         """Records the decisions of the module."""
         whole = self._whole
-        return TorchObserver(whole.module, whole, [one.name for one in whole.inputs])
+
+        def run(values: Sequence[Tensor]) -> None:
+            with _threads_for(whole.module):
+                whole(values)
+
+        return TorchObserver(whole.module, run, [one.name for one in whole.inputs])
 
 
 def _by_its_layers(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
@@ -255,11 +263,16 @@ class _BatchTimeFirst(nn.Module):
         return tuple(whole(sequences))
 
 
+_ON_ONE_THREAD = 1_000_000
+"""Weights up to which several threads wait longer for each other than they work."""
+
+
 @contextmanager
-def _on_one_thread() -> Iterator[None]:
-    """Run short sequences, for each of which several threads would wait longer for each other than they work."""
+def _threads_for(module: nn.Module) -> Iterator[None]:
+    """Run a small module on one thread."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if sum(weight.numel() for weight in module.parameters()) <= _ON_ONE_THREAD:
+        torch.set_num_threads(1)
     try:
         yield
     finally:

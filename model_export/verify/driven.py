@@ -73,7 +73,11 @@ _BATCHES: tuple[tuple[_Rule, ...], ...] = (
 
 
 def driven_batches(
-    draw: Sampler, manifest: Manifest, vocabularies: Mapping[str, int], steps: int, values: Callable[[], Iterable[float]]
+    draw: Sampler,
+    manifest: Manifest,
+    vocabularies: Mapping[str, int],
+    steps: int,
+    values: Callable[[], Iterable[float]],
 ) -> Iterator[dict[str, Array]]:
     """Yield batches of sequences, the most telling first.
 

@@ -2,7 +2,8 @@
 
 Such sequences have values of any size, so each timestep is held to the size of its own answers. Where a difference is
 larger, both run again with inputs that are changed in their last digits: what that changes in their answers is
-rounding, and nothing else is allowed. Where the step graph has no number and the original has one, as by an exponential
+rounding, and nothing else is allowed. Inputs next to 0 change nothing in what they are added to; there a smooth function
+is a line, `f(2x) - 2 f(x) + f(0)` is 0, and what it is instead is rounding. Where the step graph has no number and the original has one, as by an exponential
 that overflows, nothing is compared: the service refuses such an answer, so it is not silent, and the report has it.
 """
 
@@ -26,6 +27,16 @@ _LOOSER = 10.0
 _NOTHING = 1e-12
 """In parts of the usual size: numbers below are as good as 0, and at the end of what a float can hold."""
 
+EXTREME = 1e4
+"""Inputs that are larger than so many times the usual ones may be beyond what a model is right for."""
+
+_SATURATED = 20
+"""The same for outputs of whole numbers: where activations are at their limits, which of several equal numbers is the
+largest is a matter of rounding."""
+
+_TINY = 1e-4
+"""A function is a line between 0 and twice this, as far as its answers have digits."""
+
 _ROUNDING = 16.0
 """What is allowed, in parts of what a change of the inputs in their last digits makes: a model rounds many times."""
 
@@ -37,12 +48,20 @@ class Driven:
     Attributes:
         data: The sequences; a row without an answer is replaced by another one.
         want: The original's answers to these.
-        replaced: Rows that were replaced.
     """
 
     data: dict[str, Array]
     want: dict[str, PrefixAnswers]
-    replaced: int
+
+    def without(self, rows: Array) -> Driven | None:
+        """Return these sequences with some rows replaced by another one; None: all would be."""
+        if rows.all():
+            return None
+        kept = np.where(rows, int(np.argmin(rows)), np.arange(len(rows)))
+        return Driven(
+            {name: array[kept] for name, array in self.data.items()},
+            {name: PrefixAnswers(answers.steps, answers.values[kept]) for name, answers in self.want.items()},
+        )
 
 
 def answered(original: ReferenceModel, data: Mapping[str, Array], judged: list[str]) -> Driven | None:
@@ -52,19 +71,11 @@ def answered(original: ReferenceModel, data: Mapping[str, Array], judged: list[s
             want = run_reference(original, data, judged)
         except StepwellError:
             return None
-    rows = len(next(iter(data.values())))
-    finite = np.ones(rows, bool)
+    lost = np.zeros(len(next(iter(data.values()))), bool)
     for answers in want.values():
         if answers.values.dtype.kind == "f":
-            finite &= np.isfinite(answers.values).all(axis=tuple(range(1, answers.values.ndim)))
-    if not finite.any():
-        return None
-    kept = np.where(finite, np.arange(rows), int(np.argmax(finite)))
-    return Driven(
-        {name: array[kept] for name, array in data.items()},
-        {name: PrefixAnswers(answers.steps, answers.values[kept]) for name, answers in want.items()},
-        int((~finite).sum()),
-    )
+            lost |= ~np.isfinite(answers.values).all(axis=tuple(range(1, answers.values.ndim)))
+    return Driven(dict(data), want).without(lost)
 
 
 def beyond_rounding(
@@ -73,7 +84,7 @@ def beyond_rounding(
     driven: Driven,
     tolerance: Tolerance,
     usual: Mapping[str, float],
-    saturated: Array,
+    sizes: Array,
 ) -> dict[str, Difference]:
     """Compare the step graph with the original on driven sequences.
 
@@ -83,29 +94,31 @@ def beyond_rounding(
         driven: The sequences, and the original's answers.
         tolerance: What is allowed of usual data.
         usual: By output, the largest value on usual data.
-        saturated: Which rows have inputs so large that activations are at their limits: what is chosen or counted among
-            equal numbers there is a matter of rounding, so whole numbers are not compared.
+        sizes: The largest input of each row, in parts of the largest usual one.
     """
     got = run(driven.data)
-    found = {}
+    found: dict[str, Difference] = {}
     for name, answers in driven.want.items():
         mine = _at(got[name], answers)
         if mine.size != answers.values.size:  # a head on the last timesteps gives fewer rows where there are fewer
             continue
         values = answers.values.reshape(mine.shape)
         off = difference(mine, values)
-        lost = np.zeros(off.shape, bool) if mine.dtype.kind != "f" else ~np.isfinite(mine) & np.isfinite(values)
-        lost = np.logical_or.accumulate(lost.any(axis=tuple(range(2, lost.ndim)), keepdims=True), axis=1)
-        bad = _beyond(off, values, tolerance, usual[name]) & ~lost
-        if values.dtype.kind != "f":
-            bad[saturated] = False
-        found[name] = Difference(mine, values, off, bad, int(lost.sum()))
+        is_lost = np.zeros(off.shape, bool) if mine.dtype.kind != "f" else ~np.isfinite(mine) & np.isfinite(values)
+        lost = is_lost.any(axis=tuple(range(1, off.ndim)))
+        bad = _beyond(off, values, tolerance, usual[name])
+        bad[lost] = False
+        found[name] = Difference(mine, values, off, bad, lost)
     if any(one.bad.any() for one in found.values()):
         jitter = _jitter(lambda data: _of(run_reference(original, data, list(driven.want))), driven)
         mine = _jitter(lambda data: {name: _at(run(data)[name], driven.want[name]) for name in found}, driven)
         for name, one in found.items():
             allowed = _ROUNDING * np.maximum(jitter[name].reshape(mine[name].shape), mine[name])
-            found[name] = replace(one, bad=one.bad & ~(one.off <= allowed))
+            bad = one.bad & ~(one.off <= allowed)
+            is_far = sizes > (EXTREME if one.want.dtype.kind == "f" else _SATURATED)
+            far = is_far & bad.any(axis=tuple(range(1, bad.ndim)))
+            bad[far] = False
+            found[name] = replace(one, bad=bad, excused=one.excused | far)
     return found
 
 
@@ -118,14 +131,15 @@ class Difference:
         want: The original's.
         off: The absolute differences.
         bad: Where they are larger than rounding makes them.
-        lost: Timesteps from which on the step graph has no number, over all rows.
+        excused: Rows that count as not compared: the step graph has no number in them, or they differ and are so extreme
+            that the original itself does something else there, as where scores are larger than what masks them.
     """
 
     found: Array
     want: Array
     off: Array
     bad: Array
-    lost: int
+    excused: Array
 
 
 def _at(values: Array, answers: PrefixAnswers) -> Array:
@@ -154,19 +168,32 @@ def _jitter(run: Callable[[Mapping[str, Array]], Mapping[str, Array]], driven: D
     The largest change so far in a row counts: what is rounded stays in a state.
     """
     rng = np.random.default_rng(0)
-    runs = []
-    for nudge in (0.0, *[_NUDGE] * _NUDGES):
-        data = {
-            name: (array * (1 + nudge * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
-            if array.dtype.kind == "f"
-            else array
-            for name, array in driven.data.items()
-        }
+    floats = {name: array for name, array in driven.data.items() if array.dtype.kind == "f"}
+
+    def answers(change: Callable[[Array], Array]) -> Mapping[str, Array]:
         with np.errstate(all="ignore"):
-            runs.append(run(data))
+            return run({**driven.data, **{name: change(array).astype(array.dtype) for name, array in floats.items()}})
+
+    plain = answers(lambda array: array)
+    nudged = [answers(lambda array: array * (1 + _NUDGE * rng.uniform(-1, 1, array.shape))) for _ in range(_NUDGES)]
+    tiny = _tiny_rows(floats)
+    zero, double = (
+        (answers(lambda array: array * 0), answers(lambda array: array * 2)) if tiny.any() else (plain, plain)
+    )
     changes = {}
-    for name, values in runs[0].items():
-        off = np.max([difference(other[name], values, equal_nan=True) for other in runs[1:]], axis=0)
+    for name, values in plain.items():
+        off = np.max([difference(other[name], values, equal_nan=True) for other in nudged], axis=0)
         off[~np.isfinite(off)] = np.inf
-        changes[name] = np.maximum.accumulate(off.max(axis=tuple(range(2, off.ndim)), keepdims=True, initial=0.0), axis=1)
+        if tiny.any() and values.dtype.kind == "f":
+            bend = np.abs(double[name].astype(np.float64) - 2.0 * values + zero[name])
+            off[tiny] = np.maximum(off, np.where(np.isfinite(bend), bend, 0.0))[tiny]
+        changes[name] = np.maximum.accumulate(
+            off.max(axis=tuple(range(2, off.ndim)), keepdims=True, initial=0.0), axis=1
+        )
     return changes
+
+
+def _tiny_rows(floats: Mapping[str, Array]) -> Array:
+    """Return which rows have inputs next to 0 alone."""
+    sizes = [np.nanmax(np.abs(array.reshape(len(array), -1)), axis=1, initial=0.0) for array in floats.values()]
+    return np.asarray(np.max(sizes, axis=0) < _TINY) if sizes else np.zeros(0, bool)

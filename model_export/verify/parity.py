@@ -35,7 +35,7 @@ from model_export.step_model import StepModel, stacked
 from model_export.verify import error_growth
 from model_export.verify.coverage import Coverage
 from model_export.verify.decisions.record import Observer
-from model_export.verify.driven import ALWAYS, driven_batches, integer_batches
+from model_export.verify.driven import ALWAYS, TIERS, driven_batches, integer_batches
 from model_export.verify.driven_check import Driven, answered, beyond_rounding
 from model_export.verify.error_growth import long_run
 from model_export.verify.evidence import Evidence
@@ -76,9 +76,6 @@ LONG_CHUNK = 512
 
 MOST_LENGTHS = 24
 """Constants around which lengths are compared; each takes three runs of the original."""
-
-_SATURATED = 20
-"""Times the largest usual input."""
 
 FEW_LENGTHS = 3
 """As many, where each of the runs takes a compilation."""
@@ -185,8 +182,8 @@ def verify_parity(
         for (kind, data), runs in zip(kinds, started, strict=True):
             check.sequences(kind, data, runs)
         check.skip_what_the_model_lacks()
-        longest = max(next(iter(data.values())).shape[1] for _, data in kinds)
-        if check.model.batched and alone_steps is not None and alone_steps < longest:
+        whole = max(next(iter(data.values())).shape[1] for _, data in kinds)
+        if check.model.batched and alone_steps is not None and alone_steps < whole:
             check.skipped.append(Skipped(f"rows alone beyond {alone_steps} timesteps", "the model is large"))
         if long is None or running is None:
             check.skipped.append(Skipped("long run", f"the original was run over {steps} timesteps at most"))
@@ -204,11 +201,13 @@ def verify_parity(
         check.worth[line.name].judge(line)
     one_sided = [str(decision) for decision in check.coverage.open]
     covered = Covered(
-        decisions=len(check.coverage.seen.decisions), one_sided=one_sided, steps=check.most_steps,
+        decisions=len(check.coverage.seen.decisions),
+        one_sided=one_sided,
+        steps=check.most_steps,
         ranges={name: list(limits) for name, limits in check.ranges.items()},
     )
     parity = Parity.model_validate({
-        "against": against, "steps": longest, "max_abs": max((line.max_abs for line in lines), default=0.0),
+        "against": against, "steps": whole, "max_abs": max((line.max_abs for line in lines), default=0.0),
         "atol": max((line.atol for line in lines), default=0.0), "rtol": tolerance.rtol,
         "sequences": [kind for kind, _ in kinds], "long_steps": check.drift.compared if check.drift else 0,
         "weak": is_weak(lines) or bool(one_sided), "covered": covered, "scale": {line.name: dataclasses.asdict(line.scale) for line in lines},
@@ -271,7 +270,7 @@ class _Check:
     reference: DataReference | None = None
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     most_steps: int = 0
-    lost: dict[str, int] = field(default_factory=dict)
+    excused: int = 0
     usual: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -338,10 +337,12 @@ class _Check:
             if number >= ALWAYS and not self.coverage.open:
                 break
             with suppress(ModelLoadError):  # it is refused at serving, too, and nothing is answered
-                self._drive(data, always=number < ALWAYS)
+                self._drive(data)
         for most, data in integer_batches(draw, self.manifest, vocabularies, steps):
             with suppress(ModelLoadError):
-                if self._drive(data, always=True):
+                if self._drive(data):
+                    if most == TIERS[0][1]:
+                        break
                     self.skipped.append(Skipped(f"integers above {most:,}", "the model takes none that are larger"))
                     break
         self.progress("driven: rare values", 1, 1)
@@ -367,41 +368,46 @@ class _Check:
             part = {name: array[:, :length] for name, array in data.items()}
             found = answered(self.original, part, list(self.outputs))
             if found is not None:  # None: the original takes no sequence of so many
-                self._against_rare(LENGTHS, found, run)
+                if self._against_rare(LENGTHS, found, run) is None:
+                    continue
                 self._compared(part)
                 if length > steps or self.coverage.open:
                     self.coverage.observe(part)
 
     def skip_what_was_not_covered(self) -> None:
         """Note what was not compared: longer streams, other values, decisions that could not be recorded."""
-        for name, count in self.lost.items():
-            if count:
-                why = "the step graph has no number there, where the original has one: the service would refuse it"
-                self.skipped.append(Skipped(f"{count} driven timesteps of output {name}", why))
+        if self.excused:
+            why = "the step graph has no number there, or the original, at values so large, does something else"
+            self.skipped.append(Skipped(f"{self.excused} of the driven sequences", why))
         if self.coverage.failure:
             self.skipped.append(Skipped("decisions of the original", self.coverage.failure))
 
-    def _drive(self, data: Sequences, *, always: bool) -> bool:
-        """Compare driven sequences, if the original decides something in them that it had not; whether it takes them."""
+    def _drive(self, data: Sequences) -> bool:
+        """Compare driven sequences, and record what the original decides in them; return whether it takes them."""
         found = answered(self.original, data, list(self.outputs))
         if found is None:
             return False
-        if self.coverage.observe(found.data) or always:
-            self._against_rare(DRIVEN, found, lambda part: stepped(self.model, part)[0])
-            self._compared(found.data)
+        compared = self._against_rare(DRIVEN, found, lambda part: stepped(self.model, part)[0])
+        if compared is not None:
+            self._compared(compared.data)
+            self.coverage.observe(compared.data)
         return True
 
-    def _against_rare(self, kind: str, rare: Driven, run: Callable[[Sequences], Mapping[str, Array]]) -> None:
+    def _against_rare(self, kind: str, rare: Driven, run: Callable[[Sequences], Mapping[str, Array]]) -> Driven | None:
         """Compare rare sequences with the original's answers, each timestep by its own size.
+
+        Returns:
+            Those that were compared; None: none.
 
         Raises:
             DifferentAnswerError: They differ by more than what rounding makes.
         """
         usual = {name: worth.largest for name, worth in self.worth.items()}
+        excused = np.zeros(len(next(iter(rare.data.values()))), bool)
         failures = []
-        compared = beyond_rounding(self.original, run, rare, self.tolerance, usual, self._saturated(rare.data))
+        compared = beyond_rounding(self.original, run, rare, self.tolerance, usual, self._sizes(rare.data))
         for name, one in compared.items():
-            self.lost[name] = self.lost.get(name, 0) + one.lost
+            excused |= one.excused
             if one.bad.any():
                 column = int(np.argmax(one.bad.any(axis=tuple(i for i in range(one.bad.ndim) if i != 1))))
                 row, *place = (int(i) for i in np.argwhere(one.bad[:, column])[0])
@@ -411,15 +417,17 @@ class _Check:
                 failures.append(_Failure(rare.want[name].steps[column], name, row, place, want, found, allowed))
         if failures:
             raise self._different(min(failures, key=lambda failure: failure.step), kind, rare.data)
+        self.excused += int(excused.sum())
+        return rare.without(excused)
 
-    def _saturated(self, data: Sequences) -> Array:
-        """Return which rows have values far beyond those of usual data."""
-        rows = np.zeros(len(next(iter(data.values()))), bool)
+    def _sizes(self, data: Sequences) -> Array:
+        """Return the largest input of each row, in parts of the largest usual one."""
+        sizes = np.zeros(len(next(iter(data.values()))))
         for name, array in data.items():
-            if array.dtype.kind == "f" and name in self.usual:
+            if array.dtype.kind == "f":
                 largest = np.nanmax(np.abs(array.reshape(len(array), -1)), axis=1, initial=0.0)
-                rows |= largest > _SATURATED * self.usual[name]
-        return rows
+                sizes = np.maximum(sizes, largest / (self.usual.get(name) or 1.0))
+        return sizes
 
     def _compared(self, data: Sequences) -> None:
         """Note the ranges of what was compared."""

@@ -20,6 +20,7 @@ from jax._src import source_info_util
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+from model_export.manifest import Array
 from model_export.verify.decisions.record import TRUE_FALSE, Observed, is_guard
 
 _COMPARED = {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessOrEqual", "eq": "Equal", "ne": "Equal"}
@@ -32,6 +33,8 @@ DECIDING = {
 
 LIBRARY = {"divide_no_nan", "sinc", "softmax", "log_softmax", "_take", "take", "normalize", "moments", "one_hot"}
 """The same of functions of Keras that are not traced by themselves."""
+
+_MASKED_SCAN = "keras/src/backend/jax/rnn.py"
 
 _JAX = str(Path(jax.__file__).parent)
 _FRAMEWORKS = (_JAX, str(Path(__file__).parents[2]))
@@ -151,6 +154,7 @@ class _Walk:
             own = [not isinstance(var, core.Literal) and var in depends for var in eqn.invars]
             does_follow = any(own) or eqn.primitive.name in {"iota", "while", "scan"}
             where = self._place(eqn, place)
+            self._constants.candidates.update(_lengths_of(eqn))
             found = self._inner(eqn, given, own, where, label) if does_follow else None
             if found is None:
                 outs = _bound(eqn, given)
@@ -305,7 +309,9 @@ class _Walk:
         self, kind: str, eqn: Any, given: list[Any], label: str
     ) -> Iterable[tuple[str, tuple[str, ...], list[Any]]]:
         limits = [_number(var, value) for var, value in zip(eqn.invars, given, strict=True)]
-        if any(limit is not None and (abs(limit) > _NO_LIMIT or (kind == "max" and is_guard(limit))) for limit in limits):
+        if any(
+            limit is not None and (abs(limit) > _NO_LIMIT or (kind == "max" and is_guard(limit))) for limit in limits
+        ):
             return
         self._note_values(eqn.invars, given)
         a, b = given
@@ -348,7 +354,32 @@ class _Walk:
         return f"{known}/{eqn.source_info.name_stack} {key}|{where}"
 
 
-_ACTIVATIONS = {"relu", "relu6", "hard_sigmoid", "hard_tanh", "hard_silu", "leaky_relu", "elu", "clip", "maximum", "minimum"}
+_ACTIVATIONS = {
+    "relu",
+    "relu6",
+    "hard_sigmoid",
+    "hard_tanh",
+    "hard_silu",
+    "leaky_relu",
+    "elu",
+    "clip",
+    "maximum",
+    "minimum",
+}
+
+
+def _lengths_of(eqn: Any) -> list[int]:
+    """Return whole numbers of an equation that may meet the time axis: padding, kernels, windows."""
+    kind, params = eqn.primitive.name, eqn.params
+    jaxpr, _ = _called_by(eqn)
+    if jaxpr is not None and kind not in {"scan", "while"}:
+        return [length for inner in jaxpr.eqns for length in _lengths_of(inner)]
+    if kind == "pad":
+        return [abs(int(amount)) for low, high, _ in params["padding_config"] for amount in (low, high)]
+    if kind == "conv_general_dilated":
+        kernel = [eqn.invars[1].aval.shape[axis] for axis in params["dimension_numbers"].rhs_spec[2:]]
+        return [(size - 1) * int(dilation) for size, dilation in zip(kernel, params["rhs_dilation"], strict=True)]
+    return [int(size) for size in params["window_dimensions"]] if kind.startswith("reduce_window") else []
 
 
 def _called_by(eqn: Any) -> tuple[Any, Sequence[Any]]:
@@ -379,10 +410,16 @@ def _source_of(jaxpr: Any) -> str:
 
 
 def _is_of_library(eqn: Any) -> bool:
-    """Whether an equation is of the inside of a function that a library computes accurately."""
+    """Whether an equation is of the inside of a function that a library computes accurately, or applies a mask.
+
+    What a mask is made of counts where it is made.
+    """
     traceback = eqn.source_info.traceback
-    frames = itertools.islice(source_info_util.user_frames(traceback), 4) if traceback is not None else ()
-    return any(frame.function_name.rpartition(".")[2] in LIBRARY and "site-packages" in frame.file_name for frame in frames)
+    frames = list(itertools.islice(source_info_util.user_frames(traceback), 4)) if traceback is not None else []
+    inside = list(itertools.takewhile(lambda frame: "site-packages" in frame.file_name, frames))
+    if inside and inside[0].file_name.endswith(_MASKED_SCAN):
+        return True
+    return any(frame.function_name.rpartition(".")[2] in LIBRARY for frame in inside)
 
 
 def _number(var: Any, value: Any) -> float | None:
@@ -406,6 +443,8 @@ def _is_guard(eqn: Any, guards: set[Any], made_by: Mapping[Any, Any]) -> bool:
         return True
     if kind == "is_finite" or (kind == "lt" and _is_index_check(eqn)):
         return True
-    return kind in {"and", "or", "not", "broadcast_in_dim", "reshape", "convert_element_type"} and bool(given) and all(
-        var in guards for var in given
+    return (
+        kind in {"and", "or", "not", "broadcast_in_dim", "reshape", "convert_element_type"}
+        and bool(given)
+        and all(var in guards for var in given)
     )

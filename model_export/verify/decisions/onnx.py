@@ -115,7 +115,12 @@ class _Recorder:
         self._count = 0
 
     def record(
-        self, graph: onnx.GraphProto, outer: Mapping[str, Array], follows: Iterable[str], sizes: Iterable[str], path: str
+        self,
+        graph: onnx.GraphProto,
+        outer: Mapping[str, Array],
+        follows: Iterable[str],
+        sizes: Iterable[str],
+        path: str,
     ) -> tuple[str, list[_Point]]:
         """Add a vector with two numbers for each decision to a graph.
 
@@ -196,7 +201,9 @@ class _Recorder:
             yield self._order(first, second, kept), node.op_type, _sides
             return
         value, limit, constant = (first, second, given[1]) if given[0] is None else (second, first, given[0])
-        yield from self._limit(value, limit, _Scope({limit: constant}, set(), set(), set()), node.op_type, node.op_type, kept)
+        yield from self._limit(
+            value, limit, _Scope({limit: constant}, set(), set(), set()), node.op_type, node.op_type, kept
+        )
 
     def _limit(
         self, value: str, limit: str, scope: _Scope, name: str, kind: str, kept: list[onnx.NodeProto]
@@ -226,7 +233,11 @@ class _Recorder:
         skipped = len(bodies[0].output) - (node.op_type == "Loop") - len(node.output)
         for body, (vector, points) in zip(bodies, found, strict=True):
             blank, until = np.full(total, NEVER, np.int32), at + 2 * len(points)
-            parts = [self._constant(blank[:at], body.node), *[vector][: len(points)], self._constant(blank[until:], body.node)]
+            parts = [
+                self._constant(blank[:at], body.node),
+                *[vector][: len(points)],
+                self._constant(blank[until:], body.node),
+            ]
             out = self._add("Concat", parts, body.node, axis=0)
             body.output.append(helper.make_tensor_value_info(out, TensorProto.INT32, [total]))
             at = until

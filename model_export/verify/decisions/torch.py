@@ -22,7 +22,14 @@ _RELUS = {"relu", "relu_", "leaky_relu", "elu", "prelu", "_prelu_kernel", "rrelu
 _LIMITED = {"clamp", "clamp_min", "clamp_max", "hardtanh"}
 _GUARDS = {"isnan", "isinf", "isfinite"}
 _LOGIC = {"logical_not", "logical_and", "logical_or", "logical_xor", "bitwise_not", "bitwise_and", "bitwise_or"}
-_ALIASES = {"greater": "gt", "less": "lt", "greater_equal": "ge", "less_equal": "le", "not_equal": "ne", "clip": "clamp"}
+_ALIASES = {
+    "greater": "gt",
+    "less": "lt",
+    "greater_equal": "ge",
+    "less_equal": "le",
+    "not_equal": "ne",
+    "clip": "clamp",
+}
 _DIVIDED = {"remainder", "fmod", "floor_divide", "maximum", "minimum"}
 _COUNTED = {"arange", "linspace"}
 """Operators that make positions: what follows from them follows from the number of timesteps."""
@@ -103,7 +110,7 @@ class _Recording(TorchDispatchMode):
     def _mark(self, name: str, args: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> None:
         """Remember what follows from the inputs, and what is only a guard."""
         is_guard_alone = name in _GUARDS or (
-            name in _LOGIC and all(id(value) in self._guards for value in given) or _is_nan_check(name, args)
+            (name in _LOGIC and all(id(value) in self._guards for value in given)) or _is_nan_check(name, args)
         )
         for value in made:
             storage = value.untyped_storage()
@@ -113,7 +120,9 @@ class _Recording(TorchDispatchMode):
                 self._guards.add(id(value))
 
     def _is_guard(self, name: str, given: list[torch.Tensor], args: Any) -> bool:
-        return _is_nan_check(name, args) or (name in {"where", "masked_fill"} and id(_condition(name, args)) in self._guards)
+        return _is_nan_check(name, args) or (
+            name in {"where", "masked_fill"} and id(_condition(name, args)) in self._guards
+        )
 
     def _decided(
         self, name: str, args: Any, kwargs: Any, given: list[torch.Tensor]
@@ -234,7 +243,7 @@ def _wrapped(args: Any, found: torch.Tensor) -> Any:
 
 
 def _chosen(args: Any, found: torch.Tensor) -> Any:
-    if args[0].dim() and len(args) > 1 and args[1] is not None and args[0].shape[args[1]] < 2 or not found.numel():
+    if (args[0].dim() and len(args) > 1 and args[1] is not None and args[0].shape[args[1]] < 2) or not found.numel():
         return None
     return ("ArgMax", ("one place", "another place"), [(found == found.min()).any(), found.max() > found.min()])
 
