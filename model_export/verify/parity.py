@@ -356,12 +356,12 @@ class _Check:
         if not lengths:
             return
         data = draw(np.random.default_rng(SEEDS[-1] + 2), 1, lengths[-1])
-        got, _ = stepped(self.model, data)
+        got = self._run(data)
 
         def run(part: Sequences) -> Mapping[str, Array]:  # what comes first does not depend on what follows
             length = next(iter(part.values())).shape[1]
             is_same = all(np.array_equal(array, data[name][:, :length]) for name, array in part.items())
-            return {name: got[name][:, :length] for name in got} if is_same else stepped(self.model, part)[0]
+            return {name: got[name][:, :length] for name in got} if is_same else self._run(part)
 
         for at, length in enumerate(lengths):
             self.progress(f"lengths around {len(constants[:count])} constants", at, len(lengths))
@@ -387,11 +387,19 @@ class _Check:
         found = answered(self.original, data, list(self.outputs))
         if found is None:
             return False
-        compared = self._against_rare(DRIVEN, found, lambda part: stepped(self.model, part)[0])
+        compared = self._against_rare(DRIVEN, found, self._run)
         if compared is not None:
             self._compared(compared.data)
             self.coverage.observe(compared.data)
         return True
+
+    def _run(self, data: Sequences) -> Mapping[str, Array]:
+        """Run the step graph; states that are stored in fewer bits are not, as what that does is a matter of range."""
+        return stepped(self.model, data, stored=self._is_stored_whole)[0]
+
+    @property
+    def _is_stored_whole(self) -> bool:
+        return all(field.store_dtype == field.dtype for field in self.model.fields)
 
     def _against_rare(self, kind: str, rare: Driven, run: Callable[[Sequences], Mapping[str, Array]]) -> Driven | None:
         """Compare rare sequences with the original's answers, each timestep by its own size.
@@ -502,15 +510,14 @@ class _Check:
 
     def _long_chunks(self, data: Sequences, steps: Run) -> None:
         """Compare long chunks with single steps, where a state comes back from the store with the same bits."""
-        is_stored_whole = all(field.store_dtype == field.dtype for field in self.model.fields)
-        if self.model.chunked and is_stored_whole and self.drift is not None and not self.drift.note:
+        if self.model.chunked and self._is_stored_whole and self.drift is not None and not self.drift.note:
             self.lengths.append([LONG_CHUNK])
             self._chunk("long", [LONG_CHUNK], chunked(self.model, data, [LONG_CHUNK]), steps)
 
     def _chunks(self, kind: str, batch: Sequences, saved: Run) -> None:
         """Compare chunks of the whole length, and of odd lengths, with single steps; see what saving states does."""
         plain = saved
-        if any(field.store_dtype != field.dtype for field in self.model.fields):  # others come back with the same bits
+        if not self._is_stored_whole:  # others come back with the same bits
             plain = stepped(self.model, batch, stored=False)
             for name in self.outputs:
                 self.saved = max(self.saved, largest(difference(saved[0][name], plain[0][name], equal_nan=True)))
