@@ -32,9 +32,9 @@ from model_export.specs import (
 
 # the specs of tensors are in a module of their own, and imported from here
 __all__ = [
-    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "Covered", "DataReference", "FeatureReference",
-    "Init", "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec", "TensorSpec", "TimeSpec",
-    "WindowSpec", "sidecar_of",
+    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "Covered", "DataReference",
+    "FeatureReference", "Init", "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec",
+    "TensorSpec", "TimeSpec", "WindowSpec", "sidecar_of",
 ]  # fmt: skip
 
 METADATA_KEY = "stepwell.manifest"
@@ -71,13 +71,15 @@ class Covered(ManifestPart):
         decisions: How many decisions of the original, such as comparisons, were recorded.
         one_sided: Those that went one way only, in words: what the original does otherwise was not compared.
         steps: The longest sequence that was compared; a stream may be longer.
-        ranges: By input, the smallest and the largest value that was compared.
+        ranges: By input, the smallest and the largest value of usual data, drawn at random or the user's own.
+        driven: The same of all that was compared: few sequences have values outside of `ranges`.
     """
 
     decisions: int = 0
     one_sided: list[str] = Field(default_factory=list)
     steps: int = 0
     ranges: dict[str, list[float]] = Field(default_factory=dict)
+    driven: dict[str, list[float]] = Field(default_factory=dict)
 
 
 class Parity(ManifestPart):

@@ -159,14 +159,12 @@ def ids_of(inputs: Sequence[ExampleInput]) -> dict[str, int]:
 
 
 class ModuleReference(Protocol):
-    """A module as the original of a verification.
-
-    Attributes:
-        observer: Records its decisions.
-    """
+    """A module as the original of a verification."""
 
     @property
-    def observer(self) -> TorchObserver: ...
+    def observer(self) -> TorchObserver:
+        """What records its decisions."""
+        ...
 
     def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array | PrefixAnswers]:
         """Return each output's answers; see `ReferenceModel`."""

@@ -160,7 +160,7 @@ def _around(limits: list[float]) -> _Rule:
     def rule(x: Array, rng: np.random.Generator) -> Array:
         chosen = rng.choice(np.array(limits), x.shape)
         factor = rng.choice(np.array([1.0, 1.0, 1 - 2e-7, 1 + 2e-7, 0.99, 1.01, 0.5, 2.0, -1.0]), x.shape)
-        return chosen * factor
+        return np.asarray(chosen * factor)
 
     return rule
 
@@ -178,6 +178,6 @@ def _searched(rng: np.random.Generator, limits: list[float]) -> _Rule:
         value = np.abs(x) * own.choice([-1, 1], size) if sign else x
         if sign > 0:  # held over time, as a state is driven
             value = value[:1] + 0.1 * (value - value[:1])
-        return value * scales + offset
+        return np.asarray(value * scales + offset)
 
     return rule

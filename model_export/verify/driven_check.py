@@ -1,10 +1,11 @@
-"""Compares the step graph with the original on sequences that drive it to what is rare, and at lengths it may depend on.
+"""Compares the step graph with the original on driven sequences, and at lengths that either may depend on.
 
 Such sequences have values of any size, so each timestep is held to the size of its own answers. Where a difference is
 larger, both run again with inputs that are changed in their last digits: what that changes in their answers is
-rounding, and nothing else is allowed. Inputs next to 0 change nothing in what they are added to; there a smooth function
-is a line, `f(2x) - 2 f(x) + f(0)` is 0, and what it is instead is rounding. Where the step graph has no number and the original has one, as by an exponential
-that overflows, nothing is compared: the service refuses such an answer, so it is not silent, and the report has it.
+rounding, and nothing else is allowed. Inputs next to 0 change nothing in what they are added to; there a smooth
+function is a line, `f(2x) - 2 f(x) + f(0)` is 0, and what it is instead is rounding. Where the step graph has no number
+and the original has one, as by an exponential that overflows, nothing is compared: the service refuses such an answer,
+so it is not silent, and the report has it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ EXTREME = 1e4
 _SATURATED = 20
 """The same for outputs of whole numbers: where activations are at their limits, which of several equal numbers is the
 largest is a matter of rounding."""
+
+_LAST_PLACES = 4.0
+"""Units in the last place of the usual answers, for rows whose inputs are not next to 0."""
 
 _TINY = 1e-4
 """A function is a line between 0 and twice this, as far as its answers have digits."""
@@ -78,7 +82,7 @@ def answered(original: ReferenceModel, data: Mapping[str, Array], judged: list[s
     return Driven(dict(data), want).without(lost)
 
 
-def beyond_rounding(
+def beyond_rounding(  # noqa: PLR0917  # both, the data, and what is allowed
     original: ReferenceModel,
     run: Callable[[Mapping[str, Array]], Mapping[str, Array]],
     driven: Driven,
@@ -105,15 +109,19 @@ def beyond_rounding(
         values = answers.values.reshape(mine.shape)
         off = difference(mine, values)
         is_lost = np.zeros(off.shape, bool) if mine.dtype.kind != "f" else ~np.isfinite(mine) & np.isfinite(values)
-        lost = is_lost.any(axis=tuple(range(1, off.ndim)))
+        lost = np.asarray(is_lost.any(axis=tuple(range(1, off.ndim))))
         bad = _beyond(off, values, tolerance, usual[name])
         bad[lost] = False
         found[name] = Difference(mine, values, off, bad, lost)
     if any(one.bad.any() for one in found.values()):
         jitter = _jitter(lambda data: _of(run_reference(original, data, list(driven.want))), driven)
-        mine = _jitter(lambda data: {name: _at(run(data)[name], driven.want[name]) for name in found}, driven)
+        own = _jitter(lambda data: {name: _at(run(data)[name], driven.want[name]) for name in found}, driven)
+        tiny = _tiny_rows(driven.data)
         for name, one in found.items():
-            allowed = _ROUNDING * np.maximum(jitter[name].reshape(mine[name].shape), mine[name])
+            allowed = _ROUNDING * np.maximum(jitter[name].reshape(own[name].shape), own[name])
+            if one.want.dtype.kind == "f":  # an activation near its limit is as exact as its largest value
+                last = _LAST_PLACES * float(np.finfo(one.want.dtype).eps) * usual[name]
+                allowed = np.maximum(allowed, np.where(tiny, 0.0, last).reshape(-1, *[1] * (allowed.ndim - 1)))
             bad = one.bad & ~(one.off <= allowed)
             is_far = sizes > (EXTREME if one.want.dtype.kind == "f" else _SATURATED)
             far = is_far & bad.any(axis=tuple(range(1, bad.ndim)))
@@ -176,7 +184,7 @@ def _jitter(run: Callable[[Mapping[str, Array]], Mapping[str, Array]], driven: D
 
     plain = answers(lambda array: array)
     nudged = [answers(lambda array: array * (1 + _NUDGE * rng.uniform(-1, 1, array.shape))) for _ in range(_NUDGES)]
-    tiny = _tiny_rows(floats)
+    tiny = _tiny_rows(driven.data)
     zero, double = (
         (answers(lambda array: array * 0), answers(lambda array: array * 2)) if tiny.any() else (plain, plain)
     )
@@ -193,7 +201,10 @@ def _jitter(run: Callable[[Mapping[str, Array]], Mapping[str, Array]], driven: D
     return changes
 
 
-def _tiny_rows(floats: Mapping[str, Array]) -> Array:
-    """Return which rows have inputs next to 0 alone."""
-    sizes = [np.nanmax(np.abs(array.reshape(len(array), -1)), axis=1, initial=0.0) for array in floats.values()]
-    return np.asarray(np.max(sizes, axis=0) < _TINY) if sizes else np.zeros(0, bool)
+def _tiny_rows(data: Mapping[str, Array]) -> Array:
+    """Return which rows have inputs next to 0 alone, as far as these are floats."""
+    size = np.full(len(next(iter(data.values()))), -np.inf)
+    for array in data.values():
+        if array.dtype.kind == "f":
+            size = np.maximum(size, np.nanmax(np.abs(array.reshape(len(array), -1)), axis=1, initial=0.0))
+    return np.asarray(np.isfinite(size) & (size < _TINY))

@@ -204,13 +204,15 @@ def verify_parity(
         decisions=len(check.coverage.seen.decisions),
         one_sided=one_sided,
         steps=check.most_steps,
-        ranges={name: list(limits) for name, limits in check.ranges.items()},
+        ranges={name: list(limits) for name, limits in check.usual.items()},
+        driven={name: list(limits) for name, limits in check.ranges.items()},
     )
     parity = Parity.model_validate({
         "against": against, "steps": whole, "max_abs": max((line.max_abs for line in lines), default=0.0),
         "atol": max((line.atol for line in lines), default=0.0), "rtol": tolerance.rtol,
         "sequences": [kind for kind, _ in kinds], "long_steps": check.drift.compared if check.drift else 0,
-        "weak": is_weak(lines) or bool(one_sided), "covered": covered, "scale": {line.name: dataclasses.asdict(line.scale) for line in lines},
+        "weak": is_weak(lines) or bool(one_sided), "covered": covered,
+        "scale": {line.name: dataclasses.asdict(line.scale) for line in lines},
     })  # fmt: skip
     return ParityReport(
         parity, lines, check.alone, check.chunk, check.lengths, check.saved, check.drift, check.skipped,
@@ -271,7 +273,7 @@ class _Check:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     most_steps: int = 0
     excused: int = 0
-    usual: dict[str, float] = field(default_factory=dict)
+    usual: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         judged = [output.name for output in self.manifest.answered if output.kind == "value"]
@@ -331,7 +333,7 @@ class _Check:
     def driven(self, draw: Sampler, vocabularies: Mapping[str, int], steps: int) -> None:
         """Compare sequences that drive the original to what is rare."""
         self.progress("driven: rare values", 0, 1)
-        self.usual = {name: max(-low, high) for name, (low, high) in self.ranges.items()}
+        self.usual = dict(self.ranges)
         limits = self.coverage.seen.values
         for number, data in enumerate(driven_batches(draw, self.manifest, vocabularies, steps, lambda: limits)):
             if number >= ALWAYS and not self.coverage.open:
@@ -434,7 +436,8 @@ class _Check:
         for name, array in data.items():
             if array.dtype.kind == "f":
                 largest = np.nanmax(np.abs(array.reshape(len(array), -1)), axis=1, initial=0.0)
-                sizes = np.maximum(sizes, largest / (self.usual.get(name) or 1.0))
+                low, high = self.usual.get(name, (0.0, 0.0))
+                sizes = np.maximum(sizes, largest / (max(-low, high) or 1.0))
         return sizes
 
     def _compared(self, data: Sequences) -> None:

@@ -27,7 +27,7 @@ _COMPARED = {"gt": "Greater", "lt": "Less", "ge": "GreaterOrEqual", "le": "LessO
 
 DECIDING = {
     "_where", "where", "clip", "maximum", "minimum", "relu", "relu6", "hard_sigmoid", "hard_tanh", "hard_silu",
-    "leaky_relu", "elu", "selu", "celu", "squareplus", "_scan", "scan", "select", "piecewise", "_piecewise", "vectorized",
+    "leaky_relu", "elu", "selu", "celu", "squareplus", "scan", "select", "piecewise", "_piecewise",
 }  # fmt: skip
 """Functions of JAX whose comparisons are decisions; those of all others only make them accurate."""
 
@@ -97,7 +97,7 @@ class JaxObserver:
         jax.eval_shape(flagged, *arrays)
         if not points:
             return None, [], constants
-        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        options: dict[str, str | bool] = {"xla_llvm_disable_expensive_passes": True}
         compiled = jax.jit(flagged).lower(*arrays).compile(compiler_options=options)
         return compiled, list(points), constants
 
@@ -126,7 +126,7 @@ class _Walk:
         self._skipped = (*_FRAMEWORKS, framework)
         self._constants = constants
 
-    def run(
+    def run(  # noqa: PLR0917  # what a jaxpr is run with
         self, jaxpr: Any, consts: Sequence[Any], values: Sequence[Any], follows: Sequence[bool], place: str, label: str
     ) -> _Found:
         """Run a jaxpr.
@@ -222,12 +222,11 @@ class _Walk:
             given_to_body = [*given[tests : tests + bodies], *values]
             return self.run(body.jaxpr, body.consts, given_to_body, [True] * len(given_to_body), place, label)
 
-        def shapes() -> list[_Point]:
-            found: list[_Point] = []
-            jax.eval_shape(lambda values: (found.extend(step(values).points), 0)[1], start)
-            return found
+        def look(values: Sequence[Any]) -> int:
+            points.extend(step(values).points)
+            return 0
 
-        points = shapes()
+        jax.eval_shape(look, start)
         size = sum(len(point.outcomes) for point in points)
 
         def is_on(carry: Any) -> Any:
@@ -385,7 +384,7 @@ def _lengths_of(eqn: Any) -> list[int]:
 def _called_by(eqn: Any) -> tuple[Any, Sequence[Any]]:
     """Return the jaxpr that an equation calls, and its constants; None: it calls none."""
     params = eqn.params
-    inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
+    inner: Any = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
     jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
     return (jaxpr, consts) if jaxpr is not None and len(jaxpr.invars) == len(eqn.invars) else (None, [])
 

@@ -201,11 +201,10 @@ class _Recorder:
             yield self._order(first, second, kept), node.op_type, _sides
             return
         value, limit, constant = (first, second, given[1]) if given[0] is None else (second, first, given[0])
-        yield from self._limit(
-            value, limit, _Scope({limit: constant}, set(), set(), set()), node.op_type, node.op_type, kept
-        )
+        known = {} if constant is None else {limit: constant}
+        yield from self._limit(value, limit, _Scope(known, set(), set(), set()), node.op_type, node.op_type, kept)
 
-    def _limit(
+    def _limit(  # noqa: PLR0917  # two tensors, and what is made of them
         self, value: str, limit: str, scope: _Scope, name: str, kind: str, kept: list[onnx.NodeProto]
     ) -> Iterator[tuple[str, str, Read]]:
         """Yield the decision of a lower limit (`Max`) or of an upper one (`Min`)."""
@@ -251,7 +250,7 @@ class _Recorder:
     def _of_bodies(self, node: onnx.NodeProto, total: int, kept: Any) -> str:
         """Return the vector of a node's bodies: of the one that ran, or the largest over all iterations."""
         if node.op_type == "If":
-            return node.output[-1]
+            return str(node.output[-1])
         blank = self._constant(np.full((1, total), NEVER, np.int32), kept)
         return self._largest(self._add("Concat", [blank, node.output[-1]], kept, axis=0), 0, kept)
 

@@ -200,13 +200,13 @@ class _Recording(TorchDispatchMode):
     def _note_constants(self, args: Any) -> None:
         """Note a single number that values are compared with or divided by; positions may be, too."""
         for value in args[:2]:
-            if isinstance(value, torch.Tensor):
-                if value.numel() != 1 or value.untyped_storage()._cdata in self._depends:
-                    continue
-                value = value.item()
-            self._seen.note_values([float(value)])
-            if float(value).is_integer():
-                self._seen.candidates.add(abs(int(value)))
+            is_tensor = isinstance(value, torch.Tensor)
+            if is_tensor and (value.numel() != 1 or value.untyped_storage()._cdata in self._depends):
+                continue
+            number = float(value)
+            self._seen.note_values([number])
+            if number.is_integer():
+                self._seen.candidates.add(abs(int(number)))
 
     def _note_length(self, name: str, args: Any) -> None:
         """Note constants that meet the time axis: the ends of slices, widths of windows, kernels and padding."""

@@ -38,7 +38,8 @@ def compared(rare: Rare, *, user_data: Mapping[str, Array] | None = None) -> Par
     inputs = [InputSpec(name="x", dtype="float32", shape=[2]), InputSpec(name="k", dtype="int64", shape=[2])]
     manifest = Manifest(inputs=inputs, outputs=[OutputSpec(name="y", dtype="float32", shape=[2])])
     graph = graphs.graph_from_text(
-        "g (float[B, 2] x, int64[B, 2] k) => (float[B, 2] y) { y = Mul (x, tenth) }", {"tenth": np.float32(0.1)}
+        "g (float[B, 2] x, int64[B, 2] k) => (float[B, 2] y) { y = Mul (x, tenth) }",
+        {"tenth": np.array(0.1, np.float32)},
     )
     return verify_parity(
         rare.original,
@@ -75,7 +76,7 @@ def in_torch(case: str) -> Rare:
         "nothing": lambda x, k: torch.relu(x) - torch.relu(x),
     }
 
-    class Original(torch.nn.Module):
+    class Original(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
         def forward(self, x: Any, k: Any) -> Any:
             return 0.1 * x + rules[case](x, k)
 
@@ -117,12 +118,12 @@ def in_keras(case: str) -> Rare:
         "nothing": lambda x, k: ops.relu(x) - ops.relu(x),
     }
 
-    class Original(keras.layers.Layer):
+    class Original(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
         def call(self, x: Any, k: Any) -> Any:
             return 0.1 * x + rules[case](x, k)
 
     layer = Original()
-    recorder = JaxObserver(lambda x, k: layer(x, k), framework=str(Path(keras.__file__).parent))
+    recorder = JaxObserver(layer, framework=str(Path(keras.__file__).parent))
     return Rare(
         lambda data: {"y": np.asarray(layer(data["x"], data["k"].astype(np.int32)))},
         lambda data: recorder.observe([data["x"], data["k"].astype(np.int32)]),
@@ -150,7 +151,7 @@ def in_onnx(case: str) -> Rare:
     }
     floats = {"tenth": 0.1, "f0": 0, "f1": 1, "f8": 8, "f10": 10, "tiny": 1e-6, "low": -50, "high": 50, "huge": 1.5}
     whole = {"nil": 0, "one": 1, "c3600": 3600, "c1000": 1000, "last": [1], "at0": [0], "at1": [1], "at2": [2]}
-    weights = {name: np.float32(value) for name, value in floats.items()}
+    weights = {name: np.array(value, np.float32) for name, value in floats.items()}
     weights |= {name: np.array(value) for name, value in whole.items()} | {"pads": np.array([0, 3600, 0, 0, 0, 0])}
     content = graphs.graph_from_text(
         "g (float[B, T, 2] x, int64[B, T, 2] k) => (float[B, T, 2] y) "
