@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class _Point:
 
     key: str
     name: str
-    read: Read | None  # None: of the decision before it, of sizes alone, one of these
+    read: Read | None
+    place: int = 0  # where `read` is None: a size that the decision is about, and its place
 
 
 class OnnxObserver:
@@ -83,7 +84,7 @@ class OnnxObserver:
         )
         for point, (high, low) in zip(self._points, np.asarray(flags).reshape(-1, 2), strict=True):
             if point.read is None:
-                seen.note(point.key, point.name, {}, () if high == NEVER else (int(high),))
+                seen.note(point.key, point.name, {}, () if high == NEVER else [(point.place, int(high))])
                 continue
             outcomes = point.read(int(high), int(low)) if high != NEVER else dict.fromkeys(point.read(0, 0), False)
             seen.note(point.key, point.name, outcomes)
@@ -151,9 +152,9 @@ class _Recorder:
                 parts.append(self._pair(what, kept))
                 points.append(_Point(key, called, read))
                 if node.output[0] in scope.sizes:
-                    for given in node.input:
+                    for place, given in enumerate(node.input):
                         parts.append(self._pair(self._whole(given, kept), kept))
-                        points.append(_Point(key, called, None))
+                        points.append(_Point(key, called, None, place))
             if inner:
                 parts.append(self._of_bodies(node, total, kept))
                 points += inner
@@ -178,7 +179,7 @@ class _Recorder:
             yield self._sign(node.input[0], kept), kind, _signs(*ABOVE_BELOW)
         elif kind in {"Where", "If"}:
             condition = node.input[0]
-            if condition in scope.follows and condition not in scope.guards and condition not in scope.settled:
+            if condition in scope.follows and condition not in scope.guards | scope.sizes:  # sizes: where compared
                 yield self._whole(condition, kept), kind, _true_false
         elif kind == "Mod":
             self._note_values(given)
@@ -323,14 +324,12 @@ class _Scope:
         follows: Tensors that follow from the inputs, or from the number of timesteps.
         sizes: Those of them that follow from shapes alone.
         guards: Those of them that are true only where a number does not exist.
-        settled: Comparisons of shapes that can only come out one way, and what follows from these alone.
     """
 
     constants: dict[str, Array]
     follows: set[str]
     sizes: set[str]
     guards: set[str]
-    settled: set[str] = field(default_factory=set)
 
     def enter(self, node: onnx.NodeProto) -> None:
         """Take a node into account."""
@@ -348,9 +347,6 @@ class _Scope:
             self.sizes.update(node.output)
         if node.op_type in {"IsNaN", "IsInf"} or (node.op_type in _LOGIC and used <= self.guards):
             self.guards.update(node.output)
-        is_settled = node.op_type in _COMPARED and any(_is_no_size(self.constants.get(name)) for name in node.input)
-        if (is_settled and used <= self.sizes) or (node.op_type in _LOGIC and used <= self.settled):
-            self.settled.update(node.output)
 
 
 def _is_no_size(value: Array | None) -> bool:

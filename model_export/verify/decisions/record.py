@@ -39,18 +39,18 @@ class Decision:
     Attributes:
         name: Operation and place, for people, such as `Greater at monitor.py:31`.
         outcomes: By outcome, in words, whether it was taken.
-        sizes: For a decision of sizes alone, those that it was about: where they are the same in runs of several
-            lengths, there is nothing to decide. None: for any other one.
+        sizes: For a decision of sizes alone, each that it was about, by its place: where these are the same in runs of
+            several lengths, there is nothing to decide. Empty for any other one.
     """
 
     name: str
     outcomes: dict[str, bool]
-    sizes: set[int] | None = None
+    sizes: set[tuple[int, int]] = field(default_factory=set)
 
     @property
     def never(self) -> list[str]:
         """The outcomes that were not taken."""
-        if self.sizes is not None and len(self.sizes) < 2:
+        if self.sizes and len(self.sizes) == len({place for place, _ in self.sizes}):
             return []
         return [outcome for outcome, taken in self.outcomes.items() if not taken]
 
@@ -74,13 +74,12 @@ class Observed:
     candidates: set[int] = field(default_factory=set)
     values: set[float] = field(default_factory=set)
 
-    def note(self, key: str, name: str, outcomes: Mapping[str, bool], sizes: Iterable[int] | None = None) -> None:
+    def note(self, key: str, name: str, outcomes: Mapping[str, bool], sizes: Iterable[tuple[int, int]] = ()) -> None:
         """Take into account which outcomes a decision had."""
         decision = self.decisions.setdefault(key, Decision(name, dict.fromkeys(outcomes, False)))
         for outcome, taken in outcomes.items():
             decision.outcomes[outcome] = decision.outcomes.get(outcome, False) or taken
-        if sizes is not None:
-            decision.sizes = {*(decision.sizes or ()), *sizes}
+        decision.sizes.update(sizes)
 
     def add(self, other: Observed, part: str = "") -> bool:
         """Take other runs into account; return whether a decision went a way it had not gone.
