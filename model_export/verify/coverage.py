@@ -41,3 +41,8 @@ class Coverage:
     def open(self) -> list[Decision]:
         """The decisions that went one way only."""
         return self.seen.one_sided
+
+    @property
+    def is_of_sizes(self) -> bool:
+        """Whether there are decisions of sizes alone, which are settled only where runs of several lengths agree."""
+        return any(decision.sizes for decision in self.seen.decisions.values())

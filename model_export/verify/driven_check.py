@@ -139,8 +139,8 @@ class Difference:
         want: The original's.
         off: The absolute differences.
         bad: Where they are larger than rounding makes them.
-        excused: Rows that count as not compared: the step graph has no number in them, or they differ and are so extreme
-            that the original itself does something else there, as where scores are larger than what masks them.
+        excused: Rows that count as not compared: the step graph has no number in them, or they differ and are so
+            extreme that the original itself does something else there, as where scores are larger than what masks them.
     """
 
     found: Array

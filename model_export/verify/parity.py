@@ -193,7 +193,7 @@ def verify_parity(
     most = error_growth.most_steps(size) if longest is None else longest
     if long_steps:
         check.at_lengths(draw, steps, most, most_lengths)
-    if long is not None and check.coverage.open:
+    if long is not None and (check.coverage.open or check.coverage.is_of_sizes):
         check.coverage.observe(long)
     check.skip_what_was_not_covered()
     lines = list(check.outputs.values())

@@ -171,7 +171,7 @@ class _Walk:
             elif does_follow and not found.points and not guards.intersection(eqn.outvars):
                 for name, outcomes, taken in self._decided(eqn, given, found.values, guards, label):
                     flags += taken
-                    points.append(_Point(f"{where} {label} {name}", f"{name}{where.partition('|')[2]}", outcomes))
+                    points.append(_Point(f"{where} {label} {name}", f"{name}{_called_place(where)}", outcomes))
         results = [read(var) for var in jaxpr.outvars]
         return _Found(results, [not isinstance(v, core.Literal) and v in depends for v in jaxpr.outvars], flags, points)
 
@@ -270,7 +270,7 @@ class _Walk:
         taken = [flags[i] for i in range(sum(sizes))]
         if own[0]:
             outcomes = TRUE_FALSE[::-1] if len(branches) == 2 else tuple(f"branch {i}" for i in range(len(branches)))
-            points.append(_Point(f"{place} {label} cond", f"cond{place.partition('|')[2]}", outcomes))
+            points.append(_Point(f"{place} {label} cond", f"cond{_called_place(place)}", outcomes))
             at = jnp.clip(index.astype(jnp.int32), 0, len(branches) - 1)
             taken += [at == i for i in range(len(branches))]
         return _Found(list(values), [any(own)] * len(values), taken, points)
@@ -419,6 +419,11 @@ def _is_of_library(eqn: Any) -> bool:
     if inside and inside[0].file_name.endswith(_MASKED_SCAN):
         return True
     return any(frame.function_name.rpartition(".")[2] in LIBRARY for frame in inside)
+
+
+def _called_place(place: str) -> str:
+    """Return how a message calls a place; an operation of a functional model has no line and no layer."""
+    return place.partition("|")[2] or " of the model"
 
 
 def _number(var: Any, value: Any) -> float | None:

@@ -155,7 +155,7 @@ def test_what_only_guards_a_number_is_no_decision_in_torch() -> None:
     def run(values: Any) -> Any:
         (x,) = values
         x = torch.where(torch.isnan(x), 0.0, x)
-        x = torch.where(x != x, 0.0, x)
+        x = torch.where(torch.ne(x, x), 0.0, x)
         return torch.nn.functional.normalize(x) / x.abs().sum().clamp(min=1e-6)
 
     assert TorchObserver(torch.nn.Identity(), run, ["x"])({"x": SMALL}).decisions == {}
