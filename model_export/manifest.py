@@ -32,7 +32,7 @@ from model_export.specs import (
 
 # the specs of tensors are in a module of their own, and imported from here
 __all__ = [
-    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "Covered", "DataReference",
+    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "DataReference",
     "FeatureReference", "Init", "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec",
     "TensorSpec", "TimeSpec", "WindowSpec", "sidecar_of",
 ]  # fmt: skip
@@ -64,24 +64,6 @@ class BatchSpec(ManifestPart):
     max: Annotated[int, Field(ge=1)] = 256
 
 
-class Covered(ManifestPart):
-    """What of the original's behaviour was compared.
-
-    Attributes:
-        decisions: How many decisions of the original, such as comparisons, were recorded.
-        one_sided: Those that went one way only, in words: what the original does otherwise was not compared.
-        steps: The longest sequence that was compared; a stream may be longer.
-        ranges: By input, the smallest and the largest value of usual data, drawn at random or the user's own.
-        driven: The same of all that was compared: few sequences have values outside of `ranges`.
-    """
-
-    decisions: int = 0
-    one_sided: list[str] = Field(default_factory=list)
-    steps: int = 0
-    ranges: dict[str, list[float]] = Field(default_factory=dict)
-    driven: dict[str, list[float]] = Field(default_factory=dict)
-
-
 class Parity(ManifestPart):
     """The report of the verification at export.
 
@@ -92,7 +74,6 @@ class Parity(ManifestPart):
         atol: Absolute tolerance that was demanded.
         rtol: Relative tolerance that was demanded.
         sequences: What was compared: `random`, `masked`, `user`.
-        covered: What of the original's behaviour that showed; None: it was not recorded.
     """
 
     against: str
@@ -101,7 +82,6 @@ class Parity(ManifestPart):
     atol: float
     rtol: float
     sequences: list[str] = Field(default_factory=list)
-    covered: Covered | None = None
 
 
 class FeatureReference(ManifestPart):

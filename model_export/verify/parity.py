@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model_export.errors import ModelLoadError, ParityError
-from model_export.manifest import Array, Covered, DataReference, Manifest, Parity
+from model_export.manifest import Array, DataReference, Manifest, Parity
 from model_export.runtime.distribution import data_reference
 from model_export.step_model import StepModel, stacked
 from model_export.verify import error_growth
@@ -40,7 +40,7 @@ from model_export.verify.driven_check import Driven, answered, beyond_rounding
 from model_export.verify.error_growth import long_run
 from model_export.verify.evidence import Evidence
 from model_export.verify.reference import PrefixAnswers, Progress, ReferenceModel, run_reference
-from model_export.verify.report import ParityReport, Skipped, is_weak
+from model_export.verify.report import Covered, ParityReport, Skipped, is_weak
 from model_export.verify.runners import TOGETHER, Beside, KindRuns, Run, Sequences, chunked, stepped
 from model_export.verify.samplers import Sampler, random_sampler
 from model_export.verify.tolerance import OutputParity, Tolerance, difference, largest
@@ -211,12 +211,12 @@ def verify_parity(
         "against": against, "steps": whole, "max_abs": max((line.max_abs for line in lines), default=0.0),
         "atol": max((line.atol for line in lines), default=0.0), "rtol": tolerance.rtol,
         "sequences": [kind for kind, _ in kinds], "long_steps": check.drift.compared if check.drift else 0,
-        "weak": is_weak(lines) or bool(one_sided), "covered": covered,
+        "weak": is_weak(lines) or bool(one_sided), "covered": dataclasses.asdict(covered),
         "scale": {line.name: dataclasses.asdict(line.scale) for line in lines},
     })  # fmt: skip
     return ParityReport(
         parity, lines, check.alone, check.chunk, check.lengths, check.saved, check.drift, check.skipped,
-        reference=check.reference,
+        reference=check.reference, covered=covered,
     )  # fmt: skip
 
 

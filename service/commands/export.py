@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import gc
 import json
 import math
@@ -259,8 +260,7 @@ def _report_lines(report: ParityReport) -> Iterator[str]:
         yield f"values:  {_scale_line(line)}"
     for reason in report.reasons:
         yield f"weak:    {reason}; a wrong graph might have passed"
-    if report.parity.covered is not None:
-        yield from covered_lines(report.parity.covered.model_dump())
+    yield from covered_lines(dataclasses.asdict(report.covered))
     if report.drift is not None:
         yield f"long:    {_drift_line(report.drift)}"
     yield f"alone:   {report.max_abs_alone:.1e} largest difference of a row run alone from the same row in a batch"

@@ -43,15 +43,15 @@ def test_an_original_whose_decisions_go_both_ways_is_not_weak(framework: str) ->
     report = rare.compared(rare.ORIGINALS[framework]("nothing"))
 
     assert not report.weak
-    assert report.parity.covered is not None
-    assert report.parity.covered.decisions >= 1
+    assert report.covered.decisions >= 1
 
 
 # ------------------------------------------------------------------------------------------------ exports
 
 
 def torch_source(folder: Path) -> Any:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("torch", reason="torch is not installed")
+    import torch
 
     class Alarm(torch.nn.Module):  # type: ignore[misc]  # torch has no types here
         def forward(self, x: Any) -> Any:
@@ -96,7 +96,5 @@ def test_own_sequences_settle_it_and_the_manifest_has_what_was_not_covered(tmp_p
 
     stepwell.export(onnx_source(tmp_path), tmp_path / "m.onnx", verify=tmp_path / "own.npz")
 
-    verified = StepModel(tmp_path / "m.onnx").manifest.verified
-    assert verified is not None
-    assert verified.covered is not None
-    assert [text.endswith("was never true") for text in verified.covered.one_sided] == [True]
+    verified = StepModel(tmp_path / "m.onnx").manifest.model_dump()["verified"]
+    assert [text.endswith("was never true") for text in verified["covered"]["one_sided"]] == [True]
