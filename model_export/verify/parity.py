@@ -199,7 +199,7 @@ def verify_parity(
     lines = list(check.outputs.values())
     for line in lines:
         check.worth[line.name].judge(line)
-    one_sided = [str(decision) for decision in check.coverage.open]
+    one_sided = [*map(str, check.coverage.open), *check.unreached]
     covered = Covered(
         decisions=len(check.coverage.seen.decisions),
         one_sided=one_sided,
@@ -273,6 +273,7 @@ class _Check:
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     most_steps: int = 0
     excused: int = 0
+    unreached: list[str] = field(default_factory=list)
     usual: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -354,6 +355,9 @@ class _Check:
         seen = self.coverage.seen
         likely = [*sorted(seen.lengths), *sorted(seen.candidates - seen.lengths.keys(), reverse=True)]
         constants = [constant for constant in likely if 1 < constant < most]
+        self.unreached = [f"{where} was never over {c:,} timesteps" for c, where in seen.lengths.items() if c >= most]
+        if left := len(constants[count:]):
+            self.skipped.append(Skipped(f"lengths around {left} whole numbers in the model", "each takes three runs"))
         lengths = sorted({length for constant in constants[:count] for length in range(constant - 1, constant + 2)})
         if not lengths:
             return

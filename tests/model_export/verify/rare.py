@@ -74,6 +74,7 @@ def in_torch(case: str) -> Rare:
         "wide_integers": lambda x, k: (k > 1000).float(),
         "out_of_reach": lambda x, k: (torch.tanh(x) > 1.5).float(),
         "nothing": lambda x, k: torch.relu(x) - torch.relu(x),
+        "lag_of_a_day": lambda x, k: torch.nn.functional.pad(x, (0, 0, 86400, 0))[:, : x.shape[1]],
     }
 
     class Original(torch.nn.Module):  # type: ignore[misc]  # torch has no types here

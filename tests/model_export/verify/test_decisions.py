@@ -38,6 +38,13 @@ def test_a_comparison_that_no_input_reaches_makes_the_proof_weak_by_name(framewo
     assert any(reason.startswith("Greater") and "never true" in reason for reason in report.reasons)
 
 
+@pytest.mark.torch
+def test_a_lag_that_is_longer_than_what_is_compared_makes_the_proof_weak() -> None:
+    report = rare.compared(rare.in_torch("lag_of_a_day"))
+
+    assert [reason.endswith("was never over 86,400 timesteps") for reason in report.reasons] == [True]
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_an_original_whose_decisions_go_both_ways_is_not_weak(framework: str) -> None:
     report = rare.compared(rare.ORIGINALS[framework]("nothing"))
