@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -267,7 +265,7 @@ _ON_ONE_THREAD = 1_000_000
 """Weights up to which several threads wait longer for each other than they work."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def _threads_for(module: nn.Module) -> Iterator[None]:
     """Run a small module on one thread."""
     before = torch.get_num_threads()
