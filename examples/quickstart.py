@@ -14,7 +14,7 @@ import stepwell
 
 layers = [keras.Input((None, 3)), keras.layers.LSTM(32, return_sequences=True), keras.layers.Dense(1, name="wear")]
 model = keras.Sequential(layers)  # train it as you always do
-stepwell.export(model, "models/pump.onnx")  # proves step by step == whole sequence, or writes nothing
+stepwell.export(model, "models/pump.onnx")  # compared step by step with whole sequences, or not written
 
 serve = [sys.executable, "-P", "-m", "stepwell", "serve", "--models", "models", "--port", "8001"]  # stepwell serve ..
 service = subprocess.Popen(serve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,17 @@ from model_export.localize import LayerOutputs, localize_layer, locate_not_finit
 from model_export.manifest import METADATA_KEY, Array, Manifest
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
-from model_export.verify.parity import DEFAULT, ROWS, SEEDS, STEPS, DifferentAnswerError, verify_parity
+from model_export.verify.decisions.record import Observer
+from model_export.verify.parity import (
+    DEFAULT,
+    FEW_LENGTHS,
+    MOST_LENGTHS,
+    ROWS,
+    SEEDS,
+    STEPS,
+    DifferentAnswerError,
+    verify_parity,
+)
 from model_export.verify.reference import Progress, ReferenceModel
 from model_export.verify.report import ParityReport
 from model_export.verify.samplers import Sampler, random_sampler
@@ -63,6 +73,9 @@ class ConvertedModel:
         rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
             is taken to be tighter.
         windows: How many of the last timesteps are taken, without padding in front of the first one.
+        observer: Records the decisions of the original; None: it cannot be looked into.
+        vocabularies: By input, how many ids it may have; other inputs take any number that their dtype has.
+        compiles: Whether the original is compiled for each length, so that few of them are compared.
     """
 
     proto: onnx.ModelProto
@@ -75,6 +88,9 @@ class ConvertedModel:
     probe: LayerOutputs | None = None
     rounding: float = 0.0
     windows: Collection[int] = ()
+    observer: Observer | None = None
+    vocabularies: Mapping[str, int] = field(default_factory=dict)
+    compiles: bool = False
 
     @property
     def kinds(self) -> Mapping[str, Sampler]:
@@ -90,6 +106,7 @@ def verify_model(
     default: Tolerance = DEFAULT,
     user_data: UserData | None = None,
     long_steps: int = error_growth.STEPS,
+    lowered: str = "",
     progress: Progress | None = None,
 ) -> tuple[bytes, ParityReport]:
     """Compare a step graph with its original over whole sequences; writes nothing.
@@ -103,6 +120,8 @@ def verify_model(
         user_data: Sequences of the user's own, `{input: (N, T, *shape)}`, or a function of the manifest that
             reads them.
         long_steps: Timesteps of the long run, fewer where the model is large.
+        lowered: What is stored in fewer bits than the original has, in words; without sequences of the user's own, the
+            verification is weak then.
         progress: Called as parts are done.
 
     Returns:
@@ -141,11 +160,17 @@ def verify_model(
             size=sum(_sizes(candidate)),
             long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
             shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
+            observer=candidate.observer,
+            vocabularies=candidate.vocabularies,
+            longest=candidate.longest,
+            most_lengths=FEW_LENGTHS if candidate.compiles else MOST_LENGTHS,
             progress=progress,
         )
     content, model, chunk = made()
-    model.manifest.verified, model.manifest.reference = report.parity, report.reference
-    return with_manifest(content, model.manifest), replace(report, chunk=chunk)
+    report = replace(report, chunk=chunk, lowered=lowered)
+    verified = report.parity.model_copy(update={"weak": report.weak})
+    model.manifest.verified, model.manifest.reference = verified, report.reference
+    return with_manifest(content, model.manifest), replace(report, parity=verified)
 
 
 def with_manifest(content: bytes, manifest: Manifest) -> bytes:

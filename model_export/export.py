@@ -131,6 +131,7 @@ def export_source(
         atol=tolerance,
         default=Tolerance(precision.atol, precision.rtol, scaled=True),
         user_data=partial(read_user_data, verify) if verify else None,
+        lowered=precision.in_words,
         progress=progress,
     )
     replacement, translation = (None, None) if replaces is None else replaced(replaces, content, target)
@@ -168,15 +169,13 @@ def _own_labels(found: Any, manifest: Manifest) -> dict[str, list[str]]:
 
 
 _WEAK_ADVICE = (
-    "Nothing was written. Give sequences that are like your own, `--verify FILE.npz`, or a smaller `--tolerance`; "
+    "Nothing was written. Give sequences that are like your own, `--verify FILE.npz`, with such events in them; "
     "`--accept-weak` writes the file as it is."
 )
 
 
 def _weakness(report: ParityReport) -> str:
-    reasons = [f"output {line.name!r}: {line.why}" for line in report.outputs if line.weak]
-    why = "; ".join(reasons) or "no output could be compared"
-    return f"The verification is weak, a wrong graph might pass it: {why}."
+    return f"The verification is weak, a wrong graph might pass it: {'; '.join(report.reasons)}."
 
 
 def convert_source(

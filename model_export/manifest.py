@@ -32,9 +32,9 @@ from model_export.specs import (
 
 # the specs of tensors are in a module of their own, and imported from here
 __all__ = [
-    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "DataReference", "FeatureReference", "Init",
-    "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec", "TensorSpec", "TimeSpec",
-    "WindowSpec", "sidecar_of",
+    "DTYPES", "METADATA_KEY", "NAME", "Array", "BatchSpec", "ConstantSpec", "DataReference",
+    "FeatureReference", "Init", "InputSpec", "Manifest", "OutputSpec", "PackedTensor", "Parity", "StateSpec",
+    "TensorSpec", "TimeSpec", "WindowSpec", "sidecar_of",
 ]  # fmt: skip
 
 METADATA_KEY = "stepwell.manifest"

@@ -48,6 +48,13 @@ class Precision:
         """Default tolerance relative to the original's value."""
         return max(self.atol, RTOL)
 
+    @property
+    def in_words(self) -> str:
+        """What is stored in fewer bits; empty: nothing."""
+        weights = f"the weights are stored as {self.weights}" if self.weights else ""
+        states = f"the states are stored as {self.store_dtype}" if self.store_dtype else ""
+        return " and ".join(filter(None, [weights, states]))
+
     def lower(self, candidate: ConvertedModel) -> ConvertedModel:
         """Return the candidate with fewer bits, not yet verified against its original; itself if nothing is lowered.
 

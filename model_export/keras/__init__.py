@@ -77,6 +77,9 @@ def convert(model: Any, *, name: str, progress: Progress | None = None) -> Conve
         probe=original.activations,
         rounding=rounding(model),
         windows=exported.step.windows,
+        observer=original.observer,
+        vocabularies={name: fact.vocabulary for name, fact in exported.facts.items() if fact.vocabulary is not None},
+        compiles=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -19,6 +20,8 @@ from model_export.keras.walk import functional
 from model_export.localize import Activation
 from model_export.manifest import Array
 from model_export.streaming.step import SequenceStep
+from model_export.verify.decisions.module_code import note_constants_of
+from model_export.verify.decisions.record import Observed, Observer
 from model_export.verify.reference import PrefixAnswers, prefix_answers
 from model_export.verify.samplers import Sampler, random_sampler
 
@@ -131,6 +134,31 @@ class KerasReference:
         arrays = [inputs[name][:, :length] if facts[name].time else inputs[name][:, 0] for name in facts]
         return keras.tree.pack_sequence_as(functional(self._model)._inputs_struct, arrays)
 
+    @property
+    def observer(self) -> Observer | None:
+        """Records the decisions of the model, on the JAX backend; None: it is on another one."""
+        if keras.backend.backend() != "jax":
+            return None
+        from model_export.verify.decisions.jax import JaxObserver
+
+        names = list(self._exported.facts)
+
+        def run(*arrays: Any) -> Any:
+            packed = self.feeds(dict(zip(names, arrays, strict=True)), arrays[0].shape[1])
+            spread = timesteps_as_rows(self._model) if self._spreads_timesteps else nullcontext()
+            with self.stateless(), keras.StatelessScope(), spread:  # what is traced is not to stay in variables
+                return keras.tree.flatten(self._model.call(packed, training=False))
+
+        recorder = JaxObserver(run, framework=str(Path(keras.__file__).parent))
+
+        def observe(inputs: Mapping[str, Array]) -> Observed:
+            seen = recorder.observe([inputs[name] for name in names])
+            note_constants_of(self._model._flatten_layers(), ("call",), ("keras",), seen)
+            seen.candidates.update(_numbers_of(functional(self._model)))
+            return seen
+
+        return observe
+
     def activations(self, sequences: Mapping[str, Array]) -> list[Activation]:
         """Return what each layer gives, to find the one to blame; a nested model is looked at as one layer.
 
@@ -167,6 +195,20 @@ class KerasReference:
                 yield
         finally:
             self._compiled, model.predict_function = model.predict_function, theirs
+
+
+def _numbers_of(function: Any) -> set[int]:
+    """Return the whole numbers in the operations of a functional model that are no layers, such as ends of slices."""
+    found: set[int] = set()
+    for operation in function.operations:
+        if isinstance(operation, keras.layers.Layer):
+            continue
+        given = [node.arguments.args for node in operation._inbound_nodes]
+        given += [node.arguments.kwargs for node in operation._inbound_nodes]
+        for value in keras.tree.flatten([given, vars(operation).get("pad_width"), vars(operation).get("shift")]):
+            ends = (value.start, value.stop) if isinstance(value, slice) else (value,)
+            found.update(abs(end) for end in ends if type(end) is int)
+    return found
 
 
 def _tensor_of(layer: Any, step: SequenceStep) -> str | None:

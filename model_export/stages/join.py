@@ -76,6 +76,9 @@ def join(
         probe=joint.probe if first.probe or second.probe else None,
         rounding=max(first.rounding, second.rounding),
         windows={*first.windows, *second.windows},
+        observer=joint.observe if first.observer or second.observer else None,
+        vocabularies={**first.vocabularies, **second.vocabularies},
+        compiles=first.compiles or second.compiles,
     )
 
 

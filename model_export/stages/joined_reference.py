@@ -11,6 +11,7 @@ from model_export.converted import ConvertedModel
 from model_export.errors import RefusedModelError
 from model_export.localize import Activation
 from model_export.manifest import Array
+from model_export.verify.decisions.record import Observed
 from model_export.verify.reference import PrefixAnswers
 from model_export.verify.samplers import Sampler
 
@@ -70,6 +71,18 @@ class Joint:
             arrays = _arrays(given)
             found += self.second.probe(arrays) if len(arrays) == len(given) else []
         return found
+
+    def observe(self, inputs: Mapping[str, Array]) -> Observed:
+        """Record the decisions of both originals, as far as these can be looked into."""
+        seen = Observed()
+        if self.first.observer:
+            seen.add(self.first.observer(self._own(inputs)), "first")
+        if self.second.observer:
+            _, given = self._passed(inputs)
+            arrays = _arrays(given)
+            if len(arrays) == len(given):
+                seen.add(self.second.observer(arrays), "second")
+        return seen
 
     def samplers(self, draw_before: DrawBefore | None) -> dict[str, Sampler]:
         """Return what draws data for both: the samplers of the first graph, or those of the second one, mapped."""

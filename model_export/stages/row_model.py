@@ -17,6 +17,8 @@ from model_export.graph_session import GraphSession
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, OutputSpec
 from model_export.runtime.signature import ORT_TYPES
 from model_export.stages.pipeline import RowModel, Rows
+from model_export.verify.decisions.onnx import OnnxObserver
+from model_export.verify.decisions.record import Observed
 from model_export.verify.onnx_original import OnnxFile
 
 
@@ -46,7 +48,16 @@ def convert_rows(model: RowModel) -> ConvertedModel:
         found = (model.reference or run_graph)(rows)
         return {spec.name: np.reshape(found[spec.name], (*lead, *spec.shape)) for spec in outputs}
 
-    return ConvertedModel(model.proto, manifest, original, against=model.against or f"onnxruntime {ort.__version__}")
+    def observe(inputs: Mapping[str, Array]) -> Observed:
+        return OnnxObserver(model.proto).observe({n: a.reshape(-1, *a.shape[2:]) for n, a in inputs.items()})
+
+    return ConvertedModel(
+        model.proto,
+        manifest,
+        original,
+        against=model.against or f"onnxruntime {ort.__version__}",
+        observer=None if is_single or model.reference else observe,
+    )
 
 
 def read_row_model(path: Path, *, ranks: Collection[int], ahead: bool) -> RowModel | None:

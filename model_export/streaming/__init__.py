@@ -80,7 +80,7 @@ def convert(
         if original is None:
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
         raise
-    probe, only_length = None, length
+    probe, only_length, observer = None, length, None
     if original is None:
         only_length = _only_length(step)
         original = file = OnnxOriginal(
@@ -93,9 +93,11 @@ def convert(
         )
         against = against or file.against
         probe = partial(activations, step)
+        observer = file.observe
+    ids = vocabularies(step.graph.graph)
     if not samplers:
         constant = [one.name for one in step.inputs.external if one.time is None]
-        samplers = {"random": random_sampler(step.manifest, vocabularies(step.graph.graph), constant=constant)}
+        samplers = {"random": random_sampler(step.manifest, ids, constant=constant)}
     return ConvertedModel(
         step.proto,
         step.manifest,
@@ -106,6 +108,8 @@ def convert(
         only_length=only_length,
         rounding=step.rounding,
         windows=step.windows,
+        observer=observer,
+        vocabularies=ids,
     )
 
 

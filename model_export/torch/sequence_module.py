@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from model_export.torch.graph import NoGraphError, trace
 from model_export.torch.layers import StepLayer
 from model_export.torch.lengths import check_lengths
 from model_export.torch.naming import named
-from model_export.torch.step import AGAINST, Step, convert_step
-from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answers
+from model_export.torch.step import AGAINST, Step, convert_step, ids_of
+from model_export.verify.decisions.torch import TorchObserver
+from model_export.verify.reference import PrefixAnswers, prefix_answers
 
 _STEPPED = (StepLayer, nn.RNNCellBase)
 """Layers that take one timestep at a time."""
@@ -103,10 +105,14 @@ class SequenceModuleReference:
                 "module takes.",
                 fix="Send sequences of that length.",
             )
-        found = self._run(values)
+        with _threads_for(whole.module):
+            return self._answers(values, length)
+
+    def _answers(self, values: Sequence[Tensor], length: int) -> dict[str, Array | PrefixAnswers]:
+        whole, found = self._whole, self._run(values)
         answers: dict[str, Array | PrefixAnswers] = dict(found)
         if last := [name for name, one in zip(self._names, whole.outputs, strict=True) if one.time is None]:
-            beginnings = () if whole.only_length else PREFIXES
+            beginnings = () if whole.only_length else None
             answers |= prefix_answers(
                 lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
             )
@@ -121,6 +127,17 @@ class SequenceModuleReference:
                 found = self._whole([v.double() if v.is_floating_point() else v for v in values], module=self._exact)
             found = [value.float() if value.is_floating_point() else value for value in found]
         return {name: np.asarray(value) for name, value in zip(self._names, found, strict=True)}
+
+    @property
+    def observer(self) -> TorchObserver:
+        """Records the decisions of the module."""
+        whole = self._whole
+
+        def run(values: Sequence[Tensor]) -> None:
+            with _threads_for(whole.module):
+                whole(values)
+
+        return TorchObserver(whole.module, run, [one.name for one in whole.inputs])
 
 
 def _by_its_layers(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
@@ -176,13 +193,14 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
         if proto is written:  # the graph of exactly so many timesteps may be one that can be stepped
             raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
     in_logs = _sums_in_log_space(whole)
+    original = SequenceModuleReference(whole, gives, is_exact=in_logs)
     try:
         made = streaming.convert(
             proto,
             name=name,
             time_axes=dict.fromkeys(timed, 1),
             length=spec.length,
-            original=SequenceModuleReference(whole, gives, is_exact=in_logs),
+            original=original,
             against=f"{AGAINST} in float64" if in_logs else AGAINST,
             samplers={whole.draw.kind: whole.draw},
         )
@@ -198,7 +216,7 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
                 f"{one.called} does not depend on an input: it follows from sizes alone, and is no answer of a stream.",
                 fix="Leave it out of what `forward` returns.",
             )
-    return made
+    return replace(made, observer=original.observer, vocabularies=ids_of(whole.inputs))
 
 
 def _sums_in_log_space(whole: Sequences) -> bool:
@@ -241,6 +259,22 @@ class _BatchTimeFirst(nn.Module):
             for one, value in zip(whole.inputs, values, strict=True)
         ]
         return tuple(whole(sequences))
+
+
+_ON_ONE_THREAD = 1_000_000
+"""Weights up to which several threads wait longer for each other than they work."""
+
+
+@contextlib.contextmanager
+def _threads_for(module: nn.Module) -> Iterator[None]:
+    """Run a small module on one thread."""
+    before = torch.get_num_threads()
+    if sum(weight.numel() for weight in module.parameters()) <= _ON_ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _free(name: str, taken: set[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from model_export.torch.checks import check_behaviour, prepared, run
 from model_export.torch.graph import PlainOutputs, trace
 from model_export.torch.naming import flatten, named, numpy_dtype
 from model_export.torch.sampling import ExampleInput, ExampleSampler, tensors
-from model_export.verify.parity import ReferenceModel
+from model_export.verify.decisions.torch import TorchObserver
+from model_export.verify.reference import PrefixAnswers
 
 ROWS = 3
 AGAINST = f"torch {torch.__version__}"
@@ -104,7 +105,7 @@ def export_step(
 
 def convert_step(
     step: Step,
-    original: Callable[[Sequence[str]], ReferenceModel],
+    original: Callable[[Sequence[str]], ModuleReference],
     *,
     name: str,
     names: Sequence[str] | None,
@@ -139,7 +140,35 @@ def convert_step(
         ],
     )
     samplers = {step.draw.kind: step.draw}
-    return ConvertedModel(proto, manifest, original(given_names), AGAINST, samplers=samplers, only_length=only_length)
+    reference = original(given_names)
+    return ConvertedModel(
+        proto,
+        manifest,
+        reference,
+        AGAINST,
+        samplers=samplers,
+        only_length=only_length,
+        observer=reference.observer,
+        vocabularies=ids_of(step.inputs),
+    )
+
+
+def ids_of(inputs: Sequence[ExampleInput]) -> dict[str, int]:
+    """Return how many ids each input that is looked up in a table may have."""
+    return {one.name: one.ids for one in inputs if one.ids}
+
+
+class ModuleReference(Protocol):
+    """A module as the original of a verification."""
+
+    @property
+    def observer(self) -> TorchObserver:
+        """What records its decisions."""
+        ...
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array | PrefixAnswers]:
+        """Return each output's answers; see `ReferenceModel`."""
+        ...
 
 
 class StepReference:
@@ -163,6 +192,17 @@ class StepReference:
             name: np.stack([np.asarray(value) for value in column], axis=1)
             for name, column in zip(self._names, columns, strict=True)
         }
+
+    @property
+    def observer(self) -> TorchObserver:
+        """Records the decisions of the module."""
+
+        def run(values: Sequence[Tensor]) -> None:
+            states = self._step.initial(len(values[0]))
+            for t in range(values[0].shape[1]):
+                _, states = self._step([*(value[:, t] for value in values), *states])
+
+        return TorchObserver(self._step.module, run, [one.name for one in self._step.inputs])
 
 
 def run_to_fixed_point(module: Any, given: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> Step:

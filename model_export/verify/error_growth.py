@@ -62,6 +62,11 @@ def steps_for(numbers: int) -> int:
     return int(np.clip(_MOST_NUMBERS // max(numbers, 1), FEWEST, STEPS))
 
 
+def most_steps(numbers: int) -> int:
+    """Return the most timesteps of a run at a length that the original may depend on, in the same way."""
+    return int(np.clip(_MOST_NUMBERS // max(numbers, 1), FEWEST, 4 * STEPS))
+
+
 def long_run(  # noqa: PLR0917  # what it is compared with, and what notes the result
     original: ReferenceModel,
     model: StepModel,

@@ -60,6 +60,11 @@ class Evidence:
         if want.dtype.kind == "f":
             self._hold_tightly(off, want)
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of what was compared; 1 where there is none but zero."""
+        return max(abs(self._low), abs(self._high)) or 1.0 if self._values else 1.0
+
     def judge(self, line: OutputParity) -> None:
         """Write down in an output's line what its proof is worth."""
         if self._infinite:
@@ -72,8 +77,7 @@ class Evidence:
         values = np.concatenate(self._values)
         sizes = np.abs(values.astype(np.float64))
         median = float(np.median(sizes[sizes > 0])) if sizes.any() else 0.0
-        largest = max(abs(self._low), abs(self._high))
-        line.scale = Scale(largest, median, len(np.unique(values)) / len(values))
+        line.scale = Scale(max(abs(self._low), abs(self._high)), median, len(np.unique(values)) / len(values))
         line.atol = self.tolerance.atol if not self.tolerance.scaled else self._loosest
         if not self._infinite:
             line.weak, line.why = self._judgement(median, values)

@@ -22,7 +22,9 @@ from onnx.reference import ReferenceEvaluator
 from model_export.errors import ModelLoadError
 from model_export.manifest import Array
 from model_export.runtime.session import open_session, run_options
-from model_export.verify.reference import PREFIXES, PrefixAnswers, prefix_answers
+from model_export.verify.decisions.onnx import OnnxObserver
+from model_export.verify.decisions.record import Observed
+from model_export.verify.reference import PrefixAnswers, prefix_answers
 
 Role = Literal["external", "state", "length"]
 
@@ -193,22 +195,37 @@ class OnnxOriginal:
             elif layout.time is not None:
                 answers[name] = whole[name][:, layout.extra :]
         if last := [name for name, layout in self._outputs.items() if layout.time is None]:
-            beginnings = PREFIXES if self._only_steps is None else ()
+            beginnings = None if self._only_steps is None else ()
             answers |= prefix_answers(lambda steps: self._run(inputs, steps), whole, last, length, beginnings)
         return answers
+
+    def observe(self, inputs: Mapping[str, Array]) -> Observed:
+        """Record the decisions of the file on whole sequences, `(batch, T, *shape)` by input."""
+        seen, length = Observed(), next(iter(inputs.values())).shape[1]
+        for rows in self._batches(len(next(iter(inputs.values())))):
+            seen.add(self._observer.observe(self._feeds(inputs, rows, length)))
+        return seen
 
     def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
         """Run beginnings of the sequences; return `(batch, T or nothing, *shape)` by output."""
         rows = len(next(iter(inputs.values())))
-        most = max(self._rows or rows, self._fewest)
-        parts = [self._run_rows(inputs, range(start, start + most), length) for start in range(0, rows, most)]
+        parts = [self._run_rows(inputs, batch, length) for batch in self._batches(rows)]
         return {name: np.concatenate([part[name] for part in parts])[:rows] for name in parts[0]}
 
-    def _run_rows(self, inputs: Mapping[str, Array], rows: Sequence[int], length: int) -> dict[str, Array]:
+    def _batches(self, rows: int) -> list[Sequence[int]]:
+        """Return the rows of each run: as many as the file takes."""
+        most = max(self._rows or rows, self._fewest)
+        return [range(start, start + most) for start in range(0, rows, most)]
+
+    def _feeds(self, inputs: Mapping[str, Array], rows: Sequence[int], length: int) -> dict[str, Array]:
         feeds = {}
         for one in self._inputs:
             fixed = one.fixed(len(rows), length)
             feeds[one.name] = one.fed(inputs[one.name], rows, length) if fixed is None else fixed
+        return feeds
+
+    def _run_rows(self, inputs: Mapping[str, Array], rows: Sequence[int], length: int) -> dict[str, Array]:
+        feeds = self._feeds(inputs, rows, length)
         file = self._as_declared if self._fits(feeds) else self._at_any_size
         values = file.run(feeds)
         return {name: layout.rows_first(values[name], len(rows)) for name, layout in self._outputs.items()}
@@ -219,11 +236,19 @@ class OnnxOriginal:
         return all(size in {0, given} for pair in pairs for size, given in pair)
 
     @cached_property
-    def _at_any_size(self) -> OnnxFile:
+    def _opened(self) -> onnx.ModelProto:
         """The file without its declared shapes; types and ranks of its inputs stay, as the file's format needs."""
         opened = copy.deepcopy(self.proto)
         _forget_sizes(opened.graph)
-        return OnnxFile(lambda: opened)
+        return opened
+
+    @cached_property
+    def _at_any_size(self) -> OnnxFile:
+        return OnnxFile(lambda: self._opened)
+
+    @cached_property
+    def _observer(self) -> OnnxObserver:
+        return OnnxObserver(self._opened)
 
 
 class OnnxFile:

@@ -11,8 +11,11 @@ import numpy as np
 from model_export.errors import ParityError, StepwellError
 from model_export.manifest import Array
 
-PREFIXES = (1, 2, 3, 5, 17)
-"""Lengths at which an answer for a whole sequence is computed, besides the full one."""
+PREFIXES = 64
+"""The longest sequences of which every beginning is run, where the original has one answer for a whole sequence."""
+
+_FEW_PREFIXES = (1, 2, 3, 5, 17)
+"""Beginnings of longer ones that are run, besides the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def prefix_answers(
     whole: Mapping[str, Array],
     names: Sequence[str],
     length: int,
-    beginnings: Sequence[int] = PREFIXES,
+    beginnings: Sequence[int] | None = None,
 ) -> dict[str, PrefixAnswers]:
     """Return the answers of outputs that have one for a whole sequence, for some of its beginnings too.
 
@@ -51,8 +54,10 @@ def prefix_answers(
         whole: The answers for all timesteps.
         names: The outputs, shape `(batch, *shape)` each.
         length: How many timesteps there are.
-        beginnings: Numbers of timesteps, ascending.
+        beginnings: Numbers of timesteps, ascending; None: all up to `PREFIXES`, or few of a longer sequence.
     """
+    if beginnings is None:
+        beginnings = range(1, length) if length <= PREFIXES else _FEW_PREFIXES
     runs: dict[int, Mapping[str, Array]] = {}
     for steps in (steps for steps in beginnings if steps < length):
         with suppress(Exception):  # whatever a framework raises where a beginning is too short

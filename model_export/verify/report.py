@@ -27,6 +27,25 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Covered:
+    """What of the original's behaviour was compared.
+
+    Attributes:
+        decisions: How many decisions of the original, such as comparisons, were recorded.
+        one_sided: Those that went one way only, in words: what the original does otherwise was not compared.
+        steps: The longest sequence that was compared; a stream may be longer.
+        ranges: By input, the smallest and the largest value of usual data, drawn at random or the user's own.
+        driven: The same of all that was compared: few sequences have values outside of `ranges`.
+    """
+
+    decisions: int = 0
+    one_sided: list[str] = field(default_factory=list)
+    steps: int = 0
+    ranges: dict[str, list[float]] = field(default_factory=dict)
+    driven: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ParityReport:
     """The result of a verification that passed.
 
@@ -43,6 +62,9 @@ class ParityReport:
         skipped: What was not compared, and why.
         reference: The distributions of own data; None: none was given.
         chunk: How the model runs several timesteps of a stream; None: as it came.
+        covered: What of the original's behaviour was compared.
+        lowered: What was stored in fewer bits, in words; empty: nothing. Random data does not show what that does to
+            the values of a real stream.
     """
 
     parity: Parity
@@ -55,11 +77,24 @@ class ParityReport:
     skipped: list[Skipped] = field(default_factory=list)
     reference: DataReference | None = None
     chunk: ChunkChoice | None = None
+    covered: Covered = field(default_factory=Covered)
+    lowered: str = ""
 
     @property
     def weak(self) -> bool:
         """Whether a wrong graph might have passed."""
-        return is_weak(self.outputs)
+        return bool(self.reasons)
+
+    @property
+    def reasons(self) -> list[str]:
+        """What makes the verification weak, in words; none: a wrong graph would hardly have passed."""
+        reasons = [f"output {line.name}: {line.why}" for line in self.outputs if line.weak]
+        if not self.outputs:
+            reasons.append("no output could be compared")
+        reasons += self.covered.one_sided
+        if self.lowered and not self.is_settled:
+            reasons.append(f"{self.lowered}, and random data does not show what that does to your own values")
+        return reasons
 
     @property
     def is_settled(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import gc
 import json
 import math
@@ -28,7 +29,17 @@ from model_export.verify.tolerance import OutputParity
 from model_export.weights import Weights
 from service.collector import freeze_startup_objects
 from service.commands.flags import Feedback, axes_of, feedback_of, named_values
-from service.commands.tables import Json, format_bytes, parity_lines, print_json, progress_bar, saved_lines, show, table
+from service.commands.tables import (
+    Json,
+    covered_lines,
+    format_bytes,
+    parity_lines,
+    print_json,
+    progress_bar,
+    saved_lines,
+    show,
+    table,
+)
 from service.interrupted import reported_interrupt
 
 _LONGEST_EXAMPLE = 300  # characters of a body that is printed
@@ -247,10 +258,9 @@ def _report_lines(report: ParityReport) -> Iterator[str]:
     yield f"parity:  {parity_lines(report.parity.model_dump())}"
     for line in report.outputs:
         yield f"values:  {_scale_line(line)}"
-        if line.weak:
-            yield f"weak:    output {line.name}: {line.why}; a wrong graph might have passed"
-    if not report.outputs:
-        yield "weak:    no output could be compared"
+    for reason in report.reasons:
+        yield f"weak:    {reason}; a wrong graph might have passed"
+    yield from covered_lines(dataclasses.asdict(report.covered))
     if report.drift is not None:
         yield f"long:    {_drift_line(report.drift)}"
     yield f"alone:   {report.max_abs_alone:.1e} largest difference of a row run alone from the same row in a batch"

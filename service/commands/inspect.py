@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from model_export.describe import describe, load
-from service.commands.tables import Json, format_bytes, key_value_table, parity_lines, print_json, show, tensors_table
+from service.commands.tables import (
+    Json,
+    covered_lines,
+    format_bytes,
+    key_value_table,
+    parity_lines,
+    print_json,
+    show,
+    tensors_table,
+)
 from service.interrupted import reported_interrupt
 
 
@@ -36,9 +46,20 @@ def inspect(
                 "chunks": "many timesteps in one run" if description["chunked"] else "timestep by timestep",
                 "weights": f"stored as {description['weights']}" if description["weights"] else "unchanged",
                 "parity": parity_lines(description["parity"]),
+                **_covered(description["parity"]),
                 "graph": f"{format_bytes(graph['bytes'])}, {graph['nodes']} nodes, opset {opset}",
                 "fingerprint": description["fingerprint"],
                 "manifest": "inside the file" if description["manifest_from"] == "file" else "beside the file",
             },
         ),
     )
+
+
+def _covered(parity: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what of the model's behaviour was compared and what was not, by its heading."""
+    covered = (parity or {}).get("covered")
+    if covered is None:
+        return {}
+    lines = [line.partition(":") for line in covered_lines(covered)]
+    weak = {"never": "; ".join(covered["one_sided"])} if covered["one_sided"] else {}
+    return {("not covered" if name == "not" else name): text.strip() for name, _, text in lines} | weak

@@ -71,6 +71,20 @@ def parity_lines(parity: Mapping[str, Any] | None) -> str:
     )
 
 
+def covered_lines(covered: Mapping[str, Any]) -> list[str]:
+    """Return lines with what of a model's behaviour its verification compared, and what it did not."""
+    ranges, driven = (
+        ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in covered[what].items())
+        for what in ("ranges", "driven")
+    )
+    decided, one_sided = covered["decisions"], len(covered["one_sided"])
+    decisions = f"{decided - one_sided} of {decided} decisions of the original went both ways; " if decided else ""
+    return [
+        f"covered: {decisions}{ranges}, in few sequences {driven}; at most {covered['steps']:,} timesteps",
+        "not:     longer streams, values outside these ranges, and combinations of events that did not occur",
+    ]
+
+
 def saved_lines(saved: Mapping[str, tuple[int, int]]) -> list[str]:
     """Return one line per size that a lower precision reduced."""
     prefixes = {"file": "file:    ", "bytes_per_stream": "stream:  "}

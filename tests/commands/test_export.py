@@ -64,10 +64,10 @@ def test_both_reports_have_every_comparison(tmp_path: Path, source: Path) -> Non
     table = run_stepwell("export", source, "-o", tmp_path / "pump.onnx").stdout
     report = json.loads(run_stepwell("export", source, "-o", tmp_path / "pump.onnx", "--json").stdout)
 
-    lines = ["parity:", "long:", "alone:", "saved:", "chunks:", "speed:", "written:"]
+    lines = ["parity:", "covered:", "not:", "long:", "alone:", "saved:", "chunks:", "speed:", "written:"]
     assert [line for line in lines if f"\n{line}" not in table] == []
     assert (report["drift"]["steps"], report["parity"]["long_steps"]) == (2000, 2000)
-    assert report["chunk_lengths"] == [[64], [1, 7, 2, 13]]
+    assert report["chunk_lengths"] == [[64], [1, 7, 2, 13], [512]]
     assert {"max_abs_alone", "max_abs_chunk", "max_abs_saved", "skipped"} <= report.keys()
     assert {timing["steps"] for timing in report["chunk"]["timings"]} >= {1}
 

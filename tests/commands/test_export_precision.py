@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from model_export.errors import ParityError
+from model_export.errors import ParityError, WeakProofError
 from model_export.step_model import StepModel
 from tests.commands.program import run_stepwell
 
@@ -23,16 +24,36 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_smaller_weights_are_reported_with_the_change_of_the_predictions(tmp_path: Path, source: Path) -> None:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "own.npz"
+    np.savez(path, x=np.random.default_rng(0).standard_normal((2, 40, 8)).astype(np.float32))
+    return path
+
+
+def test_fewer_bits_without_own_data_are_weak(tmp_path: Path, source: Path) -> None:
     done = run_stepwell("export", source, "-o", tmp_path / "m.onnx", "--weights", "fp16", "--store-dtype", "float16")
+
+    words = "the weights are stored as fp16 and the states are stored as float16, and random data does not show"
+    assert type(done.exception) is WeakProofError
+    assert words in str(done.exception)
+    assert f"\nweak:    {words}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_smaller_weights_are_reported_with_the_change_of_the_predictions(
+    tmp_path: Path, source: Path, data: Path
+) -> None:
+    words = ["--weights", "fp16", "--store-dtype", "float16", "--verify", data]
+    done = run_stepwell("export", source, "-o", tmp_path / "m.onnx", *words)
 
     assert "+ 0.005 of the value" in done.stdout
     assert "file:    " in done.stdout
     assert "stream:  256 bytes at full precision, 128 bytes now" in done.stdout
 
 
-def test_the_written_model_is_the_smaller_one(tmp_path: Path, source: Path) -> None:
-    words = ["--weights", "int8", "--store-dtype", "float16", "--json"]
+def test_the_written_model_is_the_smaller_one(tmp_path: Path, source: Path, data: Path) -> None:
+    words = ["--weights", "int8", "--store-dtype", "float16", "--verify", data, "--json"]
     report = json.loads(run_stepwell("export", source, "-o", tmp_path / "m.onnx", *words).stdout)
     model = StepModel(tmp_path / "m.onnx")
 
@@ -56,7 +77,9 @@ def test_an_unknown_format_is_wrong_usage(tmp_path: Path, source: Path, words: l
 
 
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e4])
-def test_weights_in_fewer_bits_are_proven_at_every_size_of_the_answers(tmp_path: Path, size: float) -> None:
+def test_weights_in_fewer_bits_are_compared_at_every_size_of_the_answers(
+    tmp_path: Path, data: Path, size: float
+) -> None:
     """In half precision, weights of a billionth are zero: a graph that answers 0.0 for ever is no model."""
     keras.utils.set_random_seed(1)
     layers = [keras.Input((None, 8)), keras.layers.GRU(64, return_sequences=True), keras.layers.Dense(8, name="y")]
@@ -65,7 +88,8 @@ def test_weights_in_fewer_bits_are_proven_at_every_size_of_the_answers(tmp_path:
     model.layers[1].set_weights([kernel * size, bias])
     model.save(tmp_path / "sized.keras")
 
-    done = run_stepwell("export", tmp_path / "sized.keras", "-o", tmp_path / "m.onnx", "--weights", "fp16", "--json")
+    words = ["--weights", "fp16", "--verify", data, "--json"]
+    done = run_stepwell("export", tmp_path / "sized.keras", "-o", tmp_path / "m.onnx", *words)
 
     if size < 1e-6:
         assert type(done.exception) is ParityError

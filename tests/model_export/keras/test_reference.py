@@ -127,7 +127,7 @@ def test_progress_and_report_say_what_was_done_and_against_what() -> None:
 
     _, report = export_model(zoo.build("simple_relu"), name="m", long_steps=0, progress=lambda *p: seen.append(p))
 
-    assert (seen[0][0], seen[-1]) == ("walking the model", ("random: step by step", 9, 9))
+    assert (seen[0][0], seen[-1]) == ("walking the model", ("driven: rare values", 1, 1))
     assert report.parity.against == f"keras {keras.__version__} {keras.backend.backend()}"
     assert report.parity.sequences == ["random"], "nothing in it is masked"
 

@@ -140,6 +140,6 @@ def test_an_original_of_one_length_has_no_long_run_and_it_is_told() -> None:
     report = verify_parity(original, StepModel(*graphs.total()), against="numpy", steps=12, long_steps=0)
 
     assert set(asked) == {12}
-    assert [(left.what, left.why) for left in report.skipped] == [
-        ("long run", "the original was run over 12 timesteps at most")
+    assert ("long run", "the original was run over 12 timesteps at most") in [
+        (left.what, left.why) for left in report.skipped
     ]
