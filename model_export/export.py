@@ -18,7 +18,7 @@ from model_export.labels import read_columns, read_labels, with_labels
 from model_export.manifest import Manifest, TensorSpec
 from model_export.precision import FULL, Precision, saved
 from model_export.replacing import Replaced, Replacement, replaced
-from model_export.sources import load_source
+from model_export.sources import is_jax_function, load_source
 from model_export.spec import StepSpec
 from model_export.stages.pipeline import Pipeline
 from model_export.verify.reference import Progress
@@ -220,9 +220,13 @@ def convert_source(
                 fix="Leave it out: Keras models have time on axis 1, a StepSpec has `time_axis`.",
             )
     if isinstance(found, StepSpec):
+        found = found if length is None else replace(found, length=length)
+        if is_jax_function(found):
+            from model_export import jax
+
+            return jax.convert(found, name=name, progress=progress)
         from model_export import torch
 
-        found = found if length is None else replace(found, length=length)
         return torch.convert(found, name=name, progress=progress)
     from model_export import keras
 

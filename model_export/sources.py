@@ -18,7 +18,7 @@ from model_export.errors import FileError, MissingExtraError, RefusedModelError,
 from model_export.spec import StepSpec
 
 _EXPORTED = (
-    "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch, a "
+    "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch and JAX, a "
     "stepwell.StepSpec."
 )
 _NOT_YET = {
@@ -215,6 +215,15 @@ def _is_a(package: str, path: str, found: Any) -> bool:
     for part in path.split("."):
         kind = getattr(kind, part, None)
     return isinstance(kind, type) and isinstance(found, kind)
+
+
+def is_jax_function(spec: StepSpec) -> bool:
+    """Whether a `StepSpec` is of a function of JAX arrays: a callable that is no PyTorch module, with examples that are
+    none of its tensors."""
+    is_torch = _is_a("torch", "nn.Module", spec.module) or any(
+        _is_a("torch", "Tensor", example) for example in spec.inputs.values()
+    )
+    return callable(spec.module) and not is_torch and not spec.states
 
 
 def _checked(source: str, found: Any) -> Any:

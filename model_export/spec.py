@@ -1,4 +1,4 @@
-"""`StepSpec`: how to step a PyTorch module, as `stepwell export package.module:callable` needs it returned."""
+"""`StepSpec`: how to step a PyTorch module or a JAX function, as `stepwell export package.module:callable` needs it returned."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from model_export.errors import ManifestError
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
-    """A PyTorch module to export, with examples of its inputs and, if it returns its states, their initial values.
+    """A PyTorch module, or a function of JAX arrays, to export, with examples of its inputs and, if it returns its states, their initial values.
 
     Either a module that takes and returns its states, `forward(*inputs, *states) -> (*outputs, *next_states)`:
     `StepSpec(module, inputs={"x": one timestep (B, ..)}, states={"h": initial (1, ..)})`;
     or one over whole sequences: `StepSpec(module, inputs={"x": example (B, T, ..)}, time_axis=1)`.
 
     Attributes:
-        module: The `torch.nn.Module`; it is left as it is.
+        module: The `torch.nn.Module`, which is left as it is; or a function of JAX arrays over whole sequences, such as
+            `partial(model.apply, variables)` of Flax or a module of Equinox under `jax.vmap`.
         inputs: An example by input name, in `forward`'s order; a tuple or dict of tensors gives one input for each of
             them. Of a whole-sequence module, inputs without time axis
             stay the same for a stream.

@@ -8,7 +8,7 @@ from typing import Any, Final
 Nav = list[dict[str, Any]]
 
 _GUIDES: Final[Mapping[str, Sequence[str]]] = {
-    "Export a model": ("exporting", "models", "refused", "pytorch", "onnx", "step-rules", "mlflow", "hub"),
+    "Export a model": ("exporting", "models", "refused", "pytorch", "jax", "onnx", "step-rules", "mlflow", "hub"),
     "Step streams": ("state", "examples", "python", "client", "watching", "operations", "oip"),
     "Use recorded data": ("replaying", "recorded-data", "spark-and-ray"),
     "Connect and move": ("connecting", "savepoints", "releases"),

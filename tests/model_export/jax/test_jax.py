@@ -1,0 +1,193 @@
+"""Functions of JAX become step graphs that equal them; what decides by values or by the length is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax", reason="JAX is missing: pip install 'stepwell[keras]'")
+
+import jax
+from jax import lax
+from jax import numpy as jnp
+
+from model_export.converted import verify_model
+from model_export.errors import RefusedModelError, StepwellError
+from model_export.export import export_source
+from model_export.jax import convert
+from model_export.spec import StepSpec
+from model_export.step_model import StepModel
+from tests.model_export.jax.zoo import ZOO, example
+
+SCALES = [1e-8, 1e-4, 1.0, 1e4, 1e8]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_function_of_the_zoo_is_stepped(name: str) -> None:
+    _, report = verify_model(convert(ZOO[name](), name=name))
+
+    assert not report.weak
+    assert report.parity.against.startswith("jax ")
+
+
+def test_a_callable_of_the_command_is_exported(tmp_path: Path) -> None:
+    done = export_source(ZOO["lstm"](), tmp_path / "m.onnx")
+
+    assert done.path.is_file()
+    assert [spec.name for spec in StepModel(done.path).manifest.inputs] == ["x"]
+
+
+def refused(function: Callable[..., Any], **more: Any) -> RefusedModelError:
+    with pytest.raises(RefusedModelError) as caught:
+        convert(StepSpec(function, **{"inputs": {"x": example()}, "time_axis": 1, **more}), name="m")
+    return caught.value
+
+
+def _if(x: Any) -> Any:
+    return x if x.max() > 8 else -x
+
+
+def _float(x: Any) -> Any:
+    return x * float(x[0, 0, 0])
+
+
+def _numpy(x: Any) -> Any:
+    return x + np.asarray(x).mean()
+
+
+def _all_close(x: Any) -> Any:
+    return x * 2 if jnp.allclose(x, 0) else x
+
+
+def _while(x: Any) -> Any:
+    return lax.while_loop(lambda y: jnp.any(jnp.abs(y) > 1), lambda y: y / 2, x)
+
+
+def _cond(x: Any) -> Any:
+    return lax.cond(x[0, 0, 0] > 3, lambda y: -y, lambda y: y, x)
+
+
+@pytest.mark.parametrize("function", [_if, _float, _numpy, _all_close])
+def test_a_decision_by_a_value_is_refused_with_its_line(function: Any) -> None:
+    error = refused(function)
+
+    assert "decides by the value of an array (test_jax.py, line" in error.problem
+    assert f"line {function.__code__.co_firstlineno + 1})" in error.problem
+
+
+@pytest.mark.parametrize(("function", "word"), [(_while, "while"), (_cond, "cond")])
+def test_a_branch_by_a_value_is_refused(function: Any, word: str) -> None:
+    assert word in refused(function).problem
+
+
+def _longer(x: Any) -> Any:
+    return x if x.shape[1] > 2500 else -x
+
+
+def _loop(x: Any) -> Any:
+    return jnp.stack([x[:, n] * 2 for n in range(x.shape[1])], axis=1)
+
+
+def _table(x: Any) -> Any:
+    return x + jnp.ones((20, 3))
+
+
+@pytest.mark.parametrize("function", [_longer, _loop])
+def test_a_decision_by_the_length_is_refused_with_its_line(function: Any) -> None:
+    assert f"(test_jax.py, line {function.__code__.co_firstlineno + 1})" in refused(function).problem
+
+
+def test_a_table_of_the_examples_length_is_refused() -> None:
+    assert "fails on arrays of open length" in refused(_table).problem
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x[:, ::-1], "rev"),
+        (lambda x: jnp.roll(x, -1, axis=1), ""),
+        (lambda x: x - x.mean(axis=1, keepdims=True), ""),
+        (lambda x: x[:, :, None] * x[:, None], "shape"),
+    ],
+    ids=["backwards", "ahead", "mean of the sequence", "two axes of time"],
+)
+def test_what_looks_ahead_is_refused(function: Any, reason: str) -> None:
+    assert reason in str(refused(function)) or refused(function).layer
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"inputs": {"x": np.zeros((2, 0, 3), np.float32)}},
+        {"inputs": {"x": np.zeros(3, np.float32)}},
+        {"inputs": {"x": ["a"]}},
+        {"time_axis": 2},
+        {"output_names": ["a", "b", "c"]},
+    ],
+    ids=["no timesteps", "one axis", "texts", "another axis", "names"],
+)
+def test_wrong_specs_are_errors_with_what_to_do(hostile: dict[str, Any]) -> None:
+    with pytest.raises(StepwellError) as caught:
+        convert(StepSpec(lambda x: x, **{"inputs": {"x": example()}, "time_axis": 1, **hostile}), name="m")
+
+    assert caught.value.fix
+
+
+_PRIMITIVES: dict[str, Callable[[Any], Any]] = {
+    **{name: getattr(jnp, name) for name in (
+        "sin", "cos", "tan", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh",
+        "exp", "exp2", "expm1", "log", "log1p", "sqrt", "cbrt", "abs", "sign", "floor", "ceil", "round", "isfinite",
+        "square", "reciprocal", "isnan",
+    )},
+    **{n: getattr(jax.nn, n) for n in ("relu", "gelu", "silu", "softplus", "elu", "selu", "soft_sign")},
+    "erf": jax.scipy.special.erf, "rsqrt": lax.rsqrt, "cube": lambda x: x**3, "inverse square": lambda x: x**-2,
+    "mod": lambda x: jnp.mod(x, 0.7), "remainder": lambda x: lax.rem(x, 0.7), "clip": lambda x: jnp.clip(x, -1, 2),
+    "floor division": lambda x: x // 0.3, "atan2": lambda x: jnp.arctan2(x, x[..., ::-1]),
+    "round away": lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO),
+    "integer division": lambda x: (jnp.clip(x * 9, -1e6, 1e6).astype(jnp.int32) // -4).astype(jnp.float32),
+    "bits": lambda x: (jnp.clip(x * 9, 0, 1e6).astype(jnp.int32) & 5 ^ 3).astype(jnp.float32),
+    "sorted": lambda x: jnp.sort(x, axis=-1), "largest": lambda x: lax.top_k(x, 2)[0],
+    "taken along": lambda x: jnp.take_along_axis(x, jnp.argmax(x, axis=-1, keepdims=True), axis=-1),
+    "where": lambda x: jnp.where(x > 0, x, jnp.where(x < -1, 0, 1)),
+    "padded": lambda x: jnp.pad(x, ((0, 0), (0, 0), (1, 2)), constant_values=3),
+    "norm": lambda x: x / jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6),
+    "any": lambda x: jnp.any(x > 1, axis=-1, keepdims=True),
+}  # fmt: skip
+
+
+_OF_FINITE = {"atan2", "integer division", "bits", "taken along"}
+"""Numbers that are not finite have no such result, or another one where onnxruntime looks for the largest."""
+
+_OF_SIGMOID = {"silu", "gelu"}
+"""A sigmoid, and 1 + tanh, are as exact as their largest value, not for what is nearly 0."""
+
+
+@pytest.mark.parametrize("name", _PRIMITIVES)
+def test_primitives_equal_those_of_jax_at_every_size(name: str) -> None:
+    """Within 16 units in the last place of the result, NaN and infinity where JAX has them."""
+    function = _PRIMITIVES[name]
+    step = convert(StepSpec(function, inputs={"x": example()}, time_axis=1), name="m")
+    model = StepModel(step.proto.SerializeToString(), step.manifest)
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.standard_normal((200, 3)) * scale for scale in SCALES]).astype(np.float32)
+    rows = np.concatenate([rows, np.array([[0, 0, 1], [0.5, 1.5, -2.5]], np.float32)])
+    if name not in _OF_FINITE:
+        rows = np.concatenate([rows, np.array([[-0.0, -np.inf, np.inf], [np.nan, 1, 2]], np.float32)])
+
+    found = model.step({"x": rows}, model.initial_states(len(rows)))[0]["y"]
+    wanted = np.asarray(function(jnp.asarray(rows)[:, None]))[:, 0]
+
+    assert found.dtype == wanted.dtype
+    if wanted.dtype.kind != "f":
+        np.testing.assert_array_equal(found, wanted)
+        return
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(wanted))
+    is_finite = np.isfinite(wanted)
+    np.testing.assert_array_equal(found[np.isinf(wanted)], wanted[np.isinf(wanted)])
+    off = np.abs(found[is_finite].astype(float) - wanted[is_finite])
+    least = 1.0 if name in _OF_SIGMOID else 1e-30
+    assert (off <= 16 * np.finfo(np.float32).eps * np.maximum(np.abs(wanted[is_finite]), least)).all()
