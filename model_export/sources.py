@@ -18,8 +18,8 @@ from model_export.errors import FileError, MissingExtraError, RefusedModelError,
 from model_export.spec import StepSpec
 
 _EXPORTED = (
-    "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch and JAX, a "
-    "stepwell.StepSpec."
+    "Give a .keras, .h5 or .onnx file, or package.module:callable that returns a keras.Model or, for PyTorch and JAX, "
+    "a stepwell.StepSpec."
 )
 _NOT_YET = {
     ".pt": "a file of PyTorch weights, which does not describe the module",
@@ -218,8 +218,7 @@ def _is_a(package: str, path: str, found: Any) -> bool:
 
 
 def is_jax_function(spec: StepSpec) -> bool:
-    """Whether a `StepSpec` is of a function of JAX arrays: a callable that is no PyTorch module, with examples that are
-    none of its tensors."""
+    """Whether a `StepSpec` is of a function of JAX arrays: of a callable, and nothing about it is PyTorch's."""
     is_torch = _is_a("torch", "nn.Module", spec.module) or any(
         _is_a("torch", "Tensor", example) for example in spec.inputs.values()
     )

@@ -1,4 +1,4 @@
-"""`StepSpec`: how to step a PyTorch module or a JAX function, as `stepwell export package.module:callable` needs it returned."""
+"""`StepSpec`: how to step a PyTorch module or a JAX function, as `package.module:callable` returns it to `export`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from model_export.errors import ManifestError
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
-    """A PyTorch module, or a function of JAX arrays, to export, with examples of its inputs and, if it returns its states, their initial values.
+    """A PyTorch module or a JAX function to export, with examples of its inputs.
+
+    A module that returns its states has their initial values, too.
 
     Either a module that takes and returns its states, `forward(*inputs, *states) -> (*outputs, *next_states)`:
     `StepSpec(module, inputs={"x": one timestep (B, ..)}, states={"h": initial (1, ..)})`;

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from model_export.manifest import Array
 if TYPE_CHECKING:
     from model_export.converted import ConvertedModel
     from model_export.spec import StepSpec
+    from model_export.verify.decisions.record import Observer
     from model_export.verify.parity import Progress
 
 __all__ = ["convert"]
@@ -61,7 +64,7 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
     for one, value in zip(names, outputs, strict=True):
         graph.give(one, value)
     time, batch = sequences.time_axis, sequences.batch_axis
-    return streaming.convert(
+    made = streaming.convert(
         graph.proto(name),
         name=name,
         time_axes={one: time if has else None for one, has in sequences.has_time.items()},
@@ -71,6 +74,7 @@ def convert(spec: StepSpec, *, name: str, progress: Progress | None = None) -> C
         against=f"jax {jax.__version__}",
         progress=progress,
     )
+    return replace(made, observer=sequences.observer, only_length=spec.length, compiles=True)
 
 
 def _has_time(shape: tuple[Any, ...], spec: StepSpec) -> bool:
@@ -143,6 +147,14 @@ class _Sequences:
         """Return the names of outputs that have none of their own."""
         return ["y"] if count == 1 else [f"y{n}" for n in range(count)]
 
+    @property
+    def observer(self) -> Observer:
+        """Records the decisions of the function."""
+        from model_export.verify.decisions.jax import JaxObserver
+
+        recorder = JaxObserver(self.flat, framework=str(Path(self._jax.__file__).parent))
+        return lambda inputs: recorder.observe(self._given(inputs, next(iter(inputs.values())).shape[1]))
+
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Any]:
         """Return each output's answers."""
         from model_export.verify.reference import prefix_answers
@@ -154,14 +166,16 @@ class _Sequences:
             answers |= prefix_answers(lambda steps: self._run(inputs, steps), whole, last, length)
         return answers
 
-    def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
-        given = [
-            self._jax.numpy.asarray(
-                np.moveaxis(inputs[name][:, :length], 1, self.time_axis) if has else inputs[name][:, 0]
-            )
+    def _given(self, inputs: Mapping[str, Array], length: int) -> list[Any]:
+        """Return the first timesteps of sequences as the function takes its inputs."""
+        time = self.time_axis
+        return [
+            self._jax.numpy.asarray(np.moveaxis(inputs[name][:, :length], 1, time) if has else inputs[name][:, 0])
             for name, has in self.has_time.items()
         ]
-        found = [np.asarray(one) for one in self.flat(*given)]
+
+    def _run(self, inputs: Mapping[str, Array], length: int) -> dict[str, Array]:
+        found = [np.asarray(one) for one in self.flat(*self._given(inputs, length))]
         return {
             name: np.moveaxis(one, self.time_axis, 1) if timed else one
             for (name, timed), one in zip(self.timed.items(), found, strict=True)
