@@ -192,7 +192,7 @@ class JaxGraph(NodeBuilder):
             return known
         if name not in RULES:
             raise self.refuse(
-                equation, "has no rule", "Write it with operations that have one: docs/models.md lists them."
+                equation, "has no rule", "Write it with other operations, or report it as an issue."
             )
         made = RULES[name](self, equation, inputs)
         return [

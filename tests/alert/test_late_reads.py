@@ -22,9 +22,10 @@ from service.engine.engine import Engine
 from service.engine.options import EngineOptions
 from service.engine.watch.refusals import RefusalLog, RefusalReader
 from service.errors import ServiceError
-from service.store.alerts import AlertStore, StoredLease
+from service.store.alerts import AlertStore
 from service.store.event_logs import EventLogs, StreamTail
 from service.store.keys import record_key
+from service.store.lease import StoredLease
 from service.store.state_store import StateStore
 from tests.connect.connectors import wait_for
 from tests.engine.harness import FOLD, step, worker

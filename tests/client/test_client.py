@@ -470,7 +470,8 @@ def test_each_row_of_a_bulk_step_is_rejected_by_itself(client: Client, stream: s
     model = client.model("lstm")
     rows: dict[Any, Any] = {f"{stream}{n}": [0.5] * 4 for n in range(3)}
     rows |= {f"{stream}short": [0.5] * 3, f"{stream}name": {"y": [0.5] * 4}, f"{stream}none": {}, "no id": [0.5] * 4}
-    rows |= {42: [0.5] * 4, ("a",): [0.5] * 4}
+    unfit: list[Any] = [42, ("a",)]
+    rows |= dict.fromkeys(unfit, [0.5] * 4)
 
     results = model.step_many(rows)
 
@@ -479,7 +480,7 @@ def test_each_row_of_a_bulk_step_is_rejected_by_itself(client: Client, stream: s
     assert codes == {
         **{f"{stream}{n}": 1 for n in range(3)},
         **dict.fromkeys([f"{stream}short", f"{stream}name", f"{stream}none"], "bad_input"),
-        **dict.fromkeys(["no id", 42, ("a",)], "bad_request"),
+        **dict.fromkeys((*unfit, "no id"), "bad_request"),
     }
     assert {one.applied for one in results.values() if isinstance(one, ClientError)} == {"no"}
 

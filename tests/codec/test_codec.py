@@ -1040,7 +1040,7 @@ def test_a_json_response_equals_its_encoded_document(data: st.DataObject) -> Non
     made = BatchOutput(arrays, range(7, 7 + rows), ids[:rows])
 
     for row in range(rows):
-        found = Prediction(made, row, **flags)
+        found = Prediction(made, row, replayed=flags["replayed"], created=flags["created"])
         assert encode_step(found, JSON, chunk=False) == encode(step_response(found, JSON, chunk=False), JSON)
 
 

@@ -84,7 +84,7 @@ def _valid(key: str) -> Any:
         (step_response(prediction([[1, 2]], **FLAGS), JSON, chunk=False), StepResponse),
         (step_response(prediction([[1, 2]]), JSON, chunk=False), PeekResponse),
         (
-            bulk_response(BulkPrediction(prediction([[1, 2]]).batch, 1), SPECS, JSON, chunk=False, keep="all"),
+            bulk_response(BulkPrediction(prediction([[1, 2]]).batch, [1]), SPECS, JSON, chunk=False, keep="all"),
             BulkResponse,
         ),
         (rollout_response(ROLLED_OUT, JSON, samples=False), RolloutResponse),

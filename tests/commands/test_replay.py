@@ -212,7 +212,8 @@ def test_chunks_have_as_many_rows_as_the_service_takes(shared_redis: Server, tmp
     folder = write_models(tmp_path / "models", total=lambda: total(256))
     data, header = tmp_path / "data.csv", ",".join(f"x[{n}]" for n in range(256))
     write(data, header, [[1] * 256 for _ in range(100)])
-    for limits in ({"max_body_bytes": 64 << 10}, {"max_chunk_steps": 7}):
+    cases: list[dict[str, Any]] = [{"max_body_bytes": 64 << 10}, {"max_chunk_steps": 7}]
+    for limits in cases:
         with running_service(shared_redis.url, folder, **limits) as small:
             done = run(small, "total", data, "--stream", f"{stream}{next(iter(limits))}", "--json")
 

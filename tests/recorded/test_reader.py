@@ -333,7 +333,7 @@ def test_rows_have_one_identity_whatever_their_format_and_files(tmp_path: Path) 
     parts += [write_csv(tmp_path / "b2.csv", ["device", "p", "q"], rows[7:])]
     parquet.write_table(pa.table({"device": ids, "p": values[:, 0], "q": values[:, 1]}), tmp_path / "c.parquet")
     npz = write_npz(tmp_path / "d.npz", device=np.array(ids), p=values[:, 0], q=values[:, 1])
-    choice = {"stream": "device", "inputs": {"x": PQ}}
+    choice: dict[str, Any] = {"stream": "device", "inputs": {"x": PQ}}
 
     found = {source_of(*files, **choice) for files in ([whole], parts, [tmp_path / "c.parquet"], [npz])}
 
@@ -355,7 +355,7 @@ def test_rows_have_one_identity_whatever_their_format_and_files(tmp_path: Path) 
 def test_other_rows_have_another_identity(tmp_path: Path, other: list[tuple[str, int, int]]) -> None:
     """The mutants of the identity are here: names and sizes, the first rows alone, the rows without their order."""
     rows = [("a", 1, 2), ("b", 3, 4), ("a", 5, 6)]
-    choice = {"stream": "device", "inputs": {"x": PQ}}
+    choice: dict[str, Any] = {"stream": "device", "inputs": {"x": PQ}}
 
     one = source_of(write_csv(tmp_path / "a.csv", ["device", *PQ], rows), **choice)
     another = source_of(write_csv(tmp_path / "a.csv", ["device", *PQ], other), **choice)
@@ -374,7 +374,7 @@ def test_equal_values_at_other_times_are_other_rows(tmp_path: Path) -> None:
 
 def test_the_beginning_of_grown_data_has_the_identity_that_it_had_before(tmp_path: Path) -> None:
     rows = [(f"d{n % 5}", n, -n) for n in range(90)]
-    choice = {"stream": "device", "inputs": {"x": PQ}}
+    choice: dict[str, Any] = {"stream": "device", "inputs": {"x": PQ}}
     before = {n: source_of(write_csv(tmp_path / "a.csv", ["device", *PQ], rows[:n]), **choice) for n in (30, 31, 90)}
     data = open_data([write_csv(tmp_path / "a.csv", ["device", *PQ], rows)], [an_input()], ColumnChoice(**choice))
     data.check()

@@ -433,6 +433,8 @@ def mixed_axes(
         return {int(axis) % rank for axis in attrs.get("axes", [0, 2, 3])}
     if kind == "LRN":
         return {1}
+    if kind == "CenterCropPad":
+        return set() if place else {int(axis) % rank for axis in attrs.get("axes", range(rank))}
     if kind in {"ArgMax", "ArgMin", "TopK", "CumSum", "CumProd"}:
         axis = value(node.input[1]) if kind in {"CumSum", "CumProd"} else attrs.get("axis", -1 if kind == "TopK" else 0)
         return None if axis is None else {int(np.reshape(axis, -1)[0]) % rank}
