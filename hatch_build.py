@@ -1,4 +1,4 @@
-"""Lays the wheel out as one package: `service/` and `model_export/` are moved below `stepwell/` (ADR 0071).
+"""Lays the wheel out as one package: `service/` and `model_export/` are moved below `stepwell/` (ADR 0035).
 
 In a clone they are packages of their own, which names them in the layout that its readers see. In other people's
 environments, packages of such common names would be in the way of theirs. So the copies that go into the wheel import

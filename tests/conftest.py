@@ -36,7 +36,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # The models of the tests are small: XLA's optimizations take longer than they save.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _IS_QUICKLY_COMPILED = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-# XLA's fusion emitters compile small models for long. A flag that XLA does not have ends the process: docs/adr/0145.
+# XLA's fusion emitters compile small models for long. A flag that XLA does not have ends the process: docs/adr/0039.
 if _IS_QUICKLY_COMPILED and find_spec("jaxlib") is not None and version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # The tests start several hundred programs; without byte code each would compile all modules, as in many containers.

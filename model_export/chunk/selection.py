@@ -30,7 +30,7 @@ ROWS = (1, 32)
 
 AT_ONCE_MOST = 500_000
 """Numbers that a model's loops may multiply in each timestep where they run as fused operators; above that the time
-goes into products of matrices, which come one after another in any case. Source: docs/adr/0012."""
+goes into products of matrices, which come one after another in any case. Source: docs/adr/0032."""
 
 INSIDE_MOST = 150_000
 """The same where the loops run timestep by timestep inside one run, which gains less."""

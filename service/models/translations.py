@@ -36,7 +36,7 @@ class TranslationError(StepwellError):
 class Translation:
     """The graph that computes a version's states from those of an older version.
 
-    Its inputs are named as the old states, its outputs as the new ones, or as their state outputs (ADR 0079); each has
+    Its inputs are named as the old states, its outputs as the new ones, or as their state outputs (ADR 0015); each has
     the shape and the batch axis that it has in the step graph.
     """
 

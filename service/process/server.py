@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
 
     On SIGTERM or SIGINT readiness goes false. For a second all requests are served as before, but each response asks
     its client to close the connection. Then the port is closed after the connections that wait on it were accepted, so
-    that none is reset (ADR 0042). Accepted requests get their responses within `drain_s`, and WebSockets are closed. A
+    that none is reset (ADR 0009). Accepted requests get their responses within `drain_s`, and WebSockets are closed. A
     second Ctrl-C ends the process at once. A second SIGTERM does not, because `timeout` and some init processes send it
     both to the process and to its group.
     """

@@ -5,7 +5,7 @@ there is a `HeaderLayout`: one regular expression that matches all header lines 
 matter. A client's address that a proxy adds matches like any other value and is ignored. The request's id is extracted,
 but is no part of what is cached. All other
 requests are parsed line by line. The grammar is strict: a request with an unusual header line is left to httptools
-(ADR 0041).
+(ADR 0006).
 """
 
 from __future__ import annotations
