@@ -21,7 +21,7 @@ FOLDERS = ("docs", "examples", "clients", "deploy")
 PAGES = sorted(
     page
     for page in [ROOT / "README.md", ROOT / "SECURITY.md", *(p for one in FOLDERS for p in (ROOT / one).rglob("*.md"))]
-    if not {"adr", "node_modules"} & set(page.parts)
+    if not {"adr", "node_modules"} & set(page.relative_to(ROOT).parts)
 )
 TOP = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"models"}
 CODE = re.compile(r"```\w*\n(.*?)```|`([^`\n]+)`", re.DOTALL)

@@ -191,9 +191,7 @@ class JaxGraph(NodeBuilder):
         if (known := folded(equation, inputs)) is not None:
             return known
         if name not in RULES:
-            raise self.refuse(
-                equation, "has no rule", "Write it with other operations, or report it as an issue."
-            )
+            raise self.refuse(equation, "has no rule", "Write it with other operations, or report it as an issue.")
         made = RULES[name](self, equation, inputs)
         return [
             one if isinstance(one, JaxValue) else JaxValue(tuple(var.aval.shape), str(var.aval.dtype), one)

@@ -44,7 +44,7 @@ Kind = Literal["value", "rows", "timesteps"]
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class CodeDecision:
     """Where code decides by something that does not exist before a stream's numbers arrive.
 
     Attributes:
@@ -96,7 +96,7 @@ def decides_by_length(model: Any, timed: Sequence[bool], length: int | None) -> 
     return by_length
 
 
-def _decisions(model: Any, timed: Sequence[bool], rows: Any, steps: Any) -> tuple[list[Decision], bool]:
+def _decisions(model: Any, timed: Sequence[bool], rows: Any, steps: Any) -> tuple[list[CodeDecision], bool]:
     """Run a model's code for symbolic or given numbers of rows and timesteps.
 
     Returns:
@@ -121,8 +121,8 @@ def _decisions(model: Any, timed: Sequence[bool], rows: Any, steps: Any) -> tupl
         changed[:] = [v for v in model.variables if id(v) in scope.state_mapping and v.name != _SEED]
         return keras.tree.flatten(results)
 
-    found: list[Decision] = []
-    inside: list[tuple[str, Decision]] = []
+    found: list[CodeDecision] = []
+    inside: list[tuple[str, CodeDecision]] = []
     with TRACING, _noted(found, inside), timesteps_as_rows(model), stateless(model), _rules_as_given(model), _quiet():
         try:
             programs = [
@@ -270,7 +270,7 @@ def _of_its_shape(outputs: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def _noted(found: list[Decision], inside: list[tuple[str, Decision]]) -> Iterator[None]:
+def _noted(found: list[CodeDecision], inside: list[tuple[str, CodeDecision]]) -> Iterator[None]:
     """Note the decisions of a model's code.
 
     JAX answers some questions about an open size wrongly: `steps == 64` is False, and `steps % 60` is true.
@@ -354,13 +354,13 @@ def _kind_of_size(text: str) -> Kind:
     return "rows" if _ROWS in text and _TIMESTEPS not in text else "timesteps"
 
 
-def _decision(kind: Kind, stack: list[tuple[FrameType, int]]) -> Decision:
+def _decision(kind: Kind, stack: list[tuple[FrameType, int]]) -> CodeDecision:
     """Return the decision at the first of these frames, which go outwards."""
     frame, number = stack[0]
     path = frame.f_code.co_filename
     receivers = (outer.f_locals.get("self") for outer, _ in stack)
     layer = next((one for one in receivers if isinstance(one, keras.Layer)), None)
-    return Decision(kind, layer, f"{Path(path).name}:{number}", linecache.getline(path, number).strip())
+    return CodeDecision(kind, layer, f"{Path(path).name}:{number}", linecache.getline(path, number).strip())
 
 
 def _outwards(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:

@@ -1,6 +1,6 @@
 """`Capture`: runs a module on tensors whose values Python cannot read, so that no decision by a value goes unseen.
 
-A trace holds the branch that one example took. Every tensor of the run is therefore a `Value`, which has no memory:
+A trace holds the branch that one example took. Every tensor of the run is therefore a `CapturedTensor`, which has no memory:
 the numbers are in a tensor within it, and all that computes with them passes through `Capture`. What leaves torch, as
 `if`, `float()`, NumPy or a size that follows from values, is refused if the numbers come from an input. Where numbers
 come from is kept by their memory, so that views and writes in place count too. What follows from weights and sizes
@@ -42,7 +42,7 @@ _TENSORS = ("Tensor", "List[Tensor]", "NoneType", "Optional[Tensor]")
 _ABOUT_FORM = {"is_same_size", "size", "stride", "sym_size", "sym_stride", "sym_numel", "sym_storage_offset"}
 
 
-class Value(Tensor):
+class CapturedTensor(Tensor):
     """A tensor without memory.
 
     Attributes:
@@ -58,9 +58,9 @@ class Value(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: Tensor, capture: Capture) -> Value:
+    def __new__(cls, inner: Tensor, capture: Capture) -> CapturedTensor:
         """Wrap the numbers."""
-        made: Value = torch.Tensor._make_wrapper_subclass(
+        made: CapturedTensor = torch.Tensor._make_wrapper_subclass(
             cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             device=inner.device,
         )  # fmt: skip
@@ -86,14 +86,14 @@ class Value(Tensor):
 
 
 def _reader(name: str) -> Callable[..., Any]:
-    def read(self: Value, *args: Any, **kwargs: Any) -> Any:
+    def read(self: CapturedTensor, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.capture.share(self), name)(*args, **kwargs)
 
     return read
 
 
 for _name in ("numpy", "tolist", "data_ptr", "untyped_storage", "storage", "__dlpack__", "__reduce_ex__"):
-    setattr(Value, _name, _reader(_name))
+    setattr(CapturedTensor, _name, _reader(_name))
 
 
 class Capture(TorchDispatchMode):
@@ -117,16 +117,16 @@ class Capture(TorchDispatchMode):
         return False
 
     def run(self, module: Any, inputs: Sequence[Tensor]) -> Any:
-        """Run a module that has run on such inputs before; return what it gives, of `Value`s.
+        """Run a module that has run on such inputs before; return what it gives, of `CapturedTensor`s.
 
         Raises:
             RefusedModelError: It decides by the value of a tensor, computes in bfloat16, or does something with a
-                `Value` that none can do.
+                `CapturedTensor` that none can do.
         """
         values = [self.input(value.clone()) for value in inputs]
         try:
             with self._layers_as_one(module), self:
-                found = run(module, values, doing="on `Value`s")
+                found = run(module, values, doing="on `CapturedTensor`s")
         except RefusedModelError as exc:
             if self._refusal is not None:
                 raise self._refusal from exc.__cause__
@@ -141,17 +141,17 @@ class Capture(TorchDispatchMode):
             raise self._refusal
         return found
 
-    def input(self, value: Tensor) -> Value:
+    def input(self, value: Tensor) -> CapturedTensor:
         """Return an input of the run."""
         self._mark(value)
-        return Value(value, self)
+        return CapturedTensor(value, self)
 
     def depends(self, value: Tensor) -> bool:
         """Whether a tensor depends on the values of an input."""
-        inner = value.inner if isinstance(value, Value) else value
+        inner = value.inner if isinstance(value, CapturedTensor) else value
         return inner.untyped_storage()._cdata in self._from_inputs
 
-    def read(self, value: Value) -> Tensor:
+    def read(self, value: CapturedTensor) -> Tensor:
         """Return the numbers to Python.
 
         Raises:
@@ -166,7 +166,7 @@ class Capture(TorchDispatchMode):
             )
         return value.inner
 
-    def share(self, value: Value) -> Tensor:
+    def share(self, value: CapturedTensor) -> Tensor:
         """Return the numbers to Python, which may keep their memory.
 
         Raises:
@@ -176,7 +176,7 @@ class Capture(TorchDispatchMode):
         self._keep(self._shared, numbers)
         return numbers
 
-    def made(self, value: Tensor, *, depends: bool) -> Value:
+    def made(self, value: Tensor, *, depends: bool) -> CapturedTensor:
         """Return numbers that were computed aside as a part of the run.
 
         Args:
@@ -185,7 +185,7 @@ class Capture(TorchDispatchMode):
         """
         if depends:
             self._mark(value)
-        return Value(value, self)
+        return CapturedTensor(value, self)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -201,7 +201,7 @@ class Capture(TorchDispatchMode):
         depends = any(map(self.depends, _operands(func, args, given)))
         if func is not torch.ops.aten.lift_fresh.default:  # of `torch.tensor`: nothing else holds what it is given
             for value in given:
-                if not isinstance(value, Value):
+                if not isinstance(value, CapturedTensor):
                     self._keep(self._shared, value)
         if depends:
             self._check(func, args, given)
@@ -209,7 +209,7 @@ class Capture(TorchDispatchMode):
         self.largest = max([self.largest, _scores(func, given), *(v.numel() for v in _tensors_in(found))])
         if depends:
             self._mark_all(func, args, kwargs, found)
-        made = tree_map_only(Tensor, lambda value: Value(value, self), found)
+        made = tree_map_only(Tensor, lambda value: CapturedTensor(value, self), found)
         made = _with_arguments(func, args, kwargs, made) if func._schema.is_mutable else made
         self.follow(func, args, kwargs, made)
         return made
@@ -242,10 +242,10 @@ class Capture(TorchDispatchMode):
         if func is torch.ops.aten.index.Tensor:
             deciding = [one for one in deciding if isinstance(one, Tensor) and not _counts(one)]
         for one in deciding:
-            if isinstance(one, Value):
+            if isinstance(one, CapturedTensor):
                 self.read(one)
             elif isinstance(one, Tensor) and self.depends(one):
-                self.read(Value(one, self))
+                self.read(CapturedTensor(one, self))
 
     def _mark_all(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], found: Any) -> None:
         """Note that what an operation made, or wrote to, depends on an input."""
@@ -262,7 +262,7 @@ class Capture(TorchDispatchMode):
             for value in tree_leaves(written):
                 if not isinstance(value, Tensor):
                     continue
-                inner = value.inner if isinstance(value, Value) else value
+                inner = value.inner if isinstance(value, CapturedTensor) else value
                 self._mark(inner)
                 if inner.untyped_storage()._cdata in self._shared:
                     raise self._refuse(
@@ -327,8 +327,8 @@ def _operands(func: Any, args: Sequence[Any], given: Sequence[Tensor]) -> Sequen
 
 
 def plain(values: Any) -> Any:
-    """Return the numbers of each `Value` in any structure."""
-    return tree_map_only(Value, lambda value: value.inner, values)
+    """Return the numbers of each `CapturedTensor` in any structure."""
+    return tree_map_only(CapturedTensor, lambda value: value.inner, values)
 
 
 def _counts(index: Tensor) -> bool:
@@ -347,7 +347,7 @@ def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator
 def _with_arguments(func: Any, args: Any, kwargs: dict[str, Any], found: Any) -> Any:
     """Return what an operation in place gives: the argument itself."""
     given = {name: value for one, value in _written(func, args, kwargs) for name in one.alias_info.before_set}
-    if torch.Tag.inplace_view in func.tags:  # `squeeze_`: the form of the `Value` changes, too
+    if torch.Tag.inplace_view in func.tags:  # `squeeze_`: the form of the `CapturedTensor` changes, too
         with no_dispatch():
             before = torch._C._meta_in_tls_dispatch_include()
             torch._C._set_meta_in_tls_dispatch_include(True)

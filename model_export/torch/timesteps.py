@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from model_export.errors import RefusedModelError
 from model_export.torch.axis_inference import ROWS, Sequences
-from model_export.torch.capture import FILLS, Capture, Value, named, plain
+from model_export.torch.capture import FILLS, Capture, CapturedTensor, named, plain
 from model_export.torch.cells import CellAdapter, States, in_order, stepping
 from model_export.torch.checks import HOW_TO_WRITE_IT
 from model_export.torch.layers import StepLayer
@@ -130,11 +130,11 @@ class _Timesteps(Capture):
         values = [one.to_module(value) for one, value in zip(whole.inputs, drawn, strict=True)]
         return [value for _, value in flatten(self.run(whole.module, values))]
 
-    def input(self, value: Tensor) -> Value:
+    def input(self, value: Tensor) -> CapturedTensor:
         """Return an input of the run, each of its numbers of its own timestep."""
         one = self._whole.inputs[self._inputs]
         self._inputs += 1
-        made: Value = super().input(value)
+        made: CapturedTensor = super().input(value)
         with self.aside():
             still = torch.zeros(value.shape, dtype=torch.int64)
             times = still if one.time is None else _at_its_timestep(value.shape, one.time, self._length)
@@ -167,7 +167,9 @@ class _Timesteps(Capture):
             found = self._moved(func, name, args, kwargs) if moves else self._times(func, name, args, kwargs, outs)
             places = self._places(func, args, kwargs, outs)
             for out, times in zip(outs, found, strict=True):
-                if isinstance(out, Value):  # no tensor of the module's own: nothing of an input is written to those
+                if isinstance(
+                    out, CapturedTensor
+                ):  # no tensor of the module's own: nothing of an input is written to those
                     self._set(
                         out, times | places if places else times, in_place=any(out is one for one in given), moves=moves
                     )
@@ -185,7 +187,7 @@ class _Timesteps(Capture):
             raise self._refuse("The module changes a shape in place, which cannot be followed.", fix=HOW_TO_WRITE_IT)
 
     def _is_computed(self, value: Tensor) -> bool:
-        inner = value.inner if isinstance(value, Value) else value
+        inner = value.inner if isinstance(value, CapturedTensor) else value
         return inner.untyped_storage()._cdata in self._computed
 
     def _places(self, func: Any, args: Any, kwargs: Any, outs: Sequence[Any]) -> int:
