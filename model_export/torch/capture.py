@@ -1,10 +1,10 @@
 """`Capture`: runs a module on tensors whose values Python cannot read, so that no decision by a value goes unseen.
 
-A trace holds the branch that one example took. Every tensor of the run is therefore a `CapturedTensor`, which has no memory:
-the numbers are in a tensor within it, and all that computes with them passes through `Capture`. What leaves torch, as
-`if`, `float()`, NumPy or a size that follows from values, is refused if the numbers come from an input. Where numbers
-come from is kept by their memory, so that views and writes in place count too. What follows from weights and sizes
-alone may be read.
+A trace holds the branch that one example took. Every tensor of the run is therefore a `CapturedTensor`, which has no
+memory: the numbers are in a tensor within it, and all that computes with them passes through `Capture`. What leaves
+torch, as `if`, `float()`, NumPy or a size that follows from values, is refused if the numbers come from an input. Where
+numbers come from is kept by their memory, so that views and writes in place count too. What follows from weights and
+sizes alone may be read.
 """
 
 from __future__ import annotations
