@@ -16,7 +16,8 @@ LEFT_OUT = {
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),
     *(f"model_export/streaming/{name}" for name in ("test_declared_length.py", "test_node_cases.py", "test_torch.py")),
-    *(f"model_export/verify/{name}" for name in ("test_evidence.py", "test_localize.py", "test_mutants.py")),
+    *(f"model_export/verify/{name}" for name in ("test_evidence.py", "test_mutants.py")),
+    "model_export/test_localize.py",
     *("asgi/test_openapi.py", "engine/watch/test_cluster.py", "model_export/stages/test_frameworks.py"),
     *("releases/test_ramp.py", "releases/test_transitions.py", "tracing/test_grpc_traces.py"),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+from onnx import helper
 
 from model_export.graph.nodes import all_graphs, attributes, subgraphs, uses
 from model_export.streaming.axes.dependence import ELEMENTWISE, mixed_axes
@@ -10,6 +12,7 @@ from model_export.streaming.causality import why
 from model_export.streaming.constants import shape_at_one_step, shape_to_reshape
 from model_export.streaming.rules.lengths import lengths_so_far
 from model_export.streaming.walk import StreamingWalk
+from model_export.structure.rows import read_rows
 
 _IN_BODIES = ELEMENTWISE | {"Constant", "ConstantOfShape", "Expand", "If", "Loop", "Shape", "Size"}
 """Operators of bodies that take each element by itself, or make others of sizes."""
@@ -180,7 +183,7 @@ def _check_branches(walk: StreamingWalk, node: onnx.NodeProto) -> None:
 def _check_bodies(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     """Refuse a body that is emitted as it is, for one timestep, and may mix timesteps.
 
-    The axes of its tensors are not known: its operators take each element by itself, or multiply by a weight.
+    Most take each element by itself, or multiply by a weight. Others are read as a graph whose rows are the timesteps.
     """
     if not walk.timed(node):
         return
@@ -188,8 +191,28 @@ def _check_bodies(walk: StreamingWalk, node: onnx.NodeProto) -> None:
     for body in subgraphs(node):
         for inner in (inner for part in all_graphs(body) for inner in part.node):
             is_product = inner.op_type in {"MatMul", "Gemm"} and all(name in fixed for name in inner.input[1:])
-            if inner.op_type not in _IN_BODIES and not is_product:
+            if inner.op_type not in _IN_BODIES and not is_product and not _keeps_timesteps_apart(walk, node):
                 raise walk.refuse(node, f"may mix timesteps by its {inner.op_type}")
+
+
+def _keeps_timesteps_apart(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Whether the operators of a node's bodies show that no timestep reaches another."""
+    values = {name: np.asarray(walk.facts.value(name)) for name in uses(node)}
+    axes = {name: walk.facts.time_axis(name) for name in values}
+    given: dict[str, tuple[tuple[int, ...], int | None]] = {
+        name: (values[name].shape[:axis] + values[name].shape[axis + 1 :], axis)
+        for name, axis in axes.items()
+        if axis is not None
+    }
+    constant = {name: value for name, value in values.items() if axes[name] is None}
+    takes = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
+        for name, value in values.items()
+    ]
+    gives = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = helper.make_graph([node], "bodies", takes, gives)
+    model = helper.make_model(graph, opset_imports=walk.model.opset_import)
+    return read_rows(model, given, {value.name: None for value in gives}, constant).verdict.outcome == "independent"
 
 
 def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
