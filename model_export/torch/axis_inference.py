@@ -48,7 +48,6 @@ class Output:
         time: Its time axis; None: one answer for a whole sequence.
         rank: Its number of axes.
         folded: Batch and time are one axis, the first.
-        depends: Whether it depends on the values of an input.
     """
 
     path: str
@@ -56,7 +55,6 @@ class Output:
     time: int | None
     rank: int
     folded: bool = False
-    depends: bool = True
 
     @property
     def called(self) -> str:
@@ -254,27 +252,22 @@ class Sequences:
                     fix="Say which axis goes, squeeze(-1): squeeze() alone takes a batch axis of 1 away, too.",
                 )
         check_behaviour(self.module, lambda: self.run(values))
-        operations, found = self._captured(self.lengths[0])
-        self.outputs = [replace(one, depends=depends) for one, depends in zip(self.outputs, found, strict=True)]
-        self.loops = operations != self._captured(self.lengths[1])[0]
+        operations = self._captured(self.lengths[0])
+        self.loops = operations != self._captured(self.lengths[1])
         if not self.loops:
             try:
                 self.run(self.drawn(ROWS, DOUBLED))
             except RefusedModelError:  # it may have a table of fewer positions
                 return
-            self.loops = operations != self._captured(DOUBLED)[0]
+            self.loops = operations != self._captured(DOUBLED)
 
-    def _captured(self, steps: int) -> tuple[int, list[bool]]:
-        """Refuse what no trace shows.
-
-        Returns:
-            How many operations the module does for so many timesteps, and whether each output depends on an input.
-        """
+    def _captured(self, steps: int) -> int:
+        """Refuse what no trace shows; return how many operations the module does for so many timesteps."""
         values = self.drawn(ROWS, steps)
         capture = Capture()
-        found = flatten(capture.run(self.module, values))
+        capture.run(self.module, values)
         self.largest[steps] = capture.largest
-        return capture.operations, [capture.depends(value) for _, value in found]
+        return capture.operations
 
     def drawn(self, rows: int, steps: int) -> list[torch.Tensor]:
         """Return sequences in the module's own axes."""

@@ -209,13 +209,6 @@ def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel
     except StepwellError as exc:
         how = "" if exc.fix == BACKWARDS_FIX else HOW_TO_WRITE_IT
         raise RefusedModelError(exc.problem, fix=f"{exc.fix} {how}".strip()) from exc
-    answers = {output.name for output in made.manifest.outputs}
-    for one, output in zip(whole.outputs, gives, strict=True):
-        if output not in answers and not one.depends:
-            raise RefusedModelError(
-                f"{one.called} does not depend on an input: it follows from sizes alone, and is no answer of a stream.",
-                fix="Leave it out of what `forward` returns.",
-            )
     return replace(made, observer=original.observer, vocabularies=ids_of(whole.inputs))
 
 

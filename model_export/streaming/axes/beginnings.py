@@ -144,7 +144,7 @@ class Beginnings:
         return self.of(node.input[0]) - start if is_plain else 0
 
     def _slid(self, node: onnx.NodeProto, axis: int) -> int | None:
-        """Return that of a convolution or a pool: an element takes those under its kernel."""
+        """Return that of a convolution or a pool: an element takes those under its kernel, or is given under it."""
         attrs, rank = attributes(node), len(self._facts.dims(node.input[0]))
         if any(self.of(name) != _ALL for name in node.input[1:] if name) or axis == 1:
             return 0
@@ -152,6 +152,12 @@ class Beginnings:
             return self.of(node.input[0]) if self._facts.time_axis(node.input[0]) == 0 else 0
         if attrs.get("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
             return 0
+        if node.op_type == "ConvTranspose":
+            place = axis - 2
+            stride, front = (
+                (attrs.get(name) or [default] * rank)[place] for name, default in (("strides", 1), ("pads", 0))
+            )
+            return int(self.of(node.input[0]) * stride - front)
         kernel = attrs.get("kernel_shape") or list(np.shape(self._facts.value(node.input[1])))[2:]
         at, ones = axis - 2, [1] * (rank - 2)
         reach = (kernel[at] - 1) * (attrs.get("dilations") or ones)[at]
@@ -183,7 +189,8 @@ class Beginnings:
 
 
 _COUNTS = {
-    "AveragePool": Beginnings._slid, "Concat": Beginnings._joined, "Conv": Beginnings._slid, "LpPool": Beginnings._slid,
+    "AveragePool": Beginnings._slid, "Concat": Beginnings._joined, "Conv": Beginnings._slid,
+    "ConvTranspose": Beginnings._slid, "LpPool": Beginnings._slid,
     "MaxPool": Beginnings._slid, "Pad": Beginnings._padded, "Scan": Beginnings._carried_on, "Slice": Beginnings._cut,
     **dict.fromkeys(RUNNING, Beginnings._summed_up), **dict.fromkeys(STATEFUL, Beginnings._carried_on),
 }  # fmt: skip
