@@ -11,7 +11,7 @@ from service.models.artifacts.keeper import KeptArtifact
 
 
 class SlowBackend:
-    """A backend that replies when it is told to, as a store that was unavailable; it keeps to the given deadline."""
+    """A backend that replies once it is released, as a store that was unavailable; it keeps to the given deadline."""
 
     check_s = 60.0
 

@@ -87,7 +87,7 @@ def test_a_document_that_the_store_has_lost_is_replaced_by_the_older_one() -> No
 
 
 class AwayBackend:
-    """A place of artifacts that does not reply before it is told to."""
+    """A place of artifacts that does not reply before it is released."""
 
     check_s = 60.0
 

@@ -29,7 +29,7 @@ def holder(server: Server) -> str | None:
 
 
 class Work:
-    """Work that runs until it is told to end."""
+    """Work that runs until it is ended."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()

@@ -434,7 +434,7 @@ def _number(var: Any, value: Any) -> float | None:
 
 
 def _is_index_check(eqn: Any) -> bool:
-    """Whether an equation asks if a whole number is below 0, as in front of every look-up by index."""
+    """Whether an equation compares a whole number with 0, as in front of every look-up by index."""
     other = eqn.invars[1]
     is_whole = jnp.issubdtype(eqn.invars[0].aval.dtype, jnp.integer)
     return bool(eqn.primitive.name == "lt" and is_whole and isinstance(other, core.Literal) and other.val == 0)

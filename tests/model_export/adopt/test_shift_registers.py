@@ -1,4 +1,4 @@
-"""Filters that keep past values in a shift register: `adopt` asks which tap is which, and proposes what is right."""
+"""Filters that keep past values in a shift register: `adopt` refuses to choose between taps, and proposes the right pairing."""
 
 from __future__ import annotations
 
