@@ -380,7 +380,7 @@ _NAMES: Sequence[Callable[[int, int], tuple[str, str]]] = (
     lambda k, n: ("abcdefgh"[k], "pqrstuvw"[n - 1 - k]),
     lambda k, _: ("abcdefgh"[k], "pqrstuvw"[k]),
 )
-"""Ways to name states and their next values; the first two say what belongs together."""
+"""Ways to name states and their next values; the first two show what belongs together."""
 
 
 def _step_graph(case: Case) -> Built:

@@ -1,4 +1,4 @@
-"""Filters that keep past values in a shift register: `adopt` refuses to choose between taps, and proposes the right pairing."""
+"""Filters with past values in a shift register: `adopt` does not choose between taps, and proposes the right pairing."""
 
 from __future__ import annotations
 
