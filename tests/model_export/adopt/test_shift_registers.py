@@ -1,4 +1,4 @@
-"""Filters with past values in a shift register: `adopt` does not choose between taps, and proposes the right pairing."""
+"""Filters with past values in shift registers: `adopt` does not choose between taps, and proposes the right pairing."""
 
 from __future__ import annotations
 
