@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from jax import export
 from jax._src import config, core
-from jax._src.interpreters import partial_eval
 
 from model_export.errors import RefusedModelError
 
@@ -39,7 +38,7 @@ def capture(function: Callable[..., Any], specs: Sequence[tuple[tuple[int | str,
         specs: Shape and dtype of each; `"b"` and `"t"` are the numbers of rows and timesteps.
 
     Returns:
-        The closed jaxpr, without equations that no output needs.
+        The closed jaxpr.
 
     Raises:
         RefusedModelError: It decides by a value, or by the number of rows or timesteps; names the line. Or it fails.
@@ -48,14 +47,11 @@ def capture(function: Callable[..., Any], specs: Sequence[tuple[tuple[int | str,
     structs = [jax.ShapeDtypeStruct([sizes.get(n, n) for n in shape], dtype) for shape, dtype in specs]  # type: ignore[no-untyped-call]
     try:
         with config.softmax_custom_jvp(True):  # else it is written out while it is traced
-            closed = jax.make_jaxpr(function)(*structs)
+            return jax.make_jaxpr(function)(*structs)
     except RefusedModelError:
         raise
     except Exception as exc:
         raise _refusal(exc) from exc
-    jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
-    assert all(used)
-    return core.ClosedJaxpr(jaxpr, closed.consts)
 
 
 def _refusal(exc: Exception) -> RefusedModelError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from jax._src import core  # an interpreter of jaxprs needs Literal and ClosedJaxpr, which have no public home
+from jax.extend.core import Literal
 from onnx import helper
 
 from model_export.errors import RefusedModelError
@@ -164,12 +164,12 @@ class JaxGraph(NodeBuilder):
 
         def read(atom: Any) -> JaxValue:
             aval: Any = atom.aval
-            return constant(atom.val, aval.dtype) if isinstance(atom, core.Literal) else values[atom]
+            return constant(atom.val, aval.dtype) if isinstance(atom, Literal) else values[atom]
 
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             values[var] = constant(const)
         values.update(zip(jaxpr.invars, inputs, strict=True))
-        for equation in jaxpr.eqns:
+        for equation in _needed(jaxpr):
             outer = self._at
             self._at = str(equation.source_info.name_stack) or outer
             found = self._emitted(equation, [read(atom) for atom in equation.invars])
@@ -183,11 +183,11 @@ class JaxGraph(NodeBuilder):
             called = next(
                 equation.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in equation.params
             )
-            closed = called if hasattr(called, "consts") else core.ClosedJaxpr(called, ())
-            name, _, home = str(closed.jaxpr.debug_info.func_src_info).partition(" at ")
-            if name in FUNCTIONS and _NN in home and (found := FUNCTIONS[name](self, closed, inputs)) is not None:
+            jaxpr, consts = getattr(called, "jaxpr", called), getattr(called, "consts", ())
+            name, _, home = str(jaxpr.debug_info.func_src_info).partition(" at ")
+            if name in FUNCTIONS and _NN in home and (found := FUNCTIONS[name](self, jaxpr, inputs)) is not None:
                 return [found]
-            return self.run(closed.jaxpr, closed.consts, inputs)
+            return self.run(jaxpr, consts, inputs)
         if (known := folded(equation, inputs)) is not None:
             return known
         if name not in RULES:
@@ -197,6 +197,16 @@ class JaxGraph(NodeBuilder):
             one if isinstance(one, JaxValue) else JaxValue(tuple(var.aval.shape), str(var.aval.dtype), one)
             for one, var in zip(made if isinstance(made, list) else [made], equation.outvars, strict=True)
         ]
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """Return the equations that what a jaxpr returns follows from: others, as of a dropout that is off, need no rule."""
+    needed, kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed.update(atom for atom in equation.invars if not isinstance(atom, Literal))
+            kept.append(equation)
+    return kept[::-1]
 
 
 def line_of(equation: Any) -> str:

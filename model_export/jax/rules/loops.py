@@ -8,12 +8,13 @@ from onnx import helper
 
 from model_export.jax.graph import JaxGraph, rule
 from model_export.jax.values import JaxValue
+from model_export.verify.decisions.jax import scan_counts
 
 
 @rule("scan")
 def _scan(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> list[str]:
     params, closed = equation.params, equation.params["jaxpr"]
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+    n_consts, n_carry = scan_counts(params)
     consts, given = inputs[:n_consts], inputs[n_consts:]
     captured = [c if c.is_known else JaxValue(c.shape, c.dtype, graph.small(c), ones=c.ones) for c in consts]
     sent = [graph.whole(value) for value in given]

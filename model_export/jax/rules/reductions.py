@@ -102,8 +102,8 @@ def _pooled(graph: JaxGraph, equation: Any, x: JaxValue, kind: str, **attributes
 
 
 @function_rule("_softmax")
-def _softmax(graph: JaxGraph, closed: Any, inputs: list[JaxValue]) -> JaxValue | None:
-    axes = [equation.params["axes"] for equation in closed.jaxpr.eqns if equation.primitive.name == "reduce_max"]
+def _softmax(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
+    axes = [equation.params["axes"] for equation in jaxpr.eqns if equation.primitive.name == "reduce_max"]
     if (
         len(inputs) != 2 or len(axes) != 1 or len(axes[0]) != 1 or not inputs[1].is_known
     ):  # over a part, or several axes

@@ -194,7 +194,7 @@ class _Walk:
 
     def _scan(self, eqn: Any, given: list[Any], own: list[bool], place: str, label: str) -> _Found | None:
         params = eqn.params
-        closed, count, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+        closed, (count, carried) = params["jaxpr"], scan_counts(params)
         points: list[_Point] = []
         inside = [*own[:count], *[True] * (len(own) - count)]
 
@@ -365,6 +365,14 @@ _ACTIVATIONS = {
     "maximum",
     "minimum",
 }
+
+
+def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many constants a `scan` takes, and how many values it carries, by its parameters."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # JAX 0.12
+    return len(consts), len(carry)
 
 
 def _lengths_of(eqn: Any) -> list[int]:
