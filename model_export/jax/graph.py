@@ -200,7 +200,7 @@ class JaxGraph(NodeBuilder):
 
 
 def _needed(jaxpr: Any) -> list[Any]:
-    """Return the equations that what a jaxpr returns follows from: others, as of a dropout that is off, need no rule."""
+    """Return the equations that a result follows from: others, as of a dropout that is off, need no rule."""
     needed, kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}, []
     for equation in reversed(jaxpr.eqns):
         if not needed.isdisjoint(equation.outvars):

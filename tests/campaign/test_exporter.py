@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def test_every_condition_runs_in_onnx(rare: str) -> None:
 @pytest.mark.parametrize("front_end", ["torch", "keras"])
 @pytest.mark.parametrize("rare", [*SEQUENCE, *STEPWISE])
 def test_a_condition_is_the_same_in_every_front_end(rare: str, front_end: str) -> None:
-    pytest.importorskip(front_end)
+    if find_spec(front_end) is None:
+        pytest.skip(f"{front_end} is not installed (the extra `{front_end}`)")
     module = importlib.import_module(f"campaign.exporter.{front_end}_models")
     part = SEQUENCE.get(rare) or STEPWISE[rare]
     x = np.random.default_rng(0).normal(size=(3, 40, 2)).astype(np.float32) * 20
@@ -140,7 +142,8 @@ def test_an_error_that_is_no_refusal_is_a_verdict() -> None:
 @pytest.mark.timeout(600)
 def test_a_short_run_writes_no_wrong_model_and_every_plain_one() -> None:
     found = Found()
-    run(Plan(("onnx", "adopt", "states"), seed=7, seconds=300, models=12), found)
+    front_ends: tuple[FrontEnd, ...] = ("onnx", "adopt", "states") if find_spec("torch") else ("onnx", "adopt")
+    run(Plan(front_ends, seed=7, seconds=300, models=12), found)
 
     assert len(found.outcomes) == 12
     assert {outcome.verdict for outcome in found.outcomes} <= {"right", "weak", "refused"}

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from model_export.graph.nodes import attributes, constants, subgraphs
-from model_export.graph.operators import RESHAPING
+from model_export.graph.operators import RESHAPING, RUNNING
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.sizes import LENGTHS
 
@@ -270,7 +270,7 @@ class _Pass:
 
     def _counted(self, node: onnx.NodeProto, kind: str) -> Marks:
         """Return what the sizes of the axes depend on that an operator sums over, or counts along."""
-        if kind in _MOVING | ELEMENTWISE | RESHAPING | {"ConstantOfShape", "Range", "EyeLike", "CumSum", "CumProd"}:
+        if kind in _MOVING | ELEMENTWISE | RESHAPING | {"ConstantOfShape", "Range", "EyeLike", *RUNNING}:
             return frozenset()
         marks = frozenset[str]()
         ranks = {name: len(self.dims(name)) for name in node.input if name}
@@ -435,8 +435,8 @@ def mixed_axes(
         return {1}
     if kind == "CenterCropPad":
         return set() if place else {int(axis) % rank for axis in attrs.get("axes", range(rank))}
-    if kind in {"ArgMax", "ArgMin", "TopK", "CumSum", "CumProd"}:
-        axis = value(node.input[1]) if kind in {"CumSum", "CumProd"} else attrs.get("axis", -1 if kind == "TopK" else 0)
+    if kind in {"ArgMax", "ArgMin", "TopK", *RUNNING}:
+        axis = value(node.input[1]) if kind in RUNNING else attrs.get("axis", -1 if kind == "TopK" else 0)
         return None if axis is None else {int(np.reshape(axis, -1)[0]) % rank}
     if kind in {"Resize", "Upsample"}:
         return set() if place else _resized(node, attrs, rank, value)

@@ -94,7 +94,10 @@ def ulps(found: Array, expected: Array, size: Array | None = None) -> float:
 
 @pytest.mark.parametrize("name", ONE)
 def test_a_function_of_one_number_is_within_a_few_units_of_the_last_place(name: str) -> None:
-    assert ulps(*ours_and_keras(ONE[name], numbers())) <= 12
+    x = numbers()
+    if name == "sinc":  # of a number that overflows times pi, JAX 0.11 gives NaN, and 0.12 gives 0
+        x = x[:, np.abs(x[0, :, 0]) < 1e30]
+    assert ulps(*ours_and_keras(ONE[name], x)) <= 12
 
 
 @pytest.mark.parametrize("name", TWO)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
 from model_export.step_model import StepModel
@@ -53,6 +54,7 @@ def compared(rare: Rare, *, user_data: Mapping[str, Array] | None = None) -> Par
 
 def in_torch(case: str) -> Rare:
     """Return a case as a PyTorch module."""
+    pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
     import torch
 
     from model_export.verify.decisions.torch import TorchObserver
