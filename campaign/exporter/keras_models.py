@@ -9,11 +9,10 @@ from typing import Any
 import keras
 from keras import layers, ops
 
-from campaign.exporter.built import Array, Built
+from campaign.exporter.built import VOCABULARY, Array, Built, exported
 from campaign.exporter.cases import Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
-from campaign.exporter.torch_models import VOCABULARY, exported
 
 
 class KerasOps:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from campaign.exporter.built import Array, Built
+from campaign.exporter.built import VOCABULARY, Array, Built, exported
 from campaign.exporter.cases import KEEP_WIDTH, Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
-from model_export.errors import WeakProofError
-from model_export.export import export_source
 from model_export.spec import StepSpec
-
-VOCABULARY = 50
 
 
 class TorchOps:
@@ -306,12 +301,3 @@ def _with_states(case: Case) -> Built:
     return Built(
         run, lambda path: exported(StepSpec(model, inputs={"x": torch.randn(1, case.features)}, states=states), path)
     )
-
-
-def exported(source: Any, path: Path) -> bool:
-    """Export in the way of the documentation; return whether it is called weak, in which case nothing is written."""
-    try:
-        export_source(source, path)
-    except WeakProofError:
-        return True
-    return False
