@@ -87,7 +87,7 @@ class StreamingWalk:
                     rules.get(node.op_type, default)(self, node)
                 check_sizes(self, node)
                 check_outputs(self, node)
-            except RefusedModelError as exc:
+            except (RefusedModelError, InternalError) as exc:  # the latter of a node before
                 error: StepwellError = exc
             except Exception as exc:  # noqa: BLE001  # onnxruntime has run the graph, so that the rule is at fault
                 error = InternalError(f"the rule of {described(node)}", exc)

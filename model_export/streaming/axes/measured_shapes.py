@@ -230,11 +230,21 @@ class MeasuredShapes:
 
         Returns:
             With the batch axis, if any, reduced to one row; None where they may differ from input to input.
+
+        Raises:
+            RefusedModelError: They are more than the runs have.
         """
         axis = self.time_axis(name)
         assert axis is not None
         if first + count > max(self._beginnings.of(name) if self._beginnings is not None else 0, 0):
             return None
+        shortest = min(np.shape(value)[axis] for value in self.values(name))
+        if first + count > shortest:
+            raise RefusedModelError(
+                f"Tensor {name!r} goes back {count} timesteps, and the graph was run over {shortest}: what stands before "
+                "its first timestep cannot be read from it.",
+                fix="Declare the number of timesteps that the model was made for, `--length N`, or shorten the lag.",
+            )
         there = range(max(first, 0), first + count)
         taken = [self.one_row(np.take(value, there, axis=axis), name) for value in self.values(name)]
         taken += [self.one_row(np.take(self._touched[name], there, axis=axis), name)] if name in self._touched else []

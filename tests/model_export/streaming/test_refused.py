@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from model_export.converted import verify_model
@@ -140,3 +141,21 @@ def test_attention_of_the_last_timestep_needs_a_declared_length() -> None:
 
     assert "`--length N`" in caught.value.fix
     assert verify_model(convert(model, name="luong", length=20), long_steps=0)[1].parity.max_abs <= 1e-5
+
+
+def test_a_lag_that_is_longer_than_the_runs_is_refused_for_that() -> None:
+    """It is no fault of a rule, and of no node behind it either."""
+    graph = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 20]>
+        g (float[B,T,3] x) => (float[B,T,3] y) {
+            pads = Constant <value = int64[6] {0, 60, 0, 0, 0, 0}> ()
+            padded = Pad (x, pads)
+            zero = Constant <value = int64[1] {0}> ()
+            end = Constant <value = int64[1] {-60}> ()
+            axis = Constant <value = int64[1] {1}> ()
+            late = Slice (padded, zero, end, axis)
+            sum = Add (x, late)
+            y = Tanh (sum)
+        }""")
+
+    with pytest.raises(RefusedModelError, match="goes back 60 timesteps, and the graph was run over 47"):
+        convert(graph, name="lag")
