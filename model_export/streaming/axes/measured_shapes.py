@@ -241,8 +241,8 @@ class MeasuredShapes:
         shortest = min(np.shape(value)[axis] for value in self.values(name))
         if first + count > shortest:
             raise RefusedModelError(
-                f"Tensor {name!r} goes back {count} timesteps, and the graph was run over {shortest}: what stands before "
-                "its first timestep cannot be read from it.",
+                f"Tensor {name!r} goes back {count} timesteps, and the graph was run over {shortest}: what stands "
+                "before its first timestep cannot be read from it.",
                 fix="Declare the number of timesteps that the model was made for, `--length N`, or shorten the lag.",
             )
         there = range(max(first, 0), first + count)
