@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -34,26 +35,32 @@ def large(name: str = "x", first: str = "0.5", more: str = "") -> bytes:
     return f'{{"inputs": {{"{name}": [{rows}]}}, "return": "last"{more}}}'.encode()
 
 
-def longest_pause(service: Service, work: Callable[[], Any]) -> float:
-    """Return for how many seconds the service's event loop did nothing else at most during some work."""
+def longest_turn(service: Service, work: Callable[[], Any]) -> float:
+    """Return the seconds of processor time that the longest turn of the service's event loop took during some work.
+
+    The time of its thread alone: a machine that does other work makes it no longer. Garbage is not collected meanwhile,
+    which any thread may have to do.
+    """
     ended = threading.Event()
 
     async def beat() -> float:
-        longest, last = 0.0, time.perf_counter()
+        longest, last = 0.0, time.thread_time()
         while not ended.is_set():
             await asyncio.sleep(0)
-            now = time.perf_counter()
+            now = time.thread_time()
             longest, last = max(longest, now - last), now
         return longest
 
     found = list[float]()
     beating = threading.Thread(target=lambda: found.append(service.run_in_loop(beat)))
+    gc.disable()
     beating.start()
     try:
         work()
     finally:
         ended.set()
         beating.join()
+        gc.enable()
     return found[0]
 
 
@@ -74,15 +81,16 @@ def post(service: Service, stream: str, body: bytes) -> Any:
     ids=["an escape", "an escape in a text", "no number", "infinite", "cut"],
 )
 def test_a_large_body_does_not_block_the_event_loop(wide: Service, body: bytes, status: int) -> None:
-    """The pause is compared with the time that a parser of this machine needs for the body."""
-    started = time.perf_counter()
+    """The longest turn is compared with the time that a parser of this machine needs for the body."""
+    wide.step("wide", "first", [0.5] * FEATURES, source={"id": "a", "at": 1})  # makes room for sources, once for a model
+    started = time.thread_time()
     json.loads(large())
-    at_once = time.perf_counter() - started
+    at_once = time.thread_time() - started
     found = []
-    pause = longest_pause(wide, lambda: found.append(post(wide, "s", body)))
+    turn = longest_turn(wide, lambda: found.append(post(wide, "s", body)))
 
     assert found[0].status_code == status, found[0].text
-    assert pause < at_once / 2
+    assert turn < at_once / 2
 
 
 def test_a_key_that_occurs_twice_by_an_escape_is_refused(wide: Service) -> None:
