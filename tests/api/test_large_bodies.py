@@ -82,7 +82,7 @@ def post(service: Service, stream: str, body: bytes) -> Any:
 )
 def test_a_large_body_does_not_block_the_event_loop(wide: Service, body: bytes, status: int) -> None:
     """The longest turn is compared with the time that a parser of this machine needs for the body."""
-    wide.step("wide", "first", [0.5] * FEATURES, source={"id": "a", "at": 1})  # makes room for sources, once for a model
+    wide.step("wide", "first", [0.5] * FEATURES, source={"id": "a", "at": 1})  # room for sources is made once
     started = time.thread_time()
     json.loads(large())
     at_once = time.thread_time() - started
