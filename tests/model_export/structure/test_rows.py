@@ -392,7 +392,8 @@ def test_no_case_of_onnx_that_is_independent_lets_a_row_move_another() -> None:
             calm = session.run(None, feeds)
             for value in (np.nan, 1e30, 2.5):
                 other = feeds[names[0]].copy()
-                np.moveaxis(other, axis, 0)[0] = value
+                with np.errstate(over="ignore"):  # in float16, 1e30 is infinite
+                    np.moveaxis(other, axis, 0)[0] = value
                 wild = session.run(None, {**feeds, names[0]: other})
                 for place, one, two in zip(places, calm, wild, strict=True):
                     was, becomes = (_other_rows(array, place, size) for array in (one, two))
