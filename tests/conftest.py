@@ -27,6 +27,8 @@ _WAITING = {
     *("test_drain.py", "tracing/test_traces.py"),
 }
 """Files that have no slow test, but wait for most of 15 to 60 seconds."""
+_TESTS_OF_COMPILED = 40  # tests after which what JAX has compiled is dropped
+_n_since_dropped = 0
 os.environ.setdefault("KERAS_BACKEND", "jax")  # the test extra installs JAX, and Keras would default to TensorFlow
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for each other, for long on a busy machine
 # Compiled Keras models are cached: compiling takes two thirds of the time of their tests and examples.
@@ -91,6 +93,17 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
     return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drop what JAX has compiled at the end of each file and after some tests: it would keep gigabytes for the run."""
+    global _n_since_dropped  # noqa: PLW0603 - hooks have no object of their own
+    _n_since_dropped += 1
+    ends = nextitem is None or nextitem.path != item.path
+    if "jax" in sys.modules and (ends or _n_since_dropped >= _TESTS_OF_COMPILED):
+        sys.modules["jax"].clear_caches()
+        _n_since_dropped = 0
 
 
 @pytest.fixture(scope="session", autouse=True)
