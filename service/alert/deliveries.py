@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,18 +18,22 @@ from service.alert.errors import AlarmRefusedError, TargetUnavailableError
 from service.alert.rules import AlarmTarget
 from service.alert.webhook import Webhook
 from service.background import cancel
+from service.backoff import Backoff
 from service.connect.brokers import make_writer
 from service.connect.messages import ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
 from service.errors import ServiceError, counted
 from service.store.alerts import AlertStore
 
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
 _AT_ONCE: Final = 500
 _MOST_PENDING: Final = 5000
 _CONCURRENT: Final = 16
 _POLL_S: Final = 1.0
-_FIRST_PAUSE_S: Final = 0.25
-_LONGEST_PAUSE_S: Final = 30.0
+_BACKOFF: Final = Backoff(0.25, 30.0)
+_STORE_BACKOFF: Final = Backoff(0.1, 1.0)
 _POSITION_BITS: Final = 20
 _FINAL_REFUSALS: Final = 10
 """Refusals in a row of a stream's alarms after which an alarm is set aside: with the pauses, within two minutes."""
@@ -140,7 +144,7 @@ class _Pauses:
         if not self._failures:
             self._report(f"{self._name} does not accept alarms, which are sent again: {reason}")
         self._failures += 1
-        self._resume_at = now + pause_after(self._failures)
+        self._resume_at = now + _BACKOFF.after(self._failures)
 
     def refused(self, reason: object) -> None:
         """Report that an alarm is refused; the others do not wait for it."""
@@ -169,12 +173,6 @@ class _Pauses:
             await asyncio.sleep(left)
 
 
-def pause_after(failures: int) -> float:
-    """Return the seconds to wait after so many failures in a row: growing, with jitter."""
-    longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10))
-    return longest * (0.75 + random.random() / 4)  # noqa: S311 - jitter
-
-
 class _OutboxDelivery:
     """What every delivery has: the outbox of its target, and its pauses.
 
@@ -196,7 +194,7 @@ class _OutboxDelivery:
     async def _set_aside(self, entry: str, body: bytes, reason: str) -> None:
         """Keep an alarm that the target refuses in another place than the outbox, once the store replies."""
         store = self._options.store
-        await _until_stored(lambda: store.set_aside(self.id, entry, body, reason))
+        await until_stored(lambda: store.set_aside(self.id, entry, body, reason))
         self._options.counters.add_delivery(self._name, refused=1)
         self._pauses.set_aside(1, reason, store.refused_key(self.id))
 
@@ -278,7 +276,7 @@ class WebhookDelivery(_OutboxDelivery):
                 failures = refusals = 0
             else:
                 failures += 1
-                await asyncio.sleep(pause_after(failures))
+                await asyncio.sleep(_BACKOFF.after(failures))
         self._refused.discard(key)
         del self._pending[key]
 
@@ -304,7 +302,7 @@ class WebhookDelivery(_OutboxDelivery):
                 return False
             self._pauses.worked()
             counters.add_delivery(self._name, delivered=1)
-        await _until_stored(lambda: self._options.store.mark_sent(self.id, [alarm.entry]))
+        await until_stored(lambda: self._options.store.mark_sent(self.id, [alarm.entry]))
         return True
 
 
@@ -363,15 +361,18 @@ class BrokerDelivery(_OutboxDelivery):
         return OutMessage(document["stream"], f"alerts:{self._options.group}:{document['model']}", at, document)
 
 
-async def _until_stored(write: Callable[[], Awaitable[None]]) -> None:
-    """Write to the store, once it replies."""
-    failures = 0
+async def until_stored(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Return the result of work on the store, which is repeated while the store does not reply."""
+    failures, logged = 0, ""
     while True:
         try:
-            return await write()
-        except ServiceError:
+            return await work()
+        except ServiceError as exc:
+            if exc.problem != logged:
+                logged = exc.problem
+                _log.warning("Waiting for the store: %s", logged)
             failures += 1
-            await asyncio.sleep(pause_after(failures))
+            await asyncio.sleep(_STORE_BACKOFF.after(failures))
 
 
 async def _wait_for(event: asyncio.Event) -> None:

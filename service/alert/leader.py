@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -15,7 +14,7 @@ import httpx2
 from websockets.exceptions import WebSocketException
 
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import BrokerDelivery, WebhookDelivery
+from service.alert.deliveries import BrokerDelivery, WebhookDelivery, until_stored
 from service.alert.errors import LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.follower import StreamFollower
@@ -33,11 +32,9 @@ from service.errors import ServiceError
 from service.store.alerts import AlertStore
 from service.store.event_logs import EventLogs
 
-_log = logging.getLogger(__name__)
 _QUEUED: Final = 10_000
 _TICK_S: Final = 0.25
 _WRITE_EVERY_S: Final = 0.5
-_STORE_PAUSE_S: Final = 0.2
 _REJECTED_PAUSE_S: Final = 5.0
 _LAST_WRITE_S: Final = 5.0
 _SOON_S: Final = 1.0
@@ -138,11 +135,11 @@ class AlertLeader:
 
     async def _start(self) -> None:
         """Load the states of all streams, and evaluate what was committed since."""
-        await _retried(lambda: self._store.set_targets(self._targets))
+        await until_stored(lambda: self._store.set_targets(self._targets))
         for follower in self._followers:
-            follower.load(await _retried(partial(self._store.load, follower.model.name)))
-            await _retried(follower.catch_up)
-            await _retried(follower.follow_refusals)
+            follower.load(await until_stored(partial(self._store.load, follower.model.name)))
+            await until_stored(follower.catch_up)
+            await until_stored(follower.follow_refusals)
             await self._write(follower)
 
     async def _evaluate(self, follower: StreamFollower, queue: asyncio.Queue[_Item]) -> None:
@@ -168,8 +165,8 @@ class AlertLeader:
                     await follower.follow_refusals()
                 await follower.check_due()
             except ServiceError:
-                await asyncio.sleep(_STORE_PAUSE_S)
-                await _retried(follower.catch_up)  # it evaluates whatever was not
+                await asyncio.sleep(_TICK_S)
+                await until_stored(follower.catch_up)  # it evaluates whatever was not
 
     def _wait_s(self, follower: StreamFollower) -> float:
         due = follower.next_due_ms
@@ -180,7 +177,7 @@ class AlertLeader:
         if not writes.states and not writes.raised:
             return
         call_id = secrets.token_hex(16)
-        await _retried(lambda: self._lease.commit(call_id, writes, self._targets))
+        await until_stored(lambda: self._lease.commit(call_id, writes, self._targets))
         if writes.sent:
             for delivery in self._deliveries:
                 delivery.wake()
@@ -240,16 +237,3 @@ async def _next_items(queue: asyncio.Queue[_Item], wait_s: float) -> list[_Item]
     while not queue.empty():
         items.append(queue.get_nowait())
     return items
-
-
-async def _retried(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Return the result of work on the store, which is repeated while the store does not reply."""
-    logged = ""
-    while True:
-        try:
-            return await work()
-        except ServiceError as exc:
-            if exc.problem != logged:
-                logged = exc.problem
-                _log.warning("Waiting for the store: %s", logged)
-            await asyncio.sleep(_STORE_PAUSE_S)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from functools import partial
 from typing import Final
 
+from service.backoff import Backoff
 from service.client.results import ClientError
 from service.connect.brokers.protocol import MessageReader, MessageWriter
 from service.connect.chunk_sender import AppliedChunks, ChunkSender
@@ -35,8 +36,7 @@ _POLL_S: Final = 0.5
 _GROWTH: Final = 4
 """A poll is at most so many times as large as the one before it. Small polls cost most for each message."""
 
-_FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 5.0
+_BACKOFF: Final = Backoff(0.2, 5.0)
 
 
 class Connector:
@@ -146,8 +146,7 @@ class Connector:
                 for output in self._outputs:
                     await output.close()
             with contextlib.suppress(TimeoutError):
-                pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 10))
-                await asyncio.wait_for(self._stopping.wait(), pause)
+                await asyncio.wait_for(self._stopping.wait(), _BACKOFF.after(failures))
 
     async def _polls(self) -> AsyncIterator[None]:
         """Carry one poll after the other; yield after each."""

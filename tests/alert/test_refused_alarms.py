@@ -16,6 +16,7 @@ from service.alert.counters import AlertCounters
 from service.alert.deliveries import DeliveryOptions, make_delivery, target_ids
 from service.alert.rules import AlarmTarget
 from service.alert.stream_state import Alarm
+from service.backoff import Backoff
 from service.store.alerts import AlertStore, AlertWrites
 from service.store.state_store import StateStore
 from tests.alert.alerts import WebhookReceiver
@@ -109,7 +110,7 @@ def set_aside(server: Server, outbox: Outbox) -> list[tuple[str, str]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the pauses between attempts short."""
-    monkeypatch.setattr(deliveries, "_LONGEST_PAUSE_S", 0.001)
+    monkeypatch.setattr(deliveries, "_BACKOFF", Backoff(0.001, 0.001))
 
 
 @pytest.mark.parametrize("status", [301, 401, 404, 422])
