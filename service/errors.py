@@ -1,6 +1,7 @@
 """Errors of requests and of the store: codes and messages, independent of HTTP.
 
 StepwellError (model_export.errors)    code, problem, fix
+├── SettingsError                      a setting, a flag or a key of a configuration file
 └── ServiceError                       also applied, retry, step, state_id, expected, at
     ├── StoreUnavailableError          the store did not reply, and the commit was certainly not sent
     ├── OutcomeUnknownError            the store did not reply after the commit was sent
@@ -60,6 +61,12 @@ CODES: dict[str, Retry] = {
     "record_version": "same",
 }
 """Every error code in responses, and what the client may do next with the same request."""
+
+
+class SettingsError(StepwellError):
+    """A setting, a flag or a key of a configuration file has an invalid value."""
+
+    code = "bad_setting"
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

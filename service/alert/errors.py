@@ -11,12 +11,6 @@ class AlertError(StepwellError):
     code = "alert_failed"
 
 
-class RulesError(AlertError):
-    """The rules or the command line are wrong."""
-
-    code = "bad_setting"
-
-
 class AlertStartError(AlertError):
     """The process refuses to start, because something that it needs is not there."""
 

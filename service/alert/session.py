@@ -13,7 +13,7 @@ from urllib.parse import quote
 from service.alert.conditions import ConditionError
 from service.alert.counters import AlertCounters
 from service.alert.deliveries import DeliveryOptions, make_delivery, target_ids
-from service.alert.errors import AlertStartError, LeaseLostError, RulesError
+from service.alert.errors import AlertStartError, LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.leader import AlertLeader
 from service.alert.lease import GroupLease
@@ -21,7 +21,7 @@ from service.alert.rules import AlertRules, FollowedModel
 from service.background import until
 from service.connect.service_feed import ServiceFeed
 from service.engine.watch.refusals import RefusalReader
-from service.errors import ServiceError
+from service.errors import ServiceError, SettingsError
 from service.store import keys
 from service.store.alerts import AlertStore
 from service.store.event_logs import EventLogs
@@ -99,7 +99,7 @@ class AlertSession:
 
         Raises:
             ConnectError: The service has no such model, or rejects the key.
-            RulesError: A rule does not fit its model.
+            SettingsError: A rule does not fit its model.
             AlertStartError: A model has no history, or the store is not that of the service.
         """
         info = await self._feed.get("/v1/info")
@@ -124,7 +124,7 @@ class AlertSession:
         """Stand by and lead until an event is set; then what was evaluated is written, and the lease given back.
 
         Raises:
-            ConnectError, RulesError, AlertStartError: As for `connect`.
+            ConnectError, SettingsError, AlertStartError: As for `connect`.
         """
         connecting = asyncio.create_task(self.connect())
         if not await until(connecting, stopped):
@@ -183,7 +183,7 @@ class AlertSession:
                 try:
                     condition.check(shapes)
                 except ConditionError as exc:
-                    raise RulesError(f"Rule {rule.name!r}: {condition.text!r}: {exc}.") from exc
+                    raise SettingsError(f"Rule {rule.name!r}: {condition.text!r}: {exc}.") from exc
         ranks = {one: len(shape) for one, shape in shapes["inputs"].items()}
         return FollowedModel(name, rules, ranks, int(limits["stream_ttl_s"] * 1000), 2 * limits["request_timeout_s"])
 

@@ -25,7 +25,7 @@ from service.commands.live.until_stopped import (
 )
 from service.commands.tables import Json
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.config import ConnectConfig, config_of, read_config
+from service.connect.config import ConnectConfig, config_of_flags, read_config
 from service.connect.messages import ConnectError, ConnectUsageError
 from service.connect.session import ConnectSession
 from service.connect.urls import BrokerUrl
@@ -207,7 +207,7 @@ def _config_of_flags(source: str, flags: dict[str, Any]) -> ConnectConfig:
 
     Raises:
         typer.BadParameter: A flag is missing.
-        ConnectUsageError: A value is wrong.
+        SettingsError: A value is wrong.
     """
     for name in ("--model", "--stream"):
         if flags[name] is None:
@@ -223,7 +223,7 @@ def _config_of_flags(source: str, flags: dict[str, Any]) -> ConnectConfig:
         document["to"] = {"url": flags["--to"]}
     if flags["--dead-letter"] is not None:
         document["dead_letter"] = {"url": flags["--dead-letter"]}
-    return config_of(document, "The command line")
+    return config_of_flags(document)
 
 
 def _key_of(config: ConnectConfig) -> str | None:
