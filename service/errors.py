@@ -12,12 +12,15 @@ StepwellError (model_export.errors)    code, problem, fix
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 from model_export.errors import StepwellError
 
 Applied = Literal["no", "yes", "unknown"]
 Retry = Literal["same", "resend_from", "never"]
+
+_MOST_NAMED: Final = 12
 
 CODES: dict[str, Retry] = {
     "bad_json": "never",
@@ -78,6 +81,12 @@ def counted(number: int, noun: str, plural: str = "") -> str:
         plural: The plural; by default the singular with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def listed(names: Sequence[object]) -> str:
+    """Return names as text, with the number of those that are left out."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(map(str, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 class ServiceError(StepwellError):
