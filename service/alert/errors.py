@@ -17,18 +17,6 @@ class AlertStartError(AlertError):
     code = "cannot_start"
 
 
-class TargetUnavailableError(AlertError):
-    """A target did not accept alarms; they are sent again later."""
-
-    code = "target_unavailable"
-
-
-class AlarmRefusedError(AlertError):
-    """A target refuses an alarm, for a reason that is likely to stay."""
-
-    code = "alarm_refused"
-
-
 class LeaseLostError(AlertError):
     """Another process of the group has the lease now."""
 

@@ -14,7 +14,7 @@ import httpx2
 from websockets.exceptions import WebSocketException
 
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import BrokerDelivery, WebhookDelivery, until_stored
+from service.alert.deliveries import Delivery, until_stored
 from service.alert.errors import LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.follower import StreamFollower
@@ -53,7 +53,7 @@ class AlertLeader:
         logs: Mapping[str, tuple[EventLogs, RefusalReader]],
         lease: GroupLease,
         store: AlertStore,
-        deliveries: Sequence[WebhookDelivery | BrokerDelivery],
+        deliveries: Sequence[Delivery],
         counters: AlertCounters,
         group: str,
     ) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from service.alert.conditions import ConditionError
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import DeliveryOptions, make_delivery, target_ids
+from service.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from service.alert.errors import AlertStartError, LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.leader import AlertLeader
@@ -163,7 +163,7 @@ class AlertSession:
             {model.name: (service.logs(model.name), service.refusals(model.name)) for model in service.models},
             lease,
             store,
-            [make_delivery(*one, options) for one in zip(targets, target_ids(targets), strict=True)],
+            [Delivery(*one, options) for one in zip(targets, target_ids(targets), strict=True)],
             self.counters,
             self._rules.group,
         )

@@ -13,7 +13,7 @@ import pytest
 
 from service.alert import deliveries
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import DeliveryOptions, make_delivery, target_ids
+from service.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from service.alert.rules import AlarmTarget
 from service.alert.stream_state import Alarm
 from service.backoff import Backoff
@@ -50,7 +50,7 @@ class Outbox:
         self.counters = AlertCounters()
         self.reports: list[str] = []
         options = DeliveryOptions(store, lambda: True, self.counters, self.reports.append, "group")
-        self._delivery = make_delivery(target, self.id, options)
+        self._delivery = Delivery(target, self.id, options)
         self._n_added = 0
 
     async def add(self, streams: Sequence[str]) -> None:
