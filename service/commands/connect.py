@@ -19,9 +19,7 @@ from service.commands.live.until_stopped import (
     MetricsPort,
     counts_shown,
     report_of,
-    run_on_loop,
     serve_metrics,
-    stop_event,
 )
 from service.commands.tables import Json
 from service.connect.brokers.protocol import ReaderOptions
@@ -30,6 +28,7 @@ from service.connect.messages import ConnectError, ConnectUsageError
 from service.connect.session import ConnectSession
 from service.connect.urls import BrokerUrl
 from service.errors import counted
+from service.interrupted import run_on_loop, stop_event
 
 _OBJECTS_OF_A_POLL = 200_000  # at most: none of them is garbage before the poll ends, so no collection interrupts it
 
