@@ -16,54 +16,11 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 from model_export.errors import StepwellError
+from service.error_codes import CODES, Retry
 
 Applied = Literal["no", "yes", "unknown"]
-Retry = Literal["same", "resend_from", "never"]
 
 _MOST_NAMED: Final = 12
-
-CODES: dict[str, Retry] = {
-    "bad_json": "never",
-    "bad_request": "never",
-    "unauthenticated": "never",
-    "forbidden": "never",
-    "model_not_found": "never",
-    "stream_not_found": "never",
-    "snapshot_not_found": "never",
-    "version_not_found": "never",
-    "not_found": "never",
-    "method_not_allowed": "never",
-    "seq_gap": "resend_from",
-    "seq_passed": "never",
-    "seq_conflict": "never",
-    "source_passed": "never",
-    "state_changed": "never",
-    "stream_exists": "never",
-    "model_changed": "never",
-    "release_changed": "never",
-    "release_refused": "never",
-    "too_large": "never",
-    "unsupported_encoding": "never",
-    "bad_input": "never",
-    "bad_release": "never",
-    "non_finite": "never",
-    "non_finite_state": "never",
-    "idempotency_key_reused": "never",
-    "precondition_required": "never",
-    "stream_quota": "same",
-    "rate_limited": "same",
-    "state_corrupt": "never",
-    "internal": "same",
-    "overloaded": "same",
-    "draining": "same",
-    "store_unavailable": "same",
-    "outcome_unknown": "same",
-    "store_full": "same",
-    "not_durable": "same",
-    "model_timeout": "same",
-    "record_version": "same",
-}
-"""Every error code in responses, and what the client may do next with the same request."""
 
 
 class SettingsError(StepwellError):
@@ -93,7 +50,7 @@ class ServiceError(StepwellError):
     """A request that was rejected, or whose outcome is unknown.
 
     Attributes:
-        code: One of `CODES`.
+        code: One of `service.error_codes.CODES`.
         applied: Whether this request was applied to the stream. For `seq_passed`, "yes" means that the position was
             applied, by this or another request.
         retry: What the client may do: send the same request again, resend from `expected`, or never retry.
@@ -123,7 +80,7 @@ class ServiceError(StepwellError):
         super().__init__(problem, fix=fix)
         self.code = code
         self.applied: Applied = applied
-        self.retry: Retry = retry or CODES[code]
+        self.retry: Retry = retry or CODES[code].retry
         self.step = step
         self.state_id = state_id
         self.expected = expected
