@@ -7,6 +7,7 @@ import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self
 from urllib.parse import quote
 
@@ -16,17 +17,19 @@ from service.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from service.alert.errors import AlertStartError, LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.leader import AlertLeader
-from service.alert.lease import GroupLease
 from service.alert.rules import AlertRules, FollowedModel
 from service.background import until
 from service.connect.service_feed import ServiceFeed
 from service.engine.watch.refusals import RefusalReader
 from service.errors import ServiceError, SettingsError
+from service.lease import Lease
 from service.store import keys
 from service.store.alerts import AlertStore
 from service.store.event_logs import EventLogs
 from service.store.state_store import StateStore
 
+_LEASE_S: Final = 1.0
+_LONGEST_LEASE_S: Final = 10.0
 _STAND_BY_S: Final = 0.15
 _STORE_AWAY_S: Final = 1.0
 
@@ -82,6 +85,7 @@ class AlertSession:
         self._report = report
         self._feed = ServiceFeed(url, key, rules.models[0], None, report=report)
         self._service: FollowedService | None = None
+        self._stands_by = False
         for target in rules.targets:
             if target.is_webhook and target.secret is None:
                 report(f"alarms to {target.url} are not signed: give `secret` or `secret_env`")
@@ -131,27 +135,22 @@ class AlertSession:
             return
         service = connecting.result()
         store = AlertStore(service.store, service.tenant, self._rules.group)
-        lease = GroupLease(store, f"{secrets.token_hex(8)} {self._rules.digest}")
-        stands_by = False
+        name = f"{secrets.token_hex(8)} {self._rules.digest}"
+        lease = Lease(store.lease, name, lease_s=_LEASE_S, longest_s=_LONGEST_LEASE_S, is_checked=True)
         while not stopped.is_set():
             try:
-                acquired = await lease.acquire()
+                await lease.run(partial(self._lead, service, store, lease, stopped))
             except ServiceError as exc:
                 self._report(f"waiting for the store: {exc.problem}")
                 await _pause(stopped, _STORE_AWAY_S)
                 continue
-            if acquired:
-                await self._lead(service, store, lease, stopped)
-                stands_by = False
-                continue
-            if not stands_by:
-                stands_by = True
+            if lease.holder and not self._stands_by:
+                self._stands_by = True
                 self._report(self._standing_by(lease.holder))
             await _pause(stopped, _STAND_BY_S)
 
-    async def _lead(
-        self, service: FollowedService, store: AlertStore, lease: GroupLease, stopped: asyncio.Event
-    ) -> None:
+    async def _lead(self, service: FollowedService, store: AlertStore, lease: Lease, stopped: asyncio.Event) -> None:
+        self._stands_by = False
         options = DeliveryOptions(store, lambda: lease.is_held, self.counters, self._report, self._rules.group)
         targets = self._rules.targets
         leader = AlertLeader(
@@ -169,9 +168,8 @@ class AlertSession:
         )
         self.counters.leads = True
         try:
-            await leader.run(self._url, self._key, stopped, self._report)
-        except LeaseLostError as exc:
-            self._report(exc.problem)
+            with contextlib.suppress(LeaseLostError):
+                await leader.run(self._url, self._key, stopped, self._report)
         finally:
             self.counters.leads = False
 

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from service.errors import ServiceError
-from service.store.lease import StoredLease, acquire_lease
+from service.store.lease import StoreLease
 from service.store.scripts import Script
 from service.store.state_store import StateStore
 from service.store.transport.connection import Argument
@@ -52,29 +52,21 @@ class RaisedPage(NamedTuple):
 
 
 class AlertStore:
-    """The state of one group of alert processes; one of them at a time has the lease, and writes."""
+    """The state of one group of alert processes; one of them at a time has the lease, and writes.
+
+    Attributes:
+        lease: The entry of the lease.
+    """
 
     def __init__(self, store: StateStore, tenant: str, group: str) -> None:
         """Create it."""
         self._store = store
         self._keys = f"{_prefix(tenant)}:{group}"
+        self.lease = StoreLease(store, f"{self._keys}:lease")
         self._tenant = _prefix(tenant)
 
-    async def acquire(self, holder: str, lease_ms: int) -> StoredLease:
-        """Acquire or renew the lease, if nobody else has it.
-
-        Raises:
-            ServiceError: The store does not reply in time.
-        """
-        deadline = _deadline(lease_ms / 1000)
-        return await acquire_lease(self._store, f"{self._keys}:lease", holder, lease_ms, deadline=deadline)
-
-    async def release(self, holder: str) -> None:
-        """Give the lease back, if this holder has it; raises as `acquire` does."""
-        await acquire_lease(self._store, f"{self._keys}:lease", holder, 0, deadline=_deadline())
-
     async def load(self, model: str) -> dict[str, bytes]:
-        """Return the encoded state of each stream of a model; raises as `acquire` does."""
+        """Return the encoded state of each stream of a model; raises as `commit` does."""
         states: dict[str, bytes] = {}
         cursor = b"0"
         while True:
@@ -109,7 +101,7 @@ class AlertStore:
         return bool(await self._store.run(_COMMIT, arguments, deadline=_deadline()))
 
     async def unsent(self, target: str, after: str, count: int) -> list[tuple[str, bytes]]:
-        """Return the oldest alarms that wait for a target, each with its entry id; raises as `acquire` does.
+        """Return the oldest alarms that wait for a target, each with its entry id; raises as `commit` does.
 
         Args:
             target: The target's id.
@@ -121,13 +113,13 @@ class AlertStore:
         return [(entry.decode(), fields[1]) for entry, fields in entries]
 
     async def mark_sent(self, target: str, entries: Sequence[str]) -> None:
-        """Delete alarms that a target has received; raises as `acquire` does."""
+        """Delete alarms that a target has received; raises as `commit` does."""
         await self._store.execute(_deadline(), "XDEL", self._outbox(target), *entries)
 
     async def set_aside(self, target: str, entry: str, body: bytes, reason: str) -> None:
         """Move an alarm that a target refuses into the stream `..:refused:TARGET`, which keeps about the last 10,000.
 
-        It may be there twice, if the store's reply is lost; raises as `acquire` does.
+        It may be there twice, if the store's reply is lost; raises as `commit` does.
         """
         kept = self.refused_key(target)
         await self._store.execute(
@@ -140,11 +132,11 @@ class AlertStore:
         return f"{self._keys}:refused:{target}"
 
     async def targets(self) -> list[str]:
-        """Return the ids of the targets of the group's last leader; raises as `acquire` does."""
+        """Return the ids of the targets of the group's last leader; raises as `commit` does."""
         return [one.decode() for one in await self._store.execute(_deadline(), "SMEMBERS", f"{self._keys}:targets")]
 
     async def set_targets(self, targets: Sequence[str]) -> None:
-        """Store the ids of all targets, and delete what waits for others; raises as `acquire` does."""
+        """Store the ids of all targets, and delete what waits for others; raises as `commit` does."""
         removed = [one for one in await self.targets() if one not in targets]
         for one in removed:
             await self._store.delete(self._outbox(one), deadline=_deadline())

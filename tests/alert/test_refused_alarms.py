@@ -17,6 +17,7 @@ from service.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from service.alert.rules import AlarmTarget
 from service.alert.stream_state import Alarm
 from service.backoff import Backoff
+from service.lease import Lease
 from service.store.alerts import AlertStore, AlertWrites
 from service.store.state_store import StateStore
 from tests.alert.alerts import WebhookReceiver
@@ -63,7 +64,7 @@ class Outbox:
                 outputs={}, kind="when",
             )  # fmt: skip
             sent.append(alarm.encode())
-        await self.store.acquire("test", 60_000)
+        await Lease(self.store.lease, "test", lease_s=60).acquire()
         assert await self.store.commit("test", str(self._n_added), AlertWrites("m", {}, {}, sent), [self.id])
         self._delivery.wake()
 
