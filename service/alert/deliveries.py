@@ -18,7 +18,7 @@ import msgspec
 from service.alert.counters import AlertCounters
 from service.alert.rules import AlarmTarget
 from service.alert.webhook import Webhook
-from service.background import cancel
+from service.background import cancel, happens
 from service.backoff import Backoff
 from service.connect.brokers import make_writer
 from service.connect.brokers.protocol import MessageWriter
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 _AT_ONCE: Final = 500
 _MOST_PENDING: Final = 5000
 _CONCURRENT: Final = 16
-_POLL_S: Final = 1.0
+_POLL_S: Final = 1.0  # another process of the group may have added alarms before it ended
 _BACKOFF: Final = Backoff(0.25, 30.0)
 _STORE_BACKOFF: Final = Backoff(0.1, 1.0)
 _POSITION_BITS: Final = 20
@@ -223,7 +223,7 @@ class Delivery:
                     self._start(WaitingAlarm.of(entry, body, self._options.group))
                     last = entry
                 if len(entries) < _AT_ONCE:
-                    await _wait_for(self._woken)
+                    await happens(self._woken, _POLL_S)
         finally:
             await cancel(self._tasks)
             await self._writer.close()
@@ -321,12 +321,3 @@ async def until_stored(work: Callable[[], Awaitable[_T]]) -> _T:
                 _log.warning("Waiting for the store: %s", logged)
             failures += 1
             await asyncio.sleep(_STORE_BACKOFF.after(failures))
-
-
-async def _wait_for(event: asyncio.Event) -> None:
-    """Wait for an event, for a second at most: another process of the group may have added alarms before it ended."""
-    try:
-        async with asyncio.timeout(_POLL_S):
-            await event.wait()
-    except TimeoutError:
-        return

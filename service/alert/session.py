@@ -18,7 +18,7 @@ from service.alert.errors import AlertStartError, LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.leader import AlertLeader
 from service.alert.rules import AlertRules, FollowedModel
-from service.background import until
+from service.background import happens, until
 from service.connect.service_feed import ServiceFeed
 from service.engine.watch.refusals import RefusalReader
 from service.errors import ServiceError, SettingsError
@@ -27,6 +27,7 @@ from service.store import keys
 from service.store.alerts import AlertStore
 from service.store.event_logs import EventLogs
 from service.store.state_store import StateStore
+from service.store.transport.retry import deadline
 
 _LEASE_S: Final = 1.0
 _LONGEST_LEASE_S: Final = 10.0
@@ -142,12 +143,12 @@ class AlertSession:
                 await lease.run(partial(self._lead, service, store, lease, stopped))
             except ServiceError as exc:
                 self._report(f"waiting for the store: {exc.problem}")
-                await _pause(stopped, _STORE_AWAY_S)
+                await happens(stopped, _STORE_AWAY_S)
                 continue
             if lease.holder and not self._stands_by:
                 self._stands_by = True
                 self._report(self._standing_by(lease.holder))
-            await _pause(stopped, _STAND_BY_S)
+            await happens(stopped, _STAND_BY_S)
 
     async def _lead(self, service: FollowedService, store: AlertStore, lease: Lease, stopped: asyncio.Event) -> None:
         self._stands_by = False
@@ -188,8 +189,7 @@ class AlertSession:
     async def _check_store(self, store: StateStore) -> None:
         """Check that the store is that of a service: every worker of one signs in."""
         try:
-            deadline = asyncio.get_running_loop().time() + 5.0
-            workers = await store.execute(deadline, "EXISTS", keys.FLEET_WORKERS)
+            workers = await store.execute(deadline(), "EXISTS", keys.FLEET_WORKERS)
         except ServiceError as exc:
             raise AlertStartError(
                 f"The store {_without_password(self._store_url)} does not reply: {exc.problem}",
@@ -210,13 +210,6 @@ class AlertSession:
             f"standing by: another process with other rules has the group {self._rules.group!r}; "
             "to run both, give one of them another `group`"
         )
-
-
-async def _pause(stopped: asyncio.Event, seconds: float) -> None:
-    """Wait for so many seconds, unless the event is set first."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stopped.wait()
 
 
 def _without_password(url: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence, Set
 from functools import partial
 from typing import Final
 
+from service.background import happens
 from service.backoff import Backoff
 from service.client.results import ClientError
 from service.connect.brokers.protocol import MessageReader, MessageWriter
@@ -145,8 +145,7 @@ class Connector:
                 await self._reader.close()
                 for output in self._outputs:
                     await output.close()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), _BACKOFF.after(failures))
+            await happens(self._stopping, _BACKOFF.after(failures))
 
     async def _polls(self) -> AsyncIterator[None]:
         """Carry one poll after the other; yield after each."""

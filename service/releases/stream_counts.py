@@ -13,12 +13,12 @@ from msgspec import Struct
 from service.errors import ServiceError, StoreUnavailableError
 from service.lease import Lease
 from service.releases.lookup import Releases
-from service.releases.store import ReleaseStore, deadline
+from service.releases.store import ReleaseStore
 from service.store import keys
 from service.store.lease import StoreLease
 from service.store.scripts import Script
 from service.store.transport.connection import NotSentError
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import deadline, execute_with_retry
 from service.store.transport.server import ServerTransport
 
 SCRIPT: Final = Script.of("count_streams.lua")

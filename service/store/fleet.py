@@ -16,7 +16,7 @@ from service.errors import ServiceError
 from service.store import keys
 from service.store.followed import FollowedValue
 from service.store.pubsub import StorePubSub
-from service.store.transport.retry import replies_of
+from service.store.transport.retry import deadline, replies_of
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
@@ -100,9 +100,9 @@ class FleetReloads:
         announcement = Announcement(secrets.token_hex(8), tuple(loaded))
         await self._execute(("SET", keys.FLEET_RELOAD, announcement.encode()))
         await self._followed.announce(announcement.id)
-        deadline = asyncio.get_running_loop().time() + wait_s
+        until = deadline(wait_s)
         while late := await self._late_workers(announcement.id) if wait_s else 0:
-            if asyncio.get_running_loop().time() > deadline:
+            if asyncio.get_running_loop().time() > until:
                 break
             await asyncio.sleep(_POLL_S)
         return late
@@ -181,5 +181,4 @@ class FleetReloads:
         return reply
 
     async def _execute_all(self, *commands: tuple[Any, ...]) -> list[Any]:
-        deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
-        return await replies_of(self._store.transport, commands, deadline=deadline)
+        return await replies_of(self._store.transport, commands, deadline=deadline(_TIMEOUT_S))

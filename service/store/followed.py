@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from service.background import run_forever
+from service.background import happens, run_forever
 from service.store.pubsub import StorePubSub
 
 _EVERY_S: Final = 1.0
@@ -50,9 +49,7 @@ class FollowedValue:
         await self._pubsub.close()
 
     async def _read_when_due(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_EVERY_S):
-                await self._announced.wait()
+        await happens(self._announced, _EVERY_S)
         self._announced.clear()
         await self._read()
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
 from service.errors import ServiceError
 from service.lease import LEASE_SCRIPT
+from service.store.transport.retry import deadline
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
@@ -30,9 +30,9 @@ class StoreLease:
 
     async def put(self, holder: str, lease_ms: int, *, only_renew: bool, timeout_s: float) -> str:
         """Do what `LeaseEntry` says."""
-        sent_at, deadline = time.monotonic(), asyncio.get_running_loop().time() + timeout_s
+        sent_at = time.monotonic()
         found, seconds, microseconds = await self._store.execute(
-            deadline, "EVAL", LEASE_SCRIPT, 1, self._key, holder, lease_ms, int(only_renew)
+            deadline(timeout_s), "EVAL", LEASE_SCRIPT, 1, self._key, holder, lease_ms, int(only_renew)
         )
         # The store read its clock between the request and the response, which may have waited here for seconds: what
         # is known about it already is kept as far as it agrees with that

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from service.errors import ServiceError
 from service.lease import Lease
 from service.releases.moves import Standing
-from service.releases.store import deadline
 from service.releases.sweeps import read_sweep
 from service.releases.takeover import TakeOverError
 from service.store import keys
@@ -20,6 +19,7 @@ from service.store.commits import Commit, Outcome
 from service.store.lease import StoreLease
 from service.store.listing import records_of_model
 from service.store.record import decode
+from service.store.transport.retry import deadline
 from service.types import StreamKey
 
 if TYPE_CHECKING:

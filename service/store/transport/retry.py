@@ -13,6 +13,7 @@ from service.store.transport.connection import Argument, CommandError, NoReplyEr
 if TYPE_CHECKING:
     from service.store.transport.transport import RedisTransport
 
+_TIMEOUT_S: Final = 5.0
 _BACKOFF: Final = Backoff(0.01, 0.25, jitter=0)
 # Transient errors: the server is loading, failing over, or cannot write for now. Nothing was applied.
 _TRANSIENT: Final = frozenset(
@@ -22,6 +23,11 @@ _REDIRECTS: Final = frozenset(("MOVED", "ASK"))  # errors that contain the addre
 _SCRIPT_ERRORS: Final = frozenset(("WRONGTYPE",))  # errors about the key: a result, not a failure
 
 _Sent = tuple[int, Sequence[Argument], bool]  # index, command, and whether an earlier send may have been executed
+
+
+def deadline(timeout_s: float = _TIMEOUT_S) -> float:
+    """Return the deadline of one exchange with the store, on the running loop's clock."""
+    return asyncio.get_running_loop().time() + timeout_s
 
 
 async def replies_of(
