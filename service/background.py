@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Collection
@@ -58,6 +59,14 @@ async def until(task: asyncio.Task[Any], stopped: asyncio.Event, *, cancel: bool
     finally:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def happens(event: asyncio.Event, within_s: float) -> bool:
+    """Wait for an event for so many seconds at most; returns whether it is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
+    return event.is_set()
 
 
 class _LoggedRuns:

@@ -1,6 +1,7 @@
 """Errors of requests and of the store: codes and messages, independent of HTTP.
 
 StepwellError (model_export.errors)    code, problem, fix
+├── SettingsError                      a setting, a flag or a key of a configuration file
 └── ServiceError                       also applied, retry, step, state_id, expected, at
     ├── StoreUnavailableError          the store did not reply, and the commit was certainly not sent
     ├── OutcomeUnknownError            the store did not reply after the commit was sent
@@ -11,55 +12,21 @@ StepwellError (model_export.errors)    code, problem, fix
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 from model_export.errors import StepwellError
+from service.error_codes import CODES, Retry
 
 Applied = Literal["no", "yes", "unknown"]
-Retry = Literal["same", "resend_from", "never"]
 
-CODES: dict[str, Retry] = {
-    "bad_json": "never",
-    "bad_request": "never",
-    "unauthenticated": "never",
-    "forbidden": "never",
-    "model_not_found": "never",
-    "stream_not_found": "never",
-    "snapshot_not_found": "never",
-    "version_not_found": "never",
-    "not_found": "never",
-    "method_not_allowed": "never",
-    "seq_gap": "resend_from",
-    "seq_passed": "never",
-    "seq_conflict": "never",
-    "source_passed": "never",
-    "state_changed": "never",
-    "stream_exists": "never",
-    "model_changed": "never",
-    "release_changed": "never",
-    "release_refused": "never",
-    "too_large": "never",
-    "unsupported_encoding": "never",
-    "bad_input": "never",
-    "bad_release": "never",
-    "non_finite": "never",
-    "non_finite_state": "never",
-    "idempotency_key_reused": "never",
-    "precondition_required": "never",
-    "stream_quota": "same",
-    "rate_limited": "same",
-    "state_corrupt": "never",
-    "internal": "same",
-    "overloaded": "same",
-    "draining": "same",
-    "store_unavailable": "same",
-    "outcome_unknown": "same",
-    "store_full": "same",
-    "not_durable": "same",
-    "model_timeout": "same",
-    "record_version": "same",
-}
-"""Every error code in responses, and what the client may do next with the same request."""
+_MOST_NAMED: Final = 12
+
+
+class SettingsError(StepwellError):
+    """A setting, a flag or a key of a configuration file has an invalid value."""
+
+    code = "bad_setting"
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -73,11 +40,17 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def listed(names: Sequence[object]) -> str:
+    """Return names as text, with the number of those that are left out."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(map(str, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
 class ServiceError(StepwellError):
     """A request that was rejected, or whose outcome is unknown.
 
     Attributes:
-        code: One of `CODES`.
+        code: One of `service.error_codes.CODES`.
         applied: Whether this request was applied to the stream. For `seq_passed`, "yes" means that the position was
             applied, by this or another request.
         retry: What the client may do: send the same request again, resend from `expected`, or never retry.
@@ -107,7 +80,7 @@ class ServiceError(StepwellError):
         super().__init__(problem, fix=fix)
         self.code = code
         self.applied: Applied = applied
-        self.retry: Retry = retry or CODES[code]
+        self.retry: Retry = retry or CODES[code].retry
         self.step = step
         self.state_id = state_id
         self.expected = expected

@@ -1,4 +1,7 @@
-"""How Ctrl-C ends the program: with one line and exit code 130."""
+"""How Ctrl-C and SIGTERM end a command: at once, with one line; or after the work on an event loop.
+
+Modules that take long to import are imported by the functions that need them: this one is the first of the program.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a command beside Ctrl-C; SIGHUP: a closed terminal."""
+
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -70,3 +83,69 @@ def end_interrupted() -> NoReturn:
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
         sys.stderr.write(f"{show_cursor}stepwell: interrupted\n")
     os._exit(130)
+
+
+def run_interruptible(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+    """Run work on an event loop; Ctrl-C, SIGTERM and SIGHUP cancel it.
+
+    The signals are handled from before the event loop is made until it is closed: an exception that a handler raises
+    meanwhile would leave the loop open, and one inside a task would be logged as one that was never retrieved.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+        SystemExit: SIGTERM or SIGHUP arrived; the exit code is 1.
+    """
+    import asyncio
+
+    received: list[int] = []
+    cancel: Callable[[], object] | None = None
+
+    def end(number: int, _frame: types.FrameType | None) -> None:
+        received.append(number)
+        if cancel is not None:
+            cancel()
+
+    async def run() -> _T:
+        nonlocal cancel
+        task = asyncio.current_task()
+        assert task is not None
+        cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
+        if received:
+            cancel()
+        try:
+            return await work()
+        finally:
+            cancel = None
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    try:
+        for number, handler in previous.items():
+            if handler is not signal.SIG_IGN:  # as a shell has it for SIGINT of what it starts with `&`
+                signal.signal(number, end)
+        return asyncio.run(run())
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if received:
+            raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(1)
+
+
+def stop_event() -> asyncio.Event:
+    """Return an event that SIGTERM and Ctrl-C set, for work that ends in its own order."""
+    import asyncio
+
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(one, stopped.set)
+    return stopped
+
+
+def run_on_loop(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run work on a fast event loop to its end and return its result."""
+    import asyncio
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model_export.errors import StepwellError
 from model_export.manifest import NAME
+from service.errors import SettingsError
 
 PREFIX = "STEPWELL_"
 METRICS_FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
@@ -47,12 +47,6 @@ Bytes = Annotated[int, Field(ge=1)]
 
 
 JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
-
-
-class SettingsError(StepwellError):
-    """A setting has an invalid value."""
-
-    code = "bad_setting"
 
 
 class Settings(BaseModel):

@@ -1,35 +1,41 @@
-"""`WebhookDelivery`, `BrokerDelivery`: send the alarms that wait for one target, until the target has them."""
+"""`Delivery`: sends the alarms that wait for one target, a webhook or a broker, until the target has them."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from service.alert.counters import AlertCounters
-from service.alert.errors import AlarmRefusedError, TargetUnavailableError
 from service.alert.rules import AlarmTarget
 from service.alert.webhook import Webhook
-from service.background import cancel
+from service.background import cancel, happens
+from service.backoff import Backoff
 from service.connect.brokers import make_writer
+from service.connect.brokers.protocol import MessageWriter
 from service.connect.messages import ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
 from service.errors import ServiceError, counted
 from service.store.alerts import AlertStore
 
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
 _AT_ONCE: Final = 500
 _MOST_PENDING: Final = 5000
 _CONCURRENT: Final = 16
-_POLL_S: Final = 1.0
-_FIRST_PAUSE_S: Final = 0.25
-_LONGEST_PAUSE_S: Final = 30.0
+_POLL_S: Final = 1.0  # another process of the group may have added alarms before it ended
+_BACKOFF: Final = Backoff(0.25, 30.0)
+_STORE_BACKOFF: Final = Backoff(0.1, 1.0)
 _POSITION_BITS: Final = 20
 _FINAL_REFUSALS: Final = 10
 """Refusals in a row of a stream's alarms after which an alarm is set aside: with the pauses, within two minutes."""
@@ -47,20 +53,21 @@ class WaitingAlarm(NamedTuple):
     Attributes:
         entry: Its id in the target's outbox.
         body: The alarm as JSON.
-        stream: The stream's id.
-        key: Model and stream: alarms of one key are delivered in order.
+        message: The alarm as a message.
     """
 
     entry: str
     body: bytes
-    stream: str
-    key: tuple[str, str]
+    message: OutMessage
 
     @classmethod
-    def of(cls, entry: str, body: bytes) -> WaitingAlarm:
-        """Return an entry of an outbox."""
-        alarm = msgspec.json.decode(body)
-        return cls(entry, body, alarm["stream"], (alarm["model"], alarm["stream"]))
+    def of(cls, entry: str, body: bytes, group: str) -> WaitingAlarm:
+        """Return an entry of an outbox of a group."""
+        document: dict[str, Any] = msgspec.json.decode(body)
+        milliseconds, _, number = entry.partition("-")
+        # The position in the outbox: a writer that compares positions, as that of Redis, writes each alarm once
+        at = int(milliseconds) << _POSITION_BITS | int(number)
+        return cls(entry, body, OutMessage(document["stream"], f"alerts:{group}:{document['model']}", at, document))
 
 
 class DeliveryOptions(NamedTuple):
@@ -79,21 +86,6 @@ class DeliveryOptions(NamedTuple):
     counters: AlertCounters
     report: Callable[[str], None]
     group: str
-
-
-def make_delivery(target: AlarmTarget, target_id: str, options: DeliveryOptions) -> WebhookDelivery | BrokerDelivery:
-    """Return the delivery to a target.
-
-    Args:
-        target: The target.
-        target_id: The id of its outbox.
-        options: What every delivery needs.
-
-    Raises:
-        MissingExtraError: The broker's client library is not installed.
-        ConnectUsageError: The broker's URL is wrong.
-    """
-    return (WebhookDelivery if target.is_webhook else BrokerDelivery)(target, target_id, options)
 
 
 def target_ids(targets: Sequence[AlarmTarget]) -> list[str]:
@@ -140,7 +132,7 @@ class _Pauses:
         if not self._failures:
             self._report(f"{self._name} does not accept alarms, which are sent again: {reason}")
         self._failures += 1
-        self._resume_at = now + pause_after(self._failures)
+        self._resume_at = now + _BACKOFF.after(self._failures)
 
     def refused(self, reason: object) -> None:
         """Report that an alarm is refused; the others do not wait for it."""
@@ -149,9 +141,9 @@ class _Pauses:
             self._refused_at = now
             self._report(f"{self._name} refuses an alarm, which is sent again: {reason}")
 
-    def set_aside(self, n: int, reason: object, place: str) -> None:
-        """Report alarms that are not sent again, some at a time."""
-        self._n_set_aside += n
+    def set_aside(self, reason: object, place: str) -> None:
+        """Report an alarm that is not sent again, some at a time."""
+        self._n_set_aside += 1
         now = time.monotonic()
         if now >= self._set_aside_at + _REPORT_EVERY_S:
             self._set_aside_at = now
@@ -169,51 +161,45 @@ class _Pauses:
             await asyncio.sleep(left)
 
 
-def pause_after(failures: int) -> float:
-    """Return the seconds to wait after so many failures in a row: growing, with jitter."""
-    longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10))
-    return longest * (0.75 + random.random() / 4)  # noqa: S311 - jitter
+class Delivery:
+    """Delivers the alarms of one outbox, in its order.
 
-
-class _OutboxDelivery:
-    """What every delivery has: the outbox of its target, and its pauses.
+    A webhook gets the alarms of one stream one after the other, those of some streams at the same time. One that it
+    refuses ten times in a row is set aside; those of its stream that follow it are tried once each, until one is
+    accepted. Meanwhile those of other streams are delivered. A broker gets many alarms at a time; those that it can
+    never take are set aside at once.
 
     Attributes:
         id: The id of the outbox.
     """
 
-    def __init__(self, target_id: str, name: str, options: DeliveryOptions) -> None:
-        self.id = target_id
-        self._name = name
-        self._options = options
-        self._pauses = _Pauses(name, options.report)
-        self._woken = asyncio.Event()
-
-    def wake(self) -> None:
-        """Check the outbox now."""
-        self._woken.set()
-
-    async def _set_aside(self, entry: str, body: bytes, reason: str) -> None:
-        """Keep an alarm that the target refuses in another place than the outbox, once the store replies."""
-        store = self._options.store
-        await _until_stored(lambda: store.set_aside(self.id, entry, body, reason))
-        self._options.counters.add_delivery(self._name, refused=1)
-        self._pauses.set_aside(1, reason, store.refused_key(self.id))
-
-
-class WebhookDelivery(_OutboxDelivery):
-    """Posts alarms to a webhook: those of one stream one after the other, of some streams at the same time.
-
-    An alarm that is refused ten times in a row is set aside; those of its stream that follow it are tried once each,
-    until one is accepted. Meanwhile those of other streams are delivered.
-    """
-
     def __init__(self, target: AlarmTarget, target_id: str, options: DeliveryOptions) -> None:
-        """Use `make_delivery`."""
-        self._webhook = Webhook(target)
-        super().__init__(target_id, self._webhook.name, options)
-        self._pending: dict[tuple[str, str], deque[WaitingAlarm]] = {}
-        self._refused: set[tuple[str, str]] = set()  # the keys of those whose first alarm was refused
+        """Create it; nothing is opened yet.
+
+        Args:
+            target: The target.
+            target_id: The id of its outbox.
+            options: What every delivery needs.
+
+        Raises:
+            MissingExtraError: The broker's client library is not installed.
+            ConnectUsageError: The broker's URL is wrong.
+        """
+        self.id = target_id
+        self._writer: MessageWriter
+        if target.is_webhook:
+            self._writer = webhook = Webhook(target)
+            self._name = webhook.name
+        else:
+            url = BrokerUrl.parse(target.url)
+            self._writer, self._name = make_writer(url, "json"), url.text
+        self._is_webhook = target.is_webhook
+        self._is_open = False
+        self._options = options
+        self._pauses = _Pauses(self._name, options.report)
+        self._woken = asyncio.Event()
+        self._pending: dict[str, deque[WaitingAlarm]] = {}
+        self._refused: set[str] = set()  # the keys of those whose first alarm was refused
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_CONCURRENT)
 
@@ -221,21 +207,26 @@ class WebhookDelivery(_OutboxDelivery):
         """Return the number of alarms that are being delivered."""
         return sum(map(len, self._pending.values()))
 
+    def wake(self) -> None:
+        """Check the outbox now."""
+        self._woken.set()
+
     async def run(self) -> None:
         """Deliver until it is cancelled."""
         last = ""
         try:
+            await self._attempt([])  # reports a broker that cannot be reached before there are alarms
             while True:
                 self._woken.clear()
                 entries = await self._unsent(last) if self._has_room() else []
                 for entry, body in entries:
-                    self._start(WaitingAlarm.of(entry, body))
+                    self._start(WaitingAlarm.of(entry, body, self._options.group))
                     last = entry
                 if len(entries) < _AT_ONCE:
-                    await _wait_for(self._woken)
+                    await happens(self._woken, _POLL_S)
         finally:
             await cancel(self._tasks)
-            await self._webhook.close()
+            await self._writer.close()
 
     def _has_room(self) -> bool:
         """Whether more alarms may be read: those that are refused take no room from the others."""
@@ -249,135 +240,84 @@ class WebhookDelivery(_OutboxDelivery):
             return ()  # the store does not respond: the outbox is read again later
 
     def _start(self, alarm: WaitingAlarm) -> None:
-        waiting = self._pending.get(alarm.key)
-        if waiting is not None:
-            waiting.append(alarm)
+        """Add an alarm to those that are delivered in the same order: of a webhook those of its stream, else all."""
+        key = f"{alarm.message.source}:{alarm.message.key}" if self._is_webhook else ""
+        if key in self._pending:
+            self._pending[key].append(alarm)
             return
-        self._pending[alarm.key] = deque([alarm])
-        task = asyncio.create_task(self._deliver(alarm.key))
+        self._pending[key] = deque([alarm])
+        task = asyncio.create_task(self._deliver(key))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _deliver(self, key: tuple[str, str]) -> None:
-        """Deliver the alarms of one stream."""
+    async def _deliver(self, key: str) -> None:
+        """Deliver the alarms of one key."""
         waiting, failures, refusals = self._pending[key], 0, 0
         while waiting:
-            try:
-                accepted = await self._attempt(waiting[0])
-            except AlarmRefusedError as exc:
-                accepted = False
-                self._refused.add(key)
+            alarms = list(islice(waiting, 1 if self._is_webhook else _AT_ONCE))
+            reasons = await self._attempt(alarms)
+            if reasons:
                 refusals += 1
-                if refusals >= _FINAL_REFUSALS:
-                    alarm = waiting.popleft()
-                    await self._set_aside(alarm.entry, alarm.body, exc.problem)
-                    continue
-            if accepted:
-                waiting.popleft()
-                self._refused.discard(key)
-                failures = refusals = 0
-            else:
+                self._refused.add(key)
+            if reasons is None or (reasons and self._is_webhook and refusals < _FINAL_REFUSALS):
+                if reasons:
+                    self._pauses.refused(*reasons.values())
                 failures += 1
-                await asyncio.sleep(pause_after(failures))
+                await asyncio.sleep(_BACKOFF.after(failures))
+                continue
+            if not reasons:
+                failures = refusals = 0
+                self._refused.discard(key)
+            for alarm in alarms:
+                if alarm.entry in reasons:
+                    await self._set_aside(alarm, reasons[alarm.entry])
+            await until_stored(partial(self._options.store.mark_sent, self.id, [alarm.entry for alarm in alarms]))
+            for _ in alarms:
+                waiting.popleft()
         self._refused.discard(key)
         del self._pending[key]
 
-    async def _attempt(self, alarm: WaitingAlarm) -> bool:
-        """Send an alarm once; returns whether the receiver has it now.
-
-        Raises:
-            AlarmRefusedError: The receiver refuses it.
-        """
+    async def _attempt(self, alarms: Sequence[WaitingAlarm]) -> dict[str, str] | None:
+        """Send alarms once; returns the reasons of those that are refused, by their entries; None: none was sent."""
         counters = self._options.counters
         async with self._slots:
             await self._pauses.wait()
             if not self._options.may_send():
-                return False
+                return None
             try:
-                await self._webhook.post(alarm.body)
-            except (TargetUnavailableError, AlarmRefusedError) as exc:
-                counters.add_delivery(self._name, failed=1)
-                if isinstance(exc, AlarmRefusedError):
-                    self._pauses.refused(exc)
-                    raise
+                if not self._is_open:
+                    await self._writer.open()
+                    self._is_open = True
+                undeliverable = await self._writer.write([alarm.message for alarm in alarms])
+            except ConnectError as exc:  # also what waiting does not repair: other targets get theirs
+                counters.add_delivery(self._name, failed=max(len(alarms), 1))
                 self._pauses.failed(exc)
-                return False
+                if not self._is_webhook:
+                    self._is_open = False
+                    await self._writer.close()
+                return None
             self._pauses.worked()
-            counters.add_delivery(self._name, delivered=1)
-        await _until_stored(lambda: self._options.store.mark_sent(self.id, [alarm.entry]))
-        return True
+            counters.add_delivery(self._name, delivered=len(alarms) - len(undeliverable), failed=len(undeliverable))
+        reasons = {id(one.message): one.reason for one in undeliverable}
+        return {alarm.entry: reasons[id(alarm.message)] for alarm in alarms if id(alarm.message) in reasons}
+
+    async def _set_aside(self, alarm: WaitingAlarm, reason: str) -> None:
+        """Keep an alarm that the target refuses in another place than the outbox, once the store replies."""
+        store = self._options.store
+        await until_stored(partial(store.set_aside, self.id, alarm.entry, alarm.body, reason))
+        self._options.counters.add_delivery(self._name, refused=1)
+        self._pauses.set_aside(reason, store.refused_key(self.id))
 
 
-class BrokerDelivery(_OutboxDelivery):
-    """Writes alarms to a topic, stream, queue or file, in the order of the outbox."""
-
-    def __init__(self, target: AlarmTarget, target_id: str, options: DeliveryOptions) -> None:
-        """Use `make_delivery`."""
-        url = BrokerUrl.parse(target.url)
-        super().__init__(target_id, url.text, options)
-        self._writer = make_writer(url, "json")
-        self._n_pending = 0
-
-    def __len__(self) -> int:
-        """Return the number of alarms that are being delivered."""
-        return self._n_pending
-
-    async def run(self) -> None:
-        """Deliver until it is cancelled."""
-        while True:
-            await self._pauses.wait()
-            try:
-                await self._writer.open()
-                while True:
-                    self._woken.clear()
-                    if not await self._write_some():
-                        await _wait_for(self._woken)
-            except (ConnectError, ServiceError) as exc:  # also what waiting does not repair: the others go on
-                self._options.counters.add_delivery(self._name, failed=max(self._n_pending, 1))
-                self._pauses.failed(exc)
-            finally:
-                await self._writer.close()
-
-    async def _write_some(self) -> bool:
-        """Write the oldest alarms that wait; returns whether there were any."""
-        entries = await self._options.store.unsent(self.id, "", _AT_ONCE) if self._options.may_send() else []
-        self._n_pending = len(entries)
-        if not entries:
-            return False
-        messages = [self._message(*one) for one in entries]
-        refused = {id(one.message): one.reason for one in await self._writer.write(messages)}
-        self._pauses.worked()
-        self._options.counters.add_delivery(self._name, delivered=len(entries) - len(refused))
-        for message, (entry, body) in zip(messages, entries, strict=True):
-            if id(message) in refused:
-                await self._set_aside(entry, body, refused[id(message)])
-        await self._options.store.mark_sent(self.id, [entry for entry, _ in entries])
-        self._n_pending = 0
-        return True
-
-    def _message(self, entry: str, body: bytes) -> OutMessage:
-        document: dict[str, Any] = msgspec.json.decode(body)
-        milliseconds, _, number = entry.partition("-")
-        # The position in the outbox: a writer that compares positions, as that of Redis, writes each alarm once
-        at = int(milliseconds) << _POSITION_BITS | int(number)
-        return OutMessage(document["stream"], f"alerts:{self._options.group}:{document['model']}", at, document)
-
-
-async def _until_stored(write: Callable[[], Awaitable[None]]) -> None:
-    """Write to the store, once it replies."""
-    failures = 0
+async def until_stored(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Return the result of work on the store, which is repeated while the store does not reply."""
+    failures, logged = 0, ""
     while True:
         try:
-            return await write()
-        except ServiceError:
+            return await work()
+        except ServiceError as exc:
+            if exc.problem != logged:
+                logged = exc.problem
+                _log.warning("Waiting for the store: %s", logged)
             failures += 1
-            await asyncio.sleep(pause_after(failures))
-
-
-async def _wait_for(event: asyncio.Event) -> None:
-    """Wait for an event, for a second at most: another process of the group may have added alarms before it ended."""
-    try:
-        async with asyncio.timeout(_POLL_S):
-            await event.wait()
-    except TimeoutError:
-        return
+            await asyncio.sleep(_STORE_BACKOFF.after(failures))

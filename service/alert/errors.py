@@ -11,28 +11,10 @@ class AlertError(StepwellError):
     code = "alert_failed"
 
 
-class RulesError(AlertError):
-    """The rules or the command line are wrong."""
-
-    code = "bad_setting"
-
-
 class AlertStartError(AlertError):
     """The process refuses to start, because something that it needs is not there."""
 
     code = "cannot_start"
-
-
-class TargetUnavailableError(AlertError):
-    """A target did not accept alarms; they are sent again later."""
-
-    code = "target_unavailable"
-
-
-class AlarmRefusedError(AlertError):
-    """A target refuses an alarm, for a reason that is likely to stay."""
-
-    code = "alarm_refused"
 
 
 class LeaseLostError(AlertError):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -15,11 +14,10 @@ import httpx2
 from websockets.exceptions import WebSocketException
 
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import BrokerDelivery, WebhookDelivery
+from service.alert.deliveries import Delivery, until_stored
 from service.alert.errors import LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.follower import StreamFollower
-from service.alert.lease import GroupLease
 from service.alert.rules import FollowedModel
 from service.alert.stream_state import StreamUpdate
 from service.alert.updates import update_of_message
@@ -30,14 +28,13 @@ from service.client.watch import WatchCursor
 from service.client.websockets import open_async_socket
 from service.engine.watch.refusals import RefusalReader
 from service.errors import ServiceError
+from service.lease import Lease
 from service.store.alerts import AlertStore
 from service.store.event_logs import EventLogs
 
-_log = logging.getLogger(__name__)
 _QUEUED: Final = 10_000
 _TICK_S: Final = 0.25
 _WRITE_EVERY_S: Final = 0.5
-_STORE_PAUSE_S: Final = 0.2
 _REJECTED_PAUSE_S: Final = 5.0
 _LAST_WRITE_S: Final = 5.0
 _SOON_S: Final = 1.0
@@ -54,9 +51,9 @@ class AlertLeader:
         models: Sequence[FollowedModel],
         evaluations: Mapping[str, RuleEvaluation],
         logs: Mapping[str, tuple[EventLogs, RefusalReader]],
-        lease: GroupLease,
+        lease: Lease,
         store: AlertStore,
-        deliveries: Sequence[WebhookDelivery | BrokerDelivery],
+        deliveries: Sequence[Delivery],
         counters: AlertCounters,
         group: str,
     ) -> None:
@@ -66,7 +63,7 @@ class AlertLeader:
             models: What is followed.
             evaluations: The rules of each model.
             logs: The event logs and the log of refusals of each model.
-            lease: The lease, which was acquired.
+            lease: The lease of the group.
             store: The store of the group.
             deliveries: What delivers to each target.
             counters: Counts what is done.
@@ -77,7 +74,7 @@ class AlertLeader:
         self._deliveries = deliveries
         self._targets = [delivery.id for delivery in deliveries]
         self._followers = [
-            StreamFollower(model, *logs[model.name], evaluations[model.name], lease.now_ms, counters, group)
+            StreamFollower(model, *logs[model.name], evaluations[model.name], store.lease.now_ms, counters, group)
             for model in models
         ]
         counters.bind(
@@ -85,7 +82,7 @@ class AlertLeader:
         )
 
     async def run(self, url: str, key: str | None, stopped: asyncio.Event, report: Callable[[str], None]) -> None:
-        """Lead until the process is to end; then write what was evaluated and give the lease back.
+        """Lead until the process is to end or the lease is lost; at the end write what was evaluated.
 
         Args:
             url: The service's address.
@@ -96,10 +93,9 @@ class AlertLeader:
         Raises:
             LeaseLostError: Another process has the lease.
         """
-        keeping = asyncio.create_task(self._lease.keep())
-        tasks: list[asyncio.Task[Any]] = [keeping]
+        tasks: list[asyncio.Task[Any]] = []
         try:
-            await self._until_lost(keeping, self._start())
+            await self._start()
             report("this process evaluates the rules")
             tasks += [asyncio.create_task(one.run()) for one in self._deliveries]
             for follower in self._followers:
@@ -112,11 +108,9 @@ class AlertLeader:
             for task in done:
                 task.result()
         finally:
-            await cancel(tasks[1:])
+            await cancel(tasks)
             if stopped.is_set() and self._lease.is_held:
                 await self._write_all()
-            await cancel([keeping])
-            await self._lease.release()
 
     async def _write_all(self) -> None:
         """Write what was evaluated, for the process that leads next; it evaluates again what cannot be written."""
@@ -125,24 +119,13 @@ class AlertLeader:
                 for follower in self._followers:
                     await self._write(follower)
 
-    async def _until_lost(self, keeping: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
-        """Wait for some work, unless the lease is lost meanwhile."""
-        working = asyncio.create_task(work)
-        try:
-            await asyncio.wait({working, keeping}, return_when=asyncio.FIRST_COMPLETED)
-            if keeping.done():
-                keeping.result()
-            working.result()
-        finally:
-            await cancel([working])
-
     async def _start(self) -> None:
         """Load the states of all streams, and evaluate what was committed since."""
-        await _retried(lambda: self._store.set_targets(self._targets))
+        await until_stored(lambda: self._store.set_targets(self._targets))
         for follower in self._followers:
-            follower.load(await _retried(partial(self._store.load, follower.model.name)))
-            await _retried(follower.catch_up)
-            await _retried(follower.follow_refusals)
+            follower.load(await until_stored(partial(self._store.load, follower.model.name)))
+            await until_stored(follower.catch_up)
+            await until_stored(follower.follow_refusals)
             await self._write(follower)
 
     async def _evaluate(self, follower: StreamFollower, queue: asyncio.Queue[_Item]) -> None:
@@ -168,19 +151,20 @@ class AlertLeader:
                     await follower.follow_refusals()
                 await follower.check_due()
             except ServiceError:
-                await asyncio.sleep(_STORE_PAUSE_S)
-                await _retried(follower.catch_up)  # it evaluates whatever was not
+                await asyncio.sleep(_TICK_S)
+                await until_stored(follower.catch_up)  # it evaluates whatever was not
 
     def _wait_s(self, follower: StreamFollower) -> float:
         due = follower.next_due_ms
-        return _TICK_S if due is None else min(max(due - self._lease.now_ms(), 0) / 1000 + 0.001, _TICK_S)
+        return _TICK_S if due is None else min(max(due - self._store.lease.now_ms(), 0) / 1000 + 0.001, _TICK_S)
 
     async def _write(self, follower: StreamFollower) -> None:
         writes = follower.take_writes()
         if not writes.states and not writes.raised:
             return
         call_id = secrets.token_hex(16)
-        await _retried(lambda: self._lease.commit(call_id, writes, self._targets))
+        if not await until_stored(lambda: self._store.commit(self._lease.name, call_id, writes, self._targets)):
+            raise LeaseLostError("another process has the lease now")
         if writes.sent:
             for delivery in self._deliveries:
                 delivery.wake()
@@ -240,16 +224,3 @@ async def _next_items(queue: asyncio.Queue[_Item], wait_s: float) -> list[_Item]
     while not queue.empty():
         items.append(queue.get_nowait())
     return items
-
-
-async def _retried(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    """Return the result of work on the store, which is repeated while the store does not reply."""
-    logged = ""
-    while True:
-        try:
-            return await work()
-        except ServiceError as exc:
-            if exc.problem != logged:
-                logged = exc.problem
-                _log.warning("Waiting for the store: %s", logged)
-            await asyncio.sleep(_STORE_PAUSE_S)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import httpx2
@@ -18,12 +17,12 @@ from msgspec import Meta, Struct
 
 from model_export.manifest import NAME
 from service.alert.conditions import AlarmCondition, ConditionError, opposite, parse_condition
-from service.alert.errors import RulesError
+from service.errors import SettingsError
 from service.ids import STREAM_ID
+from service.toml_document import TomlDocument
 
 _LONGEST_NAME: Final = 64
 _LONGEST_SILENCE_S: Final = 1e9
-_FIX: Final = 'The page "Alerts" of the documentation describes every key.'
 
 
 class RuleTable(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -185,81 +184,28 @@ def read_rules(path: Path, env: Mapping[str, str] = os.environ) -> AlertRules:
         env: The environment, which has the keys and secrets that the file names.
 
     Raises:
-        RulesError: The file cannot be read, is not TOML, or has an unknown, missing or wrong key. The message has the
-            file, the key, what was found and what was expected.
+        SettingsError: The file cannot be read, is not TOML, or has an unknown, missing or wrong key.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        reason = "it is not there" if isinstance(exc, FileNotFoundError) else exc
-        raise RulesError(f"{path} cannot be read: {reason}.", fix=f"Give a TOML file. {_FIX}") from exc
-    where = _Places(path, text)
-    file = _convert(document, where)
+    document = TomlDocument.read(path, fix='The page "Alerts" of the documentation describes every key.')
+    file = document.convert(RulesFile)
     names = [table.name for table in file.rule]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise where.error("rule", i, "name", f"the name {name!r} is used twice; expected a name for each rule")
-    rules = tuple(_rule(table, i, where) for i, table in enumerate(file.rule))
-    targets = tuple(_target(table, i, where, env) for i, table in enumerate(file.targets))
+            raise document.error(f"rule[{i}].name", f"the name {name!r} is used twice; expected a name for each rule")
+    rules = tuple(_rule(table, i, document) for i, table in enumerate(file.rule))
+    targets = tuple(_target(table, i, document, env) for i, table in enumerate(file.targets))
     if not NAME.fullmatch(file.group):
-        raise RulesError(f"{path}: group is {file.group!r}; expected 1 to 64 of A-Z a-z 0-9 . _ -.", fix=_FIX)
+        raise document.error("group", f"found {file.group!r}; expected 1 to 64 of A-Z a-z 0-9 . _ -")
     if file.key_env is not None and file.key_env not in env:
-        raise RulesError(f"The environment has no {file.key_env}, which `key_env` of {path} names.")
+        raise document.error("key_env", f"the environment has no {file.key_env}")
     key = None if file.key_env is None else env[file.key_env]
     digest = f"{zlib.crc32(msgspec.json.encode(file)):08x}"
     return AlertRules(rules, targets, file.url, key, file.store, file.group, digest)
 
 
-class _Places:
-    """Finds the line of a table in a file, for messages."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        self.path = path
-        self._lines = text.splitlines()
-
-    def error(self, table: str, index: int, key: str, problem: str) -> RulesError:
-        line = self._line(table, index, key)
-        return RulesError(f"{self.path}, line {line}: {key} of [[{table}]]: {problem}.", fix=_FIX)
-
-    def _line(self, table: str, index: int, key: str) -> int:
-        """Return the line of a key in the table with this index, from 1; that of the table if it lacks the key."""
-        heads = [i for i, line in enumerate(self._lines) if re.match(rf"\s*\[\[\s*{table}\s*\]\]", line)]
-        if index >= len(heads):
-            return 1
-        for i in range(heads[index] + 1, len(self._lines)):
-            if self._lines[i].lstrip().startswith("["):
-                break
-            if re.match(rf"\s*{re.escape(key)}\s*=", self._lines[i]):
-                return i + 1
-        return heads[index] + 1
-
-
-def _convert(document: dict[str, Any], where: _Places) -> RulesFile:
-    try:
-        return msgspec.convert(document, RulesFile)
-    except msgspec.ValidationError as exc:
-        text = str(exc)
-        unknown = re.search(r"unknown field `(\w+)`", text)
-        place = re.search(r" - at `\$\.(rule|to)\[(\d+)\](?:\.(\w+))?`", text)
-        if place is None:
-            if unknown is not None:
-                text = f"the unknown key {unknown[1]!r}; expected one of {_keys(RulesFile)}"
-            raise RulesError(f"{where.path}: {text}.", fix=_FIX) from exc
-        key = place[3] or next(iter(re.findall(r"`(\w+)`", text)), "name")
-        problem = text[: place.start()]
-        if unknown is not None:
-            problem = f"unknown key; expected one of {_keys(RuleTable if place[1] == 'rule' else TargetTable)}"
-        raise where.error(place[1], int(place[2]), key, problem) from exc
-
-
-def _keys(table: type[Struct]) -> str:
-    return ", ".join(table.__struct_encode_fields__)
-
-
-def _rule(table: RuleTable, index: int, where: _Places) -> AlarmRule:
-    def error(key: str, problem: str) -> RulesError:
-        return where.error("rule", index, key, problem)
+def _rule(table: RuleTable, index: int, document: TomlDocument) -> AlarmRule:
+    def error(key: str, problem: str) -> SettingsError:
+        return document.error(f"rule[{index}].{key}", problem)
 
     if not NAME.fullmatch(table.model):
         raise error("model", f"found {table.model!r}; expected the name of a model")
@@ -302,9 +248,9 @@ def _clear_of(table: RuleTable) -> AlarmCondition | None:
     return parse_condition(table.clear) if isinstance(table.clear, str) else opposite(table.when, table.clear)
 
 
-def _target(table: TargetTable, index: int, where: _Places, env: Mapping[str, str]) -> AlarmTarget:
-    def error(key: str, problem: str) -> RulesError:
-        return where.error("to", index, key, problem)
+def _target(table: TargetTable, index: int, document: TomlDocument, env: Mapping[str, str]) -> AlarmTarget:
+    def error(key: str, problem: str) -> SettingsError:
+        return document.error(f"to[{index}].{key}", problem)
 
     if (table.webhook is None) == (table.url is None):
         found = "neither" if table.url is None else "both"

@@ -7,26 +7,30 @@ import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self
 from urllib.parse import quote
 
 from service.alert.conditions import ConditionError
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import DeliveryOptions, make_delivery, target_ids
-from service.alert.errors import AlertStartError, LeaseLostError, RulesError
+from service.alert.deliveries import Delivery, DeliveryOptions, target_ids
+from service.alert.errors import AlertStartError, LeaseLostError
 from service.alert.evaluation import RuleEvaluation
 from service.alert.leader import AlertLeader
-from service.alert.lease import GroupLease
 from service.alert.rules import AlertRules, FollowedModel
-from service.background import until
+from service.background import happens, until
 from service.connect.service_feed import ServiceFeed
 from service.engine.watch.refusals import RefusalReader
-from service.errors import ServiceError
+from service.errors import ServiceError, SettingsError
+from service.lease import Lease
 from service.store import keys
 from service.store.alerts import AlertStore
 from service.store.event_logs import EventLogs
 from service.store.state_store import StateStore
+from service.store.transport.retry import deadline
 
+_LEASE_S: Final = 1.0
+_LONGEST_LEASE_S: Final = 10.0
 _STAND_BY_S: Final = 0.15
 _STORE_AWAY_S: Final = 1.0
 
@@ -82,6 +86,7 @@ class AlertSession:
         self._report = report
         self._feed = ServiceFeed(url, key, rules.models[0], None, report=report)
         self._service: FollowedService | None = None
+        self._stands_by = False
         for target in rules.targets:
             if target.is_webhook and target.secret is None:
                 report(f"alarms to {target.url} are not signed: give `secret` or `secret_env`")
@@ -99,7 +104,7 @@ class AlertSession:
 
         Raises:
             ConnectError: The service has no such model, or rejects the key.
-            RulesError: A rule does not fit its model.
+            SettingsError: A rule does not fit its model.
             AlertStartError: A model has no history, or the store is not that of the service.
         """
         info = await self._feed.get("/v1/info")
@@ -124,34 +129,29 @@ class AlertSession:
         """Stand by and lead until an event is set; then what was evaluated is written, and the lease given back.
 
         Raises:
-            ConnectError, RulesError, AlertStartError: As for `connect`.
+            ConnectError, SettingsError, AlertStartError: As for `connect`.
         """
         connecting = asyncio.create_task(self.connect())
         if not await until(connecting, stopped):
             return
         service = connecting.result()
         store = AlertStore(service.store, service.tenant, self._rules.group)
-        lease = GroupLease(store, f"{secrets.token_hex(8)} {self._rules.digest}")
-        stands_by = False
+        name = f"{secrets.token_hex(8)} {self._rules.digest}"
+        lease = Lease(store.lease, name, lease_s=_LEASE_S, longest_s=_LONGEST_LEASE_S, is_checked=True)
         while not stopped.is_set():
             try:
-                acquired = await lease.acquire()
+                await lease.run(partial(self._lead, service, store, lease, stopped))
             except ServiceError as exc:
                 self._report(f"waiting for the store: {exc.problem}")
-                await _pause(stopped, _STORE_AWAY_S)
+                await happens(stopped, _STORE_AWAY_S)
                 continue
-            if acquired:
-                await self._lead(service, store, lease, stopped)
-                stands_by = False
-                continue
-            if not stands_by:
-                stands_by = True
+            if lease.holder and not self._stands_by:
+                self._stands_by = True
                 self._report(self._standing_by(lease.holder))
-            await _pause(stopped, _STAND_BY_S)
+            await happens(stopped, _STAND_BY_S)
 
-    async def _lead(
-        self, service: FollowedService, store: AlertStore, lease: GroupLease, stopped: asyncio.Event
-    ) -> None:
+    async def _lead(self, service: FollowedService, store: AlertStore, lease: Lease, stopped: asyncio.Event) -> None:
+        self._stands_by = False
         options = DeliveryOptions(store, lambda: lease.is_held, self.counters, self._report, self._rules.group)
         targets = self._rules.targets
         leader = AlertLeader(
@@ -163,15 +163,14 @@ class AlertSession:
             {model.name: (service.logs(model.name), service.refusals(model.name)) for model in service.models},
             lease,
             store,
-            [make_delivery(*one, options) for one in zip(targets, target_ids(targets), strict=True)],
+            [Delivery(*one, options) for one in zip(targets, target_ids(targets), strict=True)],
             self.counters,
             self._rules.group,
         )
         self.counters.leads = True
         try:
-            await leader.run(self._url, self._key, stopped, self._report)
-        except LeaseLostError as exc:
-            self._report(exc.problem)
+            with contextlib.suppress(LeaseLostError):
+                await leader.run(self._url, self._key, stopped, self._report)
         finally:
             self.counters.leads = False
 
@@ -183,15 +182,14 @@ class AlertSession:
                 try:
                     condition.check(shapes)
                 except ConditionError as exc:
-                    raise RulesError(f"Rule {rule.name!r}: {condition.text!r}: {exc}.") from exc
+                    raise SettingsError(f"Rule {rule.name!r}: {condition.text!r}: {exc}.") from exc
         ranks = {one: len(shape) for one, shape in shapes["inputs"].items()}
         return FollowedModel(name, rules, ranks, int(limits["stream_ttl_s"] * 1000), 2 * limits["request_timeout_s"])
 
     async def _check_store(self, store: StateStore) -> None:
         """Check that the store is that of a service: every worker of one signs in."""
         try:
-            deadline = asyncio.get_running_loop().time() + 5.0
-            workers = await store.execute(deadline, "EXISTS", keys.FLEET_WORKERS)
+            workers = await store.execute(deadline(), "EXISTS", keys.FLEET_WORKERS)
         except ServiceError as exc:
             raise AlertStartError(
                 f"The store {_without_password(self._store_url)} does not reply: {exc.problem}",
@@ -212,13 +210,6 @@ class AlertSession:
             f"standing by: another process with other rules has the group {self._rules.group!r}; "
             "to run both, give one of them another `group`"
         )
-
-
-async def _pause(stopped: asyncio.Event, seconds: float) -> None:
-    """Wait for so many seconds, unless the event is set first."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stopped.wait()
 
 
 def _without_password(url: str) -> str:

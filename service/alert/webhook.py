@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
 import httpx2
+import msgspec
 
-from service.alert.errors import AlarmRefusedError, TargetUnavailableError
 from service.alert.rules import AlarmTarget
+from service.connect.messages import BrokerUnavailableError, OutMessage, Undeliverable
 
 SIGNATURE_HEADER: Final = "Stepwell-Signature"
 """`t=UNIX,v1=HEX`: the time of the attempt, and HMAC-SHA256 with the secret over the bytes `UNIX.BODY`."""
@@ -22,7 +23,7 @@ _UNAVAILABLE: Final = frozenset((408, 425, 429))
 
 
 class Webhook:
-    """An HTTP receiver of alarms."""
+    """An HTTP receiver of alarms, a `MessageWriter`."""
 
     def __init__(self, target: AlarmTarget, clock: Callable[[], float] = time.time) -> None:
         """Create it; nothing is sent yet.
@@ -38,26 +39,36 @@ class Webhook:
         self._clock = clock
         self._http = httpx2.AsyncClient(timeout=_TIMEOUT_S)
 
-    async def post(self, body: bytes) -> None:
-        """Post one alarm; the receiver has accepted it with a status from 200 to 299.
+    async def open(self) -> None:
+        """Do nothing: a request connects."""
+
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
+        """Post the messages one after the other; the receiver accepts one with a status from 200 to 299.
+
+        Returns:
+            Those that it refuses, by a status that is about them.
 
         Raises:
-            TargetUnavailableError: There was no response, or one that is not about this alarm: 5xx, 408, 425, 429.
-            AlarmRefusedError: Any other status.
+            BrokerUnavailableError: There was no response, or one that is not about a message: 5xx, 408, 425, 429.
         """
+        found = [(message, await self._post(msgspec.json.encode(message.document))) for message in messages]
+        return [Undeliverable(message, reason) for message, reason in found if reason is not None]
+
+    async def _post(self, body: bytes) -> str | None:
+        """Post one message; return why it is refused."""
         headers = {"content-type": "application/json", "user-agent": "stepwell-alert"}
         if self._secret is not None:
             headers[SIGNATURE_HEADER] = signature(self._secret, int(self._clock()), body)
         try:
             response = await self._http.post(self._url, content=body, headers=headers)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as exc:
-            raise TargetUnavailableError(str(exc) or type(exc).__name__) from exc
+            raise BrokerUnavailableError(str(exc) or type(exc).__name__) from exc
+        status = f"status {response.status_code}"
         if response.status_code >= 500 or response.status_code in _UNAVAILABLE:
-            raise TargetUnavailableError(f"status {response.status_code}")
+            raise BrokerUnavailableError(status)
         if response.is_redirect:
-            raise AlarmRefusedError(f"status {response.status_code}, a redirect, which is not followed")
-        if not response.is_success:
-            raise AlarmRefusedError(f"status {response.status_code}")
+            return f"{status}, a redirect, which is not followed"
+        return None if response.is_success else status
 
     async def close(self) -> None:
         """Close all connections."""

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from html import escape
 
-from service.errors import CODES
-from service.requests.advice import ADVICE
-from service.requests.problems import PROBLEMS
+from service.error_codes import CODES, ErrorCode
 
 _RETRIES = {"same": "the same request", "resend_from": "from expected on", "never": "no"}
 
 
 def error_page() -> bytes:
     """Return the page as HTML; each row has the id of its code."""
-    rows = "".join(_row(code, status, title) for code, (status, title) in PROBLEMS.items())
+    rows = "".join(_row(code, row) for code, row in CODES.items())
     head = "".join(
         f'<th scope="col">{name}</th>' for name in ("code", "status", "what happened", "what to do", "retry")
     )
@@ -35,10 +33,10 @@ def error_page() -> bytes:
     ).encode()
 
 
-def _row(code: str, status: int, title: str) -> str:
-    cells = (str(status), escape(title), _marked(ADVICE[code]), _RETRIES[CODES[code]])
+def _row(code: str, row: ErrorCode) -> str:
+    cells = (str(row.status), escape(row.title), _marked(row.advice), _RETRIES[row.retry])
     return (
-        f'<tr id="{code}" data-code="{code}" data-title="{escape(title)}"><th scope="row"><code>{code}</code></th>'
+        f'<tr id="{code}" data-code="{code}" data-title="{escape(row.title)}"><th scope="row"><code>{code}</code></th>'
         f"{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     )
 

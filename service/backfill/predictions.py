@@ -13,7 +13,7 @@ import numpy as np
 
 from model_export.errors import StepwellError
 from model_export.manifest import Array, OutputSpec
-from service.recorded.columns import prediction_columns
+from service.client.columns import prediction_columns
 
 _HEADER_BYTES = 4096
 _MISSING, _KNOWN, _UNKNOWN, _LEFT_OUT = 0, 1, 2, 3

@@ -9,7 +9,8 @@ import msgspec
 
 from model_export.errors import StepwellError
 from model_export.manifest import Array
-from service.errors import Applied, Retry
+from service.error_codes import Retry
+from service.errors import Applied
 
 
 class ClientError(StepwellError):

@@ -7,16 +7,14 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from service.client.columns import ColumnsError, input_columns
 from service.client.protocol.decoding import TensorInfo
 from service.client.results import ClientError
-from service.errors import counted
 
 T = TypeVar("T")
 
 Columns = Sequence[str] | Mapping[str, Sequence[str]]
 """The columns of a table that make the model's input, in the order of its numbers; or those of each input, by name."""
-
-_SHOWN = 12
 
 
 def table_of(rows: Any) -> Any | None:
@@ -58,21 +56,18 @@ def columns_by_input(
     """
     if chosen is not None and not isinstance(chosen, Mapping):
         if len(inputs) != 1:
-            raise _unclear(
-                f"One list of columns is given for the inputs {', '.join(each.name for each in inputs)}",
-                "Give a dict with the columns of each input.",
+            raise ClientError(
+                "bad_input",
+                f"One list of columns is given for the inputs {', '.join(each.name for each in inputs)}.",
+                fix="Give a dict with the columns of each input.",
             )
         chosen = {inputs[0].name: chosen}
-    if unknown := sorted(set(chosen or {}) - {each.name for each in inputs}):
-        raise _unclear(
-            f"Columns are given for {', '.join(unknown)}, which the model does not take",
-            f"Its inputs are {', '.join(each.name for each in inputs)}.",
-        )
-    found = {}
-    for each in inputs:
-        names = chosen.get(each.name) if chosen else None
-        found[each.name] = _by_name(each, available, len(inputs)) if names is None else _checked(each, available, names)
-    return found
+    if not chosen and len(inputs) == 1 and list(available) == list(range(math.prod(inputs[0].shape))):
+        return {inputs[0].name: list(available)}
+    try:
+        return input_columns(inputs, available, chosen or {}, option="columns={{'{}': [COLUMN, COLUMN]}}")
+    except ColumnsError as exc:
+        raise ClientError("bad_input", exc.problem, fix=exc.fix) from exc
 
 
 def with_bar(rows: Iterable[T], label: str) -> Iterator[T]:
@@ -82,41 +77,3 @@ def with_bar(rows: Iterable[T], label: str) -> Iterator[T]:
 
     total = operator.length_hint(rows) or None
     yield from track(rows, label, total=total, console=Console(stderr=True), transient=False)
-
-
-def _checked(each: TensorInfo, available: Sequence[Any], names: Sequence[str]) -> list[Any]:
-    if missing := [name for name in names if name not in available]:
-        raise _unclear(f"The table has no column {_some(missing)}; it has {_some(available)}", "Check the names.")
-    if len(names) != math.prod(each.shape):
-        raise _unclear(
-            f"Input {each.name!r} is made of {counted(len(names), 'column')}; it has "
-            f"{counted(math.prod(each.shape), 'number')}",
-            "Give one column for each number.",
-        )
-    return list(names)
-
-
-def _by_name(each: TensorInfo, available: Sequence[Any], n_inputs: int) -> list[Any]:
-    size = math.prod(each.shape)
-    indexed = [f"{each.name}[{n}]" for n in range(size)]
-    candidates = [each.labels or [], [each.name] if size == 1 else [], indexed]
-    for names in candidates:
-        if names and all(name in available for name in names):
-            return list(names)
-    if n_inputs == 1 and list(available) == list(range(size)):
-        return list(available)
-    expected = next(names for names in candidates if names)
-    raise _unclear(
-        f"Input {each.name!r} is made of the columns {_some(expected)}; the table has {_some(available)}",
-        "Rename the columns, or choose those of the input, in the order of its numbers: the order in the table is not "
-        "relied on.",
-    )
-
-
-def _unclear(problem: str, fix: str) -> ClientError:
-    return ClientError("bad_input", f"{problem}.", fix=fix)
-
-
-def _some(names: Sequence[Any]) -> str:
-    shown = ", ".join(str(name) for name in names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

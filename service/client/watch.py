@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection
 from websockets.typing import Subprotocol
 
+from service.backoff import Backoff
 from service.client.http_transport import FeedAddress
 from service.client.protocol import decoding
 from service.client.protocol.inputs import encode_body
@@ -22,8 +22,7 @@ from service.client.results import Event, Gap
 from service.client.websockets import open_async_socket, open_socket, rejected_handshake
 
 _PROTOCOL: Final = [Subprotocol("stepwell.msgpack")]
-_FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 5.0
+_BACKOFF: Final = Backoff(0.2, 5.0, jitter=0.5)
 _OPEN_S: Final = 10.0
 _CLOSE_S: Final = 1.0
 
@@ -92,8 +91,7 @@ class WatchCursor:
             if rejection is not None and rejection.retry != "same":
                 raise rejection
         self._failures += 1
-        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._failures, 10))
-        return longest * (0.5 + random.random() / 2)  # noqa: S311 - jitter, so that clients reconnect at different times
+        return _BACKOFF.after(self._failures)
 
     def gap(self) -> list[Gap]:
         """Return the gap to report after a reconnection that may have missed events; empty if none was missed."""

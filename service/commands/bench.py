@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
-import httpx2
 import typer
-import uvloop
 from rich.progress import TimeRemainingColumn
 
 from service.bench.drivers import BenchError, FeedDriver, HttpDriver, LoadDriver
 from service.bench.latency import LatencyRecorder
 from service.bench.run import LoadPlan, run
 from service.bench.workload import BenchStream, Workload
-from service.commands.live.http_api import DEFAULT_URL, Key, Url, model_path, path_of
+from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, StreamsError, Url, model_path, path_of
 from service.commands.tables import Json, key_value_table, print_json, progress_bar, show
 from service.errors import counted
+from service.interrupted import run_on_loop
 from service.sizing import Sending
-
-_TIMEOUT_S = 30.0
 
 
 def bench(
@@ -62,16 +59,14 @@ def bench(
     batch_size = 1 if transport is Sending.HTTP else -(-streams // count)
     load = LoadPlan(count, batch_size, seconds, warmup, rate)
     recorder = LatencyRecorder()
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    with httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S, trust_env=False) as http:
-        workload = Workload.of(_model(http, url, model))
+    with HttpApi(url, key) as service:
+        workload = Workload.of(_model(service, url, model))
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_measure(load, bench_streams, _opener(transport, url, workload, key), recorder))
+            run_on_loop(_measure(load, bench_streams, _opener(transport, url, workload, key), recorder))
         except KeyboardInterrupt:
             recorder.stop()  # the results so far are printed
         finally:
-            _delete(http, workload.model, bench_streams)
+            _delete(service, workload.model, bench_streams)
     result = {
         "url": url,
         "model": workload.model,
@@ -110,47 +105,30 @@ def _opener(transport: Sending, url: str, workload: Workload, key: str | None) -
     return lambda: FeedDriver.open(url, workload, key, columns=transport is Sending.COLUMNS)
 
 
-def _model(http: httpx2.Client, url: str, name: str | None) -> Any:
+def _model(service: HttpApi, url: str, name: str | None) -> Any:
     """Return the service's description of the model.
 
     Raises:
-        BenchError: The service does not respond, rejects the request, or has several models and none is named.
+        BenchError: The service has several models, and none is named.
+        StreamsError: The service does not respond, or rejects the request.
     """
     if name is None:
-        names = [model["name"] for model in _get(http, url, "/v1/models")["models"]]
+        names = [model["name"] for model in service.get("/v1/models")["models"]]
         if len(names) != 1:
             raise BenchError(
                 f"{url} serves {counted(len(names), 'model')}{': ' if names else ''}{', '.join(names)}; expected one.",
                 fix="Name the model: stepwell bench MODEL." if names else "Add a model to the service first.",
             )
         [name] = names
-    return _get(http, url, model_path(name))
+    return service.get(model_path(name))
 
 
-def _get(http: httpx2.Client, url: str, path: str) -> Any:
-    try:
-        response = http.get(path)
-        body = response.json()
-    except (httpx2.HTTPError, ValueError) as exc:
-        raise BenchError(
-            f"No Stepwell service responds at {url}: {exc}.",
-            fix="Start it with `stepwell serve`, or give its address with --url or STEPWELL_URL.",
-        ) from exc
-    if not response.is_success:
-        raise BenchError(
-            f"{body.get('detail')} ({response.status_code} {body.get('code')})", fix="See `stepwell streams ls`."
-        )
-    return body
-
-
-def _delete(http: httpx2.Client, model: str, streams: list[BenchStream]) -> None:
-    """Delete the benchmark's streams; errors of a service that has stopped are ignored."""
-    try:
+def _delete(service: HttpApi, model: str, streams: list[BenchStream]) -> None:
+    """Delete the benchmark's streams, unless the service has stopped or does not allow it."""
+    with suppress(StreamsError):
         for stream in streams:
             if stream.step:
-                http.delete(path_of(model, stream.name))
-    except httpx2.HTTPError:
-        return
+                service.call("DELETE", path_of(model, stream.name))
 
 
 def _table(result: dict[str, Any]) -> Any:

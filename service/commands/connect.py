@@ -19,17 +19,16 @@ from service.commands.live.until_stopped import (
     MetricsPort,
     counts_shown,
     report_of,
-    run_on_loop,
     serve_metrics,
-    stop_event,
 )
 from service.commands.tables import Json
 from service.connect.brokers.protocol import ReaderOptions
-from service.connect.config import ConnectConfig, config_of, read_config
+from service.connect.config import ConnectConfig, config_of_flags, read_config
 from service.connect.messages import ConnectError, ConnectUsageError
 from service.connect.session import ConnectSession
 from service.connect.urls import BrokerUrl
 from service.errors import counted
+from service.interrupted import run_on_loop, stop_event
 
 _OBJECTS_OF_A_POLL = 200_000  # at most: none of them is garbage before the poll ends, so no collection interrupts it
 
@@ -207,7 +206,7 @@ def _config_of_flags(source: str, flags: dict[str, Any]) -> ConnectConfig:
 
     Raises:
         typer.BadParameter: A flag is missing.
-        ConnectUsageError: A value is wrong.
+        SettingsError: A value is wrong.
     """
     for name in ("--model", "--stream"):
         if flags[name] is None:
@@ -223,7 +222,7 @@ def _config_of_flags(source: str, flags: dict[str, Any]) -> ConnectConfig:
         document["to"] = {"url": flags["--to"]}
     if flags["--dead-letter"] is not None:
         document["dead_letter"] = {"url": flags["--dead-letter"]}
-    return config_of(document, "The command line")
+    return config_of_flags(document)
 
 
 def _key_of(config: ConnectConfig) -> str | None:

@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from service.commands.interruptible import ENDING, run_interruptible
 from service.commands.tables import Json, print_json
 from service.demo.forecasts import send_motion
 from service.demo.recordings import Recordings
 from service.demo.replay import replay
 from service.demo.report import Report, print_report
+from service.interrupted import ENDING, run_interruptible
 from service.process.server import StartError
 from service.store.embedded_server import ended_with_parent
 

@@ -21,6 +21,7 @@ from msgspec.structs import asdict
 from model_export.manifest import InputSpec
 from service.charts import line_chart, lines_of, stacked
 from service.client import Client, Model
+from service.client.columns import prediction_columns
 from service.client.memory import MEMORY
 from service.client.protocol.decoding import ModelInfo
 from service.commands.flags import check_ending
@@ -29,7 +30,6 @@ from service.commands.recorded.flags import InputColumns, column_choice, data_pr
 from service.commands.tables import Json, key_value_table, print_json, show
 from service.ids import is_stream_id
 from service.recorded import open_data
-from service.recorded.columns import prediction_columns
 from service.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
 
 _DRAWN_STREAMS = 4

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-import msgspec
 from msgspec import Struct
 
-from service.connect.messages import ConnectUsageError
+from service.toml_document import TomlDocument
+
+_FIX: Final = 'The page "Connecting brokers and files" of the documentation has a complete file.'
 
 BodyFormat = Literal["json", "msgpack", "csv", "raw"]
 """The format of messages that are read."""
@@ -18,7 +18,7 @@ OutFormat = Literal["json", "msgpack"]
 """The format of messages that are written."""
 
 
-class FromSection(Struct, kw_only=True, frozen=True):
+class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """What is read.
 
     Attributes:
@@ -36,7 +36,7 @@ class FromSection(Struct, kw_only=True, frozen=True):
     seq: str | None = None
 
 
-class ServiceSection(Struct, kw_only=True, frozen=True):
+class ServiceSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The service and the model.
 
     Attributes:
@@ -52,20 +52,20 @@ class ServiceSection(Struct, kw_only=True, frozen=True):
     version: int | None = None
 
 
-class ToSection(Struct, kw_only=True, frozen=True):
+class ToSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Where predictions are written, and in which format."""
 
     url: str
     format: OutFormat = "json"
 
 
-class DeadLetterSection(Struct, kw_only=True, frozen=True):
+class DeadLetterSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """Where messages are written that cannot be used."""
 
     url: str
 
 
-class ConnectConfig(Struct, kw_only=True, frozen=True, rename={"source": "from"}):
+class ConnectConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename={"source": "from"}):
     """The configuration of a connector.
 
     Attributes:
@@ -84,58 +84,22 @@ class ConnectConfig(Struct, kw_only=True, frozen=True, rename={"source": "from"}
     dead_letter: DeadLetterSection | None = None
 
 
-_SECTIONS: dict[str, type[Struct]] = {
-    "from": FromSection,
-    "service": ServiceSection,
-    "to": ToSection,
-    "dead_letter": DeadLetterSection,
-}
-
-
 def read_config(path: Path) -> ConnectConfig:
     """Return the configuration in a TOML file.
 
     Raises:
-        ConnectUsageError: The file cannot be read, is not TOML, or has an unknown, missing or wrong key.
+        SettingsError: The file cannot be read, is not TOML, or has an unknown, missing or wrong key.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        reason = "it is not there" if isinstance(exc, FileNotFoundError) else exc
-        raise ConnectUsageError(
-            f"{path} cannot be read: {reason}.", fix="Give a TOML file, or the URL of a source with --model."
-        ) from exc
-    return config_of(document, str(path))
+    return _config_of(TomlDocument.read(path, fix=_FIX))
 
 
-def config_of(document: dict[str, Any], where: str) -> ConnectConfig:
-    """Return the configuration in a document; raises as `read_config` does.
-
-    Args:
-        document: Tables by name, as TOML has them.
-        where: Where it came from, for messages.
-    """
-    for name, table in document.items():
-        if name != "inputs" and name not in _SECTIONS:
-            raise _unknown(where, name, ["inputs", *_SECTIONS])
-        if not isinstance(table, dict):
-            raise ConnectUsageError(f"{where}: {name!r} is {table!r}; expected a table, [{name}].")
-        for key in table if name != "inputs" else ():
-            if key not in _SECTIONS[name].__struct_fields__:
-                raise _unknown(where, f"{name}.{key}", [f"{name}.{one}" for one in _SECTIONS[name].__struct_fields__])
-    source = document.get("from", {})
-    if str(source.get("url", "")).lower().endswith(".csv"):
-        document = document | {"from": {"format": "csv"} | source}
-    try:
-        return msgspec.convert(document, ConnectConfig)
-    except msgspec.ValidationError as exc:
-        raise ConnectUsageError(
-            f"{where}: {exc}.", fix='The page "Connecting brokers and files" of the documentation has a complete file.'
-        ) from exc
+def config_of_flags(tables: dict[str, Any]) -> ConnectConfig:
+    """Return the configuration in the tables that the command line stands for; raises as `read_config` does."""
+    return _config_of(TomlDocument("The command line", tables, fix=_FIX))
 
 
-def _unknown(where: str, found: str, expected: list[str]) -> ConnectUsageError:
-    return ConnectUsageError(
-        f"{where} has the unknown key {found!r}; expected one of {', '.join(expected)}.",
-        fix="Correct or remove the key.",
-    )
+def _config_of(document: TomlDocument) -> ConnectConfig:
+    source = document.tables.get("from")
+    if isinstance(source, dict) and str(source.get("url")).lower().endswith(".csv"):
+        source.setdefault("format", "csv")
+    return document.convert(ConnectConfig)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence, Set
 from functools import partial
 from typing import Final
 
+from service.background import happens
+from service.backoff import Backoff
 from service.client.results import ClientError
 from service.connect.brokers.protocol import MessageReader, MessageWriter
 from service.connect.chunk_sender import AppliedChunks, ChunkSender
@@ -35,8 +36,7 @@ _POLL_S: Final = 0.5
 _GROWTH: Final = 4
 """A poll is at most so many times as large as the one before it. Small polls cost most for each message."""
 
-_FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 5.0
+_BACKOFF: Final = Backoff(0.2, 5.0)
 
 
 class Connector:
@@ -145,9 +145,7 @@ class Connector:
                 await self._reader.close()
                 for output in self._outputs:
                     await output.close()
-            with contextlib.suppress(TimeoutError):
-                pause = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(failures, 10))
-                await asyncio.wait_for(self._stopping.wait(), pause)
+            await happens(self._stopping, _BACKOFF.after(failures))
 
     async def _polls(self) -> AsyncIterator[None]:
         """Carry one poll after the other; yield after each."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from service.client.columns import input_columns
 from service.connect.brokers import make_reader, make_writer
 from service.connect.brokers.jsonl_files import csv_header
 from service.connect.brokers.protocol import ReaderOptions
@@ -27,7 +28,6 @@ from service.connect.polls import PollLimits
 from service.connect.preview import preview
 from service.connect.service_feed import ModelFacts, ServiceFeed
 from service.connect.urls import BrokerUrl, stream_segment
-from service.recorded.columns import ColumnChoice, input_columns
 
 _WITHOUT_POSITIONS = {"mqtt", "mqtts", "amqp", "amqps"}
 
@@ -139,7 +139,7 @@ class ConnectSession:
         inputs: dict[str, list[str | int | float]] = dict(self._config.inputs)
         if self._header is not None:  # by the names that `replay` and `backfill` accept
             others = [spec for spec in model.inputs if spec.name not in inputs]
-            found = input_columns(others, ColumnChoice(), self._header.names, where=self._config.source.url)
+            found = input_columns(others, self._header.names, {}, where=self._config.source.url)
             inputs |= {name: list(names) for name, names in found.items()}
         columns = make_columns(model.inputs, inputs, raw=section.format == "raw")
         mapper = MessageMapper(section, columns, max_body_bytes=model.max_body_bytes, segment=self._segment)

@@ -7,7 +7,6 @@ is repeated changes nothing. Reading merges all fields of the buckets of a windo
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,7 +15,7 @@ from service.drift.sketch import FeatureSketch
 from service.store import keys
 from service.store.state_store import StateStore
 from service.store.transport.connection import Argument
-from service.store.transport.retry import replies_of
+from service.store.transport.retry import deadline, replies_of
 
 _BUCKETS: Final = 12  # of a window
 _TIMEOUT_S: Final = 2.0
@@ -154,5 +153,4 @@ async def read_window(store: StateStore, name: SketchName, window: TimeWindow, n
 
 
 async def _execute(store: StateStore, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-    deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
-    return await replies_of(store.transport, commands, deadline=deadline)
+    return await replies_of(store.transport, commands, deadline=deadline(_TIMEOUT_S))

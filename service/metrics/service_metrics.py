@@ -242,7 +242,7 @@ class Metrics(EngineObserver):
         self._buffered[self._requests[transport, str(code), route]] += n
 
     def refusal(self, code: str) -> None:
-        """Count an error response, by its `code` of `service.errors.CODES`."""
+        """Count an error response, by its `code` of `service.error_codes.CODES`."""
         self._refusals[(code,)].inc()
 
     # ---------------------------------------------------------------- for Prometheus

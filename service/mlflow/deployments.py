@@ -154,7 +154,7 @@ class StepwellDeployments(BaseDeploymentClient):
         """
         import pandas as pd
 
-        from service.recorded.columns import prediction_columns
+        from service.client.columns import prediction_columns
 
         _check(deployment_name, None, endpoint)
         if _STREAM not in getattr(inputs, "columns", ()):

@@ -11,7 +11,7 @@ import numpy as np
 
 from model_export.manifest import Array, Manifest, OutputSpec
 from model_export.step_model import StepModel
-from service.recorded.columns import ColumnChoice, input_columns
+from service.recorded.columns import ColumnChoice
 from service.recorded.values import cast, integers, numbers
 
 _CHUNK: Final = 256
@@ -45,8 +45,7 @@ class OfflineModel:
         self._content = Path(model).read_bytes()
         self.stream = stream
         self.time = time
-        choice = ColumnChoice(stream, time, inputs)
-        self._columns = input_columns(self.manifest.inputs, choice, columns, where="The table")
+        self._columns = ColumnChoice(stream, time, inputs).input_columns(self.manifest.inputs, columns, "The table")
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "graph"}

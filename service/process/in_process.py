@@ -15,9 +15,10 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 
+from service.errors import SettingsError
 from service.process import server
 from service.process.server import StartError
-from service.settings import Settings, SettingsError, SharedFolders
+from service.settings import Settings, SharedFolders
 from service.store.embedded_server import EmbeddedStore
 
 _MAX_SOCKET_PATH_BYTES = 100  # the kernel allows 107

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from model_export.manifest import Array, InputSpec
+from service.client.columns import check_named
 from service.ids import is_stream_id
 from service.recorded.blocks import Rows
-from service.recorded.columns import ColumnChoice, check_inputs, input_columns
+from service.recorded.columns import ColumnChoice
 from service.recorded.errors import RecordedDataError
 from service.recorded.npz import NpzRecording
 from service.recorded.rows_hash import RowsHash
@@ -54,13 +55,13 @@ class RecordedData:
         self._choice = choice
         self._kept: list[Rows] | None = None
         self.source_id = ""
-        check_inputs(specs, choice)
+        check_named(specs, choice.inputs)
         for file in self.files:
             if file.suffix.lower() == ".npz":
                 NpzRecording(file, specs, choice)
             else:
                 table = _TABLES[file.suffix.lower()](file)
-                input_columns(specs, choice, table.columns, where=str(file))
+                choice.input_columns(specs, table.columns, str(file))
 
     def read(self) -> Iterator[Rows]:
         """Yield consecutive rows, all of them in the order of the files.
@@ -170,7 +171,7 @@ class RecordedData:
     def _table(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
         table = _TABLES[file.suffix.lower()](file)
         choice, where, first = self._choice, str(file), 0
-        by_input = input_columns(self._specs, choice, table.columns, where=where)
+        by_input = choice.input_columns(self._specs, table.columns, where)
         kinds: dict[str, Kind] = {choice.time: "f8"} if choice.time is not None else {}
         for spec in self._specs:
             for name in by_input[spec.name]:

@@ -14,8 +14,10 @@ from numpy.lib import format as npy
 
 from model_export.manifest import Array, InputSpec
 from model_export.runtime.npz import NPZ_ERRORS
-from service.recorded.columns import ColumnChoice, columns_of
-from service.recorded.errors import ColumnsError, RecordedDataError, listed
+from service.client.columns import ColumnsError, input_columns
+from service.errors import listed
+from service.recorded.columns import ColumnChoice
+from service.recorded.errors import RecordedDataError
 from service.recorded.tables import PIECE_ROWS
 from service.recorded.values import cast, times
 
@@ -167,7 +169,8 @@ def _members(spec: InputSpec, choice: ColumnChoice, names: Sequence[str], path: 
             if name in names:
                 return [name]
     try:
-        return columns_of(spec, choice.inputs.get(spec.name), names, str(path))
+        named = {name: columns for name, columns in choice.inputs.items() if name == spec.name}
+        return input_columns([spec], names, named, where=str(path))[spec.name]
     except ColumnsError as exc:
         if spec.name in choice.inputs:
             raise

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import Final
 
 from model_export.errors import StepwellError
-from service.background import cancel, run_forever
+from service.background import cancel
 from service.errors import ServiceError
 from service.models.registry import ModelRegistry
 from service.releases.document import ReleaseDocument
 from service.releases.lookup import Releases
 from service.releases.store import TOPIC, ReleaseStore
+from service.store.followed import FollowedValue
 from service.store.pubsub import StorePubSub
 
 _log = logging.getLogger(__name__)
@@ -39,8 +39,7 @@ class ReleaseFollower:
         self._store = store
         self.releases = releases
         self._models = models
-        self._pubsub = pubsub
-        self._announced = asyncio.Event()
+        self._followed = FollowedValue(pubsub, TOPIC, self.refresh, "Following the releases")
         self._applying: dict[str, asyncio.Task[None]] = {}  # by model
         self._logged: dict[str, str] = {}  # by model, the problem that was logged
 
@@ -83,24 +82,16 @@ class ReleaseFollower:
 
     async def follow(self) -> None:
         """Follow the documents until cancelled."""
-        await self._pubsub.start(self)
-        await self._pubsub.subscribe([TOPIC])
+        await self._followed.subscribe()
         try:
-            await run_forever(self._refresh_when_due, every_s=0.0, name="Following the releases")
+            await self._followed.run()
         finally:
             await self.close()
-            await self._pubsub.close()
+            await self._followed.close()
 
     async def close(self) -> None:
         """End what is still being loaded."""
         await cancel(self._applying.values())
-
-    async def _refresh_when_due(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_EVERY_S):
-                await self._announced.wait()
-        self._announced.clear()
-        await self.refresh()
 
     async def _set_current(self, model: str, document: ReleaseDocument | None) -> None:
         if document is None:
@@ -143,19 +134,6 @@ class ReleaseFollower:
         if self._logged.get(model) != problem:
             self._logged[model] = problem
             _log.error("%s", problem)
-
-    # ---------------------------------------------------------------- called by `StorePubSub`
-
-    def on_message(self, _topic: str, _message: bytes) -> None:
-        """Handle the announcement of a document."""
-        self._announced.set()
-
-    def on_disconnect(self) -> None:
-        """Handle the loss of the connection: documents are read each second anyway."""
-
-    def on_reconnect(self) -> None:
-        """Handle a new connection: an announcement may have been missed."""
-        self._announced.set()
 
 
 def _summary(document: ReleaseDocument) -> str:

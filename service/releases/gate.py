@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from service.releases.counters import TrialCounts, read_counts
 from service.releases.document import Gate
-from service.releases.store import deadline
+from service.store.transport.retry import deadline
 
 if TYPE_CHECKING:
     from service.releases.lookup import Releases

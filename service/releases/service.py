@@ -19,10 +19,11 @@ from service.releases.compatibility import check_candidate, check_gate, publish_
 from service.releases.counters import TrialCounts, read_counts
 from service.releases.document import Gate, How, ReleaseDocument, ReleaseVersion
 from service.releases.follower import ReleaseFollower
-from service.releases.store import ReleaseStore, deadline
+from service.releases.store import ReleaseStore
 from service.releases.stream_counts import StreamCounter
 from service.releases.sweeps import SweepProgress, read_sweep, request_sweep
 from service.releases.view import release_response
+from service.store.transport.retry import deadline
 
 _ATTEMPTS: Final = 20  # of a request without `revision`, while others change the document
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -15,7 +14,7 @@ from service.store import keys
 from service.store.scripts import Script
 from service.store.state_store import StateStore
 from service.store.transport.connection import Argument, NotSentError
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import deadline, execute_with_retry
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +23,6 @@ TOPIC: Final = "swl:releases"
 
 SCRIPT: Final = Script.of("release.lua")
 """Writes a document by compare-and-set."""
-
-_TIMEOUT_S: Final = 5.0
 
 
 class StoredRelease(NamedTuple):
@@ -107,11 +104,6 @@ class ReleaseStore:
             raise reply
         seconds, microseconds = reply
         return int(seconds) + int(microseconds) / 1e6
-
-
-def deadline() -> float:
-    """Return the deadline of one exchange with the store, on the running loop's clock."""
-    return asyncio.get_running_loop().time() + _TIMEOUT_S
 
 
 def _decode(value: bytes | ServiceError | None) -> StoredRelease | ServiceError:

@@ -11,13 +11,14 @@ import msgspec
 from msgspec import Struct
 
 from service.errors import ServiceError, StoreUnavailableError
+from service.lease import Lease
 from service.releases.lookup import Releases
-from service.releases.store import ReleaseStore, deadline
+from service.releases.store import ReleaseStore
 from service.store import keys
-from service.store.lease import Lease
+from service.store.lease import StoreLease
 from service.store.scripts import Script
 from service.store.transport.connection import NotSentError
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import deadline, execute_with_retry
 from service.store.transport.server import ServerTransport
 
 SCRIPT: Final = Script.of("count_streams.lua")
@@ -71,9 +72,8 @@ class StreamCounter:
         self._releases = releases
         self._store = store
         self._transport = store.state_store.transport
-        self._lease = Lease(
-            store.state_store, keys.COUNT_LEASE, secrets.token_hex(8), lease_s=_LEASE_S, rest_s=_BETWEEN_PASSES_S
-        )
+        entry = StoreLease(store.state_store, keys.COUNT_LEASE)
+        self._lease = Lease(entry, secrets.token_hex(8), lease_s=_LEASE_S)
         self.counts: StreamCounts | None = None
 
     async def refresh(self) -> None:
@@ -82,7 +82,7 @@ class StreamCounter:
         Raises:
             ServiceError: An error of the store.
         """
-        await self._lease.run(self._count_and_write)
+        await self._lease.run(self._count_and_write, rest_s=_BETWEEN_PASSES_S)
         self.counts = await self.read()
 
     async def _count_and_write(self) -> None:

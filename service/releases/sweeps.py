@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from service.releases.store import deadline
 from service.store import keys
 from service.store.state_store import StateStore
+from service.store.transport.retry import deadline
 
 
 class SweepProgress(NamedTuple):

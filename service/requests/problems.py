@@ -1,4 +1,4 @@
-"""Problem documents of RFC 9457, and the table of HTTP statuses and titles of all error codes."""
+"""Problem documents of RFC 9457."""
 
 from __future__ import annotations
 
@@ -8,51 +8,9 @@ from typing import Any
 
 import msgspec
 
+from service.error_codes import CODES
 from service.errors import ServiceError
 from service.ids import encode_state_id
-
-PROBLEMS: dict[str, tuple[int, str]] = {
-    "bad_json": (400, "The body cannot be read"),
-    "bad_request": (400, "The request is not well formed"),
-    "unauthenticated": (401, "No valid key"),
-    "forbidden": (403, "Not allowed"),
-    "model_not_found": (404, "No such model"),
-    "stream_not_found": (404, "No such stream"),
-    "snapshot_not_found": (404, "No such snapshot"),
-    "version_not_found": (404, "No such version"),
-    "not_found": (404, "No such route"),
-    "method_not_allowed": (405, "Method not allowed"),
-    "seq_gap": (409, "Timesteps are missing in between"),
-    "seq_passed": (409, "This position was applied before"),
-    "seq_conflict": (409, "This position was taken by another request"),
-    "source_passed": (409, "This position of the source was applied before"),
-    "state_changed": (409, "The stream has another history"),
-    "stream_exists": (409, "The stream exists"),
-    "model_changed": (409, "The stream belongs to another model version"),
-    "release_changed": (409, "The release was changed by another request"),
-    "release_refused": (409, "The release does not allow this"),
-    "too_large": (413, "Too large"),
-    "unsupported_encoding": (415, "The body's encoding is not supported"),
-    "bad_input": (422, "An input does not fit the model"),
-    "bad_release": (422, "The release is not well formed"),
-    "non_finite": (422, "An input is not finite"),
-    "non_finite_state": (422, "The new state is not finite"),
-    "idempotency_key_reused": (422, "The key was used for another request"),
-    "precondition_required": (428, "A precondition is required"),
-    "stream_quota": (429, "Too many streams"),
-    "rate_limited": (429, "Too many requests"),
-    "state_corrupt": (500, "The stored state cannot be read"),
-    "internal": (500, "Internal error"),
-    "overloaded": (503, "The service is overloaded"),
-    "draining": (503, "This process is about to end"),
-    "store_unavailable": (503, "The store is unavailable"),
-    "outcome_unknown": (503, "The outcome is unknown"),
-    "store_full": (503, "The store is full"),
-    "not_durable": (503, "The step is not as durable as promised"),
-    "model_timeout": (503, "The model took too long"),
-    "record_version": (503, "The state was written by another release"),
-}
-"""HTTP status and title of every code."""
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -65,12 +23,12 @@ class UnreadBodyError(ServiceError):
 
 def status_of(error: ServiceError) -> int:
     """Return the HTTP status of an error."""
-    return PROBLEMS[error.code][0]
+    return CODES[error.code].status
 
 
 def problem_document(error: ServiceError) -> dict[str, Any]:
     """Return the problem document of an error; optional members without a value are left out."""
-    status, title = PROBLEMS[error.code]
+    status, _, title, _ = CODES[error.code]
     document: dict[str, Any] = {
         "type": f"/docs/errors#{error.code}",
         "title": title,

@@ -5,7 +5,6 @@ All keys of a tenant share a hash tag, so that a Cluster keeps them in one slot 
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,16 @@ from typing import Final, NamedTuple
 import msgspec
 
 from service.errors import ServiceError
-from service.store.lease import StoredLease, acquire_lease
+from service.store.lease import StoreLease
 from service.store.scripts import Script
 from service.store.state_store import StateStore
 from service.store.transport.connection import Argument
+from service.store.transport.retry import deadline
 
 MAX_OUTBOX: Final = 1_000_000
 """Most alarms that wait for one target; the oldest ones beyond it are deleted."""
 
 _COMMIT: Final = Script.of("alert_commit.lua")
-_TIMEOUT_S: Final = 5.0
 _SCAN_COUNT: Final = 1000
 _MOST_REFUSED: Final = 10_000
 
@@ -52,34 +51,26 @@ class RaisedPage(NamedTuple):
 
 
 class AlertStore:
-    """The state of one group of alert processes; one of them at a time has the lease, and writes."""
+    """The state of one group of alert processes; one of them at a time has the lease, and writes.
+
+    Attributes:
+        lease: The entry of the lease.
+    """
 
     def __init__(self, store: StateStore, tenant: str, group: str) -> None:
         """Create it."""
         self._store = store
         self._keys = f"{_prefix(tenant)}:{group}"
+        self.lease = StoreLease(store, f"{self._keys}:lease")
         self._tenant = _prefix(tenant)
 
-    async def acquire(self, holder: str, lease_ms: int) -> StoredLease:
-        """Acquire or renew the lease, if nobody else has it.
-
-        Raises:
-            ServiceError: The store does not reply in time.
-        """
-        deadline = _deadline(lease_ms / 1000)
-        return await acquire_lease(self._store, f"{self._keys}:lease", holder, lease_ms, deadline=deadline)
-
-    async def release(self, holder: str) -> None:
-        """Give the lease back, if this holder has it; raises as `acquire` does."""
-        await acquire_lease(self._store, f"{self._keys}:lease", holder, 0, deadline=_deadline())
-
     async def load(self, model: str) -> dict[str, bytes]:
-        """Return the encoded state of each stream of a model; raises as `acquire` does."""
+        """Return the encoded state of each stream of a model; raises as `commit` does."""
         states: dict[str, bytes] = {}
         cursor = b"0"
         while True:
             cursor, flat = await self._store.execute(
-                _deadline(), "HSCAN", self._states(model), cursor, "COUNT", _SCAN_COUNT
+                deadline(), "HSCAN", self._states(model), cursor, "COUNT", _SCAN_COUNT
             )
             states |= {name.decode(): state for name, state in zip(flat[::2], flat[1::2], strict=True)}
             if int(cursor) == 0:
@@ -106,10 +97,10 @@ class AlertStore:
         keys = [f"{self._keys}:lease", f"{self._keys}:call:{writes.model}", *_raised_keys(self._tenant)]
         keys += [self._states(writes.model), *map(self._outbox, targets)]
         arguments: list[Argument] = [len(keys), *keys, holder, call_id, MAX_OUTBOX, body]
-        return bool(await self._store.run(_COMMIT, arguments, deadline=_deadline()))
+        return bool(await self._store.run(_COMMIT, arguments, deadline=deadline()))
 
     async def unsent(self, target: str, after: str, count: int) -> list[tuple[str, bytes]]:
-        """Return the oldest alarms that wait for a target, each with its entry id; raises as `acquire` does.
+        """Return the oldest alarms that wait for a target, each with its entry id; raises as `commit` does.
 
         Args:
             target: The target's id.
@@ -117,21 +108,21 @@ class AlertStore:
             count: Most alarms to return.
         """
         start = f"({after}" if after else "-"
-        entries = await self._store.execute(_deadline(), "XRANGE", self._outbox(target), start, "+", "COUNT", count)
+        entries = await self._store.execute(deadline(), "XRANGE", self._outbox(target), start, "+", "COUNT", count)
         return [(entry.decode(), fields[1]) for entry, fields in entries]
 
     async def mark_sent(self, target: str, entries: Sequence[str]) -> None:
-        """Delete alarms that a target has received; raises as `acquire` does."""
-        await self._store.execute(_deadline(), "XDEL", self._outbox(target), *entries)
+        """Delete alarms that a target has received; raises as `commit` does."""
+        await self._store.execute(deadline(), "XDEL", self._outbox(target), *entries)
 
     async def set_aside(self, target: str, entry: str, body: bytes, reason: str) -> None:
         """Move an alarm that a target refuses into the stream `..:refused:TARGET`, which keeps about the last 10,000.
 
-        It may be there twice, if the store's reply is lost; raises as `acquire` does.
+        It may be there twice, if the store's reply is lost; raises as `commit` does.
         """
         kept = self.refused_key(target)
         await self._store.execute(
-            _deadline(), "XADD", kept, "MAXLEN", "~", _MOST_REFUSED, "*", "alarm", body, "reason", reason
+            deadline(), "XADD", kept, "MAXLEN", "~", _MOST_REFUSED, "*", "alarm", body, "reason", reason
         )
         await self.mark_sent(target, [entry])
 
@@ -140,19 +131,19 @@ class AlertStore:
         return f"{self._keys}:refused:{target}"
 
     async def targets(self) -> list[str]:
-        """Return the ids of the targets of the group's last leader; raises as `acquire` does."""
-        return [one.decode() for one in await self._store.execute(_deadline(), "SMEMBERS", f"{self._keys}:targets")]
+        """Return the ids of the targets of the group's last leader; raises as `commit` does."""
+        return [one.decode() for one in await self._store.execute(deadline(), "SMEMBERS", f"{self._keys}:targets")]
 
     async def set_targets(self, targets: Sequence[str]) -> None:
-        """Store the ids of all targets, and delete what waits for others; raises as `acquire` does."""
+        """Store the ids of all targets, and delete what waits for others; raises as `commit` does."""
         removed = [one for one in await self.targets() if one not in targets]
         for one in removed:
-            await self._store.delete(self._outbox(one), deadline=_deadline())
-            await self._store.delete(self.refused_key(one), deadline=_deadline())
+            await self._store.delete(self._outbox(one), deadline=deadline())
+            await self._store.delete(self.refused_key(one), deadline=deadline())
         if removed:
-            await self._store.execute(_deadline(), "SREM", f"{self._keys}:targets", *removed)
+            await self._store.execute(deadline(), "SREM", f"{self._keys}:targets", *removed)
         if targets:
-            await self._store.execute(_deadline(), "SADD", f"{self._keys}:targets", *targets)
+            await self._store.execute(deadline(), "SADD", f"{self._keys}:targets", *targets)
 
     def _states(self, model: str) -> str:
         return f"{self._keys}:states:{model}"
@@ -184,9 +175,9 @@ async def list_raised(store: StateStore, tenant: str, model: str | None, cursor:
     last = f"({model}\1".encode() if model is not None else b"+"
     if cursor is not None:
         first = b"(" + _read_cursor(cursor)
-    members = await store.execute(_deadline(), "ZRANGEBYLEX", index, first, last, "LIMIT", 0, limit + 1)
+    members = await store.execute(deadline(), "ZRANGEBYLEX", index, first, last, "LIMIT", 0, limit + 1)
     page = members[:limit]
-    alarms = await store.execute(_deadline(), "HMGET", raised, *page) if page else []
+    alarms = await store.execute(deadline(), "HMGET", raised, *page) if page else []
     more = base64.urlsafe_b64encode(page[-1]).decode() if len(members) > limit else None
     return RaisedPage([alarm for alarm in alarms if alarm is not None], more)
 
@@ -209,7 +200,3 @@ def _prefix(tenant: str) -> str:
 def _raised_keys(prefix: str) -> tuple[str, str]:
     """Return the keys of the sorted index of raised alarms, and of the hash of their documents."""
     return f"{prefix}:index", f"{prefix}:raised"
-
-
-def _deadline(timeout_s: float = _TIMEOUT_S) -> float:
-    return asyncio.get_running_loop().time() + timeout_s

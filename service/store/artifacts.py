@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from service.errors import ServiceError
 from service.store import keys
 from service.store.record import blake2b_128
-from service.store.transport.retry import replies_of
+from service.store.transport.retry import deadline, replies_of
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
@@ -64,17 +64,17 @@ class StoredArtifacts:
             StoreUnavailableError: The store did not reply, or is full.
             OSError: The key holds a value of another type.
         """
-        key, deadline = keys.artifact_key(name, fingerprint), self._deadline()
+        key, until = keys.artifact_key(name, fingerprint), deadline(_TIMEOUT_S)
         digest = (await asyncio.to_thread(blake2b_128, artifact)).hex()  # of hundreds of megabytes it takes a while
         starts = range(0, len(artifact), _CHUNK_BYTES)
         try:
             for i, start in enumerate(starts):
-                await self._execute(deadline, "HSET", key, f"{digest}:{i}", artifact[start : start + _CHUNK_BYTES])
-                await self._execute(deadline, "PEXPIRE", key, self._ttl_ms)
-            await self._execute(deadline, "HSET", key, _COUNT_FIELD, f"{digest}:{len(starts)}")
+                await self._execute(until, "HSET", key, f"{digest}:{i}", artifact[start : start + _CHUNK_BYTES])
+                await self._execute(until, "PEXPIRE", key, self._ttl_ms)
+            await self._execute(until, "HSET", key, _COUNT_FIELD, f"{digest}:{len(starts)}")
         except ServiceError:
-            if await self._execute(self._deadline(), "HGET", key, _COUNT_FIELD) is None:
-                await self._execute(self._deadline(), "DEL", key)  # a store that is full needs the room
+            if await self._execute(deadline(_TIMEOUT_S), "HGET", key, _COUNT_FIELD) is None:
+                await self._execute(deadline(_TIMEOUT_S), "DEL", key)  # a store that is full needs the room
             raise
 
     async def get(self, name: str, fingerprint: bytes) -> bytes | None:
@@ -84,20 +84,16 @@ class StoredArtifacts:
             StoreUnavailableError: The store did not reply.
             OSError: The key holds a value of another type.
         """
-        key, deadline = keys.artifact_key(name, fingerprint), self._deadline()
-        count = await self._execute(deadline, "HGET", key, _COUNT_FIELD)
+        key, until = keys.artifact_key(name, fingerprint), deadline(_TIMEOUT_S)
+        count = await self._execute(until, "HGET", key, _COUNT_FIELD)
         if count is None:
             return None
         digest, _, n = count.decode(errors="replace").partition(":")
         fields = [f"{digest}:{i}" for i in range(int(n) if n.isdecimal() else 0)]
-        return b"".join([await self._execute(deadline, "HGET", key, field) or b"" for field in fields])
+        return b"".join([await self._execute(until, "HGET", key, field) or b"" for field in fields])
 
-    async def _execute(self, deadline: float, *command: Any) -> Any:
-        return _checked(await self._store.execute(deadline, *command))
-
-    @staticmethod
-    def _deadline() -> float:
-        return asyncio.get_running_loop().time() + _TIMEOUT_S
+    async def _execute(self, until: float, *command: Any) -> Any:
+        return _checked(await self._store.execute(until, *command))
 
 
 def _checked(reply: Any) -> Any:

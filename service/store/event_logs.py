@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from service.store import keys
 from service.store.listing import page
 from service.store.state_store import StateStore
-from service.store.transport.retry import replies_of
+from service.store.transport.retry import deadline, replies_of
 
-_TIMEOUT_S: Final = 5.0
 _AT_ONCE: Final = 500
 _PAGE: Final = 1000
 _TTL_FACTOR: Final = 1.25  # as in `StateStore`, which sets the expiry of an event log at each commit
@@ -59,7 +57,7 @@ class EventLogs:
         cursor: str | None = None
         while True:
             names, cursor = await page(
-                self._store.transport, self._tenant, self._model, prefix, cursor, limit=_PAGE, deadline=_deadline()
+                self._store.transport, self._tenant, self._model, prefix, cursor, limit=_PAGE, deadline=deadline()
             )
             found |= dict.fromkeys(names)
             if cursor is None:
@@ -91,8 +89,4 @@ class EventLogs:
         return logs
 
     async def _replies(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        return await replies_of(self._store.transport, commands, deadline=_deadline())
-
-
-def _deadline() -> float:
-    return asyncio.get_running_loop().time() + _TIMEOUT_S
+        return await replies_of(self._store.transport, commands, deadline=deadline())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from service.errors import ServiceError
 from service.store import keys
+from service.store.followed import FollowedValue
 from service.store.pubsub import StorePubSub
-from service.store.transport.retry import execute_with_retry
+from service.store.transport.retry import deadline, replies_of
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
 
 _log = logging.getLogger(__name__)
-_LOOK_S: Final = 1.0
 _TIMEOUT_S: Final = 2.0
 _ALIVE_S: Final = 3.0  # a worker that has not written its time for so long is not waited for
 _FORGOTTEN_S: Final = 300.0  # after twice as long, a silent worker's entry is deleted by others
@@ -64,36 +65,24 @@ class FleetReloads:
         self.lost_at: float | None = None
         self._store = store
         self._follow = follow
-        self._pubsub = StorePubSub(store.transport)
+        self._followed = FollowedValue(
+            StorePubSub(store.transport), keys.FLEET_TOPIC, self._look, "Following the reloads of other replicas"
+        )
         self._worker = secrets.token_hex(8)
         self._seen: str | None = None
         self._signed_in_at = -math.inf  # on the monotonic clock
-        self._wake = asyncio.Event()
 
     async def start(self) -> None:
         """Subscribe, and read the newest announcement; call it before the models are loaded for the first time."""
-        await self._pubsub.start(self)
-        await self._pubsub.subscribe([keys.FLEET_TOPIC])
+        await self._followed.subscribe()
         try:
             self._seen = (await self._read()).id
         except ServiceError as exc:  # the first look reads it, and reloads once more
             _log.warning("Reloads of other replicas are not followed yet: %s", exc)
 
     async def run(self) -> None:
-        """Look once a second, or when a message arrives, until it is cancelled."""
-        while True:
-            try:
-                await self._look()
-            except ServiceError:
-                pass  # the store does not reply: readiness reports it
-            except Exception:  # noqa: BLE001 - reloads must go on being followed; it is logged
-                _log.exception("Following a reload of another replica failed; it is repeated")
-            try:
-                async with asyncio.timeout(_LOOK_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
-            self._wake.clear()
+        """Follow the announcements until it is cancelled."""
+        await self._followed.run()
 
     async def announce(self, loaded: Sequence[str], *, wait_s: float = 0.0) -> int:
         """Announce a reload of this worker, and wait until all workers have followed.
@@ -110,11 +99,10 @@ class FleetReloads:
         """
         announcement = Announcement(secrets.token_hex(8), tuple(loaded))
         await self._execute(("SET", keys.FLEET_RELOAD, announcement.encode()))
-        await self._pubsub.publish(keys.FLEET_TOPIC, announcement.id.encode())
-        self._wake.set()
-        deadline = asyncio.get_running_loop().time() + wait_s
+        await self._followed.announce(announcement.id)
+        until = deadline(wait_s)
         while late := await self._late_workers(announcement.id) if wait_s else 0:
-            if asyncio.get_running_loop().time() > deadline:
+            if asyncio.get_running_loop().time() > until:
                 break
             await asyncio.sleep(_POLL_S)
         return late
@@ -139,34 +127,20 @@ class FleetReloads:
 
     async def close(self) -> None:
         """Sign off, and close the connection."""
-        await self._pubsub.close()
+        await self._followed.close()
         try:
             await self._execute(("HDEL", keys.FLEET_WORKERS, self._worker))
         except ServiceError:
             return
 
-    # ---------------------------------------------------------------- called by `StorePubSub`
-
-    def on_message(self, _topic: str, _message: bytes) -> None:
-        """Read the store now."""
-        self._wake.set()
-
-    def on_disconnect(self) -> None:
-        """Nothing is lost: the store is read each second."""
-
-    def on_reconnect(self) -> None:
-        """Read the store now: a message may have been missed."""
-        self._wake.set()
-
-    # ---------------------------------------------------------------- helpers
-
     async def _look(self) -> None:
-        announcement = await self._read()
-        if announcement.id == self._seen:
-            return
-        await self._follow(announcement)
-        self._seen = announcement.id
-        await self._execute(self._sign_in())
+        with contextlib.suppress(ServiceError):  # the store does not reply: readiness reports it
+            announcement = await self._read()
+            if announcement.id == self._seen:
+                return
+            await self._follow(announcement)
+            self._seen = announcement.id
+            await self._execute(self._sign_in())
 
     async def _read(self) -> Announcement:
         """Return the newest announcement; if the store has none, make one that changes nothing."""
@@ -207,9 +181,4 @@ class FleetReloads:
         return reply
 
     async def _execute_all(self, *commands: tuple[Any, ...]) -> list[Any]:
-        deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
-        replies = await execute_with_retry(self._store.transport, commands, deadline=deadline)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+        return await replies_of(self._store.transport, commands, deadline=deadline(_TIMEOUT_S))

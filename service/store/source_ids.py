@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from service.errors import ServiceError
 from service.store import keys
-from service.store.transport.retry import replies_of
+from service.store.transport.retry import deadline, replies_of
 from service.types import source_digest
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _KeyT = TypeVar("_KeyT", str, bytes)
 _AGAIN_S: Final = 60.0
 _MAX_REMEMBERED: Final = 65_536
-_TIMEOUT_S: Final = 5.0
 
 
 class SourceIds:
@@ -79,7 +78,7 @@ class SourceIds:
     async def _renew(self, digests: Collection[bytes]) -> None:
         commands = [("PEXPIRE", keys.source_key(digest), self._ttl_ms) for digest in digests]
         try:
-            await replies_of(self._store.transport, commands, deadline=asyncio.get_running_loop().time() + _TIMEOUT_S)
+            await replies_of(self._store.transport, commands, deadline=deadline())
         except ServiceError:
             for digest in digests:  # it is due again with the next record
                 self._renewed_at.pop(digest, None)

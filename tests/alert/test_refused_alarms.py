@@ -13,9 +13,11 @@ import pytest
 
 from service.alert import deliveries
 from service.alert.counters import AlertCounters
-from service.alert.deliveries import DeliveryOptions, make_delivery, target_ids
+from service.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from service.alert.rules import AlarmTarget
 from service.alert.stream_state import Alarm
+from service.backoff import Backoff
+from service.lease import Lease
 from service.store.alerts import AlertStore, AlertWrites
 from service.store.state_store import StateStore
 from tests.alert.alerts import WebhookReceiver
@@ -49,7 +51,7 @@ class Outbox:
         self.counters = AlertCounters()
         self.reports: list[str] = []
         options = DeliveryOptions(store, lambda: True, self.counters, self.reports.append, "group")
-        self._delivery = make_delivery(target, self.id, options)
+        self._delivery = Delivery(target, self.id, options)
         self._n_added = 0
 
     async def add(self, streams: Sequence[str]) -> None:
@@ -62,7 +64,7 @@ class Outbox:
                 outputs={}, kind="when",
             )  # fmt: skip
             sent.append(alarm.encode())
-        await self.store.acquire("test", 60_000)
+        await Lease(self.store.lease, "test", lease_s=60).acquire()
         assert await self.store.commit("test", str(self._n_added), AlertWrites("m", {}, {}, sent), [self.id])
         self._delivery.wake()
 
@@ -109,7 +111,7 @@ def set_aside(server: Server, outbox: Outbox) -> list[tuple[str, str]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the pauses between attempts short."""
-    monkeypatch.setattr(deliveries, "_LONGEST_PAUSE_S", 0.001)
+    monkeypatch.setattr(deliveries, "_BACKOFF", Backoff(0.001, 0.001))
 
 
 @pytest.mark.parametrize("status", [301, 401, 404, 422])

@@ -14,16 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from service.errors import CODES
-from service.requests.problems import PROBLEMS
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, nan_at, total, write_model, write_models
 from tests.servers import Server
-
-
-def test_every_error_code_has_a_row_in_the_status_table() -> None:
-    assert PROBLEMS.keys() == CODES.keys()
 
 
 def test_every_problem_type_links_to_its_documentation(service: Service) -> None:

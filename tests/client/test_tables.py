@@ -40,18 +40,18 @@ def test_columns_are_taken_by_name(inputs: list[TensorInfo], available: Any, cho
 @pytest.mark.parametrize(
     ("inputs", "available", "chosen", "words"),
     [
-        ([LABELLED], ["a", "b", "c"], None, "made of the columns x, y, z; the table has a, b, c"),
+        ([LABELLED], ["a", "b", "c"], None, "table has a, b, c; input 'motion' is made of x, y, z or motion"),
         (
             [PLAIN],
             ["a", "b", "c"],
             None,
-            r"the columns level\[0\], level\[1\], level\[2\]; the table has a, b, c",
+            r"table has a, b, c; input 'level' is made of level\[0\], level\[1\], level\[2\]",
         ),
-        ([PLAIN], [0, 1, 2, 3], None, "the table has 0, 1, 2, 3"),
-        ([LABELLED], ["x", "y", "z"], ["x", "y"], "made of 2 columns; it has 3 numbers"),
+        ([PLAIN], [0, 1, 2, 3], None, "The table has 0, 1, 2, 3"),
+        ([LABELLED], ["x", "y", "z"], ["x", "y"], "has 3 numbers and was given 2 columns"),
         ([LABELLED], ["x", "y"], ["x", "y", "z"], "The table has no column z; it has x, y"),
         ([LABELLED, SINGLE], ["a"], ["a"], "One list of columns is given for the inputs motion, flow"),
-        ([LABELLED], ["a"], {"other": ["a"]}, "Columns are given for other"),
+        ([LABELLED], ["a"], {"other": ["a"]}, "Columns are named for other"),
     ],
 )
 def test_what_is_not_clear_is_refused(inputs: list[TensorInfo], available: Any, chosen: Any, words: str) -> None:
@@ -74,7 +74,7 @@ async def test_both_clients_replay_a_table_by_names(url: str) -> None:
     with Client(url) as client:
         expected = client.model("lstm").stream("whole").steps(rows).output
         found = [answer.output for answer in client.model("lstm").stream("sync").replay(frame)]
-        with pytest.raises(ClientError, match="the table has a, b, c, d"):
+        with pytest.raises(ClientError, match="The table has a, b, c, d"):
             next(client.model("lstm").stream("sync").replay(frame.set_axis(list("abcd"), axis=1)))
     async with AsyncClient(url) as aclient:
         also = [answer.output async for answer in aclient.model("lstm").stream("async").replay(frame)]
@@ -86,7 +86,9 @@ def test_a_series_is_a_table_of_one_column(url: str) -> None:
     pandas = pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas")
     with Client(url) as client:
         handle = client.model("lstm").stream("series")
-        with pytest.raises(ClientError, match=r"the columns x\[0\], x\[1\], x\[2\], x\[3\]; the table has temperature"):
+        with pytest.raises(
+            ClientError, match=r"table has temperature; input 'x' is made of x\[0\], x\[1\], x\[2\], x\[3\]"
+        ):
             next(handle.replay(pandas.Series([1.0, 2.0], name="temperature")))
 
 

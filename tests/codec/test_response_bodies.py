@@ -32,9 +32,8 @@ from service.codec.step_bodies import (
 )
 from service.codec.stream_ops import ForkBody, ResetBody, SnapshotBody, StateBody
 from service.codec.strict.bodies import check_envelope
-from service.errors import CODES, ServiceError
-from service.requests.advice import ADVICE
-from service.requests.problems import PROBLEMS, problem_document
+from service.errors import ServiceError
+from service.requests.problems import problem_document
 from service.types import BulkPrediction, RolloutResult
 from tests.codec.test_codec import STATE_ID, prediction
 from tests.graphs import manifest_of
@@ -97,7 +96,3 @@ def test_a_response_has_the_fields_of_its_struct(document: dict[str, Any], docum
     described = msgspec.convert(document, document_type)
 
     assert msgspec.to_builtins(described) == document
-
-
-def test_the_codes_of_problems_are_those_of_errors() -> None:
-    assert PROBLEMS.keys() == CODES.keys() == ADVICE.keys()

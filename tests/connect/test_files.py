@@ -418,5 +418,5 @@ def test_a_csv_file_without_the_columns_of_an_input_is_refused_with_the_names_th
     one = ConnectorProcess(tmp_path, source, *csv_flags(service, tmp_path / "out.jsonl")).start()
 
     assert one.process.wait(60) == 2, one.text()
-    assert "Input 'x' is made of x or x[0]" in one.text()
+    assert "input 'x' is made of x or x[0]" in one.text()
     assert "has machine, temp" in one.text()

@@ -14,8 +14,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
 from service.connect.config import read_config
-from service.errors import CODES
-from service.requests.problems import PROBLEMS
+from service.error_codes import CODES
 from service.settings import Settings
 from service.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
@@ -206,8 +205,8 @@ def proxy_problems() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("problem", proxy_problems(), ids=lambda problem: str(problem["code"]))
 def test_the_proxy_answers_problems_in_the_format_of_the_service(problem: dict[str, Any]) -> None:
     assert problem.keys() == {"type", "title", "status", "detail", "code", "applied", "retry"}
-    assert problem["retry"] == CODES[problem["code"]]
-    assert (problem["status"], problem["title"]) == PROBLEMS[problem["code"]]
+    row = CODES[problem["code"]]
+    assert (problem["retry"], problem["status"], problem["title"]) == (row.retry, row.status, row.title)
     assert problem["type"] == f"/docs/errors#{problem['code']}"
 
 

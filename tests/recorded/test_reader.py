@@ -13,7 +13,8 @@ import pytest
 
 from model_export.errors import MissingExtraError, StepwellError
 from model_export.manifest import Array, InputSpec
-from service.recorded import ColumnsError, RecordedData, RecordedDataError, gathered, open_data
+from service.client.columns import ColumnsError
+from service.recorded import RecordedData, RecordedDataError, gathered, open_data
 from service.recorded.columns import ColumnChoice
 from service.recorded.tables import PIECE_ROWS, CsvFile
 from tests.recorded.files import an_input, write_csv, write_npz

@@ -14,9 +14,8 @@ import stepwell
 from service import client
 from service.app import create_app
 from service.cli import make_app
-from service.errors import CODES
+from service.error_codes import CODES
 from service.metrics import Metrics
-from service.requests.advice import ADVICE
 from service.settings import PREFIX, Settings
 from tests.site.pages import Site
 
@@ -67,7 +66,7 @@ def test_the_page_of_errors_has_each_code_and_links_to_what_to_do(site: Site, co
 
     assert code in page.code
     assert f"../docs/errors.html#{code}" in page.links
-    assert ADVICE[code].replace("`", "") in page.text
+    assert CODES[code].advice.replace("`", "") in page.text
 
 
 def test_the_page_of_metrics_has_each(site: Site) -> None:

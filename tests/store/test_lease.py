@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.store.lease import Lease
+from service.lease import Lease
+from service.store.lease import StoreLease
 from service.store.state_store import StateStore
 from tests.servers import Server
 
@@ -48,11 +49,11 @@ class Work:
 
 async def test_work_that_takes_longer_than_the_lease_is_not_done_by_another(store: StateStore) -> None:
     work, other = Work(), Work()
-    running = asyncio.create_task(Lease(store, KEY, "a", lease_s=0.3).run(work))
+    running = asyncio.create_task(Lease(StoreLease(store, KEY), "a", lease_s=0.3).run(work))
     await work.begun.wait()
     ends_at = time.monotonic() + 1.0
     while time.monotonic() < ends_at:
-        assert await Lease(store, KEY, "b", lease_s=0.3).run(other) is None
+        assert await Lease(StoreLease(store, KEY), "b", lease_s=0.3).run(other) is None
     work.end.set()
 
     assert await running == "done"
@@ -63,7 +64,7 @@ async def test_a_lease_is_released_after_the_work(redis_server: Server, store: S
     work = Work()
     work.end.set()
 
-    assert await Lease(store, KEY, "a", lease_s=60).run(work) == "done"
+    assert await Lease(StoreLease(store, KEY), "a", lease_s=60).run(work) == "done"
     assert holder(redis_server) is None
 
 
@@ -72,7 +73,7 @@ async def test_a_lease_is_kept_for_a_while_after_work_that_has_succeeded(
 ) -> None:
     work = Work()
     work.end.set()
-    await Lease(store, KEY, "a", lease_s=60, rest_s=20).run(work)
+    await Lease(StoreLease(store, KEY), "a", lease_s=60).run(work, rest_s=20)
 
     with redis_server.client() as client:
         assert (holder(redis_server), 0 < client.pttl(KEY) <= 20_000) == ("a", True)
@@ -83,7 +84,7 @@ async def test_a_lease_is_released_after_work_that_has_failed(redis_server: Serv
         raise ValueError("failed")
 
     with pytest.raises(ValueError, match="failed"):
-        await Lease(store, KEY, "a", lease_s=60, rest_s=20).run(fail)
+        await Lease(StoreLease(store, KEY), "a", lease_s=60).run(fail, rest_s=20)
     assert holder(redis_server) is None
 
 
@@ -92,7 +93,7 @@ async def test_work_is_cancelled_when_another_process_has_the_lease_whose_lease_
 ) -> None:
     """As after a restart of the store without its data."""
     work = Work()
-    running = asyncio.create_task(Lease(store, KEY, "a", lease_s=0.6).run(work))
+    running = asyncio.create_task(Lease(StoreLease(store, KEY), "a", lease_s=0.6).run(work))
     await work.begun.wait()
     with redis_server.client() as client:
         client.set(KEY, "b", px=60_000)
@@ -105,7 +106,7 @@ async def test_work_is_cancelled_when_another_process_has_the_lease_whose_lease_
 
 async def test_work_is_cancelled_when_the_lease_cannot_be_renewed(redis_server: Server, store: StateStore) -> None:
     work = Work()
-    lease = Lease(store, KEY, "a", lease_s=0.6)
+    lease = Lease(StoreLease(store, KEY), "a", lease_s=0.6)
     running = asyncio.create_task(lease.run(work))
     await work.begun.wait()
     redis_server.stop()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from scripts.site.markdown import slug, table
-from service.errors import CODES
-from service.requests.advice import ADVICE
-from service.requests.problems import PROBLEMS
+from service.error_codes import CODES
 
 _HEAD = """\
 # Error codes
@@ -19,7 +17,7 @@ again), `resend_from` (send your timesteps again from `expected` on) or `never`.
 def page() -> str:
     """Return the page."""
     rows = [
-        (f"[`{code}`](../docs/errors.md#{slug(code)})", status, title, f"`{CODES[code]}`", ADVICE[code])
-        for code, (status, title) in PROBLEMS.items()
+        (f"[`{code}`](../docs/errors.md#{slug(code)})", row.status, row.title, f"`{row.retry}`", row.advice)
+        for code, row in CODES.items()
     ]
     return f"{_HEAD}\n{table(('code', 'status', 'means', '`retry`', 'what to do'), rows)}"

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from scripts.site.markdown import slug, table
 from scripts.site.reference.schemas import components, type_of
 from service.app import create_app
-from service.errors import CODES
+from service.error_codes import CODES
 from service.settings import Settings
 
 _HEAD = """\

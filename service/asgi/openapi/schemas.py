@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from model_export.manifest import NAME
 from service.codec.response_bodies import Problem
+from service.error_codes import CODES
 from service.ids import STREAM_ID
-from service.requests.problems import MEDIA_TYPE, PROBLEMS
+from service.requests.problems import MEDIA_TYPE
 
 Schema = dict[str, Any]
 Documented = type[Struct]
@@ -108,7 +109,7 @@ def route(
         responses[status] = {"description": "Done", "content": {"application/json": {"schema": ref(answer)}}}
     for code in problems:
         response = responses.setdefault(
-            PROBLEMS[code][0], {"description": "", "content": {MEDIA_TYPE: {"schema": ref(Problem)}}}
+            CODES[code].status, {"description": "", "content": {MEDIA_TYPE: {"schema": ref(Problem)}}}
         )
         response["description"] += f"{', ' if response['description'] else ''}`{code}`"
     return {"tags": [tag], "openapi_extra": operation, "responses": responses, "status_code": status}

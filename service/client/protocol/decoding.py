@@ -14,7 +14,8 @@ from msgspec import Struct
 from model_export.manifest import Array
 from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, StepResult
 from service.codec.formats import JSON, Format
-from service.errors import Applied, Retry
+from service.error_codes import Retry
+from service.errors import Applied
 
 T = TypeVar("T")
 

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from service.backoff import Backoff
 from service.client.results import ClientError
 
-_FIRST_PAUSE_S: Final = 0.05
-_LONGEST_PAUSE_S: Final = 2.0
+_BACKOFF: Final = Backoff(0.05, 2.0, jitter=1)
 
 
 @dataclass(slots=True)
 class RetryPolicy:
-    """Retries of one call, with exponential back-off and jitter so that clients retry at different times.
+    """Retries of one call.
 
     Attributes:
         deadline: Time of `clock` at which the call fails.
@@ -34,9 +34,8 @@ class RetryPolicy:
         """Return the seconds to wait before the next attempt; None if the error is final or the time is over."""
         if error.retry != "same":
             return None
-        longest: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self.failures, 10))
-        pause = (error.retry_after or 0.0) + longest * self.jitter()
         self.failures += 1
+        pause = (error.retry_after or 0.0) + _BACKOFF.after(self.failures, self.jitter)
         return pause if self.clock() + pause < self.deadline else None
 
     def final_error(self, error: ClientError, *, in_doubt: bool = False) -> ClientError:

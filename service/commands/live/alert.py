@@ -17,12 +17,11 @@ from service.commands.live.until_stopped import (
     MetricsPort,
     counts_shown,
     report_of,
-    run_on_loop,
     serve_metrics,
-    stop_event,
 )
 from service.commands.tables import Json
 from service.errors import counted
+from service.interrupted import run_on_loop, stop_event
 from service.store.embedded_server import EmbeddedStore
 
 _SHOWN = 10

@@ -16,16 +16,16 @@ import typer
 from rich.progress import DownloadColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from model_export.errors import StepwellError
+from service.backoff import Backoff
 from service.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url, model_path
 from service.commands.tables import Json, key_value_table, print_json, progress_bar, show
-from service.errors import counted
-from service.recorded.errors import listed
+from service.errors import counted, listed
 
 _READ_BYTES = 1 << 20
 _SENT_AT_ONCE = 2  # pages, so that the service and its store work at the same time
 _ATTEMPTS = 6  # without any progress
-_PAUSE_S = 1.0
+_BACKOFF = Backoff(1.0, 5.0)
 
 _T = TypeVar("_T")
 
@@ -250,7 +250,7 @@ def _retry(send: Callable[[], _T], progress: Callable[[], int] = lambda: 0) -> _
             before = progress()
             if attempts >= _ATTEMPTS:
                 raise
-            time.sleep(_PAUSE_S * attempts)  # noqa: TID251 - the pause before a retry
+            time.sleep(_BACKOFF.after(attempts))  # noqa: TID251 - the pause before a retry
 
 
 @contextmanager

@@ -1,17 +1,15 @@
-"""What commands share that run until SIGTERM or Ctrl-C: stopping, counts while they run, and metrics."""
+"""What commands share that run until SIGTERM or Ctrl-C: counts while they run, and metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
 
 import typer
-import uvloop
 from prometheus_client import CollectorRegistry, start_http_server
 from rich.console import Console
 from rich.status import Status
@@ -21,8 +19,6 @@ from service.background import cancel
 
 _REPORT_EVERY_S = 5.0
 _LIVE_EVERY_S = 0.5
-
-T = TypeVar("T")
 
 MetricsPort = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Serve /metrics for Prometheus on this port; 0: a free one.")
@@ -52,15 +48,6 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int | None) -> N
             fix="Give another --metrics-port; 0 is a free one.",
         ) from exc
     typer.echo(f"metrics: http://{host}:{server.server_port}/metrics", err=True)
-
-
-def stop_event() -> asyncio.Event:
-    """Return an event that SIGTERM and Ctrl-C set."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, stopped.set)
-    return stopped
 
 
 @contextlib.asynccontextmanager
@@ -103,9 +90,3 @@ def _print_counts(counts: dict[str, Any], sentence: Callable[[dict[str, Any]], s
 def report_of(command: str) -> Callable[[str], None]:
     """Return a function that prints a sentence of a command on standard error."""
     return lambda sentence: print(f"stepwell {command}: {sentence}", file=sys.stderr, flush=True)  # noqa: T201
-
-
-def run_on_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run work to its end and return its result."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)

@@ -22,6 +22,7 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
 )
 
+from service.background import happens
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import (
     BrokerMessage,
@@ -135,9 +136,7 @@ class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka 
         """Let the open poll be handed over before another connector gets its partitions."""
         if not revoked:
             return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_HAND_OVER_S):
-                await self._idle.wait()
+        await happens(self._idle, _HAND_OVER_S)
         self._generation += 1
         self._next.clear()
 

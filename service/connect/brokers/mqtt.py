@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from typing import Final
 import msgspec
 from paho.mqtt import client as mqtt
 
+from service.background import happens
 from service.connect.brokers.mqtt_lease import MqttLease
 from service.connect.brokers.mqtt_session import TIMEOUT_S, MqttSession
 from service.connect.brokers.protocol import ReaderOptions
@@ -114,8 +114,7 @@ class MqttReader:
         self._session.check()  # what waits is delivered again after a new connection, behind what is open now
         if not self._waiting:
             self._arrived.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._arrived.wait(), _WAIT_S)
+            await happens(self._arrived, _WAIT_S)
         source = f"mqtt:{self._filter}"
         messages: list[BrokerMessage] = []
         while self._waiting and len(messages) < limit:

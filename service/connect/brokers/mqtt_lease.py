@@ -8,7 +8,6 @@ broker removes when its connection is lost.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from paho.mqtt import client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from service.background import happens
 from service.connect.brokers.mqtt_session import MqttSession
 from service.connect.urls import BrokerUrl
 
@@ -88,8 +88,7 @@ class MqttLease:
     async def _wait(self) -> None:
         """Wait for a message about the lease, at most half a second."""
         self._changed.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), _WAIT_S)
+        await happens(self._changed, _WAIT_S)
 
     def _on_message(self, message: mqtt.MQTTMessage) -> None:
         self._holder, self._renewed_at = message.payload, self._clock()

@@ -16,10 +16,11 @@ from nats.js import api
 from nats.js import errors as js_errors
 
 from service.connect.brokers.confirmations import all_confirmed
-from service.connect.brokers.nats_lease import NatsLease
+from service.connect.brokers.nats_lease import LEASE_S, NatsLease
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage, Undeliverable
 from service.connect.urls import BrokerUrl
+from service.lease import Lease
 
 _PORT: Final = 4222
 _DURABLE: Final = "stepwell"
@@ -58,11 +59,10 @@ class NatsReader:
         self._options = options
         self._subject = url.wildcard("*")
         self._durable = url.options.get("durable") or _DURABLE
-        self._token = secrets.token_hex(8).encode()
         self._client: Any = None
         self._js: Any = None
         self._stream = ""
-        self._lease: NatsLease | None = None
+        self._lease: Lease | None = None
         self._subscription: Any = None
         self._delivered = 0  # messages that the consumer has delivered
         self._ack_each = False
@@ -89,8 +89,9 @@ class NatsReader:
             if self._options.preview:
                 self._subscription = await self._js.subscribe(self._subject, ordered_consumer=True)
             else:
-                self._lease = NatsLease(self._js, f"{self._stream}.{self._durable}", self._token)
-                await self._lease.open()
+                entry = NatsLease(self._js, f"{self._stream}.{self._durable}")
+                await entry.open()
+                self._lease = Lease(entry, secrets.token_hex(8), lease_s=LEASE_S)
 
     async def poll(self, limit: int) -> Sequence[BrokerMessage]:
         """Return the next messages; none while another connector has the lease."""
@@ -103,9 +104,10 @@ class NatsReader:
                 assert self._lease is not None
                 if not self._lease.is_held:
                     self._subscription = None  # with the lease, it begins again with what is not acknowledged
-                if not await self._lease.acquire():
-                    await asyncio.sleep(_STAND_BY_S)
-                    return []
+                    if not await self._lease.acquire():
+                        await asyncio.sleep(_STAND_BY_S)
+                        return []
+                    self._lease.hold()
                 if self._subscription is None:
                     await self._begin()
                 found = await self._fetch(limit)
@@ -139,7 +141,7 @@ class NatsReader:
     async def close(self) -> None:
         """Give the lease back and disconnect."""
         if self._lease is not None:
-            await self._lease.close()
+            await self._lease.release()
             self._lease = None
         if self._client is not None:
             with contextlib.suppress(Exception):  # nats-py fails in many ways if the server is gone

@@ -22,13 +22,13 @@ from service.connect.messages import (
     MessageColumns,
 )
 from service.connect.urls import BrokerUrl
+from service.lease import LEASE_SCRIPT, Lease
 
 _GROUP: Final = "stepwell"
 _CONSUMER: Final = "stepwell"
 """The consumer of every connector: entries that one has not acknowledged belong to the next one."""
 
-_LEASE_MS: Final = 5000
-_RENEW_EVERY_S: Final = 1.0
+_LEASE_S: Final = 5.0
 _BLOCK_MS: Final = 500
 _STAND_BY_S: Final = 0.1
 _SEQUENCE_BITS: Final = 20
@@ -43,17 +43,12 @@ _decode_integers = msgspec.json.Decoder(list[int]).decode
 _Entry = tuple[bytes, list[bytes]]
 """The id of an entry and its fields, names and values in turn; no fields: it was deleted."""
 
-_RENEW = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-return 0
-"""
 # New entries belong to whoever has the lease. A connector that was paused, and has lost it meanwhile, must not get any:
 # the one that has it now would never see them, and would apply the entries behind them.
 _READ_NEW = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', KEYS[2], '>')
 """
-_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 # All ids are one argument: redis-py needs longer for a command of many arguments than for everything else.
 _ACKNOWLEDGE = """
 local ids = cmsgpack.unpack(ARGV[2])
@@ -93,12 +88,10 @@ class RedisStreamReader:
         self._name = url.stream
         self._group = url.options.get("group") or _GROUP
         self._source = f"redis:{url.path or '0'}/{self._name}"
-        self._lease = f"{tagged(self._name)}:stepwell:{self._group}:lease"
-        self._token = secrets.token_hex(16)
+        self._lease_key = f"{tagged(self._name)}:stepwell:{self._group}:lease"
+        self._lease: Lease | None = None
         self._clock = clock
         self._client: Any = None  # redis-py's types allow texts where these are bytes
-        self._renewing: asyncio.Task[None] | None = None
-        self._has_lease = False
         self._cursor: bytes | str = "0"  # of the entries that were not acknowledged; `>` is behind them
         self._end: tuple[int, int] | None = None
         self._done = False
@@ -117,20 +110,21 @@ class RedisStreamReader:
             if self._options.once or self._options.preview:
                 last = await self._client.xrevrange(self._name, count=1)
                 self._end, self._done = (_split(last[0][0]), False) if last else (None, True)
-        self._cursor, self._has_lease = "0", False
+        self._lease = Lease(_RedisLease(self._client, self._lease_key), secrets.token_hex(16), lease_s=_LEASE_S)
 
     async def poll(self, limit: int) -> Sequence[BrokerMessage]:
         """Return the next entries; none while another connector has the lease."""
         assert self._client is not None
+        assert self._lease is not None
         if self._done:
             return []
         with redis_errors(self._url):
             if self._options.preview:
                 return self._preview(await self._client.xrange(self._name, min=self._start(), count=limit))
-            if not await self._acquire_lease():
+            if not self._lease.is_held and not await self._begin(self._lease):
                 await asyncio.sleep(_STAND_BY_S)
                 return []
-            entries = await self._read(limit)
+            entries = await self._read(limit, self._lease)
             await self._update_lag()
         return self._columns([entry for entry in entries if entry[1]])
 
@@ -143,11 +137,8 @@ class RedisStreamReader:
 
     async def is_current(self) -> bool:
         """Return whether this connector still has the lease."""
-        if self._options.preview:
-            return True
         with redis_errors(self._url):
-            self._has_lease = self._has_lease and await self._renew()
-        return self._has_lease
+            return self._options.preview or (self._lease is not None and await self._lease.renew())
 
     @property
     def is_done(self) -> bool:
@@ -160,51 +151,37 @@ class RedisStreamReader:
 
     async def close(self) -> None:
         """Give the lease back and disconnect."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
-            self._renewing = None
+        if self._lease is not None:
+            await self._lease.release()
+            self._lease = None
         if self._client is not None:
-            with contextlib.suppress(RedisError, OSError):
-                if self._has_lease:
-                    await self._client.eval(_RELEASE, 1, self._lease, self._token)
             with contextlib.suppress(RedisError, OSError):
                 await self._client.aclose()
             self._client = None
-        self._has_lease = False
 
-    async def _acquire_lease(self) -> bool:
+    async def _begin(self, lease: Lease) -> bool:
+        """Acquire the lease, and begin with what was not acknowledged; False if another connector has it."""
         assert self._client is not None
-        if self._has_lease:
-            return True
-        if not await self._client.set(self._lease, self._token, nx=True, px=_LEASE_MS):
+        if not await lease.acquire():
             return False
         try:
             await self._client.xgroup_create(self._name, self._group, id="0", mkstream=True)
         except ResponseError as exc:
             if not str(exc).startswith("BUSYGROUP"):
                 raise
-        self._cursor, self._has_lease = "0", True
-        if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self._renew_periodically(), name="connect-lease")
+        self._cursor = "0"
+        lease.hold()
         return True
 
-    async def _renew(self) -> bool:
-        assert self._client is not None
-        return bool(await self._client.eval(_RENEW, 1, self._lease, self._token, _LEASE_MS))
-
-    async def _renew_periodically(self) -> None:
-        while self._has_lease:
-            await asyncio.sleep(_RENEW_EVERY_S)
-            with contextlib.suppress(RedisError, OSError):  # the poll finds out, and so does `is_current`
-                self._has_lease = self._has_lease and await self._renew()
-
-    async def _read(self, limit: int) -> list[_Entry]:
+    async def _read(self, limit: int, lease: Lease) -> list[_Entry]:
         assert self._client is not None
         while True:
             if self._cursor == ">":
-                entries = await self._read_new(limit)
-                return self._until_end(entries) if self._has_lease else []
+                new = await self._read_new(limit, lease.name)
+                if new is None:
+                    await lease.renew()  # it reads that it is lost
+                    return []
+                return self._until_end(new)
             found = await self._client.xreadgroup(self._group, _CONSUMER, {self._name: self._cursor}, count=limit)
             entries = found[0][1] if found else []
             if not entries:
@@ -217,15 +194,14 @@ class RedisStreamReader:
             if len(deleted) < len(entries):
                 return entries
 
-    async def _read_new(self, limit: int) -> list[_Entry]:
-        """Return entries that no connector has got yet; after a moment, if there are none."""
+    async def _read_new(self, limit: int, token: str) -> list[_Entry] | None:
+        """Return entries that no connector has got yet; after a moment, if there are none; None: the lease is lost."""
         for waits in (False,) if self._options.once else (True, False):
             found = await self._client.eval(
-                _READ_NEW, 2, self._lease, self._name, self._token, self._group, _CONSUMER, limit
+                _READ_NEW, 2, self._lease_key, self._name, token, self._group, _CONSUMER, limit
             )
             if found == 0:
-                self._has_lease = False
-                return []
+                return None
             if found:
                 new: list[_Entry] = found[0][1]
                 self._newest = new[-1][0]
@@ -297,6 +273,21 @@ class RedisStreamReader:
             b"", self._source, at, self._source, topic=self._name, fields=fields, handle=entry_id,
             unplaced="" if at is not None else f"the entry id {entry_id.decode()} has no position: {_EXPECTED_ID}",
         )  # fmt: skip
+
+
+class _RedisLease:
+    """The entry of the lease in the broker."""
+
+    errors: tuple[type[Exception], ...] = (RedisError, OSError)
+
+    def __init__(self, client: Any, key: str) -> None:
+        self._client = client
+        self._key = key
+
+    async def put(self, holder: str, lease_ms: int, *, only_renew: bool, timeout_s: float) -> str:
+        found, *_ = await self._client.eval(LEASE_SCRIPT, 1, self._key, holder, lease_ms, int(only_renew))
+        name: str = found.decode()
+        return name
 
 
 def _position(milliseconds: int, number: int) -> int | None:

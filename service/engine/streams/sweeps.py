@@ -10,15 +10,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from service.errors import ServiceError
+from service.lease import Lease
 from service.releases.moves import Standing
-from service.releases.store import deadline
 from service.releases.sweeps import read_sweep
 from service.releases.takeover import TakeOverError
 from service.store import keys
 from service.store.commits import Commit, Outcome
-from service.store.lease import Lease
+from service.store.lease import StoreLease
 from service.store.listing import records_of_model
 from service.store.record import decode
+from service.store.transport.retry import deadline
 from service.types import StreamKey
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Sweeper:
             sweep = await read_sweep(self._deps.store, model)
             document = self._releases.current(model)
             if sweep.left and document is not None and document.revision >= sweep.revision:
-                key = keys.sweep_lease_key(model)
-                lease = Lease(self._deps.store, key, self._worker, lease_s=self._lease_s)
+                entry = StoreLease(self._deps.store, keys.sweep_lease_key(model))
+                lease = Lease(entry, self._worker, lease_s=self._lease_s)
                 await lease.run(partial(self._sweep, model, sweep.requested_at, lease))
 
     async def _sweep(self, model: str, requested_at: float, lease: Lease) -> None:

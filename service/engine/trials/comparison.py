@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from service.errors import ServiceError
 from service.models.pair_state import pair_rows
 from service.models.paired import COMPARED, FAILED, OTHER, WARM_NOW, PairedModel
 from service.releases.counters import TrialCounts, add_counts
+from service.store.transport.retry import deadline
 
 if TYPE_CHECKING:
     from service.engine.observer import EngineObserver
@@ -212,10 +212,9 @@ class TrialComparison:
             del self._collected[key]
         for key, (counts, number) in list(self._sending.items()):
             model, trial = key
-            deadline = asyncio.get_running_loop().time() + _TIMEOUT_S
             try:
                 await add_counts(
-                    self._store, model, trial, counts, worker=self._worker, number=number, deadline=deadline
+                    self._store, model, trial, counts, worker=self._worker, number=number, deadline=deadline(_TIMEOUT_S)
                 )
             except ServiceError as exc:
                 _log.debug("The counts of a trial of %s are added later: %s", model, exc)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from service.engine.watch.commit_events import CommitEvent, decode_events
 from service.store import keys
+from service.store.transport.retry import deadline
 from service.types import StreamKey
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class LogReader:
                     topic=self._topic,
                     mark=value,
                     channel=channel,
-                    deadline=asyncio.get_running_loop().time() + _TIMEOUT_S,
+                    deadline=deadline(_TIMEOUT_S),
                 )
                 await mark.has_arrived.wait()
         finally:

@@ -22,6 +22,7 @@ from service.errors import ServiceError
 from service.ids import STREAM_ID
 from service.store import keys
 from service.store.scripts import Script
+from service.store.transport.retry import deadline
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore
@@ -37,7 +38,6 @@ _MAX_TIMES: Final = 32  # of a stream, until they are written; those beyond it c
 _SAME_US: Final = 100  # no timestep is applied between two that are refused within so many microseconds
 _MAX_WRITES: Final = 1000  # in the log of a model, about: older ones are deleted
 _READ_AT_ONCE: Final = 100
-_TIMEOUT_S: Final = 5.0
 _BEGINNING: Final = "0-0"
 
 
@@ -143,7 +143,7 @@ class RefusalLog:
         log = keys.refusals_key(*owner)
         ttl_ms = int(self._store.stream_ttl_s * 1000)
         arguments: list[Argument] = [2, log, f"{log}:{self._worker}", number, body, _MAX_WRITES, ttl_ms]
-        await self._store.run(_WRITE, arguments, deadline=_deadline())
+        await self._store.run(_WRITE, arguments, deadline=deadline())
         del self._unconfirmed[owner]
 
 
@@ -191,8 +191,4 @@ class RefusalReader:
         return sorted(found, key=attrgetter("at_us"))
 
     async def _execute(self, command: str, *words: Any) -> Any:
-        return await self._store.execute(_deadline(), command, self._key, *words)
-
-
-def _deadline() -> float:
-    return asyncio.get_running_loop().time() + _TIMEOUT_S
+        return await self._store.execute(deadline(), command, self._key, *words)

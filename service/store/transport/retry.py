@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from service.backoff import Backoff
 from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
 from service.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError
 
 if TYPE_CHECKING:
     from service.store.transport.transport import RedisTransport
 
-_FIRST_PAUSE_S: Final = 0.01
-_MAX_PAUSE_S: Final = 0.25
+_TIMEOUT_S: Final = 5.0
+_BACKOFF: Final = Backoff(0.01, 0.25, jitter=0)
 # Transient errors: the server is loading, failing over, or cannot write for now. Nothing was applied.
 _TRANSIENT: Final = frozenset(
     ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MISCONF", "NOREPLICAS", "MOVED", "ASK")
@@ -22,6 +23,11 @@ _REDIRECTS: Final = frozenset(("MOVED", "ASK"))  # errors that contain the addre
 _SCRIPT_ERRORS: Final = frozenset(("WRONGTYPE",))  # errors about the key: a result, not a failure
 
 _Sent = tuple[int, Sequence[Argument], bool]  # index, command, and whether an earlier send may have been executed
+
+
+def deadline(timeout_s: float = _TIMEOUT_S) -> float:
+    """Return the deadline of one exchange with the store, on the running loop's clock."""
+    return asyncio.get_running_loop().time() + timeout_s
 
 
 async def replies_of(
@@ -60,7 +66,7 @@ async def execute_with_retry(
             unknown.
         confirm: Wait until a replica has confirmed the writes.
     """
-    loop, pause = asyncio.get_running_loop(), _FIRST_PAUSE_S
+    loop, failures = asyncio.get_running_loop(), 0
     replies: list[Any] = []  # one per command; empty until the first exchange leaves commands to retry
     sent: list[_Sent] = []
     while True:
@@ -78,6 +84,7 @@ async def execute_with_retry(
             sent = [(i, command, False) for i, command in enumerate(commands)]
         again: list[_Sent] = []
         needs_pause = False
+        pause = _BACKOFF.after(failures + 1)
         last = deadline - loop.time() <= pause
         for (i, command, maybe_done), reply in zip(sent, received, strict=True):
             if not isinstance(reply, Exception) or (isinstance(reply, CommandError) and reply.code in _SCRIPT_ERRORS):
@@ -96,7 +103,7 @@ async def execute_with_retry(
         sent, commands = again, [command for _, command, _ in again]
         if needs_pause:
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_S)
+            failures += 1
 
 
 def _is_final(error: Exception) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from service.engine.protocol.decide import Decision, StepIntent, applies_without_store, check_idempotency_entry, decide
-from service.errors import CODES, ServiceError
+from service.error_codes import CODES
+from service.errors import ServiceError
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import Kind, Record
 from service.types import Create, StreamKey, Timestep

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service.commands.interruptible import run_interruptible
+from service.interrupted import run_interruptible
 
 
 class AtLine:
