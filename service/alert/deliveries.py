@@ -18,7 +18,6 @@ from service.alert.errors import AlarmRefusedError, TargetUnavailableError
 from service.alert.rules import AlarmTarget
 from service.alert.webhook import Webhook
 from service.background import cancel
-from service.connect.brokers import make_writer
 from service.connect.messages import ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
 from service.errors import ServiceError, counted
@@ -315,7 +314,7 @@ class BrokerDelivery(_OutboxDelivery):
         """Use `make_delivery`."""
         url = BrokerUrl.parse(target.url)
         super().__init__(target_id, url.text, options)
-        self._writer = make_writer(url, "json")
+        self._writer = url.writer("json")
         self._n_pending = 0
 
     def __len__(self) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from service.connect.brokers import make_reader
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.urls import BrokerUrl
 from tests.connect.connectors import (
@@ -160,7 +159,7 @@ def test_a_reader_that_has_lost_its_lease_unnoticed_gets_no_new_entries(broker: 
     """As after a pause of the process: the connector that has the lease would never see what this one gets."""
 
     async def read() -> tuple[list[int], int]:
-        reader = make_reader(BrokerUrl.parse(broker.url("in", "g")), ReaderOptions())
+        reader = BrokerUrl.parse(broker.url("in", "g")).reader(ReaderOptions())
         await reader.open()
         try:
             broker.client.xadd("in", {"stream": "a", "x": 1})
@@ -179,7 +178,7 @@ def test_a_reader_that_has_lost_its_lease_unnoticed_gets_no_new_entries(broker: 
 
 def test_an_entry_that_is_added_while_a_reader_waits_is_returned(broker: RedisBroker) -> None:
     async def read() -> list[int]:
-        reader = make_reader(BrokerUrl.parse(broker.url("in", "g")), ReaderOptions())
+        reader = BrokerUrl.parse(broker.url("in", "g")).reader(ReaderOptions())
         await reader.open()
         found = []
         try:
