@@ -1,7 +1,7 @@
 """Stages in front of a model and behind it: scaling, missing values, lags; one graph with the model's.
 
-Each stage is exported as part of the graph, and verified against its definition in NumPy. Stages of other packages, which
-register them in the group `stepwell.stages`, are attributes of this module, too.
+Each stage is exported as part of the graph, and verified against its definition in NumPy. Stages that other packages
+register in the group `stepwell.stages` are attributes of this module, too.
 """
 
 from __future__ import annotations

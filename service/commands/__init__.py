@@ -1,6 +1,6 @@
 """The commands of the `stepwell` program: `Command`, which an installed package registers too, and our own.
 
-The module of a command is imported when the command is called: `--help` is fast, and serving imports nothing of exporting.
+The module of a command is imported when it is called: `--help` is fast, and serving imports nothing of exporting.
 """
 
 from __future__ import annotations

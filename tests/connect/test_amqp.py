@@ -13,6 +13,7 @@ import pytest
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerUnavailableError
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, rabbitmq
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -105,6 +106,14 @@ def queues(broker: BrokerProcess) -> RabbitQueues:
     for name in ("in", "out", "dead"):
         one.read(name)
     return one
+
+
+class TestAmqp(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, queues: RabbitQueues) -> str:
+        return queues.url("in")
 
 
 def flags(service: ServiceProcess, queues: RabbitQueues) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerMessage, ConnectUsageError
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, kafka
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -95,6 +96,14 @@ class KafkaTopics:
 def topics(tmp_path: Path) -> Iterator[KafkaTopics]:
     with or_skip(kafka, tmp_path) as broker:
         yield KafkaTopics(broker)
+
+
+class TestKafka(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, topics: KafkaTopics) -> str:
+        return topics.url("in", "?group=laws")
 
 
 def flags(service: ServiceProcess, topics: KafkaTopics) -> list[str]:

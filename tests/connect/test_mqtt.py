@@ -15,6 +15,7 @@ import pytest
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerUnavailableError, ConnectError
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, mosquitto
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -77,6 +78,14 @@ def topics(tmp_path: Path) -> Iterator[MqttTopics]:
         one.client.disconnect()
         with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
             one.client.loop_stop()
+
+
+class TestMqtt(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, topics: MqttTopics) -> str:
+        return topics.url("in/s", "?client=laws")
 
 
 def flags(service: ServiceProcess, topics: MqttTopics) -> list[str]:

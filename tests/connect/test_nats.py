@@ -13,6 +13,7 @@ import pytest
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import ConnectError
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, nats
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -90,6 +91,14 @@ def subjects(tmp_path: Path) -> Iterator[NatsSubjects]:
         one = NatsSubjects(broker)
         one.run(one.create)
         yield one
+
+
+class TestNats(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, subjects: NatsSubjects) -> str:
+        return subjects.url("in.s", "?durable=laws")
 
 
 def flags(service: ServiceProcess, subjects: NatsSubjects) -> list[str]:

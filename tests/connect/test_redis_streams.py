@@ -14,6 +14,7 @@ import pytest
 
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
@@ -59,6 +60,14 @@ def broker(short_path: Path) -> Iterator[RedisBroker]:
     port = free_port()
     with server(short_path / "broker", *AOF, "--port", str(port)) as one:
         yield RedisBroker(one, port)
+
+
+class TestRedisStreams(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, broker: RedisBroker) -> str:
+        return broker.url("in", "laws")
 
 
 def flags(service: ServiceProcess, broker: RedisBroker) -> list[str]:
