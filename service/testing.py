@@ -117,8 +117,9 @@ async def _write(url: str, numbers: Sequence[int]) -> None:
         documents = [
             {"stream": "s", "n": n, "step": n + 1, "outputs": {}, "source": {"id": "log", "at": n}} for n in numbers
         ]
-        refused = await writer.write([OutMessage("s", "log", one["n"], one) for one in documents])
-        assert not refused
+        assert not await writer.write(
+            [OutMessage("s", "log", n, one) for n, one in zip(numbers, documents, strict=True)]
+        )
     finally:
         await writer.close()
 
