@@ -6,55 +6,18 @@ import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from model_export.errors import StepwellError
+from model_export.runtime.registered import load, registered
 from service.collector import collector_paused
+from service.commands import COMMANDS, Command
 from service.interrupted import loading
 
-# Each command is in service/commands/ and is imported only when it is called, so that `--help` is fast and serving
-# does not import the dependencies of exporting.
-_COMMANDS = {
-    "demo": ("service.commands.demo", "demo", "Replay real recordings as live streams."),
-    "test": ("service.commands.test", "test", "Run all tests of a clone, or a part with --quick."),
-    "serve": ("service.commands.serve", "serve", "Serve models over HTTP and WebSocket."),
-    "export": ("service.commands.export", "export", "Export a trained model to one verified step graph."),
-    "adopt": ("service.commands.adopt", "adopt", "Write the manifest for a graph that already is stepwise."),
-    "inspect": ("service.commands.inspect", "inspect", "Show the inputs, outputs and states of a model file."),
-    "check": ("service.commands.check", "check", "Report everything that `serve` would refuse."),
-    "bench": ("service.commands.bench", "bench", "Measure a running service under load: rate, latency, errors."),
-    "replay": ("service.commands.replay", "replay", "Replay a recording through a model."),
-    "connect": (
-        "service.commands.connect",
-        "connect",
-        "Step streams by messages of a broker, and send predictions on.",
-    ),
-    "alert": ("service.commands.live.alert", "alert", "Send alarms about predictions and silent streams."),
-    "backtest": ("service.commands.recorded.backtest", "backtest", "Compare two models on recorded data."),
-    "backfill": (
-        "service.commands.recorded.backfill",
-        "backfill",
-        "Feed recorded data into the streams of a running service.",
-    ),
-    "push": ("service.commands.hub", "push", "Upload a model file to the Hugging Face Hub."),
-    "pull": ("service.commands.hub", "pull", "Download a model file from the Hugging Face Hub."),
-    "drift": ("service.commands.live.drift", "drift", "Compare live inputs and outputs with the model's own data."),
-    "keys": ("service.commands.keys", "keys_app", "Make, list and revoke API keys."),
-    "save": ("service.commands.live.savepoint", "save", "Save all streams of a model to a file, a savepoint."),
-    "load": ("service.commands.live.savepoint", "load", "Load the streams of a savepoint into a running service."),
-    "backup": (
-        "service.commands.store.backup",
-        "backup",
-        "Write all data of a store to a file, while it is used.",
-    ),
-    "restore": ("service.commands.store.backup", "restore", "Make a backup the data of the embedded store."),
-    "size": ("service.commands.store.size", "size", "Compute how many replicas, and which Redis, streams need."),
-    "release": ("service.commands.live.release", "release_app", "Move live streams to another version of their model."),
-    "streams": ("service.commands.live.streams", "streams_app", "List, show, reset, copy and delete live streams."),
-}
 _PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True}
 _BAD_USAGE = {"bad_setting", "bad_columns", "bad_key"}
 _REFUSED_TO_START = {
@@ -67,6 +30,21 @@ _REFUSED_TO_START = {
 }
 
 
+def find_commands() -> dict[str, Command]:
+    """Return our own commands, then those of other installed packages; one that cannot be used is reported."""
+    found = dict(COMMANDS)
+    for point in registered("stepwell.commands").values():
+        try:
+            others: Mapping[str, Command] = load(point, Mapping)
+        except StepwellError as exc:  # the other commands are there nevertheless
+            _report(exc)
+            continue
+        for name, command in others.items():
+            if found.setdefault(name, command) != command:
+                typer.echo(f"stepwell: {point.value} registers the command {name!r}, which is there already.", err=True)
+    return found
+
+
 def make_app(wanted: str | None) -> typer.Typer:
     """Return the program with the wanted command; the others have only their name and help."""
     app = typer.Typer(
@@ -77,14 +55,16 @@ def make_app(wanted: str | None) -> typer.Typer:
         help="Serve recurrent models on live streams: state in Redis, every timestep applied exactly once.",
     )
     app.callback()(_stepwell)
-    for name, (module, attribute, text) in _COMMANDS.items():
+    commands = COMMANDS if wanted in COMMANDS else find_commands()  # other packages are looked for where it matters
+    for name, command in commands.items():
         if name != wanted:
-            app.command(name, help=text)(lambda: None)
+            app.command(name, help=command.help)(lambda: None)
             continue
+        module, _, attribute = command.target.partition(":")
         target = getattr(importlib.import_module(module), attribute)
         if isinstance(target, typer.Typer):
-            app.add_typer(target, name=name, help=text)
-        elif name == "test":
+            app.add_typer(target, name=name, help=command.help)
+        elif command.reads_options:
             app.command(name, context_settings=_PASS_THROUGH, add_help_option=False)(target)
         else:
             app.command(name)(target)

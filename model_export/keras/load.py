@@ -14,6 +14,7 @@ import keras
 
 from model_export.errors import ModelLoadError
 from model_export.keras.initial_values import zeros_for_random_values
+from model_export.keras.step_rules import load_step_rules
 
 _BUILD_IT = (
     "Write a function that builds the model and calls `load_weights`, and export `package.module:function` instead."
@@ -28,7 +29,9 @@ def load_keras(path: Path) -> Any:
 
     Raises:
         ModelLoadError: It is no such file, has weights only, or needs classes that are not registered.
+        AddonError: An installed package registers layers, and cannot be imported.
     """
+    load_step_rules()
     if not path.is_file():
         raise ModelLoadError(f"There is no file {path}.", fix="Check the path.")
     if not (zipfile.is_zipfile(path) or h5py.is_hdf5(path)):  # Keras reports it as not found

@@ -1,9 +1,14 @@
-"""`register_step_rule`: registers how a layer of one's own is stepped; imports no framework."""
+"""`register_step_rule`: registers how a layer of one's own is stepped; imports no framework.
+
+Other packages name modules of theirs that do so in the group `stepwell.step_rules`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
+
+from model_export.runtime.registered import load, registered
 
 if TYPE_CHECKING:
     from model_export.keras.registry import Call
@@ -44,3 +49,13 @@ def register_step_rule(*layers: type, masks: bool = False) -> Callable[[Register
         return rule
 
     return register
+
+
+def load_step_rules() -> None:
+    """Import the modules of other packages that register layers and their rules.
+
+    Raises:
+        AddonError: One of them cannot be imported.
+    """
+    for point in registered("stepwell.step_rules").values():
+        load(point)

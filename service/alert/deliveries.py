@@ -20,7 +20,6 @@ from service.alert.rules import AlarmTarget
 from service.alert.webhook import Webhook
 from service.background import cancel, happens
 from service.backoff import Backoff
-from service.connect.brokers import make_writer
 from service.connect.brokers.protocol import MessageWriter
 from service.connect.messages import ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
@@ -192,7 +191,7 @@ class Delivery:
             self._name = webhook.name
         else:
             url = BrokerUrl.parse(target.url)
-            self._writer, self._name = make_writer(url, "json"), url.text
+            self._writer, self._name = url.writer("json"), url.text
         self._is_webhook = target.is_webhook
         self._is_open = False
         self._options = options

@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 
 from service.client.columns import input_columns
-from service.connect.brokers import make_reader, make_writer
 from service.connect.brokers.jsonl_files import csv_header
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.chunk_sender import ChunkSender
@@ -28,8 +27,6 @@ from service.connect.polls import PollLimits
 from service.connect.preview import preview
 from service.connect.service_feed import ModelFacts, ServiceFeed
 from service.connect.urls import BrokerUrl, stream_segment
-
-_WITHOUT_POSITIONS = {"mqtt", "mqtts", "amqp", "amqps"}
 
 
 def _check_places(config: ConnectConfig, source: BrokerUrl) -> None:
@@ -78,17 +75,17 @@ class ConnectSession:
         self._report = report
         source = BrokerUrl.parse(config.source.url)
         self._segment = stream_segment(source)
-        check_segment(config.source, self._segment, source.scheme)
+        check_segment(config.source, self._segment, source.broker)
         is_csv_file = source.scheme == "file" and config.source.format == "csv"
         self._header = csv_header(source) if is_csv_file else None
-        self._reader = make_reader(source, replace(options, header=self._header))
-        self._writer = None if config.to is None else make_writer(BrokerUrl.parse(config.to.url), config.to.format)
+        self._reader = source.reader(replace(options, header=self._header))
+        self._writer = None if config.to is None else BrokerUrl.parse(config.to.url).writer(config.to.format)
         letters = config.dead_letter
-        self._dead_letters = None if letters is None else make_writer(BrokerUrl.parse(letters.url), "json")
+        self._dead_letters = None if letters is None else BrokerUrl.parse(letters.url).writer("json")
         _check_places(config, source)
-        places_by_seq = source.scheme in _WITHOUT_POSITIONS and config.source.seq is not None
+        places_by_seq = not source.broker.has_positions and config.source.seq is not None
         self._has_own_positions = config.source.position is not None or places_by_seq
-        if source.scheme in _WITHOUT_POSITIONS and not self._has_own_positions:
+        if not source.broker.has_positions and not self._has_own_positions:
             report(
                 f"{source.scheme} messages have no positions: a message that is delivered twice is applied twice. "
                 "Name a field that grows with --position, or one that counts the timesteps with --seq."

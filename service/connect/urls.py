@@ -1,32 +1,20 @@
-"""`BrokerUrl`: the URL of a topic, stream, queue or file."""
+"""`BrokerUrl`: the URL of a topic, stream, queue or file, and what its broker opens."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from model_export.errors import MissingExtraError
+from model_export.runtime.registered import load, registered
+from service.connect.brokers import FILE, KAFKA
+from service.connect.brokers.protocol import Broker, BrokerModule, MessageReader, MessageWriter, ReaderOptions
 from service.connect.messages import ConnectUsageError
 
-_FORMS: Final = {
-    "kafka": "kafka://HOST:9092/TOPIC?group=NAME",
-    "redis": "redis://HOST:6379/0?stream=NAME&group=NAME",
-    "mqtt": "mqtt://HOST/TOPIC/FILTER?client=NAME",
-    "nats": "nats://HOST/SUBJECT?durable=NAME",
-    "amqp": "amqp://HOST/QUEUE",
-    "file": "file:///PATH.jsonl",
-}
-_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "kafka": ("group", "member"),
-    "redis": ("stream", "group"),
-    "mqtt": ("client",),
-    "nats": ("durable",),
-    "amqp": (),
-    "file": (),
-}
-_ENCRYPTED: Final = {"kafkas": "kafka", "rediss": "redis", "mqtts": "mqtt", "amqps": "amqp"}
 _PLACEHOLDER: Final = "{stream}"
 
 
@@ -36,7 +24,8 @@ class BrokerUrl:
 
     Attributes:
         text: The URL as given, without its password.
-        scheme: `kafka`, `redis`, .. or its form with encryption, such as `rediss`.
+        scheme: The name under which the broker is registered: `kafka`, `redis`, `rediss`, ..
+        broker: What is registered under that name.
         hosts: `HOST:PORT` or `HOST`, several separated by commas; empty for files.
         user: The user's name, or None.
         password: The password, or None.
@@ -46,6 +35,7 @@ class BrokerUrl:
 
     text: str
     scheme: str
+    broker: Broker
     hosts: str
     user: str | None
     password: str | None
@@ -58,46 +48,58 @@ class BrokerUrl:
 
         Raises:
             ConnectUsageError: The scheme or an option is unknown, or a part is missing.
+            AddonError: The package that registers the scheme cannot be used.
         """
         parts = urlsplit(text, allow_fragments=False)  # `#` is a part of MQTT's filters
-        kind = _ENCRYPTED.get(parts.scheme, parts.scheme)
-        if kind not in _FORMS:
+        known = registered("stepwell.brokers")
+        if parts.scheme not in known:
             raise ConnectUsageError(
-                f"{text!r} has the scheme {parts.scheme!r}; expected one of {', '.join(_FORMS)}.",
-                fix=f"Give a URL such as {_FORMS['kafka']} or {_FORMS['file']}.",
+                f"{text!r} has the scheme {parts.scheme!r}; expected one of {', '.join(known)}.",
+                fix=f"Give a URL such as {KAFKA.form} or {FILE.form}.",
             )
+        broker: Broker = load(known[parts.scheme], Broker)
         login, _, hosts = parts.netloc.rpartition("@")
         user, colon, password = login.partition(":")
         shown = text.replace(f":{password}@", ":***@") if colon else text
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         for name in options:
-            if name not in _OPTIONS[kind]:
-                allowed = ", ".join(_OPTIONS[kind]) or "none"
-                raise ConnectUsageError(f"{shown!r} has the option {name!r}; {kind} URLs have: {allowed}.")
+            if name not in broker.options:
+                allowed = ", ".join(broker.options) or "none"
+                raise ConnectUsageError(f"{shown!r} has the option {name!r}; {parts.scheme} URLs have: {allowed}.")
         path = unquote(parts.path)
-        if kind != "file":
+        if broker.has_host:
             path = path.removeprefix("/")
-        url = cls(
-            shown, parts.scheme, hosts, unquote(user) or None, unquote(password) if colon else None, path, options
-        )
-        if not (url.stream if kind == "redis" else path) or (kind != "file" and not hosts):
-            raise ConnectUsageError(f"{shown!r} is incomplete; expected {_FORMS[kind]}.")
-        return url
+        if not (options.get(broker.place) if broker.place else path) or (broker.has_host and not hosts):
+            raise ConnectUsageError(f"{shown!r} is incomplete; expected {broker.form}.")
+        login_of = (unquote(user) or None, unquote(password) if colon else None)
+        return cls(shown, parts.scheme, broker, hosts, *login_of, path, options)
 
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether the connection uses TLS."""
-        return self.scheme in _ENCRYPTED
+    def reader(self, options: ReaderOptions) -> MessageReader:
+        """Return the reader of what the URL names, which is not opened yet.
 
-    @property
-    def stream(self) -> str:
-        """The name of a Redis stream; empty if it is missing."""
-        return self.options.get("stream", "")
+        Raises:
+            MissingExtraError: The broker's client library is not installed.
+            ConnectUsageError: The URL lacks something that reading needs.
+        """
+        return self._module().open_reader(self, options)
+
+    def writer(self, body_format: str) -> MessageWriter:
+        """Return the writer, which is not opened yet; raises as `reader` does."""
+        return self._module().open_writer(self, body_format)
+
+    def _module(self) -> BrokerModule:
+        try:
+            module: Any = importlib.import_module(self.broker.module)
+        except ModuleNotFoundError as exc:
+            raise MissingExtraError(
+                f"{self.scheme}:// needs the package {exc.name}, which is not installed.", fix=self.broker.install
+            ) from exc
+        return cast("BrokerModule", module)
 
     @property
     def place(self) -> tuple[str, str, str, str]:
         """What identifies the topic, stream, queue or file."""
-        return self.scheme, self.hosts, self.path, self.stream
+        return self.scheme, self.hosts, self.path, self.options.get(self.broker.place, "")
 
     def address(self, default_port: int) -> tuple[str, int]:
         """Return the host and the port of a broker with one address.
@@ -130,7 +132,7 @@ def stream_segment(url: BrokerUrl) -> re.Pattern[str] | None:
     """Return the expression whose only group is the segment `{stream}` of a topic; None: the whole topic."""
     if _PLACEHOLDER not in url.path:
         return None
-    separator = "." if url.scheme == "nats" else "/"
+    separator = url.broker.separator
     one = f"[^{re.escape(separator)}]+"
     patterns = {_PLACEHOLDER: f"({one})", "+": one, "*": one, "#": ".*", ">": ".+"}
     parts = [patterns.get(part, re.escape(part)) for part in url.path.split(separator)]

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service.connect.brokers import make_reader
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerUnavailableError
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, rabbitmq
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -108,6 +108,14 @@ def queues(broker: BrokerProcess) -> RabbitQueues:
     return one
 
 
+class TestAmqp(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, queues: RabbitQueues) -> str:
+        return queues.url("in")
+
+
 def flags(service: ServiceProcess, queues: RabbitQueues) -> list[str]:
     return [
         *("--model", "fold", "--stream", "stream", "--position", "n"),
@@ -175,7 +183,7 @@ def test_messages_that_wait_when_the_connection_is_lost_are_read_again_behind_th
 
     async def read() -> list[bytes]:
         with Proxy(("127.0.0.1", queues.port)) as proxy:
-            reader = make_reader(BrokerUrl.parse(f"amqp://127.0.0.1:{proxy.port}/in"), ReaderOptions())
+            reader = BrokerUrl.parse(f"amqp://127.0.0.1:{proxy.port}/in").reader(ReaderOptions())
             documents = [{"n": n} for n in range(20)]
             return await first_messages_around_a_loss(reader, proxy, lambda: queues.add(documents))
 
@@ -190,7 +198,7 @@ def test_a_queue_that_is_deleted_and_created_again_is_read_on(queues: RabbitQueu
         await queues.create(channel)
 
     async def read() -> bytes:
-        reader = make_reader(BrokerUrl.parse(queues.url("in")), ReaderOptions())
+        reader = BrokerUrl.parse(queues.url("in")).reader(ReaderOptions())
         await reader.open()
         assert not await reader.poll(5)
         await asyncio.to_thread(queues.run, create_again)

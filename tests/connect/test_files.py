@@ -10,6 +10,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from service.testing import BrokerLaws
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
@@ -40,6 +41,17 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def n_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+class TestFiles(BrokerLaws):
+    """The laws of every broker."""
+
+    acknowledges = False
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        (tmp_path / "log.jsonl").touch()
+        return f"file://{tmp_path}/log.jsonl"
 
 
 def flags(service: ServiceProcess, out: Path, *, model: str = "fold") -> list[str]:

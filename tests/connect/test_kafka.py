@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from service.connect.brokers import make_reader, make_writer
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerMessage, ConnectUsageError
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, kafka
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -96,6 +96,14 @@ class KafkaTopics:
 def topics(tmp_path: Path) -> Iterator[KafkaTopics]:
     with or_skip(kafka, tmp_path) as broker:
         yield KafkaTopics(broker)
+
+
+class TestKafka(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, topics: KafkaTopics) -> str:
+        return topics.url("in", "?group=laws")
 
 
 def flags(service: ServiceProcess, topics: KafkaTopics) -> list[str]:
@@ -204,7 +212,7 @@ def test_a_poll_that_outlives_a_rebalance_loses_nothing(topics: KafkaTopics) -> 
             found = await reader.poll(1000)
 
     async def rebalance() -> None:
-        first, second = (make_reader(BrokerUrl.parse(topics.url("in", "?group=g")), ReaderOptions()) for _ in "12")
+        first, second = (BrokerUrl.parse(topics.url("in", "?group=g")).reader(ReaderOptions()) for _ in "12")
         revoking = revocation_of(first)
         await first.open()
         while not (found := await first.poll(1000)):
@@ -330,4 +338,4 @@ def test_a_prediction_that_cannot_be_handed_over_is_a_dead_letter(
 def test_a_topic_that_cannot_be_is_refused_at_the_start() -> None:
     pytest.importorskip("aiokafka")
     with pytest.raises(ConnectUsageError, match="the topic 'a:b' is illegal"):
-        make_writer(BrokerUrl.parse("kafka://h/a:b"), "json")
+        BrokerUrl.parse("kafka://h/a:b").writer("json")

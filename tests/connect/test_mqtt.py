@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from service.connect.brokers import make_reader, make_writer
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import BrokerUnavailableError, ConnectError
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, mosquitto
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -78,6 +78,14 @@ def topics(tmp_path: Path) -> Iterator[MqttTopics]:
         one.client.disconnect()
         with contextlib.suppress(AttributeError):  # paho's thread may end while it is waited for, and is gone then
             one.client.loop_stop()
+
+
+class TestMqtt(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, topics: MqttTopics) -> str:
+        return topics.url("in/s", "?client=laws")
 
 
 def flags(service: ServiceProcess, topics: MqttTopics) -> list[str]:
@@ -234,7 +242,7 @@ async def test_a_session_that_the_broker_has_kept_goes_on_before_the_subscriptio
         await relay_without_subacks(topics.port, reader, writer, b"c9")
 
     def reader_at(port: int) -> Any:
-        return make_reader(BrokerUrl.parse(f"mqtt://127.0.0.1:{port}/in/{{stream}}?client=c9"), ReaderOptions())
+        return BrokerUrl.parse(f"mqtt://127.0.0.1:{port}/in/{{stream}}?client=c9").reader(ReaderOptions())
 
     first = reader_at(topics.port)
     await first.open()
@@ -261,7 +269,7 @@ async def test_messages_that_wait_when_the_connection_is_lost_are_read_again_beh
 
     with Proxy(("127.0.0.1", topics.port)) as proxy:
         url = f"mqtt://127.0.0.1:{proxy.port}/in/{{stream}}?client=c11"
-        reader = make_reader(BrokerUrl.parse(url), ReaderOptions())
+        reader = BrokerUrl.parse(url).reader(ReaderOptions())
         found = await first_messages_around_a_loss(reader, proxy, add)
 
     assert found == [b'{"n": 0}'] * 2
@@ -298,7 +306,7 @@ async def test_a_topic_that_the_login_may_not_write_is_refused_alone(tmp_path: P
     (tmp_path / "acl").write_text("topic write out/ok\n")
     with or_skip(partial(mosquitto, settings=(f"acl_file {tmp_path}/acl",)), tmp_path) as broker:
         messages = [out_message(one, n) for n, one in enumerate(["ok", "nosuch", "ok"])]
-        writer = make_writer(BrokerUrl.parse(f"mqtt://127.0.0.1:{broker.port}/out/{{stream}}"), "json")
+        writer = BrokerUrl.parse(f"mqtt://127.0.0.1:{broker.port}/out/{{stream}}").writer("json")
         await writer.open()
         with contextlib.suppress(BrokerUnavailableError):
             await writer.write(messages)
@@ -315,7 +323,7 @@ async def test_a_topic_of_all_streams_that_the_login_may_not_write_ends_the_writ
     """Whenever it is tried: it is a mistake in the permissions, and no message is to blame."""
     (tmp_path / "acl").write_text("topic write other\n")
     with or_skip(partial(mosquitto, settings=(f"acl_file {tmp_path}/acl",)), tmp_path) as broker:
-        writer = make_writer(BrokerUrl.parse(f"mqtt://127.0.0.1:{broker.port}/out"), "json")
+        writer = BrokerUrl.parse(f"mqtt://127.0.0.1:{broker.port}/out").writer("json")
         for _ in range(2):
             await writer.open()
             with pytest.raises(ConnectError, match="refuses messages: Not authorized"):
@@ -338,7 +346,7 @@ async def test_once_does_not_end_while_another_connector_reads(topics: MqttTopic
     from service.connect.brokers.mqtt import MqttReader
 
     url, clock = BrokerUrl.parse(topics.url("in/{stream}", "?client=c9")), Clock()
-    first = make_reader(url, ReaderOptions())
+    first = url.reader(ReaderOptions())
     second = MqttReader(url, ReaderOptions(once=True), clock=clock)
     await first.open()
     try:

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service.connect.brokers import make_reader
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.messages import ConnectError
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, nats
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -91,6 +91,14 @@ def subjects(tmp_path: Path) -> Iterator[NatsSubjects]:
         one = NatsSubjects(broker)
         one.run(one.create)
         yield one
+
+
+class TestNats(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, subjects: NatsSubjects) -> str:
+        return subjects.url("in.s", "?durable=laws")
 
 
 def flags(service: ServiceProcess, subjects: NatsSubjects) -> list[str]:
@@ -174,7 +182,7 @@ async def test_a_connector_that_gets_its_lease_back_begins_with_what_it_has_not_
 ) -> None:
     """The acknowledgement of a later message would acknowledge those before it, too."""
     await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(10)])
-    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+    reader = BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")).reader(ReaderOptions())
 
     async def take_lease(js: Any) -> None:
         await (await js.key_value("stepwell-connect")).put("IN.d", b"another one")
@@ -200,7 +208,7 @@ async def test_a_lease_that_was_lost_and_got_back_between_two_polls_begins_with_
     subjects: NatsSubjects,
 ) -> None:
     await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(5)])
-    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+    reader = BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")).reader(ReaderOptions())
 
     async def expire(js: Any) -> None:
         await (await js.key_value("stepwell-connect")).delete("IN.d")
@@ -221,7 +229,7 @@ async def test_a_stream_that_keeps_messages_for_its_consumers_loses_none_when_a_
         await js.add_stream(name="KEPT", subjects=["kept.>"], retention="interest")
 
     await asyncio.to_thread(subjects.run, create)
-    reader = make_reader(BrokerUrl.parse(subjects.url("kept.{stream}", "?durable=d")), ReaderOptions())
+    reader = BrokerUrl.parse(subjects.url("kept.{stream}", "?durable=d")).reader(ReaderOptions())
     await reader.open()
     assert not await reader.poll(5)  # from now on there is a consumer
     await asyncio.to_thread(subjects.add, [("kept.s", {"x": n}) for n in range(10)])
@@ -250,7 +258,7 @@ async def test_a_stream_that_admits_one_consumer_is_read_on_after_a_connector_wa
 
     await asyncio.to_thread(subjects.run, create)
     await asyncio.to_thread(subjects.add, [("one.s", {"x": n}) for n in range(10)])
-    reader = make_reader(BrokerUrl.parse(subjects.url("one.{stream}", "?durable=d")), ReaderOptions())
+    reader = BrokerUrl.parse(subjects.url("one.{stream}", "?durable=d")).reader(ReaderOptions())
     await reader.open()
     await reader.acknowledge(await next_messages(reader, 5))
     await next_messages(reader, 5)
@@ -266,7 +274,7 @@ async def test_a_consumer_that_was_being_created_again_when_its_connector_was_ki
     subjects: NatsSubjects,
 ) -> None:
     await asyncio.to_thread(subjects.add, [("in.s", {"x": n}) for n in range(10)])
-    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")), ReaderOptions())
+    reader = BrokerUrl.parse(subjects.url("in.{stream}", "?durable=d")).reader(ReaderOptions())
 
     async def interrupt(js: Any) -> None:
         """Leave what is there between the deletion of a consumer and its creation."""
@@ -342,7 +350,7 @@ async def test_a_message_that_is_too_large_is_refused_alone(subjects: NatsSubjec
 async def test_once_does_not_end_at_a_request_that_was_slow(subjects: NatsSubjects) -> None:
     """An empty response is no end: the server may be busy."""
     await asyncio.to_thread(subjects.add, [("in.a", {"x": n}) for n in range(5)])
-    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}")), ReaderOptions(once=True))
+    reader = BrokerUrl.parse(subjects.url("in.{stream}")).reader(ReaderOptions(once=True))
     await reader.open()
     found = list(await next_messages(reader, 2))
     await reader.acknowledge(found)
@@ -359,7 +367,7 @@ async def test_once_does_not_end_at_a_request_that_was_slow(subjects: NatsSubjec
 async def test_once_ends_where_nothing_of_the_subject_is_left(subjects: NatsSubjects) -> None:
     """The last message of the JetStream stream is of another subject."""
     await asyncio.to_thread(subjects.add, [("in.a", {"x": 1}), ("in", {"x": 2})])
-    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}")), ReaderOptions(once=True))
+    reader = BrokerUrl.parse(subjects.url("in.{stream}")).reader(ReaderOptions(once=True))
     await reader.open()
     found = await next_messages(reader, 2)
 
@@ -374,7 +382,7 @@ async def test_a_bucket_that_keeps_a_lease_for_ever_is_refused(subjects: NatsSub
         await js.create_key_value(bucket="stepwell-connect")
 
     await asyncio.to_thread(subjects.run, create)
-    reader = make_reader(BrokerUrl.parse(subjects.url("in.{stream}")), ReaderOptions())
+    reader = BrokerUrl.parse(subjects.url("in.{stream}")).reader(ReaderOptions())
 
     with pytest.raises(ConnectError, match="keeps entries for ever; a lease needs 10 s"):
         await reader.open()

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from service.connect.brokers import make_reader
 from service.connect.brokers.protocol import ReaderOptions
 from service.connect.urls import BrokerUrl
+from service.testing import BrokerLaws
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,
@@ -60,6 +60,14 @@ def broker(short_path: Path) -> Iterator[RedisBroker]:
     port = free_port()
     with server(short_path / "broker", *AOF, "--port", str(port)) as one:
         yield RedisBroker(one, port)
+
+
+class TestRedisStreams(BrokerLaws):
+    """The laws of every broker."""
+
+    @pytest.fixture
+    def url(self, broker: RedisBroker) -> str:
+        return broker.url("in", "laws")
 
 
 def flags(service: ServiceProcess, broker: RedisBroker) -> list[str]:
@@ -160,7 +168,7 @@ def test_a_reader_that_has_lost_its_lease_unnoticed_gets_no_new_entries(broker: 
     """As after a pause of the process: the connector that has the lease would never see what this one gets."""
 
     async def read() -> tuple[list[int], int]:
-        reader = make_reader(BrokerUrl.parse(broker.url("in", "g")), ReaderOptions())
+        reader = BrokerUrl.parse(broker.url("in", "g")).reader(ReaderOptions())
         await reader.open()
         try:
             broker.client.xadd("in", {"stream": "a", "x": 1})
@@ -179,7 +187,7 @@ def test_a_reader_that_has_lost_its_lease_unnoticed_gets_no_new_entries(broker: 
 
 def test_an_entry_that_is_added_while_a_reader_waits_is_returned(broker: RedisBroker) -> None:
     async def read() -> list[int]:
-        reader = make_reader(BrokerUrl.parse(broker.url("in", "g")), ReaderOptions())
+        reader = BrokerUrl.parse(broker.url("in", "g")).reader(ReaderOptions())
         await reader.open()
         found = []
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.connect.brokers import make_writer
 from service.connect.messages import OutMessage, Undeliverable
 from service.connect.urls import BrokerUrl
 
@@ -22,7 +21,7 @@ def out_message(stream: str, n: int = 0, padding: str = "") -> OutMessage:
 
 async def write(url: str, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
     """Write messages, and return those that cannot be written."""
-    writer = make_writer(BrokerUrl.parse(url), "json")
+    writer = BrokerUrl.parse(url).writer("json")
     await writer.open()
     try:
         return await writer.write(messages)

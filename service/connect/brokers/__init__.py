@@ -1,50 +1,45 @@
-"""The brokers that a connector reads from and writes to, by the scheme of their URLs."""
+"""The brokers that come with Stepwell; they are registered in the project file, as those of other packages are."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from dataclasses import replace
+from typing import Final
 
-from model_export.errors import MissingExtraError
-from service.connect.brokers.protocol import MessageReader, MessageWriter, ReaderOptions
-from service.connect.urls import BrokerUrl
+from service.connect.brokers.protocol import Broker
 
-_MODULES = {
-    "file": "jsonl_files",
-    "redis": "redis_streams",
-    "rediss": "redis_streams",
-    "kafka": "kafka",
-    "kafkas": "kafka",
-    "mqtt": "mqtt",
-    "mqtts": "mqtt",
-    "nats": "nats_jetstream",
-    "amqp": "amqp",
-    "amqps": "amqp",
-}
+_CLIENTS = "Install it with `pip install 'stepwell[connect]'`, or in a clone with STEPWELL_EXTRAS=connect."
 
-
-def make_reader(url: BrokerUrl, options: ReaderOptions) -> MessageReader:
-    """Return the reader of a URL, which is not opened yet.
-
-    Raises:
-        MissingExtraError: The broker's client library is not installed.
-        ConnectUsageError: The URL lacks something that reading needs.
-    """
-    reader: MessageReader = _module(url).open_reader(url, options)
-    return reader
-
-
-def make_writer(url: BrokerUrl, body_format: str) -> MessageWriter:
-    """Return the writer of a URL, which is not opened yet; raises as `make_reader` does."""
-    writer: MessageWriter = _module(url).open_writer(url, body_format)
-    return writer
-
-
-def _module(url: BrokerUrl) -> Any:
-    try:
-        return importlib.import_module(f"{__name__}.{_MODULES[url.scheme]}")
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(
-            f"{url.scheme}:// needs the package {exc.name}, which is not installed.",
-            fix="Install it with `pip install 'stepwell[connect]'`, or in a clone with STEPWELL_EXTRAS=connect.",
-        ) from exc
+FILE: Final = Broker("file:///PATH.jsonl", "service.connect.brokers.jsonl_files", has_host=False)
+REDIS: Final = Broker(
+    "redis://HOST:6379/0?stream=NAME&group=NAME",
+    "service.connect.brokers.redis_streams",
+    options=("stream", "group"),
+    place="stream",
+)
+REDISS: Final = replace(REDIS, is_encrypted=True)
+KAFKA: Final = Broker(
+    "kafka://HOST:9092/TOPIC?group=NAME",
+    "service.connect.brokers.kafka",
+    options=("group", "member"),
+    install=_CLIENTS,
+)
+KAFKAS: Final = replace(KAFKA, is_encrypted=True)
+MQTT: Final = Broker(
+    "mqtt://HOST/TOPIC/FILTER?client=NAME",
+    "service.connect.brokers.mqtt",
+    options=("client",),
+    install=_CLIENTS,
+    has_positions=False,
+    has_segments=True,
+)
+MQTTS: Final = replace(MQTT, is_encrypted=True)
+NATS: Final = Broker(
+    "nats://HOST/SUBJECT?durable=NAME",
+    "service.connect.brokers.nats_jetstream",
+    options=("durable",),
+    install=_CLIENTS,
+    has_segments=True,
+    separator=".",
+)
+AMQP: Final = Broker("amqp://HOST/QUEUE", "service.connect.brokers.amqp", install=_CLIENTS, has_positions=False)
+AMQPS: Final = replace(AMQP, is_encrypted=True)

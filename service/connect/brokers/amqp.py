@@ -244,8 +244,10 @@ class AmqpWriter:
 
 
 async def _connect(url: BrokerUrl) -> AbstractConnection:
-    host, port = url.address(_PORTS[url.is_encrypted])
-    options: dict[str, Any] = {"ssl": True, "ssl_context": ssl.create_default_context()} if url.is_encrypted else {}
+    host, port = url.address(_PORTS[url.broker.is_encrypted])
+    options: dict[str, Any] = (
+        {"ssl": True, "ssl_context": ssl.create_default_context()} if url.broker.is_encrypted else {}
+    )
     with _amqp_errors(url):
         return await aio_pika.connect(
             host=host,

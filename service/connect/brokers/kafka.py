@@ -358,8 +358,8 @@ def _connection(url: BrokerUrl) -> dict[str, Any]:
         "sasl_plain_username": url.user,
         "sasl_plain_password": url.password or "",
     }  # fmt: skip
-    protocol = ("SASL_" if login else "") + ("SSL" if url.is_encrypted else "PLAINTEXT")
-    context = {"ssl_context": ssl.create_default_context()} if url.is_encrypted else {}
+    protocol = ("SASL_" if login else "") + ("SSL" if url.broker.is_encrypted else "PLAINTEXT")
+    context = {"ssl_context": ssl.create_default_context()} if url.broker.is_encrypted else {}
     return {"bootstrap_servers": hosts, "security_protocol": protocol, **login, **context}
 
 

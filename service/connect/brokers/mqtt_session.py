@@ -68,7 +68,7 @@ class MqttSession:
         client.max_queued_messages_set(0)
         if url.user is not None:
             client.username_pw_set(url.user, url.password)
-        if url.is_encrypted:
+        if url.broker.is_encrypted:
             client.tls_set()
         if cleared_at_end is not None:
             client.will_set(cleared_at_end, b"", qos=1, retain=True)
@@ -83,7 +83,7 @@ class MqttSession:
         properties.ReceiveMaximum = _IN_FLIGHT
         if self._keep:
             properties.SessionExpiryInterval = _FOREVER
-        host, port = self._url.address(_PORTS[self._url.is_encrypted])
+        host, port = self._url.address(_PORTS[self._url.broker.is_encrypted])
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 await asyncio.to_thread(

@@ -1,13 +1,65 @@
-"""`MessageReader` and `MessageWriter`: what a broker's module provides."""
+"""`Broker`, `MessageReader` and `MessageWriter`: what a broker registers, and what its module provides."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from service.connect.messages import BrokerMessage, OutMessage, Undeliverable
 from service.recorded.csv_header import CsvHeader
+
+if TYPE_CHECKING:
+    from service.connect.urls import BrokerUrl
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker. An entry point of the group `stepwell.brokers` is one; its name is the scheme of the broker's URLs.
+
+    Attributes:
+        form: A URL with all its parts, for messages: `kafka://HOST:9092/TOPIC?group=NAME`.
+        module: The module with `open_reader` and `open_writer`, as in `BrokerModule`. It is imported when a URL of the
+            broker is opened: what it imports may be missing until then.
+        options: What a URL may have after `?`.
+        install: How the client library is installed, for the message if it is missing.
+        place: The option that names the topic, stream or queue; empty: the path does.
+        has_host: Whether URLs have a host.
+        has_positions: Whether the broker numbers its messages, so that one that is delivered twice is found.
+        has_segments: Whether a topic is a path of segments, one of which may be the stream's id.
+        separator: What stands between two segments.
+        is_encrypted: Whether this is the scheme for connections by TLS.
+    """
+
+    form: str
+    module: str
+    options: tuple[str, ...] = ()
+    install: str = ""
+    place: str = ""
+    has_host: bool = True
+    has_positions: bool = True
+    has_segments: bool = False
+    separator: str = "/"
+    is_encrypted: bool = False
+
+
+class BrokerModule(Protocol):
+    """What the module of a broker has."""
+
+    def open_reader(self, url: BrokerUrl, options: ReaderOptions) -> MessageReader:
+        """Return the reader of a URL, which is not opened yet.
+
+        Raises:
+            ConnectUsageError: The URL lacks something that reading needs.
+        """
+
+    def open_writer(self, url: BrokerUrl, body_format: str) -> MessageWriter:
+        """Return the writer of a URL, which is not opened yet; raises as `open_reader` does.
+
+        Args:
+            url: The URL.
+            body_format: `json` or `msgpack`.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +119,7 @@ class MessageReader(Protocol):
 
     @property
     def is_done(self) -> bool:
-        """Whether everything was returned that was there at `open`; only with `once`."""
+        """Whether everything was returned that was there at `open`; asked after an empty poll, only with `once`."""
 
     def lag(self) -> int | None:
         """Return the number of messages that are not read yet; None: unknown."""

@@ -39,7 +39,7 @@ def connect(url: BrokerUrl) -> redis.Redis:
         db=int(url.path or 0),
         username=url.user,
         password=url.password,
-        ssl=url.is_encrypted,
+        ssl=url.broker.is_encrypted,
         socket_timeout=_TIMEOUT_S,
         socket_connect_timeout=_TIMEOUT_S,
         # A repeated XREADGROUP would go on behind entries whose delivery was lost; `open` begins with those

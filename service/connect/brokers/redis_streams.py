@@ -85,7 +85,7 @@ class RedisStreamReader:
         """Use `open_reader`."""
         self._url = url
         self._options = options
-        self._name = url.stream
+        self._name = url.options["stream"]
         self._group = url.options.get("group") or _GROUP
         self._source = f"redis:{url.path or '0'}/{self._name}"
         self._lease_key = f"{tagged(self._name)}:stepwell:{self._group}:lease"

@@ -39,7 +39,7 @@ class RedisStreamWriter:
     def __init__(self, url: BrokerUrl) -> None:
         """Use `redis_streams.open_writer`."""
         self._url = url
-        self._keys = [url.stream, f"{tagged(url.stream)}:stepwell:written"]
+        self._keys = [url.options["stream"], f"{tagged(url.options['stream'])}:stepwell:written"]
         self._client: Any = None  # redis-py's types allow texts where these are bytes
 
     async def open(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.connect.brokers.protocol import Broker
 from service.connect.config import FromSection
 from service.connect.mapping.decoding import TextValue, decoder_of
 from service.connect.mapping.input_columns import InputColumn
@@ -117,13 +118,13 @@ class MessageMapper:
         return MappedTimestep(stream, source, at, seq, values)
 
 
-def check_segment(section: FromSection, segment: re.Pattern[str] | None, scheme: str) -> None:
+def check_segment(section: FromSection, segment: re.Pattern[str] | None, broker: Broker) -> None:
     """Check that topics have a segment for the stream's id, if it is there.
 
     Raises:
         ConnectUsageError: `stream` is `topic`, and the filter of the URL has no `{stream}`.
     """
-    if section.stream == "topic" and segment is None and scheme in ("mqtt", "mqtts", "nats"):
+    if section.stream == "topic" and segment is None and broker.has_segments:
         raise ConnectUsageError(
             f"The stream is a segment of the topic, and {section.url!r} has no {{stream}}.",
             fix="Put {stream} in place of that segment, for example mqtt://HOST/plant/+/pump/{stream}.",
