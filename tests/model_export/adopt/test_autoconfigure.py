@@ -505,12 +505,12 @@ def test_a_length_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
 
 
 STATE_FIRST = """g (float[B,H] s, float[B,F] x) => (float[B,H] y, float[B,H] s_next)
-    <float[3,8] w = {%s}>
+    <float[3,8] w = {WEIGHTS}>
     {
         wx = MatMul (x, w)
         s_next = Add (s, wx)
         y = Neg (s_next)
-    }""" % ", ".join(["0.5"] * 24)
+    }""".replace("WEIGHTS", ", ".join(["0.5"] * 24))
 
 
 def test_the_length_of_an_input_is_asked_for_before_that_of_a_state(tmp_path: Path) -> None:
