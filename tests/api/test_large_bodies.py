@@ -88,7 +88,6 @@ def test_a_large_body_does_not_block_the_event_loop(wide: Service, body: bytes, 
     Of three requests the shortest counts: what others do on the machine makes some of them longer, and what the event
     loop does for each such body makes all of them longer.
     """
-    wide.step("wide", "first", [0.5] * FEATURES, source={"id": "a", "at": 1})  # room for sources is made once
     found, turns, at_once = list[Any](), list[float](), list[float]()
     streams = iter("stu")
     for _ in range(3):
