@@ -12,6 +12,7 @@ import re
 from service.errors import ServiceError
 from service.ids import check_stream_id
 
+_TRUTHS = {"true": 1, "false": 0}
 _MISSING = frozenset(("", "na", "n/a", "nan", "null", "none"))
 _JSON_NUMBER = re.compile(r"[ \t\r\n]*(-?(?:0|[1-9][0-9]*))((?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)[ \t\r\n]*")
 _LONGEST_INTEGER = 4300  # digits that Python converts
@@ -31,6 +32,12 @@ def number_of(text: str) -> int | float | None:
         return None
     integer, rest = found.groups()
     return float(integer + rest) if rest or len(integer) > _LONGEST_INTEGER else int(integer)
+
+
+def value_of(text: str) -> int | float | None:
+    """Return the value of a cell or field: its number, as `number_of`; of `true` and `false`, in any case, 1 and 0."""
+    number = number_of(text)
+    return _TRUTHS.get(text.strip(" \t").lower()) if number is None else number
 
 
 def is_missing(text: str) -> bool:

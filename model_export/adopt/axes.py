@@ -112,6 +112,7 @@ def find_row(
     said: Sequence[int] | None = None,
     context: int | None = None,
     time_axes: Mapping[str, int | None] | None = None,
+    is_state: bool = False,
 ) -> Row:
     """Return how long one row is.
 
@@ -123,6 +124,7 @@ def find_row(
         said: `--shape`: the row that a caller sends.
         context: `--window`: length of the past part that the graph takes in front of the new one.
         time_axes: `--time-axis`: the time axis by input; None: it has none, whatever its axes are called.
+        is_state: Whether it is a state, for the message.
 
     Raises:
         UnknownLengthError: A length is not known.
@@ -136,17 +138,23 @@ def find_row(
     ]
     as_declared = [1 if axis == time else d for axis, d in enumerate(tensor.dims)]
     if context is not None:
-        return _find_row(tensor, batch_axis, as_declared, said, context)
+        return _find_row(tensor, batch_axis, as_declared, said, context, is_state=is_state)
     try:
-        return _find_row(tensor, batch_axis, one_step, said, context)
+        return _find_row(tensor, batch_axis, one_step, said, context, is_state=is_state)
     except UnclearModelError:
         if said is None:
             raise
-    return _find_row(tensor, batch_axis, as_declared, said, context)
+    return _find_row(tensor, batch_axis, as_declared, said, context, is_state=is_state)
 
 
 def _find_row(
-    tensor: Declared, batch_axis: int | None, dims: Sequence[Dim], said: Sequence[int] | None, context: int | None
+    tensor: Declared,
+    batch_axis: int | None,
+    dims: Sequence[Dim],
+    said: Sequence[int] | None,
+    context: int | None,
+    *,
+    is_state: bool,
 ) -> Row:
     row = [d for axis, d in enumerate(dims) if axis != batch_axis]
     unknown = [axis for axis, d in enumerate(row) if not isinstance(d, int)]
@@ -165,7 +173,7 @@ def _find_row(
                     f"Input {tensor.name!r} is {total} long and its window {context}; expected a new part behind it.",
                     fix="Give a shorter `--window`.",
                 )
-    new = _fill(tensor, row, unknown, said)
+    new = _fill(tensor, row, unknown, said, is_state=is_state)
     if window_axis is None:
         wire = tuple(said) if said is not None else without_ones(new)
         return Row(batch_axis, new, wire)
@@ -179,12 +187,22 @@ def without_ones(row: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(d for d in row if d != 1) or row[:1]
 
 
-def _fill(tensor: Declared, row: list[Dim], unknown: list[int], said: Sequence[int] | None) -> tuple[int, ...]:
+def role(*, is_state: bool) -> tuple[str, str]:
+    """Return how a message names a graph input whose length is open, and what it asks for."""
+    if is_state:
+        return "State", "Say how long a row of the state is"
+    return "Input", "Say what is sent with each timestep"
+
+
+def _fill(
+    tensor: Declared, row: list[Dim], unknown: list[int], said: Sequence[int] | None, *, is_state: bool
+) -> tuple[int, ...]:
     if said is None:
         if unknown:
+            subject, wanted = role(is_state=is_state)
             raise UnknownLengthError(
-                f"Input {tensor.name!r} is declared {shown(tensor.dims)}; the length of one row is not known.",
-                fix=f"Say what is sent with each timestep: `--shape {tensor.name}=LENGTH` (or LENGTHxLENGTH ...).",
+                f"{subject} {tensor.name!r} is declared {shown(tensor.dims)}; the length of one row is not known.",
+                fix=f"{wanted}: `--shape {tensor.name}=LENGTH` (or LENGTHxLENGTH ...).",
             )
         return tuple(d for d in row if isinstance(d, int))
     filled = list(row)

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING
 
-from model_export.adopt.axes import Row, find_batch_axes, find_row, open_axes, shown
+from model_export.adopt.axes import Dim, Row, find_batch_axes, find_row, open_axes, role, shown
 from model_export.adopt.ort_graph import OrtGraph
 from model_export.adopt.overrides import Overrides
+from model_export.adopt.pairing import related
 from model_export.errors import ModelLoadError, StepwellError, UnclearModelError
 from model_export.manifest import Array
 
@@ -46,15 +47,32 @@ def find_rows(graph: OrtGraph, hints: Overrides) -> dict[str, Row]:
                 fix=f"Say its value: `--constant {tensor.name}=16000`, or `--shape {tensor.name}=1` if it does change.",
             )
     axes = find_batch_axes(changing, hints.batch_axes)
-    return {
-        tensor.name: find_row(
-            tensor,
+    states = _likely_states(graph, hints)
+    rows: dict[str, Row] = {}
+    lengths: dict[Dim, Dim] = {}  # by the symbol that declares them
+    for tensor in sorted(changing, key=lambda tensor: tensor.name in states):
+        is_state = tensor.name in states
+        rows[tensor.name] = row = find_row(
+            replace_fields(tensor, dims=tuple(lengths.get(d, d) for d in tensor.dims)) if is_state else tensor,
             axes[tensor.name],
             said=hints.shapes.get(tensor.name),
             context=hints.windows.get(tensor.name),
             time_axes=hints.time_axes,
+            is_state=is_state,
         )
-        for tensor in changing
+        if row.window_axis is None:
+            of_row = [d for axis, d in enumerate(tensor.dims) if axis != axes[tensor.name]]
+            lengths |= {d: n for d, n in zip(of_row, row.graph, strict=True) if isinstance(d, str)}
+    return {tensor.name: rows[tensor.name] for tensor in changing}
+
+
+def _likely_states(graph: OrtGraph, hints: Overrides) -> dict[str, str]:
+    """Return the next value of each input that is a state, as a person set it or as the names suggest."""
+    return hints.states or {
+        tensor.name: after.name
+        for tensor in graph.inputs
+        for after in graph.outputs
+        if (tensor.dtype, len(tensor.dims)) == (after.dtype, len(after.dims)) and related(tensor.name, after.name)
     }
 
 
@@ -81,32 +99,37 @@ def ask_for_length(
     row = [length for at, length in enumerate(tensor.dims) if at not in {batch[name], hints.time_axes.get(name)}]
     place = row.index(tensor.dims[axis])
     past = hints.windows.get(name, 0)
+    after = _likely_states(graph, hints).get(name)
     running: list[list[int]] = []
     lengths = _likely_lengths(model)
     for length in lengths:
         said = [d if isinstance(d, int) else length - past for d in row]
-        if said[place] >= 1 and _runs(graph, replace_fields(hints, shapes={**hints.shapes, name: said}), constants):
+        tried = replace_fields(hints, shapes={**hints.shapes, name: said})
+        if said[place] >= 1 and _runs(graph, tried, constants, {} if after is None else {name: after}):
             running.append(said)
     if not 0 < len(running) <= len(lengths) // 2:
         return
     words = ["x".join(map(str, said)) for said in running]
     flags = " or ".join(f"`--shape {name}={word}`" for word in words)
+    subject, wanted = role(is_state=after is not None)
     raise UnclearModelError(
-        f"Input {name!r} is declared {shown(tensor.dims)}; the length of one row is not known"
+        f"{subject} {name!r} is declared {shown(tensor.dims)}; the length of one row is not known"
         + (", and with 1 the graph does not run." if isinstance(reason, ModelLoadError) else "."),
-        fix=f"Say what is sent with each timestep: {flags}."
+        fix=f"{wanted}: {flags}."
         if len(words) <= _MOST_NAMED
-        else f"Say what is sent with each timestep: `--shape {name}=LENGTH`, with the length that the model was "
+        else f"{wanted}: `--shape {name}=LENGTH`, with the length that the model was "
         f"trained for. Of {len(lengths)} usual lengths, the graph runs with {', '.join(words)}.",
     ) from reason
 
 
-def _runs(graph: OrtGraph, hints: Overrides, constants: Mapping[str, Array]) -> bool:
+def _runs(graph: OrtGraph, hints: Overrides, constants: Mapping[str, Array], states: Mapping[str, str]) -> bool:
+    """Whether the graph runs with these rows, and each of these states keeps its shape."""
     try:
-        graph.shapes(find_rows(graph, hints), constants, 1)
+        rows = find_rows(graph, hints)
+        shapes = graph.shapes(rows, constants, 1)
     except StepwellError:
         return False
-    return True
+    return all(rows[before].shape(1) == shapes[after] for before, after in states.items())
 
 
 def _likely_lengths(model: onnx.ModelProto) -> list[int]:

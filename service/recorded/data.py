@@ -121,7 +121,7 @@ class RecordedData:
                 first += len(codes)
         stream = list(self.streams)[wrong]
         raise RecordedDataError(
-            f"{where}: {stream[:140]!r} is not a stream id; expected 1 to 128 of A-Z a-z 0-9 . _ : @ -. "
+            f"{where}: {stream[:140]!a} is not a stream id; expected 1 to 128 of A-Z a-z 0-9 . _ : @ -. "
             "Nothing was sent.",
             fix="Name another --stream-column, or rename the stream.",
         )

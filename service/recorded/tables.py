@@ -13,6 +13,7 @@ import numpy as np
 from model_export.errors import MissingExtraError
 from service.recorded.csv_header import CsvHeader
 from service.recorded.errors import RecordedDataError
+from service.recorded.json_numbers import has_other_numbers
 from service.recorded.values import Categories, Cells
 
 PIECE_ROWS = 32_768
@@ -73,6 +74,10 @@ class CsvFile:
             return None
         if not text.endswith(("\n", "\r")):
             lines = [*lines[:-1], f"{lines[-1]}\n"]
+        at = [self.columns.index(name) for name in columns]
+        numbers = [i for i, kind in zip(at, columns.values(), strict=True) if kind not in _TEXTS]
+        if has_other_numbers("".join(lines), self._delimiter, len(lines), len(self.columns), numbers):
+            return None
         if len(lines) >= PIECE_ROWS and "i8" not in columns.values():  # a small file does not wait for the import
             found = _parsed_by_arrow(text, self._delimiter, self.columns, columns)
             if found is not None:
@@ -81,7 +86,6 @@ class CsvFile:
         if any(line.count(self._delimiter) != delimiters for line in lines):
             return None
         kinds = [(name, f"U{_LONGEST_TEXT}" if kind in _TEXTS else kind) for name, kind in columns.items()]
-        at = [self.columns.index(name) for name in columns]
         try:
             rows = np.loadtxt(lines, np.dtype(kinds), comments=None, delimiter=self._delimiter, usecols=at, ndmin=1)
         except ValueError:

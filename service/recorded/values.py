@@ -11,9 +11,7 @@ import numpy as np
 
 from model_export.manifest import Array, InputSpec
 from service.recorded.errors import RecordedDataError
-from service.text_values import is_missing
-
-_BOOLEANS = {"true": 1.0, "false": 0.0}
+from service.text_values import is_missing, number_of, value_of
 
 Cells = Sequence[Any] | Array
 """One column: texts, or an array of numbers in which NaN is a missing value."""
@@ -131,47 +129,54 @@ def cast(values: Array, spec: InputSpec, names: Sequence[str], where: str, first
 
 
 def _float(cell: Any) -> float:
-    return float(_digits(cell))
+    return float(_checked(cell))
 
 
 def _int(cell: Any) -> int:
-    return int(_digits(cell))
+    return int(_checked(cell))
 
 
-def _digits(cell: Any) -> Any:
-    """Return a cell that may be a number: Python also reads `4_2` and full-width digits, which nobody wrote as one.
+def _checked(cell: Any) -> Any:
+    """Return a cell that may be a number.
 
     Raises:
-        ValueError: It is a text with such characters.
+        ValueError: It is a text that JSON's grammar has not as a number: `+5`, `.5`, `007`, `4_2`.
     """
-    if isinstance(cell, str) and ("_" in cell or not cell.isascii()):
+    if isinstance(cell, str) and number_of(cell) is None:
         raise ValueError(cell)
     return cell
 
 
 def _number(cell: Any, where: str, row: int) -> float:
-    text = "" if cell is None else str(cell).strip()
+    text = "" if cell is None else str(cell)
     if is_missing(text):
         return float("nan")
-    if text.lower() in _BOOLEANS:
-        return _BOOLEANS[text.lower()]
     try:
         return _float(text)
     except ValueError:
+        truth = value_of(text)
+    if truth is None:
         raise RecordedDataError(
-            f"{where}, row {row + 1}: {text[:40]!r} is not a number.",
+            f"{where}, row {row + 1}: {text.strip()[:40]!r} is not a number{_as_json_has(text)}.",
             fix="Name columns of numbers, or correct the row.",
-        ) from None
+        )
+    return float(truth)
+
+
+def _as_json_has(text: str) -> str:
+    """Return the number that was probably meant, for a message; empty if there is none."""
+    try:
+        return f"; expected {float(text):g}, as JSON has it" if text.isascii() and "_" not in text else ""
+    except ValueError:
+        return ""
 
 
 def _time(cell: Any, where: str, row: int) -> float:
     text = "" if cell is None else str(cell).strip()
     if is_missing(text):
         return float("nan")
-    try:
-        return _float(text)
-    except ValueError:
-        pass
+    if (number := number_of(text)) is not None:
+        return float(number)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

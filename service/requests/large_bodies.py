@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -65,5 +66,18 @@ def _decode(decode: Callable[[], T]) -> T:
     sys.setswitchinterval(_SWITCH_S)
     try:
         return decode()
+    except Exception as exc:
+        _free_what_was_decoded(exc)
+        raise
     finally:
         sys.setswitchinterval(before)
+
+
+def _free_what_was_decoded(error: BaseException | None) -> None:
+    """Clear the local variables in an error's traceback, and in those of the errors before it.
+
+    They are the document, which the event loop would free with the error: 420,000 numbers took it 10 to 30 ms.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

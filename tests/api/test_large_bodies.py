@@ -41,9 +41,10 @@ def longest_turn(service: Service, work: Callable[[], Any]) -> float:
     The time of its thread alone: a machine that does other work makes it no longer. Garbage is not collected meanwhile,
     which any thread may have to do.
     """
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     async def beat() -> float:
+        begun.set()
         longest, last = 0.0, time.thread_time()
         while not ended.is_set():
             await asyncio.sleep(0)
@@ -55,6 +56,7 @@ def longest_turn(service: Service, work: Callable[[], Any]) -> float:
     beating = threading.Thread(target=lambda: found.append(service.run_in_loop(beat)))
     gc.disable()
     beating.start()
+    begun.wait()
     try:
         work()
     finally:
@@ -81,16 +83,21 @@ def post(service: Service, stream: str, body: bytes) -> Any:
     ids=["an escape", "an escape in a text", "no number", "infinite", "cut"],
 )
 def test_a_large_body_does_not_block_the_event_loop(wide: Service, body: bytes, status: int) -> None:
-    """The longest turn is compared with the time that a parser of this machine needs for the body."""
-    wide.step("wide", "first", [0.5] * FEATURES, source={"id": "a", "at": 1})  # room for sources is made once
-    started = time.thread_time()
-    json.loads(large())
-    at_once = time.thread_time() - started
-    found = []
-    turn = longest_turn(wide, lambda: found.append(post(wide, "s", body)))
+    """The longest turn is compared with the time that a parser of this machine needs for the body.
 
-    assert found[0].status_code == status, found[0].text
-    assert turn < at_once / 2
+    Of three requests the shortest counts: what others do on the machine makes some of them longer, and what the event
+    loop does for each such body makes all of them longer.
+    """
+    found, turns, at_once = list[Any](), list[float](), list[float]()
+    streams = iter("stu")
+    for _ in range(3):
+        turns.append(longest_turn(wide, lambda: found.append(post(wide, next(streams), body))))
+        started = time.thread_time()
+        json.loads(large())
+        at_once.append(time.thread_time() - started)
+
+    assert [one.status_code for one in found] == [status] * 3, found[0].text
+    assert min(turns) < min(at_once) / 2, (turns, at_once)
 
 
 def test_a_key_that_occurs_twice_by_an_escape_is_refused(wide: Service) -> None:

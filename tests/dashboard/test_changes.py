@@ -14,7 +14,7 @@ import pytest
 from tests.dashboard.browser import Page
 from tests.dashboard.test_navigation import missing
 from tests.dashboard.test_operations import advance, click, confirm, open_at, shown_message
-from tests.dashboard.test_page import open_page, post, row, shown, stream, wait_for_step
+from tests.dashboard.test_page import open_page, post, row, shown, stream, wait_for_counts, wait_for_step
 from tests.graphs import total, wave, write_model
 from tests.processes import ServiceProcess, service_process
 from tests.requests.test_api_keys import bearer, key, write_keys_file
@@ -67,6 +67,7 @@ def test_nothing_of_a_model_is_left_when_it_is_removed(page: Page, tmp_path: Pat
         advance(own, "a", to=1)
         page.open(f"{own.url}/#model=wave&view=compare&compare=a")
         page.wait_for("!document.getElementById('compare').hidden")
+        wait_for_counts(page)
         refused = httpx2.post(f"{own.url}/v1/models/wave/streams/a/step", json={}, trust_env=False, timeout=30)
         assert refused.is_error
         page.wait_for("!document.getElementById('refusals').hidden")

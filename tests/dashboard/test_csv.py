@@ -16,6 +16,7 @@ from tests.dashboard.browser import Page
 from tests.dashboard.test_operations import click
 from tests.dashboard.test_page import open_page, post, stream, wait_for_step
 from tests.processes import ServiceProcess, service_process
+from tests.test_stream_ids import NO_IDS, SENT, STEPS
 
 pytestmark = pytest.mark.browser
 __all__ = ["stream"]  # the fixture
@@ -123,27 +124,29 @@ def test_a_bad_cell_is_named_before_anything_is_sent(page: Page, live: ServicePr
 
 
 def test_a_column_of_ids_has_a_stream_for_each_id_as_it_stands(page: Page, live: ServiceProcess, stream: str) -> None:
-    ids = [f"{stream}-{end}" for end in ("0042", "42", "0042", "4_2", "1.10", "42")]
+    """The ids of `tests/test_stream_ids.py`, after a prefix: the tests of this file share a model."""
+    ids = [f"{stream}-{end}" for end in SENT]
     lines = [f"{name},1,2,3,4,5,6" for name in ids]
     open_page(page, live)
     drop(page, "\n".join(["machine," + ",".join(LABELS), *lines]), "data.csv")
     ready_to_send(page)
     click(page, "#csv-send")
 
-    assert result(page) == "6 rows applied to 4 streams."
-    for end, step in (("0042", 2), ("42", 2), ("4_2", 1), ("1.10", 1)):
+    assert result(page) == "8 rows applied to 5 streams."
+    for end, step in STEPS.items():
         status = httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}-{end}", trust_env=False, timeout=30)
         assert status.json()["step"] == step
 
 
+@pytest.mark.parametrize("wrong", NO_IDS)
 def test_an_id_that_no_stream_can_have_is_named_before_anything_is_sent(
-    page: Page, live: ServiceProcess, stream: str
+    page: Page, live: ServiceProcess, stream: str, wrong: str
 ) -> None:
-    lines = [f"{name},1,2,3,4,5,6" for name in (stream, " 42")]
+    lines = [f"{name},1,2,3,4,5,6" for name in (stream, wrong)]
     open_page(page, live)
     drop(page, "\n".join(["id," + ",".join(LABELS), *lines]), "data.csv")
     ready_to_send(page)
     click(page, "#csv-send")
 
-    assert result(page).startswith("Row 2: The stream id is ' 42'; expected 1 to 128 of")
+    assert result(page).startswith(f"Row 2: The stream id is '{wrong}'; expected 1 to 128 of")
     assert httpx2.get(f"{live.url}/v1/models/activity/streams/{stream}", trust_env=False, timeout=30).status_code == 404

@@ -529,6 +529,8 @@ def test_columns_of_a_csv_are_found_by_name_in_whatever_order(evaluate: Evaluate
         ("a,b,n\\n1,x,1", "Row 1, column b: “x” is not a number"),
         ("a,b,n\\n1,,1", "Row 1, column b: “” is not a number"),
         ("a,b,n\\n1,2,1.5", "Row 1, column n: “1.5” is not a whole number"),
+        *[(f"a,b,n\\n1,{cell},1", f"“{cell}” is not a number") for cell in ("+5", ".5", "5.", "007", "4_2", "\uff15")],
+        ("a,b,n\\n1,2,+1", "“+1” is not a whole number"),
         ("a,b,n\\n1,2,1\\n1,2", "Row 2 has 2 cells; the header has 3"),
         ("a,b,n", "no rows"),
         ("", "empty"),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.dashboard.browser import Page
 from tests.dashboard.test_operations import click, confirm, shown_message
-from tests.dashboard.test_page import open_page, post, row, shown, wait_for_step
+from tests.dashboard.test_page import open_page, post, row, shown, wait_for_counts, wait_for_step
 from tests.graphs import total, wave, write_model
 from tests.processes import ServiceProcess, service_process
 
@@ -181,7 +181,7 @@ def test_a_tap_on_a_phone_scrolls_to_the_stream(page: Page, live: ServiceProcess
 
 def test_rejected_requests_are_shown_with_their_reason(page: Page, live: ServiceProcess) -> None:
     open_page(page, live, "dev-0003", model="wave")
-    page.wait_for("document.getElementById('replays').textContent !== '–'")
+    wait_for_counts(page)
     refused = httpx2.post(
         f"{live.url}/v1/models/wave/streams/x/step", json={"inputs": [1, 2, 3]}, trust_env=False, timeout=30
     )
@@ -194,6 +194,7 @@ def test_rejected_requests_are_shown_with_their_reason(page: Page, live: Service
 def test_what_the_page_requests_of_a_missing_stream_is_no_rejected_request(page: Page, live: ServiceProcess) -> None:
     open_page(page, live, "dev-9998", model="wave")
     missing(page)
+    wait_for_counts(page)
     page.wait_for("performance.getEntriesByType('resource').filter(e => e.name.endsWith('/dev-9998')).length >= 3")
     before = page.evaluate("performance.now()")
     refused = httpx2.post(

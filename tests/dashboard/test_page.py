@@ -79,6 +79,11 @@ def wait_for_step(page: Page, stream: str, step: int) -> None:
         && document.getElementById('stream-facts').textContent.split(',')[0] === 'step {step}'""")
 
 
+def wait_for_counts(page: Page) -> None:
+    """Wait until the page has read the service's counters: it shows what was rejected after that."""
+    page.wait_for("document.getElementById('replays').textContent !== '–'")
+
+
 def shown(page: Page, stream: str) -> str:
     """Wait until a stream is listed, and return the text of its row."""
     return str(page.wait_for(row(stream)))

@@ -446,12 +446,42 @@ def test_times_in_nanoseconds_of_a_parquet_file_are_read(tmp_path: Path) -> None
     assert read(tmp_path / "a.parquet", time="t", inputs={"x": PQ})["a"].tolist() == [[1, 1], [2, 2]]
 
 
-@pytest.mark.parametrize("cell", ["4_2", "\uff14\uff12", "0x2a"])
-def test_what_only_python_reads_as_a_number_is_none(tmp_path: Path, cell: str) -> None:
-    for dtype in ("float32", "int64"):
-        file = write_csv(tmp_path / "a.csv", PQ, [(1, cell)])
+NO_NUMBERS = ["4_2", "\uff14\uff12", "0x2a", "+5", ".5", "-.5", "5.", "5.e3", "007", "-007", " +5", "00", "1.5.", "--5"]
+"""Most of them are numbers for Python, NumPy or Arrow; none is one in JSON's grammar."""
 
-        assert "is not a number" in error_of(file, [an_input(dtype=dtype)], inputs={"x": PQ}).problem
+
+@pytest.mark.parametrize("n_rows", [1, PIECE_ROWS])
+@pytest.mark.parametrize("cell", NO_NUMBERS)
+def test_what_json_has_not_as_a_number_is_none(tmp_path: Path, cell: str, n_rows: int) -> None:
+    """In a connector's messages, too; a large file is read by Arrow."""
+    rows = [("0042", 1, 2)] * (n_rows - 1) + [("+7", 1, cell)]
+    file = write_csv(tmp_path / "a.csv", ["note", *PQ], rows)
+    for dtype in ("float32", "int64"):
+        problem = error_of(file, [an_input(dtype=dtype)], inputs={"x": PQ}).problem
+
+        assert f"row {n_rows}: {cell.strip()!r} is not a number" in problem
+
+
+@pytest.mark.parametrize("n_rows", [1, PIECE_ROWS])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_number_of_json_is_the_number_of_a_cell(tmp_path: Path, n_rows: int, end: str) -> None:
+    """Texts that begin like other numbers may stand in other columns."""
+    numbers = ["0", "-0.5", "48e2", "1E+05", "1e-05", "10", " 5", "100.25 "]
+    cells = ["+5", ".5", "007", *numbers]
+    file = tmp_path / "a.csv"
+    file.write_text(end.join([",".join(f"c{n}" for n in range(len(cells))), *[",".join(cells)] * n_rows]), newline="")
+
+    found = read(file, [an_input(shape=[8])], inputs={"x": [f"c{n}" for n in range(3, 11)]})["a"]
+
+    assert len(found) == n_rows
+    assert found[-1].tolist() == np.array([float(one) for one in numbers], np.float32).tolist()
+
+
+def test_the_message_has_the_number_that_was_meant(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "a.csv", PQ, [(1, "+.50")])
+    problem = error_of(file, [an_input()], inputs={"x": PQ}).problem
+
+    assert problem.endswith("'+.50' is not a number; expected 0.5, as JSON has it.")
 
 
 def test_an_npz_file_may_have_an_array_for_each_number(tmp_path: Path) -> None:

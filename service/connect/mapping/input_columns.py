@@ -14,11 +14,10 @@ from service.connect.mapping.decoding import TextValue
 from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.messages import BadMessageError, ConnectUsageError
 from service.errors import counted
-from service.text_values import is_missing, number_of
+from service.text_values import is_missing, value_of
 
 _NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
 _NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}
-_BOOLEANS: Final = {"true": 1, "false": 0}
 _PREVIEW: Final = 60
 
 
@@ -139,7 +138,7 @@ class InputColumn:
             raise BadMessageError(
                 "bad_input", f"the field {part.text!r} is {text!r}, a missing value; expected {_NAMES[self.dtype.kind]}"
             )
-        number = _BOOLEANS.get(text.strip().lower(), number_of(text))
+        number = value_of(text)
         if number is None:
             raise BadMessageError(
                 "bad_input", f"the field {part.text!r} is {text[:_PREVIEW]!r}; expected {_NAMES[self.dtype.kind]}"

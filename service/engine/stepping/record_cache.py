@@ -222,7 +222,7 @@ class RecordCache:
         if sources is not None and self._sources is None:
             self._row_bytes += TABLE_BYTES
             self.limit(self._limit_bytes)
-            self._sources = empty_sources(len(self._headers))
+            self._sources = self._enlarged(empty_sources(len(self._names)))
         slot_of = self._slot_of.get
         slots = np.array([slot_of(name) or self._allocate_slot(name) for name in names], np.intp)
         self._headers[slots] = headers.view(OPAQUE_HEADER)

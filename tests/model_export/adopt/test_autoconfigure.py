@@ -504,6 +504,52 @@ def test_a_length_that_is_not_known_is_asked_for(tmp_path: Path) -> None:
     assert "--shape x=LENGTH" in caught.value.fix
 
 
+STATE_FIRST = """g (float[B,H] s, float[B,F] x) => (float[B,H] y, float[B,H] s_next)
+    <float[3,8] w = {WEIGHTS}>
+    {
+        wx = MatMul (x, w)
+        s_next = Add (s, wx)
+        y = Neg (s_next)
+    }""".replace("WEIGHTS", ", ".join(["0.5"] * 24))
+
+
+def test_the_length_of_an_input_is_asked_for_before_that_of_a_state(tmp_path: Path) -> None:
+    """A person knows what is sent; the length of a state is a matter of the graph."""
+    problem, fix = asked(UnclearModelError, tmp_path, STATE_FIRST)
+
+    assert problem == "Input 'x' is declared [B, F]; the length of one row is not known."
+    assert "Say what is sent with each timestep: `--shape x=LENGTH`" in fix
+
+
+def test_the_length_of_a_state_is_not_called_what_is_sent(tmp_path: Path) -> None:
+    problem, fix = asked(UnclearModelError, tmp_path, STATE_FIRST, shapes={"x": [3]})
+
+    assert problem.startswith("State 's' is declared [B, H]; the length of one row is not known")
+    assert fix == "Say how long a row of the state is: `--shape s=8`."  # with 1 the graph runs, and s would grow
+
+
+def test_a_state_of_two_open_lengths_is_asked_for_as_a_state(tmp_path: Path) -> None:
+    text = """g (float[B,3] x, float[B,H,W] s) => (float[B,3] y, float[B,H,W] s_next) {
+        s_next = Neg (s)
+        y = Neg (x)
+    }"""
+    problem, fix = asked(UnclearModelError, tmp_path, text)
+
+    assert problem == "State 's' is declared [B, H, W]; the length of one row is not known."
+    assert fix == "Say how long a row of the state is: `--shape s=LENGTH` (or LENGTHxLENGTH ...)."
+
+
+@pytest.mark.parametrize("inputs", ["float[B,N] x, float[B,N] s", "float[B,N] s, float[B,N] x"])
+def test_a_length_that_the_graph_declares_equal_is_not_asked_for_again(tmp_path: Path, inputs: str) -> None:
+    text = f"""g ({inputs}) => (float[B,N] y, float[B,N] s_next) {{
+        s_next = Add (s, x)
+        y = Neg (s_next)
+    }}"""
+    found = adopt_text(tmp_path, text, shapes={"x": [5]})
+
+    assert [(state.input, state.shape) for state in found.manifest.states] == [("s", [5])]
+
+
 def test_states_that_could_be_swapped_are_asked_for(tmp_path: Path) -> None:
     problem, fix = asked(
         UnclearModelError,

@@ -1,6 +1,6 @@
 // What really came after each prediction: the inputs of the next timestep, by the model's feedback rule, or a file's rows.
 
-import { parseCsv } from "../recording/csv_table.js";
+import { numberOf, parseCsv } from "../recording/csv_table.js";
 import { areProbabilities, elementNames, size } from "../shapes.js";
 
 const DRAWN = ["sample", "temperature", "top_k", "top_p", "one_hot"]; // of a rule that draws from probabilities
@@ -37,7 +37,7 @@ export function truthOf(outputs, { header, rows }) {
   const at = header.indexOf("step");
   const found = new Map();
   rows.forEach((row, i) => {
-    const step = at < 0 ? i + 1 : Number(row[at]);
+    const step = at < 0 ? i + 1 : numberOf(row[at]);
     if (!Number.isInteger(step)) throw new Error(`Row ${i + 1}, column step: “${row[at]}” is not a whole number.`);
     found.set(step, Object.fromEntries(readers.map(({ name, read }) => [name, read(row, i)])));
   });
@@ -50,7 +50,7 @@ function readerOf(spec, header) {
   const names = [elementNames(spec), indexed].find((one) => one.every((name) => header.includes(name)));
   if (names) {
     const columns = names.map((name) => header.indexOf(name));
-    return [{ name: spec.name, read: (row) => columns.map((column) => (row[column] === "" ? NaN : Number(row[column]))) }];
+    return [{ name: spec.name, read: (row) => columns.map((column) => numberOf(row[column])) }];
   }
   const column = header.indexOf(spec.name);
   if (column < 0 || n < 2) return [];

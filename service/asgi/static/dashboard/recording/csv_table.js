@@ -79,7 +79,7 @@ export function inputsOf(specs, columns, { header, rows }, index) {
 }
 
 const WANTED = { float: "a number", int: "a whole number", bool: "true or false", other: "a value that this page can send" };
-const DECIMAL = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+const DECIMAL = /^-?(0|[1-9]\d*)(\.\d+)?(e[+-]?\d+)?$/i; // JSON's grammar, as in the other commands
 const BOOLEANS = { true: true, 1: true, false: false, 0: false };
 
 function kindOf({ dtype }) {
@@ -92,9 +92,14 @@ function valueOf(cell, spec) {
   const kind = kindOf(spec);
   if (kind === "bool") return BOOLEANS[cell.toLowerCase()];
   if (cell === "" || /^nan$/i.test(cell)) return spec.missing === "nan" ? null : undefined;
-  const value = DECIMAL.test(cell) ? Number(cell) : NaN;
+  const value = numberOf(cell);
   const isRight = kind === "float" ? Number.isFinite(value) : kind === "int" && Number.isSafeInteger(value);
   return isRight ? value : undefined;
+}
+
+/** The number of a cell; NaN if JSON has it not as a number. */
+export function numberOf(cell) {
+  return DECIMAL.test(cell.trim()) ? Number(cell) : NaN;
 }
 
 /** Values in row order as nested arrays of a shape. */
