@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from model_export.torch.division import DIVISIONS
 from model_export.torch.recurrences import LOWEST, LogSpaceScans, cut, extreme, log_add, logcumsumexp, running
 
 
@@ -81,15 +82,6 @@ def _logsigmoid(x: Tensor) -> Tensor:
     return x.clamp(max=0) - _log1p(torch.exp(-x.abs()))
 
 
-def _floor_divide(x: Any, other: Any) -> Any:
-    """Source: torch.floor_divide, of which the exporter rounds towards zero."""
-    return torch.div(x, other, rounding_mode="floor") if isinstance(x, Tensor) else _floor_divide_number(x, other)
-
-
-def _floor_divide_number(x: Any, other: Tensor) -> Tensor:
-    return torch.div(torch.full_like(other, x), other, rounding_mode="floor")
-
-
 def _right_shift(x: Tensor, other: Any) -> Tensor:
     """Source: torch.bitwise_right_shift: a division that rounds down, below zero too."""
     return torch.div(x, 2**other, rounding_mode="floor")
@@ -108,14 +100,14 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "cumprod": running(torch.mul, 1.0),
     "diff": _diff,
     "exp2": lambda x: torch.pow(2.0, x),
-    "floor_divide": _floor_divide,
     "logaddexp": log_add,
     "logcumsumexp": logcumsumexp,
     "unflatten": _unflatten,
 }
 """Operations that are functions of torch and methods of tensors."""
 
-_STABLE = {
+_STABLE: dict[Any, Callable[..., Any]] = {
+    **DIVISIONS,
     **{
         getattr(home, name): made
         for name, made in (("expm1", _expm1), ("log1p", _log1p))
@@ -123,7 +115,7 @@ _STABLE = {
     },
     torch.nn.functional.logsigmoid: _logsigmoid,
 }
-"""Operations that both exporters write in a form that loses digits."""
+"""Operations that both exporters write in a form that loses digits, or gives other numbers."""
 
 _WORDS: dict[Any, Callable[..., Any]] = {
     **_STABLE,
@@ -135,7 +127,5 @@ _WORDS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(
         (torch.bitwise_right_shift, torch.Tensor.bitwise_right_shift, torch.Tensor.__rshift__), _right_shift
     ),
-    torch.Tensor.__floordiv__: _floor_divide,
-    torch.Tensor.__rfloordiv__: lambda x, other: _floor_divide(other, x),
     torch.take_along_dim: lambda x, indices, dim: torch.gather(x, dim, indices),
 }

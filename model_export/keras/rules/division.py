@@ -58,7 +58,10 @@ def _floor_divide(x: Any, y: Any) -> Any:
     rest = ops.fmod(x, y)
     quotient = ops.where(y == 0, x, x - rest) / y
     below = ops.logical_and(rest != 0, ops.sign(y) != ops.sign(rest))
-    return ops.round(ops.where(below, quotient - 1, quotient))
+    quotient = ops.where(below, quotient - 1, quotient)
+    size = ops.abs(quotient)
+    whole = ops.floor(size)  # a half, of a quotient above 2**22, is rounded away from zero
+    return ops.sign(quotient) * ops.where(size - whole < 0.5, whole, whole + (size != whole))
 
 
 def _mod(x: Any, y: Any) -> Any:

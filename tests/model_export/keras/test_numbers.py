@@ -110,6 +110,16 @@ def test_a_function_of_two_numbers_is_within_a_few_units_of_the_last_place(name:
     assert ulps(*ours_and_keras(TWO[name], *pairs())) <= 4
 
 
+@pytest.mark.parametrize("name", ["floor_divide", "mod", "fmod"])
+def test_a_division_with_a_rest_is_equal_where_the_quotient_is_nearly_whole(name: str) -> None:
+    """Also where the quotient in float32 ends on a half, above 2**22."""
+    rng = np.random.default_rng(0)
+    multiples = np.concatenate([rng.integers(-9, 9, 4000) * 1000, rng.integers(-(2**23), 2**23, 4000)])
+    x = (multiples.astype(np.float32) * np.float32(0.3))[None, :, None]
+
+    assert ulps(*ours_and_keras(lambda values: TWO[name](values, 0.3), x)) == 0
+
+
 @pytest.mark.parametrize("name", OF_THE_OPERAND)
 def test_a_difference_is_within_a_few_units_of_what_it_is_taken_from(name: str) -> None:
     x = numbers()

@@ -43,6 +43,30 @@ FLOATS: dict[str, Callable[[Any], Any]] = {
     "logsigmoid_layer": nn.LogSigmoid(),
 }
 
+DIVISIONS: dict[str, Callable[[Any], Any]] = {
+    "floor_division": lambda x: x // 0.3,
+    "floor_division_by_a_negative": lambda x: x // -0.3,
+    "floor_division_by_a_tensor": lambda x: x // x.flip(-1),
+    "floor_division_by_zero": lambda x: x // (x * 0.0),
+    "floor_division_of_a_number": lambda x: 0.7 // x,
+    "floor_division_in_place": lambda x: x.clone().floor_divide_(0.3),
+    "floor_division_of_integers": lambda x: (x * 1000).long() // 0.3,
+    "floor_division_in_float64": lambda x: (x.double() // 0.3).float(),
+    "floor_division_in_float16": lambda x: (x.half() // 0.3).float(),
+    "floor_divide": lambda x: torch.floor_divide(x, 0.3),
+    "quotient_rounded_down": lambda x: torch.div(x, 0.3, rounding_mode="floor"),
+    "method_rounded_down": lambda x: x.divide(0.3, rounding_mode="floor"),
+    "quotient_in_place": lambda x: x.clone().div_(0.3, rounding_mode="floor"),
+    "quotient_cut": lambda x: torch.div(x * 1e30, 0.3, rounding_mode="trunc"),
+    "remainder": lambda x: x % 0.3,
+    "remainder_by_a_negative": lambda x: x % -0.3,
+    "remainder_by_a_tensor": lambda x: torch.remainder(x, x.flip(-1)),
+    "remainder_of_a_number": lambda x: 0.7 % x,
+    "remainder_in_place": lambda x: x.clone().remainder_(0.3),
+    "remainder_in_float16": lambda x: (x.half() % 0.3).float(),
+    "fmod": lambda x: torch.fmod(x, 0.3),
+}
+
 
 def answers(run: Callable[[Any], Any], x: Any, *, example: Any) -> Any:
     """Return what the step graph of an element-wise module gives for `(batch, T, features)`."""
@@ -74,6 +98,23 @@ def test_digits_are_kept_near_zero_and_far_from_it(name: str) -> None:
     want = FLOATS[name](torch.from_numpy(x)).numpy()
 
     np.testing.assert_allclose(answers(FLOATS[name], x, example=torch.randn(2, 7, 4)), want, rtol=2e-6)
+
+
+def multiples_and_others(count: int) -> Any:
+    """Return `(count, 1, 4)`: a random number, a multiple of 0.3 in float32, a wide number, and another multiple."""
+    rng = np.random.default_rng(0)
+    multiples = (rng.integers(1, 90, (count, 2)) * rng.choice([-1, 1], (count, 2))).astype("float32") * np.float32(0.3)
+    wide = np.exp(rng.uniform(-40, 40, count)) * rng.choice([-1, 1], count)
+    columns = [rng.normal(0, 3, count), multiples[:, 0], wide, multiples[:, 1]]
+    return np.stack(columns, -1).astype("float32")[:, None]
+
+
+@pytest.mark.parametrize("name", DIVISIONS)
+def test_a_division_has_torchs_numbers_where_the_quotient_is_nearly_whole(name: str) -> None:
+    x = multiples_and_others(20_000)
+    want = DIVISIONS[name](torch.from_numpy(x)).numpy()
+
+    np.testing.assert_array_equal(answers(DIVISIONS[name], x, example=torch.randn(2, 7, 4)), want)
 
 
 def test_a_sum_of_integers_over_time_has_torchs_width() -> None:
