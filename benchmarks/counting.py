@@ -22,12 +22,13 @@ from benchmarks.processes import processes_of
 from service.models.pair_state import PairState
 from service.releases.document import ReleaseDocument, ReleaseVersion
 from service.releases.lookup import Releases
-from service.releases.store import ReleaseStore, deadline
+from service.releases.store import ReleaseStore
 from service.releases.stream_counts import StreamCounter
 from service.store import keys
 from service.store.keys import record_key
 from service.store.record import Kind, Record
 from service.store.state_store import StateStore
+from service.store.transport.retry import deadline
 
 MODEL, OLD, NEW = "bench", b"version1", b"version2"
 _AT_ONCE = 5000
