@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -128,6 +128,30 @@ def run_interruptible(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
             signal.signal(number, handler)
         if received:
             raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(1)
+
+
+def exit_at(numbers: Iterable[int], code: int) -> None:
+    """Let signals end the program with an exit code, by a SystemExit in the main thread, from now on."""
+
+    def end(_number: int, _frame: types.FrameType | None) -> NoReturn:
+        raise SystemExit(code)
+
+    for number in numbers:
+        signal.signal(number, end)
+
+
+@contextmanager
+def deferred(numbers: Iterable[int]) -> Iterator[None]:
+    """Handle signals after the block: an exception that a handler raises during a native module's import is lost."""
+    received: list[int] = []
+    previous = {number: signal.signal(number, lambda number, _: received.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    for number in received[:1]:
+        signal.raise_signal(number)
 
 
 def stop_event() -> asyncio.Event:

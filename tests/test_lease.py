@@ -44,16 +44,6 @@ async def test_a_lease_that_has_expired_is_not_renewed_though_nobody_has_it() ->
     assert (lease.is_held, entry.holder) == (False, "")
 
 
-async def test_a_lease_that_is_given_back_is_nobodys() -> None:
-    entry = MemoryEntry()
-    lease = Lease(entry, "a", lease_s=60)
-    await lease.acquire()
-    keeping = lease.hold()
-    await lease.release()
-
-    assert (keeping.cancelled(), lease.is_held, entry.holder) == (True, False, "")
-
-
 @pytest.mark.parametrize("is_checked", [True, False])
 async def test_work_whose_writes_are_checked_outlives_a_store_that_is_away(is_checked: bool) -> None:
     entry, begun, done = MemoryEntry(), asyncio.Event(), asyncio.Event()

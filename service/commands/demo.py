@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import types
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from importlib.resources import files
@@ -28,7 +26,7 @@ from service.demo.forecasts import send_motion
 from service.demo.recordings import Recordings
 from service.demo.replay import replay
 from service.demo.report import Report, print_report
-from service.interrupted import ENDING, run_interruptible
+from service.interrupted import ENDING, exit_at, run_interruptible
 from service.process.server import StartError
 from service.store.embedded_server import ended_with_parent
 
@@ -53,8 +51,7 @@ def demo(
     Starts the service with an embedded store in a temporary folder, which is deleted at the end. Runs until Ctrl-C;
     exits with 1 if a prediction differs from the original model's by more than the model's tolerance.
     """
-    for number in ENDING:
-        signal.signal(number, _exit)
+    exit_at(ENDING, 1)
     hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     os.environ["no_proxy"] = f"{hosts},{_HOST}" if hosts else _HOST  # a proxy does not reach this machine's services
     console = Console(stderr=True)
@@ -139,10 +136,6 @@ async def _is_ready(process: subprocess.Popen[bytes], url: str, is_listening: Ca
                     return True
             await asyncio.sleep(0.05)
     return False
-
-
-def _exit(_number: int, _frame: types.FrameType | None) -> None:
-    raise SystemExit(1)
 
 
 def _free_port() -> int:

@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import tempfile
-import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ import typer
 
 from service import logs
 from service.commands.flags import with_setting_flags
+from service.interrupted import deferred, exit_at
 from service.process import server
 from service.process.grpc_port import check_grpc, reserve_grpc_port
 from service.process.server import StartError
@@ -61,8 +61,7 @@ def run(settings: Settings) -> int:
             "api_keys_file, or let only this machine reach it",
             address,
         )
-    for number in _STOP_SIGNALS:  # uvicorn handles them later; before and after it the store has to stop too
-        signal.signal(number, _exit)
+    exit_at(_STOP_SIGNALS, 0)  # uvicorn handles them later; before and after it the store has to stop too
     _allow_open_files(settings)
     with (
         contextlib.closing(server.listen(settings)) as sock,
@@ -77,7 +76,7 @@ def run(settings: Settings) -> int:
         store = f"{'embedded ' if settings.redis is None else ''}store {store_info.server}"
         if bound.workers > 1:
             return Supervisor(bound, sock, folders, store=store).run()
-        with _signals_deferred():
+        with deferred(_STOP_SIGNALS):
             server.import_app()
         return server.run(bound, sock, folders, store=store)
 
@@ -232,22 +231,3 @@ def _allow_open_files(settings: Settings) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if soft < needed > allowed:
         logs.log.warning("Open files are limited to %d; max_connections needs %d", allowed, needed)
-
-
-@contextlib.contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Handle signals after the block: an exception that a handler raises during a native module's import is lost."""
-    received: list[int] = []
-    for number in _STOP_SIGNALS:
-        signal.signal(number, lambda number, _: received.append(number))
-    try:
-        yield
-    finally:
-        for number in _STOP_SIGNALS:
-            signal.signal(number, _exit)
-    if received:
-        raise SystemExit(0)
-
-
-def _exit(_number: int, _frame: types.FrameType | None) -> None:
-    raise SystemExit(0)

@@ -19,6 +19,7 @@ import pytest
 import typer
 from typer.testing import Result
 
+from service.backoff import Backoff
 from service.commands.live import savepoint
 from service.store.record import decode
 from tests.commands.program import invoke
@@ -141,7 +142,7 @@ class CutConnection:
 def test_an_interrupted_save_goes_on_behind_its_last_whole_page(
     running: ServiceProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(savepoint, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(savepoint, "_BACKOFF", Backoff(0, 0))
     make_streams(running, "cut.", 5000)
     file = tmp_path / "streams.savepoint"
     way = CutConnection(int(running.url.rpartition(":")[2]), cuts=2, after_bytes=400_000)
@@ -156,7 +157,7 @@ def test_an_interrupted_save_goes_on_behind_its_last_whole_page(
 def test_a_save_that_failed_goes_on_when_it_is_run_again(
     running: ServiceProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(savepoint, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(savepoint, "_BACKOFF", Backoff(0, 0))
     make_streams(running, "again.", 3000)
     file = tmp_path / "streams.savepoint"
     words = ("save", file, "--model", "fold", "--prefix", "again.")
