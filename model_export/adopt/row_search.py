@@ -66,7 +66,7 @@ def find_rows(graph: OrtGraph, hints: Overrides) -> dict[str, Row]:
     return {tensor.name: rows[tensor.name] for tensor in changing}
 
 
-def _likely_states(graph: OrtGraph, hints: Overrides) -> dict[str, str]:
+def _likely_states(graph: OrtGraph, hints: Overrides) -> Mapping[str, str]:
     """Return the next value of each input that is a state, as a person set it or as the names suggest."""
     return hints.states or {
         tensor.name: after.name
