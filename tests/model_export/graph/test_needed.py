@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from model_export.graph.needed import only_needed
@@ -17,7 +19,7 @@ TEXT = """
 
 
 def test_it_has_the_nodes_and_weights_that_are_needed_alone() -> None:
-    weights = {"W": np.eye(2, dtype=np.float32), "S": np.ones(2, np.float32)}
+    weights: dict[str, Any] = {"W": np.eye(2, dtype=np.float32), "S": np.ones(2, np.float32)}
     whole = graph(TEXT, **weights)
 
     part = only_needed(whole, "a")
