@@ -16,6 +16,7 @@ from model_export.errors import ParityError
 from model_export.graph.nodes import all_graphs
 from model_export.localize import LayerOutputs, localize_layer, locate_not_finite
 from model_export.manifest import METADATA_KEY, Array, Manifest
+from model_export.runtime.memory import release
 from model_export.step_model import StepModel
 from model_export.verify import error_growth
 from model_export.verify.decisions.record import Observer
@@ -143,9 +144,9 @@ def verify_model(
 
     @cache
     def made() -> tuple[bytes, StepModel, ChunkChoice]:
-        proto, manifest, chunk = _with_chunks(candidate, tolerance, progress)
-        content = proto.SerializeToString()
-        return content, StepModel(content, manifest), chunk
+        chosen = _with_chunks(candidate, tolerance, progress)
+        release(len(chosen[0]))
+        return chosen
 
     with _blaming(candidate, tolerance):
         report = verify_parity(
@@ -167,10 +168,14 @@ def verify_model(
             progress=progress,
         )
     content, model, chunk = made()
+    made.cache_clear()
+    manifest = model.manifest
+    del model  # its weights are in memory until here
+    release(len(content))
     report = replace(report, chunk=chunk, lowered=lowered)
     verified = report.parity.model_copy(update={"weak": report.weak})
-    model.manifest.verified, model.manifest.reference = verified, report.reference
-    return with_manifest(content, model.manifest), replace(report, parity=verified)
+    manifest.verified, manifest.reference = verified, report.reference
+    return with_manifest(content, manifest), replace(report, parity=verified)
 
 
 def with_manifest(content: bytes, manifest: Manifest) -> bytes:
@@ -264,8 +269,8 @@ def _not_finite(proto: onnx.ModelProto) -> str:
 
 def _with_chunks(
     candidate: ConvertedModel, tolerance: Tolerance, progress: Progress | None
-) -> tuple[onnx.ModelProto, Manifest, ChunkChoice]:
-    """Return the graph to be written: with a time axis, where that is worth having."""
+) -> tuple[bytes, StepModel, ChunkChoice]:
+    """Return the file to be written, and what runs it: with a time axis, where that is worth having."""
     from model_export.chunk.selection import choose_chunk
 
     if progress:

@@ -14,6 +14,7 @@ from model_export.errors import InternalError, ModelLoadError
 from model_export.graph.decompose_rnn import decompose_rnn
 from model_export.manifest import Array, Manifest
 from model_export.runtime.batch_independence import random_rows
+from model_export.runtime.memory import release
 from model_export.step_model import StepModel
 from model_export.structure.rows import rows_of_step
 from model_export.verify.chunk_choice import ChunkChoice, Timing
@@ -43,8 +44,8 @@ def choose_chunk(
     manifest: Manifest,
     samples: Sequence[Mapping[str, Array]],
     tolerance: Tolerance,
-) -> tuple[onnx.ModelProto, Manifest, ChunkChoice]:
-    """Return the step graph, or a graph with a time axis that equals it and is worth having.
+) -> tuple[bytes, StepModel, ChunkChoice]:
+    """Return the step graph, or a graph with a time axis that equals it and is worth having: its file and its model.
 
     In neither are there recurrent operators over a single timestep: see `model_export.graph.decompose_rnn`.
 
@@ -55,9 +56,12 @@ def choose_chunk(
         tolerance: How far it may be from them.
     """
     alone = decompose_rnn(proto)
+    content = alone.SerializeToString()
+    del alone
+    step = StepModel(content, manifest)
+    release(len(content))
     if (why := too_heavy(AT_ONCE, operator_products(proto))) is not None:
-        return alone, manifest, ChunkChoice("step", f"{AT_ONCE}: {why}")  # without graphs that take seconds to make
-    step = StepModel(alone.SerializeToString(), manifest)
+        return content, step, ChunkChoice("step", f"{AT_ONCE}: {why}")  # without graphs that take seconds to make
     refusals = []
     try:
         for how, graph, products in dynamic_graphs(proto, manifest):
@@ -69,19 +73,22 @@ def choose_chunk(
                 refusals.append(ChunkChoice("step", f"{how}: {verdict.why}"))
                 continue
             try:
-                model = StepModel(graph.SerializeToString(), described)
+                timed = graph.SerializeToString()
+                del graph
+                model = StepModel(timed, described)
+                release(len(timed))
                 if not all(_equal(step, model, sample, tolerance) for sample in samples):
                     refusals.append(ChunkChoice("step", f"{how}: does not equal the single steps"))
                     continue
             except ModelLoadError:
                 refusals.append(ChunkChoice("step", f"{how}: onnxruntime does not run it"))
                 continue
-            return graph, described, ChunkChoice("dynamic", how, _measure(step, model))
+            return timed, model, ChunkChoice("dynamic", how, _measure(step, model))
     except NoChunkError as exc:
         refusals.append(ChunkChoice("step", str(exc)))
     except Exception as exc:  # noqa: BLE001  # the step graph is right without; the report has the fault
         refusals.append(ChunkChoice("step", str(InternalError("making a graph with a time axis", exc))))
-    return alone, manifest, refusals[0]
+    return content, step, refusals[0]
 
 
 def _equal(step: StepModel, model: StepModel, sample: Mapping[str, Array], tolerance: Tolerance) -> bool:

@@ -25,6 +25,7 @@ def open_session(
     lengths: Mapping[str, int] | None = None,
     as_written: bool = False,
     weights: Mapping[str, Array] | None = None,
+    keeps_memory: bool = True,
 ) -> ort.InferenceSession:
     """Open a graph.
 
@@ -37,7 +38,8 @@ def open_session(
         lengths: Lengths of axes that the graph leaves open, by symbol; the graph is made simpler for them.
         as_written: Whether every node is run as it is, so that every tensor can be an output.
         weights: Weights that the graph declares as lying outside it; they are used where they are, and the caller
-            keeps them as long as the session.
+            keeps them as long as the session, which neither copies them nor keeps memory.
+        keeps_memory: Whether the memory of a run is kept for the next one, which is faster.
 
     Raises:
         ModelLoadError: onnxruntime refuses the graph.
@@ -51,6 +53,8 @@ def open_session(
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
         options.add_external_initializers(list(weights), values)
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = keeps_memory and not weights
     for symbol, length in (lengths or {}).items():
         options.add_free_dimension_override_by_name(symbol, length)
     disabled = [_CRASHES_ON_FLOAT16] if (contents or contents_of(source)).has_float16 else []

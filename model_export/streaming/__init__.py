@@ -80,6 +80,8 @@ def convert(
         if original is None:
             exc.fix += " If the graph takes one timestep and its states, it is stepwise already: `stepwell adopt`."
         raise
+    ids = vocabularies(step.graph.graph)
+    step = step.with_weights_outside()
     probe, only_length, observer = None, length, None
     if original is None:
         only_length = _only_length(step)
@@ -94,7 +96,6 @@ def convert(
         against = against or file.against
         probe = partial(activations, step)
         observer = file.observe
-    ids = vocabularies(step.graph.graph)
     if not samplers:
         constant = [one.name for one in step.inputs.external if one.time is None]
         samplers = {"random": random_sampler(step.manifest, ids, constant=constant)}

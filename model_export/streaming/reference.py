@@ -20,7 +20,7 @@ def activations(step: SequenceStep, inputs: Mapping[str, Array]) -> list[Activat
     if not step.watched:
         return []
     length = next(iter(inputs.values())).shape[1]
-    watched = GraphSession(step.graph, [node.output for node in step.watched])
+    watched = GraphSession(step.graph, [node.output for node in step.watched], weights=step.weights)
     feeds = {}
     for one in step.inputs.inputs:
         fixed = one.fixed(1, length)

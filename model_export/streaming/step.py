@@ -17,9 +17,10 @@ from model_export.graph.equal_states import without_equal_states
 from model_export.graph.nodes import all_nodes, uses
 from model_export.graph.operators import RNN
 from model_export.graph.unit_axes import without_unit_axes
-from model_export.graph_session import with_weights_outside
 from model_export.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
+from model_export.runtime.memory import release
 from model_export.runtime.random_ops import random_outputs
+from model_export.runtime.shared_weights import with_weights_outside
 from model_export.streaming.answers import declare_outputs, in_layout, row_spec
 from model_export.streaming.axes.axis_search import find_inputs
 from model_export.streaming.axes.inputs import SequenceInputs
@@ -72,7 +73,8 @@ class SequenceStep:
     Attributes:
         proto: The step graph, without manifest.
         manifest: What it takes, carries and gives.
-        graph: The sequence graph, in its plain form.
+        graph: The sequence graph, in its plain form; once the step graph is made, without its large weights.
+        weights: The large weights of the sequence graph.
         inputs: What the sequence graph takes.
         outputs: Where its answers have their axes.
         watched: Nodes to compare where the answers differ, in order.
@@ -96,6 +98,12 @@ class SequenceStep:
     only_length: int | None = None
     written_out: Collection[int] = ()
     declared: Declared = field(default_factory=dict)
+    weights: Mapping[str, Array] = field(default_factory=dict)
+
+    def with_weights_outside(self) -> SequenceStep:
+        """Return the same with the large weights of the sequence graph where other graphs have theirs."""
+        graph, weights = with_weights_outside(self.graph)
+        return replace(self, graph=graph, weights=weights)
 
 
 def make_step(
@@ -123,7 +131,14 @@ def make_step(
         UnclearModelError: No time axis can be found.
         RefusedModelError: A node cannot be stepped; the message names it and has the reason.
     """
-    plain, declared, only_length = load_graph(source, constants or {})
+    options = _Options(time_axes or {}, batch_axes or {}, length, LENGTHS, starts_are_sent=starts_are_sent)
+    step = _made(source, constants or {}, name, options)
+    release(4 * sum(math.prod(tensor.dims) for tensor in step.proto.graph.initializer))
+    return step
+
+
+def _made(source: Any, constants: Mapping[str, Array], name: str, options: _Options) -> SequenceStep:
+    plain, declared, only_length = load_graph(source, constants)
     graph = with_loops_rolled(plain)
     _check_chance(graph)
     runs = TensorRuns(graph)
@@ -131,12 +146,11 @@ def make_step(
     written_out = lengths_written_out(plain) if graph is not plain else set()
 
     def read(tried: tuple[int, int]) -> SequenceStep:
-        options = _Options(time_axes or {}, batch_axes or {}, length, tried, starts_are_sent=starts_are_sent)
-        step = _step_of(runs, declared, name, options)
-        only = length or step.inputs.only_steps or only_length
+        step = _step_of(runs, declared, name, replace(options, tried=tried))
+        only = options.length or step.inputs.only_steps or only_length
         return replace(step, declared=declared, only_length=only, written_out=written_out)
 
-    if length is None and _recurrent_weights(graph) > _MANY:
+    if options.length is None and _recurrent_weights(graph) > _MANY:
         with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
             return read(FEW)
     return read(LENGTHS)

@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from model_export.errors import ModelLoadError
 from model_export.manifest import Array
 from model_export.runtime.session import open_session, run_options
+from model_export.runtime.shared_weights import with_weights_outside
 from model_export.verify.decisions.onnx import OnnxObserver
 from model_export.verify.decisions.record import Observed
 from model_export.verify.reference import PrefixAnswers, prefix_answers
@@ -140,11 +141,9 @@ class OnnxOriginal:
         """
         self._source, self._constants = source, dict(constants or {})
         self._inputs, self._outputs = inputs, outputs
-        is_file = isinstance(source, str | Path)
-        header = (  # weights beside the file stay there
-            onnx.load(str(source), load_external_data=False) if isinstance(source, str | Path) else source
-        )
-        declared = {value.name: value.type.tensor_type.shape.dim for value in header.graph.input}
+        self._lean, self._weights = with_weights_outside(self._whole())
+        graph = self._lean.graph
+        declared = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
         self._sizes = {name: [int(dim.dim_value) for dim in dims] for name, dims in declared.items()}  # 0: open
         sent = [one for one in inputs if one.role == "external"]
         rows = [0 if one.batch is None else self._sizes[one.name][one.batch] for one in sent]
@@ -152,17 +151,17 @@ class OnnxOriginal:
         steps = {self._sizes[one.name][one.time] for one in sent if one.time is not None}
         self._only_steps = only_steps if steps == {only_steps} else None
         # a Squeeze without axes drops the axis of one row
-        self._fewest = 2 if any(map(_squeezes_any, header.graph.node)) and not self._rows else 1
-        self._as_declared = OnnxFile(lambda: self.proto, Path(str(source)) if is_file and not constants else None)
+        self._fewest = 2 if any(map(_squeezes_any, graph.node)) and not self._rows else 1
+        path = Path(str(source)) if isinstance(source, str | Path) and not constants else None
+        self._as_declared = OnnxFile(self._whole, path)
 
     @property
     def against(self) -> str:
         """What runs the file, and its version."""
         return self._as_declared.against
 
-    @cached_property
-    def proto(self) -> onnx.ModelProto:
-        """The file as it was given, with its weights; inputs that are given once and for all are among these."""
+    def _whole(self) -> onnx.ModelProto:
+        """Return the file as it was given, with its weights; inputs that are given once and for all are among these."""
         given = onnx.load(str(self._source)) if isinstance(self._source, str | Path) else self._source
         if not self._constants:
             return given
@@ -235,20 +234,21 @@ class OnnxOriginal:
         pairs = (zip(self._sizes[name] or value.shape, value.shape, strict=True) for name, value in feeds.items())
         return all(size in {0, given} for pair in pairs for size, given in pair)
 
-    @cached_property
-    def _opened(self) -> onnx.ModelProto:
-        """The file without its declared shapes; types and ranks of its inputs stay, as the file's format needs."""
-        opened = copy.deepcopy(self.proto)
+    @staticmethod
+    def _opened(graph: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the file without its declared shapes; types and ranks of its inputs stay, as the format needs."""
+        opened = copy.deepcopy(graph)
         _forget_sizes(opened.graph)
         return opened
 
     @cached_property
     def _at_any_size(self) -> OnnxFile:
-        return OnnxFile(lambda: self._opened)
+        lean = self._opened(self._lean)
+        return OnnxFile(lambda: self._opened(self._whole()), lean=(lean, self._weights))
 
     @cached_property
     def _observer(self) -> OnnxObserver:
-        return OnnxObserver(self._opened)
+        return OnnxObserver(self._opened(self._lean), self._weights)
 
 
 class OnnxFile:
@@ -258,12 +258,18 @@ class OnnxFile:
         against: What runs it, and its version.
     """
 
-    def __init__(self, proto: Callable[[], onnx.ModelProto], path: Path | None = None) -> None:
+    def __init__(
+        self,
+        proto: Callable[[], onnx.ModelProto],
+        path: Path | None = None,
+        lean: tuple[onnx.ModelProto, Mapping[str, Array]] | None = None,
+    ) -> None:
         """Load it.
 
         Args:
             proto: Returns what the file has; not called where onnxruntime runs the file itself.
             path: The file itself; None: it is in memory alone.
+            lean: What the file has without its large weights, and these, where both are in memory.
 
         Raises:
             ModelLoadError: Neither loads it.
@@ -272,13 +278,16 @@ class OnnxFile:
         self.against = f"onnxruntime {onnxruntime.__version__}"
         self._evaluator: ReferenceEvaluator | None = None
         try:
-            self._session = _session(path or proto().SerializeToString())
+            if path is not None:
+                self._session = open_session(path, where="the file", threads=1, keeps_memory=False)
+            else:
+                self._load(*(lean or with_weights_outside(proto())))
         except ModelLoadError as exc:
             nameless = copy.deepcopy(proto())  # onnxruntime refuses two nodes of one name, which means nothing
             for node in (node for graph in _graphs(nameless.graph) for node in graph.node):
                 node.name = ""
             try:
-                self._session = _session(nameless.SerializeToString())
+                self._load(*with_weights_outside(nameless))
             except ModelLoadError:
                 self._evaluate(exc)
                 return
@@ -305,6 +314,10 @@ class OnnxFile:
         self._is_checked = True
         return found
 
+    def _load(self, lean: onnx.ModelProto, weights: Mapping[str, Array]) -> None:
+        self._weights = weights  # the session reads them where they are
+        self._session = open_session(lean.SerializeToString(), where="the file", threads=1, weights=weights)
+
     def _evaluate(self, reason: ModelLoadError) -> None:
         """Run it in the evaluator from now on.
 
@@ -326,10 +339,6 @@ _FIX = "Export the model so that onnxruntime runs it: the file as it is has to b
 def _squeezes_any(node: onnx.NodeProto) -> bool:
     """Whether a node drops whatever axes have one element."""
     return node.op_type == "Squeeze" and not node.attribute and not any(node.input[1:])
-
-
-def _session(content: Path | bytes) -> onnxruntime.InferenceSession:
-    return open_session(content, where="the file", threads=1)
 
 
 def _forget_sizes(graph: onnx.GraphProto) -> None:

@@ -216,9 +216,9 @@ def test_a_graph_whose_rows_may_meet_runs_chunks_step_by_step(name: str) -> None
     model.opset_import[0].version = 18 if "CenterCropPad" in text else 17
     sample = {"x": np.random.default_rng(0).standard_normal((3, 64, 2)).astype(np.float32)}
 
-    _, described, choice = choose_chunk(model, manifest, [sample], STRICT)
+    _, chosen, choice = choose_chunk(model, manifest, [sample], STRICT)
 
-    assert (described.time.chunk, choice.chunk) == ("step", "step")
+    assert (chosen.manifest.time.chunk, choice.chunk) == ("step", "step")
     assert choice.why.startswith("timesteps cannot be run at once: ")
 
 
@@ -315,18 +315,18 @@ def test_an_old_opset_says_why() -> None:
 
 def test_a_graph_that_chunks_are_not_made_of_stays_as_it_is() -> None:
     graph, manifest = graphs.moving_sum()
-    proto, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
+    content, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
 
     assert (choice.chunk, choice.why, choice.gain) == ("step", "it has host-side windows", 1.0)
-    assert (proto.SerializeToString(), described) == (onnx.load_from_string(graph).SerializeToString(), manifest)
+    assert (content, chosen.manifest) == (onnx.load_from_string(graph).SerializeToString(), manifest)
 
 
 def test_a_ring_buffer_is_worth_a_time_axis() -> None:
     graph, manifest = ring()
     data = sequence(manifest, 3, 20)
-    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [data], STRICT)
+    _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [data], STRICT)
 
-    assert (described.time.chunk, choice.chunk, choice.why) == ("dynamic", "dynamic", AT_ONCE)
+    assert (chosen.manifest.time.chunk, choice.chunk, choice.why) == ("dynamic", "dynamic", AT_ONCE)
     assert choice.gain > 3
     assert [(timing.rows, timing.steps) for timing in choice.timings] == [(1, 1), (1, 100), (32, 1), (32, 100)]
 
@@ -342,9 +342,9 @@ def test_a_chunk_that_differs_from_its_steps_is_not_taken() -> None:
            y = Mul (x, rows)""",
         [2],
     )
-    _, described, choice = choose_chunk(onnx.load_from_string(built[0]), built[1], [sequence(built[1], 2, 5)], STRICT)
+    _, chosen, choice = choose_chunk(onnx.load_from_string(built[0]), built[1], [sequence(built[1], 2, 5)], STRICT)
 
-    assert described.time.chunk == choice.chunk
+    assert chosen.manifest.time.chunk == choice.chunk
     assert choice.why != AT_ONCE
 
 
@@ -371,9 +371,9 @@ def test_a_wide_operator_stays_a_step_graph_before_a_chunk_is_tried(monkeypatch:
     graph, manifest = lstm_operator(hidden=400)
     monkeypatch.setattr("model_export.chunk.selection.dynamic_graphs", fail)
 
-    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
+    _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
 
-    assert (described.time.chunk, choice.chunk) == ("step", "step")
+    assert (chosen.manifest.time.chunk, choice.chunk) == ("step", "step")
     assert choice.why.startswith(f"{AT_ONCE}: each timestep multiplies 640,000 numbers in the loops")
 
 
@@ -382,9 +382,9 @@ def test_a_wide_recurrence_stays_a_step_graph(weights: Weights | None) -> None:
     """However its weights are stored."""
     graph, manifest = graphs.lstm(2, 400)
     proto = onnx.load_from_string(graph)
-    _, described, choice = choose_chunk(compress_weights(proto, weights) if weights else proto, manifest, [], STRICT)
+    _, chosen, choice = choose_chunk(compress_weights(proto, weights) if weights else proto, manifest, [], STRICT)
 
-    assert (described.time.chunk, choice.chunk) == ("step", "step")
+    assert (chosen.manifest.time.chunk, choice.chunk) == ("step", "step")
     assert "little is gained" in choice.why
 
 
@@ -395,9 +395,9 @@ def test_a_fault_in_the_making_of_a_chunk_is_reported_as_one(monkeypatch: pytest
     graph, manifest = ring()
     monkeypatch.setattr("model_export.chunk.selection.dynamic_graphs", fail)
 
-    _, described, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
+    _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
 
-    assert described.time.chunk == "step"
+    assert chosen.manifest.time.chunk == "step"
     assert choice.why.startswith(
         "A fault of Stepwell, not of the model: making a graph with a time axis failed (KeyError"
     )

@@ -7,7 +7,8 @@ import onnx
 import pytest
 
 from model_export.errors import ModelLoadError
-from model_export.graph_session import GraphSession, with_weights_outside
+from model_export.graph_session import GraphSession
+from model_export.runtime.shared_weights import with_weights_outside
 from tests.model_export.streaming.zoo_parts import graph
 
 SIZE = 600
@@ -34,8 +35,15 @@ def test_a_graph_gives_the_same_with_its_weights_outside() -> None:
 def test_large_weights_are_outside_and_small_ones_are_not() -> None:
     lean, outside = with_weights_outside(model())
 
-    assert [tensor.name for tensor in outside] == ["W"]
+    assert list(outside) == ["W"]
     assert lean.ByteSize() < 2 * X.nbytes
+
+
+def test_equal_weights_of_two_models_are_one_array() -> None:
+    _, first = with_weights_outside(model())
+    _, second = with_weights_outside(model())
+
+    assert first["W"] is second["W"]
 
 
 def test_a_weight_that_is_an_input_too_stays_inside() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from model_export.errors import RefusedModelError
+from model_export.graph.needed import only_needed
 from model_export.graph.nodes import read_opset
 from model_export.graph_session import GraphSession
 from model_export.manifest import Array
@@ -300,13 +301,14 @@ def measure_shapes(runs: TensorRuns, inputs: SequenceInputs) -> MeasuredShapes:
     def at_length(tensor: str) -> Array:
         assert inputs.length is not None
         feeds = inputs.feeds(inputs.only_rows or ROWS[0], inputs.length, 0)
-        return np.asarray(GraphSession(runs.graph, [tensor]).run(feeds)[tensor])
+        return np.asarray(GraphSession(only_needed(runs.graph, tensor)).run(feeds)[tensor])
 
     counts = range(1 if inputs.only_rows else 2)
     found = {(rows, length): runs.at(inputs, rows, length) for rows in counts for length in range(2)}
     touched = runs.at(inputs, is_changed=True)
     weights = runs.load(inputs, inputs.lengths[0]).weights
     facts = MeasuredShapes(found, touched, weights, inputs.lengths, at_length if inputs.length else None)
+    runs.forget()
     facts.follow(runs.load(inputs, inputs.lengths[0]).model, inputs)
     return facts
 

@@ -10,6 +10,7 @@ import onnx
 from model_export.graph_session import GraphSession
 from model_export.streaming.axes.inputs import SequenceInputs
 from model_export.streaming.axes.sizes import ROWS
+from model_export.streaming.axes.spooled import spooled
 
 Values = Mapping[str, Any]
 """Every tensor's value by name: an array, or a list of arrays."""
@@ -61,8 +62,12 @@ class TensorRuns:
         loaded = self.load(inputs, steps)
         key = (id(loaded), *((name, value.shape, value.tobytes()) for name, value in feeds.items()))
         if key not in self._kept:
-            found = loaded.run(feeds)
+            found = spooled(loaded.run(feeds))
             while len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = found
         return self._kept[key]
+
+    def forget(self) -> None:
+        """Drop the runs that are kept: a reading is chosen, and who needs them has them."""
+        self._kept.clear()

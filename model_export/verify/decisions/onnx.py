@@ -7,7 +7,6 @@ vector for each iteration, and an `If` gives the vectors of both branches, with 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_export.manifest import Array
 from model_export.runtime.session import open_session, run_options
+from model_export.runtime.shared_weights import with_weights_outside
 from model_export.verify.decisions.record import ABOVE_BELOW, TRUE_FALSE, Observed, is_guard
 
 FLAGS = "stepwell.decisions"
@@ -47,26 +47,30 @@ class _Point:
 class OnnxObserver:
     """Runs a copy of a graph that gives its decisions, too."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, weights: Mapping[str, Array] | None = None) -> None:
         """Make the copy.
 
         Args:
-            model: The graph, with all weights inside; it is left alone.
+            model: The graph; it is left alone.
+            weights: Those that lie outside the graph.
         """
         if model.functions:
             from onnx import inliner
 
             model = inliner.inline_local_functions(model)
         self._seen = Observed()
-        copied = copy.deepcopy(model)
+        copied, inside = with_weights_outside(model)
+        self._weights = {**inside, **(weights or {})}
         opset = next(entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"})
         inputs = [value.name for value in model.graph.input]
-        _, self._points = _Recorder(opset, self._seen).record(copied.graph, {}, inputs, (), "")
+        _, self._points = _Recorder(opset, self._seen).record(copied.graph, self._weights, inputs, (), "")
         self._session: Any = None
         if self._points:
             del copied.graph.output[:]
             copied.graph.output.append(helper.make_tensor_value_info(FLAGS, TensorProto.INT32, [len(self._points) * 2]))
-            self._session = open_session(copied.SerializeToString(), where="the graph", threads=1)
+            self._session = open_session(
+                copied.SerializeToString(), where="the graph", threads=1, weights=self._weights
+            )
 
     def observe(self, feeds: Mapping[str, Array]) -> Observed:
         """Return the decisions of one run.
@@ -136,7 +140,8 @@ class _Recorder:
             The vector and what it has; where there are no decisions, the graph is left as it is.
         """
         scope = _Scope(dict(outer), set(follows), set(sizes), set())
-        scope.constants |= {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        inside = (tensor for tensor in graph.initializer if tensor.data_location != TensorProto.EXTERNAL)
+        scope.constants |= {tensor.name: numpy_helper.to_array(tensor) for tensor in inside}
         points: list[_Point] = []
         parts: list[str] = []
         kept: list[onnx.NodeProto] = []

@@ -1,0 +1,30 @@
+"""Runs of large graphs lie on disk, and read as they were."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model_export.streaming.axes.spooled import Spooled, spooled
+
+VALUES = {
+    "scores": np.arange(6e6, dtype=np.float32).reshape(2, 3, -1),
+    "mask": np.arange(40_000).reshape(200, 200) % 3 == 0,
+    "size": np.array([2, 3]),
+    "parts": [np.zeros(2)],
+}
+
+
+def test_a_large_run_reads_as_it_was() -> None:
+    found = spooled(VALUES)
+
+    assert isinstance(found, Spooled)
+    assert list(found) == list(VALUES)
+    assert found["parts"] is VALUES["parts"]
+    for name in ("scores", "mask", "size"):
+        np.testing.assert_array_equal(found[name], VALUES[name], strict=True)
+
+
+def test_a_small_run_stays_in_memory() -> None:
+    small = {"mask": VALUES["mask"]}
+
+    assert spooled(small) is small
