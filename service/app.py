@@ -20,6 +20,7 @@ from starlette.routing import Match
 from starlette.websockets import WebSocketDisconnect
 
 from model_export.errors import StepwellError
+from model_export.runtime.registered import load, registered
 from service.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
 from service.asgi.openapi import streams as openapi
 from service.asgi.routes import (
@@ -53,6 +54,7 @@ from service.requests.auth.jwt import load_api_keys
 from service.requests.context import AppContext
 from service.requests.error_formats import error_format_of
 from service.requests.problems import internal_error
+from service.service_addon import ServiceAddon
 from service.settings import Settings, SharedFolders
 from service.store.artifacts import StoredArtifacts
 from service.store.checks.safety import SafetyMonitor
@@ -61,7 +63,6 @@ from service.tracing.observer import TracedMetrics
 from service.tracing.otel import make_tracer
 
 if TYPE_CHECKING:
-    from service.grpc_api.server import GrpcServer
     from service.models.changes import ReloadReport
 
 _log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     Raises:
         KeysFileError: `api_keys_file` or `jwt_keys` cannot be used.
         MissingExtraError, TracingError: As for `make_tracer`.
+        AddonError: An installed package registers an add-on that cannot be used.
     """
     version = importlib.metadata.version("stepwell")
     traced = make_tracer(version, os.environ)
@@ -103,7 +105,9 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
         redirect_slashes=False,
     )
     app.state.context = context
-    app.state.grpc = None
+    found = registered("stepwell.addons").values()
+    addons: list[ServiceAddon] = [load(point, type)(context, version) for point in found]
+    app.state.addons = addons
     app.router.route_class = RawRoute
     # replaced as FastAPI documents it; called after all routes have been added
     app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
@@ -111,6 +115,8 @@ def create_app(settings: Settings, folders: SharedFolders | None = None) -> Fast
     app.add_exception_handler(WebSocketDisconnect, _ignore_disconnect)
     app.add_exception_handler(Exception, _internal_error)
     streams.add_step_routes(app, context)  # first: routes are matched in order, and these are the most frequent
+    for addon in addons:
+        addon.add_routes(app)
     savepoints.add_routes(app, context)  # before `.../streams/{stream}`, which would match them
     streams.add_routes(app, context)
     oip.add_routes(app, context)
@@ -226,29 +232,22 @@ async def _lifespan(
             store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
             durability=settings.durability,
         )
-        background = _background(context, worker_releases.gates)
+        addons: list[ServiceAddon] = app.state.addons
+        background = [
+            *_background(context, worker_releases.gates),
+            *(w for addon in addons for w in addon.background()),
+        ]
         works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *background)
         tasks = [asyncio.create_task(work) for work in works]
         stack.push_async_callback(cancel, tasks)
-        app.state.grpc = await _start_grpc(context, app.version)
+        for addon in addons:
+            await addon.start()
         yield
-        if app.state.grpc is not None:
-            await app.state.grpc.stop(settings.drain_s)
+        for addon in addons:
+            await addon.stop(settings.drain_s)
         await engine.drain(context.settings.drain_s)
         await engine.drift.close()
         context.metrics.refresh()  # metrics requests to other workers include this one
-
-
-async def _start_grpc(context: AppContext, version: str) -> GrpcServer | None:
-    """Return a running gRPC server; None: `grpc_port` is not set."""
-    if context.settings.grpc_port is None:
-        return None
-    from service.grpc_api.server import GrpcServer
-
-    await context.check_readiness()
-    server = GrpcServer(context, version)
-    await server.start()
-    return server
 
 
 def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, Any, None]]:

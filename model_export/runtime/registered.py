@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from model_export.errors import MissingExtraError, StepwellError
 
-GROUPS: Final = ("stepwell.brokers", "stepwell.commands", "stepwell.stages", "stepwell.step_rules")
+GROUPS: Final = ("stepwell.addons", "stepwell.brokers", "stepwell.commands", "stepwell.stages", "stepwell.step_rules")
 """The groups that are read."""
 
 

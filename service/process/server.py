@@ -123,8 +123,8 @@ class Server(uvicorn.Server):
             self.config.loaded_app.state.context.draining = True
             await asyncio.sleep(min(READINESS_GRACE_S, self._drain_s))
             engine.watch.end_all()  # their responses would never end
-            if (grpc_server := self.config.loaded_app.state.grpc) is not None:
-                grpc_server.begin_stop(self._drain_s)
+            for addon in self.config.loaded_app.state.addons:
+                addon.begin_stop(self._drain_s)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
