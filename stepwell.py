@@ -92,7 +92,8 @@ _HOMES = {
     "adopt": "model_export.adopt.adopt_file",
     "convert_onnx": "model_export.streaming",
     "export": "model_export.export",
-    **dict.fromkeys(("AMQP", "AMQPS", "FILE", "KAFKA", "KAFKAS"), "service.connect.brokers"),  # registered: pyproject.toml
+    # What pyproject.toml registers.
+    **dict.fromkeys(("AMQP", "AMQPS", "FILE", "KAFKA", "KAFKAS"), "service.connect.brokers"),
     **dict.fromkeys(("MQTT", "MQTTS", "NATS", "REDIS", "REDISS"), "service.connect.brokers"),
     "GrpcAddon": "service.grpc_api.addon",
     "LiveModel": "service.notebook",
