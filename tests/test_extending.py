@@ -71,7 +71,7 @@ def test_a_group_is_on_the_page_and_in_the_contract(group: str) -> None:
 
 def test_an_example_of_the_page_is_code_of_the_example_package() -> None:
     package = ROOT / "examples" / "addon"
-    shown = re.findall(r"^From `([\w/.]+)`:\n\n```python\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)
+    shown = re.findall(r"^From `examples/addon/([\w/.]+)`:\n\n```python\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)
     entry_points = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 
     assert [name for name, code in shown if code not in (package / name).read_text()] == []
