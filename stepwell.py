@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from model_export.stages import Pipeline
     from model_export.step_model import StepModel
     from model_export.streaming import convert as convert_onnx
-    from service import mlflow
+    from service import extend, mlflow, testing
     from service.client import (
         AsyncClient,
         Client,
@@ -69,10 +69,12 @@ __all__ = [
     "adopt",
     "convert_onnx",
     "export",
+    "extend",
     "mlflow",
     "register_step_rule",
     "run",
     "stages",
+    "testing",
     "to_step_model",
     "torch",
     "verify_model",
@@ -106,11 +108,13 @@ _NAMES_THERE = {"adopt": "adopt_file", "convert_onnx": "convert", "export": "exp
 """What a name is called in its module, where that is something else."""
 
 _MODULES = {
+    "extend": "service.extend",
     "mlflow": "service.mlflow",
     "mlflow_deployments": "service.mlflow.deployments",  # for the entry point by which MLflow finds it
     "ray": "service.offline.ray",
     "spark": "service.offline.spark",
     "stages": "model_export.stages",
+    "testing": "service.testing",
     "torch": "model_export.torch",
 }
 

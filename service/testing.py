@@ -2,9 +2,9 @@
 
 Needs pytest. For a broker of your own:
 
-    from stepwell.testing import BrokerLaws
+    from stepwell import testing
 
-    class TestMine(BrokerLaws):
+    class TestMine(testing.BrokerLaws):
         @pytest.fixture
         def url(self, tmp_path):
             return f"spool://{tmp_path}"

@@ -11,7 +11,7 @@ LEFT_OUT = {
     *("alert", "campaign", "commands", "connect", "dashboard", "demo", "examples", "exactly_once", "faults", "fuzz"),
     *("mlflow", "notebook", "offline", "parity", "process", "site", "triton"),
     *("client/test_stream_ops.py", "clients/test_typescript.py", "models/test_reload.py", "models/test_vetting.py"),
-    *("grpc_api/test_serve.py", "package/test_wheel.py", "test_cli.py"),
+    *("grpc_api/test_serve.py", "package/test_extending.py", "package/test_wheel.py", "test_cli.py"),
     *("test_ci.py", "test_examples_page.py", "test_readme.py", "test_tutorial.py"),
     *(f"model_export/{name}" for name in ("keras", "torch", "test_export.py", "test_models_page.py")),
     *(f"model_export/{name}" for name in ("test_precision.py", "test_same_bytes.py", "test_sources.py")),

@@ -1,21 +1,24 @@
-"""CONTRIBUTING.md names existing files."""
+"""CONTRIBUTING.md names existing files, and every folder at the top."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-TABLE = [line for line in (REPOSITORY / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| ")]
-NAMED = sorted({name for line in TABLE for name in re.findall(r"`([\w.-]+(?:/[\w.-]*)*)`", line)})
+TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text()
+NAMED = sorted(set(re.findall(r"`(\.?\w[\w.-]*(?:/[\w.-]*)+)`", TEXT)))
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_file_in_the_table_exists(name: str) -> None:
-    assert (REPOSITORY / name).exists()
+def test_a_path_exists(name: str) -> None:
+    assert (REPOSITORY / name.removeprefix("./")).exists()
 
 
-def test_the_table_names_files() -> None:
-    assert len(NAMED) > 20
+def test_the_tree_has_every_folder_at_the_top() -> None:
+    listed = subprocess.check_output(["git", "ls-tree", "-d", "--name-only", "HEAD"], cwd=REPOSITORY, text=True)
+
+    assert [name for name in listed.split() if name[0] != "." and f"{name}/" not in NAMED] == []

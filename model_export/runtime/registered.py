@@ -1,6 +1,6 @@
 """`registered` and `load`: what installed packages add, each by an entry point in a group of ours.
 
-What each group expects is in docs/extending.md. Our own brokers are registered in the same way, in our project file.
+What each group expects is on the page "Extending Stepwell". Our own brokers and gRPC are registered in the same way.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ _GUIDES: Final[Mapping[str, Sequence[str]]] = {
     "Connect and move": ("connecting", "savepoints", "releases"),
     "Deploy": ("deploying", "kubernetes", "stores", "security", "sizing", "performance"),
     "Operate": ("dashboard", "monitoring", "alerts", "drift", "backup", "campaign"),
+    "Extend": ("extending",),
 }
 _REFERENCE: Final = ("docs/errors.md", "docs/glossary.md")
 _PROJECT: Final = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
 
 from model_export.errors import StepwellError
-from service.recorded.csv_header import CsvHeader
+
+if TYPE_CHECKING:
+    from service.recorded.csv_header import CsvHeader
 
 
 class ConnectError(StepwellError):

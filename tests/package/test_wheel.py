@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.graphs import fold, fold_reference, write_model
+from tests.graphs import fold_reference
+from tests.package.environment import CLEAN, ROOT, Environment, build, install, serve
 from tests.processes import ServiceProcess
 
-ROOT = Path(__file__).parents[2]
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("STEPWELL_", "PYTHON"))}
-SHARED = "\n".join(path for path in sys.path if path.endswith("-packages")) + "\n"
 UNTYPED = "fastapi.*,jax.*,keras.*,onnx.*,pydantic.*,redis.*,rich.*,starlette.*,torch.*,typer.*,uvicorn.*"
 """Packages that the type checker leaves out: it would read them for a minute, and no public type is from them."""
 
@@ -28,43 +23,9 @@ pytest.importorskip("hatchling", reason="hatchling is not installed; the extra d
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def build(target: str, source: Path, folder: Path) -> Path:
-    """Build a wheel or an sdist of a source tree without a network, and return the file."""
-    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(folder)]
-    subprocess.run(command, cwd=source, env=CLEAN, check=True, capture_output=True)
-    [built] = folder.glob("*.tar.gz" if target == "sdist" else "*.whl")
-    return built
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", ROOT, tmp_path_factory.mktemp("wheel"))
-
-
-@dataclass(frozen=True)
-class Environment:
-    """An environment with the wheel and the third-party packages of the tests, and a folder that is no clone."""
-
-    bin: Path
-    folder: Path
-
-    def run(self, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-        program = [str(self.bin / command[0]), *command[1:]]
-        return subprocess.run(program, cwd=self.folder, env=CLEAN | env, capture_output=True, text=True)
-
-
-def install(root: Path, wheel: Path) -> Environment:
-    """Make an environment with a wheel and the third-party packages of the tests, and a folder beside it."""
-    pytest.importorskip("pip", reason="pip is not installed")
-    venv.create(root, symlinks=True)  # without pip, which takes seconds
-    [packages] = root.glob("lib/python*/site-packages")
-    shared = packages / "shared.pth"
-    command = [sys.executable, "-m", "pip", "--python", str(root / "bin" / "python"), "install", "--no-deps"]
-    subprocess.run([*command, "--no-index", "--quiet", str(wheel)], check=True, env=CLEAN)
-    shared.write_text(SHARED)
-    folder = root.with_name(f"{root.name}-elsewhere")
-    folder.mkdir()
-    return Environment(root / "bin", folder)
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +36,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
 @pytest.fixture(scope="module")
 def serving(installed: Environment) -> Iterator[ServiceProcess]:
     """The installed program with two workers, which vets the models as it would for its users."""
-    write_model(installed.folder / "models", "fold", fold)
-    launch = ["env", "-C", str(installed.folder), str(installed.bin / "stepwell"), "serve"]
-    one = ServiceProcess(
-        installed.folder / "models",
-        installed.folder,
-        *("--workers", "2"),
-        env={"STEPWELL_MODEL_PROBE_S": "60"},
-        launch=launch,
-    ).start()
-    try:
+    with serve(installed, "--workers", "2") as one:
         yield one
-    finally:
-        one.stop()
 
 
 # -------------------------------------------------------------------- what is in it

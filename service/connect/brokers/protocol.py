@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from service.connect.messages import BrokerMessage, OutMessage, Undeliverable
-from service.recorded.csv_header import CsvHeader
 
 if TYPE_CHECKING:
     from service.connect.urls import BrokerUrl
+    from service.recorded.csv_header import CsvHeader
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,170 @@
+"""The contract for add-ons is on its page, and a package that breaks it is named with what to do."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_export import stages
+from model_export.errors import MissingExtraError
+from model_export.keras.step_rules import load_step_rules
+from model_export.runtime.registered import GROUPS, AddonError, registered
+from service import cli, extend
+from service.app import create_app
+from service.connect.urls import BrokerUrl
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+CONTRACT: tuple[Any, ...] = (
+    *(extend.Broker, extend.BrokerModule, extend.MessageReader, extend.MessageWriter),
+    *(extend.Command, extend.Stage, extend.ServiceAddon),
+)
+
+
+def hooks() -> Iterator[str]:
+    """Yield each public field and method of the contract's classes as it is written in the source."""
+    for group in CONTRACT:
+        [found] = ast.parse(textwrap.dedent(inspect.getsource(group))).body
+        assert isinstance(found, ast.ClassDef)
+        for node in found.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (
+                node.name == "__init__" or node.name[0] != "_"
+            ):
+                yield signature(node)
+            elif isinstance(node, ast.AnnAssign) and group in (extend.Broker, extend.Command):
+                yield ast.unparse(node)
+    [rule] = ast.parse(inspect.getsource(extend.register_step_rule)).body
+    assert isinstance(rule, ast.FunctionDef)
+    yield signature(rule)
+
+
+def signature(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    function.body, function.decorator_list = [ast.Expr(ast.Constant(...))], []
+    return ast.unparse(function)
+
+
+def plain(code: str) -> str:
+    return "".join(code.split()).replace("'", '"')
+
+
+@pytest.mark.parametrize("hook", sorted(set(hooks())))
+def test_a_hook_is_on_the_page_with_its_signature(hook: str) -> None:
+    assert plain(hook) in plain(PAGE)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_is_on_the_page_and_in_the_contract(group: str) -> None:
+    line = f'[project.entry-points."{group}"]'
+
+    assert line in PAGE
+    assert line in str(extend.__doc__)
+
+
+def test_an_example_of_the_page_is_code_of_the_example_package() -> None:
+    package = ROOT / "examples" / "addon"
+    shown = re.findall(r"^From `examples/addon/([\w/.]+)`:\n\n```python\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)
+    entry_points = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+
+    assert [name for name, code in shown if code not in (package / name).read_text()] == []
+    assert [lines for lines in entry_points if lines not in (package / "pyproject.toml").read_text()] == []
+    assert (len(shown), len(entry_points)) == (7, len(GROUPS))
+
+
+@pytest.mark.parametrize("name", extend.__all__)
+def test_a_name_of_the_contract_can_be_imported(name: str) -> None:
+    if name in {"Call", "GraphBuilder", "Value"}:
+        pytest.importorskip("onnx", reason="onnx is not installed")
+
+    assert getattr(extend, name) is not None
+
+
+# -------------------------------------------------------------------- packages that cannot be used
+
+Installer = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installer]:
+    """Return what puts a package onto the import path, with one entry point `other`, as pip leaves it behind."""
+
+    def one(package: str, group: str, source: str) -> None:
+        module = package.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(source)
+        info = tmp_path / f"{module}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\nother = {module}:thing\n")
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    registered.cache_clear()
+    yield one
+    monkeypatch.undo()
+    registered.cache_clear()
+
+
+USES: dict[str, Callable[[], Any]] = {
+    "stepwell.addons": lambda: create_app(Settings()),
+    "stepwell.brokers": lambda: BrokerUrl.parse("other:///x"),
+    "stepwell.stages": lambda: stages.other,
+    "stepwell.step_rules": load_step_rules,
+}
+"""What loads the entry points of each group, but that of commands."""
+
+
+@pytest.mark.parametrize("group", USES)
+def test_a_package_that_cannot_be_imported_is_named_where_it_is_needed(install: Installer, group: str) -> None:
+    install("stepwell-other", group, "raise ValueError('seven')")
+
+    with pytest.raises(AddonError, match=r"'other' of stepwell-other .* ValueError: seven.*uninstall it"):
+        USES[group]()
+
+
+def test_a_package_with_bad_commands_is_reported_and_the_others_are_there(
+    install: Installer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("stepwell-other", "stepwell.commands", "raise ValueError('seven')")
+
+    assert "serve" in cli.find_commands()
+    assert "'other' of stepwell-other cannot be loaded" in capsys.readouterr().err
+
+
+def test_a_command_whose_name_is_taken_is_reported_and_left_out(
+    install: Installer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "from service.commands import Command\nthing = {'serve': Command('Serve tea.', 'tea:serve')}"
+    install("stepwell-other", "stepwell.commands", source)
+
+    assert cli.find_commands()["serve"].help != "Serve tea."
+    assert "stepwell_other:thing registers the command 'serve', which is there already" in capsys.readouterr().err
+
+
+def test_a_package_that_registers_something_of_another_type_is_named(install: Installer) -> None:
+    install("stepwell-other", "stepwell.brokers", "thing = 7")
+
+    with pytest.raises(AddonError, match=r"'other' of stepwell-other is int; stepwell\.brokers takes Broker"):
+        BrokerUrl.parse("other:///x")
+
+
+def test_a_package_that_a_package_needs_is_named(install: Installer) -> None:
+    install("stepwell-other", "stepwell.brokers", "import tea_client")
+
+    with pytest.raises(MissingExtraError, match="stepwell-other needs the package tea_client"):
+        BrokerUrl.parse("other:///x")
+
+
+def test_two_packages_that_register_one_name_are_named(install: Installer) -> None:
+    install("stepwell-other", "stepwell.brokers", "")
+    install("stepwell-another", "stepwell.brokers", "")
+
+    with pytest.raises(AddonError, match="stepwell-another and stepwell-other both register 'other'"):
+        BrokerUrl.parse("file:///x")
