@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from benchmarks.processes import Processes, processes_of
 from service.client.protocol.inputs import packed
-from service.codec.formats import JSON, MSGPACK, Format, encode
+from service.wire.formats import JSON, MSGPACK, Format, encode
 from tests.graphs import lstm, write_model
 from tests.processes import service_process
 

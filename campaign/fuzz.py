@@ -22,12 +22,13 @@ from service.codec.step_bodies import guess_correlation
 from service.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
 from service.engine.protocol.replay import replay_prediction
 from service.errors import ServiceError
-from service.ids import decode_state_id
 from service.protocols.header_cache import HeaderCache
 from service.protocols.ws_frames import encode_frames, next_frame
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import HEADER_BYTES, MAGIC, decode
-from service.types import ReturnMode, StreamKey, Timestep
+from service.types import StreamKey, Timestep
+from service.wire.ids import decode_state_id
+from service.wire.outcomes import ReturnMode
 from tests.graphs import fold, two_inputs
 
 Target = Callable[[bytes], None]

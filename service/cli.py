@@ -14,6 +14,7 @@ import typer
 
 from model_export.errors import StepwellError
 from model_export.runtime.registered import load, registered
+from service.client.errors import ClientError
 from service.collector import collector_paused
 from service.commands import COMMANDS, Command
 from service.interrupted import loading
@@ -83,14 +84,14 @@ def main() -> None:
         with loading(), collector_paused():
             app = make_app(wanted)
         app(prog_name="stepwell")  # also where it is run as a module
-    except StepwellError as exc:
+    except (StepwellError, ClientError) as exc:
         _report(exc)
         sys.exit(2 if exc.code in _BAD_USAGE else 3 if exc.code in _REFUSED_TO_START else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _report(error: StepwellError) -> None:
+def _report(error: StepwellError | ClientError) -> None:
     """Print an error for people; log it if the command's log lines are JSON."""
     logs = sys.modules.get("service.logs")
     if logs is not None and logs.writes_json():

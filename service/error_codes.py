@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-Retry = Literal["same", "resend_from", "never"]
+from service.wire.outcomes import Retry
 
 
 class ErrorCode(NamedTuple):

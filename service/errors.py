@@ -12,38 +12,17 @@ StepwellError (model_export.errors)    code, problem, fix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any
 
 from model_export.errors import StepwellError
-from service.error_codes import CODES, Retry
-
-Applied = Literal["no", "yes", "unknown"]
-
-_MOST_NAMED: Final = 12
+from service.error_codes import CODES
+from service.wire.outcomes import Applied, Retry
 
 
 class SettingsError(StepwellError):
     """A setting, a flag or a key of a configuration file has an invalid value."""
 
     code = "bad_setting"
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun, in the plural unless it is 1.
-
-    Args:
-        number: How many.
-        noun: The singular.
-        plural: The plural; by default the singular with an s.
-    """
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def listed(names: Sequence[object]) -> str:
-    """Return names as text, with the number of those that are left out."""
-    more = len(names) - _MOST_NAMED
-    return ", ".join(map(str, names[:_MOST_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 class ServiceError(StepwellError):

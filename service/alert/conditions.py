@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_export.manifest import Array
-from service.errors import counted
+from service.wire.texts import counted
 
 Values = Any
 """One value a timestep, `(T,)`, or one for all of them; of a whole tensor `(T, *row)`."""

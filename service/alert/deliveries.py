@@ -19,12 +19,13 @@ from service.alert.counters import AlertCounters
 from service.alert.rules import AlarmTarget
 from service.alert.webhook import Webhook
 from service.background import cancel, happens
-from service.backoff import Backoff
 from service.connect.brokers.protocol import MessageWriter
 from service.connect.messages import ConnectError, OutMessage
 from service.connect.urls import BrokerUrl
-from service.errors import ServiceError, counted
+from service.errors import ServiceError
 from service.store.alerts import AlertStore
+from service.wire.backoff import Backoff
+from service.wire.texts import counted
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -23,7 +23,8 @@ from service.alert.stream_state import StreamUpdate
 from service.alert.updates import update_of_message
 from service.background import cancel
 from service.client import http_transport
-from service.client.results import ClientError, Event
+from service.client.errors import ClientError
+from service.client.results import Event
 from service.client.watch import WatchCursor
 from service.client.websockets import open_async_socket
 from service.engine.watch.refusals import RefusalReader

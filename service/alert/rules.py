@@ -18,8 +18,8 @@ from msgspec import Meta, Struct
 from model_export.manifest import NAME
 from service.alert.conditions import AlarmCondition, ConditionError, opposite, parse_condition
 from service.errors import SettingsError
-from service.ids import STREAM_ID
 from service.toml_document import TomlDocument
+from service.wire.ids import STREAM_ID
 
 _LONGEST_NAME: Final = 64
 _LONGEST_SILENCE_S: Final = 1e9

@@ -8,7 +8,7 @@ from model_export.manifest import Array
 from service.alert.stream_state import StreamUpdate
 from service.client.results import Event
 from service.engine.watch.commit_events import CommitEvent, PackedTensor, decode_events
-from service.ids import decode_state_id
+from service.wire.ids import decode_state_id
 
 
 def newest_event(encoded: bytes | None) -> CommitEvent | None:

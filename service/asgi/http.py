@@ -16,7 +16,6 @@ from starlette.types import Receive, Scope, Send
 
 from service.asgi.query import version_of
 from service.codec import JSON, Format
-from service.codec.formats import encode, format_of_answer, format_of_body
 from service.engine.streams.moves import MovedPosition
 from service.engine.streams.resets import ReplacedPosition
 from service.errors import ServiceError
@@ -33,6 +32,7 @@ from service.requests.problems import UnreadBodyError, body_timeout, internal_er
 from service.requests.request_ids import RESPONSE_HEADER, log_fields, request_id_of
 from service.requests.traced import SCOPE_KEY
 from service.types import StreamKey
+from service.wire.formats import encode, format_of_answer, format_of_body
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

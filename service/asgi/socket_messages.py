@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from service.codec.response_bodies import BulkResponse, Document, Problem, StepResponse, Tensors
 from service.codec.step_bodies import StateId, StreamId
-from service.ids import SEQ_LIMIT
+from service.wire.ids import SEQ_LIMIT
 
 HEARTBEAT_S: Final = 10.0
 """Heartbeat interval of idle watchers, in seconds."""

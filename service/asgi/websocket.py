@@ -12,7 +12,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from service.asgi.http import problem_response, reject_escaped_slash
 from service.codec import JSON, Format
-from service.codec.formats import encode
 from service.errors import ServiceError
 from service.requests.auth.api_keys import Caller
 from service.requests.auth.api_keys import Scope as KeyScope
@@ -20,6 +19,7 @@ from service.requests.auth.socket_auth import SocketAuth
 from service.requests.close_codes import POLICY, UNREADABLE
 from service.requests.context import AppContext
 from service.requests.problems import problem_document
+from service.wire.formats import encode
 
 _CLOSE_TIMEOUT_S = 5.0
 

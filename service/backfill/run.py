@@ -15,9 +15,9 @@ from service.backfill.history import Past
 from service.backfill.predictions import PredictionSlots
 from service.client import Client, ClientError
 from service.client.protocol.column_chunks import ChunksResult, ColumnChunks
-from service.errors import counted
 from service.recorded import Block, Group, RecordedData, gathered
 from service.recorded.blocks import CHUNK
+from service.wire.texts import counted
 
 _AT_ONCE: Final = 3
 """Requests that are open at a time: one is computed while others are packed and sent."""

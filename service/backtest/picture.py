@@ -9,7 +9,7 @@ from html import escape
 from service.backtest.differences import OutputDifferences
 from service.backtest.histogram import StepSpan
 from service.backtest.run import Comparison
-from service.errors import counted
+from service.wire.texts import counted
 
 _WIDTH, _CHART, _BAR = 860, 220, 20
 _LEFT, _RIGHT = 76, 24

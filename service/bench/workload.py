@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 
 from model_export.manifest import Array
-from service.codec.formats import MSGPACK
-from service.codec.responses import encode_tensor
+from service.wire.formats import MSGPACK, encode_tensor
 
 _ROWS = 64  # different timesteps, sent in rotation
 

@@ -1,15 +1,21 @@
 """The Python client: streams as objects, NumPy arrays in and out, safe retries.
 
-`Client` is for scripts and threads, `AsyncClient` for asyncio; both share one protocol implementation.
+`Client` is for scripts and threads, `AsyncClient` for asyncio; both share one protocol implementation. Each name is
+imported when it is first used.
 """
 
 from __future__ import annotations
 
-from service.client.aio import AsyncClient, AsyncModel, AsyncStream
-from service.client.feed import Feed
-from service.client.protocol.decoding import ModelInfo, TensorInfo
-from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
-from service.client.sync import Client, Model, Stream
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.client.aio import AsyncClient, AsyncModel, AsyncStream
+    from service.client.errors import ClientError
+    from service.client.feed import Feed
+    from service.client.protocol.decoding import ModelInfo, TensorInfo
+    from service.client.results import Event, Gap, Rollout, Snapshot, State, Status, StepResult
+    from service.client.sync import Client, Model, Stream
 
 __all__ = [
     "AsyncClient",
@@ -30,3 +36,22 @@ __all__ = [
     "Stream",
     "TensorInfo",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("AsyncClient", "AsyncModel", "AsyncStream"), "aio"),
+    **dict.fromkeys(("Client", "Model", "Stream"), "sync"),
+    **dict.fromkeys(("Event", "Gap", "Rollout", "Snapshot", "State", "Status", "StepResult"), "results"),
+    **dict.fromkeys(("ModelInfo", "TensorInfo"), "protocol.decoding"),
+    "ClientError": "errors",
+    "Feed": "feed",
+}
+
+
+if not TYPE_CHECKING:  # else a type checker would accept every name
+
+    def __getattr__(name: str) -> Any:
+        """Import what is used when it is used."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return found

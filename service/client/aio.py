@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 import httpx2
 
 from service.client import http_transport, memory
+from service.client.errors import ClientError
 from service.client.feed import Feed
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.memory import StrPath
@@ -20,10 +21,10 @@ from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
-from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from service.client.results import Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from service.client.tables import Columns, columns_by_input, rows_of_table, table_of, with_bar
 from service.client.watch import OpenAsyncWatches, WatchCursor, follow_async
-from service.types import ReturnMode
+from service.wire.outcomes import ReturnMode
 
 T = TypeVar("T")
 

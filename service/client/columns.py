@@ -6,14 +6,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from model_export.errors import StepwellError
-from service.errors import counted, listed
+from service.client.errors import ClientError
+from service.wire.texts import counted, listed
 
 
-class ColumnsError(StepwellError):
-    """The columns that were named, or that the model's inputs need, are not those of the table."""
+class ColumnsError(ClientError):
+    """The columns that were named, or that the model's inputs need, are not those of the table: `bad_columns`."""
 
-    code = "bad_columns"
+    def __init__(self, problem: str, *, fix: str) -> None:
+        super().__init__("bad_columns", problem, fix=fix)
 
 
 def input_columns(

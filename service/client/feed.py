@@ -12,14 +12,15 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
+from service.client.errors import ClientError
 from service.client.http_transport import FeedAddress, no_reply
 from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Send
 from service.client.protocol.inputs import Inputs, Source, encode_body
 from service.client.protocol.requests import ClientRequest
-from service.client.results import ClientError, StepResult
+from service.client.results import StepResult
 from service.client.websockets import open_async_socket, rejected_handshake
-from service.codec.formats import MSGPACK
+from service.wire.formats import MSGPACK
 
 _PROTOCOL = Subprotocol("stepwell.msgpack")
 _CLOSE_WITHIN_S = 2.0

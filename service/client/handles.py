@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
+from service.client.errors import ClientError
 from service.client.protocol.requests import StreamCursor
-from service.client.results import ClientError
 
 KEEP_STREAMS = 65_536
 """Default number of handles that a model keeps; one takes about 1.2 KB."""

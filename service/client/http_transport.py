@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from service.client.errors import ClientError
 from service.client.protocol.decoding import NoReply, RawReply, seconds
 from service.client.protocol.inputs import encode_body
 from service.client.protocol.requests import ClientRequest
-from service.client.results import ClientError
-from service.codec.formats import MSGPACK, format_of_body
-from service.ids import API_KEY
+from service.wire.formats import MSGPACK, format_of_body
+from service.wire.ids import API_KEY
 
 MAX_CONNECTIONS = 32
 """Maximum open HTTP connections per client."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from service.client.results import ClientError
+from service.client.errors import ClientError
 
 if TYPE_CHECKING:
     from service.process.in_process import InProcessService

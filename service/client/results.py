@@ -1,4 +1,4 @@
-"""The values that client calls return, and `ClientError`."""
+"""The values that client calls return."""
 
 from __future__ import annotations
 
@@ -7,50 +7,8 @@ from datetime import datetime
 
 import msgspec
 
-from model_export.errors import StepwellError
-from model_export.manifest import Array
-from service.error_codes import Retry
-from service.errors import Applied
-
-
-class ClientError(StepwellError):
-    """A call that was rejected, that got no response in time, or whose outcome is unknown.
-
-    Attributes:
-        code: One of the service's codes, or of the client's own: `no_answer`, `unreadable_answer`, `closed`,
-            `bad_url`, `not_one_output`.
-        applied: Whether the call or one of its retries changed the stream; "unknown" if any attempt may have.
-        retry: What can be done next: repeat the call, resend the stream's inputs from `expected`, or nothing.
-        step: The stream's step in the store, if the service reported it.
-        expected: The next `seq` that the service accepts, if it reported it.
-        state_id: The stream's state id in the store, if the service reported it.
-        retry_after: Seconds to wait before a retry, if the service reported them.
-        at: The stream's position of the call's source, if the service reported it.
-    """
-
-    def __init__(
-        self,
-        code: str,
-        problem: str,
-        *,
-        fix: str = "",
-        applied: Applied = "no",
-        retry: Retry = "never",
-        step: int | None = None,
-        expected: int | None = None,
-        state_id: str | None = None,
-        retry_after: float | None = None,
-        at: int | None = None,
-    ) -> None:
-        super().__init__(problem, fix=fix)
-        self.code = code
-        self.applied: Applied = applied
-        self.retry: Retry = retry
-        self.step = step
-        self.expected = expected
-        self.state_id = state_id
-        self.retry_after = retry_after
-        self.at = at
+from service.client.errors import ClientError
+from service.wire.formats import Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)

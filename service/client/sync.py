@@ -12,6 +12,7 @@ import httpx2
 
 from service.client import http_transport, memory
 from service.client.deadline import Deadline, limit
+from service.client.errors import ClientError
 from service.client.handles import KEEP_STREAMS, Handles
 from service.client.memory import StrPath
 from service.client.protocol.decoding import ModelInfo, NoReply, RawReply
@@ -21,10 +22,10 @@ from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.resend_buffer import KEEP_BYTES, ResendBuffer
 from service.client.protocol.steps import OnResend, busy
 from service.client.protocol.stream_ops import StreamOps
-from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, Status, StepResult
+from service.client.results import Event, Gap, Rollout, Snapshot, State, Status, StepResult
 from service.client.tables import Columns, columns_by_input, rows_of_table, table_of, with_bar
 from service.client.watch import OpenWatches, WatchCursor, follow
-from service.types import ReturnMode
+from service.wire.outcomes import ReturnMode
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from service.client.columns import ColumnsError, input_columns
+from service.client.errors import ClientError
 from service.client.protocol.decoding import TensorInfo
-from service.client.results import ClientError
 
 T = TypeVar("T")
 

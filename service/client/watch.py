@@ -14,12 +14,12 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection
 from websockets.typing import Subprotocol
 
-from service.backoff import Backoff
 from service.client.http_transport import FeedAddress
 from service.client.protocol import decoding
 from service.client.protocol.inputs import encode_body
 from service.client.results import Event, Gap
 from service.client.websockets import open_async_socket, open_socket, rejected_handshake
+from service.wire.backoff import Backoff
 
 _PROTOCOL: Final = [Subprotocol("stepwell.msgpack")]
 _BACKOFF: Final = Backoff(0.2, 5.0, jitter=0.5)

@@ -10,7 +10,7 @@ from websockets.sync import client as sync_client
 
 from service.client.http_transport import FeedAddress
 from service.client.protocol.decoding import RawReply, seconds
-from service.codec.formats import format_of_body
+from service.wire.formats import format_of_body
 
 
 def open_socket(address: FeedAddress, **options: Any) -> sync_client.ClientConnection:

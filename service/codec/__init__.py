@@ -19,10 +19,11 @@ and a field of `Timestep` and a column of `BulkTimesteps`.
 
 from __future__ import annotations
 
-from service.codec.formats import JSON, MSGPACK, Format
 from service.codec.request_decoder import RequestDecoder
 from service.codec.step_bodies import DecodedBulk, DecodedStep, StepBody
-from service.ids import check_stream_id, decode_state_id, encode_state_id
+from service.ids import check_stream_id
+from service.wire.formats import JSON, MSGPACK, Format
+from service.wire.ids import decode_state_id, encode_state_id
 
 __all__ = [
     "JSON",

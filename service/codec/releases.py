@@ -9,12 +9,12 @@ from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from service.codec.formats import Format
 from service.codec.step_bodies import StateId
 from service.codec.strict.bodies import check_envelope
 from service.codec.strict.parse import parse, preview
 from service.errors import ServiceError
-from service.ids import decode_state_id
+from service.wire.formats import Format
+from service.wire.ids import decode_state_id
 
 T = TypeVar("T", bound=Struct)
 Points = tuple[tuple[float, float], ...]

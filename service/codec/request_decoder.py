@@ -16,7 +16,6 @@ import msgspec
 from msgspec import UNSET
 
 from model_export.manifest import Array, Manifest
-from service.codec.formats import JSON, MSGPACK, Format
 from service.codec.sources import check_source, sources_of
 from service.codec.step_bodies import (
     BulkBody,
@@ -44,8 +43,11 @@ from service.codec.typed_decoder import (
     reject_duplicate_entries,
     reject_duplicate_keys,
 )
-from service.errors import ServiceError, counted
-from service.ids import bad_stream_id, is_stream_id
+from service.errors import ServiceError
+from service.ids import bad_stream_id
+from service.wire.formats import JSON, MSGPACK, Format
+from service.wire.ids import is_stream_id
+from service.wire.texts import counted
 
 B = TypeVar("B", bound=StepOptions)
 ReadStep = Callable[[bytes], TypedStep]

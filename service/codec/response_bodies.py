@@ -13,8 +13,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from model_export.manifest import NAME
 from service.codec.step_bodies import TENSORS, StateId, StreamId
 from service.codec.stream_ops import Fingerprint, Position, States
-from service.error_codes import CODES, Retry
-from service.errors import Applied
+from service.error_codes import CODES
+from service.wire.outcomes import Applied, Retry
 
 Tensors = Annotated[dict[str, Any], Meta(extra_json_schema=TENSORS)]
 _FLAG = {"const": True}

@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 
 from model_export.manifest import Array, OutputSpec
-from service.codec.formats import JSON, Format, encode
-from service.ids import encode_state_id, encode_state_ids, encode_state_ids_ascii
-from service.types import BatchOutput, BulkPrediction, Prediction, ReturnMode, StreamPosition
+from service.types import BatchOutput, BulkPrediction, Prediction, StreamPosition
+from service.wire.formats import JSON, Format, encode, encode_tensor, encode_tensors
+from service.wire.ids import encode_state_id, encode_state_ids, encode_state_ids_ascii
+from service.wire.outcomes import ReturnMode
 
 _encode_json = msgspec.json.Encoder().encode
 _BATCH = attrgetter("batch")
@@ -231,16 +232,3 @@ def position_response(position: Prediction | StreamPosition) -> dict[str, Any]:
 def rfc3339(milliseconds: int) -> str:
     """Format a time, milliseconds since the Unix epoch, as RFC 3339 in UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def encode_tensor(array: Array, body_format: Format) -> Any:
-    """Encode an array as nested lists, or packed for msgpack."""
-    if body_format is JSON:
-        return array.tolist()
-    raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return {"d": array.dtype.name, "s": list(array.shape), "b": raw.tobytes()}
-
-
-def encode_tensors(arrays: Mapping[str, Array], body_format: Format) -> dict[str, Any]:
-    """Encode arrays by name."""
-    return {name: encode_tensor(array, body_format) for name, array in arrays.items()}

@@ -10,15 +10,14 @@ from msgspec.structs import asdict
 
 from model_export.feedback import FeedbackError, check_draw
 from model_export.manifest import Array, Manifest
-from service.codec.formats import Format
-from service.codec.responses import encode_tensors
 from service.codec.step_bodies import TENSORS, CreateMode, Seq, StateId
 from service.codec.strict.bodies import check_envelope
 from service.codec.strict.parse import bad_request, parse, preview
 from service.codec.strict.tensors import read_tensor
 from service.errors import ServiceError
-from service.ids import SEQ_LIMIT, decode_state_id, encode_state_id
 from service.types import RolloutResult
+from service.wire.formats import Format, encode_tensors
+from service.wire.ids import SEQ_LIMIT, decode_state_id, encode_state_id
 
 _DRAW: dict[str, dict[str, Any]] = {
     "temperature": {

@@ -11,11 +11,11 @@ import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from model_export.manifest import Array
-from service.codec.formats import Format
 from service.codec.strict.parse import bad_request
-from service.errors import counted
-from service.ids import POSITION_LIMIT
 from service.types import BatchSources, Source, source_digest
+from service.wire.formats import Format
+from service.wire.ids import POSITION_LIMIT
+from service.wire.texts import counted
 
 SourceId = Annotated[str, Meta(min_length=1, max_length=255)]
 At = Annotated[int, Meta(ge=0, le=POSITION_LIMIT - 1)]

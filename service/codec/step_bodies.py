@@ -13,12 +13,13 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from model_export.manifest import Array
-from service.codec.formats import Format, encode
 from service.codec.sources import SourceOfStep, SourceOfStreams, source_of
 from service.codec.strict.parse import parse
 from service.errors import ServiceError
-from service.ids import SEQ_LIMIT, STREAM_ID, decode_state_id
-from service.types import BatchSources, Create, RequestFields, ReturnMode, Timestep
+from service.types import BatchSources, Create, RequestFields, Timestep
+from service.wire.formats import Format, encode
+from service.wire.ids import SEQ_LIMIT, STREAM_ID, decode_state_id
+from service.wire.outcomes import ReturnMode
 
 # ------------------------------------------------------------------- the values of fields
 

@@ -8,15 +8,16 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from model_export.manifest import NAME, Array, TensorSpec
+from model_export.manifest import Array, TensorSpec
 from model_export.runtime.state_packing import StateField
-from service.codec.formats import Format
 from service.codec.step_bodies import TENSORS, StateId
 from service.codec.strict.bodies import check_envelope
 from service.codec.strict.parse import bad_request, parse, preview
 from service.codec.strict.tensors import read_tensor
 from service.errors import ServiceError
-from service.ids import SEQ_LIMIT, STREAM_ID, check_stream_id, decode_state_id
+from service.ids import check_stream_id
+from service.wire.formats import Format
+from service.wire.ids import NAME, SEQ_LIMIT, STREAM_ID, decode_state_id, snapshot_name_problem
 
 T = TypeVar("T", bound=Struct)
 _FINGERPRINT_BYTES = 8
@@ -174,12 +175,7 @@ def check_snapshot_name(text: str) -> str:
         ServiceError: `bad_request`: the name is not valid.
     """
     if NAME.fullmatch(text) is None:
-        raise ServiceError(
-            "bad_request",
-            f"The snapshot's name is {text[:70]!a} ({len(text)} characters); expected 1 to 64 of A-Z a-z 0-9 . _ -, "
-            "the first a letter or digit.",
-            fix="Use such a name.",
-        )
+        raise ServiceError("bad_request", snapshot_name_problem(text), fix="Use such a name.")
     return text
 
 

@@ -17,12 +17,12 @@ from msgspec import UNSET, Raw, Struct, inspect
 from msgspec.structs import astuple as _astuple
 
 from model_export.manifest import Array, InputSpec
-from service.codec.formats import JSON, Format
 from service.codec.msgpack_maps import has_unique_keys, n_entries
 from service.codec.step_bodies import FeedMessage, PeekBody, StepBody, StepOptions, StreamMessage
 from service.codec.strict.parse import parse
 from service.codec.strict.tensors import is_finite
 from service.errors import ServiceError
+from service.wire.formats import JSON, Format
 
 DECODE_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, struct.error)
 """What the fast path raises for an invalid body. msgspec's errors, UnicodeDecodeError, and NumPy's for ragged lists are

@@ -16,9 +16,9 @@ from service.bench.run import LoadPlan, run
 from service.bench.workload import BenchStream, Workload
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, StreamsError, Url, model_path, path_of
 from service.commands.tables import Json, key_value_table, print_json, progress_bar, show
-from service.errors import counted
 from service.interrupted import run_on_loop
 from service.sizing import Sending
+from service.wire.texts import counted
 
 
 def bench(

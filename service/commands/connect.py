@@ -27,8 +27,8 @@ from service.connect.config import ConnectConfig, config_of_flags, read_config
 from service.connect.messages import ConnectError, ConnectUsageError
 from service.connect.session import ConnectSession
 from service.connect.urls import BrokerUrl
-from service.errors import counted
 from service.interrupted import run_on_loop, stop_event
+from service.wire.texts import counted
 
 _OBJECTS_OF_A_POLL = 200_000  # at most: none of them is garbage before the poll ends, so no collection interrupts it
 

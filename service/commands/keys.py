@@ -9,10 +9,10 @@ from typing import Annotated, get_args
 import typer
 
 from service.commands.tables import Json, print_json, show, table
-from service.errors import counted
 from service.requests.auth.api_keys import Scope
 from service.requests.auth.api_keys_file import add_key, check_key, list_keys, revoke_key
 from service.settings import PREFIX
+from service.wire.texts import counted
 
 File = Annotated[
     Path,

@@ -28,9 +28,9 @@ from service.commands.flags import check_ending
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
 from service.commands.recorded.flags import InputColumns, column_choice, data_progress
 from service.commands.tables import Json, key_value_table, print_json, show
-from service.ids import is_stream_id
 from service.recorded import open_data
 from service.replay.session import CHUNK, Predictions, ReplayError, ReplaySession
+from service.wire.ids import is_stream_id
 
 _DRAWN_STREAMS = 4
 

@@ -9,9 +9,10 @@ from itertools import repeat
 from typing import Any, Final
 
 from model_export.manifest import Array
+from service.client.errors import ClientError
 from service.client.protocol import decoding
 from service.client.protocol.decoding import BulkReply
-from service.client.results import ClientError, StepResult
+from service.client.results import StepResult
 from service.connect.mapping.poll_mapper import MappedPoll
 from service.connect.messages import ConnectError
 from service.connect.polls import PollLimits, StreamChunk, columns_of, frames_of

@@ -9,8 +9,7 @@ from functools import partial
 from typing import Final
 
 from service.background import happens
-from service.backoff import Backoff
-from service.client.results import ClientError
+from service.client.errors import ClientError
 from service.connect.brokers.protocol import MessageReader, MessageWriter
 from service.connect.chunk_sender import AppliedChunks, ChunkSender
 from service.connect.counters import ConnectCounters
@@ -21,7 +20,8 @@ from service.connect.mapping.unseen_fields import UnseenFields
 from service.connect.messages import BrokerUnavailableError, ConnectError, MessageColumns, OutMessage
 from service.connect.polls import PollLimits, rounds_of
 from service.connect.service_feed import ModelFacts
-from service.errors import counted
+from service.wire.backoff import Backoff
+from service.wire.texts import counted
 
 DRAIN_S: Final = 10.0
 """Seconds in which an open poll must be finished after `stop`."""

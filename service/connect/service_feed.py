@@ -17,15 +17,15 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 
 from model_export.manifest import InputSpec
 from service.client import http_transport
+from service.client.errors import ClientError
 from service.client.feed import ClientFeedConnection
 from service.client.protocol import decoding
 from service.client.protocol.decoding import BulkReply, NoReply, RawReply
 from service.client.protocol.requests import ATTEMPT_S
 from service.client.protocol.retry import RetryPolicy
-from service.client.results import ClientError
 from service.client.websockets import rejected_handshake
-from service.codec.formats import MSGPACK, encode
 from service.connect.messages import ConnectError
+from service.wire.formats import MSGPACK, encode
 
 _REPORT_EVERY_S: Final = 30.0
 _FIXES: Final = {

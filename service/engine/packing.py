@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from model_export.manifest import Array, Manifest, OutputSpec
-from service.types import ReturnMode
+from service.wire.outcomes import ReturnMode
 
 
 def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows: int) -> Array:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 
-from service.errors import ServiceError, counted
+from service.errors import ServiceError
+from service.wire.texts import counted
 
 _MAX_BUCKETS = 10_000  # stored buckets; a full bucket can be dropped, since a new one is full too
 

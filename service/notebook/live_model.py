@@ -22,7 +22,7 @@ from service.charts import line_chart, lines_of
 from service.client import Client, Model, StepResult
 from service.client.protocol.inputs import Inputs
 from service.client.tables import Columns
-from service.errors import counted
+from service.wire.texts import counted
 
 _KEPT_STEPS = 512
 _SHOWN_STREAMS = 4

@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 
 from model_export.step_model import StepModel
 from service.codec.savepoint import encode_header, encode_page
-from service.ids import bad_stream_id, is_stream_id
+from service.ids import bad_stream_id
 from service.store.record import Kind, Record, blake2b_128
+from service.wire.ids import is_stream_id
 
 _PAGE_STREAMS: Final = 1000
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from model_export.manifest import InputSpec
 from service.client.columns import ColumnsError, input_columns
-from service.errors import listed
+from service.wire.texts import listed
 
 
 @dataclass(frozen=True, slots=True)

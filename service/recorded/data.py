@@ -9,7 +9,6 @@ import numpy as np
 
 from model_export.manifest import Array, InputSpec
 from service.client.columns import check_named
-from service.ids import is_stream_id
 from service.recorded.blocks import Rows
 from service.recorded.columns import ColumnChoice
 from service.recorded.errors import RecordedDataError
@@ -17,6 +16,7 @@ from service.recorded.npz import NpzRecording
 from service.recorded.rows_hash import RowsHash
 from service.recorded.tables import CsvFile, Kind, ParquetFile
 from service.recorded.values import Categories, cast, integers, numbers, times
+from service.wire.ids import is_stream_id
 
 _TABLES: dict[str, type[CsvFile | ParquetFile]] = {".csv": CsvFile, ".parquet": ParquetFile, ".pq": ParquetFile}
 _ENDINGS = (*_TABLES, ".npz")

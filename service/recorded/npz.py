@@ -15,11 +15,11 @@ from numpy.lib import format as npy
 from model_export.manifest import Array, InputSpec
 from model_export.runtime.npz import NPZ_ERRORS
 from service.client.columns import ColumnsError, input_columns
-from service.errors import listed
 from service.recorded.columns import ColumnChoice
 from service.recorded.errors import RecordedDataError
 from service.recorded.tables import PIECE_ROWS
 from service.recorded.values import cast, times
+from service.wire.texts import listed
 
 _STREAMS = "streams"
 

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, Literal
 
 from service.errors import ServiceError
-from service.ids import encode_state_id
 from service.requests.auth.api_keys import Caller
 from service.requests.request_ids import log_fields
+from service.wire.ids import encode_state_id
 
 Action = Literal[
     "reset", "reset_all", "delete", "fork", "put_state", "put_snapshot", "delete_snapshot", "import", "reload",

@@ -17,7 +17,6 @@ from service.codec.typed_decoder import TypedStep
 from service.engine.engine import Engine
 from service.engine.stepping.columns.outcomes import BulkOutcomes, ResultGatherer, StepOutcome
 from service.errors import ServiceError
-from service.ids import decode_state_id
 from service.models.served import ServedModel
 from service.requests.problems import problem_document
 from service.store.keys import record_key
@@ -31,6 +30,7 @@ from service.types import (
     Timestep,
     Transport,
 )
+from service.wire.ids import decode_state_id
 
 
 def to_timestep(

@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 from msgspec import UNSET
 
 from service.codec import JSON, DecodedBulk, DecodedStep, Format, RequestDecoder
-from service.codec.formats import encode
 from service.codec.responses import encode_json_step, step_response
 from service.codec.step_bodies import StreamMessage, guess_correlation
 from service.codec.typed_decoder import DECODE_ERRORS, TypedStep
@@ -24,7 +23,9 @@ from service.requests.context import AppContext
 from service.requests.large_bodies import LargeBodies
 from service.requests.problems import problem_document, status_of
 from service.store.keys import record_key
-from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
+from service.types import BulkPrediction, StreamHandle, StreamKey
+from service.wire.formats import encode
+from service.wire.outcomes import ReturnMode
 
 P = TypeVar("P", bound="_PendingReply")
 _MAX_CACHED_STREAMS: Final = 4096

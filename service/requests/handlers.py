@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from service.codec import DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
-from service.codec.formats import encode
 from service.codec.request_decoder import ReadStep
 from service.codec.responses import encode_json_step, encode_step
 from service.codec.typed_decoder import DECODE_ERRORS
@@ -21,7 +20,9 @@ from service.errors import ServiceError
 from service.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
 from service.requests.large_bodies import LargeBodies
 from service.store.keys import record_key
-from service.types import BulkPrediction, ReturnMode, StreamHandle, StreamKey
+from service.types import BulkPrediction, StreamHandle, StreamKey
+from service.wire.formats import encode
+from service.wire.outcomes import ReturnMode
 
 if TYPE_CHECKING:
     from service.engine.engine import Engine

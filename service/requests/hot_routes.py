@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from service.codec import Format
-from service.codec.formats import format_of_answer, format_of_body
 from service.requests.context import AppContext
 from service.requests.error_formats import NATIVE, OIP, ErrorFormat
 from service.requests.handlers import BulkHandler, RequestHandler, StepHandler
 from service.requests.infer_handler import InferHandler, model_for_oip
 from service.types import StreamKey
+from service.wire.formats import format_of_answer, format_of_body
 
 VERSION: Final = r"version=([1-9][0-9]{0,8})"
 """Pattern of the only query that a hot request may have."""

@@ -10,7 +10,7 @@ import msgspec
 
 from service.error_codes import CODES
 from service.errors import ServiceError
-from service.ids import encode_state_id
+from service.wire.ids import encode_state_id
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.errors import ServiceError, StoreUnavailableError
-from service.ids import is_stream_id
 from service.store import keys
 from service.store.transport.connection import NotSentError
 from service.store.transport.retry import replies_of
 from service.store.transport.transport import RedisTransport
+from service.wire.ids import is_stream_id
 
 _MIN_SCAN: Final = 10  # fewest keys that one SCAN inspects
 _MAX_SCAN: Final = 10_000

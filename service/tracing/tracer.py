@@ -11,10 +11,10 @@ from typing import Any, Final
 from msgspec import Struct
 
 from service.errors import ServiceError
-from service.ids import encode_state_id
 from service.tracing.ids import TracedId, UntracedId, new_span_id, new_trace_id
 from service.tracing.sampler import TraceSampler
 from service.types import BulkPrediction, Prediction
+from service.wire.ids import encode_state_id
 
 StatusOf = Callable[[ServiceError], int]
 _CACHED: Final = {True: {"stepwell.cached": True}, False: {"stepwell.cached": False}}

@@ -15,7 +15,6 @@ from service.types.steps import (
     Prediction,
     ReplyCallback,
     RequestFields,
-    ReturnMode,
     StreamHandle,
     StreamKey,
     Timestep,
@@ -30,6 +29,7 @@ from service.types.streams import (
     StreamState,
     StreamStatus,
 )
+from service.wire.outcomes import ReturnMode
 
 __all__ = [
     "ENDS",

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from model_export.manifest import Array
 from service.errors import ServiceError
 from service.types.sources import BatchSources, Source
+from service.wire.outcomes import ReturnMode
 
 Create = Literal["auto", "never", "must"]
-ReturnMode = Literal["all", "last", "none"]
 Transport = Literal["http", "websocket", "oip", "grpc"]
 Lifecycle = Literal["on", "new", "last", "whole", "none"]
 STARTS: Final = frozenset[Lifecycle](("new", "whole"))

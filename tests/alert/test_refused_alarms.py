@@ -16,10 +16,10 @@ from service.alert.counters import AlertCounters
 from service.alert.deliveries import Delivery, DeliveryOptions, target_ids
 from service.alert.rules import AlarmTarget
 from service.alert.stream_state import Alarm
-from service.backoff import Backoff
 from service.lease import Lease
 from service.store.alerts import AlertStore, AlertWrites
 from service.store.state_store import StateStore
+from service.wire.backoff import Backoff
 from tests.alert.alerts import WebhookReceiver
 from tests.connect.brokers import nats
 from tests.connect.connectors import wait_for

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from model_export.feedback import Draw
 from service.engine.rollout.sampling import normals, sample_indices, uniforms
-from service.ids import encode_state_id
+from service.wire.ids import encode_state_id
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
 from tests.graphs import fold, fold_reference, letters, nan_at, slow, total, two_inputs, wave, write_models

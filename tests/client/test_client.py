@@ -29,9 +29,9 @@ from service.client.protocol.decoding import NoReply, RawReply
 from service.client.protocol.exchange import Exchange
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.steps import ModelProtocol
-from service.codec.formats import JSON, MSGPACK, encode
 from service.errors import ServiceError
 from service.requests.problems import problem_body
+from service.wire.formats import JSON, MSGPACK, encode
 from tests.api.running import running_service
 from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, last_seen, latch, lstm, two_inputs, write_model, write_models

@@ -11,8 +11,7 @@ from service.client.protocol.column_chunks import ChunksResult, ColumnChunks
 from service.client.protocol.decoding import RawReply
 from service.client.protocol.exchange import drive
 from service.client.protocol.requests import ClientRequest
-from service.codec.formats import MSGPACK
-from service.codec.responses import encode_tensor
+from service.wire.formats import MSGPACK, encode_tensor
 
 INPUTS = {"x": np.arange(12, dtype=np.float32).reshape(3, 2, 2)}
 POSITIONS = np.array([[4, 5], [6, 7], [8, 9]])

@@ -16,9 +16,8 @@ from fastapi import FastAPI, WebSocket
 from fastapi.responses import JSONResponse
 
 from model_export.step_model import StepModel
-from service.codec.formats import MSGPACK
-from service.codec.responses import encode_tensors
 from service.demo.recordings import MODEL, MODELS
+from service.wire.formats import MSGPACK, encode_tensors
 
 
 def problem(code: str, detail: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import pytest
 
 from service.engine.engine import Engine
 from service.errors import ServiceError
-from service.types import Prediction, ReturnMode, Source
+from service.types import Prediction, Source
+from service.wire.outcomes import ReturnMode
 from tests.engine.harness import chunk, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server

@@ -26,8 +26,8 @@ from service.asgi.socket_messages import (
     WatchRequest,
 )
 from service.codec.step_bodies import BulkMessage, FeedMessage, StreamMessage
-from service.ids import STREAM_ID
 from service.requests import close_codes
+from service.wire.ids import STREAM_ID
 
 VERSION: Final = "3.0.0"
 

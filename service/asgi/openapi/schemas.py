@@ -14,8 +14,8 @@ from msgspec import Struct
 from model_export.manifest import NAME
 from service.codec.response_bodies import Problem
 from service.error_codes import CODES
-from service.ids import STREAM_ID
 from service.requests.problems import MEDIA_TYPE
+from service.wire.ids import STREAM_ID
 
 Schema = dict[str, Any]
 Documented = type[Struct]

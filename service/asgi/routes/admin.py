@@ -17,7 +17,6 @@ from service.asgi.error_page import error_page
 from service.asgi.http import RawResponse, audited, authorize, model_of, respond
 from service.asgi.openapi import asyncapi
 from service.asgi.openapi import streams as openapi
-from service.codec.formats import JSON, encode
 from service.codec.response_bodies import (
     ModelDescription,
     ModelsResponse,
@@ -30,6 +29,7 @@ from service.models.registry import ModelRegistry
 from service.models.served import ServedModel
 from service.requests.context import AppContext
 from service.requests.problems import RETRY_AFTER_S
+from service.wire.formats import JSON, encode
 
 DASHBOARD = Path(__file__).parents[1] / "static" / "dashboard"
 REFERENCE = Path(__file__).parents[1] / "static" / "reference"

@@ -14,7 +14,6 @@ from zlib_ng import gzip_ng, zlib_ng
 from service.asgi.http import RawResponse, authorize, body_of, encoding_of, idempotency_key_of
 from service.asgi.openapi import oip as openapi
 from service.asgi.run_handler import run_handler
-from service.codec.formats import JSON, encode
 from service.codec.oip import TritonError, quote
 from service.codec.oip.response_bodies import (
     ModelConfig,
@@ -32,6 +31,7 @@ from service.requests.context import AppContext
 from service.requests.hot_routes import RequestHeaders, is_byte_count, make_infer_handler
 from service.requests.infer_handler import model_for_oip
 from service.requests.request_ids import request_id_of
+from service.wire.formats import JSON, encode
 
 _MODEL = "/v2/models/{model}"
 _VERSION = "/versions/{version}"

@@ -19,12 +19,12 @@ from service.asgi.http import (
     respond,
 )
 from service.asgi.openapi import releases as openapi
-from service.codec.formats import JSON, encode
 from service.codec.releases import read_end, read_release, read_stream_move, read_sweep
 from service.codec.responses import position_response
 from service.releases.document import How
 from service.requests.audit import Action
 from service.requests.context import AppContext
+from service.wire.formats import JSON, encode
 
 _RELEASE = "/v1/models/{model}/release"
 

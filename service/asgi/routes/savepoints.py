@@ -27,9 +27,9 @@ from service.codec.savepoint import (
 )
 from service.engine.streams.savepoints import RecordPage
 from service.errors import ServiceError
-from service.ids import is_stream_id
 from service.requests.context import AppContext
 from service.requests.problems import UnreadBodyError, body_timeout
+from service.wire.ids import is_stream_id
 
 _log = logging.getLogger(__name__)
 

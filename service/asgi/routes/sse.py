@@ -15,14 +15,14 @@ from service.asgi.query import flag_of, number_of
 from service.asgi.routes.watching import event_document, parse_subscription, queued_events
 from service.asgi.socket_messages import HEARTBEAT_S
 from service.codec import JSON
-from service.codec.formats import encode
 from service.engine.watch.hub import WatchHub
 from service.engine.watch.subscriber import EventGap, Subscriber
 from service.errors import ServiceError
-from service.ids import SEQ_LIMIT
 from service.requests.auth.socket_auth import SocketAuth
 from service.requests.context import AppContext
 from service.requests.problems import problem_document
+from service.wire.formats import encode
+from service.wire.ids import SEQ_LIMIT
 
 _RETRY_MS: Final = 1000  # a browser waits this long before it reconnects
 _HEADERS: Final = [

@@ -22,9 +22,8 @@ from service.asgi.http import (
 from service.asgi.openapi import stream_ops as openapi
 from service.asgi.query import version_of
 from service.codec import JSON, Format
-from service.codec.formats import format_of_answer
 from service.codec.response_bodies import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse
-from service.codec.responses import encode_tensors, position_response, rfc3339, step_response
+from service.codec.responses import position_response, rfc3339, step_response
 from service.codec.rollout import RolloutLimits, read_rollout, rollout_response
 from service.codec.stream_ops import (
     check_snapshot_name,
@@ -33,10 +32,11 @@ from service.codec.stream_ops import (
     read_state,
     states_of,
 )
-from service.ids import encode_state_id
 from service.requests.bulk import to_timestep
 from service.requests.context import AppContext
 from service.types import ImportedState, RolloutRequest, SnapshotStatus, StreamKey, StreamState
+from service.wire.formats import encode_tensors, format_of_answer
+from service.wire.ids import encode_state_id
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 

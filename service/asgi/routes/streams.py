@@ -23,7 +23,6 @@ from service.asgi.openapi import streams as openapi
 from service.asgi.query import flag_of, number_of, version_of
 from service.asgi.run_handler import run_handler
 from service.codec import JSON, Format
-from service.codec.formats import format_of_answer
 from service.codec.response_bodies import (
     LastSource,
     ResetAllResponse,
@@ -32,13 +31,15 @@ from service.codec.response_bodies import (
     StreamEntry,
     StreamsResponse,
 )
-from service.codec.responses import encode_tensors, position_response, rfc3339
+from service.codec.responses import position_response, rfc3339
 from service.codec.stream_ops import check_no_fields, read_reset
 from service.errors import ServiceError
-from service.ids import STREAM_ID, check_stream_id, encode_state_id
+from service.ids import check_stream_id
 from service.requests.context import AppContext
 from service.requests.handlers import BulkHandler, RequestHandler, StepHandler
 from service.types import ConsumedSource, StreamKey
+from service.wire.formats import encode_tensors, format_of_answer
+from service.wire.ids import STREAM_ID, encode_state_id
 
 _STREAM = "/v1/models/{model}/streams/{stream}"
 _MODEL = "/v1/models/{model}"

@@ -9,14 +9,15 @@ from typing import Any
 
 from service.asgi.socket_messages import HEARTBEAT_S
 from service.codec import Format
-from service.codec.responses import encode_tensor
 from service.engine.watch.commit_events import CommitEvent, PackedTensor
 from service.engine.watch.interests import Subscription
 from service.engine.watch.subscriber import EventGap, Subscriber
 from service.errors import ServiceError
-from service.ids import STREAM_ID, check_stream_id, encode_state_id
+from service.ids import check_stream_id
 from service.requests.auth.api_keys import Caller
 from service.requests.context import AppContext
+from service.wire.formats import encode_tensor
+from service.wire.ids import STREAM_ID, encode_state_id
 
 
 def parse_subscription(

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from model_export.manifest import Array
+from service.client.errors import ClientError
 from service.client.protocol import decoding
 from service.client.protocol.exchange import Exchange
 from service.client.protocol.inputs import Inputs, Source, check_row, packed, source_document, stack
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import ModelProtocol, timed
-from service.client.results import ClientError, StepResult
+from service.client.results import StepResult
+from service.wire.formats import Array
 
 _Rows = Mapping[str, Mapping[str, Array]]
 """The arrays by input, by stream id."""

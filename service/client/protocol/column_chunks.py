@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from model_export.manifest import Array
+from service.client.errors import ClientError
 from service.client.protocol import decoding
 from service.client.protocol.exchange import Exchange
 from service.client.protocol.inputs import packed
 from service.client.protocol.requests import ClientRequest
 from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import ModelProtocol, timed
-from service.client.results import ClientError
-from service.codec.formats import MSGPACK
-from service.codec.responses import encode_tensor
-from service.types import ReturnMode
+from service.wire.formats import MSGPACK, Array, encode_tensor
+from service.wire.outcomes import ReturnMode
 
 
 @dataclass(slots=True)

@@ -11,11 +11,10 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from model_export.manifest import Array
-from service.client.results import ClientError, Event, Gap, Rollout, Snapshot, State, StepResult
-from service.codec.formats import JSON, Format
-from service.error_codes import Retry
-from service.errors import Applied
+from service.client.errors import ClientError
+from service.client.results import Event, Gap, Rollout, Snapshot, State, StepResult
+from service.wire.formats import JSON, Array, Format
+from service.wire.outcomes import Applied, Retry
 
 T = TypeVar("T")
 

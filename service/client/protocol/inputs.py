@@ -12,11 +12,9 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from model_export.manifest import Array
+from service.client.errors import ClientError
 from service.client.protocol.decoding import TensorInfo
-from service.client.results import ClientError
-from service.codec.formats import MSGPACK
-from service.codec.responses import encode_tensors
+from service.wire.formats import MSGPACK, Array, encode_tensors
 
 Inputs = ArrayLike | Mapping[str, ArrayLike | None]
 """One array for a model with one input, or an array per input name; anything that `numpy.asarray` accepts. None is a

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from service.client.results import ClientError, StepResult
-from service.ids import bad_stream_id, is_stream_id
+from service.client.errors import ClientError
+from service.client.results import StepResult
+from service.wire.ids import is_stream_id, stream_id_problem
 
 R = TypeVar("R", bound=StepResult)
 
@@ -55,8 +56,7 @@ class StreamCursor:
                 fix="Convert it, as in `str(42)`.",
             )
         if not is_stream_id(stream):
-            invalid = bad_stream_id(stream)
-            raise ClientError(invalid.code, invalid.problem, fix=invalid.fix)
+            raise ClientError("bad_request", stream_id_problem(stream), fix="Use such a stream id.")
         return cls(stream)
 
     def set(self, step: int, state_id: str | None) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from service.backoff import Backoff
-from service.client.results import ClientError
+from service.client.errors import ClientError
+from service.wire.backoff import Backoff
 
 _BACKOFF: Final = Backoff(0.05, 2.0, jitter=1)
 

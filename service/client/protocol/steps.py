@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from model_export.manifest import NAME, Array
+from service.client.errors import ClientError
 from service.client.protocol import decoding
 from service.client.protocol.decoding import RawReply
 from service.client.protocol.exchange import Exchange
@@ -25,8 +25,10 @@ from service.client.protocol.inputs import Inputs, Source, cast_inputs, packed, 
 from service.client.protocol.requests import ATTEMPT_S, ClientRequest, R, SentRequest, StreamCursor
 from service.client.protocol.resend_buffer import ResendBuffer
 from service.client.protocol.retry import RetryPolicy
-from service.client.results import ClientError, Status, StepResult
-from service.types import ReturnMode
+from service.client.results import Status, StepResult
+from service.wire.formats import Array
+from service.wire.ids import NAME
+from service.wire.outcomes import ReturnMode
 
 T = TypeVar("T")
 P = ParamSpec("P")

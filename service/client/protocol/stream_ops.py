@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from service.client.errors import ClientError
 from service.client.protocol import decoding
 from service.client.protocol.bulk_steps import BulkSteps
 from service.client.protocol.exchange import Exchange
@@ -15,9 +16,8 @@ from service.client.protocol.inputs import Inputs, packed
 from service.client.protocol.requests import ClientRequest, StreamCursor
 from service.client.protocol.retry import RetryPolicy
 from service.client.protocol.steps import timed
-from service.client.results import ClientError, Rollout, Snapshot, State, StepResult
-from service.codec.stream_ops import check_snapshot_name
-from service.errors import ServiceError
+from service.client.results import Rollout, Snapshot, State, StepResult
+from service.wire.ids import NAME, snapshot_name_problem
 
 T = TypeVar("T")
 
@@ -161,10 +161,9 @@ class StreamOps(BulkSteps):
         Raises:
             ClientError: `bad_request`: the name is not valid; in a path, `..` would be the stream itself.
         """
-        try:
-            return f"{self._stream_path(cursor)}/snapshots/{check_snapshot_name(name)}"
-        except ServiceError as exc:
-            raise ClientError(exc.code, exc.problem, fix=exc.fix) from exc
+        if NAME.fullmatch(name) is None:
+            raise ClientError("bad_request", snapshot_name_problem(name), fix="Use such a name.")
+        return f"{self._stream_path(cursor)}/snapshots/{name}"
 
 
 def _read_position(reply: decoding.RawReply) -> StepResult:

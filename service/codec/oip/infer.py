@@ -12,7 +12,6 @@ import msgspec
 from msgspec import UNSET, Raw
 
 from model_export.manifest import Array, Manifest
-from service.codec.formats import JSON
 from service.codec.oip.errors import TritonError, bad_request, listed, not_supported, quote, reject_name
 from service.codec.oip.infer_bodies import (
     ID_LIMIT,
@@ -36,6 +35,7 @@ from service.codec.oip.tensors import DeclaredTensor, raw_bytes
 from service.codec.strict.parse import parse, preview
 from service.ids import check_stream_id
 from service.types import Source
+from service.wire.formats import JSON
 
 
 class InferRequest(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from service.ids import POSITION_LIMIT
+from service.wire.ids import POSITION_LIMIT
 
 ID_LIMIT: Final = 2**64
 KEY_LIMIT: Final = 255

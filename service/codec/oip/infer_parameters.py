@@ -9,8 +9,8 @@ from msgspec import UNSET
 from service.codec.oip.errors import bad_request, not_supported, quote
 from service.codec.oip.infer_bodies import KEY_LIMIT, InferInput, Parameters
 from service.codec.strict.parse import preview
-from service.ids import POSITION_LIMIT, SEQ_LIMIT
 from service.types import Source
+from service.wire.ids import POSITION_LIMIT, SEQ_LIMIT
 
 
 def read_binary_size(tensor: InferInput, parameters: Parameters) -> int | None:

@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 
 from model_export.manifest import Array, TensorSpec
-from service.codec.formats import JSON
 from service.codec.oip.errors import bad_request, format_shape
 from service.codec.strict.parse import parse
 from service.codec.strict.tensors import (
@@ -21,6 +20,7 @@ from service.codec.strict.tensors import (
     unpack,
 )
 from service.codec.typed_decoder import DECODE_ERRORS, row_packer
+from service.wire.formats import JSON
 
 DATATYPES: Final = {
     "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64",

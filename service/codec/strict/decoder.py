@@ -10,7 +10,6 @@ import msgspec
 from msgspec import Raw
 
 from model_export.manifest import Array, InputSpec
-from service.codec.formats import Format, encode
 from service.codec.sources import check_source
 from service.codec.step_bodies import (
     BulkBody,
@@ -28,6 +27,7 @@ from service.codec.strict.bodies import check_envelope
 from service.codec.strict.parse import bad_request, parse, preview
 from service.codec.strict.tensors import may_be_missing, missing_values, read_column, read_tensor
 from service.errors import ServiceError
+from service.wire.formats import Format, encode
 
 B = TypeVar("B", bound=StepOptions)
 

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from service.codec.formats import JSON, Format
 from service.codec.msgpack_maps import duplicate_key
 from service.errors import ServiceError
+from service.wire.formats import JSON, Format
 
 MAX_DEPTH = 32
 _PREVIEW_CHARACTERS = 60

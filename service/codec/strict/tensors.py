@@ -14,7 +14,8 @@ import numpy as np
 
 from model_export.manifest import Array, InputSpec, TensorSpec
 from service.codec.strict.parse import json_type, preview
-from service.errors import ServiceError, counted
+from service.errors import ServiceError
+from service.wire.texts import counted
 
 Dims = tuple[int | None, ...]
 

@@ -20,9 +20,9 @@ from service.commands.live.until_stopped import (
     serve_metrics,
 )
 from service.commands.tables import Json
-from service.errors import counted
 from service.interrupted import run_on_loop, stop_event
 from service.store.embedded_server import EmbeddedStore
+from service.wire.texts import counted
 
 _SHOWN = 10
 

@@ -12,7 +12,7 @@ import httpx2
 import typer
 
 from model_export.errors import StepwellError
-from service.ids import API_KEY, is_stream_id
+from service.wire.ids import API_KEY, is_stream_id
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(envvar="STEPWELL_URL", help="The service's address.")]

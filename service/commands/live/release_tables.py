@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from service.commands.tables import table
-from service.errors import counted
+from service.wire.texts import counted
 
 _BAR_WIDTH: Final = 16  # the table then fits into 80 columns
 

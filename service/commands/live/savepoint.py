@@ -16,11 +16,11 @@ import typer
 from rich.progress import DownloadColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from model_export.errors import StepwellError
-from service.backoff import Backoff
 from service.codec.savepoint import MEDIA_TYPE, SavepointFormatError, SavepointReader, encode_header, encode_page
 from service.commands.live.http_api import DEFAULT_URL, HttpApi, Key, ServiceUnavailableError, Url, model_path
 from service.commands.tables import Json, key_value_table, print_json, progress_bar, show
-from service.errors import counted, listed
+from service.wire.backoff import Backoff
+from service.wire.texts import counted, listed
 
 _READ_BYTES = 1 << 20
 _SENT_AT_ONCE = 2  # pages, so that the service and its store work at the same time

@@ -25,7 +25,8 @@ from service.commands.live.http_api import (
     path_of,
 )
 from service.commands.tables import Json, key_value_table, print_json, show, table
-from service.errors import ServiceError, counted
+from service.errors import ServiceError
+from service.wire.texts import counted
 
 streams_app = typer.Typer(no_args_is_help=True)
 snapshot_app = typer.Typer(no_args_is_help=True)

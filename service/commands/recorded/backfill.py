@@ -26,8 +26,8 @@ from service.commands.recorded.flags import (
     data_progress,
 )
 from service.commands.tables import Json, key_value_table, print_json, show
-from service.errors import counted
 from service.recorded import open_data
+from service.wire.texts import counted
 
 _CALL_S = 120.0  # what one request may take, with its retries
 _NAMED = 5

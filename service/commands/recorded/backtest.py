@@ -23,8 +23,8 @@ from service.commands.recorded.flags import (
     data_progress,
 )
 from service.commands.tables import Json, print_json, show, table
-from service.errors import counted
 from service.recorded import open_data
+from service.wire.texts import counted
 
 _LISTED = 10
 

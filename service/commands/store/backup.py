@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from service.commands.tables import Json, format_bytes
-from service.errors import counted
 from service.settings import Settings
 from service.store.backup import BackupError, write_backup
 from service.store.backup import restore as restore_store
 from service.store.embedded_server import EmbeddedStore
+from service.wire.texts import counted
 
 Redis = Annotated[
     str | None, typer.Option("--redis", metavar="URL", help="The store. Default: the embedded one. [STEPWELL_REDIS]")

@@ -10,8 +10,8 @@ import msgspec
 
 from service.connect.config import BodyFormat
 from service.connect.messages import BadMessageError, BrokerMessage
-from service.errors import counted
 from service.recorded.csv_header import CsvHeader
+from service.wire.texts import counted
 
 _json = msgspec.json.Decoder().decode
 _msgpack = msgspec.msgpack.Decoder().decode

@@ -13,8 +13,8 @@ from model_export.manifest import Array, InputSpec
 from service.connect.mapping.decoding import TextValue
 from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.messages import BadMessageError, ConnectUsageError
-from service.errors import counted
 from service.text_values import is_missing, value_of
+from service.wire.texts import counted
 
 _NUMBERS: Final = {"f": (int, float), "i": (int,), "u": (int,), "b": (bool,)}
 _NAMES: Final = {"f": "numbers", "i": "integers", "u": "integers", "b": "true or false"}

@@ -14,8 +14,8 @@ from service.connect.mapping.input_columns import InputColumn
 from service.connect.mapping.paths import MISSING, FieldPath
 from service.connect.mapping.stream_places import StreamPlace
 from service.connect.messages import BadMessageError, BrokerMessage, ConnectUsageError
-from service.ids import POSITION_LIMIT, SEQ_LIMIT
 from service.text_values import number_of
+from service.wire.ids import POSITION_LIMIT, SEQ_LIMIT
 
 _PREVIEW: Final = 60
 

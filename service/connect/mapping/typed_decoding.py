@@ -14,7 +14,7 @@ from service.connect.config import BodyFormat
 from service.connect.mapping.input_columns import InputColumn
 from service.connect.mapping.message_mapper import MessageMapper
 from service.connect.mapping.paths import FieldPath, is_index
-from service.ids import POSITION_LIMIT, SEQ_LIMIT
+from service.wire.ids import POSITION_LIMIT, SEQ_LIMIT
 
 _SCALARS: Final[Mapping[str, Any]] = {"f": float, "i": int, "u": int, "b": bool}
 _NEVER: Final = Annotated[str, Meta(min_length=1, max_length=0)]

@@ -12,7 +12,7 @@ from typing import Any, Final
 from service.connect.mapping.message_mapper import MessageMapper
 from service.connect.mapping.paths import MISSING
 from service.connect.messages import BadMessageError, BrokerMessage, ConnectError
-from service.errors import counted
+from service.wire.texts import counted
 
 ENOUGH: Final = 100
 """Messages after which a field that none of them has is an error."""

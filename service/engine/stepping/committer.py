@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from service.engine.stepping.responding import Responding
     from service.engine.trials.comparison import Beside
     from service.store.commits import CommitResult, Notification
-    from service.types import ReturnMode
+    from service.wire.outcomes import ReturnMode
 
 
 class CommittedRows(NamedTuple):

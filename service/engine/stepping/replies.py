@@ -15,11 +15,12 @@ from service.engine.protocol.decide import check_idempotency_entry
 from service.engine.protocol.replay import after_unknown, replay_prediction, several, skipped_prediction
 from service.engine.stepping.queued import QueuedStep
 from service.engine.stepping.responding import Responding
-from service.errors import Applied, ServiceError
+from service.errors import ServiceError
 from service.releases.moves import Standing
 from service.store.idempotency_entry import IdempotencyEntry
 from service.store.record import CHANGED_VERSION, Record, version_of
 from service.types import BatchOutput, Prediction
+from service.wire.outcomes import Applied
 
 if TYPE_CHECKING:
     from service.engine.stepping.columns.batch import ColumnarBatch

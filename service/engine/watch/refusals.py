@@ -19,10 +19,10 @@ import msgspec
 
 from service.background import run_forever
 from service.errors import ServiceError
-from service.ids import STREAM_ID
 from service.store import keys
 from service.store.scripts import Script
 from service.store.transport.retry import deadline
+from service.wire.ids import STREAM_ID
 
 if TYPE_CHECKING:
     from service.store.state_store import StateStore

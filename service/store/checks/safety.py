@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from model_export.errors import StepwellError
-from service.errors import ServiceError, counted
+from service.errors import ServiceError
 from service.store.state_store import Durability, StateStore
 from service.store.transport.connection import CommandError, NoReplyError, NotSentError
+from service.wire.texts import counted
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0

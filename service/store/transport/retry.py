@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from service.backoff import Backoff
 from service.errors import OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
 from service.store.transport.connection import Argument, CommandError, NoReplyError, NotSentError
+from service.wire.backoff import Backoff
 
 if TYPE_CHECKING:
     from service.store.transport.transport import RedisTransport

@@ -29,11 +29,11 @@ from service.types import (
     BulkTimesteps,
     Prediction,
     ReplyCallback,
-    ReturnMode,
     Source,
     StreamHandle,
     Transport,
 )
+from service.wire.outcomes import ReturnMode
 
 _log = logging.getLogger(__name__)
 _NO_AFTER = bytes(16)

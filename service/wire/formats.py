@@ -1,12 +1,16 @@
-"""The formats of bodies, and the headers that select them."""
+"""The formats of bodies, of the tensors in them, and the headers that select them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 _MSGPACK_TYPES = ("application/msgpack", "application/x-msgpack", "application/vnd.msgpack")
 
@@ -30,6 +34,19 @@ _ENCODE = {JSON: msgspec.json.Encoder().encode, MSGPACK: msgspec.msgpack.Encoder
 def encode(document: Any, body_format: Format) -> bytes:
     """Encode a document of plain values (and `msgspec.Raw` of the same format)."""
     return _ENCODE[body_format](document)
+
+
+def encode_tensor(array: Array, body_format: Format) -> Any:
+    """Encode an array as nested lists, or packed for msgpack."""
+    if body_format is JSON:
+        return array.tolist()
+    raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return {"d": array.dtype.name, "s": list(array.shape), "b": raw.tobytes()}
+
+
+def encode_tensors(arrays: Mapping[str, Array], body_format: Format) -> dict[str, Any]:
+    """Encode arrays by name."""
+    return {name: encode_tensor(array, body_format) for name, array in arrays.items()}
 
 
 def format_of_body(content_type: str | None) -> Format:
