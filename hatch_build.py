@@ -22,7 +22,7 @@ PACKAGE = "stepwell"
 MOVED = ("service", "model_export")
 _NAMES = "|".join(MOVED)
 _FROM = re.compile(rf"from\s+(?=(?:{_NAMES})\b)")
-_MODULE = re.compile(rf"(?:{_NAMES})(?:\.[a-z_][a-z0-9_]*)+")  # as text: "service.commands.demo"
+_MODULE = re.compile(rf"(?:{_NAMES})(?:\.[a-z_][a-z0-9_]*)+")  # as text: "stepwell.commands.demo"
 
 
 class OnePackage(BuildHookInterface):  # type: ignore[type-arg]

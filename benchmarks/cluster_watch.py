@@ -13,12 +13,12 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from service.engine.engine import Engine
-from service.engine.watch.commit_events import CommitEvent
-from service.engine.watch.interests import Subscription
-from service.engine.watch.stream_channels import channel_of
-from service.engine.watch.subscriber import Subscriber
-from service.types import StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.engine.watch.commit_events import CommitEvent
+from stepwell.engine.watch.interests import Subscription
+from stepwell.engine.watch.stream_channels import channel_of
+from stepwell.engine.watch.subscriber import Subscriber
+from stepwell.types import StreamKey
 from tests.engine.harness import FOLD, step, worker
 from tests.graphs import fold, write_models
 from tests.store.clusters import Cluster, cluster

@@ -19,16 +19,16 @@ import typer
 
 from benchmarks.engines import private_store
 from benchmarks.processes import processes_of
-from service.models.pair_state import PairState
-from service.releases.document import ReleaseDocument, ReleaseVersion
-from service.releases.lookup import Releases
-from service.releases.store import ReleaseStore
-from service.releases.stream_counts import StreamCounter
-from service.store import keys
-from service.store.keys import record_key
-from service.store.record import Kind, Record
-from service.store.state_store import StateStore
-from service.store.transport.retry import deadline
+from stepwell.models.pair_state import PairState
+from stepwell.releases.document import ReleaseDocument, ReleaseVersion
+from stepwell.releases.lookup import Releases
+from stepwell.releases.store import ReleaseStore
+from stepwell.releases.stream_counts import StreamCounter
+from stepwell.store import keys
+from stepwell.store.keys import record_key
+from stepwell.store.record import Kind, Record
+from stepwell.store.state_store import StateStore
+from stepwell.store.transport.retry import deadline
 
 MODEL, OLD, NEW = "bench", b"version1", b"version2"
 _AT_ONCE = 5000

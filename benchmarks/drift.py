@@ -10,7 +10,7 @@ from benchmarks.engines import MODEL
 from benchmarks.load import Load
 from benchmarks.servers import STEP, Target, stepwell
 from benchmarks.workload import FEATURES, Workload
-from model_export.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel
 from tests.drift.live import referenced
 from tests.graphs import Built, write_model
 

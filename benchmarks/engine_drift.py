@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.engines import MODEL, ROWS, private_store, step
-from model_export.manifest import Array
-from model_export.step_model import StepModel
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.errors import ServiceError
-from service.models.registry import ModelRegistry
-from service.store.keys import record_key
-from service.store.state_store import StateStore
-from service.types import Prediction, StreamHandle, StreamKey
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.errors import ServiceError
+from stepwell.models.registry import ModelRegistry
+from stepwell.store.keys import record_key
+from stepwell.store.state_store import StateStore
+from stepwell.types import Prediction, StreamHandle, StreamKey
 from tests.drift.live import normal, write_reference_model
 
 SECONDS = 5.0

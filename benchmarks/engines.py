@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from model_export.manifest import Array
-from service.engine.engine import Engine
-from service.store.embedded_server import EmbeddedStore
-from service.store.keys import record_key
-from service.types import BulkTimesteps, StreamKey
+from stepwell_export.runtime.manifest import Array
+from stepwell.engine.engine import Engine
+from stepwell.store.embedded_server import EmbeddedStore
+from stepwell.store.keys import record_key
+from stepwell.types import BulkTimesteps, StreamKey
 
 MODEL, ROWS = "bench", 256
 

@@ -27,7 +27,7 @@ def torch_lstm(folder: Path) -> tuple[Any, int, Callable[[], Any]]:
     import torch
     from torch import nn
 
-    from model_export import StepSpec
+    from stepwell_export import StepSpec
 
     class Model(nn.Module):  # type: ignore[misc]  # torch may be missing
         def __init__(self) -> None:
@@ -152,7 +152,7 @@ def _measured(name: str, folder: str, *, exported: bool) -> tuple[int, int, floa
 def _one(name: str, folder: Path, *, exported: bool) -> None:
     began = time.monotonic()
     make, options = MODELS[name]
-    from model_export.export import export_source
+    from stepwell_export.exporter import export_source
 
     source, nbytes, run = make(folder)
     run()

@@ -20,13 +20,13 @@ import numpy as np
 
 from benchmarks.engines import MODEL, ROWS, private_store, step
 from benchmarks.releases import write_next_version
-from model_export.step_model import StepModel
-from service.demo.recordings import MODELS
-from service.engine.engine import Engine
-from service.models.registry import ModelRegistry
-from service.releases.document import ReleaseDocument, ReleaseVersion, Trial
-from service.releases.lookup import Releases
-from service.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.addons.demo.recordings import MODELS
+from stepwell.engine.engine import Engine
+from stepwell.models.registry import ModelRegistry
+from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial
+from stepwell.releases.lookup import Releases
+from stepwell.store.state_store import StateStore
 
 ROUNDS = 300
 GOAL = 0.15

@@ -21,15 +21,15 @@ _PARTS: Sequence[tuple[str, Callable[[Sequence[str]], bool]]] = (
     ("onnxruntime", lambda stack: any("onnxruntime/capi" in frame for frame in stack)),
     (
         "writing answers to sockets",
-        lambda stack: _ours(stack).startswith("service/protocols") and "write(" in _code(stack[-1]),
+        lambda stack: _ours(stack).startswith("service/stepwell/protocols") and "write(" in _code(stack[-1]),
     ),
     ("writing to the store's socket", lambda stack: "Link.call " in stack[-1]),
-    ("reading and writing JSON", lambda stack: _ours(stack).startswith(("service/codec", "service/api"))),
-    ("heads of requests, order of answers", lambda stack: _ours(stack).startswith("service/protocols")),
-    ("engine: names, queue, cache, batches", lambda stack: _ours(stack).startswith("service/engine")),
-    ("records and the store's protocol", lambda stack: _ours(stack).startswith("service/store")),
+    ("reading and writing JSON", lambda stack: _ours(stack).startswith(("service/stepwell/codec", "service/api"))),
+    ("heads of requests, order of answers", lambda stack: _ours(stack).startswith("service/stepwell/protocols")),
+    ("engine: names, queue, cache, batches", lambda stack: _ours(stack).startswith("service/stepwell/engine")),
+    ("records and the store's protocol", lambda stack: _ours(stack).startswith("service/stepwell/store")),
     ("arrays around the model run", lambda stack: _ours(stack).startswith("model_export")),
-    ("metrics", lambda stack: _ours(stack).startswith("service/metrics")),
+    ("metrics", lambda stack: _ours(stack).startswith("service/stepwell/metrics")),
     ("event loop: waiting for sockets, reading them", lambda _: True),
 )
 
@@ -62,7 +62,7 @@ def shares(pid: int, seconds: float, load: Callable[[], object]) -> dict[str, fl
     counts: Counter[str] = Counter()
     for line in samples.splitlines():
         stack, _, n = line.rpartition(" ")
-        if n.isdigit() and "service/process/server.py" in stack:  # the main thread; the others wait
+        if n.isdigit() and "service/stepwell/process/server.py" in stack:  # the main thread; the others wait
             frames = stack.split(";")
             counts[next(name for name, fits in _PARTS if fits(frames))] += int(n)
     total = counts.total() or 1

@@ -21,8 +21,8 @@ from rich.table import Table
 
 from benchmarks.servers import Running, stepwell
 from benchmarks.workload import FEATURES, Workload
-from model_export.manifest import Array
-from model_export.step_model import StepModel
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 
 CHUNK = 100
 _WIDTH = 256

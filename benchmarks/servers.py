@@ -20,7 +20,7 @@ from benchmarks.load import Load
 from benchmarks.peers import Peers
 from benchmarks.processes import Processes, processes_of
 from benchmarks.workload import Workload
-from service.store.embedded_server import find_server
+from stepwell.store.embedded_server import find_server
 
 _TARGETS = Path(__file__).parent / "targets"
 _REDIS_CONF = Path(__file__).parents[1] / "docker" / "redis.conf"
@@ -176,7 +176,7 @@ def full_grpc_targets(workload: Workload, *, streams: int) -> list[Target]:
     """Return the Open Inference Protocol over HTTP with raw bytes, and over gRPC, each at its full rate.
 
     The clients take little CPU, so that it is the server which limits the rate. Beside the service there are grpcio's
-    server with empty methods, and the service that submits each request as it comes (see `service.grpc_api.arrivals`).
+    server with empty methods, and the service that submits each request as it comes (see `stepwell.addons.grpc_api.arrivals`).
     """
     one_by_one = {"PYTHONPATH": str(_TARGETS / "one_by_one")}
     targets = [Target("HTTP, raw bytes", stepwell(workload), Load(streams=streams, client="oip-binary"))]

@@ -19,8 +19,8 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 from benchmarks.processes import Processes, processes_of
-from service.client.protocol.inputs import packed
-from service.wire.formats import JSON, MSGPACK, Format, encode
+from stepwell_client.protocol.inputs import packed
+from stepwell_client.wire.formats import JSON, MSGPACK, Format, encode
 from tests.graphs import lstm, write_model
 from tests.processes import service_process
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.store.commits import ColumnarCommits, Commit, Outcome
-from service.store.record import GUARD_AT, HEADER_BYTES, Kind, Record
-from service.store.state_store import StateStore
+from stepwell.store.commits import ColumnarCommits, Commit, Outcome
+from stepwell.store.record import GUARD_AT, HEADER_BYTES, Kind, Record
+from stepwell.store.state_store import StateStore
 from tests.servers import AOF, Server, servers
 from tests.store.clusters import cluster
 

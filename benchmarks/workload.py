@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model_export.manifest import Array
-from model_export.step_model import StepModel
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 
 FEATURES = 8
 CLASSES = 256
@@ -93,8 +93,8 @@ def _train(workload: Workload) -> None:
     os.environ.setdefault("KERAS_BACKEND", "jax")  # the extra installs JAX
     import keras
 
-    from model_export.converted import verify_model
-    from model_export.keras import convert
+    from stepwell_export.converted import verify_model
+    from stepwell_export.keras import convert
 
     keras.utils.set_random_seed(1)
     model = keras.Sequential(

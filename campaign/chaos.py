@@ -20,7 +20,7 @@ from campaign.streams import StreamDriver
 from campaign.system import System, running_system
 from campaign.tally import Tally
 from campaign.transports import Transports
-from service.client import AsyncClient
+from stepwell_client import AsyncClient
 from tests.faults.proxy import Proxy
 
 Client = Literal["own", "typescript", "python"]

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from campaign.operations import Operation
 from campaign.releases.folds import Folds, after, at_start
 from campaign.releases.log import FACTORS, STALE_S, ReleaseLog
-from service.store.keys import record_key
+from stepwell.store.keys import record_key
 from tests.graphs import fold_reference
 
 MODEL, TENANT = "fold", "default"

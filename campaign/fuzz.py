@@ -14,21 +14,21 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from model_export.errors import StepwellError
-from model_export.manifest import Manifest
-from model_export.runtime.state_packing import pack_layout
-from service.codec import JSON, MSGPACK, Format, RequestDecoder
-from service.codec.step_bodies import guess_correlation
-from service.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
-from service.engine.protocol.replay import replay_prediction
-from service.errors import ServiceError
-from service.protocols.header_cache import HeaderCache
-from service.protocols.ws_frames import encode_frames, next_frame
-from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import HEADER_BYTES, MAGIC, decode
-from service.types import StreamKey, Timestep
-from service.wire.ids import decode_state_id
-from service.wire.outcomes import ReturnMode
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.manifest import Manifest
+from stepwell_export.runtime.state_packing import pack_layout
+from stepwell.codec import JSON, MSGPACK, Format, RequestDecoder
+from stepwell.codec.step_bodies import guess_correlation
+from stepwell.codec.stream_ops import read_fork, read_reset, read_snapshot, read_state, states_of
+from stepwell.engine.protocol.replay import replay_prediction
+from stepwell.errors import ServiceError
+from stepwell.protocols.header_cache import HeaderCache
+from stepwell.protocols.ws_frames import encode_frames, next_frame
+from stepwell.store.idempotency_entry import IdempotencyEntry
+from stepwell.store.record import HEADER_BYTES, MAGIC, decode
+from stepwell.types import StreamKey, Timestep
+from stepwell_client.wire.ids import decode_state_id
+from stepwell_client.wire.outcomes import ReturnMode
 from tests.graphs import fold, two_inputs
 
 Target = Callable[[bytes], None]

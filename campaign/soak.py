@@ -18,7 +18,7 @@ from campaign.streams import StreamDriver
 from campaign.system import System, running_system
 from campaign.tally import Tally
 from campaign.transports import Transports
-from service.store.keys import PREFIX
+from stepwell.store.keys import PREFIX
 
 IDLE_S = 10  # TTL of a stream: only streams stepped recently exist
 _FLAGS = ("--stream-ttl-s", str(IDLE_S), "--idempotency-ttl-s", str(IDLE_S))

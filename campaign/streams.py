@@ -15,7 +15,7 @@ from campaign.operations import Operation
 from campaign.releases.folds import Folds, after_move, after_reset
 from campaign.releases.log import ReleaseLog
 from campaign.stream_run import StreamRun
-from service.store.keys import record_key
+from stepwell.store.keys import record_key
 from tests.exactly_once.http import NoAnswerError
 
 STEPS = 60  # per stream, approximately

@@ -88,7 +88,7 @@ def alarm(voltage: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 def drawing(voltage: np.ndarray, error: np.ndarray) -> str:
     """Return an electrocardiogram and the error of its predictions as an SVG."""
-    from service.charts import line_chart, stacked
+    from stepwell.addons.charts import line_chart, stacked
 
     charts = [line_chart("voltage", {"voltage": voltage.tolist()}), line_chart("error", {"error": error.tolist()})]
     return stacked(charts)

@@ -72,7 +72,7 @@ def main() -> None:
 
 def drawing(sensors: np.ndarray, predicted: np.ndarray, wear: np.ndarray) -> str:
     """Return the vibration of one machine, and the wear of three as predicted and as it is, as an SVG."""
-    from service.charts import line_chart, stacked
+    from stepwell.addons.charts import line_chart, stacked
 
     three = np.argsort(wear[:, -1, 0])[[0, MACHINES // 2, -1]].tolist()
     names = ("little used", "usual", "worn most")

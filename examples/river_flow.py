@@ -83,7 +83,7 @@ def forecast(http: httpx2.Client, fork: str, rain: np.ndarray, flow: np.ndarray)
 
 def drawing(rain: np.ndarray, flow: np.ndarray, storm: np.ndarray, dry: np.ndarray) -> str:
     """Return the rain, the flow and both forecasts as an SVG."""
-    from service.charts import line_chart, stacked
+    from stepwell.addons.charts import line_chart, stacked
 
     end = NOW + AHEAD + 1
     before = [float("nan")] * (NOW + 1)

@@ -148,8 +148,8 @@ def follow(wheel: Path, folder: Path) -> dict[str, float]:
                     took[f"{len(took) + 1:2} {line}"] = time.monotonic() - started
             elif block.language == "json":
                 _compare(json.loads(block.text), json.loads(output))
-        terminals[-1].run("! python -c 'import service' 2>/dev/null")
-        terminals[-1].run("! python -c 'import model_export' 2>/dev/null")
+        terminals[-1].run("! python -c 'import stepwell' 2>/dev/null")
+        terminals[-1].run("! python -c 'import stepwell_export' 2>/dev/null")
     finally:
         for terminal in reversed(terminals):
             terminal.close()

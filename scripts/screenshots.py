@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks.releases import write_next_version
-from service.demo.recordings import MODEL, MODELS, Recordings
+from stepwell.addons.demo.recordings import MODEL, MODELS, Recordings
 from tests.dashboard.browser import Page, browser, chromium
 from tests.processes import free_port, service_process
 

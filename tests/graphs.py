@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-from model_export.manifest import METADATA_KEY, Array, Manifest, PackedTensor
+from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest, PackedTensor
 
 Built = tuple[bytes, Manifest]
 """An ONNX file without manifest, and the manifest that fits it."""

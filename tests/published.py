@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from model_export.adopt.overrides import Overrides
-from model_export.manifest import Array
+from stepwell_export.adoption.overrides import Overrides
+from stepwell_export.runtime.manifest import Array
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "models"
 NAMES = ("dtln/model_1", "dtln/model_2", "silero-vad/silero_vad")

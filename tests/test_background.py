@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.background import cancel, happens, run_forever, run_until
+from stepwell.background import cancel, happens, run_forever, run_until
 
 NAME = "Counting"
 
@@ -65,7 +65,7 @@ async def test_work_goes_on_after_any_error(run: Callable[..., object]) -> None:
 async def test_an_error_is_logged_once_as_long_as_it_stays_the_same(
     run: Callable[..., object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO, logger="service.background"):
+    with caplog.at_level(logging.INFO, logger="stepwell.background"):
         await run(Rounds(OSError("gone"), OSError("gone"), OSError("full"), None, OSError("gone")))  # type: ignore[misc]
 
     assert [(one.levelname, one.exc_info and str(one.exc_info[1])) for one in caplog.records] == [

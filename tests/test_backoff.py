@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.wire.backoff import Backoff
+from stepwell_client.wire.backoff import Backoff
 
 
 def test_pauses_double_up_to_the_longest() -> None:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from service.charts import line_chart
+from stepwell.addons.charts import line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 

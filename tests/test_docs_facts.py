@@ -13,8 +13,8 @@ from fastapi.routing import APIRoute
 
 from scripts.observability.metrics import definitions
 from scripts.site.reference.commands import help_texts
-from service.app import create_app
-from service.settings import Settings
+from stepwell.app import create_app
+from stepwell.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "examples", "clients", "deploy")

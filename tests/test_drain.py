@@ -16,9 +16,9 @@ from typing import Protocol
 import pytest
 import uvicorn
 
-from service.app import create_app
-from service.process import server
-from service.settings import Settings
+from stepwell.app import create_app
+from stepwell.process import server
+from stepwell.settings import Settings
 from tests.graphs import fold, write_model
 from tests.protocols.both_paths import UPGRADE, read_to_end, request, statuses
 from tests.servers import Server

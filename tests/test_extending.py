@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from model_export import stages
-from model_export.errors import MissingExtraError
-from model_export.keras.step_rules import load_step_rules
-from model_export.runtime.registered import GROUPS, AddonError, registered
-from service import cli, extend
-from service.app import create_app
-from service.connect.urls import BrokerUrl
-from service.settings import Settings
+from stepwell_export import stages
+from stepwell_export.runtime.errors import MissingExtraError
+from stepwell_export.keras.step_rules import load_step_rules
+from stepwell_export.runtime.registered import GROUPS, AddonError, registered
+from stepwell import cli, extend
+from stepwell.app import create_app
+from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -141,7 +141,7 @@ def test_a_package_with_bad_commands_is_reported_and_the_others_are_there(
 def test_a_command_whose_name_is_taken_is_reported_and_left_out(
     install: Installer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = "from service.commands import Command\nthing = {'serve': Command('Serve tea.', 'tea:serve')}"
+    source = "from stepwell.commands import Command\nthing = {'serve': Command('Serve tea.', 'tea:serve')}"
     install("stepwell-other", "stepwell.commands", source)
 
     assert cli.find_commands()["serve"].help != "Serve tea."

@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 
-import service
-from model_export.errors import MissingExtraError
+import stepwell
+from stepwell_export.runtime.errors import MissingExtraError
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,8 +153,8 @@ def names_on_self(cls: type) -> Iterator[str]:
 def used_names() -> dict[str, set[str]]:
     """What the service's modules use of `PACKAGES`, as far as that is undocumented."""
     used = defaultdict[str, set[str]](set)
-    for info in pkgutil.walk_packages(service.__path__, "service."):
-        if info.name != "service.__main__":
+    for info in pkgutil.walk_packages(stepwell.__path__, "service."):
+        if info.name != "stepwell.__main__":
             try:
                 module = importlib.import_module(info.name)
             except ModuleNotFoundError as exc:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service.lease import Lease
+from stepwell.lease import Lease
 
 
 class MemoryEntry:

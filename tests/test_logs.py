@@ -13,8 +13,8 @@ import httpx2
 import pytest
 import uvicorn
 
-from service import logs
-from service.logs import LogFormat
+from stepwell import logs
+from stepwell.logs import LogFormat
 
 FORMATS: list[LogFormat] = ["text", "json"]
 SECRET = "canary-7f3a"

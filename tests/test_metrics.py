@@ -19,14 +19,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from service.drift.report import FeatureReport
-from service.engine.engine import Engine
-from service.metrics import Metrics
-from service.models.changes import ModelChange
-from service.models.registry import ModelRegistry
-from service.settings import METRICS_FOLDER_ENV
-from service.store.state_store import StateStore
-from service.types import StreamKey
+from stepwell.drift.report import FeatureReport
+from stepwell.engine.engine import Engine
+from stepwell.metrics import Metrics
+from stepwell.models.changes import ModelChange
+from stepwell.models.registry import ModelRegistry
+from stepwell.settings import METRICS_FOLDER_ENV
+from stepwell.store.state_store import StateStore
+from stepwell.types import StreamKey
 from tests.engine.harness import step
 from tests.graphs import fold, write_models
 from tests.servers import Server
@@ -408,7 +408,7 @@ async def test_an_engine_counts_the_streams_that_it_has_cached(tmp_path: Path, s
 
 _WORKER = """
 import sys
-from service.metrics import Metrics
+from stepwell.metrics import Metrics
 
 metrics = Metrics("1")
 queued, ready = int(sys.argv[1]), sys.argv[2] == "ready"

@@ -32,7 +32,7 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 @pytest.fixture(scope="module")
 def demo_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    models = Path(str(files("service.demo") / "models"))
+    models = Path(str(files("stepwell.addons.demo") / "models"))
     with service_process(models, tmp_path_factory.mktemp("sw")) as one:
         yield one
 

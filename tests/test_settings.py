@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.errors import SettingsError
-from service.settings import OTHER_VARIABLES, PREFIX, Settings
+from stepwell.errors import SettingsError
+from stepwell.settings import OTHER_VARIABLES, PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
 TEXTS = {".py", ".md", ".js", ".html", ".template", ".conf", ".yml", ".toml", ".lua", ".c", ""}

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from service.grpc_api.messages import SERVICE, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from stepwell.addons.grpc_api.messages import SERVICE, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 
 _RESPONSE = ModelInferResponse(model_name="bench", model_version="1", id="0", raw_output_contents=[bytes(4)])
 _RESPONSE.outputs.add(name="y", datatype="FP32", shape=(1, 1))

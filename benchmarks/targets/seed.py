@@ -17,7 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from model_export.manifest import Array
+from stepwell_export.runtime.manifest import Array
 
 
 class Step(BaseModel):

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from campaign.checker import MODEL
-from service.client import AsyncClient, AsyncModel, ClientError, Feed, StepResult
+from stepwell_client import AsyncClient, AsyncModel, ClientError, Feed, StepResult
 from tests.npm import NEEDS_NODE, node_command
 
 PROGRAM: Final = Path(__file__).resolve().parents[2] / "clients" / "typescript" / "campaign.mjs"

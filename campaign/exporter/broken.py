@@ -21,10 +21,10 @@ from campaign.exporter.breaking import Break, count_breaks, install, modules, wa
 from campaign.exporter.cases import FrontEnd, draw, find
 
 PACKAGES: Final[dict[FrontEnd, tuple[str, ...]]] = {
-    "onnx": ("model_export.streaming", "model_export.graph", "model_export.chunk"),
-    "keras": ("model_export.keras", "model_export.streaming", "model_export.chunk"),
-    "torch": ("model_export.torch", "model_export.streaming", "model_export.chunk"),
-    "adopt": ("model_export.adopt",),
+    "onnx": ("stepwell_export.streaming", "stepwell_export.graph", "stepwell_export.chunk"),
+    "keras": ("stepwell_export.keras", "stepwell_export.streaming", "stepwell_export.chunk"),
+    "torch": ("stepwell_export.torch", "stepwell_export.streaming", "stepwell_export.chunk"),
+    "adopt": ("stepwell_export.adoption",),
 }
 """Whose expressions are changed, by the front end whose models are exported then."""
 

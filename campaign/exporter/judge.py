@@ -11,7 +11,7 @@ import numpy as np
 from campaign.exporter.built import Array, Built
 from campaign.exporter.cases import RECENT, Case
 from campaign.exporter.rare import CELLS, OTHER_ROWS
-from model_export.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel
 
 LONGEST = 8000
 """Timesteps of the longest sequence that is judged."""

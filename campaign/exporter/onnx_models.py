@@ -17,9 +17,9 @@ from campaign.exporter.built import Array, Built, weight
 from campaign.exporter.cases import CHUNKED, KEEP_WIDTH, Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
-from model_export.adopt.adopt_file import adopt_file
-from model_export.errors import UnclearModelError, WeakProofError
-from model_export.export import export_source
+from stepwell_export.adoption.adopt_file import adopt_file
+from stepwell_export.runtime.errors import UnclearModelError, WeakProofError
+from stepwell_export.exporter import export_source
 
 VOCABULARY = 50
 _OPSET = 17

@@ -14,7 +14,7 @@ from campaign.exporter.built import VOCABULARY, Array, Built, exported
 from campaign.exporter.cases import KEEP_WIDTH, Case
 from campaign.exporter.ops import Tensor
 from campaign.exporter.rare import CELLS, SEQUENCE, STEPWISE
-from model_export.spec import StepSpec
+from stepwell_export.spec import StepSpec
 
 
 class TorchOps:

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 
 from campaign.checker import MODEL
-from service.grpc_api.messages import SERVICE, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from stepwell.addons.grpc_api.messages import SERVICE, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from tests.exactly_once.http import NoAnswerError
 
 _STATUS: Final[Mapping[grpc.StatusCode, int]] = {

@@ -13,7 +13,7 @@ from campaign.releases.log import How, LoggedTrial, Mode
 from campaign.stream_run import StreamRun
 from campaign.streams import StreamDriver
 from campaign.tally import Tally
-from service.store.keys import record_key
+from stepwell.store.keys import record_key
 from tests.exactly_once.http import NoAnswerError
 
 _TIMEOUT_S: Final = 5.0

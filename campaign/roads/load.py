@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from campaign.roads.road import Sent
-from model_export.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel
 
 _STREAMS_AT_ONCE = 256
 _LARGEST = 1 << 62

@@ -4,7 +4,7 @@ Reads `basic_motions.npz`, trains on its 40 training recordings, and prints the 
 feedback rule makes the next input of a prediction, so that the dashboard can show forecasts, and what really came
 beside each prediction. Takes a minute.
 
-    python examples/activity/forecast.py service/demo/models/motion.onnx
+    python examples/activity/forecast.py service/stepwell/addons/demo/models/motion.onnx
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write the names of channels and classes into the exported model's manifest, for the dashboard.
 
-    python examples/activity/label.py service/demo/models/activity.onnx
+    python examples/activity/label.py service/stepwell/addons/demo/models/activity.onnx
 
 Keras models have no names for their channels and classes. `labels` is an extra key of this example: the service keeps
 unknown keys and returns them with the model; the dashboard shows these names if they exist.
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from model_export.manifest import METADATA_KEY
+from stepwell_export.runtime.manifest import METADATA_KEY
 
 
 def main(file: Path) -> None:

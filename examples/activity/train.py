@@ -1,11 +1,11 @@
 """Train the demo's model, which predicts the activity of a smartwatch's wearer at every timestep.
 
 Reads `basic_motions.npz`, trains on its 40 training recordings, and prints the accuracy on the 40 held-out ones.
-Writes `model.keras`, and `service/demo/recordings.npz`: the held-out recordings with this model's whole-sequence
+Writes `model.keras`, and `service/stepwell/addons/demo/recordings.npz`: the held-out recordings with this model's whole-sequence
 predictions, with which the demo compares every live prediction. Takes ten seconds.
 
     python examples/activity/train.py
-    ./stepwell export model.keras -o service/demo/models/activity.onnx
+    ./stepwell export model.keras -o service/stepwell/addons/demo/models/activity.onnx
 """
 
 from __future__ import annotations

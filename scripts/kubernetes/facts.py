@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
-from service.settings import Settings
+from stepwell.settings import Settings
 
 REPOSITORY: Final = Path(__file__).parents[2]
 _VARIABLE: Final = re.compile(r"\$\{(\w+):-([^}]*)\}")

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], wit
 
 from scripts.kubernetes.facts import default_of, limits, redis_command
 from scripts.observability.alerts import JOB
-from service.settings import Settings
+from stepwell.settings import Settings
 
 _TEXT: Final = {"type": "string"}
 _NAME: Final = {"type": "string", "minLength": 1}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.alert.counters import AlertCounters
-from service.metrics import Metrics
+from stepwell.addons.alert.counters import AlertCounters
+from stepwell.metrics import Metrics
 
 _SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}
 _NAME = re.compile(r"\b(?:stepwell|process)_\w+")

@@ -13,21 +13,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.alert.counters import AlertCounters
-from service.alert.evaluation import RuleEvaluation
-from service.alert.follower import StreamFollower
-from service.alert.rules import AlarmRule, FollowedModel
-from service.alert.stream_state import StreamUpdate
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.engine.watch.refusals import RefusalLog, RefusalReader
-from service.errors import ServiceError
-from service.lease import Lease
-from service.store.alerts import AlertStore
-from service.store.event_logs import EventLogs, StreamTail
-from service.store.keys import record_key
-from service.store.state_store import StateStore
-from service.store.transport.connection import Argument
+from stepwell.addons.alert.counters import AlertCounters
+from stepwell.addons.alert.evaluation import RuleEvaluation
+from stepwell.addons.alert.follower import StreamFollower
+from stepwell.addons.alert.rules import AlarmRule, FollowedModel
+from stepwell.addons.alert.stream_state import StreamUpdate
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.watch.refusals import RefusalLog, RefusalReader
+from stepwell.errors import ServiceError
+from stepwell.lease import Lease
+from stepwell.store.alerts import AlertStore
+from stepwell.store.event_logs import EventLogs, StreamTail
+from stepwell.store.keys import record_key
+from stepwell.store.state_store import StateStore
+from stepwell.store.transport.connection import Argument
 from tests.connect.connectors import wait_for
 from tests.engine.harness import FOLD, step, worker
 from tests.graphs import fold, write_models

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from service.alert import deliveries
-from service.alert.counters import AlertCounters
-from service.alert.deliveries import Delivery, DeliveryOptions, target_ids
-from service.alert.rules import AlarmTarget
-from service.alert.stream_state import Alarm
-from service.lease import Lease
-from service.store.alerts import AlertStore, AlertWrites
-from service.store.state_store import StateStore
-from service.wire.backoff import Backoff
+from stepwell.addons.alert import deliveries
+from stepwell.addons.alert.counters import AlertCounters
+from stepwell.addons.alert.deliveries import Delivery, DeliveryOptions, target_ids
+from stepwell.addons.alert.rules import AlarmTarget
+from stepwell.addons.alert.stream_state import Alarm
+from stepwell.lease import Lease
+from stepwell.store.alerts import AlertStore, AlertWrites
+from stepwell.store.state_store import StateStore
+from stepwell_client.wire.backoff import Backoff
 from tests.alert.alerts import WebhookReceiver
 from tests.connect.brokers import nats
 from tests.connect.connectors import wait_for

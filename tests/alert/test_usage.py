@@ -12,9 +12,9 @@ import httpx2
 import numpy as np
 import pytest
 
-from service.alert.conditions import ConditionError, parse_condition
-from service.alert.rules import read_rules
-from service.errors import SettingsError
+from stepwell.addons.alert.conditions import ConditionError, parse_condition
+from stepwell.addons.alert.rules import read_rules
+from stepwell.errors import SettingsError
 from tests.alert.alerts import alerting, step_streams, write_rules
 from tests.connect.connectors import wait_for
 from tests.processes import ServiceProcess

@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from model_export.manifest import Array
-from service.codec.oip import DATATYPES
+from stepwell_export.runtime.manifest import Array
+from stepwell.codec.oip import DATATYPES
 from tests.api.running import Service
 
 LENGTH = "Inference-Header-Content-Length"

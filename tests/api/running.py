@@ -15,9 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 from websockets.sync.client import ClientConnection, connect
 
-from service.app import create_app
-from service.process import server
-from service.settings import Settings
+from stepwell.app import create_app
+from stepwell.process import server
+from stepwell.settings import Settings
 
 PATIENCE_S = 60  # on a machine that runs other tests, a process may get no processor for seconds
 # A timestep is refused if it would wait longer than a fifth of `request_timeout_s`. A busy machine may process ten a

@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.errors import OutcomeUnknownError
-from service.logs import JsonFormatter
+from stepwell.errors import OutcomeUnknownError
+from stepwell.logs import JsonFormatter
 from tests.api.running import Service, running_service
 from tests.graphs import fold, total, write_model, write_models
 from tests.requests.test_api_keys import key, write_keys_file

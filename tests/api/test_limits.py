@@ -12,8 +12,8 @@ import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service.engine.tenant_limits import TenantRates
-from service.errors import ServiceError
+from stepwell.engine.tenant_limits import TenantRates
+from stepwell.errors import ServiceError
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, write_models

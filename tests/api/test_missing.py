@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from service.client import Client
+from stepwell_client import Client
 from tests.api.running import Service, running_service
 from tests.api.test_streams import MSGPACK, code_of
 from tests.graphs import Built, last_seen, write_model

@@ -154,7 +154,7 @@ def test_other_requests_are_answered_while_a_page_of_metrics_is_made(
         assert may_end.wait(60)
         return generate_latest(*args)
 
-    monkeypatch.setattr("service.metrics.exposition.generate_latest", slow_page)
+    monkeypatch.setattr("stepwell.metrics.exposition.generate_latest", slow_page)
     with (
         running_service(shared_redis.url, write_models(tmp_path / "models", fold)) as own,
         ThreadPoolExecutor(1) as other,

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.wire.ids import encode_state_id
+from stepwell_client.wire.ids import encode_state_id
 from tests.api.running import Service
 from tests.api.test_streams import MSGPACK, code_of
 from tests.graphs import fold_reference

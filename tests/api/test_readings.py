@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from service.codec.strict import parse as strict_parse
-from service.codec.typed_decoder import LARGE_BYTES
-from service.store.keys import record_key
+from stepwell.codec.strict import parse as strict_parse
+from stepwell.codec.typed_decoder import LARGE_BYTES
+from stepwell.store.keys import record_key
 from tests.api.running import Service
 from tests.codec.test_codec import BAD_INPUT, BAD_JSON, BAD_REQUEST, body_of, bulk_document
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from service.wire.ids import encode_state_id
+from stepwell_client.wire.ids import encode_state_id
 from tests.api.running import Service, running_service
 from tests.graphs import fold_reference
 from tests.servers import Server

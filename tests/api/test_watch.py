@@ -19,14 +19,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from service.asgi.routes.sse import SseResponse
-from service.asgi.routes.watch import MAX_GROUP_BYTES, groups_of
-from service.asgi.routes.watching import queued_events
-from service.engine.watch.commit_events import CommitEvent, PackedTensor
-from service.engine.watch.subscriber import EventGap, Subscriber
-from service.requests.auth.socket_auth import SocketAuth
-from service.requests.context import AppContext
-from service.wire.formats import MSGPACK, encode, encode_tensor
+from stepwell.asgi.routes.sse import SseResponse
+from stepwell.asgi.routes.watch import MAX_GROUP_BYTES, groups_of
+from stepwell.asgi.routes.watching import queued_events
+from stepwell.engine.watch.commit_events import CommitEvent, PackedTensor
+from stepwell.engine.watch.subscriber import EventGap, Subscriber
+from stepwell.requests.auth.socket_auth import SocketAuth
+from stepwell.requests.context import AppContext
+from stepwell_client.wire.formats import MSGPACK, encode, encode_tensor
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, fold_reference, total, write_models

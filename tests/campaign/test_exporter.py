@@ -193,5 +193,5 @@ def test_one_expression_of_a_module_is_broken_as_it_is_imported(
 def test_expressions_are_drawn_from_all_modules_of_a_front_end() -> None:
     drawn = [broken for broken, _ in zip(draw_breaks("adopt", 1), range(200), strict=False)]
 
-    assert {broken.module for broken in drawn} >= {"model_export.adopt.pairing", "model_export.adopt.axes"}
+    assert {broken.module for broken in drawn} >= {"stepwell_export.adoption.pairing", "stepwell_export.adoption.axes"}
     assert all(broken.index < count_breaks(broken.module) for broken in drawn)

@@ -11,7 +11,7 @@ from campaign.checker import MODEL, TENANT, check
 from campaign.operations import Operation
 from campaign.releases.folds import Folds, after, after_move, after_reset
 from campaign.releases.log import FACTORS, LoggedTrial, Mode, ReleaseLog
-from service.store.keys import record_key
+from stepwell.store.keys import record_key
 from tests.graphs import fold_reference
 
 XS = list(range(1, 13))

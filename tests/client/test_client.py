@@ -23,15 +23,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.client import AsyncClient, Client, ClientError, StepResult
-from service.client.protocol.bulk_steps import BulkSteps
-from service.client.protocol.decoding import NoReply, RawReply
-from service.client.protocol.exchange import Exchange
-from service.client.protocol.requests import ClientRequest, StreamCursor
-from service.client.protocol.steps import ModelProtocol
-from service.errors import ServiceError
-from service.requests.problems import problem_body
-from service.wire.formats import JSON, MSGPACK, encode
+from stepwell_client import AsyncClient, Client, ClientError, StepResult
+from stepwell_client.protocol.bulk_steps import BulkSteps
+from stepwell_client.protocol.decoding import NoReply, RawReply
+from stepwell_client.protocol.exchange import Exchange
+from stepwell_client.protocol.requests import ClientRequest, StreamCursor
+from stepwell_client.protocol.steps import ModelProtocol
+from stepwell.errors import ServiceError
+from stepwell.requests.problems import problem_body
+from stepwell_client.wire.formats import JSON, MSGPACK, encode
 from tests.api.running import running_service
 from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, last_seen, latch, lstm, two_inputs, write_model, write_models
@@ -47,7 +47,7 @@ TIMEOUT_S = 3.0  # short, and enough for a step on a busy machine
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model of every kind, and the demo's."""
     folder = write_models(tmp_path_factory.mktemp("models"), fold, two_inputs, latch, lstm, last_seen)
-    shutil.copy(str(files("service.demo") / "models" / "activity.onnx"), folder)
+    shutil.copy(str(files("stepwell.addons.demo") / "models" / "activity.onnx"), folder)
     return folder
 
 
@@ -1213,7 +1213,7 @@ async def code_of(call: Awaitable[Any]) -> str:
 
 def test_the_client_imports_no_server_modules() -> None:
     heavy = "fastapi starlette uvicorn redis onnxruntime prometheus_client typer"
-    code = f"import service.client, sys; print([name for name in '{heavy}'.split() if name in sys.modules])"
+    code = f"import stepwell_client, sys; print([name for name in '{heavy}'.split() if name in sys.modules])"
 
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 

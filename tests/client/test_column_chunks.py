@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from service.client.protocol.column_chunks import ChunksResult, ColumnChunks
-from service.client.protocol.decoding import RawReply
-from service.client.protocol.exchange import drive
-from service.client.protocol.requests import ClientRequest
-from service.wire.formats import MSGPACK, encode_tensor
+from stepwell_client.protocol.column_chunks import ChunksResult, ColumnChunks
+from stepwell_client.protocol.decoding import RawReply
+from stepwell_client.protocol.exchange import drive
+from stepwell_client.protocol.requests import ClientRequest
+from stepwell_client.wire.formats import MSGPACK, encode_tensor
 
 INPUTS = {"x": np.arange(12, dtype=np.float32).reshape(3, 2, 2)}
 POSITIONS = np.array([[4, 5], [6, 7], [8, 9]])

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterator
 import httpx2
 import pytest
 
-from service.client import AsyncClient, ClientError
-from service.client.aio import AsyncModel
-from service.client.results import StepResult
+from stepwell_client import AsyncClient, ClientError
+from stepwell_client.aio import AsyncModel
+from stepwell_client.results import StepResult
 from tests.graphs import fold, fold_reference, write_models
 from tests.processes import ServiceProcess, service_process
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from service.client import AsyncClient, Client, ClientError, StepResult
+from stepwell_client import AsyncClient, Client, ClientError, StepResult
 from tests.api.running import Service, running_service
 from tests.client.test_client import CuttingProxy, error_of
 from tests.client.transports import TRANSPORTS, engine_in_process

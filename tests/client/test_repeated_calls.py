@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.client import AsyncClient, ClientError
-from service.client.aio import AsyncModel
+from stepwell_client import AsyncClient, ClientError
+from stepwell_client.aio import AsyncModel
 from tests.graphs import fold, write_models
 from tests.processes import ServiceProcess, service_process
 

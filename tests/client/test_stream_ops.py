@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import redis
 
-from service.client import AsyncClient, Client, ClientError, Event, Gap, State, StepResult
+from stepwell_client import AsyncClient, Client, ClientError, Event, Gap, State, StepResult
 from tests.api.running import running_service
 from tests.client.transports import TRANSPORTS, engine_in_process
 from tests.graphs import fold, fold_reference, lstm, scaled, write_models

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.client import AsyncClient, Client, ClientError
-from service.client.protocol.decoding import TensorInfo
-from service.client.tables import columns_by_input
+from stepwell_client import AsyncClient, Client, ClientError
+from stepwell_client.protocol.decoding import TensorInfo
+from stepwell_client.tables import columns_by_input
 from tests.client.transports import engine_in_process
 from tests.graphs import lstm, two_inputs, write_models
 

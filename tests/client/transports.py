@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from service.client import Client
+from stepwell_client import Client
 
 TRANSPORTS = ("http", "in process")
 

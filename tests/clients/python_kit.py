@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from service.client import AsyncClient, AsyncModel, ClientError, Feed, StepResult
-from service.client.protocol import decoding
-from service.client.protocol.decoding import RawReply
-from service.client.protocol.exchange import Exchange, drive_async
-from service.client.protocol.requests import ClientRequest
+from stepwell_client import AsyncClient, AsyncModel, ClientError, Feed, StepResult
+from stepwell_client.protocol import decoding
+from stepwell_client.protocol.decoding import RawReply
+from stepwell_client.protocol.exchange import Exchange, drive_async
+from stepwell_client.protocol.requests import ClientRequest
 from tests.clients.kit import KIT, Case
 
 _BINARY_FRAME = b"\x82"

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from websockets.sync.client import connect
 
-from service.client import AsyncClient
+from stepwell_client import AsyncClient
 from tests.client.transports import engine_in_process
 from tests.clients.kit import FILE, KIT, PATH, Case
 from tests.clients.model import doubling

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
-from service.client import AsyncClient, AsyncModel, AsyncStream, Client, Feed, Model, Stream
+from stepwell_client import AsyncClient, AsyncModel, AsyncStream, Client, Feed, Model, Stream
 from tests.clients.kit import FILE
 
 ROWS = re.findall(r"^\|[^|]+\|([^|]*)\|([^|]*)\|$", (FILE.parent / "README.md").read_text(), re.M)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_export.manifest import DTYPES, Array, Manifest
-from service.codec.oip import DATATYPES, InferCodec, InferRequest
-from service.errors import ServiceError
+from stepwell_export.runtime.manifest import DTYPES, Array, Manifest
+from stepwell.codec.oip import DATATYPES, InferCodec, InferRequest
+from stepwell.errors import ServiceError
 from tests.graphs import manifest_of
 
 

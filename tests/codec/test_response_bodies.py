@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from msgspec import Struct
 
-from service.codec import JSON
-from service.codec.response_bodies import (
+from stepwell.codec import JSON
+from stepwell.codec.response_bodies import (
     BulkResponse,
     PeekResponse,
     PositionResponse,
@@ -18,9 +18,9 @@ from service.codec.response_bodies import (
     RolloutResponse,
     StepResponse,
 )
-from service.codec.responses import bulk_response, position_response, step_response
-from service.codec.rollout import RolloutBody, rollout_response
-from service.codec.step_bodies import (
+from stepwell.codec.responses import bulk_response, position_response, step_response
+from stepwell.codec.rollout import RolloutBody, rollout_response
+from stepwell.codec.step_bodies import (
     BulkBody,
     BulkMessage,
     BulkStepsBody,
@@ -30,11 +30,11 @@ from service.codec.step_bodies import (
     StepsBody,
     StreamMessage,
 )
-from service.codec.stream_ops import ForkBody, ResetBody, SnapshotBody, StateBody
-from service.codec.strict.bodies import check_envelope
-from service.errors import ServiceError
-from service.requests.problems import problem_document
-from service.types import BulkPrediction, RolloutResult
+from stepwell.codec.stream_ops import ForkBody, ResetBody, SnapshotBody, StateBody
+from stepwell.codec.strict.bodies import check_envelope
+from stepwell.errors import ServiceError
+from stepwell.requests.problems import problem_document
+from stepwell.types import BulkPrediction, RolloutResult
 from tests.codec.test_codec import STATE_ID, prediction
 from tests.graphs import manifest_of
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from service.codec import JSON
-from service.codec.stream_lists import StreamListCache, StreamNames
-from service.store.keys import record_key
-from service.types import StreamKey
+from stepwell.codec import JSON
+from stepwell.codec.stream_lists import StreamListCache, StreamNames
+from stepwell.store.keys import record_key
+from stepwell.types import StreamKey
 from tests.codec.test_codec import body_of, bulk_document, wire
 
 

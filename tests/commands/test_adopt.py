@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.adopt.autoconfigure import adopt
-from model_export.errors import RefusedModelError, UnclearModelError
-from model_export.manifest import sidecar_of
-from model_export.step_model import StepModel
+from stepwell_export.adoption.autoconfigure import adopt
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+from stepwell_export.runtime.manifest import sidecar_of
+from stepwell_export.runtime.step_model import StepModel
 from tests import graphs
 from tests.commands.program import run_stepwell
 

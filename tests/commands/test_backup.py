@@ -18,9 +18,9 @@ import redis
 import typer
 from typer.testing import Result
 
-from service.commands.store import backup as commands
-from service.store.backup import BackupError, restore, write_backup
-from service.store.embedded_server import EmbeddedStore, EmbeddedStoreError
+from stepwell.commands.store import backup as commands
+from stepwell.store.backup import BackupError, restore, write_backup
+from stepwell.store.embedded_server import EmbeddedStore, EmbeddedStoreError
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess

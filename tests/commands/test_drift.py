@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import Result
 
-from service.commands.live.drift import drift
-from service.commands.live.http_api import StreamsError
+from stepwell.commands.live.drift import drift
+from stepwell.commands.live.http_api import StreamsError
 from tests.commands.program import invoke
 from tests.drift.live import WITHIN_S, normal, write_reference_model
 from tests.graphs import lstm, write_model

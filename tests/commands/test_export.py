@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.errors import FileError, ParityError, RefusedModelError, WeakProofError
-from model_export.step_model import StepModel
+from stepwell_export.runtime.errors import FileError, ParityError, RefusedModelError, WeakProofError
+from stepwell_export.runtime.step_model import StepModel
 from tests.commands.program import run_stepwell
 from tests.model_export.streaming import zoo_parts
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.errors import ParityError, WeakProofError
-from model_export.step_model import StepModel
+from stepwell_export.runtime.errors import ParityError, WeakProofError
+from stepwell_export.runtime.step_model import StepModel
 from tests.commands.program import run_stepwell
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")

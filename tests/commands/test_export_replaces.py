@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from model_export.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel
 from tests.commands.program import run_stepwell
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")

@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from model_export.describe import describe, load
-from model_export.errors import FileError, ManifestError
+from stepwell_export.runtime.describe import describe, load
+from stepwell_export.runtime.errors import FileError, ManifestError
 from tests import graphs
 from tests.commands.program import run_stepwell
 

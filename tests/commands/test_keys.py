@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from service.commands.keys import keys_app
-from service.errors import ServiceError
-from service.requests.auth.api_keys import ApiKeys, KeysFileError
-from service.requests.auth.api_keys_file import add_key, list_keys
+from stepwell.commands.keys import keys_app
+from stepwell.errors import ServiceError
+from stepwell.requests.auth.api_keys import ApiKeys, KeysFileError
+from stepwell.requests.auth.api_keys_file import add_key, list_keys
 from tests.commands.program import invoke
 
 

@@ -16,8 +16,8 @@ import httpx2
 import pytest
 from typer.testing import Result
 
-from service.commands.live.http_api import StreamsError
-from service.commands.live.release import release_app
+from stepwell.commands.live.http_api import StreamsError
+from stepwell.commands.live.release import release_app
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess, service_process

@@ -19,9 +19,9 @@ import pytest
 import typer
 from typer.testing import Result
 
-from service.commands.live import savepoint
-from service.store.record import decode
-from service.wire.backoff import Backoff
+from stepwell.commands.live import savepoint
+from stepwell.store.record import decode
+from stepwell_client.wire.backoff import Backoff
 from tests.commands.program import invoke
 from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import ServiceProcess, service_process

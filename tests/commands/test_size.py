@@ -12,9 +12,9 @@ import httpx2
 import pytest
 import typer
 
-from model_export.errors import FileError
-from service.commands.store import size as command
-from service.sizing import CONSTANTS, MIN_PRIMARIES, MIN_REPLICAS, Load, Sending, allocated, size
+from stepwell_export.runtime.errors import FileError
+from stepwell.commands.store import size as command
+from stepwell.addons.sizing import CONSTANTS, MIN_PRIMARIES, MIN_REPLICAS, Load, Sending, allocated, size
 from tests.commands.program import invoke
 from tests.graphs import fold, write_model
 from tests.processes import service_process
@@ -154,7 +154,7 @@ def test_the_command_prints_what_is_needed(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_page_are_what_the_command_computes() -> None:
     rows = re.findall(r"^\| ([\d,]+) \| ([\d,]+) \| (\w+) \| (\d+) \| ([^|]+) \| ([^|]+) \|", EXAMPLES, re.MULTILINE)
-    model = REPOSITORY / "service/demo/models/activity.onnx"
+    model = REPOSITORY / "service/stepwell/addons/demo/models/activity.onnx"
     for streams, rate, transport, replicas, store, maxmemory in rows:
         words = ["--streams", streams.replace(",", ""), "--rate", rate.replace(",", ""), "--transport", transport]
         words += ["--model", str(model), "--run-us", "0.5", "--json"]

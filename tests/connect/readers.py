@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from service.connect.brokers.protocol import MessageReader
-from service.connect.messages import BrokerMessage, BrokerUnavailableError
+from stepwell.addons.connect.brokers.protocol import MessageReader
+from stepwell.addons.connect.messages import BrokerMessage, BrokerUnavailableError
 from tests.connect.connectors import WAIT_S, wait_for
 from tests.faults.proxy import Proxy
 

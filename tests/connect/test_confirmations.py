@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from service.connect.brokers.confirmations import all_confirmed
+from stepwell.addons.connect.brokers.confirmations import all_confirmed
 
 
 def confirmed_every(seconds: float, n: int) -> list[asyncio.Future[None]]:

@@ -10,7 +10,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from service.testing import BrokerLaws
+from stepwell.testing import BrokerLaws
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,

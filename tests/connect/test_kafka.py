@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerMessage, ConnectUsageError
-from service.connect.urls import BrokerUrl
-from service.testing import BrokerLaws
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.messages import BrokerMessage, ConnectUsageError
+from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, kafka
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -291,7 +291,7 @@ class NoSuchTopics:
 
 
 async def test_a_stream_whose_topic_is_not_there_delays_the_others_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    kafka_module = pytest.importorskip("service.connect.brokers.kafka", reason="aiokafka is not installed")
+    kafka_module = pytest.importorskip("stepwell.addons.connect.brokers.kafka", reason="aiokafka is not installed")
     monkeypatch.setattr(kafka_module, "_TOPIC_S", 0.05)
     producer, writer = NoSuchTopics(), kafka_module.KafkaWriter(BrokerUrl.parse("kafka://h/{stream}"), "json")
     writer._producer = producer

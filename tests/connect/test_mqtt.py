@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import BrokerUnavailableError, ConnectError
-from service.connect.urls import BrokerUrl
-from service.testing import BrokerLaws
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.messages import BrokerUnavailableError, ConnectError
+from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, mosquitto
 from tests.connect.connectors import (
     ConnectorProcess,
@@ -288,7 +288,7 @@ def test_the_example_of_compose_gives_predictions_of_the_demos_model(topics: Mqt
     (short_path / "c.toml").write_text(
         text.replace("mqtt://mqtt/", topics.url("")).replace("predictions/", "out/").replace("dead-letters", "dead")
     )
-    models = REPOSITORY / "service/demo/models"
+    models = REPOSITORY / "service/stepwell/addons/demo/models"
     with (
         service_process(models, short_path / "one") as service,
         connector(short_path, short_path / "c.toml", "--url", service.url, "--json") as one,
@@ -343,7 +343,7 @@ class Clock:
 
 async def test_once_does_not_end_while_another_connector_reads(topics: MqttTopics) -> None:
     """It has read nothing, so nothing is done."""
-    from service.connect.brokers.mqtt import MqttReader
+    from stepwell.addons.connect.brokers.mqtt import MqttReader
 
     url, clock = BrokerUrl.parse(topics.url("in/{stream}", "?client=c9")), Clock()
     first = url.reader(ReaderOptions())
@@ -360,7 +360,7 @@ async def test_once_does_not_end_while_another_connector_reads(topics: MqttTopic
 
 async def test_once_counts_its_quiet_seconds_from_the_last_acknowledgement(topics: MqttTopics) -> None:
     """Until then the broker keeps what is beyond the messages that it may send ahead."""
-    from service.connect.brokers.mqtt import MqttReader
+    from stepwell.addons.connect.brokers.mqtt import MqttReader
 
     clock = Clock()
     reader = MqttReader(BrokerUrl.parse(topics.url("in/{stream}")), ReaderOptions(once=True), clock=clock)

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from service.connect.brokers.protocol import ReaderOptions
-from service.connect.messages import ConnectError
-from service.connect.urls import BrokerUrl
-from service.testing import BrokerLaws
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.messages import ConnectError
+from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.testing import BrokerLaws
 from tests.connect.brokers import BrokerProcess, nats
 from tests.connect.connectors import (
     ConnectorProcess,

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from service.connect.brokers.protocol import ReaderOptions
-from service.connect.urls import BrokerUrl
-from service.testing import BrokerLaws
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.testing import BrokerLaws
 from tests.connect.connectors import (
     ConnectorProcess,
     Readings,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from model_export.errors import StepwellError
-from service.commands.connect import connect
-from service.connect.config import read_config
-from service.connect.urls import BrokerUrl, stream_segment
-from service.errors import SettingsError
+from stepwell_export.runtime.errors import StepwellError
+from stepwell.commands.connect import connect
+from stepwell.addons.connect.config import read_config
+from stepwell.addons.connect.urls import BrokerUrl, stream_segment
+from stepwell.errors import SettingsError
 from tests.commands.program import invoke
 from tests.connect.connectors import ConnectorProcess
 from tests.processes import ServiceProcess
@@ -117,7 +117,7 @@ def test_the_stream_is_a_segment_of_the_topic(url: str, topic: str, stream: str)
 
 
 def test_a_missing_library_is_named_with_the_extra(tmp_path: Path) -> None:
-    program = "import sys; sys.modules['aiokafka'] = None; from service.cli import main; main()"
+    program = "import sys; sys.modules['aiokafka'] = None; from stepwell.cli import main; main()"
     words = ["connect", "kafka://127.0.0.1/t", "--model", "m", "--stream", "key"]
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=tmp_path)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.connect.messages import OutMessage, Undeliverable
-from service.connect.urls import BrokerUrl
+from stepwell.addons.connect.messages import OutMessage, Undeliverable
+from stepwell.addons.connect.urls import BrokerUrl
 
 
 def out_message(stream: str, n: int = 0, padding: str = "") -> OutMessage:

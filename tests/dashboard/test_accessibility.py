@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.demo.recordings import MODELS
+from stepwell.addons.demo.recordings import MODELS
 from tests.dashboard.browser import Page
 from tests.dashboard.test_operations import click
 from tests.dashboard.test_page import open_page, send, wait_for_step

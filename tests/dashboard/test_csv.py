@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.demo.recordings import MODELS, Recordings
+from stepwell.addons.demo.recordings import MODELS, Recordings
 from tests.dashboard.browser import Page
 from tests.dashboard.test_operations import click
 from tests.dashboard.test_page import open_page, post, stream, wait_for_step

@@ -14,7 +14,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from service.demo.recordings import MODELS
+from stepwell.addons.demo.recordings import MODELS
 from tests.dashboard.browser import Page
 from tests.dashboard.test_page import open_page, post, wait_for_step
 from tests.graphs import letters, wave, write_model

@@ -16,7 +16,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from service.demo.recordings import MODELS, Recordings
+from stepwell.addons.demo.recordings import MODELS, Recordings
 from tests.dashboard.browser import Page
 from tests.graphs import total, write_model
 from tests.processes import ServiceProcess, service_process

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from service.client import ClientError
-from service.demo.recordings import Recordings
-from service.demo.replay import replay
-from service.demo.report import Report
+from stepwell_client import ClientError
+from stepwell.addons.demo.recordings import Recordings
+from stepwell.addons.demo.replay import replay
+from stepwell.addons.demo.report import Report
 from tests.demo.fake_service import FakeService
 
 SECONDS = 1.0
@@ -114,7 +114,7 @@ def test_a_rejected_timestep_ends_the_replay_with_the_error_of_the_service() -> 
 
 
 def test_an_unreachable_service_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.demo.replay._TIMEOUT_S", 0.2)
+    monkeypatch.setattr("stepwell.addons.demo.replay._TIMEOUT_S", 0.2)
     with pytest.raises(ClientError, match=r"127\.0\.0\.1:9"):
         asyncio.run(replay("http://127.0.0.1:9", seconds=1, speed=1, recordings=shortened()))
 

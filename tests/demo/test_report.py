@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from service.demo.report import Report, print_report
+from stepwell.addons.demo.report import Report, print_report
 
 
 def report() -> Report:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.demo.recordings import Recordings
+from stepwell.addons.demo.recordings import Recordings
 
 pytest.importorskip("keras", reason="needs Keras: pip install 'stepwell[keras]'")
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the model was trained, exported and labelled."""
     import jax
 
-    from model_export.export import export_source
+    from stepwell_export.exporter import export_source
 
     folder = tmp_path_factory.mktemp("activity")
     config: Any = jax.config
@@ -56,7 +56,7 @@ def test_the_held_out_recordings_are_the_committed_ones(folder: Path) -> None:
 
 
 def test_the_exported_model_is_labelled_and_within_its_tolerance(folder: Path) -> None:
-    from model_export.step_model import StepModel
+    from stepwell_export.runtime.step_model import StepModel
 
     manifest = StepModel(folder / "activity.onnx").manifest
     assert (manifest.inputs[0].model_extra or {})["labels"][0] == "accel x"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # comes with uvicorn[standard], without types
 
-from service.connect.config import read_config
-from service.error_codes import CODES
-from service.settings import Settings
-from service.store.embedded_server import AOF_REWRITE_MIN_SIZE
+from stepwell.addons.connect.config import read_config
+from stepwell.error_codes import CODES
+from stepwell.settings import Settings
+from stepwell.store.embedded_server import AOF_REWRITE_MIN_SIZE
 
 REPOSITORY = Path(__file__).parents[2]
 CONTAINERS = ("proxy", "service", "redis", "export", "mqtt", "connect", "prometheus", "alertmanager", "grafana")

@@ -18,7 +18,7 @@ from scripts.kubernetes.facts import REPOSITORY, container, default_of, version
 from scripts.kubernetes.kustomize import difference
 from scripts.kubernetes.values import OWN_VALUES, VALUES
 from scripts.observability.metrics import used_in
-from service.settings import PREFIX, Settings
+from stepwell.settings import PREFIX, Settings
 from tests.deploy.manifests import by_name, kustomize, needs_helm, needs_kubectl, needs_schemas, of_overlay
 
 VERSIONS = ("1.32", "1.35", "1.37")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_export.manifest import Manifest
-from model_export.runtime.distribution import data_reference
-from model_export.step_model import StepModel
-from model_export.verify.runners import stepped
+from stepwell_export.runtime.manifest import Manifest
+from stepwell_export.runtime.distribution import data_reference
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import stepped
 from tests.api.running import Service
 from tests.graphs import Build, Built, lstm, write_model
 from tests.releases.fleet import wait_until

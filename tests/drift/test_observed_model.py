@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.step_model import StepModel
-from service.drift.observed_model import ObservedModel
-from service.drift.sampler import MAX_TIMESTEPS
-from service.drift.windows import WINDOWS, read_window
-from service.models.served import ServedModel
-from service.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.drift.observed_model import ObservedModel
+from stepwell.drift.sampler import MAX_TIMESTEPS
+from stepwell.drift.windows import WINDOWS, read_window
+from stepwell.models.served import ServedModel
+from stepwell.store.state_store import StateStore
 from tests.drift.live import normal, write_reference_model
 from tests.servers import Server
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from model_export.step_model import StepModel
-from service.engine.engine import Engine
-from service.engine.observer import EngineObserver
-from service.engine.options import EngineOptions
-from service.engine.stepping.columns.outcomes import BulkOutcomes
-from service.errors import ServiceError
-from service.models.registry import ModelRegistry
-from service.store.keys import record_key
-from service.store.state_store import StateStore
-from service.types import BatchSources, BulkPrediction, BulkTimesteps, Prediction, Source, StreamKey, Timestep
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.engine.engine import Engine
+from stepwell.engine.observer import EngineObserver
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.stepping.columns.outcomes import BulkOutcomes
+from stepwell.errors import ServiceError
+from stepwell.models.registry import ModelRegistry
+from stepwell.store.keys import record_key
+from stepwell.store.state_store import StateStore
+from stepwell.types import BatchSources, BulkPrediction, BulkTimesteps, Prediction, Source, StreamKey, Timestep
 
 FOLD = "fold"
 

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.errors import ServiceError
-from service.store.keys import idempotency_key_of, record_key
-from service.store.record import decode
-from service.types import StreamKey, Timestep
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.errors import ServiceError
+from stepwell.store.keys import idempotency_key_of, record_key
+from stepwell.store.record import decode
+from stepwell.types import StreamKey, Timestep
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
 from tests.graphs import Build, Built, count, fold, fold_reference, lstm, nan_at, slow, write_model, write_models
 from tests.servers import Server

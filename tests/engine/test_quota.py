@@ -11,14 +11,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.engine.stepping.queued import QueuedStep
-from service.engine.stepping.rerouter import Rerouter
-from service.engine.tenant_limits import Reservation, StreamQuota
-from service.errors import ServiceError
-from service.models.registry import ModelRegistry
-from service.types import Prediction, RolloutRequest, StreamKey, Timestep
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.stepping.queued import QueuedStep
+from stepwell.engine.stepping.rerouter import Rerouter
+from stepwell.engine.tenant_limits import Reservation, StreamQuota
+from stepwell.errors import ServiceError
+from stepwell.models.registry import ModelRegistry
+from stepwell.types import Prediction, RolloutRequest, StreamKey, Timestep
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker
 from tests.graphs import fold, nan_at, write_models
 from tests.servers import Server

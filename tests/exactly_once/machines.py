@@ -7,7 +7,7 @@ import itertools
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from service.models.registry import ModelRegistry
+from stepwell.models.registry import ModelRegistry
 from tests.servers import Server
 
 

@@ -7,8 +7,8 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from service.types import ENDS, STARTS, Create, Lifecycle
-from service.wire.outcomes import ReturnMode
+from stepwell.types import ENDS, STARTS, Create, Lifecycle
+from stepwell_client.wire.outcomes import ReturnMode
 from tests.graphs import fold_reference
 
 _unique = itertools.count()

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from msgspec.structs import replace as replace_struct
 
-from service.engine.engine import Engine
-from service.errors import ServiceError
-from service.store.keys import record_key
-from service.store.record import decode
-from service.store.state_store import StateStore
-from service.types import ImportedState, RolloutRequest, StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.errors import ServiceError
+from stepwell.store.keys import record_key
+from stepwell.store.record import decode
+from stepwell.store.state_store import StateStore
+from stepwell.types import ImportedState, RolloutRequest, StreamKey
 from tests.engine.harness import FOLD, step, ys
 from tests.exactly_once.copies_model import CopiesModel, CopyRequest, CopyResponse
 from tests.exactly_once.machines import Shared, run_machine

@@ -18,12 +18,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from service.engine.engine import Engine
-from service.errors import ServiceError
-from service.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
-from service.store.record import decode
-from service.store.state_store import StateStore
-from service.types import ImportedState, StreamKey, StreamPosition
+from stepwell.engine.engine import Engine
+from stepwell.errors import ServiceError
+from stepwell.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
+from stepwell.store.record import decode
+from stepwell.store.state_store import StateStore
+from stepwell.types import ImportedState, StreamKey, StreamPosition
 from tests.engine.harness import FOLD, chunk, ys
 from tests.exactly_once.machines import Shared, run_machine
 from tests.exactly_once.protocol_model import ForkRequest, LiveStream, StreamModel, StreamRequest, StreamResponse

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine
-from service.errors import ServiceError
-from service.types import Prediction, Source
-from service.wire.outcomes import ReturnMode
+from stepwell.engine.engine import Engine
+from stepwell.errors import ServiceError
+from stepwell.types import Prediction, Source
+from stepwell_client.wire.outcomes import ReturnMode
 from tests.engine.harness import chunk, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server

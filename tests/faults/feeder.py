@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from service.engine.engine import Engine
-from service.errors import ServiceError
-from service.types import Prediction, Timestep
+from stepwell.engine.engine import Engine
+from stepwell.errors import ServiceError
+from stepwell.types import Prediction, Timestep
 from tests.engine.harness import chunk, ys
 from tests.graphs import fold_reference
 

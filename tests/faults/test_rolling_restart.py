@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from service.client import Client
+from stepwell_client import Client
 from tests.faults.balancer import Balancer
 from tests.graphs import fold, fold_reference, write_model
 from tests.processes import ServiceProcess, service_process

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.errors import ServiceError
-from service.store.keys import idempotency_key_of, record_key
-from service.store.record import HEADER_BYTES
-from service.types import StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.errors import ServiceError
+from stepwell.store.keys import idempotency_key_of, record_key
+from stepwell.store.record import HEADER_BYTES
+from stepwell.types import StreamKey
 from tests.engine.harness import FOLD, chunk, expect_error, gather_results, step, worker, ys
 from tests.faults.feeder import feeders, judged, reached, run, run_until, told
 from tests.faults.proxy import Proxy

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.engine import Engine
-from service.errors import ServiceError
-from service.store.keys import idempotency_key_of, record_key
-from service.types import ImportedState, RolloutRequest, StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.errors import ServiceError
+from stepwell.store.keys import idempotency_key_of, record_key
+from stepwell.types import ImportedState, RolloutRequest, StreamKey
 from tests.api.running import running_service
 from tests.engine.harness import FOLD, CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, write_models

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.errors import ServiceError
-from service.store.keys import record_key
-from service.types import StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.errors import ServiceError
+from stepwell.store.keys import record_key
+from stepwell.types import StreamKey
 from tests.engine.harness import FOLD, CountingObserver, expect_error, gather_results, step, worker, ys
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, fold_reference, write_models

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.adopt.adopt_file import adopt_file
-from model_export.adopt.autoconfigure import adopt
-from model_export.adopt.overrides import Overrides
-from model_export.converted import verify_model
-from model_export.errors import StepwellError
-from model_export.streaming import convert
+from stepwell_export.adoption.adopt_file import adopt_file
+from stepwell_export.adoption.autoconfigure import adopt
+from stepwell_export.adoption.overrides import Overrides
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.streaming import convert
 from tests import graphs
 from tests.fuzz.graphs import broken
 from tests.model_export.streaming.zoo import ZOO

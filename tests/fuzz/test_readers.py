@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from campaign.fuzz import TARGETS
-from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import Kind, Record
+from stepwell.store.idempotency_entry import IdempotencyEntry
+from stepwell.store.record import Kind, Record
 from tests.graphs import fold
 
 _RECORD = Record(9, 5, 1, Kind.STEP, b"o" * 16, b"c" * 16, b"f" * 8, 1, 1, bytes(8), bytes(8)).encode()

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.errors import ServiceError
-from service.store.keys import idempotency_key_of, record_key
-from service.types import Prediction
+from stepwell.errors import ServiceError
+from stepwell.store.keys import idempotency_key_of, record_key
+from stepwell.types import Prediction
 from tests.engine.harness import gather_results, step, worker
 from tests.fuzz.test_readers import mutated
 from tests.graphs import fold, write_models

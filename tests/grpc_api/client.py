@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from model_export.manifest import Array
-from service.codec.oip import DATATYPES
+from stepwell_export.runtime.manifest import Array
+from stepwell.codec.oip import DATATYPES
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: STEPWELL_EXTRAS=grpc")
 pytest.importorskip("grpc_health", reason="grpcio-health-checking is not installed: STEPWELL_EXTRAS=grpc")
 pytest.importorskip("grpc_reflection", reason="grpcio-reflection is not installed: STEPWELL_EXTRAS=grpc")
 
-from service.grpc_api.messages import (  # noqa: E402 - needs grpcio
+from stepwell.addons.grpc_api.messages import (  # noqa: E402 - needs grpcio
     SERVICE,
     ModelInferRequest,
     ModelInferResponse,

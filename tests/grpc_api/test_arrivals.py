@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("grpc", reason="grpcio is not installed: STEPWELL_EXTRAS=grpc")
 
-from service.grpc_api.arrivals import Arrivals
+from stepwell.addons.grpc_api.arrivals import Arrivals
 
 
 class Submitted:

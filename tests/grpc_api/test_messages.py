@@ -35,7 +35,7 @@ def test_fields_have_the_numbers_and_types_of_tritons_client() -> None:
     )
     from tritonclient.grpc import model_config_pb2
 
-    from service.grpc_api.messages import POOL
+    from stepwell.addons.grpc_api.messages import POOL
 
     theirs = {**pb2.DESCRIPTOR.message_types_by_name, **model_config_pb2.DESCRIPTOR.message_types_by_name}
     ours = POOL.FindFileByName("inference.proto").message_types_by_name

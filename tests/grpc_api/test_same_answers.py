@@ -10,7 +10,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from model_export.manifest import Array
+from stepwell_export.runtime.manifest import Array
 from tests.api.oip import binary_body, document, output_array, tensor
 from tests.grpc_api.client import CONTENTS, CallError, GrpcClient, infer_request, outputs_of, parameters_of
 from tests.grpc_api.conftest import GrpcService

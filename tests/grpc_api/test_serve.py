@@ -13,7 +13,7 @@ from tests.graphs import fold, fold_reference, slow, write_models
 from tests.processes import LAUNCH
 from tests.servers import Server
 
-SERVE = "import sys; sys.modules['{package}'] = None; sys.argv = {words}; from service.cli import main; main()"
+SERVE = "import sys; sys.modules['{package}'] = None; sys.argv = {words}; from stepwell.cli import main; main()"
 
 
 @pytest.mark.parametrize("package", ["grpc", "grpc_health", "grpc_reflection"])
@@ -57,7 +57,7 @@ def test_two_services_do_not_share_a_port(redis_server: Server, tmp_path: Path) 
 
 def test_a_call_that_was_accepted_before_a_drain_is_answered(redis_server: Server, tmp_path: Path) -> None:
     pytest.importorskip("grpc_health", reason="grpcio-health-checking is not installed: STEPWELL_EXTRAS=grpc")
-    from service.grpc_api.messages import ModelInferResponse
+    from stepwell.addons.grpc_api.messages import ModelInferResponse
     from tests.grpc_api.client import GrpcClient, infer_request, integer, y_of
     from tests.grpc_api.conftest import GrpcService
 

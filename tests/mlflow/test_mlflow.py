@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import stepwell
-from model_export.errors import StepwellError
-from model_export.step_model import StepModel
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.step_model import StepModel
 from tests.api.running import Service, running_service
 from tests.graphs import fold, fold_reference, lstm, write_model
 from tests.servers import Server

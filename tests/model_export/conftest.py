@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from model_export.chunk import selection
+from stepwell_export.chunk import selection
 
 
 @pytest.fixture(scope="module", autouse=True)  # for these tests alone: others run in the same process

@@ -12,9 +12,9 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from model_export.converted import ConvertedModel
-from model_export.manifest import Array, StateSpec
-from model_export.verify.reference import PrefixAnswers
+from stepwell_export.converted import ConvertedModel
+from stepwell_export.runtime.manifest import Array, StateSpec
+from stepwell_export.verify.reference import PrefixAnswers
 
 Mutate = Callable[[onnx.ModelProto, Any], None]
 """Changes a graph and its manifest in place."""

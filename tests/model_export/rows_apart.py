@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from model_export.graph.nodes import all_nodes
-from model_export.graph.operators import RNN
-from model_export.manifest import Array
-from model_export.runtime.batch_independence import random_rows
-from model_export.step_model import StepModel
+from stepwell_export.graph.nodes import all_nodes
+from stepwell_export.graph.operators import RNN
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.batch_independence import random_rows
+from stepwell_export.runtime.step_model import StepModel
 
 STEPS = 4
 WILD = (np.nan, np.inf, 1e30)

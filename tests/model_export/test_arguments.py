@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import UnclearModelError
-from model_export.export import export_source
-from model_export.streaming import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.exporter import export_source
+from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import graph, ints
 
 

@@ -9,15 +9,15 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from model_export.chunk.analysis import NoChunkError
-from model_export.chunk.graph import AT_ONCE, INSIDE, TIME, dynamic_graphs, dynamic_manifest
-from model_export.chunk.selection import choose_chunk, too_heavy
-from model_export.graph.decompose_rnn import decompose_rnn
-from model_export.manifest import Array, Manifest
-from model_export.step_model import StepModel
-from model_export.verify.runners import chunked, stepped
-from model_export.verify.tolerance import Tolerance
-from model_export.weights import Weights, compress_weights
+from stepwell_export.chunk.analysis import NoChunkError
+from stepwell_export.chunk.graph import AT_ONCE, INSIDE, TIME, dynamic_graphs, dynamic_manifest
+from stepwell_export.chunk.selection import choose_chunk, too_heavy
+from stepwell_export.graph.decompose_rnn import decompose_rnn
+from stepwell_export.runtime.manifest import Array, Manifest
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import chunked, stepped
+from stepwell_export.verify.tolerance import Tolerance
+from stepwell_export.weights import Weights, compress_weights
 from tests import graphs
 
 STRICT = Tolerance(1e-5, 1e-5)
@@ -369,7 +369,7 @@ def test_a_wide_operator_stays_a_step_graph_before_a_chunk_is_tried(monkeypatch:
         raise AssertionError("a graph with a time axis was made")
 
     graph, manifest = lstm_operator(hidden=400)
-    monkeypatch.setattr("model_export.chunk.selection.dynamic_graphs", fail)
+    monkeypatch.setattr("stepwell_export.chunk.selection.dynamic_graphs", fail)
 
     _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
 
@@ -393,7 +393,7 @@ def test_a_fault_in_the_making_of_a_chunk_is_reported_as_one(monkeypatch: pytest
         raise KeyError("s_next")
 
     graph, manifest = ring()
-    monkeypatch.setattr("model_export.chunk.selection.dynamic_graphs", fail)
+    monkeypatch.setattr("stepwell_export.chunk.selection.dynamic_graphs", fail)
 
     _, chosen, choice = choose_chunk(onnx.load_from_string(graph), manifest, [], STRICT)
 

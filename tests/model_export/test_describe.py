@@ -8,9 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from model_export.describe import describe, graph_size, load
-from model_export.errors import FileError, ManifestError
-from model_export.manifest import sidecar_of
+from stepwell_export.runtime.describe import describe, graph_size, load
+from stepwell_export.runtime.errors import FileError, ManifestError
+from stepwell_export.runtime.manifest import sidecar_of
 from tests import graphs
 
 

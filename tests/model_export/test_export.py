@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.errors import FileError, ParityError, RefusedModelError, StepwellError, TensorError, UnclearModelError
-from model_export.export import export_source
-from model_export.manifest import sidecar_of
-from model_export.step_model import StepModel
-from model_export.verify.runners import stepped
+from stepwell_export.runtime.errors import FileError, ParityError, RefusedModelError, StepwellError, TensorError, UnclearModelError
+from stepwell_export.exporter import export_source
+from stepwell_export.runtime.manifest import sidecar_of
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import stepped
 
 keras = pytest.importorskip("keras", reason="Keras is not installed")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from model_export.feedback import Draw, FeedbackError, Rule, fault_of, rules_of
+from stepwell_export.runtime.feedback import Draw, FeedbackError, Rule, fault_of, rules_of
 from tests.graphs import fold, letters, lstm, manifest_of, two_inputs, wave
 
 

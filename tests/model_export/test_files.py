@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from model_export.errors import FileError
-from model_export.files import check_target, write_atomically
+from stepwell_export.runtime.errors import FileError
+from stepwell_export.runtime.files import check_target, write_atomically
 
 
 def test_a_file_is_written_and_nothing_else_stays(tmp_path: Path) -> None:

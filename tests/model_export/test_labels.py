@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.errors import UnclearModelError
-from model_export.labels import read_columns, read_labels, with_labels
-from model_export.manifest import Manifest
+from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.labels import read_columns, read_labels, with_labels
+from stepwell_export.runtime.manifest import Manifest
 from tests import graphs
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import ConvertedModel, verify_model
-from model_export.errors import ParityError
-from model_export.localize import Activation, LayerOutputs
-from model_export.manifest import Array
+from stepwell_export.converted import ConvertedModel, verify_model
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.localize import Activation, LayerOutputs
+from stepwell_export.runtime.manifest import Array
 from tests import graphs
 
 Sequences = Mapping[str, Array]
@@ -164,7 +164,7 @@ def test_a_right_model_is_not_looked_into() -> None:
 def test_the_layer_of_a_keras_model_is_named(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras", reason="Keras is not installed")
 
-    from model_export.keras import convert
+    from stepwell_export.keras import convert
 
     layers = keras.layers
     model = keras.Sequential([

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model_export.errors import ManifestError
-from model_export.manifest import DTYPES, Array, ConstantSpec, Manifest, PackedTensor, sidecar_of
+from stepwell_export.runtime.errors import ManifestError
+from stepwell_export.runtime.manifest import DTYPES, Array, ConstantSpec, Manifest, PackedTensor, sidecar_of
 
 # The example of the contract, section 2, with a value for each choice.
 CONTRACT = """

@@ -13,15 +13,15 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export import StepSpec
-from model_export.adopt.adopt_file import adopt_file
-from model_export.adopt.rewrite import Change
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.export import convert_source, export_source
-from model_export.stages import Pipeline
-from model_export.step_model import StepModel
-from model_export.streaming import convert
+from stepwell_export import StepSpec
+from stepwell_export.adoption.adopt_file import adopt_file
+from stepwell_export.adoption.rewrite import Change
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.exporter import convert_source, export_source
+from stepwell_export.stages import Pipeline
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.streaming import convert
 from tests import graphs
 from tests.model_export.rows_apart import assert_rows_apart
 from tests.model_export.streaming.zoo_parts import GRU, batch_first, ints
@@ -223,7 +223,7 @@ def test_a_module_with_states_whose_rows_meet_is_refused(name: str) -> None:
 
 
 def _is_refused(spec: StepSpec) -> None:
-    from model_export.torch import convert as convert_torch
+    from stepwell_export.torch import convert as convert_torch
 
     with pytest.raises(RefusedModelError) as caught:
         verify_model(convert_torch(spec, name="loud"), long_steps=0)

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.adopt.autoconfigure import adopt
-from model_export.converted import ConvertedModel, verify_model
-from model_export.errors import ParityError, RefusedModelError
-from model_export.manifest import Array
-from model_export.precision import FULL, Precision, narrow_store, saved, store_as
-from model_export.step_model import StepModel
-from model_export.verify.runners import stepped
-from model_export.weights import Weights
+from stepwell_export.adoption.autoconfigure import adopt
+from stepwell_export.converted import ConvertedModel, verify_model
+from stepwell_export.runtime.errors import ParityError, RefusedModelError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.precision import FULL, Precision, narrow_store, saved, store_as
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import stepped
+from stepwell_export.weights import Weights
 from tests import graphs
 from tests.published import NAMES, published
 

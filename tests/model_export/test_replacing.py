@@ -10,10 +10,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from model_export.errors import FileError, RefusedModelError
-from model_export.manifest import Array
-from model_export.replacing import Replaced, check_translation, read_version, replaced
-from model_export.step_model import StepModel
+from stepwell_export.runtime.errors import FileError, RefusedModelError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.replacing import Replaced, check_translation, read_version, replaced
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import (
     Built,
     batch_axis_1,

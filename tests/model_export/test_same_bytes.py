@@ -18,7 +18,7 @@ from tests.model_export.streaming.zoo_parts import batch_first
 ROOT = Path(__file__).resolve().parents[2]
 PAUSE_S = 0.05
 
-EXPORT = "import sys; from pathlib import Path; from model_export.export import export_source as e; "
+EXPORT = "import sys; from pathlib import Path; from stepwell_export.exporter import export_source as e; "
 EXPORT += "e(sys.argv[1], Path(sys.argv[2]), name='m')"
 
 KERAS = """
@@ -36,7 +36,7 @@ def build():
 
 TORCH = """
 import torch
-from model_export import StepSpec
+from stepwell_export import StepSpec
 
 class Module(torch.nn.Module):
     def __init__(self):

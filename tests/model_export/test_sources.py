@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from model_export.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError
-from model_export.sources import load_source
+from stepwell_export.runtime.errors import FileError, MissingExtraError, ModelLoadError, RefusedModelError
+from stepwell_export.sources import load_source
 from tests import graphs
 
 BROKEN = '    raise ValueError("no data today")'
 ZOO = f"""
 import keras
-from model_export import StepSpec
-from model_export.errors import TensorError
+from stepwell_export import StepSpec
+from stepwell_export.runtime.errors import TensorError
 
 def small():
     return keras.Sequential([keras.Input((None, 2)), keras.layers.SimpleRNN(3), keras.layers.Dense(1)])
@@ -195,7 +195,7 @@ def test_the_callers_file_goes_before_a_module_of_python_that_has_its_name(tmp_p
     here = str(tmp_path)
     code = (
         f"import sys; {before}sys.path = [p for p in sys.path if p not in ('', {here!r})] + [{here!r}]; "
-        "from model_export.sources import load_source; print(type(load_source('wave:build')).__name__)"
+        "from stepwell_export.sources import load_source; print(type(load_source('wave:build')).__name__)"
     )
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, cwd=tmp_path)
@@ -211,7 +211,7 @@ def test_a_module_of_python_is_still_one_where_the_caller_has_no_such_file(here:
     assert sys.modules["wave"] is wave
 
 
-CHOOSE = "from model_export.sources import choose_keras_backend as c; c()"
+CHOOSE = "from stepwell_export.sources import choose_keras_backend as c; c()"
 
 
 def backend_chosen(folder: Path, how: str = CHOOSE, **environment: str) -> str:
@@ -223,7 +223,7 @@ def backend_chosen(folder: Path, how: str = CHOOSE, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("how", [CHOOSE, "from model_export.keras import Call"], ids=["source", "keras"])
+@pytest.mark.parametrize("how", [CHOOSE, "from stepwell_export.keras import Call"], ids=["source", "keras"])
 def test_keras_takes_a_backend_that_is_installed_whatever_its_settings_file_says(tmp_path: Path, how: str) -> None:
     """Keras writes "tensorflow" into that file by itself, also where there is no TensorFlow."""
     pytest.importorskip("jax", reason="JAX is not installed")

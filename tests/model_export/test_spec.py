@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from model_export import Manifest, StepModel, StepSpec
-from model_export.errors import ManifestError
+from stepwell_export import Manifest, StepModel, StepSpec
+from stepwell_export.runtime.errors import ManifestError
 
 ONE = {"x": [[0.0]]}
 
@@ -42,16 +42,16 @@ def test_anything_else_is_refused(parts: dict[str, Any], told: str) -> None:
 
 
 def test_the_package_gives_its_nouns_and_no_others() -> None:
-    import model_export
+    import stepwell_export
 
     assert (Manifest.__name__, StepModel.__name__) == ("Manifest", "StepModel")
     with pytest.raises(AttributeError):
-        _ = model_export.StepThing
+        _ = stepwell_export.StepThing
 
 
 def test_a_training_script_imports_no_runtime_with_it() -> None:
     heavy = "{'onnxruntime', 'keras', 'torch'}"
-    code = f"import sys; from model_export import StepSpec; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys; from stepwell_export import StepSpec; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"

@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from model_export.manifest import Array
-from model_export.weights import Weights, compress_weights
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.weights import Weights, compress_weights
 from tests import graphs
 
 RNG = np.random.default_rng(7)
@@ -176,7 +176,7 @@ def test_fused_recurrent_operators_run_with_weights_in_fewer_bits(operator: str,
     script = f"""
 import numpy as np, onnx, onnxruntime as ort
 from onnx import helper, numpy_helper
-from model_export.weights import compress_weights
+from stepwell_export.weights import compress_weights
 
 rng = np.random.default_rng(0)
 gates = {{"LSTM": 4, "GRU": 3, "RNN": 1}}["{operator}"]

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from service.errors import StoreUnavailableError
-from service.models.artifacts.keeper import KeptArtifact
+from stepwell.errors import StoreUnavailableError
+from stepwell.models.artifacts.keeper import KeptArtifact
 
 
 class SlowBackend:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from model_export.step_model import StepModel
-from service.models.registry import ModelRegistry
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.models.registry import ModelRegistry
 from tests.graphs import fold, total, write_model, write_models
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from service.models import reload as workers
-from service.models.changes import ReloadReport
-from service.models.reload import ReloadCoordinator
+from stepwell.models import reload as workers
+from stepwell.models.changes import ReloadReport
+from stepwell.models.reload import ReloadCoordinator
 
 OTHER = """
 import asyncio, sys
 from pathlib import Path
-from service.models.changes import ReloadReport
-from service.models.reload import ReloadCoordinator
+from stepwell.models.changes import ReloadReport
+from stepwell.models.reload import ReloadCoordinator
 
 async def reload():
     print("reloaded", flush=True)

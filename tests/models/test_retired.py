@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from model_export.step_model import StepModel
-from service.models.artifacts.folder import ArtifactFolder
-from service.models.artifacts.keeper import ArtifactKeeper
-from service.models.registry import ModelRegistry
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.models.artifacts.folder import ArtifactFolder
+from stepwell.models.artifacts.keeper import ArtifactKeeper
+from stepwell.models.registry import ModelRegistry
 from tests.graphs import fold, write_model
 
 

@@ -17,7 +17,7 @@ from tests.servers import Server
 if find_spec("ray") is None:
     pytest.skip("ray is not installed (STEPWELL_EXTRAS=ray)", allow_module_level=True)
 
-from service.offline import ray as on_ray
+from stepwell.addons.offline import ray as on_ray
 
 pytestmark = pytest.mark.timeout(600)
 

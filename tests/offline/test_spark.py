@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel
 from tests.api.running import running_service
 from tests.graphs import fold, lstm, write_model
 from tests.offline.recording import N_STREAMS, assert_states_go_on, expected, found, recording
@@ -25,7 +25,7 @@ if find_spec("pyspark") is None or shutil.which("java") is None:
 import pandas as pd
 from pyspark.sql import SparkSession
 
-from service.offline import spark
+from stepwell.addons.offline import spark
 
 pytestmark = pytest.mark.timeout(600)
 

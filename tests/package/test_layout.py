@@ -12,15 +12,15 @@ from hatch_build import moved
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("from service.ids import x", "from stepwell.service.ids import x"),
-        ("from model_export import (\n    x,\n)", "from stepwell.model_export import (\n    x,\n)"),
-        ("é = 1; from service import x", "é = 1; from stepwell.service import x"),
-        ("import service", "from stepwell import service"),
-        ('run("service.models.probe")', 'run("stepwell.service.models.probe")'),
+        ("from stepwell.ids import x", "from stepwell.service.ids import x"),
+        ("from stepwell_export import (\n    x,\n)", "from stepwell.model_export import (\n    x,\n)"),
+        ("é = 1; from stepwell import x", "é = 1; from stepwell.service import x"),
+        ("import stepwell", "from stepwell import stepwell"),
+        ('run("stepwell.models.probe")', 'run("stepwell.service.models.probe")'),
         ("from services import x", "from services import x"),
-        ("from . import service", "from . import service"),
+        ("from . import stepwell", "from . import stepwell"),
         ('route("service")', 'route("service")'),
-        ('"""`service.ids` is a module."""', '"""`service.ids` is a module."""'),
+        ('"""`stepwell.ids` is a module."""', '"""`stepwell.ids` is a module."""'),
     ],
 )
 def test_a_module_is_moved(source: str, expected: str) -> None:
@@ -28,7 +28,7 @@ def test_a_module_is_moved(source: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["import service.ids", "import os, service", 'f"service.{name}"', 'run("-m", ["-m", "service", "serve"])']
+    "source", ["import stepwell.ids", "import os, service", 'f"service.{name}"', 'run("-m", ["-m", "service", "serve"])']
 )
 def test_what_cannot_be_moved_fails_the_build(source: str) -> None:
     with pytest.raises(ValueError, match=r"x\.py, line 1: this cannot be moved"):

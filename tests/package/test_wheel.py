@@ -75,7 +75,7 @@ def test_an_editable_install_is_the_clone(tmp_path: Path) -> None:
     code = "import stepwell, service; print(stepwell.__file__, service.__file__, stepwell.Client.__module__)"
     done = editable.run("python", "-c", code)
 
-    assert done.stdout == f"{ROOT / 'stepwell.py'} {ROOT / 'service' / '__init__.py'} service.client.sync\n", (
+    assert done.stdout == f"{ROOT / 'stepwell.py'} {ROOT / 'service' / '__init__.py'} stepwell_client.sync\n", (
         done.stderr
     )
     assert editable.run("stepwell", "--version").returncode == 0

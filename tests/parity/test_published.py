@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from model_export.adopt.autoconfigure import adopt, write_sidecar
+from stepwell_export.adoption.autoconfigure import adopt, write_sidecar
 from tests.parity.transports import MSGPACK, packed, unpacked
 from tests.processes import ServiceProcess, service_process
 from tests.published import NAMES, published

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.export import export_source
-from model_export.step_model import StepModel
+from stepwell_export.exporter import export_source
+from stepwell_export.runtime.step_model import StepModel
 from tests.parity.transports import INPUT, OUTPUT, TRANSPORTS, Sequences
 from tests.processes import ServiceProcess, service_process
 

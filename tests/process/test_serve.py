@@ -21,7 +21,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from service.store.embedded_server import find_server
+from stepwell.store.embedded_server import find_server
 from tests.graphs import count, fold, fold_reference, write_model
 from tests.processes import LAUNCH, ServiceProcess, is_running, service_process
 from tests.servers import Server
@@ -276,7 +276,7 @@ def probes_of(models: Path) -> list[bytes]:
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = entry.read_bytes()
-            if b"service.models.probe" in words and os.fsencode(models) in words:
+            if b"stepwell.models.probe" in words and os.fsencode(models) in words:
                 found.append(words)
     return found
 

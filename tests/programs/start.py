@@ -23,12 +23,12 @@ from typing import IO, ClassVar, NoReturn
 
 LAUNCH = [sys.executable, "-P", "-m", "service"]
 _MODULES = (
-    "service.cli",
-    "service.app",
-    "service.commands.serve",
-    "service.commands.connect",
-    "service.commands.live.alert",
-    "service.commands.recorded.backfill",
+    "stepwell.cli",
+    "stepwell.app",
+    "stepwell.commands.serve",
+    "stepwell.commands.connect",
+    "stepwell.commands.live.alert",
+    "stepwell.commands.recorded.backfill",
 )
 """Imported before the first fork, with all that they import."""
 _MOST_WARM = 3

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from service.requests.auth.api_keys import ApiKeys, Caller, unauthenticated
-from service.requests.hot_routes import make_handler
+from stepwell.requests.auth.api_keys import ApiKeys, Caller, unauthenticated
+from stepwell.requests.hot_routes import make_handler
 from tests.api.running import running_service
 from tests.graphs import fold, fold_reference, stateless, write_model
 from tests.protocols.both_paths import connected, request
@@ -98,7 +98,7 @@ def test_a_connection_whose_stream_changes_stays_in_single_request_mode(
 ) -> None:
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         first = asked_again(sock, STEP)  # its header lines are cached from here on
-        monkeypatch.setattr("service.protocols.fast_http.FastHttpProtocol._start_request", None)
+        monkeypatch.setattr("stepwell.protocols.fast_http.FastHttpProtocol._start_request", None)
         others = [STEP.replace(b"/s/", f"/other-{i}/".encode()) for i in range(3)]
 
         assert [first, *[asked_again(sock, text) for text in others]] == [200, 200, 200, 200]
@@ -110,7 +110,7 @@ def test_a_connection_whose_header_changes_stays_in_single_request_mode(
     """For example a trace id, or the client's address behind a proxy."""
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         first = asked_again(sock, STEP)
-        monkeypatch.setattr("service.protocols.fast_http.FastHttpProtocol._start_request", None)
+        monkeypatch.setattr("stepwell.protocols.fast_http.FastHttpProtocol._start_request", None)
         others = [STEP.replace(b"Host: x\r\n", b"Host: x\r\nX-Request-Id: %d\r\n" % 7**i) for i in range(20)]
 
         assert [first, *[asked_again(sock, text) for text in others]] == [200] * 21
@@ -176,7 +176,7 @@ def test_a_model_check_without_changes_keeps_the_cache(
         resolved += 1
         return make_handler(*args)
 
-    monkeypatch.setattr("service.protocols.request_cache.make_handler", noted)
+    monkeypatch.setattr("stepwell.protocols.request_cache.make_handler", noted)
     with running_service(redis_server.url, folder, lane=True) as service, connected(service) as sock:
         asked_again(sock)
         asked_again(sock)

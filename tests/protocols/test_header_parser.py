@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.protocols.header_cache import HeaderCache
-from service.requests.hot_routes import RequestHeaders, parse_headers
-from service.requests.request_ids import request_id_of
+from stepwell.protocols.header_cache import HeaderCache
+from stepwell.requests.hot_routes import RequestHeaders, parse_headers
+from stepwell.requests.request_ids import request_id_of
 
 MAX_BODY = 1_000_000
 FREQUENT = 64  # after so many requests with the same names in the same order there is a layout for them

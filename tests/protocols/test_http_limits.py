@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import httpx2
 import pytest
 
-from service.protocols.http_limits import HEAD_LIMIT
+from stepwell.protocols.http_limits import HEAD_LIMIT
 from tests.api.running import Service, running_service
 from tests.graphs import fold, write_model, write_models
 from tests.processes import ServiceProcess, service_process

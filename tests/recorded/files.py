@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model_export.manifest import InputSpec
+from stepwell_export.runtime.manifest import InputSpec
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

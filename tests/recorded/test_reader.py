@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.errors import MissingExtraError, StepwellError
-from model_export.manifest import Array, InputSpec
-from service.client.columns import ColumnsError
-from service.recorded import RecordedData, RecordedDataError, gathered, open_data
-from service.recorded.columns import ColumnChoice
-from service.recorded.tables import PIECE_ROWS, CsvFile
+from stepwell_export.runtime.errors import MissingExtraError, StepwellError
+from stepwell_export.runtime.manifest import Array, InputSpec
+from stepwell_client.columns import ColumnsError
+from stepwell.addons.recorded import RecordedData, RecordedDataError, gathered, open_data
+from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.tables import PIECE_ROWS, CsvFile
 from tests.recorded.files import an_input, write_csv, write_npz
 
 PQ = ["p", "q"]
@@ -284,8 +284,8 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     def peak_kib(name: str) -> int:
         program = (
             "import resource, sys; from pathlib import Path; from tests.recorded.files import an_input\n"
-            "from service.recorded import gathered, open_data; from service.recorded.columns import ColumnChoice\n"
-            "from service.recorded import data; data.KEPT_BYTES = 1 << 20\n"
+            "from stepwell.addons.recorded import gathered, open_data; from stepwell.addons.recorded.columns import ColumnChoice\n"
+            "from stepwell.addons.recorded import data; data.KEPT_BYTES = 1 << 20\n"
             "data = open_data([Path(sys.argv[1])], [an_input()], ColumnChoice('s', None, {'x': ['p', 'q']}))\n"
             "data.check(); n = sum(b.size for r in gathered(data.read(), 1 << 20) for g in r.groups(8) "
             "for b in g.blocks())\n"

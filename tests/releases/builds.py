@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from model_export.manifest import Manifest
+from stepwell_export.runtime.manifest import Manifest
 from tests.graphs import Built, _s, _t, graph_from_text, lstm, manifest_of
 
 

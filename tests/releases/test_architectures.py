@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from model_export.manifest import Array
-from model_export.step_model import StepModel
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import Build, lstm, write_model
 from tests.releases.builds import gru, widening_lstm
 from tests.releases.fleet import MODEL, Fleet, fleet

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from service.releases import changes
-from service.releases.document import MAX_EARLIER, ROLLBACK_S, ReleaseDocument, ReleaseVersion
+from stepwell.releases import changes
+from stepwell.releases.document import MAX_EARLIER, ROLLBACK_S, ReleaseDocument, ReleaseVersion
 
 ONE, TWO, THREE = (ReleaseVersion(n, f"version{n}".encode()) for n in (1, 2, 3))
 RAMP = changes.TrialOptions("ramp", ((0.0, 5.0),))

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from service.releases.counters import OutputCounts, TrialCounts, add_counts, read_counts
-from service.store.state_store import StateStore
+from stepwell.releases.counters import OutputCounts, TrialCounts, add_counts, read_counts
+from stepwell.store.state_store import StateStore
 from tests.servers import Server
 
 

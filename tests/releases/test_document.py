@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.releases.document import (
+from stepwell.releases.document import (
     MAX_EARLIER,
     ROLLBACK_S,
     Ended,
@@ -17,7 +17,7 @@ from service.releases.document import (
     Trial,
     takes_part,
 )
-from service.releases.lookup import Releases
+from stepwell.releases.lookup import Releases
 
 OLD, NEW, THIRD = (ReleaseVersion(n, f"version{n}".encode()) for n in (1, 2, 3))
 percents = st.floats(0, 100)

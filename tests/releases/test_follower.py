@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.store.keys import release_key
+from stepwell.store.keys import release_key
 from tests.api.running import Service, running_service
 from tests.graphs import fold, write_model
 from tests.servers import Server

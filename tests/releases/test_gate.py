@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.releases.counters import TrialCounts
-from service.releases.document import Gate
-from service.releases.gate import broken_limit
+from stepwell.releases.counters import TrialCounts
+from stepwell.releases.document import Gate
+from stepwell.releases.gate import broken_limit
 
 
 def counted(steps: int = 10) -> TrialCounts:

@@ -15,7 +15,7 @@ import pytest
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
 
-from service.store.commits import COMMIT
+from stepwell.store.commits import COMMIT
 from tests.faults.proxy import Proxy
 from tests.graphs import fold, write_model
 from tests.processes import ServiceProcess

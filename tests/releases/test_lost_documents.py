@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from model_export.step_model import StepModel
-from service.models.artifacts.keeper import ArtifactKeeper
-from service.models.registry import ModelRegistry
-from service.releases.document import ReleaseDocument, ReleaseVersion
-from service.releases.follower import ReleaseFollower
-from service.releases.lookup import Releases
-from service.releases.store import ReleaseStore, StoredRelease
-from service.store.keys import record_key, release_key
-from service.store.pubsub import StorePubSub
-from service.store.record import decode
-from service.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.models.artifacts.keeper import ArtifactKeeper
+from stepwell.models.registry import ModelRegistry
+from stepwell.releases.document import ReleaseDocument, ReleaseVersion
+from stepwell.releases.follower import ReleaseFollower
+from stepwell.releases.lookup import Releases
+from stepwell.releases.store import ReleaseStore, StoredRelease
+from stepwell.store.keys import record_key, release_key
+from stepwell.store.pubsub import StorePubSub
+from stepwell.store.record import decode
+from stepwell.store.state_store import StateStore
 from tests.graphs import fold, total, write_models
 from tests.releases.fleet import MODEL, Fleet, two_folds, wait_until
 from tests.servers import Server

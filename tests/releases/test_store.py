@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from msgspec.structs import replace
 
-from service.errors import CorruptRecordError
-from service.releases.counters import TrialCounts, add_counts, read_counts
-from service.releases.document import ReleaseDocument, ReleaseVersion
-from service.releases.lookup import Releases
-from service.releases.store import ReleaseStore, StoredRelease
-from service.releases.stream_counts import StreamCounter
-from service.releases.sweeps import SweepProgress, read_sweep, request_sweep
-from service.store.keys import record_key, release_key
-from service.store.record import Kind, Record
-from service.store.state_store import StateStore
+from stepwell.errors import CorruptRecordError
+from stepwell.releases.counters import TrialCounts, add_counts, read_counts
+from stepwell.releases.document import ReleaseDocument, ReleaseVersion
+from stepwell.releases.lookup import Releases
+from stepwell.releases.store import ReleaseStore, StoredRelease
+from stepwell.releases.stream_counts import StreamCounter
+from stepwell.releases.sweeps import SweepProgress, read_sweep, request_sweep
+from stepwell.store.keys import record_key, release_key
+from stepwell.store.record import Kind, Record
+from stepwell.store.state_store import StateStore
 from tests.servers import Server
 from tests.store.clusters import KINDS, Cluster, server_or_cluster
 

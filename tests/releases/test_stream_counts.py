@@ -9,15 +9,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.models.pair_state import PairState
-from service.releases.document import ReleaseDocument, ReleaseVersion
-from service.releases.lookup import Releases
-from service.releases.store import ReleaseStore
-from service.releases.stream_counts import StreamCounter
-from service.store import keys
-from service.store.keys import record_key
-from service.store.record import Kind, Record, SourcePosition
-from service.store.state_store import StateStore
+from stepwell.models.pair_state import PairState
+from stepwell.releases.document import ReleaseDocument, ReleaseVersion
+from stepwell.releases.lookup import Releases
+from stepwell.releases.store import ReleaseStore
+from stepwell.releases.stream_counts import StreamCounter
+from stepwell.store import keys
+from stepwell.store.keys import record_key
+from stepwell.store.record import Kind, Record, SourcePosition
+from stepwell.store.state_store import StateStore
 from tests.servers import Server
 
 OLD, NEW = b"version1", b"version2"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.client import Client
+from stepwell_client import Client
 from tests.releases.fleet import NEW_FACTOR, Fleet, folded, two_folds
 from tests.servers import Server
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.store.keys import record_key
+from stepwell.store.keys import record_key
 from tests.releases.fleet import Fleet, over_both, two_folds, wait_until
 from tests.servers import Server
 

@@ -16,8 +16,8 @@ import httpx2
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from service.errors import ServiceError
-from service.requests.auth.api_keys import ANYONE, ApiKeys, KeysFileError
+from stepwell.errors import ServiceError
+from stepwell.requests.auth.api_keys import ANYONE, ApiKeys, KeysFileError
 from tests.api.running import Service, running_service
 from tests.api.test_streams import code_of
 from tests.graphs import fold, write_models

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.errors import ServiceError
-from service.requests.large_bodies import LargeBodies
+from stepwell.errors import ServiceError
+from stepwell.requests.large_bodies import LargeBodies
 
 
 class Document:

@@ -11,12 +11,12 @@ import pytest
 from fastapi.routing import APIRoute
 
 import stepwell
-from service import client
-from service.app import create_app
-from service.cli import make_app
-from service.error_codes import CODES
-from service.metrics import Metrics
-from service.settings import PREFIX, Settings
+from stepwell_client import stepwell_client as client
+from stepwell.app import create_app
+from stepwell.cli import make_app
+from stepwell.error_codes import CODES
+from stepwell.metrics import Metrics
+from stepwell.settings import PREFIX, Settings
 from tests.site.pages import Site
 
 

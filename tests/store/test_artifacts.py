@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from service.store.artifacts import StoredArtifacts
-from service.store.keys import artifact_key
-from service.store.state_store import StateStore
+from stepwell.store.artifacts import StoredArtifacts
+from stepwell.store.keys import artifact_key
+from stepwell.store.state_store import StateStore
 from tests.servers import Server
 from tests.store.clusters import KINDS, Cluster, server_or_cluster
 

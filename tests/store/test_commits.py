@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.store.commits import ColumnarCommits, Commit, JoinedCommits, rows_call, script_call
-from service.store.record import GUARD_BYTES
+from stepwell.store.commits import ColumnarCommits, Commit, JoinedCommits, rows_call, script_call
+from stepwell.store.record import GUARD_BYTES
 
 
 @given(st.data(), st.integers(1, 6), st.integers(1, 40), st.booleans())

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from service.store.followed import FollowedValue
-from service.store.pubsub import StorePubSub
-from service.store.state_store import StateStore
+from stepwell.store.followed import FollowedValue
+from stepwell.store.pubsub import StorePubSub
+from stepwell.store.state_store import StateStore
 from tests.servers import Server
 
 TOPIC = "swl:followed"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
-from service.store import listing
-from service.store.commits import DELETE, NO_RECORD, Commit, Outcome
-from service.store.idempotency_entry import IdempotencyEntry
-from service.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
-from service.store.record import Kind, Record
-from service.store.state_store import StateStore
+from stepwell.errors import CorruptRecordError, OutcomeUnknownError, ServiceError, StoreFullError, StoreUnavailableError
+from stepwell.store import listing
+from stepwell.store.commits import DELETE, NO_RECORD, Commit, Outcome
+from stepwell.store.idempotency_entry import IdempotencyEntry
+from stepwell.store.keys import end_entry_key, idempotency_key_of, record_key, snapshots_key
+from stepwell.store.record import Kind, Record
+from stepwell.store.state_store import StateStore
 from tests.servers import Server
 from tests.store.clusters import KINDS, Cluster, server_or_cluster
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.lease import Lease
-from service.store.lease import StoreLease
-from service.store.state_store import StateStore
+from stepwell.lease import Lease
+from stepwell.store.lease import StoreLease
+from stepwell.store.state_store import StateStore
 from tests.servers import Server
 
 KEY = "swl:lease"

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import redis
 
-from service.store import pubsub
-from service.store.checks.permissions import check_permissions
-from service.store.pubsub import StorePubSub
-from service.store.state_store import StateStore
-from service.store.transport.connection import NotSentError
-from service.store.transport.transport import RedisTransport
+from stepwell.store import pubsub
+from stepwell.store.checks.permissions import check_permissions
+from stepwell.store.pubsub import StorePubSub
+from stepwell.store.state_store import StateStore
+from stepwell.store.transport.connection import NotSentError
+from stepwell.store.transport.transport import RedisTransport
 from tests.servers import Server
 
 WITHIN_S = 10.0

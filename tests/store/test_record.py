@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import CorruptRecordError, RecordVersionError
-from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import (
+from stepwell.errors import CorruptRecordError, RecordVersionError
+from stepwell.store.idempotency_entry import IdempotencyEntry
+from stepwell.store.record import (
     CHANGED_VERSION,
     GUARD_AT,
     HAD_KEY,

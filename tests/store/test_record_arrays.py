@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import ServiceError
-from service.store.record import Record, SourcePosition, decode, with_epoch
-from service.store.record_arrays import (
+from stepwell.errors import ServiceError
+from stepwell.store.record import Record, SourcePosition, decode, with_epoch
+from stepwell.store.record_arrays import (
     HEADER_DTYPE,
     are_records,
     decode_records,

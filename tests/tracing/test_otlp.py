@@ -12,9 +12,9 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.trace import SpanContext
 
-from service.tracing.otel import SdkSpans
-from service.tracing.otlp import DirectSpanExporter, EndedSpan
-from service.tracing.tracer import Span
+from stepwell.tracing.otel import SdkSpans
+from stepwell.tracing.otlp import DirectSpanExporter, EndedSpan
+from stepwell.tracing.tracer import Span
 from tests.tracing.receiver import Receiver, receiver
 
 SPANS = [

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from service.requests.handlers import StepHandler
+from stepwell.requests.handlers import StepHandler
 from tests.api.running import Service, running_service
 from tests.graphs import fold, stateless, write_models
 from tests.processes import LAUNCH, free_port

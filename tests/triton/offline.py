@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime as ort
 
-from model_export.manifest import Array
+from stepwell_export.runtime.manifest import Array
 from tests.graphs import Build
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.manifest import Array
+from stepwell_export.runtime.manifest import Array
 from tests.api.running import Service
 from tests.graphs import fold_reference, lstm
 from tests.triton.offline import offline_predictions

@@ -23,7 +23,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "oip.md").read_text()
 
 @pytest.fixture(scope="module")
 def demo(shared_redis: Server) -> Iterator[Service]:
-    with running_service(shared_redis.url, Path(str(files("service.demo") / "models")), lane=True) as one:
+    with running_service(shared_redis.url, Path(str(files("stepwell.addons.demo") / "models")), lane=True) as one:
         yield one
 
 
@@ -46,7 +46,7 @@ def test_the_example_of_tritonclient_prints_three_steps(demo: Service) -> None:
 @pytest.mark.skipif(find_spec("tritonclient") is None, reason="tritonclient is not installed: STEPWELL_EXTRAS=triton")
 def test_the_example_of_tritonclient_over_grpc_prints_three_steps(shared_redis: Server, tmp_path: Path) -> None:
     pytest.importorskip("grpc_reflection", reason="gRPC is not installed: STEPWELL_EXTRAS=grpc")
-    models = Path(str(files("service.demo") / "models"))
+    models = Path(str(files("stepwell.addons.demo") / "models"))
     with GrpcService(models, tmp_path, "--redis", shared_redis.url, "--drain-s", "0").running() as own:
         code = block("tritonclient-grpc", own.grpc_port, usual=8001)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.manifest import Array
+from stepwell_export.runtime.manifest import Array
 from tests.graphs import fold, fold_reference, latch, lstm, stateless, two_inputs, write_models
 from tests.grpc_api.conftest import GrpcService
 from tests.servers import Server

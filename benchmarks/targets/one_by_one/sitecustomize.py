@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 if "serve" in sys.orig_argv:
-    from service.grpc_api.arrivals import Arrivals
+    from stepwell.addons.grpc_api.arrivals import Arrivals
 
     def add(_arrivals: Arrivals, submit: Callable[[], None]) -> None:
         submit()

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from service import cli
+from stepwell import cli
 
 _HEAD = """\
 # Commands

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.site.markdown import slug, table
-from service.error_codes import CODES
+from stepwell.error_codes import CODES
 
 _HEAD = """\
 # Error codes

@@ -13,9 +13,9 @@ from fastapi.routing import APIRoute
 
 from scripts.site.markdown import slug, table
 from scripts.site.reference.schemas import components, type_of
-from service.app import create_app
-from service.error_codes import CODES
-from service.settings import Settings
+from stepwell.app import create_app
+from stepwell.error_codes import CODES
+from stepwell.settings import Settings
 
 _HEAD = """\
 # HTTP API

@@ -36,7 +36,7 @@ def page() -> str:
 
 
 def _load() -> tuple[Any, Any]:
-    """Return the modules `stepwell` and `service.client`, as griffe reads them."""
+    """Return the modules `stepwell` and `stepwell_client`, as griffe reads them."""
     import griffe  # of the extra `docs`
 
     logging.getLogger("griffe").setLevel(logging.ERROR)

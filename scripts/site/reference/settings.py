@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from service.settings import PREFIX, Settings
+from stepwell.settings import PREFIX, Settings
 
 _HEAD = f"""\
 # Settings

@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.site.markdown import slug, table
 from scripts.site.reference.schemas import components
-from service.asgi.openapi import asyncapi
+from stepwell.asgi.openapi import asyncapi
 
 _HEAD = """\
 # WebSockets

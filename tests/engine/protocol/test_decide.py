@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from service.engine.protocol.decide import Decision, StepIntent, applies_without_store, check_idempotency_entry, decide
-from service.error_codes import CODES
-from service.errors import ServiceError
-from service.store.idempotency_entry import IdempotencyEntry
-from service.store.record import Kind, Record
-from service.types import Create, StreamKey, Timestep
+from stepwell.engine.protocol.decide import Decision, StepIntent, applies_without_store, check_idempotency_entry, decide
+from stepwell.error_codes import CODES
+from stepwell.errors import ServiceError
+from stepwell.store.idempotency_entry import IdempotencyEntry
+from stepwell.store.record import Kind, Record
+from stepwell.types import Create, StreamKey, Timestep
 
 HERE, ELSEWHERE = b"c" * 16, b"x" * 16
 MODEL, OTHER_MODEL = b"model..1", b"model..2"

@@ -7,10 +7,10 @@ import itertools
 
 import pytest
 
-from service.engine.protocol.decide import Decision, decide
-from service.engine.protocol.positions import advanced, overlap_of, passed_timesteps, position_of
-from service.store.record import MAX_SOURCES, Record, SourcePosition
-from service.types import Create, Source
+from stepwell.engine.protocol.decide import Decision, decide
+from stepwell.engine.protocol.positions import advanced, overlap_of, passed_timesteps, position_of
+from stepwell.store.record import MAX_SOURCES, Record, SourcePosition
+from stepwell.types import Create, Source
 from tests.engine.protocol.test_decide import (
     ELSEWHERE,
     HERE,

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.errors import ServiceError
-from service.store.keys import record_key
-from service.types import RolloutRequest, RolloutResult, StreamKey
+from stepwell.errors import ServiceError
+from stepwell.store.keys import record_key
+from stepwell.types import RolloutRequest, RolloutResult, StreamKey
 from tests.engine.harness import FOLD, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from service.engine.stepping.batch_queue import BatchQueue
+from stepwell.engine.stepping.batch_queue import BatchQueue
 
 
 @dataclass(frozen=True)

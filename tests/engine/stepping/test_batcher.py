@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.engine.protocol.op_ids import OpIdHasher
-from service.engine.stepping import batcher
-from service.engine.stepping.overload import QueueAdmission
-from service.errors import ServiceError
-from service.types import RolloutRequest, StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.protocol.op_ids import OpIdHasher
+from stepwell.engine.stepping import batcher
+from stepwell.engine.stepping.overload import QueueAdmission
+from stepwell.errors import ServiceError
+from stepwell.types import RolloutRequest, StreamKey
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, submit_bulk, worker
 from tests.graphs import fold, slow, write_models
 from tests.servers import Server

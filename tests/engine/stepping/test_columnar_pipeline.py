@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import redis
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.engine.stepping.columns.batch import CoalescedBatch
-from service.errors import ServiceError
-from service.store.keys import record_key
-from service.types import Prediction, StreamKey, Timestep
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.stepping.columns.batch import CoalescedBatch
+from stepwell.errors import ServiceError
+from stepwell.store.keys import record_key
+from stepwell.types import Prediction, StreamKey, Timestep
 from tests.engine.harness import CountingObserver, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, nan_at, write_models
 from tests.servers import Server

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.errors import ServiceError
-from service.store.keys import record_key
-from service.store.record import SourcePosition, decode
-from service.types import Prediction, Source, StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.errors import ServiceError
+from stepwell.store.keys import record_key
+from stepwell.store.record import SourcePosition, decode
+from stepwell.types import Prediction, Source, StreamKey
 from tests.engine.harness import CountingObserver, chunk, gather_results, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.errors import ServiceError
-from service.types import Prediction, Timestep
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.errors import ServiceError
+from stepwell.types import Prediction, Timestep
 from tests.engine.harness import chunk, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models
 from tests.servers import Server

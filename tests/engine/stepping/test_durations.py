@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from service.engine.engine import Engine
+from stepwell.engine.engine import Engine
 from tests.engine.harness import CountingObserver, chunk, step, submit_bulk, worker
 from tests.graphs import fold, write_models
 from tests.servers import Server

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from service.store.keys import end_entry_key, record_key, snapshots_key
-from service.store.state_store import StateStore
-from service.types import Lifecycle, StreamKey, Timestep
+from stepwell.store.keys import end_entry_key, record_key, snapshots_key
+from stepwell.store.state_store import StateStore
+from stepwell.types import Lifecycle, StreamKey, Timestep
 from tests.engine.harness import CountingObserver, chunk, expect_error, gather_results, step, worker, ys
 from tests.graphs import count, fold, fold_reference, lstm, nan_at, stateless, write_models
 from tests.servers import Server

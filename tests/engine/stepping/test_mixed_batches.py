@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.manifest import Array
-from model_export.step_model import StepModel
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.errors import ServiceError
-from service.models.pair_state import PAIR_BYTES, pair_state_of
-from service.models.paired import PairedModel
-from service.models.registry import ModelRegistry
-from service.releases.changes import end
-from service.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
-from service.releases.lookup import Releases
-from service.store.keys import record_key
-from service.store.record import Record, decode
-from service.store.state_store import StateStore
-from service.types import BatchSources, BulkTimesteps, Prediction, Source, StreamKey
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.errors import ServiceError
+from stepwell.models.pair_state import PAIR_BYTES, pair_state_of
+from stepwell.models.paired import PairedModel
+from stepwell.models.registry import ModelRegistry
+from stepwell.releases.changes import end
+from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial, takes_part
+from stepwell.releases.lookup import Releases
+from stepwell.store.keys import record_key
+from stepwell.store.record import Record, decode
+from stepwell.store.state_store import StateStore
+from stepwell.types import BatchSources, BulkTimesteps, Prediction, Source, StreamKey
 from tests.engine.harness import FOLD, CountingObserver, chunk, step, ys
 from tests.graphs import fold, fold_reference, lstm, write_model
 from tests.releases.builds import adder, hanging, heavy, raising_at

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import pytest
 
-from service.engine.stepping.columns.shared_commits import SharedCommits
-from service.errors import OutcomeUnknownError, ServiceError
-from service.store.commits import ColumnarCommits, Commit, CommitResults, Outcome
-from service.store.keys import record_key
-from service.store.record import GUARD_AT, Kind, Record
-from service.store.state_store import StateStore
+from stepwell.engine.stepping.columns.shared_commits import SharedCommits
+from stepwell.errors import OutcomeUnknownError, ServiceError
+from stepwell.store.commits import ColumnarCommits, Commit, CommitResults, Outcome
+from stepwell.store.keys import record_key
+from stepwell.store.record import GUARD_AT, Kind, Record
+from stepwell.store.state_store import StateStore
 from tests.servers import Server
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import redis
 
-from service.engine.engine import Engine
-from service.errors import ServiceError
-from service.store.keys import record_key
-from service.store.record import Record, decode
-from service.types import Prediction, Source, StreamKey, Timestep
+from stepwell.engine.engine import Engine
+from stepwell.errors import ServiceError
+from stepwell.store.keys import record_key
+from stepwell.store.record import Record, decode
+from stepwell.types import Prediction, Source, StreamKey, Timestep
 from tests.engine.harness import CountingObserver, expect_error, step, submit_bulk, worker, ys
 from tests.graphs import fold, fold_reference, lstm, nan_at, two_inputs, write_models
 from tests.servers import Server

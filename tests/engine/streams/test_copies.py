@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.engine.streams.copies import StreamCopies
-from service.engine.streams.sources import StateSources
-from service.engine.streams.transaction import StreamOpDeps
-from service.errors import ServiceError
-from service.store.snapshots import SnapshotStore
-from service.store.source_ids import SourceIds
-from service.types import ImportedState, StreamKey, StreamPosition
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.streams.copies import StreamCopies
+from stepwell.engine.streams.sources import StateSources
+from stepwell.engine.streams.transaction import StreamOpDeps
+from stepwell.errors import ServiceError
+from stepwell.store.snapshots import SnapshotStore
+from stepwell.store.source_ids import SourceIds
+from stepwell.types import ImportedState, StreamKey, StreamPosition
 from tests.engine.harness import FOLD, CountingObserver, chunk, expect_error, gather_results, step, worker, ys
 from tests.graphs import fold, fold_reference, write_model, write_models
 from tests.servers import Server

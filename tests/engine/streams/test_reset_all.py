@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from service.engine.streams.resets import ReplacedPosition
-from service.engine.streams.service import StreamService
-from service.engine.streams.transaction import StreamOpDeps
-from service.store.keys import record_key
-from service.store.snapshots import SnapshotStore
-from service.store.source_ids import SourceIds
-from service.types import StreamKey
+from stepwell.engine.streams.resets import ReplacedPosition
+from stepwell.engine.streams.service import StreamService
+from stepwell.engine.streams.transaction import StreamOpDeps
+from stepwell.store.keys import record_key
+from stepwell.store.snapshots import SnapshotStore
+from stepwell.store.source_ids import SourceIds
+from stepwell.types import StreamKey
 from tests.engine.harness import FOLD, step, worker
 from tests.graphs import fold, write_models
 from tests.servers import Server

@@ -8,18 +8,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from model_export.step_model import StepModel
-from service.engine.engine import Engine
-from service.engine.streams.sweeps import Sweeper
-from service.engine.streams.transaction import StreamOpDeps
-from service.models.registry import ModelRegistry
-from service.releases.changes import end
-from service.releases.document import ReleaseDocument, ReleaseVersion, Trial
-from service.releases.lookup import Releases
-from service.releases.sweeps import SweepProgress, read_sweep, request_sweep
-from service.store import keys
-from service.store.source_ids import SourceIds
-from service.store.state_store import StateStore
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.engine.engine import Engine
+from stepwell.engine.streams.sweeps import Sweeper
+from stepwell.engine.streams.transaction import StreamOpDeps
+from stepwell.models.registry import ModelRegistry
+from stepwell.releases.changes import end
+from stepwell.releases.document import ReleaseDocument, ReleaseVersion, Trial
+from stepwell.releases.lookup import Releases
+from stepwell.releases.sweeps import SweepProgress, read_sweep, request_sweep
+from stepwell.store import keys
+from stepwell.store.source_ids import SourceIds
+from stepwell.store.state_store import StateStore
 from tests.engine.harness import FOLD, step
 from tests.graphs import fold, write_model
 from tests.servers import Server

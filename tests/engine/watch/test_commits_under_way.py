@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.watch.commits_under_way import CommitsUnderWay
-from service.engine.watch.hub import WatchHub
-from service.engine.watch.interests import InterestTable, Subscription
-from service.engine.watch.subscriber import EventGap, Subscriber
-from service.errors import ServiceError
-from service.store.keys import record_key
-from service.store.pubsub import StorePubSub
-from service.store.state_store import StateStore
-from service.types import RolloutRequest, StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.engine.watch.commits_under_way import CommitsUnderWay
+from stepwell.engine.watch.hub import WatchHub
+from stepwell.engine.watch.interests import InterestTable, Subscription
+from stepwell.engine.watch.subscriber import EventGap, Subscriber
+from stepwell.errors import ServiceError
+from stepwell.store.keys import record_key
+from stepwell.store.pubsub import StorePubSub
+from stepwell.store.state_store import StateStore
+from stepwell.types import RolloutRequest, StreamKey
 from tests.engine.harness import step, worker
 from tests.graphs import fold, write_models
 from tests.servers import Server

@@ -7,10 +7,10 @@ import itertools
 
 import pytest
 
-from service.engine.watch import event_order
-from service.engine.watch.commit_events import CommitEvent
-from service.engine.watch.event_order import EventOrder
-from service.types import StreamKey
+from stepwell.engine.watch import event_order
+from stepwell.engine.watch.commit_events import CommitEvent
+from stepwell.engine.watch.event_order import EventOrder
+from stepwell.types import StreamKey
 
 A = StreamKey("default", "m", "a")
 

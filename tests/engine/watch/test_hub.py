@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.engine.watch.commit_events import CommitEvent, PackedTensor
-from service.engine.watch.interests import Subscription
-from service.engine.watch.subscriber import MAX_QUEUED_BYTES, EventGap, Subscriber
-from service.types import StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.watch.commit_events import CommitEvent, PackedTensor
+from stepwell.engine.watch.interests import Subscription
+from stepwell.engine.watch.subscriber import MAX_QUEUED_BYTES, EventGap, Subscriber
+from stepwell.types import StreamKey
 from tests.engine.harness import chunk, step, worker
 from tests.graphs import fold, write_models
 from tests.servers import Server

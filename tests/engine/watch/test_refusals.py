@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from service.engine.watch.refusals import RefusalLog, RefusalReader
-from service.errors import ServiceError
-from service.store.keys import refusals_key
-from service.store.state_store import StateStore
+from stepwell.engine.watch.refusals import RefusalLog, RefusalReader
+from stepwell.errors import ServiceError
+from stepwell.store.keys import refusals_key
+from stepwell.store.state_store import StateStore
 from tests.faults.proxy import Proxy
 from tests.servers import Server
 

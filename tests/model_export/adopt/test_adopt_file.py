@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from model_export.adopt.adopt_file import adopt_file
-from model_export.errors import UnclearModelError
-from model_export.manifest import sidecar_of
-from model_export.step_model import StepModel
+from stepwell_export.adoption.adopt_file import adopt_file
+from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.runtime.manifest import sidecar_of
+from stepwell_export.runtime.step_model import StepModel
 from tests import graphs
 
 pytest.importorskip("onnx", reason="onnx is not installed")

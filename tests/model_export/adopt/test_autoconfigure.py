@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.adopt.autoconfigure import Adoption, adopt, write_sidecar
-from model_export.adopt.overrides import Overrides
-from model_export.errors import (
+from stepwell_export.adoption.autoconfigure import Adoption, adopt, write_sidecar
+from stepwell_export.adoption.overrides import Overrides
+from stepwell_export.runtime.errors import (
     FileError,
     ManifestError,
     ModelLoadError,
@@ -23,8 +23,8 @@ from model_export.errors import (
     StepwellError,
     UnclearModelError,
 )
-from model_export.manifest import Array
-from model_export.step_model import StepModel
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from tests import graphs
 from tests.published import FOLDER, NAMES, published
 

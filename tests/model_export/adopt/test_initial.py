@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.adopt.autoconfigure import adopt
-from model_export.adopt.axes import ShapedTensor
-from model_export.adopt.initial import find_initial
-from model_export.adopt.overrides import Overrides
-from model_export.errors import UnclearModelError
-from model_export.manifest import Array
+from stepwell_export.adoption.autoconfigure import adopt
+from stepwell_export.adoption.axes import ShapedTensor
+from stepwell_export.adoption.initial import find_initial
+from stepwell_export.adoption.overrides import Overrides
+from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.runtime.manifest import Array
 from tests import graphs
 
 H, C = ShapedTensor("h", "float32", (2, 3)), ShapedTensor("c", "float32", (4,))

@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 
-from model_export.adopt.adopt_file import adopt_file
-from model_export.errors import FileError, TensorError
-from model_export.manifest import Array
-from model_export.step_model import StepModel
-from model_export.verify.runners import stepped
+from stepwell_export.adoption.adopt_file import adopt_file
+from stepwell_export.runtime.errors import FileError, TensorError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import stepped
 from tests import graphs
 
 SEQUENCES, STEPS = 70, 9

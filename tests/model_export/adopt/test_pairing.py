@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from model_export.adopt.axes import ShapedTensor
-from model_export.adopt.pairing import pair_states, related
-from model_export.errors import UnclearModelError
-from model_export.graph.dataflow import Flow
+from stepwell_export.adoption.axes import ShapedTensor
+from stepwell_export.adoption.pairing import pair_states, related
+from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.graph.dataflow import Flow
 
 
 def tensors(**shapes: tuple[int, ...]) -> list[ShapedTensor]:

@@ -9,14 +9,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from model_export.adopt.autoconfigure import adopt
-from model_export.adopt.inline_window import fold_context
-from model_export.adopt.overrides import Overrides
-from model_export.adopt.rewrite import Change, rewrite, write_new_file
-from model_export.errors import FileError, ParityError, RefusedModelError, UnclearModelError
-from model_export.files import check_new_file
-from model_export.manifest import Array, Manifest
-from model_export.step_model import StepModel
+from stepwell_export.adoption.autoconfigure import adopt
+from stepwell_export.adoption.inline_window import fold_context
+from stepwell_export.adoption.overrides import Overrides
+from stepwell_export.adoption.rewrite import Change, rewrite, write_new_file
+from stepwell_export.runtime.errors import FileError, ParityError, RefusedModelError, UnclearModelError
+from stepwell_export.runtime.files import check_new_file
+from stepwell_export.runtime.manifest import Array, Manifest
+from stepwell_export.runtime.step_model import StepModel
 from tests import graphs
 from tests.published import published
 
@@ -290,7 +290,7 @@ def test_a_rewriting_that_changes_an_answer_is_not_written(tmp_path: Path, monke
         end.CopyFrom(numpy_helper.from_array(np.array([-1]), end.name))
         return folded, described
 
-    monkeypatch.setattr("model_export.adopt.rewrite.fold_context", forgetful)
+    monkeypatch.setattr("stepwell_export.adoption.rewrite.fold_context", forgetful)
     with pytest.raises(ParityError) as caught:
         rewritten(tmp_path, graphs.moving_sum()[0], "fold-context", Overrides(windows={"x": 3}, shapes={"x": [2]}))
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.adopt.autoconfigure import adopt, write_sidecar
-from model_export.adopt.overrides import Overrides
-from model_export.errors import UnclearModelError
-from model_export.manifest import Array
-from model_export.step_model import StepModel
+from stepwell_export.adoption.autoconfigure import adopt, write_sidecar
+from stepwell_export.adoption.overrides import Overrides
+from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from tests import graphs
 
 

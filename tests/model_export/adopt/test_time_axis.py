@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.adopt.autoconfigure import adopt, write_sidecar
-from model_export.adopt.overrides import Overrides
-from model_export.manifest import Array, Manifest
-from model_export.step_model import StepModel
+from stepwell_export.adoption.autoconfigure import adopt, write_sidecar
+from stepwell_export.adoption.overrides import Overrides
+from stepwell_export.runtime.manifest import Array, Manifest
+from stepwell_export.runtime.step_model import StepModel
 from tests import graphs
 
 

@@ -1,1 +1,1 @@
-"""Tests of `model_export/graph/`."""
+"""Tests of `model_export/stepwell_export/graph/`."""

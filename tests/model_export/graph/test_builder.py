@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
-from model_export.graph.builder import NodeBuilder
+from stepwell_export.graph.builder import NodeBuilder
 
 
 def test_equal_constants_are_stored_once() -> None:

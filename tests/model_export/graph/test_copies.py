@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from model_export.graph.nodes import replace_items, without_copies
+from stepwell_export.graph.nodes import replace_items, without_copies
 from tests.model_export.streaming.zoo_parts import graph
 
 # name: (nodes, how many copies are left)

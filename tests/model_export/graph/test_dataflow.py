@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.graph.dataflow import Flow, read_flow
-from model_export.manifest import Array
+from stepwell_export.graph.dataflow import Flow, read_flow
+from stepwell_export.runtime.manifest import Array
 from tests import graphs
 
 WEIGHTS: dict[str, Array] = {

@@ -9,10 +9,10 @@ import pytest
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
-from model_export.graph.builder import GraphBuilder, declared  # noqa: E402
-from model_export.graph.decompose_rnn import decompose_rnn  # noqa: E402
-from model_export.manifest import Array  # noqa: E402
-from model_export.runtime.session import open_session  # noqa: E402
+from stepwell_export.graph.builder import GraphBuilder, declared  # noqa: E402
+from stepwell_export.graph.decompose_rnn import decompose_rnn  # noqa: E402
+from stepwell_export.runtime.manifest import Array  # noqa: E402
+from stepwell_export.runtime.session import open_session  # noqa: E402
 
 UNITS, FEATURES = 5, 3
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

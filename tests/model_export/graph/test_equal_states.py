@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.graph.equal_states import without_equal_states
-from model_export.manifest import InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
-from model_export.step_model import StepModel
+from stepwell_export.graph.equal_states import without_equal_states
+from stepwell_export.runtime.manifest import InputSpec, Manifest, OutputSpec, PackedTensor, StateSpec
+from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.streaming.zoo_parts import graph
 
 TWO = "(float[batch, 4] x, float[batch, 4] a, float[batch, 4] b)"

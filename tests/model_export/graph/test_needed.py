@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from model_export.graph.needed import only_needed
-from model_export.graph_session import GraphSession
+from stepwell_export.graph.needed import only_needed
+from stepwell_export.graph_session import GraphSession
 from tests.model_export.streaming.zoo_parts import graph
 
 TEXT = """

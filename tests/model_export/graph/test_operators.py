@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_export.graph.operators import RNN, RUNNING, STATEFUL
+from stepwell_export.graph.operators import RNN, RUNNING, STATEFUL
 
 PACKAGE = Path(__file__).parents[3] / "model_export"
 ALONG_TIME = sorted(name for name, operator in STATEFUL.items() if operator.time_axis is not None and name not in RNN)
@@ -26,8 +26,8 @@ def test_an_operator_with_a_state_along_time_is_named_in_the_table_alone(name: s
 
 def test_each_of_them_is_stepped_by_one_of_two_rules() -> None:
     pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
-    from model_export.streaming.rules.recurrent import running, stateful_op
-    from model_export.streaming.rules.table import RULES
+    from stepwell_export.streaming.rules.recurrent import running, stateful_op
+    from stepwell_export.streaming.rules.table import RULES
 
     assert ALONG_TIME
     assert {RULES[name] for name in (*ALONG_TIME, *RNN)} == {stateful_op}

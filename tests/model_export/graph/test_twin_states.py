@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import onnx
 from onnx import helper
 
-from model_export.graph.builder import GraphBuilder
-from model_export.graph.equal_states import without_equal_states
-from model_export.manifest import InputSpec, OutputSpec, StateSpec
+from stepwell_export.graph.builder import GraphBuilder
+from stepwell_export.graph.equal_states import without_equal_states
+from stepwell_export.runtime.manifest import InputSpec, OutputSpec, StateSpec
 
 Emit = Callable[[GraphBuilder, str, str], str]
 

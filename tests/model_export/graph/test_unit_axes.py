@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from model_export.graph.unit_axes import without_unit_axes
-from model_export.manifest import Array, StateSpec
+from stepwell_export.graph.unit_axes import without_unit_axes
+from stepwell_export.runtime.manifest import Array, StateSpec
 from tests.model_export.streaming.zoo_parts import graph, ints
 
 X = "(float[batch, 4] x) => (float[batch, 3] y)"

@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import parser
 
-from model_export.graph.unit_axes import without_unit_axes
-from model_export.manifest import Array
+from stepwell_export.graph.unit_axes import without_unit_axes
+from stepwell_export.runtime.manifest import Array
 
 HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "own" : 1]>\n'
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
-from model_export.spec import StepSpec
+from stepwell_export.spec import StepSpec
 
 Zoo = dict[str, Callable[[], StepSpec]]
 

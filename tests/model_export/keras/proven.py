@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_export.converted import verify_model
-from model_export.keras import convert
-from model_export.verify.parity import ParityReport, Progress
+from stepwell_export.converted import verify_model
+from stepwell_export.keras import convert
+from stepwell_export.verify.parity import ParityReport, Progress
 
 
 def export_model(model: Any, *, name: str, progress: Progress | None = None, **more: Any) -> tuple[bytes, ParityReport]:

@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from model_export.keras.registry import to_array
-from model_export.keras.walk import KerasWalk
-from model_export.manifest import Array
-from model_export.runtime.session import open_session
+from stepwell_export.keras.registry import to_array
+from stepwell_export.keras.walk import KerasWalk
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.session import open_session
 
 
 class Own(keras.Layer):  # type: ignore[misc]  # Keras has no types

@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.errors import RefusedModelError
-from model_export.keras.sequence import export_keras
-from model_export.manifest import Array
-from model_export.step_model import StepModel
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras import zoo
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_attention import BANDED, PositionTable, T, block, causal, over

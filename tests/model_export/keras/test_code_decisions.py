@@ -10,13 +10,13 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.keras import convert, register_step_rule
-from model_export.keras.registry import Call
-from model_export.keras.sequence import ExportedStep, export_keras
-from model_export.keras.step_rules import STEP_RULES
-from model_export.keras.value import Value
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.keras import convert, register_step_rule
+from stepwell_export.keras.registry import Call
+from stepwell_export.keras.sequence import ExportedStep, export_keras
+from stepwell_export.keras.step_rules import STEP_RULES
+from stepwell_export.keras.value import Value
 from tests.model_export.keras.zoo_parts import L, ops
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras import dtln
 from tests.model_export.keras.proven import export_model
 

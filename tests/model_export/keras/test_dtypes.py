@@ -9,7 +9,7 @@ import keras
 import pytest
 from keras import ops
 
-from model_export.errors import RefusedModelError
+from stepwell_export.runtime.errors import RefusedModelError
 from tests.model_export.keras.proven import export_model
 
 

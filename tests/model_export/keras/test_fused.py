@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.chunk.graph import dynamic_graphs, dynamic_manifest
-from model_export.keras.sequence import export_keras
-from model_export.step_model import StepModel
-from model_export.verify.tolerance import Tolerance
+from stepwell_export.chunk.graph import dynamic_graphs, dynamic_manifest
+from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.tolerance import Tolerance
 from tests.model_export.keras import zoo
 from tests.model_export.keras.zoo_attention import T, over
 from tests.model_export.keras.zoo_parts import RS, L, randomise

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.errors import MissingExtraError, ModelLoadError
-from model_export.keras import load_keras
+from stepwell_export.runtime.errors import MissingExtraError, ModelLoadError
+from stepwell_export.keras import load_keras
 from tests.model_export.keras import zoo
 from tests.model_export.keras.proven import export_model
 
@@ -30,7 +30,7 @@ from tests.model_export.keras.proven import export_model
 )
 def test_a_saved_model_gives_the_graph_of_the_model_in_memory(tmp_path: Path, name: str, file: str) -> None:
     """Loading also rebuilds masks, and in `.keras` files operations (Keras itself cannot read those from `.h5`)."""
-    from model_export.keras.sequence import export_keras
+    from stepwell_export.keras.sequence import export_keras
 
     model = zoo.build(name)
     model.save(tmp_path / file)
@@ -180,6 +180,6 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_importing_the_front_end_imports_no_framework() -> None:
-    code = "import sys, model_export.keras; print(sorted({'keras', 'onnx', 'jax', 'h5py'} & set(sys.modules)))"
+    code = "import sys, stepwell_export.keras; print(sorted({'keras', 'onnx', 'jax', 'h5py'} & set(sys.modules)))"
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.errors import ParityError
-from model_export.keras.reference import KerasReference, samplers
-from model_export.keras.sequence import export_keras
-from model_export.manifest import Array
-from model_export.step_model import StepModel
-from model_export.verify.parity import verify_parity
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.keras.reference import KerasReference, samplers
+from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.parity import verify_parity
 from tests.model_export.keras import zoo
 from tests.model_export.keras.zoo_parts import RS, L, SkipZeros, randomise, sequence
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from keras import ops
 
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.keras import convert
-from model_export.keras.sequence import export_keras
-from model_export.manifest import Array
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.keras import convert
+from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.manifest import Array
 from tests.model_export.keras.sequence_graph import ours_and_keras
 from tests.model_export.keras.zoo_parts import L
 

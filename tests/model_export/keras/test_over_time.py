@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.step_model import StepModel
+from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_attention import T, over
 from tests.model_export.keras.zoo_parts import RS, L, of, ops, randomise, sequence

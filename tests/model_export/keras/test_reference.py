@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.errors import ParityError, RefusedModelError, TensorError
-from model_export.keras.fast_time_distributed import may_spread_timesteps
-from model_export.keras.reference import KerasReference
-from model_export.keras.sequence import export_keras
-from model_export.verify.parity import PrefixAnswers
+from stepwell_export.runtime.errors import ParityError, RefusedModelError, TensorError
+from stepwell_export.keras.fast_time_distributed import may_spread_timesteps
+from stepwell_export.keras.reference import KerasReference
+from stepwell_export.keras.sequence import export_keras
+from stepwell_export.verify.parity import PrefixAnswers
 from tests.model_export.keras import zoo
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import L
@@ -32,7 +32,7 @@ def test_the_state_of_a_stateful_model_is_left_as_it_was() -> None:
 
 def test_the_step_graph_goes_the_way_of_a_stateful_model_fed_step_by_step() -> None:
     """What people do with Keras itself: batch size 1, one timestep a call."""
-    from model_export.step_model import StepModel
+    from stepwell_export.runtime.step_model import StepModel
 
     model = zoo.build("stateful_one_step")
     graph, _ = export_model(model, name="m")
@@ -133,7 +133,7 @@ def test_progress_and_report_say_what_was_done_and_against_what() -> None:
 
 
 def test_a_static_input_is_the_same_at_every_timestep_of_the_drawn_data() -> None:
-    from model_export.keras.reference import samplers
+    from stepwell_export.keras.reference import samplers
 
     drawn = samplers(export_keras(zoo.build("static_input"), name="m"))["random"](np.random.default_rng(0), 3, 5)
 
@@ -142,7 +142,7 @@ def test_a_static_input_is_the_same_at_every_timestep_of_the_drawn_data() -> Non
 
 
 def test_ids_are_drawn_from_the_smallest_table_they_are_looked_up_in() -> None:
-    from model_export.keras.reference import samplers
+    from stepwell_export.keras.reference import samplers
 
     ids = keras.Input((None,), name="ids")
     model = keras.Model(ids, L.Concatenate()([L.Embedding(50, 2)(ids), L.Embedding(7, 2)(ids)]))

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.errors import RefusedModelError
-from model_export.keras.sequence import export_keras
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.keras.sequence import export_keras
 from tests.model_export.keras.zoo_parts import RS, L, MinimalCell, of, ops, sequence
 
 

@@ -9,12 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from model_export.errors import RefusedModelError
-from model_export.keras.graph import KerasGraph
-from model_export.keras.scan import StepScan
-from model_export.keras.value import Value
-from model_export.keras.walk import KerasWalk
-from model_export.manifest import Array
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.keras.graph import KerasGraph
+from stepwell_export.keras.scan import StepScan
+from stepwell_export.keras.value import Value
+from stepwell_export.keras.walk import KerasWalk
+from stepwell_export.runtime.manifest import Array
 
 ROWS, STEPS = 3, 5
 

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.graph.decompose_rnn import decompose_rnn
-from model_export.keras.sequence import ExportedStep, export_keras
-from model_export.step_model import StepModel
+from stepwell_export.graph.decompose_rnn import decompose_rnn
+from stepwell_export.keras.sequence import ExportedStep, export_keras
+from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras import zoo
 from tests.model_export.keras.zoo_parts import RS, L, randomise, sequence
 

@@ -13,14 +13,14 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.errors import RefusedModelError
-from model_export.export import export_source
-from model_export.keras import register_step_rule
-from model_export.keras.registry import Call
-from model_export.keras.sequence import export_keras
-from model_export.keras.step_rules import STEP_RULES
-from model_export.keras.value import Value
-from model_export.step_model import StepModel
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.exporter import export_source
+from stepwell_export.keras import register_step_rule
+from stepwell_export.keras.registry import Call
+from stepwell_export.keras.sequence import export_keras
+from stepwell_export.keras.step_rules import STEP_RULES
+from stepwell_export.keras.value import Value
+from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_parts import L, of, ops
 
@@ -186,7 +186,7 @@ def test_an_own_rule_wins_over_the_one_that_comes_with_the_exporter() -> None:
 
 
 def test_a_rule_that_computes_something_else_fails_verification() -> None:
-    from model_export.errors import ParityError
+    from stepwell_export.runtime.errors import ParityError
 
     register_step_rule(RunningMean)(lambda call: call.value)
 
@@ -225,7 +225,7 @@ def test_something_else_than_a_class_is_refused_at_once() -> None:
 
 def test_registering_a_rule_imports_no_framework() -> None:
     code = (
-        "import sys; from model_export import register_step_rule; register_step_rule(object);"
+        "import sys; from stepwell_export import register_step_rule; register_step_rule(object);"
         "print([m for m in ('keras', 'onnx', 'onnxruntime', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

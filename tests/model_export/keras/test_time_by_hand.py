@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.errors import ParityError, RefusedModelError
-from model_export.keras.sequence import export_keras
-from model_export.step_model import StepModel
+from stepwell_export.runtime.errors import ParityError, RefusedModelError
+from stepwell_export.keras.sequence import export_keras
+from stepwell_export.runtime.step_model import StepModel
 from tests.model_export.keras.proven import export_model
 from tests.model_export.keras.zoo_attention import AttentionByHand, LoopByHand, T, over
 from tests.model_export.keras.zoo_parts import L, ops, randomise

@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import pytest
 
-from model_export.errors import RefusedModelError
-from model_export.keras import to_step_model
-from model_export.keras.reference import samplers
-from model_export.keras.sequence import export_keras
-from model_export.keras.walk import functional
-from model_export.manifest import Array
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.keras import to_step_model
+from stepwell_export.keras.reference import samplers
+from stepwell_export.keras.sequence import export_keras
+from stepwell_export.keras.walk import functional
+from stepwell_export.runtime.manifest import Array
 from tests.model_export.keras import zoo
 from tests.model_export.keras.zoo_attention import causal, over
 from tests.model_export.keras.zoo_parts import RS, L, of, sequence
@@ -160,7 +160,7 @@ def test_what_has_no_form_as_a_keras_layer_is_refused_by_name(build: Callable[[]
 
 
 def test_the_package_gives_it_without_importing_a_framework_before_it_is_called() -> None:
-    import model_export
+    import stepwell_export
 
-    assert model_export.to_step_model is to_step_model
+    assert stepwell_export.to_step_model is to_step_model
     assert isinstance(to_step_model(zoo.build("simple_relu")), keras.Model)

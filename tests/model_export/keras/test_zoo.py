@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from model_export.graph.decompose_rnn import decompose_rnn
-from model_export.keras import convert
-from model_export.step_model import StepModel
-from model_export.verify.parity import STEPS, verify_parity
-from model_export.verify.tolerance import Tolerance
+from stepwell_export.graph.decompose_rnn import decompose_rnn
+from stepwell_export.keras import convert
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.parity import STEPS, verify_parity
+from stepwell_export.verify.tolerance import Tolerance
 from tests.model_export.keras import zoo
 from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from model_export.errors import ManifestError
-from model_export.manifest import FeatureReference, Manifest
-from model_export.runtime.distribution import (
+from stepwell_export.runtime.errors import ManifestError
+from stepwell_export.runtime.manifest import FeatureReference, Manifest
+from stepwell_export.runtime.distribution import (
     BINS,
     FLOOR,
     MAX_FEATURES,

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from model_export.describe import graph_size
-from model_export.errors import ModelLoadError
-from model_export.runtime.operator_scan import Contents, check_operators, contents_of, weight_files
-from model_export.step_model import StepModel
+from stepwell_export.runtime.describe import graph_size
+from stepwell_export.runtime.errors import ModelLoadError
+from stepwell_export.runtime.operator_scan import Contents, check_operators, contents_of, weight_files
+from stepwell_export.runtime.step_model import StepModel
 from tests.graphs import fold, lstm, total, with_manifest, write_model
 
 SECRET = np.arange(8, dtype=np.float32).tobytes()

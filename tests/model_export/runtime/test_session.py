@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from model_export.runtime.session import open_session
+from stepwell_export.runtime.session import open_session
 
 
 def test_a_float16_transpose_before_a_matmul_is_loaded() -> None:

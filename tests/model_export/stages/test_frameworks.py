@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export import StepSpec
-from model_export.converted import verify_model
-from model_export.errors import UnclearModelError
-from model_export.export import convert_source, export_source
-from model_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, RollingStd, Standardize, from_sklearn
-from model_export.step_model import StepModel
-from model_export.verify.runners import stepped
+from stepwell_export import StepSpec
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.exporter import convert_source, export_source
+from stepwell_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, RollingStd, Standardize, from_sklearn
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import stepped
 from tests.model_export.streaming.zoo_parts import graph
 
 
@@ -111,7 +111,7 @@ def test_a_module_of_torch_stands_between_stages() -> None:
 def module_with_pipeline(tmp_path: Path, sums: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A SOURCE whose function returns a pipeline with a path in it."""
     (tmp_path / "a_pipeline.py").write_text(
-        "from model_export import Pipeline\nfrom model_export.stages import Impute\n"
+        "from stepwell_export import Pipeline\nfrom stepwell_export.stages import Impute\n"
         f"def build():\n    return Pipeline([Impute('last'), {str(sums)!r}])\n"
     )
     monkeypatch.chdir(tmp_path)

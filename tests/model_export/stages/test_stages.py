@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import ConvertedModel, verify_model
-from model_export.errors import ManifestError, ParityError, RefusedModelError, UnclearModelError
-from model_export.export import convert_source, export_source
-from model_export.manifest import Array
-from model_export.stages import (
+from stepwell_export.converted import ConvertedModel, verify_model
+from stepwell_export.runtime.errors import ManifestError, ParityError, RefusedModelError, UnclearModelError
+from stepwell_export.exporter import convert_source, export_source
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.stages import (
     EWMA,
     Clip,
     Diff,
@@ -29,8 +29,8 @@ from model_export.stages import (
     Stage,
     Standardize,
 )
-from model_export.step_model import StepModel
-from model_export.verify.runners import stepped
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import stepped
 from tests.model_export.rows_apart import assert_rows_apart
 from tests.model_export.streaming.zoo_parts import LSTM, batch_first, graph
 

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.graph_session import GraphSession
-from model_export.step_model import StepModel
-from model_export.streaming import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.graph_session import GraphSession
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_refused import attention
 
 AGES = """

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError, UnclearModelError
-from model_export.export import export_source
-from model_export.manifest import Array
-from model_export.step_model import StepModel
-from model_export.streaming import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+from stepwell_export.exporter import export_source
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_length import (
     BANDED,
     DECLARED,

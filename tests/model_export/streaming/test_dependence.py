@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.graph.nodes import constants
-from model_export.streaming.axes.axis_search import find_inputs
-from model_export.streaming.axes.dependence import BATCH, DATA, TIME, mixed_axes
-from model_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
-from model_export.streaming.axes.runs import TensorRuns
-from model_export.streaming.normal_form.load import load_graph
+from stepwell_export.graph.nodes import constants
+from stepwell_export.streaming.axes.axis_search import find_inputs
+from stepwell_export.streaming.axes.dependence import BATCH, DATA, TIME, mixed_axes
+from stepwell_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
+from stepwell_export.streaming.axes.runs import TensorRuns
+from stepwell_export.streaming.normal_form.load import load_graph
 from tests.model_export.streaming.zoo_parts import X, graph, ints
 
 

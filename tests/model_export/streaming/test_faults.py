@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import InternalError, RefusedModelError
-from model_export.graph import nodes
-from model_export.streaming import convert
-from model_export.streaming.rules.table import RULES
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import InternalError, RefusedModelError
+from stepwell_export.graph import nodes
+from stepwell_export.streaming import convert
+from stepwell_export.streaming.rules.table import RULES
 from tests.model_export.streaming.zoo_parts import GRU, LSTM, X, batch_first, graph, ints
 
 

@@ -11,11 +11,11 @@ import onnx
 import onnx.reference
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
-from model_export.export import export_source
-from model_export.step_model import StepModel
-from model_export.streaming import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import FileError, ModelLoadError, RefusedModelError, UnclearModelError
+from stepwell_export.exporter import export_source
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo import ZOO
 from tests.model_export.streaming.zoo_parts import GRU, graph
 from tests.model_export.streaming.zoo_refused import REFUSED
@@ -117,8 +117,8 @@ def test_inputs_that_never_change_are_given_once() -> None:
 def test_without_the_onnx_package_one_line_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['onnx'] = None\n"
-        "from model_export.streaming import convert\n"
-        "from model_export.errors import MissingExtraError\n"
+        "from stepwell_export.streaming import convert\n"
+        "from stepwell_export.runtime.errors import MissingExtraError\n"
         "try: convert('model.onnx', name='m')\n"
         "except MissingExtraError as exc: print(exc)"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import StepwellError
-from model_export.streaming import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.streaming import convert
 from tests.model_export.streaming.hostile import HOSTILE
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from model_export.errors import RefusedModelError
-from model_export.graph.described import LAYER, described, layer_of, set_layer
-from model_export.graph.nodes import all_nodes, subgraphs
-from model_export.streaming import convert
-from model_export.streaming.normal_form.load import load_graph
-from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.graph.described import LAYER, described, layer_of, set_layer
+from stepwell_export.graph.nodes import all_nodes, subgraphs
+from stepwell_export.streaming import convert
+from stepwell_export.streaming.normal_form.load import load_graph
+from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled
 from tests.model_export.streaming.zoo import ZOO
 from tests.model_export.streaming.zoo_masked import masked_lstm
 from tests.model_export.streaming.zoo_parts import graph

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.graph.nodes import renamed, replace_items, subgraphs
-from model_export.manifest import Array
-from model_export.step_model import StepModel
-from model_export.streaming import convert
-from model_export.verify.runners import stepped
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.graph.nodes import renamed, replace_items, subgraphs
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.streaming import convert
+from stepwell_export.verify.runners import stepped
 from tests.model_export.streaming.zoo import ZOO
 from tests.model_export.streaming.zoo_masked import MASKED, masked_lstm, masked_stack
 from tests.model_export.streaming.zoo_parts import X, graph, ints

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import StepwellError
-from model_export.graph_session import GraphSession
-from model_export.manifest import Array, Manifest
-from model_export.streaming import convert
-from model_export.streaming.normal_form.load import load_graph
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.graph_session import GraphSession
+from stepwell_export.runtime.manifest import Array, Manifest
+from stepwell_export.streaming import convert
+from stepwell_export.streaming.normal_form.load import load_graph
 
 OPERATORS = {"LSTM", "GRU", "RNN", "Scan", "Loop", "CumSum", "CumProd", "CausalConvWithState", "LinearAttention"}
 GIVEN = {"W", "R", "B", "P", "weight", "bias", "axis"}

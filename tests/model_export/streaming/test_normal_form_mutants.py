@@ -8,14 +8,14 @@ import onnx
 import pytest
 from onnx import helper
 
-from model_export.converted import verify_model
-from model_export.errors import ParityError
-from model_export.graph.nodes import all_nodes
-from model_export.streaming import convert
-from model_export.streaming.normal_form.load import load_graph
-from model_export.streaming.normal_form.unrolled_loops import with_loops_rolled
-from model_export.streaming.step import make_step
-from model_export.verify.onnx_original import OnnxOriginal
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.graph.nodes import all_nodes
+from stepwell_export.streaming import convert
+from stepwell_export.streaming.normal_form.load import load_graph
+from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled
+from stepwell_export.streaming.step import make_step
+from stepwell_export.verify.onnx_original import OnnxOriginal
 from tests.model_export.streaming.zoo import ZOO
 
 Mutate = Callable[[onnx.ModelProto], None]

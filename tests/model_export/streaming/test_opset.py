@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import ModelLoadError
-from model_export.graph.nodes import read_opset
-from model_export.graph.onnx_file import with_opset
-from model_export.graph.unit_axes import OLDEST_OPSET
-from model_export.streaming import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import ModelLoadError
+from stepwell_export.graph.nodes import read_opset
+from stepwell_export.graph.onnx_file import with_opset
+from stepwell_export.graph.unit_axes import OLDEST_OPSET
+from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import GRU, channels, graph, ints
 
 OLD_GRU = """

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import ConvertedModel, verify_model
-from model_export.errors import ParityError, RefusedModelError
-from model_export.step_model import StepModel
-from model_export.streaming import convert
-from model_export.verify.reference import PrefixAnswers
-from model_export.verify.runners import stepped
+from stepwell_export.converted import ConvertedModel, verify_model
+from stepwell_export.runtime.errors import ParityError, RefusedModelError
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.streaming import convert
+from stepwell_export.verify.reference import PrefixAnswers
+from stepwell_export.verify.runners import stepped
 from tests.model_export.mutants import Mutate, mutated
 from tests.model_export.streaming.zoo import ZOO
 from tests.model_export.streaming.zoo_parts import graph, ints

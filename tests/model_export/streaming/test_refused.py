@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import ParityError, RefusedModelError, UnclearModelError
-from model_export.streaming import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import ParityError, RefusedModelError, UnclearModelError
+from stepwell_export.streaming import convert
 from tests.model_export.streaming.zoo_parts import GRU, graph, ints
 from tests.model_export.streaming.zoo_refused import REFUSED
 

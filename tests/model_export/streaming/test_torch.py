@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.streaming import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.streaming import convert
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (STEPWELL_EXTRAS=torch)")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed (STEPWELL_EXTRAS=torch)")

@@ -6,10 +6,10 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.step_model import StepModel
-from model_export.streaming import convert
-from model_export.verify.runners import stepped
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.streaming import convert
+from stepwell_export.verify.runners import stepped
 from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 from tests.model_export.streaming.zoo import ZOO
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx.parser
 
-from model_export.manifest import Array
+from stepwell_export.runtime.manifest import Array
 
 
 @dataclass(frozen=True, slots=True)

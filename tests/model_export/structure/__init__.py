@@ -1,1 +1,1 @@
-"""Tests of `model_export/structure/`."""
+"""Tests of `model_export/stepwell_export/structure/`."""

@@ -13,9 +13,9 @@ import onnxruntime as ort
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, NotImplemented  # noqa: A004  # its name there
 
-from model_export.manifest import Array
-from model_export.structure.facts import Rows
-from model_export.structure.rows import RowAnalysis, read_rows
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.structure.facts import Rows
+from stepwell_export.structure.rows import RowAnalysis, read_rows
 from tests.model_export.streaming.zoo_parts import graph, ints
 
 Given = dict[str, tuple[tuple[int, ...], int]]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.torch import AutoStep, convert, export_step
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.torch import AutoStep, convert, export_step
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export import StepSpec
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.torch import convert
+from stepwell_export import StepSpec
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.torch import convert
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch

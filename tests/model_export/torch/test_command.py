@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.errors import MissingExtraError, RefusedModelError
-from model_export.export import export_source
-from model_export.step_model import StepModel
-from model_export.torch import convert
+from stepwell_export.runtime.errors import MissingExtraError, RefusedModelError
+from stepwell_export.exporter import export_source
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.torch import convert
 from tests.model_export.torch.zoo_parts import torch, whole
 
 pytestmark = pytest.mark.torch
@@ -23,7 +23,7 @@ GUIDE = Path(__file__).parents[3] / "docs" / "pytorch.md"
 
 MODULE = """
 import torch
-from model_export import StepSpec
+from stepwell_export import StepSpec
 
 class Pump(torch.nn.Module):
     def __init__(self):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export import StepSpec
-from model_export.converted import verify_model
-from model_export.errors import ParityError, RefusedModelError
-from model_export.export import export_source
-from model_export.step_model import StepModel
-from model_export.torch import convert
+from stepwell_export import StepSpec
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import ParityError, RefusedModelError
+from stepwell_export.exporter import export_source
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.torch import convert
 from tests.model_export.torch.zoo_loops import associative_scan
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export import StepSpec
-from model_export.chunk.graph import dynamic_graphs, dynamic_manifest
-from model_export.converted import verify_model
-from model_export.step_model import StepModel
-from model_export.torch import convert
-from model_export.verify.tolerance import Tolerance
+from stepwell_export import StepSpec
+from stepwell_export.chunk.graph import dynamic_graphs, dynamic_manifest
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.torch import convert
+from stepwell_export.verify.tolerance import Tolerance
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import nn, of, torch
 

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.adopt.adopt_file import Adopted, adopt_file
-from model_export.errors import ParityError, RefusedModelError, UnclearModelError
-from model_export.manifest import Array
-from model_export.step_model import StepModel
+from stepwell_export.adoption.adopt_file import Adopted, adopt_file
+from stepwell_export.runtime.errors import ParityError, RefusedModelError, UnclearModelError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
 from tests.commands.program import run_stepwell
 from tests.model_export.torch.zoo_parts import nn, torch
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model_export.torch import CachedAttention, CausalConv1d, LinearRecurrentUnit, StepLayer
+from stepwell_export.torch import CachedAttention, CausalConv1d, LinearRecurrentUnit, StepLayer
 from tests.model_export.torch.zoo_auto import Leaky
 from tests.model_export.torch.zoo_parts import nn, torch
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from model_export.errors import RefusedModelError
-from model_export.torch import AutoStep, convert
-from model_export.torch.axis_inference import Sequences
-from model_export.torch.checks import prepared
-from model_export.torch.lengths import check_lengths
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.torch import AutoStep, convert
+from stepwell_export.torch.axis_inference import Sequences
+from stepwell_export.torch.checks import prepared
+from stepwell_export.torch.lengths import check_lengths
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 

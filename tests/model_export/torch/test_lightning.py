@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.sources import load_source
-from model_export.spec import StepSpec
-from model_export.step_model import StepModel
-from model_export.torch import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.sources import load_source
+from stepwell_export.spec import StepSpec
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.torch import convert
 from tests.model_export.torch.zoo_parts import nn, torch
 
 lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed (pip install lightning)")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from model_export import StepSpec
-from model_export.errors import RefusedModelError
-from model_export.torch import StepLayer, convert
+from stepwell_export import StepSpec
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.torch import StepLayer, convert
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export import StepSpec
-from model_export.converted import ConvertedModel, verify_model
-from model_export.errors import RefusedModelError
-from model_export.step_model import StepModel
-from model_export.torch import convert, export_step
+from stepwell_export import StepSpec
+from stepwell_export.converted import ConvertedModel, verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.torch import convert, export_step
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import nn, of, torch
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from model_export.torch import convert
-from model_export.torch.attention import attention_written_out
-from model_export.torch.graph import quiet
+from stepwell_export.torch import convert
+from stepwell_export.torch.attention import attention_written_out
+from stepwell_export.torch.graph import quiet
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 
 pytestmark = pytest.mark.torch

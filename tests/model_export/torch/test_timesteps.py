@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export import StepSpec
-from model_export.converted import verify_model
-from model_export.errors import RefusedModelError
-from model_export.step_model import StepModel
-from model_export.torch import AutoStep, convert
-from model_export.torch.axis_inference import Sequences
-from model_export.torch.checks import prepared
-from model_export.torch.timesteps import check_timesteps
+from stepwell_export import StepSpec
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.torch import AutoStep, convert
+from stepwell_export.torch.axis_inference import Sequences
+from stepwell_export.torch.checks import prepared
+from stepwell_export.torch.timesteps import check_timesteps
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import nn, of, torch, whole
 

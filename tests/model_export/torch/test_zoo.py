@@ -7,9 +7,9 @@ import copy
 import onnx
 import pytest
 
-from model_export.converted import verify_model
-from model_export.step_model import StepModel
-from model_export.torch import convert
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.torch import convert
 from tests.model_export.rows_apart import assert_rows_alone, assert_rows_apart
 from tests.model_export.torch import zoo
 from tests.model_export.torch.zoo_parts import torch

@@ -7,9 +7,9 @@ from functools import cache
 
 import onnx
 
-from model_export import StepSpec
-from model_export.converted import ConvertedModel
-from model_export.torch import convert
+from stepwell_export import StepSpec
+from stepwell_export.converted import ConvertedModel
+from stepwell_export.torch import convert
 from tests.model_export.merging import merged
 from tests.model_export.torch import zoo_attention, zoo_auto, zoo_loops, zoo_pooling, zoo_sequences, zoo_states
 from tests.model_export.torch.zoo_parts import ZooModule, randomise, torch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_export import StepSpec
-from model_export.torch import CachedAttention, CausalConv1d, LinearRecurrentUnit, StepLayer
+from stepwell_export import StepSpec
+from stepwell_export.torch import CachedAttention, CausalConv1d, LinearRecurrentUnit, StepLayer
 from tests.model_export.torch.zoo_parts import ZooModule, nn, of, torch, whole
 
 F = torch.nn.functional

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from model_export import StepSpec
-from model_export.torch import StepLayer
+from stepwell_export import StepSpec
+from stepwell_export.torch import StepLayer
 from tests.model_export.torch.zoo_parts import ZooModule, nn, of, torch, whole
 
 F = torch.nn.functional

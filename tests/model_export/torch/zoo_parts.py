@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model_export import StepSpec
+from stepwell_export import StepSpec
 
 torch = pytest.importorskip("torch")  # conftest.py skips the folder without it
 nn = torch.nn

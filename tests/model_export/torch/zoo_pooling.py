@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_export import StepSpec
+from stepwell_export import StepSpec
 from tests.model_export.torch.zoo_parts import ZooModule, nn, of, torch, whole
 
 F = torch.nn.functional

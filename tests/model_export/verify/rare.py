@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export.manifest import Array, InputSpec, Manifest, OutputSpec
-from model_export.step_model import StepModel
-from model_export.verify.decisions.record import Observer
-from model_export.verify.parity import ParityReport, ReferenceModel, verify_parity
+from stepwell_export.runtime.manifest import Array, InputSpec, Manifest, OutputSpec
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.decisions.record import Observer
+from stepwell_export.verify.parity import ParityReport, ReferenceModel, verify_parity
 from tests import graphs
 
 CASES = (
@@ -57,7 +57,7 @@ def in_torch(case: str) -> Rare:
     pytest.importorskip("torch", reason="PyTorch is not installed (the extra `torch`)")
     import torch
 
-    from model_export.verify.decisions.torch import TorchObserver
+    from stepwell_export.verify.decisions.torch import TorchObserver
 
     def lagged(x: Any) -> Any:
         return torch.nn.functional.pad(x, (0, 0, 3600, 0))[:, : x.shape[1]]
@@ -97,7 +97,7 @@ def in_keras(case: str) -> Rare:
     import keras
     from keras import ops
 
-    from model_export.verify.decisions.jax import JaxObserver
+    from stepwell_export.verify.decisions.jax import JaxObserver
 
     def lagged(x: Any) -> Any:
         return ops.pad(x, [(0, 0), (3600, 0), (0, 0)])[:, : x.shape[1]]
@@ -136,8 +136,8 @@ def in_keras(case: str) -> Rare:
 
 def in_onnx(case: str) -> Rare:
     """Return a case as an ONNX graph."""
-    from model_export.runtime.session import open_session
-    from model_export.verify.decisions.onnx import OnnxObserver
+    from stepwell_export.runtime.session import open_session
+    from stepwell_export.verify.decisions.onnx import OnnxObserver
 
     latch = "c = Cast <to = 1> (b) s = CumSum (c, one) m = Min (s, f1)"
     rules = {

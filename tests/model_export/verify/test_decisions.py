@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 import stepwell
-from model_export.errors import ParityError, WeakProofError
-from model_export.step_model import StepModel
+from stepwell_export.runtime.errors import ParityError, WeakProofError
+from stepwell_export.runtime.step_model import StepModel
 from tests import graphs
 from tests.model_export.verify import rare
 

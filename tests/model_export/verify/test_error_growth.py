@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.converted import ConvertedModel, _long_lengths
-from model_export.errors import ParityError
-from model_export.manifest import Array
-from model_export.step_model import StepModel
-from model_export.verify.error_growth import steps_for
-from model_export.verify.parity import RTOL, PrefixAnswers, verify_parity
-from model_export.verify.tolerance import Tolerance
+from stepwell_export.converted import ConvertedModel, _long_lengths
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.error_growth import steps_for
+from stepwell_export.verify.parity import RTOL, PrefixAnswers, verify_parity
+from stepwell_export.verify.tolerance import Tolerance
 from tests import graphs
 
 Sequences = Mapping[str, Array]

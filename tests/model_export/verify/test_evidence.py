@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_export import streaming
-from model_export.converted import ConvertedModel, verify_model
-from model_export.errors import ParityError
-from model_export.graph.decompose_rnn import decompose_rnn
-from model_export.graph.nodes import attributes
-from model_export.manifest import Array
-from model_export.precision import narrow_store
-from model_export.step_model import StepModel
-from model_export.verify.parity import RTOL, verify_parity
-from model_export.verify.runners import stepped
-from model_export.verify.tolerance import Tolerance
+from stepwell_export import streaming
+from stepwell_export.converted import ConvertedModel, verify_model
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.graph.decompose_rnn import decompose_rnn
+from stepwell_export.graph.nodes import attributes
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.precision import narrow_store
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.parity import RTOL, verify_parity
+from stepwell_export.verify.runners import stepped
+from stepwell_export.verify.tolerance import Tolerance
 from tests import graphs
 from tests.model_export.mutants import MUTANTS, ROW_MUTANTS, mutated
 from tests.model_export.streaming.zoo_parts import LSTM, batch_first, graph
@@ -38,7 +38,7 @@ def from_onnx(scale: float) -> ConvertedModel:
 
 def from_keras(scale: float) -> ConvertedModel:
     keras = pytest.importorskip("keras", reason="Keras is not installed")
-    from model_export.keras import convert
+    from stepwell_export.keras import convert
 
     keras.utils.set_random_seed(3)
     layers = [keras.Input((None, 4)), keras.layers.LSTM(6, return_sequences=True), keras.layers.Dense(3)]
@@ -51,8 +51,8 @@ def from_keras(scale: float) -> ConvertedModel:
 def from_torch(scale: float) -> ConvertedModel:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    from model_export import StepSpec
-    from model_export.torch import convert
+    from stepwell_export import StepSpec
+    from stepwell_export.torch import convert
     from tests.model_export.torch.zoo_parts import of
 
     torch.manual_seed(3)
@@ -326,8 +326,8 @@ def test_an_operator_that_is_not_what_its_single_step_is_is_not_taken_for_chunks
 ) -> None:
     """A GRU whose reset gate works before the product is another GRU; its answers are as small as the model's."""
     keras = pytest.importorskip("keras", reason="Keras is not installed")
-    from model_export.chunk import fused_rnn
-    from model_export.keras import convert
+    from stepwell_export.chunk import fused_rnn
+    from stepwell_export.keras import convert
 
     gru = keras.layers.GRU(6, return_sequences=True)
     model = keras.Sequential([keras.Input((None, 4)), gru, keras.layers.Rescaling(scale)])

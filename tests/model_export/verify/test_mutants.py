@@ -15,21 +15,21 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from model_export.adopt.adopt_file import adopt_file
-from model_export.adopt.caches.bounded_graph import with_bounded_caches
-from model_export.adopt.dynamic_batch import batchify
-from model_export.adopt.inline_window import fold_context
-from model_export.converted import ConvertedModel, check_model, verify_model
-from model_export.errors import ParityError
-from model_export.export import convert_source
-from model_export.manifest import Array, Manifest
-from model_export.precision import Precision
-from model_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, Stage, Standardize
-from model_export.step_model import StepModel
-from model_export.streaming import convert
-from model_export.verify.parity import STEPS, verify_parity
-from model_export.verify.reference import PrefixAnswers, ReferenceModel
-from model_export.verify.tolerance import Tolerance
+from stepwell_export.adoption.adopt_file import adopt_file
+from stepwell_export.adoption.caches.bounded_graph import with_bounded_caches
+from stepwell_export.adoption.dynamic_batch import batchify
+from stepwell_export.adoption.inline_window import fold_context
+from stepwell_export.converted import ConvertedModel, check_model, verify_model
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.exporter import convert_source
+from stepwell_export.runtime.manifest import Array, Manifest
+from stepwell_export.precision import Precision
+from stepwell_export.stages import EWMA, Diff, Impute, Lag, Pipeline, RollingMean, Stage, Standardize
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.streaming import convert
+from stepwell_export.verify.parity import STEPS, verify_parity
+from stepwell_export.verify.reference import PrefixAnswers, ReferenceModel
+from stepwell_export.verify.tolerance import Tolerance
 from tests import graphs
 from tests.model_export.mutants import MUTANTS, ROW_MUTANTS, mutated, scaled
 from tests.model_export.streaming import zoo
@@ -49,7 +49,7 @@ def torch_module(name: str) -> ConvertedModel:
 def keras_model(name: str) -> ConvertedModel:
     """A model of the zoo."""
     pytest.importorskip("keras", reason="Keras is not installed (the extra `keras`)")
-    from model_export.keras import convert as convert_keras
+    from stepwell_export.keras import convert as convert_keras
     from tests.model_export.keras.zoo import build
 
     return convert_keras(build(name), name=name)
@@ -223,7 +223,7 @@ def test_a_rewritten_graph_that_loses_a_small_number_is_called_weak(
             lost_small_number(made[0])
         return made
 
-    monkeypatch.setattr("model_export.adopt.rewrite.fold_context", folded)
+    monkeypatch.setattr("stepwell_export.adoption.rewrite.fold_context", folded)
     adopted = adopt_file(
         cut(tmp_path), windows={"x": 3}, shapes={"x": [2]}, changes=["fold-context"], target=tmp_path / "new.onnx"
     )
@@ -272,7 +272,7 @@ def test_a_wrong_graph_that_runs_rows_together_is_caught(
             {**MUTANTS, **ROW_MUTANTS}[mutant](made, described)
         return made, described
 
-    monkeypatch.setattr("model_export.adopt.rewrite.batchify", rewritten)
+    monkeypatch.setattr("stepwell_export.adoption.rewrite.batchify", rewritten)
     with nullcontext() if mutant is None else pytest.raises(ParityError):
         adopt_file(for_one_row(tmp_path, scale), changes=["batchify"], target=tmp_path / "new.onnx")
 
@@ -301,6 +301,6 @@ def test_a_wrong_graph_with_bounded_caches_is_caught(
         MUTANTS[mutant](model, SimpleNamespace(states=states))
         return model, pairs
 
-    monkeypatch.setattr("model_export.adopt.caches.bound.with_bounded_caches", wrong)
+    monkeypatch.setattr("stepwell_export.adoption.caches.bound.with_bounded_caches", wrong)
     with pytest.raises(ParityError, match="with bounded caches differs"):
         adopt_file(exported(tmp_path, decoder("rotary")), length=length, target=tmp_path / "new.onnx")

@@ -9,12 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from model_export.converted import verify_model
-from model_export.errors import ModelLoadError
-from model_export.manifest import Array
-from model_export.streaming import convert
-from model_export.verify.onnx_original import InputLayout, OnnxOriginal, OutputLayout
-from model_export.verify.reference import PrefixAnswers
+from stepwell_export.converted import verify_model
+from stepwell_export.runtime.errors import ModelLoadError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.streaming import convert
+from stepwell_export.verify.onnx_original import InputLayout, OnnxOriginal, OutputLayout
+from stepwell_export.verify.reference import PrefixAnswers
 from tests.model_export.streaming.zoo_parts import GRU, X, graph, ints
 
 TIMED = OutputLayout(time=1, batch=0)

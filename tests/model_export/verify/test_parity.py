@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.errors import ParityError, TensorError
-from model_export.manifest import Array
-from model_export.step_model import StepModel
-from model_export.verify.parity import ATOL, RTOL, PrefixAnswers, verify_parity
-from model_export.verify.samplers import random_sampler, read_user_data
-from model_export.verify.tolerance import Tolerance
+from stepwell_export.runtime.errors import ParityError, TensorError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.parity import ATOL, RTOL, PrefixAnswers, verify_parity
+from stepwell_export.verify.samplers import random_sampler, read_user_data
+from stepwell_export.verify.tolerance import Tolerance
 from tests import graphs
 
 Sequences = Mapping[str, Array]

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export.manifest import Array
-from model_export.verify.decisions.onnx import OnnxObserver
-from model_export.verify.decisions.record import Observed
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.verify.decisions.onnx import OnnxObserver
+from stepwell_export.verify.decisions.record import Observed
 from tests import graphs
 
 SMALL, LARGE = np.full((1, 4, 2), 0.1, np.float32), np.full((1, 4, 2), 9.0, np.float32)
@@ -98,7 +98,7 @@ def test_a_decision_by_a_size_that_is_always_the_same_is_settled() -> None:
 def jax_outcomes(run: Callable[[Any], Any], x: Array) -> dict[str, dict[str, bool]]:
     """Return what a function of JAX decides on one array."""
     pytest.importorskip("jax", reason="JAX is not installed")
-    from model_export.verify.decisions.jax import JaxObserver
+    from stepwell_export.verify.decisions.jax import JaxObserver
 
     return outcomes(JaxObserver(run, framework="none").observe([x]))
 
@@ -150,7 +150,7 @@ def test_what_jax_does_to_be_accurate_is_no_decision() -> None:
 @pytest.mark.torch
 def test_what_only_guards_a_number_is_no_decision_in_torch() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from model_export.verify.decisions.torch import TorchObserver
+    from stepwell_export.verify.decisions.torch import TorchObserver
 
     def run(values: Any) -> Any:
         (x,) = values
@@ -164,7 +164,7 @@ def test_what_only_guards_a_number_is_no_decision_in_torch() -> None:
 @pytest.mark.torch
 def test_a_decision_of_torch_has_the_users_line() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from model_export.verify.decisions.torch import TorchObserver
+    from stepwell_export.verify.decisions.torch import TorchObserver
 
     seen = TorchObserver(torch.nn.Identity(), lambda values: values[0] > 3, ["x"])({"x": SMALL})
     [decision] = seen.decisions.values()

@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from model_export.errors import ModelLoadError, ModelTimeoutError
-from model_export.step_model import StepModel
-from model_export.verify.runners import Beside
+from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify.runners import Beside
 from tests import graphs
 
 

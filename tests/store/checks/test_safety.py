@@ -12,13 +12,13 @@ import httpx2
 import pytest
 import redis
 
-from service import app
-from service.errors import ServiceError
-from service.store.backup import write_backup
-from service.store.checks.permissions import check_permissions
-from service.store.checks.safety import SafetyMonitor, UnsafeStoreError, check_safe, read_server_info
-from service.store.state_store import StateStore
-from service.types import StreamKey
+from stepwell import app
+from stepwell.errors import ServiceError
+from stepwell.store.backup import write_backup
+from stepwell.store.checks.permissions import check_permissions
+from stepwell.store.checks.safety import SafetyMonitor, UnsafeStoreError, check_safe, read_server_info
+from stepwell.store.state_store import StateStore
+from stepwell.types import StreamKey
 from tests.api.running import running_service
 from tests.engine.harness import FOLD, expect_error, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models

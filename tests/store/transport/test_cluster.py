@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from service.engine.engine import Engine
-from service.engine.options import EngineOptions
-from service.engine.watch.commit_events import CommitEvent
-from service.engine.watch.interests import Subscription
-from service.engine.watch.subscriber import Subscriber
-from service.errors import OutcomeUnknownError, ServiceError, StoreUnavailableError
-from service.store import listing
-from service.store.checks.safety import UnsafeStoreError, check_safe, read_server_info
-from service.store.commits import Outcome
-from service.store.keys import idempotency_key_of, record_key
-from service.store.pubsub import StorePubSub
-from service.store.state_store import StateStore
-from service.store.transport.connection import NotSentError
-from service.store.transport.transport import open_transport
-from service.types import StreamKey
+from stepwell.engine.engine import Engine
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.watch.commit_events import CommitEvent
+from stepwell.engine.watch.interests import Subscription
+from stepwell.engine.watch.subscriber import Subscriber
+from stepwell.errors import OutcomeUnknownError, ServiceError, StoreUnavailableError
+from stepwell.store import listing
+from stepwell.store.checks.safety import UnsafeStoreError, check_safe, read_server_info
+from stepwell.store.commits import Outcome
+from stepwell.store.keys import idempotency_key_of, record_key
+from stepwell.store.pubsub import StorePubSub
+from stepwell.store.state_store import StateStore
+from stepwell.store.transport.connection import NotSentError
+from stepwell.store.transport.transport import open_transport
+from stepwell.types import StreamKey
 from tests.api.running import running_service
 from tests.engine.harness import FOLD, step, worker, ys
 from tests.graphs import fold, fold_reference, write_models

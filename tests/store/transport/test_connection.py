@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from service.store.transport.connection import CommandError, NoReplyError, NotSentError
-from service.store.transport.server import NotReplicated
-from service.store.transport.transport import RedisTransport, open_transport
-from service.store.transport.urls import BadStoreUrlError
+from stepwell.store.transport.connection import CommandError, NoReplyError, NotSentError
+from stepwell.store.transport.server import NotReplicated
+from stepwell.store.transport.transport import RedisTransport, open_transport
+from stepwell.store.transport.urls import BadStoreUrlError
 from tests.processes import free_port
 from tests.servers import Server, server
 from tests.store.clusters import sentinels

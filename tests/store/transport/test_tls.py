@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from service.store.checks.permissions import check_permissions
-from service.store.checks.safety import UnsafeStoreError, read_server_info
+from stepwell.store.checks.permissions import check_permissions
+from stepwell.store.checks.safety import UnsafeStoreError, read_server_info
 from tests.engine.harness import step, worker
 from tests.graphs import fold, write_models
 from tests.processes import free_port

@@ -1,0 +1,182 @@
+"""Adopt a step graph: describe it, change it where that is wanted, and write the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from stepwell_export.adoption.autoconfigure import Adoption, adopt, write_sidecar
+from stepwell_export.adoption.caches.bound import bound_caches
+from stepwell_export.adoption.overrides import Kind, Overrides
+from stepwell_export.adoption.own_data import with_own_data
+from stepwell_export.adoption.rewrite import Change, rewrite, write_new_file
+from stepwell_export.runtime.errors import FileError, UnclearModelError
+from stepwell_export.runtime.feedback import with_feedback
+from stepwell_export.runtime.files import check_new_file
+from stepwell_export.runtime.manifest import NAME, Manifest
+from stepwell_export.precision import StoreDType, StoreEffect, narrow_store
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The manifest that `adopt` has written, and what it found in the graph.
+
+    Attributes:
+        path: The manifest beside the graph; or the new graph, with its manifest inside.
+        manifest: The manifest.
+        adoption: What was found in the graph.
+        store: What a narrower type in the store changes; None: it is not narrower.
+    """
+
+    path: Path
+    manifest: Manifest
+    adoption: Adoption
+    store: StoreEffect | None
+
+
+def adopt_file(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    states: Mapping[str, str] | None = None,
+    constants: Mapping[str, Any] | None = None,
+    outputs: Mapping[str, Kind] | None = None,
+    windows: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+    initial: Mapping[str, Any] | None = None,
+    feedback: Mapping[str, Any] | None = None,
+    store_dtype: StoreDType | None = None,
+    changes: Sequence[Change] = (),
+    verify: str | os.PathLike[str] | None = None,
+    length: int | None = None,
+    target: str | os.PathLike[str] | None = None,
+    replace: bool = False,
+) -> Adopted:
+    """Write the manifest of a graph that already consumes one timestep per run, verified by running the graph.
+
+    Args:
+        source: The ONNX file; it is not changed.
+        name: The model's name; the file's stem by default (the folder's, for `NAME/VERSION/model.onnx`).
+        states: The state output by state input; if given, no other states are detected.
+        constants: The constant value by input.
+        outputs: `value`, `random` or `ignore` by output.
+        windows: Timesteps of past input that the graph expects before the new one, by input.
+        shapes: The shape of one row in requests or responses, by input or output.
+        batch_axes: The batch axis by input; None: it has none.
+        time_axes: The axis that is one timestep long, by input; None: it has none, whatever its axes are called.
+        initial: The initial value by state input, or `INPUT.context` for a window: a number for all elements, or an
+            array or nested lists with the elements of one row.
+        feedback: For rollouts: by input, the output or the rule that makes it.
+        store_dtype: The type in which float states are stored; None: their own.
+        changes: `fold-context` makes states of the windows, `batchify` rewrites a graph for one row to run batches.
+        verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input, which are run, too; the manifest
+            keeps how they and the predictions are distributed.
+        length: Timesteps that caches which grow with every timestep hold, the new one included; needs a target, and
+            no changes besides.
+        target: The ONNX file to write, if there are changes or a length; None: a manifest is written beside the source.
+        replace: Replace a manifest inside the file.
+
+    Raises:
+        UnclearModelError: Something cannot be detected, and the message names the flag that sets it; or there are
+            changes without a target, or a target without changes.
+        RefusedModelError: The graph is not stepwise, or random operators reach what must not depend on them.
+        ModelLoadError: onnxruntime cannot load or run it.
+        ParityError: The changed graph gives other values.
+        TensorError: The own sequences do not fit the model.
+        FileError: The target cannot be written, or there is no file of own sequences.
+        MissingExtraError: The onnx package is not installed.
+    """
+    given = _read_arguments({
+        "source": source, "name": name, "states": states or {}, "constants": constants or {}, "outputs": outputs or {},
+        "windows": windows or {}, "shapes": shapes or {}, "batch_axes": batch_axes or {}, "time_axes": time_axes or {},
+        "initial": initial or {}, "feedback": feedback or {}, "store_dtype": store_dtype, "changes": changes,
+        "verify": verify, "length": length, "target": target,
+    })  # fmt: skip
+    source, target, verify, length = given.source, given.target, given.verify, given.length
+    if changes and length is not None:
+        raise UnclearModelError(
+            f"The changes are {list(changes)} and the length is {length}; expected one of them.",
+            fix="Write the graph with bounded caches, and change that.",
+        )
+    if bool(changes or length) != (target is not None):
+        raise UnclearModelError(
+            f"The changes are {list(changes)}, the length {length} and the target {target}; each needs the other.",
+            fix="Give a change or a length, and a target, to write a changed graph; or none of them, to write a "
+            "manifest beside the graph.",
+        )
+    if target is not None:
+        check_new_file(target, source)
+    if verify is not None and not verify.is_file():
+        raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
+    hints = Overrides(
+        states=given.states,
+        constants=given.constants,
+        outputs=given.outputs,
+        windows=given.windows,
+        shapes=given.shapes,
+        batch_axes=given.batch_axes,
+        time_axes=given.time_axes,
+        initial=given.initial,
+    )
+    graph: Path | bytes = source
+    if length is not None:
+        graph, adoption = bound_caches(source, length, name=name, hints=hints)
+    else:
+        adoption = adopt(source, name=name, hints=hints, replace=replace)
+    manifest, effect = with_feedback(adoption.manifest, given.feedback), None
+    if changes:
+        graph, manifest = rewrite(source, manifest, changes, adoption.notes)
+    if store_dtype:
+        manifest, effect = narrow_store(graph, manifest, store_dtype)
+    if verify is not None:
+        manifest = with_own_data(graph, manifest, verify, adoption.notes)
+    if target is not None and isinstance(graph, bytes):
+        write_new_file(target, graph, manifest)
+        return Adopted(target, manifest, adoption, effect)
+    return Adopted(write_sidecar(source, manifest), manifest, adoption, effect)
+
+
+class _Arguments(BaseModel):
+    """What `adopt_file` is given; a number may also be a text, an axis an integer of NumPy."""
+
+    source: Path
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None
+    states: Mapping[str, str]
+    constants: Mapping[str, Any]
+    outputs: Mapping[str, Kind]
+    windows: Mapping[str, Annotated[int, Field(ge=1)]]
+    shapes: Mapping[str, Sequence[Annotated[int, Field(ge=1)]]]
+    batch_axes: Mapping[str, Annotated[int, Field(ge=0)] | None]
+    time_axes: Mapping[str, Annotated[int, Field(ge=0)] | None]
+    initial: Mapping[str, Any]
+    feedback: Mapping[str, Any]
+    store_dtype: StoreDType | None
+    changes: Sequence[Change]
+    verify: Path | None
+    length: int | None
+    target: Path | None
+
+
+def _read_arguments(given: Mapping[str, Any]) -> _Arguments:
+    """Return the arguments in their types.
+
+    Raises:
+        UnclearModelError: One has another type; names it.
+    """
+    try:
+        return _Arguments.model_validate(given)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        first, *rest = error["loc"]
+        place = f"[{rest[0]!r}]" if rest and isinstance(given[str(first)], Mapping | list | tuple) else ""
+        raise UnclearModelError(
+            f"The argument {first}{place} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}.",
+            fix="Give it as the documentation of `adopt` has it.",
+        ) from exc

@@ -1,0 +1,69 @@
+"""Checks the arguments that calls in Python share with the command: names, axes, lengths and tolerances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stepwell_export.runtime.errors import UnclearModelError
+from stepwell_export.runtime.manifest import NAME
+
+
+def check_name(name: Any) -> None:
+    """Refuse what cannot be a model's name.
+
+    Raises:
+        UnclearModelError: It is no text, or has other characters than a name may have.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UnclearModelError(f"The model's name would be {name!r}; expected {NAME.pattern}.", fix="Give `--name`.")
+
+
+def check_axes(flag: str, axes: Any) -> None:
+    """Refuse what is not one axis, or None, for each input.
+
+    Args:
+        flag: The command's flag for it.
+        axes: An axis by input; None: none are given.
+
+    Raises:
+        UnclearModelError: It is no mapping, or an axis is no whole number.
+    """
+    if axes is not None and not isinstance(axes, Mapping):
+        raise UnclearModelError(
+            f"`{flag}` is {axes!r}; expected an axis by input.", fix="Give a dict, such as {'x': 1}."
+        )
+    for name, axis in (axes or {}).items():
+        if axis is not None and (not isinstance(axis, int) or isinstance(axis, bool)):
+            raise UnclearModelError(
+                f"`{flag}` has {axis!r} for {name!r}; expected a whole number.",
+                fix="Count the axes of the input from 0; None: it has no such axis.",
+            )
+
+
+def check_length(length: Any) -> None:
+    """Refuse what is no number of timesteps.
+
+    Raises:
+        UnclearModelError: It is no whole number.
+    """
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool)):
+        raise UnclearModelError(
+            f"`--length` is {length!r}; expected a whole number of timesteps.",
+            fix="Give the number of timesteps that the model was trained with.",
+        )
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Refuse what is no largest difference.
+
+    Raises:
+        UnclearModelError: It is no number, not finite, or below 0.
+    """
+    is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (is_number and math.isfinite(tolerance) and tolerance >= 0):
+        raise UnclearModelError(
+            f"`--tolerance` is {tolerance!r}; expected a number of at least 0.",
+            fix="Give the largest difference that is allowed, such as 1e-4, or leave it out.",
+        )

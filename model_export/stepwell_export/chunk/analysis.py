@@ -1,0 +1,209 @@
+"""Reads a step graph: what in it depends on the state, and what could run for many timesteps at once.
+
+A node that depends on no state runs for all timesteps at once with these as rows. So it equals its single steps by
+construction where rows are independent by the graph's operators; other graphs have no chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from operator import or_
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from stepwell_export.graph.nodes import all_nodes, constants, read_opset, uses
+from stepwell_export.graph.onnx_file import without_functions
+from stepwell_export.runtime.manifest import Array, Manifest
+from stepwell_export.runtime.random_ops import RANDOM
+from stepwell_export.structure import facts as structure
+from stepwell_export.structure.rows import rows_of_step
+
+OLDEST_OPSET = 15  # Shape with a start and an end
+
+
+class NoChunkError(Exception):
+    """A graph of any length cannot be made of this step graph; the text is the reason. Caught in this package."""
+
+
+class TensorFact(NamedTuple):
+    """What a tensor is in the step graph.
+
+    Attributes:
+        kind: ONNX element type.
+        axis: Its batch axis; None: it has none.
+        row: Its shape without the batch axis.
+    """
+
+    kind: int
+    axis: int | None
+    row: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Loop:
+    """States that depend on each other, with the nodes that carry them from one timestep to the next.
+
+    Attributes:
+        states: State inputs.
+        nodes: In graph order: each follows from one of the states, and one of the next states follows from it.
+        is_whole: Whether it is the whole step graph instead, which runs as it is.
+    """
+
+    states: list[str]
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    is_whole: bool = False
+
+    @property
+    def made(self) -> list[str]:
+        """The outputs of its nodes."""
+        return [name for node in self.nodes for name in node.output if name]
+
+
+class StepGraphAnalysis:
+    """A step graph, read.
+
+    Attributes:
+        manifest: What it takes, carries and gives.
+        model: The step graph, functions inlined.
+        after: State output by state input.
+        inputs: What the caller sends.
+        nodes: In graph order; one object for each, so that nodes can be told apart by identity.
+        fixed: Tensors that are the same in every timestep.
+        loops: All states, in loops.
+        maker: The node that makes each tensor.
+        users: The nodes that take each tensor.
+    """
+
+    def __init__(self, model: onnx.ModelProto, manifest: Manifest) -> None:
+        self.model = without_functions(model)
+        self.manifest = manifest
+        self.after = {state.input: state.output for state in manifest.states}
+        self.inputs = [spec.name for spec in manifest.inputs]
+        self._check()
+        self.nodes = list(self.model.graph.node)
+        self._constants = constants(self.model.graph)
+        self.maker = {name: node for node in self.nodes for name in node.output if name}
+        self.users: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in uses(node):
+                self.users.setdefault(name, []).append(node)
+        self._follow()
+        self.loops = self._find_loops()
+        self._facts: dict[str, TensorFact] = {}
+
+    def constant(self, name: str) -> Array | None:
+        """Return a constant's value; None where it is computed, or no constant."""
+        return np.asarray(numpy_helper.to_array(self._constants[name])) if name in self._constants else None
+
+    def wanted_outside(self, loop: Loop) -> list[str]:
+        """Return the tensors of a loop that something outside it takes, in every timestep."""
+        inside = {id(node) for node in loop.nodes}
+        outputs = {spec.name for spec in self.manifest.outputs}
+        return [
+            name for name in [*loop.states, *loop.made]
+            if name in outputs or any(id(user) not in inside for user in self.users.get(name, []))
+        ]  # fmt: skip
+
+    @cached_property
+    def may_give_nan(self) -> bool:
+        """Whether a constant has NaN, as tables have behind their last entry."""
+        floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
+        constants = (numpy_helper.to_array(t) for t in self.model.graph.initializer if t.data_type in floats)
+        return any(bool(np.isnan(constant).any()) for constant in constants)
+
+    def _check(self) -> None:
+        manifest, graph = self.manifest, self.model.graph
+        axes = [spec.batch_axis for spec in (*manifest.inputs, *manifest.outputs)]
+        opset = read_opset(self.model)
+        if opset < OLDEST_OPSET:
+            raise NoChunkError(f"its opset is {opset}; chunks need {OLDEST_OPSET} or later")
+        if any(axis != 0 for axis in axes):
+            raise NoChunkError("an input or output has no batch axis in front")
+        carried = set(self.after.values())
+        if any(state.batch_axis is None for state in manifest.states) or manifest.batch.mode == "single":
+            why = manifest.batch.why
+            raise NoChunkError(f"it runs one row at a time{why and f': {why}'}")
+        if carried.intersection(spec.name for spec in manifest.outputs):
+            raise NoChunkError("one tensor of it is both an output and a state")
+        if manifest.windows or graph.sparse_initializer:
+            raise NoChunkError("it has host-side windows" if manifest.windows else "it has sparse weights")
+        if any(node.op_type in RANDOM for node in all_nodes(graph)):
+            raise NoChunkError("it draws random numbers")
+
+    def _follow(self) -> None:
+        """Find for every tensor which states it follows from, and which next states follow from it."""
+        graph, states = self.model.graph, list(self.after)
+        self.states_in: dict[str, int] = {name: 1 << i for i, name in enumerate(states)}
+        moving = set(self.inputs) | set(states)
+        for node in self.nodes:
+            used = uses(node)
+            if moving.intersection(used):
+                moving.update(node.output)
+            mask = _joined(self.states_in, used)
+            self.states_in.update(dict.fromkeys(node.output, mask))
+        self.states_out: dict[str, int] = {}
+        for i, name in enumerate(states):
+            self.states_out[self.after[name]] = self.states_out.get(self.after[name], 0) | 1 << i
+        for node in reversed(self.nodes):
+            mask = _joined(self.states_out, node.output)
+            for name in uses(node):
+                self.states_out[name] = self.states_out.get(name, 0) | mask
+        names = {init.name for init in graph.initializer} | set(self.maker) | set(self.manifest.constants)
+        self.fixed = names - moving
+
+    def _find_loops(self) -> list[Loop]:
+        states = list(self.after)
+        reach = [self.states_out.get(name, 0) | 1 << i for i, name in enumerate(states)]
+        for k in range(len(states)):  # Warshall: what is reached through state k as well
+            for i in range(len(states)):
+                if reach[i] >> k & 1:
+                    reach[i] |= reach[k]
+        groups: dict[int, Loop] = {}
+        masks: list[tuple[int, Loop]] = []
+        for i, name in enumerate(states):
+            mask = sum(1 << j for j in range(len(states)) if reach[i] >> j & 1 and reach[j] >> i & 1)
+            if mask not in groups:
+                groups[mask] = Loop([])
+                masks.append((mask, groups[mask]))
+            groups[mask].states.append(name)
+        for node in self.nodes:
+            follows, reaches = _joined(self.states_in, uses(node)), _joined(self.states_out, node.output)
+            for mask, loop in masks:
+                if follows & mask and reaches & mask:  # not of the same state: two may be entangled
+                    loop.nodes.append(node)
+        return [loop for _, loop in masks]
+
+    # ---------------------------------------------------------------- facts, by operators
+
+    def facts(self) -> dict[str, TensorFact]:
+        """Return what is known of each tensor that is not the same in every timestep.
+
+        Raises:
+            NoChunkError: Rows are not independent by the graph's operators. A chunk runs timesteps as rows, so then it
+                need not equal them.
+        """
+        if not self._facts:
+            analysis = rows_of_step(self.model, self.manifest)
+            if analysis.verdict.outcome != "independent":
+                raise NoChunkError(f"timesteps cannot be run at once: {analysis.verdict.why}")
+            taken = [*self.inputs, *self.after]
+            moving = [name for name in self.maker if name not in self.fixed]
+            self._facts = {name: _fact(analysis.facts[name]) for name in (*moving, *taken) if name in analysis.facts}
+        return self._facts
+
+
+def _fact(fact: structure.RowFact) -> TensorFact:
+    """Return a fact of the rows' analysis; a tensor whose rows are folded, or whose shape is not known, has no axis."""
+    row, rows = fact.row_shape, fact.rows
+    if row is None:
+        return TensorFact(fact.kind, None, (-1,))
+    return TensorFact(fact.kind, None if rows is None else rows.axis, row)
+
+
+def _joined(masks: Mapping[str, int], names: Iterable[str]) -> int:
+    return reduce(or_, (masks.get(name, 0) for name in names), 0)

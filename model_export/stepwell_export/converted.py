@@ -1,0 +1,282 @@
+"""`ConvertedModel`: a step graph on its way to being written, with the original that it has to equal."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stepwell_export.arguments import check_tolerance
+from stepwell_export.runtime.errors import ParityError
+from stepwell_export.graph.nodes import all_graphs
+from stepwell_export.localize import LayerOutputs, localize_layer, locate_not_finite
+from stepwell_export.runtime.manifest import METADATA_KEY, Array, Manifest
+from stepwell_export.runtime.memory import release
+from stepwell_export.runtime.step_model import StepModel
+from stepwell_export.verify import error_growth
+from stepwell_export.verify.decisions.record import Observer
+from stepwell_export.verify.parity import (
+    DEFAULT,
+    FEW_LENGTHS,
+    MOST_LENGTHS,
+    ROWS,
+    SEEDS,
+    STEPS,
+    DifferentAnswerError,
+    verify_parity,
+)
+from stepwell_export.verify.reference import Progress, ReferenceModel
+from stepwell_export.verify.report import ParityReport
+from stepwell_export.verify.samplers import Sampler, random_sampler
+from stepwell_export.verify.tolerance import Tolerance
+
+if TYPE_CHECKING:
+    import onnx
+
+    from stepwell_export.verify.chunk_choice import ChunkChoice
+
+_OF_NONE = (
+    "Nothing was written. Let the original give a number there, as by torch.nan_to_num(x[:, 7:].mean(1)) or "
+    "ops.nan_to_num(ops.mean(x[:, 7:], axis=1)). A mean may take the last timesteps instead, x[:, -7:].mean(1): there "
+    "is one of them from the first timestep on. PyTorch's std and var need two: write x.var(1, correction=0)."
+)
+_SHORT_WINDOW = (
+    "The model takes the last {n} timesteps, x[:, -{n}:], and a stream has fewer before timestep {n}: there the "
+    "original computes with these alone, and the step graph with zeros in front of them."
+)
+_PAD_WINDOW = (
+    "Nothing was written. Pad zeros in front: F.pad(x, (0, 0, {past}, 0))[:, -{n}:] in PyTorch, "
+    "ZeroPadding1D(({past}, 0))(x)[:, -{n}:] in Keras. Each timestep then has the answer for the window that ends with "
+    "it."
+)
+
+UserData = Mapping[str, Array] | Callable[[Manifest], Mapping[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedModel:
+    """What a front end makes of a trained model.
+
+    Attributes:
+        proto: The step graph, without manifest; recurrences may be LSTM, GRU and RNN operators, for chunks run them so.
+        manifest: What it takes, carries and gives.
+        original: The model as it was trained.
+        against: The original and its version, for example `keras 3.15.1 jax`.
+        samplers: What to draw for the comparison, by the name of its kind; None: random data.
+        only_length: The one number of timesteps that the original takes; None: any.
+        longest: The most timesteps that the original runs within reason; None: any.
+        probe: What the layers of the original give, to find the one to blame where the answers differ.
+        rounding: How far the original itself is from exact, where it computes in less than float32; no tolerance
+            is taken to be tighter.
+        windows: How many of the last timesteps are taken, without padding in front of the first one.
+        observer: Records the decisions of the original; None: it cannot be looked into.
+        vocabularies: By input, how many ids it may have; other inputs take any number that their dtype has.
+        compiles: Whether the original is compiled for each length, so that few of them are compared.
+    """
+
+    proto: onnx.ModelProto
+    manifest: Manifest
+    original: ReferenceModel
+    against: str
+    samplers: Mapping[str, Sampler] | None = None
+    only_length: int | None = None
+    longest: int | None = None
+    probe: LayerOutputs | None = None
+    rounding: float = 0.0
+    windows: Collection[int] = ()
+    observer: Observer | None = None
+    vocabularies: Mapping[str, int] = field(default_factory=dict)
+    compiles: bool = False
+
+    @property
+    def kinds(self) -> Mapping[str, Sampler]:
+        """What is drawn for the comparison, by the name of its kind: the samplers, or random data."""
+        return self.samplers or {"random": random_sampler(self.manifest)}
+
+
+def verify_model(
+    candidate: ConvertedModel,
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    default: Tolerance = DEFAULT,
+    user_data: UserData | None = None,
+    long_steps: int = error_growth.STEPS,
+    lowered: str = "",
+    progress: Progress | None = None,
+) -> tuple[bytes, ParityReport]:
+    """Compare a step graph with its original over whole sequences; writes nothing.
+
+    Args:
+        candidate: The step graph and its original.
+        atol: Absolute tolerance of every output, taken as it is.
+        rtol: Relative tolerance; with `atol` at most ten times that, and that of the default.
+        default: The tolerance without them, in parts of the largest value of each output; never tighter than what
+            the original's own rounding is.
+        user_data: Sequences of the user's own, `{input: (N, T, *shape)}`, or a function of the manifest that
+            reads them.
+        long_steps: Timesteps of the long run, fewer where the model is large.
+        lowered: What is stored in fewer bits than the original has, in words; without sequences of the user's own, the
+            verification is weak then.
+        progress: Called as parts are done.
+
+    Returns:
+        The bytes of the ONNX file with its manifest inside, and the parity report.
+
+    Raises:
+        RefusedModelError: The rows of a batch depend on each other; names the node.
+        ParityError: Step by step and whole sequence differ; names the first timestep and output.
+        UnclearModelError: A tolerance is no number of at least 0.
+    """
+    from stepwell_export.structure.judged_rows import with_rows_judged
+
+    check_tolerance(atol)
+    check_tolerance(rtol)
+    candidate = replace(candidate, manifest=with_rows_judged(candidate.proto, candidate.manifest))
+    tolerance = _tolerance(atol, rtol, default, candidate.rounding)
+    given = user_data(candidate.manifest) if callable(user_data) else user_data
+    lengths = _long_lengths(candidate)
+
+    @cache
+    def made() -> tuple[bytes, StepModel, ChunkChoice]:
+        chosen = _with_chunks(candidate, tolerance, progress)
+        release(len(chosen[0]))
+        return chosen
+
+    with _blaming(candidate, tolerance):
+        report = verify_parity(
+            candidate.original,
+            lambda: made()[1],
+            candidate.manifest,
+            against=candidate.against,
+            tolerance=tolerance,
+            samplers=candidate.kinds,
+            user_data=given,
+            steps=candidate.only_length or STEPS,
+            size=sum(_sizes(candidate)),
+            long_steps=0 if candidate.only_length else min(long_steps, *lengths.values()),
+            shortened=next((why for why, length in lengths.items() if length == min(lengths.values())), ""),
+            observer=candidate.observer,
+            vocabularies=candidate.vocabularies,
+            longest=candidate.longest,
+            most_lengths=FEW_LENGTHS if candidate.compiles else MOST_LENGTHS,
+            progress=progress,
+        )
+    content, model, chunk = made()
+    made.cache_clear()
+    manifest = model.manifest
+    del model  # its weights are in memory until here
+    release(len(content))
+    report = replace(report, chunk=chunk, lowered=lowered)
+    verified = report.parity.model_copy(update={"weak": report.weak})
+    manifest.verified, manifest.reference = verified, report.reference
+    return with_manifest(content, manifest), replace(report, parity=verified)
+
+
+def with_manifest(content: bytes, manifest: Manifest) -> bytes:
+    """Return an ONNX file with a manifest inside: the fields of a message may come in parts, so no weight is read."""
+    from onnx import ModelProto, StringStringEntryProto
+
+    entry = StringStringEntryProto(key=METADATA_KEY, value=manifest.to_json())
+    return content + bytes(ModelProto(metadata_props=[entry]).SerializeToString())
+
+
+def check_model(candidate: ConvertedModel, *, atol: float | None = None) -> None:
+    """Compare a step graph with its original on few sequences, before its bits are fewer and more is allowed.
+
+    Args:
+        candidate: The step graph and its original.
+        atol: As `verify_model` takes it.
+
+    Raises:
+        ParityError: Step by step and whole sequence differ; names the first timestep and output.
+    """
+    tolerance = _tolerance(atol, None, DEFAULT, candidate.rounding)
+    with _blaming(candidate, tolerance):
+        verify_parity(
+            candidate.original,
+            StepModel(candidate.proto.SerializeToString(), candidate.manifest),
+            against=candidate.against,
+            tolerance=tolerance,
+            samplers=candidate.kinds,
+            seeds=SEEDS[:1],
+            steps=candidate.only_length or STEPS,
+            size=sum(_sizes(candidate)),
+            long_steps=0,
+        )
+
+
+@contextlib.contextmanager
+def _blaming(candidate: ConvertedModel, tolerance: Tolerance) -> Iterator[None]:
+    """Name the layer or the weights where the answers differ."""
+    try:
+        yield
+    except DifferentAnswerError as exc:
+        proto, manifest, problem, suspect, fix = candidate.proto, candidate.manifest, exc.problem, "", exc.fix
+        window = min((size for size in candidate.windows if size > exc.step), default=0)
+        if not np.isfinite(exc.found):
+            suspect = _not_finite(proto) or locate_not_finite(proto, manifest, exc)
+        elif not np.isfinite(exc.want):
+            suspect = "The original has no number there, as a mean of no timesteps or PyTorch's variance of one."
+            fix = _OF_NONE
+        elif window:
+            problem = f"{problem} {_SHORT_WINDOW.format(n=window)}"
+            fix = _PAD_WINDOW.format(n=window, past=window - 1)
+        suspect = suspect or localize_layer(candidate.probe, proto, manifest, exc, tolerance)
+        raise ParityError(f"{problem} {suspect}", fix=fix) from exc
+
+
+def _tolerance(atol: float | None, rtol: float | None, default: Tolerance, rounding: float) -> Tolerance:
+    if atol is None:
+        relative = default.rtol if rtol is None else rtol
+        return Tolerance(max(default.atol, rounding), max(relative, rounding), scaled=True)
+    return Tolerance(atol, min(10 * atol, default.rtol) if rtol is None else rtol)
+
+
+def _long_lengths(candidate: ConvertedModel) -> dict[str, int]:
+    """Return the most timesteps of a long run by what limits them."""
+    weights, carried = _sizes(candidate)
+    limits = {f"the model has {weights:,} weights": error_growth.steps_for(weights + carried)}
+    if candidate.longest is not None:
+        limits["the original was asked for no more"] = candidate.longest
+    return limits
+
+
+def _sizes(candidate: ConvertedModel) -> tuple[int, int]:
+    """Return how many numbers the weights and the states have."""
+    graphs = all_graphs(candidate.proto.graph)
+    weights = sum(math.prod(tensor.dims) for graph in graphs for tensor in graph.initializer)
+    return weights, sum(math.prod(state.shape) for state in candidate.manifest.states)
+
+
+def _not_finite(proto: onnx.ModelProto) -> str:
+    """Return a sentence that names the weights which hold NaN or infinity; empty: none. A mask may hold -infinity."""
+    from onnx import numpy_helper
+
+    names = [
+        tensor.name
+        for graph in all_graphs(proto.graph)
+        for tensor in graph.initializer
+        if (values := numpy_helper.to_array(tensor)).dtype.kind == "f" and not (values < np.inf).all()
+    ]
+    return f"Weights that are not finite: {', '.join(names)}." if names else ""
+
+
+def _with_chunks(
+    candidate: ConvertedModel, tolerance: Tolerance, progress: Progress | None
+) -> tuple[bytes, StepModel, ChunkChoice]:
+    """Return the file to be written, and what runs it: with a time axis, where that is worth having."""
+    from stepwell_export.chunk.selection import choose_chunk
+
+    if progress:
+        progress("measuring chunks", 0, 1)
+    samplers = candidate.kinds
+    # beyond the one length of the original, the answers are not numbers
+    steps = min(candidate.only_length or STEPS, STEPS)
+    samples = [draw(np.random.default_rng(0), ROWS, steps) for draw in samplers.values()]
+    return choose_chunk(candidate.proto, candidate.manifest, samples, tolerance)

@@ -1,0 +1,233 @@
+"""From a SOURCE to one verified step graph in a file: written whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stepwell_export.arguments import check_name, check_tolerance
+from stepwell_export.converted import ConvertedModel, check_model, verify_model
+from stepwell_export.runtime.errors import FileError, UnclearModelError, WeakProofError
+from stepwell_export.runtime.feedback import with_feedback
+from stepwell_export.runtime.files import check_new_file, write_atomically
+from stepwell_export.labels import read_columns, read_labels, with_labels
+from stepwell_export.runtime.manifest import Manifest, TensorSpec
+from stepwell_export.precision import FULL, Precision, saved
+from stepwell_export.replacing import Replaced, Replacement, replaced
+from stepwell_export.sources import is_jax_function, load_source
+from stepwell_export.spec import StepSpec
+from stepwell_export.stages.pipeline import Pipeline
+from stepwell_export.verify.reference import Progress
+from stepwell_export.verify.report import ParityReport
+from stepwell_export.verify.samplers import read_user_data
+from stepwell_export.verify.tolerance import Tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The step graph that `export` has written, and how it was verified.
+
+    Attributes:
+        path: The file.
+        name: The model's name in its manifest.
+        nbytes: The file's size.
+        report: How far the step graph is from the original.
+        saved: What a lower precision made smaller, in bytes before and after: `file`, `bytes_per_stream`.
+        replacement: What becomes of the states of the version that it replaces; None: it replaces none.
+        inputs: The inputs that one timestep has.
+    """
+
+    path: Path
+    name: str
+    nbytes: int
+    report: ParityReport
+    saved: dict[str, tuple[int, int]]
+    replacement: Replacement | None = None
+    inputs: Sequence[TensorSpec] = ()
+
+
+def export_source(
+    source: Any,
+    target: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    tolerance: float | None = None,
+    precision: Precision = FULL,
+    verify: str | os.PathLike[str] | None = None,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    length: int | None = None,
+    feedback: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    units: Mapping[str, str] | None = None,
+    accept_weak: bool = False,
+    before: Sequence[Path] = (),
+    after: Sequence[Path] = (),
+    replaces: Replaced | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a trained model.
+
+    Args:
+        source: A `.keras`, `.h5` or `.onnx` file, `package.module:callable`, or a Keras model, a `StepSpec` or a
+            `Pipeline` itself.
+        target: The ONNX file to write; a missing folder is created.
+        name: The model's name; the target's stem by default.
+        tolerance: Largest absolute difference allowed, taken as it is; relative to the original's value at most ten
+            times that, and no more than without it. None: a part of each output's largest value that suits the
+            precision.
+        precision: What is kept in fewer bits than the original has.
+        verify: An `.npz` file with own sequences, `(T, ..)` or `(N, T, ..)` by input name.
+        time_axes: The time axis by input of an ONNX file, where running it does not show it; None: the input has none.
+        batch_axes: The batch axis by input of an ONNX file, in the same way.
+        length: The number of timesteps that an ONNX file was trained with, if it attends to all timesteps before or has
+            a table of positions.
+        feedback: For rollouts: by input, the output or the rule that makes it; see `stepwell_export.runtime.feedback`.
+        labels: Names of the numbers of a row, by input or output; by default those that the model itself has.
+        units: Units by input or output.
+        accept_weak: Write the file also where a wrong graph might have passed, and `verify` does not settle it.
+        before: ONNX files that a timestep passes in front of the model, in order: graphs over sequences, or over rows.
+        after: ONNX files that its outputs pass behind it, in order.
+        replaces: The version that it replaces; a translation of its states is written beside the target.
+        progress: Called as parts are done.
+
+    Raises:
+        FileError: The target cannot be written, or a file is missing.
+        UnclearModelError: No name can be made of the target, or a feedback rule does not fit the model.
+        RefusedModelError: The model cannot be stepped; names the layer and the reason.
+        ParityError: Step graph and original differ; nothing is written.
+        WeakProofError: They agree, and a wrong graph might have, too; nothing is written.
+        TensorError: The own sequences do not fit the model.
+        MissingExtraError: A package that this needs is not installed.
+    """
+    target = Path(target)
+    verify = None if verify is None else Path(verify)
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    name = name or target.stem
+    check_name(name)
+    check_tolerance(tolerance)
+    before, after = _paths(before), _paths(after)
+    check_new_file(target, *([Path(source)] if isinstance(source, str) else []), *before, *after)
+    if verify is not None and not verify.is_file():
+        raise FileError(f"{verify} is not there; expected an .npz file.", fix="Check the path.")
+    found = load_source(source)
+    if before or after:
+        found = _with_files(found, before, after)
+    full = convert_source(
+        found, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
+    )
+    known = {**_own_labels(found, full.manifest), **(labels or {})}
+    manifest = with_labels(with_feedback(full.manifest, feedback or {}), known, units)
+    full = replace(full, manifest=manifest)
+    if (candidate := precision.lower(full)) is not full:
+        check_model(full, atol=tolerance)
+    content, report = verify_model(
+        candidate,
+        atol=tolerance,
+        default=Tolerance(precision.atol, precision.rtol, scaled=True),
+        user_data=partial(read_user_data, verify) if verify else None,
+        lowered=precision.in_words,
+        progress=progress,
+    )
+    replacement, translation = (None, None) if replaces is None else replaced(replaces, content, target)
+    smaller = {} if candidate is full else saved(full, candidate, len(content))
+    done = Exported(target, name, len(content), report, smaller, replacement, manifest.inputs)
+    if report.weak and not report.is_settled and not accept_weak:
+        raise WeakProofError(_weakness(report), fix=_WEAK_ADVICE, exported=done)
+    if replacement is not None and replacement.translation is not None and translation is not None:
+        write_atomically(replacement.translation, translation)
+    write_atomically(target, content)
+    return done
+
+
+def _paths(given: Any) -> list[Path]:
+    return [Path(path) for path in ([given] if isinstance(given, str | os.PathLike) else given)]
+
+
+def _with_files(found: Any, before: Sequence[Path], after: Sequence[Path]) -> Pipeline:
+    for path in (*before, *after):
+        if path.suffix != ".onnx" or not path.is_file():
+            raise FileError(f"{path} is no ONNX file; expected one for `--before` or `--after`.", fix="Check the path.")
+    if isinstance(found, Pipeline):
+        return Pipeline([*before, *found.parts, *after], anchor=found.anchor + len(before))
+    return Pipeline([*before, found, *after], anchor=len(before))
+
+
+def _own_labels(found: Any, manifest: Manifest) -> dict[str, list[str]]:
+    """Return the labels that a model has, or the data frames that a `StepSpec` has for examples."""
+    if not isinstance(found, StepSpec):
+        return read_labels(found, manifest)
+    sizes = {spec.name: spec.row_size for spec in manifest.inputs}
+    columns = {name: read_columns(example) for name, example in found.inputs.items()}
+    fitting = {name: names for name, names in columns.items() if names and sizes.get(name) == len(names)}
+    return {**read_labels(found.module, manifest), **fitting}
+
+
+_WEAK_ADVICE = (
+    "Nothing was written. Give sequences that are like your own, `--verify FILE.npz`, with such events in them; "
+    "`--accept-weak` writes the file as it is."
+)
+
+
+def _weakness(report: ParityReport) -> str:
+    return f"The verification is weak, a wrong graph might pass it: {'; '.join(report.reasons)}."
+
+
+def convert_source(
+    found: Any,
+    *,
+    name: str,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    length: int | None = None,
+    progress: Progress | None = None,
+) -> ConvertedModel:
+    """Hand what a SOURCE gave to the front end that handles it.
+
+    Raises:
+        RefusedModelError: It cannot be stepped.
+        MissingExtraError: A package that this needs is not installed.
+        UnclearModelError: Axes are given for what is no ONNX file.
+    """
+    if isinstance(found, Pipeline):
+        from stepwell_export.stages.convert import convert_pipeline
+
+        def convert(part: Any, is_anchor: bool) -> ConvertedModel:
+            hints = {"time_axes": time_axes, "batch_axes": batch_axes, "length": length} if is_anchor else {}
+            return convert_source(part, name=name, progress=progress, **hints)  # type: ignore[arg-type]  # by name
+
+        return convert_pipeline(found, convert, name=name)
+    if isinstance(found, Path):
+        from stepwell_export import streaming
+
+        return streaming.convert(
+            found, name=name, time_axes=time_axes, batch_axes=batch_axes, length=length, progress=progress
+        )
+    if length is not None and not isinstance(found, StepSpec):
+        raise UnclearModelError(
+            "`--length` is given, but the source is no ONNX file.",
+            fix="Leave it out: a Keras model declares its timesteps, keras.Input((T, ..)).",
+        )
+    for flag, axes in (("--time-axis", time_axes), ("--batch-axis", batch_axes)):
+        if axes:
+            raise UnclearModelError(
+                f"`{flag}` is given for {sorted(axes)}, but the source is no ONNX file.",
+                fix="Leave it out: Keras models have time on axis 1, a StepSpec has `time_axis`.",
+            )
+    if isinstance(found, StepSpec):
+        found = found if length is None else replace(found, length=length)
+        if is_jax_function(found):
+            from stepwell_export import jax
+
+            return jax.convert(found, name=name, progress=progress)
+        from stepwell_export import torch
+
+        return torch.convert(found, name=name, progress=progress)
+    from stepwell_export import keras
+
+    return keras.convert(found, name=name, progress=progress)

@@ -1,0 +1,221 @@
+"""`JaxGraph`: the sequence graph of a jaxpr under construction; it walks the equations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from jax.extend.core import Literal
+from onnx import helper
+
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.graph.builder import BATCH, NodeBuilder, element_type
+from stepwell_export.graph.described import numbered, set_layer
+from stepwell_export.jax.folding import folded
+from stepwell_export.jax.sizes import emit_size
+from stepwell_export.jax.values import Dim, JaxValue, constant
+
+TIME = "timesteps"
+
+Made = "str | JaxValue | list[str | JaxValue]"
+Rule = Callable[["JaxGraph", Any, list[JaxValue]], Any]
+"""`(graph, equation, inputs)` to the tensor or value of its output, or a list with one for each."""
+
+RULES: dict[str, Rule] = {}
+FUNCTIONS: dict[str, Rule] = {}
+
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+"""Primitives that only call another jaxpr."""
+
+_NN = str(Path("jax", "_src", "nn"))
+
+
+def rule(*primitives: str) -> Callable[[Rule], Rule]:
+    """Register the rule of some primitives, by their names."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(primitives, function))
+        return function
+
+    return register
+
+
+def function_rule(name: str) -> Callable[[Rule], Rule]:
+    """Register the rule of a function of `jax.nn` that ONNX has an operator for; it returns None if it does not fit."""
+
+    def register(function: Rule) -> Rule:
+        FUNCTIONS[name] = function
+        return function
+
+    return register
+
+
+class JaxGraph(NodeBuilder):
+    """A sequence graph whose nodes are named after the layers that they come from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._at = ""
+        self._takes: list[onnx.ValueInfoProto] = []
+        self._gives: list[onnx.ValueInfoProto] = []
+        self._places: dict[str, tuple[str, int]] = {}
+        self._numbers: dict[str, int] = {}
+
+    # ------------------------------------------------------------ inputs and outputs
+
+    def take(self, name: str, shape: Sequence[Dim], dtype: str) -> JaxValue:
+        """Declare an input."""
+        tensor = self.unique(name)
+        self._takes.append(helper.make_tensor_value_info(tensor, element_type(dtype), [_declared(n) for n in shape]))
+        for axis, n in enumerate(shape):
+            if not isinstance(n, int):
+                self._places.setdefault(str(n), (tensor, axis))
+        return JaxValue(tuple(shape), dtype, tensor)
+
+    def give(self, name: str, value: JaxValue) -> str:
+        """Declare an output, a fresh tensor, and return its name."""
+        tensor = self.unique(name)
+        self.add("Identity", [self.whole(value)], [tensor])
+        dims = [_declared(n) for n in value.shape]
+        self._gives.append(helper.make_tensor_value_info(tensor, element_type(value.dtype), dims))
+        return tensor
+
+    def proto(self, name: str) -> onnx.ModelProto:
+        """Return the finished model."""
+        return self.model(name, self._takes, self._gives)
+
+    def add(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, at: str = "", **attributes: Any
+    ) -> onnx.NodeProto:
+        """Add a node of the equation that is being emitted."""
+        node = super().add(kind, inputs, outputs, **attributes)
+        place = at or self._at
+        self._numbers[place] = self._numbers.get(place, 0) + 1
+        node.name = numbered(place or kind, self._numbers[place])
+        set_layer([node], place)
+        return node
+
+    # ------------------------------------------------------------ tensors of values and sizes
+
+    def whole(self, value: JaxValue) -> str:
+        """Return a tensor with all elements of a value."""
+        tensor = self.small(value)
+        return self.op("Expand", tensor, self.sizes(value.shape)) if value.ones else tensor
+
+    def small(self, value: JaxValue) -> str:
+        """Return a tensor that broadcasts to a value."""
+        if value.tensor:
+            return value.tensor
+        assert value.known is not None
+        if not value.is_sizes:
+            return self.constant(value.known, value.dtype)
+        flat = self.sizes(value.known.reshape(-1).tolist())
+        shaped = self.op("Reshape", flat, self.ints(list(value.known.shape)))
+        return shaped if value.dtype == "int64" else self.cast(shaped, value.dtype)
+
+    def sizes(self, dims: Sequence[Dim]) -> str:
+        """Return sizes as a tensor, `(len(dims),)` int64."""
+        parts: list[str | list[int]] = []
+        for n in dims:
+            if not isinstance(n, int | np.integer):
+                parts.append(emit_size(self, n, self._size))
+            elif parts and isinstance(parts[-1], list):
+                parts[-1].append(int(n))
+            else:
+                parts.append([int(n)])
+        tensors = [self.ints(part) if isinstance(part, list) else part for part in parts] or [self.ints([])]
+        return self.op("Concat", *tensors, axis=0) if len(tensors) > 1 else tensors[0]
+
+    def size(self, n: Dim) -> str:
+        """Return a size as a scalar, int64."""
+        return self.op("Squeeze", self.sizes([n]), self.ints([0]))
+
+    def _size(self, name: str) -> str:
+        tensor, axis = self._places[name]
+        return self.op("Shape", tensor, start=axis, end=axis + 1)
+
+    # ------------------------------------------------------------ the walk
+
+    @contextmanager
+    def body(self) -> Iterator[list[onnx.NodeProto]]:
+        """Collect the nodes that are added in a list of their own, as those of a body."""
+        outer, self.nodes = self.nodes, []
+        try:
+            yield self.nodes
+        finally:
+            self.nodes = outer
+
+    def refuse(self, equation: Any, reason: str, fix: str = "") -> RefusedModelError:
+        """Return the error for an equation that has no place in a sequence graph."""
+        at = f"{self._at}: " if self._at else ""
+        return RefusedModelError(f"{at}{equation.primitive.name} {reason}{line_of(equation)}.", fix=fix, layer=self._at)
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[JaxValue]) -> list[JaxValue]:
+        """Emit the equations of a jaxpr and return what it returns.
+
+        Raises:
+            RefusedModelError: A primitive has no rule, or not for its parameters.
+        """
+        values: dict[Any, JaxValue] = {}
+
+        def read(atom: Any) -> JaxValue:
+            aval: Any = atom.aval
+            return constant(atom.val, aval.dtype) if isinstance(atom, Literal) else values[atom]
+
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            values[var] = constant(const)
+        values.update(zip(jaxpr.invars, inputs, strict=True))
+        for equation in _needed(jaxpr):
+            outer = self._at
+            self._at = str(equation.source_info.name_stack) or outer
+            found = self._emitted(equation, [read(atom) for atom in equation.invars])
+            self._at = outer
+            values.update(zip(equation.outvars, found, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _emitted(self, equation: Any, inputs: list[JaxValue]) -> list[JaxValue]:
+        name = equation.primitive.name
+        if name in _CALLS:
+            called = next(
+                equation.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in equation.params
+            )
+            jaxpr, consts = getattr(called, "jaxpr", called), getattr(called, "consts", ())
+            name, _, home = str(jaxpr.debug_info.func_src_info).partition(" at ")
+            if name in FUNCTIONS and _NN in home and (found := FUNCTIONS[name](self, jaxpr, inputs)) is not None:
+                return [found]
+            return self.run(jaxpr, consts, inputs)
+        if (known := folded(equation, inputs)) is not None:
+            return known
+        if name not in RULES:
+            raise self.refuse(equation, "has no rule", "Write it with other operations, or report it as an issue.")
+        made = RULES[name](self, equation, inputs)
+        return [
+            one if isinstance(one, JaxValue) else JaxValue(tuple(var.aval.shape), str(var.aval.dtype), one)
+            for one, var in zip(made if isinstance(made, list) else [made], equation.outvars, strict=True)
+        ]
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """Return the equations that a result follows from: others, as of a dropout that is off, need no rule."""
+    needed, kept = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(equation.outvars):
+            needed.update(atom for atom in equation.invars if not isinstance(atom, Literal))
+            kept.append(equation)
+    return kept[::-1]
+
+
+def line_of(equation: Any) -> str:
+    """Return where the user's code has an equation, for a message; empty where that is not known."""
+    from jax._src import source_info_util
+
+    frame = source_info_util.user_frame(equation.source_info.traceback)
+    return f" ({frame.file_name.rpartition('/')[2]}, line {frame.start_line})" if frame is not None else ""
+
+
+def _declared(n: Dim) -> int | str:
+    return n if isinstance(n, int) else {"b": BATCH, "t": TIME}.get(str(n), str(n))

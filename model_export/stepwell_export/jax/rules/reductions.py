@@ -1,0 +1,112 @@
+"""Primitives along axes: reductions, running sums, sorting, windows of pooling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from stepwell_export.jax.graph import JaxGraph, Rule, function_rule, rule
+from stepwell_export.jax.values import JaxValue
+
+_REDUCTIONS = {
+    "reduce_sum": "ReduceSum", "reduce_max": "ReduceMax", "reduce_min": "ReduceMin", "reduce_prod": "ReduceProd",
+    "reduce_and": "ReduceMin", "reduce_or": "ReduceMax",
+}  # fmt: skip
+
+
+def _reduction(kind: str) -> Rule:
+    def emit(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> JaxValue | str:
+        axes = [int(axis) for axis in equation.params["axes"]]
+        if not axes:
+            return inputs[0]
+        x = graph.whole(inputs[0])
+        if inputs[0].dtype != "bool":
+            return graph.op(kind, x, graph.ints(axes), keepdims=0)
+        return graph.cast(graph.op(kind, graph.cast(x, "int32"), graph.ints(axes), keepdims=0), "bool")
+
+    return emit
+
+
+for _name, _kind in _REDUCTIONS.items():
+    rule(_name)(_reduction(_kind))
+
+
+@rule("argmax", "argmin")
+def _arg(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
+    [axis] = equation.params["axes"]
+    kind = "ArgMax" if equation.primitive.name == "argmax" else "ArgMin"
+    made = graph.op(kind, graph.whole(inputs[0]), axis=int(axis), keepdims=0)
+    dtype = str(np.dtype(equation.params["index_dtype"]))
+    return made if dtype == "int64" else graph.cast(made, dtype)
+
+
+@rule("cumsum")
+def _cumsum(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
+    axis = graph.constant(int(equation.params["axis"]), "int64")
+    return graph.op("CumSum", graph.whole(inputs[0]), axis, reverse=int(equation.params["reverse"]))
+
+
+@rule("sort")
+def _sort(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> list[str]:
+    if len(inputs) != 1:
+        raise graph.refuse(equation, "sorts several arrays by the first", "Sort one array, or use jax.lax.top_k.")
+    axis = int(equation.params["dimension"])
+    count = graph.sizes([inputs[0].shape[axis]])
+    return graph.split_op("TopK", graph.whole(inputs[0]), count, outputs=2, axis=axis, largest=0)[:1]
+
+
+@rule("top_k")
+def _top_k(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> list[str]:
+    axis = int(equation.params.get("axis", -1)) % len(inputs[0].shape)
+    count = graph.sizes([equation.params["k"]])
+    values, places = graph.split_op("TopK", graph.whole(inputs[0]), count, outputs=2, axis=axis)
+    return [values, graph.cast(places, str(equation.outvars[1].aval.dtype))]
+
+
+@rule("reduce_window_max")
+def _largest_of_windows(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
+    return _pooled(graph, equation, inputs[0], "MaxPool")
+
+
+@rule("reduce_window_sum")
+def _sums_of_windows(graph: JaxGraph, equation: Any, inputs: list[JaxValue]) -> str:
+    mean = _pooled(graph, equation, inputs[0], "AveragePool", count_include_pad=1)
+    return graph.op("Mul", mean, graph.constant(math.prod(equation.params["window_dimensions"]), inputs[0].dtype))
+
+
+def _pooled(graph: JaxGraph, equation: Any, x: JaxValue, kind: str, **attributes: Any) -> str:
+    """Emit a pooling operator, which has the rows and one more axis in front of the pooled ones."""
+    params = equation.params
+    window = params["window_dimensions"]
+    if any(n != 1 for n in params["base_dilation"]) or window[0] != 1 or len(window) < 3:
+        raise graph.refuse(equation, f"has windows {list(window)} over rows, or dilated inputs")
+    front = next((axis for axis in range(len(window) - 1, 0, -1) if window[axis] == 1), None)
+    if front is None:
+        raise graph.refuse(equation, f"has windows {list(window)} over all axes but the rows")
+    pooled = [axis for axis in range(1, len(window)) if axis != front]
+    perm = [0, front, *pooled]
+    tensor = graph.whole(x)
+    made = graph.op(
+        kind,
+        tensor if perm == sorted(perm) else graph.op("Transpose", tensor, perm=perm),
+        kernel_shape=[int(window[axis]) for axis in pooled],
+        strides=[int(params["window_strides"][axis]) for axis in pooled],
+        pads=[int(params["padding"][axis][side]) for side in (0, 1) for axis in pooled],
+        dilations=[int(params["window_dilation"][axis]) for axis in pooled],
+        **attributes,
+    )
+    back = [int(axis) for axis in np.argsort(perm)]
+    return made if back == sorted(back) else graph.op("Transpose", made, perm=back)
+
+
+@function_rule("_softmax")
+def _softmax(graph: JaxGraph, jaxpr: Any, inputs: list[JaxValue]) -> JaxValue | None:
+    axes = [equation.params["axes"] for equation in jaxpr.eqns if equation.primitive.name == "reduce_max"]
+    if (
+        len(inputs) != 2 or len(axes) != 1 or len(axes[0]) != 1 or not inputs[1].is_known
+    ):  # over a part, or several axes
+        return None
+    made = graph.op("Softmax", graph.whole(inputs[0]), axis=int(axes[0][0]))
+    return JaxValue(inputs[0].shape, inputs[0].dtype, made)

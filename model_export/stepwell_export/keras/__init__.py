@@ -1,0 +1,100 @@
+"""The Keras front end: from a trained Keras model to one verified ONNX step graph.
+
+The model is walked layer by layer and ONNX is emitted directly, so any Keras backend will do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from stepwell_export.runtime.errors import MissingExtraError
+from stepwell_export.keras.step_rules import register_step_rule
+from stepwell_export.sources import choose_keras_backend
+
+if TYPE_CHECKING:
+    from stepwell_export.converted import ConvertedModel
+    from stepwell_export.keras.load import load_keras
+    from stepwell_export.keras.registry import Call
+    from stepwell_export.keras.step_model_keras import to_step_model
+    from stepwell_export.keras.value import Value
+    from stepwell_export.verify.parity import Progress
+
+__all__ = ["Call", "Value", "convert", "load_keras", "register_step_rule", "to_step_model"]
+
+
+_HOMES = {"Call": "registry", "Value": "value", "load_keras": "load", "to_step_model": "step_model_keras"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used: a model's module needs no onnx.
+
+    Raises:
+        MissingExtraError: Keras, a backend, h5py or onnx is not installed.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _require()
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def convert(model: Any, *, name: str, progress: Progress | None = None) -> ConvertedModel:
+    """Make a step graph of a Keras model, not yet proven.
+
+    Args:
+        model: A Keras model with weights.
+        name: The model's name in its manifest.
+        progress: Called as parts are done.
+
+    Raises:
+        MissingExtraError: Keras or onnx is not installed.
+        RefusedModelError: A layer cannot be stepped; the message names it and has the reason.
+        UnclearModelError: The name is none.
+    """
+    _require()
+    import keras
+
+    from stepwell_export.arguments import check_name
+    from stepwell_export.converted import ConvertedModel
+    from stepwell_export.keras.reference import KerasReference, rounding, samplers
+    from stepwell_export.keras.sequence import export_keras
+    from stepwell_export.keras.subclassed import walkable
+
+    check_name(name)
+    if progress:
+        progress("walking the model", 0, 1)
+    model = walkable(model)
+    exported = export_keras(model, name=name)
+    original = KerasReference(model, exported)
+    return ConvertedModel(
+        exported.proto,
+        exported.manifest,
+        original,
+        against=f"keras {keras.__version__} {keras.backend.backend()}",
+        samplers=samplers(exported),
+        only_length=original.only_length,
+        longest=original.longest,
+        probe=original.activations,
+        rounding=rounding(model),
+        windows=exported.step.windows,
+        observer=original.observer,
+        vocabularies={name: fact.vocabulary for name, fact in exported.facts.items() if fact.vocabulary is not None},
+        compiles=True,
+    )
+
+
+def _require() -> None:
+    """Import what this front end needs.
+
+    Raises:
+        MissingExtraError: A package is not installed.
+    """
+    choose_keras_backend()
+    for package in ("keras", "onnx", "h5py"):
+        try:
+            importlib.import_module(package)
+        except ImportError as exc:
+            raise MissingExtraError(
+                f"Exporting Keras models needs {package}, which cannot be imported: {exc}.",
+                fix="pip install 'stepwell[keras]'",
+            ) from exc

@@ -1,0 +1,383 @@
+"""Finds what a model's Python code decides by a value or by a size, by running it where neither exists.
+
+The walk runs code once, on symbolic tensors, and keeps the branch that this run takes. Here JAX runs the model itself
+on abstract arrays whose numbers of rows and timesteps are symbols: `if ops.max(x) > 8` and `if x.shape[1] > 2500` have
+no answer there. A decision is noted where it is made, since code may catch the error: `try: n = int(x[0, 0, 0])`.
+Models on another backend than JAX are not run here: they are compared with samples alone.
+"""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import get_ident
+from types import FrameType
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.keras.fast_time_distributed import timesteps_as_rows
+from stepwell_export.keras.graph import TRIAL
+from stepwell_export.keras.step_rules import STEP_RULES
+from stepwell_export.keras.support.tracing import TRACING
+
+_FRAMEWORKS = {"jax", "jaxlib", "keras", "model_export", "numpy"}
+_ROWS, _TIMESTEPS = "rows", "timesteps"
+_SEED = "seed_generator_state"
+"""Keras' name of the variable of a seed, which layers with dropout move on although they use it in training alone."""
+_FIXES = {
+    "value": "Choose between numbers with `ops.where`, or between computations with `ops.cond`.",
+    _ROWS: "Let it do the same for any number of rows: streams share a batch with others.",
+    _TIMESTEPS: "Let it do the same for any number of timesteps; or declare the number, keras.Input((T, ...)), and the "
+    "exported model does what this does for that many.",
+}
+
+Kind = Literal["value", "rows", "timesteps"]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeDecision:
+    """Where code decides by something that does not exist before a stream's numbers arrive.
+
+    Attributes:
+        kind: What it decides by.
+        layer: The Keras layer whose code it is; None: none was found.
+        place: File and line.
+        line: The line's text.
+    """
+
+    kind: Kind
+    layer: Any
+    place: str
+    line: str
+
+    def refusal(self) -> RefusedModelError:
+        """Return the error that names the layer and the line."""
+        what = "the value of a tensor" if self.kind == "value" else f"the number of {self.kind}"
+        named = "The model" if self.layer is None else _described(self.layer)
+        return RefusedModelError(
+            f"{named} cannot be stepped: it decides by {what} ({self.place}: `{self.line}`).",
+            fix=_FIXES[self.kind],
+            layer=named,
+        )
+
+
+def decides_by_length(model: Any, timed: Sequence[bool], length: int | None) -> bool:
+    """Return whether a model's code decides by the number of timesteps, which the model declares.
+
+    Args:
+        model: A functional or Sequential model.
+        timed: For each flat input whether axis 1 is time.
+        length: The number of timesteps that it declares; None: any.
+
+    Raises:
+        RefusedModelError: It decides by a value, by the number of rows or by an undeclared number of timesteps; or it
+            changes a variable, runs Python code on values, or does something else when it is run again.
+    """
+    if keras.backend.backend() != "jax":
+        return False
+    from jax import export
+
+    rows, steps = export.symbolic_shape(f"{_ROWS}, {_TIMESTEPS}")
+    found, is_whole = _decisions(model, timed, rows, steps)
+    by_length = bool(found) and length is not None and all(decision.kind == _TIMESTEPS for decision in found)
+    if by_length or not (found or is_whole):
+        found, _ = _decisions(model, timed, rows, length or TRIAL)
+    if found:
+        raise found[0].refusal()
+    return by_length
+
+
+def _decisions(model: Any, timed: Sequence[bool], rows: Any, steps: Any) -> tuple[list[CodeDecision], bool]:
+    """Run a model's code for symbolic or given numbers of rows and timesteps.
+
+    Returns:
+        What it decides by, and whether the code ran to its end: there are sizes that JAX cannot compare.
+    """
+    import jax
+
+    inputs = keras.tree.flatten(model.inputs)
+    specs = [
+        jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]  # JAX has no types there
+            (rows, *(steps if time and place == 0 else size for place, size in enumerate(tensor.shape[1:]))),
+            keras.backend.standardize_dtype(tensor.dtype),
+        )
+        for tensor, time in zip(inputs, timed, strict=True)
+    ]
+    structure = model._inputs_struct if hasattr(model, "_inputs_struct") else model.input
+    changed: list[Any] = []
+
+    def run(*arrays: Any) -> Any:
+        with keras.StatelessScope() as scope:
+            results = model.call(keras.tree.pack_sequence_as(structure, list(arrays)), training=False)
+        changed[:] = [v for v in model.variables if id(v) in scope.state_mapping and v.name != _SEED]
+        return keras.tree.flatten(results)
+
+    found: list[CodeDecision] = []
+    inside: list[tuple[str, CodeDecision]] = []
+    with TRACING, _noted(found, inside), timesteps_as_rows(model), stateless(model), _rules_as_given(model), _quiet():
+        try:
+            programs = [
+                jax.make_jaxpr(partial(run))(*specs)  # a function of its own each time: JAX keeps what it has traced
+                for _ in range(2 if _has_own_code(model) else 1)
+            ]
+        except Exception as exc:  # noqa: BLE001  # sizes that JAX cannot compare, or whatever people's code raises
+            return found or [decision for why, decision in inside if why in str(exc)], False
+    if not found:
+        _check_pure(model, programs[0], programs[-1], changed)
+    return found, True
+
+
+def _has_own_code(model: Any) -> bool:
+    """Whether some code of a model is not Keras', be it a layer's or a function that a layer is given."""
+    parts = [part for layer in model._flatten_layers() for part in (layer, *vars(layer).values())]
+    modules = {
+        str(getattr(part, "__module__", "")) for part in parts if callable(part) or isinstance(part, keras.Layer)
+    }
+    return any(isinstance(part, keras.layers.Lambda) for part in parts) or any(
+        _is_own(module.partition(".")[0]) for module in modules if module
+    )
+
+
+def _check_pure(model: Any, first: Any, second: Any, changed: list[Any]) -> None:
+    """Check that a model only computes.
+
+    Raises:
+        RefusedModelError: It changes a variable, leaves the graph for Python, or is another one when it is run again.
+    """
+    for variable in changed:
+        layer = next((part for part in _innermost_first(model) if any(v is variable for v in part.variables)), model)
+        raise RefusedModelError(
+            f"{_described(layer)} cannot be stepped: it assigns its variable {variable.name!r} outside training, so an "
+            "answer depends on the calls before.",
+            fix="Carry what it counts from timestep to timestep: keras.layers.RNN(cell), or a step rule "
+            "(stepwell.register_step_rule).",
+            layer=_described(layer),
+        )
+    if (place := _callback(first.jaxpr)) is not None:
+        raise RefusedModelError(
+            f"The model runs Python code on values by a callback of JAX ({place}), which is not part of any graph.",
+            fix="Write it with `keras.ops`.",
+        )
+    same = str(first) == str(second) and all(
+        a is b or np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f")
+        for a, b in zip(first.consts, second.consts, strict=True)
+    )
+    if not same:
+        raise RefusedModelError(
+            f"Model {model.name!r} cannot be stepped: its Python code does something else when it is run again, as one "
+            "with a counter or random numbers does.",
+            fix="Let `call` depend on arguments and weights alone. A state is carried by keras.layers.RNN(cell), "
+            "or by a step rule (stepwell.register_step_rule).",
+        )
+
+
+def _callback(jaxpr: Any) -> str | None:
+    """Return where a program calls Python with values, other than to print them; None: nowhere."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in {"pure_callback", "io_callback"}:
+            trace = equation.source_info.traceback
+            own = next((f for f in getattr(trace, "frames", ()) if _is_own(_module_of(f.file_name))), None)
+            return f"{Path(own.file_name).name}:{own.line_num}" if own else equation.primitive.name
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns") and (place := _callback(inner)) is not None:
+                    return place
+    return None
+
+
+def _module_of(path: str) -> str:
+    """Return the package that a file of this process belongs to; empty: none that is imported by a name."""
+    parts = Path(path).parts
+    return parts[parts.index("site-packages") + 1] if "site-packages" in parts else ""
+
+
+def _innermost_first(model: Any) -> list[Any]:
+    return sorted(model._flatten_layers(), key=lambda layer: len(layer.variables))
+
+
+# ---------------------------------------------------------------- what a run leaves alone
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Keras not log what is tried with an open size and fails."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def stateless(model: Any) -> Iterator[None]:
+    """Let recurrent layers that keep a state between calls start from zeros, and leave it alone."""
+    kept = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.RNN) and layer.stateful]
+    for layer in kept:
+        layer.stateful = False
+    try:
+        yield
+    finally:
+        for layer in kept:
+            layer.stateful = True
+
+
+@contextmanager
+def _rules_as_given(model: Any) -> Iterator[None]:
+    """Let layers with step rules of their own give any numbers: what they compute is what the rule does."""
+    layers = [
+        layer
+        for layer in model._flatten_layers()
+        if any(cls in STEP_RULES for cls in type(layer).__mro__) and len(layer._inbound_nodes) == 1
+    ]
+    for layer in layers:
+        vars(layer)["call"] = _of_its_shape(layer.output)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("call", None)
+
+
+def _of_its_shape(outputs: Any) -> Callable[..., Any]:
+    """Return code that gives zeros of the shapes that a layer has given, as many rows and timesteps as come in."""
+
+    def call(*args: Any, **_: Any) -> Any:
+        given = keras.tree.flatten(args)[0].shape
+
+        def zeros(output: Any) -> Any:
+            shape = tuple(
+                given[axis] if size is None and axis < len(given) else size for axis, size in enumerate(output.shape)
+            )
+            return keras.ops.zeros(shape, output.dtype)
+
+        return keras.tree.map_structure(zeros, outputs)
+
+    return call
+
+
+# ---------------------------------------------------------------- how a decision is found
+
+
+@contextmanager
+def _noted(found: list[CodeDecision], inside: list[tuple[str, CodeDecision]]) -> Iterator[None]:
+    """Note the decisions of a model's code.
+
+    JAX answers some questions about an open size wrongly: `steps == 64` is False, and `steps % 60` is true.
+
+    Args:
+        found: Gets those of people's own code, also where it catches the error.
+        inside: Gets those of Keras' code that people's own code calls, with the error's first line: Keras may catch it.
+    """
+    from jax import errors, export
+
+    size = type(export.symbolic_shape("n")[0])
+    inconclusive = sys.modules[size.__module__].InconclusiveDimensionOperation
+    equals, hashed, thread = size.__eq__, size.__hash__, get_ident()
+
+    def note(kind: Kind, frame: FrameType | None, why: str = "") -> None:
+        if get_ident() != thread:
+            return
+        stack = [place for place in _outwards(frame) if _package(place[0]) not in {"jax", "jaxlib", "numpy"}]
+        own = next((at for at, (one, _) in enumerate(stack) if _is_own(_package(one))), None)
+        if own is None:
+            return
+        decision = _decision(kind, stack[own:])
+        if own == 0 or stack[0][0].f_code.co_name == "convert_to_numpy":
+            found.append(decision)
+        else:
+            inside.append((why, decision))
+
+    def noting(original: Any, kind_of: Callable[[str], Kind]) -> Any:
+        def begin(error: Any, *args: Any, **kwargs: Any) -> None:
+            original(error, *args, **kwargs)
+            note(kind_of(str(error)), sys._getframe(1), str(error).partition("\n")[0])
+
+        return begin
+
+    def note_size(text: str) -> None:
+        frame = sys._getframe(2)
+        if _is_own(_package(frame)):
+            note(_kind_of_size(text), frame)
+
+    def equal(one: Any, other: Any) -> Any:
+        answer = equals(one, other)
+        if not answer and isinstance(other, int | size):
+            note_size(f"{one} {other}")
+        return answer
+
+    def unequal(one: Any, other: Any) -> Any:
+        answer = not equals(one, other)
+        if answer and isinstance(other, int | size):
+            note_size(f"{one} {other}")
+        return answer
+
+    def truth(one: Any) -> bool:
+        note_size(str(one))
+        return True
+
+    def hash_of(one: Any) -> int:
+        note_size(str(one))
+        return int(hashed(one))
+
+    of_values = (
+        errors.ConcretizationTypeError, errors.TracerArrayConversionError, errors.TracerBoolConversionError,
+        errors.TracerIntegerConversionError, errors.NonConcreteBooleanIndexError,
+    )  # fmt: skip
+    with ExitStack() as restored:
+        for error, kind_of in (*((error, lambda _: "value") for error in of_values), (inconclusive, _kind_of_size)):
+            _replace(restored, error, "__init__", noting(vars(error).get("__init__", error.__init__), kind_of))
+        for name, function in (("__eq__", equal), ("__ne__", unequal), ("__bool__", truth), ("__hash__", hash_of)):
+            _replace(restored, size, name, function)
+        yield
+
+
+def _replace(restored: ExitStack, owner: Any, name: str, function: Any) -> None:
+    if name in vars(owner):
+        restored.callback(setattr, owner, name, vars(owner)[name])
+    else:
+        restored.callback(delattr, owner, name)
+    setattr(owner, name, function)
+
+
+def _kind_of_size(text: str) -> Kind:
+    return "rows" if _ROWS in text and _TIMESTEPS not in text else "timesteps"
+
+
+def _decision(kind: Kind, stack: list[tuple[FrameType, int]]) -> CodeDecision:
+    """Return the decision at the first of these frames, which go outwards."""
+    frame, number = stack[0]
+    path = frame.f_code.co_filename
+    receivers = (outer.f_locals.get("self") for outer, _ in stack)
+    layer = next((one for one in receivers if isinstance(one, keras.Layer)), None)
+    return CodeDecision(kind, layer, f"{Path(path).name}:{number}", linecache.getline(path, number).strip())
+
+
+def _outwards(frame: FrameType | None) -> Iterator[tuple[FrameType, int]]:
+    """Yield frames and their lines, up to this module's: what called it is no code of the model."""
+    while frame is not None and frame.f_globals.get("__name__") != __name__:
+        yield frame, frame.f_lineno
+        frame = frame.f_back
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _is_own(package: str) -> bool:
+    """Whether code is people's own, neither Python's nor that of the frameworks."""
+    return package not in _FRAMEWORKS and package not in sys.stdlib_module_names
+
+
+def _described(layer: Any) -> str:
+    return f"Layer {layer.name!r} ({type(layer).__name__})"

@@ -1,0 +1,84 @@
+"""Reads Keras models from files: `.keras`, and the legacy `.h5`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+
+from stepwell_export.runtime.errors import ModelLoadError
+from stepwell_export.keras.initial_values import zeros_for_random_values
+from stepwell_export.keras.step_rules import load_step_rules
+
+_BUILD_IT = (
+    "Write a function that builds the model and calls `load_weights`, and export `package.module:function` instead."
+)
+
+
+def load_keras(path: Path) -> Any:
+    """Load a whole model, architecture and weights.
+
+    Args:
+        path: A `.keras` file, or an `.h5` file of Keras 2 or 3.
+
+    Raises:
+        ModelLoadError: It is no such file, has weights only, or needs classes that are not registered.
+        AddonError: An installed package registers layers, and cannot be imported.
+    """
+    load_step_rules()
+    if not path.is_file():
+        raise ModelLoadError(f"There is no file {path}.", fix="Check the path.")
+    if not (zipfile.is_zipfile(path) or h5py.is_hdf5(path)):  # Keras reports it as not found
+        raise ModelLoadError(
+            f"Keras cannot load {path}: its bytes are neither those of a `.keras` nor of an `.h5` file.",
+            fix="Save the model again with `model.save`; the file may have been cut off.",
+        )
+    try:
+        with zeros_for_random_values():
+            if h5py.is_hdf5(path):
+                return _load_h5(path)
+            return keras.models.load_model(path, compile=False)
+    except ModelLoadError:
+        raise
+    except Exception as exc:
+        # Keras puts the cause behind the whole configuration.
+        cause = str(exc).rsplit("Exception encountered: ", 1)[-1].strip()
+        reason = (cause.splitlines() or [type(exc).__name__])[0].rstrip(".")
+        raise ModelLoadError(
+            f"Keras {keras.__version__} cannot load {path}: {reason}.",
+            fix="If it has layers of your own, " + _BUILD_IT[0].lower() + _BUILD_IT[1:],
+        ) from exc
+
+
+def _load_h5(path: Path) -> Any:
+    with h5py.File(path) as file:
+        text = file.attrs.get("model_config")
+    if text is None:
+        raise ModelLoadError(f"{path} has weights only; expected a whole model.", fix=_BUILD_IT)
+    config = json.loads(text)
+    changed = _drop_time_major(config)
+    if not changed:
+        return keras.models.load_model(path, compile=False)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "model.h5"
+        shutil.copyfile(path, copy)
+        with h5py.File(copy, "r+") as file:
+            file.attrs["model_config"] = json.dumps(config)
+        return keras.models.load_model(copy, compile=False)
+
+
+def _drop_time_major(part: Any) -> bool:
+    """Take out `time_major: false`, which Keras 2 wrote for every recurrent layer and Keras 3 does not read."""
+    children = part if isinstance(part, list) else list(part.values()) if isinstance(part, dict) else []
+    found = isinstance(part, dict) and part.get("time_major") is False
+    if found:
+        del part["time_major"]
+    for child in children:
+        found |= _drop_time_major(child)
+    return found

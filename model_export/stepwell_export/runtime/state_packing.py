@@ -1,0 +1,86 @@
+"""Where each state lies in a packed state row, the bytes that the store keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stepwell_export.runtime.manifest import Array, Manifest, StateSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StateField:
+    """One state's place in a packed state row.
+
+    Attributes:
+        name: The state input's name; for a window `<input>.context`.
+        dtype: Type in the graph.
+        store_dtype: Type in the packed row.
+        shape: One row, without batch axis.
+        offset: First byte in the packed row.
+        nbytes: Length in the packed row.
+        initial: The initial row, shape `shape`, dtype `dtype`.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    store_dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    initial: Array
+
+
+def pack_layout(manifest: Manifest) -> list[StateField]:
+    """Return where each state lies in a row: states in manifest order, then the windows' past parts."""
+    fields: list[StateField] = []
+    offset = 0
+
+    def add(name: str, spec: StateSpec | None, shape: tuple[int, ...], dtype: str, initial: Array) -> None:
+        nonlocal offset
+        store = np.dtype(spec.store_dtype if spec else dtype)
+        nbytes = math.prod(shape) * store.itemsize
+        fields.append(StateField(name, np.dtype(dtype), store, shape, offset, nbytes, initial))
+        offset += nbytes
+
+    for state in manifest.states:
+        add(state.input, state, state.row_shape, state.dtype, state.initial())
+    for window in manifest.windows:
+        spec = next(i for i in manifest.inputs if i.name == window.input)
+        shape = list(spec.row_shape)
+        shape[window.axis] = window.context
+        initial = np.zeros(shape, spec.dtype) if window.init == "zeros" else window.init.unpack()
+        add(window.state_name, None, tuple(shape), spec.dtype, initial)
+    return fields
+
+
+def initial_states(fields: Sequence[StateField], rows: int) -> dict[str, Array]:
+    """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
+    return {f.name: np.repeat(f.initial[None], rows, axis=0) for f in fields}
+
+
+def pack(fields: Sequence[StateField], states: Mapping[str, Array], rows: int) -> Array:
+    """Pack states, shape `(rows, *shape)` each, into `(rows, bytes)` uint8."""
+    packed = np.empty((rows, sum([f.nbytes for f in fields])), np.uint8)
+    for f in fields:
+        flat = states[f.name].reshape(rows, -1)
+        if f.store_dtype != f.dtype:
+            with np.errstate(over="ignore"):
+                flat = flat.astype(f.store_dtype)
+        packed[:, f.offset : f.offset + f.nbytes] = np.ascontiguousarray(flat).view(np.uint8)
+    return packed
+
+
+def unpack(fields: Sequence[StateField], packed: Array) -> dict[str, Array]:
+    """Undo `pack`."""
+    rows = len(packed)
+    return {
+        f.name: np.ascontiguousarray(packed[:, f.offset : f.offset + f.nbytes])
+        .view(f.store_dtype)
+        .reshape(rows, *f.shape)
+        .astype(f.dtype, copy=False)
+        for f in fields
+    }

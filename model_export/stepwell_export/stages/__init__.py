@@ -1,0 +1,39 @@
+"""Stages in front of a model and behind it: scaling, missing values, lags; one graph with the model's.
+
+Each stage is exported as part of the graph, and verified against its definition in NumPy. Stages that other packages
+register in the group `stepwell.stages` are attributes of this module, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepwell_export.runtime.registered import load, registered
+from stepwell_export.stages.columns import OneHot, Select
+from stepwell_export.stages.history import EWMA, Diff, Impute, Lag, RollingMean, RollingStd
+from stepwell_export.stages.pipeline import Pipeline
+from stepwell_export.stages.scaling import Clip, Log1p, MinMax, Standardize
+from stepwell_export.stages.sklearn import from_sklearn
+from stepwell_export.stages.stage import Stage
+
+__all__ = [
+    "EWMA", "Clip", "Diff", "Impute", "Lag", "Log1p", "MinMax", "OneHot", "Pipeline", "RollingMean", "RollingStd",
+    "Select", "Stage", "Standardize", "from_sklearn",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import a stage that another package registers.
+
+    Raises:
+        AttributeError: None does.
+        AddonError: It cannot be imported, or is no class.
+    """
+    point = registered("stepwell.stages").get(name)
+    if point is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}, and no installed package registers it")
+    return load(point, type)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *registered("stepwell.stages")})

@@ -1,0 +1,207 @@
+"""`Stage`: one transformation of a row in front of a model or behind it, as NumPy code and as part of a graph."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from stepwell_export.runtime.errors import ManifestError, UnclearModelError
+from stepwell_export.runtime.manifest import Array
+
+if TYPE_CHECKING:
+    from stepwell_export.graph.builder import GraphBuilder
+
+Row = tuple[int, ...]
+"""The shape of one row, without batch axis and without time axis."""
+
+Numbers = float | Sequence[float] | Array
+"""One number for all elements of a row, or one for each."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage(ABC):
+    """One transformation of rows.
+
+    A stage is computed in float64; between stages, values are float32.
+
+    Attributes:
+        on: The input of the model (in front of it) or the output (behind it) that the stage applies to; None: the only
+            one.
+        labels: A name for each number of the row that the stage takes; empty: unknown.
+    """
+
+    on: str | None = None
+    labels: tuple[str, ...] = ()
+
+    takes: ClassVar[str] = "float32"
+    """The dtype of the rows that it takes."""
+    fills_missing: ClassVar[bool] = False
+    """Whether it replaces NaN."""
+    keeps_missing: ClassVar[bool] = False
+    """Whether NaN in one element makes NaN in the corresponding element alone, now and later."""
+
+    @property
+    def title(self) -> str:
+        """The stage's name in messages and tensor names."""
+        return type(self).__name__
+
+    def row_before(self, row: Row) -> Row:
+        """Return the shape of the row that the stage takes, given the shape of the row that it returns.
+
+        Raises:
+            UnclearModelError: It cannot return such a row.
+        """
+        return row
+
+    def row_after(self, row: Row) -> Row:
+        """Return the shape of the row that the stage returns, given the shape of the row that it takes.
+
+        Raises:
+            UnclearModelError: It cannot take such a row.
+        """
+        return row
+
+    def check(self, row: Row) -> None:  # noqa: B027 - most stages accept every row
+        """Check that the stage can be exported for rows of this shape.
+
+        Raises:
+            UnclearModelError: It cannot.
+        """
+
+    def labels_after(self, labels: Sequence[str]) -> list[str]:
+        """Return the names of the numbers that the stage returns, given those that it takes."""
+        return list(labels)
+
+    @abstractmethod
+    def reference(self, values: Array) -> Array:
+        """Return the result for whole sequences, by NumPy.
+
+        Args:
+            values: Shape `(N, T, *row)`, float64 (or the integers that the stage takes).
+
+        Returns:
+            Shape `(N, T, *row_after)`, float64.
+        """
+
+    @abstractmethod
+    def emit(self, graph: GraphBuilder, x: str, row: Row) -> str:
+        """Emit one timestep.
+
+        Args:
+            graph: Where its nodes and states go.
+            x: Tensor `(batch, *row)`, float64 (or the integers that the stage takes).
+            row: The shape of a row.
+
+        Returns:
+            Tensor `(batch, *row_after)`, float64.
+        """
+
+    def draw_before(self, rng: np.random.Generator, values: Array) -> Array:
+        """Return random sequences for verification that the stage maps to about the given ones.
+
+        Args:
+            rng: The source of randomness.
+            values: Shape `(N, T, *row_after)`, float64.
+        """
+        del rng
+        return values
+
+    def inverse(self) -> Stage:
+        """Return the stage that undoes this one.
+
+        Raises:
+            UnclearModelError: There is none.
+        """
+        raise UnclearModelError(
+            f"{self.title} has no inverse; expected Standardize, MinMax or Log1p.",
+            fix="Leave out `.inverse()`, or write the stage that you need.",
+        )
+
+
+class FittableStage(Stage):
+    """A stage whose parameters can be computed from data."""
+
+    @abstractmethod
+    def parameters_from(self, values: Array) -> dict[str, Array]:
+        """Return parameters by name, computed from data `(n, features)`, float64; NaN where a value is missing."""
+
+    def fit(self, data: Any) -> Self:
+        """Return the stage with its parameters computed from data; missing values are left out.
+
+        Args:
+            data: `(n, features)`, `(N, T, features)`, or a data frame, whose columns are the labels.
+
+        Raises:
+            ManifestError: It is not numbers, has no rows, or a column has no finite value.
+        """
+        from stepwell_export.labels import read_columns
+
+        parameters: dict[str, Any] = {**self.parameters_from(_training_data(self.title, data))}
+        return replace(self, **parameters, labels=tuple(read_columns(data)) or self.labels)
+
+
+def numbers(name: str, value: Any) -> Array:
+    """Return a stage's parameter as float64: a number, or one for each element of a row.
+
+    Raises:
+        ManifestError: It is not numbers, or not finite ones.
+    """
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        array = np.asarray(np.nan)
+    if not np.isfinite(array).all() or not array.size:
+        raise ManifestError(
+            f"`{name}` is {value!r:.80}; expected a finite number, or one for each element of a row.",
+            fix=f"Give `{name}=1.5` or `{name}=[1.5, 2.0]`; `fit(data)` computes it from data.",
+        )
+    return array
+
+
+def count(name: str, value: Any, least: int = 1) -> int:
+    """Return a stage's number of timesteps or classes.
+
+    Raises:
+        ManifestError: It is no whole number, or too small.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ManifestError(
+            f"`{name}` is {value!r:.80}; expected a whole number of at least {least}.", fix=f"Give `{name}={least}`."
+        )
+    return int(value)
+
+
+def check_row(stage: Stage, row: Row, **parameters: Array) -> None:
+    """Check that parameters have one number for each element of a row, or one for all.
+
+    Raises:
+        UnclearModelError: They do not.
+    """
+    for name, array in parameters.items():
+        if array.ndim and array.shape != row:
+            raise UnclearModelError(
+                f"{stage.title} has `{name}` of shape {list(array.shape)}; a row there has shape {list(row)}.",
+                fix="Give one number, or one for each element of the row.",
+            )
+
+
+def _training_data(stage: str, data: Any) -> Array:
+    """Return data for fitting a stage, shape `(n, features)`, float64; NaN where a value is missing."""
+    try:
+        values = np.asarray(data, np.float64)
+    except (TypeError, ValueError) as exc:
+        raise ManifestError(
+            f"{stage}.fit got {type(data).__name__}, which is no array of numbers.", fix="Give numeric columns alone."
+        ) from exc
+    values = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values.reshape(-1, 1)
+    empty = np.flatnonzero(~np.isfinite(values).any(axis=0)) if len(values) else np.arange(values.shape[1])
+    if empty.size:
+        raise ManifestError(
+            f"{stage}.fit got data of shape {list(np.shape(data))} without any finite value in column {int(empty[0])}.",
+            fix="Give data with at least one finite value in each column.",
+        )
+    return np.where(np.isfinite(values), values, np.nan)

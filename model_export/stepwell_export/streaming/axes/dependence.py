@@ -1,0 +1,485 @@
+"""What the tensors of a sequence graph depend on, by their operators: for all inputs and sizes, not for those of runs.
+
+Of each tensor: what its values and what its sizes depend on (the inputs that the caller sends, the number of timesteps,
+the number of rows), and along which axes its elements may differ. An operator that is not known mixes everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from stepwell_export.graph.nodes import attributes, constants, subgraphs
+from stepwell_export.graph.operators import RESHAPING, RUNNING
+from stepwell_export.streaming.axes.inputs import SequenceInputs
+from stepwell_export.streaming.axes.sizes import LENGTHS
+
+if TYPE_CHECKING:
+    from stepwell_export.streaming.axes.measured_shapes import Dim
+
+Marks = frozenset[str]
+
+DATA, TIME, BATCH = "data", "time", "batch"
+"""An input that the caller sends, the number of timesteps, the number of rows."""
+
+SIZES = frozenset({TIME, BATCH})
+
+ELEMENTWISE = frozenset({
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
+    "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "DequantizeLinear", "Div",
+    "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual",
+    "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean",
+    "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Round",
+    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan",
+    "StringConcat", "Tanh", "ThresholdedRelu", "Where", "Xor", "ai.onnx.ml.Binarizer", "ai.onnx.ml.LabelEncoder",
+    "com.microsoft.BiasGelu", "com.microsoft.FastGelu", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
+})  # fmt: skip
+"""Operators whose elements depend on those at the same place of their inputs alone."""
+
+_ALIKE = ELEMENTWISE | RESHAPING | {
+    "ConcatFromSequence", "ConstantOfShape", "Einsum", "Expand", "Flatten", "Gather", "Gemm", "LayerNormalization",
+    "LogSoftmax", "MatMul", "OneHot", "Pad", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Shape", "Size", "Slice", "Softmax",
+    "Split", "SplitToSequence", "Tile", "Concat",
+}  # fmt: skip
+"""Operators that give equal elements along an axis where those that they take are equal along it."""
+
+_SIZED_BY = {
+    "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Col2Im": (1, 2), "Compress": (0, 1),
+    "ConstantOfShape": (0,), "DFT": (1,), "Expand": (1,), "HammingWindow": (0,), "HannWindow": (0,), "If": (0,),
+    "MaxUnpool": (1, 2), "NonMaxSuppression": (0, 1, 2, 3, 4), "NonZero": (0,), "OneHot": (1,), "Pad": (1, 3),
+    "Range": (0, 1, 2), "ReduceL1": (1,), "ReduceL2": (1,), "ReduceLogSum": (1,), "ReduceLogSumExp": (1,),
+    "ReduceMax": (1,), "ReduceMean": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceSum": (1,),
+    "ReduceSumSquare": (1,), "Reshape": (1,), "Resize": (1, 2, 3), "STFT": (1, 3), "SequenceAt": (1,),
+    "Slice": (1, 2, 3, 4), "Split": (1,), "SplitToSequence": (1,), "Squeeze": (1,), "StringSplit": (0, 1), "Tile": (1,),
+    "TopK": (1,), "Unique": (0,), "Unsqueeze": (1,), "Upsample": (1,),
+}  # fmt: skip
+"""By operator, the inputs whose values decide the sizes of its outputs."""
+
+_EVEN = RESHAPING | {
+    "Add", "Cast", "Concat", "ConstantOfShape", "Expand", "Gather", "Mul", "Neg", "Range", "ReduceProd", "ReduceSum",
+    "Slice", "Split", "Sub", "Sum", "Tile",
+}  # fmt: skip
+"""Operators whose results grow evenly where what they take does."""
+
+_FEW = 64
+"""Elements of a list that are followed one by one."""
+
+_NO_END = 10**9
+"""From here on, the end of a Slice means the end of the sequence: exporters write the largest integer."""
+
+_SIZES_ALONE = {
+    "ConstantOfShape": (0,), "Expand": (1,), "OneHot": (1,), "Range": (1,), "Reshape": (1,), "Slice": (2,),
+    "Tile": (1,),
+}  # fmt: skip
+"""Those of them that decide no value: the end of a Range or a Slice makes it longer, and changes no element."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """What a tensor depends on.
+
+    Attributes:
+        value: What its elements depend on: `DATA`, `TIME`, `BATCH`.
+        shape: What its sizes depend on.
+        varies: `TIME`, `BATCH`: its elements may differ along an axis that grows with it.
+        is_even: Whether its elements, as far as they depend on the numbers of timesteps and rows, grow evenly with
+            these, without a limit.
+        has_even_sizes: Whether its sizes do.
+        parts: What each element of a list of sizes depends on; None: it is not known, or there are many.
+    """
+
+    value: Marks = frozenset()
+    shape: Marks = frozenset()
+    varies: Marks = frozenset()
+    is_even: bool = True
+    has_even_sizes: bool = True
+    parts: tuple[Marks, ...] | None = None
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether it follows from weights and sizes alone."""
+        return DATA not in self.value | self.shape
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its elements are the same for all inputs and sizes."""
+        return not self.value
+
+
+NOTHING = Dependence()
+
+
+Dims = Callable[[str], Sequence["Dim"]]
+"""What the axes of a tensor carry; nothing where that is not known."""
+
+
+def dependences(
+    graph: onnx.GraphProto,
+    inputs: SequenceInputs,
+    dims: Dims,
+    measured: Callable[[str], Any],
+    settled: Mapping[str, Dependence],
+) -> dict[str, Dependence]:
+    """Return what each tensor of a graph depends on.
+
+    Args:
+        graph: The graph.
+        inputs: Where the inputs have their axes.
+        dims: What the axes of its tensors carry, in runs.
+        measured: The value of a tensor in a run, which is that of every run where it depends on nothing.
+        settled: What is proven of tensors in another way.
+    """
+    found = {name: _of_constant(tensor) for name, tensor in constants(graph).items()} | dict(settled)
+    for one in inputs.inputs:
+        axes = ((TIME, one.time), (BATCH, one.batch))
+        sizes = frozenset(mark for mark, axis in axes if axis is not None)
+        if one.role == "external":
+            found[one.name] = Dependence(frozenset({DATA}), sizes, sizes)
+        else:
+            found[one.name] = Dependence(frozenset({TIME} if one.role == "length" else ()), sizes)
+    longest = inputs.length or inputs.only_steps or _NO_END
+    _Pass(found, dims, constants(graph), measured, longest).follow(graph.node)
+    return found
+
+
+def _of_constant(tensor: onnx.TensorProto) -> Dependence:
+    count = int(np.prod(tensor.dims))
+    return Dependence(parts=(frozenset(),) * count) if count <= _FEW and len(tensor.dims) < 2 else Dependence()
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One pass over the nodes of a graph or a body.
+
+    Attributes:
+        found: What its tensors depend on.
+        dims: What the axes of its tensors carry; nothing for those of a body.
+        tables: Its constants.
+        measured: The value of a tensor in a run; None for those of a body.
+        longest: From this number of timesteps on, no sequence is longer.
+        repeated: Tensors with an axis along which one element is repeated.
+    """
+
+    found: dict[str, Dependence]
+    dims: Dims
+    tables: Mapping[str, onnx.TensorProto]
+    measured: Callable[[str], Any]
+    longest: int = _NO_END
+    repeated: set[str] = field(default_factory=set)
+
+    def follow(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Find what the outputs of nodes depend on."""
+        for node in nodes:
+            if all(name in self.found for name in node.output if name):
+                continue
+            has_bodies = any(subgraphs(node))
+            made = self._of_bodies(node) if has_bodies else [self._of_node(node)] * len(node.output)
+            # the last outputs may be left out
+            self.found.update({name: one for name, one in zip(node.output, made, strict=False) if name})
+            if node.op_type in {"Expand", "Tile"} and self._repeats_one(node):
+                self.repeated |= set(node.output)
+
+    def _given(self, name: str) -> Dependence:
+        return self.found.get(name, NOTHING) if name else NOTHING
+
+    def _value(self, name: str) -> Any:
+        return onnx.numpy_helper.to_array(self.tables[name]) if name in self.tables else None
+
+    def _of_node(self, node: onnx.NodeProto) -> Dependence:
+        kind = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
+        given = [self._given(name) for name in node.input]
+        if kind in {"Shape", "Size"}:
+            return self._of_sizes(node, given[0])
+        if kind == "Equal" and self._is_never(node, given):
+            return NOTHING
+        if (parts := self._parts(node, kind, given)) is not None:
+            is_even = all(one.is_even for one in given) if kind in _EVEN else not frozenset().union(*parts) & SIZES
+            return Dependence(frozenset[str]().union(*parts), is_even=is_even, parts=parts)
+        sizes_alone, sized_by = _SIZES_ALONE.get(kind, ()), _SIZED_BY.get(kind, ())
+        value, shape, varies = _joined(one for place, one in enumerate(given) if place not in sizes_alone)
+        if kind in {"ConstantOfShape", "Range"}:
+            shape = frozenset()
+        value |= self._counted(node, kind)
+        deciding = [given[place] for place in sized_by if place < len(given)]
+        shape |= frozenset[str]().union(*(one.value for one in deciding))
+        even_sizes = all(one.has_even_sizes for one in given) and all(one.is_even for one in deciding)
+        if kind == "Slice" and given[0].shape & SIZES:
+            even_sizes &= self._cuts_evenly(node)
+        if kind in {"Gather", "Slice", "Split"}:
+            grown = (shape - given[0].shape) & SIZES
+            varies |= frozenset() if not grown or self._is_flat(node.input[0]) else grown
+        elif kind == "Concat" and any(one.value or one.varies for one in given):
+            # of parts that are the same for all sizes, a run shows whether they are equal
+            varies |= shape & _grows(self.dims(node.output[0]), attributes(node)["axis"])
+        elif (kind == "Pad" and any(one.value for one in given)) or kind not in _ALIKE:
+            varies |= shape & SIZES
+        keeps_even = kind in _EVEN or (kind == "Where" and not given[0].value & SIZES)
+        is_even = all(one.is_even for one in given) if keeps_even else not value & SIZES
+        return Dependence(value, shape, varies, is_even, even_sizes)
+
+    def _is_never(self, node: onnx.NodeProto, given: Sequence[Dependence]) -> bool:
+        """Whether a node compares sizes with negative numbers, as PyTorch's exporter does where it expands a tensor."""
+        for sizes, other in ((0, 1), (1, 0)):
+            if given[sizes].parts is not None and given[other] in (NOTHING, replace(NOTHING, parts=given[other].parts)):
+                value = self.measured(node.input[other])
+                return value is not None and bool((np.asarray(value) < 0).all())
+        return False
+
+    def _of_sizes(self, node: onnx.NodeProto, of: Dependence) -> Dependence:
+        """Return what the sizes of a tensor depend on; one that is the same in runs of even growth is always."""
+        dims = self.dims(node.input[0])
+        parts = [_grows((dim,), 0) if of.has_even_sizes else of.shape & SIZES for dim in dims]
+        parts = [part | (of.shape & {DATA}) for part in parts]
+        if not dims:
+            return Dependence(of.shape, is_even=of.has_even_sizes)
+        if node.op_type == "Size":
+            parts = [frozenset[str]().union(*parts)]
+        attrs = attributes(node)
+        parts = parts[attrs.get("start", 0) : attrs.get("end")]
+        return Dependence(frozenset[str]().union(*parts), is_even=of.has_even_sizes, parts=tuple(parts))
+
+    def _parts(self, node: onnx.NodeProto, kind: str, given: Sequence[Dependence]) -> tuple[Marks, ...] | None:
+        """Return what the elements of a list depend on that is made of lists of sizes; None: it is none."""
+        lists = [one.parts for one in given]
+        if not lists or lists[0] is None:
+            return None
+        if kind in RESHAPING | {"Cast"}:
+            return lists[0]
+        places = self._value(node.input[1]) if len(node.input) > 1 else None
+        if kind == "Gather" and places is not None:
+            return tuple(lists[0][int(place)] for place in places.reshape(-1))
+        if kind == "Slice" and "axes" not in attributes(node) and all(name in self.tables for name in node.input[1:]):
+            numbers = [int(self._value(name).reshape(-1)[0]) for name in node.input[1:]]
+            step = numbers[3] if len(numbers) > 3 else 1
+            return lists[0][numbers[0] : numbers[1] : step] if step > 0 else None
+        whole = [part for part in lists if part is not None]
+        if len(whole) < len(lists):
+            return None
+        if kind == "Concat":
+            return tuple(marks for part in whole for marks in part)
+        longest = max(map(len, whole))
+        if kind in ELEMENTWISE and all(len(part) in {1, longest} for part in whole):
+            wide = [part * longest if len(part) == 1 else part for part in whole]
+            return tuple(frozenset[str]().union(*marks) for marks in zip(*wide, strict=True))
+        return None
+
+    def _counted(self, node: onnx.NodeProto, kind: str) -> Marks:
+        """Return what the sizes of the axes depend on that an operator sums over, or counts along."""
+        if kind in _MOVING | ELEMENTWISE | RESHAPING | {"ConstantOfShape", "Range", "EyeLike", *RUNNING}:
+            return frozenset()
+        marks = frozenset[str]()
+        ranks = {name: len(self.dims(name)) for name in node.input if name}
+        for place, name in enumerate(node.input):
+            if not name:
+                continue
+            dims = self.dims(name)
+            mixed = mixed_axes(node, place, ranks, 13, self._value) if dims else None
+            of = self._given(name)
+            if mixed is None or not of.has_even_sizes:
+                marks |= of.shape
+            else:
+                marks |= frozenset[str]().union(*(_grows(dims, axis) for axis in mixed), of.shape & {DATA})
+        return marks
+
+    def _cuts_evenly(self, node: onnx.NodeProto) -> bool:
+        """Whether a Slice cuts sequences that are longer than those of the shortest run as it cuts these."""
+        attrs, dims = attributes(node), self.dims(node.input[0])
+        starts, ends, axes = (
+            attrs[key] if key in attrs else self._value(name)
+            for key, name in zip(("starts", "ends", "axes"), [*node.input[1:4], "", "", ""], strict=False)
+        )
+        shortest = np.shape(self.measured(node.input[0])) if dims else ()
+        axes = range(len(dims)) if axes is None else [int(axis) for axis in axes]
+        for numbers in (starts, ends):
+            for axis, number in zip(axes, () if numbers is None else numbers, strict=False):
+                size = shortest[axis] if shortest else LENGTHS[0]
+                if _grows(dims, axis) and size < abs(int(number)) < self.longest:
+                    return False
+        return True
+
+    def _is_flat(self, name: str) -> bool:
+        """Whether all parts that can be cut off a tensor are equal: the whole of a table is compared."""
+        value = self._value(name)
+        return name in self.repeated or (value is not None and value.size > 0 and bool((value == value.flat[0]).all()))
+
+    def _repeats_one(self, node: onnx.NodeProto) -> bool:
+        """Whether a node makes a longer axis of one element, and no other axis longer."""
+        before, after = self.dims(node.input[0]), self.dims(node.output[0])
+        longer = [at for at, dim in enumerate(after[len(after) - len(before) :]) if dim != before[at]]
+        return bool(before) and len(longer) == 1 and before[longer[0]].at_one_step() == (1, 0)
+
+    def _of_bodies(self, node: onnx.NodeProto) -> list[Dependence]:
+        """Return what the outputs of an If, Loop or Scan depend on: what it carries is followed until it stays."""
+        given = [self._given(name) for name in node.input]
+        if node.op_type == "If":
+            branches = zip(*(self._ends(body, []) for body in subgraphs(node)), strict=True)
+            return [_decided(_union(pair), given[0].value) for pair in branches]
+        body = next(subgraphs(node))
+        given = given[max(len(given) - len(body.input), 0) :]  # the Scan of opset 8 takes lengths first
+        is_loop = node.op_type == "Loop"
+        turns = _union(given[:2]) if is_loop else NOTHING
+        lead = [Dependence(turns.value), given[1]] if is_loop else []
+        first = 2 if is_loop else 0
+        count = len(given) - (first if is_loop else int(attributes(node)["num_scan_inputs"]))
+        carried, scanned = given[first : first + count], given[first + count :]
+        while True:
+            ends = self._ends(body, [*lead, *carried, *scanned])
+            wider = [_union(pair) for pair in zip(carried, ends[int(is_loop) :][:count], strict=True)]
+            if wider == carried:
+                break
+            carried = wider
+        goes_on = ends[0] if is_loop else NOTHING
+        decides = turns.value | goes_on.value | frozenset[str]().union(*(one.shape for one in scanned))
+        even = all(one.has_even_sizes for one in given) and (turns.is_even or not turns.value & SIZES)
+        collected = [_decided(one, decides) for one in ends[int(is_loop) + count :]]
+        made = [_decided(one, decides) for one in carried] + collected
+        return [replace(one, is_even=not one.value & SIZES, has_even_sizes=even) for one in made]
+
+    def _ends(self, body: onnx.GraphProto, given: Sequence[Dependence]) -> list[Dependence]:
+        """Return what the outputs of a body depend on, by what its inputs do."""
+        tables = constants(body)
+        inner = {**self.found, **{name: _of_constant(tensor) for name, tensor in tables.items()}}
+        inner |= {value.name: one for value, one in zip(body.input, given, strict=False)}
+        for name in (name for node in body.node for name in node.output):
+            inner.pop(name, None)
+        _Pass(inner, lambda _: (), {**self.tables, **tables}, lambda _: None, self.longest).follow(body.node)
+        return [inner.get(value.name, NOTHING) for value in body.output]
+
+
+def _union(parts: Iterable[Dependence]) -> Dependence:
+    parts = list(parts)
+    value, shape, varies = _joined(parts)
+    is_even, even_sizes = all(one.is_even for one in parts), all(one.has_even_sizes for one in parts)
+    return Dependence(value, shape, varies, is_even, even_sizes)
+
+
+def _decided(one: Dependence, decides: Marks) -> Dependence:
+    """Return what a tensor depends on where something decides which it is, or how often it is computed."""
+    shape = one.shape | decides
+    return replace(one, value=one.value | decides, shape=shape, varies=one.varies | (shape & SIZES), is_even=False)
+
+
+def _joined(parts: Iterable[Dependence]) -> tuple[Marks, Marks, Marks]:
+    value, shape, varies = frozenset[str](), frozenset[str](), frozenset[str]()
+    for one in parts:
+        value, shape, varies = value | one.value, shape | one.shape, varies | one.varies
+    return value, shape, varies
+
+
+def _grows(dims: Sequence[Dim], axis: int) -> Marks:
+    """Return what an axis grows with; `TIME` and `BATCH` where that is not known."""
+    if not dims:
+        return SIZES
+    dim = dims[axis % len(dims)]
+    return frozenset({mark for mark, grows in ((TIME, dim.has_time), (BATCH, dim.has_batch)) if grows})
+
+
+# ---------------------------------------------------------------- which axes an operator mixes
+
+_LAST_AXIS = {
+    "LayerNormalization", "RMSNormalization", "LpNormalization", "Hardmax", "Softmax", "LogSoftmax",
+    "com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization",
+    "SimplifiedLayerNormalization",
+}  # fmt: skip
+
+
+def mixed_axes(
+    node: onnx.NodeProto, place: int, ranks: Mapping[str, int], opset: int, value: Callable[[str], Any]
+) -> set[int] | None:
+    """Return the axes of an input of which an operator's elements take more than those at their own place.
+
+    Args:
+        node: The node, of an operator that has no rule of its own over time.
+        place: Which input.
+        ranks: How many axes each of its inputs has.
+        opset: The version of the operators.
+        value: Returns the value of a constant.
+
+    Returns:
+        None: it is not known.
+    """
+    kind = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
+    attrs, rank = attributes(node), ranks[node.input[place]]
+    if kind in ELEMENTWISE | RESHAPING | _MOVING or not rank:
+        return set()
+    if kind in _LAST_AXIS:
+        is_old = opset < 13 and kind in {"Hardmax", "Softmax", "LogSoftmax"}
+        axis = int(attrs.get("axis", 1 if is_old else -1)) % rank
+        return set(range(axis, rank)) if is_old or "LayerNorm" in kind or "RMSNorm" in kind else {axis}
+    if kind in {"MatMul", "MatMulInteger", "QLinearMatMul"}:
+        return {rank - 1} if place == 0 or rank == 1 else {rank - 2}
+    if kind in {"Gemm"}:
+        return set() if place > 1 else {int(place == 0) ^ int(attrs.get("transA" if place == 0 else "transB", 0))}
+    if kind == "Einsum":
+        return _summed(str(attrs["equation"]), place, rank)
+    if kind in {"BatchNormalization", "DynamicQuantizeLinear"}:
+        return set(range(rank)) if attrs.get("training_mode") or kind != "BatchNormalization" else set()
+    if kind == "GatherElements":
+        return {int(attrs.get("axis", 0)) % rank} if place == 0 else set()
+    if kind == "RotaryEmbedding":
+        return {rank - 1} if place == 0 else set()
+    if kind == "Trilu":
+        return {rank - 2, rank - 1}
+    if kind == "InstanceNormalization":
+        return set(range(2, rank))
+    if kind == "GroupNormalization":
+        return set(range(1, rank))
+    if kind == "MeanVarianceNormalization":
+        return {int(axis) % rank for axis in attrs.get("axes", [0, 2, 3])}
+    if kind == "LRN":
+        return {1}
+    if kind == "CenterCropPad":
+        return set() if place else {int(axis) % rank for axis in attrs.get("axes", range(rank))}
+    if kind in {"ArgMax", "ArgMin", "TopK", *RUNNING}:
+        axis = value(node.input[1]) if kind in RUNNING else attrs.get("axis", -1 if kind == "TopK" else 0)
+        return None if axis is None else {int(np.reshape(axis, -1)[0]) % rank}
+    if kind in {"Resize", "Upsample"}:
+        return set() if place else _resized(node, attrs, rank, value)
+    if kind.startswith("Reduce"):
+        given = attrs.get("axes")
+        if len(node.input) > 1 and node.input[1]:
+            given = value(node.input[1])
+            if given is None:
+                return None
+        if given is None and attrs.get("noop_with_empty_axes"):
+            return set()
+        return set(range(rank)) if given is None else {int(axis) % rank for axis in given}
+    return set(range(2, rank)) if kind.startswith("Global") else None
+
+
+_MOVING = frozenset({"Concat", "Expand", "Gather", "OneHot", "Pad", "Shape", "Size", "Slice", "Split", "Tile"})
+
+
+def _resized(node: onnx.NodeProto, attrs: Mapping[str, Any], rank: int, value: Callable[[str], Any]) -> set[int] | None:
+    """Return the axes that a Resize or Upsample makes longer or shorter."""
+    axes = [int(axis) % rank for axis in attrs.get("axes", range(rank))]
+    given = dict(enumerate(node.input))
+    scales = attrs.get("scales")
+    if name := given.get(1 if node.op_type == "Upsample" else 2):
+        found = value(name)
+        scales = None if found is None else found.tolist()
+    if scales:
+        return {axis for axis, scale in zip(axes, scales, strict=True) if scale != 1}
+    sizes, before = value(given[3]) if given.get(3) else None, value(node.input[0])
+    if sizes is None or before is None:
+        return None
+    return {axis for axis, size in zip(axes, sizes.tolist(), strict=True) if size != before.shape[axis]}
+
+
+def _summed(equation: str, place: int, rank: int) -> set[int]:
+    """Return the axes of an operand that an equation sums over, or leaves out of the result's own."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not right and "->" not in equation:
+        letters = "".join(terms).replace("...", "")
+        right = "..." + "".join(sorted(letter for letter in set(letters) if letters.count(letter) == 1))
+    before, dots, after = terms[place].partition("...")
+    axes = dict(enumerate(before))
+    if dots:
+        axes |= {rank - len(after) + at: letter for at, letter in enumerate(after)}
+    return {axis for axis, letter in axes.items() if letter not in right}

@@ -1,0 +1,111 @@
+"""Writes into a graph what follows from its sizes: the branch that an `If` takes, the axes that a Squeeze drops."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import onnx
+
+from stepwell_export.graph.described import layer_of, set_layer
+from stepwell_export.graph.nodes import read_opset, renamed, replace_items
+from stepwell_export.graph_session import GraphSession
+from stepwell_export.streaming.axes.dependence import BATCH, DATA, TIME
+from stepwell_export.streaming.axes.inputs import SequenceInputs
+from stepwell_export.streaming.axes.measured_shapes import measure_shapes
+from stepwell_export.streaming.axes.runs import TensorRuns
+from stepwell_export.streaming.axes.sizes import ROWS
+
+
+def without_known_branches(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
+    """Return the graph with the branch that is taken in the place of each such `If`.
+
+    One branch is taken for all sequences only where the condition follows from sizes that are neither the number of
+    timesteps nor that of rows. Where the length is declared, sequences of that length alone are proven.
+    """
+    while True:
+        graph = runs.graph.graph
+        conditions = {node.input[0] for node in graph.node if node.op_type == "If"}
+        taken = _decided(runs, inputs, sorted(conditions))
+        if not taken:
+            return runs
+        runs = TensorRuns(_inlined(runs.graph, taken))
+
+
+def with_squeeze_axes(runs: TensorRuns, inputs: SequenceInputs) -> TensorRuns:
+    """Return the graph with axes for each Squeeze without: it would drop the batch of one row, or one timestep."""
+    model = runs.graph
+    bare = [node for node in model.graph.node if node.op_type == "Squeeze" and not _axes(node)]
+    if not bare:
+        return runs
+    made, values = copy.deepcopy(model), runs.at(inputs)
+    for node in made.graph.node:
+        if node.op_type != "Squeeze" or _axes(node):
+            continue
+        axes = [axis for axis, size in enumerate(np.shape(values[node.input[0]])) if size == 1]
+        if read_opset(model) < 13:
+            node.attribute.append(onnx.helper.make_attribute("axes", axes))
+        else:
+            del node.input[1:]
+            node.input.append(f"{node.name}/axes")
+            made.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), node.input[1]))
+    return TensorRuns(made)
+
+
+def _axes(node: onnx.NodeProto) -> bool:
+    return len(node.attribute) > 0 or (len(node.input) > 1 and bool(node.input[1]))
+
+
+def _decided(runs: TensorRuns, inputs: SequenceInputs, conditions: list[str]) -> dict[str, bool]:
+    """Return the conditions that follow from the weights, and from sizes that are the same for all sequences."""
+    if not conditions:
+        return {}
+    free = set() if inputs.length is not None or inputs.only_steps is not None else {TIME}
+    free |= {BATCH, DATA} if inputs.only_rows is None else {DATA}
+    facts = measure_shapes(runs, inputs)
+    conditions = [name for name in conditions if not (facts.depends(name).value | facts.depends(name).shape) & free]
+    given, counts = runs.load().weights, range(1 if inputs.only_rows else 2)
+    every = [{**given, **runs.at(inputs, rows, length)} for rows in counts for length in range(2)]
+    if inputs.length is not None:
+        feeds = inputs.feeds(inputs.only_rows or ROWS[0], inputs.length, 0)
+        every.append(
+            {**given, **GraphSession(runs.graph, [name for name in conditions if name not in given]).run(feeds)}
+        )
+    found = {name: {bool(np.reshape(values[name], ())) for values in every} for name in conditions}
+    return {name: seen.pop() for name, seen in found.items() if len(seen) == 1}
+
+
+def _inlined(model: onnx.ModelProto, taken: dict[str, bool]) -> onnx.ModelProto:
+    nodes: list[Any] = []
+    for node in model.graph.node:
+        if node.op_type != "If" or node.input[0] not in taken:
+            nodes.append(node)
+            continue
+        wanted = "then_branch" if taken[node.input[0]] else "else_branch"
+        body = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+        nodes += _body(model.graph, node, body)
+    made = copy.deepcopy(model)
+    replace_items(made.graph.node, nodes)
+    made.graph.initializer.extend(model.graph.initializer[len(made.graph.initializer) :])
+    return made
+
+
+def _body(graph: onnx.GraphProto, node: onnx.NodeProto, body: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return a branch's nodes under names of their own, with the outputs of the `If`."""
+    names: dict[str, str] = {}
+    for tensor in body.initializer:
+        names[tensor.name] = f"{node.name}/{tensor.name}"
+        graph.initializer.append(tensor)  # a copy
+        graph.initializer[-1].name = names[tensor.name]
+    nodes = []
+    for index, inner in enumerate(body.node):
+        names |= {name: f"{node.name}/{name}" for name in inner.output if name}
+        own = inner.name or f"{inner.op_type}_{index}"
+        nodes.append(renamed(inner, names, name=f"{node.name}/{own}"))
+    for value, outer in zip(body.output, node.output, strict=True):
+        nodes.append(
+            onnx.helper.make_node("Identity", [names.get(value.name, value.name)], [outer], name=f"{node.name}/{outer}")
+        )
+    set_layer(nodes, layer_of(node))
+    return nodes

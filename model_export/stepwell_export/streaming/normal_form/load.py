@@ -1,0 +1,212 @@
+"""Brings a sequence graph from anywhere into one plain form, which means the same."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+from stepwell_export.graph.dataflow import in_order
+from stepwell_export.graph.described import numbered
+from stepwell_export.graph.nodes import all_graphs, attributes, constants, renamed, replace_items
+from stepwell_export.graph.onnx_file import infer_types, read_model, without_functions, without_weights
+from stepwell_export.graph.operators import RNN, STATEFUL
+from stepwell_export.runtime.manifest import METADATA_KEY, Array
+from stepwell_export.streaming.normal_form.attention import with_attention_written_out
+
+Declared = dict[str, list[int | str | None]]
+"""The declared size of every axis of every input: a number, a name or nothing."""
+
+
+class PlainForm(NamedTuple):
+    """A sequence graph in its plain form.
+
+    Attributes:
+        graph: Functions inlined, every node named, recurrent operators in the layout that onnxruntime runs (time,
+            batch, features), the ranks of the inputs alone declared: shapes may lie.
+        declared: What was declared.
+        only_length: The declared number of timesteps, which the graph answers alone; None: it may answer others.
+    """
+
+    graph: onnx.ModelProto
+    declared: Declared
+    only_length: int | None = None
+
+
+def load_graph(source: Any, given: Mapping[str, Array]) -> PlainForm:
+    """Return a sequence graph without functions, declared shapes or batch-first recurrences.
+
+    Args:
+        source: An ONNX file, or an `onnx.ModelProto`, which is left alone.
+        given: Inputs that are given once and for all.
+
+    Raises:
+        FileError: There is no such file.
+        ModelLoadError: The file is no ONNX model.
+        RefusedModelError: It is a step graph that was exported already.
+        UnclearModelError: A constant is no input.
+    """
+    is_file = isinstance(source, str | Path)
+    plain = read_model(Path(source), weights=True) if is_file else without_functions(copy.deepcopy(source))
+    if any(entry.key == METADATA_KEY for entry in plain.metadata_props):
+        raise RefusedModelError(
+            f"{plain.graph.name!r} is a step graph with its manifest already; expected a graph over whole sequences.",
+            fix="Serve it as it is, or export the model that it was made of; `stepwell inspect` shows it.",
+        )
+    _give(plain.graph, given)
+    weights = {tensor.name for tensor in plain.graph.initializer}
+    inputs = [value for value in plain.graph.input if value.name not in weights]
+    replace_items(plain.graph.input, inputs)
+    plain = with_attention_written_out(plain)
+    _sort_nodes(plain.graph)
+    _check_names(plain.graph)
+    _name_nodes(plain.graph)
+    _name_states(plain.graph)
+    replace_items(plain.graph.node, _time_first(plain.graph.node))
+    only_length = _drop_idle_inputs(plain)
+    _skip_copies(plain.graph)
+    declared = {value.name: [_size(dim) for dim in value.type.tensor_type.shape.dim] for value in plain.graph.input}
+    _forget_shapes(plain.graph)
+    return PlainForm(plain, declared, only_length)
+
+
+def _size(dim: Any) -> int | str | None:
+    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else str(dim.dim_param) or None
+
+
+def _give(graph: onnx.GraphProto, given: Mapping[str, Array]) -> None:
+    """Make inputs weights."""
+    inputs = {value.name: value for value in graph.input}
+    for name, value in given.items():
+        if name not in inputs:
+            raise UnclearModelError(
+                f"The graph has no input {name!r}; its inputs are {sorted(inputs)}.", fix="Check the name."
+            )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(inputs[name].type.tensor_type.elem_type)
+        graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
+
+
+def _time_first(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Give recurrent operators with `layout` 1, which onnxruntime refuses, layout 0 between transpositions."""
+    done: list[onnx.NodeProto] = []
+
+    def turned(source: str, target: str, perm: Sequence[int]) -> str:
+        done.append(onnx.helper.make_node("Transpose", [source], [target], perm=perm, name=f"{target}/layout"))
+        return target
+
+    for node in nodes:
+        if node.op_type not in RNN or not attributes(node).get("layout"):
+            done.append(node)
+            continue
+        replace_items(node.attribute, [attribute for attribute in node.attribute if attribute.name != "layout"])
+        stem = node.name or node.output[0] or node.output[1]
+        for place in (0, 5, 6):
+            if place < len(node.input) and node.input[place]:
+                node.input[place] = turned(node.input[place], f"{stem}/time_first_{place}", (1, 0, 2))
+        done.append(node)
+        for place, perm in enumerate([(2, 0, 1, 3), (1, 0, 2), (1, 0, 2)][: len(node.output)]):
+            if name := node.output[place]:
+                node.output[place] = f"{stem}/time_first_out_{place}"
+                turned(node.output[place], name, perm)
+    return done
+
+
+def _drop_idle_inputs(plain: onnx.ModelProto) -> int | None:
+    """Leave out initial states of zeros, and lengths that are the declared length of what the recurrence runs over.
+
+    They often fix the exporter's batch size. A length that equals another declared size is a length: timesteps after
+    it give zeros.
+
+    Returns:
+        The length that was left out; None: there was none.
+    """
+    only_length = None
+    fixed = constants(plain.graph)
+    types: dict[str, onnx.TypeProto.Tensor] = {}
+    for node in plain.graph.node:
+        for place in range(4, min(len(node.input), 7)) if node.op_type in RNN else ():
+            if node.input[place] in fixed:
+                values = set(onnx.numpy_helper.to_array(fixed[node.input[place]]).reshape(-1).tolist())
+                if place == 4:
+                    types = types or infer_types(without_weights(plain))
+                    dims = types[node.input[0]].shape.dim if node.input[0] in types else []
+                    is_idle = bool(dims) and values == {dims[0].dim_value}
+                    only_length = dims[0].dim_value if is_idle else only_length
+                else:
+                    is_idle = not any(values)
+                if is_idle:
+                    node.input[place] = ""
+    return only_length
+
+
+def _skip_copies(graph: onnx.GraphProto) -> None:
+    """Use weights by their own names: exporters give those of a layer that is called twice a second one by Identity."""
+    weights, outputs = {tensor.name for tensor in graph.initializer}, {value.name for value in graph.output}
+    copies: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in weights and node.output[0] not in outputs:
+            copies[node.output[0]] = node.input[0]
+    if copies:
+        kept = [node for node in graph.node if node.output[0] not in copies]
+        replace_items(graph.node, [renamed(node, copies, name=node.name) for node in kept])
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put each node behind those that it needs, in the bodies too; a graph with a circle is left to onnxruntime."""
+    for inner in all_graphs(graph):
+        replace_items(inner.node, in_order(inner.node))
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse a graph that gives one name to two inputs or two outputs.
+
+    Raises:
+        RefusedModelError: It names the tensor.
+    """
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        for name, times in Counter(value.name for value in values).items():
+            if times > 1:
+                raise RefusedModelError(
+                    f"The graph declares {what} {name!r} {times} times; expected once.",
+                    fix="Export it again with a name for each.",
+                )
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own, as onnxruntime requires; states are named after nodes."""
+    for index, node in enumerate(graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    for inner in all_graphs(graph):
+        taken = set[str]()
+        for node in filter(lambda node: node.name, inner.node):
+            names = (numbered(node.name, number) for number in itertools.count(1))
+            node.name = next(name for name in names if name not in taken)
+            taken.add(node.name)
+
+
+def _name_states(graph: onnx.GraphProto) -> None:
+    """Give operators an output for a state that they have along time: its shape is measured there."""
+    for node in graph.node:
+        operator = STATEFUL.get(node.op_type)
+        for place in operator.states.values() if operator is not None and operator.time_axis is not None else ():
+            node.output.extend([""] * (place + 1 - len(node.output)))
+            node.output[place] = node.output[place] or f"{node.name}/state_{place}"
+
+
+def _forget_shapes(graph: onnx.GraphProto) -> None:
+    """Keep types and ranks: onnxruntime has to see that a Loop's counter is a scalar. Ranks of outputs are measured."""
+    for value in graph.output:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    for inner in all_graphs(graph):
+        del inner.value_info[:]
+        for value in (*inner.input, *inner.output):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()

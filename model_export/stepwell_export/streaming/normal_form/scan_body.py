@@ -1,0 +1,85 @@
+"""The body of a Scan that is made of one copy of a loop's body."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from stepwell_export.graph.nodes import attributes, constants, renamed
+from stepwell_export.streaming.normal_form.time_slices import TimeSlice
+
+
+class ScanBody:
+    """The body of a Scan under construction; its tensors get names of their own."""
+
+    def __init__(self, label: str, opset: int, model: onnx.ModelProto) -> None:
+        self._label = label
+        self._opset = opset
+        self._model = model
+        self._names: dict[str, str] = {}
+        self._nodes: list[onnx.NodeProto] = []
+        self._takes: list[str] = []
+        self._makers: dict[str, onnx.NodeProto] = {}
+
+    def state(self, name: str) -> None:
+        """Declare a carried tensor."""
+        self._names[name] = f"{self._label}/in/{name}"
+        self._takes.append(self._names[name])
+
+    def element(self, name: str, cut: TimeSlice) -> None:
+        """Declare one timestep of a sequence."""
+        taken = f"{self._label}/element/{name}"
+        self._takes.append(taken)
+        self._names[name] = taken
+        if cut.keeps:
+            self._names[name] = f"{self._label}/{name}"
+            self._reshaped("Unsqueeze", taken, self._names[name], cut.axis)
+
+    def node(self, node: onnx.NodeProto) -> None:
+        """Add a node of the copy."""
+        made = {name: f"{self._label}/{name}" for name in node.output if name}
+        self._names |= made
+        self._nodes.append(renamed(node, self._names, name=f"{self._label}/{node.name}"))
+        self._makers |= dict.fromkeys(made.values(), self._nodes[-1])
+
+    def inner_name(self, name: str) -> str:
+        """Return what a tensor is called in the body; one from outside keeps its name."""
+        return self._names.get(name, name)
+
+    def without_axis(self, name: str, axis: int) -> str:
+        """Return a result without the axis that the results of all timesteps are joined on."""
+        inner = self.inner_name(name)
+        maker = self._makers.get(inner)
+        if maker is not None and maker.op_type == "Unsqueeze" and self._axes(maker) == [axis]:
+            return str(maker.input[0])
+        squeezed = f"{inner}/without_axis"
+        self._reshaped("Squeeze", inner, squeezed, axis)
+        return squeezed
+
+    def graph(self, outs: list[str]) -> onnx.GraphProto:
+        """Return the body; an output that is an input, or is there twice, is passed through an Identity."""
+        given: list[str] = []
+        for place, name in enumerate(outs):
+            made = f"{self._label}/out/{place}"
+            self._nodes.append(helper.make_node("Identity", [name], [made], name=made))
+            given.append(made)
+        takes, gives = ([onnx.ValueInfoProto(name=name) for name in names] for names in (self._takes, given))
+        return helper.make_graph(self._nodes, self._label, takes, gives)
+
+    def _axes(self, node: onnx.NodeProto) -> list[int] | None:
+        found = attributes(node).get("axes")
+        if found is not None:
+            return [int(axis) for axis in found]
+        tensors = constants(self._model.graph)
+        if len(node.input) < 2 or node.input[1] not in tensors:
+            return None
+        return [int(axis) for axis in numpy_helper.to_array(tensors[node.input[1]]).reshape(-1)]
+
+    def _reshaped(self, kind: str, given: str, made: str, axis: int) -> None:
+        if self._opset < 13:
+            self._nodes.append(helper.make_node(kind, [given], [made], name=made, axes=[axis]))
+            return
+        axes = f"{made}/axes"
+        self._model.graph.initializer.append(numpy_helper.from_array(np.array([axis], np.int64), axes))
+        self._nodes.append(helper.make_node(kind, [given, axes], [made], name=made))

@@ -1,0 +1,245 @@
+"""Nodes that see one timestep at a time: emitted as they are, with shapes for one timestep."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from stepwell_export.graph.nodes import all_graphs, attributes, subgraphs, uses
+from stepwell_export.streaming.axes.dependence import ELEMENTWISE, mixed_axes
+from stepwell_export.streaming.causality import why
+from stepwell_export.streaming.constants import shape_at_one_step, shape_to_reshape
+from stepwell_export.streaming.rules.lengths import lengths_so_far
+from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.structure.rows import read_rows
+
+_IN_BODIES = ELEMENTWISE | {"Constant", "ConstantOfShape", "Expand", "If", "Loop", "Shape", "Size"}
+"""Operators of bodies that take each element by itself, or make others of sizes."""
+_REFOLDING = {"Reshape", "Flatten"}
+_WHOLE_FIX = (
+    "Every timestep of a stream would change it for all timesteps before. Train the model with what is known at each "
+    "timestep: the first one or the one before, a cumulative sum, the mean or extreme of those so far."
+)
+
+
+def pointwise(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Emit a node as it is."""
+    offset = joint_offset(walk, node)
+    _check_tables(walk, node)
+    _check_branches(walk, node)
+    _check_bodies(walk, node)
+    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, **lengths_so_far(walk, node)))
+
+
+def by_timestep(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Emit a node without a rule of its own as it is, where each timestep takes its own alone.
+
+    Raises:
+        RefusedModelError: It mixes timesteps, or it is not known whether it does.
+    """
+    check_mixed(walk, node)
+    pointwise(walk, node)
+
+
+def joint_offset(walk: StreamingWalk, node: onnx.NodeProto) -> int | None:
+    """Return the offset at which all timed inputs of a node can be taken; None: it has none.
+
+    Raises:
+        RefusedModelError: It also takes what is known after the last timestep only.
+    """
+    timed = walk.timed(node)
+    last = [name for name in uses(node) if walk.tensors[name].kind == "final"]
+    if timed and last:
+        reason = f"needs {last[0]!r}, which is known after the last timestep only, at every timestep"
+        raise walk.refuse(node, reason, _WHOLE_FIX)
+    offsets = [offset for name in timed if (offset := walk.tensors[name].offset) is not None]
+    if any(walk.tensors[name].edge for name in timed) and not _is_edge(walk, node):
+        # what stands in front is the first timestep in a part of it alone: each part is delayed by itself
+        offsets += [
+            max(walk.facts.length_delta(name), 0) for name in node.output[:1] if walk.facts.time_axis(name) is not None
+        ]
+    return min(offsets, default=None)
+
+
+def _is_edge(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Whether a node takes only what has the first timestep in front, as often, so that its output has as well."""
+    timed = [walk.tensors[name] for name in walk.timed(node)]
+    others = {walk.tensors[name].kind for name in uses(node)} - {"constant", "static", "per_step"}
+    return all(tensor.edge for tensor in timed) and len({tensor.offset for tensor in timed}) == 1 and not others
+
+
+def _resolve_fixed(walk: StreamingWalk, node: onnx.NodeProto, offset: int | None, made: onnx.NodeProto) -> None:
+    """Set the outputs of a node that was emitted as it is, as `made`, on inputs at an offset."""
+    kinds = {walk.tensors[name].kind for name in uses(node)}
+    position = any(walk.tensors[name].position for name in uses(node))
+    for name, step in zip(node.output, made.output, strict=True):
+        if not name:
+            continue
+        if isinstance(walk.facts.value(name), list):
+            walk.set_output(node, name, step, "per_step", offset)
+            continue
+        times = [axis for axis, dim in enumerate(walk.facts.dims(name)) if dim.has_time]
+        if "final" in kinds:
+            if times:
+                reason = "spreads what is known after the last timestep only over all timesteps"
+                raise walk.refuse(node, reason, _WHOLE_FIX)
+            walk.set_output(node, name, step, "final")
+        elif offset is None and "by_position" in kinds and len(times) == 1:
+            dim = walk.facts.dims(name)[times[0]]
+            if dim.extra or (name in walk.sized and dim.steps == 1):  # else it would be by position itself
+                raise walk.refuse(node, "makes of positions what depends on the number of timesteps")
+            walk.set_output(node, name, step, "per_step", 0)
+        elif offset is None and "per_step" not in kinds:
+            _settle_untimed(walk, node, name, step, times)
+        else:
+            if not times:
+                raise walk.refuse(node, "takes all timesteps of the sequence together")
+            if len(times) > 1:
+                raise walk.refuse(
+                    node, "compares every timestep with every other, as attention without a fixed window does"
+                )
+            _check_length(walk, node, name)
+            walk.set_output(node, name, step, "per_step", offset, edge=_is_edge(walk, node))
+        if position:
+            walk.mark_position(name)
+
+
+def reshape(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Reshape, Expand: to the shape that the result has at one timestep."""
+    offset = joint_offset(walk, node)
+    _check_tables(walk, node)
+    dims = walk.facts.dims(node.output[0])
+    if any(dim.steps.denominator > 1 or dim.both.denominator > 1 for dim in dims):
+        raise walk.refuse(node, "puts several timesteps into one")
+    find_shape = shape_to_reshape if node.op_type == "Reshape" else shape_at_one_step
+    shape = find_shape(walk.graph, dims)
+    _resolve_fixed(walk, node, offset, walk.emit_like(node, offset, i1=shape))
+
+
+def count_up(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Range over the timesteps: a state that counts them."""
+    known = [walk.known(name) for name in node.input]
+    if any(parts is None for parts in known) or any((part != known[k][0]).any() for k in (0, 2) for part in known[k]):
+        pointwise(walk, node)
+        return
+    name = node.output[0]
+    start, _, delta = (walk.facts.value(given) for given in node.input)
+    dtype = walk.facts.value(name).dtype
+    offset = max(walk.facts.length_delta(name), 0)
+    graph = walk.graph
+    place = graph.op("Add", graph.position(), graph.ints([offset]))
+    count = graph.op("Cast", place, to=onnx.helper.np_dtype_to_tensor_dtype(dtype))
+    scaled = graph.op("Mul", count, graph.constant(delta.reshape(1)))
+    walk.set_output(node, name, graph.op("Add", scaled, graph.constant(start.reshape(1))), "per_step", offset)
+    walk.mark_position(name)
+
+
+def _settle_untimed(walk: StreamingWalk, node: onnx.NodeProto, name: str, step: str, times: list[int]) -> None:
+    if not times:
+        walk.set_output(node, name, step, "static")
+    elif walk.facts.same_over_time(name):
+        walk.set_output(node, name, step, "per_step", None)
+    elif len(times) > 1:
+        raise walk.refuse(node, "makes a table of every timestep against every other")
+    else:
+        raise walk.refuse(
+            node,
+            "gives values by the position in the sequence, from a table or formula that a step cannot follow",
+            "Positions grow without end in a stream: use a causal convolution, a recurrence or relative positions, or "
+            "declare the number of timesteps of the model: `--length N`, `StepSpec(length=N)`.",
+        )
+
+
+def _check_length(walk: StreamingWalk, node: onnx.NodeProto, name: str) -> None:
+    """Refuse what changes the number of timesteps."""
+    dim = walk.facts.dims(name)[walk.facts.time_axis(name) or 0]
+    timed = [given for given in walk.timed(node) if walk.facts.dims(given)]
+    if dim.elements_per_step.denominator > 1 or dim.extra.denominator > 1:
+        raise walk.refuse(node, f"gives {dim.elements_per_step} as many timesteps as it takes: a stride over time")
+    if not timed:
+        return
+    extras = {walk.facts.length_delta(given) for given in timed}
+    if int(dim.extra) not in extras:
+        raise walk.refuse(
+            node, f"changes the number of timesteps from T + {max(extras)} to T + {dim.extra} in a way without a rule"
+        )
+    multiples = {walk.facts.dims(given)[walk.facts.time_axis(given) or 0].elements_per_step for given in timed}
+    if node.op_type not in _REFOLDING and dim.elements_per_step > max(multiples):
+        raise walk.refuse(node, f"gives {dim.elements_per_step / max(multiples)} times as many timesteps as it takes")
+
+
+def _check_branches(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a branch that is chosen by the number of timesteps or rows; others by sizes were put in place before."""
+    if node.op_type == "If" and walk.tensors[node.input[0]].kind == "constant":
+        raise walk.refuse(
+            node,
+            "chooses a branch by the number of timesteps or rows",
+            "A stream has no length: compute the same for any number of timesteps, or declare the number: "
+            "`--length N`, `StepSpec(length=N)`.",
+        )
+
+
+def _check_bodies(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a body that is emitted as it is, for one timestep, and may mix timesteps.
+
+    Most take each element by itself, or multiply by a weight. Others are read as a graph whose rows are the timesteps.
+    """
+    if not walk.timed(node):
+        return
+    fixed = {name for name, tensor in walk.tensors.items() if tensor.kind == "constant"}
+    for body in subgraphs(node):
+        for inner in (inner for part in all_graphs(body) for inner in part.node):
+            is_product = inner.op_type in {"MatMul", "Gemm"} and all(name in fixed for name in inner.input[1:])
+            if inner.op_type not in _IN_BODIES and not is_product and not _keeps_timesteps_apart(walk, node):
+                raise walk.refuse(node, f"may mix timesteps by its {inner.op_type}")
+
+
+def _keeps_timesteps_apart(walk: StreamingWalk, node: onnx.NodeProto) -> bool:
+    """Whether the operators of a node's bodies show that no timestep reaches another."""
+    values = {name: np.asarray(walk.facts.value(name)) for name in uses(node)}
+    axes = {name: walk.facts.time_axis(name) for name in values}
+    given: dict[str, tuple[tuple[int, ...], int | None]] = {
+        name: (values[name].shape[:axis] + values[name].shape[axis + 1 :], axis)
+        for name, axis in axes.items()
+        if axis is not None
+    }
+    constant = {name: value for name, value in values.items() if axes[name] is None}
+    takes = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
+        for name, value in values.items()
+    ]
+    gives = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = helper.make_graph([node], "bodies", takes, gives)
+    model = helper.make_model(graph, opset_imports=walk.model.opset_import)
+    return read_rows(model, given, {value.name: None for value in gives}, constant).verdict.outcome == "independent"
+
+
+def check_mixed(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse an operator that makes a timestep of others than its own.
+
+    Raises:
+        RefusedModelError: It does, or it is not known whether it does.
+    """
+    ranks = {name: len(walk.facts.dims(name)) for name in node.input if name}
+    timed = set(walk.timed(node))
+    for place, name in enumerate(node.input):
+        axis = walk.facts.time_axis(name) if name in timed else None
+        if axis is None or not node.output[0] or walk.facts.time_axis(node.output[0]) is None:
+            continue  # without a time axis it is refused for that
+        _check_length(walk, node, node.output[0])
+        mixed = mixed_axes(node, place, ranks, walk.opset, walk.facts.value)
+        if mixed is None or axis in mixed:
+            raise walk.refuse(node, f"mixes timesteps: each of its answers may take all of {name!r}{why(node)}")
+
+
+def _check_tables(walk: StreamingWalk, node: onnx.NodeProto) -> None:
+    """Refuse a look-up by position in a table that ends."""
+    if node.op_type in {"Gather", "GatherND", "GatherElements"} and walk.tensors[node.input[1]].position:
+        size = walk.facts.value(node.input[0]).shape[attributes(node).get("axis", 0)]
+        raise walk.refuse(
+            node,
+            f"looks up positions in a table that ends after {size} timesteps",
+            "A stream goes on: use relative positions, sines computed from the position, or a recurrence, or declare "
+            f"the number of timesteps: `--length {size}`, `StepSpec(length={size})`.",
+        )

@@ -1,0 +1,349 @@
+"""`make_step`: a sequence graph as one step graph and its manifest, not yet verified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from stepwell_export.runtime.errors import RefusedModelError, UnclearModelError
+from stepwell_export.graph.described import described
+from stepwell_export.graph.equal_states import without_equal_states
+from stepwell_export.graph.nodes import all_nodes, uses
+from stepwell_export.graph.operators import RNN
+from stepwell_export.graph.unit_axes import without_unit_axes
+from stepwell_export.runtime.manifest import Array, BatchSpec, InputSpec, Manifest, StateSpec
+from stepwell_export.runtime.memory import release
+from stepwell_export.runtime.random_ops import random_outputs
+from stepwell_export.runtime.shared_weights import with_weights_outside
+from stepwell_export.streaming.answers import declare_outputs, in_layout, row_spec
+from stepwell_export.streaming.axes.axis_search import find_inputs
+from stepwell_export.streaming.axes.inputs import SequenceInputs
+from stepwell_export.streaming.axes.measured_shapes import MeasuredShapes, measure_shapes
+from stepwell_export.streaming.axes.opened import is_written, opened_graphs
+from stepwell_export.streaming.axes.runs import TensorRuns
+from stepwell_export.streaming.axes.sequence_rows import is_for_one_row, rows_of_sequence
+from stepwell_export.streaming.axes.sizes import FEW, LENGTHS
+from stepwell_export.streaming.axes.static_branches import with_squeeze_axes, without_known_branches
+from stepwell_export.streaming.normal_form.load import Declared, load_graph
+from stepwell_export.streaming.normal_form.unrolled_loops import lengths_written_out, with_loops_rolled
+from stepwell_export.streaming.opset import with_newer_operators
+from stepwell_export.streaming.rules.attention import attention_scores
+from stepwell_export.streaming.rules.elementwise import by_timestep
+from stepwell_export.streaming.rules.loops import turns_with_time
+from stepwell_export.streaming.rules.table import RULES, takes_refused
+from stepwell_export.streaming.tensor import StepTensor
+from stepwell_export.streaming.walk import StreamingWalk
+from stepwell_export.structure.judged_rows import mixed_rows
+from stepwell_export.verify.onnx_original import InputLayout, OutputLayout
+
+_MANY = 2_000_000
+"""Numbers that recurrent operators read at each timestep, from which on a graph is large."""
+
+HALF = 5e-3
+"""How far float16 is from exact, as of Keras' layers in mixed_float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A node whose output in the step graph equals that in the sequence graph, timestep by timestep.
+
+    Attributes:
+        layer: The node, for people.
+        output: Its output.
+        tensor: The same in the step graph.
+        facts: Where the output has its axes.
+    """
+
+    layer: str
+    output: str
+    tensor: str
+    facts: OutputLayout
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """A step graph with what it came from.
+
+    Attributes:
+        proto: The step graph, without manifest.
+        manifest: What it takes, carries and gives.
+        graph: The sequence graph, in its plain form; once the step graph is made, without its large weights.
+        weights: The large weights of the sequence graph.
+        inputs: What the sequence graph takes.
+        outputs: Where its answers have their axes.
+        watched: Nodes to compare where the answers differ, in order.
+        layer_states: What each layer carries, also where the step graph has one state for several that are equal.
+        rounding: How far the graph is from exact, where it computes in float16.
+        windows: How many of the last timesteps are taken, without padding in front of the first one.
+        only_length: The one number of timesteps that the sequence graph, as it was given, answers; None: any.
+        written_out: The numbers of timesteps that loops were written out for, with a copy of their body for each.
+        declared: The declared size of every axis of every input of the sequence graph.
+    """
+
+    proto: onnx.ModelProto
+    manifest: Manifest
+    graph: onnx.ModelProto
+    inputs: SequenceInputs
+    outputs: dict[str, OutputLayout]
+    watched: list[Watched]
+    layer_states: list[StateSpec]
+    rounding: float = 0.0
+    windows: Collection[int] = ()
+    only_length: int | None = None
+    written_out: Collection[int] = ()
+    declared: Declared = field(default_factory=dict)
+    weights: Mapping[str, Array] = field(default_factory=dict)
+
+    def with_weights_outside(self) -> SequenceStep:
+        """Return the same with the large weights of the sequence graph where other graphs have theirs."""
+        graph, weights = with_weights_outside(self.graph)
+        return replace(self, graph=graph, weights=weights)
+
+
+def make_step(
+    source: Any,
+    *,
+    name: str,
+    time_axes: Mapping[str, int | None] | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
+    constants: Mapping[str, Array] | None = None,
+    length: int | None = None,
+    starts_are_sent: bool = False,
+) -> SequenceStep:
+    """Make the step graph of a sequence graph.
+
+    Args:
+        source: An ONNX file, or an `onnx.ModelProto`.
+        name: The model's name in its manifest.
+        time_axes: Time axis by input, where running the graph does not show it; None: the input has none.
+        batch_axes: Batch axis by input, in the same way.
+        constants: Inputs that are given once and for all.
+        length: The number of timesteps that the model was built for.
+        starts_are_sent: An input that a recurrence starts from is sent by the caller, and is no state.
+
+    Raises:
+        UnclearModelError: No time axis can be found.
+        RefusedModelError: A node cannot be stepped; the message names it and has the reason.
+    """
+    options = _Options(time_axes or {}, batch_axes or {}, length, LENGTHS, starts_are_sent=starts_are_sent)
+    step = _made(source, constants or {}, name, options)
+    release(4 * sum(math.prod(tensor.dims) for tensor in step.proto.graph.initializer))
+    return step
+
+
+def _made(source: Any, constants: Mapping[str, Array], name: str, options: _Options) -> SequenceStep:
+    plain, declared, only_length = load_graph(source, constants)
+    graph = with_loops_rolled(plain)
+    _check_chance(graph)
+    runs = TensorRuns(graph)
+
+    written_out = lengths_written_out(plain) if graph is not plain else set()
+
+    def read(tried: tuple[int, int]) -> SequenceStep:
+        step = _step_of(runs, declared, name, replace(options, tried=tried))
+        only = options.length or step.inputs.only_steps or only_length
+        return replace(step, declared=declared, only_length=only, written_out=written_out)
+
+    if options.length is None and _recurrent_weights(graph) > _MANY:
+        with suppress(RefusedModelError, UnclearModelError):  # it may look back further than so few timesteps show
+            return read(FEW)
+    return read(LENGTHS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The options of `make_step`, and the numbers of timesteps that the graph is run with."""
+
+    time_axes: Mapping[str, int | None]
+    batch_axes: Mapping[str, int | None]
+    length: int | None
+    tried: tuple[int, int]
+    starts_are_sent: bool
+
+
+def _recurrent_weights(graph: onnx.ModelProto) -> int:
+    """Return how many numbers a graph's recurrent operators read at each timestep."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.graph.initializer}
+    return sum(sizes.get(name, 0) for node in all_nodes(graph.graph) if node.op_type in RNN for name in node.input)
+
+
+def _step_of(runs: TensorRuns, declared: Declared, name: str, options: _Options) -> SequenceStep:
+    inputs, runs, declared = _read(runs, declared, options)
+    runs = with_newer_operators(runs, inputs)
+    if options.starts_are_sent:
+        inputs = replace(inputs, inputs=tuple(replace(one, role="external") for one in inputs.inputs))
+    opened = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
+    if inputs.only_rows is None:
+        verdict = rows_of_sequence(opened, inputs)
+        if verdict.outcome != "independent" and is_for_one_row(inputs, declared):
+            inputs = replace(inputs, only_rows=1)
+            opened = with_squeeze_axes(without_known_branches(runs, inputs), inputs)
+        elif verdict.outcome == "mixed":
+            raise mixed_rows(verdict)
+    runs, graph = opened, opened.graph
+    if inputs.only_rows not in {None, 1}:
+        raise _written_rows(graph) or RefusedModelError(
+            f"The graph takes {inputs.only_rows} rows at once and no other number; a stream is one row.",
+            fix="Export it with a dynamic batch axis, or for one row.",
+        )
+    facts = measure_shapes(runs, inputs)
+    if not options.starts_are_sent and (cached := _with_caches(graph, inputs, facts)) != inputs:
+        inputs, facts = cached, measure_shapes(runs, cached)
+    walk = StreamingWalk(runs.load(inputs, inputs.lengths[0]).model, facts, options.length)
+    specs = [_take(walk, one) for one in inputs.inputs]
+    walk.run(RULES, by_timestep, attention_scores, takes_refused)
+    answers, outputs = declare_outputs(walk, inputs)
+    walk.graph.drop_unused_states()
+    loops = any(node.op_type == "Loop" and turns_with_time(walk, node) for node in graph.graph.node)
+    if not walk.graph.states and not inputs.is_certain and not loops:
+        times = [f"axis {one.time} of {one.name!r}" for one in inputs.external if one.time is not None]
+        raise UnclearModelError(
+            f"Nothing is carried from timestep to timestep when {' and '.join(times)} is read as time.",
+            fix="Say where time is: `--time-axis INPUT=AXIS`.",
+        )
+    manifest = Manifest(
+        name=name,
+        inputs=[spec for spec in specs if spec is not None],
+        states=walk.graph.states,
+        outputs=answers,
+        batch=BatchSpec(mode="single" if _one_row(walk, inputs) else "stack"),
+    )
+    rows = {spec.name: spec.batch_axis for spec in walk.graph.inputs}
+    proto, states, left_out = without_unit_axes(walk.graph.step_proto(name, graph), rows, walk.graph.states)
+    proto, manifest.states = without_equal_states(proto, states)
+    # adding up in another order shows in the last digits of float16
+    is_half = any(getattr(value, "dtype", None) == np.float16 for value in facts.first.values())
+    rounding = HALF if is_half else 0.0
+    watched, windows = _watched(walk, left_out), _short_windows(walk)
+    return SequenceStep(proto, manifest, graph, inputs, outputs, watched, states, rounding, windows)
+
+
+def _read(runs: TensorRuns, declared: Declared, options: _Options) -> tuple[SequenceInputs, TensorRuns, Declared]:
+    """Read the axes of the inputs, with the graph opened where the declared length is written into it.
+
+    Raises:
+        UnclearModelError: No time axis can be found.
+    """
+    graph, time_axes, length = runs.graph, options.time_axes, options.length
+
+    def found(runs: TensorRuns, declared: Declared) -> tuple[SequenceInputs, TensorRuns, Declared]:
+        inputs = find_inputs(
+            runs, declared, time_axes=time_axes, batch_axes=options.batch_axes, length=length, tried=options.tried
+        )
+        return inputs, runs, declared
+
+    if length is not None and is_written(declared, time_axes, length):
+        for opened, sizes in opened_graphs(graph, declared, time_axes, length):
+            with suppress(UnclearModelError):
+                return found(TensorRuns(opened), sizes)
+    try:
+        return found(runs, declared)
+    except UnclearModelError as exc:
+        for opened, sizes in opened_graphs(graph, declared, time_axes, length) if length is not None else ():
+            with suppress(UnclearModelError):
+                return found(TensorRuns(opened), sizes)
+        raise _written_rows(graph) or exc from exc
+
+
+def _written_rows(graph: onnx.ModelProto) -> RefusedModelError | None:
+    """Return the error for a recurrence that starts from several rows which are weights; None: there is none."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        for name in node.input[5:7] if node.op_type in RNN else ():
+            if len(shape := shapes.get(name, ())) == 3 and shape[1] > 1:
+                return RefusedModelError(
+                    f"{described(node)} starts from {name!r}, which holds {shape[1]} rows; a stream is one row.",
+                    fix="Export the model for one row, or with an initial state that is expanded to the batch.",
+                )
+    return None
+
+
+def _check_chance(graph: onnx.ModelProto) -> None:
+    """Refuse a graph that draws random numbers for an answer.
+
+    Raises:
+        RefusedModelError: It names the operator and the output.
+    """
+    lean, _ = with_weights_outside(graph)
+    for name, operator in random_outputs(lean.SerializeToString()).items():
+        raise RefusedModelError(
+            f"Random operator {operator} reaches output {name!r}; expected answers that follow from the inputs alone, "
+            "which alone can be compared with the original.",
+            fix="Export the model for inference, without dropout; send random numbers that it needs as an input.",
+        )
+
+
+def _watched(walk: StreamingWalk, left_out: Mapping[str, str]) -> list[Watched]:
+    """Return the nodes that can be compared: neither ahead nor behind, rows and timesteps on an axis each.
+
+    Args:
+        walk: The walk.
+        left_out: Tensors that the step graph has under another name.
+    """
+    found = []
+    for node in walk.model.graph.node:
+        for name in filter(None, node.output):
+            tensor = walk.tensors.get(name)
+            if tensor is None or tensor.kind != "per_step" or tensor.offset != 0 or not walk.facts.dims(name):
+                continue
+            time, batch = walk.facts.time_axis(name), walk.facts.batch_axis(name)
+            if (
+                time == batch
+                or walk.facts.length_delta(name)
+                or walk.facts.dims(name)[time or 0].elements_per_step != 1
+            ):
+                continue
+            facts = OutputLayout(time, batch)
+            found.append(
+                Watched(described(node).partition(" ")[2], name, left_out.get(tensor.step, tensor.step), facts)
+            )
+    return found
+
+
+def _short_windows(walk: StreamingWalk) -> set[int]:
+    """Return the lengths of windows that begin before the first timestep of a stream."""
+    ends = (tensor for tensor in walk.tensors.values() if tensor.kind == "final")
+    return {end.window for end in ends if (end.offset or 0) < end.window - 1}
+
+
+def _one_row(walk: StreamingWalk, inputs: SequenceInputs) -> bool:
+    """Whether rows cannot be run together."""
+    return (
+        inputs.only_rows is not None
+        or any(one.batch is None for one in inputs.external)
+        or any(state.batch_axis is None for state in walk.graph.states)
+    )
+
+
+def _with_caches(graph: onnx.ModelProto, inputs: SequenceInputs, facts: MeasuredShapes) -> SequenceInputs:
+    """Read inputs that are only joined in front of a sequence as initial states."""
+
+    def is_front(node: onnx.NodeProto, name: str) -> bool:
+        axis = facts.time_axis(node.output[0]) if node.op_type == "Concat" else None
+        place = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        return axis is not None and place % len(facts.dims(node.output[0])) == axis and node.input[0] == name
+
+    def is_cache(one: InputLayout) -> bool:
+        users = [node for node in graph.graph.node if one.name in uses(node)]
+        return one.role == "external" and one.time is None and all(is_front(node, one.name) for node in users)
+
+    read = tuple(replace(one, role="state") if is_cache(one) else one for one in inputs.inputs)
+    return replace(inputs, inputs=read) if any(one.role == "external" for one in read) else inputs
+
+
+def _take(walk: StreamingWalk, one: InputLayout) -> InputSpec | None:
+    """Let the walk begin with an input; return its spec where the caller sends it."""
+    if one.role != "external":
+        walk.tensors[one.name] = StepTensor("constant")
+        return None
+    spec: InputSpec = row_spec(InputSpec, one.name, one.dtype, one.shape(1, 1), batch=one.batch, time=one.time)
+    walk.graph.add_input(spec)
+    step = in_layout(walk, one.name, rank=len(one.sizes), batch=one.batch, time=one.time)
+    walk.tensors[one.name] = StepTensor("static", step) if one.time is None else StepTensor("per_step", step, 0)
+    return spec

@@ -1,0 +1,342 @@
+"""Walks a sequence graph node by node and emits the step graph: the same nodes on one timestep, plus states.
+
+How the time of a tensor is kept: it is `extra` timesteps longer than the sequence, and at step t the step graph
+holds its element t + `offset`. Padding in front raises the offset, a convolution lowers it by what it looks back on,
+cutting off the front lowers it too; the end of a tensor plays no part until an answer is due: that for timestep t
+is element t + extra, so a tensor whose extra is larger than its offset looks ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import onnx
+
+from stepwell_export.runtime.errors import InternalError, RefusedModelError, StepwellError
+from stepwell_export.graph.described import described, mentioned
+from stepwell_export.graph.nodes import captures, constants, read_opset, rename_captures, uses
+from stepwell_export.streaming.axes.measured_shapes import Dim, MeasuredShapes
+from stepwell_export.streaming.causality import check_outputs, check_sizes, how_ahead
+from stepwell_export.streaming.constants import emit_known, history
+from stepwell_export.streaming.positions import emit_by_position, is_by_position
+from stepwell_export.streaming.step_graph import StreamingGraph, plain, window_order
+from stepwell_export.streaming.tensor import Kind, StepTensor
+from stepwell_export.streaming.time_weights import Range, Total
+
+Rule = Callable[["StreamingWalk", onnx.NodeProto], None]
+SquareRule = Callable[["StreamingWalk", onnx.NodeProto], bool]
+TakesRefused = Callable[[str, StepTensor], bool]
+
+
+class StreamingWalk:
+    """The pass over one sequence graph.
+
+    Attributes:
+        model: The sequence graph.
+        facts: What running it shows of its tensors.
+        length: The declared number of timesteps; None: there is none.
+        opset: The version of its operators.
+        weights: Its initializers by name.
+        makers: The node that makes each tensor.
+        used: Tensors that a node or the caller takes.
+        graph: The step graph.
+        tensors: What is known of the tensors so far.
+        sized: Tensors that follow from weights and sizes alone.
+        totals: Sums over time of what a softmax weighs, so that several uses share them.
+        resampled: Why outputs of several samples for each timestep are refused; None: they are not.
+    """
+
+    def __init__(self, model: onnx.ModelProto, facts: MeasuredShapes, length: int | None = None) -> None:
+        self.model = model
+        self.facts = facts
+        self.length = length
+        self.opset = read_opset(model)
+        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.makers = {name: node for node in model.graph.node for name in node.output}
+        self.graph = StreamingGraph([*self.makers, *self.weights, *(value.name for value in model.graph.input)])
+        self.tensors = dict.fromkeys(constants(model.graph), StepTensor("constant"))  # rules look ahead of the walk
+        self.sized = set(self.tensors)
+        self._emitted: dict[str, str] = {}
+        self._windows: dict[tuple[str, int, bool, bool, bytes | None], str] = {}
+        self._outputs = {value.name for value in model.graph.output}
+        self.used = self._outputs.union(*map(uses, model.graph.node))
+        self.totals: dict[str, Total] = {}
+        self.ranges: dict[str, Range] = {}
+        self.resampled: RefusedModelError | None = None
+
+    def run(self, rules: Mapping[str, Rule], default: Rule, on_square: SquareRule, takes: TakesRefused) -> None:
+        """Walk all nodes; what cannot be stepped is refused when it is needed.
+
+        Args:
+            rules: By operator.
+            default: The rule of other operators.
+            on_square: The rule that comes before them, for what is measured between every two timesteps.
+            takes: Whether the rule of an operator takes a tensor that is refused for others.
+        """
+        for node in self.model.graph.node:
+            if self._is_known(node) or self._is_by_position(node):
+                continue
+            outputs = [name for name in node.output if name]
+            try:
+                if not on_square(self, node):
+                    self.need(*(name for name in uses(node) if not self._may_be_refused(node, name, takes)))
+                    rules.get(node.op_type, default)(self, node)
+                check_sizes(self, node)
+                check_outputs(self, node)
+            except (RefusedModelError, InternalError) as exc:  # the latter of a node before
+                error: StepwellError = exc
+            except Exception as exc:  # noqa: BLE001  # onnxruntime has run the graph, so that the rule is at fault
+                error = InternalError(f"the rule of {described(node)}", exc)
+                error.__cause__ = exc
+            else:
+                continue
+            self.tensors.update(dict.fromkeys(outputs, StepTensor("unsupported", error=error)))
+
+    def need(self, *names: str) -> None:
+        """Raise the error of the first of these tensors that is refused.
+
+        Raises:
+            RefusedModelError: The message names the node and has the reason.
+            InternalError: The rule of a node failed.
+        """
+        for name in sorted(names, key=self.sized.__contains__):  # a mask is refused for what it masks
+            if (error := self.tensors[name].error) is not None:
+                raise error
+
+    # ---------------------------------------------------------------- tensors of the sequence graph
+
+    def timed(self, node: onnx.NodeProto, names: Iterable[str] | None = None) -> list[str]:
+        """Return a node's inputs, or those of `names`, with one value per timestep that differ over time."""
+        given = uses(node) if names is None else [name for name in names if name]
+        return [n for n in given if self.tensors[n].kind == "per_step" and self.tensors[n].offset is not None]
+
+    def known(self, name: str) -> Any:
+        """Return the value of a known tensor in every run; None for another."""
+        return self.facts.values(name) if name and self.tensors[name].kind == "constant" else None
+
+    def refuse(self, node: onnx.NodeProto, reason: str, fix: str = "") -> RefusedModelError:
+        """Return the error for a node that cannot be stepped."""
+        return RefusedModelError(
+            f"{described(node)} {reason}.",
+            fix=fix or "A step has the timesteps so far, not the ones to come: train or export a causal model.",
+            layer=described(node),
+        )
+
+    # ---------------------------------------------------------------- tensors of the step graph
+
+    def operand(self, name: str, offset: int | None = None, node: onnx.NodeProto | None = None) -> str:
+        """Return the tensor of the step graph for one of the sequence graph.
+
+        Args:
+            name: The tensor of the sequence graph; empty for an input that is left out.
+            offset: The offset at which a timed tensor is wanted; it is delayed where it is ahead.
+            node: The node that needs it, for the message.
+        """
+        if not name:
+            return ""
+        tensor = self.tensors[name]
+        if tensor.kind == "constant":
+            if name not in self._emitted:
+                user = f"{described(node)} uses" if node is not None else "An answer is"
+                kept = self.graph.keep(self.weights[name]) if name in self.weights else ""
+                self._emitted[name] = kept or emit_known(self.graph, self.facts, name, user)
+            return self._emitted[name]
+        if tensor.kind == "by_position":
+            return emit_by_position(self, name, offset or 0, node)
+        if tensor.kind != "per_step" or offset is None or tensor.offset is None:
+            return tensor.step
+        return self.delayed(name, tensor.offset - offset)
+
+    def delayed(self, name: str, steps: int) -> str:
+        """Return a tensor as it was so many timesteps before."""
+        if not steps:
+            return self.tensors[name].step
+        window, each = self.window(name, steps), self.facts.samples(name)
+        return self.graph.op("Gather", window, self.graph.ints(range(each)), axis=self.facts.time_axis(name))
+
+    def window(self, name: str, past: int) -> str:
+        """Return a tensor's last `past` timesteps and this one, joined on its time axis."""
+        step = self.tensors[name].step
+        if not past:
+            return step
+        window, order = self.ordered_window(step, name, past, is_moved=len(self.facts.dims(name)) == 3)
+        if order == sorted(order):
+            return window
+        return self.graph.op("Transpose", window, perm=[order.index(axis) for axis in range(len(order))])
+
+    def ordered_window(
+        self, step: str, name: str, past: int, fill: float = 0.0, label: str = "", *, is_moved: bool = True
+    ) -> tuple[str, list[int]]:
+        """Return the last timesteps of a tensor of the step graph, and which of its axes each axis is.
+
+        Args:
+            step: The tensor of the step graph.
+            name: That of the sequence graph which it has the axes and the past of.
+            past: How many timesteps before this one; at least one.
+            fill: The value before the tensor's first element.
+            label: What the state is named after; the tensor by default.
+            is_moved: Whether the timesteps come right behind the batch; see `window_order`.
+        """
+        axis, tensor = self.facts.time_axis(name), self.tensors[name]
+        assert axis is not None
+        assert tensor.offset is not None
+        dims = list(self.facts.dims(name))
+        each = self.facts.samples(name)
+        if dims[axis].both or (each > 1 and tensor.edge):
+            raise RefusedModelError(
+                f"Tensor {name!r} holds its timesteps folded into another axis, and {past} of them are needed.",
+                fix="Export the model with time on an axis of its own.",
+            )
+        dims[axis] = Dim(Fraction(past * each))
+        init = None if tensor.edge else history(self.facts, name, tensor.offset, past, fill)
+        key = step, past, tensor.edge, is_moved, None if init is None else init.tobytes()
+        order = window_order(len(dims), self.facts.batch_axis(name), axis, is_moved=is_moved)
+        if key not in self._windows:
+            dims, at = [dims[place] for place in order], order.index(axis)
+            if order != sorted(order):
+                step = self.graph.op("Transpose", step, perm=order)
+                init = None if init is None else init.transpose(order)
+            state, spec = self.graph.state_like(f"{plain(label or name)}.past", dims, self.dtype(name), init)
+            if tensor.edge:
+                state = self.graph.op("Where", self.has_seen(1, dims), state, step)
+            joined = self.graph.op("Concat", state, step, axis=at)
+            self.graph.next_state_like(spec, self._last(joined, each, (past + 1) * each, dims, at), dims)
+            self._windows[key] = joined
+        return self._windows[key], order
+
+    def _last(self, joined: str, start: int, end: int, dims: Sequence[Dim], axis: int) -> str:
+        """Return a window without its first timesteps: parts of many axes are quickest copied by a Slice."""
+        if sum(dim.at_one_step() != (1, 0) for dim in dims[:axis]) < 2:
+            return self.graph.op("Gather", joined, self.graph.ints(range(start, end)), axis=axis)
+        return self.graph.op("Slice", joined, *(self.graph.ints([place]) for place in (start, end, axis)))
+
+    def has_seen(self, steps: int, dims: Sequence[Dim]) -> str:
+        """Return whether `steps` timesteps came before this one, in a shape that broadcasts to a tensor's rows."""
+        return self.graph.op("Greater", self.graph.count_like(dims), self.graph.ints([steps - 1]))
+
+    def started(self, tensor: str, name: str, offset: int, fill: Any) -> str:
+        """Return a tensor with `fill` instead of its elements below 0, which the sequence graph does not have."""
+        if offset >= 0:
+            return tensor
+        value = self.graph.constant(np.asarray(fill, self.dtype(name)))
+        return self.graph.op("Where", self.has_seen(-offset, self.facts.dims(name)), tensor, value)
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's NumPy type."""
+        return str(np.asarray(self.facts.value(name)).dtype.name)
+
+    # ---------------------------------------------------------------- what rules use
+
+    def emit_like(self, node: onnx.NodeProto, offset: int | None, **changed: str) -> onnx.NodeProto:
+        """Emit a node as it is, on the tensors of the step graph.
+
+        Args:
+            node: The node of the sequence graph.
+            offset: The offset at which it takes its timed inputs.
+            changed: Other inputs by place: `i0`, `i1` and so on.
+        """
+        made = onnx.NodeProto()
+        made.CopyFrom(node)
+        for place, name in enumerate(node.input):
+            made.input[place] = changed.get(f"i{place}") or self.operand(name, offset, node)
+        rename_captures(made, {name: self.operand(name, offset, node) for name in captures(node)})
+        made.output[:] = [self.fresh(name) if name else "" for name in node.output]
+        self.graph.nodes.append(made)
+        return made
+
+    def fresh(self, name: str) -> str:
+        """Return the name of a tensor of the step graph: its own, unless an output will have that."""
+        return self.graph.unique(f"step/{name}") if name in self._outputs else name
+
+    def set_output(
+        self, node: onnx.NodeProto, name: str, step: str, kind: Kind, offset: int | None = None, *, edge: bool = False
+    ) -> None:
+        """Set what an output of a node is in the step graph."""
+        tensor = StepTensor(kind, step, offset, edge=edge)
+        if kind == "final" and node.op_type not in {"Reshape", "Transpose"}:
+            ends = (self.tensors[given] for given in uses(node) if self._has_end_of(given, name))
+            tensor = next((replace(end, step=step) for end in ends), tensor)
+        if kind == "per_step" and offset is not None and self.facts.dims(name):
+            blame = next((self.tensors[n].blame for n in uses(node) if self.tensors[n].blame), "")
+            if self.facts.length_delta(name) > offset:
+                tensor = replace(tensor, blame=blame or f"{mentioned(node)} {how_ahead(node)}")
+        self.tensors[name] = tensor
+
+    def _has_end_of(self, given: str, name: str) -> bool:
+        """Whether a tensor has the last timesteps of a sequence where one that is made of it may still have them."""
+        tensor, dims, before = self.tensors[given], self.facts.dims(name), self.facts.dims(given)
+        if tensor.kind != "final" or tensor.keys is None:
+            return False
+        return len(dims) == len(before) and dims[tensor.keys] == before[tensor.keys]
+
+    def mark_position(self, name: str) -> None:
+        """Note that a tensor counts the timesteps."""
+        self.tensors[name] = replace(self.tensors[name], position=True)
+
+    def aligned(self, name: str, back: int = 0) -> tuple[str, int]:
+        """Return a timed tensor's answer for this timestep, or that of `back` timesteps before, and its delay.
+
+        Raises:
+            RefusedModelError: That answer needs timesteps to come.
+        """
+        tensor = self.tensors[name]
+        if tensor.suspect is not None:
+            raise tensor.suspect
+        if tensor.offset is None:
+            return tensor.step, 0
+        ahead = self.facts.length_delta(name) - back - tensor.offset
+        if ahead > 0:
+            raise RefusedModelError(
+                f"Tensor {name!r} looks {ahead} timestep(s) ahead; {tensor.blame or 'a node shifts it'}.",
+                fix="Pad on the left alone (causal), no more than a convolution or a cut takes off again, and train "
+                "the model that way.",
+            )
+        return self.delayed(name, -ahead), -ahead
+
+    # ---------------------------------------------------------------- private
+
+    def _may_be_refused(self, node: onnx.NodeProto, name: str, takes: TakesRefused) -> bool:
+        """Whether a rule decides itself what becomes of a tensor that cannot be stepped.
+
+        It is the beginning of the sequence, which may be joined to the rest of it again, the mask of an attention,
+        samples padded by less than a timestep, or what `takes` has.
+        """
+        tensor = self.tensors[name]
+        if node.op_type == "Attention":
+            return name in node.input[3:4]
+        if tensor.padded is not None:
+            return node.op_type == "Conv" and name == node.input[0]
+        is_beginning = node.op_type == "Concat" and tensor.kind == "unsupported" and bool(tensor.step)
+        return is_beginning or takes(node.op_type, tensor)
+
+    def _is_known(self, node: onnx.NodeProto) -> bool:
+        """Take over what follows from weights and sizes alone; nothing is emitted for it before it is used."""
+        used = uses(node)
+        sizes = node.op_type in {"Shape", "Size"} and self.facts.depends(node.output[0]).is_sized
+        if sizes or self.sized.issuperset(used):
+            self.sized |= set(node.output)
+        outputs = [name for name in node.output if name]
+        is_known = sizes or all(self.tensors[name].kind == "constant" for name in used)
+        if not is_known or not all(self.facts.same_over_time(name) for name in outputs):
+            return False
+        self.tensors.update(dict.fromkeys(outputs, StepTensor("constant")))
+        return True
+
+    def _is_by_position(self, node: onnx.NodeProto) -> bool:
+        """Keep what has one value for each timestep of the declared length, whatever the inputs are.
+
+        Nothing is emitted for it before it is used.
+        """
+        outputs = [name for name in node.output if name]
+        kinds = {self.tensors[name].kind for name in uses(node)}
+        if self.length is None or not kinds <= {"constant", "by_position"} or not self.sized.issuperset(outputs):
+            return False
+        constant = {name for name in outputs if self.facts.same_over_time(name)}
+        if not all(name in constant or is_by_position(self.facts, name) for name in outputs):
+            return False
+        self.tensors |= {name: StepTensor("constant" if name in constant else "by_position") for name in outputs}
+        return True

@@ -1,0 +1,769 @@
+"""Where each operator puts the rows of a batch, or that it makes something of several of them: one rule for each.
+
+Sources: the specifications of the operators, of ONNX and of onnxruntime's own domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from stepwell_export.graph.operators import RNN, RUNNING, STATEFUL
+from stepwell_export.structure.facts import (
+    TRIALS,
+    MixedError,
+    RowFact,
+    Rows,
+    Shape,
+    UndecidedError,
+    common_axis,
+    folded,
+)
+from stepwell_export.structure.sizes import slices
+
+_ENDLESS = 2**31 - 1  # what exporters write for "to the end"
+
+
+@dataclass(frozen=True, slots=True)
+class RowCall:
+    """A node that takes rows.
+
+    Attributes:
+        kind: Its operator.
+        attrs: Its attributes.
+        given: What it takes; None: an input that is left out.
+        made: The shapes of its outputs for both trials; None: unknown.
+        opset: The version of its operator's domain.
+    """
+
+    kind: str
+    attrs: Mapping[str, Any]
+    given: Sequence[RowFact | None]
+    made: Sequence[tuple[Shape, Shape] | None]
+    opset: int
+
+    def fact(self, place: int) -> RowFact | None:
+        """Return what it takes at a place; None: nothing."""
+        return self.given[place] if place < len(self.given) else None
+
+    def rows(self, place: int) -> Rows | None:
+        """Return where the rows are of what it takes at a place."""
+        fact = self.fact(place)
+        return None if fact is None else fact.rows
+
+    def rank(self, place: int) -> int:
+        """Return how many axes an input has."""
+        fact = self.fact(place)
+        return 0 if fact is None else fact.rank
+
+    def only(self, *places: int) -> None:
+        """Check that no other input has rows.
+
+        Raises:
+            UndecidedError: One has.
+        """
+        for place, fact in enumerate(self.given):
+            if place not in places and fact is not None and fact.rows is not None:
+                raise UndecidedError(f"takes rows as its input {place + 1}")
+
+    def axis(self, default: int, rank: int) -> int:
+        """Return its attribute `axis`, counted from the front."""
+        return int(self.attrs.get("axis", default)) % max(rank, 1)
+
+    def values(self, place: int, trial: int = 0) -> list[int] | None:
+        """Return the integers that it takes at a place; None: nothing is given.
+
+        Raises:
+            UndecidedError: They are not known.
+        """
+        fact = self.fact(place)
+        if fact is None:
+            return None
+        if fact.values is None:
+            raise UndecidedError("has axes or sizes that are computed from values")
+        return [int(value) for value in fact.values[trial].reshape(-1)]
+
+    def output(self, place: int = 0) -> tuple[Shape, Shape]:
+        """Return the shapes of an output.
+
+        Raises:
+            UndecidedError: They are not known.
+        """
+        shapes = self.made[place]
+        if shapes is None:
+            raise UndecidedError("gives a tensor whose shape is not known")
+        return shapes
+
+
+Rule = Callable[[RowCall], Rows | list[Rows | None] | None]
+"""Where the rows of the outputs are: of all, or of each."""
+
+
+def _elementwise(call: RowCall, places: Iterable[int] | None = None) -> Rows:
+    chosen = [fact for place, fact in enumerate(call.given) if fact is not None and (places is None or place in places)]
+    rank = max(fact.rank for fact in chosen)
+    return common_axis([
+        replace(fact.rows, axis=fact.rows.axis + rank - fact.rank) for fact in chosen if fact.rows is not None
+    ])  # fmt: skip
+
+
+def _of_first(call: RowCall) -> Rows:
+    """Element by element of the first input; the others are the same for all rows."""
+    call.only(0)
+    return _first(call)
+
+
+def _first(call: RowCall) -> Rows:
+    rows = call.rows(0)
+    if rows is None:
+        raise UndecidedError("takes rows, but not as its first input")
+    return rows
+
+
+def _along(default: int, verb: str, *, of_one: bool = False, flat_below: int = 0) -> Rule:
+    """An operator along the axis `axis`.
+
+    Args:
+        default: The axis where none is given.
+        verb: What it does along it.
+        of_one: Whether it leaves one of the axis, or none, as `keepdims` has it.
+        flat_below: The opset below which it runs along all axes from `axis` on, the default being 1.
+    """
+
+    def rule(call: RowCall) -> Rows:
+        call.only(0)
+        rows, rank = _first(call), call.rank(0)
+        if call.opset < flat_below:
+            axis = call.axis(1, rank)
+            if rows.axis >= axis:
+                raise MixedError(f"{verb} the rows of the batch")
+            return rows
+        axis = call.axis(default, rank)
+        if axis == rows.axis:
+            raise MixedError(f"{verb} the rows of the batch")
+        if of_one and not call.attrs.get("keepdims", 1):
+            return replace(rows, axis=rows.axis - (axis < rows.axis))
+        return rows
+
+    return rule
+
+
+def _along_input(call: RowCall) -> Rows:
+    call.only(0)
+    axes = call.values(1)
+    if axes is None or axes[0] % call.rank(0) == _first(call).axis:
+        raise MixedError("runs over the rows of the batch")
+    return _first(call)
+
+
+def _reduce(call: RowCall) -> Rows:
+    call.only(0)
+    rows, rank = _first(call), call.rank(0)
+    axes = call.values(1) if call.fact(1) is not None else call.attrs.get("axes")
+    if not axes:
+        if call.attrs.get("noop_with_empty_axes"):
+            return rows
+        axes = range(rank)
+    axes = {int(axis) % rank for axis in axes}
+    if rows.axis in axes:
+        raise MixedError("reduces over the rows of the batch")
+    if call.attrs.get("keepdims", 1):
+        return rows
+    return replace(rows, axis=rows.axis - sum(axis < rows.axis for axis in axes))
+
+
+def _from_axis(default: int, verb: str) -> Rule:
+    """An operator over all axes from `axis` on."""
+
+    def rule(call: RowCall) -> list[Rows | None]:
+        call.only(0)
+        rows = _first(call)
+        if rows.axis >= call.axis(default, call.rank(0)):
+            raise MixedError(f"{verb} the rows of the batch")
+        return [rows] * len(call.made)
+
+    return rule
+
+
+def _mean_variance(call: RowCall) -> Rows:
+    rows = _first(call)
+    if rows.axis in {axis % call.rank(0) for axis in call.attrs.get("axes", (0, 2, 3))}:
+        raise MixedError("normalises over the rows of the batch")
+    return rows
+
+
+def _batch_norm(call: RowCall) -> list[Rows | None]:
+    call.only(0)
+    rows = _first(call)
+    if call.attrs.get("training_mode") or (call.opset < 7 and not call.attrs.get("is_test")):
+        raise MixedError("is in training mode, so it normalises over the rows of the batch")
+    if call.opset < 14 and len(call.made) > 1:
+        raise UndecidedError("gives statistics, as in training mode")
+    if rows.axis == 1 and call.rank(0) > 1:
+        raise UndecidedError("has the rows where its channels are")
+    return [rows, *[None] * (len(call.made) - 1)]
+
+
+def _per_item(verb: str, *, channels: bool = False) -> Rule:
+    """A norm or pooling of each item of the first axis, and with `channels` of each channel."""
+
+    def rule(call: RowCall) -> list[Rows | None]:
+        call.only(0)
+        rows = _first(call)
+        if rows.axis > channels:
+            raise MixedError(f"{verb} the rows of the batch")
+        return [rows] * len(call.made)
+
+    return rule
+
+
+def _convolution(call: RowCall) -> Rows:
+    if call.rows(1) is not None:
+        raise UndecidedError("has weights that differ from row to row")
+    rows = _first(call)
+    if rows.axis == 0:
+        return rows
+    if rows.axis == 1:
+        if int(call.attrs.get("group", 1)) > 1:
+            raise UndecidedError("has the rows where its channels are")
+        raise MixedError("adds up the rows of the batch")
+    return _windowed(call)
+
+
+def _windowed(call: RowCall) -> Rows:
+    """A kernel that moves over the axes behind the first two."""
+    rows = _first(call)
+    if call.kind == "MaxPool" and len(call.made) > 1:
+        raise UndecidedError("gives places that are counted through the batch")
+    if rows.axis < 2:
+        return rows
+    place, weights = rows.axis - 2, call.fact(1)
+    kernel = call.attrs.get("kernel_shape") or (weights.known_shapes[0][2:] if weights is not None else ())
+    pads, strides = call.attrs.get("pads"), call.attrs.get("strides")
+    if kernel and kernel[place] == 1 and not (pads and any(pads)) and not (strides and strides[place] != 1):
+        return rows
+    raise MixedError("moves its kernel over the rows of the batch")
+
+
+def _matmul(call: RowCall, places: tuple[int, int] = (0, 1)) -> Rows:
+    call.only(*places)
+    left, right = (call.fact(place) for place in places)
+    assert left is not None
+    assert right is not None
+    trans = [bool(call.attrs.get(name)) for name in ("transA", "transB")]
+    if call.attrs.get("transBatchA") or call.attrs.get("transBatchB"):
+        raise UndecidedError("moves the axes of the batch")
+    rank = max(left.rank, right.rank, 2) - (left.rank == 1) - (right.rank == 1)
+    found = []
+    for fact, other, is_right, is_turned in ((left, right, False, trans[0]), (right, left, True, trans[1])):
+        if fact.rows is None:
+            continue
+        from_end = fact.rank - 1 - fact.rows.axis
+        if is_turned and fact.rank > 1 and from_end < 2:
+            from_end = 1 - from_end
+        if from_end == (1 if is_right and fact.rank > 1 else 0):
+            raise MixedError("adds up the rows of the batch")
+        if from_end == 0:  # columns of the right factor
+            place = rank - 1
+        elif from_end == 1:  # lines of the left factor
+            place = rank - (1 if other.rank == 1 else 2)
+        else:
+            place = rank - (2 - (other.rank == 1)) - (from_end - 1)
+        found.append(replace(fact.rows, axis=place))
+    return common_axis(found)
+
+
+def _gemm(call: RowCall) -> Rows:
+    found: list[Rows] = []
+    for place, contracted in ((0, 0 if call.attrs.get("transA") else 1), (1, 1 if call.attrs.get("transB") else 0)):
+        rows = call.rows(place)
+        if rows is not None and rows.axis == contracted:
+            raise MixedError("adds up the rows of the batch")
+        if rows is not None:
+            found.append(replace(rows, axis=place))
+    added = call.fact(2)
+    if added is not None and added.rows is not None:
+        found.append(replace(added.rows, axis=added.rows.axis + 2 - added.rank))
+    return common_axis(found)
+
+
+def _einsum(call: RowCall) -> Rows:
+    terms, result = _equation(call)
+    letters = {
+        (term[fact.rows.axis], fact.rows)
+        for term, fact in zip(terms, call.given, strict=True)
+        if fact is not None and fact.rows is not None
+    }
+    if len({letter for letter, _ in letters}) > 1:
+        raise MixedError("combines every row with every other")
+    [(letter, _), *_] = letters
+    if letter not in result:
+        raise MixedError("adds up the rows of the batch")
+    return common_axis([replace(rows, axis=result.index(letter)) for _, rows in letters])
+
+
+def _equation(call: RowCall) -> tuple[list[str], str]:
+    """Return the letters of an Einsum's inputs and of its output; those of an ellipsis are digits."""
+    left, arrow, result = call.attrs["equation"].replace(" ", "").partition("->")
+    terms = left.split(",")
+    counts = [call.rank(place) - len(term) + 3 for place, term in enumerate(terms) if "..." in term]
+    hidden = "0123456789"[: max(counts, default=0)]
+    found = [
+        term.replace("...", hidden[len(hidden) - (call.rank(place) - len(term) + 3) :] if "..." in term else "")
+        for place, term in enumerate(terms)
+    ]
+    if not arrow:
+        every = "".join(found)
+        result = "..." + "".join(sorted(letter for letter in set(every) - set(hidden) if every.count(letter) == 1))
+    return found, result.replace("...", hidden)
+
+
+# ---------------------------------------------------------------- layout
+
+
+def _transpose(call: RowCall) -> Rows:
+    rows = _first(call)
+    perm = list(call.attrs.get("perm") or range(call.rank(0))[::-1])
+    return replace(rows, axis=perm.index(rows.axis))
+
+
+def _reshape(call: RowCall) -> Rows:
+    rows, fact = _first(call), call.fact(0)
+    assert fact is not None
+    return folded(fact.known_shapes, rows, call.output())
+
+
+def _squeeze(call: RowCall) -> Rows:
+    given = call.values(1) if call.fact(1) is not None else call.attrs.get("axes")
+    if given is None:
+        raise UndecidedError("takes all axes of length 1 away, that of the rows too where there is one")
+    return _reshape(call)
+
+
+def _concat(call: RowCall) -> Rows:
+    axis = call.axis(0, call.rank(0))
+    places = [fact.rows for fact in call.given if fact is not None and fact.rows is not None]
+    if all(place.axis != axis for place in places):
+        return common_axis(places)
+    if any(place.is_filled for place in places):
+        raise UndecidedError("joins something to the axis that has the rows")
+    if len(places) < len(call.given) or len({(place.axis, place.behind) for place in places}) > 1:
+        raise MixedError("joins something to the rows of the batch")
+    return replace(places[0], before=sum(place.before for place in places))
+
+
+def _split(call: RowCall) -> list[Rows | None]:
+    rows = _first(call)
+    if call.axis(0, call.rank(0)) != rows.axis:
+        return [rows] * len(call.made)
+    found: list[Rows | None] = []
+    for place in range(len(call.made)):
+        shapes = call.output(place)
+        found.append(_part(rows, [shape[rows.axis] for shape in shapes]))
+    return found
+
+
+def _part(rows: Rows, sizes: Sequence[int]) -> Rows:
+    """Return where the rows are of a part of their axis that begins with the first of them."""
+    times = {size // (trial * rows.behind) for size, trial in zip(sizes, TRIALS, strict=True)}
+    whole = all(size % (trial * rows.behind) == 0 for size, trial in zip(sizes, TRIALS, strict=True))
+    if len(times) > 1 or not whole:
+        raise MixedError("separates the rows of the batch")
+    return replace(rows, before=times.pop())
+
+
+def _slice(call: RowCall) -> Rows:
+    rows, rank = _first(call), call.rank(0)
+    call.only(0)
+    for place in range(1, len(call.given)):
+        fact = call.fact(place)
+        if fact is not None and fact.values is None:
+            if call.fact(3) is not None and rows.axis not in {axis % rank for axis in call.values(3) or ()}:
+                return rows  # cut along other axes, wherever that is
+            raise UndecidedError("cuts at places that are computed from values")
+    given = [[None if f is None or f.values is None else f.values[trial] for f in call.given] for trial in range(2)]
+    parts = [slices(call.attrs, one, rank).get(rows.axis) for one in given]
+    if parts[0] is None or parts[1] is None:
+        return rows
+    ends = call.fact(2)
+    follows = ends is not None and ends.counts is not None and bool(ends.counts.any())
+    bounds = []
+    for trial, (start, end, step) in zip(TRIALS, (parts[0], parts[1]), strict=True):
+        size = rows.size(trial)
+        if step != 1:
+            raise MixedError("takes some of the rows of the batch, or in another order")
+        if end is not None and size <= end < _ENDLESS and not follows:
+            raise UndecidedError(f"takes the first {end} rows of a batch")
+        bounds.append(slice(start, end).indices(size)[:2])
+    each = [trial * rows.behind for trial in TRIALS]
+    if any(start % one or end % one or end <= start for (start, end), one in zip(bounds, each, strict=True)):
+        raise MixedError("takes some of the rows of the batch")
+    return _part(rows, [end - start for start, end in bounds])
+
+
+def _gather(call: RowCall) -> Rows:
+    data, indices = call.rows(0), call.rows(1)
+    axis = call.axis(0, call.rank(0))
+    if data is not None and indices is not None:
+        raise UndecidedError("picks from rows by numbers that differ from row to row")
+    if data is None:
+        assert indices is not None
+        return replace(indices, axis=axis + indices.axis)
+    if data.axis == axis:
+        fact = call.fact(1)
+        if fact is not None and fact.values is not None and data.before == data.behind == 1:
+            raise MixedError("picks rows of the batch by their number")
+        raise UndecidedError("picks from the axis that has the rows")
+    return data if data.axis < axis else replace(data, axis=data.axis - 1 + call.rank(1))
+
+
+def _gather_elements(call: RowCall) -> Rows:
+    data, indices = call.rows(0), call.rows(1)
+    axis = call.axis(0, call.rank(0))
+    if data is None or data != indices:
+        raise UndecidedError("picks elements by numbers whose rows are elsewhere")
+    if data.axis == axis:
+        raise MixedError("picks elements along the rows of the batch")
+    return data
+
+
+def _gather_nd(call: RowCall) -> Rows:
+    data, indices, count = call.rows(0), call.rows(1), int(call.attrs.get("batch_dims", 0))
+    fact = call.fact(1)
+    assert fact is not None
+    if indices is not None and indices.axis < fact.rank - 1:
+        if data is None:
+            return indices
+        if data == indices and data.axis < count:
+            return data
+    if indices is None and data is not None and data.axis >= (end := count + fact.known_shapes[0][-1]):
+        return replace(data, axis=fact.rank - 1 + data.axis - end)
+    raise UndecidedError("picks from the axis that has the rows")
+
+
+def _scatter_nd(call: RowCall) -> Rows:
+    data, fact = call.rows(0), call.fact(1)
+    assert fact is not None
+    depth = fact.known_shapes[0][-1]
+    updates = call.rows(2)
+    if data is None or fact.rows is not None or data.axis < depth:
+        raise UndecidedError("writes into the axis that has the rows")
+    if updates != replace(data, axis=data.axis - depth + fact.rank - 1):
+        raise UndecidedError("writes something whose rows are elsewhere")
+    return data
+
+
+def _scatter_elements(call: RowCall) -> Rows:
+    places = [call.rows(place) for place in range(3)]
+    axis = call.axis(0, call.rank(0))
+    if places[0] is None or any(place != places[0] for place in places) or places[0].axis == axis:
+        raise UndecidedError("writes into the axis that has the rows")
+    return places[0]
+
+
+def _pad(call: RowCall) -> Rows:
+    rows, rank = _first(call), call.rank(0)
+    call.only(0)
+    pads = call.values(1) if call.fact(1) is not None else call.attrs.get("pads", call.attrs.get("paddings"))
+    axes = call.values(3)
+    axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    if pads is None:
+        raise UndecidedError("has no pads")
+    for place, axis in enumerate(axes):
+        if axis == rows.axis and (pads[place] or pads[place + len(axes)]):
+            raise MixedError("pads the rows of the batch")
+    return rows
+
+
+def _tile(call: RowCall) -> Rows:
+    rows = _first(call)
+    times = [call.output()[trial][rows.axis] / rows.size(rows_) for trial, rows_ in enumerate(TRIALS)]
+    if len(set(times)) > 1 or times[0] != int(times[0]):
+        raise UndecidedError("repeats the rows")
+    return replace(rows, before=rows.before * int(times[0]))
+
+
+def _expand(call: RowCall) -> Rows:
+    rows = _first(call)
+    return replace(rows, axis=rows.axis + len(call.output()[0]) - call.rank(0))
+
+
+def _same_size(call: RowCall) -> Rows:
+    rows = _first(call)
+    if call.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise UndecidedError("crops")
+    if any(shape[rows.axis] != rows.size(trial) for shape, trial in zip(call.output(), TRIALS, strict=True)):
+        raise MixedError("resizes the rows of the batch")
+    return rows
+
+
+def _one_hot(call: RowCall) -> Rows:
+    call.only(0)
+    rows, axis = _first(call), call.axis(-1, call.rank(0) + 1)
+    return replace(rows, axis=rows.axis + (axis <= rows.axis))
+
+
+def _last_two(call: RowCall) -> Rows:
+    rows, rank = _first(call), call.rank(0)
+    if rows.axis >= rank - 2:
+        raise MixedError("takes the rows of the batch for those of a matrix")
+    return rows
+
+
+def _reverse_sequence(call: RowCall) -> Rows:
+    rows, batch = _first(call), int(call.attrs.get("batch_axis", 1))
+    if rows.axis == int(call.attrs.get("time_axis", 0)):
+        raise MixedError("turns the order of the rows of the batch around")
+    lengths = call.rows(1)
+    if lengths is not None and (rows.axis != batch or replace(lengths, axis=batch) != rows):
+        raise UndecidedError("has lengths of other rows")
+    return rows
+
+
+# ---------------------------------------------------------------- operators with states
+
+
+def _recurrent(call: RowCall) -> list[Rows | None]:
+    is_first = bool(call.attrs.get("layout", 0))
+    states = [*STATEFUL[call.kind].states]
+    axes = {0: 0 if is_first else 1, 4: 0} | dict.fromkeys(states, 0 if is_first else 1)
+    call.only(*axes)
+    found = []
+    for place, axis in axes.items():
+        rows = call.rows(place)
+        if rows is not None:
+            if rows.axis != axis:
+                raise MixedError("runs over the rows of the batch, or adds them up")
+            found.append(replace(rows, axis=0))
+    rows = common_axis(found)
+    whole, last = (0, 0) if is_first else (2, 1)
+    return [replace(rows, axis=whole), *[replace(rows, axis=last)] * (len(call.made) - 1)]
+
+
+def _all_in_front(call: RowCall) -> list[Rows | None]:
+    """An operator whose tensors all have the rows in front, as attention and its caches."""
+    for place, fact in enumerate(call.given):
+        if fact is not None and fact.rows is not None and fact.rows.axis != 0:
+            raise UndecidedError(f"has the rows of its input {place + 1} on axis {fact.rows.axis}")
+    mask = call.fact(3) if call.kind == "Attention" else None
+    if mask is not None and mask.rows is not None and mask.rank < 4:
+        raise UndecidedError("has a mask whose rows are not those of its other inputs")
+    rows = common_axis([fact.rows for fact in call.given if fact is not None and fact.rows is not None])
+    return [rows] * len(call.made)
+
+
+def _skip_norm(call: RowCall) -> list[Rows | None]:
+    rows = _elementwise(call, (0, 1))
+    if rows.axis == call.rank(0) - 1:
+        raise MixedError("normalises over the rows of the batch")
+    return [rows] * len(call.made)
+
+
+def _not_on(call: RowCall, axis: int, verb: str) -> Rows:
+    if _first(call).axis == axis:
+        raise MixedError(f"{verb} the rows of the batch")
+    return _first(call)
+
+
+def _transformed(call: RowCall) -> Rows:
+    rows, rank = _first(call), call.rank(0)
+    given = call.values(2) if call.opset >= 20 else [int(call.attrs.get("axis", 1))]
+    if (given or [-2])[0] % rank == rows.axis:
+        raise MixedError("transforms over the rows of the batch")
+    return rows
+
+
+def _table(call: RowCall) -> list[Rows | None]:
+    """An operator of `ai.onnx.ml` on lines of features; what has one axis is one line."""
+    if call.rank(0) < 2:
+        raise UndecidedError("takes the rows for one line of features")
+    return _all_in_front(call)
+
+
+def _mixing(what: str) -> Rule:
+    def rule(call: RowCall) -> Rows:
+        raise MixedError(what)
+
+    return rule
+
+
+_UNARY = [
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Cos", "Cosh",
+    "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN",
+    "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign",
+    "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "QuickGelu", "FastGelu",
+    "BiasGelu", "Binarizer", "LabelEncoder", "Imputer", "Bernoulli", "RandomNormalLike", "RandomUniformLike",
+]  # fmt: skip
+_JOINT = [
+    "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "CastLike", "Clip", "Div", "Equal", "Greater",
+    "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum",
+    "Where", "Xor",
+]  # fmt: skip
+_REDUCTIONS = [
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare",
+]  # fmt: skip
+_DYNAMIC = "takes one scale from all rows of the batch"
+
+RULES: Final[Mapping[str, Rule]] = {
+    **dict.fromkeys([*_UNARY, *_JOINT], _elementwise),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(RNN, _recurrent),
+    **dict.fromkeys(
+        (
+            *sorted(STATEFUL.keys() - RNN),
+            "RotaryEmbedding",
+            "Multinomial",
+            "GridSample",
+            "STFT",
+        ),
+        _all_in_front,
+    ),
+    **dict.fromkeys(("ArgMax", "ArgMin"), _along(0, "picks one of", of_one=True)),
+    **dict.fromkeys(
+        (
+            "LinearClassifier",
+            "LinearRegressor",
+            "Normalizer",
+            "OneHotEncoder",
+            "SVMClassifier",
+            "SVMRegressor",
+            "Scaler",
+            "TreeEnsemble",
+            "TreeEnsembleClassifier",
+            "TreeEnsembleRegressor",
+            "FeatureVectorizer",
+            "ArrayFeatureExtractor",
+        ),
+        _table,
+    ),
+    "Softmax": _along(-1, "normalises over", flat_below=13),
+    "LogSoftmax": _along(-1, "normalises over", flat_below=13),
+    "Hardmax": _along(-1, "picks one of", flat_below=13),
+    "LpNormalization": _along(-1, "normalises over"),
+    **dict.fromkeys(RUNNING, _along_input),
+    "TopK": lambda call: [_along(-1, "sorts")(call)] * 2,  # type: ignore[list-item]  # one place, for both outputs
+    "LayerNormalization": _from_axis(-1, "normalises over"),
+    "SimplifiedLayerNormalization": _from_axis(-1, "normalises over"),
+    "RMSNormalization": _from_axis(-1, "normalises over"),
+    "SkipLayerNormalization": _skip_norm,
+    "SkipSimplifiedLayerNormalization": _skip_norm,
+    "MeanVarianceNormalization": _mean_variance,
+    "BatchNormalization": _batch_norm,
+    "InstanceNormalization": _per_item("normalises over"),
+    "GroupNormalization": _per_item("normalises over"),
+    "LRN": lambda call: _not_on(call, 1, "normalises over"),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool"), _per_item("pools", channels=True)),
+    **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), _windowed),
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv"), _convolution),
+    **dict.fromkeys(("MatMul", "MatMulInteger", "FusedMatMul", "MatMulIntegerToFloat"), _matmul),
+    **dict.fromkeys(("MatMulNBits", "MatMulBnb4"), _along(-1, "adds up")),
+    "QLinearMatMul": lambda call: _matmul(call, (0, 3)),
+    **dict.fromkeys(("Gemm", "FusedGemm"), _gemm),
+    "Einsum": _einsum,
+    "DynamicQuantizeLinear": _mixing(_DYNAMIC),
+    "DynamicQuantizeMatMul": _mixing(_DYNAMIC),
+    "DynamicQuantizeLSTM": _mixing(_DYNAMIC),
+    "QuantizeLinear": _of_first,
+    "DequantizeLinear": _of_first,
+    "Transpose": _transpose,
+    **dict.fromkeys(("Reshape", "Flatten", "Unsqueeze"), _reshape),
+    "Squeeze": _squeeze,
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "ScatterND": _scatter_nd,
+    "ScatterElements": _scatter_elements,
+    "Pad": _pad,
+    "Tile": _tile,
+    "Expand": _expand,
+    **dict.fromkeys(("Resize", "Upsample"), _same_size),
+    "OneHot": _one_hot,
+    "Trilu": _last_two,
+    "Det": _last_two,
+    "ReverseSequence": _reverse_sequence,
+    "DFT": _transformed,
+}
+"""By operator. One that is not here is not decided."""
+
+
+def made_shapes(call: RowCall) -> Sequence[tuple[Shape, Shape] | None]:
+    """Return the shapes of the outputs of an operator of which the onnx package has no schema."""
+    fact = call.fact(0)
+    shapes = None if fact is None else fact.shapes
+    if shapes is None:
+        return [None] * len(call.made)
+    if call.kind in {*_UNARY, "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}:
+        return [shapes, *[None] * (len(call.made) - 1)]
+    if call.kind in {"MatMulNBits", "MatMulBnb4"}:
+        return [tuple((*shape[:-1], int(call.attrs["N"])) for shape in shapes)]  # type: ignore[list-item]  # of two
+    if call.kind in {"GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding"}:
+        return [_attended(call, shapes), *[None] * (len(call.made) - 1)]
+    other = call.fact(1)
+    if call.kind in {"FusedMatMul", "MatMulIntegerToFloat"} and other is not None and other.shapes is not None:
+        return [_product_shapes(call, shapes, other.shapes)]
+    return [None] * len(call.made)
+
+
+def _attended(call: RowCall, query: tuple[Shape, Shape]) -> tuple[Shape, Shape] | None:
+    """Return the shapes of an attention's answer; keys and values may be packed behind the queries."""
+    value, heads, kept = call.fact(2), int(call.attrs.get("num_heads", 0)), int(call.attrs.get("kv_num_heads", 0))
+    if call.kind == "RotaryEmbedding" or (call.kind == "GroupQueryAttention" and value is not None):
+        return query
+    if call.kind == "GroupQueryAttention" and heads:
+        size = query[0][-1] // (heads + 2 * kept) * heads
+        return (*query[0][:-1], size), (*query[1][:-1], size)
+    if value is None or value.shapes is None or {len(query[0]), len(value.shapes[0])} != {3}:
+        return None
+    return (*query[0][:-1], value.shapes[0][-1]), (*query[1][:-1], value.shapes[1][-1])
+
+
+def _product_shapes(call: RowCall, left: tuple[Shape, Shape], right: tuple[Shape, Shape]) -> tuple[Shape, Shape] | None:
+    found = []
+    for one, other in zip(left, right, strict=True):
+        if min(len(one), len(other)) < 2:
+            return None
+        lines = one[-1] if call.attrs.get("transA") else one[-2]
+        columns = other[-2] if call.attrs.get("transB") else other[-1]
+        found.append((*np.broadcast_shapes(one[:-2], other[:-2]), lines, columns))
+    return found[0], found[1]
+
+
+def filled(kind: str, shapes: tuple[Shape, Shape], before: tuple[Shape, Shape] | None) -> Rows | None:
+    """Return where the rows are of a tensor that is repeated for them, of something that has none.
+
+    Args:
+        kind: The operator.
+        shapes: The tensor's.
+        before: Those of what is repeated; None: one number.
+
+    Raises:
+        UndecidedError: It is not one axis with one element for each row.
+    """
+    grown = [axis for axis, sizes in enumerate(zip(*shapes, strict=True)) if sizes[0] != sizes[1]]
+    if not grown:
+        return None
+    place = grown[0] - len(shapes[0]) + (0 if before is None else len(before[0]))
+    is_one = before is None or place < 0 or before[0][place] == 1
+    times = {shape[grown[0]] / trial for shape, trial in zip(shapes, TRIALS, strict=True)}
+    if kind not in {"Expand", "ConstantOfShape", "Tile"} or len(grown) > 1 or len(times) > 1 or not is_one:
+        raise UndecidedError("makes something that follows from the number of rows")
+    count = times.pop()
+    if count != int(count):
+        raise UndecidedError("makes something that follows from the number of rows")
+    return Rows(grown[0], int(count), is_filled=count > 1)
+
+
+SIZES: Final[Mapping[str, frozenset[int]]] = {
+    "Reshape": frozenset({1}), "Expand": frozenset({1}), "Tile": frozenset({1}), "Slice": frozenset({1, 2, 3, 4}),
+    "Pad": frozenset({1, 3}), "Resize": frozenset({1, 2, 3}), "Upsample": frozenset({1}), "Squeeze": frozenset({1}),
+    "Unsqueeze": frozenset({1}), "Split": frozenset({1}), "ConstantOfShape": frozenset({0}),
+    **dict.fromkeys(_REDUCTIONS, frozenset({1})),
+}  # fmt: skip
+"""By operator, the inputs that are sizes, which may follow from the number of rows without harm."""

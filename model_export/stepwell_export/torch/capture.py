@@ -1,0 +1,363 @@
+"""`Capture`: runs a module on tensors whose values Python cannot read, so that no decision by a value goes unseen.
+
+A trace holds the branch that one example took. Every tensor of the run is therefore a `CapturedTensor`, which has no
+memory: the numbers are in a tensor within it, and all that computes with them passes through `Capture`. What leaves
+torch, as `if`, `float()`, NumPy or a size that follows from values, is refused if the numbers come from an input. Where
+numbers come from is kept by their memory, so that views and writes in place count too. What follows from weights and
+sizes alone may be read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.torch.checks import first_line, place, run
+
+_BY_VALUE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+"""What torch calls an operation whose answer, or its shape, Python may decide by."""
+
+_SHAPED_BY: dict[Any, int] = {torch.ops.aten.index.Tensor: 1, torch.ops.aten.masked_select.default: 1}
+"""The argument that the shape follows from, of operations where it is one of several."""
+
+FILLS = {
+    "empty", "empty_like", "empty_strided", "fill", "full", "full_like", "new_empty", "new_empty_strided", "new_full",
+    "new_ones", "new_zeros", "ones", "ones_like", "zero", "zeros", "zeros_like",
+}  # fmt: skip
+"""Operations that give the same number everywhere, whatever is in the tensor that they are called with."""
+
+_TENSORS = ("Tensor", "List[Tensor]", "NoneType", "Optional[Tensor]")
+
+_ABOUT_FORM = {"is_same_size", "size", "stride", "sym_size", "sym_stride", "sym_numel", "sym_storage_offset"}
+
+
+class CapturedTensor(Tensor):
+    """A tensor without memory.
+
+    Attributes:
+        inner: The numbers.
+        capture: Where it was made.
+        times: The timesteps that each number depends on, where the capture follows them.
+    """
+
+    inner: Tensor
+    capture: Capture
+    times: Tensor
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, capture: Capture) -> CapturedTensor:
+        """Wrap the numbers."""
+        made: CapturedTensor = torch.Tensor._make_wrapper_subclass(
+            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            device=inner.device,
+        )  # fmt: skip
+        made.inner, made.capture = inner, capture
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Refuse what is done outside of the run."""
+        raise RuntimeError(f"{func} is called with a tensor of a run that has ended")
+
+    def __repr__(self, **_: Any) -> str:
+        """Return the text of the numbers."""
+        return repr(self.capture.read(self))
+
+    def __format__(self, spec: str) -> str:
+        """Return the text of the numbers."""
+        return format(self.capture.read(self), spec)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the numbers for NumPy."""
+        return self.capture.share(self).__array__(*args, **kwargs)
+
+
+def _reader(name: str) -> Callable[..., Any]:
+    def read(self: CapturedTensor, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.capture.share(self), name)(*args, **kwargs)
+
+    return read
+
+
+for _name in ("numpy", "tolist", "data_ptr", "untyped_storage", "storage", "__dlpack__", "__reduce_ex__"):
+    setattr(CapturedTensor, _name, _reader(_name))
+
+
+class Capture(TorchDispatchMode):
+    """Runs a module, and refuses what decides by values of its inputs, or computes in bfloat16.
+
+    Attributes:
+        operations: How many operations were done, a recurrent layer of torch's own as one.
+        largest: How many numbers the largest tensor has, scores of attention that has none of them in memory included.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.largest = 0
+        self._from_inputs: dict[int, Any] = {}
+        self._shared: dict[int, Any] = {}
+        self._refusal: RefusedModelError | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep torch from importing its compiler, which takes a second."""
+        return False
+
+    def run(self, module: Any, inputs: Sequence[Tensor]) -> Any:
+        """Run a module that has run on such inputs before; return what it gives, of `CapturedTensor`s.
+
+        Raises:
+            RefusedModelError: It decides by the value of a tensor, computes in bfloat16, or does something with a
+                `CapturedTensor` that none can do.
+        """
+        values = [self.input(value.clone()) for value in inputs]
+        try:
+            with self._layers_as_one(module), self:
+                found = run(module, values, doing="on `CapturedTensor`s")
+        except RefusedModelError as exc:
+            if self._refusal is not None:
+                raise self._refusal from exc.__cause__
+            if (cause := exc.__cause__) is None:
+                raise
+            raise RefusedModelError(
+                f"The module does something with a tensor that cannot be followed: {first_line(cause)}"
+                f"{place(traceback.extract_tb(cause.__traceback__))}.",
+                fix="Write that part with operations of torch on tensors, so that it does the same for all values.",
+            ) from cause
+        if self._refusal is not None:  # the module has caught it
+            raise self._refusal
+        return found
+
+    def input(self, value: Tensor) -> CapturedTensor:
+        """Return an input of the run."""
+        self._mark(value)
+        return CapturedTensor(value, self)
+
+    def depends(self, value: Tensor) -> bool:
+        """Whether a tensor depends on the values of an input."""
+        inner = value.inner if isinstance(value, CapturedTensor) else value
+        return inner.untyped_storage()._cdata in self._from_inputs
+
+    def read(self, value: CapturedTensor) -> Tensor:
+        """Return the numbers to Python.
+
+        Raises:
+            RefusedModelError: They depend on an input.
+        """
+        if self.depends(value):
+            raise self._refuse(
+                f"The module decides by the value of a tensor{place(traceback.extract_stack())}; "
+                "expected the same operations for every input.",
+                fix="Use torch.where(condition, a, b), or torch.clamp, instead of `if`, `float()`, `.item()`; and "
+                "masks of the full size instead of nonzero() and x[mask].",
+            )
+        return value.inner
+
+    def share(self, value: CapturedTensor) -> Tensor:
+        """Return the numbers to Python, which may keep their memory.
+
+        Raises:
+            RefusedModelError: They depend on an input.
+        """
+        numbers = self.read(value)
+        self._keep(self._shared, numbers)
+        return numbers
+
+    def made(self, value: Tensor, *, depends: bool) -> CapturedTensor:
+        """Return numbers that were computed aside as a part of the run.
+
+        Args:
+            value: The numbers.
+            depends: Whether they depend on an input.
+        """
+        if depends:
+            self._mark(value)
+        return CapturedTensor(value, self)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Compute with plain tensors within the run."""
+        with no_dispatch():
+            yield
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do an operation."""
+        kwargs = kwargs or {}
+        self.operations += 1
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        depends = any(map(self.depends, _operands(func, args, given)))
+        if func is not torch.ops.aten.lift_fresh.default:  # of `torch.tensor`: nothing else holds what it is given
+            for value in given:
+                if not isinstance(value, CapturedTensor):
+                    self._keep(self._shared, value)
+        if depends:
+            self._check(func, args, given)
+        found = func(*plain(args), **plain(kwargs))
+        self.largest = max([self.largest, _scores(func, given), *(v.numel() for v in _tensors_in(found))])
+        if depends:
+            self._mark_all(func, args, kwargs, found)
+        made = tree_map_only(Tensor, lambda value: CapturedTensor(value, self), found)
+        made = _with_arguments(func, args, kwargs, made) if func._schema.is_mutable else made
+        self.follow(func, args, kwargs, made)
+        return made
+
+    def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any) -> None:
+        """Follow an operation that was done; nothing, but in a capture of more than decisions."""
+
+    def layers_of(self, module: Any) -> Mapping[Any, Callable[..., Any]]:
+        """Return the layers of a module that are called as one operation, each with what answers for it.
+
+        Recurrent layers of torch's own decide by no values.
+        """
+        own = {nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward}
+        return {
+            layer: partial(self._as_one, layer)
+            for layer in module.modules()
+            if isinstance(layer, nn.RNNBase) and type(layer).forward in own
+        }
+
+    # ---------------------------------------------------------------- within
+
+    def _check(self, func: Any, args: Sequence[Any], given: Sequence[Tensor]) -> None:
+        decides = not _BY_VALUE.isdisjoint(func.tags) or (
+            any(str(one.type) not in _TENSORS for one in func._schema.returns)
+            and func.overloadpacket.__name__ not in _ABOUT_FORM
+        )
+        if not decides:
+            return
+        deciding = tree_leaves(args[_SHAPED_BY[func]]) if func in _SHAPED_BY else given
+        if func is torch.ops.aten.index.Tensor:
+            deciding = [one for one in deciding if isinstance(one, Tensor) and not _counts(one)]
+        for one in deciding:
+            if isinstance(one, CapturedTensor):
+                self.read(one)
+            elif isinstance(one, Tensor) and self.depends(one):
+                self.read(CapturedTensor(one, self))
+
+    def _mark_all(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], found: Any) -> None:
+        """Note that what an operation made, or wrote to, depends on an input."""
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor):
+                if value.dtype == torch.bfloat16:
+                    raise self._refuse(
+                        f"The module computes in bfloat16{place(traceback.extract_stack())}; expected float32.",
+                        fix="Leave torch.autocast and casts to bfloat16 out of `forward`: onnxruntime has no such "
+                        "kernels.",
+                    )
+                self._mark(value)
+        for _, written in _written(func, args, kwargs):
+            for value in tree_leaves(written):
+                if not isinstance(value, Tensor):
+                    continue
+                inner = value.inner if isinstance(value, CapturedTensor) else value
+                self._mark(inner)
+                if inner.untyped_storage()._cdata in self._shared:
+                    raise self._refuse(
+                        f"The module writes what it computes into a tensor that it keeps"
+                        f"{place(traceback.extract_stack())}; expected a tensor that `forward` makes.",
+                        fix="Make the tensor in `forward`, torch.zeros(..), or take it as a state and return it.",
+                    )
+
+    def _mark(self, value: Tensor) -> None:
+        self._keep(self._from_inputs, value)
+
+    @staticmethod
+    def _keep(group: dict[int, Any], value: Tensor) -> None:
+        memory = value.untyped_storage()
+        group[memory._cdata] = memory  # kept: another tensor would get the same address
+
+    def _refuse(self, problem: str, *, fix: str) -> RefusedModelError:
+        self._refusal = self._refusal or RefusedModelError(problem, fix=fix)
+        return self._refusal
+
+    @contextlib.contextmanager
+    def _layers_as_one(self, module: Any) -> Iterator[None]:
+        """Answer for layers in their place; a layer keeps what answers for it already."""
+        layers = {layer: how for layer, how in self.layers_of(module).items() if "forward" not in vars(layer)}
+        for layer, how in layers.items():
+            layer.forward = how
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+    def _as_one(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        self.operations += 1
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        with self.aside():
+            found = type(layer).forward(layer, *plain(args), **plain(kwargs))
+        return tree_map_only(Tensor, partial(self.made, depends=any(map(self.depends, given))), found)
+
+
+def _tensors_in(found: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+
+
+def _scores(func: Any, given: Sequence[Tensor]) -> int:
+    """Return how many scores an operation of torch's for attention computes; 0: it is another one."""
+    if "attention" not in named(func) or len(given) < 2 or given[1].dim() < 2:
+        return 0
+    return int(math.prod(given[0].shape[:-1]) * given[1].shape[-2])
+
+
+def named(func: Any) -> str:
+    """Return an operation's name, the same for its form in place."""
+    return str(func.overloadpacket.__name__).removesuffix("_")
+
+
+def _operands(func: Any, args: Sequence[Any], given: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the tensors whose numbers an operation computes with, or changes some of."""
+    if named(func) not in FILLS:
+        return given
+    return [one for one in args[1:] if isinstance(one, Tensor)]  # a value to fill with
+
+
+def plain(values: Any) -> Any:
+    """Return the numbers of each `CapturedTensor` in any structure."""
+    return tree_map_only(CapturedTensor, lambda value: value.inner, values)
+
+
+def _counts(index: Tensor) -> bool:
+    """Whether an index holds places, and is no mask."""
+    return index.dtype not in {torch.bool, torch.uint8}
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the declaration of each argument that an operation writes to, and the argument."""
+    if func._schema.is_mutable:
+        for at, one in enumerate(func._schema.arguments):
+            if one.alias_info is not None and one.alias_info.is_write:
+                yield one, args[at] if at < len(args) else kwargs.get(one.name)
+
+
+def _with_arguments(func: Any, args: Any, kwargs: dict[str, Any], found: Any) -> Any:
+    """Return what an operation in place gives: the argument itself."""
+    given = {name: value for one, value in _written(func, args, kwargs) for name in one.alias_info.before_set}
+    if torch.Tag.inplace_view in func.tags:  # `squeeze_`: the form of the `CapturedTensor` changes, too
+        with no_dispatch():
+            before = torch._C._meta_in_tls_dispatch_include()
+            torch._C._set_meta_in_tls_dispatch_include(True)
+            try:
+                func(*args, **kwargs)
+            finally:
+                torch._C._set_meta_in_tls_dispatch_include(before)
+    parts = found if isinstance(found, tuple) else (found,)
+    made = [
+        given[next(iter(one.alias_info.before_set))] if one.alias_info is not None and one.alias_info.is_write else part
+        for one, part in zip(func._schema.returns, parts, strict=False)
+    ]
+    return tuple(made) if isinstance(found, tuple) else made[0] if made else None

@@ -1,0 +1,254 @@
+"""Torch's ONNX exporters without their output; what they refuse becomes an error of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from stepwell_export.runtime.errors import RefusedModelError
+from stepwell_export.graph.builder import element_type
+from stepwell_export.graph.described import numbered, set_layer
+from stepwell_export.graph.nodes import renamed, replace_items
+from stepwell_export.runtime.session import open_session
+from stepwell_export.torch.attention import attention_written_out
+from stepwell_export.torch.cells import decomposed, patch_recurrent_layers
+from stepwell_export.torch.checks import first_line, in_turn, unfused
+from stepwell_export.torch.decompositions import Decomposed, Stable
+from stepwell_export.torch.layer_names import name_and_layer, short_tensor_name
+from stepwell_export.torch.naming import flatten, numpy_dtype
+from stepwell_export.torch.recurrences import associative_scans_written_out
+
+OPSET = 18
+"""What torch's exporter writes natively; onnxruntime runs it since 1.14."""
+
+_FIXED_ROWS = "The module fixes the number of rows: it works for the batch size of its example alone."
+_FIX_ROWS = "Take the batch size from the input: x.shape[0] as it is, no number and neither len(x) nor int(x.shape[0])."
+
+_Axes = Mapping[str, Mapping[str, int]]
+_Names = tuple[Sequence[str], Sequence[str]]
+
+
+class NoGraphError(RefusedModelError):
+    """One of torch's exporters makes no graph that can be used; the other may."""
+
+
+def trace(
+    module: Any,
+    values: Sequence[Tensor],
+    axes: _Axes,
+    names: _Names,
+    *,
+    name: str,
+    length: int | None = None,
+    layers: Any = None,
+) -> onnx.ModelProto:
+    """Trace a module, with rows and timesteps of any number.
+
+    The older exporter is tried first: the newer one fixes the number of timesteps after recurrent layers, writes more
+    nodes for these, and takes longer. The newer one has operations that the older one lacks, and follows what Python
+    computes of sizes.
+
+    Args:
+        module: It takes tensors and returns a tuple of tensors. Its recurrent layers run by `decomposed` where they are
+            called with one timestep.
+        values: An example of each, of more than one row: one row would be taken for a constant.
+        axes: By the name of what it takes or gives: where it has `batch` and `time`, which are of any length.
+        names: Of what it takes, and of what it gives.
+        name: The graph's.
+        length: The most timesteps that the module takes; None: any number.
+        layers: What `module` has as its attribute `module`, to name nodes after its layers; None: they are not.
+
+    Returns:
+        The first graph that onnxruntime runs; if there is none, one that is refused, with a reason, where it is loaded.
+
+    Raises:
+        RefusedModelError: No exporter makes a graph for any number of rows; the error of the first. Or a refusal from
+            within the module, for which the other exporter is not tried.
+    """
+    errors: list[NoGraphError] = []
+    not_run: list[onnx.ModelProto] = []
+    for export in (_older, _newer):
+        try:
+            own = copy.deepcopy(module)  # the older one folds a BatchNorm into the weights of a convolution
+            with _tracing(), patch_recurrent_layers(own, decomposed):
+                proto = _plain(export(own, values, axes, names, length), name, layers)
+            if _runs_on_fewer_rows(proto, values, axes, names):
+                return proto
+            not_run.append(proto)
+        except NoGraphError as exc:
+            errors.append(exc)
+    if not_run:
+        return not_run[0]
+    raise errors[0]
+
+
+def _older(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
+    del length  # it keeps no bounds
+    file, rows = io.BytesIO(), values[0].shape[axes[names[0][0]]["batch"]]
+    open_axes = {given: {axis: what for what, axis in places.items()} for given, places in axes.items()}
+    with Decomposed(), attention_written_out(), associative_scans_written_out(rows):
+        torch.onnx.export(
+            module, tuple(values), file, dynamo=False, opset_version=OPSET,
+            input_names=names[0], output_names=names[1], dynamic_axes=open_axes,
+        )  # fmt: skip
+    proto = onnx.load_model_from_string(file.getvalue())
+    kept = {tensor.name: tensor for tensor in proto.graph.input}
+    for given, value in zip(names[0], values, strict=True):  # the exporter leaves out what the module does not use
+        if given not in kept:
+            shape = [open_axes[given].get(axis, size) for axis, size in enumerate(value.shape)]
+            kept[given] = helper.make_tensor_value_info(given, element_type(numpy_dtype(value, repr(given))), shape)
+    del proto.graph.input[:]
+    proto.graph.input.extend(kept[given] for given in names[0])
+    return proto
+
+
+def _newer(module: Any, values: Sequence[Tensor], axes: _Axes, names: _Names, length: int | None) -> Any:
+    lengths = {"batch": torch.export.Dim("batch"), "time": torch.export.Dim("time", max=length)}
+    dynamic = tuple({axis: lengths[what] for what, axis in axes[given].items()} for given in names[0])
+    with Stable(), attention_written_out():
+        return torch.onnx.export(
+            module, tuple(values), dynamo=True, opset_version=OPSET, dynamic_shapes=(dynamic,),
+            input_names=names[0], output_names=names[1], verbose=False,
+        )  # fmt: skip
+
+
+def _runs_on_fewer_rows(proto: onnx.ModelProto, values: Sequence[Tensor], axes: _Axes, names: _Names) -> bool:
+    """Run a graph on the example, then on fewer rows; return whether it runs at all.
+
+    Raises:
+        NoGraphError: It runs on as many alone.
+    """
+    try:
+        session = open_session(proto.SerializeToString(), where="the graph", threads=1, as_written=True)
+        taken = {tensor.name for tensor in session.get_inputs()}
+        feeds = {given: value.numpy() for given, value in zip(names[0], values, strict=True) if given in taken}
+        session.run(None, feeds)
+    except Exception:  # noqa: BLE001  # whatever it is: the other exporter may use other operators
+        return False
+    batch = {given: places["batch"] for given, places in axes.items()}
+    fewer = {given: np.delete(value, 0, batch[given]) for given, value in feeds.items()}
+    rows = {value.shape[batch[given]] for given, value in fewer.items()}
+    try:
+        found = dict(zip(names[1], session.run(names[1], fewer), strict=True))
+        fits = {value.shape[batch[given]] for given, value in found.items()} == rows
+    except Exception:  # noqa: BLE001  # it ran on all rows
+        fits = False
+    if not fits:
+        raise NoGraphError(_FIXED_ROWS, fix=_FIX_ROWS)
+    return True
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """Run an exporter of torch.
+
+    Raises:
+        RefusedModelError: The module is refused from within.
+        NoGraphError: The exporter fails.
+    """
+    try:
+        with in_turn(), quiet(), unfused(), torch.no_grad():
+            yield
+    except RefusedModelError:
+        raise
+    except Exception as exc:
+        raise _refused(exc) from exc
+
+
+class PlainOutputs(nn.Module):
+    """A module that returns a tuple of tensors."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Run the module."""
+        return tuple(tensor for _, tensor in flatten(self.module(*values)))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch's exporters from printing: what fails is raised. Other threads print as before."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    switch: Any = torch._C._jit_set_onnx_log_enabled
+    switch(False)
+    torch._C._jit_set_onnx_log_enabled = lambda enabled: None  # torch turns its log on again
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(_OfOthers(sys.stdout)),
+            contextlib.redirect_stderr(_OfOthers(sys.stderr)),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        torch._C._jit_set_onnx_log_enabled = switch
+        switch(True)
+
+
+class _OfOthers(io.TextIOBase):
+    """A stream that drops what this thread prints."""
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Print what another thread prints."""
+        if threading.get_ident() != self._thread:
+            self._stream.write(text)
+        return len(text)
+
+
+def _refused(exc: Exception) -> NoGraphError:
+    causes = [exc]
+    while (cause := causes[-1].__cause__) is not None and isinstance(cause, Exception):
+        causes.append(cause)
+    text = " ".join(str(one) for one in causes)
+    if "specialized it to be a constant" in text:
+        return NoGraphError(_FIXED_ROWS, fix=_FIX_ROWS)
+    return NoGraphError(
+        f"torch {torch.__version__} cannot export the module: {first_line(causes[-1])}.",
+        fix="Write the part that it names with other operations, and try again.",
+    )
+
+
+def _plain(exported: Any, name: str, layers: Any) -> onnx.ModelProto:
+    """Remove the description of how and where the graph was made but for layers: it is larger than a small model."""
+    proto: onnx.ModelProto = getattr(exported, "model_proto", exported)
+    graph = proto.graph
+    graph.name = name
+    modules = {} if layers is None else dict(layers.named_modules())
+    tensors = {tensor: short_tensor_name(tensor) for node in graph.node for tensor in node.output} if modules else {}
+    replace_items(graph.node, [renamed(node, tensors, name=node.name) for node in graph.node])
+    kept = [name_and_layer(node, modules) for node in graph.node]
+    del graph.value_info[:], graph.metadata_props[:], proto.metadata_props[:]
+    proto.doc_string = graph.doc_string = ""
+    parts: list[Any] = [*graph.node, *graph.initializer, *graph.input, *graph.output]
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+    counts = Counter[str]()
+    for node, (called, layer) in zip(graph.node, kept, strict=True):
+        counts[called] += 1
+        node.name = numbered(called, counts[called])  # onnxruntime requires a name of its own
+        set_layer([node], layer)
+    return proto

@@ -1,0 +1,276 @@
+"""`convert_sequence_module`: a module over whole sequences, as a step graph with its manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stepwell_export.converted import ConvertedModel
+from stepwell_export.runtime.errors import ModelLoadError, RefusedModelError, StepwellError, TensorError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.spec import StepSpec
+from stepwell_export.torch.autostep import AutoStep
+from stepwell_export.torch.axis_inference import ROWS, Sequences
+from stepwell_export.torch.checks import HOW_TO_WRITE_IT, in_float64, prepared
+from stepwell_export.torch.decompositions import Decomposed
+from stepwell_export.torch.graph import NoGraphError, trace
+from stepwell_export.torch.layers import StepLayer
+from stepwell_export.torch.lengths import check_lengths
+from stepwell_export.torch.naming import named
+from stepwell_export.torch.step import AGAINST, Step, convert_step, ids_of
+from stepwell_export.verify.decisions.torch import TorchObserver
+from stepwell_export.verify.reference import PrefixAnswers, prefix_answers
+
+_STEPPED = (StepLayer, nn.RNNCellBase)
+"""Layers that take one timestep at a time."""
+
+_TRACED_ROWS = 17
+"""Rows of the example that is traced: no width is a multiple of it, so an axis of rows is found by its length."""
+
+
+def convert_sequence_module(spec: StepSpec, *, name: str) -> ConvertedModel:
+    """Make a step graph of a module over whole sequences; not yet proven.
+
+    There are two ways. By its graph, everything that mixes timesteps is stepped, and a step takes less time; a refusal
+    of what a graph does with them is final. By its layers, the module itself runs on one timestep, if nothing else in
+    it mixes them; that comes first for loops over time, and for layers that torch's exporters write as loops or not at
+    all, and follows where a module has no graph.
+
+    Raises:
+        RefusedModelError: The module cannot be stepped; the message has the reason.
+    """
+    assert spec.time_axis is not None
+    whole = Sequences(prepared(spec.module), spec.inputs, spec.time_axis)
+    check_lengths(whole, spec.length)
+    in_steps = whole.loops or any(map(_is_for_timesteps, whole.module.modules()))
+    if not in_steps:
+        try:
+            return _by_its_graph(whole, spec, name)
+        except NoGraphError as exc:
+            with contextlib.suppress(RefusedModelError):
+                return _by_its_layers(whole, spec, name)
+            raise exc from exc.__cause__
+    try:
+        return _by_its_layers(whole, spec, name)
+    except RefusedModelError as of_layers:
+        try:
+            return _by_its_graph(whole, spec, name)
+        except RefusedModelError as exc:
+            if whole.loops:
+                raise _hidden(whole, of_layers) from exc
+            raise
+
+
+def _is_for_timesteps(layer: nn.Module) -> bool:
+    """Whether a layer has a timestep of its own, or no operator over whole sequences that onnxruntime runs."""
+    has_no_operator = isinstance(layer, nn.RNNBase) and (
+        layer.proj_size or any(weight.dtype != torch.float32 for weight in layer.parameters())
+    )
+    return isinstance(layer, StepLayer) or bool(has_no_operator)
+
+
+class SequenceModuleReference:
+    """The module itself on whole sequences, as the original of a parity check."""
+
+    def __init__(self, whole: Sequences, names: Sequence[str], *, is_exact: bool = False) -> None:
+        """Keep the module.
+
+        Args:
+            whole: The module.
+            names: Of its outputs.
+            is_exact: Compute in float64, where float32 loses digits with every timestep of the original.
+        """
+        self._whole = whole
+        self._names = names
+        self._exact = copy.deepcopy(whole.module).double() if is_exact else None
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array | PrefixAnswers]:
+        """Return each output's answers for `{input: (batch, T, *row)}`.
+
+        Raises:
+            TensorError: The module takes one length only, and it is not this one.
+        """
+        whole = self._whole
+        values = [torch.from_numpy(np.ascontiguousarray(inputs[one.name])) for one in whole.inputs]
+        length = values[0].shape[1]
+        if whole.only_length not in {None, length}:
+            raise TensorError(
+                f"The sequences have {length} timesteps; expected {whole.only_length}, the one length that the "
+                "module takes.",
+                fix="Send sequences of that length.",
+            )
+        with _threads_for(whole.module):
+            return self._answers(values, length)
+
+    def _answers(self, values: Sequence[Tensor], length: int) -> dict[str, Array | PrefixAnswers]:
+        whole, found = self._whole, self._run(values)
+        answers: dict[str, Array | PrefixAnswers] = dict(found)
+        if last := [name for name, one in zip(self._names, whole.outputs, strict=True) if one.time is None]:
+            beginnings = () if whole.only_length else None
+            answers |= prefix_answers(
+                lambda steps: self._run([value[:, :steps] for value in values]), found, last, length, beginnings
+            )
+        return answers
+
+    def _run(self, values: Sequence[Tensor]) -> dict[str, Array]:
+        """Return the answers by output; `(batch, *row)` for one that has no time."""
+        if self._exact is None:
+            found = self._whole(values)
+        else:
+            with in_float64():
+                found = self._whole([v.double() if v.is_floating_point() else v for v in values], module=self._exact)
+            found = [value.float() if value.is_floating_point() else value for value in found]
+        return {name: np.asarray(value) for name, value in zip(self._names, found, strict=True)}
+
+    @property
+    def observer(self) -> TorchObserver:
+        """Records the decisions of the module."""
+        whole = self._whole
+
+        def run(values: Sequence[Tensor]) -> None:
+            with _threads_for(whole.module):
+                whole(values)
+
+        return TorchObserver(whole.module, run, [one.name for one in whole.inputs])
+
+
+def _by_its_layers(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
+    """Step the module with the states of its recurrent layers.
+
+    Raises:
+        RefusedModelError: It takes no single timestep, or answers otherwise than for whole sequences.
+    """
+    module = AutoStep(whole.module)
+    module.learn(whole)
+    taken = {one.name for one in whole.inputs}
+    states = {_free(state, taken): value for state, value in module.initial_states().items()}
+    step = Step(module, whole.draw, whole.inputs, states, [0] * len(states), [one.path for one in whole.outputs])
+    return convert_step(
+        step,
+        lambda names: SequenceModuleReference(whole, names),
+        name=name,
+        names=spec.output_names,
+        only_length=whole.only_length or spec.length,
+    )
+
+
+def _by_its_graph(whole: Sequences, spec: StepSpec, name: str) -> ConvertedModel:
+    """Step the module node by node of its graph over whole sequences.
+
+    Raises:
+        NoGraphError: It cannot be traced, or onnxruntime does not load the graph.
+        RefusedModelError: A node cannot be stepped.
+    """
+    from stepwell_export import streaming
+    from stepwell_export.streaming.causality import BACKWARDS_FIX
+    from stepwell_export.streaming.normal_form.unrolled_loops import with_loops_rolled
+
+    if whole.only_length not in {None, spec.length}:
+        raise RefusedModelError(
+            f"The module takes sequences of {whole.only_length} timesteps alone.",
+            fix=f"If it flattens them, let it take the last {whole.only_length} of any number: "
+            f"x[:, -{whole.only_length}:]. Else declare them: StepSpec(.., length={whole.only_length}); or build it "
+            "for any number: take that from the input, x.shape[1].",
+        )
+    takes = [one.name for one in whole.inputs]
+    gives = named([one.path for one in whole.outputs], spec.output_names, takes)
+    timed = [one.name for one in whole.inputs if one.time is not None]
+    axes = {one.name: {"batch": 0, "time": 1} if one.name in timed else {"batch": 0} for one in whole.inputs}
+    axes |= {made: {"batch": 0} for made in gives}
+    drawn = whole.draw.tensors(0, _TRACED_ROWS, whole.lengths[0])
+    example = [value if one.time is not None else value[:, 0] for one, value in zip(whole.inputs, drawn, strict=True)]
+    proto = trace(
+        _BatchTimeFirst(whole), example, axes, (takes, gives), name=name, length=spec.length, layers=whole.module
+    )
+    if whole.loops:
+        written, proto = proto, with_loops_rolled(proto)
+        if proto is written:  # the graph of exactly so many timesteps may be one that can be stepped
+            raise RefusedModelError("The loop of the module cannot be found in its graph.", fix=HOW_TO_WRITE_IT)
+    in_logs = _sums_in_log_space(whole)
+    original = SequenceModuleReference(whole, gives, is_exact=in_logs)
+    try:
+        made = streaming.convert(
+            proto,
+            name=name,
+            time_axes=dict.fromkeys(timed, 1),
+            length=spec.length,
+            original=original,
+            against=f"{AGAINST} in float64" if in_logs else AGAINST,
+            samplers={whole.draw.kind: whole.draw},
+        )
+    except ModelLoadError as exc:
+        raise NoGraphError(exc.problem, fix=exc.fix) from exc
+    except StepwellError as exc:
+        how = "" if exc.fix == BACKWARDS_FIX else HOW_TO_WRITE_IT
+        raise RefusedModelError(exc.problem, fix=f"{exc.fix} {how}".strip()) from exc
+    return replace(made, observer=original.observer, vocabularies=ids_of(whole.inputs))
+
+
+def _sums_in_log_space(whole: Sequences) -> bool:
+    """Whether a recurrence of the module is computed by running sums of logarithms."""
+    values = whole.draw.tensors(0, ROWS, whole.lengths[0])
+    with torch.no_grad(), Decomposed() as mode:
+        whole(values)
+    return bool(mode.scans.found)
+
+
+def _hidden(whole: Sequences, reason: RefusedModelError) -> RefusedModelError:
+    """Return the error for a module with a loop over time that can be stepped in neither way."""
+    loops = [f"{p!r} ({type(part).__name__})" for p, part in whole.module.named_modules() if isinstance(part, _STEPPED)]
+    if not loops:
+        return RefusedModelError(
+            "The module has a loop over the timesteps in its own code, and what is carried in it cannot be seen.",
+            fix=HOW_TO_WRITE_IT,
+        )
+    return RefusedModelError(
+        f"The module goes through the timesteps with {', '.join(loops)}, and carries something besides: "
+        f"{reason.problem}",
+        fix="What that is cannot be seen in such a module. A padded convolution: make it a "
+        f"stepwell.torch.CausalConv1d, which has the same weights. Anything else in the loop: {HOW_TO_WRITE_IT}",
+    )
+
+
+class _BatchTimeFirst(nn.Module):
+    """A module with batch and time in front of all it takes and gives."""
+
+    def __init__(self, whole: Sequences) -> None:
+        super().__init__()
+        self.module = whole.module
+        self._whole = whole
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Run whole sequences; an input without time axis comes without."""
+        whole = self._whole
+        sequences = [
+            value if one.time is not None else value.unsqueeze(1)
+            for one, value in zip(whole.inputs, values, strict=True)
+        ]
+        return tuple(whole(sequences))
+
+
+_ON_ONE_THREAD = 1_000_000
+"""Weights up to which several threads wait longer for each other than they work."""
+
+
+@contextlib.contextmanager
+def _threads_for(module: nn.Module) -> Iterator[None]:
+    """Run a small module on one thread."""
+    before = torch.get_num_threads()
+    if sum(weight.numel() for weight in module.parameters()) <= _ON_ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_state"
+    return name

@@ -1,0 +1,126 @@
+"""`Decision` and `Observed`: which way each decision of an original went.
+
+A proof compares what the original does in the runs that are compared. What it does on the other side of a comparison
+that came out one way in all of them was not compared with anything. So each decision that depends on the inputs, or on
+how many timesteps there are, is recorded, for all elements together: a unit that is always 0 is no fault, a `Relu` that
+is never above 0 is one.
+
+These are no decisions:
+
+* those of constants alone, and those of shapes that can only come out one way;
+* guards against numbers that do not exist: `isnan`, `x != x`, a limit of at most `GUARD` above 0 that keeps a divisor
+  from 0, a maximum with -infinity;
+* `Abs` and `Sign`, as driven inputs have both signs: what is never negative then is so by what it is made of;
+* what a library does inside a function to compute it accurately: the largest value that softmax subtracts, the sign in
+  `remainder`, a negative index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from stepwell_export.runtime.manifest import Array
+
+GUARD = 1e-3
+"""A lower limit above 0, and no larger than this, guards a division, a root or a logarithm."""
+
+_LENGTHS = range(2, 2**31 - 1)
+"""Constants that a length may meet: smaller ones are met in any run, and a larger one is an end that is left open."""
+
+TRUE_FALSE = ("true", "false")
+ABOVE_BELOW = ("above 0", "at or below 0")
+
+
+@dataclass(slots=True)
+class Decision:
+    """A decision of the original.
+
+    Attributes:
+        name: Operation and place, for people, such as `Greater at monitor.py:31`.
+        outcomes: By outcome, in words, whether it was taken.
+        sizes: For a decision of sizes alone, each that it was about, by its place: where these are the same in runs of
+            several lengths, there is nothing to decide. Empty for any other one.
+    """
+
+    name: str
+    outcomes: dict[str, bool]
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def never(self) -> list[str]:
+        """The outcomes that were not taken."""
+        if self.sizes and len(self.sizes) == len({place for place, _ in self.sizes}):
+            return []
+        return [outcome for outcome, taken in self.outcomes.items() if not taken]
+
+    def __str__(self) -> str:
+        return f"{self.name} was never {' or '.join(self.never)}"
+
+
+@dataclass(slots=True)
+class Observed:
+    """What runs of an original showed.
+
+    Attributes:
+        decisions: By what identifies each within the original.
+        lengths: Constants that meet a number of timesteps, such as the length of a window, and where.
+        candidates: Whole numbers in the code of the model, which a number of timesteps may meet, or not.
+        values: Constants that values are compared with.
+    """
+
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    lengths: dict[int, str] = field(default_factory=dict)
+    candidates: set[int] = field(default_factory=set)
+    values: set[float] = field(default_factory=set)
+
+    def note(self, key: str, name: str, outcomes: Mapping[str, bool], sizes: Iterable[tuple[int, int]] = ()) -> None:
+        """Take into account which outcomes a decision had."""
+        decision = self.decisions.setdefault(key, Decision(name, dict.fromkeys(outcomes, False)))
+        for outcome, taken in outcomes.items():
+            decision.outcomes[outcome] = decision.outcomes.get(outcome, False) or taken
+        decision.sizes.update(sizes)
+
+    def add(self, other: Observed, part: str = "") -> bool:
+        """Take other runs into account; return whether a decision went a way it had not gone.
+
+        Args:
+            other: What they showed.
+            part: The part of the original that was run; empty: all of it.
+        """
+        before = self.count_of_taken
+        for key, decision in other.decisions.items():
+            self.note(f"{part}{key}", decision.name, decision.outcomes, decision.sizes)
+        self.lengths |= other.lengths
+        self.candidates |= other.candidates
+        self.values |= other.values
+        return self.count_of_taken > before
+
+    @property
+    def count_of_taken(self) -> int:
+        """How many outcomes were taken, over all decisions."""
+        return sum(sum(decision.outcomes.values()) for decision in self.decisions.values())
+
+    @property
+    def one_sided(self) -> list[Decision]:
+        """The decisions with an outcome that was not taken."""
+        return [decision for decision in self.decisions.values() if decision.never]
+
+    def note_length(self, constant: int, where: str) -> None:
+        """Take a constant that meets a number of timesteps into account; small ones are reached in any run."""
+        if abs(constant) in _LENGTHS:
+            self.lengths.setdefault(abs(constant), where)
+
+    def note_values(self, constants: Iterable[float]) -> None:
+        """Take constants that values are compared with into account."""
+        self.values.update(float(value) for value in constants)
+
+
+Observer = Callable[[Mapping[str, Array]], Observed]
+"""Runs the original, as the user gave it, on whole sequences `{input: (batch, T, *shape)}`, and records its decisions.
+An exception of its framework is not handled."""
+
+
+def is_guard(limit: float) -> bool:
+    """Whether a lower limit is there only to keep a number from 0, or to change nothing."""
+    return 0 < limit <= GUARD or limit == float("-inf")

@@ -1,0 +1,113 @@
+"""`ParityReport`: what a verification compared and found, for people and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stepwell_export.runtime.manifest import DataReference, Parity
+from stepwell_export.verify.chunk_choice import ChunkChoice
+from stepwell_export.verify.error_growth import ErrorGrowth
+from stepwell_export.verify.tolerance import OutputParity
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that was not compared.
+
+    Attributes:
+        what: What it would have been.
+        why: The reason.
+    """
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """What of the original's behaviour was compared.
+
+    Attributes:
+        decisions: How many decisions of the original, such as comparisons, were recorded.
+        one_sided: Those that went one way only, in words: what the original does otherwise was not compared.
+        steps: The longest sequence that was compared; a stream may be longer.
+        ranges: By input, the smallest and the largest value of usual data, drawn at random or the user's own.
+        driven: The same of all that was compared: few sequences have values outside of `ranges`.
+    """
+
+    decisions: int = 0
+    one_sided: list[str] = field(default_factory=list)
+    steps: int = 0
+    ranges: dict[str, list[float]] = field(default_factory=dict)
+    driven: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """The result of a verification that passed.
+
+    Attributes:
+        parity: What goes into the manifest.
+        outputs: One line per output, in graph order.
+        max_abs_alone: Largest difference of a row run alone from the same row in a batch; 0: bit for bit equal.
+        max_abs_chunk: Largest difference of a chunk from its single steps.
+        chunk_lengths: Lengths of the chunks that were compared, each list over and over; none where a chunk is run as
+            single steps.
+        max_abs_saved: Largest difference that it makes to save and restore the states after every timestep;
+            0: bit for bit the same.
+        drift: The long run; None: there was none.
+        skipped: What was not compared, and why.
+        reference: The distributions of own data; None: none was given.
+        chunk: How the model runs several timesteps of a stream; None: as it came.
+        covered: What of the original's behaviour was compared.
+        lowered: What was stored in fewer bits, in words; empty: nothing. Random data does not show what that does to
+            the values of a real stream.
+    """
+
+    parity: Parity
+    outputs: list[OutputParity]
+    max_abs_alone: float
+    max_abs_chunk: float = 0.0
+    chunk_lengths: list[list[int]] = field(default_factory=list)
+    max_abs_saved: float = 0.0
+    drift: ErrorGrowth | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+    reference: DataReference | None = None
+    chunk: ChunkChoice | None = None
+    covered: Covered = field(default_factory=Covered)
+    lowered: str = ""
+
+    @property
+    def weak(self) -> bool:
+        """Whether a wrong graph might have passed."""
+        return bool(self.reasons)
+
+    @property
+    def reasons(self) -> list[str]:
+        """What makes the verification weak, in words; none: a wrong graph would hardly have passed."""
+        reasons = [f"output {line.name}: {line.why}" for line in self.outputs if line.weak]
+        if not self.outputs:
+            reasons.append("no output could be compared")
+        reasons += self.covered.one_sided
+        if self.lowered and not self.is_settled:
+            reasons.append(f"{self.lowered}, and random data does not show what that does to your own values")
+        return reasons
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether sequences of the user's own were compared, so that a person has chosen what the proof is worth."""
+        return "user" in self.parity.sequences
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        fields = dataclasses.asdict(dataclasses.replace(self, reference=None))
+        kept = None if self.reference is None else self.reference.model_dump(include={"sequences", "timesteps"})
+        return {**fields, "parity": self.parity.model_dump(mode="json"), "weak": self.weak, "reference": kept}
+
+
+def is_weak(outputs: Sequence[OutputParity]) -> bool:
+    """Whether any output's proof is weak, or none was compared."""
+    return not outputs or any(line.weak for line in outputs)

@@ -1,0 +1,126 @@
+"""How far two answers are apart, and whether that is too far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.batch_independence import magnitude
+
+
+class Tolerance(NamedTuple):
+    """What is allowed: an absolute difference, plus one relative to the value. Integers and booleans must be equal.
+
+    Attributes:
+        atol: The absolute difference; where `scaled`, as a part of the largest value of the tensor that is compared.
+        rtol: The difference relative to each value.
+        scaled: Whether `atol` is such a part; `on` makes it an absolute one.
+    """
+
+    atol: float
+    rtol: float
+    scaled: bool = False
+
+    def on(self, want: Array) -> Tolerance:
+        """Return what is allowed of these values, as an absolute difference."""
+        return Tolerance(self.atol * magnitude(want), self.rtol) if self.scaled else self
+
+    def allowed(self, want: Any) -> Any:
+        """Return the largest difference that is allowed from this value or these values, in float64."""
+        return self.atol + self.rtol * np.abs(np.asarray(want, np.float64))
+
+    def beyond(self, off: Array, want: Array) -> Array:
+        """Return where differences are too large; NaN is, and no difference at all never is."""
+        if want.dtype.kind in "iub":
+            return np.asarray(off != 0)
+        found: Array = ~((off <= self.allowed(want)) | (off == 0))
+        return found
+
+    def holds(self, found: Array, want: Array) -> bool:
+        """Return whether no number is too far off."""
+        plain = self.on(want)
+        return not bool(plain.beyond(difference(found, want), want.reshape(found.shape)).any())
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The size of the original's values that an output was compared with.
+
+    Attributes:
+        largest: The largest magnitude.
+        median: The middle one of those that are not zero; 0 where all are.
+        distinct: Share of the values that are distinct.
+    """
+
+    largest: float
+    median: float
+    distinct: float
+
+
+@dataclass(slots=True)
+class OutputParity:
+    """How far one output was off.
+
+    Attributes:
+        name: The output.
+        max_abs: Largest absolute difference.
+        max_rel: Largest difference relative to the original's value, of values above a thousandth of the largest.
+        at_step: Timestep of the largest absolute difference, from 1.
+        sequence: Kind of sequence of that difference.
+        row: Which of those sequences, from 1.
+        compared: Numbers compared.
+        atol: The absolute difference that was allowed.
+        scale: The size of the original's values.
+        weak: Whether a wrong graph might have passed.
+        why: What makes it weak; empty where it is not.
+    """
+
+    name: str
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    at_step: int = 1
+    sequence: str = ""
+    row: int = 1
+    compared: int = 0
+    atol: float = 0.0
+    scale: Scale = Scale(0.0, 0.0, 0.0)  # frozen
+    weak: bool = True
+    why: str = "nothing was compared"
+
+    def note(self, kind: str, steps: Any, off: Array, want: Array) -> None:
+        """Take differences `(rows, len(steps), *shape)` into account."""
+        self.compared += off.size
+        if not off.size:
+            return
+        size = np.abs(want.astype(np.float64))
+        counts = np.isfinite(size) & (size > magnitude(want) / 1000)
+        relative = np.divide(off, size, out=np.zeros(off.shape), where=counts)
+        self.max_rel = max(self.max_rel, float(relative.max()))
+        if not off.max() <= self.max_abs or not self.sequence:
+            row, column = (int(i) for i in np.unravel_index(np.argmax(off), off.shape)[:2])
+            self.max_abs, self.sequence, self.row, self.at_step = float(off.max()), kind, row + 1, int(steps[column])
+
+
+def difference(found: Array, want: Array, *, equal_nan: bool = False) -> Array:
+    """Return absolute differences in float64, shaped as `found`.
+
+    Equal infinities differ by 0, a NaN by NaN (two of them by 0 with `equal_nan`), unequal integers by 1 at least.
+    """
+    want = want.reshape(found.shape)
+    left, right = found.astype(np.float64), want.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(left - right)
+    if found.dtype.kind in "iu":
+        off = np.maximum(off, 1.0)  # large ones may be one number as floats
+    same = found == want
+    if equal_nan:
+        same |= np.isnan(left) & np.isnan(right)
+    return np.where(same, 0.0, off)
+
+
+def largest(off: Array) -> float:
+    """Return the largest of some differences; 0 where there are none."""
+    return float(off.max(initial=0.0))

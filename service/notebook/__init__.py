@@ -1,7 +1,0 @@
-"""`stepwell.run`: a trained model exported, served in this process, and plotted, for notebooks."""
-
-from __future__ import annotations
-
-from service.notebook.live_model import LiveModel, run
-
-__all__ = ["LiveModel", "run"]

@@ -1,0 +1,8 @@
+"""`python -m service` is the `stepwell` program."""
+
+from stepwell.interrupted import loading
+
+with loading():
+    from stepwell.cli import main
+
+main()

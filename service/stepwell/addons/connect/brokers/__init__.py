@@ -1,0 +1,45 @@
+"""The brokers that come with Stepwell; they are registered in the project file, as those of other packages are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from stepwell.addons.connect.brokers.protocol import Broker
+
+_CLIENTS = "Install it with `pip install 'stepwell[connect]'`, or in a clone with STEPWELL_EXTRAS=connect."
+
+FILE: Final = Broker("file:///PATH.jsonl", "stepwell.addons.connect.brokers.jsonl_files", has_host=False)
+REDIS: Final = Broker(
+    "redis://HOST:6379/0?stream=NAME&group=NAME",
+    "stepwell.addons.connect.brokers.redis_streams",
+    options=("stream", "group"),
+    place="stream",
+)
+REDISS: Final = replace(REDIS, is_encrypted=True)
+KAFKA: Final = Broker(
+    "kafka://HOST:9092/TOPIC?group=NAME",
+    "stepwell.addons.connect.brokers.kafka",
+    options=("group", "member"),
+    install=_CLIENTS,
+)
+KAFKAS: Final = replace(KAFKA, is_encrypted=True)
+MQTT: Final = Broker(
+    "mqtt://HOST/TOPIC/FILTER?client=NAME",
+    "stepwell.addons.connect.brokers.mqtt",
+    options=("client",),
+    install=_CLIENTS,
+    has_positions=False,
+    has_segments=True,
+)
+MQTTS: Final = replace(MQTT, is_encrypted=True)
+NATS: Final = Broker(
+    "nats://HOST/SUBJECT?durable=NAME",
+    "stepwell.addons.connect.brokers.nats_jetstream",
+    options=("durable",),
+    install=_CLIENTS,
+    has_segments=True,
+    separator=".",
+)
+AMQP: Final = Broker("amqp://HOST/QUEUE", "stepwell.addons.connect.brokers.amqp", install=_CLIENTS, has_positions=False)
+AMQPS: Final = replace(AMQP, is_encrypted=True)

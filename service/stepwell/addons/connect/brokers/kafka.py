@@ -1,0 +1,375 @@
+"""Kafka: a topic is read as a consumer group, and messages are written with the stream's id as key."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import ssl
+import time
+from collections.abc import Collection, Iterator, Sequence
+from operator import attrgetter
+from typing import Any, Final
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaConnectionError,
+    KafkaError,
+    MessageSizeTooLargeError,
+)
+
+from stepwell.background import happens
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.messages import (
+    BrokerMessage,
+    BrokerUnavailableError,
+    ConnectError,
+    ConnectUsageError,
+    MessageColumns,
+    OutMessage,
+    Undeliverable,
+)
+from stepwell.addons.connect.urls import BrokerUrl
+
+_PORT: Final = 9092
+_GROUP: Final = "stepwell"
+_WAIT_MS: Final = 500
+_FETCH_BYTES: Final = 8 << 20
+_SESSION_MS: Final = 10_000
+_HEARTBEAT_MS: Final = 250
+"""The response to a heartbeat has the request to rejoin, and a rebalance ends once all members have rejoined."""
+
+_HAND_OVER_S: Final = 10.0
+_MAX_REQUEST_BYTES: Final = 4 << 20
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_TOPIC_S: Final = 5.0
+"""Seconds within which a broker that creates topics by itself has created one."""
+
+_METADATA_S: Final = 0.1
+_MISSING_S: Final = 30.0
+"""Seconds for which a topic that was missing is not looked for again: its predictions must not delay the others."""
+
+_VALUE, _OFFSET, _KEY = map(attrgetter, ("value", "offset", "key"))
+_ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
+
+logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it logs as errors is waited for, and reported once
+
+
+def open_reader(url: BrokerUrl, options: ReaderOptions) -> KafkaReader:
+    """Return the reader of a topic."""
+    return KafkaReader(url, options)
+
+
+def open_writer(url: BrokerUrl, body_format: str) -> KafkaWriter:
+    """Return the writer of a topic.
+
+    Raises:
+        ConnectUsageError: The topic's name is illegal.
+    """
+    if not url.is_per_stream and not _is_topic(url.path):
+        raise ConnectUsageError(f"{url.text!r}: {_illegal(url.path)}.", fix="Give a legal topic.")
+    return KafkaWriter(url, body_format)
+
+
+def _is_topic(name: str) -> bool:
+    return _TOPIC.fullmatch(name) is not None and name not in (".", "..")
+
+
+def _illegal(topic: str) -> str:
+    return f"the topic {topic!r} is illegal: Kafka takes 1 to 249 of A-Z a-z 0-9 . _ -"
+
+
+class KafkaReader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """Reads a topic from the committed offsets of its group on; the broker divides the partitions among a group.
+
+    Partitions are given up only when the open poll was handed over and committed, so the connector that gets them
+    begins behind it. The source of a message is its topic and partition, its position the offset. `?member=NAME` makes
+    the connector a static member (KIP-345).
+    """
+
+    def __init__(self, url: BrokerUrl, options: ReaderOptions) -> None:
+        """Use `open_reader`."""
+        self._url = url
+        self._options = options
+        self._topic = url.path
+        self._log = f"kafka:{self._topic}"
+        self._consumer: Any = None
+        self._generation = 0  # counts the times at which partitions were given up
+        self._poll_generation = 0
+        self._idle = asyncio.Event()
+        self._ends: dict[TopicPartition, int] = {}  # with `once`
+        self._next: dict[TopicPartition, int] = {}  # offsets behind what was read
+        self._open: dict[TopicPartition, int] = {}  # offsets behind the messages of the last poll
+        self._done = False
+
+    async def open(self) -> None:
+        """Connect, and join the group."""
+        preview = self._options.preview
+        self._consumer = AIOKafkaConsumer(
+            **_connection(self._url),
+            group_id=None if preview else self._url.options.get("group") or _GROUP,
+            # A member with a name takes its partitions back at once after a kill; without one, the broker gives them to
+            # nobody until the session of the killed connector has expired
+            group_instance_id=None if preview else self._url.options.get("member") or None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",  # what a producer has aborted and sent again is there twice
+            fetch_max_bytes=_FETCH_BYTES,
+            session_timeout_ms=_SESSION_MS,
+            heartbeat_interval_ms=_HEARTBEAT_MS,
+        )
+        self._idle.set()
+        self._ends.clear()
+        self._next.clear()
+        self._done = False
+        with _kafka_errors(self._url):
+            await self._consumer.start()
+            if self._topic not in await self._consumer.topics():
+                raise BrokerUnavailableError(f"{self._url.text}: the broker has no topic {self._topic!r}")
+        self._consumer.subscribe([self._topic], listener=self)
+
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        """Let the open poll be handed over before another connector gets its partitions."""
+        if not revoked:
+            return
+        await happens(self._idle, _HAND_OVER_S)
+        self._generation += 1
+        self._next.clear()
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        """Do nothing: reading begins at the committed offsets."""
+
+    async def poll(self, limit: int) -> Sequence[BrokerMessage]:
+        """Return the next messages of all partitions that this connector has."""
+        with _kafka_errors(self._url):
+            found = await self._fetched(limit) or await self._consumer.getmany(timeout_ms=_WAIT_MS, max_records=limit)
+            # Not before: a wait that outlives a rebalance returns records of the new assignment
+            generation = self._generation
+            if self._options.once or self._options.preview:
+                await self._find_ends()
+        if generation != self._generation:
+            return []  # the partitions were given up meanwhile; whoever has them now reads these messages
+        self._poll_generation = generation
+        parts = []
+        for partition, records in found.items():
+            end = self._end(partition)
+            self._next[partition] = records[-1].offset + 1
+            if end is not None and records[-1].offset >= end:
+                records = [one for one in records if one.offset < end]  # noqa: PLW2901 - those behind it are not read
+            parts.append((partition, records))
+        self._open = {partition: records[-1].offset + 1 for partition, records in parts if records}
+        if self._open:
+            self._idle.clear()
+        else:
+            self._done = await self._has_all()
+        return self._columns(parts)
+
+    async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
+        """Commit the offsets behind the last poll."""
+        try:
+            if not self._options.preview:
+                with _kafka_errors(self._url):
+                    await self._consumer.commit(self._open)
+        finally:
+            self._idle.set()
+
+    async def is_current(self) -> bool:
+        """Return whether this connector still has the partitions of the last poll."""
+        if self._poll_generation == self._generation:
+            return True
+        self._idle.set()
+        return False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything was returned that was there at the start."""
+        return self._done
+
+    def lag(self) -> int | None:
+        """Return the number of messages behind the last poll, in the partitions that were read."""
+        ends = {partition: self._consumer.highwater(partition) for partition in self._next}
+        return sum(max(0, (end or 0) - self._next[partition]) for partition, end in ends.items())
+
+    async def close(self) -> None:
+        """Leave the group and disconnect."""
+        self._idle.set()
+        self._generation += 1
+        if self._consumer is not None:
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(self._consumer.stop(), _HAND_OVER_S)
+            self._consumer = None
+
+    async def _fetched(self, limit: int) -> dict[TopicPartition, list[Any]]:
+        """Return what was fetched already, equally much of each partition: chunks then have few different lengths."""
+        partitions = self._consumer.assignment()
+        found: dict[TopicPartition, list[Any]] = {}
+        for partition in partitions:
+            share = max(1, limit // len(partitions))
+            found |= await self._consumer.getmany(partition, timeout_ms=0, max_records=share)
+        return found
+
+    async def _find_ends(self) -> None:
+        new = [partition for partition in self._consumer.assignment() if partition not in self._ends]
+        if new:
+            self._ends |= await self._consumer.end_offsets(new)
+
+    def _end(self, partition: TopicPartition) -> int | None:
+        """Return the offset at which `once` ends; None: nowhere."""
+        if partition not in self._ends:
+            return None
+        # Some brokers report the start of the last batch as the end of a partition; the high watermark is exact
+        if partition not in self._next:
+            self._ends[partition] = max(self._ends[partition], self._consumer.highwater(partition) or 0)
+        return self._ends[partition]
+
+    async def _has_all(self) -> bool:
+        assigned = self._consumer.assignment()
+        if not assigned or assigned - self._ends.keys():
+            return False
+        return all([await self._consumer.position(one) >= self._ends[one] for one in assigned])
+
+    def _columns(self, parts: Sequence[tuple[TopicPartition, Sequence[Any]]]) -> MessageColumns:
+        records, sources = list[Any](), list[str]()
+        for partition, own in parts:
+            records += own
+            sources += [f"{self._log}/{partition.partition}"] * len(own)
+
+        def make(row: int) -> BrokerMessage:
+            record = records[row]
+            headers = {name: value for name, value in record.headers if value is not None}
+            return BrokerMessage(
+                record.value or b"", sources[row], record.offset, self._log, record.key, self._topic, headers
+            )
+
+        return MessageColumns(
+            make,
+            bodies=[body or b"" for body in map(_VALUE, records)],
+            at=list(map(_OFFSET, records)),
+            sources=sources,
+            logs=[self._log] * len(records),
+            keys=list(map(_KEY, records)),
+            topics=[self._topic] * len(records),
+        )
+
+
+class KafkaWriter:
+    """Writes messages to a topic; `{stream}` in its name is replaced by the stream's id.
+
+    Of such topics, one that is illegal, that the broker does not have and does not create, or that the login may not
+    write, concerns its stream alone. A message is there twice if the connector was killed, or a confirmation was lost,
+    after it was written.
+    """
+
+    def __init__(self, url: BrokerUrl, body_format: str) -> None:
+        """Use `open_writer`."""
+        self._url = url
+        self._encode = _ENCODE[body_format]
+        self._producer: Any = None
+        self._missing: dict[str, float] = {}  # topics, with the time at which each is looked for again
+
+    async def open(self) -> None:
+        """Connect."""
+        self._producer = AIOKafkaProducer(
+            **_connection(self._url), acks="all", linger_ms=5, max_request_size=_MAX_REQUEST_BYTES
+        )
+        with _kafka_errors(self._url):
+            await self._producer.start()
+
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
+        """Write the messages; those of one stream go to one partition, in their order."""
+        topics = {key: self._url.target(key) for key in {message.key for message in messages}}
+        refused: list[Undeliverable] = []
+        with _kafka_errors(self._url):
+            unusable = await self._unusable(set(topics.values())) if self._url.is_per_stream else {}
+            written = [
+                (message, await self._sent(topics[message.key], message))
+                for message in messages
+                if topics[message.key] not in unusable
+            ]
+            await asyncio.gather(*(future for _, future in written), return_exceptions=True)
+            for message, future in written:
+                try:
+                    future.result()
+                except MessageSizeTooLargeError as exc:
+                    refused.append(Undeliverable(message, f"the message is too large for Kafka: {exc}"))
+        refused += [Undeliverable(one, unusable[topics[one.key]]) for one in messages if topics[one.key] in unusable]
+        return refused
+
+    async def _sent(self, topic: str, message: OutMessage) -> asyncio.Future[Any]:
+        """Return the confirmation of a message, which is to be waited for."""
+        key = message.key.encode() if message.key else None
+        try:
+            future: asyncio.Future[Any] = await self._producer.send(topic, self._encode(message.document), key=key)
+        except MessageSizeTooLargeError as exc:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(exc)
+        return future
+
+    async def _unusable(self, topics: set[str]) -> dict[str, str]:
+        """Return the topics that cannot be written, each with the reason.
+
+        Raises:
+            BrokerUnavailableError: The broker does not respond, so nothing is known.
+        """
+        found = {topic: _illegal(topic) for topic in topics if not _is_topic(topic)}
+        client, now = self._producer.client, time.monotonic()
+        waited_for = [one for one in topics - found.keys() if self._missing.get(one, now) <= now]
+        for topic in waited_for:
+            client.add_topic(topic)
+        deadline = now + _TOPIC_S
+        while (absent := [one for one in waited_for if not self._is_there(one)]) and time.monotonic() < deadline:
+            await client.force_metadata_update()
+            await asyncio.sleep(_METADATA_S)
+        if absent:
+            await self._check_responds()
+            self._missing |= dict.fromkeys(absent, time.monotonic() + _MISSING_S)
+        for topic in topics - found.keys():
+            if topic in client.cluster.unauthorized_topics:
+                found[topic] = f"the login may not write to the topic {topic!r}"
+            elif not self._is_there(topic):
+                found[topic] = f"the broker has no topic {topic!r}, and does not create it"
+        return found
+
+    def _is_there(self, topic: str) -> bool:
+        return self._producer.client.cluster.partitions_for_topic(topic) is not None
+
+    async def _check_responds(self) -> None:
+        try:
+            await self._producer.client.fetch_all_metadata()
+        except KafkaError as exc:
+            raise BrokerUnavailableError(f"{self._url.text} does not respond: {exc}") from exc
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._producer is not None:
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(self._producer.stop(), _HAND_OVER_S)
+            self._producer = None
+
+
+def _connection(url: BrokerUrl) -> dict[str, Any]:
+    hosts = [one if ":" in one else f"{one}:{_PORT}" for one in url.hosts.split(",")]
+    login = {} if url.user is None else {
+        "sasl_mechanism": "PLAIN",
+        "sasl_plain_username": url.user,
+        "sasl_plain_password": url.password or "",
+    }  # fmt: skip
+    protocol = ("SASL_" if login else "") + ("SSL" if url.broker.is_encrypted else "PLAINTEXT")
+    context = {"ssl_context": ssl.create_default_context()} if url.broker.is_encrypted else {}
+    return {"bootstrap_servers": hosts, "security_protocol": protocol, **login, **context}
+
+
+@contextlib.contextmanager
+def _kafka_errors(url: BrokerUrl) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaConnectionError, CommitFailedError, IllegalStateError, OSError, TimeoutError) as exc:
+        raise BrokerUnavailableError(f"{url.text} does not respond: {exc}") from exc
+    except KafkaError as exc:
+        if exc.retriable:
+            raise BrokerUnavailableError(f"{url.text} cannot do it now: {exc}") from exc
+        raise ConnectError(f"{url.text}: {exc}.", fix="Check the URL and the permissions.") from exc

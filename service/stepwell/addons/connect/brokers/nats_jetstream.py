@@ -1,0 +1,330 @@
+"""NATS JetStream: a durable consumer is read by one connector at a time, in the order of the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+import nats
+from nats.errors import AuthorizationError
+from nats.js import api
+from nats.js import errors as js_errors
+
+from stepwell.addons.connect.brokers.confirmations import all_confirmed
+from stepwell.addons.connect.brokers.nats_lease import LEASE_S, NatsLease
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.messages import BrokerMessage, BrokerUnavailableError, ConnectError, OutMessage, Undeliverable
+from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.lease import Lease
+
+_PORT: Final = 4222
+_DURABLE: Final = "stepwell"
+_WAIT_S: Final = 0.5
+_STAND_BY_S: Final = 0.2
+_RETRY_S: Final = 0.2
+_TIMEOUT_S: Final = 10.0
+_TOO_MANY_CONSUMERS: Final = 10026  # an error code of JetStream
+_ACK_WAIT_S: Final = 3600.0
+"""A message that is delivered again arrives behind newer ones: the server has to wait longer than a poll is open."""
+
+_ENCODE = {"json": msgspec.json.encode, "msgpack": msgspec.msgpack.encode}
+
+
+def open_reader(url: BrokerUrl, options: ReaderOptions) -> NatsReader:
+    """Return the reader of a subject."""
+    return NatsReader(url, options)
+
+
+def open_writer(url: BrokerUrl, body_format: str) -> NatsWriter:
+    """Return the writer of a subject."""
+    return NatsWriter(url, body_format)
+
+
+class NatsReader:
+    """Reads the messages of a subject from a JetStream stream; `{stream}` in the subject is one token.
+
+    A consumer of JetStream delivers what was not acknowledged behind what is new. So if something was not acknowledged,
+    the durable consumer is created again, and begins there. The connector that does this holds a lease, an entry of the
+    key-value bucket `stepwell-connect`. The position of a message is its sequence number in the stream.
+    """
+
+    def __init__(self, url: BrokerUrl, options: ReaderOptions) -> None:
+        """Use `open_reader`."""
+        self._url = url
+        self._options = options
+        self._subject = url.wildcard("*")
+        self._durable = url.options.get("durable") or _DURABLE
+        self._client: Any = None
+        self._js: Any = None
+        self._stream = ""
+        self._lease: Lease | None = None
+        self._subscription: Any = None
+        self._delivered = 0  # messages that the consumer has delivered
+        self._ack_each = False
+        self._end = 0
+        self._done = False
+        self._lag: int | None = None
+
+    async def open(self) -> None:
+        """Connect, and find the stream of the subject."""
+        self._client = await _connect(self._url)
+        self._subscription, self._done = None, False
+        with _nats_errors(self._url):
+            self._js = self._client.jetstream(timeout=_TIMEOUT_S)
+            try:
+                self._stream = await self._js.find_stream_name_by_subject(self._subject)
+            except js_errors.NotFoundError as exc:
+                raise ConnectError(
+                    f"{self._url.text}: no JetStream stream has the subject {self._subject!r}.",
+                    fix="Create one; subjects without a stream keep no messages, so nothing could be exact.",
+                ) from exc
+            if self._options.once or self._options.preview:
+                state = (await self._js.stream_info(self._stream)).state
+                self._end, self._done = state.last_seq, state.messages == 0
+            if self._options.preview:
+                self._subscription = await self._js.subscribe(self._subject, ordered_consumer=True)
+            else:
+                entry = NatsLease(self._js, f"{self._stream}.{self._durable}")
+                await entry.open()
+                self._lease = Lease(entry, secrets.token_hex(8), lease_s=LEASE_S)
+
+    async def poll(self, limit: int) -> Sequence[BrokerMessage]:
+        """Return the next messages; none while another connector has the lease."""
+        if self._done:
+            return []
+        with _nats_errors(self._url):
+            if self._options.preview:
+                found = await self._next_of_preview()
+            else:
+                assert self._lease is not None
+                if not self._lease.is_held:
+                    self._subscription = None  # with the lease, it begins again with what is not acknowledged
+                    if not await self._lease.acquire():
+                        await asyncio.sleep(_STAND_BY_S)
+                        return []
+                    self._lease.hold()
+                if self._subscription is None:
+                    await self._begin()
+                found = await self._fetch(limit)
+                self._done = self._options.once and await self._has_all(found)
+        return [self._message(one) for one in found if not self._end or one.metadata.sequence.stream <= self._end]
+
+    async def acknowledge(self, messages: Sequence[BrokerMessage]) -> None:
+        """Acknowledge the messages, and wait for the server's consent to the last one."""
+        with _nats_errors(self._url):
+            for message in messages[:-1] if self._ack_each else ():
+                await message.handle.ack()
+            await messages[-1].handle.ack_sync(timeout=_TIMEOUT_S)
+
+    async def is_current(self) -> bool:
+        """Return whether this connector still has the lease."""
+        with _nats_errors(self._url):
+            if self._lease is None or await self._lease.renew():
+                return True
+        self._subscription = None
+        return False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything was returned that was there at the start."""
+        return self._done
+
+    def lag(self) -> int | None:
+        """Return the number of messages behind the last one."""
+        return self._lag
+
+    async def close(self) -> None:
+        """Give the lease back and disconnect."""
+        if self._lease is not None:
+            await self._lease.release()
+            self._lease = None
+        if self._client is not None:
+            with contextlib.suppress(Exception):  # nats-py fails in many ways if the server is gone
+                await asyncio.wait_for(self._client.close(), _TIMEOUT_S)
+            self._client = None
+
+    async def _begin(self) -> None:
+        """Bind to the durable consumer; create it so that it begins with what was not acknowledged.
+
+        While it is created again, a second consumer keeps where it begins, and the messages: without a consumer that
+        has not acknowledged them, a stream with the retention `interest` deletes them. Others may admit one alone.
+        """
+        config = api.ConsumerConfig(
+            durable_name=self._durable,
+            filter_subject=self._subject,
+            ack_policy=api.AckPolicy.ALL,
+            ack_wait=_ACK_WAIT_S,
+            max_ack_pending=-1,
+            deliver_policy=api.DeliverPolicy.ALL,
+        )
+        keeper = f"{self._durable}-keeper"
+        info, kept = await self._consumer(self._durable), await self._consumer(keeper)
+        if info is not None and kept is not None:  # of a connector that was killed
+            await self._js.delete_consumer(self._stream, keeper)
+            kept = None
+        if info is not None and info.num_ack_pending:
+            retention = (await self._js.stream_info(self._stream)).config.retention
+            if retention != api.RetentionPolicy.WORK_QUEUE:  # there, what was acknowledged is gone, and nothing else
+                config = _beginning_at(info.ack_floor.stream_seq + 1, config, self._durable)
+                try:
+                    kept = await self._js.add_consumer(self._stream, replace(config, durable_name=keeper))
+                except js_errors.APIError as exc:
+                    if exc.err_code != _TOO_MANY_CONSUMERS or retention == api.RetentionPolicy.INTEREST:
+                        raise
+            await self._js.delete_consumer(self._stream, self._durable)
+            info = None
+        if info is None:
+            if kept is not None:
+                config = _beginning_at(kept.config.opt_start_seq, config, self._durable)
+            info = await self._js.add_consumer(self._stream, config)
+        if kept is not None:
+            await self._js.delete_consumer(self._stream, keeper)
+        self._ack_each = info.config.ack_policy == api.AckPolicy.EXPLICIT
+        self._delivered = info.delivered.consumer_seq
+        self._subscription = await self._js.pull_subscribe_bind(consumer=self._durable, stream=self._stream)
+
+    async def _consumer(self, name: str) -> Any:
+        """Return a consumer of the stream, or None."""
+        try:
+            return await self._js.consumer_info(self._stream, name)
+        except js_errors.NotFoundError:
+            return None
+
+    async def _fetch(self, limit: int) -> list[Any]:
+        try:
+            found = await self._subscription.fetch(limit, timeout=_WAIT_S)
+        except TimeoutError:  # nats-py's own, which is one of these, or asyncio's
+            return []
+        for message in found:
+            sequence = message.metadata.sequence.consumer
+            if sequence != self._delivered + 1:  # one was sent and did not arrive: begin again with it
+                raise BrokerUnavailableError(
+                    f"{self._url.text}: message {self._delivered + 1} of the consumer was lost"
+                )
+            self._delivered = sequence
+        if found:
+            self._lag = found[-1].metadata.num_pending
+        return list(found)
+
+    async def _next_of_preview(self) -> list[Any]:
+        try:
+            found = await self._subscription.next_msg(_WAIT_S)
+        except TimeoutError:
+            return []
+        self._done = found.metadata.num_pending == 0
+        return [found]
+
+    async def _has_all(self, found: Sequence[Any]) -> bool:
+        """Return whether nothing is left of what was there at the start; a request may also have been slow."""
+        if not found:
+            info = await self._js.consumer_info(self._stream, self._durable)
+            return bool(info.num_pending == 0)
+        last = found[-1].metadata
+        return bool(last.num_pending == 0 or last.sequence.stream >= self._end)
+
+    def _message(self, message: Any) -> BrokerMessage:
+        source = f"nats:{self._stream}"
+        headers = {name: str(value).encode() for name, value in (message.headers or {}).items()}
+        at = message.metadata.sequence.stream
+        return BrokerMessage(message.data, source, at, source, topic=message.subject, headers=headers, handle=message)
+
+
+class NatsWriter:
+    """Publishes messages into JetStream; `{stream}` in the subject is replaced by the stream's id.
+
+    The dots of an id divide the subject, so that a stream `a.b` needs a subject such as `predictions.>`.
+
+    Each message has an id, so the server drops one that is there within its window for duplicates (two minutes if the
+    stream has no other limit).
+    """
+
+    def __init__(self, url: BrokerUrl, body_format: str) -> None:
+        """Use `open_writer`."""
+        self._url = url
+        self._encode = _ENCODE[body_format]
+        self._client: Any = None
+        self._js: Any = None
+
+    async def open(self) -> None:
+        """Connect."""
+        self._client = await _connect(self._url)
+        self._js = self._client.jetstream(timeout=_TIMEOUT_S)
+
+    async def write(self, messages: Sequence[OutMessage]) -> Sequence[Undeliverable]:
+        """Publish the messages, and wait until the server has confirmed all of them."""
+        refused: list[Undeliverable] = []
+        sent: list[tuple[OutMessage, asyncio.Future[Any]]] = []
+        with _nats_errors(self._url):
+            for one in messages:
+                if not all(self._url.target(one.key).split(".")):
+                    reason = f"the subject {self._url.target(one.key)!r} is illegal: it has an empty part"
+                    refused.append(Undeliverable(one, reason))
+                    continue
+                headers = None if one.at is None else {"Nats-Msg-Id": f"{one.key}|{one.source}|{one.at}"}
+                try:
+                    confirmed = await self._js.publish_async(
+                        self._url.target(one.key), self._encode(one.document), wait_stall=_TIMEOUT_S, headers=headers
+                    )
+                except nats.errors.MaxPayloadError as exc:
+                    refused.append(Undeliverable(one, f"the message is too large for the server: {exc}"))
+                    continue
+                sent.append((one, confirmed))
+            of_one_stream = (js_errors.NoStreamResponseError,) if self._url.is_per_stream else ()
+            await all_confirmed((one for _, one in sent), _TIMEOUT_S, but=of_one_stream)
+            for message, confirmed in sent:
+                if confirmed.exception() is not None:
+                    subject = self._url.target(message.key)
+                    refused.append(Undeliverable(message, f"no JetStream stream has the subject {subject!r}"))
+        return refused
+
+    async def close(self) -> None:
+        """Disconnect."""
+        if self._client is not None:
+            with contextlib.suppress(Exception):  # nats-py fails in many ways if the server is gone
+                await asyncio.wait_for(self._client.close(), _TIMEOUT_S)
+            self._client = None
+
+
+def _beginning_at(sequence: int, config: api.ConsumerConfig, name: str) -> api.ConsumerConfig:
+    return replace(
+        config, durable_name=name, deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=sequence
+    )  # fmt: skip
+
+
+async def _connect(url: BrokerUrl) -> Any:
+    hosts = [one if ":" in one else f"{one}:{_PORT}" for one in url.hosts.split(",")]
+
+    async def on_error(_error: Exception) -> None:
+        """Ignore it: the call that it concerns fails, too."""
+
+    with _nats_errors(url):
+        return await nats.connect(
+            servers=[f"nats://{host}" for host in hosts],
+            user=url.user,
+            password=url.password,
+            allow_reconnect=False,  # a new connection is a new start: `open` begins with what was not acknowledged
+            # Otherwise nats-py tries for two minutes, whatever `allow_reconnect` is, and nothing is reported meanwhile
+            max_reconnect_attempts=1,
+            reconnect_time_wait=_RETRY_S,
+            connect_timeout=int(_TIMEOUT_S),
+            error_cb=on_error,
+        )
+
+
+@contextlib.contextmanager
+def _nats_errors(url: BrokerUrl) -> Iterator[None]:
+    try:
+        yield
+    except AuthorizationError as exc:
+        raise ConnectError(f"{url.text} rejects the login: {exc}.", fix="Check user and password.") from exc
+    except js_errors.NoStreamResponseError as exc:
+        raise ConnectError(f"{url.text}: no JetStream stream has this subject.", fix="Create one.") from exc
+    except js_errors.BadRequestError as exc:
+        raise ConnectError(f"{url.text} rejects a request: {exc}.", fix="Check the subject and the stream.") from exc
+    except (nats.errors.Error, OSError, TimeoutError) as exc:
+        raise BrokerUnavailableError(f"{url.text} does not respond: {exc or type(exc).__name__}") from exc

@@ -1,0 +1,105 @@
+"""`ConnectConfig`: what a connector reads, sends and writes, from a TOML file or from flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from msgspec import Struct
+
+from stepwell.toml_document import TomlDocument
+
+_FIX: Final = 'The page "Connecting brokers and files" of the documentation has a complete file.'
+
+BodyFormat = Literal["json", "msgpack", "csv", "raw"]
+"""The format of messages that are read."""
+
+OutFormat = Literal["json", "msgpack"]
+"""The format of messages that are written."""
+
+
+class FromSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What is read.
+
+    Attributes:
+        url: The topic, stream, queue or file.
+        format: The format of the messages; by default that of the ending of a file `.csv`, else JSON.
+        stream: Where a message has its stream's id: `key`, `header:NAME`, `topic` or the path of a field.
+        position: The path of a field that grows; None: the broker's own position.
+        seq: The path of the field with the step of the timestep; None: there is none.
+    """
+
+    url: str
+    stream: str
+    format: BodyFormat = "json"
+    position: str | None = None
+    seq: str | None = None
+
+
+class ServiceSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The service and the model.
+
+    Attributes:
+        model: The model's name.
+        url: The service's address.
+        key_env: The environment variable with the API key; None: no key.
+        version: The model's version; None: the default one.
+    """
+
+    model: str
+    url: str | None = None
+    key_env: str | None = None
+    version: int | None = None
+
+
+class ToSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Where predictions are written, and in which format."""
+
+    url: str
+    format: OutFormat = "json"
+
+
+class DeadLetterSection(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """Where messages are written that cannot be used."""
+
+    url: str
+
+
+class ConnectConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True, rename={"source": "from"}):
+    """The configuration of a connector.
+
+    Attributes:
+        source: What is read; `[from]` in a file.
+        service: The service and the model.
+        inputs: By input, the paths of the fields that it consists of; numbers are constants. An input that is not
+            listed is the field of its name.
+        to: Where predictions are written; None: nowhere.
+        dead_letter: Where messages are written that cannot be used; None: they are only logged and counted.
+    """
+
+    source: FromSection
+    service: ServiceSection
+    inputs: dict[str, list[str | int | float]] = {}
+    to: ToSection | None = None
+    dead_letter: DeadLetterSection | None = None
+
+
+def read_config(path: Path) -> ConnectConfig:
+    """Return the configuration in a TOML file.
+
+    Raises:
+        SettingsError: The file cannot be read, is not TOML, or has an unknown, missing or wrong key.
+    """
+    return _config_of(TomlDocument.read(path, fix=_FIX))
+
+
+def config_of_flags(tables: dict[str, Any]) -> ConnectConfig:
+    """Return the configuration in the tables that the command line stands for; raises as `read_config` does."""
+    return _config_of(TomlDocument("The command line", tables, fix=_FIX))
+
+
+def _config_of(document: TomlDocument) -> ConnectConfig:
+    source = document.tables.get("from")
+    if isinstance(source, dict) and str(source.get("url")).lower().endswith(".csv"):
+        source.setdefault("format", "csv")
+    return document.convert(ConnectConfig)

@@ -1,0 +1,143 @@
+"""`ConnectSession`: the parts of one connector, built from its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from stepwell_client.columns import input_columns
+from stepwell.addons.connect.brokers.jsonl_files import csv_header
+from stepwell.addons.connect.brokers.protocol import ReaderOptions
+from stepwell.addons.connect.chunk_sender import ChunkSender
+from stepwell.addons.connect.config import ConnectConfig
+from stepwell.addons.connect.connector import Connector
+from stepwell.addons.connect.counters import ConnectCounters
+from stepwell.addons.connect.late_timesteps import LateTimesteps
+from stepwell.addons.connect.mapping.input_columns import InputColumn, make_columns
+from stepwell.addons.connect.mapping.message_mapper import MessageMapper, check_segment
+from stepwell.addons.connect.mapping.poll_mapper import PollMapper
+from stepwell.addons.connect.mapping.typed_decoding import typed_decoder
+from stepwell.addons.connect.mapping.unseen_fields import UnseenFields
+from stepwell.addons.connect.messages import ConnectError, ConnectUsageError
+from stepwell.addons.connect.polls import PollLimits
+from stepwell.addons.connect.preview import preview
+from stepwell.addons.connect.service_feed import ModelFacts, ServiceFeed
+from stepwell.addons.connect.urls import BrokerUrl, stream_segment
+
+
+def _check_places(config: ConnectConfig, source: BrokerUrl) -> None:
+    """Check that nothing is written where it is read, and that no two writers append to one file."""
+    to, letters = (None if one is None else BrokerUrl.parse(one.url) for one in (config.to, config.dead_letter))
+    share_a_file = to is not None and letters is not None and to.scheme == "file" and to.place == letters.place
+    if share_a_file or source.place in [one.place for one in (to, letters) if one is not None]:
+        raise ConnectUsageError(
+            f"{letters.text if share_a_file and letters else source.text} is named twice.",
+            fix="Give what is read, the predictions and the dead letters places of their own.",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """The model, and how messages become its timesteps."""
+
+    model: ModelFacts
+    columns: dict[str, InputColumn]
+    mapper: MessageMapper
+
+
+class ConnectSession:
+    """One run of `stepwell connect`; `async with` disconnects from the service at the end."""
+
+    def __init__(
+        self, config: ConnectConfig, *, url: str, key: str | None, options: ReaderOptions, report: Callable[[str], None]
+    ) -> None:
+        """Create the readers and writers, which are not opened yet.
+
+        Args:
+            config: The configuration.
+            url: The service's address.
+            key: The API key, or None.
+            options: How messages are read.
+            report: Called with a sentence about anything that has to wait.
+
+        Raises:
+            ConnectUsageError: The configuration is wrong.
+            MissingExtraError: A broker's client library is not installed.
+            ClientError: `bad_url`.
+            ConnectError, RecordedDataError: The first line of a CSV file cannot be used.
+        """
+        self.counters = ConnectCounters()
+        self._config = config
+        self._report = report
+        source = BrokerUrl.parse(config.source.url)
+        self._segment = stream_segment(source)
+        check_segment(config.source, self._segment, source.broker)
+        is_csv_file = source.scheme == "file" and config.source.format == "csv"
+        self._header = csv_header(source) if is_csv_file else None
+        self._reader = source.reader(replace(options, header=self._header))
+        self._writer = None if config.to is None else BrokerUrl.parse(config.to.url).writer(config.to.format)
+        letters = config.dead_letter
+        self._dead_letters = None if letters is None else BrokerUrl.parse(letters.url).writer("json")
+        _check_places(config, source)
+        places_by_seq = not source.broker.has_positions and config.source.seq is not None
+        self._has_own_positions = config.source.position is not None or places_by_seq
+        if not source.broker.has_positions and not self._has_own_positions:
+            report(
+                f"{source.scheme} messages have no positions: a message that is delivered twice is applied twice. "
+                "Name a field that grows with --position, or one that counts the timesteps with --seq."
+            )
+        self._feed = ServiceFeed(url, key, config.service.model, config.service.version, report=report)
+        self.counters.watch_retries(lambda: self._feed.n_retries)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._feed.close()
+
+    async def connector(self) -> Connector:
+        """Return the connector, once the service has described the model.
+
+        Raises:
+            ConnectError: The service rejects the model's name or the key, or the inputs do not fit the model.
+            ColumnsError: A CSV file has no columns with the names of an input.
+        """
+        mapped = await self._map()
+        row_bytes = sum(
+            math.prod(one.spec.shape) * np.dtype(one.spec.dtype).itemsize for one in mapped.columns.values()
+        )
+        limits = PollLimits(mapped.model.max_chunk_steps, mapped.model.max_body_bytes, row_bytes)
+        return Connector(
+            reader=self._reader,
+            writer=self._writer,
+            dead_letters=self._dead_letters,
+            unseen=UnseenFields(mapped.mapper),
+            mapper=PollMapper(mapped.mapper, typed_decoder(self._config.source.format, mapped.mapper)),
+            sender=ChunkSender(self._feed, limits),
+            model=mapped.model,
+            late=LateTimesteps() if self._has_own_positions else None,
+            limits=limits,
+            counters=self.counters,
+            report=self._report,
+        )
+
+    async def preview(self) -> tuple[list[dict[str, Any]], ConnectError | None]:
+        """Return what would be sent for the first messages, and an error in the mapping; raises as `connector` does."""
+        mapped = await self._map()
+        return await preview(self._reader, mapped.mapper, mapped.columns)
+
+    async def _map(self) -> _Mapped:
+        model = await self._feed.describe()
+        section = self._config.source
+        inputs: dict[str, list[str | int | float]] = dict(self._config.inputs)
+        if self._header is not None:  # by the names that `replay` and `backfill` accept
+            others = [spec for spec in model.inputs if spec.name not in inputs]
+            found = input_columns(others, self._header.names, {}, where=self._config.source.url)
+            inputs |= {name: list(names) for name, names in found.items()}
+        columns = make_columns(model.inputs, inputs, raw=section.format == "raw")
+        mapper = MessageMapper(section, columns, max_body_bytes=model.max_body_bytes, segment=self._segment)
+        return _Mapped(model, columns, mapper)

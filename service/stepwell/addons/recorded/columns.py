@@ -1,0 +1,44 @@
+"""`ColumnChoice`: which columns of a table are the streams, the times, and the numbers of each input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stepwell_export.runtime.manifest import InputSpec
+from stepwell_client.columns import ColumnsError, input_columns
+from stepwell_client.wire.texts import listed
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnChoice:
+    """The columns that were named.
+
+    Attributes:
+        stream: The column of the stream ids; None: each file is one stream, with the file's name without its ending.
+        time: The column of the times, by which the rows of each stream are sorted; None: they are not checked.
+        inputs: The columns of an input's numbers, in C order; an input that is not here has columns of its own names.
+    """
+
+    stream: str | None = None
+    time: str | None = None
+    inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def input_columns(self, specs: Sequence[InputSpec], available: Sequence[str], where: str) -> dict[str, list[str]]:
+        """Return the columns of each input in a table.
+
+        Args:
+            specs: The inputs.
+            available: The columns of the table.
+            where: The table's file.
+
+        Raises:
+            ColumnsError: A column is missing, or an input has too many or too few.
+        """
+        for flag, name in (("--stream-column", self.stream), ("--time-column", self.time)):
+            if name is not None and name not in available:
+                raise ColumnsError(
+                    f"{where} has no column {name!r}; it has {listed(available)}.",
+                    fix=f"Name one of these with {flag}.",
+                )
+        return input_columns(specs, available, self.inputs, where=where)

@@ -1,0 +1,238 @@
+"""`RecordedData`: the timesteps of many streams in some files, as arrays of consecutive rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stepwell_export.runtime.manifest import Array, InputSpec
+from stepwell_client.columns import check_named
+from stepwell.addons.recorded.blocks import Rows
+from stepwell.addons.recorded.columns import ColumnChoice
+from stepwell.addons.recorded.errors import RecordedDataError
+from stepwell.addons.recorded.npz import NpzRecording
+from stepwell.addons.recorded.rows_hash import RowsHash
+from stepwell.addons.recorded.tables import CsvFile, Kind, ParquetFile
+from stepwell.addons.recorded.values import Categories, cast, integers, numbers, times
+from stepwell_client.wire.ids import is_stream_id
+
+_TABLES: dict[str, type[CsvFile | ParquetFile]] = {".csv": CsvFile, ".parquet": ParquetFile, ".pq": ParquetFile}
+_ENDINGS = (*_TABLES, ".npz")
+KEPT_BYTES = 64 << 20
+"""Memory of the rows of a recording that is parsed once."""
+
+
+class _Codes(dict[str, int]):
+    """Numbers the streams in the order in which they appear."""
+
+    def __missing__(self, stream: str) -> int:
+        self[stream] = code = len(self)
+        return code
+
+
+class RecordedData:
+    """Timesteps of many streams; memory does not grow with the files.
+
+    Attributes:
+        files: The files, in the order in which they are read; the rows count on over them.
+        streams: The code of each stream by its id, from 0 in the order of appearance; complete once all was read.
+        source_id: Identifies the rows by their values: `rows:COUNT:SHA-256`; empty until `check` has read them.
+    """
+
+    def __init__(self, files: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice) -> None:
+        """Read what the files have, not their rows; use `open_data`.
+
+        Raises:
+            ColumnsError: A column or an array is missing.
+            MissingExtraError: A package that a format needs is not installed.
+            RecordedDataError: A file cannot be read.
+        """
+        self.files = list(files)
+        self.streams: dict[str, int] = _Codes()
+        self._specs = specs
+        self._choice = choice
+        self._kept: list[Rows] | None = None
+        self.source_id = ""
+        check_named(specs, choice.inputs)
+        for file in self.files:
+            if file.suffix.lower() == ".npz":
+                NpzRecording(file, specs, choice)
+            else:
+                table = _TABLES[file.suffix.lower()](file)
+                choice.input_columns(specs, table.columns, str(file))
+
+    def read(self) -> Iterator[Rows]:
+        """Yield consecutive rows, all of them in the order of the files.
+
+        Raises:
+            RecordedDataError: A file cannot be read, or a value does not fit.
+        """
+        if self._kept is not None:
+            yield from self._kept
+            return
+        first = 0
+        for file in self.files:
+            for codes, at, inputs in self._parts(file):
+                yield Rows(codes, np.arange(first, first + len(codes)), inputs, at)
+                first += len(codes)
+
+    def check(self, advance: Callable[[int], None] = lambda _rows: None) -> int:
+        """Read everything once, and return the number of rows; what is small is kept, so that `read` parses nothing.
+
+        Args:
+            advance: Called with the number of rows that were read since the last call.
+
+        Raises:
+            RecordedDataError: A stream is not sorted by time, or as for `read`.
+        """
+        newest, found = np.empty(0), RowsHash()
+        kept: list[Rows] | None = []
+        for rows in self.read():
+            if kept is not None:
+                kept.append(rows)
+                kept = kept if sum(one.nbytes for one in kept) <= KEPT_BYTES else None
+            if rows.times is not None:
+                newest = np.append(newest, np.full(len(self.streams) - len(newest), -np.inf))
+                self._check_order(rows, newest)
+            found.add(rows, self.streams)
+            advance(len(rows))
+        if not found.count:
+            raise RecordedDataError(f"{', '.join(map(str, self.files))}: there are no rows.")
+        self._kept, self.source_id = kept, found.source_id
+        return found.count
+
+    def check_stream_ids(self) -> None:
+        """Check that the streams that were read have ids which a service takes.
+
+        Raises:
+            RecordedDataError: It names the first row with another one.
+        """
+        wrong = next((code for stream, code in self.streams.items() if not is_stream_id(stream)), None)
+        if wrong is None:
+            return
+        where = ""
+        for file in self.files:
+            first = 0
+            for codes, _, _ in self._parts(file):
+                if not where and (codes == wrong).any():
+                    where = f"{file}, row {first + int(np.argmax(codes == wrong)) + 1}"
+                first += len(codes)
+        stream = list(self.streams)[wrong]
+        raise RecordedDataError(
+            f"{where}: {stream[:140]!a} is not a stream id; expected 1 to 128 of A-Z a-z 0-9 . _ : @ -. "
+            "Nothing was sent.",
+            fix="Name another --stream-column, or rename the stream.",
+        )
+
+    def source_ids_of_beginnings(self, counts: Collection[int]) -> set[str]:
+        """Return the `source_id` of the first rows of this data, for some numbers of them.
+
+        Raises:
+            RecordedDataError: A file cannot be read.
+        """
+        ends, found, ids = sorted(counts, reverse=True), RowsHash(), set[str]()
+        for rows in self.read():
+            rest = rows
+            while ends and (missing := ends[-1] - found.count) <= len(rest):
+                found.add(rest.where(slice(missing)), self.streams)
+                ids.add(found.source_id)
+                rest = rest.where(slice(missing, None))
+                ends.pop()
+            if not ends:
+                break
+            found.add(rest, self.streams)
+        return ids
+
+    def _check_order(self, rows: Rows, newest: Array) -> None:
+        """Check that the times of each stream do not decrease; `newest` has the last time of each."""
+        assert rows.times is not None
+        order = np.argsort(rows.codes, kind="stable")
+        codes, at = rows.codes[order], rows.times[order]
+        before = np.concatenate([[-np.inf], at[:-1]])
+        starts = np.concatenate([[True], codes[1:] != codes[:-1]])
+        before[starts] = newest[codes[starts]]
+        wrong = at < before
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            stream = list(self.streams)[codes[i]]
+            raise RecordedDataError(
+                f"Stream {stream!r} is not sorted by {self._choice.time!r}: row {rows.positions[order[i]] + 1} has "
+                f"{at[i]:.15g} after {before[i]:.15g}.",
+                fix="Sort the rows of each stream by time, and the files by their order in the command.",
+            )
+        ends = np.concatenate([codes[1:] != codes[:-1], [True]])
+        newest[codes[ends]] = at[ends]
+
+    def _parts(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
+        return self._arrays(file) if file.suffix.lower() == ".npz" else self._table(file)
+
+    def _table(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
+        table = _TABLES[file.suffix.lower()](file)
+        choice, where, first = self._choice, str(file), 0
+        by_input = choice.input_columns(self._specs, table.columns, where)
+        kinds: dict[str, Kind] = {choice.time: "f8"} if choice.time is not None else {}
+        for spec in self._specs:
+            for name in by_input[spec.name]:
+                kind: Kind = "i8" if np.dtype(spec.dtype).kind in "iu" else "f8"
+                kinds[name] = kind if kinds.get(name, kind) == kind else "U"
+        if choice.stream is not None:
+            kinds[choice.stream] = "id"
+        for cells in table.pieces(kinds):
+            n_rows = len(next(iter(cells.values())))
+            codes = self._codes([file.stem] if choice.stream is None else cells[choice.stream], n_rows)
+            at = None if choice.time is None else times(cells[choice.time], f"{where}, column {choice.time!r}", first)
+            inputs = {}
+            for spec in self._specs:
+                read = integers if np.dtype(spec.dtype).kind in "iu" else numbers
+                names = by_input[spec.name]
+                columns = [read(cells[name], f"{where}, column {name!r}", first) for name in names]
+                inputs[spec.name] = cast(np.stack(columns, axis=1), spec, names, where, first)
+            yield codes, at, inputs
+            first += n_rows
+
+    def _arrays(self, file: Path) -> Iterator[tuple[Array, Array | None, dict[str, Array]]]:
+        recording = NpzRecording(file, self._specs, self._choice)
+        for streams, at, arrays in recording.pieces():
+            codes = np.repeat(self._codes(streams, len(streams)), recording.length)
+            yield codes, at, {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+
+    def _codes(self, streams: Sequence[object] | Array, n_rows: int) -> Array:
+        """Return the codes of stream ids, `(n_rows,)` int64; one id is that of all rows."""
+        known = self.streams
+        if isinstance(streams, Categories):
+            present = np.unique(streams.indices)  # a dictionary may have texts of other rows
+            codes = np.zeros(len(streams.texts), np.int64)
+            codes[present] = [known[streams.texts[i]] for i in present]
+            return codes[streams.indices]
+        ids = streams.tolist() if isinstance(streams, np.ndarray) else streams
+        codes = np.fromiter((known[str(one)] for one in ids), np.int64, len(ids))
+        return np.broadcast_to(codes, n_rows) if len(ids) == 1 else codes
+
+
+def open_data(paths: Sequence[Path], specs: Sequence[InputSpec], choice: ColumnChoice) -> RecordedData:
+    """Return the data of files and of folders of them.
+
+    Args:
+        paths: CSV, Parquet and NPZ files; of a folder those in it, in the order of their names.
+        specs: The inputs that a timestep has.
+        choice: The columns of tables; NPZ files need none.
+
+    Raises:
+        ColumnsError: A column or an array is missing.
+        MissingExtraError: A package that a format needs is not installed.
+        RecordedDataError: There is no file, or one cannot be read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
+        usable = [file for file in found if file.suffix.lower() in _ENDINGS and file.is_file()]
+        if not usable:
+            has = "is a folder without a recording" if path.is_dir() else "is no recording"
+            what = has if path.exists() else "is not there"
+            raise RecordedDataError(
+                f"{path} {what}; expected {', '.join(_ENDINGS)}, or a folder with such files.", fix="Check the path."
+            )
+        files += usable
+    return RecordedData(files, specs, choice)

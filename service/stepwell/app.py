@@ -1,0 +1,344 @@
+"""`create_app`: builds the application, which opens its engine and models at its start and closes them at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.websockets import WebSocketDisconnect
+
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.runtime.registered import load, registered
+from stepwell.asgi.http import RawRoute, problem_response, reject_escaped_slash, with_request_id
+from stepwell.asgi.openapi import streams as openapi
+from stepwell.asgi.routes import (
+    admin,
+    alerts,
+    drift,
+    feed,
+    oip,
+    releases,
+    savepoints,
+    sse,
+    stream_ops,
+    streams,
+    watch,
+)
+from stepwell.asgi.websocket import rejecting_sockets
+from stepwell.background import cancel, run_forever
+from stepwell.engine.engine import Engine
+from stepwell.engine.model_reloads import ModelReloads
+from stepwell.engine.options import EngineOptions
+from stepwell.errors import ServiceError
+from stepwell.metrics import Metrics
+from stepwell.models.artifacts.folder import ArtifactFolder
+from stepwell.models.artifacts.keeper import ArtifactBackend, ArtifactKeeper
+from stepwell.models.registry import ModelRegistry
+from stepwell.models.reload import ReloadCoordinator
+from stepwell.models.vetting import ModelVetting
+from stepwell.releases.gate import Gates
+from stepwell.releases.worker import WorkerReleases
+from stepwell.requests.auth.jwt import load_api_keys
+from stepwell.requests.context import AppContext
+from stepwell.requests.error_formats import error_format_of
+from stepwell.requests.problems import internal_error
+from stepwell.service_addon import ServiceAddon
+from stepwell.settings import Settings, SharedFolders
+from stepwell.store.artifacts import StoredArtifacts
+from stepwell.store.checks.safety import SafetyMonitor
+from stepwell.store.state_store import StateStore
+from stepwell.tracing.observer import TracedMetrics
+from stepwell.tracing.otel import make_tracer
+
+if TYPE_CHECKING:
+    from stepwell.models.changes import ReloadReport
+
+_log = logging.getLogger(__name__)
+_COUNT_S = 10.0  # minimum between two counts of streams, if their number is limited
+_HOUSEKEEPING_S = 1.0  # between two updates of readiness and gauges, and two checks of the models folders
+_DROP_S = 60.0
+_SAFETY_S = 5.0  # between two checks of the store's settings
+
+
+class NoStoreError(StepwellError):
+    """The application was started without a store."""
+
+    code = "no_store"
+
+
+def create_app(settings: Settings, folders: SharedFolders | None = None) -> FastAPI:
+    """Return the application; it connects to the store and loads the models when it starts.
+
+    Args:
+        settings: The service's settings.
+        folders: What the workers of this service share; None: nothing.
+
+    Raises:
+        KeysFileError: `api_keys_file` or `jwt_keys` cannot be used.
+        MissingExtraError, TracingError: As for `make_tracer`.
+        AddonError: An installed package registers an add-on that cannot be used.
+    """
+    version = importlib.metadata.version("stepwell")
+    traced = make_tracer(version, os.environ)
+    tracer, end_tracing = (None, None) if traced is None else traced
+    metrics = Metrics(version) if tracer is None else TracedMetrics(version, tracer)
+    context = AppContext(settings, load_api_keys(settings), metrics, tracer)
+    app = FastAPI(
+        title="Stepwell",
+        version=version,
+        lifespan=lambda app: _lifespan(app, context, folders or SharedFolders(), end_tracing),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    found = registered("stepwell.addons").values()
+    addons: list[ServiceAddon] = [load(point, type)(context, version) for point in found]
+    app.state.addons = addons
+    app.router.route_class = RawRoute
+    # replaced as FastAPI documents it; called after all routes have been added
+    app.openapi = functools.cache(lambda: openapi.document(app))  # type: ignore[method-assign]
+    app.add_exception_handler(HTTPException, _respond_without_route)
+    app.add_exception_handler(WebSocketDisconnect, _ignore_disconnect)
+    app.add_exception_handler(Exception, _internal_error)
+    streams.add_step_routes(app, context)  # first: routes are matched in order, and these are the most frequent
+    for addon in addons:
+        addon.add_routes(app)
+    savepoints.add_routes(app, context)  # before `.../streams/{stream}`, which would match them
+    streams.add_routes(app, context)
+    oip.add_routes(app, context)
+    feed.add_routes(app, context)
+    stream_ops.add_routes(app, context)
+    watch.add_routes(app, context)
+    sse.add_routes(app, context)
+    releases.add_routes(app, context)
+    alerts.add_routes(app, context)
+    drift.add_routes(app, context)
+    admin.add_routes(app, context)
+    app.router.default = rejecting_sockets(app.router.default, context)
+    return app
+
+
+def _build_engine(settings: Settings, metrics: Metrics, folders: SharedFolders) -> Engine:
+    """Return an engine on the configured store; its models are not loaded yet.
+
+    Raises:
+        NoStoreError: `redis` is not set; `stepwell serve` sets it to the embedded store that it starts.
+    """
+    if settings.redis is None:
+        raise NoStoreError(
+            "`redis` is not set; the application does not start a store itself.",
+            fix="Run `stepwell serve`, which starts one, or set STEPWELL_REDIS to a URL.",
+        )
+    store = StateStore(
+        settings.redis,
+        stream_ttl_s=settings.stream_ttl_s,
+        idempotency_ttl_s=settings.idempotency_ttl_s,
+        durability=settings.durability,
+    )
+    same = {field.name for field in dataclasses.fields(EngineOptions)} & Settings.model_fields.keys() - {"history"}
+    options = EngineOptions(
+        **{name: getattr(settings, name) for name in same},
+        max_wait_s=settings.max_wait_ms / 1000,
+        history=settings.kept_history,
+    )
+    vetting = ModelVetting(settings, folders.verdicts)
+    artifacts = ArtifactKeeper(
+        _artifact_backend(settings, store),
+        vetting.load,
+        max_bytes=settings.artifact_max_bytes,
+        folder=folders.artifacts,
+    )
+    models = ModelRegistry(
+        settings.models,
+        vetting.load,
+        artifacts,
+        find_timeout_s=settings.request_timeout_s,
+        retired_ttl_s=1.5 * settings.longest_ttl_s,
+        on_change=metrics.model_changed,
+    )
+    return Engine(store, models, options, metrics)
+
+
+def _artifact_backend(settings: Settings, store: StateStore) -> ArtifactBackend | None:
+    """Return where artifacts are kept; None: nowhere."""
+    if settings.artifacts == "off":
+        return None
+    if settings.artifacts == "store":
+        return StoredArtifacts(store, longest_ttl_s=settings.longest_ttl_s)
+    return ArtifactFolder(Path(settings.artifacts), longest_ttl_s=settings.longest_ttl_s)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(
+    app: FastAPI, context: AppContext, folders: SharedFolders, end_tracing: Callable[[], None] | None
+) -> AsyncIterator[None]:
+    """Open the engine and start background tasks, serve, then close all in reverse order."""
+    async with contextlib.AsyncExitStack() as stack:
+        if end_tracing is not None:
+            stack.push_async_callback(asyncio.to_thread, end_tracing)
+        engine = _build_engine(context.settings, context.metrics, folders)
+        stack.callback(engine.models.close)
+        stack.push_async_callback(engine.close)
+
+        async def reload_worker() -> ReloadReport:
+            return await reloads.reload_worker()
+
+        coordinator = ReloadCoordinator(reload_worker, folders.reload)
+        reloads = ModelReloads(engine.store, engine.models, coordinator.reload_everywhere)
+        stack.push_async_callback(reloads.fleet.close)
+        await reloads.load()
+        for problem in context.settings.unknown_history(engine.models.names()):
+            _log.warning("%s. Its events are kept once it is", problem)
+
+        await engine.watch.start()
+        worker_releases = WorkerReleases(engine.store, engine.models, engine.releases)
+        await worker_releases.load()
+
+        context.engine, context.reloads = engine, reloads
+        context.releases = worker_releases.service
+        settings = context.settings
+        context.safety = SafetyMonitor(engine.store, settings.durability, allow_eviction=settings.allow_eviction)
+        await context.safety.check()
+        app.state.engine = engine
+        context.metrics.bind_gauges(
+            models=engine.models.names,
+            queue_rows=engine.steps.waiting_by_model,
+            watchers=lambda: len(engine.watch),
+            websockets=lambda: context.websockets,
+            ready=lambda: context.ready,
+            cached_streams=engine.steps.cached_by_model,
+            streams=worker_releases.streams,
+            releases_ended=worker_releases.ended,
+            gates_waiting=worker_releases.gates.waiting,
+            drift=lambda: engine.drift.reports,
+            connections=lambda: len(context.connections),
+            store_reachable=lambda: engine.store_reachable,
+            store_safe=lambda: not context.safety.reasons,
+            store_used_bytes=lambda: 0 if context.safety.info is None else context.safety.info.used_memory,
+            store_max_bytes=lambda: 0 if context.safety.info is None else context.safety.info.max_memory,
+            durability=settings.durability,
+        )
+        addons: list[ServiceAddon] = app.state.addons
+        background = [
+            *_background(context, worker_releases.gates),
+            *(w for addon in addons for w in addon.background()),
+        ]
+        works = (coordinator.watch(), reloads.fleet.run(), *worker_releases.background(), *background)
+        tasks = [asyncio.create_task(work) for work in works]
+        stack.push_async_callback(cancel, tasks)
+        for addon in addons:
+            await addon.start()
+        yield
+        for addon in addons:
+            await addon.stop(settings.drain_s)
+        await engine.drain(context.settings.drain_s)
+        await engine.drift.close()
+        context.metrics.refresh()  # metrics requests to other workers include this one
+
+
+def _background(context: AppContext, gates: Gates) -> Iterator[Coroutine[Any, Any, None]]:
+    """Yield the background work of the application, each to run in its own task."""
+    engine, loop = context.engine, asyncio.get_running_loop()
+
+    async def refresh() -> None:
+        await context.check_readiness()
+        context.metrics.refresh()
+
+    async def count_streams() -> None:
+        started_at = loop.time()
+        with contextlib.suppress(ServiceError):  # the store is unavailable: readiness reports it
+            await engine.streams.count()
+        # Counting may use at most a twentieth of the store's time.
+        await asyncio.sleep(max(0.0, 20 * (loop.time() - started_at) - _COUNT_S))
+
+    async def compare() -> None:
+        await engine.comparison.flush()
+        await gates.judge()
+
+    async def drop_unused() -> None:
+        engine.steps.close_unused()
+        engine.models.drop_unused()
+
+    async def reload_changed() -> None:
+        report = await context.reloads.reload_changed()
+        if report.loaded:
+            context.audit.write("reload", by="watch_models", loaded=", ".join(report.loaded), outcome="yes")
+
+    yield run_forever(refresh, every_s=_HOUSEKEEPING_S, name="Updating readiness and gauges")
+    yield run_forever(context.safety.check, every_s=_SAFETY_S, name="Checking the store's settings")
+    yield engine.refusals.run()
+    yield run_forever(compare, every_s=_HOUSEKEEPING_S, name="Comparing the versions of releases")
+    yield run_forever(engine.sweeper.run, every_s=_HOUSEKEEPING_S, name="Moving streams that sleep")
+    if context.settings.drift:
+        yield run_forever(engine.drift.run, every_s=_HOUSEKEEPING_S, name="Observing the distributions of timesteps")
+    yield run_forever(drop_unused, every_s=_DROP_S, name="Dropping models that no stream uses")
+    if context.settings.watch_models:
+        yield run_forever(reload_changed, every_s=_HOUSEKEEPING_S, name="Reloading changed models")
+    if context.settings.tenant_max_streams is not None:
+        yield run_forever(count_streams, every_s=_COUNT_S, name="Counting the tenants' streams")
+
+
+# ------------------------------------------------------------------- requests without a route
+
+
+async def _respond_without_route(request: Request, exc: Exception) -> Response:
+    """Respond to a request whose path or method has no route."""
+    assert isinstance(exc, HTTPException)
+    context: AppContext = request.app.state.context
+    headers = {}
+    path = request.scope["path"]
+    error_format = error_format_of(path)
+    try:
+        reject_escaped_slash(request.scope)
+        if exc.status_code == 405:
+            headers["allow"] = ", ".join(sorted(_methods(request)))
+            error = ServiceError(
+                "method_not_allowed",
+                f"{request.method} is not allowed for {path[:200]!a}; expected {headers['allow']}.",
+                fix="See /docs for the routes.",
+            )
+        else:
+            error = ServiceError("not_found", f"There is no route {path[:200]!a}.", fix="See /docs for the routes.")
+    except ServiceError as slash_error:
+        error = slash_error
+    context.metrics.refusal(error.code)
+    response = problem_response(error, error_format)
+    context.metrics.request(error_format.transport, response.status_code)
+    response.headers.update(headers)
+    return with_request_id(response, request.scope)
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods of all routes at this path; the framework returns those of the first one only."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return methods
+
+
+async def _ignore_disconnect(_websocket: Any, _exc: Exception) -> None:
+    """Ignore a WebSocket disconnect, which is not an error."""
+
+
+async def _internal_error(request: Request, exc: Exception) -> Response:
+    """Respond to an unexpected exception, without details, which are in the log."""
+    context: AppContext = request.app.state.context
+    context.metrics.refusal("internal")
+    error_format = error_format_of(request.scope["path"])
+    context.metrics.request(error_format.transport, 500)
+    return with_request_id(problem_response(internal_error(), error_format), request.scope)

@@ -1,0 +1,191 @@
+"""The AsyncAPI document of the WebSockets: their channels, their messages, and who sends which.
+
+As in the OpenAPI document, schemas are derived from the structs that decode messages and describe replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from stepwell_export.runtime.manifest import NAME
+from stepwell.asgi.socket_messages import (
+    HEARTBEAT_S,
+    AuthMessage,
+    ColumnsReply,
+    CommitMessage,
+    EventsMessage,
+    FeedReply,
+    GapMessage,
+    SocketError,
+    StreamReply,
+    WatchingReply,
+    WatchRequest,
+)
+from stepwell.codec.step_bodies import BulkMessage, FeedMessage, StreamMessage
+from stepwell.requests import close_codes
+from stepwell_client.wire.ids import STREAM_ID
+
+VERSION: Final = "3.0.0"
+
+_DESCRIPTION = f"""\
+The WebSockets of Stepwell; HTTP routes are in `/openapi.json`. A feed carries timesteps to the service and predictions
+back, in the order of the messages. A watcher receives predictions when they are committed, whoever sent the timesteps.
+
+Messages are JSON in text frames, or with the subprotocol `stepwell.msgpack` msgpack in binary frames, where arrays are
+`{{"d": "float32", "s": [shape], "b": bytes}}`; `stepwell.json` names the default. If the service requires a key, the
+handshake has `Authorization: Bearer KEY`, or the first message is `{{"auth": KEY}}`.
+
+The service closes a socket with {close_codes.UNREADABLE} (a message cannot be parsed), {close_codes.POLICY} (rejected:
+the error is sent before), {close_codes.TOO_BIG} (a message is larger than `max_body_bytes`), {close_codes.FAILED} (an
+unexpected error), {close_codes.DRAINING} (this process is about to end: connect again), or {close_codes.TOO_SLOW} (the
+client has not read for {close_codes.SEND_TIMEOUT_S:g} s).
+"""
+
+_PARAMETERS: Final = {
+    "model": ("Name of a model.", NAME.pattern),
+    "stream": ("Id of a stream.", STREAM_ID.pattern),
+}
+
+
+class _Socket(NamedTuple):
+    """One WebSocket route.
+
+    Attributes:
+        address: Its path.
+        summary: What it is for.
+        query: Its query parameter, by name: the JSON schema.
+        requests: The messages that the service receives, with those that it replies with.
+        events: The messages that the service sends by itself.
+    """
+
+    address: str
+    summary: str
+    query: Mapping[str, Mapping[str, Any]]
+    requests: Mapping[type[Struct], Sequence[type[Struct]]]
+    events: Sequence[type[Struct]] = ()
+
+
+_VERSION: Final = {
+    "version": {
+        "type": "integer",
+        "minimum": 1,
+        "description": "A model version; by default the stream's own, and for new streams the highest.",
+    }
+}
+_GROUPED: Final = {
+    "grouped": {
+        "type": "boolean",
+        "default": False,
+        "description": f"Send commits together in one message, and an empty one after {HEARTBEAT_S:g} s without any.",
+    }
+}
+_SOCKETS: Final = {
+    "streamFeed": _Socket(
+        "/v1/models/{model}/streams/{stream}/feed",
+        "Steps one stream.",
+        query=_VERSION,
+        requests={AuthMessage: (), FeedMessage: (FeedReply, SocketError)},
+    ),
+    "modelFeed": _Socket(
+        "/v1/models/{model}/feed",
+        "Steps streams of one model; each message names its stream or streams.",
+        query=_VERSION,
+        requests={
+            AuthMessage: (),
+            StreamMessage: (StreamReply, SocketError),
+            BulkMessage: (ColumnsReply, SocketError),
+        },
+    ),
+    "watch": _Socket(
+        "/v1/watch",
+        "Sends predictions when they are committed.",
+        query=_GROUPED,
+        requests={AuthMessage: (), WatchRequest: (WatchingReply, SocketError)},
+        events=(CommitMessage, EventsMessage, GapMessage),
+    ),
+}
+
+
+def document(version: str) -> dict[str, Any]:
+    """Return the AsyncAPI document."""
+    messages = sorted({one for socket in _SOCKETS.values() for one in _messages(socket)}, key=lambda one: one.__name__)
+    _, schemas = msgspec.json.schema_components(messages, ref_template="#/components/schemas/{name}")
+    return {
+        "asyncapi": VERSION,
+        "info": {"title": "Stepwell", "version": version, "description": _DESCRIPTION},
+        "defaultContentType": "application/json",
+        "servers": {
+            "service": {
+                "host": "{address}",
+                "protocol": "ws",
+                "description": "The service, or the proxy in front of it; over TLS the protocol is wss.",
+                "variables": {"address": {"default": "127.0.0.1:8000", "description": "HOST:PORT"}},
+                "security": [{"$ref": "#/components/securitySchemes/key"}],
+            }
+        },
+        "channels": {name: _channel(socket) for name, socket in _SOCKETS.items()},
+        "operations": {
+            operation: described
+            for name, socket in _SOCKETS.items()
+            for operation, described in _operations(name, socket)
+        },
+        "components": {
+            "messages": {one.__name__: _message(one) for one in messages},
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _messages(socket: _Socket) -> list[type[Struct]]:
+    """Return the messages of a socket, each once."""
+    replies = [reply for replies in socket.requests.values() for reply in replies]
+    return list(dict.fromkeys([*socket.requests, *replies, *socket.events]))
+
+
+def _message(message: type[Struct]) -> dict[str, Any]:
+    summary = " ".join((message.__doc__ or "").split())
+    name = message.__name__
+    return {"name": name, "summary": summary, "payload": {"$ref": f"#/components/schemas/{name}"}}
+
+
+def _channel(socket: _Socket) -> dict[str, Any]:
+    names = [name for name in _PARAMETERS if f"{{{name}}}" in socket.address]
+    channel: dict[str, Any] = {
+        "address": socket.address,
+        "summary": socket.summary,
+        "messages": {one.__name__: {"$ref": f"#/components/messages/{one.__name__}"} for one in _messages(socket)},
+        "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
+    }
+    if names:
+        channel["parameters"] = {name: {"description": _parameter(*_PARAMETERS[name])} for name in names}
+    channel["bindings"]["ws"]["query"] = {"type": "object", "properties": socket.query}
+    return channel
+
+
+def _parameter(text: str, pattern: str) -> str:
+    """Return the description of a parameter of an address; AsyncAPI has no field for its pattern."""
+    return f"{text} It matches `^{pattern}$`."
+
+
+def _operations(name: str, socket: _Socket) -> list[tuple[str, dict[str, Any]]]:
+    """Return the operations on a channel, as the service does them: what it receives, and what it sends."""
+    channel = {"$ref": f"#/channels/{name}"}
+
+    def message(one: type[Struct]) -> dict[str, str]:
+        return {"$ref": f"#/channels/{name}/messages/{one.__name__}"}
+
+    found: list[tuple[str, dict[str, Any]]] = []
+    for request, replies in socket.requests.items():
+        operation: dict[str, Any] = {"action": "receive", "channel": channel, "messages": [message(request)]}
+        if replies:
+            operation["reply"] = {"channel": channel, "messages": [message(reply) for reply in replies]}
+        found.append((f"{name}.{request.__name__}", operation))
+    if socket.events:
+        sends = {"action": "send", "channel": channel, "messages": [message(event) for event in socket.events]}
+        found.append((f"{name}.events", sends))
+    return found

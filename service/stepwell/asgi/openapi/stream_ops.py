@@ -1,0 +1,69 @@
+"""The documentation of the routes in `routes/stream_ops.py`."""
+
+from __future__ import annotations
+
+import functools
+
+from stepwell.asgi.openapi.schemas import (
+    IDEMPOTENCY_KEY,
+    STEPPING,
+    STREAM_PATH,
+    STREAM_READ,
+    STREAM_WRITE,
+    VERSION,
+    route,
+)
+from stepwell.codec.response_bodies import (
+    ForkResponse,
+    NewSnapshotResponse,
+    PeekResponse,
+    PositionResponse,
+    RolloutResponse,
+    SnapshotResponse,
+    SnapshotsResponse,
+    StateResponse,
+)
+from stepwell.codec.rollout import RolloutBody
+from stepwell.codec.step_bodies import PeekBody
+from stepwell.codec.stream_ops import ForkBody, SnapshotBody, StateBody
+
+_READ = (*STREAM_READ, "stream_not_found", "state_corrupt", "record_version")
+_WRITE = (
+    *STREAM_WRITE,
+    *("stream_not_found", "state_changed", "idempotency_key_reused", "state_corrupt", "record_version"),
+)
+
+_copies = functools.partial(route, "copies", path=STREAM_PATH)
+_snapshot = functools.partial(route, "copies", path=(*STREAM_PATH, "name"))
+_KEYED = (VERSION, IDEMPOTENCY_KEY)
+
+PEEK = route("rollouts", path=STREAM_PATH, parameters=[VERSION], body=PeekBody, answer=PeekResponse, problems=STEPPING)
+ROLLOUT = route(
+    "rollouts", path=STREAM_PATH, parameters=_KEYED, body=RolloutBody, answer=RolloutResponse, problems=STEPPING
+)
+FORK = _copies(
+    parameters=_KEYED,
+    body=ForkBody,
+    answer=ForkResponse,
+    problems=(*_WRITE, "stream_exists", "snapshot_not_found", "model_changed", "stream_quota"),
+)
+STATE = _copies(parameters=[VERSION], answer=StateResponse, problems=(*_READ, "model_changed"))
+PUT_STATE = _copies(
+    parameters=_KEYED,
+    body=StateBody,
+    answer=PositionResponse,
+    problems=(*_WRITE, "bad_input", "non_finite", "model_changed", "precondition_required", "stream_quota"),
+)
+SNAPSHOTS = _copies(answer=SnapshotsResponse, problems=_READ)
+SNAPSHOT = _snapshot(answer=SnapshotResponse, problems=(*_READ, "snapshot_not_found", "model_changed"))
+PUT_SNAPSHOT = _snapshot(
+    parameters=[IDEMPOTENCY_KEY],
+    body=SnapshotBody,
+    answer=NewSnapshotResponse,
+    problems=(*_WRITE, "precondition_required", "stream_quota"),
+)
+DELETE_SNAPSHOT = _snapshot(
+    parameters=[IDEMPOTENCY_KEY],
+    problems=(*STREAM_WRITE, "idempotency_key_reused", "precondition_required"),
+    status=204,
+)

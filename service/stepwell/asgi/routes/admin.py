@@ -1,0 +1,212 @@
+"""Routes of the service itself: models, readiness, metrics, documentation, and the dashboard's files."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from msgspec import UNSET
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from stepwell_export.runtime.manifest import TensorSpec
+from stepwell.asgi.error_page import error_page
+from stepwell.asgi.http import RawResponse, audited, authorize, model_of, respond
+from stepwell.asgi.openapi import asyncapi
+from stepwell.asgi.openapi import streams as openapi
+from stepwell.codec.response_bodies import (
+    ModelDescription,
+    ModelsResponse,
+    ReadyResponse,
+    ReloadResponse,
+    ServiceResponse,
+)
+from stepwell.metrics import OPENMETRICS
+from stepwell.models.registry import ModelRegistry
+from stepwell.models.served import ServedModel
+from stepwell.requests.context import AppContext
+from stepwell.requests.problems import RETRY_AFTER_S
+from stepwell_client.wire.formats import JSON, encode
+
+DASHBOARD = Path(__file__).parents[1] / "static" / "dashboard"
+REFERENCE = Path(__file__).parents[1] / "static" / "reference"
+
+_PAGE_HEADERS = {
+    # The page loads everything from this service; 'self' covers the WebSocket too.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+_HIDDEN_WARNING = b'<p id="open-warning" class="notice" role="alert" hidden'
+
+_NOSNIFF = {"x-content-type-options": "nosniff"}
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the routes."""
+    routes = AdminRoutes(app, context)
+    add = app.add_api_route
+    add("/v1/models", routes.models, methods=["GET"], **openapi.MODELS)
+    add("/v1/models/reload", routes.reload, methods=["POST"], **openapi.RELOAD)
+    add("/v1/models/{model}", routes.model, methods=["GET"], **openapi.MODEL)
+    add("/v1/info", routes.info, methods=["GET"], **openapi.INFO)
+    add("/healthz", routes.healthz, methods=["GET"], **openapi.HEALTHZ)
+    add("/readyz", routes.readyz, methods=["GET"], **openapi.READYZ)
+    add("/healthz", routes.healthz, methods=["HEAD"], include_in_schema=False)
+    add("/readyz", routes.readyz, methods=["HEAD"], include_in_schema=False)
+    add("/metrics", routes.metrics, methods=["GET"], **openapi.METRICS)
+    if not context.settings.production:
+        add("/openapi.json", routes.openapi, methods=["GET"], include_in_schema=False)
+        add("/asyncapi.json", routes.asyncapi, methods=["GET"], include_in_schema=False)
+        add("/docs", routes.docs, methods=["GET"], include_in_schema=False)
+        app.mount("/reference", PageFiles(directory=REFERENCE), name="reference")
+    add("/docs/errors", routes.errors, methods=["GET"], include_in_schema=False)
+    add("/", routes.page, methods=["GET"], include_in_schema=False)
+    app.mount("/dashboard", PageFiles(directory=DASHBOARD), name="dashboard")
+
+
+class AdminRoutes:
+    """The endpoints of the routes."""
+
+    def __init__(self, app: FastAPI, context: AppContext) -> None:
+        self._app = app
+        self._context = context
+        self._openapi = functools.cache(lambda: encode(app.openapi(), JSON))
+        self._asyncapi = functools.cache(lambda: encode(asyncapi.document(app.version), JSON))
+
+    async def models(self, request: Request) -> Response:
+        """Describe every model."""
+        authorize(request, self._context, "read")
+        models = self._context.engine.models
+        return respond(ModelsResponse(models=[describe(models.get(name), models) for name in models.names()]), request)
+
+    async def model(self, request: Request) -> Response:
+        """Describe one model."""
+        authorize(request, self._context, "read")
+        return respond(describe(model_of(request, self._context), self._context.engine.models), request)
+
+    async def reload(self, request: Request) -> Response:
+        """Reload new and changed models from the model folders, in every worker of every replica."""
+        authorize(request, self._context, "models")
+        with audited(request, self._context, "reload") as audit:
+            report = await self._context.reloads.reload_fleet()
+            audit.update(loaded=", ".join(report.loaded) or None, failed=len(report.failed) or None)
+        document = ReloadResponse(
+            loaded=report.loaded,
+            failed=report.failed,
+            not_kept=report.not_kept or UNSET,
+            ignored=report.ignored or UNSET,
+        )
+        return respond(document, request)
+
+    async def info(self, request: Request) -> Response:
+        """Return version, durability, information about the store, limits, history, and the caller's tenant."""
+        caller = authorize(request, self._context, "read")
+        settings = self._context.settings
+        names = (
+            *("max_body_bytes", "max_chunk_steps", "max_batch_size", "queue_limit", "queue_bytes", "max_websockets"),
+            *("max_connections", "request_timeout_s", "run_timeout_s", "stream_ttl_s", "idempotency_ttl_s"),
+            *("tenant_rate", "tenant_max_websockets", "tenant_max_streams"),
+            *("max_snapshots", "max_horizon", "max_samples"),
+        )
+        limits = {name: getattr(settings, name) for name in names}
+        limits["snapshot_ttl_s"] = settings.stream_ttl_s if settings.snapshot_ttl_s is None else settings.snapshot_ttl_s
+        safety = self._context.safety
+        document = ServiceResponse(
+            version=self._app.version,
+            durability=settings.durability,
+            store={**({} if safety.info is None else safety.info.as_dict()), "unsafe": safety.reasons},
+            limits=limits,
+            history=settings.kept_history,
+            tenant=caller.tenant,
+        )
+        return respond(document, request)
+
+    async def healthz(self, _request: Request) -> Response:
+        """Return 200: the process is alive."""
+        return RawResponse(b'{"alive":true}', JSON.value)
+
+    async def readyz(self, _request: Request) -> Response:
+        """Return 200 if requests can be served now, else 503 with the reasons."""
+        reasons = await self._context.check_readiness()
+        document = ReadyResponse(ready=not reasons, reasons=reasons, notes=self._context.reloads.notes() or UNSET)
+        headers = {"retry-after": str(RETRY_AFTER_S)} if reasons else None
+        return RawResponse(encode(document, JSON), JSON.value, status=503 if reasons else 200, headers=headers)
+
+    async def metrics(self, request: Request) -> Response:
+        """Return the metrics in Prometheus' text format, or in that of OpenMetrics if the request accepts it."""
+        authorize(request, self._context, "metrics")
+        self._context.metrics.refresh()
+        as_openmetrics = OPENMETRICS in request.headers.get("accept", "")
+        body, media_type = await asyncio.to_thread(self._context.metrics.render, as_openmetrics=as_openmetrics)
+        return RawResponse(body, media_type)
+
+    async def openapi(self, request: Request) -> Response:
+        """Return the OpenAPI document."""
+        authorize(request, self._context, "read")
+        return RawResponse(await asyncio.to_thread(self._openapi), JSON.value)
+
+    async def asyncapi(self, request: Request) -> Response:
+        """Return the AsyncAPI document, which describes the WebSockets."""
+        authorize(request, self._context, "read")
+        return RawResponse(await asyncio.to_thread(self._asyncapi), JSON.value)
+
+    async def docs(self, _request: Request) -> Response:
+        """Return the page of the API documentation, which fetches the OpenAPI document."""
+        return FileResponse(REFERENCE / "index.html", headers={**_PAGE_HEADERS, **_NOSNIFF})
+
+    async def errors(self, _request: Request) -> Response:
+        """Return the page with the meaning of each error code, which the `type` of problems links to."""
+        return RawResponse(error_page(), "text/html; charset=utf-8", headers=_PAGE_HEADERS)
+
+    async def page(self, _request: Request) -> Response:
+        """Return the dashboard, with a warning if the API is open to other machines without keys."""
+        page = DASHBOARD / "index.html"
+        if self._context.settings.open_address is None:
+            return FileResponse(page, headers={**_PAGE_HEADERS, **_NOSNIFF})
+        with_warning = page.read_bytes().replace(_HIDDEN_WARNING, _HIDDEN_WARNING.removesuffix(b" hidden"))
+        return RawResponse(with_warning, "text/html; charset=utf-8", headers=_PAGE_HEADERS)
+
+
+class PageFiles(StaticFiles):
+    """Static files of a page."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return a file with the page's headers."""
+        response = super().file_response(*args, **kwargs)
+        response.headers.update({**_PAGE_HEADERS, **_NOSNIFF})
+        return response
+
+
+def describe(served: ServedModel, models: ModelRegistry) -> ModelDescription:
+    """Return the public description of a model."""
+    manifest = served.manifest
+    return ModelDescription(
+        name=served.name,
+        version=served.version,
+        versions=models.versions(served.name),
+        inputs=[
+            _tensor(spec, "name", "dtype", "shape", *(["missing"] if spec.missing == "nan" else []))
+            for spec in manifest.inputs
+        ],
+        outputs=[_tensor(spec, "name", "dtype", "shape", "kind") for spec in manifest.answered],
+        states=[
+            {"name": field.name, "dtype": field.dtype.name, "shape": list(field.shape)}
+            for field in served.step_model.fields
+        ],
+        feedback=manifest.feedback,
+        bytes_per_stream=served.step_model.state_bytes,
+        parity=None if manifest.verified is None else manifest.verified.model_dump(mode="json"),
+    )
+
+
+def _tensor(spec: TensorSpec, *keys: str) -> dict[str, Any]:
+    """Return some keys of a tensor's spec, and the manifest's own extra keys, such as the names of its elements."""
+    return {**spec.model_dump(include=set(keys)), **(spec.model_extra or {})}

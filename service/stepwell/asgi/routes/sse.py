@@ -1,0 +1,143 @@
+"""`GET .../streams/{stream}/events`: the events of one stream, as in `/v1/watch`, as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from stepwell.asgi.openapi import streams as openapi
+from stepwell.asgi.query import flag_of, number_of
+from stepwell.asgi.routes.watching import event_document, parse_subscription, queued_events
+from stepwell.asgi.socket_messages import HEARTBEAT_S
+from stepwell.codec import JSON
+from stepwell.engine.watch.hub import WatchHub
+from stepwell.engine.watch.subscriber import EventGap, Subscriber
+from stepwell.errors import ServiceError
+from stepwell.requests.auth.socket_auth import SocketAuth
+from stepwell.requests.context import AppContext
+from stepwell.requests.problems import problem_document
+from stepwell_client.wire.formats import encode
+from stepwell_client.wire.ids import SEQ_LIMIT
+
+_RETRY_MS: Final = 1000  # a browser waits this long before it reconnects
+_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would buffer the events
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the route."""
+    routes = SseRoutes(context)
+    path = "/v1/models/{model}/streams/{stream}/events"
+    app.add_api_route(path, routes.events, methods=["GET"], **openapi.EVENTS)
+
+
+class SseRoutes:
+    """The endpoint of the route."""
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+
+    async def events(self, request: Request) -> Response:
+        """Watch one stream: its predictions as they are committed."""
+        context, path = self._context, request.path_params
+        authorization = request.headers.get("authorization")
+        caller = context.authenticate_and_count(authorization, "read")
+        auth = SocketAuth(context, "read", authorization, ())
+        auth.authorize_handshake(None, None)
+        subscription = parse_subscription(path["model"], path["stream"], "", caller, context)
+        last_step = number_of(request.headers, "Last-Event-ID", 0, SEQ_LIMIT - 1)  # sent by a browser that reconnects
+        if last_step is None:
+            last_step = number_of(request.query_params, "since", 0, SEQ_LIMIT - 1)
+        since = {subscription.key: last_step} if subscription.key is not None and last_step is not None else {}
+        query = request.query_params
+        watcher = Subscriber(
+            [subscription], inputs=flag_of(query, "inputs"), candidate=flag_of(query, "candidate"), since=since
+        )
+        return SseResponse(context.engine.watch, watcher, auth)
+
+
+class SseResponse(Response):
+    """A response that ends when the client disconnects or this process drains."""
+
+    def __init__(
+        self, hub: WatchHub, watcher: Subscriber, auth: SocketAuth, *, heartbeat_s: float = HEARTBEAT_S
+    ) -> None:
+        """Create a response; the watcher is added to the hub when it starts.
+
+        Args:
+            hub: All watchers of this worker.
+            watcher: The watcher whose events are sent.
+            auth: The client; counted while the response lasts, which ends when the client's key is no longer valid.
+            heartbeat_s: Seconds without events after which a heartbeat is sent.
+        """
+        self.status_code = 200
+        self.raw_headers = _HEADERS
+        self.body = b""
+        self.background = None
+        self._hub = hub
+        self._subscriber = watcher
+        self._auth = auth
+        self._heartbeat_s = heartbeat_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send events until the client disconnects or the watcher is closed."""
+        self._auth.register()
+        work = [asyncio.create_task(self._send(send)), asyncio.create_task(_wait_for_disconnect(receive))]
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._auth.unregister()
+            self._hub.remove(self._subscriber)
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+
+    async def _send(self, send: Send) -> None:
+        await self._hub.add(self._subscriber)
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for text in self.texts():
+            await send({"type": "http.response.body", "body": text, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def texts(self) -> AsyncIterator[bytes]:
+        """Yield the bytes to send, one event each."""
+        watcher = self._subscriber
+        yield b"retry: %d\n" % _RETRY_MS + _event(b'{"watching":1}', event_type=b"watching")
+        async for events in queued_events(watcher, self._heartbeat_s):
+            try:
+                self._auth.recheck(asyncio.get_running_loop().time())
+            except ServiceError as exc:
+                yield _event(encode({"error": problem_document(exc)}, JSON), event_type=b"problem")
+                return
+            if not events:
+                yield b":\n\n"
+            for event in events:
+                data = encode(event_document(event, JSON, watcher), JSON)
+                yield (
+                    _event(data, event_type=b"gap")
+                    if isinstance(event, EventGap)
+                    else _event(data, event_id=event.step)
+                )
+
+
+def _event(data: bytes, *, event_type: bytes = b"", event_id: int | None = None) -> bytes:
+    """Return one encoded event; our JSON has no line breaks."""
+    head = b"event: " + event_type + b"\n" if event_type else b""
+    return head + (b"" if event_id is None else b"id: %d\n" % event_id) + b"data: " + data + b"\n\n"
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    """Wait until the client has disconnected."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

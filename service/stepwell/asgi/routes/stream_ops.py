@@ -1,0 +1,212 @@
+"""Routes for peeks, rollouts, forks, states and snapshots of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from msgspec import UNSET
+from starlette.responses import Response
+
+from stepwell.asgi.http import (
+    audited,
+    authorized_stream,
+    body_of,
+    decoded,
+    format_of,
+    idempotency_key_of,
+    model_of,
+    replacement_fields,
+    respond,
+)
+from stepwell.asgi.openapi import stream_ops as openapi
+from stepwell.asgi.query import version_of
+from stepwell.codec import JSON, Format
+from stepwell.codec.response_bodies import SnapshotEntry, SnapshotResponse, SnapshotsResponse, StateResponse
+from stepwell.codec.responses import position_response, rfc3339, step_response
+from stepwell.codec.rollout import RolloutLimits, read_rollout, rollout_response
+from stepwell.codec.stream_ops import (
+    check_snapshot_name,
+    read_fork,
+    read_snapshot,
+    read_state,
+    states_of,
+)
+from stepwell.requests.bulk import to_timestep
+from stepwell.requests.context import AppContext
+from stepwell.types import ImportedState, RolloutRequest, SnapshotStatus, StreamKey, StreamState
+from stepwell_client.wire.formats import encode_tensors, format_of_answer
+from stepwell_client.wire.ids import encode_state_id
+
+_STREAM = "/v1/models/{model}/streams/{stream}"
+
+
+def add_routes(app: FastAPI, context: AppContext) -> None:
+    """Declare the routes."""
+    routes = StreamOpRoutes(context)
+    add = app.add_api_route
+    add(f"{_STREAM}/peek", routes.peek, methods=["POST"], **openapi.PEEK)
+    add(f"{_STREAM}/rollout", routes.rollout, methods=["POST"], **openapi.ROLLOUT)
+    add(f"{_STREAM}/fork", routes.fork, methods=["POST"], **openapi.FORK)
+    add(f"{_STREAM}/state", routes.state, methods=["GET"], **openapi.STATE)
+    add(f"{_STREAM}/state", routes.put_state, methods=["PUT"], **openapi.PUT_STATE)
+    add(f"{_STREAM}/snapshots", routes.snapshots, methods=["GET"], **openapi.SNAPSHOTS)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.snapshot, methods=["GET"], **openapi.SNAPSHOT)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.put_snapshot, methods=["PUT"], **openapi.PUT_SNAPSHOT)
+    add(f"{_STREAM}/snapshots/{{name}}", routes.delete_snapshot, methods=["DELETE"], **openapi.DELETE_SNAPSHOT)
+
+
+class StreamOpRoutes:
+    """The endpoints of the routes."""
+
+    def __init__(self, context: AppContext) -> None:
+        self._context = context
+
+    async def peek(self, request: Request) -> Response:
+        """Return what a step, or a chunk, would return; nothing is committed."""
+        context = self._context
+        key = authorized_stream(request, context, "step")
+        served, request_format = model_of(request, context), format_of(request)
+        decoder = context.decoder(served)
+        body = await decoded(context, await body_of(request, context), lambda raw: decoder.peek(raw, request_format))
+        result = await context.engine.steps.peek(to_timestep(body, key, version_of(request), transport="http"))
+        response_format = format_of_answer(request.headers.get("accept"), request_format)
+        document = step_response(result, response_format, chunk=body.chunk, keep=body.keep)
+        if not result.state_id:
+            del document["state_id"]  # the stream does not exist, so it has no history
+        return respond(document, request, request_format)
+
+    async def rollout(self, request: Request) -> Response:
+        """Run a stream on its own predictions for `horizon` timesteps; with `commit` they are applied to the stream."""
+        context, settings = self._context, self._context.settings
+        key = authorized_stream(request, context, "step")
+        served, request_format, version = model_of(request, context), format_of(request), version_of(request)
+        limits = RolloutLimits(settings.max_horizon, settings.max_samples, settings.max_body_bytes)
+        body, inputs = await decoded(
+            context,
+            await body_of(request, context),
+            lambda raw: read_rollout(raw, request_format, served.manifest, limits),
+        )
+        rollout = RolloutRequest(
+            key, inputs=inputs, idempotency_key=idempotency_key_of(request), version=version, **body.options()
+        )
+        result = await context.engine.rollouts.run(rollout)
+        response_format = format_of_answer(request.headers.get("accept"), request_format)
+        return respond(
+            rollout_response(result, response_format, samples=body.samples is not UNSET), request, request_format
+        )
+
+    # ---------------------------------------------------------------- forks
+
+    async def fork(self, request: Request) -> Response:
+        """Create another stream with the state of this one, or of one of its snapshots."""
+        key, request_format = authorized_stream(request, self._context, "admin"), format_of(request)
+        to, after, snapshot = read_fork(await body_of(request, self._context), request_format)
+        target = StreamKey(key.tenant, key.model, to)
+        version, idempotency_key = version_of(request), idempotency_key_of(request)
+        about = {"model": key.model, "stream": key.stream, "to": to, "snapshot": snapshot}
+        with audited(request, self._context, "fork", **about) as audit:
+            position = await self._context.engine.streams.copies.fork(
+                key, target, snapshot=snapshot, version=version, after=after, idempotency_key=idempotency_key
+            )
+            audit.update(state_id_after=position.state_id, replayed=position.replayed or None)
+        return respond({"stream": target.stream, **position_response(position)}, request, request_format)
+
+    # ---------------------------------------------------------------- states
+
+    async def state(self, request: Request) -> Response:
+        """Return the state of a stream."""
+        state = await self._context.engine.streams.copies.get_state(
+            authorized_stream(request, self._context, "read"), version=version_of(request)
+        )
+        return respond(StateResponse(**_state_fields(state, _response_format(request))), request)
+
+    async def put_state(self, request: Request) -> Response:
+        """Set the state of a stream."""
+        key, request_format, version = (
+            authorized_stream(request, self._context, "admin"),
+            format_of(request),
+            version_of(request),
+        )
+        engine, idempotency_key = self._context.engine, idempotency_key_of(request)
+        raw_body = await body_of(request, self._context)
+        body = await decoded(self._context, raw_body, lambda raw: read_state(raw, request_format))
+        self._context.require_precondition("new state", body.after_bytes, idempotency_key)
+        served = await engine.streams.copies.model_for_import(key.model, body.fingerprint_bytes, version)
+        imported = ImportedState(states_of(body.states, served.step_model.fields), body.step)
+        with audited(request, self._context, "put_state", model=key.model, stream=key.stream) as audit:
+            position = await engine.streams.put_state(
+                key,
+                served,
+                imported,
+                is_named=version is not None,
+                after=body.after_bytes,
+                idempotency_key=idempotency_key,
+            )
+            audit.update(replacement_fields(position))
+        return respond(position_response(position), request, request_format)
+
+    # ---------------------------------------------------------------- snapshots
+
+    async def snapshots(self, request: Request) -> Response:
+        """List the snapshots of a stream."""
+        result = await self._context.engine.streams.copies.list_snapshots(
+            authorized_stream(request, self._context, "read")
+        )
+        snapshots = [SnapshotEntry(**_snapshot_fields(status)) for status in result]
+        return respond(SnapshotsResponse(snapshots=snapshots), request)
+
+    async def snapshot(self, request: Request) -> Response:
+        """Return a snapshot of a stream, with its state."""
+        key, name = authorized_stream(request, self._context, "read"), check_snapshot_name(request.path_params["name"])
+        status, state = await self._context.engine.streams.copies.get_snapshot(key, name)
+        fields = _state_fields(state, _response_format(request)) | _snapshot_fields(status)
+        return respond(SnapshotResponse(**fields), request)
+
+    async def put_snapshot(self, request: Request) -> Response:
+        """Save a named snapshot of a stream's current state."""
+        key, name, request_format = (
+            authorized_stream(request, self._context, "admin"),
+            check_snapshot_name(request.path_params["name"]),
+            format_of(request),
+        )
+        after, idempotency_key = (
+            read_snapshot(await body_of(request, self._context), request_format),
+            idempotency_key_of(request),
+        )
+        self._context.require_precondition("snapshot", after, idempotency_key)
+        about = {"model": key.model, "stream": key.stream, "snapshot": name}
+        with audited(request, self._context, "put_snapshot", **about) as audit:
+            position = await self._context.engine.streams.copies.create_snapshot(
+                key, name, after=after, idempotency_key=idempotency_key
+            )
+            audit.update(state_id=position.state_id, replayed=position.replayed or None)
+        return respond({"name": name, **position_response(position)}, request, request_format)
+
+    async def delete_snapshot(self, request: Request) -> Response:
+        """Delete a snapshot."""
+        key, name = authorized_stream(request, self._context, "admin"), check_snapshot_name(request.path_params["name"])
+        idempotency_key = idempotency_key_of(request)
+        self._context.require_precondition("deletion", idempotency_key)
+        with audited(request, self._context, "delete_snapshot", model=key.model, stream=key.stream, snapshot=name):
+            await self._context.engine.streams.copies.delete_snapshot(key, name, idempotency_key=idempotency_key)
+        return Response(status_code=204)
+
+
+def _response_format(request: Request) -> Format:
+    return format_of_answer(request.headers.get("accept"), JSON)
+
+
+def _state_fields(state: StreamState, response_format: Format) -> dict[str, Any]:
+    states = encode_tensors(state.states, response_format)
+    return {"states": states, "step": state.step, "fingerprint": state.fingerprint.hex()}
+
+
+def _snapshot_fields(status: SnapshotStatus) -> dict[str, Any]:
+    return {
+        "name": status.name,
+        "version": status.version,
+        "step": status.step,
+        "state_id": encode_state_id(status.state_id),
+        "taken_at": rfc3339(status.taken_ms),
+    }

@@ -1,0 +1,364 @@
+"""The documents of responses: a struct each, from which the OpenAPI schemas are derived.
+
+Those of steps and rollouts, the frequent ones, are built as plain values of the same fields, in `responses` and
+`rollout`; tests compare both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from stepwell_export.runtime.manifest import NAME
+from stepwell.codec.step_bodies import TENSORS, StateId, StreamId
+from stepwell.codec.stream_ops import Fingerprint, Position, States
+from stepwell.error_codes import CODES
+from stepwell_client.wire.outcomes import Applied, Retry
+
+Tensors = Annotated[dict[str, Any], Meta(extra_json_schema=TENSORS)]
+_FLAG = {"const": True}
+Replayed = Annotated[
+    bool, Meta(description="The request was applied before; this is its first response.", extra_json_schema=_FLAG)
+]
+ReplayedRows = Annotated[list[int], Meta(description="Indices of the rows that were applied before.")]
+Created = Annotated[bool, Meta(description="This request created the stream.", extra_json_schema=_FLAG)]
+Version = Annotated[
+    int,
+    Meta(
+        ge=1,
+        description="The model version that responded; present with a `source`, or if it is another one than before.",
+    ),
+]
+TimestepVersions = Annotated[
+    list[int | None],
+    Meta(description="The version that responded to each timestep, null if not known; present if they are several."),
+]
+Skipped = Annotated[
+    int, Meta(ge=1, description="Number of first timesteps that were applied before, by their positions in `source`.")
+]
+SourceChanged = Annotated[
+    bool,
+    Meta(description="The record keeps this source in place of the one used longest ago.", extra_json_schema=_FLAG),
+]
+Unknown = Annotated[
+    int, Meta(ge=1, description="In msgpack: number of first timesteps whose outputs are not known, and zeros.")
+]
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+SnapshotName = Annotated[str, Meta(extra_json_schema={"pattern": f"^{NAME.pattern}$"})]
+Objects = list[dict[str, Any]]
+
+
+class Problem(Struct):
+    """An error, as in RFC 9457."""
+
+    type: Annotated[str, Meta(extra_json_schema={"format": "uri-reference"})]
+    title: str
+    status: int
+    detail: Annotated[str, Meta(description="What was found, what was expected, what to do.")]
+    code: Annotated[str, Meta(extra_json_schema={"enum": list(CODES)})]
+    applied: Annotated[Applied, Meta(description="Whether this request was applied to the stream.")]
+    retry: Retry
+    step: Annotated[int, Meta(description="The stream's step.")] | UnsetType = UNSET
+    expected: Annotated[int, Meta(description="The `seq` that the stream expects next.")] | UnsetType = UNSET
+    at: Annotated[int, Meta(description="The stream's position of the request's `source`.")] | UnsetType = UNSET
+    revision: Annotated[int, Meta(description="The revision of the release.")] | UnsetType = UNSET
+    state_id: StateId | UnsetType = UNSET
+
+
+class Document(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A document with its declared fields only."""
+
+
+class StepResponse(Document, kw_only=True):
+    """The response to a step or a chunk."""
+
+    outputs: Tensors
+    step: Annotated[int, Meta(description="The number of the request's last timestep.")]
+    state_id: Annotated[StateId | None, Meta(description="Null if the stream has been stepped further since.")]
+    replayed: Replayed | UnsetType = UNSET
+    created: Created | UnsetType = UNSET
+    version: Version | UnsetType = UNSET
+    versions: TimestepVersions | UnsetType = UNSET
+    skipped: Skipped | UnsetType = UNSET
+    source_changed: SourceChanged | UnsetType = UNSET
+    unknown: Unknown | UnsetType = UNSET
+
+
+class BulkResponse(Document, kw_only=True):
+    """The response to columns; a row that failed is null in each column."""
+
+    outputs: Tensors
+    step: list[int | None]
+    state_id: list[StateId | None]
+    errors: Annotated[dict[str, Problem], Meta(description="By row index, as text.")]
+    replayed: Annotated[list[int], Meta(description="Indices of the rows that were applied before.")] | UnsetType = (
+        UNSET
+    )
+    skipped: (
+        Annotated[list[int], Meta(description="For each row, its first timesteps that were applied before.")]
+        | UnsetType
+    ) = UNSET
+    source_changed: (
+        Annotated[list[int], Meta(description="Indices of the rows whose source replaced another.")] | UnsetType
+    ) = UNSET
+    version: (
+        Annotated[
+            list[int | None],
+            Meta(description="For each row, `version` of the response to a chunk."),
+        ]
+        | UnsetType
+    ) = UNSET
+    versions: (
+        Annotated[
+            list[list[int | None] | None],
+            Meta(description="For each row, `versions` of the response to a chunk; null: all are `version`."),
+        ]
+        | UnsetType
+    ) = UNSET
+    unknown: (
+        Annotated[list[int], Meta(description="In msgpack: for each row, its first timesteps without known outputs.")]
+        | UnsetType
+    ) = UNSET
+
+
+class PeekResponse(Document, kw_only=True):
+    """The response to a peek."""
+
+    outputs: Tensors
+    step: Annotated[int, Meta(description="The step that the stream would be at.")]
+    state_id: (
+        Annotated[StateId, Meta(description="The stream's current state id; absent if the stream does not exist.")]
+        | UnsetType
+    ) = UNSET
+    version: Version | UnsetType = UNSET
+
+
+class RolloutResponse(Document, kw_only=True):
+    """The response to a rollout; with `samples`, tensors have a first axis for them."""
+
+    outputs: Annotated[Tensors, Meta(description="A prediction for each timestep: `[horizon, ..]`.")]
+    next: Annotated[
+        Tensors, Meta(description="The next input that was computed from each prediction: `[horizon, ..]`.")
+    ]
+    step: Annotated[int, Meta(description="The step that the stream is at, or would be at.")]
+    state_id: StateId | UnsetType = UNSET
+    seed: Annotated[int, Meta(description="Seed of the random draws, if there were any.")] | UnsetType = UNSET
+    replayed: Replayed | UnsetType = UNSET
+    created: Created | UnsetType = UNSET
+
+
+class PositionResponse(Document, kw_only=True):
+    """The response to a reset or an imported state."""
+
+    step: Position
+    state_id: StateId
+    replayed: Replayed | UnsetType = UNSET
+
+
+class ForkResponse(PositionResponse, kw_only=True):
+    """The response to a fork."""
+
+    stream: StreamId
+
+
+class NewSnapshotResponse(PositionResponse, kw_only=True):
+    """The response to a request that creates a snapshot."""
+
+    name: SnapshotName
+
+
+class StateResponse(Document, kw_only=True):
+    """The state of a stream."""
+
+    states: States
+    step: Position
+    fingerprint: Fingerprint
+
+
+class SnapshotEntry(Document, kw_only=True):
+    """A snapshot of a stream, without its state."""
+
+    name: SnapshotName
+    version: int | None
+    step: Position
+    state_id: StateId
+    taken_at: Time
+
+
+class SnapshotResponse(SnapshotEntry, kw_only=True):
+    """A snapshot of a stream."""
+
+    states: States
+    fingerprint: Fingerprint
+
+
+class SnapshotsResponse(Document, kw_only=True):
+    """The snapshots of a stream."""
+
+    snapshots: list[SnapshotEntry]
+
+
+class LastSource(Document, kw_only=True):
+    """The position of the source that a stream has used last."""
+
+    at: int
+
+
+class SourceEntry(Document, kw_only=True):
+    """How far a stream has consumed one source."""
+
+    id: Annotated[str | None, Meta(description="Null if it is not stored any more.")]
+    at: Annotated[int, Meta(description="The position of the newest timestep that was applied from it.")]
+
+
+Sources = Annotated[
+    list[SourceEntry], Meta(description="The sources used last, the newest use first; a record keeps four.")
+]
+
+
+class StatusResponse(Document, kw_only=True):
+    """The position and the times of a stream."""
+
+    stream: StreamId
+    model: str
+    version: int | None
+    step: int
+    state_id: StateId
+    created_at: Time
+    updated_at: Time
+    expires_in_s: float
+    outputs: Tensors | UnsetType = UNSET
+    source: LastSource | UnsetType = UNSET
+    sources: Sources | UnsetType = UNSET
+
+
+class StreamEntry(Document, kw_only=True):
+    """A stream in a list; the step is null if its record cannot be read."""
+
+    stream: StreamId
+    step: int | None
+    sources: Annotated[Sources, Meta(description="With `?sources=true`.")] | UnsetType = UNSET
+
+
+class StreamsResponse(Document, kw_only=True):
+    """One page of a model's streams, and the cursor of the next page."""
+
+    streams: list[StreamEntry]
+    cursor: str | None
+
+
+class ResetAllResponse(Document, kw_only=True):
+    """The number of streams that were reset."""
+
+    reset: int
+
+
+class ModelDescription(Struct, kw_only=True):
+    """The description of a model."""
+
+    name: str
+    version: int
+    versions: list[int]
+    inputs: Objects
+    outputs: Objects
+    states: Objects
+    feedback: (
+        Annotated[dict[str, Any], Meta(description="By input, the output that it is computed from in a rollout.")]
+        | UnsetType
+    ) = UNSET
+    bytes_per_stream: int
+    parity: dict[str, Any] | None
+
+
+class ModelsResponse(Document, kw_only=True):
+    """The models that are served."""
+
+    models: list[ModelDescription]
+
+
+class ReloadResponse(Document, kw_only=True):
+    """The models that were loaded, and why others were not."""
+
+    loaded: list[str]
+    failed: list[str]
+    not_kept: (
+        Annotated[list[str], Meta(description="Models whose files are not kept for streams that need them, and why.")]
+        | UnsetType
+    ) = UNSET
+    ignored: (
+        Annotated[list[str], Meta(description="Files of the models folders that look like models but are none.")]
+        | UnsetType
+    ) = UNSET
+
+
+class AliveResponse(Document, kw_only=True):
+    """The process is alive."""
+
+    alive: Annotated[bool, Meta(extra_json_schema=_FLAG)]
+
+
+class ReadyResponse(Document, kw_only=True):
+    """Whether requests can be served, and the reasons why not."""
+
+    ready: bool
+    reasons: list[str]
+    notes: (
+        Annotated[list[str], Meta(description="What an operator should read although requests can be served.")]
+        | UnsetType
+    ) = UNSET
+
+
+class ServiceResponse(Document, kw_only=True):
+    """Version and limits of the service, and what is known of its store."""
+
+    version: str
+    durability: Annotated[str, Meta(description="What a confirmed commit survives: `memory`, `fsync` or `replica`.")]
+    store: dict[str, Any]
+    limits: dict[str, Any]
+    history: Annotated[
+        dict[str, int],
+        Meta(description="Commits that are kept of each stream, by model; `*`: of every other model."),
+    ]
+    tenant: Annotated[str, Meta(description="The tenant of the caller's key.")]
+
+
+class RaisedAlarm(Document, kw_only=True):
+    """An alarm that `stepwell alert` has raised and not cleared."""
+
+    id: Annotated[str, Meta(description="Random; every message about it has it.")]
+    rule: Annotated[str, Meta(description="The name of the rule.")]
+    state: Annotated[str, Meta(description="`raised`.")]
+    model: str
+    stream: StreamId
+    step: Annotated[
+        int, Meta(ge=0, description="Where it was raised; for silence, expiry and refusals, the last step.")
+    ]
+    at: Annotated[float, Meta(description="When it was raised, seconds since 1970, by the store's clock.")]
+    outputs: Annotated[dict[str, Any], Meta(description="The outputs of that step.")]
+    kind: Annotated[
+        str, Meta(description="`when`, `silent`, `expired` or `refused`: the key of the rule that raised it.")
+    ]
+    code: Annotated[str, Meta(description="Of refused timesteps: the error's code.")] | UnsetType = UNSET
+
+
+class AlertsResponse(Document, kw_only=True):
+    """One page of the alarms that are raised now, by model and stream, and the cursor of the next page."""
+
+    alerts: list[RaisedAlarm]
+    cursor: str | None
+
+
+class RefusedStream(Document, kw_only=True):
+    """A stream that was not imported, and the code of the error."""
+
+    stream: StreamId
+    code: str
+
+
+class ImportResponse(Document, kw_only=True):
+    """The result of an import of streams."""
+
+    loaded: Annotated[int, Meta(ge=0, description="Streams that are now as in the savepoint.")]
+    refused: Annotated[list[RefusedStream], Meta(description="The first 1000.")]
+    refused_count: Annotated[int, Meta(ge=0)]

@@ -1,0 +1,170 @@
+"""`stepwell backfill`: recorded data into the streams of a running service, and their predictions into a file."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepwell_export.runtime.manifest import InputSpec, OutputSpec
+from stepwell.addons.backfill.history import Past, past_of
+from stepwell.addons.backfill.predictions import BackfillError, PredictionSlots
+from stepwell.addons.backfill.run import Backfill, failures_in_words
+from stepwell.addons.backfill.writers import writer_of
+from stepwell_client import Client, ClientError
+from stepwell_client.protocol.column_chunks import ColumnChunks
+from stepwell.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Url, model_path
+from stepwell.commands.recorded.flags import (
+    DataFiles,
+    InputColumns,
+    StreamColumn,
+    TimeColumn,
+    column_choice,
+    data_progress,
+)
+from stepwell.commands.tables import Json, key_value_table, print_json, show
+from stepwell.addons.recorded import open_data
+from stepwell_client.wire.texts import counted
+
+_CALL_S = 120.0  # what one request may take, with its retries
+_NAMED = 5
+
+
+def backfill(
+    data: DataFiles,
+    *,
+    model: Annotated[str, typer.Option(metavar="M", help="The model's name.")],
+    stream_column: StreamColumn = None,
+    inputs: InputColumns = None,
+    time_column: TimeColumn = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Write the prediction of each row: .csv, .parquet or .npz."),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Apply the rows of streams that were reset from the first one on.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: Json = False,
+) -> None:
+    """Feed recorded data into the streams of a running service, each row once.
+
+    An interrupted run is continued by the same command: rows that were applied are not applied again. Data that begins
+    with the rows of an earlier run is continued after them. The files are read once before anything is sent.
+    """
+    started = time.monotonic()
+    write = None if predictions is None else writer_of(predictions)
+    choice = column_choice(stream_column, time_column, inputs)
+    with HttpApi(url, key) as service:
+        described = service.get(model_path(model))
+        limits = service.get("/v1/info")["limits"]
+    specs = [InputSpec.model_validate(each) for each in described["inputs"]]
+    outputs = [OutputSpec.model_validate(each) for each in described["outputs"]]
+    recorded = open_data(data, specs, choice)
+    with data_progress() as progress:
+        progress.start("checking the data", None)
+        n_rows = recorded.check(progress.advance)
+        recorded.check_stream_ids()
+        with HttpApi(url, key) as service:
+            past = past_of(recorded, service.statuses(model, recorded.streams), again=again)
+        slots = None
+        if predictions is not None:
+            identity = {
+                "model": model,
+                "version": described["version"],
+                "source": recorded.source_id,
+                "again": hashlib.sha256("".join(past.sources).encode()).hexdigest(),
+                "columns": [choice.stream, sorted(choice.inputs.items())],
+            }
+            slots = PredictionSlots(predictions, n_rows, outputs, identity)
+        progress.start("sending", n_rows)
+        with Client(url, key, _CALL_S, keep_bytes=0) as client:
+            run = Backfill(
+                client,
+                ColumnChunks(model, _CALL_S),
+                recorded,
+                slots,
+                past,
+                width=int(limits["max_batch_size"]),
+                row_bytes=sum(spec.row_bytes for spec in [*specs, *outputs]) or 1,
+                most_bytes=int(limits["max_body_bytes"]) // 2,
+                most_chunk=int(limits["max_chunk_steps"]),
+                advance=progress.advance,
+            )
+            _run(run)
+        n_unknown = 0
+        is_whole = not run.failures and not past.reset
+        if slots is not None and write is not None and is_whole:
+            progress.start("writing predictions", None)
+            n_unknown = slots.finish(list(recorded.streams), write)
+    report = {
+        "model": model,
+        "streams": len(recorded.streams),
+        "timesteps": n_rows,
+        "applied": run.applied,
+        "skipped": run.skipped,
+        "failed": [{"stream": stream, "code": error.code} for stream, error in run.failures.items()],
+        "reset": past.reset,
+        "source": recorded.source_id,
+        "predictions": str(predictions) if predictions is not None and is_whole else None,
+        "unknown": n_unknown,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    _print(report, as_json=as_json)
+    _raise_if_incomplete(run, past, predictions, n_unknown)
+
+
+def _run(run: Backfill) -> None:
+    try:
+        run.run()
+    except ClientError as exc:
+        raise BackfillError(
+            f"{exc.problem} Applied before that: {counted(run.applied, 'timestep')}.",
+            fix="Run the same command again: it goes on where it stopped, and applies no row twice.",
+        ) from exc
+
+
+def _raise_if_incomplete(run: Backfill, past: Past, predictions: Path | None, n_unknown: int) -> None:
+    """Raise an error for what is left to do, or if there was nothing to do."""
+    written = f"; {predictions} is written then." if predictions is not None else "."
+    if run.failures:
+        raise BackfillError(
+            failures_in_words(run.failures, _NAMED),
+            fix="All other streams are done. Run the same command again once the cause is removed" + written,
+        )
+    if past.reset:
+        named = ", ".join(past.reset[:_NAMED]) + (" .." if len(past.reset) > _NAMED else "")
+        raise BackfillError(
+            f"{counted(len(past.reset), 'stream')} had these rows and were reset since: {named}. Nothing was sent for "
+            f"{'it' if len(past.reset) == 1 else 'them'}; all other streams are done.",
+            fix="Give --again to apply their rows from the first one on" + written,
+        )
+    if n_unknown:
+        raise BackfillError(
+            f"{n_unknown:,} rows were applied before and their predictions are not known any more; they are empty in "
+            f"{predictions}.",
+            fix="`stepwell backtest` compares models on the data without a service.",
+        )
+    if not run.applied and predictions is None:
+        raise BackfillError(
+            f"Nothing was applied: the streams had all {counted(run.skipped, 'row')} before.",
+            fix="Check that these are the files you meant. To apply them anew, reset the streams and give --again.",
+        )
+
+
+def _print(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    facts = {
+        "streams": f"{report['streams']:,}",
+        "timesteps": f"{report['timesteps']:,} ({report['applied']:,} applied now, {report['skipped']:,} before)",
+        "seconds": f"{report['seconds']:.1f} ({report['timesteps'] / max(report['seconds'], 1e-3):,.0f} timesteps/s)",
+    }
+    if report["predictions"] is not None:
+        facts["predictions"] = report["predictions"]
+    show(key_value_table(f"Backfill of {report['model']}", facts))

@@ -1,0 +1,170 @@
+"""`stepwell backtest`: recorded streams through two models, and how far their outputs differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepwell_export.runtime.files import write_atomically
+from stepwell.addons.backtest.differences import OutputDifferences
+from stepwell.addons.backtest.picture import picture
+from stepwell.addons.backtest.run import BacktestError, Comparison, compare, compared_outputs, joint_inputs, load_models
+from stepwell.commands.flags import check_ending, named_values
+from stepwell.commands.recorded.flags import (
+    DataFiles,
+    InputColumns,
+    StreamColumn,
+    TimeColumn,
+    column_choice,
+    data_progress,
+)
+from stepwell.commands.tables import Json, print_json, show, table
+from stepwell.addons.recorded import open_data
+from stepwell_client.wire.texts import counted
+
+_LISTED = 10
+
+
+def backtest(
+    new: Annotated[Path, typer.Argument(metavar="NEW.onnx", help="The step graph that is tried.")],
+    data: DataFiles,
+    *,
+    against: Annotated[Path, typer.Option(metavar="OLD.onnx", help="The step graph that it is compared with.")],
+    stream_column: StreamColumn = None,
+    inputs: InputColumns = None,
+    time_column: TimeColumn = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ABS", help="The largest difference of an output that is allowed. Repeatable."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Draw the differences.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of onnxruntime in one run.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run recorded streams through two models and compare their outputs; exit with 1 if one differs too much.
+
+    Each stream starts from the initial state of each model. NPZ files have an array `x:INPUT` of shape (N, T, ..)
+    for each input.
+    """
+    limits = _limits(limit)
+    check_ending("--plot", plot, ".svg")
+    choice = column_choice(stream_column, time_column, inputs)
+    newer, older = load_models([new, against], threads)
+    outputs, _ = compared_outputs(newer, older)
+    if unknown := sorted(limits.keys() - {spec.name for spec in outputs}):
+        raise typer.BadParameter(
+            f"there is no output {', '.join(unknown)} to compare; there are "
+            f"{', '.join(spec.name for spec in outputs)}.",
+            param_hint="--limit",
+        )
+    recorded = open_data(data, joint_inputs(newer, older), choice)
+    with data_progress() as progress:
+        progress.start("checking the data", None)
+        total = recorded.check(progress.advance)
+        progress.start("running both models", total)
+        comparison = compare(newer, older, recorded, progress.advance)
+    title = f"{new} against {against}"
+    if plot is not None:
+        write_atomically(plot, picture(comparison, title, limits).encode())
+    beyond = [each for each in comparison.outputs if each.largest[0] > limits.get(each.name, math.inf)]
+    if as_json:
+        print_json(_report(comparison, new, against, limits, ok=not beyond))
+    else:
+        show(*_tables(comparison, title, limits), *([f"plot: {plot}"] if plot else []))
+    if beyond:
+        raise BacktestError(
+            "; ".join(
+                f"output {each.name!r} differs by {each.largest[0]:g} (stream {comparison.streams[each.largest[1]]!r}, "
+                f"step {each.largest[2]:,}), and {limits[each.name]:g} is allowed"
+                for each in beyond
+            )
+            + "."
+        )
+
+
+def _limits(texts: Iterable[str] | None) -> dict[str, float]:
+    limits = {}
+    for name, text in named_values("--limit", texts or (), "NAME=ABS").items():
+        try:
+            limits[name] = float(text)
+        except ValueError:
+            limits[name] = math.nan
+        if not limits[name] >= 0:
+            raise typer.BadParameter(f"{name}={text}: a limit is a number of at least 0.", param_hint="--limit")
+    return limits
+
+
+def _tables(comparison: Comparison, title: str, limits: dict[str, float]) -> Iterator[Any]:
+    rows = [
+        (each.name, _number(each.largest[0]), _where(each, comparison), f"{each.mean:.3g}", _number(each.p99),
+         "-" if each.disagree is None else f"{each.disagree / each.timesteps:.2%}", f"{each.non_finite:,}",
+         f"{limits[each.name]:g}" if each.name in limits else "-")
+        for each in comparison.outputs
+    ]  # fmt: skip
+    columns = ("output", "largest", "at", "mean", "p99", "disagree", "non-finite", "limit")
+    yield f"{title}: {comparison.timesteps:,} timesteps of {counted(len(comparison.streams), 'stream')}"
+    yield table("Differences", columns, rows)
+    if worst := comparison.worst(_LISTED):
+        largest = {each.name: each.of_streams(len(comparison.streams)) for each in comparison.outputs}
+        yield "Streams that differ most"
+        yield table(
+            "",
+            ("stream", *largest),
+            [(comparison.streams[code], *(_number(values[code]) for values in largest.values())) for code in worst],
+        )
+    if comparison.not_compared:
+        yield f"not compared: {', '.join(comparison.not_compared)} (in one of the models only, or random)"
+
+
+def _where(each: OutputDifferences, comparison: Comparison) -> str:
+    difference, code, step = each.largest
+    return f"{comparison.streams[code]}, step {step:,}" if difference else "-"
+
+
+def _number(value: float) -> str:
+    return "not finite" if value == math.inf else f"{value:.3g}"
+
+
+def _report(comparison: Comparison, new: Path, old: Path, limits: dict[str, float], *, ok: bool) -> dict[str, Any]:
+    n_streams = len(comparison.streams)
+    largest = {each.name: each.of_streams(n_streams) for each in comparison.outputs}
+    return {
+        "new": str(new),
+        "against": str(old),
+        "streams": n_streams,
+        "timesteps": comparison.timesteps,
+        "ok": ok,
+        "outputs": {each.name: _output(each, comparison, limits.get(each.name)) for each in comparison.outputs},
+        "worst": [
+            {"stream": comparison.streams[code], "max_abs": {name: _finite(v[code]) for name, v in largest.items()}}
+            for code in comparison.worst(_LISTED)
+        ],
+        "not_compared": comparison.not_compared,
+    }
+
+
+def _output(each: OutputDifferences, comparison: Comparison, limit: float | None) -> dict[str, Any]:
+    difference, code, step = each.largest
+    return {
+        "max_abs": _finite(difference),
+        "mean_abs": each.mean,
+        "p99_abs": _finite(each.p99),
+        "disagree": None if each.disagree is None else each.disagree / each.timesteps,
+        "non_finite": each.non_finite,
+        "at": {"stream": comparison.streams[code], "step": step} if difference else None,
+        "limit": limit,
+        "over_time": [
+            {"from": span.first, "to": span.last, "timesteps": span.timesteps, "p50_abs": _finite(span.p50),
+             "p90_abs": _finite(span.p90), "max_abs": _finite(span.largest)}
+            for span in each.over_time.spans()
+        ],
+    }  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    """Return a number for JSON; null stands for a difference that is not finite."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,69 @@
+"""Flags of the commands that read recorded data, and their progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from stepwell.commands.flags import named_values
+from stepwell.commands.tables import progress_bar
+from stepwell.addons.recorded.columns import ColumnChoice
+
+DataFiles = Annotated[
+    list[Path],
+    typer.Argument(metavar="DATA..", help="CSV, Parquet and NPZ files, or folders of them, in the order of time."),
+]
+StreamColumn = Annotated[
+    str | None,
+    typer.Option("--stream-column", metavar="C", help="The column of the stream ids. Default: a file is a stream."),
+]
+TimeColumn = Annotated[
+    str | None, typer.Option("--time-column", metavar="C", help="The column by which each stream must be sorted.")
+]
+InputColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=C,C",
+        help="The columns of an input's numbers, in order. Default: its labels, or NAME[0], NAME[1], .. Repeatable.",
+    ),
+]
+
+
+def column_choice(stream: str | None, time: str | None, inputs: Iterable[str] | None) -> ColumnChoice:
+    """Return the columns that flags name.
+
+    Raises:
+        typer.BadParameter: An `--input` is not NAME=COLUMN,COLUMN, or an input is given twice (exit code 2).
+    """
+    named = named_values("--input", inputs or (), "NAME=COLUMN,COLUMN")
+    return ColumnChoice(
+        stream, time, {name: [column.strip() for column in text.split(",")] for name, text in named.items()}
+    )
+
+
+class DataProgress:
+    """A progress bar of timesteps, with the time that is left."""
+
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars, self._task = bars, task
+
+    def start(self, what: str, total: int | None) -> None:
+        """Start another part of the work; `total` is None if its size is not known."""
+        self._bars.reset(self._task, description=what, total=total)
+
+    def advance(self, timesteps: int) -> None:
+        """Count timesteps that are done."""
+        self._bars.advance(self._task, timesteps)
+
+
+@contextmanager
+def data_progress() -> Iterator[DataProgress]:
+    """Show a progress bar on standard error, if that is a terminal."""
+    with progress_bar(TextColumn("{task.completed:,.0f} timesteps"), TimeRemainingColumn()) as bars:
+        yield DataProgress(bars, bars.add_task("reading", total=None))

@@ -1,0 +1,107 @@
+"""`RequestAdmission`: accepts or rejects requests, and counts those that have no response yet. Does no I/O."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.tenant_limits import TenantRates
+from stepwell.errors import ServiceError
+
+
+class RequestAdmission:
+    """Limits the requests of one worker: by their number and bytes, and by the rate of each tenant.
+
+    Attributes:
+        draining: Whether new requests are rejected, because this worker is about to end.
+        rows: Timesteps and rollouts that were accepted and have no response yet.
+        nbytes: Bytes of their inputs.
+        queue_limit: Timesteps and rollouts that may wait.
+        max_bytes: Bytes from which on no more requests are accepted.
+        rates: Limits the timesteps per second of each tenant; None: no limit.
+    """
+
+    def __init__(self, options: EngineOptions, *, n_waiting: Callable[[], int]) -> None:
+        """Start with no open request.
+
+        Args:
+            options: The limits.
+            n_waiting: Returns how many timesteps and rollouts wait.
+        """
+        self.draining = False
+        self.rows = 0
+        self.nbytes = 0
+        self.queue_limit = options.queue_limit
+        self.max_bytes = options.queue_bytes
+        self.rates = None if options.tenant_rate is None else TenantRates(options.tenant_rate)
+        self._timeout_s = options.request_timeout_s
+        self._n_waiting = n_waiting
+        self._idle = asyncio.Event()
+
+    def check(self) -> None:
+        """Check that one more request can be accepted.
+
+        Raises:
+            ServiceError: `draining` or `overloaded`.
+        """
+        if self.draining:
+            raise ServiceError(
+                "draining",
+                "This process is about to end and accepts no new requests.",
+                fix="Send the same request to another replica.",
+            )
+        waiting = self._n_waiting()
+        if waiting >= self.queue_limit:
+            raise ServiceError(
+                "overloaded",
+                f"{waiting} timesteps and rollouts are waiting; the limit is {self.queue_limit}.",
+                fix="Send the same request again after a pause.",
+            )
+        if self.nbytes >= self.max_bytes:
+            raise ServiceError(
+                "overloaded",
+                f"{self.nbytes} bytes of inputs are waiting or running; the limit is {self.max_bytes}.",
+                fix="Send the same request again after a pause.",
+            )
+
+    def check_rate(self, tenant: str, timesteps: int = 1) -> None:
+        """Count timesteps towards a tenant's rate; a request that steps no stream counts as one.
+
+        Raises:
+            ServiceError: `rate_limited`.
+        """
+        if self.rates is not None:
+            self.rates.acquire(tenant, timesteps, time.monotonic())
+
+    def start(self) -> float:
+        """Return the deadline of a request that starts now, on the loop's clock.
+
+        Raises:
+            ServiceError: `draining` or `overloaded`.
+        """
+        self.check()
+        return self.deadline()
+
+    def deadline(self) -> float:
+        """Return the deadline of a request that is received now, on the loop's clock."""
+        return asyncio.get_running_loop().time() + self._timeout_s
+
+    def count_answered(self, rows: int, nbytes: int) -> None:
+        """Count requests that got their response, and the bytes of their inputs."""
+        self.rows -= rows
+        self.nbytes -= nbytes
+        if not self.rows:
+            self._idle.set()
+
+    async def drain(self, timeout: float) -> None:
+        """Reject new requests, and wait until the accepted ones have their response, at most `timeout` seconds."""
+        self.draining = True
+        self._idle.clear()
+        if self.rows:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._idle.wait()
+            except TimeoutError:
+                pass

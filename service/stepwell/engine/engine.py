@@ -1,0 +1,144 @@
+"""`Engine`: the parts that serve requests for streams, used by every transport."""
+
+from __future__ import annotations
+
+import contextlib
+
+from stepwell.drift.monitor import DriftMonitor
+from stepwell.engine.admission import RequestAdmission
+from stepwell.engine.observer import EngineObserver
+from stepwell.engine.options import EngineOptions
+from stepwell.engine.rollout.service import RolloutService
+from stepwell.engine.run_watchdog import Watchdog
+from stepwell.engine.stepping.service import StepService
+from stepwell.engine.streams.service import StreamService
+from stepwell.engine.streams.sweeps import Sweeper
+from stepwell.engine.streams.transaction import StreamOpDeps
+from stepwell.engine.tenant_limits import StreamQuota
+from stepwell.engine.trials.comparison import TrialComparison
+from stepwell.engine.trials.plans import ReleasePlans
+from stepwell.engine.watch.hub import WatchHub
+from stepwell.engine.watch.interests import InterestTable
+from stepwell.engine.watch.refusals import RefusalLog
+from stepwell.errors import ServiceError
+from stepwell.models.registry import ModelRegistry
+from stepwell.releases.lookup import Releases
+from stepwell.store.pubsub import StorePubSub
+from stepwell.store.snapshots import SnapshotStore
+from stepwell.store.source_ids import SourceIds
+from stepwell.store.state_store import StateStore
+
+_READY_PING_S = 1.0
+
+
+class Engine:
+    """Steps, resets, copies and watches streams. All durable data is in the store; the engine has only caches.
+
+    Attributes:
+        models: The loaded models.
+        steps: Steps streams.
+        rollouts: Runs streams by the model's own predictions.
+        streams: Operations on whole streams: status, reset, fork, snapshots, deletion.
+        watch: The watchers of this worker.
+        refusals: The timesteps that this worker has refused.
+        admission: Accepts or rejects requests; rejects all while a drain is in progress.
+        store: Loads and commits records.
+        releases: The release documents of the models.
+        plans: Where streams move by them.
+        comparison: Counts the committed timesteps of trials.
+        drift: Observes the distributions of committed timesteps.
+        sweeper: Moves streams that sleep.
+        store_reachable: Whether the store replied to the last readiness check.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        models: ModelRegistry,
+        options: EngineOptions | None = None,
+        observer: EngineObserver | None = None,
+        releases: Releases | None = None,
+    ) -> None:
+        """Build the engine; `watch.start` starts watching. The watchdog thread starts at once.
+
+        Args:
+            store: Loads and commits records.
+            models: The loaded models.
+            options: The options; None: the defaults.
+            observer: Counts the work.
+            releases: The release documents; None: no model has one.
+        """
+        options, observer = options or EngineOptions(), observer or EngineObserver()
+        quota = None if options.tenant_max_streams is None else StreamQuota(options.tenant_max_streams)
+        interests = InterestTable(options.history)
+        self.models = models
+        self.store = store
+        self.releases = Releases() if releases is None else releases
+        self.store_reachable = False
+        self.watch = WatchHub(interests, store, StorePubSub(store.transport))
+        self.refusals = RefusalLog(store, options.history)
+        self.admission = RequestAdmission(options, n_waiting=lambda: self.steps.waiting + self.rollouts.waiting)
+        self.plans = ReleasePlans(self.releases, models)
+        self.comparison = TrialComparison(store, self.plans, observer)
+        self.drift = DriftMonitor(store, is_on=options.drift, max_features=options.drift_max_features)
+        longest_ttl_s = max(store.stream_ttl_s, options.snapshot_ttl_s or 0.0)
+        source_ids = SourceIds(store, longest_ttl_s=longest_ttl_s)
+        self.steps = StepService(
+            store,
+            models,
+            self.admission,
+            observer,
+            interests,
+            refusals=self.refusals,
+            quota=quota,
+            options=options,
+            plans=self.plans,
+            comparison=self.comparison,
+            drift=self.drift,
+            source_ids=source_ids,
+        )
+        deps = StreamOpDeps(store, models, self.admission, quota, self.steps.drop_cached, source_ids)
+        snapshots = SnapshotStore(store, ttl_s=options.snapshot_ttl_s, max_snapshots=options.max_snapshots)
+        self.streams = StreamService(deps, snapshots, self.plans)
+        self.sweeper = Sweeper(deps, self.plans, self.releases)
+        self.rollouts = RolloutService(deps, self.plans, observer, interests, max_rows=options.max_batch_size)
+        self._watchdog = Watchdog(
+            options.run_timeout_s,
+            lambda: [
+                *(served.step_model for served in (*self.steps.models, *self.rollouts.models)),
+                *models.translations.in_use,
+            ],
+            self.steps.sample_queues,
+        )
+
+    async def readiness_problems(self) -> list[str]:
+        """Return the reasons why requests cannot be served now; empty: they can."""
+        problems = []
+        if self.admission.draining:
+            problems.append("a drain has started: no new requests are accepted")
+        if not self.models.names() and not self.models.unloaded:  # else nothing could load it through a balancer
+            problems.append("no model is loaded")
+        try:
+            await self.store.ping(timeout=_READY_PING_S)
+        except ServiceError as exc:
+            problems.append(exc.problem)
+            self.store_reachable = False
+        else:
+            self.store_reachable = True
+        return problems
+
+    async def drain(self, timeout: float) -> None:
+        """Reject new requests, and wait until the accepted ones have their response, at most `timeout` seconds."""
+        await self.admission.drain(timeout)
+        with contextlib.suppress(ServiceError):  # the store does not reply
+            await self.refusals.flush()
+        self.watch.end_all()
+
+    async def close(self) -> None:
+        """Reply to open requests with errors, and end threads and connections; call `drain` first."""
+        self.admission.draining = True
+        self._watchdog.stop()
+        self.rollouts.close()
+        await self.watch.close()
+        await self.steps.close()
+        await self.store.close()

@@ -1,0 +1,95 @@
+"""Packs predictions to bytes and back, and finds values that are not finite. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from stepwell_export.runtime.manifest import Array, Manifest, OutputSpec
+from stepwell_client.wire.outcomes import ReturnMode
+
+
+def pack_outputs(specs: Sequence[OutputSpec], outputs: Mapping[str, Array], rows: int) -> Array:
+    """Pack predictions for the store, one timestep after another.
+
+    Args:
+        specs: The returned outputs.
+        outputs: One array per returned output, `(rows, T, *row)`; or no arrays.
+        rows: Number of rows.
+
+    Returns:
+        `(rows, T times the bytes of one prediction)` uint8.
+    """
+    parts = []
+    for spec in specs:
+        if (value := outputs.get(spec.name)) is not None:
+            flat = np.ascontiguousarray(value).reshape(rows, value.shape[1], -1)
+            parts.append(flat.view(np.uint8))
+    if not parts:
+        return np.empty((rows, 0), np.uint8)
+    packed = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
+    return packed.reshape(rows, packed.shape[1] * packed.shape[2])
+
+
+def unpack_outputs(manifest: Manifest, packed: bytes) -> dict[str, Array]:
+    """Invert `pack_outputs` for one row: one array `(T, *row)` per returned output."""
+    size = prediction_bytes(manifest.answered)
+    length = len(packed) // size if size else 0
+    table = np.frombuffer(packed, np.uint8).reshape(length, size)
+    outputs: dict[str, Array] = {}
+    offset = 0
+    for spec in manifest.answered:
+        column = np.ascontiguousarray(table[:, offset : offset + spec.row_bytes])
+        outputs[spec.name] = column.view(spec.dtype).reshape(length, *spec.row_shape)
+        offset += spec.row_bytes
+    return outputs
+
+
+def last_prediction(manifest: Manifest, packed: bytes) -> dict[str, Array]:
+    """Return the last of one row's packed predictions, `*row` by name; empty if there is none."""
+    size = prediction_bytes(manifest.answered)
+    if not size or not packed or len(packed) % size:
+        return {}
+    return {name: array[-1] for name, array in unpack_outputs(manifest, packed[-size:]).items()}
+
+
+def prediction_bytes(specs: Sequence[OutputSpec]) -> int:
+    """Return the size in bytes of one timestep's packed prediction."""
+    return sum(spec.row_bytes for spec in specs)
+
+
+def all_true(flags: Array) -> bool:
+    """Whether every element of a boolean array is true. For a small array, `numpy.all` takes several times as long."""
+    return b"\0" not in flags.tobytes()
+
+
+def all_finite(arrays: Sequence[Array]) -> bool:
+    """Whether no array holds NaN or infinity."""
+    return all([array.dtype.kind != "f" or all_true(np.isfinite(array)) for array in arrays])  # noqa: C419 - a generator costs twice as much
+
+
+def finite_rows(arrays: Mapping[str, Array]) -> tuple[Array, dict[int, str]]:
+    """Find the rows whose values are all finite.
+
+    Returns:
+        A boolean per row, and for each row with a value that is not finite the name of the first such array.
+    """
+    rows = len(next(iter(arrays.values())))
+    finite = np.ones(rows, bool)
+    not_finite: dict[int, str] = {}
+    for name, array in arrays.items():
+        if all_finite([array]):
+            continue
+        finite_here = np.isfinite(array.reshape(rows, -1)).all(axis=1)
+        for row in np.flatnonzero(finite & ~finite_here):
+            not_finite[int(row)] = name
+        finite &= finite_here
+    return finite, not_finite
+
+
+def select_returned(keep: ReturnMode, outputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Return the predictions to return and to store for a replay, `(rows, T', *row)`; no arrays with `none`."""
+    if keep == "all":
+        return outputs
+    return {name: array[:, -1:] for name, array in outputs.items()} if keep == "last" else {}

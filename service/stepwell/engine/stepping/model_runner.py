@@ -1,0 +1,260 @@
+"""`ModelRunner`: runs batches of one model: fast runs on the event loop, slow ones in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stepwell_export.runtime.errors import ModelLoadError, ModelTimeoutError
+from stepwell_export.runtime.manifest import Array
+from stepwell.engine.packing import all_finite, finite_rows
+from stepwell.engine.trials.comparison import Beside
+from stepwell.errors import ServiceError
+from stepwell.models.paired import PairedModel
+
+if TYPE_CHECKING:
+    from stepwell.engine.observer import EngineObserver
+    from stepwell.models.served import ServedModel
+
+MAX_INLINE_S = 0.002  # longer runs use a thread, so that they delay neither health checks nor other models
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """The result of a run.
+
+    Attributes:
+        outputs: One array per returned output, `(accepted rows, T, *row)`.
+        states: The packed states after the run, `(accepted rows, bytes)` uint8.
+        rows: Indices of the accepted rows in the batch; None: all.
+        rejected: The error of each other row, by its index in the batch.
+        beside: Of a pair, what it returns beside its predictions.
+    """
+
+    outputs: dict[str, Array]
+    states: Array
+    rows: list[int] | None = None
+    rejected: Mapping[int, ServiceError] = field(default_factory=dict)
+    beside: Beside | None = None
+
+
+class ModelRunner:
+    """Runs batches of one model; a bad row fails alone.
+
+    Attributes:
+        needed: The inputs that must have values, but may be missing in a version by which requests were decoded.
+    """
+
+    def __init__(self, served: ServedModel, observer: EngineObserver) -> None:
+        """Start the model's thread."""
+        self._served = served
+        self._model = served.step_model
+        self._observer = observer
+        self._inputs = served.inputs
+        self.needed: set[str] = set()
+        # The last field of a pair is no state of a version: its bytes are not numbers.
+        fields = self._model.fields if served.halves is None else self._model.fields[:-1]
+        stored = {field.store_dtype for field in fields}
+        # If all states have the same type, they are checked as one array.
+        self._one_float = stored.pop() if len(stored) == 1 and next(iter(stored)).kind == "f" else None
+        self._checked_bytes = sum([field.nbytes for field in fields])
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{served.name}")
+        self._row_s = math.inf  # measured seconds per row and timestep; infinite: the first run uses the thread
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False)
+
+    def inputs(self, data: Sequence[Sequence[bytes]], length: int) -> dict[str, Array]:
+        """Return the inputs of a batch, `(rows, T, *row)`.
+
+        Args:
+            data: Each row's bytes of each input, sorted by input name.
+            length: T, the timesteps of each row.
+        """
+        rows = len(data)
+        return {
+            spec.name: np.frombuffer(b"".join(column), spec.dtype).reshape(rows, length, *spec.row_shape)
+            for spec, column in zip(self._inputs, zip(*data, strict=True), strict=True)
+        }
+
+    async def run(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
+        """Run a batch; if onnxruntime fails on it, run each row alone, so that only the bad rows fail.
+
+        Args:
+            inputs: `(rows, T, *row)` of the declared dtype, by input.
+            states: Packed states, `(rows, bytes)` uint8.
+
+        Raises:
+            ServiceError: `model_timeout`: the run took too long and was ended.
+        """
+        result = await (self._run_with_values if self.needed else self._run_rows)(inputs, states)
+        if self._served.halves is None:
+            return result
+        outputs, beside = Beside.split(result.outputs)
+        return replace(result, outputs=outputs, beside=beside)
+
+    def is_short(self, timesteps: int) -> bool:
+        """Whether a run of so many timesteps of all rows is short enough for the event loop."""
+        return self._row_s * timesteps < MAX_INLINE_S
+
+    def run_beside(
+        self, inputs: Mapping[str, Array], states: Array, old_outputs: Mapping[str, Array], old_states: Array
+    ) -> RunResult:
+        """Run the candidate of a pair on rows of which the old version has run, on the event loop.
+
+        Args:
+            inputs: `(rows, T, *row)` of the declared dtype, by input.
+            states: Packed states of the pairs before the run, `(rows, bytes)` uint8.
+            old_outputs: What the old version returned, `(rows, T, *row)` by output; all of them finite.
+            old_states: The old version's packed states after its run, `(rows, bytes)` uint8; all of them finite.
+        """
+        model = self._served.step_model
+        assert isinstance(model, PairedModel)
+        rows, length = next(iter(inputs.values())).shape[:2]
+        started = time.thread_time()
+        outputs, new_states = model.run_beside(inputs, states, old_outputs, old_states)
+        self._record_duration((time.thread_time() - started) / (rows * length))
+        answers, beside = Beside.split(outputs)
+        return RunResult(answers, new_states, beside=beside)
+
+    async def _run_with_values(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
+        """Run the rows in which no input is missing that must have a value, and reject the others."""
+        rejected: dict[int, ServiceError] = {}
+        for name in sorted(self.needed):
+            missing = np.isnan(inputs[name]).reshape(len(states), -1).any(axis=1)
+            rejected |= dict.fromkeys(np.flatnonzero(missing).tolist(), missing_input(name, self._served))
+        if not rejected:
+            return await self._run_rows(inputs, states)
+        rows = [row for row in range(len(states)) if row not in rejected]
+        if not rows:
+            return RunResult({}, states[:0], [], rejected)
+        result = await self._run_rows({name: array[rows] for name, array in inputs.items()}, states[rows])
+        accepted = rows if result.rows is None else [rows[row] for row in result.rows]
+        rejected |= {rows[row]: error for row, error in result.rejected.items()}
+        return replace(result, rows=accepted, rejected=rejected)
+
+    async def _run_rows(self, inputs: Mapping[str, Array], states: Array) -> RunResult:
+        try:
+            outputs, new_states = await self._run(inputs, states)
+        except ModelTimeoutError as exc:
+            raise ServiceError("model_timeout", exc.problem, fix=exc.fix) from exc
+        except ModelLoadError as exc:
+            if len(states) == 1:
+                return RunResult({}, states[:0], [], {0: model_rejected_input(exc)})
+            single_rows = [slice(i, i + 1) for i in range(len(states))]
+            return _concatenated(
+                [await self._run_rows({n: a[row] for n, a in inputs.items()}, states[row]) for row in single_rows]
+            )
+        return self._drop_non_finite(outputs, new_states)
+
+    async def _run(self, inputs: Mapping[str, Array], states: Array) -> tuple[dict[str, Array], Array]:
+        rows, length = next(iter(inputs.values())).shape[:2]
+        started = time.perf_counter()
+        if self.is_short(rows * length):
+            result = self._execute(inputs, states, length)
+            seconds = run_s = time.perf_counter() - started
+        else:
+            loop = asyncio.get_running_loop()
+            result, run_s = await loop.run_in_executor(self._thread, self._timed, inputs, states, length)
+            seconds = time.perf_counter() - started
+        self._record_duration(run_s / (rows * length))
+        self._observer.batch_run(self._served.name, rows, seconds)
+        return result
+
+    def _record_duration(self, row_s: float) -> None:
+        """Update the average; slowly after a long run, since other work may have kept the machine busy."""
+        average = self._row_s
+        self._row_s = row_s if math.isinf(average) else average + (row_s - average) * (0.5 if row_s < average else 0.05)
+
+    def _timed(
+        self, inputs: Mapping[str, Array], packed: Array, length: int
+    ) -> tuple[tuple[dict[str, Array], Array], float]:
+        """Run the model in a thread, and return the result with the thread's CPU time in seconds.
+
+        The wall-clock time of a run includes the time in which a busy event loop holds the interpreter lock; by that
+        measure, no run would be short enough for the loop again.
+        """
+        started = time.thread_time()
+        result = self._execute(inputs, packed, length)
+        return result, time.thread_time() - started
+
+    def _execute(self, inputs: Mapping[str, Array], packed: Array, length: int) -> tuple[dict[str, Array], Array]:
+        """Run the model on `(rows, T, *row)` inputs; the outputs have the same leading axes. May run in a thread."""
+        states = self._model.unpack(packed)
+        if length > 1:
+            outputs, states = self._model.chunk(inputs, states)
+        else:
+            outputs, states = self._model.step({name: array[:, 0] for name, array in inputs.items()}, states)
+            outputs = {name: array[:, None] for name, array in outputs.items()}
+        return outputs, self._model.pack(states, rows=len(packed))
+
+    def _drop_non_finite(self, outputs: dict[str, Array], states: Array) -> RunResult:
+        """Reject the rows with NaN or infinity in an output or state, also if only the type in the store overflows."""
+        if self._one_float is not None:
+            values = states[:, : self._checked_bytes].view(self._one_float)
+            if all_finite([*outputs.values(), values]):
+                return RunResult(outputs, states)
+        finite, not_finite = finite_rows(
+            {f"output {name}": a for name, a in outputs.items()} | self._model.unpack(states)
+        )
+        if not not_finite:
+            return RunResult(outputs, states)
+        return RunResult(
+            {name: array[finite] for name, array in outputs.items()},
+            states[finite],
+            [int(row) for row in np.flatnonzero(finite)],
+            {row: non_finite_state(name) for row, name in not_finite.items()},
+        )
+
+
+def _concatenated(single_rows: Sequence[RunResult]) -> RunResult:
+    finite = [row for row, result in enumerate(single_rows) if not result.rejected]
+    outputs = single_rows[finite[0]].outputs if finite else {}
+    return RunResult(
+        {name: np.concatenate([single_rows[row].outputs[name] for row in finite]) for name in outputs},
+        np.concatenate([result.states for result in single_rows]),
+        finite,
+        {row: error for row, result in enumerate(single_rows) for error in result.rejected.values()},
+    )
+
+
+def non_finite_state(name: str, *, place: str = "") -> ServiceError:
+    """Return the error for NaN or infinity in an output or state.
+
+    Args:
+        name: The output or state.
+        place: Where in the request it occurred, for the message; empty: not known.
+    """
+    return ServiceError(
+        "non_finite_state",
+        f"The model computed NaN or infinity in {name!r}{' at ' * bool(place)}{place}; nothing was applied.",
+        fix="Leave this timestep out, or reset the stream.",
+    )
+
+
+def missing_input(name: str, served: ServedModel) -> ServiceError:
+    """Return the error for a missing value in an input that must have one in the version that its stream is on."""
+    return ServiceError(
+        "bad_input",
+        f"Input {name!r} has a missing value; expected numbers only: the stream is on version {served.version} of "
+        f"{served.name}, which accepts no missing values there.",
+        fix="Send a number, or move the stream to a version that accepts missing values.",
+    )
+
+
+def model_rejected_input(exc: ModelLoadError) -> ServiceError:
+    """Return the error for input values on which onnxruntime fails."""
+    reason = str(exc.__cause__ or exc).rsplit("Status Message:", 1)[-1].strip().splitlines()[0][:200]
+    return ServiceError(
+        "bad_input",
+        f"The model cannot run on these values: {reason}",
+        fix="Check that every value is valid for the model, for example that an index is within its vocabulary.",
+    )

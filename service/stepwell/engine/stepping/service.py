@@ -1,0 +1,361 @@
+"""`StepService`: submits timesteps to the batcher of their model version."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from stepwell.engine.stepping.batcher import Batcher
+from stepwell.engine.stepping.columns.outcomes import BulkOutcomes
+from stepwell.engine.stepping.columns.shared_commits import SharedCommits
+from stepwell.engine.stepping.columns.split import JoinedOutcomes, rows_of
+from stepwell.engine.stepping.model_runner import ModelRunner
+from stepwell.engine.stepping.pipeline import PipelineDeps
+from stepwell.engine.stepping.queued import QueuedStep
+from stepwell.engine.stepping.record_cache import CacheMemory
+from stepwell.engine.stepping.rerouter import Rerouter
+from stepwell.engine.stepping.version_batchers import VersionBatchers
+from stepwell.errors import ServiceError
+from stepwell.models.served import ServedModel
+from stepwell.store import keys
+from stepwell.store.record_arrays import empty_header
+from stepwell.types import BulkTimesteps, Prediction, ReplyCallback, Source, StreamHandle, StreamKey, Timestep
+
+if TYPE_CHECKING:
+    from stepwell.drift.monitor import DriftMonitor
+    from stepwell.engine.admission import RequestAdmission
+    from stepwell.engine.observer import EngineObserver
+    from stepwell.engine.options import EngineOptions
+    from stepwell.engine.tenant_limits import StreamQuota
+    from stepwell.engine.trials.comparison import TrialComparison
+    from stepwell.engine.trials.plans import ReleasePlans
+    from stepwell.engine.watch.interests import InterestTable
+    from stepwell.engine.watch.refusals import RefusalLog
+    from stepwell.models.registry import ModelRegistry
+    from stepwell.store.record import Record
+    from stepwell.store.source_ids import SourceIds
+    from stepwell.store.state_store import StateStore
+
+
+class StepService:
+    """Steps streams, in batches of each model version.
+
+    Args:
+        store: Loads and commits records.
+        models: The loaded models.
+        admission: Accepts or rejects requests.
+        observer: Counts the work.
+        interests: Decides which commits are published.
+        quota: Limit on the streams of a tenant; None: no limit.
+        options: The options of the engine.
+        plans: Where streams move by a release.
+        comparison: Counts the committed timesteps of trials.
+        drift: Observes the distributions of committed timesteps.
+        source_ids: Writes the ids of sources.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        models: ModelRegistry,
+        admission: RequestAdmission,
+        observer: EngineObserver,
+        interests: InterestTable,
+        *,
+        refusals: RefusalLog,
+        quota: StreamQuota | None,
+        options: EngineOptions,
+        plans: ReleasePlans,
+        comparison: TrialComparison,
+        drift: DriftMonitor,
+        source_ids: SourceIds,
+    ) -> None:
+        self._drift = drift
+        self._plans = plans
+        self._models = models
+        self._admission = admission
+        self._rates = admission.rates
+        self._max_bytes = admission.max_bytes
+        # With fewer open timesteps, one more is accepted without a closer check.
+        self._fast_accept_limit = admission.queue_limit
+        self._batchers: dict[ServedModel, Batcher] = {}
+        self._commits: defaultdict[str, SharedCommits] = defaultdict(partial(SharedCommits, store))  # by model
+        self._cache_memory = CacheMemory(options.cache_bytes)
+        self._observer = observer
+        self._options = options
+        self._rerouter = Rerouter(models, self._requeue, admission.count_answered, timeout=options.request_timeout_s)
+        self._new_deps = partial(
+            PipelineDeps,
+            store=store,
+            observer=observer,
+            interests=interests,
+            refusals=refusals,
+            timeout=options.request_timeout_s,
+            on_answered=admission.count_answered,
+            quota=quota,
+            plans=plans,
+            comparison=comparison,
+            source_ids=source_ids,
+        )
+
+    def submit(self, timestep: Timestep, done: ReplyCallback, served: ServedModel | None = None) -> None:
+        """Step a stream; `done` is called with the result, exactly once, on the event loop.
+
+        If the request is rejected, `done` may be called before this returns.
+
+        Args:
+            timestep: The request.
+            done: Called with the prediction or the error.
+            served: The model version for the timestep's model and version; None: it is looked up.
+        """
+        admission = self._admission
+        try:
+            if served is None:
+                served = self._models.get(timestep.key.model, timestep.version)
+            batcher = self._batchers.get(served) or self._batcher(served)
+            now = time.monotonic()
+            if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
+                self._check_capacity(batcher)
+            if self._rates is not None:
+                self._rates.acquire(timestep.key.tenant, timestep.length, now)
+        except ServiceError as exc:
+            done(exc)
+            return
+        batcher.submit(timestep, done, now)
+        admission.rows += 1
+        admission.nbytes += timestep.length * batcher.timestep_bytes
+
+    def submit_single(  # noqa: PLR0917 - called for each timestep: keywords would cost a tenth of it
+        self,
+        stream: StreamHandle,
+        inputs: tuple[bytes, ...],
+        seq: int | None,
+        after: bytes | None,
+        source: Source | None,
+        done: ReplyCallback,
+        *,
+        served: ServedModel,
+    ) -> None:
+        """Step a stream by a single timestep without an idempotency key; otherwise as `submit`."""
+        batcher = self._batchers.get(served) or self._batcher(served)
+        now, admission = time.monotonic(), self._admission
+        try:
+            if admission.draining or admission.rows >= self._fast_accept_limit or admission.nbytes >= self._max_bytes:
+                self._check_capacity(batcher)
+            if self._rates is not None:
+                self._rates.acquire(stream.key.tenant, 1, now)
+        except ServiceError as exc:
+            done(exc)
+            return
+        batcher.submit_single(stream, inputs, seq, after, source, done, now)
+        admission.rows += 1
+        admission.nbytes += batcher.timestep_bytes
+
+    def submit_columnar(self, bulk: BulkTimesteps, done: Callable[[BulkOutcomes], None], served: ServedModel) -> bool:
+        """Step many streams in one batch, if nothing about the request is unusual; otherwise as `submit`.
+
+        Returns:
+            False: It was not accepted; its timesteps have to be submitted one by one, which may reject some of them.
+        """
+        batcher, rows, admission = self._batcher(served), len(bulk.names), self._admission
+        nbytes = rows * bulk.length * batcher.timestep_bytes
+        if (
+            admission.draining
+            or admission.rows + rows > self._fast_accept_limit
+            or admission.nbytes + nbytes > self._max_bytes
+            or not batcher.accepts_columnar(bulk)
+        ):
+            return False
+        parts = [(batcher, bulk)]
+        if batcher.versions is not None and bulk.version is None:
+            split = batcher.versions.split(bulk.names, bulk.length, batcher)
+            if split is None:
+                return False
+            parts = [(one, bulk if len(split) == 1 else rows_of(bulk, indices)) for one, indices in split]
+            if not all(one.fits(len(part.names)) for one, part in parts):
+                return False
+        now = time.monotonic()
+        if self._rates is not None and not self._rates.try_acquire(bulk.keys[0].tenant, bulk.length * rows, now):
+            return False
+        if len(parts) == 1:
+            parts[0][0].submit_columnar(bulk, done, now)
+        else:
+            joined = JoinedOutcomes([indices for _, indices in split or ()], done)
+            for i, (one, part) in enumerate(parts):
+                one.submit_columnar(part, joined.receiver(i), now)
+        admission.rows += rows
+        admission.nbytes += nbytes
+        return True
+
+    async def advance(self, timestep: Timestep) -> Prediction:
+        """Step a stream and return the committed prediction.
+
+        The step continues if the caller is cancelled: it is applied or not, never in part.
+
+        Raises:
+            ServiceError: It was rejected, or its outcome is not known; see `applied`.
+        """
+        future, done = _future_and_callback()
+        self.submit(timestep, done)
+        return await future
+
+    async def peek(self, timestep: Timestep) -> Prediction:
+        """Return what a step would return; nothing is committed.
+
+        `step` is the step that the stream would reach; `state_id` is that of the stream now. A missing stream is peeked
+        from the initial state, and `state_id` is empty. An idempotency key is ignored.
+
+        Raises:
+            ServiceError: As for `advance`.
+        """
+        future, done = _future_and_callback()
+        self.submit_peek(timestep, done)
+        return await future
+
+    def submit_peek(self, timestep: Timestep, done: ReplyCallback) -> None:
+        """Peek; `done` is called with the result, exactly once, on the event loop.
+
+        Raises:
+            ServiceError: The request is rejected; `done` is not called.
+        """
+        batcher = self._batcher(self._models.get(timestep.key.model, timestep.version))
+        self._check_capacity(batcher)
+        self._admission.check_rate(timestep.key.tenant, timestep.length)
+        batcher.peek(timestep, done, time.monotonic())
+        self._admission.rows += 1
+        self._admission.nbytes += timestep.length * batcher.timestep_bytes
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """The model versions that have a batcher."""
+        return list(self._batchers)
+
+    @property
+    def waiting(self) -> int:
+        """The number of timesteps that wait."""
+        return sum(batcher.rows for batcher in self._batchers.values())
+
+    def waiting_by_model(self) -> dict[str, int]:
+        """Return the number of timesteps that wait, by model."""
+        rows: dict[str, int] = {}
+        for served, batcher in self._batchers.items():
+            rows[served.name] = rows.get(served.name, 0) + batcher.rows
+        return rows
+
+    def cached_by_model(self) -> dict[str, int]:
+        """Return the number of streams whose records are cached, by model."""
+        streams: dict[str, int] = {}
+        for served, batcher in self._batchers.items():
+            streams[served.name] = streams.get(served.name, 0) + len(batcher.cache)
+        return streams
+
+    def drop_cached(self, key: StreamKey) -> None:
+        """Drop a stream's record from the caches of all versions of its model."""
+        name = keys.record_key(*key)
+        for batcher in self._batchers.values():
+            batcher.cache.drop(name)
+
+    def sample_queues(self) -> None:
+        """Sample how fast the queues drain; may be called from any thread.
+
+        While a queue is long, every timestep is checked against the limits.
+        """
+        now = time.monotonic()
+        is_long = False
+        for batcher in list(self._batchers.values()):
+            batcher.sample_load(now)
+            is_long = is_long or 2 * batcher.rows >= batcher.admission.max_rows
+        self._fast_accept_limit = 0 if is_long else self._admission.queue_limit
+
+    async def close(self) -> None:
+        """Reply to open timesteps with errors, and end the models' threads."""
+        await self._rerouter.close()
+        await asyncio.gather(*(batcher.stop() for batcher in self._batchers.values()))
+
+    def close_unused(self) -> None:
+        """Close the batchers of pairs and of replaced models that have neither a timestep nor a cached record."""
+        self._close_idle_batchers(cached=False)
+
+    def _batcher(self, served: ServedModel) -> Batcher:
+        batcher = self._batchers.get(served)
+        if batcher is None:
+            self._close_idle_batchers()
+            cache = self._cache_memory.new_cache(empty_header(served.fingerprint), served.step_model.initial_state)
+            deps = self._new_deps(
+                served,
+                commits=self._commits[served.name],
+                cache=cache,
+                runner=ModelRunner(served, self._observer),
+                reroute=partial(self._rerouter.reroute, served),
+                changed_error=partial(self._changed_error, served),
+                sampler=self._drift.sampler(served),
+            )
+            batcher = Batcher(
+                deps,
+                max_batch=self._options.max_batch_size,
+                max_wait=self._options.max_wait_s,
+                on_plan=partial(self._link, served.name),
+            )
+            self._batchers[served] = batcher
+            self._link(served.name)
+        return batcher
+
+    def _link(self, model: str) -> None:
+        """Let the batchers of a model find each other's streams, while streams move between its versions."""
+        batchers = [batcher for served, batcher in self._batchers.items() if served.name == model]
+        moves = self._plans.plan(model) is not None or any(batcher.served.halves is not None for batcher in batchers)
+        VersionBatchers.link(batchers, moves=moves)
+        self._commits[model].is_on = moves and len(batchers) > 1
+
+    def _close_idle_batchers(self, *, cached: bool = True) -> None:
+        """Close the idle batchers of replaced models; a later request for a stream of theirs creates a new one.
+
+        Args:
+            cached: Also those that have cached records.
+        """
+        for served, batcher in list(self._batchers.items()):
+            is_idle = batcher.is_idle and (cached or not len(batcher.cache))
+            if is_idle and not self._models.is_current(served):
+                batcher.close()
+                self._drift.release(served)
+                self._cache_memory.remove(batcher.cache)
+                del self._batchers[served]
+                self._link(served.name)
+
+    def _requeue(self, served: ServedModel, queued: QueuedStep) -> None:
+        self._batcher(served).requeue(queued.for_other_version())
+
+    def _changed_error(self, requested: ServedModel, queued: QueuedStep, record: Record) -> ServiceError:
+        return self._models.changed_error(
+            queued.timestep.key.model, record.fingerprint, requested, step=record.step, state_id=record.history_hash
+        )
+
+    def _check_capacity(self, batcher: Batcher) -> None:
+        self._admission.check()
+        if (excess := batcher.admission.excess(batcher.rows)) is not None:
+            limit, seconds = excess
+            raise ServiceError(
+                "overloaded",
+                f"{batcher.rows} timesteps are waiting for this model; it can process {limit:.0f} in time.",
+                fix="Send the same request again after a pause.",
+                retry_after_s=seconds,
+            )
+
+
+def _future_and_callback() -> tuple[asyncio.Future[Prediction], ReplyCallback]:
+    """Return a future, and the callback that sets its result; the future may be cancelled before that."""
+    future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+
+    def done(result: Prediction | ServiceError) -> None:
+        if future.done():
+            return
+        if isinstance(result, ServiceError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    return future, done

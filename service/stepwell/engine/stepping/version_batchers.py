@@ -1,0 +1,160 @@
+"""`VersionBatchers`: which batcher of a model gets a timestep while streams move between the model's versions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from stepwell.engine.stepping.columns.mixed import MixedPipeline
+from stepwell.models.version_differences import needed_inputs
+
+if TYPE_CHECKING:
+    from stepwell.engine.stepping.batcher import Batcher
+    from stepwell.engine.stepping.queued import QueuedStep
+
+
+def is_older(one: QueuedStep, other: QueuedStep) -> bool:
+    """Whether the first of two timesteps was received before the second one."""
+    return one.received < other.received
+
+
+class VersionBatchers:
+    """The batchers of all versions and pairs of one model; the timesteps of a stream keep their order among them."""
+
+    def __init__(self) -> None:
+        """Create it; `link` gives it the batchers."""
+        self._batchers: Sequence[Batcher] = ()
+        self._mixed: dict[Batcher, list[MixedPipeline]] = {}  # by the batcher of the old version of the pairs
+        self._submitted: dict[Batcher, set[str]] = {}  # whose timesteps wait where no batcher has moved them on
+
+    @classmethod
+    def link(cls, batchers: Sequence[Batcher], *, moves: bool) -> None:
+        """Let the batchers of a model find each other's streams, and refuse missing values that only others accept.
+
+        Args:
+            batchers: All batchers of the model.
+            moves: Whether streams may move between its versions.
+        """
+        versions = next((batcher.versions for batcher in batchers if batcher.versions is not None), None) or cls()
+        versions._batchers, versions._mixed = batchers, {}
+        for pairs in batchers if moves else ():
+            if pairs.served.halves is not None:
+                for batcher in batchers:
+                    if batcher.served is pairs.served.halves[0]:
+                        versions._mixed.setdefault(batcher, []).append(MixedPipeline(batcher.deps, pairs))
+        for batcher in batchers:
+            batcher.versions = versions if moves and len(batchers) > 1 else None
+        for decoding, running in itertools.permutations(batchers, 2):  # a request may be run by another than decodes it
+            for version in running.served.halves or (running.served,):
+                running.deps.runner.needed.update(needed_inputs(decoding.served.manifest, version.manifest))
+
+    def batcher_of(self, name: str, requested: Batcher) -> Batcher:
+        """Return the batcher to which a timestep of a stream is submitted.
+
+        If several have timesteps of it, those in one of them are moved on to another, one by one: later timesteps
+        follow those that have not been moved yet. A stream that none has is submitted to the one that has its record;
+        if there is none, what steps it is decided when the record is loaded.
+        """
+        chosen = next((batcher for batcher, names in self._submitted.items() if name in names), None)
+        if chosen is None or not chosen.queue.holds(name):
+            batchers = [requested, *self._others(requested)]
+            chosen = next((batcher for batcher in batchers if batcher.queue.holds(name)), None) or next(
+                (batcher for batcher in batchers if name in batcher.cache), requested
+            )
+        self.on_submitted((name,), chosen)
+        return chosen
+
+    def coalescing(self, name: str, requested: Batcher) -> Batcher:
+        """Return the batcher whose coalesced batch a timestep joins; otherwise as `batcher_of`."""
+        chosen = self.batcher_of(name, requested)
+        if chosen is requested or chosen.queue.holds(name):
+            return chosen
+        mixed = self.mixed(requested)
+        if mixed is None or chosen is not mixed.pairs or not mixed.is_possible(mixed.n_joined + 1):
+            return chosen
+        mixed.n_joined += 1
+        self.on_submitted((name,), requested)
+        return requested
+
+    def mixed(self, batcher: Batcher) -> MixedPipeline | None:
+        """Return what steps streams of a version together with the pairs that have it as their old version.
+
+        None: No record of such pairs is cached, or there are records of several kinds, while the mode is changed.
+        """
+        found = [mixed for mixed in self._mixed.get(batcher, ()) if len(mixed.pairs.cache)]
+        return found[0] if len(found) == 1 else None
+
+    def on_submitted(self, names: Sequence[str], batcher: Batcher) -> None:
+        """Note that timesteps of streams were submitted to a batcher."""
+        for other, submitted in self._submitted.items():
+            if other is not batcher and submitted:
+                submitted.difference_update(names)
+        self._submitted.setdefault(batcher, set()).update(names)
+
+    def on_released(self, names: Sequence[str], batcher: Batcher) -> None:
+        """Note that a batch with timesteps of streams has ended."""
+        if submitted := self._submitted.get(batcher):
+            submitted.difference_update(batcher.queue.without_items(names))
+            if not submitted:
+                del self._submitted[batcher]
+
+    def requeues(self, row: QueuedStep, batcher: Batcher) -> bool:
+        """Queue a timestep after an older one, or at the batcher of the pair that has its record; whether it was."""
+        if self.follows_older(row, batcher):
+            return True
+        if (mixed := self.mixed(batcher)) is None or not mixed.holds(row):
+            return False
+        mixed.pairs.requeue(row)
+        return True
+
+    def follows_older(self, row: QueuedStep, batcher: Batcher) -> bool:
+        """Queue a timestep after an older one of its stream, if there is one; whether there was.
+
+        Timesteps can be in another order when they were moved between batchers by more than one change of a release.
+        """
+        waiting = batcher.queue.next_waiting(row.name)
+        if waiting is not None and is_older(waiting, row):
+            batcher.requeue(row)
+            return True
+        for other in self._others(batcher):
+            first = other.queue.first(row.name)
+            if first is not None and is_older(first, row):
+                other.requeue(row)
+                return True
+        return False
+
+    def split(
+        self, names: Sequence[str], length: int, requested: Batcher
+    ) -> list[tuple[Batcher, Sequence[int]]] | None:
+        """Return which batchers have the records of streams, each with the indices of its streams in `names`.
+
+        Args:
+            names: Keys of the streams' records; in the queue of `requested` they can be reserved.
+            length: Timesteps of each.
+            requested: The batcher of the version that the request leads to.
+
+        Returns:
+            The streams that no other batcher has are of `requested`, and so are those of pairs that can be in a mixed
+            batch with them. None: one of them has a timestep that waits or
+            runs.
+        """
+        if not all(other.queue.can_reserve(names) for other in self._others(requested)):
+            return None
+        parts: list[tuple[Batcher, Sequence[int]]] = []
+        left: Sequence[int] = range(len(names))
+        mixed = self.mixed(requested)
+        if mixed is not None:
+            missing = requested.cache.missing_of(names)
+            is_possible = len(missing) < len(names) and mixed.is_possible(len(missing) * length)
+            if is_possible and not mixed.pairs.cache.missing_of(missing):
+                return [(requested, left)]
+        for other in self._others(requested):
+            if own := other.cache.indices_of(names, left):
+                parts.append((other, own))
+                taken = set(own)
+                left = [] if len(own) == len(left) else [i for i in left if i not in taken]
+        return [*parts, (requested, left)] if left else parts
+
+    def _others(self, batcher: Batcher) -> Iterable[Batcher]:
+        return (other for other in self._batchers if other is not batcher)

@@ -1,0 +1,108 @@
+"""`reset_all_streams`: resets all streams of a model that a tenant has; with an idempotency key once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from stepwell.engine.protocol.decide import StepIntent, check_idempotency_entry
+from stepwell.errors import ServiceError
+from stepwell.store import keys
+from stepwell.store.commits import DELETE, Commit
+from stepwell.store.idempotency_entry import IdempotencyEntry
+from stepwell.store.listing import page
+from stepwell.store.record import blake2b_128
+from stepwell.store.state_store import checked
+from stepwell.types import StreamKey
+
+if TYPE_CHECKING:
+    from stepwell.engine.streams.transaction import StreamOpDeps
+
+_INTENT = StepIntent(blake2b_128(b"reset all"), 0, None, None, "auto", None)
+
+
+async def reset_all_streams(
+    deps: StreamOpDeps,
+    tenant: str,
+    model: str,
+    reset: Callable[[StreamKey], Awaitable[bool]],
+    *,
+    idempotency_key: str | None,
+) -> int:
+    """Reset all streams of a model that a tenant has, and return their number.
+
+    Args:
+        deps: Store, models, admission and quota.
+        tenant: The tenant.
+        model: The model's name.
+        reset: Resets a stream; with the request's idempotency key, once. Returns False if the stream is missing.
+        idempotency_key: The client's, if any: a request with a key that has its result stored resets nothing.
+
+    Raises:
+        ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No reset
+            is still running then. `idempotency_key_reused`: a stream has an operation with this key.
+    """
+    name, transport, deadline = keys.record_key(tenant, model, ""), deps.store.transport, deps.admission.deadline
+    entry_key = None if idempotency_key is None else keys.idempotency_key_of(name, idempotency_key)
+    if entry_key is not None:
+        [stored] = await deps.store.load_with_errors([entry_key], deadline=deadline(), exact=True)
+        if (entry := checked(stored)) is not None:
+            await deps.store.wait_for_replica(name, None, entry_key, deadline=deadline())
+            return _number_in(entry)
+    cursor: str | None = None
+    done: set[str] = set()
+    n_reset = 0
+    while True:
+        try:
+            names, cursor = await page(transport, tenant, model, "", cursor, limit=500, deadline=deadline())
+        except ServiceError as exc:
+            raise _partial_error(n_reset, [exc], is_all=False) from exc
+        new_names = [name for name in names if name not in done]
+        results = await asyncio.gather(*(_attempt(reset, StreamKey(tenant, model, name)) for name in new_names))
+        n_reset += sum([result is True for result in results])
+        if errors := [result for result in results if isinstance(result, ServiceError)]:
+            raise _partial_error(n_reset, errors, is_all=cursor is None)
+        done.update(new_names)
+        if cursor is None:
+            break
+    if entry_key is None:
+        return n_reset
+    # The entry is that of a stream without a name, which no request can create: its deletion writes the entry alone.
+    number = IdempotencyEntry(_INTENT.op_id, 0, n_reset, bytes(16), 0, b"").encode()
+    try:
+        result = (await deps.store.commit([Commit(name, b"", DELETE, entry_key, number)], deadline=deadline()))[0]
+    except ServiceError as exc:
+        raise _partial_error(n_reset, [exc], is_all=True) from exc
+    return n_reset if result.stored is None else _number_in(result.stored)  # that of a copy of this request
+
+
+def _number_in(entry: bytes) -> int:
+    """Return the number of streams that a request has reset, from its entry."""
+    return check_idempotency_entry(IdempotencyEntry.decode(entry), _INTENT).step
+
+
+async def _attempt(reset: Callable[[StreamKey], Awaitable[bool]], key: StreamKey) -> ServiceError | bool:
+    try:
+        return await reset(key)
+    except ServiceError as exc:
+        return exc
+
+
+def _partial_error(done: int, errors: Sequence[ServiceError], *, is_all: bool) -> ServiceError:
+    """Return the error for a reset of all streams that failed.
+
+    Args:
+        done: Number of streams that were reset.
+        errors: The errors of the others, or of what followed.
+        is_all: Whether no other stream was to be reset.
+    """
+    outcomes = {error.applied for error in errors}
+    if (outcomes == {"no"} and not done) or (outcomes == {"yes"} and is_all):
+        return errors[0]
+    return ServiceError(
+        "outcome_unknown",
+        f"{done} streams were reset before others failed: {errors[0].problem}",
+        fix="Send the same request again to reset the others. Without an Idempotency-Key, all streams are reset again.",
+        applied="unknown",
+    )

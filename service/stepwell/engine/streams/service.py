@@ -1,0 +1,250 @@
+"""`StreamService`: operations on whole streams: status, list, reset, new state, deletion."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from stepwell.engine.packing import finite_rows, last_prediction
+from stepwell.engine.streams.copies import StreamCopies
+from stepwell.engine.streams.deletions import delete_stream
+from stepwell.engine.streams.moves import StreamMoves
+from stepwell.engine.streams.reset_all import reset_all_streams
+from stepwell.engine.streams.resets import ReplacedPosition, replace_state
+from stepwell.engine.streams.savepoints import Savepoints
+from stepwell.engine.streams.sources import NewState, StateSources, no_stream, responding_half
+from stepwell.errors import ServiceError
+from stepwell.store import keys
+from stepwell.store.listing import count_by_tenant, page
+from stepwell.store.record import Kind, SourcePosition, blake2b_128, decode, sources_of, step_of
+from stepwell.types import ConsumedSource, ImportedState, StreamKey, StreamList, StreamStatus
+
+if TYPE_CHECKING:
+    from stepwell.engine.streams.transaction import StreamOpDeps
+    from stepwell.engine.trials.plans import ReleasePlans
+    from stepwell.models.served import ServedModel
+    from stepwell.store.snapshots import SnapshotStore
+
+
+class StreamService:
+    """Reads, replaces and deletes whole streams. Each state is replaced in one commit; so is a corrupt record.
+
+    Attributes:
+        copies: Forks streams, creates snapshots, exports states.
+        savepoints: Exports and imports the records of many streams.
+        moves: Moves streams to other versions.
+    """
+
+    def __init__(self, deps: StreamOpDeps, snapshots: SnapshotStore, plans: ReleasePlans) -> None:
+        """Create the service."""
+        self._deps = deps
+        self._sources = StateSources(deps.store, deps.models, snapshots, plans)
+        self.copies = StreamCopies(deps, snapshots, self._sources)
+        self._plans = plans
+        self.savepoints = Savepoints(deps)
+        self.moves = StreamMoves(deps, plans, self._sources)
+
+    # ---------------------------------------------------------------- reading
+
+    async def status(self, key: StreamKey) -> StreamStatus:
+        """Return a stream's position, version, times and last prediction.
+
+        Raises:
+            ServiceError: `stream_not_found`, `model_not_found`, `state_corrupt`, or an error of the store.
+        """
+        models, admission = self._deps.models, self._deps.admission
+        models.get(key.model)
+        raw, ttl = await self._deps.store.load_with_ttl(keys.record_key(*key), deadline=admission.deadline())
+        if raw is None:
+            raise no_stream(key)
+        record = decode(raw)
+        served, _ = await responding_half(models, key.model, record)
+        return StreamStatus(
+            key,
+            None if served is None else served.version,
+            record.step,
+            record.history_hash,
+            record.created_ms,
+            record.updated_ms,
+            max(ttl, 0),
+            {} if served is None else last_prediction(served.manifest, record.outputs),
+            (await self._sources_by_id([record.sources], admission.deadline()))[0],
+        )
+
+    async def list(
+        self,
+        tenant: str,
+        model: str,
+        *,
+        prefix: str = "",
+        cursor: str | None = None,
+        limit: int = 100,
+        with_sources: bool = False,
+    ) -> StreamList:
+        """Return one page of a model's streams with their steps, and on request with the positions of their sources.
+
+        Raises:
+            ServiceError: `model_not_found`; `bad_request`: the cursor was not returned by an earlier page; or an error
+                of the store.
+        """
+        store, deadline = self._deps.store, self._deps.admission.deadline()
+        self._deps.models.get(model)
+        names, next_cursor = await page(store.transport, tenant, model, prefix, cursor, limit=limit, deadline=deadline)
+        records = [keys.record_key(tenant, model, name) for name in names]
+        heads = await store.heads(records, deadline=deadline)
+        found = [(name, heads[record]) for name, record in zip(names, records, strict=True) if record in heads]
+        streams = [(name, None if head is None else step_of(head)) for name, head in found]
+        if not with_sources:
+            return StreamList(streams, next_cursor)
+        positions = [() if head is None else sources_of(head) for _, head in found]
+        by_id = await self._sources_by_id(positions, deadline)
+        return StreamList(streams, next_cursor, {name: own for (name, _), own in zip(found, by_id, strict=True)})
+
+    async def _sources_by_id(
+        self, streams: Sequence[Sequence[SourcePosition]], deadline: float
+    ) -> Sequence[Sequence[ConsumedSource]]:
+        """Return the positions of each stream's sources with their ids."""
+        digests = {source.digest for sources in streams for source in sources}
+        ids = await self._deps.source_ids.read(digests, deadline=deadline)
+        return [[ConsumedSource(ids.get(digest), at) for digest, at in sources] for sources in streams]
+
+    async def count(self) -> None:
+        """Count every tenant's streams in the store, if their number is limited and may have changed."""
+        quota = self._deps.quota
+        if quota is None or not quota.needs_recount:
+            return
+        quota.begin_count()
+        try:
+            transport, deadline = self._deps.store.transport, self._deps.admission.deadline
+            quota.set_counts(await count_by_tenant(transport, deadline=deadline))
+        except ServiceError:
+            quota.needs_recount = True
+            raise
+
+    # ---------------------------------------------------------------- changing
+
+    async def reset(
+        self,
+        key: StreamKey,
+        *,
+        snapshot: str | None = None,
+        version: int | None = None,
+        after: bytes | None = None,
+        idempotency_key: str | None = None,
+        only_existing: bool = False,
+    ) -> ReplacedPosition:
+        """Set a stream to its model's initial state, step 0, or to one of its snapshots.
+
+        Args:
+            key: The stream. Without `after` and `only_existing` it may be missing.
+            snapshot: The snapshot's name; None: the initial state.
+            version: The model version that continues the stream; None: the default, or the one that wrote the snapshot.
+            after: The state id that the stream must have; None: any.
+            idempotency_key: The client's, if any.
+            only_existing: A missing stream is not created.
+
+        Raises:
+            ServiceError: `stream_not_found` or `state_changed`, `idempotency_key_reused`,
+                `snapshot_not_found`; `model_changed`: `version` has other states than the snapshot; or an error of the
+                store.
+        """
+        op_id = _reset_op_id(snapshot, after, idempotency_key)
+        if snapshot is None:
+            served = self._deps.models.get(key.model, version)
+            moved = 0 if version is None else self._plans.pinned(served.name)
+            initial = NewState(Kind.RESET, 0, served.fingerprint, served.step_model.initial_state, moved=moved)
+            return await replace_state(
+                self._deps,
+                key,
+                initial,
+                op_id,
+                after=after,
+                idempotency_key=idempotency_key,
+                only_existing=only_existing,
+            )
+
+        async def of_snapshot(deadline: float) -> NewState:
+            stored = await self._sources.from_snapshot(key, snapshot, deadline=deadline)
+            return await self._sources.new_state_from(Kind.RESET_TO_SNAPSHOT, key.model, stored.record, version)
+
+        return await replace_state(self._deps, key, of_snapshot, op_id, after=after, idempotency_key=idempotency_key)
+
+    async def put_state(
+        self,
+        key: StreamKey,
+        served: ServedModel,
+        imported: ImportedState,
+        *,
+        is_named: bool = False,
+        after: bytes | None,
+        idempotency_key: str | None,
+    ) -> ReplacedPosition:
+        """Set a stream to an imported state.
+
+        A retry gets the first response as long as no other operation was applied to the stream since.
+
+        Args:
+            key: The stream.
+            served: The model version that continues the stream.
+            imported: The state, checked against the model's declarations.
+            is_named: The request names that version, so no release of until now moves the stream from it.
+            after: The state id that the stream must have; None: any.
+            idempotency_key: The client's, if any.
+
+        Raises:
+            ServiceError: `stream_not_found` or `state_changed` with `after`, `idempotency_key_reused`; `non_finite`:
+                the state is not finite in the type in which it is stored; or an error of the store.
+        """
+        packed = served.step_model.pack({name: array[None] for name, array in imported.states.items()}, rows=1)
+        _, bad = finite_rows(served.step_model.unpack(packed)) if imported.states else (None, {})
+        if bad:
+            raise ServiceError(
+                "non_finite",
+                f"State {bad[0]!r} becomes infinite in the type in which it is stored.",
+                fix="Send numbers that its `store_dtype` can hold.",
+            )
+        moved = self._plans.pinned(served.name) if is_named else 0
+        state = NewState(Kind.PUT_STATE, imported.step, served.fingerprint, packed.tobytes(), moved=moved)
+        digest = blake2b_128(state.state, imported.step.to_bytes(8, "little"), served.fingerprint)
+        op_id = blake2b_128(b"state", digest, after or b"", (idempotency_key or "").encode())
+        return await replace_state(self._deps, key, state, op_id, after=after, idempotency_key=idempotency_key)
+
+    async def reset_all(self, tenant: str, model: str, *, idempotency_key: str | None = None) -> int:
+        """Reset all streams of a model that the tenant has, and return their number.
+
+        Args:
+            tenant: The tenant.
+            model: The model's name.
+            idempotency_key: The client's, if any: a later request with the same one resets none and returns the same.
+
+        Raises:
+            ServiceError: Not all could be reset; `applied` is "no" if none was, "unknown" if some may have been. No
+                reset is still running then.
+        """
+        self._deps.models.get(model)
+
+        async def reset(key: StreamKey) -> bool:
+            try:
+                await self.reset(key, idempotency_key=idempotency_key, only_existing=True)
+            except ServiceError as exc:
+                if exc.code == "stream_not_found":  # deleted since it was listed
+                    return False
+                raise
+            return True
+
+        return await reset_all_streams(self._deps, tenant, model, reset, idempotency_key=idempotency_key)
+
+    async def delete(self, key: StreamKey, *, idempotency_key: str | None = None) -> bytes | None:
+        """Delete a stream, its snapshots and its event log; see `delete_stream`."""
+        return await delete_stream(self._deps, key, idempotency_key=idempotency_key)
+
+
+def _reset_op_id(snapshot: str | None, after: bytes | None, idempotency_key: str | None) -> bytes:
+    """Return the op id: the same for every retry of a reset that can be retried, else a random one."""
+    if after is None and idempotency_key is None:
+        return secrets.token_bytes(16)
+    key = [] if idempotency_key is None else [idempotency_key.encode()]
+    if snapshot is not None:
+        return blake2b_128(b"rewind", snapshot.encode(), after or b"", *key)
+    return blake2b_128(b"reset", *key, after or b"") if key else blake2b_128(b"R", after or b"")

@@ -1,0 +1,112 @@
+"""The contract for add-ons: all names that a package which extends Stepwell imports, and the groups it registers in.
+
+An installed package registers what it adds as entry points in its project file; there is nothing else to call or to
+configure. Stepwell registers its own brokers and gRPC in the same way.
+
+    [project.entry-points."stepwell.brokers"]
+    spool = "stepwell_fleet.spool:SPOOL"
+
+        A `Broker`; the entry point's name is the scheme of its URLs. Its module has the two functions of
+        `BrokerModule`: open_reader(url, options) -> MessageReader and open_writer(url, body_format) -> MessageWriter.
+        Used by `connect` and `alert`, when they are given a URL with that scheme.
+
+    [project.entry-points."stepwell.commands"]
+    fleet = "stepwell_fleet.commands:COMMANDS"
+
+        A mapping of the commands' names to `Command`. It is imported for `stepwell --help` and for a command that is
+        not Stepwell's own; the function that a command names is imported when that command is run.
+
+    [project.entry-points."stepwell.stages"]
+    Deadband = "stepwell_fleet.deadband:Deadband"
+
+        A subclass of `Stage`; the entry point's name is its name in `stepwell.stages`. Imported at its first use there.
+
+    [project.entry-points."stepwell.step_rules"]
+    leaky = "stepwell_fleet.leaky"
+
+        A module that calls `register_step_rule`. Imported before a Keras model is loaded from a file; the entry
+        point's name has no meaning.
+
+    [project.entry-points."stepwell.addons"]
+    overview = "stepwell_fleet.overview:Overview"
+
+        A subclass of `ServiceAddon`. Each worker of the service creates one at its start, and calls its methods; the
+        entry point's name has no meaning.
+
+A package that cannot be used is an `AddonError`, which names the package and what to do. Two packages that register one
+name in a group are one, too. `stepwell.testing` has the tests that every broker has to pass.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from stepwell_export.runtime.errors import StepwellError
+from stepwell_export.keras.step_rules import register_step_rule
+from stepwell_export.runtime.registered import AddonError
+from stepwell.commands import Command
+from stepwell.addons.connect.brokers.protocol import Broker, BrokerModule, MessageReader, MessageWriter, ReaderOptions
+from stepwell.addons.connect.messages import (
+    BrokerMessage,
+    BrokerUnavailableError,
+    ConnectError,
+    ConnectUsageError,
+    OutMessage,
+    Undeliverable,
+)
+from stepwell.addons.connect.urls import BrokerUrl
+from stepwell.service_addon import ServiceAddon
+
+if TYPE_CHECKING:
+    from stepwell_export.graph.builder import GraphBuilder
+    from stepwell_export.keras import Call, Value
+    from stepwell_export.stages.stage import Stage
+    from stepwell.commands.live.http_api import DEFAULT_URL, HttpApi, Key, Model, Url
+    from stepwell.requests.context import AppContext
+
+__all__ = [
+    "DEFAULT_URL",
+    "AddonError",
+    "AppContext",
+    "Broker",
+    "BrokerMessage",
+    "BrokerModule",
+    "BrokerUnavailableError",
+    "BrokerUrl",
+    "Call",
+    "Command",
+    "ConnectError",
+    "ConnectUsageError",
+    "GraphBuilder",
+    "HttpApi",
+    "Key",
+    "MessageReader",
+    "MessageWriter",
+    "Model",
+    "OutMessage",
+    "ReaderOptions",
+    "ServiceAddon",
+    "Stage",
+    "StepwellError",
+    "Undeliverable",
+    "Url",
+    "Value",
+    "register_step_rule",
+]
+
+_LOADED_WHEN_USED: Final = {
+    "AppContext": "stepwell.requests.context",
+    "Call": "stepwell_export.keras",
+    "GraphBuilder": "stepwell_export.graph.builder",
+    "Stage": "stepwell_export.stages.stage",
+    "Value": "stepwell_export.keras",
+    **dict.fromkeys(("DEFAULT_URL", "HttpApi", "Key", "Model", "Url"), "stepwell.commands.live.http_api"),
+}
+"""Names whose modules load NumPy, onnx, an HTTP client or the engine, which most add-ons do not need."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOADED_WHEN_USED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LOADED_WHEN_USED[name]), name)

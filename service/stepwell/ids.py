@@ -1,0 +1,22 @@
+"""Stream ids in requests, checked: what is none raises the service's error."""
+
+from __future__ import annotations
+
+from stepwell.errors import ServiceError
+from stepwell_client.wire.ids import is_stream_id, stream_id_problem
+
+
+def check_stream_id(text: str) -> str:
+    """Return a stream id after checking it.
+
+    Raises:
+        ServiceError: `bad_request`: not 1 to 128 of `A-Z a-z 0-9 . _ : @ -`, or `.` or `..`.
+    """
+    if not is_stream_id(text):
+        raise bad_stream_id(text)
+    return text
+
+
+def bad_stream_id(text: str) -> ServiceError:
+    """Return the error for an invalid stream id."""
+    return ServiceError("bad_request", stream_id_problem(text), fix="Use such a stream id.")

@@ -1,0 +1,314 @@
+"""`Metrics`: the service's metrics for Prometheus; labels never contain stream ids."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from stepwell.drift.metrics import DriftMetrics
+from stepwell.drift.report import FeatureReport
+from stepwell.engine.observer import EngineObserver
+from stepwell.metrics.exemplars import Exemplars
+from stepwell.metrics.exposition import exposed
+from stepwell.metrics.kinds import BufferedHistogram, Labelled
+from stepwell.metrics.process import ProcessMetrics
+from stepwell.metrics.releases import ReleaseMetrics
+from stepwell.metrics.shared_folder import remove_dead_workers, shared_folder
+from stepwell.models.changes import ModelChange
+
+NO_ROUTE = "none"
+"""Label of requests that reached no route."""
+
+_SECONDS = (
+    *(0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005),
+    *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+_MultiprocessMode = Literal["livesum", "livemin", "livemax"]  # how the gauges of several workers are combined
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCounts:
+    """Counts of one model, over all its versions and transports, since the service started.
+
+    Attributes:
+        timesteps: Applied timesteps.
+        runs: Model runs.
+        row_seconds: Total duration of the runs in seconds, counted once for each row of a run.
+        answers: Requests that the engine answered with a prediction.
+        answer_seconds: Their total duration in seconds, from receipt to response.
+        refusals: Requests that the engine rejected.
+        refusal_seconds: Their total duration in seconds.
+    """
+
+    timesteps: int = 0
+    runs: int = 0
+    row_seconds: float = 0.0
+    answers: int = 0
+    answer_seconds: float = 0.0
+    refusals: int = 0
+    refusal_seconds: float = 0.0
+
+
+class Metrics(EngineObserver):
+    """The service's metrics, in their own registry, so that two services in one process do not share metrics.
+
+    With several workers, `$PROMETHEUS_MULTIPROC_DIR` names a folder that they share, and each of them can return the
+    metrics of all. The folder is used for one start of the service, by one `Metrics` per process.
+
+    It is the engine's observer: the engine calls it for each batch (see `EngineObserver`).
+    """
+
+    def __init__(self, version: str) -> None:
+        """Create the metrics, all at zero.
+
+        Args:
+            version: The service's version, for `stepwell_build_info`.
+        """
+        self._folder = shared_folder()
+        self._registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"stepwell_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, label: str, buckets: Sequence[float] = _SECONDS) -> BufferedHistogram:
+            return BufferedHistogram(f"stepwell_{name}", text, [label], buckets=buckets, registry=registry)
+
+        def gauge(name: str, text: str, workers: _MultiprocessMode, *labels: str) -> Gauge:
+            return Gauge(f"stepwell_{name}", text, labels, multiprocess_mode=workers, registry=registry)
+
+        self._steps = Labelled(counter("steps_total", "Timesteps applied, by transport.", "model", "door"))
+        self._requests = Labelled(
+            counter("requests_total", "Requests answered, by HTTP status.", "door", "code", "route")
+        )
+        self._step_s = Labelled(histogram("step_seconds", "Seconds from receipt to response.", "model"))
+        self.exemplars = Exemplars("stepwell_step_seconds", _SECONDS)
+        self._refused_s = Labelled(
+            Summary("stepwell_oip_refused_seconds", "Seconds from receipt to rejection.", ["model"], registry=registry)
+        )
+        self._run_s = Labelled(histogram("model_run_seconds", "Seconds of one model run with one batch.", "model"))
+        self._store_s = Labelled(histogram("store_seconds", "Seconds of one round trip to the store.", "op"))
+        self._row_s = Labelled(counter("oip_row_seconds_total", "Seconds of model runs, once for each row.", "model"))
+        self._batch_rows = Labelled(histogram("batch_rows", "Streams in one model run.", "model", _ROWS))
+        self._hits = counter("cache_hits_total", "Records found in a worker's record cache.")
+        self._misses = counter("cache_misses_total", "Records that had to be read from the store.")
+        self._conflicts = counter("conflicts_total", "Commits whose guard did not match.")
+        self._replays = counter("replays_total", "Requests that got their first response again.")
+        self._refusals = Labelled(counter("refusals_total", "Requests rejected, by problem code.", "code"))
+        self._model_changes = counter(
+            "model_changes_total", "Models loaded, replaced and retired by reloads.", "change"
+        )
+        self._releases = ReleaseMetrics(registry)
+        self._drift = DriftMetrics(registry, is_shared=self._folder is not None)
+        self._regressions = counter("store_regressions_total", "Streams whose confirmed commits the store had lost.")
+        labelled_gauges = {
+            "queue_rows": gauge("queue_rows", "Timesteps that wait for a run.", "livesum", "model"),
+            "cached_streams": gauge(
+                "cached_streams", "Streams whose records the workers have cached.", "livesum", "model"
+            ),
+            "streams": gauge(
+                "streams", "Streams by the version that responds, of all replicas.", "livemax", "model", "version"
+            ),
+            "releases_ended": gauge(
+                "release_ended_timestamp_seconds", "When a release last ended in this way.", "livemax", "model", "how"
+            ),
+            "gates_waiting": gauge(
+                "release_gate_waits", "1 while the gate of a release is not judged yet.", "livemax", "model"
+            ),
+        }
+        self._labelled_gauges = {name: Labelled(one) for name, one in labelled_gauges.items()}
+        self._gauges = {
+            "watchers": gauge("watchers", "Watchers of committed predictions.", "livesum"),
+            "websockets": gauge("websockets", "Open WebSockets.", "livesum"),
+            "connections": gauge("connections", "Open connections, those of WebSockets included.", "livesum"),
+            "ready": gauge("ready", "1 when every worker can serve, else 0.", "livemin"),
+            "store_reachable": gauge(
+                "store_reachable", "1 when every worker reached the store at its last check, else 0.", "livemin"
+            ),
+            "store_safe": gauge("store_safe", "1 when the store's settings are safe, else 0.", "livemin"),
+            "store_used_bytes": gauge("store_used_memory_bytes", "Memory that the store uses.", "livemax"),
+            "store_max_bytes": gauge("store_max_memory_bytes", "The store's maxmemory; 0: no limit.", "livemax"),
+        }
+        self._durability = gauge("durability_info", "1 for the durability level in force.", "livemax", "level")
+        gauge("build_info", "1 for the version that runs.", "livemax", "version").labels(version).set(1)
+        self._process = ProcessMetrics(registry)
+        self._buffered: defaultdict[Counter, float] = defaultdict(float)  # increments since the last `refresh`
+        of_models = (self._steps, self._step_s, self._refused_s, self._run_s, self._row_s, self._batch_rows)
+        # The model is the first label of each.
+        self._by_model: list[Labelled[Any]] = [*of_models, *self._labelled_gauges.values()]
+        self._read_models: Callable[[], Collection[str]] | None = None
+        self._read_gauges: Mapping[str, Callable[[], Any]] = {}
+        self._read_drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict
+
+    def bind_gauges(
+        self,
+        *,
+        models: Callable[[], Collection[str]] | None = None,
+        durability: str = "memory",
+        drift: Callable[[], Mapping[tuple[str, int], Sequence[FeatureReport]]] = dict,
+        **gauges: Callable[[], Any],
+    ) -> None:
+        """Set the functions that `refresh` reads the gauges' values from.
+
+        Args:
+            models: Returns the served models; the series of others are removed. None: none is removed.
+            durability: The configured durability level.
+            drift: Returns what the features showed in the last hour, by model and version.
+            gauges: By the gauge's name in `__init__`, what returns its value in this worker; of a gauge with labels,
+                the values by label, or by a tuple of its labels. A gauge that is not named stays as it is.
+        """
+        self._read_drift = drift
+        self._read_models = models
+        self._read_gauges = gauges
+        self._durability.labels(durability).set(1)
+        self.refresh()
+
+    # ---------------------------------------------------------------- called by the engine
+
+    def steps_applied(self, model: str, transport: str, timesteps: int) -> None:
+        """Count timesteps that were committed."""
+        self._buffered[self._steps[model, transport]] += timesteps
+
+    def batch_run(self, model: str, rows: int, seconds: float) -> None:
+        """Count a model run."""
+        self._batch_rows[(model,)].buffer((rows,))
+        self._run_s[(model,)].buffer((seconds,))
+        self._buffered[self._row_s[(model,)]] += rows * seconds
+
+    def replied(self, model: str, seconds: Sequence[float]) -> None:
+        """Count requests that the engine answered with a prediction; `seconds` has one duration for each."""
+        self._step_s[(model,)].buffer(seconds)
+
+    def rejected(self, model: str, seconds: float) -> None:
+        """Count a request that the engine rejected."""
+        self._refused_s[(model,)].observe(seconds)
+
+    def store_latency(self, op: str, seconds: float) -> None:
+        """Count a round trip to the store."""
+        self._store_s[(op,)].buffer((seconds,))
+
+    def cache_lookup(self, hits: int, misses: int) -> None:
+        """Count lookups in the worker's record cache."""
+        self._buffered[self._hits] += hits
+        if misses:
+            self._buffered[self._misses] += misses
+
+    def conflicts(self, n: int) -> None:
+        """Count commits whose guard did not match."""
+        self._conflicts.inc(n)
+
+    def replays(self, n: int) -> None:
+        """Count requests that got their first response again."""
+        self._replays.inc(n)
+
+    def regressions(self, n: int) -> None:
+        """Count streams whose confirmed commits the store had lost."""
+        self._regressions.inc(n)
+
+    def paired_steps(self, model: str, responding: int, other: int, timesteps: int) -> None:
+        """Count timesteps of a release."""
+        self._releases.paired_steps(model, responding, other, timesteps)
+
+    def candidate_failed(self, model: str, n: int, *, responds: bool) -> None:
+        """Count streams that left a release."""
+        self._releases.candidate_failed(model, n, responds=responds)
+
+    def compared(self, model: str, output: str, numbers: Mapping[float, int]) -> None:
+        """Count compared numbers by their difference."""
+        self._releases.compared(model, output, numbers)
+
+    def model_changed(self, change: ModelChange) -> None:
+        """Count a model that was loaded, replaced or retired; may be called in any thread."""
+        self._model_changes.labels(change.kind).inc()
+
+    # ---------------------------------------------------------------- called by the transports
+
+    def request(self, transport: str, code: int | str, route: str = NO_ROUTE, n: int = 1) -> None:
+        """Count requests or messages that got a response.
+
+        Args:
+            transport: How they were sent.
+            code: The HTTP status.
+            route: Method and path of the declared route, with the names of its parameters.
+            n: Their number.
+        """
+        self._buffered[self._requests[transport, str(code), route]] += n
+
+    def refusal(self, code: str) -> None:
+        """Count an error response, by its `code` of `stepwell.error_codes.CODES`."""
+        self._refusals[(code,)].inc()
+
+    # ---------------------------------------------------------------- for Prometheus
+
+    def refresh(self) -> None:
+        """Flush buffered counts and read the gauges; all workers do this each second, as Prometheus queries one."""
+        buffered, self._buffered = self._buffered, defaultdict(float)
+        for counter, n in buffered.items():
+            counter.inc(n)
+        for histograms in (self._step_s, self._run_s, self._store_s, self._batch_rows):
+            for histogram in histograms.values():
+                histogram.flush()
+        for name, read in self._read_gauges.items():
+            if name in self._gauges:
+                self._gauges[name].set(read())
+                continue
+            gauges = self._labelled_gauges[name]
+            found = {key if isinstance(key, tuple) else (key,): value for key, value in read().items()}
+            for labels in {*found, *gauges}:
+                gauges[labels].set(found.get(labels, 0))
+        self._process.refresh()
+        self._drift.refresh(self._read_drift())
+        served = None if self._read_models is None else self._read_models()
+        if served is not None:
+            self.exemplars.keep_models(served)
+        if served is not None and self._folder is None:  # with shared files, labels cannot be removed
+            for by_model in self._by_model:
+                by_model.remove([labels for labels in by_model if labels[0] not in served])
+            self._releases.keep_models(served)
+
+    def render(self, *, as_openmetrics: bool = False) -> tuple[bytes, str]:
+        """Return the metrics of all workers as of their last `refresh`, and the media type of the text.
+
+        With many models and workers this is slow; it may be called in a thread.
+
+        Args:
+            as_openmetrics: In the format of OpenMetrics, with exemplars of this worker's traced requests; else in
+                Prometheus' text format.
+        """
+        if self._folder is not None:
+            remove_dead_workers(self._folder)
+        return exposed(self._collector(), self.exemplars, as_openmetrics=as_openmetrics)
+
+    def counts(self) -> dict[str, ModelCounts]:
+        """Return the counts of all workers as of their last `refresh`, by model."""
+        values_by_model: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        for metric in self._collector().collect():
+            for sample in metric.samples:
+                if (model := sample.labels.get("model")) is not None:
+                    values_by_model[model][sample.name.removeprefix("stepwell_")] += sample.value
+        return {model: _counts_of(samples) for model, samples in values_by_model.items()}
+
+    def _collector(self) -> Collector:
+        """Return the collector of the metrics of all workers."""
+        if self._folder is None:
+            return self._registry
+        return MultiProcessCollector(None, str(self._folder))  # type: ignore[no-untyped-call]  # has no types
+
+
+def _counts_of(samples: Mapping[str, float]) -> ModelCounts:
+    return ModelCounts(
+        timesteps=int(samples["steps_total"]),
+        runs=int(samples["model_run_seconds_count"]),
+        row_seconds=samples["oip_row_seconds_total"],
+        answers=int(samples["step_seconds_count"] - samples["oip_refused_seconds_count"]),
+        answer_seconds=samples["step_seconds_sum"] - samples["oip_refused_seconds_sum"],
+        refusals=int(samples["oip_refused_seconds_count"]),
+        refusal_seconds=samples["oip_refused_seconds_sum"],
+    )

@@ -1,0 +1,280 @@
+"""`PairedModel`: two versions of a model that consume the same inputs, run as one model with the states of both.
+
+The old version runs exactly as it would run alone. Whatever the candidate does (an error, a run that is too long, NaN)
+never changes the old version's predictions or states: the row is marked as failed, and continues by the old half.
+
+A packed state row has the old version's row, the candidate's row, and 32 bytes that describe the pair (`PAIR_DTYPE`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from stepwell_export.runtime.errors import ModelTimeoutError
+from stepwell_export.runtime.manifest import Array
+from stepwell_export.runtime.state_packing import StateField, initial_states, pack, unpack
+from stepwell_export.runtime.step_model import StepModel
+from stepwell.models.pair_state import PAIR_BYTES, PAIR_DTYPE, PairMode, PairState, pair_fingerprint
+from stepwell.models.version_differences import tensors_differ
+
+_log = logging.getLogger(__name__)
+
+OLD, NEW, PAIR = "old.", "new.", "pair"
+"""Prefixes of the halves' state names, and the name of the state that describes the pair."""
+
+OTHER, COMPARED, FAILED, WARM_NOW = "other/", "pair/compared", "pair/failed", "pair/warm_now"
+"""What `step` and `chunk` return beside the outputs: the outputs of the half that does not respond, prefixed; which
+timesteps can be compared, bool; per row whether the candidate failed now: 1 by an error, 2 by a value that is not
+finite; and whether it has consumed the last of its `warm_steps` now."""
+
+_TIMED_EVERY: Final = 16  # runs of the candidate alone for one that is timed, as the old version on its rows
+
+_Outcome = tuple[dict[str, Array], dict[str, Array]]
+_Call = Callable[[StepModel, Mapping[str, Array], Mapping[str, Array]], _Outcome]
+
+
+class PairedModel:
+    """Two step models with equal inputs and outputs; used as a `StepModel` is.
+
+    Attributes:
+        old: The old version.
+        new: The candidate.
+        mode: Which half responds.
+        manifest: That of the half that responds.
+        fields: The states of both, prefixed, and the state that describes the pair.
+        state_bytes: Bytes of one packed state row.
+        fingerprint: 8 bytes, of both fingerprints and the mode.
+        run_s: CPU seconds of the runs so far, of the old version and of the candidate on as many rows: estimated, as of
+            the runs beside the old version only some are timed.
+    """
+
+    def __init__(self, old: StepModel, new: StepModel, mode: PairMode) -> None:
+        """Pair two versions.
+
+        Args:
+            old: The old version.
+            new: The candidate.
+            mode: Which half responds.
+
+        Raises:
+            ValueError: Their inputs or outputs differ.
+        """
+        if (difference := tensors_differ(old.manifest, new.manifest)) is not None:
+            raise ValueError(difference)
+        self.old, self.new, self.mode = old, new, mode
+        self.manifest = (old if mode == "shadow" else new).manifest
+        self.fingerprint = pair_fingerprint(old.fingerprint, new.fingerprint, mode)
+        self.weight_files: list[Path] = []
+        self.fields = [
+            *(replace(field, name=OLD + field.name) for field in old.fields),
+            *(replace(field, name=NEW + field.name, offset=field.offset + old.state_bytes) for field in new.fields),
+            self._pair_field(old.state_bytes + new.state_bytes),
+        ]
+        self.state_bytes = old.state_bytes + new.state_bytes + PAIR_BYTES
+        self.initial_state = pack(self.fields, self.initial_states(1), 1)[0].tobytes()
+        self.run_s = [0.0, 0.0]
+        self._runs_beside = itertools.count()
+        self._has_logged = False
+
+    def _pair_field(self, offset: int) -> StateField:
+        state = PairState(self.old.fingerprint, self.new.fingerprint, self.mode, 0).encode()
+        byte = np.dtype(np.uint8)
+        return StateField(PAIR, byte, byte, (PAIR_BYTES,), offset, PAIR_BYTES, np.frombuffer(state, np.uint8))
+
+    @property
+    def batched(self) -> bool:
+        """Whether both versions run rows together."""
+        return self.old.batched and self.new.batched
+
+    @property
+    def chunked(self) -> bool:
+        """Whether both versions run a chunk at once."""
+        return self.old.chunked and self.new.chunked
+
+    def step(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+        """Consume one timestep of every row; as `StepModel.step`, with what `OTHER`, `COMPARED` and `FAILED` name.
+
+        Raises:
+            ModelTimeoutError: The run of the old version was ended.
+            ModelLoadError: onnxruntime failed in the old version.
+        """
+        outputs, next_states = self._run_both(_step_as_chunk, {n: a[:, None] for n, a in inputs.items()}, states)
+        return {name: array[:, 0] for name, array in outputs.items()}, next_states
+
+    def chunk(self, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+        """Consume T timesteps of every row; otherwise as `step`."""
+        return self._run_both(StepModel.chunk, inputs, states)
+
+    def run_beside(
+        self, inputs: Mapping[str, Array], packed: Array, old_outputs: Mapping[str, Array], old_packed: Array
+    ) -> tuple[dict[str, Array], Array]:
+        """Consume the timesteps that the old version has consumed already, with other rows; otherwise as `chunk`.
+
+        Args:
+            inputs: `(rows, T, *row)` by input.
+            packed: The packed states before the timesteps, `(rows, state_bytes)` uint8.
+            old_outputs: The old version's outputs, `(rows, T, *row)`.
+            old_packed: The old version's packed states after them, `(rows, bytes)` uint8.
+
+        Returns:
+            The outputs, and the packed states.
+        """
+        old_bytes = self.old.state_bytes
+        call = StepModel.chunk if next(iter(inputs.values())).shape[1] > 1 else _step_as_chunk
+        weight = 0 if next(self._runs_beside) % _TIMED_EVERY else _TIMED_EVERY
+        if weight:  # the candidate's time is compared with that of the old version on as many rows
+            old_states, started = self.old.unpack(packed[:, :old_bytes]), time.thread_time()
+            try:
+                call(self.old, inputs, old_states)
+            except ModelTimeoutError:  # this run is only timed: its results are there already
+                weight = 0
+            else:
+                self.run_s[0] += weight * (time.thread_time() - started)
+        new_states, pair_state = self.new.unpack(packed[:, old_bytes:-PAIR_BYTES]), packed[:, -PAIR_BYTES:]
+        outputs, new_next, pair = self._run_beside(call, inputs, new_states, pair_state, old_outputs, weight=weight)
+        return outputs, np.concatenate([old_packed, self.new.pack(new_next, rows=len(packed)), pair], axis=1)
+
+    def initial_states(self, rows: int) -> dict[str, Array]:
+        """Return the states that `rows` new streams start from, shape `(rows, *shape)` each."""
+        return initial_states(self.fields, rows)
+
+    def pack(self, states: Mapping[str, Array], *, rows: int) -> Array:
+        """Pack states into rows of bytes, `(rows, state_bytes)` uint8."""
+        return pack(self.fields, states, rows)
+
+    def unpack(self, packed: Array) -> dict[str, Array]:
+        """Undo `pack`."""
+        return unpack(self.fields, packed)
+
+    def terminate(self, *, longer_than: float = 0.0) -> None:
+        """End runs of either half that take too long; each has the whole time for itself."""
+        self.old.terminate(longer_than=longer_than)
+        self.new.terminate(longer_than=longer_than)
+
+    # ---------------------------------------------------------------- running
+
+    def _run_both(self, call: _Call, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+        """Run both halves on `(rows, T, *row)` inputs."""
+        old_states = {field.name: states[OLD + field.name] for field in self.old.fields}
+        new_states = {field.name: states[NEW + field.name] for field in self.new.fields}
+        started = time.thread_time()
+        old_outputs, old_next = call(self.old, inputs, old_states)
+        self.run_s[0] += time.thread_time() - started
+        outputs, new_next, packed = self._run_beside(call, inputs, new_states, states[PAIR], old_outputs)
+        next_states = {OLD + name: array for name, array in old_next.items()}
+        next_states |= {NEW + name: array for name, array in new_next.items()}
+        next_states[PAIR] = packed
+        return outputs, next_states
+
+    def _run_beside(
+        self,
+        call: _Call,
+        inputs: Mapping[str, Array],
+        new_states: Mapping[str, Array],
+        pair_state: Array,
+        old_outputs: Mapping[str, Array],
+        *,
+        weight: int = 1,
+    ) -> tuple[dict[str, Array], dict[str, Array], Array]:
+        """Run the candidate on rows of which the old version has run; its time counts `weight` times.
+
+        Returns:
+            The outputs of `step`, the candidate's states, and the states that describe the pairs.
+        """
+        packed = pair_state.copy()  # as bytes: of a structured array, NumPy copies field by field
+        pair = packed.view(PAIR_DTYPE)[:, 0]
+        started = time.thread_time()
+        new_outputs, new_next, failure = self._run_candidate(call, inputs, new_states, old_outputs)
+        self.run_s[1] += weight * (time.thread_time() - started)
+        rows, length = next(iter(inputs.values())).shape[:2]
+        outputs, others = dict(old_outputs), new_outputs
+        compared, warm_now = np.ones((rows, length), bool), np.zeros(rows, bool)
+        if failure.any() or pair["failed"].any() or pair["warm_steps"].any():
+            warm, had_failed = pair["warm_steps"].astype(np.int64), pair["failed"] > 0
+            failed = (failure > 0) | had_failed
+            for field in self.new.fields:
+                new_next[field.name] = _chosen(failed, new_states[field.name], new_next[field.name])
+            for name, array in old_outputs.items():
+                new_outputs[name] = _chosen(failed, np.zeros_like(array), new_outputs[name])
+            compared = ~failed[:, None] & (np.arange(length) >= warm[:, None])
+            if self.mode == "ramp":
+                outputs = {name: _chosen(compared, new_outputs[name], old) for name, old in old_outputs.items()}
+                others = {name: _chosen(compared, old, new_outputs[name]) for name, old in old_outputs.items()}
+            pair["failed"], pair["warm_steps"] = failed, np.maximum(warm - length, 0)
+            failure = np.where(had_failed, 0, failure).astype(np.uint8)
+            warm_now = (warm > 0) & (warm <= length)
+        elif self.mode == "ramp":
+            outputs, others = others, outputs
+        pair["responded"] = compared[:, -1] if self.mode == "ramp" else 0
+        beside = {OTHER + name: array for name, array in others.items()}
+        beside |= {COMPARED: compared, FAILED: failure[:, None], WARM_NOW: warm_now[:, None]}
+        return outputs | beside, new_next, packed
+
+    def _run_candidate(
+        self, call: _Call, inputs: Mapping[str, Array], states: Mapping[str, Array], like: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array], Array]:
+        """Run the candidate, and return its outputs, its states, and for each row 0, or how it failed as in `FAILED`.
+
+        If it fails on a batch, each row is run alone, so that only the bad rows fail; after a run that took too long,
+        all of them have failed.
+        """
+        rows = len(next(iter(inputs.values())))
+        try:
+            outputs, next_states = call(self.new, inputs, states)
+        except ModelTimeoutError as exc:
+            self._log_once(exc)
+        except Exception as exc:  # noqa: BLE001 - whatever the candidate does, the old version responds; it is logged
+            self._log_once(exc)
+            if rows > 1:
+                parts = [
+                    self._run_candidate(call, _row(inputs, i), _row(states, i), _row(like, i)) for i in range(rows)
+                ]
+                outputs, next_states = (
+                    {name: np.concatenate([part[k][name] for part in parts]) for name in parts[0][k]} for k in (0, 1)
+                )
+                return outputs, next_states, np.concatenate([part[2] for part in parts])
+        else:
+            return outputs, dict(next_states), self._non_finite(outputs, next_states, rows)
+        return {name: np.zeros_like(array) for name, array in like.items()}, dict(states), np.ones(rows, np.uint8)
+
+    def _non_finite(self, outputs: Mapping[str, Array], states: Mapping[str, Array], rows: int) -> Array:
+        """Return 2 for each row with NaN or infinity in an output or state, as it is stored, else 0."""
+        arrays = list(outputs.values())
+        for field in self.new.fields:
+            with np.errstate(over="ignore"):
+                arrays.append(states[field.name].astype(field.store_dtype, copy=False))
+        failure = np.zeros(rows, np.uint8)
+        for array in arrays:
+            if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+                failure[~finite.reshape(rows, -1).all(axis=1)] = 2
+        return failure
+
+    def _log_once(self, exc: Exception) -> None:
+        if not self._has_logged:
+            self._has_logged = True
+            _log.warning(
+                "The candidate %s failed beside %s; its streams go on without it: %s",
+                self.new.fingerprint.hex(), self.old.fingerprint.hex(), exc,
+            )  # fmt: skip
+
+
+def _step_as_chunk(model: StepModel, inputs: Mapping[str, Array], states: Mapping[str, Array]) -> _Outcome:
+    outputs, next_states = model.step({name: array[:, 0] for name, array in inputs.items()}, states)
+    return {name: array[:, None] for name, array in outputs.items()}, next_states
+
+
+def _chosen(where: Array, chosen: Array, otherwise: Array) -> Array:
+    """Return `chosen` where the mask over the first axes is true; arrays of `(rows, ..)`."""
+    return np.where(where.reshape(*where.shape, *(1,) * (chosen.ndim - where.ndim)), chosen, otherwise)
+
+
+def _row(arrays: Mapping[str, Array], i: int) -> dict[str, Array]:
+    return {name: array[i : i + 1] for name, array in arrays.items()}

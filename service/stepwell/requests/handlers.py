@@ -1,0 +1,241 @@
+"""`StepHandler`, `BulkHandler`: handle a step or bulk request, from its parsed head to the body of its response.
+
+The declared routes and the fast path parse heads and write responses in their own code; they share these handlers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from stepwell.codec import DecodedBulk, DecodedStep, Format, RequestDecoder, StepBody
+from stepwell.codec.request_decoder import ReadStep
+from stepwell.codec.responses import encode_json_step, encode_step
+from stepwell.codec.typed_decoder import DECODE_ERRORS
+from stepwell.engine.stepping.columns.outcomes import BulkOutcomes, StepOutcome
+from stepwell.errors import ServiceError
+from stepwell.requests.bulk import bulk_document, submit_columns, submit_typed, to_timestep
+from stepwell.requests.large_bodies import LargeBodies
+from stepwell.store.keys import record_key
+from stepwell.types import BulkPrediction, StreamHandle, StreamKey
+from stepwell_client.wire.formats import encode
+from stepwell_client.wire.outcomes import ReturnMode
+
+if TYPE_CHECKING:
+    from stepwell.engine.engine import Engine
+    from stepwell.models.served import ServedModel
+    from stepwell.requests.context import AppContext
+
+
+class RequestHandler(Protocol):
+    """A request whose head is parsed and authorized, and whose body is not decoded yet."""
+
+    def submit(self, body: bytes, done: Callable[[Any], None]) -> None:
+        """Decode the body and submit it; `done` gets the result, exactly once, possibly before this returns.
+
+        Raises:
+            ServiceError: The body was rejected; `done` is not called. What is wrong with a large body is its result.
+        """
+        ...
+
+    def encode_response(self, result: Any) -> bytes:
+        """Return the response body of a result that is not a `ServiceError`."""
+        ...
+
+    @property
+    def served(self) -> ServedModel:
+        """The model."""
+        ...
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether it can handle every request with the same head, also several at a time."""
+        ...
+
+    # The following are valid after `encode_response`.
+
+    @property
+    def response_format(self) -> Format:
+        """The format of the response."""
+        ...
+
+    @property
+    def extra_headers(self) -> Mapping[str, str] | None:
+        """Further response headers, or None; names in lower case."""
+        ...
+
+
+@dataclass(slots=True)
+class StepHandler:
+    """Handles a request with one timestep or chunk of one stream.
+
+    Attributes:
+        context: The dependencies of every route.
+        served: The model.
+        key: The stream, with a valid id.
+        chunk: Whether the body has a time axis.
+        version: The requested version, or None: the default.
+        idempotency_key: The client's key, of valid length, or None.
+        request_format: The format of the body.
+        response_format: The format of the response.
+    """
+
+    context: AppContext
+    served: ServedModel
+    key: StreamKey
+    chunk: bool
+    version: int | None
+    idempotency_key: str | None
+    request_format: Format
+    response_format: Format
+    _keep: ReturnMode = "all"
+    _decoder: RequestDecoder = field(init=False)
+    _read: ReadStep | None = field(init=False)
+    _sequenced_only: bool = field(init=False)
+    _stream: StreamHandle = field(init=False)
+    _engine: Engine = field(init=False)
+    extra_headers: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        self._engine = self.context.engine
+        self._decoder = self.context.decoder(self.served)
+        self._read = self._decoder.read_step if self.request_format is Format.JSON and not self.chunk else None
+        self._sequenced_only = self.response_format is Format.JSON and not self.chunk
+        self._stream = StreamHandle(self.key, record_key(*self.key), self.version, "http")
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether it handles single steps: the response to a chunk depends on `return` in its body."""
+        return not self.chunk
+
+    def submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
+        """Submit the timestep or chunk, or raise what is wrong with the body."""
+        if LargeBodies.is_large(body):
+            self.context.large_bodies.submit(
+                lambda: self._decode(body), lambda step: self._submit_decoded(step, done), partial(self._fail, done)
+            )
+            return
+        try:
+            self._submit(body, done)
+        except ServiceError as exc:
+            self._engine.refusals.add(*self.key, exc)
+            raise
+
+    def _fail(self, done: Callable[[StepOutcome], None], error: ServiceError) -> None:
+        self._engine.refusals.add(*self.key, error)
+        done(error)
+
+    def _submit(self, body: bytes, done: Callable[[StepOutcome], None]) -> None:
+        if self._read is not None:  # the most frequent kind
+            try:
+                typed = self._read(body)
+            except DECODE_ERRORS:
+                step = self._decoder.strict.step(body, self.request_format, StepBody)
+            else:
+                submit_typed(
+                    self._engine, typed, self._stream, done, served=self.served, idempotency_key=self.idempotency_key
+                )
+                return
+        else:
+            step = self._decode(body)
+        self._submit_decoded(step, done)
+
+    def _decode(self, body: bytes) -> DecodedStep:
+        return (self._decoder.steps if self.chunk else self._decoder.step)(body, self.request_format)
+
+    def _submit_decoded(self, step: DecodedStep, done: Callable[[StepOutcome], None]) -> None:
+        if self.chunk:
+            self._keep = step.keep
+        timestep = to_timestep(step, self.key, self.version, transport="http", idempotency_key=self.idempotency_key)
+        self._engine.steps.submit(timestep, done, self.served)
+
+    def encode_response(self, result: Any) -> bytes:
+        """Return the response body of a prediction."""
+        if self._sequenced_only:
+            return encode_json_step(result)
+        return encode_step(result, self.response_format, chunk=self.chunk, keep=self._keep)
+
+
+@dataclass(slots=True)
+class BulkHandler:
+    """Handles a bulk request: many streams of one model.
+
+    Attributes:
+        context: The dependencies of every route.
+        served: The model.
+        tenant: The owner of the streams.
+        chunk: Whether the rows have a time axis.
+        version: The requested version, or None: the default.
+        idempotency_key: The client's key, of valid length, or None.
+        request_format: The format of the body.
+        response_format: The format of the response.
+    """
+
+    context: AppContext
+    served: ServedModel
+    tenant: str
+    chunk: bool
+    version: int | None
+    idempotency_key: str | None
+    request_format: Format
+    response_format: Format
+    _bulk: DecodedBulk = field(init=False)
+    extra_headers: ClassVar[None] = None
+    is_reusable: ClassVar[bool] = False
+
+    def submit(self, body: bytes, done: Callable[[BulkOutcomes | ServiceError], None]) -> None:
+        """Submit all timesteps, or raise what is wrong with the body."""
+        decoder = self.context.decoder(self.served)
+        if LargeBodies.is_large(body):
+            self.context.large_bodies.submit(
+                lambda: decoder.bulk(body, self.request_format, chunk=self.chunk),
+                lambda bulk: self._submit_decoded(bulk, decoder, done),
+                done,
+            )
+        else:
+            self._submit_decoded(decoder.bulk(body, self.request_format, chunk=self.chunk), decoder, done)
+
+    def _submit_decoded(
+        self, bulk: DecodedBulk, decoder: RequestDecoder, done: Callable[[BulkOutcomes | ServiceError], None]
+    ) -> None:
+        self._bulk = bulk
+        submit_columns(
+            self.context.engine,
+            bulk,
+            self.version,
+            done,
+            stream_lists=decoder.stream_lists,
+            tenant=self.tenant,
+            served=self.served,
+            transport="http",
+            idempotency_key=self.idempotency_key,
+        )
+
+    def encode_response(self, result: Any) -> bytes:
+        """Return the response body, and count the errors of its rows."""
+        document = bulk_document(self._bulk, result, self.served, self.response_format)
+        for row in () if isinstance(result, BulkPrediction) else result:
+            if isinstance(row, ServiceError):
+                self.context.metrics.refusal(row.code)
+        return encode(document, self.response_format)
+
+
+async def run(submit: Callable[[Callable[[Any], None]], None], handler: RequestHandler) -> bytes:
+    """Submit a request and return its response body; the engine completes it even if the caller is cancelled.
+
+    Args:
+        submit: Submits it, as `RequestHandler.submit` does; it is called with `done`.
+        handler: Encodes the response.
+
+    Raises:
+        ServiceError: The request was rejected, or its outcome is unknown; see `applied`.
+    """
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    submit(lambda result: None if future.done() else future.set_result(result))
+    result = await future
+    if isinstance(result, ServiceError):
+        raise result
+    return handler.encode_response(result)

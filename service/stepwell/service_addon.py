@@ -1,0 +1,50 @@
+"""`ServiceAddon`: what is built on the running service and can be left out. The service knows none by name."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from stepwell.requests.context import AppContext
+
+
+class ServiceAddon:
+    """One add-on of one worker; each method may be left as it is.
+
+    An entry point of the group `stepwell.addons` is a subclass. Each worker creates it once, before anything is open.
+
+    Attributes:
+        context: Settings, API keys and metrics; the engine, once `start` is called.
+        version: The version of the service.
+    """
+
+    def __init__(self, context: AppContext, version: str) -> None:
+        self.context = context
+        self.version = version
+
+    def add_routes(self, app: FastAPI) -> None:
+        """Add routes, behind those of steps and before all others: the first one that matches a path answers."""
+
+    async def start(self) -> None:
+        """Begin: the store is reachable and the models are loaded, and no request is answered yet.
+
+        Raises:
+            StepwellError: It cannot begin; the service does not start.
+        """
+
+    def background(self) -> Iterable[Coroutine[Any, Any, None]]:
+        """Return work that runs from the start of the service to its end, when it is cancelled."""
+        return ()
+
+    def begin_stop(self, grace_s: float) -> None:
+        """Accept nothing more: the service has begun to end.
+
+        Args:
+            grace_s: Seconds for what was accepted.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """End, within the grace; the engine is still open."""

@@ -1,0 +1,327 @@
+"""`Settings`, from flags and `STEPWELL_*` variables, and `SharedFolders`: the configuration of each worker."""
+
+from __future__ import annotations
+
+import ast
+import ipaddress
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from stepwell_export.runtime.manifest import NAME
+from stepwell.errors import SettingsError
+
+PREFIX = "STEPWELL_"
+METRICS_FOLDER_ENV = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable with the folder that the workers share for their metrics; its name is fixed by Prometheus."""
+
+OTHER_VARIABLES = frozenset(
+    PREFIX + name
+    for name in (
+        *("EXTRAS", "VENV", "ROOT"),  # of ./stepwell
+        *("URL", "KEY"),  # of the commands that send requests
+        "REDIS_SERVER",  # the embedded store's program
+        *("TEST_SERVERS", "OPENAPI", "CAMPAIGN", "MACHINE", "PERF_STEPS", "REPLACED"),  # of the tests
+    )
+)
+"""Environment variables with our prefix that are not settings."""
+
+# Kubernetes sets these in every container for a service whose name begins with "stepwell": STEPWELL_SERVICE_HOST,
+# STEPWELL_REDIS_PORT_6379_TCP_ADDR and so on.
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}(?:.+_)?(?:SERVICE_(?:HOST|PORT(?:_.+)?)|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_[A-Z]+)?)"
+)
+_ORIGIN = re.compile(r"null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+/?")  # as a browser sends it; a slash may follow
+_LONGEST_HISTORY = 9999
+_HISTORY = re.compile(rf"(?:{NAME.pattern}=)?[0-9]{{1,4}}")
+# At least what the store counts in; at most 30 years, which timers and the store can still count.
+Seconds = Annotated[float, Field(ge=0.001, le=1e9, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+JwtAlgorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+
+
+class Settings(BaseModel):
+    """The settings of the service. Durations are in seconds and sizes in bytes, unless the name has another unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    models: list[Path] = Field(default_factory=lambda: [Path("models")], min_length=1)
+    """Folder of models, in the environment separated as PATH is. Of two models of one name, the first is served."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Other addresses than loopback need `api_keys_file` or `insecure`."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0: a free one."""
+    grpc_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port of the Open Inference Protocol over gRPC, on the same host; 0: a free one. Needs the extra grpc. Unset: no
+    gRPC."""
+    published: str | None = None
+    """HOST:PORT at which a proxy in front of the service is reached. Only for the warning about an API that is open
+    without keys. Unset: `host`."""
+    workers: Count = 1
+    """Number of worker processes."""
+    redis: str | None = None
+    """URL of the store: redis://, unix://, redis+sentinel:// or redis+cluster://, with rediss over TLS. Unset: a
+    private server in `data_dir`."""
+    data_dir: Path = Path(".stepwell")
+    """Folder of the embedded store's data; only one `serve` can use it."""
+    durability: Literal["memory", "fsync", "replica"] = "memory"
+    """What a confirmed step survives. memory: the crash of a worker; fsync: also that of the store; replica: also a
+    failover to a replica."""
+    stream_ttl_s: Seconds = 7 * 86400
+    """Seconds after which an idle stream expires; it may take up to 1.25 times as long."""
+    snapshot_ttl_s: Seconds | None = None
+    """Seconds after which a stream's snapshots expire after the last creation or use. Unset: `stream_ttl_s`."""
+    max_snapshots: Count = 16
+    """Maximum snapshots of one stream."""
+    max_batch_size: Count = 256
+    """Maximum streams in one model run."""
+    max_wait_ms: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0
+    """Milliseconds that a timestep may wait for others to fill its batch; 0: no wait."""
+    queue_limit: Count = 10_000
+    """Timesteps that may wait in one worker; more are rejected with 503 `overloaded`."""
+    queue_bytes: Bytes = 256 * 2**20
+    """Bytes of inputs that may wait or run in one worker; more are rejected with 503 `overloaded`."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
+    """Size of one worker's record cache."""
+    api_keys_file: Path | None = None
+    """JSON file with the keys' hashes, tenants and scopes; reloaded when it changes. Unset: no API keys."""
+    jwt_keys: str | None = None
+    """JWK set of an identity provider, a file or an https URL; its tokens are accepted as keys. Needs the extra jwt."""
+    jwt_issuer: str | None = None
+    """Required issuer of tokens: their claim iss."""
+    jwt_audience: str | None = None
+    """Whom a token has to be for: its claim aud."""
+    jwt_algorithms: list[JwtAlgorithm] = Field(["RS256", "ES256", "EdDSA"], min_length=1)
+    """How a token may be signed; comma-separated in the environment."""
+    jwt_tenant_claim: str = "tenant"
+    """The claim that names the tenant; scopes are in `scope`, `scp` or `scopes`."""
+    allowed_origins: list[str] = Field(default_factory=list)
+    """Origins besides the service's own whose pages may open a WebSocket; comma-separated in the environment."""
+    request_timeout_s: Seconds = 10
+    """Maximum seconds from a request's receipt to its response."""
+    run_timeout_s: Seconds = 5
+    """Maximum seconds of one model run; a longer one fails with 503 `model_timeout`."""
+    receive_timeout_s: Seconds = 10
+    """Seconds in which a request's head and body have to arrive."""
+    max_body_bytes: Bytes = 8 * 2**20
+    """Maximum size of a request body or WebSocket message; a larger one is rejected with 413 `too_large`."""
+    max_chunk_steps: Count = 4096
+    """Maximum timesteps of one stream in one request."""
+    max_horizon: Count = 4096
+    """Maximum timesteps of one rollout."""
+    max_samples: Count = 256
+    """Maximum samples of one rollout."""
+    max_connections: Count = 10_000
+    """Maximum open connections of one worker, and maximum calls of gRPC at the same time."""
+    max_websockets: Count = 5_000
+    """Maximum open WebSockets, event streams and stream calls of gRPC of one worker."""
+    tenant_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Timesteps per second that a tenant may send to one worker; other requests count as one. Unset: no limit."""
+    tenant_max_websockets: Count | None = None
+    """Maximum open WebSockets and event streams of one tenant in one worker. Unset: only `max_websockets` applies."""
+    tenant_max_streams: Count | None = None
+    """Maximum live streams of one tenant. Streams are counted about every 10 s, so the limit is approximate. Unset: no
+    limit."""
+    idempotency_ttl_s: Seconds = 600
+    """Seconds that an Idempotency-Key is remembered."""
+    history: list[str] = Field(default_factory=list)
+    """Newest predictions that are kept of each stream, for watchers that come back: MODEL=N, comma-separated in the
+    environment; N alone is for every other model. Unset: none."""
+    drain_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 10
+    """Maximum seconds for accepted requests to finish after SIGTERM."""
+    ort_threads: Count = 1
+    """Threads of onnxruntime within one model run."""
+    execution_providers: list[str] = Field(default_factory=lambda: ["CPUExecutionProvider"], min_length=1)
+    """onnxruntime execution providers, best first; comma-separated in the environment."""
+    log_format: Literal["text", "json"] = "text"
+    """Format of log lines."""
+    audit_log: bool = True
+    """Log each operation that changes or deletes streams, models or keys, with the id of the key that sent it."""
+    drift: bool = True
+    """Observe how the inputs and outputs of live streams are distributed, for GET /v1/models/{model}/drift."""
+    drift_max_features: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Maximum numbers of the inputs and outputs of a model version whose distributions are observed."""
+    model_probe_s: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 30
+    """Maximum seconds to load a new model file and run it once, in a separate process; 0: no such check."""
+    model_memory_bytes: Bytes = 4 * 2**30
+    """Maximum memory of that process; a larger file, or one that needs more, is refused."""
+    artifacts: Annotated[str, Field(min_length=1)] = "store"
+    """Where model files are kept by fingerprint for streams that need them: store, a folder that all replicas share, or
+    off."""
+    artifact_max_bytes: Bytes = 256 * 2**20
+    """Maximum size of a model file with its weights that is kept; streams of a larger one need its file."""
+    watch_models: bool = False
+    """Check for changed model files every second, and reload them."""
+    fast_lane: bool = True
+    """Handle frequent requests on the fast path; off: all on the declared routes, for comparison."""
+    require_preconditions: bool = False
+    """Reject (428) requests that reset, replace or delete without `after` or an Idempotency-Key."""
+    production: bool = False
+    """Disable /docs, /openapi.json and /asyncapi.json, and start only with keys."""
+    insecure: bool = False
+    """Listen on other addresses than loopback without keys."""
+    allow_eviction: bool = False
+    """Start on a store that evicts live streams when its memory is full."""
+
+    @field_validator("data_dir", "api_keys_file", mode="before")
+    @classmethod
+    def _path_is_given(cls, value: Any) -> Any:
+        if value == "":
+            raise ValueError("an empty path would be the current folder")
+        return value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _folders(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("allowed_origins", "execution_providers", "jwt_algorithms", "history", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("history")
+    @classmethod
+    def _numbers_of_models(cls, value: list[str]) -> list[str]:
+        for part in value:
+            if not _HISTORY.fullmatch(part):
+                raise ValueError(f"{part!r} is neither MODEL=N nor N, with N from 0 to {_LONGEST_HISTORY}")
+        return value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for part in value:
+            if not _ORIGIN.fullmatch(part):
+                raise ValueError(f"{part!r} is no origin, such as https://app.example or http://localhost:3000")
+        return value
+
+    def unknown_history(self, models: Sequence[str]) -> list[str]:
+        """Return a problem for each model of `history` that is not served, out of these models."""
+        served = ", ".join(models) or "none"
+        unknown = sorted(self.kept_history.keys() - {"*", *models})
+        return [f"`history` names the model {name!r}, which is not served; models are: {served}" for name in unknown]
+
+    @property
+    def kept_history(self) -> dict[str, int]:
+        """Number of predictions that are kept of each stream, by model; `*`: for all other models."""
+        parts = [part.rpartition("=") for part in self.history]
+        return {model or "*": int(number) for model, _, number in parts}
+
+    @property
+    def longest_ttl_s(self) -> float:
+        """Seconds for which a record, a snapshot or an idempotency entry lives at most after it was written."""
+        return max(1.25 * self.stream_ttl_s, self.snapshot_ttl_s or self.stream_ttl_s, self.idempotency_ttl_s)
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests need a key or a token."""
+        return self.api_keys_file is not None or self.jwt_keys is not None
+
+    @property
+    def open_address(self) -> str | None:
+        """The address at which other machines may reach the API without a key; None: there is no such address."""
+        address = self.published or self.host
+        host = self.published.rpartition(":")[0].strip("[]") if self.published else self.host  # PORT alone: any host
+        return None if self.has_keys or is_loopback(host) else address
+
+    @classmethod
+    def load(cls, **flags: Any) -> Settings:
+        """Return settings from the environment; flags that are not None override it.
+
+        Raises:
+            SettingsError: A setting has an invalid value, or a variable with our prefix is none.
+        """
+        around = {name.upper(): value for name, value in os.environ.items()}
+        cls._check_variables(around)
+        found = {name: around[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in around}
+        try:
+            return cls(**found | {name: value for name, value in flags.items() if value is not None})
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "the settings"
+            raise SettingsError(
+                f"{name} is {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}.",
+                fix=f"Set --{name.replace('_', '-')} or {PREFIX}{name.upper()} to a value it can have.",
+            ) from exc
+
+    @classmethod
+    def _check_variables(cls, around: Mapping[str, str]) -> None:
+        """Refuse a variable that nothing reads: what it was meant to set would silently keep its default."""
+        known = OTHER_VARIABLES | {PREFIX + name.upper() for name in cls.model_fields}
+        unknown = sorted(
+            name
+            for name, value in around.items()
+            if name.startswith(PREFIX) and name not in known and not _is_service_link(name, value)
+        )
+        if not unknown:
+            return
+        import difflib  # only here: it takes a moment
+
+        near = {name: difflib.get_close_matches(name, known, n=1, cutoff=0.7) for name in unknown}
+        found = [f"{name} (did you mean {match[0]}?)" if match else name for name, match in near.items()]
+        raise SettingsError(
+            f"The environment has {', '.join(found)}, which is no setting.",
+            fix="Correct the name, or unset it; `stepwell serve --help` lists all settings.",
+        )
+
+    @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        """Return the docstring of each setting. pydantic would read them at every start, which takes 20 ms."""
+        module = ast.parse(Path(__file__).read_bytes())
+        [body] = [node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
+        return {
+            field.target.id: " ".join(text.value.value.split())
+            for field, text in itertools.pairwise(body)
+            if isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFolders:
+    """Folders that the workers of one `serve` share; each worker gets them with its settings.
+
+    Attributes:
+        verdicts: For the verdicts on model files that were vetted; None: they are not stored.
+        reload: For the files by which all workers reload their models; None: there is one worker.
+        metrics: For the counts of all workers; None: there is one worker.
+        artifacts: For copies of the models' files; None: each worker has its own.
+    """
+
+    verdicts: Path | None = None
+    reload: Path | None = None
+    metrics: Path | None = None
+    artifacts: Path | None = None
+
+    def export_metrics_folder(self) -> None:
+        """Set the environment variable of the metrics folder, which prometheus_client reads when it is imported."""
+        if self.metrics is not None:
+            os.environ[METRICS_FOLDER_ENV] = str(self.metrics)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Return whether Kubernetes has set a variable, for a service whose name begins with ours."""
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name.endswith("_PORT") and "://" in value)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address, or the name `localhost`, is a loopback address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,184 @@
+"""`FleetReloads`: announces reloads to all workers on the same store, and waits until they have followed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from stepwell.errors import ServiceError
+from stepwell.store import keys
+from stepwell.store.followed import FollowedValue
+from stepwell.store.pubsub import StorePubSub
+from stepwell.store.transport.retry import deadline, replies_of
+
+if TYPE_CHECKING:
+    from stepwell.store.state_store import StateStore
+
+_log = logging.getLogger(__name__)
+_TIMEOUT_S: Final = 2.0
+_ALIVE_S: Final = 3.0  # a worker that has not written its time for so long is not waited for
+_FORGOTTEN_S: Final = 300.0  # after twice as long, a silent worker's entry is deleted by others
+_POLL_S: Final = 0.05
+
+
+class Announcement(NamedTuple):
+    """The newest reload of any worker.
+
+    Attributes:
+        id: Random.
+        loaded: `name/version` of the models that it has loaded.
+    """
+
+    id: str
+    loaded: tuple[str, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the bytes that the store keeps."""
+        return json.dumps({"id": self.id, "loaded": self.loaded}).encode()
+
+    @classmethod
+    def decode(cls, value: bytes) -> Announcement:
+        """Return the announcement; one that cannot be decoded has its bytes as the id."""
+        try:
+            document = json.loads(value)
+            return cls(str(document["id"]), tuple(map(str, document["loaded"])))
+        except (ValueError, KeyError, TypeError):
+            return cls(value[:64].hex())
+
+
+class FleetReloads:
+    """The newest reload is a value in the store; every worker reads it each second, and when a message arrives.
+
+    Attributes:
+        lost_at: When the store was last found to have lost what this worker wrote before, Unix time; None: never.
+    """
+
+    def __init__(self, store: StateStore, follow: Callable[[Announcement], Awaitable[None]]) -> None:
+        """Create it; `start` reads the store for the first time."""
+        self.lost_at: float | None = None
+        self._store = store
+        self._follow = follow
+        self._followed = FollowedValue(
+            StorePubSub(store.transport), keys.FLEET_TOPIC, self._look, "Following the reloads of other replicas"
+        )
+        self._worker = secrets.token_hex(8)
+        self._seen: str | None = None
+        self._signed_in_at = -math.inf  # on the monotonic clock
+
+    async def start(self) -> None:
+        """Subscribe, and read the newest announcement; call it before the models are loaded for the first time."""
+        await self._followed.subscribe()
+        try:
+            self._seen = (await self._read()).id
+        except ServiceError as exc:  # the first look reads it, and reloads once more
+            _log.warning("Reloads of other replicas are not followed yet: %s", exc)
+
+    async def run(self) -> None:
+        """Follow the announcements until it is cancelled."""
+        await self._followed.run()
+
+    async def announce(self, loaded: Sequence[str], *, wait_s: float = 0.0) -> int:
+        """Announce a reload of this worker, and wait until all workers have followed.
+
+        Args:
+            loaded: `name/version` of the models that it has loaded.
+            wait_s: Longest wait in seconds.
+
+        Returns:
+            The number of workers that have not followed in time.
+
+        Raises:
+            StoreUnavailableError: The store did not reply; nothing was announced.
+        """
+        announcement = Announcement(secrets.token_hex(8), tuple(loaded))
+        await self._execute(("SET", keys.FLEET_RELOAD, announcement.encode()))
+        await self._followed.announce(announcement.id)
+        until = deadline(wait_s)
+        while late := await self._late_workers(announcement.id) if wait_s else 0:
+            if asyncio.get_running_loop().time() > until:
+                break
+            await asyncio.sleep(_POLL_S)
+        return late
+
+    async def unloaded(self) -> frozenset[str]:
+        """Return the names of the models that are not to be served.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+        """
+        flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_UNLOADED))
+        return frozenset(name.decode() for name in flat[::2])
+
+    async def set_unloaded(self, name: str, *, unloaded: bool) -> None:
+        """Set whether a model is not to be served; workers follow with their next reload.
+
+        Raises:
+            StoreUnavailableError: The store did not reply.
+        """
+        command = ("HSET", keys.FLEET_UNLOADED, name, "") if unloaded else ("HDEL", keys.FLEET_UNLOADED, name)
+        await self._execute(command)
+
+    async def close(self) -> None:
+        """Sign off, and close the connection."""
+        await self._followed.close()
+        try:
+            await self._execute(("HDEL", keys.FLEET_WORKERS, self._worker))
+        except ServiceError:
+            return
+
+    async def _look(self) -> None:
+        with contextlib.suppress(ServiceError):  # the store does not reply: readiness reports it
+            announcement = await self._read()
+            if announcement.id == self._seen:
+                return
+            await self._follow(announcement)
+            self._seen = announcement.id
+            await self._execute(self._sign_in())
+
+    async def _read(self) -> Announcement:
+        """Return the newest announcement; if the store has none, make one that changes nothing."""
+        [value, is_new] = await self._execute_all(("GET", keys.FLEET_RELOAD), self._sign_in())
+        silent_s, self._signed_in_at = time.monotonic() - self._signed_in_at, time.monotonic()
+        if is_new and silent_s < _FORGOTTEN_S:
+            self.lost_at = time.time()
+            _log.error(
+                "The store has lost data: it was emptied, or restarted with an older file. The models of the models "
+                "folders are served, and artifacts that are gone are stored again before the first stream needs them"
+            )
+        if value is None:
+            own = Announcement(self._seen or secrets.token_hex(8))
+            [_, value] = await self._execute_all(
+                ("SET", keys.FLEET_RELOAD, own.encode(), "NX"), ("GET", keys.FLEET_RELOAD)
+            )
+        return Announcement.decode(value or b"")
+
+    def _sign_in(self) -> tuple[Any, ...]:
+        return ("HSET", keys.FLEET_WORKERS, self._worker, f"{time.time():.3f} {self._seen or ''}")
+
+    async def _late_workers(self, announced: str) -> int:
+        flat: list[bytes] = await self._execute(("HGETALL", keys.FLEET_WORKERS))
+        late, dead = 0, []
+        for worker, value in zip(flat[::2], flat[1::2], strict=True):
+            at, _, seen = value.decode().partition(" ")
+            silent_s = time.time() - float(at)
+            if silent_s > 2 * _FORGOTTEN_S:
+                dead.append(worker)
+            elif silent_s <= _ALIVE_S and seen != announced:
+                late += 1
+        if dead:
+            await self._execute(("HDEL", keys.FLEET_WORKERS, *dead))
+        return late
+
+    async def _execute(self, command: tuple[Any, ...]) -> Any:
+        [reply] = await self._execute_all(command)
+        return reply
+
+    async def _execute_all(self, *commands: tuple[Any, ...]) -> list[Any]:
+        return await replies_of(self._store.transport, commands, deadline=deadline(_TIMEOUT_S))

@@ -1,0 +1,131 @@
+"""The keys of the store. All keys of one stream share a hash tag, so a Cluster keeps them in one slot."""
+
+from __future__ import annotations
+
+from stepwell.store.record import blake2b_128
+
+PREFIX = "swl:1:"
+
+ALL_RECORDS = f"{PREFIX}{{*}}"
+"""The SCAN pattern of every record."""
+
+
+FLEET_RELOAD = "swl:{fleet}:reload"
+"""The key of the newest announcement of a reload."""
+
+FLEET_WORKERS = "swl:{fleet}:workers"
+"""The key of the hash of all workers: when each was last alive, and the newest announcement that it has followed."""
+
+FLEET_UNLOADED = "swl:{fleet}:unloaded"
+"""The key of the hash whose fields are the models that are not served although their files are there."""
+
+FLEET_TOPIC = "swl:fleet"
+"""The topic on which reloads are announced."""
+
+
+def artifact_key(name: str, fingerprint: bytes) -> str:
+    """Return the key of the artifact of a model."""
+    return f"swl:artifact:{{{fingerprint.hex()}}}:{name}"
+
+
+def source_key(digest: bytes) -> str:
+    """Return the key of the id of a source, by the digest that records have of it; see `store/source_ids.py`."""
+    return f"swl:source:{{{digest.hex()}}}"
+
+
+def record_key(tenant: str, model: str, stream: str) -> str:
+    """Return the key of a stream's record."""
+    return f"{PREFIX}{{{tenant}/{model}/{stream}}}"
+
+
+def idempotency_key_of(record: str, idempotency_key: str) -> str:
+    """Return the key of the idempotency entry that stores the response to a request with this idempotency key."""
+    return f"{record}:k:{blake2b_128(idempotency_key.encode()).hex()}"
+
+
+def snapshots_key(record: str) -> str:
+    """Return the key of a stream's snapshots; `commit.lua` builds the same key."""
+    return f"{record}:s"
+
+
+def event_log_key(record: str) -> str:
+    """Return the key of a stream's event log: its newest events, for watchers that reconnect."""
+    return f"{record}:h"
+
+
+def refusals_key(tenant: str, model: str) -> str:
+    """Return the key of the log of refused timesteps of a tenant's streams of a model.
+
+    Its entries have the time of each refusal; those without are under a key that ends in `:log`, in stores of before.
+    """
+    return f"swl:refused:{{{tenant}/{model}}}:times"
+
+
+def shard_channel(record: str) -> str:
+    """Return the channel of a stream's events in a Cluster, in the stream's slot; `commit.lua` builds the same name."""
+    return f"{record}:w"
+
+
+def end_entry_key(record: str) -> str:
+    """Return the key of the entry that stores the response to the request that ended a stream; see `commit.lua`."""
+    return f"{record}:end"
+
+
+def release_key(model: str) -> str:
+    """Return the key of a model's release document; the model's keys below share its slot in a Cluster."""
+    return f"{PREFIX}release:{{{model}}}:document"
+
+
+def release_revision_key(model: str) -> str:
+    """Return the key of the largest revision that a model's release document has had."""
+    return f"{PREFIX}release:{{{model}}}:revision"
+
+
+def trial_key(model: str, revision: int) -> str:
+    """Return the key of the counts of a trial, a hash; see `service/stepwell/releases/counters.py`."""
+    return f"{PREFIX}release:{{{model}}}:trial:{revision}"
+
+
+def sweep_key(model: str) -> str:
+    """Return the key of the newest sweep of a model's streams, a hash; see `service/stepwell/releases/sweeps.py`."""
+    return f"{PREFIX}release:{{{model}}}:sweep"
+
+
+def sweep_lease_key(model: str) -> str:
+    """Return the key of the worker that sweeps a model's streams."""
+    return f"{PREFIX}release:{{{model}}}:sweeper"
+
+
+def drift_key(model: str, fingerprint: bytes, digest: str, window: str, bucket: int) -> str:
+    """Return the key of the sketches of a part of a window, a hash with a field for each worker."""
+    return f"{PREFIX}drift:{{{model}}}:{fingerprint.hex()}:{digest}:{window}:{bucket}"
+
+
+STREAM_COUNTS = f"{PREFIX}release:streams"
+"""The key of the numbers of streams by model and version; see `service/stepwell/releases/stream_counts.py`."""
+
+COUNT_LEASE = f"{PREFIX}release:lease"
+"""The key of the worker that counts streams for all others."""
+
+
+def is_record(name: str) -> bool:
+    """Whether a key is that of a stream's record, not one of the stream's other keys."""
+    return name.endswith("}")
+
+
+def records_pattern(tenant: str, model: str, prefix: str) -> str:
+    """Return the SCAN pattern of a model's records whose stream id begins with `prefix`.
+
+    Stream ids contain no character that is special in a pattern.
+    """
+    return f"{PREFIX}{{{tenant}/{model}/{prefix}*}}"
+
+
+def tenant_of(record: str) -> str:
+    """Return the tenant in a record's key."""
+    return record[len(PREFIX) + 1 :].partition("/")[0]
+
+
+def stream_of(record: str) -> str:
+    """Return the stream id in a record's key."""
+    return record[:-1].rsplit("/", 1)[1]

@@ -1,0 +1,193 @@
+"""Store URLs: parsing them, and redis-py's connection pools for their servers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from stepwell_export.runtime.errors import StepwellError
+
+Address = tuple[str, int]
+"""Host and port."""
+
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+_SENTINEL = "redis+sentinel://host:26379,host:26379/mymaster/0"
+_SENTINEL_TIMEOUT_S = 0.5  # a dead Sentinel must leave time to query the others
+
+
+class BadStoreUrlError(StepwellError):
+    """The store's URL cannot be used."""
+
+    code = "bad_store_url"
+
+
+def scheme_of(url: str) -> str:
+    """Return a URL's scheme.
+
+    Raises:
+        BadStoreUrlError: It is not one of `SCHEMES`.
+    """
+    scheme = url.split("://", 1)[0]
+    if scheme not in SCHEMES:
+        raise BadStoreUrlError(
+            f"The store's URL starts with {scheme!r}; expected one of {', '.join(SCHEMES)}.",
+            fix="Use for example redis://localhost:6379/0.",
+        )
+    return scheme
+
+
+def server_pool(url: str, timeout: float) -> ConnectionPool:
+    """Return the pool of one server: `redis://`, `rediss://` or `unix://`.
+
+    Raises:
+        BadStoreUrlError: It cannot be parsed.
+    """
+    try:
+        pool = ConnectionPool.from_url(url, **_common(timeout))
+        # This opens no connection, but raises on an unknown option.
+        pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no types here
+    except (ValueError, TypeError) as exc:
+        raise BadStoreUrlError(f"The store's URL cannot be parsed: {exc}.", fix="Use redis://host:port/0.") from exc
+    return pool
+
+
+def sentinel_pool(url: str, timeout: float) -> ConnectionPool:
+    """Return the pool of the primary that Sentinels report: `redis+sentinel://user:password@host:port,host/service/db`.
+
+    `rediss+sentinel` uses TLS for the Sentinels and the servers. Options follow `?`, as in `rediss://`; among them the
+    account at the Sentinels themselves: `sentinel_username`, `sentinel_password`.
+
+    Raises:
+        BadStoreUrlError: It cannot be parsed.
+    """
+    parsed = _parse(url, _SENTINEL, 26379)
+    service, _, db = parsed.path.partition("/")
+    if not service or not (db or "0").isdecimal():
+        raise BadStoreUrlError(
+            f"The path of the Sentinel URL is {parsed.path!r}; expected the name of the service, and a number if a "
+            "database follows.",
+            fix=f"Use {_SENTINEL}.",
+        )
+    options = {"ssl": True, **parsed.options} if parsed.tls else dict(parsed.options)
+    sentinel_account = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    timeout_s = min(_SENTINEL_TIMEOUT_S, timeout / (len(parsed.nodes) + 1))
+    no_retry = Retry(NoBackoff(), 0)  # the other Sentinels are queried before a dead one is retried
+    sentinel_options = {
+        "socket_connect_timeout": timeout_s,
+        "socket_timeout": timeout_s,
+        "retry": no_retry,
+        **sentinel_account,
+        **options,
+    }
+    account = {"username": parsed.user, "password": parsed.password}
+    try:
+        sentinel: Any = Sentinel(list(parsed.nodes), sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
+        client = sentinel.master_for(service, db=int(db or 0), **account, **options, **_common(timeout))
+        pool: ConnectionPool = client.connection_pool
+        pool.make_connection()  # type: ignore[no-untyped-call]  # as above
+    except TypeError as exc:
+        raise BadStoreUrlError(f"The store's URL cannot be parsed: {exc}.", fix=f"Use {_SENTINEL}.") from exc
+    return pool
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterUrl:
+    """A parsed `redis+cluster://user:password@host:port,host:port`; with `rediss+cluster` over TLS.
+
+    Attributes:
+        nodes: Some of the nodes; each returns the others.
+    """
+
+    nodes: Sequence[Address]
+    _scheme: str
+    _account: str
+    _query: str
+
+    @classmethod
+    def read(cls, url: str) -> ClusterUrl:
+        """Parse a URL.
+
+        Raises:
+            BadStoreUrlError: It cannot be parsed.
+        """
+        parsed = _parse(url, "redis+cluster://host:6379,host:6379", 6379)
+        if parsed.path not in ("", "0"):
+            raise BadStoreUrlError(
+                f"The URL has the database {parsed.path!r}; a Cluster has database 0 only.", fix="Leave it out."
+            )
+        parts = urlsplit(url)
+        cluster = cls(parsed.nodes, "rediss" if parsed.tls else "redis", parts.netloc.rpartition("@")[0], parts.query)
+        cluster.pool(parsed.nodes[0], 1.0)  # raises on an unknown option
+        return cluster
+
+    def pool(self, node: Address, timeout: float) -> ConnectionPool:
+        """Return the pool of one node."""
+        host, port = node
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        account = f"{self._account}@" if self._account else ""
+        return server_pool(f"{self._scheme}://{account}{address}/0?{self._query}", timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class _MultiHostUrl:
+    """A parsed URL with several hosts."""
+
+    tls: bool
+    nodes: list[Address]
+    user: str | None
+    password: str | None
+    path: str
+    options: dict[str, Any]
+
+
+def _parse(url: str, example: str, port: int) -> _MultiHostUrl:
+    tls = url.startswith("rediss")
+    try:
+        parts = urlsplit(url)
+        account, _, hosts = parts.netloc.rpartition("@")
+        user, _, password = account.partition(":")
+        nodes = [_address(host, port) for host in hosts.split(",") if host]
+        options = parse_url(f"{'rediss' if tls else 'redis'}://host?{parts.query}")
+    except ValueError as exc:
+        raise BadStoreUrlError(f"The store's URL cannot be parsed: {exc}.", fix=f"Use {example}.") from exc
+    if not nodes:
+        raise BadStoreUrlError("The store's URL has no host.", fix=f"Use {example}.")
+    given = dict(parse_qsl(parts.query))
+    return _MultiHostUrl(
+        tls,
+        nodes,
+        unquote(user) or None,
+        unquote(password) or None,
+        parts.path.strip("/"),
+        {name: value for name, value in options.items() if name in given},
+    )
+
+
+def _address(text: str, port: int) -> Address:
+    """Parse `host`, `host:port` or `[IPv6]:port`.
+
+    Raises:
+        ValueError: The port is not a number.
+    """
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        return host, int(rest.removeprefix(":") or port)
+    host, _, rest = text.partition(":")
+    return host, int(rest or port)
+
+
+def _common(timeout: float) -> dict[str, Any]:
+    return {
+        "socket_connect_timeout": timeout,
+        "socket_timeout": None,  # a call sets the limit for the whole exchange
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }

@@ -1,0 +1,62 @@
+"""Immutable values that transports, engine and store exchange; no behaviour."""
+
+from __future__ import annotations
+
+from stepwell.types.rollouts import RolloutRequest, RolloutResult
+from stepwell.types.sources import BatchSources, Source, source_digest
+from stepwell.types.steps import (
+    ENDS,
+    STARTS,
+    BatchOutput,
+    BulkPrediction,
+    BulkTimesteps,
+    Create,
+    Lifecycle,
+    Prediction,
+    ReplyCallback,
+    RequestFields,
+    StreamHandle,
+    StreamKey,
+    Timestep,
+    Transport,
+)
+from stepwell.types.streams import (
+    ConsumedSource,
+    ImportedState,
+    SnapshotStatus,
+    StreamList,
+    StreamPosition,
+    StreamState,
+    StreamStatus,
+)
+from stepwell_client.wire.outcomes import ReturnMode
+
+__all__ = [
+    "ENDS",
+    "STARTS",
+    "BatchOutput",
+    "BatchSources",
+    "BulkPrediction",
+    "BulkTimesteps",
+    "ConsumedSource",
+    "Create",
+    "ImportedState",
+    "Lifecycle",
+    "Prediction",
+    "ReplyCallback",
+    "RequestFields",
+    "ReturnMode",
+    "RolloutRequest",
+    "RolloutResult",
+    "SnapshotStatus",
+    "Source",
+    "StreamHandle",
+    "StreamKey",
+    "StreamList",
+    "StreamPosition",
+    "StreamState",
+    "StreamStatus",
+    "Timestep",
+    "Transport",
+    "source_digest",
+]
